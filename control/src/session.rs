@@ -1,0 +1,172 @@
+//! One front-end's connection to one device, on a thread of its own.
+//!
+//! The session owns its socket, the device's operations and the negotiation; it maps the guest's memory and has the
+//! device's pumps made, placed and retired. It touches no other device and holds no lock that others need. What
+//! happens to it is told to the control thread by [`Report`]s; what control wants of it comes as [`Command`]s.
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ringway_engine::Engine;
+use ringway_pmd::counters::QueueCounters;
+use ringway_pmd::vdpa::VdpaDevice;
+use ringway_ring::features::Features;
+use ringway_ring::position::PositionPage;
+
+/// What control and session both see of a device, without a lock.
+#[derive(Debug)]
+pub struct DeviceShared {
+    /// The device's name.
+    pub name: String,
+    /// Counters by queue; they live as long as the device.
+    pub counters: Vec<Arc<QueueCounters>>,
+    /// Where each queue stands.
+    pub positions: Arc<PositionPage>,
+    /// The core of each group of queues, decided by control. Read when a pump is placed.
+    pub cores: Vec<AtomicUsize>,
+}
+
+impl DeviceShared {
+    /// The core that control decided on for a group.
+    pub fn core_of(&self, group: u16) -> Option<usize> {
+        self.cores.get(usize::from(group)).map(|core| core.load(Ordering::Relaxed))
+    }
+}
+
+/// What a session needs to run.
+pub struct SessionSetup {
+    /// Identifies the session in reports; never reused within a process.
+    pub id: u64,
+    /// The device, handed over for as long as the session lasts.
+    pub device: Box<dyn VdpaDevice>,
+    /// What is shared with control.
+    pub shared: Arc<DeviceShared>,
+    /// The connected socket.
+    pub stream: UnixStream,
+    /// Where pumps run.
+    pub engine: Engine,
+    /// Where reports go; must not block.
+    pub reports: Arc<dyn Fn(u64, Report) + Send + Sync>,
+}
+
+/// What control asks of a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// The device is gone: retire the pumps, close the socket, unmap, end. The device is dropped by the session.
+    Revoke,
+    /// The process stops: as `Revoke`, but the device is given back.
+    Close,
+    /// Move the pump of a group to the core that `DeviceShared::cores` now says.
+    Move {
+        /// The group.
+        group: u16,
+    },
+    /// The configuration space changed: tell the front-end (CONFIG_CHANGE_MSG), if it can be told.
+    ConfigChanged,
+}
+
+/// State of one ring, as operators see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RingReport {
+    /// Which queue.
+    pub index: u16,
+    /// Entries.
+    pub size: u16,
+    /// Started by the front-end.
+    pub started: bool,
+    /// Enabled by the front-end.
+    pub enabled: bool,
+    /// The front-end kicks; false: it polls, and the core cannot sleep.
+    pub kicks: bool,
+    /// The name of the fault that stopped it, until it is started anew.
+    pub fault: Option<&'static str>,
+    /// The core its pump runs on.
+    pub core: Option<usize>,
+}
+
+/// What a session tells control.
+pub enum Report {
+    /// Features were agreed on.
+    Negotiated {
+        /// Without vhost-user's own bits.
+        features: Features,
+        /// Protocol features.
+        protocol: u64,
+    },
+    /// The front-end set the virtio status (or a reset set it to 0).
+    Status(u8),
+    /// Rings started, stopped or changed: the whole set.
+    Rings(Vec<RingReport>),
+    /// The memory table changed.
+    Memory {
+        /// Regions.
+        regions: usize,
+        /// Their bytes.
+        bytes: u64,
+    },
+    /// A ring broke the rules and was stopped.
+    RingFault {
+        /// Which queue.
+        queue: u16,
+        /// Its name.
+        fault: &'static str,
+    },
+    /// The peer broke the protocol (counted by name); the session goes on, or `Ended` follows.
+    PeerMisbehaved {
+        /// Stable short name of the breach.
+        what: &'static str,
+        /// Details for people.
+        detail: String,
+    },
+    /// The front-end set the MTU.
+    Mtu(u16),
+    /// A pump panicked and was taken out; its rings are stopped.
+    PumpPanicked {
+        /// The group.
+        group: u16,
+        /// The message.
+        message: String,
+    },
+    /// The session is over: pumps retired, memory unmapped. The device comes back unless it was revoked.
+    Ended {
+        /// The device.
+        device: Option<Box<dyn VdpaDevice>>,
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// Control's hold on a session. Dropping it does not end the session.
+#[derive(Debug)]
+pub struct SessionHandle {
+    /// As in the set-up.
+    pub id: u64,
+    /// The peer's process, as the kernel reports it.
+    pub peer: Peer,
+}
+
+/// Who is connected, by SO_PEERCRED.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Process.
+    pub pid: i32,
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+impl SessionHandle {
+    /// Asks the session to do something; never waits. False if it is over.
+    pub fn send(&self, command: Command) -> bool {
+        let _ = command;
+        unimplemented!("skeleton")
+    }
+}
+
+/// Starts a session on a thread of its own.
+pub fn spawn(setup: SessionSetup) -> std::io::Result<SessionHandle> {
+    let _ = setup;
+    unimplemented!("skeleton")
+}

@@ -1,0 +1,1 @@
+//! `sim/net`: a network device whose wire is a loop.

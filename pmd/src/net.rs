@@ -1,0 +1,110 @@
+//! What network devices have in common (virtio 1.3 §5.1): feature bits, configuration space, frame header.
+
+use std::fmt;
+use std::str::FromStr;
+
+use ringway_ring::features::Features;
+
+/// `VIRTIO_NET_F_MTU`.
+pub const F_MTU: Features = Features(1 << 3);
+/// `VIRTIO_NET_F_MAC`.
+pub const F_MAC: Features = Features(1 << 5);
+/// `VIRTIO_NET_F_MRG_RXBUF`.
+pub const F_MRG_RXBUF: Features = Features(1 << 15);
+/// `VIRTIO_NET_F_STATUS`.
+pub const F_STATUS: Features = Features(1 << 16);
+/// `VIRTIO_NET_F_CTRL_VQ`.
+pub const F_CTRL_VQ: Features = Features(1 << 17);
+/// `VIRTIO_NET_F_CTRL_RX`.
+pub const F_CTRL_RX: Features = Features(1 << 18);
+/// `VIRTIO_NET_F_GUEST_ANNOUNCE`.
+pub const F_GUEST_ANNOUNCE: Features = Features(1 << 21);
+/// `VIRTIO_NET_F_MQ`.
+pub const F_MQ: Features = Features(1 << 22);
+
+/// Bytes of the header before each frame: `struct virtio_net_hdr_mrg_rxbuf` (virtio 1.3 §5.1.6). With VERSION_1 the
+/// field `num_buffers` is always there; legacy drivers without MRG_RXBUF use two bytes less.
+pub fn header_len(features: Features) -> usize {
+    if features.contains(Features::VERSION_1) || features.contains(F_MRG_RXBUF) { 12 } else { 10 }
+}
+
+/// The smallest MTU that a device may have (`ETH_MIN_MTU` of the kernel's vDPA).
+pub const MIN_MTU: u16 = 68;
+
+/// An Ethernet address.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Text that is not an Ethernet address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a MAC address: write six pairs of hex digits, as in 52:54:00:12:34:56")]
+pub struct BadMac(String);
+
+impl FromStr for Mac {
+    type Err = BadMac;
+    fn from_str(text: &str) -> Result<Mac, BadMac> {
+        let bad = || BadMac(text.to_owned());
+        let mut bytes = [0u8; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(bad)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
+        }
+        if parts.next().is_some() { Err(bad()) } else { Ok(Mac(bytes)) }
+    }
+}
+
+impl Mac {
+    /// A locally administered unicast address made from a name: the same name gives the same address.
+    pub fn from_name(name: &str) -> Mac {
+        // FNV-1a, 64 bits: spread is all that is needed.
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        let [a, b, c, d, ..] = hash.to_le_bytes();
+        Mac([0x52, 0x57, a, b, c, d])
+    }
+
+    /// True for a group address, which no device can have as its own.
+    pub fn is_multicast(self) -> bool {
+        self.0[0] & 1 != 0
+    }
+}
+
+/// `struct virtio_net_config` (virtio 1.3 §5.1.4), as far as Ringway fills it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NetConfig {
+    /// The device's address.
+    pub mac: Mac,
+    /// Largest packet without the Ethernet header.
+    pub mtu: u16,
+    /// Queue pairs that the device has at most.
+    pub max_vq_pairs: u16,
+    /// `VIRTIO_NET_S_LINK_UP`.
+    pub link_up: bool,
+}
+
+impl NetConfig {
+    /// The configuration space as the driver reads it.
+    pub fn to_bytes(&self) -> [u8; 12] {
+        let mut bytes = [0u8; 12];
+        bytes[0..6].copy_from_slice(&self.mac.0);
+        bytes[6..8].copy_from_slice(&u16::from(self.link_up).to_le_bytes());
+        bytes[8..10].copy_from_slice(&self.max_vq_pairs.to_le_bytes());
+        bytes[10..12].copy_from_slice(&self.mtu.to_le_bytes());
+        bytes
+    }
+}

@@ -1,0 +1,34 @@
+//! Memory and virtqueues.
+//!
+//! Hugepage memory ([`memory`]), maps of a guest's memory ([`guest`]), split and packed virtqueues from the device's
+//! side and from the driver's, notification suppression, and the page that keeps each queue's position.
+//! No sockets, no threads, no device knowledge.
+
+/// Atomics and fences: the process's own, or loom's under `cfg(loom)`.
+pub mod sync;
+/// Cycle counter.
+pub mod tsc;
+
+/// Memory of our own, on the largest pages there are.
+pub mod memory;
+/// Maps of a guest's memory, made from file descriptors.
+pub mod guest;
+/// Containment of faults in memory that a peer truncated.
+pub mod sigbus;
+/// Copies from, to and between memory that a peer writes at the same time.
+pub mod copy;
+/// Where each queue stands, in memory that outlives the process.
+pub mod position;
+
+/// Virtio transport features.
+pub mod features;
+/// Access to the words of a ring.
+pub mod words;
+/// Descriptor chains, checked and translated.
+pub mod chain;
+/// What both ring formats have in common: configuration, traits, faults.
+pub mod queue;
+/// Split virtqueues (virtio 1.3 §2.7).
+pub mod split;
+/// Packed virtqueues (virtio 1.3 §2.8).
+pub mod packed;
