@@ -9,26 +9,28 @@ pub mod sync;
 /// Cycle counter.
 pub mod tsc;
 
-/// Memory of our own, on the largest pages there are.
-pub mod memory;
-/// Maps of a guest's memory, made from file descriptors.
-pub mod guest;
-/// Containment of faults in memory that a peer truncated.
-pub mod sigbus;
 /// Copies from, to and between memory that a peer writes at the same time.
 pub mod copy;
+/// Maps of a guest's memory, made from file descriptors.
+pub mod guest;
+/// An address range that shows a part of a shared file.
+mod mapping;
+/// Memory of our own, on the largest pages there are.
+pub mod memory;
 /// Where each queue stands, in memory that outlives the process.
 pub mod position;
+/// Containment of faults in memory that a peer truncated.
+pub mod sigbus;
 
-/// Virtio transport features.
-pub mod features;
-/// Access to the words of a ring.
-pub mod words;
 /// Descriptor chains, checked and translated.
 pub mod chain;
+/// Virtio transport features.
+pub mod features;
+/// Packed virtqueues (virtio 1.3 §2.8).
+pub mod packed;
 /// What both ring formats have in common: configuration, traits, faults.
 pub mod queue;
 /// Split virtqueues (virtio 1.3 §2.7).
 pub mod split;
-/// Packed virtqueues (virtio 1.3 §2.8).
-pub mod packed;
+/// Access to the words of a ring.
+pub mod words;
