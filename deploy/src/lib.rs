@@ -1,1 +1,29 @@
-//! See Cargo.toml.
+//! Ringway's lab: real guests and other people's peers, driven as an operator would drive them.
+//!
+//! Tests of this crate boot QEMU guests and DPDK's testpmd against the built `ringwayd`. They are ignored by a plain `cargo
+//! test`, with what they need named; `deploy/test` installs that and runs them. Nothing here reaches into
+//! Ringway's crates: sockets and commands are all it uses.
+//!
+//! | module | is |
+//! | --- | --- |
+//! | [`lab`] | one test's folder, its turn on the machine, its logs when it fails |
+//! | [`process`] | a program that ends with its owner |
+//! | [`image`] | the guest's kernel, modules and initramfs |
+//! | [`agent`] | what harness and guest say to each other |
+//! | [`frame`] | the frames that guests send and recognise |
+//! | [`qemu`] | a Linux guest as a vhost-user front-end |
+//! | [`testpmd`] | DPDK's testpmd as a front-end, and as a back-end to prove this lab against |
+//! | [`daemon`] | `ringwayd` and `ringway` |
+//! | [`error`] | the error, a sentence |
+
+#![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod daemon;
+pub mod error;
+pub mod frame;
+pub mod image;
+pub mod lab;
+pub mod process;
+pub mod qemu;
+pub mod testpmd;

@@ -1,0 +1,228 @@
+//! `ringwayd` and `ringway`, as an operator runs them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::ensure;
+use crate::error::{Context, Error, Result};
+use crate::image::cargo;
+use crate::lab::{self, Lab, wait_for};
+use crate::process::{self, Finished, Process};
+
+/// A running `ringwayd`, on a folder of its own.
+#[derive(Debug)]
+pub struct Daemon {
+    /// `None` between its end and its next start.
+    process: Option<Process>,
+    binaries: PathBuf,
+    folder: PathBuf,
+    log: PathBuf,
+    options: Vec<String>,
+}
+
+/// What one queue has done, as `dev vstats show` gives it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct QueueStats {
+    /// `rx` or `tx`, from the guest's side.
+    pub queue_type: String,
+    /// Descriptors that the guest made available.
+    pub received_desc: u64,
+    /// Descriptors given back.
+    pub completed_desc: u64,
+    /// Frames moved.
+    pub packets: u64,
+    /// Frames dropped, by reason.
+    pub drops: BTreeMap<String, u64>,
+    /// Faults of the ring, by reason.
+    pub faults: BTreeMap<String, u64>,
+}
+
+/// A device's queues, in their order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeviceStats {
+    /// By queue number: even receive, odd transmit.
+    pub queues: Vec<QueueStats>,
+}
+
+impl DeviceStats {
+    /// Frames that the guest sent.
+    pub fn tx_packets(&self) -> u64 {
+        self.sum("tx")
+    }
+
+    /// Frames that the guest was given.
+    pub fn rx_packets(&self) -> u64 {
+        self.sum("rx")
+    }
+
+    /// Everything dropped, whatever the reason.
+    pub fn drops(&self) -> u64 {
+        self.queues.iter().flat_map(|queue| queue.drops.values()).sum()
+    }
+
+    /// Everything that faulted a ring.
+    pub fn faults(&self) -> u64 {
+        self.queues.iter().flat_map(|queue| queue.faults.values()).sum()
+    }
+
+    fn sum(&self, queue_type: &str) -> u64 {
+        self.queues.iter().filter(|queue| queue.queue_type == queue_type).map(|queue| queue.packets).sum()
+    }
+}
+
+impl Daemon {
+    /// Starts `ringwayd` with these further options, on the test's folder; returns when it answers.
+    pub fn start(lab: &Lab, options: &[&str]) -> Result<Daemon> {
+        let mut daemon = Daemon {
+            process: None,
+            binaries: binaries()?,
+            folder: lab.folder().to_path_buf(),
+            log: lab.path("ringwayd.log"),
+            options: options.iter().map(|option| (*option).to_string()).collect(),
+        };
+        daemon.start_again()?;
+        Ok(daemon)
+    }
+
+    /// Starts it again after its end; gives when it was started. Returns when it answers.
+    pub fn start_again(&mut self) -> Result<Instant> {
+        ensure!(self.process.is_none(), "ringwayd already runs");
+        let path = |name: &str| self.folder.join(name).display().to_string();
+        let mut arguments = vec!["--ctl".into(), path("ctl.sock"), "--state-dir".into(), path("state")];
+        arguments.extend(self.options.iter().cloned());
+        let started = Instant::now();
+        let mut process = Process::start(self.binaries.join("ringwayd"), &arguments, &self.log)?;
+        wait_for("an answer of ringwayd", Duration::from_secs(10), || {
+            process.check()?;
+            Ok(self.ctl_raw(&["mgmtdev", "show"]).ok().filter(|finished| finished.code == 0))
+        })?;
+        self.process = Some(process);
+        Ok(started)
+    }
+
+    /// Ends it with SIGTERM, as a service manager does; it must end well, and soon.
+    pub fn terminate(&mut self) -> Result<()> {
+        let mut process = self.process.take().ok_or_else(|| Error::new("ringwayd does not run"))?;
+        process.signal(Signal::TERM)?;
+        let status = process.wait(Duration::from_secs(5))?;
+        ensure!(status.success(), "ringwayd ended with {status} after SIGTERM");
+        Ok(())
+    }
+
+    /// Ends it with SIGKILL.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.take().ok_or_else(|| Error::new("ringwayd does not run"))?.kill()
+    }
+
+    /// An error with the end of its log unless it still runs.
+    pub fn check(&mut self) -> Result<()> {
+        self.process.as_mut().ok_or_else(|| Error::new("ringwayd does not run"))?.check()
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
+    }
+
+    /// Runs `ringway` with these words, which must succeed.
+    pub fn ctl(&self, words: &[&str]) -> Result<String> {
+        let finished = self.ctl_raw(words)?;
+        ensure!(
+            finished.code == 0,
+            "ringway {}: exit code {}\n{}{}",
+            words.join(" "),
+            finished.code,
+            finished.stdout,
+            finished.stderr
+        );
+        Ok(finished.stdout)
+    }
+
+    /// Runs `ringway -j` with these words, which must succeed, and reads its JSON.
+    pub fn json(&self, words: &[&str]) -> Result<Value> {
+        let text = self.ctl(&[&["-j"], words].concat())?;
+        serde_json::from_str(&text).context(|| format!("ringway -j {}: {text}", words.join(" ")))
+    }
+
+    /// Runs `ringway` with these words, however it ends.
+    pub fn ctl_raw(&self, words: &[&str]) -> Result<Finished> {
+        let mut arguments = vec!["--ctl".to_string(), self.folder.join("ctl.sock").display().to_string()];
+        arguments.extend(words.iter().map(|word| (*word).to_string()));
+        process::run(self.binaries.join("ringway"), &arguments, Duration::from_secs(10))
+    }
+
+    /// Adds a `sim/net` device with these further words.
+    pub fn add(&self, name: &str, words: &[&str]) -> Result<()> {
+        self.ctl(&[&["dev", "add", "name", name, "mgmtdev", "sim/net"], words].concat()).map(|_| ())
+    }
+
+    /// Removes a device; gives how long the command took.
+    pub fn delete(&self, name: &str) -> Result<Duration> {
+        let start = Instant::now();
+        self.ctl(&["dev", "del", name])?;
+        Ok(start.elapsed())
+    }
+
+    /// Where a device's socket lies when the daemon chooses.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.folder.join("dev").join(format!("{name}.sock"))
+    }
+
+    /// What a device's queues have done.
+    pub fn stats(&self, name: &str) -> Result<DeviceStats> {
+        let shown = self.json(&["dev", "vstats", "show", name])?;
+        let of_device = &shown["vstats"][name];
+        let queues = match of_device {
+            Value::Array(queues) => queues.iter().collect::<Vec<_>>(),
+            Value::Object(fields) if fields.contains_key("queue_type") => vec![of_device],
+            Value::Object(fields) if fields.contains_key("queues") => {
+                fields["queues"].as_array().into_iter().flatten().collect()
+            }
+            _ => Vec::new(),
+        };
+        ensure!(!queues.is_empty(), "no queues in {shown}");
+        Ok(DeviceStats { queues: queues.into_iter().map(queue_stats).collect() })
+    }
+}
+
+fn queue_stats(queue: &Value) -> QueueStats {
+    let number = |name: &str| queue[name].as_u64().unwrap_or(0);
+    let reasons = |name: &str| {
+        let map = queue[name].as_object().into_iter().flatten();
+        map.filter_map(|(reason, count)| Some((reason.clone(), count.as_u64()?))).collect()
+    };
+    QueueStats {
+        queue_type: queue["queue_type"].as_str().unwrap_or_default().to_string(),
+        received_desc: number("received_desc"),
+        completed_desc: number("completed_desc"),
+        packets: number("packets"),
+        drops: reasons("drops"),
+        faults: reasons("faults"),
+    }
+}
+
+/// The folder of the release binaries, which are built if they are not up to date; once in a process.
+fn binaries() -> Result<PathBuf> {
+    static BUILT: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
+    BUILT.get_or_init(|| build().map_err(|error| error.to_string())).clone().map_err(Error::new)
+}
+
+fn build() -> Result<PathBuf> {
+    let target = lab::target_folder()?;
+    let status = cargo()
+        .args(["build", "--quiet", "--release", "--package", "ringway-control", "--bins", "--target-dir"])
+        .arg(&target)
+        .status()
+        .context(|| "cargo".into())?;
+    ensure!(status.success(), "ringwayd could not be built ({status})");
+    let folder = target.join("release");
+    for name in ["ringwayd", "ringway"] {
+        ensure!(Path::new(&folder).join(name).exists(), "{name} is not in {}", folder.display());
+    }
+    Ok(folder)
+}

@@ -1,0 +1,51 @@
+//! What has to be there before the first command: file systems, modules, the port to the harness.
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use ringway_lab::error::{Context, Result};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::mount::MountFlags;
+use rustix::termios::OptionalActions;
+
+/// Mounts the kernel's file systems and a place for files.
+pub(crate) fn mount_all() -> Result<()> {
+    for (kind, at) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/tmp")] {
+        fs::create_dir_all(at)?;
+        match rustix::mount::mount(kind, at, kind, MountFlags::empty(), None) {
+            // The kernel may have mounted /dev by itself.
+            Ok(()) | Err(Errno::BUSY) => {}
+            Err(errno) => return Err(errno).context(|| format!("mount {at}")),
+        }
+    }
+    Ok(())
+}
+
+/// Loads `/modules/*` in the order of their names.
+pub(crate) fn load_modules() -> Result<()> {
+    let Ok(entries) = fs::read_dir("/modules") else { return Ok(()) };
+    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    paths.sort();
+    for path in paths {
+        let module = File::open(&path).context(|| path.display().to_string())?;
+        match rustix::system::finit_module(&module, c"", 0) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno).context(|| format!("load {}", path.display())),
+        }
+    }
+    Ok(())
+}
+
+/// The second serial port, in raw mode: what is written arrives as written, nothing is echoed.
+pub(crate) fn open_port() -> Result<File> {
+    let port =
+        rustix::fs::open(Path::new(PORT), OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, 0o600.into())
+            .context(|| PORT.into())?;
+    let mut modes = rustix::termios::tcgetattr(&port).context(|| PORT.into())?;
+    modes.make_raw();
+    rustix::termios::tcsetattr(&port, OptionalActions::Now, &modes).context(|| PORT.into())?;
+    Ok(File::from(port))
+}
+
+const PORT: &str = "/dev/ttyS1";

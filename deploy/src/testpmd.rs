@@ -1,0 +1,300 @@
+//! DPDK's testpmd: as a vhost-user front-end (`net_virtio_user`), independent of QEMU and Linux, and as a back-end
+//! (`net_vhost`) against which this lab itself is proved.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ChildStdin;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use crate::error::{Context, Error, Result};
+use crate::lab::Lab;
+use crate::process::{self, Process};
+use crate::{ensure, fail};
+
+/// What testpmd is to be.
+#[derive(Debug, Clone)]
+pub enum Role {
+    /// A front-end, with virtio-user's rings.
+    FrontEnd(FrontEnd),
+    /// A back-end, which sends back what it gets by its forward mode.
+    BackEnd {
+        /// The socket that it owns.
+        socket: PathBuf,
+        /// Queue pairs.
+        queues: u32,
+    },
+}
+
+/// A virtio-user port.
+#[derive(Debug, Clone)]
+pub struct FrontEnd {
+    /// The device's socket.
+    pub socket: PathBuf,
+    /// Own the socket and wait for the device to connect.
+    pub server: bool,
+    /// Packed rings, else split ones.
+    pub packed: bool,
+    /// Offer to use buffers in order.
+    pub in_order: bool,
+    /// Offer mergeable receive buffers.
+    pub mergeable: bool,
+    /// Ask for the vectorised paths.
+    pub vectorized: bool,
+    /// Queue pairs.
+    pub queues: u32,
+    /// Descriptors in each ring.
+    pub queue_size: u32,
+}
+
+impl FrontEnd {
+    /// One pair of split rings of 1,024 descriptors, mergeable, not in order.
+    pub fn new(socket: impl Into<PathBuf>) -> FrontEnd {
+        FrontEnd {
+            socket: socket.into(),
+            server: false,
+            packed: false,
+            in_order: false,
+            mergeable: true,
+            vectorized: false,
+            queues: 1,
+            queue_size: 1024,
+        }
+    }
+}
+
+/// A running testpmd, at its prompt.
+#[derive(Debug)]
+pub struct Testpmd {
+    process: Process,
+    input: ChildStdin,
+    output: Receiver<Vec<u8>>,
+    /// What it wrote before its first prompt.
+    pub greeting: String,
+}
+
+/// A port's counters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PortStats {
+    /// Frames that the driver took from its receive rings.
+    pub rx_packets: u64,
+    /// Frames lost for want of buffers of its own.
+    pub rx_nombuf: u64,
+    /// Frames that the driver refused.
+    pub rx_errors: u64,
+    /// Frames that the rings accepted.
+    pub tx_packets: u64,
+    /// Frames that could not be sent.
+    pub tx_errors: u64,
+}
+
+impl Testpmd {
+    /// Starts testpmd with a forward mode and waits for its prompt; `name` tells it from another one's files.
+    pub fn start(lab: &Lab, name: &str, role: &Role, forward: &str) -> Result<Testpmd> {
+        require_testpmd()?;
+        // testpmd's own output goes through the C library's buffer: have that written a line at a time.
+        let mut arguments: Vec<String> = ["-oL", TESTPMD].map(String::from).to_vec();
+        arguments.extend(arguments_for(name, role, forward, huge_pages_free()));
+        let log = lab.path(&format!("{name}-testpmd.log"));
+        let (process, input, output) = Process::start_talking("/usr/bin/stdbuf", &arguments, &log)?;
+        let mut testpmd = Testpmd { process, input, output, greeting: String::new() };
+        testpmd.greeting = testpmd.until_prompt("its start", Duration::from_secs(40))?;
+        lab.say(format_args!("{name}: testpmd is up"));
+        Ok(testpmd)
+    }
+
+    /// Gives it one command and returns what it wrote before its next prompt.
+    pub fn command(&mut self, line: &str) -> Result<String> {
+        writeln!(self.input, "{line}").context(|| format!("testpmd, {line}"))?;
+        self.until_prompt(line, Duration::from_secs(20))
+    }
+
+    /// The port's counters.
+    pub fn stats(&mut self) -> Result<PortStats> {
+        let text = self.command("show port stats 0")?;
+        let value = |name: &str| {
+            field(&text, name).ok_or_else(|| Error::new(format!("testpmd showed no {name} in:\n{text}")))
+        };
+        Ok(PortStats {
+            rx_packets: value("RX-packets:")?,
+            rx_nombuf: value("RX-nombuf:")?,
+            rx_errors: value("RX-errors:")?,
+            tx_packets: value("TX-packets:")?,
+            tx_errors: value("TX-errors:")?,
+        })
+    }
+
+    /// The port's extended counters by name.
+    pub fn extended_stats(&mut self) -> Result<BTreeMap<String, u64>> {
+        let text = self.command("show port xstats 0")?;
+        let mut stats = BTreeMap::new();
+        for line in text.lines() {
+            if let Some((name, value)) = line.split_once(": ")
+                && let Ok(value) = value.trim().parse()
+            {
+                stats.insert(name.trim().to_string(), value);
+            }
+        }
+        ensure!(!stats.is_empty(), "testpmd showed no extended counters in:\n{text}");
+        Ok(stats)
+    }
+
+    /// Ends it as its user would, and says how it ended.
+    pub fn quit(mut self) -> Result<()> {
+        writeln!(self.input, "quit").context(|| "testpmd, quit".into())?;
+        let status = self.process.wait(Duration::from_secs(20))?;
+        ensure!(status.success(), "testpmd ended with {status}");
+        Ok(())
+    }
+
+    /// Ends it with SIGKILL.
+    pub fn kill(mut self) -> Result<()> {
+        self.process.kill()
+    }
+
+    fn until_prompt(&mut self, what: &str, limit: Duration) -> Result<String> {
+        let deadline = Instant::now() + limit;
+        let mut text = Vec::new();
+        loop {
+            match self.output.recv_timeout(Duration::from_millis(100)) {
+                Ok(bytes) => text.extend_from_slice(&bytes),
+                Err(RecvTimeoutError::Timeout) => self.process.check()?,
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.process.wait(Duration::from_secs(5))?;
+                    self.process.check()?;
+                }
+            }
+            if text.ends_with(PROMPT.as_bytes()) {
+                return Ok(String::from_utf8_lossy(&text[..text.len() - PROMPT.len()]).into_owned());
+            }
+            if Instant::now() > deadline {
+                fail!("testpmd, {what}: no prompt within {:.0} s", limit.as_secs_f64());
+            }
+        }
+    }
+}
+
+/// DPDK's version as testpmd gives it; an error names what is missing.
+pub fn require_testpmd() -> Result<()> {
+    ensure!(Path::new(TESTPMD).exists(), "{TESTPMD} is not installed: run deploy/test, which installs it");
+    Ok(())
+}
+
+/// DPDK's version, from its package; `None` when it is not known.
+pub fn version() -> Option<String> {
+    let words = ["--show", "--showformat=${Version}", "dpdk-dev"].map(String::from);
+    let finished = process::run("/usr/bin/dpkg-query", &words, Duration::from_secs(10)).ok()?;
+    (finished.code == 0).then_some(finished.stdout)
+}
+
+fn arguments_for(name: &str, role: &Role, forward: &str, huge_pages: u64) -> Vec<String> {
+    let mut line: Vec<String> = Vec::new();
+    // A worker on core 0 for a front-end, on core 1 for a back-end: each the other's sleeping main thread.
+    let (main, vdev, queues, descriptors) = match role {
+        Role::FrontEnd(front) => {
+            let mut vdev = format!(
+                "net_virtio_user0,path={},queues={},queue_size={},packed_vq={},mrg_rxbuf={},in_order={},vectorized={}",
+                front.socket.display(),
+                front.queues,
+                front.queue_size,
+                u8::from(front.packed),
+                u8::from(front.mergeable),
+                u8::from(front.in_order),
+                u8::from(front.vectorized),
+            );
+            if front.server {
+                vdev += ",server=1";
+            }
+            (1, vdev, front.queues, front.queue_size)
+        }
+        Role::BackEnd { socket, queues } => {
+            (0, format!("net_vhost0,iface={},queues={queues}", socket.display()), *queues, 1024)
+        }
+    };
+    line.extend(["-l", "0,1", "--main-lcore"].map(String::from));
+    line.push(main.to_string());
+    line.push(format!("--file-prefix=ringway-{name}-{}", std::process::id()));
+    line.extend(["--no-pci", "--log-level=pmd.net.virtio.init:info", "-m"].map(String::from));
+    line.push(MEMORY_MIB.to_string());
+    if huge_pages * 2 >= MEMORY_MIB {
+        // Huge pages from memfds: needs no mounted hugetlbfs.
+        line.extend(["--in-memory", "--single-file-segments"].map(String::from));
+    } else {
+        line.push("--no-huge".into());
+    }
+    if matches!(role, Role::FrontEnd(front) if front.vectorized) {
+        line.push("--force-max-simd-bitwidth=512".into());
+    }
+    line.push(format!("--vdev={vdev}"));
+    line.extend(["--", "-i", "--nb-cores=1", "--no-lsc-interrupt"].map(String::from));
+    line.push(format!("--forward-mode={forward}"));
+    line.push(format!("--rxq={queues}"));
+    line.push(format!("--txq={queues}"));
+    line.push(format!("--rxd={descriptors}"));
+    line.push(format!("--txd={descriptors}"));
+    line.push(format!("--total-num-mbufs={MBUFS}"));
+    line
+}
+
+/// Free 2 MiB pages; none where the kernel shows no such thing.
+fn huge_pages_free() -> u64 {
+    let path = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+    fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+fn field(text: &str, name: &str) -> Option<u64> {
+    text[text.find(name)? + name.len()..].split_whitespace().next()?.parse().ok()
+}
+
+/// The program; an absolute path, since releases share its name.
+pub const TESTPMD: &str = "/usr/bin/dpdk-testpmd";
+const PROMPT: &str = "testpmd> ";
+const MEMORY_MIB: u64 = 256;
+const MBUFS: u32 = 24_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHOWN: &str = "
+  ######################## NIC statistics for port 0  ########################
+  RX-packets: 1234       RX-missed: 0          RX-bytes:  75104
+  RX-errors: 5
+  RX-nombuf:  6
+  TX-packets: 78         TX-errors: 9          TX-bytes:  81856
+";
+
+    #[test]
+    fn counters_are_found_by_name() {
+        assert_eq!(field(SHOWN, "RX-packets:"), Some(1234));
+        assert_eq!(field(SHOWN, "RX-nombuf:"), Some(6));
+        assert_eq!(field(SHOWN, "TX-errors:"), Some(9));
+        assert_eq!(field(SHOWN, "Nothing:"), None);
+    }
+
+    #[test]
+    fn the_command_line_says_what_was_asked_for() {
+        let front = FrontEnd { packed: true, vectorized: true, queues: 4, ..FrontEnd::new("/x/v.sock") };
+        let line = arguments_for("fe", &Role::FrontEnd(front), "io", 0).join(" ");
+        for part in [
+            "path=/x/v.sock",
+            "packed_vq=1",
+            "vectorized=1",
+            "queues=4",
+            "--rxq=4",
+            "--no-huge",
+            "simd-bitwidth",
+        ] {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
+        assert!(!line.contains("server=1"));
+        let line = arguments_for("be", &Role::BackEnd { socket: "/x/b.sock".into(), queues: 1 }, "io", 512)
+            .join(" ");
+        assert!(
+            line.contains("--single-file-segments") && line.contains("net_vhost0,iface=/x/b.sock"),
+            "{line}"
+        );
+    }
+}
