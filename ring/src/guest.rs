@@ -17,11 +17,13 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{FileType, SealFlags};
 use rustix::mm::Advice;
 
 use crate::mapping::Mapping;
+use crate::sigbus;
 
 /// The most regions in one map. vhost-user front-ends use up to 509 memory slots.
 pub const MAX_REGIONS: usize = 512;
@@ -195,7 +197,7 @@ impl Region {
     }
     /// True once a fault in this region was contained (see [`crate::sigbus`]).
     pub fn is_poisoned(&self) -> bool {
-        false
+        self.mapping.is_poisoned()
     }
     /// True if mapping `spec` anew would give the same memory at the same place (device, inode, offset, gpa, size,
     /// user address), so that this region can stay.
@@ -256,6 +258,10 @@ pub struct GuestMap {
     regions: Box<[Arc<Region>]>,
     /// Indexes of the regions by the front-end's address.
     by_user: Box<[u16]>,
+    /// How many regions of this process were poisoned when those of this map were last looked at.
+    looked_at: AtomicU64,
+    /// What was found then.
+    poisoned: AtomicBool,
 }
 
 /// A region as lookups see it: 24 bytes.
@@ -309,6 +315,9 @@ impl GuestMap {
             entries: regions.iter().map(|region| region.entry()).collect(),
             regions: regions.into(),
             by_user: by_user.into(),
+            // No count: the first question looks.
+            looked_at: AtomicU64::new(u64::MAX),
+            poisoned: AtomicBool::new(false),
         })
     }
 
@@ -369,9 +378,27 @@ impl GuestMap {
     }
 
     /// True once a fault in this guest's memory was contained (see [`crate::sigbus`]): its file was truncated.
+    ///
+    /// Two loads of words that hardly ever change, whatever the number of regions.
     #[inline]
     pub fn is_poisoned(&self) -> bool {
-        false
+        let regions = sigbus::poisoned_regions();
+        // Acquire: pairs with the Release in `look_for_poison`.
+        if regions == self.looked_at.load(Ordering::Acquire) {
+            return self.poisoned.load(Ordering::Relaxed);
+        }
+        self.look_for_poison(regions)
+    }
+
+    /// Looks at every region, since one in this process was poisoned after the last look.
+    #[cold]
+    fn look_for_poison(&self, regions: u64) -> bool {
+        if self.regions.iter().any(|region| region.is_poisoned()) {
+            self.poisoned.store(true, Ordering::Relaxed);
+        }
+        // Release: pairs with the Acquire in `is_poisoned`: who sees this count sees what was found.
+        self.looked_at.store(regions, Ordering::Release);
+        self.poisoned.load(Ordering::Relaxed)
     }
 
     /// The last region that begins at or below `gpa`, if it reaches so far.

@@ -7,6 +7,8 @@ use std::os::fd::BorrowedFd;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
+use crate::sigbus::Watch;
+
 /// Bytes of a file, mapped shared, readable and writable.
 #[derive(Debug)]
 pub(crate) struct Mapping {
@@ -16,8 +18,10 @@ pub(crate) struct Mapping {
     len: usize,
     /// Size of the pages of the file system, in bytes.
     page_bytes: usize,
+    /// Contains faults in the range. Before `range`, so that it is dropped first: no fault is contained in a range
+    /// that is being unmapped.
+    watch: Watch,
     /// Owns the address range.
-    #[expect(dead_code, reason = "held for its Drop")]
     range: Range,
 }
 
@@ -56,7 +60,10 @@ impl Mapping {
         let _ = unsafe { rustix::mm::madvise(base.cast(), mapped, Advice::LinuxDontDump) };
         // SAFETY: `lead + len` is at most the length of the range.
         let start = unsafe { base.add(lead) };
-        Ok(Mapping { start, len, page_bytes, range })
+        // SAFETY: the range is a shared mapping of whole pages of the file, which this value owns, and the watch is
+        // dropped before it; what lies in it is only ever accessed by means that expect any content.
+        let watch = unsafe { Watch::new(base, mapped, page_bytes)? };
+        Ok(Mapping { start, len, page_bytes, watch, range })
     }
 
     /// First byte.
@@ -69,6 +76,17 @@ impl Mapping {
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// True once a fault in it was contained.
+    #[inline]
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.watch.is_poisoned()
+    }
+
+    /// The mapped range: that of whole pages around the bytes asked for.
+    pub(crate) fn pages(&self) -> (*mut u8, usize) {
+        (self.range.start(), self.range.len())
     }
 
     /// Bytes in a page of the file.

@@ -8,7 +8,8 @@ use super::*;
 const PAGE: u64 = 4096;
 
 fn memfd(size: u64) -> OwnedFd {
-    let file = rustix::fs::memfd_create("guest-test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+    let file =
+        rustix::fs::memfd_create("guest-test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
     rustix::fs::ftruncate(&file, size).unwrap();
     file
 }
