@@ -4,6 +4,7 @@
 //! device's pumps made, placed and retired. It touches no other device and holds no lock that others need. What
 //! happens to it is told to the control thread by [`Report`]s; what control wants of it comes as [`Command`]s.
 
+use std::fmt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -48,6 +49,15 @@ pub struct SessionSetup {
     pub engine: Engine,
     /// Where reports go; must not block.
     pub reports: Arc<dyn Fn(u64, Report) + Send + Sync>,
+}
+
+impl fmt::Debug for SessionSetup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionSetup")
+            .field("id", &self.id)
+            .field("shared", &self.shared)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What control asks of a session.
@@ -135,6 +145,36 @@ pub enum Report {
         /// Why, for people.
         reason: String,
     },
+}
+
+impl fmt::Debug for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Report::Negotiated { features, protocol } => {
+                f.debug_struct("Negotiated").field("features", features).field("protocol", protocol).finish()
+            }
+            Report::Status(status) => f.debug_tuple("Status").field(status).finish(),
+            Report::Rings(rings) => f.debug_tuple("Rings").field(rings).finish(),
+            Report::Memory { regions, bytes } => {
+                f.debug_struct("Memory").field("regions", regions).field("bytes", bytes).finish()
+            }
+            Report::RingFault { queue, fault } => {
+                f.debug_struct("RingFault").field("queue", queue).field("fault", fault).finish()
+            }
+            Report::PeerMisbehaved { what, detail } => {
+                f.debug_struct("PeerMisbehaved").field("what", what).field("detail", detail).finish()
+            }
+            Report::Mtu(mtu) => f.debug_tuple("Mtu").field(mtu).finish(),
+            Report::PumpPanicked { group, message } => {
+                f.debug_struct("PumpPanicked").field("group", group).field("message", message).finish()
+            }
+            Report::Ended { device, reason } => f
+                .debug_struct("Ended")
+                .field("device", &device.as_ref().map(|device| device.class()))
+                .field("reason", reason)
+                .finish(),
+        }
+    }
 }
 
 /// Control's hold on a session. Dropping it does not end the session.
