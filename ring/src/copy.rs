@@ -2,11 +2,22 @@
 //!
 //! One primitive that the compiler cannot reason about (it must neither re-read a source nor assume that a
 //! destination keeps what was written); nowhere else does shared memory get touched but through [`crate::words`].
+//! The primitive is inline assembly, one file per architecture. It may read a byte twice and write it twice, so a word
+//! that a peer changes meanwhile can come out as old and new mixed: what is copied out is a claim, to be checked in the
+//! copy. Not for words whose order matters: those are [`crate::words`]'.
+//!
+//! Any thread, on slices that it holds. Budget of every method: no allocation, no lock, no system call, no panic.
 
-use std::arch::asm;
 use std::marker::PhantomData;
 
 use crate::guest::HostSlice;
+
+#[cfg(target_arch = "aarch64")]
+#[path = "copy/aarch64.rs"]
+mod machine;
+#[cfg(target_arch = "x86_64")]
+#[path = "copy/x86_64.rs"]
+mod machine;
 
 impl<'map> HostSlice<'map> {
     /// Bytes.
@@ -64,32 +75,13 @@ impl<'map> HostSlice<'map> {
 /// Asks for a line to be read into the cache. Any address will do: a prefetch never faults.
 #[inline(always)]
 pub(crate) fn prefetch_read(line: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint without architectural effect, whatever the address.
-    unsafe {
-        asm!("prefetcht0 byte ptr [{}]", in(reg) line, options(readonly, nostack, preserves_flags));
-    }
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: a hint without architectural effect, whatever the address.
-    unsafe {
-        asm!("prfm pldl1keep, [{}]", in(reg) line, options(readonly, nostack, preserves_flags));
-    }
+    machine::prefetch_read(line);
 }
 
-/// Asks for a line to be owned by this core's cache. Any address will do: a prefetch never faults. (x86-64 processors
-/// without PREFETCHW take it as a no-op.)
+/// Asks for a line to be owned by this core's cache. Any address will do: a prefetch never faults.
 #[inline(always)]
 pub(crate) fn prefetch_write(line: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint without architectural effect, whatever the address.
-    unsafe {
-        asm!("prefetchw byte ptr [{}]", in(reg) line, options(readonly, nostack, preserves_flags));
-    }
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: a hint without architectural effect, whatever the address.
-    unsafe {
-        asm!("prfm pstl1keep, [{}]", in(reg) line, options(readonly, nostack, preserves_flags));
-    }
+    machine::prefetch_write(line);
 }
 
 /// Copies `len` bytes. Each byte of the source is read at least once and each of the destination written at least
@@ -98,19 +90,11 @@ pub(crate) fn prefetch_write(line: *const u8) {
 /// # Safety
 /// `len` bytes at `from` can be read and `len` at `to` written, whoever else reads or writes them; neither is covered
 /// by a Rust reference that forbids it.
-#[inline]
+#[inline(always)]
 pub(crate) unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: the caller's promise; the direction flag is clear by the ABI.
-    unsafe {
-        asm!("rep movsb", inout("rcx") len => _, inout("rdi") to => _, inout("rsi") from => _,
-             options(nostack, preserves_flags));
-    }
-    #[cfg(target_arch = "aarch64")]
     // SAFETY: the caller's promise.
-    unsafe {
-        for at in 0..len {
-            to.add(at).write_volatile(from.add(at).read_volatile());
-        }
-    }
+    unsafe { machine::copy(to, from, len) }
 }
+
+#[cfg(test)]
+mod tests;

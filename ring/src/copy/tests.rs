@@ -1,0 +1,122 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const CANARY: u8 = 0xa5;
+const MARGIN: usize = 80;
+
+/// Runs a copy of `len` bytes between buffers at the given distance from a line's start, and looks at every byte of
+/// the destination and around it.
+pub(super) fn check(len: usize, to_at: usize, from_at: usize, copy: impl FnOnce(&mut [u8], &[u8])) {
+    let from: Vec<u8> = (0..len + 2 * MARGIN).map(|at| (at * 7 + at / 251) as u8 & 0x7f).collect();
+    let mut to = vec![CANARY; len + 2 * MARGIN];
+    let (from_at, to_at) = (aligned(&from) + from_at, aligned(&to) + to_at);
+    let wanted = &from[from_at..from_at + len];
+    copy(&mut to[to_at..to_at + len], wanted);
+    assert_eq!(&to[to_at..to_at + len], wanted, "{len} bytes");
+    assert!(
+        to[..to_at].iter().chain(&to[to_at + len..]).all(|&byte| byte == CANARY),
+        "{len} bytes: beside them"
+    );
+}
+
+fn aligned(buffer: &[u8]) -> usize {
+    buffer.as_ptr().align_offset(64)
+}
+
+fn slice(bytes: &mut [u8]) -> HostSlice<'_> {
+    HostSlice { start: bytes.as_mut_ptr(), len: bytes.len(), map: PhantomData }
+}
+
+#[test]
+fn every_length_and_alignment_arrives_and_nothing_beside_it_changes() {
+    for len in 0..=600 {
+        for (to_at, from_at) in [(0, 0), (0, 1), (1, 0), (12, 0), (0, 12), (4, 15), (15, 4), (8, 16), (13, 7)]
+        {
+            check(len, to_at, from_at, |to, from| {
+                // SAFETY: both have `len` bytes; the compiler's own references end with the call.
+                unsafe { copy(to.as_mut_ptr(), from.as_ptr(), len) }
+            });
+        }
+    }
+}
+
+#[test]
+fn long_lengths_arrive() {
+    for len in [1499, 1500, 1514, 1518, 2048, 8999, 9000, 9018, 65535, 65536, 65549] {
+        // SAFETY: both have `len` bytes.
+        check(len, 12, 0, |to, from| unsafe { copy(to.as_mut_ptr(), from.as_ptr(), len) });
+    }
+}
+
+#[test]
+fn read_and_write_stop_at_the_shorter_side() {
+    let mut memory = [1, 2, 3, 4];
+    let mut into = [0; 6];
+    assert_eq!(slice(&mut memory).read(&mut into), 4);
+    assert_eq!(into, [1, 2, 3, 4, 0, 0]);
+    assert_eq!(slice(&mut memory).read(&mut into[..1]), 1);
+    assert_eq!(slice(&mut memory).write(&[9; 9]), 4);
+    assert_eq!(memory, [9; 4]);
+    assert_eq!(slice(&mut memory).write(&[5]), 1);
+    assert_eq!(memory, [5, 9, 9, 9]);
+}
+
+#[test]
+fn copy_between_slices_stops_at_the_shorter_one() {
+    let (mut one, mut other) = ([1, 2, 3], [0; 5]);
+    assert_eq!(slice(&mut other).copy_from(slice(&mut one)), 3);
+    assert_eq!(other, [1, 2, 3, 0, 0]);
+    assert_eq!(slice(&mut one).copy_from(slice(&mut other).part(3, 9)), 2);
+    assert_eq!(one, [0, 0, 3]);
+}
+
+#[test]
+fn part_beyond_the_end_is_empty() {
+    let mut memory = [1, 2, 3, 4];
+    let whole = slice(&mut memory);
+    assert_eq!(whole.part(4, 1).len(), 0);
+    assert_eq!(whole.part(usize::MAX, usize::MAX).len(), 0);
+    assert_eq!(whole.part(1, usize::MAX).len(), 3);
+    assert_eq!(whole.part(4, 1).read(&mut [0; 8]), 0);
+}
+
+#[test]
+fn prefetch_of_any_address_is_harmless() {
+    let mut memory = [0];
+    slice(&mut memory).prefetch_read(usize::MAX / 2);
+    slice(&mut memory).prefetch_write(usize::MAX / 2);
+    prefetch_read(std::ptr::null());
+    prefetch_write(std::ptr::null());
+}
+
+#[test]
+fn overlapping_copy_stays_inside_the_destination() {
+    for len in 1..=300usize {
+        let mut memory: Vec<u8> = (0..len + 64).map(|at| at as u8).collect();
+        let before = memory.clone();
+        let at = memory.as_mut_ptr();
+        // SAFETY: source and destination lie inside `memory`, which nothing borrows meanwhile.
+        unsafe { copy(at.add(20), at.add(10), len) };
+        assert_eq!(memory[..20], before[..20]);
+        assert_eq!(memory[20 + len..], before[20 + len..]);
+    }
+}
+
+proptest! {
+    #[test]
+    fn parts_copied_one_by_one_are_the_whole(
+        bytes in prop::collection::vec(any::<u8>(), 0..4000),
+        cuts in prop::collection::vec(0usize..500, 0..20),
+    ) {
+        let mut from = bytes.clone();
+        let mut to = vec![0; bytes.len()];
+        let (source, target) = (slice(&mut from), slice(&mut to));
+        let mut at = 0;
+        for cut in cuts.into_iter().chain([usize::MAX]) {
+            at += target.part(at, cut).copy_from(source.part(at, cut));
+        }
+        prop_assert_eq!(at, bytes.len());
+        prop_assert_eq!(to, bytes);
+    }
+}
