@@ -1,12 +1,22 @@
 //! The engine: starts the workers, places pumps on them, moves and retires pumps, and reads the workers' accounts.
 //!
-//! Any thread may call it; none of its methods waits for anything but a worker's quiescent point, which a worker
-//! reaches once per turn.
+//! Any thread but a worker may call it; none of its methods waits for anything but a worker's quiescent point, which a
+//! worker reaches once per turn. It owns the workers' threads and the reaper's.
 
-use std::sync::Arc;
+use std::fmt;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::desk::{Desk, LET_GO, RETIRE};
+use crate::pace::{to_cycles, to_nanoseconds};
+use crate::pin::pin_to;
 use crate::pump::Pump;
+use crate::reaper::{self, Alarm};
+use crate::stats::{PumpStats, Stuck, WorkerStats};
+use crate::tenant::{Ending, Seat, Tenant};
+use crate::worker::Worker;
 
 /// How workers tell time: a cycle counter and its rate. Given from outside, since reading it is not this crate's
 /// business; tests give one of their own.
@@ -77,7 +87,7 @@ pub enum PlaceError {
     /// A wake source could not be watched.
     #[error("cannot watch a wake source: {0}")]
     WakeSource(std::io::Error),
-    /// The worker did not acknowledge in time. The pump stays where it is.
+    /// The worker did not acknowledge in time. The pump stays where it is and takes no new work; ask again.
     #[error("the worker of core {core} did not acknowledge within {waited:?}")]
     Timeout {
         /// The core.
@@ -85,6 +95,12 @@ pub enum PlaceError {
         /// How long it was given.
         waited: Duration,
     },
+    /// No pump is placed by this handle any more: it was given back.
+    #[error("the pump was given back before")]
+    Gone,
+    /// The pump panicked and was taken out, so it cannot be moved; [`Placed::retire`] gives it back with the reason.
+    #[error("the pump was taken out because it panicked")]
+    Ended,
 }
 
 /// Told by a worker, on its thread, that a pump was taken out because it panicked. Must keep the worker's rules: no
@@ -109,75 +125,85 @@ pub struct Retired {
     pub pump: Box<dyn Pump>,
     /// How it ended.
     pub end: End,
-}
-
-/// What one pump cost and did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PumpStats {
-    /// The name it was placed under.
-    pub name: String,
-    /// Cycles in polls that moved something.
-    pub busy_cycles: u64,
-    /// Polls that moved something.
-    pub bursts: u64,
-    /// Units moved.
-    pub items: u64,
-    /// Asleep on its wake sources.
-    pub asleep: bool,
-    /// It has no way to be woken and makes its worker nap.
-    pub cannot_sleep: bool,
-}
-
-/// What one worker did since its start. Cycles by its clock.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WorkerStats {
-    /// The core it is pinned to.
-    pub core: usize,
-    /// Its thread id.
-    pub tid: i32,
-    /// Its idle policy.
-    pub idle: IdlePolicy,
-    /// Cycles in turns that moved something.
-    pub busy_cycles: u64,
-    /// Cycles in turns that moved nothing.
-    pub idle_cycles: u64,
-    /// Cycles asleep.
-    pub sleep_cycles: u64,
-    /// Turns of its loop.
-    pub turns: u64,
-    /// Polls that moved something, over all pumps, past ones included.
-    pub bursts: u64,
-    /// Units moved, over all pumps, past ones included.
-    pub items: u64,
-    /// Times it woke from sleep.
-    pub wakeups: u64,
-    /// The longest turn, in cycles, since the last reading of statistics.
-    pub longest_turn_cycles: u64,
-    /// Pumps that panicked on it.
-    pub panics: u64,
-    /// Its pumps.
-    pub pumps: Vec<PumpStats>,
+    /// It was given back before it had stopped ([`Pump::stopped`]): DMA or other work may still be out, and whoever
+    /// has the pump must end that before the memory goes.
+    pub in_flight: bool,
 }
 
 /// The workers. Cheap to clone; the workers stop when [`Engine::shutdown`] is called or the last clone is dropped.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Engine {
-    _inner: Arc<()>,
+    inner: Arc<Inner>,
+}
+
+/// What ends with the last clone.
+struct Inner {
+    plant: Arc<Plant>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    reaper: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the holders of placed pumps keep as well.
+struct Plant {
+    desks: Vec<Arc<Desk>>,
+    cores: Vec<usize>,
+    alarm: Arc<Alarm>,
+    clock: Clock,
 }
 
 impl Engine {
-    /// Starts and pins one worker per core.
+    /// Starts and pins one worker per core. With an error, none is left running.
+    ///
+    /// # Errors
+    /// See [`StartError`]; a pin that did not take names the core.
     pub fn start(config: EngineConfig) -> Result<Engine, StartError> {
-        let _ = config;
-        unimplemented!("skeleton")
+        if config.cores.is_empty() {
+            return Err(StartError::NoCores);
+        }
+        for (index, core) in config.cores.iter().enumerate() {
+            if config.cores[..index].contains(core) {
+                return Err(StartError::Duplicate(*core));
+            }
+        }
+        crate::contain::install_hook();
+        let alarm = Arc::new(Alarm::default());
+        let desks = config
+            .cores
+            .iter()
+            .map(|&core| {
+                Desk::new(core, config.idle, Arc::clone(&alarm))
+                    .map_err(|source| StartError::System { core, source })
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let plant = Arc::new(Plant { desks, cores: config.cores, alarm, clock: config.clock });
+        // From here on, dropping it ends what was started.
+        let inner = Inner { plant: Arc::clone(&plant), threads: Mutex::default(), reaper: Mutex::default() };
+        for desk in &plant.desks {
+            let thread = start_worker(desk, config.clock)?;
+            lock(&inner.threads).push(thread);
+        }
+        let first = plant.cores[0];
+        let reaper = {
+            let plant = Arc::clone(&plant);
+            std::thread::Builder::new()
+                .name("rw-reaper".to_owned())
+                .stack_size(REAPER_STACK_BYTES)
+                .spawn(move || reaper::run(&plant.alarm, &plant.desks))
+                .map_err(|source| StartError::System { core: first, source })?
+        };
+        *lock(&inner.reaper) = Some(reaper);
+        Ok(Engine { inner: Arc::new(inner) })
     }
 
     /// The cores that have workers, in the order given.
     pub fn cores(&self) -> &[usize] {
-        unimplemented!("skeleton")
+        &self.inner.plant.cores
     }
 
     /// Hands a pump to the worker of `core`. Returns once it is in the mailbox.
+    ///
+    /// # Errors
+    /// See [`PlaceError`]; the pump is then dropped by the caller's thread.
     pub fn place(
         &self,
         core: usize,
@@ -185,59 +211,311 @@ impl Engine {
         pump: Box<dyn Pump>,
         watcher: Arc<dyn Watcher>,
     ) -> Result<Placed, PlaceError> {
-        let _ = (core, name, pump, watcher);
-        unimplemented!("skeleton")
+        let plant = &self.inner.plant;
+        let index = plant.index_of(core)?;
+        let seat = Seat::new(name, pump.as_ref())?;
+        let tenant = Tenant::new(pump, watcher, Arc::clone(&seat));
+        let slot = plant.reserve(index, &seat)?;
+        plant.deliver(index, slot, tenant)?;
+        Ok(Placed { plant: Arc::clone(plant), index, slot: Some(slot), seat })
     }
 
-    /// What every worker did.
+    /// What every worker did. Sets [`WorkerStats::longest_turn_cycles`] back.
     pub fn workers(&self) -> Vec<WorkerStats> {
-        unimplemented!("skeleton")
+        self.inner.plant.desks.iter().map(|desk| self.inner.plant.read(desk)).collect()
+    }
+
+    /// The workers that have been inside one call of one pump for longer than `longer_than`. A pump's only system call
+    /// is the write to a peer's eventfd, which a hostile peer can make block: whoever watches then interrupts the
+    /// thread with a signal and faults the ring. Cheap enough to call every millisecond.
+    pub fn stuck(&self, longer_than: Duration) -> Vec<Stuck> {
+        let clock = self.inner.plant.clock;
+        let bound = to_cycles(u64::try_from(longer_than.as_nanos()).unwrap_or(u64::MAX), clock.hertz);
+        let mut found = Vec::new();
+        for desk in &self.inner.plant.desks {
+            let Some((slot, since)) = desk.account.current() else { continue };
+            let cycles = (clock.cycles)().saturating_sub(since);
+            if cycles > bound
+                && let Some(seat) = desk.seat(slot)
+            {
+                found.push(Stuck {
+                    core: desk.core,
+                    tid: desk.tid.load(Ordering::Relaxed) as i32,
+                    pump: seat.name.clone(),
+                    since: Duration::from_nanos(to_nanoseconds(cycles, clock.hertz)),
+                });
+            }
+        }
+        found
     }
 
     /// Changes the idle policy of every worker.
     pub fn set_idle(&self, idle: IdlePolicy) {
-        let _ = idle;
-        unimplemented!("skeleton")
+        for desk in &self.inner.plant.desks {
+            desk.set_idle(idle);
+        }
     }
 
-    /// Stops every worker and waits for its thread. Pumps still placed are dropped by the caller's thread.
+    /// Stops every worker and waits for its thread. Each gives back the pumps that it still has; those with work in
+    /// flight after half a second, as they are. A pump whose [`Placed`] is still held waits there for
+    /// [`Placed::retire`], or is dropped with it; nothing is placed any more.
     pub fn shutdown(&self) {
-        unimplemented!("skeleton")
+        self.inner.stop();
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("cores", &self.inner.plant.cores).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn stop(&self) {
+        // Held while it waits, so that a second caller returns when all is done, too.
+        let mut threads = lock(&self.threads);
+        for desk in &self.plant.desks {
+            desk.close();
+        }
+        for thread in threads.drain(..) {
+            // A worker's loop does not panic; one that did has nothing more to give back.
+            let _ = thread.join();
+        }
+        self.plant.alarm.stop();
+        match lock(&self.reaper).take() {
+            Some(reaper) => {
+                let _ = reaper.join();
+            }
+            // Started half-way, or stopped before.
+            None => self.plant.desks.iter().for_each(|desk| desk.set_reaperless()),
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Plant {
+    fn index_of(&self, core: usize) -> Result<usize, PlaceError> {
+        self.cores.iter().position(|&known| known == core).ok_or(PlaceError::NoSuchCore(core))
+    }
+
+    /// Reserves a slot and has the worker's epoll watch the wake sources.
+    fn reserve(&self, index: usize, seat: &Seat) -> Result<u32, PlaceError> {
+        let desk = &self.desks[index];
+        let slot = desk.admit()?;
+        if let Err(error) = seat.watch(&desk.epoll, slot) {
+            desk.release(slot, seat);
+            return Err(error);
+        }
+        Ok(slot)
+    }
+
+    fn deliver(&self, index: usize, slot: u32, tenant: Box<Tenant>) -> Result<(), PlaceError> {
+        let seat = Arc::clone(&tenant.seat);
+        let desk = &self.desks[index];
+        desk.deliver(slot, tenant).inspect_err(|_| desk.release(slot, &seat))
+    }
+
+    fn read(&self, desk: &Desk) -> WorkerStats {
+        let snapshot = desk.account.read((self.clock.cycles)());
+        let tid = desk.tid.load(Ordering::Relaxed) as i32;
+        let current = desk.account.current().and_then(|(slot, since)| Some((desk.seat(slot)?, since)));
+        WorkerStats {
+            core: desk.core,
+            tid,
+            idle: desk.idle(),
+            busy_cycles: snapshot.busy_cycles,
+            idle_cycles: snapshot.idle_cycles,
+            sleep_cycles: snapshot.sleep_cycles,
+            turns: snapshot.turns,
+            bursts: snapshot.bursts,
+            items: snapshot.items,
+            wakeups: snapshot.wakeups,
+            longest_turn_cycles: snapshot.longest_turn,
+            panics: snapshot.panics,
+            preemptions: preemptions(tid),
+            current_pump: current.as_ref().map(|(seat, _)| seat.name.clone()),
+            stuck_since: current.map(|(_, since)| since),
+            pumps: desk.seats().iter().map(|seat| seat.account.read(&seat.name)).collect(),
+        }
     }
 }
 
 /// A pump on a worker. Dropping it begins the retirement without waiting; the pump itself is then dropped on a thread
 /// that is not a worker.
 pub struct Placed {
-    _inner: Arc<()>,
+    plant: Arc<Plant>,
+    index: usize,
+    /// None once the pump was given back.
+    slot: Option<u32>,
+    seat: Arc<Seat>,
 }
 
 impl Placed {
-    /// The core it is on.
-    pub fn core(&self) -> usize {
-        unimplemented!("skeleton")
-    }
-
     /// Takes the pump back: once this returns Ok, the worker touches neither it nor its memory any more. The handle
     /// stays usable after a timeout.
+    ///
+    /// # Errors
+    /// [`PlaceError::Timeout`]: the worker has not reached its quiescent point, or the pump has work in flight;
+    /// [`PlaceError::Gone`]: it was given back before.
     pub fn retire(&mut self, within: Duration) -> Result<Retired, PlaceError> {
-        let _ = within;
-        unimplemented!("skeleton")
+        self.take_back(RETIRE, within)
     }
 
-    /// Moves the pump to another core: retired there, placed here, under traffic.
+    /// Takes the pump back even though it has work in flight, at the worker's next quiescent point:
+    /// [`Retired::in_flight`] then tells that the work must be ended by other means (a reset of the function).
+    ///
+    /// # Errors
+    /// As [`Placed::retire`].
+    pub fn revoke(&mut self, within: Duration) -> Result<Retired, PlaceError> {
+        self.take_back(RETIRE | LET_GO, within)
+    }
+
+    /// Moves the pump to another core: retired there, placed here, under traffic. Its statistics go with it.
+    ///
+    /// # Errors
+    /// The pump stays where it is; after a [`PlaceError::Timeout`] it may have stopped, and goes on once it is moved.
     pub fn move_to(&mut self, core: usize, within: Duration) -> Result<(), PlaceError> {
-        let _ = (core, within);
-        unimplemented!("skeleton")
+        let index = self.plant.index_of(core)?;
+        let slot = self.slot.ok_or(PlaceError::Gone)?;
+        if self.seat.has_ended() {
+            return Err(PlaceError::Ended);
+        }
+        if index == self.index {
+            return Ok(());
+        }
+        // All that can fail on the other core comes before the pump leaves this one.
+        let new_slot = self.plant.reserve(index, &self.seat)?;
+        let (old, new) = (&self.plant.desks[self.index], &self.plant.desks[index]);
+        let mut tenant = match old.recall(slot, RETIRE, within) {
+            Ok(tenant) => tenant,
+            Err(error) => {
+                new.release(new_slot, &self.seat);
+                return Err(error);
+            }
+        };
+        if matches!(tenant.ending, Ending::Panicked(_)) {
+            new.release(new_slot, &self.seat);
+            old.keep(slot, tenant);
+            return Err(PlaceError::Ended);
+        }
+        tenant.renew();
+        old.release(slot, &self.seat);
+        self.slot = None;
+        self.plant.deliver(index, new_slot, tenant)?;
+        (self.index, self.slot) = (index, Some(new_slot));
+        Ok(())
+    }
+
+    /// The core it is on.
+    pub fn core(&self) -> usize {
+        self.plant.cores[self.index]
     }
 
     /// True once the pump was taken out because it panicked.
     pub fn has_ended(&self) -> bool {
-        unimplemented!("skeleton")
+        self.seat.has_ended()
     }
 
     /// What it cost and did.
     pub fn stats(&self) -> PumpStats {
-        unimplemented!("skeleton")
+        self.seat.account.read(&self.seat.name)
+    }
+
+    fn take_back(&mut self, order: u32, within: Duration) -> Result<Retired, PlaceError> {
+        let slot = self.slot.ok_or(PlaceError::Gone)?;
+        let desk = &self.plant.desks[self.index];
+        let tenant = desk.recall(slot, order, within)?;
+        desk.release(slot, &self.seat);
+        self.slot = None;
+        self.seat.close_sources();
+        let Tenant { pump, ending, .. } = *tenant;
+        let (end, in_flight) = match ending {
+            Ending::Stopped => (End::Retired, false),
+            Ending::InFlight => (End::Retired, true),
+            Ending::Panicked(caught) => (End::Panicked(caught.message()), true),
+        };
+        Ok(Retired { pump, end, in_flight })
     }
 }
+
+impl Drop for Placed {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot {
+            self.plant.desks[self.index].abandon(slot);
+        }
+    }
+}
+
+impl fmt::Debug for Placed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Placed")
+            .field("name", &self.seat.name)
+            .field("core", &self.core())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Retired {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Retired")
+            .field("end", &self.end)
+            .field("in_flight", &self.in_flight)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Starts the worker of a desk and waits until it is pinned.
+fn start_worker(desk: &Arc<Desk>, clock: Clock) -> Result<JoinHandle<()>, StartError> {
+    let core = desk.core;
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
+    let desk = Arc::clone(desk);
+    let thread = std::thread::Builder::new()
+        .name(format!("rw-core-{core}"))
+        .stack_size(WORKER_STACK_BYTES)
+        .spawn(move || {
+            let pinned = pin_to(core);
+            let failed = pinned.is_err();
+            desk.tid.store(rustix::thread::gettid().as_raw_nonzero().get() as u32, Ordering::Relaxed);
+            // Allocated on the pinned thread, so that its pages are of this core's memory node.
+            let mut worker = Worker::new(desk, clock);
+            let _ = tell.send(pinned);
+            drop(tell);
+            if !failed {
+                worker.run();
+            }
+        })
+        .map_err(|source| StartError::System { core, source })?;
+    match told.recv() {
+        Ok(Ok(())) => Ok(thread),
+        Ok(Err(error)) => {
+            let _ = thread.join();
+            Err(error)
+        }
+        Err(_) => {
+            Err(StartError::System { core, source: std::io::Error::other("the thread ended at its start") })
+        }
+    }
+}
+
+/// How often the kernel took the core away from a thread of this process.
+fn preemptions(tid: i32) -> u64 {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/self/task/{tid}/status")) else { return 0 };
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("nonvoluntary_ctxt_switches:"))
+        .and_then(|count| count.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Address space for a worker's stack; only what is used is ever backed by memory.
+const WORKER_STACK_BYTES: usize = 512 << 10;
+const REAPER_STACK_BYTES: usize = 256 << 10;

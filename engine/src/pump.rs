@@ -56,7 +56,7 @@ pub enum Armed {
     /// Work came while arming; the pump disarmed itself again and wants to be polled.
     HasWork,
     /// A far side has no way to wake anybody (a front-end that polls: no kick descriptor). The worker naps in
-    /// bounded steps instead, and shows the pump so.
+    /// bounded steps instead, and shows the pump so. Those sides that can wake may have been armed: they do.
     CannotSleep,
 }
 
@@ -72,11 +72,15 @@ pub trait Pump: Send {
     /// Asks the far sides for a wake-up (enables kicks) and then looks once more for work, so that none is missed.
     fn arm(&mut self) -> Armed;
 
-    /// Takes the request for wake-ups back: the pump is about to be polled again.
+    /// Takes the request for wake-ups back: the pump is about to be polled again, or to be stopped. Called once after
+    /// each `arm` that answered `Sleep` or `CannotSleep`, never after `HasWork`.
     fn disarm(&mut self);
 
     /// Begins to stop: takes no new work. Returns true when nothing is in flight any more; else the worker polls
     /// [`Pump::poll`] on until [`Pump::stopped`]. Pumps that finish all work within one poll keep the default.
+    ///
+    /// A pump that was given back after it stopped may be placed again (a move to another core); its next poll takes
+    /// new work again.
     fn begin_stop(&mut self) -> bool {
         true
     }
@@ -86,8 +90,9 @@ pub trait Pump: Send {
         true
     }
 
-    /// The descriptors whose becoming readable wakes this pump. The worker adds them to its edge-triggered epoll when
-    /// the pump is placed and removes them when it leaves; it never reads them. At most [`MAX_WAKE_SOURCES`].
+    /// The descriptors whose becoming readable wakes this pump. Asked for once, by the thread that places the pump:
+    /// duplicates of them sit in the worker's edge-triggered epoll until the pump was given back. They are never
+    /// read. At most [`MAX_WAKE_SOURCES`].
     fn wake_sources(&self) -> Vec<BorrowedFd<'_>>;
 }
 

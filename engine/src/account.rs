@@ -1,0 +1,205 @@
+//! The counters that workers write: each by one thread, with relaxed stores; read by any.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use crossbeam::utils::CachePadded;
+
+use crate::stats::PumpStats;
+
+/// A counter that one thread writes. No locked instruction.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    #[inline]
+    pub(crate) fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    pub(crate) fn read(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What one pump cost and did. Written by the worker that has the pump; a move hands the pen over with the pump.
+#[derive(Debug, Default)]
+pub(crate) struct PumpAccount(CachePadded<PumpFields>);
+
+#[derive(Debug, Default)]
+struct PumpFields {
+    busy_cycles: Counter,
+    bursts: Counter,
+    items: Counter,
+    asleep: AtomicBool,
+    cannot_sleep: AtomicBool,
+}
+
+impl PumpAccount {
+    /// Books a poll that moved something.
+    #[inline]
+    pub(crate) fn moved(&self, items: u64, cycles: u64) {
+        self.0.busy_cycles.add(cycles);
+        self.0.bursts.add(1);
+        self.0.items.add(items);
+    }
+
+    pub(crate) fn set_asleep(&self, asleep: bool) {
+        self.0.asleep.store(asleep, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_cannot_sleep(&self, cannot_sleep: bool) {
+        self.0.cannot_sleep.store(cannot_sleep, Ordering::Relaxed);
+    }
+
+    pub(crate) fn read(&self, name: &str) -> PumpStats {
+        PumpStats {
+            name: name.to_owned(),
+            busy_cycles: self.0.busy_cycles.read(),
+            bursts: self.0.bursts.read(),
+            items: self.0.items.read(),
+            asleep: self.0.asleep.load(Ordering::Relaxed),
+            cannot_sleep: self.0.cannot_sleep.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// What one worker did. Written by its thread, but for the two that say otherwise.
+#[derive(Debug, Default)]
+pub(crate) struct WorkerAccount(CachePadded<WorkerFields>);
+
+#[derive(Debug, Default)]
+struct WorkerFields {
+    busy_cycles: Counter,
+    idle_cycles: Counter,
+    sleep_cycles: Counter,
+    turns: Counter,
+    bursts: Counter,
+    items: Counter,
+    wakeups: Counter,
+    panics: Counter,
+    /// A reader sets it back to 0. A turn that ends at the same moment may be lost; the next one counts.
+    longest_turn: AtomicU64,
+    /// When the call into the current pump began.
+    call_began: AtomicU64,
+    /// The slot of the pump it is inside of, plus one.
+    current: AtomicU32,
+    /// When it fell asleep; 0 while awake.
+    asleep_since: AtomicU64,
+}
+
+/// A copy of a worker's counters.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WorkerSnapshot {
+    pub(crate) busy_cycles: u64,
+    pub(crate) idle_cycles: u64,
+    pub(crate) sleep_cycles: u64,
+    pub(crate) turns: u64,
+    pub(crate) bursts: u64,
+    pub(crate) items: u64,
+    pub(crate) wakeups: u64,
+    pub(crate) panics: u64,
+    pub(crate) longest_turn: u64,
+}
+
+impl WorkerAccount {
+    /// Books a turn: `bursts` of its polls moved `items`.
+    #[inline]
+    pub(crate) fn turn(&self, cycles: u64, bursts: u64, items: u64) {
+        self.0.turns.add(1);
+        if bursts > 0 {
+            self.0.busy_cycles.add(cycles);
+            self.0.bursts.add(bursts);
+            self.0.items.add(items);
+        } else {
+            self.0.idle_cycles.add(cycles);
+        }
+        if cycles > self.0.longest_turn.load(Ordering::Relaxed) {
+            self.0.longest_turn.store(cycles, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn panicked(&self) {
+        self.0.panics.add(1);
+    }
+
+    /// A call into the pump of `slot` begins at `now`.
+    #[inline]
+    pub(crate) fn enter(&self, slot: u32, now: u64) {
+        self.0.call_began.store(now, Ordering::Relaxed);
+        self.0.current.store(slot + 1, Ordering::Relaxed);
+    }
+
+    /// No pump is being called.
+    #[inline]
+    pub(crate) fn leave(&self) {
+        self.0.current.store(0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn falls_asleep(&self, now: u64) {
+        self.0.asleep_since.store(now, Ordering::Release);
+    }
+
+    pub(crate) fn woke_up(&self, cycles: u64) {
+        // Before the sum: a reader that saw the new sum sees that this sleep is no longer to be added.
+        self.0.asleep_since.store(0, Ordering::Release);
+        self.0.wakeups.add(1);
+        self.0.sleep_cycles.0.store(self.0.sleep_cycles.read().wrapping_add(cycles), Ordering::Release);
+    }
+
+    /// The slot of the pump it is inside of and since when, if it did not change while it was read.
+    pub(crate) fn current(&self) -> Option<(u32, u64)> {
+        let began = self.0.call_began.load(Ordering::Acquire);
+        let current = self.0.current.load(Ordering::Acquire);
+        let still = self.0.call_began.load(Ordering::Acquire);
+        (current != 0 && began == still).then(|| (current - 1, began))
+    }
+
+    /// A copy; a sleep that goes on at `now` is counted up to it. Sets the longest turn back.
+    pub(crate) fn read(&self, now: u64) -> WorkerSnapshot {
+        let fields = &self.0;
+        let sleep_cycles = loop {
+            let since = fields.asleep_since.load(Ordering::Acquire);
+            let sum = fields.sleep_cycles.0.load(Ordering::Acquire);
+            if fields.asleep_since.load(Ordering::Acquire) == since {
+                break sum + if since == 0 { 0 } else { now.saturating_sub(since) };
+            }
+        };
+        WorkerSnapshot {
+            busy_cycles: fields.busy_cycles.read(),
+            idle_cycles: fields.idle_cycles.read(),
+            sleep_cycles,
+            turns: fields.turns.read(),
+            bursts: fields.bursts.read(),
+            items: fields.items.read(),
+            wakeups: fields.wakeups.read(),
+            panics: fields.panics.read(),
+            longest_turn: fields.longest_turn.swap(0, Ordering::Relaxed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turn_is_busy_or_idle_and_the_longest_is_read_once() {
+        let account = WorkerAccount::default();
+        account.turn(10, 0, 0);
+        account.turn(40, 2, 64);
+        account.turn(20, 1, 1);
+        let read = account.read(0);
+        assert_eq!((read.idle_cycles, read.busy_cycles, read.turns), (10, 60, 3));
+        assert_eq!((read.bursts, read.items, read.longest_turn), (3, 65, 40));
+        assert_eq!(account.read(0).longest_turn, 0);
+    }
+
+    #[test]
+    fn sleep_that_goes_on_is_counted_up_to_now() {
+        let account = WorkerAccount::default();
+        account.falls_asleep(100);
+        assert_eq!(account.read(150).sleep_cycles, 50);
+        account.woke_up(80);
+        assert_eq!(account.read(1_000).sleep_cycles, 80);
+    }
+}

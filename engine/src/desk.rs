@@ -1,0 +1,320 @@
+//! The desk between one worker and everybody else: where pumps are handed in and out, what the worker is asked to do,
+//! and what it says of itself.
+//!
+//! ```text
+//!   holder              inbox[slot]                 worker
+//!   ------  deliver --> a tenant      -- take -->   ------
+//!           orders[slot]: retire, let go, orphan
+//!           <-- take -- outbox[slot]  <-- give_back
+//! ```
+//!
+//! Every slot has one holder from `admit` to `release`, and both are done by threads that are not workers. A cell is
+//! filled by one side and emptied by the other with one atomic exchange each, so neither waits for the other. What
+//! the worker gives back after its holder has gone is dropped by the reaper.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam::atomic::AtomicCell;
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::thread::futex;
+
+use crate::account::WorkerAccount;
+use crate::engine::{IdlePolicy, PlaceError};
+use crate::mailbox::Mailbox;
+use crate::reaper::Alarm;
+use crate::tenant::{Seat, Tenant};
+
+/// One worker's desk. Shared by the worker, the engine, the holders of its pumps and the reaper.
+pub(crate) struct Desk {
+    pub(crate) core: usize,
+    pub(crate) mailbox: Mailbox,
+    /// Written to wake the worker; it sits in the epoll and is never read.
+    bell: OwnedFd,
+    /// What a sleeping worker waits on: the bell and every wake source, edge-triggered, each under its slot's number.
+    pub(crate) epoll: OwnedFd,
+    berths: Box<[Berth]>,
+    pub(crate) account: WorkerAccount,
+    /// The worker's thread id, once it runs.
+    pub(crate) tid: AtomicU32,
+    idle: AtomicU8,
+    stop: AtomicBool,
+    /// Slots whose holder has gone, for the reaper.
+    pub(crate) graves: Mailbox,
+    alarm: Arc<Alarm>,
+    /// Who has which slot. Never locked by a worker.
+    book: Mutex<Book>,
+}
+
+/// What is handed over at one slot.
+struct Berth {
+    inbox: AtomicCell<Option<Box<Tenant>>>,
+    outbox: AtomicCell<Option<Box<Tenant>>>,
+    /// What the holder asks for: `RETIRE`, `LET_GO`, `ORPHAN`. Written by the holder, set back when the slot is freed.
+    orders: AtomicU32,
+    /// Counts what was given back; its holder waits on it.
+    done: AtomicU32,
+}
+
+struct Book {
+    free: Vec<u32>,
+    seats: Vec<Option<Arc<Seat>>>,
+    /// No more admissions.
+    closed: bool,
+    /// The reaper has gone; whoever abandons a pump now reclaims it himself.
+    reaperless: bool,
+}
+
+impl Desk {
+    pub(crate) fn new(core: usize, idle: IdlePolicy, alarm: Arc<Alarm>) -> std::io::Result<Arc<Desk>> {
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, bell.as_fd(), epoll::EventData::new_u64(BELL), flags)?;
+        let berth = |_| Berth {
+            inbox: AtomicCell::new(None),
+            outbox: AtomicCell::new(None),
+            orders: AtomicU32::new(0),
+            done: AtomicU32::new(0),
+        };
+        Ok(Arc::new(Desk {
+            core,
+            mailbox: Mailbox::new(SLOTS),
+            bell,
+            epoll,
+            berths: (0..SLOTS).map(berth).collect(),
+            account: WorkerAccount::default(),
+            tid: AtomicU32::new(0),
+            idle: AtomicU8::new(idle as u8),
+            stop: AtomicBool::new(false),
+            graves: Mailbox::new(SLOTS),
+            alarm,
+            book: Mutex::new(Book {
+                free: (0..SLOTS as u32).rev().collect(),
+                seats: vec![None; SLOTS],
+                closed: false,
+                reaperless: false,
+            }),
+        }))
+    }
+
+    // The holder's side.
+
+    /// Reserves a slot.
+    pub(crate) fn admit(&self) -> Result<u32, PlaceError> {
+        let mut book = self.book();
+        if book.closed {
+            return Err(PlaceError::Full(self.core));
+        }
+        book.free.pop().ok_or(PlaceError::Full(self.core))
+    }
+
+    /// Hands a tenant to the worker. Its wake sources are already watched.
+    pub(crate) fn deliver(&self, slot: u32, tenant: Box<Tenant>) -> Result<(), PlaceError> {
+        let mut book = self.book();
+        // The worker takes its mail for the last time after the book was closed.
+        if book.closed {
+            return Err(PlaceError::Full(self.core));
+        }
+        book.seats[slot as usize] = Some(Arc::clone(&tenant.seat));
+        self.berth(slot).inbox.store(Some(tenant));
+        drop(book);
+        self.post(slot);
+        Ok(())
+    }
+
+    /// Asks for a tenant and waits until the worker has given it back.
+    pub(crate) fn recall(&self, slot: u32, order: u32, within: Duration) -> Result<Box<Tenant>, PlaceError> {
+        let berth = self.berth(slot);
+        if let Some(tenant) = berth.outbox.take() {
+            return Ok(tenant);
+        }
+        let asked = Instant::now();
+        // Release: pairs with the Acquire in `orders`.
+        berth.orders.fetch_or(order, Ordering::Release);
+        self.post(slot);
+        loop {
+            // Acquire: pairs with the Release in `give_back`. Read before the cell, so that what is given back after
+            // that makes the wait return at once.
+            let done = berth.done.load(Ordering::Acquire);
+            if let Some(tenant) = berth.outbox.take() {
+                return Ok(tenant);
+            }
+            let left = within.saturating_sub(asked.elapsed());
+            if left.is_zero() {
+                return Err(PlaceError::Timeout { core: self.core, waited: within });
+            }
+            let left = rustix::time::Timespec {
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: i64::from(left.subsec_nanos()) as _,
+            };
+            // Its errors (timed out, interrupted, changed before the wait) all mean: look again.
+            let _ = futex::wait(&berth.done, futex::Flags::PRIVATE, done, Some(&left));
+        }
+    }
+
+    /// Puts a tenant that was recalled back to where it can be recalled from again.
+    pub(crate) fn keep(&self, slot: u32, tenant: Box<Tenant>) {
+        self.berth(slot).outbox.store(Some(tenant));
+    }
+
+    /// Frees the slot of a tenant that was given back, or that was never delivered.
+    pub(crate) fn release(&self, slot: u32, seat: &Seat) {
+        seat.unwatch(&self.epoll);
+        let mut book = self.book();
+        book.seats[slot as usize] = None;
+        self.berth(slot).orders.store(0, Ordering::Relaxed);
+        book.free.push(slot);
+    }
+
+    /// Lets go of a slot without waiting: the worker retires the pump, the reaper drops it.
+    pub(crate) fn abandon(&self, slot: u32) {
+        self.berth(slot).orders.fetch_or(RETIRE | ORPHAN, Ordering::Release);
+        // SeqCst: pairs with the fence in `give_back`. Either the worker sees ORPHAN there, or what it has given back
+        // is seen by the reaper that is called here.
+        fence(Ordering::SeqCst);
+        self.post(slot);
+        self.bury(slot);
+        if self.book().reaperless {
+            self.reclaim(slot);
+        }
+    }
+
+    /// Drops what was given back at a slot whose holder has gone. Not on a worker.
+    pub(crate) fn reclaim(&self, slot: u32) {
+        let mut book = self.book();
+        // Under the lock: a slot is freed once, and none that was taken anew is touched.
+        if self.berth(slot).orders.load(Ordering::Acquire) & ORPHAN == 0 {
+            return;
+        }
+        let Some(tenant) = self.berth(slot).outbox.take() else { return };
+        tenant.seat.unwatch(&self.epoll);
+        tenant.seat.close_sources();
+        book.seats[slot as usize] = None;
+        self.berth(slot).orders.store(0, Ordering::Relaxed);
+        book.free.push(slot);
+        drop(book);
+        // A pump that panics while it is dropped takes neither the reaper nor a holder with it.
+        let _ = crate::contain::contained(|| drop(tenant));
+    }
+
+    /// Admits nobody any more and asks the worker to give everything back and end.
+    pub(crate) fn close(&self) {
+        self.book().closed = true;
+        // Release: pairs with the Acquire in `must_stop`.
+        self.stop.store(true, Ordering::Release);
+        self.knock();
+    }
+
+    /// From now on there is no reaper.
+    pub(crate) fn set_reaperless(&self) {
+        self.book().reaperless = true;
+    }
+
+    pub(crate) fn set_idle(&self, idle: IdlePolicy) {
+        self.idle.store(idle as u8, Ordering::Relaxed);
+        self.knock();
+    }
+
+    /// The seats of its pumps, by slot.
+    pub(crate) fn seats(&self) -> Vec<Arc<Seat>> {
+        self.book().seats.iter().flatten().cloned().collect()
+    }
+
+    /// The seat at a slot.
+    pub(crate) fn seat(&self, slot: u32) -> Option<Arc<Seat>> {
+        self.book().seats.get(slot as usize)?.clone()
+    }
+
+    // The worker's side: no lock, no allocation.
+
+    /// What was delivered at a slot.
+    pub(crate) fn take_delivery(&self, slot: u32) -> Option<Box<Tenant>> {
+        self.berth(slot).inbox.take()
+    }
+
+    /// What the holder of a slot asks for.
+    pub(crate) fn orders(&self, slot: u32) -> u32 {
+        // Acquire: pairs with the Release of the order.
+        self.berth(slot).orders.load(Ordering::Acquire)
+    }
+
+    /// Gives a tenant back: the worker touches neither it nor its memory from here on.
+    pub(crate) fn give_back(&self, slot: u32, tenant: Box<Tenant>) {
+        let berth = self.berth(slot);
+        berth.outbox.store(Some(tenant));
+        // SeqCst: pairs with the fence in `abandon`.
+        fence(Ordering::SeqCst);
+        if berth.orders.load(Ordering::Acquire) & ORPHAN != 0 {
+            self.bury(slot);
+        } else {
+            // Release: pairs with the Acquire in `recall`.
+            berth.done.fetch_add(1, Ordering::Release);
+            let _ = futex::wake(&berth.done, futex::Flags::PRIVATE, u32::MAX >> 1);
+        }
+    }
+
+    pub(crate) fn must_stop(&self) -> bool {
+        // Acquire: pairs with the Release in `close`.
+        self.stop.load(Ordering::Acquire)
+    }
+
+    // Either side.
+
+    pub(crate) fn idle(&self) -> IdlePolicy {
+        if self.idle.load(Ordering::Relaxed) == IdlePolicy::Poll as u8 {
+            IdlePolicy::Poll
+        } else {
+            IdlePolicy::Adaptive
+        }
+    }
+
+    fn berth(&self, slot: u32) -> &Berth {
+        &self.berths[slot as usize]
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bury(&self, slot: u32) {
+        // The reaper does not sleep on this mailbox but on its alarm, which is raised in any case.
+        let _ = self.graves.post(slot as usize);
+        self.alarm.raise();
+    }
+
+    fn post(&self, slot: u32) {
+        if self.mailbox.post(slot as usize) {
+            self.ring();
+        }
+    }
+
+    fn knock(&self) {
+        if self.mailbox.knock() {
+            self.ring();
+        }
+    }
+
+    fn ring(&self) {
+        // It can only fail when the counter is full, which is as good as a ring.
+        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+    }
+}
+
+/// The pumps that one worker can have.
+pub(crate) const SLOTS: usize = 8192;
+
+/// The bell's token in the epoll; those of pumps are their slots.
+pub(crate) const BELL: u64 = u64::MAX;
+
+/// Order: stop the pump and give it back.
+pub(crate) const RETIRE: u32 = 1;
+/// Order: give the pump back even though it has work in flight.
+pub(crate) const LET_GO: u32 = 2;
+/// Nobody holds the pump any more.
+const ORPHAN: u32 = 4;
+
+// A cell that needed a lock would make the worker wait.
+const _: () = assert!(AtomicCell::<Option<Box<Tenant>>>::is_lock_free());

@@ -1,0 +1,73 @@
+//! What workers and pumps cost and did, as it is read.
+
+use std::time::Duration;
+
+use crate::engine::IdlePolicy;
+
+/// What one pump cost and did, since it was first placed; moves between cores do not reset it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PumpStats {
+    /// The name it was placed under.
+    pub name: String,
+    /// Cycles in polls that moved something.
+    pub busy_cycles: u64,
+    /// Polls that moved something.
+    pub bursts: u64,
+    /// Units moved.
+    pub items: u64,
+    /// Asleep on its wake sources, or between two naps.
+    pub asleep: bool,
+    /// It has no way to be woken and makes its worker nap.
+    pub cannot_sleep: bool,
+}
+
+/// What one worker did since its start. Cycles by its clock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerStats {
+    /// The core it is pinned to.
+    pub core: usize,
+    /// Its thread id.
+    pub tid: i32,
+    /// Its idle policy.
+    pub idle: IdlePolicy,
+    /// Cycles in turns that moved something.
+    pub busy_cycles: u64,
+    /// Cycles in turns that moved nothing.
+    pub idle_cycles: u64,
+    /// Cycles asleep.
+    pub sleep_cycles: u64,
+    /// Turns of its loop.
+    pub turns: u64,
+    /// Polls that moved something, over all pumps, past ones included.
+    pub bursts: u64,
+    /// Units moved, over all pumps, past ones included.
+    pub items: u64,
+    /// Times it woke from sleep.
+    pub wakeups: u64,
+    /// The longest turn, in cycles, since the last reading of statistics.
+    pub longest_turn_cycles: u64,
+    /// Pumps that panicked on it.
+    pub panics: u64,
+    /// Times that the kernel took the core away from it (`nonvoluntary_ctxt_switches`). 0 once it has stopped.
+    pub preemptions: u64,
+    /// The pump that it is inside of at this moment, if any.
+    pub current_pump: Option<String>,
+    /// When it entered that pump, in cycles. One that stays the same for more than a millisecond is stuck; see
+    /// [`Engine::stuck`](crate::Engine::stuck).
+    pub stuck_since: Option<u64>,
+    /// Its pumps.
+    pub pumps: Vec<PumpStats>,
+}
+
+/// A worker that has been inside one call of one pump for longer than was asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stuck {
+    /// The worker's core.
+    pub core: usize,
+    /// Its thread id, for a signal that interrupts the system call it hangs in.
+    pub tid: i32,
+    /// The pump, by the name it was placed under.
+    pub pump: String,
+    /// For how long.
+    pub since: Duration,
+}
