@@ -163,6 +163,29 @@ impl Region {
         }))
     }
 
+    /// A region that shows memory of our own, mapped already, at its own address.
+    pub(crate) fn of_mapping(
+        mapping: Arc<Mapping>,
+        file: BorrowedFd<'_>,
+        gpa: u64,
+    ) -> Result<Arc<Region>, MapError> {
+        let size = mapping.len() as u64;
+        if gpa.checked_add(size - 1).is_none() {
+            return Err(MapError::Wrap { address: gpa, size });
+        }
+        let facts = FileFacts::read(file)?;
+        Ok(Arc::new(Region {
+            gpa,
+            user_addr: mapping.start().addr() as u64,
+            file_offset: 0,
+            file: file.try_clone_to_owned().map_err(MapError::Stat)?,
+            device: facts.device,
+            inode: facts.inode,
+            sealed: facts.sealed,
+            mapping,
+        }))
+    }
+
     /// Guest physical address of the first byte.
     pub fn gpa(&self) -> u64 {
         self.gpa

@@ -88,12 +88,14 @@ struct Table {
     installed: bool,
     /// Slots that were used and are free again.
     free: Vec<usize>,
+    /// Slots ever used; [`HIGH`] follows it.
+    used: usize,
 }
 
 impl Table {
     /// Takes a slot that was never used.
     fn grow(&mut self) -> io::Result<usize> {
-        let index = HIGH.load(Ordering::Relaxed);
+        let index = self.used;
         let chunk = CHUNKS.get(index / CHUNK).ok_or(io::ErrorKind::OutOfMemory)?;
         if index.is_multiple_of(CHUNK) {
             let slots: Box<Chunk> = Box::new([const { Slot::new() }; CHUNK]);
@@ -101,7 +103,8 @@ impl Table {
             chunk.store(Box::into_raw(slots), Ordering::Release);
         }
         // Release: pairs with the Acquire in `find`: a slot below the mark is in a chunk that is there.
-        HIGH.store(index + 1, Ordering::Release);
+        self.used += 1;
+        HIGH.store(self.used, Ordering::Release);
         Ok(index)
     }
 }
@@ -296,7 +299,7 @@ const CHUNK: usize = 1024;
 /// The most ranges watched at a time: about as many mappings as a process may have (`vm.max_map_count`).
 const SLOTS: usize = 64 * CHUNK;
 
-static TABLE: Mutex<Table> = Mutex::new(Table { installed: false, free: Vec::new() });
+static TABLE: Mutex<Table> = Mutex::new(Table { installed: false, free: Vec::new(), used: 0 });
 static CHUNKS: [AtomicPtr<Chunk>; SLOTS / CHUNK] = [const { AtomicPtr::new(ptr::null_mut()) }; SLOTS / CHUNK];
 /// Slots ever used: how far a handler looks.
 static HIGH: AtomicUsize = AtomicUsize::new(0);
