@@ -1,5 +1,14 @@
-//! Descriptor chains, checked and translated.
+//! Descriptor chains, checked and translated, and the scratch memory that a burst of them is peeked into.
+//!
+//! ```text
+//!   Burst   chains:   [ 0 ][ 1 ][ 2 ] ...          in ring order
+//!                        \     \
+//!           segments: [ r ][ r  r  w ][ ...        readable ones first, each inside the map that the burst holds
+//! ```
+//!
+//! A burst belongs to the pump that owns the queue. Lengths are in bytes.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::guest::{GuestMap, HostSlice};
@@ -8,7 +17,7 @@ use crate::guest::{GuestMap, HostSlice};
 pub const MAX_CHAIN: usize = 1024;
 
 /// One chain in a [`Burst`]: lengths are what its descriptors claim, checked to be inside guest memory.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chain {
     /// What completes it: the head's index (split) or the buffer id (packed).
     pub id: u16,
@@ -26,6 +35,15 @@ pub struct Chain {
     pub writable_bytes: u32,
 }
 
+impl Chain {
+    /// Segments, readable and writable: what it costs to work on the chain. One for each descriptor, more where a
+    /// descriptor crosses regions of guest memory.
+    #[inline]
+    pub fn segments(&self) -> usize {
+        usize::from(self.readable) + usize::from(self.writable)
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Segment {
     pub(crate) start: *mut u8,
@@ -34,11 +52,15 @@ pub(crate) struct Segment {
 
 /// Chains peeked from one queue in one go, with their segments translated: scratch memory of the pump that owns the
 /// queue, allocated once. It holds the map that its segments lie in, so they stay valid while it lives.
-#[derive(Debug)]
 pub struct Burst {
-    pub(crate) map: Arc<GuestMap>,
-    pub(crate) chains: Vec<Chain>,
-    pub(crate) segments: Vec<Segment>,
+    /// Every segment lies in it.
+    map: Arc<GuestMap>,
+    chains: Box<[Chain; Burst::CHAINS]>,
+    segments: Box<[Segment; Burst::SEGMENTS]>,
+    /// Of `chains`, those that were peeked.
+    chain_count: usize,
+    /// Of `segments`, those that belong to peeked chains.
+    segment_count: usize,
 }
 
 // SAFETY: the segments point into `map`, which the burst holds; they are only ever turned into `HostSlice`s borrowed
@@ -49,41 +71,151 @@ impl Burst {
     /// The most chains in one burst.
     pub const CHAINS: usize = 64;
 
+    /// The most segments in one burst, and so in one chain: the longest chain, and room for the descriptors of it that
+    /// cross regions.
+    pub const SEGMENTS: usize = MAX_CHAIN + 4 * Burst::CHAINS;
+
     /// Scratch for queues whose buffers lie in `map`.
     pub fn new(map: Arc<GuestMap>) -> Burst {
         Burst {
             map,
-            chains: Vec::with_capacity(Burst::CHAINS),
-            segments: Vec::with_capacity(MAX_CHAIN + 4 * Burst::CHAINS),
+            chains: Box::new([NO_CHAIN; Burst::CHAINS]),
+            segments: Box::new([NO_SEGMENT; Burst::SEGMENTS]),
+            chain_count: 0,
+            segment_count: 0,
         }
     }
+
     /// Forgets what was peeked.
     #[inline]
     pub fn clear(&mut self) {
-        self.chains.clear();
-        self.segments.clear();
+        self.chain_count = 0;
+        self.segment_count = 0;
     }
+
     /// The chains peeked, in ring order.
     #[inline]
     pub fn chains(&self) -> &[Chain] {
-        &self.chains
+        self.chains.get(..self.chain_count).unwrap_or_default()
     }
+
     /// The segments of a chain of this burst that the device may read, in order.
     #[inline]
     pub fn readable(&self, chain: &Chain) -> impl ExactSizeIterator<Item = HostSlice<'_>> + Clone {
         self.slices(chain.first as usize, chain.readable.into())
     }
+
     /// The segments of a chain of this burst that the device may write, in order.
     #[inline]
     pub fn writable(&self, chain: &Chain) -> impl ExactSizeIterator<Item = HostSlice<'_>> + Clone {
         self.slices(chain.first as usize + usize::from(chain.readable), chain.writable.into())
     }
+
+    /// The one readable segment of a chain that has just this one and none to write: the common case on transmit
+    /// queues. None for any other chain.
+    #[inline]
+    pub fn single_readable(&self, chain: &Chain) -> Option<HostSlice<'_>> {
+        if (chain.readable, chain.writable) == (1, 0) { self.slice(chain.first as usize) } else { None }
+    }
+
+    /// The one writable segment of a chain that has just this one and none to read: the common case on receive queues.
+    /// None for any other chain.
+    #[inline]
+    pub fn single_writable(&self, chain: &Chain) -> Option<HostSlice<'_>> {
+        if (chain.readable, chain.writable) == (0, 1) { self.slice(chain.first as usize) } else { None }
+    }
+
+    #[inline]
+    fn slice(&self, index: usize) -> Option<HostSlice<'_>> {
+        let peeked = self.segments.get(..self.segment_count).unwrap_or_default();
+        peeked.get(index).map(Segment::slice)
+    }
+
     #[inline]
     fn slices(&self, first: usize, count: usize) -> impl ExactSizeIterator<Item = HostSlice<'_>> + Clone {
-        self.segments.get(first..first + count).unwrap_or_default().iter().map(|segment| HostSlice {
-            start: segment.start,
-            len: segment.len as usize,
-            map: std::marker::PhantomData,
-        })
+        let peeked = self.segments.get(..self.segment_count).unwrap_or_default();
+        peeked.get(first..first + count).unwrap_or_default().iter().map(Segment::slice)
+    }
+
+    /// Clears it for segments in `map`; takes hold of `map` if that is another one than before.
+    #[inline]
+    pub(crate) fn begin(&mut self, map: &Arc<GuestMap>) {
+        self.clear();
+        if !Arc::ptr_eq(&self.map, map) {
+            self.map = Arc::clone(map);
+        }
+    }
+
+    /// Chains in it.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.chain_count
+    }
+
+    /// Adds a chain of one segment. The segment must lie in the burst's map. False: no room.
+    #[inline(always)]
+    pub(crate) fn push_single(&mut self, id: u16, segment: Segment, write: bool) -> bool {
+        let (Some(chain), Some(slot)) =
+            (self.chains.get_mut(self.chain_count), self.segments.get_mut(self.segment_count))
+        else {
+            return false;
+        };
+        *slot = segment;
+        let (readable_bytes, writable_bytes) = if write { (0, segment.len) } else { (segment.len, 0) };
+        *chain = Chain {
+            id,
+            slots: 1,
+            first: self.segment_count as u32,
+            readable: u16::from(!write),
+            writable: u16::from(write),
+            readable_bytes,
+            writable_bytes,
+        };
+        self.chain_count += 1;
+        self.segment_count += 1;
+        true
+    }
+
+    /// Puts a segment behind those of the peeked chains, the `ahead`th of the chain that is being gathered. The segment
+    /// must lie in the burst's map. False: no room.
+    #[inline]
+    pub(crate) fn put_segment(&mut self, ahead: usize, segment: Segment) -> bool {
+        match self.segments.get_mut(self.segment_count + ahead) {
+            Some(slot) => {
+                *slot = segment;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Adds a chain over the segments put behind the others. False: no room.
+    #[inline]
+    pub(crate) fn push(&mut self, chain: Chain) -> bool {
+        let Some(slot) = self.chains.get_mut(self.chain_count) else { return false };
+        *slot = Chain { first: self.segment_count as u32, ..chain };
+        self.chain_count += 1;
+        self.segment_count += chain.segments();
+        true
     }
 }
+
+impl fmt::Debug for Burst {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Burst")
+            .field("chains", &self.chains())
+            .field("segments", &self.segment_count)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Segment {
+    #[inline(always)]
+    fn slice<'map>(&self) -> HostSlice<'map> {
+        HostSlice { start: self.start, len: self.len as usize, map: std::marker::PhantomData }
+    }
+}
+
+const NO_CHAIN: Chain =
+    Chain { id: 0, slots: 0, first: 0, readable: 0, writable: 0, readable_bytes: 0, writable_bytes: 0 };
+const NO_SEGMENT: Segment = Segment { start: std::ptr::null_mut(), len: 0 };

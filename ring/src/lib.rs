@@ -26,11 +26,15 @@ pub mod sigbus;
 pub mod chain;
 /// Virtio transport features.
 pub mod features;
+/// Where the areas of a ring lie; the driver side's configuration.
+pub mod layout;
 /// Packed virtqueues (virtio 1.3 §2.8).
 pub mod packed;
 /// What both ring formats have in common: configuration, traits, faults.
 pub mod queue;
 /// Split virtqueues (virtio 1.3 §2.7).
 pub mod split;
+/// Gathering one chain.
+mod walk;
 /// Access to the words of a ring.
 pub mod words;

@@ -24,7 +24,9 @@ impl RingSize {
     /// Checks a claimed size.
     pub fn new(format: Format, size: u32) -> Result<RingSize, SetupError> {
         match u16::try_from(size) {
-            Ok(n) if (1..=32768).contains(&n) && (format == Format::Packed || n.is_power_of_two()) => Ok(RingSize(n)),
+            Ok(n) if (1..=32768).contains(&n) && (format == Format::Packed || n.is_power_of_two()) => {
+                Ok(RingSize(n))
+            }
             _ => Err(SetupError::Size { size }),
         }
     }
@@ -90,7 +92,7 @@ pub enum SetupError {
     Position,
 }
 
-/// What a driver did to its ring that the specification forbids. Faults that ring, never anything else.
+/// What the other side did to a ring that the specification forbids. Faults that ring, never anything else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[repr(u8)]
 pub enum RingFault {
@@ -127,11 +129,17 @@ pub enum RingFault {
     /// A chain too short for what must be in it (a net header).
     #[error("buffer shorter than its header")]
     TooShort,
+    /// Driver side: the device's used index ran ahead of what was made available.
+    #[error("used index ran ahead of what was made available")]
+    UsedIndex,
+    /// Driver side: the device completed a chain that it does not have.
+    #[error("device completed a buffer that it does not have")]
+    UsedId,
 }
 
 impl RingFault {
     /// Every fault, in order of its number (from 1).
-    pub const ALL: [RingFault; 11] = [
+    pub const ALL: [RingFault; 13] = [
         RingFault::AvailIndex,
         RingFault::DescIndex,
         RingFault::ChainLength,
@@ -143,6 +151,8 @@ impl RingFault {
         RingFault::Poisoned,
         RingFault::Direction,
         RingFault::TooShort,
+        RingFault::UsedIndex,
+        RingFault::UsedId,
     ];
     /// The name that operators see.
     pub fn name(self) -> &'static str {
@@ -158,6 +168,8 @@ impl RingFault {
             RingFault::Poisoned => "truncated_memory",
             RingFault::Direction => "direction",
             RingFault::TooShort => "too_short",
+            RingFault::UsedIndex => "used_index",
+            RingFault::UsedId => "used_id",
         }
     }
 }
@@ -241,4 +253,11 @@ pub trait DriverRing: Send {
     fn enable_calls(&mut self) -> bool;
     /// Tells the device that calls are not needed.
     fn disable_calls(&mut self);
+}
+
+/// True if moving an index from `old` to `new` passed `event`: `vring_need_event` (virtio 1.3 §2.7.7.2, §2.7.10). All
+/// three run freely over 16 bits.
+#[inline(always)]
+pub(crate) fn need_event(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }

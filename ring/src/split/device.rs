@@ -1,1 +1,374 @@
-//! The device's side.
+//! The device's side of a split virtqueue.
+//!
+//! ```text
+//!   used_published      used_next        avail_next        avail_seen       (free-running 16-bit indexes)
+//!         |---- completed ---|--- consumed ---|--- available ---|
+//!         |------------- at most N, by invariant --------------|
+//! ```
+//!
+//! Owned by one pump and used from one thread at a time; the driver on the other side is hostile. What the device
+//! wrote itself (used index, flags, events) is never read back.
+
+use std::sync::Arc;
+
+use crate::chain::{Burst, Chain, MAX_CHAIN, Segment};
+use crate::features::Features;
+use crate::guest::{GuestMap, LastHit};
+use crate::layout::Areas;
+use crate::position::{Position, PositionSlot};
+use crate::queue::{DeviceRing, Format, QueueConfig, RingFault, SetupError, need_event};
+use crate::split::{F_NO_NOTIFICATION, FLAGS, IDX, avail_at, desc_at, used_at};
+use crate::sync::{Ordering, fence};
+use crate::walk::{F_INDIRECT, F_NEXT, F_WRITE, Gather, Stop};
+use crate::words::{RawWords, Words};
+
+/// The device's side of a running split virtqueue.
+///
+/// The first publication after a start anywhere but at index 0 always asks for a notification (if EVENT_IDX was
+/// negotiated): a predecessor may have died between publishing and notifying.
+#[derive(Debug)]
+pub struct SplitDevice<W: Words = RawWords> {
+    areas: Areas<W>,
+    /// Keeps the memory of areas and buffers.
+    map: Arc<GuestMap>,
+    hint: LastHit,
+    size: u16,
+    /// Size minus 1.
+    mask: u16,
+    indirect: bool,
+    event_idx: bool,
+    skip_used: bool,
+    /// Returned by every peek once it was returned by one.
+    fault: Option<RingFault>,
+
+    /// Next available entry to consume.
+    avail_next: u16,
+    /// The driver's index when it was last read: cached, so that a backlog is worked off without touching its line.
+    avail_seen: u16,
+    /// Up to here, from `avail_next` on, the entries are in `heads`.
+    heads_read: u16,
+    /// Available entries read ahead, by their index modulo the array's length. Each entry is read once.
+    heads: [u16; HEADS],
+
+    /// Next used entry to fill.
+    used_next: u16,
+    /// The used index that the driver sees.
+    used_published: u16,
+    /// Completed entries not yet in the ring: written there in one run, so that their lines are taken from the driver
+    /// once. They belong before `used_next`.
+    shadow: [u64; SHADOW],
+    shadow_len: usize,
+    /// With `skip_used`: the last chain of a run that one used entry will complete, and the chains in it.
+    run: (u16, u16),
+
+    /// The event index that asks for kicks, as last written.
+    kick_event: u16,
+    kicks: bool,
+    /// A publication since the start asked for its notification by event index, so that the next one can rely on it.
+    event_known: bool,
+    keeper: PositionSlot,
+}
+
+impl QueueConfig {
+    /// Starts a split ring from `self.position`'s used index: buffers that a predecessor took but did not complete are
+    /// taken anew (completion is in ring order).
+    pub fn activate_split(self) -> Result<SplitDevice, SetupError> {
+        let areas = self.resolve(Format::Split)?;
+        SplitDevice::over(self, areas)
+    }
+}
+
+impl<W: Words> SplitDevice<W> {
+    /// Starts a ring over `areas`, whatever addresses `config` claims: [`QueueConfig::activate_split`] for other kinds
+    /// of memory.
+    pub fn over(config: QueueConfig, areas: Areas<W>) -> Result<SplitDevice<W>, SetupError> {
+        areas.check(Format::Split, config.size)?;
+        let size = config.size.get();
+        let start = config.position.used_idx;
+        Ok(SplitDevice {
+            areas,
+            map: config.map,
+            hint: LastHit::default(),
+            size,
+            mask: size - 1,
+            indirect: config.features.contains(Features::INDIRECT_DESC),
+            event_idx: config.features.contains(Features::EVENT_IDX),
+            skip_used: config.skip_used && config.features.contains(Features::IN_ORDER),
+            fault: None,
+            avail_next: start,
+            avail_seen: start,
+            heads_read: start,
+            heads: [0; HEADS],
+            used_next: start,
+            used_published: start,
+            shadow: [0; SHADOW],
+            shadow_len: 0,
+            run: (0, 0),
+            kick_event: 0,
+            kicks: true,
+            event_known: start == 0,
+            keeper: config.keeper,
+        })
+    }
+
+    /// Looks at the driver's index: how many entries are available.
+    #[inline]
+    fn look(&mut self) -> Result<u16, RingFault> {
+        let seen = self.areas.driver.read_u16(IDX);
+        let ready = seen.wrapping_sub(self.avail_next);
+        // virtio 1.3 §2.7.13.1: no more chains than descriptors; those consumed and not yet returned count.
+        if ready > self.size - self.avail_next.wrapping_sub(self.used_published) {
+            return Err(self.fail(RingFault::AvailIndex));
+        }
+        // Acquire: pairs with the Release before the store of avail.idx in `SplitDriver::publish` (virtio 1.3
+        // §2.7.13.3); entries and descriptors up to `seen` are read after it.
+        fence(Ordering::Acquire);
+        self.avail_seen = seen;
+        Ok(ready)
+    }
+
+    /// Reads heads ahead, up to `ahead` beyond `avail_next`, and asks for their descriptors.
+    #[inline]
+    fn read_heads(&mut self, ahead: u16) {
+        let end = self.avail_next.wrapping_add(ahead);
+        // What was read ahead before may reach further.
+        let have = self.heads_read.wrapping_sub(self.avail_next);
+        for _ in have..ahead {
+            let head = self.areas.driver.read_u16(avail_at(self.heads_read & self.mask));
+            self.areas.desc.prefetch_read(desc_at(head & self.mask));
+            self.heads[usize::from(self.heads_read) % HEADS] = head;
+            self.heads_read = self.heads_read.wrapping_add(1);
+        }
+        self.areas.driver.prefetch_read(avail_at(end & self.mask));
+    }
+
+    /// Adds the chain at `head` to the burst.
+    #[inline(always)]
+    fn add(&mut self, burst: &mut Burst, head: u16) -> Result<(), Stop> {
+        if head >= self.size {
+            return Err(RingFault::DescIndex.into());
+        }
+        let addr = self.areas.desc.read_u64(desc_at(head));
+        let word = self.areas.desc.read_u64(desc_at(head) + 8);
+        let (len, flags) = (word as u32, (word >> 32) as u16);
+        if flags & (F_NEXT | F_INDIRECT) == 0 {
+            let slice = self.map.lookup(&mut self.hint, addr, len).map_err(|_| RingFault::Unmapped)?;
+            if slice.len == len as usize {
+                let segment = Segment { start: slice.start, len };
+                return match burst.push_single(head, segment, flags & F_WRITE != 0) {
+                    true => Ok(()),
+                    false => Err(Stop::Full),
+                };
+            }
+        }
+        self.add_chain(burst, head, addr, word)
+    }
+
+    /// Adds a chain of several descriptors, an indirect one, or one whose buffer crosses regions. `addr` and `word` are
+    /// its first descriptor.
+    #[inline(never)]
+    fn add_chain(&mut self, burst: &mut Burst, head: u16, mut addr: u64, mut word: u64) -> Result<(), Stop> {
+        let mut gather = Gather::new(burst, &self.map, &mut self.hint);
+        // A ring of N descriptors has no longer chain without a loop.
+        let limit = usize::from(self.size).min(MAX_CHAIN);
+        let mut visited = 1;
+        loop {
+            let (len, flags, next) = (word as u32, (word >> 32) as u16, (word >> 48) as u16);
+            if flags & F_INDIRECT != 0 {
+                // virtio 1.3 §2.7.5.3.1: not without the feature, and not together with NEXT.
+                if !self.indirect || flags & F_NEXT != 0 {
+                    return Err(RingFault::Indirect.into());
+                }
+                gather.add_chained_table(addr, len)?;
+                break;
+            }
+            gather.add(addr, len, flags & F_WRITE != 0)?;
+            if flags & F_NEXT == 0 {
+                break;
+            }
+            if next >= self.size {
+                return Err(RingFault::DescIndex.into());
+            }
+            visited += 1;
+            if visited > limit {
+                return Err(RingFault::ChainLength.into());
+            }
+            addr = self.areas.desc.read_u64(desc_at(next));
+            word = self.areas.desc.read_u64(desc_at(next) + 8);
+        }
+        gather.finish(head, 1)
+    }
+
+    /// Writes the completed entries into the ring, not visible to the driver yet.
+    fn flush(&mut self) {
+        if self.skip_used {
+            self.flush_run();
+        } else {
+            let start = self.used_next.wrapping_sub(self.shadow_len as u16) & self.mask;
+            let entries = self.shadow.get(..self.shadow_len).unwrap_or_default();
+            let before_wrap = entries.len().min(usize::from(self.size - start));
+            let (here, wrapped) = entries.split_at(before_wrap);
+            self.areas.device.write_pairs(used_at(start), here);
+            self.areas.device.write_pairs(used_at(0), wrapped);
+            self.shadow_len = 0;
+        }
+    }
+
+    /// virtio 1.3 §2.7.8: a single entry, with the id of the last chain, stands for a batch; it is written at the
+    /// place of the first one and the index skips the others.
+    fn flush_run(&mut self) {
+        let (id, chains) = self.run;
+        if chains > 0 {
+            let slot = self.used_next.wrapping_sub(chains) & self.mask;
+            self.areas.device.write_pairs(used_at(slot), &[id.into()]);
+            self.run.1 = 0;
+        }
+    }
+
+    /// True if the driver asked to be told of the entries from `old` to `new`.
+    #[inline]
+    fn wants_call(&mut self, old: u16, new: u16) -> bool {
+        // Full: pairs with the full fence in `SplitDriver::enable_calls`. Either this side sees the driver's wish
+        // to be told, or the driver, looking once more after it wished, sees the used index stored before.
+        fence(Ordering::SeqCst);
+        if self.event_idx {
+            // virtio 1.3 §2.7.7.2: flags are ignored; one notification when the event index is passed.
+            let event = self.areas.driver.read_u16(avail_at(self.size));
+            !std::mem::replace(&mut self.event_known, true) || need_event(event, new, old)
+        } else {
+            self.areas.driver.read_u16(FLAGS) & F_NO_NOTIFICATION == 0
+        }
+    }
+
+    /// Writes an event index that asks for a kick once entry `event` becomes available.
+    #[inline]
+    fn write_kick_event(&mut self, event: u16) {
+        self.areas.device.write_u16(used_at(self.size), event);
+        self.kick_event = event;
+    }
+
+    #[cold]
+    fn fail(&mut self, fault: RingFault) -> RingFault {
+        self.fault = Some(fault);
+        fault
+    }
+}
+
+impl<W: Words> DeviceRing for SplitDevice<W> {
+    fn peek(&mut self, burst: &mut Burst, max_chains: usize) -> Result<usize, RingFault> {
+        burst.begin(&self.map);
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        if self.map.is_poisoned() {
+            return Err(self.fail(RingFault::Poisoned));
+        }
+        let max = max_chains.min(Burst::CHAINS) as u16;
+        let mut ready = self.avail_seen.wrapping_sub(self.avail_next);
+        if ready < max {
+            ready = self.look()?;
+        }
+        if self.event_idx && !self.kicks && self.avail_next.wrapping_sub(self.kick_event) > EVENT_DRIFT {
+            self.write_kick_event(self.avail_next.wrapping_sub(1));
+        }
+        let count = ready.min(max);
+        self.read_heads(ready.min(2 * max));
+        for ahead in 0..count {
+            let head = self.heads[usize::from(self.avail_next.wrapping_add(ahead)) % HEADS];
+            match self.add(burst, head) {
+                Ok(()) => {}
+                Err(Stop::Fault(fault)) if burst.len() == 0 => return Err(self.fail(fault)),
+                Err(_) => break,
+            }
+        }
+        Ok(burst.len())
+    }
+
+    #[inline]
+    fn consume(&mut self, chains: &[Chain]) {
+        let peeked = self.heads_read.wrapping_sub(self.avail_next);
+        debug_assert!(chains.len() <= usize::from(peeked), "consumes what was not peeked");
+        self.avail_next = self.avail_next.wrapping_add(peeked.min(chains.len() as u16));
+    }
+
+    #[inline]
+    fn complete(&mut self, chain: &Chain, written: u32) {
+        if self.used_next == self.avail_next {
+            debug_assert!(false, "completes what was not consumed");
+            return;
+        }
+        let entry = u64::from(chain.id) | u64::from(written) << 32;
+        if !self.skip_used {
+            self.shadow[self.shadow_len % SHADOW] = entry;
+            self.shadow_len += 1;
+            self.used_next = self.used_next.wrapping_add(1);
+            if self.shadow_len == SHADOW {
+                self.flush();
+            }
+        } else if written == 0 {
+            self.run = (chain.id, self.run.1 + 1);
+            self.used_next = self.used_next.wrapping_add(1);
+        } else {
+            // A length has to be told: this chain gets an entry of its own.
+            self.flush_run();
+            self.areas.device.write_pairs(used_at(self.used_next & self.mask), &[entry]);
+            self.used_next = self.used_next.wrapping_add(1);
+        }
+    }
+
+    fn publish(&mut self) -> bool {
+        let (old, new) = (self.used_published, self.used_next);
+        if old == new {
+            return false;
+        }
+        self.flush();
+        // Release: pairs with the Acquire after the load of used.idx in `SplitDriver::collect` (virtio 1.3 §2.7.8.2):
+        // entries and the bytes of buffers are visible before the index.
+        fence(Ordering::Release);
+        self.areas.device.write_u16(IDX, new);
+        self.used_published = new;
+        self.keeper.store(self.position());
+        self.wants_call(old, new)
+    }
+
+    fn enable_kicks(&mut self) -> bool {
+        self.kicks = true;
+        if self.event_idx {
+            self.write_kick_event(self.avail_next);
+        } else {
+            self.areas.device.write_u16(FLAGS, 0);
+        }
+        // Full: pairs with the full fence in `SplitDriver::publish`. Either the driver sees the wish just written and
+        // kicks, or its index is seen here.
+        fence(Ordering::SeqCst);
+        self.fault.is_none() && self.areas.driver.read_u16(IDX) != self.avail_next
+    }
+
+    fn disable_kicks(&mut self) {
+        self.kicks = false;
+        if self.event_idx {
+            // virtio 1.3 §2.7.10: flags mean nothing now. An event just behind is the farthest one away.
+            self.write_kick_event(self.avail_next.wrapping_sub(1));
+        } else {
+            self.areas.device.write_u16(FLAGS, F_NO_NOTIFICATION);
+        }
+    }
+
+    fn has_available(&mut self) -> bool {
+        self.fault.is_none()
+            && (self.avail_seen != self.avail_next || self.areas.driver.read_u16(IDX) != self.avail_next)
+    }
+
+    /// The position from which a successor has to go on: what was consumed but not published counts as not taken.
+    fn position(&self) -> Position {
+        let used = self.used_published;
+        Position { avail_idx: used, avail_wrap: true, used_idx: used, used_wrap: true }
+    }
+}
+
+/// Heads read ahead at most: the burst at hand and the next one.
+const HEADS: usize = 2 * Burst::CHAINS;
+/// Used entries held back at most; more are written to the ring early.
+const SHADOW: usize = Burst::CHAINS;
+/// An event index written to mean "never" is renewed after so many entries, long before it comes round.
+const EVENT_DRIFT: u16 = 0x4000;
