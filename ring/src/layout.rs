@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use crate::features::Features;
 use crate::guest::{GuestMap, HostSlice, Miss};
+use crate::position::Position;
 use crate::queue::{Format, QueueConfig, RingSize, SetupError};
 use crate::words::{RawWords, Words};
 
@@ -39,6 +40,9 @@ pub struct DriverConfig {
     pub map: Arc<GuestMap>,
     /// The areas, by guest physical address: see [`Layout::at`].
     pub areas: Areas<u64>,
+    /// Where the device starts: [`Position::START`] on a device that was reset. Both sides must be told the same, and
+    /// available and used position must be the same place.
+    pub position: Position,
 }
 
 /// How a ring is laid out in one block of memory: offsets of its areas, each on a cache line of its own so that what

@@ -1,1 +1,347 @@
-//! The device's side.
+//! The device's side of a packed virtqueue.
+//!
+//! ```text
+//!   published        completed         avail
+//!       |--- shadow ----|--- in flight ---|--- available ...        (slots of the ring, each with its wrap counter)
+//!       |----- `in_flight`, at most N ----|
+//! ```
+//!
+//! Owned by one pump and used from one thread at a time; the driver on the other side is hostile.
+
+use std::sync::Arc;
+
+use crate::chain::{Burst, Chain, Segment};
+use crate::features::Features;
+use crate::guest::{GuestMap, LastHit};
+use crate::layout::Areas;
+use crate::packed::{ADDR, Cursor, F_BOTH, FLAGS, ID, LEN, Suppression, available, field, passed, used};
+use crate::position::{Position, PositionSlot};
+use crate::queue::{DeviceRing, Format, QueueConfig, RingFault, SetupError};
+use crate::sync::{Ordering, fence};
+use crate::walk::{F_INDIRECT, F_NEXT, F_WRITE, Gather, Stop};
+use crate::words::{RawWords, Words};
+
+/// The device's side of a running packed virtqueue.
+///
+/// The first publication after a start anywhere but at a fresh ring's position asks for a notification whatever
+/// descriptor the driver waits for: a predecessor may have died between publishing and notifying.
+#[derive(Debug)]
+pub struct PackedDevice<W: Words = RawWords> {
+    areas: Areas<W>,
+    /// Keeps the memory of areas and buffers.
+    map: Arc<GuestMap>,
+    hint: LastHit,
+    size: u16,
+    indirect: bool,
+    event_idx: bool,
+    skip_used: bool,
+    /// Returned by every peek once it was returned by one.
+    fault: Option<RingFault>,
+
+    /// Next descriptor to consume.
+    avail: Cursor,
+    /// Slots last peeked and not consumed.
+    peeked: u16,
+    /// Slots consumed and not published.
+    in_flight: u16,
+
+    /// Where the first entry of `shadow` belongs.
+    completed: Cursor,
+    /// Slots completed and not published.
+    pending: u16,
+    /// Completed chains not yet in the ring: written there in one run, so that their lines are taken from the driver
+    /// once.
+    shadow: [Used; SHADOW],
+    shadow_len: usize,
+    /// The first descriptor of the batch, which is written last: its slot and its length, id and flags.
+    held: Option<(u16, u64)>,
+
+    /// What the driver sees: all before it was used.
+    published: Cursor,
+    /// A publication since the start asked for its notification by descriptor, so that the next one can rely on it.
+    event_known: bool,
+    keeper: PositionSlot,
+}
+
+/// A used descriptor to be written.
+#[derive(Debug, Clone, Copy)]
+struct Used {
+    written: u32,
+    id: u16,
+    /// Slots that it stands for.
+    slots: u16,
+}
+
+impl QueueConfig {
+    /// Starts a packed ring from `self.position`'s used position: buffers that a predecessor took but did not complete
+    /// are taken anew (completion is in ring order).
+    pub fn activate_packed(self) -> Result<PackedDevice, SetupError> {
+        let areas = self.resolve(Format::Packed)?;
+        PackedDevice::over(self, areas)
+    }
+}
+
+impl<W: Words> PackedDevice<W> {
+    /// Starts a ring over `areas`, whatever addresses `config` claims: [`QueueConfig::activate_packed`] for other
+    /// kinds of memory.
+    pub fn over(config: QueueConfig, areas: Areas<W>) -> Result<PackedDevice<W>, SetupError> {
+        areas.check(Format::Packed, config.size)?;
+        let size = config.size.get();
+        let Position { avail_idx, used_idx, used_wrap, .. } = config.position;
+        if avail_idx >= size || used_idx >= size {
+            return Err(SetupError::Position);
+        }
+        let start = Cursor { slot: used_idx, wrap: used_wrap };
+        Ok(PackedDevice {
+            areas,
+            map: config.map,
+            hint: LastHit::default(),
+            size,
+            indirect: config.features.contains(Features::INDIRECT_DESC),
+            event_idx: config.features.contains(Features::EVENT_IDX),
+            skip_used: config.skip_used && config.features.contains(Features::IN_ORDER),
+            fault: None,
+            avail: start,
+            peeked: 0,
+            in_flight: 0,
+            completed: start,
+            pending: 0,
+            shadow: [Used { written: 0, id: 0, slots: 0 }; SHADOW],
+            shadow_len: 0,
+            held: None,
+            published: start,
+            event_known: start == Cursor { slot: 0, wrap: true },
+            keeper: config.keeper,
+        })
+    }
+
+    /// Adds the chain at `at` to the burst, which takes at most `room` slots; `flags` are those of its head. Returns
+    /// its slots.
+    #[inline(always)]
+    fn add(&mut self, burst: &mut Burst, at: Cursor, flags: u16, room: u16) -> Result<u16, Stop> {
+        let addr = self.areas.desc.read_u64(field(at.slot, ADDR));
+        // The upper 16 bits are the flags once more: not used, those that were read before are.
+        let word = self.areas.desc.read_u64(field(at.slot, LEN));
+        let (len, id) = (word as u32, (word >> 32) as u16);
+        if flags & (F_NEXT | F_INDIRECT) == 0 {
+            if id >= self.size {
+                return Err(RingFault::BufferId.into());
+            }
+            let slice = self.map.lookup(&mut self.hint, addr, len).map_err(|_| RingFault::Unmapped)?;
+            if slice.len == len as usize {
+                let segment = Segment { start: slice.start, len };
+                return match burst.push_single(id, segment, flags & F_WRITE != 0) {
+                    true => Ok(1),
+                    false => Err(Stop::Full),
+                };
+            }
+        }
+        self.add_chain(burst, at, addr, u64::from(flags) << 48 | word & LEN_AND_ID, room)
+    }
+
+    /// Adds a chain of several descriptors, an indirect one, or one whose buffer crosses regions. `addr` and `word` are
+    /// its first descriptor.
+    #[inline(never)]
+    fn add_chain(
+        &mut self,
+        burst: &mut Burst,
+        mut at: Cursor,
+        mut addr: u64,
+        mut word: u64,
+        room: u16,
+    ) -> Result<u16, Stop> {
+        let mut gather = Gather::new(burst, &self.map, &mut self.hint);
+        let mut slots = 1;
+        loop {
+            let (len, id, flags) = (word as u32, (word >> 32) as u16, (word >> 48) as u16);
+            if flags & F_INDIRECT != 0 {
+                // virtio 1.3 §2.8.19: not without the feature, and not together with NEXT.
+                if !self.indirect || flags & F_NEXT != 0 {
+                    return Err(RingFault::Indirect.into());
+                }
+                gather.add_plain_table(addr, len)?;
+            } else {
+                gather.add(addr, len, flags & F_WRITE != 0)?;
+            }
+            if flags & F_NEXT == 0 {
+                // virtio 1.3 §2.8.6: the id is that of the last descriptor in the chain.
+                if id >= self.size {
+                    return Err(RingFault::BufferId.into());
+                }
+                gather.finish(id, slots)?;
+                return Ok(slots);
+            }
+            // The driver made the head's flags visible last (virtio 1.3 §2.8.21), so the rest needs no look at its
+            // AVAIL bits; a chain that runs into slots that the device still has is not one.
+            if slots == room {
+                return Err(RingFault::ChainLength.into());
+            }
+            slots += 1;
+            at.advance(1, self.size);
+            addr = self.areas.desc.read_u64(field(at.slot, ADDR));
+            word = self.areas.desc.read_u64(field(at.slot, LEN));
+        }
+    }
+
+    /// Writes what is in the shadow into the ring, but for the batch's first descriptor.
+    fn flush(&mut self) {
+        for entry in self.shadow.get(..self.shadow_len).unwrap_or_default() {
+            // virtio 1.3 §2.8.5: WRITE in a used descriptor says that its length is valid.
+            let flags = used(self.completed.wrap) | if entry.written > 0 { F_WRITE } else { 0 };
+            let word = u64::from(entry.written) | u64::from(entry.id) << 32 | u64::from(flags) << 48;
+            if self.held.is_none() {
+                self.held = Some((self.completed.slot, word));
+            } else {
+                self.areas.desc.write_u64(field(self.completed.slot, LEN), word);
+            }
+            self.completed.advance(entry.slots, self.size);
+        }
+        self.shadow_len = 0;
+    }
+
+    /// True if the driver asked to be told of the `slots` slots just published.
+    #[inline]
+    fn wants_call(&mut self, slots: u16) -> bool {
+        // Full: pairs with the full fence in `PackedDriver::enable_calls`. Either this side sees the driver's wish
+        // to be told, or the driver, looking once more after it wished, sees the flags stored before.
+        fence(Ordering::SeqCst);
+        let asked = Suppression(self.areas.driver.read_u32(0));
+        match asked.event() {
+            Some(event) if self.event_idx => {
+                !std::mem::replace(&mut self.event_known, true)
+                    || passed(event, self.published, slots, self.size)
+            }
+            _ => !asked.is_disable(),
+        }
+    }
+
+    #[inline(always)]
+    fn is_available(&self, at: Cursor) -> bool {
+        self.areas.desc.read_u16(field(at.slot, FLAGS)) & F_BOTH == available(at.wrap)
+    }
+
+    #[cold]
+    fn fail(&mut self, fault: RingFault) -> RingFault {
+        self.fault = Some(fault);
+        fault
+    }
+}
+
+impl<W: Words> DeviceRing for PackedDevice<W> {
+    fn peek(&mut self, burst: &mut Burst, max_chains: usize) -> Result<usize, RingFault> {
+        burst.begin(&self.map);
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        if self.map.is_poisoned() {
+            return Err(self.fail(RingFault::Poisoned));
+        }
+        let max = max_chains.min(Burst::CHAINS);
+        let mut at = self.avail;
+        let mut room = self.size - self.in_flight;
+        while burst.len() < max && room > 0 {
+            let flags = self.areas.desc.read_u16(field(at.slot, FLAGS));
+            if flags & F_BOTH != available(at.wrap) {
+                break;
+            }
+            // Acquire: pairs with the Release before the store of a batch's first flags in `PackedDriver::publish`
+            // (virtio 1.3 §2.8.21.1); the rest of the descriptor, and of its chain, is read after it.
+            fence(Ordering::Acquire);
+            match self.add(burst, at, flags, room) {
+                Ok(slots) => {
+                    at.advance(slots, self.size);
+                    room -= slots;
+                }
+                Err(Stop::Fault(fault)) if burst.len() == 0 => return Err(self.fail(fault)),
+                Err(_) => break,
+            }
+        }
+        self.peeked = self.size - self.in_flight - room;
+        self.areas.desc.prefetch_read(field(at.slot, 0));
+        Ok(burst.len())
+    }
+
+    #[inline]
+    fn consume(&mut self, chains: &[Chain]) {
+        for chain in chains {
+            if chain.slots > self.peeked {
+                debug_assert!(false, "consumes what was not peeked");
+                return;
+            }
+            self.peeked -= chain.slots;
+            self.in_flight += chain.slots;
+            self.avail.advance(chain.slots, self.size);
+        }
+    }
+
+    #[inline]
+    fn complete(&mut self, chain: &Chain, written: u32) {
+        if chain.slots > self.in_flight - self.pending {
+            debug_assert!(false, "completes what was not consumed");
+            return;
+        }
+        self.pending += chain.slots;
+        // virtio 1.3 §2.8.9: in order, one used descriptor, with the id of the last buffer, stands for a batch.
+        if self.skip_used
+            && written == 0
+            && let Some(last) = self.shadow.get_mut(self.shadow_len.wrapping_sub(1))
+            && last.written == 0
+        {
+            (last.id, last.slots) = (chain.id, last.slots + chain.slots);
+            return;
+        }
+        self.shadow[self.shadow_len % SHADOW] = Used { written, id: chain.id, slots: chain.slots };
+        self.shadow_len += 1;
+        if self.shadow_len == SHADOW {
+            self.flush();
+        }
+    }
+
+    fn publish(&mut self) -> bool {
+        if self.pending == 0 {
+            return false;
+        }
+        self.flush();
+        if let Some((slot, word)) = self.held.take() {
+            self.areas.desc.write_u32(field(slot, LEN), word as u32);
+            self.areas.desc.write_u16(field(slot, ID), (word >> 32) as u16);
+            // Release: pairs with the Acquire after the load of the flags in `PackedDriver::collect` (virtio 1.3
+            // §2.8.22): buffers and the other descriptors of the batch are visible before the first one's flags.
+            fence(Ordering::Release);
+            self.areas.desc.write_u16(field(slot, FLAGS), (word >> 48) as u16);
+        }
+        let slots = std::mem::take(&mut self.pending);
+        self.in_flight -= slots;
+        self.published = self.completed;
+        self.keeper.store(self.position());
+        self.wants_call(slots)
+    }
+
+    fn enable_kicks(&mut self) -> bool {
+        let wish = if self.event_idx { Suppression::at(self.avail) } else { Suppression::ENABLE };
+        self.areas.device.write_u32(0, wish.0);
+        // Full: pairs with the full fence in `PackedDriver::publish`. Either the driver sees the wish just written and
+        // kicks, or its descriptor is seen here.
+        fence(Ordering::SeqCst);
+        self.has_available()
+    }
+
+    fn disable_kicks(&mut self) {
+        self.areas.device.write_u32(0, Suppression::DISABLE.0);
+    }
+
+    fn has_available(&mut self) -> bool {
+        self.fault.is_none() && self.in_flight < self.size && self.is_available(self.avail)
+    }
+
+    /// The position from which a successor has to go on: what was consumed but not published counts as not taken.
+    fn position(&self) -> Position {
+        let Cursor { slot, wrap } = self.published;
+        Position { avail_idx: slot, avail_wrap: wrap, used_idx: slot, used_wrap: wrap }
+    }
+}
+
+/// Used descriptors held back at most; more are written to the ring early.
+const SHADOW: usize = Burst::CHAINS;
+/// Length and id in the upper half of a descriptor.
+const LEN_AND_ID: u64 = (1 << 48) - 1;

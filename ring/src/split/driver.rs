@@ -72,16 +72,19 @@ impl DriverConfig {
     /// Starts a split ring: clears its areas. The device must not use them yet.
     pub fn start_split(self) -> Result<SplitDriver, SetupError> {
         let areas = self.resolve(Format::Split)?;
-        SplitDriver::over(self, areas, 0)
+        SplitDriver::over(self, areas)
     }
 }
 
 impl<W: Words> SplitDriver<W> {
-    /// Starts a ring over `areas`, whatever addresses `config` claims, at index `start`:
-    /// [`DriverConfig::start_split`] for other kinds of memory and for tests of index wrap.
-    pub fn over(config: DriverConfig, areas: Areas<W>, start: u16) -> Result<SplitDriver<W>, SetupError> {
+    /// Starts a ring over `areas`, whatever addresses `config` claims: [`DriverConfig::start_split`] for other kinds
+    /// of memory.
+    pub fn over(config: DriverConfig, areas: Areas<W>) -> Result<SplitDriver<W>, SetupError> {
         areas.check(Format::Split, config.size)?;
-        let size = config.size.get();
+        let (size, start) = (config.size.get(), config.position.used_idx);
+        if config.position.avail_idx != start {
+            return Err(SetupError::Position);
+        }
         for index in 0..size {
             areas.desc.write_u64(desc_at(index), 0);
             areas.desc.write_u64(desc_at(index) + 8, 0);
