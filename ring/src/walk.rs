@@ -110,7 +110,7 @@ impl<'a> Gather<'a> {
 
     /// Adds the buffers of an indirect table whose entries are chained by `next`: split rings.
     pub(crate) fn add_chained_table(&mut self, gpa: u64, len: u32) -> Result<(), Stop> {
-        let mut table = Table::new(self.map, self.hint, gpa, len)?;
+        let table = Table::new(self.map, self.hint, gpa, len)?;
         let (mut index, mut visited) = (0, 1);
         loop {
             let (addr, word) = table.entry(self.map, self.hint, index)?;
@@ -137,7 +137,7 @@ impl<'a> Gather<'a> {
 
     /// Adds all buffers of an indirect table in their order: packed rings.
     pub(crate) fn add_plain_table(&mut self, gpa: u64, len: u32) -> Result<(), Stop> {
-        let mut table = Table::new(self.map, self.hint, gpa, len)?;
+        let table = Table::new(self.map, self.hint, gpa, len)?;
         for index in 0..table.count {
             let (addr, word) = table.entry(self.map, self.hint, index)?;
             // virtio 1.3 §2.8.7: in a table of a packed ring WRITE is the only valid flag; all others are ignored.
@@ -187,7 +187,7 @@ impl<'a> Table<'a> {
 
     /// Entry `index`, which is below `count`: address, and the other three fields in one word.
     #[inline]
-    fn entry(&mut self, map: &'a GuestMap, hint: &mut LastHit, index: u32) -> Result<(u64, u64), RingFault> {
+    fn entry(&self, map: &'a GuestMap, hint: &mut LastHit, index: u32) -> Result<(u64, u64), RingFault> {
         match read_descriptor(self.head, index as usize * 16) {
             Some(entry) => Ok(entry),
             None => self.entry_beyond(map, hint, index),

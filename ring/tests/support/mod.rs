@@ -1,6 +1,7 @@
 //! Guest memory and rings for the tests: both sides of a ring over the same memory.
 
 #![allow(dead_code, unreachable_pub, reason = "every test binary uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::fs::File;
 use std::sync::Arc;
