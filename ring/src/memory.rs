@@ -104,13 +104,14 @@ impl HostMemory {
         // Reserves hugetlb pages, or finds at once that there are not enough.
         let mapping = Mapping::new(file.as_fd(), 0, len, page_bytes)?;
         if kind == PageKind::Thp {
-            advise_huge(&mapping);
+            // Before there are small pages to be copied into the huge ones.
+            collapse(&mapping);
         }
         // Takes the pages now: a reservation does not hold against a cgroup's limit.
         populate(&mapping)?;
         rustix::io::retry_on_intr(|| rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, size))?;
         if kind == PageKind::Thp {
-            collapse(&mapping)?;
+            require_huge(&mapping)?;
         }
         Ok(HostMemory { kind, file, mapping: Arc::new(mapping) })
     }
@@ -141,29 +142,32 @@ impl HostMemory {
     }
 }
 
-/// Asks for huge pages at first touch: where `shmem_enabled` is `advise`, there is nothing left to collapse.
-fn advise_huge(mapping: &Mapping) {
+/// Has the kernel make huge pages of the mapping, whatever its policy for shared memory.
+fn collapse(mapping: &Mapping) {
     let (start, len) = mapping.pages();
-    // SAFETY: the range belongs to `mapping`, which is borrowed; the advice changes no byte. A kernel without huge
-    // pages refuses it, and `collapse` finds out.
-    let _ = unsafe { rustix::mm::madvise(start.cast(), len, Advice::LinuxHugepage) };
+    // SAFETY: the range belongs to `mapping`, which is borrowed; either advice moves pages and changes no byte. What
+    // they return says little (collapse fails as a whole if one page of many could not be had): see `require_huge`.
+    unsafe {
+        let _ = rustix::mm::madvise(start.cast(), len, Advice::LinuxHugepage);
+        let _ = libc::madvise(start.cast(), len, libc::MADV_COLLAPSE);
+    }
 }
 
-/// Has the kernel make huge pages of the mapping, whatever its policy for shared memory, and looks at what came of it.
-fn collapse(mapping: &Mapping) -> io::Result<()> {
+/// Looks at what came of [`collapse`], which may be tried once more: some pages may have been busy.
+fn require_huge(mapping: &Mapping) -> io::Result<()> {
     let (start, len) = mapping.pages();
-    // SAFETY: the range belongs to `mapping`, which is borrowed; the advice moves pages and changes no byte. What it
-    // returns says less than the readback below: it fails as a whole if one page of many could not be had, and says
-    // nothing where a page was huge before.
-    let _ = unsafe { libc::madvise(start.cast(), len, libc::MADV_COLLAPSE) };
-    let huge = pmd_mapped_bytes(start.addr(), len)?;
-    if huge < len as u64 {
-        return Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            format!("the kernel made huge pages of {huge} of {len} bytes"),
-        ));
+    if pmd_mapped_bytes(start.addr(), len)? == len as u64 {
+        return Ok(());
     }
-    Ok(())
+    collapse(mapping);
+    let huge = pmd_mapped_bytes(start.addr(), len)?;
+    if huge == len as u64 {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::Unsupported,
+        format!("the kernel made huge pages of {huge} of {len} bytes"),
+    ))
 }
 
 /// Bytes of shared memory that are mapped by whole huge pages in `[start, start + len)`, as the kernel says.
@@ -268,7 +272,7 @@ mod tests {
         rustix::fs::ftruncate(&file, 1 << 20).unwrap();
         let mapping = Mapping::new(file.as_fd(), 0, 1 << 20, rustix::param::page_size()).unwrap();
         populate(&mapping).unwrap();
-        let error = collapse(&mapping).unwrap_err();
+        let error = require_huge(&mapping).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Unsupported);
         assert_eq!(error.to_string(), "the kernel made huge pages of 0 of 1048576 bytes");
     }
