@@ -58,9 +58,15 @@ impl DropReason {
             DropReason::RxBufferTooSmall => {
                 "the guest's receive buffers are smaller than the frame: enable mrg_rxbuf or lower the MTU"
             }
-            DropReason::Oversize => "the guest sends more than the device's MTU: lower the guest's MTU or raise the device's",
-            DropReason::Runt => "the guest sent less than an Ethernet header: look for a broken or hostile driver",
-            DropReason::TxDisabled => "the guest disabled this queue pair: enable it in the guest (ethtool -L)",
+            DropReason::Oversize => {
+                "the guest sends more than the device's MTU: lower the guest's MTU or raise the device's"
+            }
+            DropReason::Runt => {
+                "the guest sent less than an Ethernet header: look for a broken or hostile driver"
+            }
+            DropReason::TxDisabled => {
+                "the guest disabled this queue pair: enable it in the guest (ethtool -L)"
+            }
         }
     }
 }

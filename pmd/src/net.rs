@@ -1,5 +1,10 @@
 //! What network devices have in common (virtio 1.3 §5.1): feature bits, configuration space, frame header.
 
+/// One end of a transfer: a started queue.
+pub mod end;
+/// The pump that carries frames from one queue to another.
+pub mod transfer;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -27,6 +32,15 @@ pub const F_MQ: Features = Features(1 << 22);
 pub fn header_len(features: Features) -> usize {
     if features.contains(Features::VERSION_1) || features.contains(F_MRG_RXBUF) { 12 } else { 10 }
 }
+
+/// Bytes of an Ethernet header: two addresses and a type.
+pub const ETHERNET_HEADER: u32 = 14;
+
+/// Bytes of a VLAN tag, which a frame may carry beyond its MTU.
+pub const VLAN_TAG: u32 = 4;
+
+/// The largest MTU that a device may have: what jumbo frames are by convention.
+pub const MAX_MTU: u16 = 9000;
 
 /// The smallest MTU that a device may have (`ETH_MIN_MTU` of the kernel's vDPA).
 pub const MIN_MTU: u16 = 68;

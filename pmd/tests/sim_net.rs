@@ -1,0 +1,469 @@
+//! `sim/net` between driver-side rings: what is sent comes back whole, once, in order; what cannot is dropped under its
+//! name; what breaks the rules faults its ring alone.
+
+#![expect(clippy::unwrap_used, reason = "helpers of a test stop it where something is not as it must be")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use ringway_engine::{Armed, Budget, Polled, Pump};
+use ringway_pmd::counters::{DropReason, QueueCounters};
+use ringway_pmd::drivers::sim_net::SimNet;
+use ringway_pmd::net::{F_MRG_RXBUF, header_len};
+use ringway_pmd::notify::EventFd;
+use ringway_pmd::vdpa::{DeviceSpec, DriverError, FaultReporter, ManagementDevice, QueueBinding, VdpaDevice};
+use ringway_ring::features::Features;
+use ringway_ring::guest::GuestMap;
+use ringway_ring::layout::{DriverConfig, Layout};
+use ringway_ring::memory::HostMemory;
+use ringway_ring::position::{Position, PositionPage};
+use ringway_ring::queue::{Completion, DriverBuffer, DriverRing, Format, QueueConfig, RingFault, RingSize};
+use ringway_ring::tsc;
+
+/// A driver of either format.
+type Driver = Box<dyn DriverRing>;
+
+/// Both queues of a pair seen from the guest, and the pump between them.
+struct Bed {
+    rx: Driver,
+    tx: Driver,
+    pump: Box<dyn Pump>,
+    map: Arc<GuestMap>,
+    counters: [Arc<QueueCounters>; 2],
+    faults: [FaultReporter; 2],
+    header: usize,
+    /// Next free byte of buffer memory.
+    free: u64,
+    _memory: HostMemory,
+}
+
+#[derive(Clone, Copy)]
+struct Setup {
+    format: Format,
+    features: Features,
+    size: u16,
+    mtu: u16,
+    swap: bool,
+    rx_started: bool,
+    rx_enabled: bool,
+    tx_enabled: bool,
+    kick: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Setup {
+            format: Format::Split,
+            features: Features::VERSION_1 | F_MRG_RXBUF,
+            size: 64,
+            mtu: 1500,
+            swap: false,
+            rx_started: true,
+            rx_enabled: true,
+            tx_enabled: true,
+            kick: true,
+        }
+    }
+}
+
+const GPA: u64 = 0x4000_0000;
+const RINGS: u64 = 1 << 20;
+const MEMORY: u64 = 32 << 20;
+
+impl Bed {
+    fn new(setup: Setup) -> Bed {
+        let features = match setup.format {
+            Format::Split => setup.features,
+            Format::Packed => setup.features | Features::RING_PACKED,
+        };
+        let memory = HostMemory::allocate("test", MEMORY).unwrap();
+        let map = Arc::new(memory.guest_map(GPA).unwrap());
+        let size = RingSize::new(setup.format, setup.size.into()).unwrap();
+        let layout = Layout::new(setup.format, size);
+        let positions = PositionPage::anonymous().unwrap();
+        let attention = Arc::new(EventFd::new().unwrap());
+        let counters: [Arc<QueueCounters>; 2] = Default::default();
+        let faults = [(); 2].map(|()| FaultReporter::new(Arc::clone(&attention)));
+        let mut drivers = Vec::new();
+        let mut bindings = Vec::new();
+        for index in 0..2u16 {
+            let at = u64::from(index) * layout.total;
+            let config = DriverConfig {
+                size,
+                features,
+                map: Arc::clone(&map),
+                areas: layout.at(GPA + at),
+                position: Position::START,
+            };
+            let driver: Driver = match setup.format {
+                Format::Split => Box::new(config.start_split().unwrap()),
+                Format::Packed => Box::new(config.start_packed().unwrap()),
+            };
+            drivers.push(driver);
+            let areas = layout.at(memory.address() + at);
+            if index == 0 && !setup.rx_started {
+                continue;
+            }
+            bindings.push(QueueBinding {
+                index,
+                enabled: if index == 0 { setup.rx_enabled } else { setup.tx_enabled },
+                format: setup.format,
+                config: QueueConfig {
+                    size,
+                    features,
+                    map: Arc::clone(&map),
+                    desc_user_addr: areas.desc,
+                    driver_user_addr: areas.driver,
+                    device_user_addr: areas.device,
+                    position: Position::START,
+                    keeper: positions.slot(index.into()).unwrap(),
+                    skip_used: false,
+                },
+                kick: setup.kick.then(|| Arc::new(EventFd::new().unwrap())),
+                call: None,
+                counters: Arc::clone(&counters[usize::from(index)]),
+                fault: faults[usize::from(index)].clone(),
+            });
+        }
+        let swap = if setup.swap { "on" } else { "off" };
+        let mut device = create(DeviceSpec {
+            name: "test".into(),
+            mtu: Some(setup.mtu),
+            attributes: BTreeMap::from([("swap".into(), swap.into())]),
+            ..DeviceSpec::default()
+        })
+        .unwrap();
+        device.negotiated(features).unwrap();
+        let pump = device.pump(0, bindings).unwrap();
+        let tx = drivers.pop().unwrap();
+        let rx = drivers.pop().unwrap();
+        let header = header_len(features);
+        Bed { rx, tx, pump, map, counters, faults, header, free: GPA + RINGS, _memory: memory }
+    }
+
+    fn buffer(&mut self, len: usize) -> u64 {
+        let at = self.free;
+        self.free += len as u64 + 7; // deliberately unaligned
+        assert!(self.free < GPA + MEMORY);
+        at
+    }
+
+    /// Posts one receive chain of segments of these sizes.
+    fn post(&mut self, token: u32, sizes: &[usize]) -> Vec<DriverBuffer> {
+        let buffers: Vec<DriverBuffer> = sizes
+            .iter()
+            .map(|&len| DriverBuffer { gpa: self.buffer(len), len: len as u32, writable: true })
+            .collect();
+        self.rx.add(&buffers, token).unwrap();
+        self.rx.publish();
+        buffers
+    }
+
+    /// Sends bytes (header included) cut into segments at `cuts`.
+    fn send_raw(&mut self, token: u32, bytes: &[u8], cuts: &[usize]) {
+        let mut edges: Vec<usize> = cuts.iter().map(|cut| cut % bytes.len().max(1)).collect();
+        edges.extend([0, bytes.len()]);
+        edges.sort_unstable();
+        edges.dedup();
+        let mut buffers = Vec::new();
+        for pair in edges.windows(2) {
+            let part = &bytes[pair[0]..pair[1]];
+            let gpa = self.buffer(part.len());
+            self.map.resolve(gpa, part.len() as u64).unwrap().write(part);
+            buffers.push(DriverBuffer { gpa, len: part.len() as u32, writable: false });
+        }
+        self.tx.add(&buffers, token).unwrap();
+        self.tx.publish();
+    }
+
+    fn send(&mut self, token: u32, frame: &[u8], cuts: &[usize]) {
+        let mut bytes = vec![0xee; self.header]; // claims of the sender's header must not arrive
+        bytes.extend_from_slice(frame);
+        self.send_raw(token, &bytes, cuts);
+    }
+
+    fn poll(&mut self) -> Polled {
+        self.pump.poll(&Budget::default(), tsc::cycles())
+    }
+
+    fn received(&mut self) -> Vec<Completion> {
+        let mut done = [Completion::default(); 64];
+        let count = self.rx.collect(&mut done).unwrap();
+        done[..count].to_vec()
+    }
+
+    fn sent(&mut self) -> usize {
+        self.tx.collect(&mut [Completion::default(); 64]).unwrap()
+    }
+
+    fn read(&self, buffers: &[DriverBuffer], len: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for buffer in buffers {
+            let mut part = vec![0; buffer.len as usize];
+            self.map.resolve(buffer.gpa, buffer.len.into()).unwrap().read(&mut part);
+            bytes.extend(part);
+        }
+        bytes.truncate(len);
+        bytes
+    }
+
+    fn drops(&self, reason: DropReason) -> u64 {
+        self.counters[1].snapshot().drops.into_iter().find(|(other, _)| *other == reason).unwrap().1
+    }
+}
+
+fn create(spec: DeviceSpec) -> Result<Box<dyn VdpaDevice>, DriverError> {
+    SimNet::new().create(&spec)
+}
+
+fn frame(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|at| (at as u8).wrapping_mul(13).wrapping_add(seed)).collect()
+}
+
+fn formats() -> impl Strategy<Value = Format> {
+    prop_oneof![Just(Format::Split), Just(Format::Packed)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn frames_however_cut_come_back_whole_once_and_in_order(
+        format in formats(),
+        mergeable in any::<bool>(),
+        swap in any::<bool>(),
+        frames in prop::collection::vec((14usize..1518, prop::collection::vec(0usize..1600, 0..4)), 1..12),
+        room in prop::collection::vec(prop::collection::vec(1usize..700, 1..4), 1..4),
+    ) {
+        let features = Features::VERSION_1 | if mergeable { F_MRG_RXBUF } else { Features::NONE };
+        let mut bed = Bed::new(Setup { format, features, swap, size: 128, ..Setup::default() });
+        // Receive buffers: of odd sizes where frames may span them, else large enough for any frame.
+        let mut posted = BTreeMap::new();
+        let slots = if mergeable { 32 } else { frames.len() };
+        for token in 0..slots as u32 {
+            let mut sizes = room[token as usize % room.len()].clone();
+            if mergeable { sizes[0] += 400 } else { sizes.push(1600) }
+            let buffers = bed.post(token, &sizes);
+            posted.insert(token, buffers);
+        }
+        let mut expected = Vec::new();
+        for (token, (len, cuts)) in frames.iter().enumerate() {
+            let bytes = frame(*len, token as u8);
+            bed.send(token as u32, &bytes, cuts);
+            let mut want = bytes;
+            if swap {
+                let (to, from): ([u8; 6], [u8; 6]) = (want[0..6].try_into().unwrap(), want[6..12].try_into().unwrap());
+                want[0..6].copy_from_slice(&from);
+                want[6..12].copy_from_slice(&to);
+            }
+            expected.push(want);
+        }
+        let mut completions = Vec::new();
+        let mut sent = 0;
+        for _ in 0..8 {
+            bed.poll();
+            completions.extend(bed.received());
+            sent += bed.sent();
+        }
+        let mut next = completions.iter();
+        for want in &expected {
+            // num_buffers of the first header tells how many completions make the frame.
+            let Some(first) = next.next() else { prop_assert!(mergeable, "frame missing"); break };
+            let buffers = &posted[&first.token];
+            let head = bed.read(buffers, first.written as usize);
+            prop_assert_eq!(&head[..10], &[0u8; 10][..], "nothing of the sender's header arrives");
+            let count = u16::from_le_bytes([head[10], head[11]]);
+            prop_assert!(count >= 1 && (mergeable || count == 1));
+            let mut got = head[bed.header..].to_vec();
+            for _ in 1..count {
+                let more = next.next().unwrap();
+                got.extend(bed.read(&posted[&more.token], more.written as usize));
+            }
+            prop_assert_eq!(&got, want);
+        }
+        prop_assert!(next.next().is_none(), "nothing comes twice");
+        if !mergeable {
+            prop_assert_eq!(sent, expected.len());
+        }
+    }
+}
+
+#[test]
+fn sizes_across_the_limits_are_delivered_or_dropped_by_name() {
+    for format in [Format::Split, Format::Packed] {
+        let mut bed = Bed::new(Setup { format, ..Setup::default() });
+        bed.post(0, &[2048]);
+        bed.post(1, &[2048]);
+        for (token, len) in [13, 14, 1518, 1519].into_iter().enumerate() {
+            bed.send(token as u32, &frame(len, 1), &[]);
+        }
+        assert_eq!(bed.poll(), Polled::Moved(4));
+        let lengths: Vec<u32> = bed.received().iter().map(|done| done.written).collect();
+        assert_eq!(lengths, [14 + 12, 1518 + 12]);
+        assert_eq!((bed.drops(DropReason::Runt), bed.drops(DropReason::Oversize)), (1, 1));
+        assert_eq!(bed.sent(), 4);
+    }
+}
+
+#[test]
+fn sender_without_receive_buffers_waits_and_is_then_dropped_and_counted() {
+    let mut bed = Bed::new(Setup::default());
+    bed.send(0, &frame(60, 1), &[]);
+    let start = tsc::cycles();
+    assert_eq!(bed.pump.poll(&Budget::default(), start), Polled::Blocked);
+    assert_eq!(bed.sent(), 0, "the descriptor stays while there is hope");
+    assert!(matches!(bed.pump.arm(), Armed::Sleep { within_ns: Some(1..=10_000_000) }));
+    bed.pump.disarm();
+    let later = start + tsc::hertz() / 50; // 20 ms
+    assert_eq!(bed.pump.poll(&Budget::default(), later), Polled::Moved(1));
+    assert_eq!((bed.sent(), bed.drops(DropReason::NoRxBuffer)), (1, 1));
+}
+
+#[test]
+fn blocked_frame_is_delivered_when_a_buffer_comes() {
+    let mut bed = Bed::new(Setup::default());
+    bed.send(0, &frame(60, 1), &[]);
+    assert_eq!(bed.poll(), Polled::Blocked);
+    bed.post(0, &[2048]);
+    assert_eq!(bed.poll(), Polled::Moved(1));
+    assert_eq!(bed.received().len(), 1);
+}
+
+#[test]
+fn frame_larger_than_every_buffer_is_dropped_not_waited_for() {
+    let features = Features::VERSION_1;
+    let mut bed = Bed::new(Setup { features, ..Setup::default() });
+    bed.post(0, &[512]);
+    bed.send(0, &frame(1000, 1), &[]);
+    bed.send(1, &frame(100, 2), &[]);
+    assert_eq!(bed.poll(), Polled::Moved(2));
+    assert_eq!(bed.drops(DropReason::RxBufferTooSmall), 1);
+    assert_eq!(bed.received().len(), 1, "the next frame takes the buffer");
+}
+
+#[test]
+fn frame_that_spans_more_buffers_than_guessed_is_delivered() {
+    let mut bed = Bed::new(Setup { mtu: 9000, ..Setup::default() });
+    for token in 0..60 {
+        bed.post(token, &[200]);
+    }
+    bed.send(0, &frame(9014, 1), &[]);
+    assert_eq!(bed.poll(), Polled::Moved(1));
+    assert_eq!(bed.received().len(), (9014 + 12usize).div_ceil(200));
+}
+
+#[test]
+fn disabled_queues_drop_what_is_sent_under_their_own_names() {
+    for (setup, reason) in [
+        (Setup { tx_enabled: false, ..Setup::default() }, DropReason::TxDisabled),
+        (Setup { rx_enabled: false, ..Setup::default() }, DropReason::RxDisabled),
+        (Setup { rx_started: false, ..Setup::default() }, DropReason::RxDisabled),
+    ] {
+        let mut bed = Bed::new(setup);
+        if setup.rx_started {
+            bed.post(0, &[2048]);
+        }
+        bed.send(0, &frame(60, 1), &[]);
+        assert_eq!(bed.poll(), Polled::Moved(1));
+        assert_eq!((bed.sent(), bed.drops(reason)), (1, 1));
+        assert!(bed.received().is_empty());
+    }
+}
+
+#[test]
+fn chain_shorter_than_its_header_faults_the_transmit_ring_by_name() {
+    for format in [Format::Split, Format::Packed] {
+        let mut bed = Bed::new(Setup { format, ..Setup::default() });
+        bed.post(0, &[2048]);
+        bed.send(0, &frame(60, 1), &[]);
+        bed.send_raw(1, &[0; 11], &[3, 5]);
+        assert_eq!(bed.poll(), Polled::Moved(1), "what came before goes through");
+        assert_eq!(bed.faults[1].reported(), Some(RingFault::TooShort));
+        assert_eq!(bed.faults[0].reported(), None);
+        assert_eq!(bed.received().len(), 1);
+        assert_eq!(bed.poll(), Polled::Idle);
+    }
+}
+
+#[test]
+fn writable_buffer_on_the_transmit_ring_faults_it() {
+    let mut bed = Bed::new(Setup::default());
+    bed.post(0, &[2048]);
+    let gpa = bed.buffer(100);
+    bed.tx.add(&[DriverBuffer { gpa, len: 100, writable: true }], 0).unwrap();
+    bed.tx.publish();
+    bed.poll();
+    assert_eq!(bed.faults[1].reported(), Some(RingFault::Direction));
+}
+
+#[test]
+fn readable_buffer_on_the_receive_ring_faults_it_and_its_sender_goes_on() {
+    let mut bed = Bed::new(Setup::default());
+    let gpa = bed.buffer(2048);
+    bed.rx.add(&[DriverBuffer { gpa, len: 2048, writable: false }], 0).unwrap();
+    bed.rx.publish();
+    bed.send(0, &frame(60, 1), &[]);
+    bed.poll();
+    assert_eq!(bed.faults[0].reported(), Some(RingFault::Direction));
+    assert_eq!(bed.faults[1].reported(), None);
+    bed.poll();
+    assert_eq!((bed.sent(), bed.drops(DropReason::RxDisabled)), (1, 1));
+}
+
+#[test]
+fn address_outside_memory_faults_and_counts() {
+    let mut bed = Bed::new(Setup::default());
+    bed.tx.add(&[DriverBuffer { gpa: 0x10, len: 100, writable: false }], 0).unwrap();
+    bed.tx.publish();
+    bed.poll();
+    assert_eq!(bed.faults[1].reported(), Some(RingFault::Unmapped));
+    let faults = bed.counters[1].snapshot().faults;
+    assert!(faults.contains(&(RingFault::Unmapped, 1)), "{faults:?}");
+}
+
+#[test]
+fn arming_finds_work_that_came_meanwhile() {
+    let mut bed = Bed::new(Setup::default());
+    assert_eq!(bed.poll(), Polled::Idle);
+    bed.post(0, &[2048]);
+    bed.send(0, &frame(60, 1), &[]);
+    assert_eq!(bed.pump.arm(), Armed::HasWork);
+    assert_eq!(bed.poll(), Polled::Moved(1));
+    assert_eq!(bed.pump.arm(), Armed::Sleep { within_ns: None });
+}
+
+#[test]
+fn front_end_without_kicks_cannot_be_slept_on() {
+    let mut bed = Bed::new(Setup { kick: false, ..Setup::default() });
+    assert_eq!(bed.pump.arm(), Armed::CannotSleep);
+    assert!(bed.pump.wake_sources().is_empty());
+}
+
+#[test]
+fn counters_agree_with_what_was_moved() {
+    let mut bed = Bed::new(Setup::default());
+    for token in 0..8 {
+        bed.post(token, &[2048]);
+        bed.send(token, &frame(100, 1), &[]);
+    }
+    bed.poll();
+    for counters in &bed.counters {
+        let stats = counters.snapshot();
+        assert_eq!((stats.received_desc, stats.completed_desc, stats.packets, stats.bytes), (8, 8, 8, 800));
+    }
+}
+
+#[test]
+fn devices_are_refused_with_the_reason_when_asked_for_what_cannot_be() {
+    let named = |spec: DeviceSpec| create(DeviceSpec { name: "x".into(), ..spec }).err().unwrap().to_string();
+    assert!(named(DeviceSpec { max_vqp: Some(17), ..DeviceSpec::default() }).contains("1 to 16"));
+    assert!(named(DeviceSpec { max_vqp: Some(0), ..DeviceSpec::default() }).contains("1 to 16"));
+    assert!(named(DeviceSpec { mtu: Some(67), ..DeviceSpec::default() }).contains("68 to 9000"));
+    let mac = Some("01:00:00:00:00:01".parse().unwrap());
+    assert!(named(DeviceSpec { mac, ..DeviceSpec::default() }).contains("unicast"));
+    let device_features = Some(Features(1 << 60));
+    assert!(named(DeviceSpec { device_features, ..DeviceSpec::default() }).contains("bits 60"));
+    let attributes = BTreeMap::from([("swap".into(), "maybe".into())]);
+    assert!(named(DeviceSpec { attributes, ..DeviceSpec::default() }).contains("on or off"));
+}
