@@ -1,0 +1,282 @@
+//! The built-in guest: a vhost-user front-end with driver-side rings of its own, which makes, sends, receives and
+//! checks Ethernet frames.
+//!
+//! It stands in for a VM's NIC in `ringway demo`, in tests and in the benchmark suite, and goes through the device's
+//! real socket and real rings. One thread owns it. It polls: it asks for no calls.
+//!
+//! ```text
+//!   memory:  | rings of pair 0 | rings of pair 1 | .. | buffers of pair 0 | buffers of pair 1 | .. |
+//! ```
+
+/// The frames that it makes, and how they are told apart.
+pub mod frame;
+/// One queue pair and its traffic.
+pub mod pair;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringway_pmd::net::{F_MRG_RXBUF, header_len};
+use ringway_pmd::notify::EventFd;
+use ringway_ring::features::Features;
+use ringway_ring::guest::MapError;
+use ringway_ring::memory::{HostMemory, PageKind};
+use ringway_ring::position::Position;
+use ringway_ring::queue::{Format, RingSize, SetupError};
+
+use crate::vhost_user::frontend::{Frontend, FrontendError, MemoryRegion, VringAddr};
+use pair::{Pair, PairSetup, PairStats};
+
+/// What the guest shall be like.
+#[derive(Debug, Clone, Copy)]
+pub struct GuestOptions {
+    /// Ring layout.
+    pub format: Format,
+    /// Queue pairs.
+    pub pairs: u16,
+    /// Entries in each ring.
+    pub queue_size: u16,
+    /// Bytes of each frame, from the Ethernet header on, without frame check sequence.
+    pub frame_len: u16,
+    /// Negotiate MRG_RXBUF.
+    pub mergeable: bool,
+    /// Negotiate IN_ORDER.
+    pub in_order: bool,
+    /// How long the back-end may take for an answer.
+    pub patience: Duration,
+}
+
+impl Default for GuestOptions {
+    fn default() -> Self {
+        GuestOptions {
+            format: Format::Split,
+            pairs: 1,
+            queue_size: 256,
+            frame_len: 64,
+            mergeable: true,
+            in_order: false,
+            patience: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Why the guest could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// The back-end.
+    #[error(transparent)]
+    Frontend(#[from] FrontendError),
+    /// Memory of our own.
+    #[error("cannot allocate {bytes} bytes of guest memory: {source}")]
+    Memory {
+        /// Bytes asked for.
+        bytes: u64,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// An event descriptor.
+    #[error("cannot make an eventfd: {0}")]
+    EventFd(std::io::Error),
+    /// Its own memory map.
+    #[error("guest memory: {0}")]
+    Map(#[from] MapError),
+    /// A ring's set-up.
+    #[error("ring set-up: {0}")]
+    Setup(#[from] SetupError),
+    /// The device lacks a feature.
+    #[error("the device does not offer what the guest needs: feature bits {missing:#x}")]
+    Features {
+        /// The bits.
+        missing: u64,
+    },
+    /// The device broke the rules of a ring.
+    #[error("the device broke the rules of queue {queue}: {fault}")]
+    Device {
+        /// The queue.
+        queue: u16,
+        /// How.
+        fault: ringway_ring::queue::RingFault,
+    },
+    /// An option that cannot be.
+    #[error("frame of {0} bytes: must be 60 to 9018")]
+    FrameLen(u16),
+}
+
+/// A guest that is connected, with its rings started and its receive buffers posted.
+#[derive(Debug)]
+pub struct Guest {
+    frontend: Frontend,
+    pairs: Vec<Pair>,
+    page_kind: PageKind,
+    features: Features,
+    /// The memory outlives the rings in it.
+    _memory: HostMemory,
+}
+
+impl Guest {
+    /// Connects to the device behind the socket and starts its rings.
+    pub fn connect(socket: &Path, options: GuestOptions) -> Result<Guest, GuestError> {
+        let frontend = Frontend::connect(socket, options.patience)?;
+        Guest::start(frontend, options)
+    }
+
+    /// Starts the rings over a connection that stands.
+    pub fn start(mut frontend: Frontend, options: GuestOptions) -> Result<Guest, GuestError> {
+        if !(60..=9018).contains(&options.frame_len) {
+            return Err(GuestError::FrameLen(options.frame_len));
+        }
+        let offered = frontend.handshake()?;
+        let mut features = Features::VERSION_1;
+        if options.format == Format::Packed {
+            features |= Features::RING_PACKED;
+        }
+        if options.mergeable {
+            features |= F_MRG_RXBUF;
+        }
+        if options.in_order {
+            features |= Features::IN_ORDER;
+        }
+        if !offered.contains(features) {
+            return Err(GuestError::Features { missing: features.without(offered).0 });
+        }
+        frontend.set_features(features)?;
+
+        let size = RingSize::new(options.format, options.queue_size.into())?;
+        let plan = Plan::new(&options, size, features);
+        let bytes = plan.total(options.pairs);
+        let memory = HostMemory::allocate("ringway-guest", bytes)
+            .map_err(|source| GuestError::Memory { bytes, source })?;
+        let map = Arc::new(memory.guest_map(GPA)?);
+        frontend.set_mem_table(&[MemoryRegion {
+            gpa: GPA,
+            size: memory.size(),
+            user_addr: memory.address(),
+            file_offset: 0,
+            file: memory.file(),
+        }])?;
+
+        let mut pairs = Vec::with_capacity(options.pairs.into());
+        for index in 0..options.pairs {
+            pairs.push(Pair::new(PairSetup {
+                index,
+                format: options.format,
+                size,
+                features,
+                map: Arc::clone(&map),
+                user_addr: memory.address(),
+                gpa: GPA,
+                rings_at: plan.rings_at(index),
+                buffers_at: plan.buffers_at(options.pairs, index),
+                buffer_bytes: plan.buffer_bytes,
+                frame_len: options.frame_len,
+                kick: [event_fd()?, event_fd()?],
+            })?);
+        }
+        let base = Position::START.to_vhost_base(options.format);
+        for pair in &pairs {
+            for (direction, address) in pair.ring_addresses().into_iter().enumerate() {
+                let queue = u32::from(pair.index()) * 2 + direction as u32;
+                let address = VringAddr {
+                    desc: address.desc,
+                    driver: address.driver,
+                    device: address.device,
+                    log: None,
+                };
+                let kick = pair.kick(direction);
+                frontend.start_ring(queue, size.get().into(), base, address, Some(kick), None)?;
+            }
+        }
+        frontend.set_status(DRIVER_OK)?;
+        for queue in 0..u32::from(options.pairs) * 2 {
+            frontend.enable_ring(queue, true)?;
+        }
+        Ok(Guest { frontend, pairs, page_kind: memory.kind(), features, _memory: memory })
+    }
+
+    /// The pages that its memory stands on.
+    pub fn page_kind(&self) -> PageKind {
+        self.page_kind
+    }
+
+    /// The features that it negotiated.
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    /// One round over all pairs: collects what came, checks it, and sends as much as `send` frames a pair. Returns how
+    /// many frames were received.
+    pub fn turn(&mut self, send: u32) -> Result<u32, GuestError> {
+        let mut received = 0;
+        for pair in &mut self.pairs {
+            received += pair.turn(send)?;
+        }
+        Ok(received)
+    }
+
+    /// What all pairs counted, added up.
+    pub fn stats(&self) -> PairStats {
+        self.pairs.iter().fold(PairStats::default(), |sum, pair| sum.plus(pair.stats()))
+    }
+
+    /// The pairs.
+    pub fn pairs_mut(&mut self) -> &mut [Pair] {
+        &mut self.pairs
+    }
+
+    /// Stops every ring in order and leaves.
+    pub fn stop(mut self) -> Result<PairStats, GuestError> {
+        for queue in 0..self.pairs.len() as u32 * 2 {
+            self.frontend.stop_ring(queue)?;
+        }
+        Ok(self.stats())
+    }
+}
+
+fn event_fd() -> Result<Arc<EventFd>, GuestError> {
+    EventFd::new().map(Arc::new).map_err(GuestError::EventFd)
+}
+
+/// Where things are in the guest's memory, in bytes from its start.
+#[derive(Debug)]
+struct Plan {
+    /// Both rings of one pair.
+    ring_bytes: u64,
+    /// One buffer, header included.
+    buffer_bytes: u32,
+    /// Buffers of one pair: a ring's worth for each direction.
+    buffers: u64,
+}
+
+impl Plan {
+    fn new(options: &GuestOptions, size: RingSize, features: Features) -> Plan {
+        let header = header_len(features) as u32;
+        Plan {
+            ring_bytes: pair::ring_bytes(options.format, size) * 2,
+            // Odd multiples of a cache line, so that buffers spread over all sets of the caches.
+            buffer_bytes: (header + u32::from(options.frame_len)).next_multiple_of(LINE) | LINE,
+            buffers: u64::from(size.get()) * 2,
+        }
+    }
+
+    fn rings_at(&self, pair: u16) -> u64 {
+        u64::from(pair) * self.ring_bytes
+    }
+
+    fn buffers_at(&self, pairs: u16, pair: u16) -> u64 {
+        self.rings_at(pairs) + u64::from(pair) * self.buffers * u64::from(self.buffer_bytes)
+    }
+
+    fn total(&self, pairs: u16) -> u64 {
+        self.buffers_at(pairs, pairs)
+    }
+}
+
+/// A cache line, in bytes.
+const LINE: u32 = 64;
+
+/// Where the guest's memory starts in its own physical addresses.
+const GPA: u64 = 0x1_0000_0000;
+
+/// `ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK` (virtio 1.3 §2.1).
+const DRIVER_OK: u8 = 1 | 2 | 8 | 4;
