@@ -1,1 +1,15 @@
-//! See Cargo.toml.
+//! Measurements of Ringway from outside, as a guest or an operator would: over a device's socket with rings of our own,
+//! and over the operator's socket.
+//!
+//! Speed counts as a ratio inside one run; a number alone says more about the machine than about the program, so
+//! every result names the host.
+#![forbid(unsafe_code)]
+
+/// A `ringwayd` of our own, on a directory that goes with it.
+pub mod daemon;
+/// The machine that a result was made on.
+pub mod host;
+/// What an idle device costs.
+pub mod idle;
+/// Throughput and latency of a network device.
+pub mod net;
