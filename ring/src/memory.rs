@@ -149,7 +149,7 @@ fn collapse(mapping: &Mapping) {
     // they return says little (collapse fails as a whole if one page of many could not be had): see `require_huge`.
     unsafe {
         let _ = rustix::mm::madvise(start.cast(), len, Advice::LinuxHugepage);
-        let _ = libc::madvise(start.cast(), len, libc::MADV_COLLAPSE);
+        let _ = libc::madvise(start.cast(), len, MADV_COLLAPSE);
     }
 }
 
@@ -199,6 +199,9 @@ fn populate(mapping: &Mapping) -> io::Result<()> {
         Err(error) => Err(error.into()),
     }
 }
+
+/// Linux 6.1, `include/uapi/asm-generic/mman-common.h`: not every C library's headers have it.
+const MADV_COLLAPSE: libc::c_int = 25;
 
 #[cfg(test)]
 mod tests {
