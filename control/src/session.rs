@@ -3,14 +3,29 @@
 //! The session owns its socket, the device's operations and the negotiation; it maps the guest's memory and has the
 //! device's pumps made, placed and retired. It touches no other device and holds no lock that others need. What
 //! happens to it is told to the control thread by [`Report`]s; what control wants of it comes as [`Command`]s.
+//!
+//! ```text
+//!   control --Command--> [inbox, eventfd] --+
+//!   front-end ----------> [socket] ---------+--> session thread: poll, obey one message, answer
+//!   worker, pump -------> [same eventfd] ---+        |                     |
+//!                                                    +--Report--> control  +--pumps--> engine
+//! ```
+//!
+//! The thread waits in one place, for all of these at once, and never for the peer alone: a front-end that is stopped
+//! in the middle of a message, or never reads an answer, delays neither a command nor its own removal.
+
+mod plane;
+mod run;
 
 use std::fmt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use crossbeam::queue::SegQueue;
 use ringway_engine::Engine;
 use ringway_pmd::counters::QueueCounters;
+use ringway_pmd::notify::EventFd;
 use ringway_pmd::vdpa::VdpaDevice;
 use ringway_ring::features::Features;
 use ringway_ring::position::PositionPage;
@@ -184,6 +199,7 @@ pub struct SessionHandle {
     pub id: u64,
     /// The peer's process, as the kernel reports it.
     pub peer: Peer,
+    inbox: Arc<Inbox>,
 }
 
 /// Who is connected, by SO_PEERCRED.
@@ -200,13 +216,69 @@ pub struct Peer {
 impl SessionHandle {
     /// Asks the session to do something; never waits. False if it is over.
     pub fn send(&self, command: Command) -> bool {
-        let _ = command;
-        unimplemented!("skeleton")
+        self.inbox.send(command)
     }
 }
 
 /// Starts a session on a thread of its own.
+///
+/// # Errors
+/// Those of the system: no thread, no descriptor, no credentials of the peer. The device is dropped then.
 pub fn spawn(setup: SessionSetup) -> std::io::Result<SessionHandle> {
-    let _ = setup;
-    unimplemented!("skeleton")
+    let peer = peer_of(&setup.stream)?;
+    let id = setup.id;
+    let inbox = Arc::new(Inbox::new()?);
+    let name = format!("rw-{}", setup.shared.name);
+    let theirs = Arc::clone(&inbox);
+    std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || run::run(setup, &theirs))?;
+    Ok(SessionHandle { id, peer, inbox })
 }
+
+/// The peer's process, as the kernel knows it.
+fn peer_of(stream: &UnixStream) -> std::io::Result<Peer> {
+    let credentials = rustix::net::sockopt::socket_peercred(stream)?;
+    Ok(Peer {
+        pid: credentials.pid.as_raw_nonzero().get(),
+        uid: credentials.uid.as_raw(),
+        gid: credentials.gid.as_raw(),
+    })
+}
+
+/// Commands on their way to a session, and what wakes it.
+#[derive(Debug)]
+struct Inbox {
+    /// Also signalled by workers and pumps that want attention.
+    wake: Arc<EventFd>,
+    commands: SegQueue<Command>,
+    /// Set with `Revoke` or `Close`, for the session to see in the midst of long work.
+    leave: AtomicBool,
+    /// The session takes no more commands.
+    over: AtomicBool,
+}
+
+impl Inbox {
+    fn new() -> std::io::Result<Inbox> {
+        Ok(Inbox {
+            wake: Arc::new(EventFd::new()?),
+            commands: SegQueue::new(),
+            leave: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+        })
+    }
+
+    fn send(&self, command: Command) -> bool {
+        // Relaxed, here and below: flags that publish nothing else; the queue orders the commands.
+        if self.over.load(Ordering::Relaxed) {
+            return false;
+        }
+        if matches!(command, Command::Revoke | Command::Close) {
+            self.leave.store(true, Ordering::Relaxed);
+        }
+        self.commands.push(command);
+        self.wake.signal();
+        true
+    }
+}
+
+/// The stack of a session's thread: its deepest call holds a few frames of [`crate::vhost_user::connection::Frame`].
+const STACK_BYTES: usize = 128 * 1024;

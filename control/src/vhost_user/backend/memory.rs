@@ -1,0 +1,104 @@
+//! The guest's memory as a session maps it: the difference between the map that is and the one that is asked for.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use ringway_ring::guest::{GuestMap, MapError, Region, RegionSpec};
+
+use super::super::message::{MAX_MEM_SLOTS, MemRegion};
+
+/// The most bytes that one front-end may have mapped here: a peer with sparse files must not fill the address space
+/// that all devices share.
+const MAX_BYTES: u64 = 1 << 42;
+
+/// Why a memory table was refused. The one that was is still in force.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MemoryError {
+    #[error(transparent)]
+    Map(#[from] MapError),
+    #[error("{0} regions are more than the {MAX_MEM_SLOTS} offered")]
+    Slots(usize),
+    #[error("{0:#x} bytes are more than the {MAX_BYTES:#x} that one guest may have")]
+    Bytes(u64),
+    #[error("the device is being removed")]
+    Revoked,
+}
+
+impl MemoryError {
+    /// A stable short name.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            MemoryError::Map(MapError::Map(_) | MapError::Stat(_)) => "memory_map_failed",
+            MemoryError::Map(MapError::NotMemory { .. }) => "memory_not_shareable",
+            MemoryError::Map(MapError::BeyondFile { .. }) => "memory_beyond_file",
+            MemoryError::Map(MapError::Overlap { .. }) => "memory_overlap",
+            MemoryError::Map(MapError::NoSuchRegion { .. }) => "memory_no_such_region",
+            MemoryError::Map(_) => "memory_region",
+            MemoryError::Slots(_) | MemoryError::Bytes(_) => "memory_too_much",
+            MemoryError::Revoked => "revoked",
+        }
+    }
+}
+
+/// The claims of a region with its file.
+pub(super) fn spec(region: MemRegion, file: OwnedFd) -> RegionSpec {
+    let MemRegion { gpa, size, user_addr, mmap_offset } = region;
+    RegionSpec { gpa, size, user_addr, file_offset: mmap_offset, file }
+}
+
+/// The map for a whole new table. Regions that stay the same stay mapped; between two mappings, `revoked` is asked.
+pub(super) fn replace(
+    old: Option<&GuestMap>,
+    specs: Vec<RegionSpec>,
+    revoked: impl Fn() -> bool,
+) -> Result<GuestMap, MemoryError> {
+    bounded(specs.len(), specs.iter().map(|spec| spec.size))?;
+    let mut regions = Vec::with_capacity(specs.len());
+    for spec in specs {
+        if revoked() {
+            return Err(MemoryError::Revoked);
+        }
+        let same = old.and_then(|map| map.regions().iter().find(|region| region.is_same(&spec)));
+        regions.push(match same {
+            Some(region) => Arc::clone(region),
+            None => Region::map(spec)?,
+        });
+    }
+    Ok(GuestMap::new(regions)?)
+}
+
+/// The map with one region more.
+pub(super) fn add(old: Option<&GuestMap>, spec: RegionSpec) -> Result<GuestMap, MemoryError> {
+    let old_regions = old.map_or(&[][..], GuestMap::regions);
+    bounded(old_regions.len() + 1, old_regions.iter().map(|region| region.size()).chain([spec.size]))?;
+    let region = Region::map(spec)?;
+    Ok(match old {
+        Some(old) => old.with(region)?,
+        None => GuestMap::new(vec![region])?,
+    })
+}
+
+/// The map without one region.
+pub(super) fn remove(old: Option<&GuestMap>, region: &MemRegion) -> Result<GuestMap, MemoryError> {
+    let MemRegion { gpa, size, user_addr, .. } = *region;
+    match old {
+        Some(old) => Ok(old.without(gpa, user_addr, size)?),
+        None => Err(MemoryError::Map(MapError::NoSuchRegion { gpa, user_addr, size })),
+    }
+}
+
+/// True if both maps show the same regions, so that nothing need be placed anew.
+pub(super) fn same(old: Option<&GuestMap>, new: &GuestMap) -> bool {
+    old.is_some_and(|old| {
+        old.regions().len() == new.regions().len()
+            && old.regions().iter().zip(new.regions()).all(|(one, other)| Arc::ptr_eq(one, other))
+    })
+}
+
+fn bounded(count: usize, sizes: impl Iterator<Item = u64>) -> Result<(), MemoryError> {
+    if count as u64 > MAX_MEM_SLOTS {
+        return Err(MemoryError::Slots(count));
+    }
+    let bytes = sizes.fold(0u64, u64::saturating_add);
+    if bytes > MAX_BYTES { Err(MemoryError::Bytes(bytes)) } else { Ok(()) }
+}

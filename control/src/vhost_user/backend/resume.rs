@@ -1,0 +1,219 @@
+//! Where a ring goes on after the connection was lost: at the front-end's base, or where we know that it stands.
+//!
+//! A ring that is stopped in order (GET_VRING_BASE, a reset) has its kept position cleared; the front-end was told it
+//! and repeats it. A kept position that is there when a ring starts means that the previous session ended otherwise:
+//! the socket broke, or this process was killed. Then
+//!
+//! - for a split ring, QEMU sends the used index that it finds in the ring;
+//! - for a packed ring, it can only repeat what it was told when *it* set the ring up, which is long past.
+//!
+//! The kept position is trusted over the base only where the ring itself, which the guest and nobody else has had in
+//! its hands since, bears witness to it. A guest that set its ring up anew meanwhile, another guest with the same
+//! device, a ring at another place or of another size, a process killed between publishing and keeping: none of them
+//! shows the traces that are looked for, and the front-end's base holds.
+//!
+//! | format | witness |
+//! | --- | --- |
+//! | split | `used.idx` is the kept used index |
+//! | packed | the descriptor *at* the position is not used in this lap; going back from it, each was written by a driver and carries its lap's AVAIL bit, until one that this device marked used in that lap |
+//!
+//! Beside that, DPDK's front-end says base 0 for every split ring that it connects again, and counts on the back-end
+//! to look: a split ring whose base is 0 starts at its `used.idx`, if the driver's index fits that.
+//!
+//! Going back passes over the tails of chains and over buffers that an in-order batch left unmarked; a zeroed ring
+//! has no addresses, and a freshly filled one has no used descriptor, so that neither passes for a ring that ran.
+
+use ringway_ring::guest::GuestMap;
+use ringway_ring::position::Position;
+use ringway_ring::queue::{Format, RingSize};
+
+use super::super::message::VringAddrs;
+
+/// The position at which everything taken is also given back: what was taken and not completed is taken anew.
+pub(super) fn rewound(kept: Position) -> Position {
+    Position { avail_idx: kept.used_idx, avail_wrap: kept.used_wrap, ..kept }
+}
+
+/// Where to start a ring whose front-end says `base`.
+pub(super) fn decide(
+    format: Format,
+    size: RingSize,
+    map: &GuestMap,
+    addrs: &VringAddrs,
+    base: Position,
+    kept: Option<Position>,
+) -> Position {
+    let kept = kept.map(rewound);
+    match format {
+        Format::Split => match (idx(map, addrs.driver), idx(map, addrs.device)) {
+            (Some(avail), Some(used)) => split(size, avail, used, base, kept),
+            _ => base,
+        },
+        Format::Packed => kept
+            .filter(|kept| packed_agrees(size, *kept, |index| descriptor(map, addrs.desc, index)))
+            .unwrap_or(base),
+    }
+}
+
+/// Where a split ring starts whose indexes in memory are `avail` and `used`.
+fn split(size: RingSize, avail: u16, used: u16, base: Position, kept: Option<Position>) -> Position {
+    let restarted = base.used_idx == 0 && avail.wrapping_sub(used) <= size.get();
+    if restarted || kept.is_some_and(|kept| kept.used_idx == used) {
+        Position { avail_idx: used, used_idx: used, ..Position::START }
+    } else {
+        base
+    }
+}
+
+/// `idx` of either ring of a split queue.
+fn idx(map: &GuestMap, ring_user_addr: u64) -> Option<u16> {
+    let mut idx = [0; 2];
+    let slice = map.resolve_user(ring_user_addr.checked_add(2)?, 2).ok()?;
+    (slice.read(&mut idx) == 2).then(|| u16::from_le_bytes(idx))
+}
+
+/// What matters here of a packed descriptor.
+#[derive(Debug, Clone, Copy)]
+struct Descriptor {
+    addr: u64,
+    avail: bool,
+    used: bool,
+}
+
+fn descriptor(map: &GuestMap, ring_user_addr: u64, index: u16) -> Option<Descriptor> {
+    let mut bytes = [0; 16];
+    let slice = map.resolve_user(ring_user_addr.checked_add(u64::from(index) * 16)?, 16).ok()?;
+    if slice.read(&mut bytes) != 16 {
+        return None;
+    }
+    let [a, b, c, d, e, f, g, h, .., low, high] = bytes;
+    let flags = u16::from_le_bytes([low, high]);
+    Some(Descriptor {
+        addr: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+        avail: flags & (1 << 7) != 0,
+        used: flags & (1 << 15) != 0,
+    })
+}
+
+/// See the table at the head.
+fn packed_agrees(size: RingSize, kept: Position, read: impl Fn(u16) -> Option<Descriptor>) -> bool {
+    let size = size.get();
+    let Position { used_idx: mut index, used_wrap: mut wrap, .. } = kept;
+    if index >= size {
+        return false;
+    }
+    match read(index) {
+        Some(next) if !(next.avail == wrap && next.used == wrap) => {}
+        _ => return false,
+    }
+    for _ in 0..size {
+        if index == 0 {
+            (index, wrap) = (size, !wrap);
+        }
+        index -= 1;
+        match read(index) {
+            Some(past) if past.addr != 0 && past.avail == wrap => {
+                if past.used == wrap {
+                    return true;
+                }
+            }
+            _ => return false,
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u16 = 8;
+
+    fn size() -> RingSize {
+        RingSize::new(Format::Packed, SIZE.into()).unwrap()
+    }
+
+    fn at(index: u16, wrap: bool) -> Position {
+        Position { avail_idx: index, avail_wrap: wrap, used_idx: index, used_wrap: wrap }
+    }
+
+    /// A ring after `done` chains of `len` descriptors were completed and `ready` more made available.
+    fn ring(done: u32, ready: u32, len: u32) -> (Vec<Descriptor>, Position) {
+        let mut ring = vec![Descriptor { addr: 0, avail: false, used: false }; SIZE.into()];
+        let size = u32::from(SIZE);
+        for slot in 0..(done + ready) * len {
+            let lap = (slot / size) % 2 == 0;
+            let used = if slot < done * len && slot % len == 0 { lap } else { !lap };
+            ring[(slot % size) as usize] = Descriptor { addr: 0x1000, avail: lap, used };
+        }
+        let slot = done * len;
+        (ring, at((slot % size) as u16, (slot / size) % 2 == 0))
+    }
+
+    fn agrees(ring: &[Descriptor], kept: Position) -> bool {
+        packed_agrees(size(), kept, |index| ring.get(usize::from(index)).copied())
+    }
+
+    #[test]
+    fn true_position_is_witnessed_and_no_other() {
+        for len in 1..=3 {
+            for done in 1..40 {
+                for ready in 0..=(u32::from(SIZE) / len).saturating_sub(1) {
+                    let (ring, kept) = ring(done, ready, len);
+                    assert!(agrees(&ring, kept), "{done} done, {ready} ready of {len}: {kept:?}");
+                    // Positions behind the true one (a page that lagged) or of another lap are refused. One ahead of
+                    // it, in the midst of what is available, would pass; none is ever kept there.
+                    let slots = u32::from(SIZE) * 2;
+                    let of = |slot: u32| {
+                        at((slot % u32::from(SIZE)) as u16, (slot / u32::from(SIZE)).is_multiple_of(2))
+                    };
+                    for behind in 1..slots - ready * len {
+                        let other = of((done * len + slots - behind) % slots);
+                        assert!(len > 1 || !agrees(&ring, other), "{done} done, {ready} ready: {other:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn fresh_ring_witnesses_nothing() {
+        for ready in 0..=u32::from(SIZE) {
+            let (ring, _) = ring(0, ready, 1);
+            for index in 0..SIZE {
+                for wrap in [false, true] {
+                    assert!(!agrees(&ring, at(index, wrap)), "{ready} ready: {index} {wrap}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn position_beyond_the_ring_or_unreadable_is_not_witnessed() {
+        let (ring, _) = ring(3, 1, 1);
+        assert!(!agrees(&ring, at(SIZE, true)));
+        assert!(!packed_agrees(size(), at(3, true), |_| None));
+    }
+
+    #[test]
+    fn split_ring_starts_at_its_base_unless_the_ring_knows_better() {
+        let size = RingSize::new(Format::Split, 8).unwrap();
+        let to = |idx| Position { avail_idx: idx, used_idx: idx, ..Position::START };
+        // As the front-end says, whatever was kept of another life.
+        assert_eq!(split(size, 5, 0, to(5), None), to(5));
+        assert_eq!(split(size, 5, 0, to(5), Some(to(3))), to(5));
+        // A fresh ring.
+        assert_eq!(split(size, 0, 0, to(0), Some(to(3))), to(0));
+        // Kept and witnessed.
+        assert_eq!(split(size, 9, 7, to(3), Some(to(7))), to(7));
+        // Connected again with base 0, also across the wrap; and a used index that cannot be.
+        assert_eq!(split(size, 3, 65535, to(0), None), to(65535));
+        assert_eq!(split(size, 3, 100, to(0), None), to(0));
+    }
+
+    #[test]
+    fn rewound_position_takes_again_what_was_not_completed() {
+        let kept = Position { avail_idx: 9, avail_wrap: false, used_idx: 7, used_wrap: true };
+        assert_eq!(rewound(kept), at(7, true));
+    }
+}

@@ -1,0 +1,209 @@
+//! One ring of a session: what the front-end said of it, and whether that makes a queue.
+
+use std::sync::Arc;
+
+use ringway_pmd::notify::EventFd;
+use ringway_pmd::vdpa::FaultReporter;
+use ringway_ring::features::Features;
+use ringway_ring::guest::GuestMap;
+use ringway_ring::position::{Position, PositionSlot};
+use ringway_ring::queue::{Format, QueueConfig, RingSize};
+
+use super::super::life::RingLife;
+use super::super::message::VringAddrs;
+use super::resume;
+
+/// How the driver's kicks come.
+#[derive(Debug, Clone)]
+pub(super) enum Kick {
+    /// Not at all: the ring is polled.
+    Polled,
+    /// By the front-end's eventfd.
+    Fd(Arc<EventFd>),
+    /// By VRING_KICK messages, which the session turns into signals of its own eventfd.
+    InBand(Arc<EventFd>),
+}
+
+impl Kick {
+    pub(super) fn source(&self) -> Option<Arc<EventFd>> {
+        match self {
+            Kick::Polled => None,
+            Kick::Fd(fd) | Kick::InBand(fd) => Some(Arc::clone(fd)),
+        }
+    }
+}
+
+/// How the driver is called.
+#[derive(Debug, Clone)]
+pub(super) enum Call {
+    /// Not at all.
+    Never,
+    /// By the front-end's eventfd.
+    Fd(Arc<EventFd>),
+    /// By VRING_CALL messages; the pump signals our own eventfd, the session sends the message.
+    InBand(Arc<EventFd>),
+}
+
+impl Call {
+    pub(super) fn sink(&self) -> Option<Arc<EventFd>> {
+        match self {
+            Call::Never => None,
+            Call::Fd(fd) | Call::InBand(fd) => Some(Arc::clone(fd)),
+        }
+    }
+}
+
+/// One ring.
+#[derive(Debug)]
+pub(super) struct Ring {
+    pub(super) life: RingLife,
+    /// SET_VRING_NUM.
+    pub(super) size: Option<u32>,
+    /// SET_VRING_ADDR.
+    pub(super) addrs: Option<VringAddrs>,
+    /// SET_VRING_BASE, as on the wire.
+    pub(super) base: u32,
+    pub(super) kick: Kick,
+    pub(super) call: Call,
+    pub(super) err: Option<EventFd>,
+    /// Where its position is kept.
+    pub(super) slot: PositionSlot,
+    /// It ran since it was started, so that its position is the kept one, not the base.
+    pub(super) begun: bool,
+    /// It is part of a pump that was placed.
+    pub(super) placed: bool,
+    /// Told by the pump.
+    pub(super) reporter: Option<FaultReporter>,
+    /// Why it was stopped, or why it cannot run as it was set up; until it is started anew or set up rightly.
+    pub(super) fault: Option<&'static str>,
+}
+
+impl Ring {
+    pub(super) fn new(slot: PositionSlot) -> Ring {
+        Ring {
+            life: RingLife::Stopped,
+            size: None,
+            addrs: None,
+            base: 0,
+            kick: Kick::Polled,
+            call: Call::Never,
+            err: None,
+            slot,
+            begun: false,
+            placed: false,
+            reporter: None,
+            fault: None,
+        }
+    }
+
+    /// Forgets what a reset undoes. Call and error descriptors stay: front-ends pass them long before they start a
+    /// ring and do not repeat them.
+    pub(super) fn reset(&mut self) {
+        self.size = None;
+        self.addrs = None;
+        self.base = 0;
+        self.kick = Kick::Polled;
+        self.fault = None;
+        self.stop();
+    }
+
+    /// Forgets that it ran: the next start begins at the base.
+    pub(super) fn stop(&mut self) {
+        self.slot.clear();
+        self.begun = false;
+        self.reporter = None;
+    }
+
+    /// Where it stands, as a base on the wire: the used position, so that buffers taken but not filled are taken
+    /// anew.
+    pub(super) fn base_now(&self, format: Format) -> u32 {
+        match self.slot.load() {
+            Some(kept) if self.begun => resume::rewound(kept).to_vhost_base(format),
+            _ => self.base,
+        }
+    }
+
+    /// The queue that this ring makes; None if it is not set up completely or not started, an error's name if what it
+    /// is set up to be cannot be.
+    pub(super) fn configure(
+        &self,
+        features: Features,
+        map: &Arc<GuestMap>,
+        skip_used: bool,
+    ) -> Result<Option<QueueConfig>, &'static str> {
+        let (Some(size), Some(addrs)) = (self.size, self.addrs) else { return Ok(None) };
+        if !self.life.is_started() {
+            return Ok(None);
+        }
+        let format = format_of(features);
+        let size = RingSize::new(format, size).map_err(|_| "ring_size")?;
+        for area in areas(format, size, features, &addrs) {
+            // virtio 1.3 §2.7, §2.8.10: alignment of each area. A ring area lies in one region.
+            if area.address % area.align != 0 {
+                return Err("ring_misaligned");
+            }
+            let slice = map.resolve_user(area.address, area.len).map_err(|_| "ring_unmapped")?;
+            if !self.begun {
+                // So that no worker waits for the kernel to make a page of the ring. Before Linux 5.14 it does.
+                match slice.populate() {
+                    Err(e) if e.kind() != std::io::ErrorKind::InvalidInput => return Err("ring_unmapped"),
+                    _ => {}
+                }
+            }
+        }
+        let position = match self.slot.load() {
+            Some(kept) if self.begun => resume::rewound(kept),
+            kept => {
+                let base = Position::from_vhost_base(format, self.base).map_err(|_| "ring_base")?;
+                resume::decide(format, size, map, &addrs, base, kept)
+            }
+        };
+        if format == Format::Packed && position.avail_idx.max(position.used_idx) >= size.get() {
+            return Err("ring_base");
+        }
+        Ok(Some(QueueConfig {
+            size,
+            features,
+            map: Arc::clone(map),
+            desc_user_addr: addrs.desc,
+            driver_user_addr: addrs.driver,
+            device_user_addr: addrs.device,
+            position,
+            keeper: self.slot.clone(),
+            skip_used,
+        }))
+    }
+}
+
+/// The layout that features ask for.
+pub(super) fn format_of(features: Features) -> Format {
+    if features.contains(Features::RING_PACKED) { Format::Packed } else { Format::Split }
+}
+
+/// One area of a ring.
+struct Area {
+    address: u64,
+    len: u64,
+    align: u64,
+}
+
+/// The areas of a ring.
+///
+/// | area | split (virtio 1.3 §2.7) | aligned | packed (§2.8) | aligned |
+/// | --- | --- | --- | --- | --- |
+/// | descriptors | 16 n | 16 | 16 n | 16 |
+/// | driver | 4 + 2 n, + 2 with EVENT_IDX | 2 | 4 | 4 |
+/// | device | 4 + 8 n, + 2 with EVENT_IDX | 4 | 4 | 4 |
+fn areas(format: Format, size: RingSize, features: Features, addrs: &VringAddrs) -> [Area; 3] {
+    let n = u64::from(size.get());
+    let event = if features.contains(Features::EVENT_IDX) { 2 } else { 0 };
+    let (driver, driver_align, device) = match format {
+        Format::Split => (4 + 2 * n + event, 2, 4 + 8 * n + event),
+        Format::Packed => (4, 4, 4),
+    };
+    [
+        Area { address: addrs.desc, len: 16 * n, align: 16 },
+        Area { address: addrs.driver, len: driver, align: driver_align },
+        Area { address: addrs.device, len: device, align: 4 },
+    ]
+}
