@@ -20,8 +20,18 @@ use std::ffi::{c_int, c_void};
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
+
+use slot::Slot;
+
+mod slot;
+
+/// What slots are made of: the process's own atomics even under loom, since the table is static. The model below has
+/// slots of loom's.
+mod atomics {
+    pub(super) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+}
 
 /// Faults contained since the process started: one per page touched.
 pub fn contained_faults() -> u64 {
@@ -32,7 +42,7 @@ pub fn contained_faults() -> u64 {
 /// one look at it tells whether anything is new.
 #[inline(always)]
 pub(crate) fn poisoned_regions() -> u64 {
-    // Acquire: pairs with the Release in `Slot::poison`.
+    // Acquire: pairs with the Release in `contain`.
     POISONED.load(Ordering::Acquire)
 }
 
@@ -71,7 +81,7 @@ impl Watch {
     /// True once a fault in the range was contained.
     #[inline]
     pub(crate) fn is_poisoned(&self) -> bool {
-        self.slot.poisoned.load(Ordering::Relaxed)
+        self.slot.is_poisoned()
     }
 }
 
@@ -98,7 +108,7 @@ impl Table {
         let index = self.used;
         let chunk = CHUNKS.get(index / CHUNK).ok_or(io::ErrorKind::OutOfMemory)?;
         if index.is_multiple_of(CHUNK) {
-            let slots: Box<Chunk> = Box::new([const { Slot::new() }; CHUNK]);
+            let slots: Box<Chunk> = Box::new(std::array::from_fn(|_| Slot::new()));
             // Release: pairs with the Acquire in `slot`.
             chunk.store(Box::into_raw(slots), Ordering::Release);
         }
@@ -106,64 +116,6 @@ impl Table {
         self.used += 1;
         HIGH.store(self.used, Ordering::Release);
         Ok(index)
-    }
-}
-
-/// One range. Written under the table's lock, read by handlers at any time.
-#[derive(Debug)]
-struct Slot {
-    /// Odd while the words below change.
-    version: AtomicUsize,
-    start: AtomicUsize,
-    /// 0: free.
-    len: AtomicUsize,
-    page_bytes: AtomicUsize,
-    poisoned: AtomicBool,
-}
-
-impl Slot {
-    const fn new() -> Slot {
-        Slot {
-            version: AtomicUsize::new(0),
-            start: AtomicUsize::new(0),
-            len: AtomicUsize::new(0),
-            page_bytes: AtomicUsize::new(1),
-            poisoned: AtomicBool::new(false),
-        }
-    }
-
-    fn publish(&self, start: usize, len: usize, page_bytes: usize) {
-        let version = self.version.load(Ordering::Relaxed);
-        self.version.store(version.wrapping_add(1), Ordering::Relaxed);
-        // Release: pairs with the Acquire fence in `read`: who sees a word below sees the odd version.
-        fence(Ordering::Release);
-        self.start.store(start, Ordering::Relaxed);
-        self.len.store(len, Ordering::Relaxed);
-        self.page_bytes.store(page_bytes, Ordering::Relaxed);
-        self.poisoned.store(false, Ordering::Relaxed);
-        // Release: pairs with the Acquire load in `read`: who sees this version sees the words above.
-        self.version.store(version.wrapping_add(2), Ordering::Release);
-    }
-
-    /// The range and its page size, or None if it is free or changing.
-    fn read(&self) -> Option<(usize, usize, usize)> {
-        let version = self.version.load(Ordering::Acquire);
-        let words = (
-            self.start.load(Ordering::Relaxed),
-            self.len.load(Ordering::Relaxed),
-            self.page_bytes.load(Ordering::Relaxed),
-        );
-        // Acquire: pairs with the Release fence in `publish`.
-        fence(Ordering::Acquire);
-        let stable = version.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == version;
-        (stable && words.1 != 0).then_some(words)
-    }
-
-    fn poison(&self) {
-        if !self.poisoned.swap(true, Ordering::Relaxed) {
-            // Release: pairs with the Acquire in `poisoned_regions`: who sees the count sees the poison.
-            POISONED.fetch_add(1, Ordering::Release);
-        }
     }
 }
 
@@ -232,7 +184,10 @@ fn contain(address: usize) -> bool {
     if !replace(page, page_bytes) && !replace(start, len) {
         return false;
     }
-    slot.poison();
+    if slot.poison() {
+        // Release: pairs with the Acquire in `poisoned_regions`: who sees the count sees the poison.
+        POISONED.fetch_add(1, Ordering::Release);
+    }
     CONTAINED.fetch_add(1, Ordering::Relaxed);
     true
 }
@@ -308,4 +263,8 @@ static POISONED: AtomicU64 = AtomicU64::new(0);
 static CONTAINED: AtomicU64 = AtomicU64::new(0);
 
 #[cfg(test)]
+#[cfg(loom)]
+mod model;
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;
