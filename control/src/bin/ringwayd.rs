@@ -1,1 +1,8 @@
-fn main() {}
+//! The data plane: see [`ringway_control::serve`].
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(ringway_control::serve::main(std::env::args_os()))
+}

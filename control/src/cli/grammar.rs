@@ -1,0 +1,372 @@
+//! What the words of a command line mean: the shortened words of `vdpa(8)`, and keywords with values.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use crate::api::{DevSet, DeviceEntry, Mode};
+use crate::fault::{Fault, nearest};
+
+/// A keyword of `dev add` or `dev set`.
+#[derive(Debug, Clone, Copy)]
+pub struct Keyword {
+    /// The word.
+    pub name: &'static str,
+    /// What its value looks like.
+    pub value: &'static str,
+    /// One line of help.
+    pub help: &'static str,
+    /// Whether `dev set` takes it too.
+    pub is_settable: bool,
+    /// Whether it may be shortened, as `vdpa(8)` does.
+    is_short: bool,
+}
+
+const fn word(name: &'static str, value: &'static str, help: &'static str) -> Keyword {
+    Keyword { name, value, help, is_settable: false, is_short: false }
+}
+
+/// Every keyword, those of `vdpa(8)` first and in its order.
+pub const KEYWORDS: [Keyword; 11] = [
+    Keyword {
+        is_short: true,
+        ..word("name", "NAME", "the device's name: ASCII letters, digits, `.`, `_`, `-`")
+    },
+    Keyword {
+        is_short: true,
+        ..word("mgmtdev", "MGMTDEV", "the management device that makes it, as BUS/NAME or NAME")
+    },
+    Keyword { is_settable: true, ..word("mac", "MAC", "Ethernet address [default: made from the name]") },
+    Keyword {
+        is_settable: true,
+        ..word("mtu", "N", "largest packet without its Ethernet header, 68 to 65535")
+    },
+    Keyword { is_short: true, ..word("max_vqp", "N", "pairs of queues [default: 1]") },
+    word(
+        "device_features",
+        "MASK|NAMES",
+        "features offered at most: a hexadecimal mask, or names joined by commas",
+    ),
+    word("socket", "PATH", "its socket [default: dev/NAME.sock beside the operator socket]"),
+    word("mode", "server|client", "who owns the socket: Ringway, or the VMM [default: server]"),
+    Keyword {
+        is_settable: true,
+        ..word("core", "N", "the core for all its queues [default: the least loaded worker]")
+    },
+    word("owner", "USER", "owner of the socket: a name or a number"),
+    word("group", "GROUP", "group of the socket: a name or a number"),
+];
+
+/// The keywords as help text.
+fn keyword_help(is_wanted: impl Fn(&Keyword) -> bool) -> String {
+    let lines = KEYWORDS
+        .iter()
+        .filter(|keyword| is_wanted(keyword))
+        .map(|keyword| format!("  {:<28} {}", format!("{} {}", keyword.name, keyword.value), keyword.help));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// What stands below the help of `dev add`.
+pub(crate) fn add_help() -> String {
+    let words = keyword_help(|_| true);
+    format!(
+        "Keywords:\n{words}\n  Attributes of the driver's own, as `ringway mgmtdev show` lists them: `swap on`.\n\n\
+         Example: ringway dev add name vm0 mgmtdev sim/net max_vqp 4 mtu 9000"
+    )
+}
+
+/// What stands below the help of `dev set`.
+pub(crate) fn set_help() -> String {
+    let words = keyword_help(|keyword| keyword.is_settable || keyword.name == "name");
+    format!("Keywords:\n{words}\n  Attributes of the driver's own, as `ringway mgmtdev show` lists them.")
+}
+
+/// The first of `known` that `word` begins; `matches()` of iproute2.
+fn shortened<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    known.iter().copied().find(|full| !word.is_empty() && full.starts_with(word))
+}
+
+/// Writes shortened objects and commands of `vdpa(8)` in full, so that clap sees one spelling only.
+///
+/// # Errors
+/// An object or a command that there is not.
+pub fn normalise(args: Vec<OsString>) -> Result<Vec<OsString>, Fault> {
+    let mut full = args;
+    // Where the words are that are neither options nor an option's value.
+    let mut places = Vec::new();
+    let mut is_value = false;
+    for (at, arg) in full.iter().enumerate().skip(1) {
+        let text = arg.to_string_lossy();
+        if std::mem::take(&mut is_value) {
+            continue;
+        }
+        is_value = ["--ctl", "--since", "--type", "--seconds", "--ring"].contains(&text.as_ref());
+        if !text.starts_with('-') {
+            places.push(at);
+        }
+    }
+    let word = |full: &[OsString], place: usize| full[place].to_string_lossy().into_owned();
+    let Some(&first) = places.first() else { return Ok(full) };
+    let object = resolve("Object", &word(&full, first), &["mgmtdev", "dev", "help"], OBJECTS)?;
+    full[first] = object.into();
+    let commands: &[&str] = match object {
+        "mgmtdev" => &["help", "show", "list"],
+        "dev" => &["help", "show", "list", "add", "del", "config"],
+        "core" | "config" => &[],
+        _ => return Ok(full),
+    };
+    let Some(&second) = places.get(1) else { return Ok(full) };
+    let more: &[&str] = match object {
+        "dev" => &["vstats", "set"],
+        "core" => &["show", "list", "help"],
+        "config" => &["check", "dump", "help"],
+        _ => &[],
+    };
+    let command = resolve("Command", &word(&full, second), commands, more)?;
+    full[second] = command.into();
+    if let (("dev", "config"), Some(&third)) = ((object, command), places.get(2)) {
+        let command = resolve("Command", &word(&full, third), &["help", "show"], &[])?;
+        full[third] = command.into();
+    }
+    Ok(full)
+}
+
+const OBJECTS: &[&str] = &["core", "events", "config", "hello", "demo", "completion", "man"];
+
+/// A word in full: `short` may be shortened, `exact` may not; what is exact goes first.
+fn resolve<'a>(what: &str, word: &str, short: &[&'a str], exact: &[&'a str]) -> Result<&'a str, Fault> {
+    let found = exact.iter().copied().find(|full| *full == word).or_else(|| shortened(word, short));
+    found.ok_or_else(|| {
+        let all: Vec<&str> = short.iter().chain(exact).copied().filter(|full| *full != "help").collect();
+        let fault = Fault::usage(format!("{what} \"{}\" not found", crate::registry::printable(word)));
+        match nearest(word, all.iter().copied()) {
+            Some(near) => fault.hint(format!("did you mean {near}?")),
+            None => fault.hint(format!("one of: {}", all.join(", "))),
+        }
+    })
+}
+
+/// Keywords and values, a keyword once.
+fn pairs(words: &[String]) -> Result<Vec<(String, String)>, Fault> {
+    let mut found: Vec<(String, String)> = Vec::new();
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let key = keyword(word);
+        let Some(value) = words.next() else {
+            let is_number = KEYWORDS.iter().any(|keyword| keyword.name == key && keyword.value == "N");
+            let expected = if is_number { "number expected" } else { "String parameter expected" };
+            return Err(Fault::usage(expected).at(key.clone()).hint(format!("{key} VALUE")));
+        };
+        if found.iter().any(|(other, _)| *other == key) {
+            return Err(Fault::usage(format!("{key} is given twice")).at(key));
+        }
+        found.push((key, value.clone()));
+    }
+    Ok(found)
+}
+
+/// A keyword in full: exact words go first, then those that may be shortened, in the order of `vdpa(8)`.
+fn keyword(word: &str) -> String {
+    let exact = KEYWORDS.iter().find(|keyword| keyword.name == word);
+    let short = KEYWORDS.iter().filter(|keyword| keyword.is_short).map(|keyword| keyword.name);
+    match exact {
+        Some(keyword) => keyword.name.to_owned(),
+        None => shortened(word, &short.collect::<Vec<_>>()).unwrap_or(word).to_owned(),
+    }
+}
+
+fn number<T: std::str::FromStr>(key: &str, value: &str) -> Result<T, Fault> {
+    value.parse().map_err(|_| {
+        Fault::usage(format!("{key} `{}` is not a number that fits", crate::registry::printable(value)))
+            .at(key)
+    })
+}
+
+/// What `dev add` asks for. Words that are no keywords are the driver's own attributes; the daemon knows them.
+///
+/// # Errors
+/// A value that is missing or cannot be read.
+pub fn add_entry(words: &[String]) -> Result<DeviceEntry, Fault> {
+    let mut entry = DeviceEntry::default();
+    for (key, value) in pairs(words)? {
+        match key.as_str() {
+            "name" => entry.name = value,
+            "mgmtdev" => entry.mgmtdev = value,
+            "mac" => entry.mac = Some(value),
+            "mtu" => entry.mtu = Some(number(&key, &value)?),
+            "max_vqp" => entry.max_vqp = Some(number(&key, &value)?),
+            "device_features" => entry.device_features = Some(value),
+            "socket" => {
+                // The daemon's working directory is not the operator's.
+                let path = std::path::absolute(&value).unwrap_or_else(|_| value.into());
+                entry.socket = Some(path);
+            }
+            "mode" => {
+                entry.mode = Some(match value.as_str() {
+                    "server" => Mode::Server,
+                    "client" => Mode::Client,
+                    other => {
+                        return Err(Fault::usage(format!("mode `{}`", crate::registry::printable(other)))
+                            .at("mode")
+                            .hint("mode server, or mode client"));
+                    }
+                });
+            }
+            "core" => entry.core = Some(number(&key, &value)?),
+            "owner" => entry.owner = Some(value),
+            "group" => entry.group = Some(value),
+            _ => {
+                entry.attributes.insert(key, value);
+            }
+        }
+    }
+    if entry.mgmtdev.is_empty() {
+        return Err(Fault::usage("management device handle not set.")
+            .at("mgmtdev")
+            .hint("ringway mgmtdev show"));
+    }
+    if entry.name.is_empty() {
+        return Err(Fault::usage("device name is not set.").at("name").hint("name NAME"));
+    }
+    Ok(entry)
+}
+
+/// What `dev set` asks for.
+///
+/// # Errors
+/// A value that is missing or cannot be read, or a keyword that cannot be set.
+pub fn set_request(words: &[String]) -> Result<DevSet, Fault> {
+    let mut set = DevSet::default();
+    let mut attributes = BTreeMap::new();
+    for (key, value) in pairs(words)? {
+        match key.as_str() {
+            "name" => set.name = value,
+            "mac" => set.mac = Some(value),
+            "mtu" => set.mtu = Some(number(&key, &value)?),
+            "core" => set.core = Some(number(&key, &value)?),
+            other if KEYWORDS.iter().any(|keyword| keyword.name == other) => {
+                return Err(Fault::usage(format!("{other} cannot be changed"))
+                    .at(key.clone())
+                    .hint("remove the device and add it anew"));
+            }
+            _ => {
+                attributes.insert(key, value);
+            }
+        }
+    }
+    set.attributes = attributes;
+    if set.name.is_empty() {
+        return Err(Fault::usage("device name is not set.")
+            .at("name")
+            .hint("ringway dev set name NAME mac MAC"));
+    }
+    Ok(set)
+}
+
+/// What `dev vstats show NAME` asks for beyond the name.
+///
+/// # Errors
+/// Something else than `qidx N`.
+pub fn qidx(words: &[String]) -> Result<Option<u32>, Fault> {
+    match words {
+        [] => Ok(None),
+        [key, value] if key == "qidx" => number("qidx", value).map(Some),
+        [key] if key == "qidx" => Err(Fault::usage("number expected").at("qidx").hint("qidx N")),
+        [other, ..] => {
+            Err(Fault::usage(format!("Unknown option \"{}\"", crate::registry::printable(other)))
+                .hint("qidx N"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full(line: &str) -> String {
+        let args = line.split(' ').map(OsString::from).collect();
+        match normalise(args) {
+            Ok(args) => {
+                args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+            }
+            Err(fault) => fault.message,
+        }
+    }
+
+    fn words(line: &str) -> Vec<String> {
+        line.split(' ').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn words_of_vdpa_may_be_shortened_and_the_first_match_wins() {
+        assert_eq!(full("ringway m s"), "ringway mgmtdev show");
+        assert_eq!(full("ringway d l"), "ringway dev list");
+        assert_eq!(full("ringway -j de a name x"), "ringway -j dev add name x");
+        assert_eq!(full("ringway --ctl /x d c s vm0"), "ringway --ctl /x dev config show vm0");
+        assert_eq!(full("ringway dev d d"), "ringway dev del d");
+        assert_eq!(full("ringway h"), "ringway help");
+    }
+
+    #[test]
+    fn words_that_only_ringway_has_are_written_in_full() {
+        assert_eq!(full("ringway demo"), "ringway demo");
+        assert_eq!(full("ringway man /x"), "ringway man /x");
+        assert_eq!(full("ringway dev vs"), "Command \"vs\" not found");
+        assert_eq!(full("ringway dev se"), "Command \"se\" not found");
+        assert_eq!(full("ringway cor"), "Object \"cor\" not found");
+        assert_eq!(full("ringway nonsense"), "Object \"nonsense\" not found");
+    }
+
+    #[test]
+    fn keywords_follow_the_prefix_trap_of_vdpa() {
+        assert_eq!(keyword("m"), "mgmtdev");
+        assert_eq!(keyword("n"), "name");
+        assert_eq!(keyword("mac"), "mac");
+        assert_eq!(keyword("ma"), "max_vqp");
+        assert_eq!(keyword("mtu"), "mtu");
+        assert_eq!(keyword("mo"), "mo");
+        assert_eq!(keyword("swap"), "swap");
+    }
+
+    #[test]
+    fn add_reads_every_keyword() {
+        let entry = add_entry(&words(
+            "name a mgmtdev sim/net mac 52:54:00:00:00:01 mtu 1500 max_vqp 2 device_features 0x28 \
+             socket /tmp/a mode client core 1 owner root group 5 swap on",
+        ))
+        .unwrap();
+        assert_eq!(
+            (entry.mtu, entry.max_vqp, entry.core, entry.mode),
+            (Some(1500), Some(2), Some(1), Some(Mode::Client))
+        );
+        assert_eq!(entry.attributes["swap"], "on");
+        assert_eq!(entry.group.as_deref(), Some("5"));
+    }
+
+    #[test]
+    fn missing_and_bad_values_have_the_texts_of_vdpa() {
+        let refusal = |line| add_entry(&words(line)).unwrap_err().message;
+        assert_eq!(refusal("name"), "String parameter expected");
+        assert_eq!(refusal("name a mgmtdev b mtu"), "number expected");
+        assert_eq!(refusal("name a"), "management device handle not set.");
+        assert_eq!(refusal("mgmtdev b"), "device name is not set.");
+        assert_eq!(refusal("name a mgmtdev b mtu 70000"), "mtu `70000` is not a number that fits");
+        assert_eq!(refusal("name a name b"), "name is given twice");
+    }
+
+    #[test]
+    fn set_refuses_what_cannot_change() {
+        assert!(
+            set_request(&words("name a socket /x")).unwrap_err().message.contains("socket cannot be changed")
+        );
+        assert_eq!(set_request(&words("name a mac 1")).unwrap().mac.as_deref(), Some("1"));
+    }
+
+    #[test]
+    fn qidx_is_one_number_or_nothing() {
+        assert_eq!(qidx(&[]), Ok(None));
+        assert_eq!(qidx(&words("qidx 3")), Ok(Some(3)));
+        assert!(
+            qidx(&words("qidx")).is_err() && qidx(&words("q 3")).is_err() && qidx(&words("qidx x")).is_err()
+        );
+    }
+}

@@ -1,0 +1,432 @@
+//! The configuration file: what shall run, in TOML.
+//!
+//! ```toml
+//! [daemon]
+//! cores = [2, 3]          # or "2-3"; default: the last core that the process may use
+//! idle = "adaptive"       # or "poll"
+//! ctl = "/run/ringway/ctl.sock"
+//! state_dir = "/var/lib/ringway"
+//! log = "info"
+//!
+//! [[device]]
+//! name = "vm0"
+//! mgmtdev = "sim/net"
+//! max_vqp = 4             # the words of `ringway dev add`, the driver's own among them
+//! ```
+//!
+//! An unknown key is an error that names its line and the nearest key.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use ringway_engine::IdlePolicy;
+use ringway_pmd::vdpa::MgmtInfo;
+use serde_json::{Map, Value, json};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::api::{DeviceEntry, Dump, Mode};
+use crate::fault::{Fault, nearest};
+use crate::placement::parse_cores;
+use crate::registry::{ATTRIBUTES, check_entry, printable};
+
+/// Workers and what they do when idle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Their cores; empty: the default of [`crate::placement`].
+    pub cores: Vec<usize>,
+    /// What idle workers do.
+    pub idle: IdlePolicy,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings { cores: Vec::new(), idle: IdlePolicy::Adaptive }
+    }
+}
+
+/// What a file asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Cores of the workers, if given.
+    pub cores: Option<Vec<usize>>,
+    /// Idle policy, if given.
+    pub idle: Option<IdlePolicy>,
+    /// Operator socket, if given.
+    pub ctl: Option<PathBuf>,
+    /// State directory, if given.
+    pub state_dir: Option<PathBuf>,
+    /// Log level, if given.
+    pub log: Option<String>,
+    /// Devices, in the file's order.
+    pub devices: Vec<DeviceEntry>,
+}
+
+/// Keys of `[daemon]`.
+pub const DAEMON_KEYS: [&str; 5] = ["cores", "idle", "ctl", "state_dir", "log"];
+/// Tables of the file.
+const TABLES: [&str; 2] = ["daemon", "device"];
+
+/// Reads and checks a file against the drivers that are known.
+///
+/// # Errors
+/// The first thing that is wrong, with file and line.
+pub fn read(path: &Path, known: &[MgmtInfo]) -> Result<Desired, Fault> {
+    let shown = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        let fault = Fault::system(format!("cannot read {shown}"), error);
+        if path.exists() { fault } else { Fault { kind: crate::fault::Kind::NotFound, ..fault } }
+    })?;
+    parse(&text, &shown, known)
+}
+
+/// Reads and checks a file's text; `file` is what it is called in faults.
+///
+/// # Errors
+/// The first thing that is wrong, with file and line.
+pub fn parse(text: &str, file: &str, known: &[MgmtInfo]) -> Result<Desired, Fault> {
+    let source = Source { text, file };
+    let table = DeTable::parse(text).map_err(|error| {
+        let at = error.span().unwrap_or(0..0);
+        source.fault(at, error.message().to_owned())
+    })?;
+    let mut desired = Desired::default();
+    for (key, value) in table.get_ref() {
+        match (key.get_ref().as_ref(), value.get_ref()) {
+            ("daemon", DeValue::Table(table)) => source.daemon(table, &mut desired)?,
+            ("device", DeValue::Array(devices)) => {
+                for device in devices.iter() {
+                    let DeValue::Table(table) = device.get_ref() else {
+                        return Err(source.fault(device.span(), "a device is a table: [[device]]"));
+                    };
+                    let entry = source.device(device.span(), table, known)?;
+                    if desired.devices.iter().any(|other| other.name == entry.name) {
+                        let why = format!("a second device is named {}", entry.name);
+                        return Err(source.fault(source.key_span(table, "name", device.span()), why));
+                    }
+                    desired.devices.push(entry);
+                }
+            }
+            ("daemon", _) => return Err(source.fault(key.span(), "`daemon` is a table: [daemon]")),
+            ("device", _) => return Err(source.fault(key.span(), "`device` is a list of tables: [[device]]")),
+            (other, _) => return Err(source.unknown(key.span(), other, TABLES)),
+        }
+    }
+    Ok(desired)
+}
+
+/// A text and what it is called.
+struct Source<'a> {
+    text: &'a str,
+    file: &'a str,
+}
+
+impl Source<'_> {
+    fn place(&self, at: &Range<usize>) -> String {
+        let end = at.start.min(self.text.len());
+        let line = self.text.as_bytes()[..end].iter().filter(|byte| **byte == b'\n').count() + 1;
+        format!("{}:{line}", self.file)
+    }
+
+    fn fault(&self, at: Range<usize>, why: impl Into<String>) -> Fault {
+        let place = self.place(&at);
+        Fault::usage(format!("{place}: {}", why.into())).at(place)
+    }
+
+    fn unknown<'k>(
+        &self,
+        at: Range<usize>,
+        key: &str,
+        known: impl IntoIterator<Item = &'k str> + Clone,
+    ) -> Fault {
+        let fault = self.fault(at, format!("unknown key `{}`", printable(key)));
+        match nearest(key, known.clone()) {
+            Some(near) => fault.hint(format!("did you mean {near}?")),
+            None => fault.hint(format!("one of: {}", known.into_iter().collect::<Vec<_>>().join(", "))),
+        }
+    }
+
+    fn key_span(&self, table: &DeTable<'_>, key: &str, otherwise: Range<usize>) -> Range<usize> {
+        table.iter().find(|(name, _)| name.get_ref() == key).map_or(otherwise, |(name, _)| name.span())
+    }
+
+    fn daemon(&self, table: &DeTable<'_>, desired: &mut Desired) -> Result<(), Fault> {
+        for (key, value) in table {
+            match key.get_ref().as_ref() {
+                "cores" => desired.cores = Some(self.cores(value)?),
+                "idle" => {
+                    desired.idle = Some(match self.string(value)?.as_str() {
+                        "poll" => IdlePolicy::Poll,
+                        "adaptive" => IdlePolicy::Adaptive,
+                        _ => return Err(self.fault(value.span(), "idle is \"adaptive\" or \"poll\"")),
+                    });
+                }
+                "ctl" => desired.ctl = Some(self.path(value)?),
+                "state_dir" => desired.state_dir = Some(self.path(value)?),
+                "log" => desired.log = Some(self.string(value)?),
+                other => return Err(self.unknown(key.span(), other, DAEMON_KEYS)),
+            }
+        }
+        Ok(())
+    }
+
+    fn device(
+        &self,
+        at: Range<usize>,
+        table: &DeTable<'_>,
+        known: &[MgmtInfo],
+    ) -> Result<DeviceEntry, Fault> {
+        let mut entry = DeviceEntry::default();
+        let mgmtdev = table.get("mgmtdev").and_then(|value| value.get_ref().as_str()).unwrap_or_default();
+        let own = known.iter().find(|info| info.name == mgmtdev).map(|info| info.attributes.as_slice());
+        let own = own.unwrap_or_default();
+        for (key, value) in table {
+            match key.get_ref().as_ref() {
+                "name" => entry.name = self.string(value)?,
+                "mgmtdev" => entry.mgmtdev = self.string(value)?,
+                "mac" => entry.mac = Some(self.string(value)?),
+                "mtu" => entry.mtu = Some(self.number(value)?),
+                "max_vqp" => entry.max_vqp = Some(self.number(value)?),
+                "device_features" => entry.device_features = Some(self.words(value)?),
+                "socket" => entry.socket = Some(self.path(value)?),
+                "mode" => {
+                    entry.mode = Some(match self.string(value)?.as_str() {
+                        "server" => Mode::Server,
+                        "client" => Mode::Client,
+                        _ => return Err(self.fault(value.span(), "mode is \"server\" or \"client\"")),
+                    });
+                }
+                "core" => entry.core = Some(self.number(value)?),
+                "owner" => entry.owner = Some(self.scalar(value)?),
+                "group" => entry.group = Some(self.scalar(value)?),
+                other if own.iter().any(|attribute| attribute.name == other) => {
+                    entry.attributes.insert(other.to_owned(), self.scalar(value)?);
+                }
+                // Without its driver, no telling which words are right: the driver's name is the error then.
+                _ if known.iter().all(|info| info.name != mgmtdev) => {}
+                other => {
+                    let own = own.iter().map(|attribute| attribute.name);
+                    let words: Vec<&str> = ATTRIBUTES.into_iter().chain(own).collect();
+                    return Err(self.unknown(key.span(), other, words));
+                }
+            }
+        }
+        check_entry(&entry, known).map_err(|fault| {
+            let key = fault.path.clone().unwrap_or_default();
+            let place = self.place(&self.key_span(table, &key, at));
+            Fault { message: format!("{place}: {}", fault.message), path: Some(place), ..fault }
+        })?;
+        Ok(entry)
+    }
+
+    fn string(&self, value: &Spanned<DeValue<'_>>) -> Result<String, Fault> {
+        let text = value.get_ref().as_str();
+        text.map(str::to_owned).ok_or_else(|| self.fault(value.span(), "this must be a string"))
+    }
+
+    fn path(&self, value: &Spanned<DeValue<'_>>) -> Result<PathBuf, Fault> {
+        Ok(PathBuf::from(self.string(value)?))
+    }
+
+    fn number<T: TryFrom<u64>>(&self, value: &Spanned<DeValue<'_>>) -> Result<T, Fault> {
+        let number = value.get_ref().as_integer();
+        let number = number.and_then(|number| u64::from_str_radix(number.as_str(), number.radix()).ok());
+        number
+            .and_then(|number| T::try_from(number).ok())
+            .ok_or_else(|| self.fault(value.span(), "this must be a whole number that fits"))
+    }
+
+    /// A string, a number, or a switch: `true` is `on`.
+    fn scalar(&self, value: &Spanned<DeValue<'_>>) -> Result<String, Fault> {
+        match value.get_ref() {
+            DeValue::Boolean(is_on) => Ok(if *is_on { "on" } else { "off" }.to_owned()),
+            DeValue::Integer(_) => Ok(self.number::<u64>(value)?.to_string()),
+            _ => self
+                .string(value)
+                .map_err(|_| self.fault(value.span(), "this must be a string, a number or a switch")),
+        }
+    }
+
+    /// A string, or a list of strings that are joined by commas.
+    fn words(&self, value: &Spanned<DeValue<'_>>) -> Result<String, Fault> {
+        match value.get_ref() {
+            DeValue::Array(words) => {
+                let words: Result<Vec<String>, Fault> = words.iter().map(|word| self.string(word)).collect();
+                Ok(words?.join(","))
+            }
+            _ => self.string(value),
+        }
+    }
+
+    fn cores(&self, value: &Spanned<DeValue<'_>>) -> Result<Vec<usize>, Fault> {
+        match value.get_ref() {
+            DeValue::Array(cores) => cores.iter().map(|core| self.number(core)).collect(),
+            _ => parse_cores(&self.string(value)?).map_err(|why| self.fault(value.span(), why)),
+        }
+    }
+}
+
+/// Writes what runs as a file that makes it, and as data.
+pub(crate) fn dump(
+    settings: &Settings,
+    ctl: Option<&Path>,
+    state_dir: Option<&Path>,
+    devices: &[DeviceEntry],
+) -> Dump {
+    let mut daemon = Map::new();
+    daemon.insert("cores".into(), json!(settings.cores));
+    daemon.insert("idle".into(), json!(crate::daemon::idle_name(settings.idle)));
+    for (key, path) in [("ctl", ctl), ("state_dir", state_dir)] {
+        if let Some(path) = path {
+            daemon.insert(key.into(), json!(path));
+        }
+    }
+    let devices: Vec<Map<String, Value>> = devices.iter().map(flat).collect();
+    let mut toml = String::from("[daemon]\n");
+    write_table(&mut toml, &daemon);
+    for device in &devices {
+        toml.push_str("\n[[device]]\n");
+        write_table(&mut toml, device);
+    }
+    Dump { toml, config: json!({ "daemon": daemon, "device": devices }) }
+}
+
+/// A device's keys side by side, the driver's own last.
+fn flat(entry: &DeviceEntry) -> Map<String, Value> {
+    let Ok(Value::Object(mut keys)) = serde_json::to_value(entry) else { return Map::new() };
+    if let Some(Value::Object(own)) = keys.remove("attributes") {
+        keys.extend(own);
+    }
+    keys
+}
+
+fn write_table(toml: &mut String, table: &Map<String, Value>) {
+    for (key, value) in table {
+        // Strings, numbers and lists of numbers are written alike in JSON and TOML but for a string's escapes.
+        let text = match value {
+            Value::String(text) => toml::Value::String(text.clone()).to_string(),
+            Value::Array(items) => {
+                let items: Vec<String> = items.iter().map(Value::to_string).collect();
+                format!("[{}]", items.join(", "))
+            }
+            other => other.to_string(),
+        };
+        toml.push_str(&format!("{key} = {text}\n"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ringway_pmd::net::{F_MAC, F_MTU};
+    use ringway_pmd::vdpa::{AttributeInfo, Class};
+    use ringway_ring::features::Features;
+
+    fn known() -> Vec<MgmtInfo> {
+        vec![MgmtInfo {
+            name: "sim/net".into(),
+            class: Class::Net,
+            max_supported_vqs: 32,
+            features: Features::VERSION_1 | F_MAC | F_MTU,
+            attributes: vec![AttributeInfo { name: "swap", value: "on|off", help: "" }],
+            summary: "",
+        }]
+    }
+
+    fn refusal(text: &str) -> String {
+        parse(text, "f.toml", &known()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn whole_file_is_read() {
+        let text = r#"
+            [daemon]
+            cores = "1-2"
+            idle = "poll"
+            log = "debug"
+            [[device]]
+            name = "vm0"
+            mgmtdev = "sim/net"
+            mtu = 9000
+            device_features = ["MTU", "VERSION_1"]
+            mode = "client"
+            socket = "/tmp/a.sock"
+            group = 107
+            swap = true
+            [[device]]
+            name = "vm1"
+            mgmtdev = "sim/net"
+        "#;
+        let desired = parse(text, "f.toml", &known()).unwrap();
+        assert_eq!(desired.cores.as_deref(), Some(&[1, 2][..]));
+        assert_eq!(desired.idle, Some(IdlePolicy::Poll));
+        let vm0 = &desired.devices[0];
+        assert_eq!(vm0.device_features.as_deref(), Some("MTU,VERSION_1"));
+        assert_eq!((vm0.mode, vm0.group.as_deref(), vm0.mtu), (Some(Mode::Client), Some("107"), Some(9000)));
+        assert_eq!(vm0.attributes["swap"], "on");
+        assert_eq!(desired.devices.len(), 2);
+    }
+
+    #[test]
+    fn unknown_keys_name_line_and_nearest() {
+        assert_eq!(
+            refusal("[daemon]\ncors = [1]\n"),
+            "error: f.toml:2: unknown key `cors`\n  try: did you mean cores?"
+        );
+        assert!(
+            refusal("\n\n[devise]\n").contains("f.toml:3: unknown key `devise`\n  try: did you mean device?")
+        );
+        let text = "[[device]]\nname = \"a\"\nmgmtdev = \"sim/net\"\nmax_vpq = 2\n";
+        assert!(refusal(text).contains("f.toml:4: unknown key `max_vpq`\n  try: did you mean max_vqp?"));
+        let text = "[[device]]\nname = \"a\"\nmgmtdev = \"sim/net\"\nswab = \"on\"\n";
+        assert!(refusal(text).contains("did you mean swap?"));
+    }
+
+    #[test]
+    fn what_cannot_be_names_its_line() {
+        assert!(
+            refusal("[[device]]\nname = \"a\"\nmgmtdev = \"sim/nut\"\nswap = 1")
+                .starts_with("error: f.toml:3: Fail")
+        );
+        assert!(
+            refusal("[[device]]\nname = \"../a\"\nmgmtdev = \"sim/net\"").starts_with("error: f.toml:2:")
+        );
+        assert!(refusal("[[device]]\nmgmtdev = \"sim/net\"").contains("f.toml:1: device name is not set"));
+        assert!(
+            refusal("[[device]]\nname = \"a\"\nmgmtdev = \"sim/net\"\nmtu = 70000").contains("f.toml:4:")
+        );
+        assert!(refusal("[[device]]\nname = \"a\"\nmgmtdev = \"sim/net\"\nmtu = -1").contains("f.toml:4:"));
+        let twice = "[[device]]\nname = \"a\"\nmgmtdev = \"sim/net\"\n".repeat(2);
+        assert!(refusal(&twice).contains("f.toml:5: a second device is named a"));
+        assert!(refusal("[daemon]\nidle = \"lazy\"").contains("f.toml:2: idle is"));
+        assert!(refusal("[daemon\n").contains("f.toml:1:"));
+        assert!(refusal("daemon = 3").contains("f.toml:1: `daemon` is a table"));
+    }
+
+    #[test]
+    fn dump_reads_back_as_what_was_dumped() {
+        let devices = vec![
+            DeviceEntry {
+                name: "vm0".into(),
+                mgmtdev: "sim/net".into(),
+                mac: Some("52:54:00:00:00:01".into()),
+                mtu: Some(1500),
+                max_vqp: Some(2),
+                socket: Some("/tmp/with \"quotes\" and \\.sock".into()),
+                mode: Some(Mode::Client),
+                core: Some(3),
+                owner: Some("root".into()),
+                attributes: [("swap".into(), "on".into())].into(),
+                ..DeviceEntry::default()
+            },
+            DeviceEntry { name: "vm1".into(), mgmtdev: "sim/net".into(), ..DeviceEntry::default() },
+        ];
+        let settings = Settings { cores: vec![1, 3], idle: IdlePolicy::Poll };
+        let dump = dump(&settings, Some(Path::new("/run/c.sock")), None, &devices);
+        let read = parse(&dump.toml, "dump", &known()).unwrap();
+        assert_eq!(read.devices, devices);
+        assert_eq!((read.cores, read.idle), (Some(vec![1, 3]), Some(IdlePolicy::Poll)));
+        assert_eq!(read.ctl.as_deref(), Some(Path::new("/run/c.sock")));
+        assert_eq!(dump.config["device"][0]["swap"], "on");
+    }
+}

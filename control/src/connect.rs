@@ -1,0 +1,350 @@
+//! How front-ends come to devices and leave them: accepting, connecting, refusing, and what sessions report.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ringway_pmd::vdpa::VdpaDevice;
+use rustix::event::epoll::EventFlags;
+use serde_json::json;
+
+use crate::api::Mode;
+use crate::daemon::{Daemon, Message, Token};
+use crate::device::{Connection, Facts};
+use crate::endpoint;
+use crate::fault::reason;
+use crate::life::{Life, LifeEvent};
+use crate::peer::Caller;
+use crate::registry::check_entry;
+use crate::session::{self, Report, SessionSetup};
+
+/// How long a further front-end is kept waiting for the connected one to end, since its process may just have died.
+const GRACE: Duration = Duration::from_millis(100);
+/// A session shorter than this does not reset the wait before the next.
+const SHORT_SESSION: Duration = Duration::from_millis(100);
+/// How often a device whose driver failed is made anew.
+const REMAKE_AFTER: Duration = Duration::from_secs(1);
+/// Front-ends refused in one go.
+const REFUSED_AT_ONCE: usize = 32;
+/// A look at a missing socket that no event announced.
+const LOOK_ANYWAY: Duration = Duration::from_secs(1);
+
+impl Daemon {
+    /// Something waits on a device's listening socket.
+    pub(crate) fn device_ready(&mut self, id: u64) {
+        let now = Instant::now();
+        let Some(device) = self.registry.by_id(id) else { return };
+        let Some(listening) = &device.listening else { return };
+        let wait_until = match device.life {
+            Life::Waiting => device.retry_at.filter(|at| *at > now),
+            Life::Connected => Some(now + GRACE),
+            _ => Some(now + REMAKE_AFTER),
+        };
+        if let Some(at) = wait_until {
+            if device.life == Life::Connected {
+                device.refuse_at = Some(at);
+            }
+            self.timers.push(std::cmp::Reverse((at, id)));
+            self.arm_listener(id, false);
+            return;
+        }
+        if let Ok((stream, _)) = listening.socket.accept() {
+            self.start_session(id, stream);
+        }
+    }
+
+    fn arm_listener(&mut self, id: u64, is_on: bool) {
+        let flags = if is_on { EventFlags::IN } else { EventFlags::empty() };
+        let Daemon { registry, epoll, .. } = self;
+        if let Some(listening) = registry.by_id(id).and_then(|device| device.listening.as_ref()) {
+            let _ = rustix::event::epoll::modify(epoll, &listening.socket, Token::Device(id).data(), flags);
+        }
+    }
+
+    /// A device's time has come.
+    pub(crate) fn device_timer(&mut self, id: u64, now: Instant) {
+        if self.is_stopping() {
+            return;
+        }
+        let Some(device) = self.registry.by_id(id) else { return };
+        if device.refuse_at.is_some_and(|at| at <= now) {
+            device.refuse_at = None;
+            if device.life == Life::Connected {
+                self.refuse_waiting(id);
+            }
+        }
+        let Some(device) = self.registry.by_id(id) else { return };
+        if device.life == Life::Failed {
+            self.remake(id);
+        }
+        let Some(device) = self.registry.by_id(id) else { return };
+        let is_due = device.retry_at.is_some_and(|at| at <= now);
+        if is_due {
+            device.retry_at = None;
+        }
+        match device.mode {
+            Mode::Server => self.arm_listener(id, true),
+            Mode::Client if is_due => self.connect_to_vmm(id),
+            Mode::Client => {}
+        }
+    }
+
+    /// Closes the front-ends that wait while another one is connected.
+    fn refuse_waiting(&mut self, id: u64) {
+        let Some(device) = self.registry.by_id(id) else { return };
+        let Some(listening) = &device.listening else { return };
+        let mut refused = Vec::new();
+        while refused.len() < REFUSED_AT_ONCE
+            && let Ok((stream, _)) = listening.socket.accept()
+        {
+            refused.push(Caller::of(&stream));
+        }
+        device.history.refused += refused.len() as u64;
+        let holder = device.connection.as_ref().map(|connection| connection.caller.to_string());
+        let name = device.name().to_owned();
+        for caller in refused {
+            if self.registry.by_id(id).is_some_and(|device| device.quota.take()) {
+                let details = json!({ "front_end": caller.to_string(), "held_by": holder });
+                self.events.push("session.refused", Some(&name), details);
+            }
+        }
+    }
+
+    /// Tries to connect to the VMM of a device in client mode, and sees to it that it is tried again.
+    pub(crate) fn connect_to_vmm(&mut self, id: u64) {
+        let Some(device) = self.registry.by_id(id) else { return };
+        if device.life != Life::Waiting || device.mode != Mode::Client {
+            return;
+        }
+        // Watched before it is looked at, so that nothing appears unseen in between.
+        if let Some(awaited) = device.awaited.take() {
+            self.watch.forget(&awaited);
+        }
+        let path = device.socket.clone();
+        device.awaited = self.watch.await_path(&path).ok();
+        match endpoint::connect(&path) {
+            Ok(stream) => self.start_session(id, stream),
+            Err(error) => {
+                device.history.last_failure =
+                    Some(format!("cannot connect to {}: {}", path.display(), reason(&error)));
+                let wait = if error.kind() == std::io::ErrorKind::NotFound {
+                    device.backoff.reset();
+                    LOOK_ANYWAY
+                } else {
+                    device.backoff.next()
+                };
+                self.retry_after(id, wait);
+            }
+        }
+    }
+
+    pub(crate) fn retry_after(&mut self, id: u64, wait: Duration) {
+        let at = Instant::now() + wait;
+        if let Some(device) = self.registry.by_id(id) {
+            device.retry_at = Some(at);
+            self.timers.push(std::cmp::Reverse((at, id)));
+        }
+    }
+
+    /// Something happened in the watched directories.
+    pub(crate) fn sockets_appeared(&mut self) {
+        let seen = self.watch.take();
+        let mut due = Vec::new();
+        for id in self.registry.ids() {
+            let Some(device) = self.registry.by_id(id) else { continue };
+            let is_awaited = device.awaited.as_ref().is_some_and(|awaited| seen.names.contains(awaited));
+            if seen.all || is_awaited {
+                if let Some(awaited) = device.awaited.take() {
+                    self.watch.forget(&awaited);
+                }
+                device.backoff.reset();
+                due.push(id);
+            }
+        }
+        for id in due {
+            self.connect_to_vmm(id);
+        }
+    }
+
+    /// Hands the device over to a session of its own.
+    pub(crate) fn start_session(&mut self, id: u64, stream: std::os::unix::net::UnixStream) {
+        let caller = Caller::of(&stream);
+        if self.registry.by_id(id).is_some_and(|device| device.is_outdated) {
+            self.remake(id);
+        }
+        let session = self.next_session;
+        let remote = self.remote();
+        let engine = self.engine.clone();
+        let Some(device) = self.registry.by_id(id) else { return };
+        let Some(held) = device.held.take() else { return };
+        if let Err(error) = device.life.apply(LifeEvent::Connect) {
+            tracing::error!(dev = device.name(), %error, "front-end turned away");
+            device.held = Some(held);
+            return;
+        }
+        self.next_session += 1;
+        device.retry_at = None;
+        device.history.connections += 1;
+        device.history.last_failure = None;
+        let name = device.name().to_owned();
+        let setup = SessionSetup {
+            id: session,
+            device: held,
+            shared: Arc::clone(&device.shared),
+            stream,
+            engine,
+            reports: Arc::new(move |session, report| {
+                remote.send(Message::Report(session, report));
+            }),
+        };
+        match session::spawn(setup) {
+            Ok(handle) => {
+                let details = json!({ "front_end": caller.to_string() });
+                device.connection = Some(Connection::new(handle, caller));
+                let is_told = device.quota.take();
+                self.sessions.insert(session, id);
+                if is_told {
+                    self.events.push("session.connected", Some(&name), details);
+                }
+            }
+            Err(error) => {
+                device.history.last_failure = Some(format!("cannot start a session: {}", reason(&error)));
+                self.session_over(id, None, format!("cannot start a session: {error}"));
+            }
+        }
+    }
+
+    /// Makes the driver's device anew: after it was lost, or to bring changes into force.
+    pub(crate) fn remake(&mut self, id: u64) {
+        let known: Vec<_> = self.registry.mgmtdevs().collect();
+        let Some(device) = self.registry.by_id(id) else { return };
+        let entry = device.entry.clone();
+        // A driver may be unable to make a second device while the first one lives.
+        device.held = None;
+        let made = check_entry(&entry, &known).and_then(|spec| {
+            self.registry.mgmtdev(&entry.mgmtdev)?.create(&spec).map_err(crate::ops::driver_fault)
+        });
+        let Some(device) = self.registry.by_id(id) else { return };
+        match made {
+            Ok(made) => {
+                device.facts = Facts::of(&*made);
+                device.held = Some(made);
+                device.is_outdated = false;
+                if device.life == Life::Failed {
+                    let _ = device.life.apply(LifeEvent::Remade);
+                    device.history.last_failure = None;
+                }
+            }
+            Err(fault) => {
+                device.history.last_failure = Some(fault.message);
+                let _ = device.life.apply(LifeEvent::Lost);
+                self.retry_after(id, REMAKE_AFTER);
+            }
+        }
+    }
+
+    /// A session told something.
+    pub(crate) fn take_report(&mut self, session: u64, report: Report) {
+        let Some(id) = self.sessions.get(&session).copied() else { return };
+        if let Report::Ended { device, reason } = report {
+            self.sessions.remove(&session);
+            self.session_over(id, device, reason);
+            return;
+        }
+        let Some(device) = self.registry.by_id(id) else { return };
+        let Some(connection) = &mut device.connection else { return };
+        let mut event = None;
+        match report {
+            Report::Negotiated { features, protocol } => {
+                connection.negotiated = Some(features);
+                connection.protocol = Some(protocol);
+                event = Some(("session.negotiated", json!({ "features": format!("{:#x}", features.0) })));
+            }
+            Report::Status(status) => {
+                connection.status = Some(status);
+                if status == 0 {
+                    connection.negotiated = None;
+                }
+            }
+            Report::Rings(rings) => {
+                let count = |rings: &[session::RingReport]| {
+                    rings.iter().filter(|ring| ring.started && ring.enabled).count()
+                };
+                let (before, after) = (count(&connection.rings), count(&rings));
+                connection.rings = rings;
+                if before != after {
+                    event = Some(("session.rings", json!({ "running": after })));
+                }
+            }
+            Report::Memory { regions, bytes } => {
+                (connection.regions, connection.bytes) = (regions, bytes);
+            }
+            Report::RingFault { queue, fault } => {
+                *device.history.ring_faults.entry(fault.to_owned()).or_default() += 1;
+                event = Some(("ring.fault", json!({ "qidx": queue, "fault": fault })));
+            }
+            Report::PeerMisbehaved { what, detail } => {
+                *device.history.breaches.entry(what.to_owned()).or_default() += 1;
+                let detail: String = detail.chars().filter(|c| !c.is_control()).take(400).collect();
+                event = Some(("session.breach", json!({ "what": what, "detail": detail.clone() })));
+                device.history.last_breach = Some(detail);
+            }
+            Report::Mtu(mtu) => {
+                connection.mtu = Some(mtu);
+                event = Some(("session.mtu", json!({ "mtu": mtu })));
+            }
+            Report::PumpPanicked { group, message } => {
+                device.history.pump_panics += 1;
+                event = Some(("pump.panicked", json!({ "group": group, "message": message })));
+            }
+            Report::Ended { .. } => {}
+        }
+        if let Some((kind, details)) = event
+            && device.quota.take()
+        {
+            let name = device.name().to_owned();
+            self.events.push(kind, Some(&name), details);
+        }
+    }
+
+    /// A session is over; its device is back, or was lost with it.
+    fn session_over(&mut self, id: u64, held: Option<Box<dyn VdpaDevice>>, reason: String) {
+        // A device that was removed meanwhile is dropped here.
+        let Some(device) = self.registry.by_id(id) else { return };
+        let event = if held.is_some() { LifeEvent::Ended } else { LifeEvent::Lost };
+        if let Err(error) = device.life.apply(event) {
+            tracing::error!(dev = device.name(), %error, "unexpected end of a session");
+        }
+        let was_short = device.connection.take().is_none_or(|c| c.since.elapsed() < SHORT_SESSION);
+        device.held = held;
+        device.refuse_at = None;
+        device.history.last_end = Some(reason.clone());
+        let name = device.name().to_owned();
+        if device.quota.take() {
+            self.events.push("session.ended", Some(&name), json!({ "reason": reason }));
+        }
+        let Some(device) = self.registry.by_id(id) else { return };
+        if !was_short {
+            device.backoff.reset();
+        }
+        let wait = if was_short { Some(device.backoff.next()) } else { None };
+        if self.ends_with == Some(id) {
+            self.begin_stop();
+        }
+        if self.is_stopping() {
+            return;
+        }
+        let Some(device) = self.registry.by_id(id) else { return };
+        if device.life == Life::Failed || device.is_outdated {
+            self.remake(id);
+        }
+        let mode = self.registry.by_id(id).map(|device| device.mode);
+        match (wait, mode) {
+            (Some(wait), _) => {
+                self.retry_after(id, wait);
+            }
+            (None, Some(Mode::Server)) => self.arm_listener(id, true),
+            (None, Some(Mode::Client)) => self.connect_to_vmm(id),
+            (None, None) => {}
+        }
+    }
+}

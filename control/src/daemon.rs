@@ -1,0 +1,567 @@
+//! The control thread: one loop over the operator socket and its clients, the devices' sockets, the reports of
+//! sessions, signals and time.
+//!
+//! It owns the registry and every device's life. It waits for nobody: each descriptor is non-blocking, each turn takes
+//! a bounded amount from each, and what takes long is done by sessions.
+//!
+//! ```text
+//!   clients --requests--> [ control ] --commands--> sessions
+//!   devices' sockets ---> [         ] <--reports---
+//!   signals, timers ----> [         ] --decisions-> placement, state directory, events
+//! ```
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use ringway_engine::{Clock, Engine, EngineConfig, IdlePolicy};
+use ringway_pmd::notify::EventFd;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use serde_json::Value;
+
+use crate::api::DeviceEntry;
+use crate::config::Settings;
+use crate::device::Origin;
+use crate::endpoint::Listening;
+use crate::events::{Events, wanted};
+use crate::fault::Fault;
+use crate::guard::Guard;
+use crate::life::LifeEvent;
+use crate::peer::Caller;
+use crate::placement::{Placement, allowed_cores, choose_cores};
+use crate::registry::Registry;
+use crate::rpc::{Clients, Line, answer, error_answer, no_such_method};
+use crate::session::{Command, Report};
+use crate::single::Inherited;
+use crate::state::StateDir;
+use crate::subsystem::Options;
+use crate::watch::Watch;
+
+/// What reaches the control thread from other threads.
+pub(crate) enum Message {
+    /// A session's.
+    Report(u64, Report),
+    /// A request from within the process.
+    Call { method: String, params: Value, reply: Sender<Result<Value, Fault>> },
+    /// Make a device on a socket that came with the process.
+    Adopt { entry: DeviceEntry, socket: Inherited, reply: Sender<Result<(), Fault>> },
+    /// Stop.
+    Stop,
+}
+
+/// How other threads reach the control thread.
+#[derive(Clone)]
+pub(crate) struct Remote {
+    sender: Sender<Message>,
+    wake: Arc<EventFd>,
+}
+
+impl Remote {
+    /// Never waits. False: the control thread is gone.
+    pub(crate) fn send(&self, message: Message) -> bool {
+        let sent = self.sender.send(message).is_ok();
+        self.wake.signal();
+        sent
+    }
+}
+
+/// Which descriptor became ready: the kind in the highest byte, a number below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Token {
+    Control,
+    Client(u64),
+    Device(u64),
+    Watch,
+    Inbox,
+    Signals,
+}
+
+impl Token {
+    pub(crate) fn data(self) -> EventData {
+        let (kind, id) = match self {
+            Token::Control => (0, 0),
+            Token::Client(id) => (1, id),
+            Token::Device(id) => (2, id),
+            Token::Watch => (3, 0),
+            Token::Inbox => (4, 0),
+            Token::Signals => (5, 0),
+        };
+        EventData::new_u64(kind << 56 | id)
+    }
+
+    fn of(data: EventData) -> Token {
+        let (kind, id) = (data.u64() >> 56, data.u64() & ((1 << 56) - 1));
+        match kind {
+            1 => Token::Client(id),
+            2 => Token::Device(id),
+            3 => Token::Watch,
+            4 => Token::Inbox,
+            5 => Token::Signals,
+            _ => Token::Control,
+        }
+    }
+}
+
+/// A device that was asked for and could not be made; tried again now and then, and kept.
+#[derive(Debug)]
+pub(crate) struct Absent {
+    pub(crate) entry: DeviceEntry,
+    pub(crate) origin: Origin,
+    pub(crate) why: String,
+}
+
+/// Everything that the control thread owns.
+pub(crate) struct Daemon {
+    pub(crate) registry: Registry,
+    pub(crate) absent: Vec<Absent>,
+    pub(crate) placement: Placement,
+    pub(crate) engine: Engine,
+    pub(crate) events: Events,
+    pub(crate) state: Option<StateDir>,
+    pub(crate) generation: u64,
+    pub(crate) settings: Settings,
+    pub(crate) config_file: Option<PathBuf>,
+    pub(crate) runtime_dir: PathBuf,
+    pub(crate) instance: String,
+    pub(crate) epoll: rustix::fd::OwnedFd,
+    pub(crate) watch: Watch,
+    pub(crate) clients: Clients,
+    /// Which device each session has; a device that was removed is not in the registry any more.
+    pub(crate) sessions: HashMap<u64, u64>,
+    pub(crate) next_session: u64,
+    /// The process ends with this device's session.
+    pub(crate) ends_with: Option<u64>,
+    pub(crate) timers: BinaryHeap<Reverse<(Instant, u64)>>,
+    pub(crate) remote: Remote,
+    inbox: Receiver<Message>,
+    signals: Option<UnixStream>,
+    ctl: Option<Listening>,
+    pub(crate) ctl_path: Option<PathBuf>,
+    retry_absent_at: Option<Instant>,
+    /// Once stopping: until when sessions may take to end.
+    stop_by: Option<Instant>,
+    _guards: Vec<Guard>,
+}
+
+/// How long sessions may take to end when the process stops.
+const STOP_WITHIN: Duration = Duration::from_millis(700);
+/// How often a device that could not be made is tried again.
+const RETRY_ABSENT: Duration = Duration::from_secs(2);
+/// Requests of one client in one turn.
+const REQUESTS_PER_TURN: usize = 16;
+/// Reports taken in one turn.
+const REPORTS_PER_TURN: usize = 256;
+
+impl Daemon {
+    /// Takes the locks, starts the workers, opens the operator socket and makes the devices that state and
+    /// configuration name.
+    pub(crate) fn new(options: Options) -> Result<Daemon, Fault> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)
+            .map_err(|error| Fault::system("cannot make an epoll", error))?;
+        let (sender, inbox) = unbounded();
+        let wake = Arc::new(EventFd::new().map_err(|error| Fault::system("cannot make an eventfd", error))?);
+        let watch = Watch::new().map_err(|error| Fault::system("cannot watch directories", error))?;
+
+        let mut guards = Vec::new();
+        make_dir(&options.runtime_dir)?;
+        if let Some(ctl) = &options.ctl {
+            crate::endpoint::check_path(ctl)?;
+            let lock = PathBuf::from(format!("{}.lock", ctl.display()));
+            guards.push(Guard::take(&lock, "operator socket", &ctl.display().to_string())?);
+        }
+        make_dir(&options.runtime_dir.join("dev"))?;
+        make_dir(&options.runtime_dir.join("positions"))?;
+        let (state, kept) = match options.state_dir.as_deref().map(StateDir::open).transpose()? {
+            Some((state, kept)) => (Some(state), kept),
+            None => (None, Default::default()),
+        };
+
+        let allowed = allowed_cores().map_err(|error| Fault::system("cannot read the cpuset", error))?;
+        let mut settings = options.settings;
+        settings.cores = choose_cores(&allowed, &settings.cores)?;
+        let registry = Registry::new(options.mgmtdevs)?;
+        let engine = start_engine(&settings)?;
+
+        let mut daemon = Daemon {
+            registry,
+            absent: Vec::new(),
+            placement: Placement::new(&settings.cores),
+            engine,
+            events: Events::new(),
+            state,
+            generation: kept.generation,
+            settings,
+            config_file: options.config_file,
+            runtime_dir: options.runtime_dir,
+            instance: random_id(),
+            epoll,
+            watch,
+            clients: Clients::default(),
+            sessions: HashMap::new(),
+            next_session: 1,
+            ends_with: None,
+            timers: BinaryHeap::new(),
+            remote: Remote { sender, wake: wake.clone() },
+            inbox,
+            signals: options.signals,
+            ctl: None,
+            ctl_path: options.ctl.clone(),
+            retry_absent_at: None,
+            stop_by: None,
+            _guards: guards,
+        };
+        daemon.epoll_add(&*wake, Token::Inbox)?;
+        daemon.epoll_add(&daemon.watch, Token::Watch)?;
+        if let Some(signals) = &daemon.signals {
+            daemon.epoll_add(signals, Token::Signals)?;
+        }
+        daemon.make_devices(options.devices, Origin::Config);
+        daemon.make_devices(kept.devices, Origin::Operator);
+        if let Some(path) = options.ctl {
+            let ctl = Listening::open(&path, None, None)?;
+            daemon.epoll_add(&ctl.socket, Token::Control)?;
+            daemon.ctl = Some(ctl);
+        }
+        Ok(daemon)
+    }
+
+    pub(crate) fn remote(&self) -> Remote {
+        self.remote.clone()
+    }
+
+    pub(crate) fn epoll_add(&self, source: impl AsFd, token: Token) -> Result<(), Fault> {
+        epoll::add(&self.epoll, source, token.data(), EventFlags::IN)
+            .map_err(|error| Fault::system("cannot watch a descriptor", error))
+    }
+
+    /// Makes the devices of a list at the start; what cannot be made is kept and tried again.
+    fn make_devices(&mut self, entries: Vec<DeviceEntry>, origin: Origin) {
+        for entry in entries {
+            if origin == Origin::Operator && self.registry.is_taken(&entry.name) {
+                tracing::warn!(dev = entry.name, "also in the configuration file, which goes first");
+                self.absent.push(Absent {
+                    entry,
+                    origin,
+                    why: "a device of this name is in the configuration file".to_owned(),
+                });
+                continue;
+            }
+            if let Err(fault) = self.make_device(entry.clone(), origin) {
+                tracing::error!(dev = entry.name, "device cannot be made: {fault}");
+                self.absent.push(Absent { entry, origin, why: fault.message });
+                self.retry_absent_at = Some(Instant::now() + RETRY_ABSENT);
+            }
+        }
+    }
+
+    fn retry_absent(&mut self) {
+        self.retry_absent_at = None;
+        for absent in std::mem::take(&mut self.absent) {
+            let is_taken = self.registry.is_taken(&absent.entry.name);
+            match if is_taken {
+                Err(Fault::conflict(absent.why.clone()))
+            } else {
+                self.make_device(absent.entry.clone(), absent.origin)
+            } {
+                Ok(()) => {}
+                Err(fault) => {
+                    self.absent.push(Absent { why: fault.message, ..absent });
+                    self.retry_absent_at = Some(Instant::now() + RETRY_ABSENT);
+                }
+            }
+        }
+    }
+
+    /// Runs until told to stop. Every session is closed and every socket file removed when this returns.
+    pub(crate) fn run(mut self) {
+        let mut ready = Vec::with_capacity(128);
+        let mut busy_clients: Vec<u64> = Vec::new();
+        loop {
+            let timeout = self.timeout(!busy_clients.is_empty() || !self.inbox.is_empty());
+            ready.clear();
+            let waited = epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut ready),
+                timeout
+                    .as_ref()
+                    .map(|wait| rustix::event::Timespec {
+                        tv_sec: wait.as_secs() as i64,
+                        tv_nsec: i64::from(wait.subsec_nanos()),
+                    })
+                    .as_ref(),
+            );
+            if let Err(error) = waited
+                && error != rustix::io::Errno::INTR
+            {
+                tracing::error!(%error, "cannot wait for events");
+                self.begin_stop();
+            }
+            let mut turn = std::mem::take(&mut busy_clients);
+            for event in ready.drain(..) {
+                match Token::of(event.data) {
+                    Token::Control => self.accept_clients(),
+                    Token::Client(id) => {
+                        if !turn.contains(&id) {
+                            turn.push(id);
+                        }
+                    }
+                    Token::Device(id) => self.device_ready(id),
+                    Token::Watch => self.sockets_appeared(),
+                    Token::Inbox => {
+                        self.remote.wake.clear();
+                    }
+                    Token::Signals => self.take_signals(),
+                }
+            }
+            self.take_messages();
+            for id in turn {
+                if self.serve_client(id) {
+                    busy_clients.push(id);
+                }
+            }
+            self.take_time();
+            self.feed_subscribers();
+            if let Some(by) = self.stop_by
+                && (self.sessions.is_empty() || Instant::now() >= by)
+            {
+                break;
+            }
+        }
+        self.finish();
+    }
+
+    fn timeout(&self, is_busy: bool) -> Option<Duration> {
+        if is_busy {
+            return Some(Duration::ZERO);
+        }
+        let now = Instant::now();
+        let next = self.timers.peek().map(|Reverse((at, _))| *at);
+        let tick = self.clients.any_waiting().then(|| now + Duration::from_secs(1));
+        [next, tick, self.retry_absent_at, self.stop_by]
+            .into_iter()
+            .flatten()
+            .min()
+            // Rounded up: epoll counts in milliseconds, and waking too early would only be a turn for nothing.
+            .map(|at| at.saturating_duration_since(now) + Duration::from_micros(100))
+    }
+
+    fn take_time(&mut self) {
+        let now = Instant::now();
+        while let Some(Reverse((at, id))) = self.timers.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.timers.pop();
+            self.device_timer(id, now);
+        }
+        if self.retry_absent_at.is_some_and(|at| at <= now) && self.stop_by.is_none() {
+            self.retry_absent();
+        }
+        self.clients.drop_stalled();
+    }
+
+    fn take_messages(&mut self) {
+        for _ in 0..REPORTS_PER_TURN {
+            match self.inbox.try_recv() {
+                Ok(Message::Report(session, report)) => self.take_report(session, report),
+                Ok(Message::Call { method, params, reply }) => {
+                    let result = self.call(&method, params, &Caller::own());
+                    let _ = reply
+                        .send(result.unwrap_or_else(|| Err(Fault::usage(format!("no method {method}")))));
+                }
+                Ok(Message::Adopt { entry, socket, reply }) => {
+                    let _ = reply.send(self.adopt(entry, socket));
+                }
+                Ok(Message::Stop) => self.begin_stop(),
+                Err(_) => break,
+            }
+        }
+    }
+
+    fn take_signals(&mut self) {
+        use std::io::Read as _;
+        let mut bytes = [0u8; 64];
+        if let Some(mut signals) = self.signals.as_ref()
+            && signals.read(&mut bytes).is_ok_and(|n| n > 0)
+        {
+            self.begin_stop();
+        }
+    }
+
+    fn accept_clients(&mut self) {
+        for _ in 0..16 {
+            let Some(ctl) = &self.ctl else { return };
+            let Ok((stream, _)) = ctl.socket.accept() else { return };
+            if stream.set_nonblocking(true).is_err() {
+                continue;
+            }
+            let caller = Caller::of(&stream);
+            if let Some(id) = self.clients.admit(stream, caller)
+                && let Some(client) = self.clients.by_id(id)
+                && epoll::add(&self.epoll, &client.stream, Token::Client(id).data(), EventFlags::IN).is_err()
+            {
+                self.clients.drop_client(id, "no_descriptor");
+            }
+        }
+    }
+
+    /// One turn with a client. True if it has more requests for the next turn.
+    fn serve_client(&mut self, id: u64) -> bool {
+        let Some(client) = self.clients.by_id(id) else { return false };
+        if !client.fill() {
+            self.clients.forget(id);
+            return false;
+        }
+        for _ in 0..REQUESTS_PER_TURN {
+            let Some(client) = self.clients.by_id(id) else { return false };
+            let Some(line) = client.take_line() else { break };
+            let caller = client.caller.clone();
+            let message = match line {
+                Line::Refused(refusal) => Some(refusal),
+                Line::Oversize(refusal) => {
+                    *self.clients.dropped.entry("oversize_request".to_owned()).or_default() += 1;
+                    Some(refusal)
+                }
+                Line::Request(request) => {
+                    let result = match request.method.as_str() {
+                        "events" => Some(self.subscribe(id, request.params)),
+                        method => self.call(method, request.params, &caller),
+                    };
+                    request.id.map(|id| match result {
+                        Some(Ok(result)) => answer(id, result),
+                        Some(Err(fault)) => error_answer(id, &fault),
+                        None => no_such_method(id, &request.method),
+                    })
+                }
+            };
+            if let (Some(client), Some(message)) = (self.clients.by_id(id), message) {
+                client.say(&message);
+            }
+        }
+        self.settle_client(id)
+    }
+
+    /// Writes what waits for a client and watches it for what it can do next. True if it has more requests.
+    fn settle_client(&mut self, id: u64) -> bool {
+        let Some(client) = self.clients.by_id(id) else { return false };
+        if !client.flush() || client.is_done() {
+            self.clients.forget(id);
+            return false;
+        }
+        let mut flags = EventFlags::empty();
+        flags.set(EventFlags::IN, client.wants_to_read());
+        flags.set(EventFlags::OUT, client.wants_to_write());
+        let has_line = client.has_line();
+        let _ = epoll::modify(&self.epoll, &client.stream, Token::Client(id).data(), flags);
+        has_line
+    }
+
+    /// Sends each follower the events that it has room for.
+    fn feed_subscribers(&mut self) {
+        let last = self.events.last();
+        for id in self.clients.ids() {
+            let Some(client) = self.clients.by_id(id) else { continue };
+            let Some(subscription) = client.subscription.clone() else { continue };
+            if subscription.cursor == last || client.is_full() {
+                continue;
+            }
+            let mut cursor = subscription.cursor;
+            for event in self.events.after(subscription.cursor) {
+                if client.is_full() {
+                    break;
+                }
+                cursor = event.seq;
+                if wanted(&subscription.types, &event.kind) {
+                    client.say(&serde_json::json!({ "jsonrpc": "2.0", "method": "event", "params": event }));
+                }
+            }
+            client.subscription = Some(crate::rpc::Subscription { cursor, ..subscription });
+            self.settle_client(id);
+        }
+    }
+
+    /// Starts to stop: no new front-ends, every session told to close.
+    pub(crate) fn begin_stop(&mut self) {
+        if self.stop_by.is_some() {
+            return;
+        }
+        self.events.push("daemon.stopping", None, serde_json::json!({}));
+        self.stop_by = Some(Instant::now() + STOP_WITHIN);
+        for id in self.registry.ids() {
+            let Some(device) = self.registry.by_id(id) else { continue };
+            if let Some(listening) = device.listening.take() {
+                let _ = epoll::delete(&self.epoll, &listening.socket);
+            }
+            let _ = device.life.apply(LifeEvent::Close);
+            if let Some(connection) = &device.connection {
+                connection.handle.send(Command::Close);
+            }
+        }
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stop_by.is_some()
+    }
+
+    fn finish(mut self) {
+        if !self.sessions.is_empty() {
+            tracing::warn!(
+                sessions = self.sessions.len(),
+                "sessions did not end in time and are left behind"
+            );
+        }
+        for id in self.clients.ids() {
+            self.settle_client(id);
+        }
+        self.ctl = None;
+        self.engine.shutdown();
+    }
+}
+
+fn start_engine(settings: &Settings) -> Result<Engine, Fault> {
+    let clock = Clock { cycles: ringway_ring::tsc::cycles, hertz: ringway_ring::tsc::hertz() };
+    Engine::start(EngineConfig { cores: settings.cores.clone(), idle: settings.idle, clock })
+        .map_err(|error| Fault::new(crate::fault::Kind::Runtime, error.to_string()).at("cores"))
+}
+
+/// The word for an idle policy.
+pub(crate) fn idle_name(idle: IdlePolicy) -> &'static str {
+    match idle {
+        IdlePolicy::Poll => "poll",
+        IdlePolicy::Adaptive => "adaptive",
+    }
+}
+
+/// Makes a directory of mode 0750 if it is not there; one that another user owns is refused.
+fn make_dir(path: &Path) -> Result<(), Fault> {
+    let shown = path.display();
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o750)
+        .create(path)
+        .map_err(|error| Fault::system(format!("cannot make the directory {shown}"), error))
+        .map_err(|fault| fault.hint("ringwayd --ctl PATH in a directory that you may write to"))?;
+    let meta: io::Result<fs::Metadata> = fs::metadata(path);
+    let meta = meta.map_err(|error| Fault::system(format!("cannot look at {shown}"), error))?;
+    let uid = rustix::process::getuid().as_raw();
+    if meta.uid() != uid && meta.uid() != 0 {
+        return Err(Fault::conflict(format!("the directory {shown} belongs to another user"))
+            .held_by(format!("uid {}", meta.uid()))
+            .hint("ringwayd --ctl PATH in a directory of your own"));
+    }
+    Ok(())
+}
+
+fn random_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/uuid")
+        .map(|id| id.trim().to_owned())
+        .unwrap_or_else(|_| format!("{}-{:?}", std::process::id(), Instant::now()))
+}

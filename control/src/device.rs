@@ -1,0 +1,225 @@
+//! One device of the registry: what was asked for, what the driver made of it, who is connected, what happened.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use ringway_pmd::vdpa::{Class, DataPath, DeviceConfig, QueueLimits, VdpaDevice};
+use ringway_ring::features::Features;
+
+use crate::api::{DeviceEntry, History, Mode};
+use crate::endpoint::Listening;
+use crate::life::Life;
+use crate::peer::Caller;
+use crate::session::{DeviceShared, RingReport, SessionHandle};
+use crate::watch::Awaited;
+
+/// Who asked for a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// An operator, by the socket: kept in the state directory.
+    Operator,
+    /// The configuration file.
+    Config,
+}
+
+impl Origin {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Origin::Operator => "operator",
+            Origin::Config => "config",
+        }
+    }
+}
+
+/// What a driver says of a device it made: read once, since the device itself is with the session while somebody is
+/// connected.
+#[derive(Debug, Clone)]
+pub(crate) struct Facts {
+    pub(crate) class: Class,
+    pub(crate) data_path: DataPath,
+    pub(crate) features: Features,
+    pub(crate) limits: QueueLimits,
+    pub(crate) config: DeviceConfig,
+    pub(crate) vendor_id: u32,
+    pub(crate) attributes: BTreeMap<String, String>,
+    /// Groups of queues.
+    pub(crate) groups: usize,
+}
+
+impl Facts {
+    pub(crate) fn of(device: &dyn VdpaDevice) -> Facts {
+        let limits = device.limits();
+        Facts {
+            class: device.class(),
+            data_path: device.data_path(),
+            features: device.features(),
+            limits,
+            config: device.config(),
+            vendor_id: device.vendor_id(),
+            attributes: device.attributes(),
+            groups: (0..limits.max_vqs)
+                .map(|queue| usize::from(device.group_of(queue)) + 1)
+                .max()
+                .unwrap_or(0),
+        }
+    }
+}
+
+/// A connected front-end.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) handle: SessionHandle,
+    pub(crate) caller: Caller,
+    pub(crate) since: Instant,
+    pub(crate) negotiated: Option<Features>,
+    pub(crate) protocol: Option<u64>,
+    pub(crate) status: Option<u8>,
+    pub(crate) rings: Vec<RingReport>,
+    pub(crate) regions: usize,
+    pub(crate) bytes: u64,
+    pub(crate) mtu: Option<u16>,
+}
+
+impl Connection {
+    pub(crate) fn new(handle: SessionHandle, caller: Caller) -> Connection {
+        Connection {
+            handle,
+            caller,
+            since: Instant::now(),
+            negotiated: None,
+            protocol: None,
+            status: None,
+            rings: Vec::new(),
+            regions: 0,
+            bytes: 0,
+            mtu: None,
+        }
+    }
+}
+
+/// Waits between attempts: 1, 2, 4 … 64 ms, and once a second after many.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Backoff {
+    tries: u32,
+}
+
+impl Backoff {
+    /// The wait before the next attempt.
+    pub(crate) fn next(&mut self) -> Duration {
+        let wait = match self.tries {
+            tries @ 0..=6 => Duration::from_millis(1 << tries),
+            7..=70 => Duration::from_millis(64),
+            _ => Duration::from_secs(1),
+        };
+        self.tries = self.tries.saturating_add(1);
+        wait
+    }
+    pub(crate) fn reset(&mut self) {
+        self.tries = 0;
+    }
+}
+
+/// Lets a few events a second through, so that a hostile front-end cannot flood the history.
+#[derive(Debug)]
+pub(crate) struct Quota {
+    second: Instant,
+    left: u32,
+    pub(crate) suppressed: u64,
+}
+
+impl Quota {
+    const PER_SECOND: u32 = 10;
+
+    pub(crate) fn new() -> Quota {
+        Quota { second: Instant::now(), left: Quota::PER_SECOND, suppressed: 0 }
+    }
+    pub(crate) fn take(&mut self) -> bool {
+        if self.second.elapsed() >= Duration::from_secs(1) {
+            *self = Quota { suppressed: self.suppressed, ..Quota::new() };
+        }
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                true
+            }
+            None => {
+                self.suppressed += 1;
+                false
+            }
+        }
+    }
+}
+
+/// A device. Owned by the registry, on the control thread.
+pub(crate) struct Device {
+    /// Its number in this process; never reused.
+    pub(crate) id: u64,
+    /// As asked for, changes included.
+    pub(crate) entry: DeviceEntry,
+    pub(crate) origin: Origin,
+    pub(crate) facts: Facts,
+    pub(crate) life: Life,
+    /// The driver's device, unless a session has it.
+    pub(crate) held: Option<Box<dyn VdpaDevice>>,
+    /// True if the driver's device must be made anew before the next front-end, to bring changes into force.
+    pub(crate) is_outdated: bool,
+    pub(crate) shared: Arc<DeviceShared>,
+    pub(crate) socket: std::path::PathBuf,
+    pub(crate) mode: Mode,
+    /// Server mode: the listening socket.
+    pub(crate) listening: Option<Listening>,
+    /// Client mode: what it waits for.
+    pub(crate) awaited: Option<Awaited>,
+    pub(crate) backoff: Backoff,
+    /// When to look at the socket again.
+    pub(crate) retry_at: Option<Instant>,
+    /// Until when a further front-end is kept waiting for the connected one to end.
+    pub(crate) refuse_at: Option<Instant>,
+    pub(crate) connection: Option<Connection>,
+    pub(crate) history: History,
+    pub(crate) quota: Quota,
+    pub(crate) notes: Vec<String>,
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Device").field("id", &self.id).field("entry", &self.entry).finish_non_exhaustive()
+    }
+}
+
+impl Device {
+    pub(crate) fn name(&self) -> &str {
+        &self.entry.name
+    }
+
+    /// The core of each group.
+    pub(crate) fn cores(&self) -> Vec<usize> {
+        self.shared.cores.iter().map(|core| core.load(Ordering::Relaxed)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backoff_doubles_to_64_ms_and_slows_down_in_the_end() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<u128> = (0..8).map(|_| backoff.next().as_millis()).collect();
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 64]);
+        let last = (0..100).map(|_| backoff.next()).last().unwrap();
+        assert_eq!(last, Duration::from_secs(1));
+        backoff.reset();
+        assert_eq!(backoff.next(), Duration::from_millis(1));
+    }
+
+    #[test]
+    fn quota_lets_few_through_and_counts_the_rest() {
+        let mut quota = Quota::new();
+        assert_eq!((0..25).filter(|_| quota.take()).count(), 10);
+        assert_eq!(quota.suppressed, 15);
+    }
+}

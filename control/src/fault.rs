@@ -1,0 +1,225 @@
+//! Why a request of an operator failed: one type for the socket, the command and the log.
+//!
+//! Every fault says what is wrong, who holds it if somebody does, and what to do. Its kind decides the exit code of
+//! `ringway` and the code of a JSON-RPC error.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What sort of failure: stable names and exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Something failed while it was done.
+    Runtime,
+    /// The request is not one.
+    Usage,
+    /// What was named is not there.
+    NotFound,
+    /// What was asked for is already there, or held by another.
+    Conflict,
+    /// The operator may not.
+    Permission,
+    /// No daemon answers.
+    Unreachable,
+    /// No answer in time.
+    Timeout,
+    /// Accepted, but not in force yet.
+    NotApplied,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Kind; 8] = [
+        Kind::Runtime,
+        Kind::Usage,
+        Kind::NotFound,
+        Kind::Conflict,
+        Kind::Permission,
+        Kind::Unreachable,
+        Kind::Timeout,
+        Kind::NotApplied,
+    ];
+
+    /// The exit code of `ringway`.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Kind::Runtime => 1,
+            Kind::Usage => 2,
+            Kind::NotFound => 3,
+            Kind::Conflict => 4,
+            Kind::Permission => 5,
+            Kind::Unreachable => 6,
+            Kind::Timeout => 7,
+            Kind::NotApplied => 65,
+        }
+    }
+
+    /// What the exit code means, for the manual page.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Kind::Runtime => "something failed while it was done",
+            Kind::Usage => "the command line or the request is wrong",
+            Kind::NotFound => "what was named is not there",
+            Kind::Conflict => "it exists already, or another holds it",
+            Kind::Permission => "not permitted",
+            Kind::Unreachable => "the daemon is not reachable",
+            Kind::Timeout => "no answer in time",
+            Kind::NotApplied => "accepted, but not in force yet",
+        }
+    }
+
+    /// The JSON-RPC error code.
+    pub fn rpc_code(self) -> i64 {
+        match self {
+            Kind::Usage => -32602,
+            other => -32000 - i64::from(other.exit_code()),
+        }
+    }
+}
+
+/// A failure, for people and for programs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// What sort.
+    pub kind: Kind,
+    /// What is wrong, without a full stop.
+    pub message: String,
+    /// Who holds what was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_by: Option<String>,
+    /// What to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// The parameter, file or key that is at fault.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// True if the same request may succeed later.
+    #[serde(default)]
+    pub retryable: bool,
+}
+
+impl Fault {
+    /// A fault of this kind.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Fault {
+        Fault { kind, message: message.into(), held_by: None, hint: None, path: None, retryable: false }
+    }
+    /// The request is not one.
+    pub fn usage(message: impl Into<String>) -> Fault {
+        Fault::new(Kind::Usage, message)
+    }
+    /// What was named is not there.
+    pub fn not_found(message: impl Into<String>) -> Fault {
+        Fault::new(Kind::NotFound, message)
+    }
+    /// It is already there.
+    pub fn conflict(message: impl Into<String>) -> Fault {
+        Fault::new(Kind::Conflict, message)
+    }
+    /// The system refused; permission errors get their own kind.
+    pub fn system(what: impl fmt::Display, error: impl Into<std::io::Error>) -> Fault {
+        let error = error.into();
+        let kind = match error.kind() {
+            std::io::ErrorKind::PermissionDenied => Kind::Permission,
+            _ => Kind::Runtime,
+        };
+        Fault::new(kind, format!("{what}: {}", reason(&error)))
+    }
+    /// Adds what to do.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Fault {
+        self.hint = Some(hint.into());
+        self
+    }
+    /// Adds who holds it.
+    #[must_use]
+    pub fn held_by(mut self, holder: impl Into<String>) -> Fault {
+        self.held_by = Some(holder.into());
+        self
+    }
+    /// Adds the parameter, file or key at fault.
+    #[must_use]
+    pub fn at(mut self, path: impl Into<String>) -> Fault {
+        self.path = Some(path.into());
+        self
+    }
+    /// The same request may succeed later.
+    #[must_use]
+    pub fn retryable(mut self) -> Fault {
+        self.retryable = true;
+        self
+    }
+}
+
+/// What the system said, without Rust's `(os error N)`.
+pub(crate) fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.message)?;
+        if let Some(holder) = &self.held_by {
+            write!(f, "\n  held by: {holder}")?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "\n  try: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Fault {}
+
+/// The one of `known` that is nearest to `word`, if it is near enough to have been meant.
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .into_iter()
+        .map(|candidate| (strsim::jaro_winkler(word, candidate), candidate))
+        .filter(|(likeness, _)| *likeness >= 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fault_prints_what_who_and_what_to_do_on_a_line_each() {
+        let fault =
+            Fault::conflict("cannot listen on /a: in use").held_by("qemu (pid 7)").hint("ringway dev show");
+        assert_eq!(
+            fault.to_string(),
+            "error: cannot listen on /a: in use\n  held by: qemu (pid 7)\n  try: ringway dev show"
+        );
+    }
+
+    #[test]
+    fn exit_codes_and_rpc_codes_are_unique() {
+        for (n, a) in Kind::ALL.iter().enumerate() {
+            for b in &Kind::ALL[n + 1..] {
+                assert_ne!(a.exit_code(), b.exit_code());
+                assert_ne!(a.rpc_code(), b.rpc_code());
+            }
+        }
+    }
+
+    #[test]
+    fn nearest_finds_a_slip_and_leaves_strangers_alone() {
+        assert_eq!(nearest("sokcet", ["socket", "mode"]), Some("socket"));
+        assert_eq!(nearest("zzz", ["socket", "mode"]), None);
+    }
+
+    #[test]
+    fn system_fault_names_permission_and_drops_the_number() {
+        let fault = Fault::system("cannot open /x", std::io::Error::from_raw_os_error(13));
+        assert_eq!(fault.kind, Kind::Permission);
+        assert_eq!(fault.message, "cannot open /x: Permission denied");
+    }
+}

@@ -1,0 +1,399 @@
+//! What operators change: adding, removing and setting devices. Each change is kept on disk before it is answered.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ringway_pmd::counters::QueueCounters;
+use ringway_pmd::vdpa::{DriverError, MgmtInfo};
+use ringway_ring::position::PositionPage;
+use rustix::event::epoll;
+use serde_json::{Value, json};
+
+use crate::api::{DevAdded, DevChanged, DevDeleted, DevSet, DeviceEntry, Mode, Target};
+use crate::daemon::{Daemon, Token};
+use crate::device::{Backoff, Device, Facts, Origin, Quota};
+use crate::endpoint::{self, Listening};
+use crate::fault::{Fault, Kind};
+use crate::life::{Life, LifeEvent};
+use crate::peer::Caller;
+use crate::registry::{check_attributes, check_entry, check_mac};
+use crate::session::{Command, DeviceShared};
+use crate::single::Inherited;
+use crate::state::Kept;
+
+/// What a driver's refusal is to an operator.
+pub(crate) fn driver_fault(error: DriverError) -> Fault {
+    match error {
+        DriverError::Misconfigured(why) => Fault::usage(why),
+        DriverError::PeerMisbehaved(why) => Fault::new(Kind::Runtime, why),
+        DriverError::Resource { what, source } => Fault::system(what, source),
+    }
+}
+
+impl Daemon {
+    /// Calls a method. None: there is no such method.
+    pub(crate) fn call(
+        &mut self,
+        method: &str,
+        params: Value,
+        caller: &Caller,
+    ) -> Option<Result<Value, Fault>> {
+        let result = match method {
+            "hello" => none(params).and_then(|()| to_value(&self.hello())),
+            "mgmtdev.show" => read(params).and_then(|select| to_value(&self.show_mgmtdevs(select)?)),
+            "dev.show" => read(params).and_then(|select| to_value(&self.show_devices(select)?)),
+            "dev.config.show" => read(params).and_then(|select| to_value(&self.show_config(select)?)),
+            "dev.vstats.show" => read(params).and_then(|queue| to_value(&self.show_vstats(queue)?)),
+            "core.show" => none(params).and_then(|()| to_value(&self.show_cores())),
+            "config.dump" => none(params).and_then(|()| to_value(&self.dump()?)),
+            "dev.add" | "dev.del" | "dev.set" => self.change(method, params, caller),
+            _ => return None,
+        };
+        Some(result)
+    }
+
+    fn change(&mut self, method: &str, params: Value, caller: &Caller) -> Result<Value, Fault> {
+        let asked = params.to_string();
+        let result = if self.is_stopping() {
+            Err(Fault::new(Kind::Runtime, "the daemon is stopping").retryable())
+        } else {
+            match method {
+                "dev.add" => read(params).and_then(|entry| to_value(&self.add(entry)?)),
+                "dev.del" => read(params).and_then(|target| to_value(&self.delete(&target)?)),
+                _ => read(params).and_then(|set| to_value(&self.set(&set)?)),
+            }
+        };
+        let outcome = match &result {
+            Ok(_) => "ok",
+            Err(fault) => fault.message.as_str(),
+        };
+        tracing::info!(method, %asked, uid = caller.uid, pid = caller.pid, comm = caller.comm, outcome, "operator");
+        result
+    }
+
+    fn add(&mut self, entry: DeviceEntry) -> Result<DevAdded, Fault> {
+        let name = entry.name.clone();
+        self.make_device(entry, Origin::Operator)?;
+        // One that could not be made at the start gives way to the one that could.
+        self.absent.retain(|absent| absent.entry.name != name);
+        if let Err(fault) = self.keep() {
+            self.drop_device(&name);
+            return Err(fault);
+        }
+        let device = self.registry.find(&name)?;
+        let added = DevAdded {
+            added: name.clone(),
+            socket: device.socket.clone(),
+            mode: device.mode,
+            cores: device.cores(),
+        };
+        let details =
+            json!({ "mgmtdev": device.entry.mgmtdev, "socket": added.socket, "cores": added.cores });
+        self.events.push("dev.added", Some(&name), details);
+        Ok(added)
+    }
+
+    /// Makes a device and opens its endpoint. Nothing is left behind if it fails.
+    pub(crate) fn make_device(&mut self, entry: DeviceEntry, origin: Origin) -> Result<(), Fault> {
+        let known: Vec<MgmtInfo> = self.registry.mgmtdevs().collect();
+        let spec = check_entry(&entry, &known)?;
+        if self.registry.is_taken(&entry.name) {
+            return Err(Fault::conflict(format!("device {} is there already", entry.name))
+                .at("name")
+                .hint(format!("another name, or ringway dev del {}", entry.name)));
+        }
+        if let Some(core) = entry.core {
+            self.placement.check(core)?;
+        }
+        let owner = entry.owner.as_deref().map(endpoint::user_id).transpose()?;
+        let group = entry.group.as_deref().map(endpoint::group_id).transpose()?;
+        let mode = entry.mode.unwrap_or_default();
+        let socket = entry.socket.clone().unwrap_or_else(|| self.default_socket(&entry.name));
+        endpoint::check_path(&socket)?;
+        if let Some(other) = self.registry.devices().find(|device| device.socket == socket) {
+            return Err(Fault::conflict(format!("socket {} is taken", socket.display()))
+                .at("socket")
+                .held_by(format!("device {}", other.name())));
+        }
+        if mode == Mode::Client && (owner.is_some() || group.is_some()) {
+            return Err(Fault::usage(
+                "owner and group are of a socket that Ringway makes; in client mode the VMM does",
+            )
+            .at("mode"));
+        }
+
+        let made = self.registry.mgmtdev(&entry.mgmtdev)?.create(&spec).map_err(driver_fault)?;
+        let facts = Facts::of(&*made);
+        let listening = match mode {
+            Mode::Server => Some(Listening::open(&socket, owner, group)?),
+            Mode::Client => None,
+        };
+        let positions = PositionPage::open(&self.positions_file(&entry.name))
+            .map_err(|error| Fault::system(format!("cannot keep positions for {}", entry.name), error))?;
+        let id = self.registry.next_id();
+        if let Some(listening) = &listening {
+            self.epoll_add(&listening.socket, Token::Device(id))?;
+        }
+        let mut notes = Vec::new();
+        if (owner.is_some() || group.is_some())
+            && let Some(dir) = endpoint::unreachable_for(&socket, owner, group)
+        {
+            notes.push(format!(
+                "{} does not let the socket's owner or group through: chmod o+x it, or choose another socket path",
+                dir.display()
+            ));
+        }
+        let cores = self.placement.place(facts.groups, entry.core)?;
+        let shared = Arc::new(DeviceShared {
+            name: entry.name.clone(),
+            counters: (0..facts.limits.max_vqs).map(|_| Arc::new(QueueCounters::default())).collect(),
+            positions,
+            cores: cores.into_iter().map(AtomicUsize::new).collect(),
+        });
+        self.registry.insert(Device {
+            id,
+            entry,
+            origin,
+            facts,
+            life: Life::Waiting,
+            held: Some(made),
+            is_outdated: false,
+            shared,
+            socket,
+            mode,
+            listening,
+            awaited: None,
+            backoff: Backoff::default(),
+            retry_at: None,
+            refuse_at: None,
+            connection: None,
+            history: Default::default(),
+            quota: Quota::new(),
+            notes,
+        });
+        self.connect_to_vmm(id);
+        Ok(())
+    }
+
+    /// Makes a device on a socket that came with the process. With a connected one, the process ends with it.
+    pub(crate) fn adopt(&mut self, entry: DeviceEntry, socket: Inherited) -> Result<(), Fault> {
+        let name = entry.name.clone();
+        self.make_device(entry, Origin::Config)?;
+        let id = self.registry.id_of(&name)?;
+        let own = self.registry.by_id(id).and_then(|device| device.listening.take());
+        if let Some(own) = own {
+            let _ = epoll::delete(&self.epoll, &own.socket);
+        }
+        match socket {
+            Inherited::Listening(listener) => {
+                let listening = Listening::inherited(listener)?;
+                self.epoll_add(&listening.socket, Token::Device(id))?;
+                if let Some(device) = self.registry.by_id(id) {
+                    device.listening = Some(listening);
+                }
+            }
+            Inherited::Connected(stream) => {
+                self.ends_with = Some(id);
+                self.start_session(id, stream);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn default_socket(&self, name: &str) -> PathBuf {
+        self.runtime_dir.join("dev").join(format!("{name}.sock"))
+    }
+
+    fn positions_file(&self, name: &str) -> PathBuf {
+        self.runtime_dir.join("positions").join(name)
+    }
+
+    fn delete(&mut self, target: &Target) -> Result<DevDeleted, Fault> {
+        let name = &target.name;
+        let mut notes = Vec::new();
+        let was_absent = self.absent.iter().any(|absent| absent.entry.name == *name);
+        let origin = match self.registry.find(name) {
+            Ok(device) => device.origin,
+            Err(_) if was_absent => Origin::Operator,
+            Err(fault) => return Err(fault),
+        };
+        // On disk first: what is answered as gone does not come back.
+        self.keep_without(Some(name))?;
+        if let (Origin::Config, Some(file)) = (origin, &self.config_file) {
+            notes.push(format!(
+                "{name} stays in {}: it comes back when ringwayd starts again",
+                file.display()
+            ));
+        }
+        self.absent.retain(|absent| absent.entry.name != *name);
+        self.drop_device(name);
+        self.events.push("dev.removed", Some(name), json!({}));
+        Ok(DevDeleted { deleted: name.clone(), notes })
+    }
+
+    /// Takes a device out: its name and its socket are free at once, its session is told and not waited for.
+    fn drop_device(&mut self, name: &str) {
+        let Ok(id) = self.registry.id_of(name) else { return };
+        let Some(mut device) = self.registry.remove(id) else { return };
+        let _ = device.life.apply(LifeEvent::Remove);
+        if let Some(connection) = &device.connection {
+            connection.handle.send(Command::Revoke);
+        }
+        if let Some(listening) = device.listening.take() {
+            let _ = epoll::delete(&self.epoll, &listening.socket);
+        }
+        if let Some(awaited) = device.awaited.take() {
+            self.watch.forget(&awaited);
+        }
+        self.placement.release(&device.cores());
+        let _ = std::fs::remove_file(self.positions_file(name));
+    }
+
+    fn set(&mut self, set: &DevSet) -> Result<DevChanged, Fault> {
+        let id = self.registry.id_of(&set.name)?;
+        if set.mac.is_none() && set.mtu.is_none() && set.core.is_none() && set.attributes.is_empty() {
+            return Err(
+                Fault::usage("nothing to set").hint("mac MAC, mtu N, core N, or an attribute of the driver")
+            );
+        }
+        let known: Vec<MgmtInfo> = self.registry.mgmtdevs().collect();
+        let Some(device) = self.registry.by_id(id) else {
+            return Err(Fault::not_found("the device is gone"));
+        };
+        let (before, life, origin) = (device.entry.clone(), device.life, device.origin);
+        let mut entry = before.clone();
+        if let Some(mac) = &set.mac {
+            entry.mac = Some(check_mac(mac)?.to_string());
+        }
+        entry.mtu = set.mtu.or(entry.mtu);
+        entry.core = set.core.or(entry.core);
+        if let Some(info) = known.iter().find(|info| info.name == entry.mgmtdev) {
+            check_attributes(set.attributes.keys().map(String::as_str), info)?;
+        }
+        entry.attributes.extend(set.attributes.clone());
+        check_entry(&entry, &known)?;
+        if let Some(core) = set.core {
+            self.placement.check(core)?;
+        }
+
+        let is_new_device =
+            entry.mac != before.mac || entry.mtu != before.mtu || entry.attributes != before.attributes;
+        let put_back = |daemon: &mut Daemon| {
+            if let Some(device) = daemon.registry.by_id(id) {
+                device.entry = before.clone();
+            }
+            if is_new_device && life != Life::Connected {
+                daemon.remake(id);
+            }
+        };
+        if let Some(device) = self.registry.by_id(id) {
+            device.entry = entry.clone();
+        }
+        if is_new_device && life != Life::Connected {
+            self.remake(id);
+            let failure = self.registry.by_id(id).filter(|device| device.held.is_none());
+            if let Some(why) = failure.map(|device| device.history.last_failure.clone()) {
+                put_back(self);
+                return Err(Fault::usage(why.unwrap_or_else(|| "the driver refused".to_owned())));
+            }
+        }
+        if let Err(fault) = self.keep() {
+            put_back(self);
+            return Err(fault);
+        }
+
+        let mut notes = Vec::new();
+        if let Some(core) = set.core {
+            self.move_device(id, core);
+        }
+        let is_deferred = is_new_device && life == Life::Connected;
+        if is_deferred {
+            if let Some(device) = self.registry.by_id(id) {
+                device.is_outdated = true;
+            }
+            notes.push("a front-end is connected: in force when the next one connects".to_owned());
+            notes.push(
+                "QEMU gives its guest the mac and host_mtu of its own -device virtio-net-pci: change them there too"
+                    .to_owned(),
+            );
+        }
+        if let (Origin::Config, Some(file)) = (origin, &self.config_file) {
+            notes.push(format!(
+                "{} still says otherwise and goes first when ringwayd starts again",
+                file.display()
+            ));
+        }
+        self.events.push("dev.changed", Some(&set.name), json!({ "applied": !is_deferred }));
+        Ok(DevChanged { changed: set.name.clone(), applied: !is_deferred, notes })
+    }
+
+    /// Moves every group of a device to one core, under traffic if there is any.
+    fn move_device(&mut self, id: u64, core: usize) {
+        let Some(device) = self.registry.by_id(id) else { return };
+        let before = device.cores();
+        for (group, slot) in device.shared.cores.iter().enumerate() {
+            slot.store(core, Ordering::Relaxed);
+            if before.get(group) != Some(&core)
+                && let Some(connection) = &device.connection
+                && let Ok(group) = u16::try_from(group)
+            {
+                connection.handle.send(Command::Move { group });
+            }
+        }
+        let groups = before.len();
+        self.placement.release(&before);
+        let _ = self.placement.place(groups, Some(core));
+    }
+
+    /// Keeps the devices that operators added, as they are now.
+    fn keep(&mut self) -> Result<(), Fault> {
+        self.keep_without(None)
+    }
+
+    fn keep_without(&mut self, name: Option<&str>) -> Result<(), Fault> {
+        let generation = self.generation + 1;
+        if let Some(state) = &self.state {
+            let made = self.registry.devices().filter(|device| device.origin == Origin::Operator);
+            let absent = self.absent.iter().filter(|absent| absent.origin == Origin::Operator);
+            let devices = made
+                .map(|device| &device.entry)
+                .chain(absent.map(|absent| &absent.entry))
+                .filter(|entry| Some(entry.name.as_str()) != name)
+                .cloned()
+                .collect();
+            state.write(&Kept::new(generation, devices))?;
+        }
+        self.generation = generation;
+        Ok(())
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(params: Value) -> Result<T, Fault> {
+    serde_json::from_value(params).map_err(|error| {
+        let text = error.to_string();
+        let fault = Fault::usage(format!("parameters: {text}"));
+        match unknown_field(&text) {
+            Some((field, near)) => fault.at(field).hint(format!("did you mean {near}?")),
+            None => fault,
+        }
+    })
+}
+
+/// The unknown field that serde named, and the nearest of those that it expected.
+fn unknown_field(text: &str) -> Option<(&str, &str)> {
+    let mut words = text.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
+    let field = words.next()?;
+    Some((field, crate::fault::nearest(field, words)?))
+}
+
+fn none(params: Value) -> Result<(), Fault> {
+    match params {
+        Value::Object(map) if map.is_empty() => Ok(()),
+        _ => Err(Fault::usage("this method takes no parameters")),
+    }
+}
+
+fn to_value<T: serde::Serialize>(value: &T) -> Result<Value, Fault> {
+    serde_json::to_value(value).map_err(|error| Fault::new(Kind::Runtime, error.to_string()))
+}

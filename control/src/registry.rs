@@ -1,0 +1,403 @@
+//! The registry: management devices that drivers registered, and the devices made by them; and the checks that a
+//! request for a new device must pass, in the order of the kernel's vDPA.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::os::unix::ffi::OsStrExt as _;
+
+use ringway_pmd::net::{F_MAC, F_MQ, F_MTU, MIN_MTU, Mac};
+use ringway_pmd::vdpa::{Class, DeviceSpec, ManagementDevice, MgmtInfo};
+use ringway_ring::features::Features;
+
+use crate::api::DeviceEntry;
+use crate::device::Device;
+use crate::fault::{Fault, nearest};
+use crate::names::{feature_names, parse_features};
+
+/// The longest name of a device, in bytes.
+pub const LONGEST_NAME: usize = 64;
+
+/// Management devices and devices. Owned by the control thread; no lock.
+pub(crate) struct Registry {
+    mgmtdevs: Vec<Box<dyn ManagementDevice>>,
+    devices: BTreeMap<u64, Device>,
+    by_name: HashMap<String, u64>,
+    next: u64,
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").field("devices", &self.by_name.len()).finish_non_exhaustive()
+    }
+}
+
+impl Registry {
+    /// With what drivers register. Two of one name are the program's error and refused.
+    pub(crate) fn new(mgmtdevs: Vec<Box<dyn ManagementDevice>>) -> Result<Registry, Fault> {
+        let mut registry =
+            Registry { mgmtdevs: Vec::new(), devices: BTreeMap::new(), by_name: HashMap::new(), next: 1 };
+        for mgmtdev in mgmtdevs {
+            let name = mgmtdev.info().name;
+            if registry.mgmtdevs.iter().any(|other| other.info().name == name) {
+                return Err(Fault::conflict(format!("two drivers register a management device {name}")));
+            }
+            registry.mgmtdevs.push(mgmtdev);
+        }
+        Ok(registry)
+    }
+
+    pub(crate) fn mgmtdevs(&self) -> impl Iterator<Item = MgmtInfo> + '_ {
+        self.mgmtdevs.iter().map(|mgmtdev| mgmtdev.info())
+    }
+
+    /// The management device of this name.
+    pub(crate) fn mgmtdev(&mut self, name: &str) -> Result<&mut dyn ManagementDevice, Fault> {
+        let at = self.mgmtdevs.iter().position(|mgmtdev| mgmtdev.info().name == name);
+        match at {
+            Some(at) => Ok(&mut *self.mgmtdevs[at]),
+            None => Err(no_such_mgmtdev(name, &self.mgmtdevs().collect::<Vec<_>>())),
+        }
+    }
+
+    pub(crate) fn is_taken(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
+    /// The number under which the next device goes in.
+    pub(crate) fn next_id(&mut self) -> u64 {
+        self.next += 1;
+        self.next - 1
+    }
+
+    pub(crate) fn insert(&mut self, device: Device) {
+        self.by_name.insert(device.entry.name.clone(), device.id);
+        self.devices.insert(device.id, device);
+    }
+
+    pub(crate) fn remove(&mut self, id: u64) -> Option<Device> {
+        let device = self.devices.remove(&id)?;
+        self.by_name.remove(&device.entry.name);
+        Some(device)
+    }
+
+    pub(crate) fn id_of(&self, name: &str) -> Result<u64, Fault> {
+        self.by_name.get(name).copied().ok_or_else(|| {
+            let fault = Fault::not_found(format!("there is no device `{}`", printable(name))).at("name");
+            match nearest(name, self.by_name.keys().map(String::as_str)) {
+                Some(near) => fault.hint(format!("did you mean {near}?")),
+                None => fault.hint("ringway dev show"),
+            }
+        })
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Result<&Device, Fault> {
+        let id = self.id_of(name)?;
+        self.devices.get(&id).ok_or_else(|| Fault::not_found("the device is gone"))
+    }
+
+    pub(crate) fn by_id(&mut self, id: u64) -> Option<&mut Device> {
+        self.devices.get_mut(&id)
+    }
+
+    /// Every device in the order in which they were added.
+    pub(crate) fn devices(&self) -> impl Iterator<Item = &Device> {
+        self.devices.values()
+    }
+
+    pub(crate) fn ids(&self) -> Vec<u64> {
+        self.devices.keys().copied().collect()
+    }
+}
+
+fn no_such_mgmtdev(name: &str, known: &[MgmtInfo]) -> Fault {
+    let fault = Fault::not_found(format!(
+        "Fail to find the specified management device: there is no `{}`",
+        printable(name)
+    ))
+    .at("mgmtdev");
+    match nearest(name, known.iter().map(|info| info.name.as_str())) {
+        Some(near) => fault.hint(format!("did you mean {near}?")),
+        None => fault.hint("ringway mgmtdev show"),
+    }
+}
+
+/// What an operator wrote, safe to print: short, without control characters.
+pub(crate) fn printable(text: &str) -> String {
+    let mut shown: String =
+        text.chars().take(LONGEST_NAME + 1).map(|c| if c.is_control() { '?' } else { c }).collect();
+    if text.chars().nth(LONGEST_NAME + 1).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// Checks a device's name: it becomes the name of a socket and of a file.
+///
+/// # Errors
+/// It is empty, too long, or has characters other than ASCII letters, digits, `.`, `_` and `-`; or it begins with one
+/// of the last two or with a point.
+pub fn check_name(name: &str) -> Result<(), Fault> {
+    if name.is_empty() {
+        return Err(Fault::usage("device name is not set.").at("name"));
+    }
+    if name.len() > LONGEST_NAME {
+        return Err(Fault::usage(format!(
+            "a device's name has at most {LONGEST_NAME} bytes, this has {}",
+            name.len()
+        ))
+        .at("name"));
+    }
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if !name.bytes().all(legal) || name.starts_with(['.', '-']) {
+        return Err(Fault::usage(format!("`{}` cannot be a device's name", printable(name)))
+            .at("name")
+            .hint("ASCII letters, digits, `.`, `_` and `-`, beginning with a letter, a digit or `_`"));
+    }
+    Ok(())
+}
+
+/// Checks a request for a device against what its management device says of itself, without making anything.
+///
+/// # Errors
+/// The first check that fails, in the order of the kernel's vDPA.
+pub fn check_entry(entry: &DeviceEntry, known: &[MgmtInfo]) -> Result<DeviceSpec, Fault> {
+    check_name(&entry.name)?;
+    let mac = entry.mac.as_deref().map(check_mac).transpose()?;
+    if let Some(mtu) = entry.mtu.filter(|mtu| *mtu < MIN_MTU) {
+        return Err(Fault::usage(format!("mtu {mtu} is below {MIN_MTU}")).at("mtu"));
+    }
+    if entry.max_vqp == Some(0) {
+        return Err(Fault::usage("At least one pair of VQs is required").at("max_vqp"));
+    }
+    // The class decides how features are named; an unknown management device is told after the features, as in the
+    // kernel, unless the features need it to be understood.
+    let info = known.iter().find(|info| info.name == entry.mgmtdev);
+    let class = info.map_or(Class::Net, |info| info.class);
+    let features = entry
+        .device_features
+        .as_deref()
+        .map(|text| parse_features(class, text))
+        .transpose()
+        .map_err(|why| Fault::usage(why).at("device_features"))?;
+    if let Some(features) = features {
+        let needs = |given: bool, bit: Features| if given { bit } else { Features::NONE };
+        let needed = needs(mac.is_some(), F_MAC)
+            | needs(entry.mtu.is_some(), F_MTU)
+            | needs(entry.max_vqp.is_some_and(|pairs| pairs > 1), F_MQ);
+        let missing = needed.without(features);
+        if missing != Features::NONE {
+            return Err(Fault::usage(format!("Missing features {:#x} for provided attributes", missing.0))
+                .at("device_features")
+                .hint(format!("add {} to device_features", joined(class, missing))));
+        }
+    }
+    let slashes = entry.mgmtdev.matches('/').count();
+    if entry.mgmtdev.is_empty() {
+        return Err(Fault::usage("management device handle not set.")
+            .at("mgmtdev")
+            .hint("ringway mgmtdev show"));
+    }
+    if slashes > 1 {
+        return Err(Fault::usage("Wrong vdpa mgmtdev identification string format")
+            .at("mgmtdev")
+            .hint("\"mgmtdev_bus_name/mgmtdev_name\" or \"mgmtdev_name\""));
+    }
+    let info = info.ok_or_else(|| no_such_mgmtdev(&entry.mgmtdev, known))?;
+    if info.class != Class::Net && (mac.is_some() || entry.mtu.is_some() || entry.max_vqp.is_some()) {
+        return Err(Fault::usage("All provided attributes are not supported").at("mac").hint(format!(
+            "{} makes {} devices: mac, mtu and max_vqp are for net",
+            info.name,
+            info.class.class_name()
+        )));
+    }
+    if let Some(extra) =
+        features.map(|wanted| wanted.without(info.features)).filter(|extra| *extra != Features::NONE)
+    {
+        return Err(Fault::usage(format!("{} does not offer {}", info.name, joined(class, extra)))
+            .at("device_features")
+            .hint("ringway mgmtdev show"));
+    }
+    if let Some(pairs) = entry.max_vqp.filter(|pairs| u32::from(*pairs) * 2 > info.max_supported_vqs) {
+        return Err(Fault::usage(format!(
+            "max_vqp {pairs} needs {} queues; {} supports {}",
+            u32::from(pairs) * 2,
+            info.name,
+            info.max_supported_vqs
+        ))
+        .at("max_vqp"));
+    }
+    check_attributes(entry.attributes.keys().map(String::as_str), info)?;
+    check_socket(entry)?;
+    Ok(DeviceSpec {
+        name: entry.name.clone(),
+        mac,
+        mtu: entry.mtu,
+        max_vqp: entry.max_vqp,
+        device_features: features,
+        attributes: entry.attributes.clone(),
+    })
+}
+
+/// Checks that the driver declared these attributes.
+pub(crate) fn check_attributes<'a>(
+    names: impl IntoIterator<Item = &'a str>,
+    info: &MgmtInfo,
+) -> Result<(), Fault> {
+    for name in names {
+        if info.attributes.iter().any(|attribute| attribute.name == name) {
+            continue;
+        }
+        let own = info.attributes.iter().map(|attribute| attribute.name);
+        let fault = Fault::usage(format!("{} has no attribute `{}`", info.name, printable(name))).at(name);
+        return Err(match nearest(name, own.chain(ATTRIBUTES)) {
+            Some(near) => fault.hint(format!("did you mean {near}?")),
+            None => fault.hint(format!("ringway mgmtdev show {}", info.name)),
+        });
+    }
+    Ok(())
+}
+
+fn check_socket(entry: &DeviceEntry) -> Result<(), Fault> {
+    if let Some(path) = &entry.socket {
+        crate::endpoint::check_path(path)?;
+        if path.as_os_str().as_bytes().ends_with(b"/") {
+            return Err(Fault::usage("the socket's path names a directory").at("socket"));
+        }
+    }
+    Ok(())
+}
+
+/// Reads an Ethernet address that a device may have.
+pub(crate) fn check_mac(text: &str) -> Result<Mac, Fault> {
+    let mac: Mac = text.parse().map_err(|_| {
+        Fault::usage(format!("`{}` is not a MAC address", printable(text)))
+            .at("mac")
+            .hint("six pairs of hex digits, as in 52:54:00:12:34:56")
+    })?;
+    if mac.is_multicast() || mac == Mac([0; 6]) {
+        return Err(Fault::usage(format!("{mac} is not an address that one device can have"))
+            .at("mac")
+            .hint("an address whose first byte is even, and not all zeros"));
+    }
+    Ok(mac)
+}
+
+fn joined(class: Class, features: Features) -> String {
+    feature_names(class, features).iter().map(|name| name.text()).collect::<Vec<_>>().join(",")
+}
+
+/// The attributes that every device takes.
+pub(crate) const ATTRIBUTES: [&str; 11] = [
+    "name",
+    "mgmtdev",
+    "mac",
+    "mtu",
+    "max_vqp",
+    "device_features",
+    "socket",
+    "mode",
+    "core",
+    "owner",
+    "group",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::Kind;
+    use ringway_pmd::vdpa::AttributeInfo;
+
+    fn known() -> Vec<MgmtInfo> {
+        vec![MgmtInfo {
+            name: "sim/net".into(),
+            class: Class::Net,
+            max_supported_vqs: 32,
+            features: Features::VERSION_1 | F_MAC | F_MTU | F_MQ,
+            attributes: vec![AttributeInfo { name: "swap", value: "on|off", help: "" }],
+            summary: "",
+        }]
+    }
+
+    fn entry() -> DeviceEntry {
+        DeviceEntry { name: "vm0".into(), mgmtdev: "sim/net".into(), ..DeviceEntry::default() }
+    }
+
+    fn refusal(entry: DeviceEntry) -> String {
+        let fault = check_entry(&entry, &known()).unwrap_err();
+        format!("{}: {}", fault.path.unwrap_or_default(), fault.message)
+    }
+
+    #[test]
+    fn names_that_could_leave_the_directory_or_confuse_a_shell_are_refused() {
+        let long = "x".repeat(65);
+        for name in
+            ["", "../x", "a/b", ".", "..", ".hidden", "-rf", "a b", "vm\n0", "naïve", "日本", long.as_str()]
+        {
+            assert_eq!(check_name(name).unwrap_err().kind, Kind::Usage, "{name:?}");
+        }
+        for name in ["vm0", "_x", "0", "a.b-c_d", &long[..64]] {
+            check_name(name).unwrap();
+        }
+    }
+
+    #[test]
+    fn good_entry_becomes_a_spec() {
+        let spec = check_entry(
+            &DeviceEntry {
+                mac: Some("52:54:00:00:00:01".into()),
+                mtu: Some(1500),
+                max_vqp: Some(4),
+                device_features: Some("MAC,MTU,MQ,VERSION_1".into()),
+                attributes: [("swap".into(), "on".into())].into(),
+                ..entry()
+            },
+            &known(),
+        )
+        .unwrap();
+        assert_eq!((spec.mtu, spec.max_vqp), (Some(1500), Some(4)));
+        assert_eq!(spec.device_features, Some(Features::VERSION_1 | F_MAC | F_MTU | F_MQ));
+    }
+
+    #[test]
+    fn each_check_names_the_attribute_at_fault() {
+        let with = |change: fn(&mut DeviceEntry)| {
+            let mut entry = entry();
+            change(&mut entry);
+            refusal(entry)
+        };
+        assert_eq!(with(|e| e.mac = Some("1:2".into())), "mac: `1:2` is not a MAC address");
+        assert!(
+            with(|e| e.mac = Some("01:00:5e:00:00:01".into())).contains("not an address that one device")
+        );
+        assert_eq!(with(|e| e.mtu = Some(67)), "mtu: mtu 67 is below 68");
+        assert_eq!(with(|e| e.max_vqp = Some(0)), "max_vqp: At least one pair of VQs is required");
+        assert_eq!(
+            with(|e| e.max_vqp = Some(17)),
+            "max_vqp: max_vqp 17 needs 34 queues; sim/net supports 32"
+        );
+        assert!(with(|e| e.mgmtdev = "a/b/c".into()).contains("identification string"));
+        assert!(
+            with(|e| e.mgmtdev = "sim/ner".into()).contains("Fail to find the specified management device")
+        );
+        assert_eq!(with(|e| e.mgmtdev = String::new()), "mgmtdev: management device handle not set.");
+        assert!(with(|e| e.device_features = Some("CSUM".into())).contains("sim/net does not offer CSUM"));
+        assert!(with(|e| e.socket = Some("rel".into())).contains("not absolute"));
+        assert!(with(|e| e.socket = Some("/tmp/x/".into())).contains("directory"));
+    }
+
+    #[test]
+    fn features_must_carry_the_attributes_given() {
+        let mut asked = entry();
+        asked.mtu = Some(1500);
+        asked.device_features = Some("MAC".into());
+        assert_eq!(refusal(asked), "device_features: Missing features 0x8 for provided attributes");
+    }
+
+    #[test]
+    fn unknown_attribute_names_the_nearest() {
+        let mut asked = entry();
+        asked.attributes.insert("swab".into(), "on".into());
+        let fault = check_entry(&asked, &known()).unwrap_err();
+        assert_eq!(fault.hint.as_deref(), Some("did you mean swap?"));
+    }
+}

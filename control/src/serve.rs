@@ -1,0 +1,202 @@
+//! The program `ringwayd`: its options, its start, and what it says of the host.
+
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
+use std::path::{Path, PathBuf};
+
+use clap::{CommandFactory, Parser, ValueEnum};
+use ringway_engine::IdlePolicy;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::config::{self, Desired, Settings};
+use crate::fault::{Fault, Kind};
+use crate::placement::parse_cores;
+use crate::subsystem::{Options, Subsystem};
+use crate::{drivers, paths, single};
+
+/// A userspace vDPA data plane.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ringwayd",
+    version,
+    about = "A userspace vDPA data plane; see ringway(8) for its operators"
+)]
+pub struct Ringwayd {
+    /// The operator socket [env: RINGWAY_CTL] [default: /run/ringway/ctl.sock for root, else $XDG_RUNTIME_DIR/ringway/ctl.sock]
+    #[arg(long, value_name = "PATH")]
+    pub ctl: Option<PathBuf>,
+    /// Where devices that operators add are kept [default: /var/lib/ringway for root, else $XDG_STATE_HOME/ringway]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub state_dir: Option<PathBuf>,
+    /// The file with the desired state; options on the command line go before it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Cores of the workers, as in 1,3-5 [default: the last core that the process may use, not core 0]
+    #[arg(long, value_name = "LIST")]
+    pub cores: Option<String>,
+    /// What idle workers do [default: adaptive]
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub idle: Option<Idle>,
+    /// What is logged to standard error: error, warn, info, debug, trace, or filters [env: RINGWAY_LOG] [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub log: Option<String>,
+    /// Serve one sim/net device on this socket and nothing else (QEMU's convention for back-end programs)
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["fd", "config", "ctl", "state_dir"])]
+    pub socket_path: Option<PathBuf>,
+    /// Serve one sim/net device on this inherited socket and nothing else (QEMU's convention)
+    #[arg(long, value_name = "N", conflicts_with_all = ["config", "ctl", "state_dir"])]
+    pub fd: Option<i32>,
+    /// Print what the back-end can do as JSON and end (QEMU's convention)
+    #[arg(long)]
+    pub print_capabilities: bool,
+}
+
+/// What idle workers do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Idle {
+    /// Sleep until a guest wakes them
+    Adaptive,
+    /// Spin
+    Poll,
+}
+
+/// The definition, for the manual.
+pub fn command() -> clap::Command {
+    Ringwayd::command()
+}
+
+/// Runs the program with these arguments, its name first, and returns the exit code.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let args = match Ringwayd::try_parse_from(args) {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            return u8::try_from(error.exit_code()).unwrap_or(2);
+        }
+    };
+    match run(args) {
+        Ok(()) => 0,
+        Err(fault) => {
+            let _ = writeln!(io::stderr(), "{fault}");
+            fault.kind.exit_code()
+        }
+    }
+}
+
+fn run(args: Ringwayd) -> Result<(), Fault> {
+    if args.print_capabilities {
+        return writeln!(io::stdout(), "{}", single::CAPABILITIES)
+            .map_err(|error| Fault::system("cannot write", error));
+    }
+    let desired = match &args.config {
+        Some(file) => config::read(file, &drivers::infos())?,
+        None => Desired::default(),
+    };
+    start_log(args.log.as_deref().or(desired.log.as_deref()))?;
+    // Nothing that this process makes is for others, not even for a moment.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o007));
+    let descriptors = raise_descriptors();
+    let settings = Settings {
+        cores: match &args.cores {
+            Some(text) => parse_cores(text).map_err(|why| Fault::usage(why).at("cores"))?,
+            None => desired.cores.unwrap_or_default(),
+        },
+        idle: match args.idle {
+            Some(Idle::Poll) => IdlePolicy::Poll,
+            Some(Idle::Adaptive) => IdlePolicy::Adaptive,
+            None => desired.idle.unwrap_or(IdlePolicy::Adaptive),
+        },
+    };
+    let signals = catch_signals().map_err(|error| Fault::system("cannot catch signals", error))?;
+    if args.socket_path.is_some() || args.fd.is_some() {
+        return single::serve(args.socket_path.as_deref(), args.fd, settings, signals);
+    }
+
+    let ctl = match (&args.ctl, std::env::var_os("RINGWAY_CTL"), &desired.ctl) {
+        (None, None, Some(path)) => paths::ctl(Some(path)),
+        (given, _, _) => paths::ctl(given.as_deref()),
+    };
+    let state_dir = paths::state_dir(args.state_dir.as_deref().or(desired.state_dir.as_deref()));
+    let runtime_dir = ctl.parent().unwrap_or(Path::new("/")).to_owned();
+    let subsystem = Subsystem::start(Options {
+        ctl: Some(ctl.clone()),
+        runtime_dir,
+        state_dir: Some(state_dir.clone()),
+        settings,
+        devices: desired.devices,
+        config_file: args.config,
+        mgmtdevs: drivers::all(),
+        signals: Some(signals),
+    })?;
+    let cores = crate::placement::list(subsystem.engine().cores());
+    tracing::info!(%cores, descriptors, state = %state_dir.display(), "{}", host());
+    tracing::info!("ringwayd {} ready at {}", env!("CARGO_PKG_VERSION"), ctl.display());
+    notify_manager("READY=1");
+    subsystem.wait();
+    notify_manager("STOPPING=1");
+    Ok(())
+}
+
+fn start_log(wanted: Option<&str>) -> Result<(), Fault> {
+    let variable = std::env::var("RINGWAY_LOG").ok().filter(|text| !text.is_empty());
+    let wanted = wanted.map(str::to_owned).or(variable).unwrap_or_else(|| "info".to_owned());
+    let filter = tracing_subscriber::EnvFilter::try_new(&wanted).map_err(|error| {
+        Fault::usage(format!("log `{wanted}`: {error}")).at("log").hint("error, warn, info, debug or trace")
+    })?;
+    let made = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .try_init();
+    made.map_err(|error| Fault::new(Kind::Runtime, error.to_string()))
+}
+
+/// A stream on which a byte arrives for SIGTERM and SIGINT. SIGHUP and SIGPIPE do nothing.
+fn catch_signals() -> io::Result<UnixStream> {
+    let (ours, handlers) = UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::low_level::pipe::register(signal, handlers.try_clone()?)?;
+    }
+    let ignored = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGHUP, ignored)?;
+    Ok(ours)
+}
+
+/// Raises the limit of open descriptors as far as it goes; returns it.
+fn raise_descriptors() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// What this host gives: who we are, and on which pages memory of our own will stand.
+fn host() -> String {
+    let free = |size: &str| -> u64 {
+        let path = format!("/sys/kernel/mm/hugepages/hugepages-{size}kB/free_hugepages");
+        std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    };
+    let pages = match (free("1048576"), free("2048")) {
+        (0, 0) => "no free hugepages: memory of our own stands on ordinary pages".to_owned(),
+        (gigantic, huge) => format!("free hugepages: {gigantic} of 1 GiB, {huge} of 2 MiB"),
+    };
+    let uid = rustix::process::getuid();
+    format!("uid {}{}; {pages}", uid.as_raw(), if uid.is_root() { "" } else { " (unprivileged)" })
+}
+
+/// Tells the service manager, if there is one: a datagram to `NOTIFY_SOCKET`.
+fn notify_manager(state: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let address = match path.to_string_lossy().strip_prefix('@') {
+        Some(name) => SocketAddr::from_abstract_name(name.as_bytes()),
+        None => SocketAddr::from_pathname(&path),
+    };
+    let sent = UnixDatagram::unbound()
+        .and_then(|socket| address.and_then(|address| socket.send_to_addr(state.as_bytes(), &address)));
+    if let Err(error) = sent {
+        tracing::warn!(%error, "cannot tell the service manager {state}");
+    }
+}

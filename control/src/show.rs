@@ -1,0 +1,462 @@
+//! What operators read: the registry, the devices, their queues, the workers and the events, as the protocol's
+//! answers. Nothing here changes anything.
+
+use ringway_pmd::counters::{DropReason, QueueStats};
+use ringway_pmd::net::{F_MAC, F_MQ, F_MTU, F_STATUS};
+use ringway_pmd::vdpa::{Class, DataPath, DeviceConfig};
+use ringway_ring::features::Features;
+use ringway_ring::queue::RingFault;
+use serde_json::{Map, Value};
+
+use crate::api::{
+    AttributeHelp, ConfigInfo, ConfigShow, CoreInfo, CoreShow, DevInfo, DevShow, DeviceEntry, Dump,
+    EventPage, Explained, Follow, FrontEnd, Hello, MgmtdevInfo, MgmtdevShow, Named, Provisioned, PumpInfo,
+    Queue, QueueInfo, Ring, Select, VERSION, Vstats, VstatsShow,
+};
+use crate::config;
+use crate::daemon::{Daemon, idle_name};
+use crate::device::{Connection, Device};
+use crate::fault::Fault;
+use crate::names::feature_names;
+use crate::rpc::Subscription;
+use crate::vhost_user::message::protocol;
+
+/// `VIRTIO_NET_F_RSS`.
+const F_RSS: Features = Features(1 << 60);
+
+impl Daemon {
+    pub(crate) fn hello(&self) -> Hello {
+        Hello {
+            api: VERSION.to_owned(),
+            build: format!("ringway {}", env!("CARGO_PKG_VERSION")),
+            pid: std::process::id(),
+            boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+                .unwrap_or_default()
+                .trim()
+                .to_owned(),
+            instance: self.instance.clone(),
+            generation: self.generation,
+            seq: self.events.last(),
+            device_dir: self.runtime_dir.join("dev"),
+            state_dir: self.state.as_ref().map(|state| state.path().to_owned()),
+            clients: self.clients.len(),
+            dropped_clients: self.clients.dropped.clone(),
+        }
+    }
+
+    pub(crate) fn show_mgmtdevs(&self, select: Select) -> Result<MgmtdevShow, Fault> {
+        let wanted = select.name.as_deref();
+        let count =
+            |name: &str| self.registry.devices().filter(|device| device.entry.mgmtdev == name).count();
+        let mgmtdev: Named<MgmtdevInfo> = self
+            .registry
+            .mgmtdevs()
+            .filter(|info| wanted.is_none_or(|name| info.name == name))
+            .map(|info| {
+                let shown = MgmtdevInfo {
+                    supported_classes: vec![info.class.class_name().to_owned()],
+                    max_supported_vqs: info.max_supported_vqs,
+                    dev_features: feature_names(info.class, info.features),
+                    attributes: info
+                        .attributes
+                        .iter()
+                        .map(|attribute| AttributeHelp {
+                            name: attribute.name.to_owned(),
+                            value: attribute.value.to_owned(),
+                            help: attribute.help.to_owned(),
+                        })
+                        .collect(),
+                    summary: info.summary.to_owned(),
+                    devices: count(&info.name),
+                };
+                (info.name, shown)
+            })
+            .collect();
+        match wanted {
+            Some(name) if mgmtdev.0.is_empty() => {
+                let known: Vec<String> = self.registry.mgmtdevs().map(|info| info.name).collect();
+                let fault = Fault::not_found(format!(
+                    "there is no management device `{}`",
+                    crate::registry::printable(name)
+                ));
+                Err(match crate::fault::nearest(name, known.iter().map(String::as_str)) {
+                    Some(near) => fault.hint(format!("did you mean {near}?")),
+                    None => fault.hint("ringway mgmtdev show"),
+                })
+            }
+            _ => Ok(MgmtdevShow { mgmtdev }),
+        }
+    }
+
+    /// The devices asked for: one, or all.
+    fn selected(&self, select: &Select) -> Result<Vec<&Device>, Fault> {
+        match &select.name {
+            Some(name) => Ok(vec![self.registry.find(name)?]),
+            None => Ok(self.registry.devices().collect()),
+        }
+    }
+
+    pub(crate) fn show_devices(&self, select: Select) -> Result<DevShow, Fault> {
+        let absent = self.absent.iter().find(|absent| Some(&absent.entry.name) == select.name.as_ref());
+        if let (Some(absent), Err(fault)) = (absent, self.selected(&select)) {
+            return Err(Fault {
+                message: format!("{}: not made: {}", absent.entry.name, absent.why),
+                ..fault
+            }
+            .hint("it is kept and tried again every 2 s; ringway dev del removes it"));
+        }
+        let dev =
+            self.selected(&select)?.into_iter().map(|device| (device.name().to_owned(), dev_info(device)));
+        let absent = self.absent.iter().map(|absent| (absent.entry.name.clone(), absent.why.clone()));
+        let absent = if select.name.is_none() { absent.collect() } else { Named::default() };
+        Ok(DevShow { dev: dev.collect(), absent })
+    }
+
+    pub(crate) fn show_config(&self, select: Select) -> Result<ConfigShow, Fault> {
+        let config =
+            self.selected(&select)?.into_iter().map(|device| (device.name().to_owned(), config_info(device)));
+        Ok(ConfigShow { config: config.collect() })
+    }
+
+    pub(crate) fn show_vstats(&self, queue: Queue) -> Result<VstatsShow, Fault> {
+        let device = self.registry.find(&queue.name)?;
+        let all = || device.shared.counters.iter().enumerate();
+        let info = |(index, counters): (usize, &std::sync::Arc<ringway_pmd::counters::QueueCounters>)| {
+            queue_info(device.facts.class, index as u32, &counters.snapshot())
+        };
+        let vstats = match queue.qidx {
+            None => Vstats::All { queues: all().map(info).collect() },
+            Some(qidx) => match all().find(|(index, _)| *index as u32 == qidx) {
+                Some(found) => Vstats::One(Box::new(info(found))),
+                None => {
+                    return Err(Fault::not_found(format!(
+                        "{} has no queue {qidx}: it has {} queues, counted from 0",
+                        queue.name, device.facts.limits.max_vqs
+                    ))
+                    .at("qidx"));
+                }
+            },
+        };
+        Ok(VstatsShow { vstats: Named(vec![(queue.name, vstats)]) })
+    }
+
+    pub(crate) fn show_cores(&self) -> CoreShow {
+        let hertz = ringway_ring::tsc::hertz();
+        let core = self.engine.workers().into_iter().map(|worker| {
+            let info = CoreInfo {
+                tid: worker.tid,
+                idle_policy: idle_name(worker.idle).to_owned(),
+                tsc_hz: hertz,
+                busy_cycles: worker.busy_cycles,
+                idle_cycles: worker.idle_cycles,
+                sleep_cycles: worker.sleep_cycles,
+                turns: worker.turns,
+                packets: worker.items,
+                bursts: worker.bursts,
+                cycles_per_packet: worker.busy_cycles.checked_div(worker.items),
+                packets_per_burst_x100: worker.items.saturating_mul(100).checked_div(worker.bursts),
+                wakeups: worker.wakeups,
+                longest_turn_ns: nanoseconds(worker.longest_turn_cycles, hertz),
+                preemptions: preemptions(worker.tid),
+                panics: worker.panics,
+                groups: self.placement.groups_on(worker.core),
+                pumps: worker
+                    .pumps
+                    .into_iter()
+                    .map(|pump| PumpInfo {
+                        name: pump.name,
+                        busy_cycles: pump.busy_cycles,
+                        bursts: pump.bursts,
+                        packets: pump.items,
+                        asleep: pump.asleep,
+                        cannot_sleep: pump.cannot_sleep,
+                    })
+                    .collect(),
+            };
+            (worker.core.to_string(), info)
+        });
+        CoreShow { core: core.collect() }
+    }
+
+    pub(crate) fn dump(&self) -> Result<Dump, Fault> {
+        let devices: Vec<DeviceEntry> = self.registry.devices().map(in_force).collect();
+        let state_dir = self.state.as_ref().map(crate::state::StateDir::path);
+        Ok(config::dump(&self.settings, self.ctl_path.as_deref(), state_dir, &devices))
+    }
+
+    /// Answers `events`, and makes the client a follower if it asks for that.
+    pub(crate) fn subscribe(&mut self, client: u64, params: Value) -> Result<Value, Fault> {
+        let follow: Follow =
+            serde_json::from_value(params).map_err(|error| Fault::usage(format!("parameters: {error}")))?;
+        let is_other = follow.instance.as_ref().is_some_and(|instance| *instance != self.instance);
+        let since = if is_other { Some(0) } else { follow.since };
+        let last = self.events.last();
+        let mut page = EventPage { instance: self.instance.clone(), seq: last, ..EventPage::default() };
+        match since {
+            None => {
+                let states = self.registry.devices().map(|d| (d.name().to_owned(), d.life.name().to_owned()));
+                page.snapshot = Some(states.collect());
+            }
+            Some(since) if !follow.follow => {
+                let events = self.events.after(since);
+                page.events =
+                    events.filter(|event| crate::events::wanted(&follow.types, &event.kind)).collect();
+            }
+            Some(_) => {}
+        }
+        if follow.follow
+            && let Some(client) = self.clients.by_id(client)
+        {
+            client.subscription = Some(Subscription { cursor: since.unwrap_or(last), types: follow.types });
+        }
+        serde_json::to_value(page).map_err(|error| Fault::usage(error.to_string()))
+    }
+}
+
+fn dev_info(device: &Device) -> DevInfo {
+    let facts = &device.facts;
+    let connection = device.connection.as_ref();
+    let mut notes = device.notes.clone();
+    if device.is_outdated {
+        notes.push("changed by dev set: in force when the next front-end connects".to_owned());
+    }
+    if let Some(ring) = connection.and_then(|c| c.rings.iter().find(|ring| ring.started && !ring.kicks)) {
+        notes
+            .push(format!("the front-end polls queue {} and never kicks: its core cannot sleep", ring.index));
+    }
+    if device.quota.suppressed > 0 {
+        notes.push(format!(
+            "{} events of this device were not told: too many a second",
+            device.quota.suppressed
+        ));
+    }
+    DevInfo {
+        kind: facts.class.type_name().to_owned(),
+        mgmtdev: device.entry.mgmtdev.clone(),
+        vendor_id: facts.vendor_id,
+        max_vqs: facts.limits.max_vqs,
+        max_vq_size: facts.limits.max_vq_size,
+        state: device.life.name().to_owned(),
+        socket: device.socket.clone(),
+        mode: device.mode,
+        owner: device.entry.owner.clone(),
+        group: device.entry.group.clone(),
+        origin: device.origin.name().to_owned(),
+        data_path: match facts.data_path {
+            DataPath::Hardware => "hardware",
+            DataPath::Pumped => "pumped",
+        }
+        .to_owned(),
+        device_features: feature_names(facts.class, facts.features),
+        provisioned: provisioned(device),
+        attributes: facts.attributes.clone(),
+        cores: device.cores(),
+        front_end: connection.map(|connection| front_end(facts.class, connection)),
+        rings: connection.map(|connection| connection.rings.iter().map(ring).collect()).unwrap_or_default(),
+        history: device.history.clone(),
+        notes,
+    }
+}
+
+fn front_end(class: Class, connection: &Connection) -> FrontEnd {
+    FrontEnd {
+        pid: connection.caller.pid,
+        uid: connection.caller.uid,
+        comm: connection.caller.comm.clone(),
+        connected_ms: u64::try_from(connection.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+        status: connection.status.map(status_names),
+        negotiated_features: connection.negotiated.map(|features| feature_names(class, features)),
+        protocol_features: connection.protocol.map(|bits| protocol::names(bits).map(str::to_owned).collect()),
+        memory_regions: connection.regions,
+        memory_bytes: connection.bytes,
+        mtu: connection.mtu,
+    }
+}
+
+/// Names of the virtio device status (virtio 1.3 §2.1).
+fn status_names(status: u8) -> Vec<String> {
+    let names: [(u8, &str); 6] = [
+        (1, "ACKNOWLEDGE"),
+        (2, "DRIVER"),
+        (8, "FEATURES_OK"),
+        (4, "DRIVER_OK"),
+        (64, "DEVICE_NEEDS_RESET"),
+        (128, "FAILED"),
+    ];
+    names.iter().filter(|(bit, _)| status & bit != 0).map(|(_, name)| (*name).to_owned()).collect()
+}
+
+fn ring(ring: &crate::session::RingReport) -> Ring {
+    Ring {
+        qidx: ring.index,
+        size: ring.size,
+        started: ring.started,
+        enabled: ring.enabled,
+        kicks: ring.kicks,
+        core: ring.core,
+        fault: ring.fault.map(str::to_owned),
+    }
+}
+
+fn provisioned(device: &Device) -> Provisioned {
+    match &device.facts.config {
+        DeviceConfig::Net(config) => Provisioned {
+            mac: Some(config.mac.to_string()),
+            link: Some(link(config.link_up).to_owned()),
+            max_vq_pairs: Some(config.max_vq_pairs),
+            mtu: Some(config.mtu),
+        },
+    }
+}
+
+fn link(is_up: bool) -> &'static str {
+    if is_up { "up" } else { "down" }
+}
+
+fn config_info(device: &Device) -> ConfigInfo {
+    let connection = device.connection.as_ref();
+    let mut info = ConfigInfo {
+        provisioned: provisioned(device),
+        guest_mtu: connection.and_then(|connection| connection.mtu),
+        ..ConfigInfo::default()
+    };
+    if let Some(negotiated) = connection.and_then(|connection| connection.negotiated) {
+        let DeviceConfig::Net(config) = &device.facts.config;
+        let with = |feature: Features| negotiated.contains(feature);
+        info.mac = with(F_MAC).then(|| config.mac.to_string());
+        info.link = with(F_STATUS).then(|| link(config.link_up).to_owned());
+        info.link_announce = with(F_STATUS).then_some(false);
+        info.max_vq_pairs = (with(F_MQ) || with(F_RSS)).then_some(config.max_vq_pairs);
+        info.mtu = with(F_MTU).then_some(config.mtu);
+        info.negotiated_features = Some(feature_names(device.facts.class, negotiated));
+    }
+    info
+}
+
+fn queue_info(class: Class, qidx: u32, stats: &QueueStats) -> QueueInfo {
+    let queue_type = match class {
+        Class::Net if qidx.is_multiple_of(2) => "rx",
+        Class::Net => "tx",
+        Class::Block => "request",
+    };
+    let drops: Map<String, Value> =
+        stats.drops.iter().map(|(reason, count)| (reason.name().to_owned(), (*count).into())).collect();
+    let faults: Map<String, Value> =
+        stats.faults.iter().map(|(fault, count)| (fault.name().to_owned(), (*count).into())).collect();
+    let dropped = stats.drops.iter().filter(|(_, count)| *count > 0).map(|(reason, count)| Explained {
+        name: reason.name().to_owned(),
+        count: *count,
+        meaning: drop_meaning(*reason).to_owned(),
+        cure: reason.cure().to_owned(),
+    });
+    let faulted = stats.faults.iter().filter(|(_, count)| *count > 0).map(|(fault, count)| Explained {
+        name: fault.name().to_owned(),
+        count: *count,
+        meaning: fault.to_string(),
+        cure: fault_cure(*fault).to_owned(),
+    });
+    QueueInfo {
+        queue_type: queue_type.to_owned(),
+        received_desc: stats.received_desc,
+        completed_desc: stats.completed_desc,
+        qidx,
+        packets: stats.packets,
+        bytes: stats.bytes,
+        calls: stats.calls,
+        bursts: stats.bursts,
+        drops,
+        faults,
+        explain: dropped.chain(faulted).collect(),
+    }
+}
+
+/// What a drop means, in few words.
+fn drop_meaning(reason: DropReason) -> &'static str {
+    match reason {
+        DropReason::NoRxBuffer => "no receive buffer for longer than the bounded wait",
+        DropReason::RxDisabled => "the receiving queue is stopped or disabled",
+        DropReason::RxBufferTooSmall => "the frame does not fit the receive buffers",
+        DropReason::Oversize => "the frame is longer than the MTU allows",
+        DropReason::Runt => "the frame is shorter than an Ethernet header",
+        DropReason::TxDisabled => "the sending queue is disabled",
+    }
+}
+
+/// What clears a fault of a ring.
+fn fault_cure(fault: RingFault) -> &'static str {
+    match fault {
+        RingFault::Poisoned => {
+            "the VMM shrank the memory it shares: restart the VM, with memory-backend-memfd (sealed) and share=on"
+        }
+        RingFault::Unmapped => {
+            "the guest's address is outside the memory its VMM shares: see that all of it is share=on; then reset the device in the guest"
+        }
+        RingFault::Direction | RingFault::TooShort => {
+            "the guest's driver built a buffer that this queue cannot have: reset the device in the guest; if it comes again, its driver is broken or hostile"
+        }
+        _ => {
+            "the guest's driver broke the rules of its ring: reset the device in the guest (reload its driver); if it comes again, the driver is broken or hostile"
+        }
+    }
+}
+
+/// A device as an entry that makes the same again: what is in force, what was asked for where that says more.
+fn in_force(device: &Device) -> DeviceEntry {
+    let mut entry = device.entry.clone();
+    if !device.is_outdated {
+        let DeviceConfig::Net(config) = &device.facts.config;
+        let offers = |feature: Features| device.facts.features.contains(feature);
+        if offers(F_MAC) {
+            entry.mac = Some(config.mac.to_string());
+        }
+        if offers(F_MTU) {
+            entry.mtu = Some(config.mtu);
+        }
+        if offers(F_MQ) || config.max_vq_pairs == 1 {
+            entry.max_vqp = Some(config.max_vq_pairs);
+        }
+        entry.attributes = device.facts.attributes.clone();
+    }
+    entry
+}
+
+fn nanoseconds(cycles: u64, hertz: u64) -> u64 {
+    let ns = u128::from(cycles) * 1_000_000_000 / u128::from(hertz.max(1));
+    u64::try_from(ns).unwrap_or(u64::MAX)
+}
+
+/// Involuntary context switches of a thread of this process.
+fn preemptions(tid: i32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/self/task/{tid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("nonvoluntary_ctxt_switches:"))?;
+    line.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_dropped_or_faulted_is_explained_and_nothing_else() {
+        let counters = ringway_pmd::counters::QueueCounters::default();
+        counters.add_drops(DropReason::NoRxBuffer, 3);
+        counters.add_fault(RingFault::Unmapped);
+        let info = queue_info(Class::Net, 1, &counters.snapshot());
+        let names: Vec<_> = info.explain.iter().map(|e| (e.name.as_str(), e.count)).collect();
+        assert_eq!(names, [("no_rx_buffer", 3), ("unmapped", 1)]);
+        assert!(info.explain.iter().all(|e| !e.meaning.is_empty() && !e.cure.is_empty()));
+        assert_eq!((info.queue_type.as_str(), &info.drops["runt"]), ("tx", &Value::from(0)));
+    }
+
+    #[test]
+    fn status_is_shown_by_name() {
+        assert_eq!(status_names(0x0f), ["ACKNOWLEDGE", "DRIVER", "FEATURES_OK", "DRIVER_OK"]);
+        assert!(status_names(0).is_empty());
+    }
+
+    #[test]
+    fn cycles_become_nanoseconds_without_overflow() {
+        assert_eq!(nanoseconds(3_000_000_000, 3_000_000_000), 1_000_000_000);
+        assert_eq!(nanoseconds(u64::MAX, 0), u64::MAX);
+    }
+}
