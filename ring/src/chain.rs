@@ -152,50 +152,66 @@ impl Burst {
         self.chain_count
     }
 
-    /// Adds a chain of one segment. The segment must lie in the burst's map. False: no room.
+    /// Room for chains of one segment each, behind what was peeked; they are part of the burst once they were
+    /// [committed](Burst::commit_singles).
     #[inline(always)]
-    pub(crate) fn push_single(&mut self, id: u16, segment: Segment, write: bool) -> bool {
-        let (Some(chain), Some(slot)) =
-            (self.chains.get_mut(self.chain_count), self.segments.get_mut(self.segment_count))
-        else {
-            return false;
-        };
-        *slot = segment;
-        let (readable_bytes, writable_bytes) = if write { (0, segment.len) } else { (segment.len, 0) };
-        *chain = Chain {
-            id,
-            slots: 1,
+    pub(crate) fn singles(&mut self) -> Singles<'_> {
+        Singles {
+            chains: self.chains.get_mut(self.chain_count..).unwrap_or_default().iter_mut(),
+            segments: self.segments.get_mut(self.segment_count..).unwrap_or_default().iter_mut(),
             first: self.segment_count as u32,
-            readable: u16::from(!write),
-            writable: u16::from(write),
-            readable_bytes,
-            writable_bytes,
-        };
-        self.chain_count += 1;
-        self.segment_count += 1;
-        true
-    }
-
-    /// Puts a segment behind those of the peeked chains, the `ahead`th of the chain that is being gathered. The segment
-    /// must lie in the burst's map. False: no room.
-    #[inline]
-    pub(crate) fn put_segment(&mut self, ahead: usize, segment: Segment) -> bool {
-        match self.segments.get_mut(self.segment_count + ahead) {
-            Some(slot) => {
-                *slot = segment;
-                true
-            }
-            None => false,
         }
     }
 
+    /// Makes `count` chains that were pushed as [`Burst::singles`] part of the burst.
+    #[inline(always)]
+    pub(crate) fn commit_singles(&mut self, count: usize) {
+        self.chain_count += count;
+        self.segment_count += count;
+    }
+
+    /// Room for the segments of one chain behind those of the peeked ones. Segments put there must lie in the burst's
+    /// map; [`Burst::push`] makes them part of the burst.
+    #[inline(always)]
+    pub(crate) fn room(&mut self) -> std::slice::IterMut<'_, Segment> {
+        self.segments.get_mut(self.segment_count..).unwrap_or_default().iter_mut()
+    }
+
     /// Adds a chain over the segments put behind the others. False: no room.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push(&mut self, chain: Chain) -> bool {
         let Some(slot) = self.chains.get_mut(self.chain_count) else { return false };
         *slot = Chain { first: self.segment_count as u32, ..chain };
         self.chain_count += 1;
         self.segment_count += chain.segments();
+        true
+    }
+}
+
+/// Where chains of one segment each are put.
+pub(crate) struct Singles<'burst> {
+    chains: std::slice::IterMut<'burst, Chain>,
+    segments: std::slice::IterMut<'burst, Segment>,
+    /// Index of the next segment.
+    first: u32,
+}
+
+impl Singles<'_> {
+    /// Puts a chain of one segment, which must lie in the burst's map. False: no room.
+    #[inline(always)]
+    pub(crate) fn push(&mut self, id: u16, segment: Segment, write: bool) -> bool {
+        let (Some(chain), Some(slot)) = (self.chains.next(), self.segments.next()) else { return false };
+        *slot = segment;
+        *chain = Chain {
+            id,
+            slots: 1,
+            first: self.first,
+            readable: u16::from(!write),
+            writable: u16::from(write),
+            readable_bytes: if write { 0 } else { segment.len },
+            writable_bytes: if write { segment.len } else { 0 },
+        };
+        self.first += 1;
         true
     }
 }

@@ -154,7 +154,7 @@ const SPLIT_ALIGN: Areas<u64> = Areas { desc: 16, driver: 2, device: 4 };
 /// virtio 1.3 §2.8.10, in bytes.
 const PACKED_ALIGN: Areas<u64> = Areas { desc: 16, driver: 4, device: 4 };
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

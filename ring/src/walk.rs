@@ -30,85 +30,159 @@ impl From<RingFault> for Stop {
     }
 }
 
+/// The regions that buffers were last found in, as a ring's inner loop keeps them in registers: two, since most guests
+/// have memory below and above 4 GiB. Made from the map that the ring holds; a look at them is a lookup that costs two
+/// comparisons.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Windows([Window; 2]);
+
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    gpa: u64,
+    /// Bytes.
+    len: u64,
+    start: *mut u8,
+}
+
+// SAFETY: the pointers lead into a map that the ring holds beside them; they go with it to whatever thread.
+unsafe impl Send for Windows {}
+
+impl Windows {
+    /// None yet.
+    pub(crate) const NONE: Windows = Windows([Window { gpa: 0, len: 0, start: std::ptr::null_mut() }; 2]);
+
+    /// A buffer that lies in one of them as a whole.
+    #[inline(always)]
+    pub(crate) fn find(&self, gpa: u64, len: u32) -> Option<Segment> {
+        let [first, second] = &self.0;
+        first.find(gpa, len).or_else(|| second.find(gpa, len))
+    }
+
+    /// Looks a buffer up that lies in none of them, and has the next ones in its region found faster. None if it does
+    /// not lie in one region as a whole.
+    #[inline(never)]
+    pub(crate) fn look_up(
+        &mut self,
+        map: &GuestMap,
+        hint: &mut LastHit,
+        gpa: u64,
+        len: u32,
+    ) -> Option<Segment> {
+        let slice = map.lookup(hint, gpa, len).ok()?;
+        let region = map.regions().get(hint.0 as usize)?;
+        let whole = map.resolve(region.gpa(), region.size()).ok()?;
+        self.0 = [Window { gpa: region.gpa(), len: region.size(), start: whole.start }, self.0[0]];
+        (slice.len == len as usize).then_some(Segment { start: slice.start, len })
+    }
+}
+
+impl Window {
+    #[inline(always)]
+    fn find(&self, gpa: u64, len: u32) -> Option<Segment> {
+        let at = gpa.wrapping_sub(self.gpa);
+        // An empty buffer needs an address that exists too.
+        let fits = at < self.len && u64::from(len) <= self.len - at;
+        fits.then(|| Segment { start: self.start.wrapping_add(at as usize), len })
+    }
+}
+
 /// A chain being gathered behind the chains of a burst.
-#[derive(Debug)]
 pub(crate) struct Gather<'a> {
-    burst: &'a mut Burst,
     map: &'a GuestMap,
     hint: &'a mut LastHit,
+    windows: &'a mut Windows,
+    /// Room for its segments.
+    segments: std::slice::IterMut<'a, Segment>,
+    /// The burst is empty: what does not fit now never will.
+    alone: bool,
     descriptors: usize,
     readable: u16,
     writable: u16,
     readable_bytes: u64,
     writable_bytes: u64,
-    /// A writable descriptor was seen: no readable one may follow.
-    writing: bool,
 }
 
 impl<'a> Gather<'a> {
     /// Begins a chain. `burst` must hold `map`.
-    pub(crate) fn new(burst: &'a mut Burst, map: &'a GuestMap, hint: &'a mut LastHit) -> Gather<'a> {
+    #[inline(always)]
+    pub(crate) fn new(
+        burst: &'a mut Burst,
+        map: &'a GuestMap,
+        hint: &'a mut LastHit,
+        windows: &'a mut Windows,
+    ) -> Gather<'a> {
         Gather {
-            burst,
             map,
             hint,
+            windows,
+            alone: burst.len() == 0,
+            segments: burst.room(),
             descriptors: 0,
             readable: 0,
             writable: 0,
             readable_bytes: 0,
             writable_bytes: 0,
-            writing: false,
         }
     }
 
     /// Adds one descriptor's buffer.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn add(&mut self, gpa: u64, len: u32, write: bool) -> Result<(), Stop> {
         // virtio 1.3 §2.7.4.2, §2.8.17: "The driver MUST place any device-writable descriptor elements after any
         // device-readable descriptor elements."
-        if self.writing && !write {
+        if !write && self.writable > 0 {
             return Err(RingFault::Order.into());
         }
         self.descriptors += 1;
         if self.descriptors > MAX_CHAIN {
             return Err(RingFault::ChainLength.into());
         }
-        self.writing = write;
         match write {
             true => self.writable_bytes += u64::from(len),
             false => self.readable_bytes += u64::from(len),
         }
-        // A buffer may cross adjoining regions; one of length 0 must still have an address that exists.
-        let (mut gpa, mut left) = (gpa, len);
-        loop {
-            let slice = self.map.lookup(self.hint, gpa, left).map_err(|_| RingFault::Unmapped)?;
-            let segment = Segment { start: slice.start, len: slice.len as u32 };
-            let ahead = usize::from(self.readable) + usize::from(self.writable);
-            if !self.burst.put_segment(ahead, segment) {
-                // Alone in the burst it will never fit: a chain that crosses more regions than a burst has room for.
-                return Err(match self.burst.len() {
-                    0 => RingFault::ChainLength.into(),
-                    _ => Stop::Full,
-                });
-            }
-            match write {
-                true => self.writable += 1,
-                false => self.readable += 1,
-            }
-            if segment.len >= left {
-                break;
-            }
-            left -= segment.len;
-            gpa = gpa.checked_add(segment.len.into()).ok_or(RingFault::Unmapped)?;
+        match self.windows.find(gpa, len) {
+            Some(segment) => self.put(segment, write),
+            None => self.add_elsewhere(gpa, len, write),
         }
-        // virtio 1.3 §2.7.4.1, §2.8.5: the bytes of all descriptors of a chain together must not exceed 2^32.
-        if self.readable_bytes + self.writable_bytes > u64::from(u32::MAX) {
-            return Err(RingFault::Overflow.into());
+    }
+
+    /// Adds a buffer that lies elsewhere than the last ones, or crosses adjoining regions.
+    #[inline(never)]
+    fn add_elsewhere(&mut self, mut gpa: u64, len: u32, write: bool) -> Result<(), Stop> {
+        if let Some(segment) = self.windows.look_up(self.map, self.hint, gpa, len) {
+            return self.put(segment, write);
+        }
+        let mut left = len;
+        loop {
+            // A buffer of length 0 must have an address that exists, too.
+            let slice = self.map.lookup(self.hint, gpa, left).map_err(|_| RingFault::Unmapped)?;
+            self.put(Segment { start: slice.start, len: slice.len as u32 }, write)?;
+            if slice.len >= left as usize {
+                return Ok(());
+            }
+            left -= slice.len as u32;
+            gpa = gpa.checked_add(slice.len as u64).ok_or(RingFault::Unmapped)?;
+        }
+    }
+
+    #[inline(always)]
+    fn put(&mut self, segment: Segment, write: bool) -> Result<(), Stop> {
+        match self.segments.next() {
+            Some(slot) => *slot = segment,
+            // A chain that crosses more regions than a burst has room for.
+            None if self.alone => return Err(RingFault::ChainLength.into()),
+            None => return Err(Stop::Full),
+        }
+        match write {
+            true => self.writable += 1,
+            false => self.readable += 1,
         }
         Ok(())
     }
 
     /// Adds the buffers of an indirect table whose entries are chained by `next`: split rings.
+    #[inline(never)]
     pub(crate) fn add_chained_table(&mut self, gpa: u64, len: u32) -> Result<(), Stop> {
         let table = Table::new(self.map, self.hint, gpa, len)?;
         let (mut index, mut visited) = (0, 1);
@@ -136,6 +210,7 @@ impl<'a> Gather<'a> {
     }
 
     /// Adds all buffers of an indirect table in their order: packed rings.
+    #[inline(never)]
     pub(crate) fn add_plain_table(&mut self, gpa: u64, len: u32) -> Result<(), Stop> {
         let table = Table::new(self.map, self.hint, gpa, len)?;
         for index in 0..table.count {
@@ -148,18 +223,22 @@ impl<'a> Gather<'a> {
     }
 
     /// The chain is complete.
-    pub(crate) fn finish(self, id: u16, slots: u16) -> Result<(), Stop> {
-        let chain = Chain {
+    #[inline(always)]
+    pub(crate) fn finish(self, id: u16, slots: u16) -> Result<Chain, Stop> {
+        // virtio 1.3 §2.7.4.1, §2.8.5: the bytes of all descriptors of a chain together must not exceed 2^32.
+        if self.readable_bytes + self.writable_bytes > u64::from(u32::MAX) {
+            return Err(RingFault::Overflow.into());
+        }
+        Ok(Chain {
             id,
             slots,
             first: 0,
             readable: self.readable,
             writable: self.writable,
-            // Both fit: their sum was checked.
+            // Both fit: their sum does.
             readable_bytes: self.readable_bytes as u32,
             writable_bytes: self.writable_bytes as u32,
-        };
-        if self.burst.push(chain) { Ok(()) } else { Err(Stop::Full) }
+        })
     }
 }
 

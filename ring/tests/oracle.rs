@@ -431,7 +431,7 @@ fn run_round(shape: Shape) {
             }
             chains += burst.min(usize::from(shape.size) / 2) as u64;
         }
-        if chains % 7 == 0 {
+        if chains.is_multiple_of(7) {
             oracle.run(&Op::EnableCalls);
             oracle.run(&Op::EnableKicks);
         }

@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use crate::chain::{Burst, Chain, Segment};
+use crate::chain::{Burst, Chain};
 use crate::features::Features;
 use crate::guest::{GuestMap, LastHit};
 use crate::layout::Areas;
@@ -18,7 +18,7 @@ use crate::packed::{ADDR, Cursor, F_BOTH, FLAGS, ID, LEN, Suppression, available
 use crate::position::{Position, PositionSlot};
 use crate::queue::{DeviceRing, Format, QueueConfig, RingFault, SetupError};
 use crate::sync::{Ordering, fence};
-use crate::walk::{F_INDIRECT, F_NEXT, F_WRITE, Gather, Stop};
+use crate::walk::{F_INDIRECT, F_NEXT, F_WRITE, Gather, Stop, Windows};
 use crate::words::{RawWords, Words};
 
 /// The device's side of a running packed virtqueue.
@@ -31,6 +31,7 @@ pub struct PackedDevice<W: Words = RawWords> {
     /// Keeps the memory of areas and buffers.
     map: Arc<GuestMap>,
     hint: LastHit,
+    windows: Windows,
     size: u16,
     indirect: bool,
     event_idx: bool,
@@ -47,7 +48,7 @@ pub struct PackedDevice<W: Words = RawWords> {
 
     /// Where the first entry of `shadow` belongs.
     completed: Cursor,
-    /// Slots completed and not published.
+    /// Slots before it that were written and not published.
     pending: u16,
     /// Completed chains not yet in the ring: written there in one run, so that their lines are taken from the driver
     /// once.
@@ -61,6 +62,12 @@ pub struct PackedDevice<W: Words = RawWords> {
     /// A publication since the start asked for its notification by descriptor, so that the next one can rely on it.
     event_known: bool,
     keeper: PositionSlot,
+}
+
+/// The head of a chain, read once: its address, and length, id and flags in one word.
+struct Head {
+    addr: u64,
+    word: u64,
 }
 
 /// A used descriptor to be written.
@@ -96,6 +103,7 @@ impl<W: Words> PackedDevice<W> {
             areas,
             map: config.map,
             hint: LastHit::default(),
+            windows: Windows::NONE,
             size,
             indirect: config.features.contains(Features::INDIRECT_DESC),
             event_idx: config.features.contains(Features::EVENT_IDX),
@@ -115,42 +123,67 @@ impl<W: Words> PackedDevice<W> {
         })
     }
 
-    /// Adds the chain at `at` to the burst, which takes at most `room` slots; `flags` are those of its head. Returns
-    /// its slots.
+    /// Adds available chains of one descriptor in a known region, up to `count` from `at` on: what a ring mostly
+    /// consists of. Moves `at` behind them; returns how many, and the first available descriptor that is not such a
+    /// chain.
     #[inline(always)]
-    fn add(&mut self, burst: &mut Burst, at: Cursor, flags: u16, room: u16) -> Result<u16, Stop> {
-        let addr = self.areas.desc.read_u64(field(at.slot, ADDR));
-        // The upper 16 bits are the flags once more: not used, those that were read before are.
-        let word = self.areas.desc.read_u64(field(at.slot, LEN));
-        let (len, id) = (word as u32, (word >> 32) as u16);
-        if flags & (F_NEXT | F_INDIRECT) == 0 {
+    fn add_singles(&self, burst: &mut Burst, at: &mut Cursor, count: u16) -> (u16, Option<Head>) {
+        let mut singles = burst.singles();
+        let windows = self.windows;
+        let (mut done, mut other) = (0, None);
+        // To the end of the ring, so that all have one wrap counter.
+        let end = at.slot + count.min(self.size - at.slot);
+        for slot in at.slot..end {
+            let flags = self.areas.desc.read_u16(field(slot, FLAGS));
+            if flags & F_BOTH != available(at.wrap) {
+                break;
+            }
+            // Acquire: pairs with the Release before the store of a batch's first flags in `PackedDriver::publish`
+            // (virtio 1.3 §2.8.21.1); the rest of the descriptor, and of its chain, is read after it.
+            fence(Ordering::Acquire);
+            let addr = self.areas.desc.read_u64(field(slot, ADDR));
+            // The upper 16 bits are the flags once more: not used, those that were read before are.
+            let word = self.areas.desc.read_u64(field(slot, LEN));
+            let (len, id) = (word as u32, (word >> 32) as u16);
+            let segment = windows.find(addr, len);
+            let (Some(segment), 0, true) = (segment, flags & (F_NEXT | F_INDIRECT), id < self.size) else {
+                other = Some(Head { addr, word: u64::from(flags) << 48 | word & LEN_AND_ID });
+                break;
+            };
+            if !singles.push(id, segment, flags & F_WRITE != 0) {
+                break;
+            }
+            done += 1;
+        }
+        at.advance(done, self.size);
+        burst.commit_singles(done.into());
+        (done, other)
+    }
+
+    /// Adds any chain; `at` is its head's place, `room` the slots it may take. Returns those that it takes.
+    #[inline(never)]
+    fn add(&mut self, burst: &mut Burst, at: Cursor, head: Head, room: u16) -> Result<u16, Stop> {
+        let Head { addr, word } = head;
+        let (len, id, flags) = (word as u32, (word >> 32) as u16, (word >> 48) as u16);
+        if flags & (F_NEXT | F_INDIRECT) == 0
+            && let Some(segment) = self.windows.look_up(&self.map, &mut self.hint, addr, len)
+        {
             if id >= self.size {
                 return Err(RingFault::BufferId.into());
             }
-            let slice = self.map.lookup(&mut self.hint, addr, len).map_err(|_| RingFault::Unmapped)?;
-            if slice.len == len as usize {
-                let segment = Segment { start: slice.start, len };
-                return match burst.push_single(id, segment, flags & F_WRITE != 0) {
-                    true => Ok(1),
-                    false => Err(Stop::Full),
-                };
+            if !burst.singles().push(id, segment, flags & F_WRITE != 0) {
+                return Err(Stop::Full);
             }
+            burst.commit_singles(1);
+            return Ok(1);
         }
-        self.add_chain(burst, at, addr, u64::from(flags) << 48 | word & LEN_AND_ID, room)
+        self.add_chain(burst, at, head, room)
     }
 
-    /// Adds a chain of several descriptors, an indirect one, or one whose buffer crosses regions. `addr` and `word` are
-    /// its first descriptor.
-    #[inline(never)]
-    fn add_chain(
-        &mut self,
-        burst: &mut Burst,
-        mut at: Cursor,
-        mut addr: u64,
-        mut word: u64,
-        room: u16,
-    ) -> Result<u16, Stop> {
-        let mut gather = Gather::new(burst, &self.map, &mut self.hint);
+    /// Adds a chain of several descriptors, an indirect one, or one whose buffer crosses regions.
+    fn add_chain(&mut self, burst: &mut Burst, mut at: Cursor, head: Head, room: u16) -> Result<u16, Stop> {
+        let Head { mut addr, mut word } = head;
+        let mut gather = Gather::new(burst, &self.map, &mut self.hint, &mut self.windows);
         let mut slots = 1;
         loop {
             let (len, id, flags) = (word as u32, (word >> 32) as u16, (word >> 48) as u16);
@@ -168,8 +201,8 @@ impl<W: Words> PackedDevice<W> {
                 if id >= self.size {
                     return Err(RingFault::BufferId.into());
                 }
-                gather.finish(id, slots)?;
-                return Ok(slots);
+                let chain = gather.finish(id, slots)?;
+                return if burst.push(chain) { Ok(slots) } else { Err(Stop::Full) };
             }
             // The driver made the head's flags visible last (virtio 1.3 §2.8.21), so the rest needs no look at its
             // AVAIL bits; a chain that runs into slots that the device still has is not one.
@@ -186,6 +219,12 @@ impl<W: Words> PackedDevice<W> {
     /// Writes what is in the shadow into the ring, but for the batch's first descriptor.
     fn flush(&mut self) {
         for entry in self.shadow.get(..self.shadow_len).unwrap_or_default() {
+            // No more than were consumed, whatever was completed.
+            if entry.slots > self.in_flight - self.pending {
+                debug_assert!(false, "completed what was not consumed");
+                break;
+            }
+            self.pending += entry.slots;
             // virtio 1.3 §2.8.5: WRITE in a used descriptor says that its length is valid.
             let flags = used(self.completed.wrap) | if entry.written > 0 { F_WRITE } else { 0 };
             let word = u64::from(entry.written) | u64::from(entry.id) << 32 | u64::from(flags) << 48;
@@ -197,6 +236,18 @@ impl<W: Words> PackedDevice<W> {
             self.completed.advance(entry.slots, self.size);
         }
         self.shadow_len = 0;
+    }
+
+    /// virtio 1.3 §2.8.9: in order, one used descriptor, with the id of the last buffer, stands for a batch.
+    #[inline]
+    fn extend_run(&mut self, chain: &Chain, written: u32) -> bool {
+        match self.shadow.get_mut(self.shadow_len.wrapping_sub(1)) {
+            Some(last) if last.written == 0 && written == 0 => {
+                (last.id, last.slots) = (chain.id, last.slots.saturating_add(chain.slots));
+                true
+            }
+            _ => false,
+        }
     }
 
     /// True if the driver asked to be told of the `slots` slots just published.
@@ -240,14 +291,17 @@ impl<W: Words> DeviceRing for PackedDevice<W> {
         let mut at = self.avail;
         let mut room = self.size - self.in_flight;
         while burst.len() < max && room > 0 {
-            let flags = self.areas.desc.read_u16(field(at.slot, FLAGS));
-            if flags & F_BOTH != available(at.wrap) {
-                break;
-            }
-            // Acquire: pairs with the Release before the store of a batch's first flags in `PackedDriver::publish`
-            // (virtio 1.3 §2.8.21.1); the rest of the descriptor, and of its chain, is read after it.
-            fence(Ordering::Acquire);
-            match self.add(burst, at, flags, room) {
+            let most = room.min((max - burst.len()) as u16);
+            let (singles, other) = self.add_singles(burst, &mut at, most);
+            room -= singles;
+            let head = match other {
+                Some(head) => head,
+                // All done, or the ring came to its end and goes on at its start.
+                None if singles > 0 => continue,
+                // None available, or no room.
+                None => break,
+            };
+            match self.add(burst, at, head, room) {
                 Ok(slots) => {
                     at.advance(slots, self.size);
                     room -= slots;
@@ -263,45 +317,31 @@ impl<W: Words> DeviceRing for PackedDevice<W> {
 
     #[inline]
     fn consume(&mut self, chains: &[Chain]) {
-        for chain in chains {
-            if chain.slots > self.peeked {
-                debug_assert!(false, "consumes what was not peeked");
-                return;
-            }
-            self.peeked -= chain.slots;
-            self.in_flight += chain.slots;
-            self.avail.advance(chain.slots, self.size);
-        }
+        let slots: u32 = chains.iter().map(|chain| u32::from(chain.slots)).sum();
+        debug_assert!(slots <= self.peeked.into(), "consumes what was not peeked");
+        let slots = slots.min(self.peeked.into()) as u16;
+        self.peeked -= slots;
+        self.in_flight += slots;
+        self.avail.advance(slots, self.size);
     }
 
     #[inline]
     fn complete(&mut self, chain: &Chain, written: u32) {
-        if chain.slots > self.in_flight - self.pending {
-            debug_assert!(false, "completes what was not consumed");
+        if self.skip_used && self.extend_run(chain, written) {
             return;
         }
-        self.pending += chain.slots;
-        // virtio 1.3 §2.8.9: in order, one used descriptor, with the id of the last buffer, stands for a batch.
-        if self.skip_used
-            && written == 0
-            && let Some(last) = self.shadow.get_mut(self.shadow_len.wrapping_sub(1))
-            && last.written == 0
-        {
-            (last.id, last.slots) = (chain.id, last.slots + chain.slots);
-            return;
-        }
-        self.shadow[self.shadow_len % SHADOW] = Used { written, id: chain.id, slots: chain.slots };
-        self.shadow_len += 1;
         if self.shadow_len == SHADOW {
             self.flush();
         }
+        self.shadow[self.shadow_len % SHADOW] = Used { written, id: chain.id, slots: chain.slots };
+        self.shadow_len += 1;
     }
 
     fn publish(&mut self) -> bool {
+        self.flush();
         if self.pending == 0 {
             return false;
         }
-        self.flush();
         if let Some((slot, word)) = self.held.take() {
             self.areas.desc.write_u32(field(slot, LEN), word as u32);
             self.areas.desc.write_u16(field(slot, ID), (word >> 32) as u16);

@@ -1,9 +1,9 @@
 //! The device's side of a split virtqueue.
 //!
 //! ```text
-//!   used_published      used_next        avail_next        avail_seen       (free-running 16-bit indexes)
-//!         |---- completed ---|--- consumed ---|--- available ---|
-//!         |------------- at most N, by invariant --------------|
+//!   used_published    used_next             avail_next        avail_seen    (free-running 16-bit indexes)
+//!         |--- written ---|--- shadow, consumed ---|--- available ---|
+//!         |---------------- at most N, by invariant -----------------|
 //! ```
 //!
 //! Owned by one pump and used from one thread at a time; the driver on the other side is hostile. What the device
@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use crate::chain::{Burst, Chain, MAX_CHAIN, Segment};
+use crate::chain::{Burst, Chain, MAX_CHAIN};
 use crate::features::Features;
 use crate::guest::{GuestMap, LastHit};
 use crate::layout::Areas;
@@ -19,7 +19,7 @@ use crate::position::{Position, PositionSlot};
 use crate::queue::{DeviceRing, Format, QueueConfig, RingFault, SetupError, need_event};
 use crate::split::{F_NO_NOTIFICATION, FLAGS, IDX, avail_at, desc_at, used_at};
 use crate::sync::{Ordering, fence};
-use crate::walk::{F_INDIRECT, F_NEXT, F_WRITE, Gather, Stop};
+use crate::walk::{F_INDIRECT, F_NEXT, F_WRITE, Gather, Stop, Windows};
 use crate::words::{RawWords, Words};
 
 /// The device's side of a running split virtqueue.
@@ -32,6 +32,7 @@ pub struct SplitDevice<W: Words = RawWords> {
     /// Keeps the memory of areas and buffers.
     map: Arc<GuestMap>,
     hint: LastHit,
+    windows: Windows,
     size: u16,
     /// Size minus 1.
     mask: u16,
@@ -50,12 +51,12 @@ pub struct SplitDevice<W: Words = RawWords> {
     /// Available entries read ahead, by their index modulo the array's length. Each entry is read once.
     heads: [u16; HEADS],
 
-    /// Next used entry to fill.
+    /// Next used entry to write: those in `shadow` come after it.
     used_next: u16,
     /// The used index that the driver sees.
     used_published: u16,
     /// Completed entries not yet in the ring: written there in one run, so that their lines are taken from the driver
-    /// once. They belong before `used_next`.
+    /// once.
     shadow: [u64; SHADOW],
     shadow_len: usize,
     /// With `skip_used`: the last chain of a run that one used entry will complete, and the chains in it.
@@ -67,6 +68,13 @@ pub struct SplitDevice<W: Words = RawWords> {
     /// A publication since the start asked for its notification by event index, so that the next one can rely on it.
     event_known: bool,
     keeper: PositionSlot,
+}
+
+/// The head of a chain, read once: its index, its address, and the other three fields in one word.
+struct Head {
+    id: u16,
+    addr: u64,
+    word: u64,
 }
 
 impl QueueConfig {
@@ -89,6 +97,7 @@ impl<W: Words> SplitDevice<W> {
             areas,
             map: config.map,
             hint: LastHit::default(),
+            windows: Windows::NONE,
             size,
             mask: size - 1,
             indirect: config.features.contains(Features::INDIRECT_DESC),
@@ -128,47 +137,86 @@ impl<W: Words> SplitDevice<W> {
     }
 
     /// Reads heads ahead, up to `ahead` beyond `avail_next`, and asks for their descriptors.
-    #[inline]
+    #[inline(always)]
     fn read_heads(&mut self, ahead: u16) {
         let end = self.avail_next.wrapping_add(ahead);
         // What was read ahead before may reach further.
         let have = self.heads_read.wrapping_sub(self.avail_next);
-        for _ in have..ahead {
-            let head = self.areas.driver.read_u16(avail_at(self.heads_read & self.mask));
-            self.areas.desc.prefetch_read(desc_at(head & self.mask));
-            self.heads[usize::from(self.heads_read) % HEADS] = head;
-            self.heads_read = self.heads_read.wrapping_add(1);
+        let mut left = ahead.saturating_sub(have);
+        let mut index = self.heads_read;
+        self.heads_read = index.wrapping_add(left);
+        while left > 0 {
+            // A run that wraps neither in the ring nor in `heads`.
+            let (slot, place) = (index & self.mask, index % HEADS as u16);
+            let run = left.min(self.size - slot).min(HEADS as u16 - place);
+            let heads = self.heads.get_mut(usize::from(place)..usize::from(place + run)).unwrap_or_default();
+            for (nth, place) in heads.iter_mut().enumerate() {
+                let head = self.areas.driver.read_u16(avail_at(slot) + 2 * nth);
+                self.areas.desc.prefetch_read(desc_at(head & self.mask));
+                *place = head;
+            }
+            index = index.wrapping_add(run);
+            left -= run;
         }
         self.areas.driver.prefetch_read(avail_at(end & self.mask));
     }
 
-    /// Adds the chain at `head` to the burst.
+    /// Adds chains of one descriptor in a known region, up to `count` from the one at `from` on: what a ring mostly
+    /// consists of. Returns how many, and the head and descriptor of the first that is not such a chain.
     #[inline(always)]
-    fn add(&mut self, burst: &mut Burst, head: u16) -> Result<(), Stop> {
-        if head >= self.size {
+    fn add_singles(&self, burst: &mut Burst, from: u16, count: u16) -> (u16, Option<Head>) {
+        let mut singles = burst.singles();
+        let windows = self.windows;
+        let place = usize::from(from) % HEADS;
+        let end = (place + usize::from(count)).min(HEADS);
+        let mut done = 0;
+        let mut other = None;
+        for &id in self.heads.get(place..end).unwrap_or_default() {
+            if id >= self.size {
+                other = Some(Head { id, addr: 0, word: 0 });
+                break;
+            }
+            let addr = self.areas.desc.read_u64(desc_at(id));
+            let word = self.areas.desc.read_u64(desc_at(id) + 8);
+            let (len, flags) = (word as u32, (word >> 32) as u16);
+            let segment = windows.find(addr, len);
+            let (Some(segment), 0) = (segment, flags & (F_NEXT | F_INDIRECT)) else {
+                other = Some(Head { id, addr, word });
+                break;
+            };
+            if !singles.push(id, segment, flags & F_WRITE != 0) {
+                break;
+            }
+            done += 1;
+        }
+        burst.commit_singles(done.into());
+        (done, other)
+    }
+
+    /// Adds any chain.
+    #[inline(never)]
+    fn add(&mut self, burst: &mut Burst, head: Head) -> Result<(), Stop> {
+        let Head { id, addr, word } = head;
+        if id >= self.size {
             return Err(RingFault::DescIndex.into());
         }
-        let addr = self.areas.desc.read_u64(desc_at(head));
-        let word = self.areas.desc.read_u64(desc_at(head) + 8);
         let (len, flags) = (word as u32, (word >> 32) as u16);
-        if flags & (F_NEXT | F_INDIRECT) == 0 {
-            let slice = self.map.lookup(&mut self.hint, addr, len).map_err(|_| RingFault::Unmapped)?;
-            if slice.len == len as usize {
-                let segment = Segment { start: slice.start, len };
-                return match burst.push_single(head, segment, flags & F_WRITE != 0) {
-                    true => Ok(()),
-                    false => Err(Stop::Full),
-                };
+        if flags & (F_NEXT | F_INDIRECT) == 0
+            && let Some(segment) = self.windows.look_up(&self.map, &mut self.hint, addr, len)
+        {
+            if !burst.singles().push(id, segment, flags & F_WRITE != 0) {
+                return Err(Stop::Full);
             }
+            burst.commit_singles(1);
+            return Ok(());
         }
-        self.add_chain(burst, head, addr, word)
+        self.add_chain(burst, id, addr, word)
     }
 
     /// Adds a chain of several descriptors, an indirect one, or one whose buffer crosses regions. `addr` and `word` are
     /// its first descriptor.
-    #[inline(never)]
     fn add_chain(&mut self, burst: &mut Burst, head: u16, mut addr: u64, mut word: u64) -> Result<(), Stop> {
-        let mut gather = Gather::new(burst, &self.map, &mut self.hint);
+        let mut gather = Gather::new(burst, &self.map, &mut self.hint, &mut self.windows);
         // A ring of N descriptors has no longer chain without a loop.
         let limit = usize::from(self.size).min(MAX_CHAIN);
         let mut visited = 1;
@@ -196,32 +244,51 @@ impl<W: Words> SplitDevice<W> {
             addr = self.areas.desc.read_u64(desc_at(next));
             word = self.areas.desc.read_u64(desc_at(next) + 8);
         }
-        gather.finish(head, 1)
+        let chain = gather.finish(head, 1)?;
+        if burst.push(chain) { Ok(()) } else { Err(Stop::Full) }
     }
 
     /// Writes the completed entries into the ring, not visible to the driver yet.
     fn flush(&mut self) {
+        // No more than were consumed, whatever was completed.
+        let most = self.avail_next.wrapping_sub(self.used_next);
         if self.skip_used {
-            self.flush_run();
+            // virtio 1.3 §2.7.9: a single entry, with the id of the last chain, stands for a batch; it is written at
+            // the place of the first one and the index skips the others.
+            let (id, chains) = std::mem::take(&mut self.run);
+            debug_assert!(chains <= most, "completed what was not consumed");
+            if chains > 0 {
+                self.areas.device.write_pairs(used_at(self.used_next & self.mask), &[id.into()]);
+                self.used_next = self.used_next.wrapping_add(chains.min(most));
+            }
         } else {
-            let start = self.used_next.wrapping_sub(self.shadow_len as u16) & self.mask;
-            let entries = self.shadow.get(..self.shadow_len).unwrap_or_default();
+            debug_assert!(self.shadow_len <= most.into(), "completed what was not consumed");
+            let entries = self.shadow.get(..self.shadow_len.min(most.into())).unwrap_or_default();
+            let start = self.used_next & self.mask;
             let before_wrap = entries.len().min(usize::from(self.size - start));
             let (here, wrapped) = entries.split_at(before_wrap);
             self.areas.device.write_pairs(used_at(start), here);
             self.areas.device.write_pairs(used_at(0), wrapped);
+            self.used_next = self.used_next.wrapping_add(entries.len() as u16);
             self.shadow_len = 0;
         }
     }
 
-    /// virtio 1.3 §2.7.8: a single entry, with the id of the last chain, stands for a batch; it is written at the
-    /// place of the first one and the index skips the others.
-    fn flush_run(&mut self) {
-        let (id, chains) = self.run;
-        if chains > 0 {
-            let slot = self.used_next.wrapping_sub(chains) & self.mask;
-            self.areas.device.write_pairs(used_at(slot), &[id.into()]);
-            self.run.1 = 0;
+    /// What [`DeviceRing::complete`] does where it cannot just note the entry.
+    #[inline(never)]
+    fn complete_run(&mut self, id: u16, written: u32) {
+        if !self.skip_used || written > 0 {
+            self.flush();
+        }
+        if !self.skip_used {
+            self.shadow[0] = used_entry(id, written);
+            self.shadow_len = 1;
+        } else if written == 0 {
+            self.run = (id, self.run.1.saturating_add(1));
+        } else if self.used_next != self.avail_next {
+            // A length has to be told: this chain gets an entry of its own.
+            self.areas.device.write_pairs(used_at(self.used_next & self.mask), &[used_entry(id, written)]);
+            self.used_next = self.used_next.wrapping_add(1);
         }
     }
 
@@ -273,10 +340,19 @@ impl<W: Words> DeviceRing for SplitDevice<W> {
         }
         let count = ready.min(max);
         self.read_heads(ready.min(2 * max));
-        for ahead in 0..count {
-            let head = self.heads[usize::from(self.avail_next.wrapping_add(ahead)) % HEADS];
+        let mut done = 0;
+        while done < count {
+            let (singles, other) = self.add_singles(burst, self.avail_next.wrapping_add(done), count - done);
+            done += singles;
+            let head = match other {
+                Some(head) => head,
+                // `heads` came to its end and goes on at its start.
+                None if singles > 0 => continue,
+                // No room.
+                None => break,
+            };
             match self.add(burst, head) {
-                Ok(()) => {}
+                Ok(()) => done += 1,
                 Err(Stop::Fault(fault)) if burst.len() == 0 => return Err(self.fail(fault)),
                 Err(_) => break,
             }
@@ -293,35 +369,19 @@ impl<W: Words> DeviceRing for SplitDevice<W> {
 
     #[inline]
     fn complete(&mut self, chain: &Chain, written: u32) {
-        if self.used_next == self.avail_next {
-            debug_assert!(false, "completes what was not consumed");
-            return;
+        if self.skip_used || self.shadow_len == SHADOW {
+            return self.complete_run(chain.id, written);
         }
-        let entry = u64::from(chain.id) | u64::from(written) << 32;
-        if !self.skip_used {
-            self.shadow[self.shadow_len % SHADOW] = entry;
-            self.shadow_len += 1;
-            self.used_next = self.used_next.wrapping_add(1);
-            if self.shadow_len == SHADOW {
-                self.flush();
-            }
-        } else if written == 0 {
-            self.run = (chain.id, self.run.1 + 1);
-            self.used_next = self.used_next.wrapping_add(1);
-        } else {
-            // A length has to be told: this chain gets an entry of its own.
-            self.flush_run();
-            self.areas.device.write_pairs(used_at(self.used_next & self.mask), &[entry]);
-            self.used_next = self.used_next.wrapping_add(1);
-        }
+        self.shadow[self.shadow_len % SHADOW] = used_entry(chain.id, written);
+        self.shadow_len += 1;
     }
 
     fn publish(&mut self) -> bool {
+        self.flush();
         let (old, new) = (self.used_published, self.used_next);
         if old == new {
             return false;
         }
-        self.flush();
         // Release: pairs with the Acquire after the load of used.idx in `SplitDriver::collect` (virtio 1.3 §2.7.8.2):
         // entries and the bytes of buffers are visible before the index.
         fence(Ordering::Release);
@@ -364,6 +424,12 @@ impl<W: Words> DeviceRing for SplitDevice<W> {
         let used = self.used_published;
         Position { avail_idx: used, avail_wrap: true, used_idx: used, used_wrap: true }
     }
+}
+
+/// `struct virtq_used_elem` (virtio 1.3 §2.7.8).
+#[inline(always)]
+fn used_entry(id: u16, written: u32) -> u64 {
+    u64::from(id) | u64::from(written) << 32
 }
 
 /// Heads read ahead at most: the burst at hand and the next one.
