@@ -1,27 +1,19 @@
 //! The desk between one worker and everybody else: where pumps are handed in and out, what the worker is asked to do,
 //! and what it says of itself.
 //!
-//! ```text
-//!   holder              inbox[slot]                 worker
-//!   ------  deliver --> a tenant      -- take -->   ------
-//!           orders[slot]: retire, let go, orphan
-//!           <-- take -- outbox[slot]  <-- give_back
-//! ```
-//!
-//! Every slot has one holder from `admit` to `release`, and both are done by threads that are not workers. A cell is
-//! filled by one side and emptied by the other with one atomic exchange each, so neither waits for the other. What
-//! the worker gives back after its holder has gone is dropped by the reaper.
+//! Every slot has one holder from `admit` to `release`, and both are done by threads that are not workers; what is
+//! handed over lies in the slot's [`Berth`], and the mailbox tells the worker at which slot to look. What the worker
+//! gives back after its holder has gone is dropped by the reaper.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crossbeam::atomic::AtomicCell;
 use rustix::event::{EventfdFlags, epoll, eventfd};
-use rustix::thread::futex;
 
 use crate::account::WorkerAccount;
+use crate::berth::Berth;
 use crate::engine::{IdlePolicy, PlaceError};
 use crate::mailbox::Mailbox;
 use crate::reaper::Alarm;
@@ -35,7 +27,7 @@ pub(crate) struct Desk {
     bell: OwnedFd,
     /// What a sleeping worker waits on: the bell and every wake source, edge-triggered, each under its slot's number.
     pub(crate) epoll: OwnedFd,
-    berths: Box<[Berth]>,
+    berths: Box<[Berth<Box<Tenant>>]>,
     pub(crate) account: WorkerAccount,
     /// The worker's thread id, once it runs.
     pub(crate) tid: AtomicU32,
@@ -46,16 +38,6 @@ pub(crate) struct Desk {
     alarm: Arc<Alarm>,
     /// Who has which slot. Never locked by a worker.
     book: Mutex<Book>,
-}
-
-/// What is handed over at one slot.
-struct Berth {
-    inbox: AtomicCell<Option<Box<Tenant>>>,
-    outbox: AtomicCell<Option<Box<Tenant>>>,
-    /// What the holder asks for: `RETIRE`, `LET_GO`, `ORPHAN`. Written by the holder, set back when the slot is freed.
-    orders: AtomicU32,
-    /// Counts what was given back; its holder waits on it.
-    done: AtomicU32,
 }
 
 struct Book {
@@ -73,18 +55,12 @@ impl Desk {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&epoll, bell.as_fd(), epoll::EventData::new_u64(BELL), flags)?;
-        let berth = |_| Berth {
-            inbox: AtomicCell::new(None),
-            outbox: AtomicCell::new(None),
-            orders: AtomicU32::new(0),
-            done: AtomicU32::new(0),
-        };
         Ok(Arc::new(Desk {
             core,
             mailbox: Mailbox::new(SLOTS),
             bell,
             epoll,
-            berths: (0..SLOTS).map(berth).collect(),
+            berths: (0..SLOTS).map(|_| Berth::new()).collect(),
             account: WorkerAccount::default(),
             tid: AtomicU32::new(0),
             idle: AtomicU8::new(idle as u8),
@@ -119,7 +95,7 @@ impl Desk {
             return Err(PlaceError::Full(self.core));
         }
         book.seats[slot as usize] = Some(Arc::clone(&tenant.seat));
-        self.berth(slot).inbox.store(Some(tenant));
+        self.berth(slot).deliver(tenant);
         drop(book);
         self.post(slot);
         Ok(())
@@ -128,36 +104,17 @@ impl Desk {
     /// Asks for a tenant and waits until the worker has given it back.
     pub(crate) fn recall(&self, slot: u32, order: u32, within: Duration) -> Result<Box<Tenant>, PlaceError> {
         let berth = self.berth(slot);
-        if let Some(tenant) = berth.outbox.take() {
+        if let Some(tenant) = berth.take() {
             return Ok(tenant);
         }
-        let asked = Instant::now();
-        // Release: pairs with the Acquire in `orders`.
-        berth.orders.fetch_or(order, Ordering::Release);
+        berth.order(order);
         self.post(slot);
-        loop {
-            // Acquire: pairs with the Release in `give_back`. Read before the cell, so that what is given back after
-            // that makes the wait return at once.
-            let done = berth.done.load(Ordering::Acquire);
-            if let Some(tenant) = berth.outbox.take() {
-                return Ok(tenant);
-            }
-            let left = within.saturating_sub(asked.elapsed());
-            if left.is_zero() {
-                return Err(PlaceError::Timeout { core: self.core, waited: within });
-            }
-            let left = rustix::time::Timespec {
-                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-                tv_nsec: i64::from(left.subsec_nanos()) as _,
-            };
-            // Its errors (timed out, interrupted, changed before the wait) all mean: look again.
-            let _ = futex::wait(&berth.done, futex::Flags::PRIVATE, done, Some(&left));
-        }
+        berth.recall(within).ok_or(PlaceError::Timeout { core: self.core, waited: within })
     }
 
     /// Puts a tenant that was recalled back to where it can be recalled from again.
     pub(crate) fn keep(&self, slot: u32, tenant: Box<Tenant>) {
-        self.berth(slot).outbox.store(Some(tenant));
+        self.berth(slot).keep(tenant);
     }
 
     /// Frees the slot of a tenant that was given back, or that was never delivered.
@@ -165,16 +122,13 @@ impl Desk {
         seat.unwatch(&self.epoll);
         let mut book = self.book();
         book.seats[slot as usize] = None;
-        self.berth(slot).orders.store(0, Ordering::Relaxed);
+        self.berth(slot).clear();
         book.free.push(slot);
     }
 
     /// Lets go of a slot without waiting: the worker retires the pump, the reaper drops it.
     pub(crate) fn abandon(&self, slot: u32) {
-        self.berth(slot).orders.fetch_or(RETIRE | ORPHAN, Ordering::Release);
-        // SeqCst: pairs with the fence in `give_back`. Either the worker sees ORPHAN there, or what it has given back
-        // is seen by the reaper that is called here.
-        fence(Ordering::SeqCst);
+        self.berth(slot).abandon();
         self.post(slot);
         self.bury(slot);
         if self.book().reaperless {
@@ -186,14 +140,11 @@ impl Desk {
     pub(crate) fn reclaim(&self, slot: u32) {
         let mut book = self.book();
         // Under the lock: a slot is freed once, and none that was taken anew is touched.
-        if self.berth(slot).orders.load(Ordering::Acquire) & ORPHAN == 0 {
-            return;
-        }
-        let Some(tenant) = self.berth(slot).outbox.take() else { return };
+        let Some(tenant) = self.berth(slot).reclaim() else { return };
         tenant.seat.unwatch(&self.epoll);
         tenant.seat.close_sources();
         book.seats[slot as usize] = None;
-        self.berth(slot).orders.store(0, Ordering::Relaxed);
+        self.berth(slot).clear();
         book.free.push(slot);
         drop(book);
         // A pump that panics while it is dropped takes neither the reaper nor a holder with it.
@@ -232,27 +183,18 @@ impl Desk {
 
     /// What was delivered at a slot.
     pub(crate) fn take_delivery(&self, slot: u32) -> Option<Box<Tenant>> {
-        self.berth(slot).inbox.take()
+        self.berth(slot).take_delivery()
     }
 
     /// What the holder of a slot asks for.
     pub(crate) fn orders(&self, slot: u32) -> u32 {
-        // Acquire: pairs with the Release of the order.
-        self.berth(slot).orders.load(Ordering::Acquire)
+        self.berth(slot).orders()
     }
 
     /// Gives a tenant back: the worker touches neither it nor its memory from here on.
     pub(crate) fn give_back(&self, slot: u32, tenant: Box<Tenant>) {
-        let berth = self.berth(slot);
-        berth.outbox.store(Some(tenant));
-        // SeqCst: pairs with the fence in `abandon`.
-        fence(Ordering::SeqCst);
-        if berth.orders.load(Ordering::Acquire) & ORPHAN != 0 {
+        if self.berth(slot).give_back(tenant) {
             self.bury(slot);
-        } else {
-            // Release: pairs with the Acquire in `recall`.
-            berth.done.fetch_add(1, Ordering::Release);
-            let _ = futex::wake(&berth.done, futex::Flags::PRIVATE, u32::MAX >> 1);
         }
     }
 
@@ -271,7 +213,7 @@ impl Desk {
         }
     }
 
-    fn berth(&self, slot: u32) -> &Berth {
+    fn berth(&self, slot: u32) -> &Berth<Box<Tenant>> {
         &self.berths[slot as usize]
     }
 
@@ -308,13 +250,3 @@ pub(crate) const SLOTS: usize = 8192;
 
 /// The bell's token in the epoll; those of pumps are their slots.
 pub(crate) const BELL: u64 = u64::MAX;
-
-/// Order: stop the pump and give it back.
-pub(crate) const RETIRE: u32 = 1;
-/// Order: give the pump back even though it has work in flight.
-pub(crate) const LET_GO: u32 = 2;
-/// Nobody holds the pump any more.
-const ORPHAN: u32 = 4;
-
-// A cell that needed a lock would make the worker wait.
-const _: () = assert!(AtomicCell::<Option<Box<Tenant>>>::is_lock_free());

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::desk::{Desk, LET_GO, RETIRE};
+use crate::berth::{LET_GO, RETIRE};
+use crate::desk::Desk;
 use crate::pace::{to_cycles, to_nanoseconds};
 use crate::pin::pin_to;
 use crate::pump::Pump;
@@ -166,7 +167,7 @@ impl Engine {
             }
         }
         crate::contain::install_hook();
-        let alarm = Arc::new(Alarm::default());
+        let alarm = Arc::new(Alarm::new());
         let desks = config
             .cores
             .iter()

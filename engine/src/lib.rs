@@ -5,7 +5,14 @@
 //! crate knows neither virtio nor devices, and no `unsafe`.
 #![forbid(unsafe_code)]
 
+// The tests inside the crate share their pumps with those outside it.
+#[cfg(test)]
+extern crate self as ringway_engine;
+
 mod account;
+/// How a pump passes between its holder and a worker.
+#[doc(hidden)]
+pub mod berth;
 mod contain;
 mod deadlines;
 mod desk;

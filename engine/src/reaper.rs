@@ -2,26 +2,27 @@
 //! may be the last of a guest's memory and take its time.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-
-use rustix::thread::futex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::desk::Desk;
+use crate::sync::Futex;
 
 /// What the reaper sleeps on.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Alarm {
     /// Counts what was raised.
-    raised: AtomicU32,
+    raised: Futex,
     stop: AtomicBool,
 }
 
 impl Alarm {
+    pub(crate) fn new() -> Alarm {
+        Alarm { raised: Futex::new(), stop: AtomicBool::new(false) }
+    }
+
     /// Wakes the reaper. Any thread; neither waits nor allocates.
     pub(crate) fn raise(&self) {
-        // Release: pairs with the Acquire in `run`; what was buried before is found.
-        self.raised.fetch_add(1, Ordering::Release);
-        let _ = futex::wake(&self.raised, futex::Flags::PRIVATE, 1);
+        self.raised.raise();
     }
 
     /// Asks the reaper to end.
@@ -34,14 +35,13 @@ impl Alarm {
 /// The reaper's thread.
 pub(crate) fn run(alarm: &Alarm, desks: &[Arc<Desk>]) {
     loop {
-        // Acquire: pairs with the Release in `raise`. Read before the sweep: what is buried during it changes this
-        // word, and the wait returns at once.
-        let seen = alarm.raised.load(Ordering::Acquire);
+        // Before the sweep: what is buried during it makes the wait return at once.
+        let seen = alarm.raised.seen();
         sweep(desks);
         if alarm.stop.load(Ordering::Acquire) {
             break;
         }
-        let _ = futex::wait(&alarm.raised, futex::Flags::PRIVATE, seen, None);
+        alarm.raised.wait(seen, None);
     }
     for desk in desks {
         desk.set_reaperless();

@@ -14,9 +14,10 @@ use std::sync::Arc;
 use rustix::event::epoll;
 use rustix::time::Timespec;
 
+use crate::berth::{LET_GO, RETIRE};
 use crate::contain::{Caught, contained};
 use crate::deadlines::Deadlines;
-use crate::desk::{BELL, Desk, LET_GO, RETIRE, SLOTS};
+use crate::desk::{BELL, Desk, SLOTS};
 use crate::engine::{Clock, IdlePolicy};
 use crate::pace::Pace;
 use crate::pump::{Armed, Budget, Polled};
@@ -425,3 +426,6 @@ const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 const NO_EVENT: epoll::Event =
     epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
+
+#[cfg(all(test, not(loom)))]
+mod tests;
