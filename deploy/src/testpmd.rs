@@ -216,7 +216,7 @@ fn arguments_for(name: &str, role: &Role, forward: &str, huge_pages: u64) -> Vec
     line.extend(["-l", "0,1", "--main-lcore"].map(String::from));
     line.push(main.to_string());
     line.push(format!("--file-prefix=ringway-{name}-{}", std::process::id()));
-    line.extend(["--no-pci", "--log-level=pmd.net.virtio.init:info", "-m"].map(String::from));
+    line.extend(["--no-pci", "--log-level=pmd.net.virtio.init:debug", "-m"].map(String::from));
     line.push(MEMORY_MIB.to_string());
     if huge_pages * 2 >= MEMORY_MIB {
         // Huge pages from memfds: needs no mounted hugetlbfs.
@@ -228,7 +228,7 @@ fn arguments_for(name: &str, role: &Role, forward: &str, huge_pages: u64) -> Vec
         line.push("--force-max-simd-bitwidth=512".into());
     }
     line.push(format!("--vdev={vdev}"));
-    line.extend(["--", "-i", "--nb-cores=1", "--no-lsc-interrupt"].map(String::from));
+    line.extend(["--", "-i", "--nb-cores=1", "--no-lsc-interrupt", "--disable-link-check"].map(String::from));
     line.push(format!("--forward-mode={forward}"));
     line.push(format!("--rxq={queues}"));
     line.push(format!("--txq={queues}"));

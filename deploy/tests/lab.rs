@@ -2,11 +2,12 @@
 //! is not the lab.
 
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use ringway_lab::ensure;
 use ringway_lab::error::Result;
 use ringway_lab::image::{Archive, Kernel};
-use ringway_lab::lab::Lab;
+use ringway_lab::lab::{Lab, wait_for};
 use ringway_lab::qemu::{Guest, Nic, all_came_back, every_length, steady_traffic};
 use ringway_lab::testpmd::{FrontEnd, Role, Testpmd};
 
@@ -58,7 +59,7 @@ fn a_guests_frames_return_from_a_dpdk_back_end() {
         lab.say(format_args!("{report:?}"));
         all_came_back(&report)?;
         guest.start_traffic(steady_traffic(&nic))?;
-        std::thread::sleep(std::time::Duration::from_secs(2));
+        std::thread::sleep(Duration::from_secs(2));
         let report = guest.stop_traffic(&nic.mac)?;
         lab.say(format_args!("{report:?}"));
         ensure!(report.received > 0 && report.corrupt == 0 && report.duplicated == 0, "{report:?}");
@@ -79,21 +80,61 @@ fn a_guests_frames_return_from_a_dpdk_back_end() {
 }
 
 #[test]
+#[ignore = "needs QEMU >= 8, the 6.12 guest kernel and dpdk-testpmd: run deploy/test"]
+fn a_guests_four_packed_queue_pairs_carry_frames_to_a_dpdk_back_end() {
+    Lab::run("guest-and-dpdk-4", |lab| {
+        let socket = lab.path("v.sock");
+        let mut back =
+            Testpmd::start(lab, "back", &Role::BackEnd { socket: socket.clone(), queues: 4 }, "io")?;
+        back.command("start")?;
+        let nic = Nic::new(1, &socket).packed(true).pairs(4);
+        let mut guest = Guest::boot(lab, "guest", 2, std::slice::from_ref(&nic))?;
+        guest.set_channels(&nic.mac, 4)?;
+        let shown = guest.link_up(&nic.mac)?;
+        ensure!(shown.pairs == 4 && shown.has(34), "{shown:?}");
+        all_came_back(&guest.frames(every_length(&nic, 1500))?)?;
+        let stats = back.extended_stats()?;
+        for queue in 0..4 {
+            let name = format!("rx_q{queue}_good_packets");
+            ensure!(stats.get(&name).is_some_and(|packets| *packets > 0), "{name} is not above 0: {stats:?}");
+        }
+        guest.power_off()?;
+        back.quit()
+    });
+}
+
+#[test]
 #[ignore = "needs dpdk-testpmd: run deploy/test"]
-fn a_dpdk_front_end_talks_to_a_dpdk_back_end() {
+fn dpdk_front_ends_of_every_kind_talk_to_a_dpdk_back_end() {
     Lab::run("dpdk-and-dpdk", |lab| -> Result<()> {
         let socket = lab.path("v.sock");
         let mut back =
             Testpmd::start(lab, "back", &Role::BackEnd { socket: socket.clone(), queues: 1 }, "io")?;
         back.command("start")?;
-        let mut front = Testpmd::start(lab, "front", &Role::FrontEnd(FrontEnd::new(&socket)), "mac")?;
-        front.command("start tx_first 8")?;
-        std::thread::sleep(std::time::Duration::from_secs(1));
-        front.command("stop")?;
-        let stats = front.stats()?;
-        lab.say(format_args!("{stats:?} {:?}", front.extended_stats()?));
-        ensure!(stats.tx_packets > 256 && stats.rx_packets > 256, "no traffic: {stats:?}");
-        front.quit()?;
+        for (packed, vectorized) in [(false, false), (true, false), (false, true), (true, true)] {
+            let front = FrontEnd {
+                packed,
+                vectorized,
+                mergeable: !vectorized,
+                in_order: packed,
+                ..FrontEnd::new(&socket)
+            };
+            let name = format!("front{}{}", u8::from(packed), u8::from(vectorized));
+            let mut front = Testpmd::start(lab, &name, &Role::FrontEnd(front), "mac")?;
+            front.command("start tx_first 8")?;
+            std::thread::sleep(Duration::from_millis(500));
+            front.command("stop")?;
+            front.command("set fwd rxonly")?;
+            front.command("start")?;
+            let stats = wait_for("every frame back", Duration::from_secs(5), || {
+                Ok(Some(front.stats()?).filter(|stats| stats.rx_packets == stats.tx_packets))
+            })?;
+            lab.say(format_args!("{name}: {stats:?}"));
+            ensure!(stats.tx_packets > 256, "no traffic: {stats:?}");
+            let queue = front.extended_stats()?.get("rx_q0_good_packets").copied();
+            ensure!(queue == Some(stats.rx_packets), "by queue {queue:?}, in all {stats:?}");
+            front.quit()?;
+        }
         back.quit()
     });
 }

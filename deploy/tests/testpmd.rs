@@ -1,0 +1,141 @@
+//! DPDK's virtio-user as the front-end: a second implementation of the rings, polled, at full speed.
+//!
+//! testpmd sends a batch, and whatever returns is sent again. Once it has stopped and emptied its receive rings, every
+//! frame that its rings accepted must have been counted and returned by Ringway, and received.
+
+use std::time::Duration;
+
+use ringway_lab::daemon::Daemon;
+use ringway_lab::ensure;
+use ringway_lab::error::Result;
+use ringway_lab::lab::{Lab, wait_for};
+use ringway_lab::testpmd::{FrontEnd, Role, Testpmd};
+
+#[test]
+#[ignore = "needs dpdk-testpmd: run deploy/test"]
+fn split_rings() {
+    Lab::run("testpmd-split", |lab| matrix(lab, false));
+}
+
+#[test]
+#[ignore = "needs dpdk-testpmd: run deploy/test"]
+fn packed_rings() {
+    Lab::run("testpmd-packed", |lab| matrix(lab, true));
+}
+
+#[test]
+#[ignore = "needs dpdk-testpmd: run deploy/test"]
+fn testpmd_owns_the_socket_and_is_replaced() {
+    Lab::run("testpmd-server", |lab| {
+        let mut daemon = Daemon::start(lab, &["--cores", "1"])?;
+        let socket = lab.path("front.sock");
+        daemon.add("vm0", &["mode", "client", "socket", &socket.display().to_string()])?;
+        for (turn, packed) in [false, true].into_iter().enumerate() {
+            let front = FrontEnd { server: true, packed, ..FrontEnd::new(&socket) };
+            let mut testpmd = exchange(lab, &daemon, &format!("server{turn}"), "vm0", front, DURATION)?;
+            testpmd.command("show port info 0")?;
+            testpmd.kill()?;
+        }
+        daemon.terminate()
+    });
+}
+
+/// In order or not, mergeable or not, vectorised or not, with one queue pair and with four.
+fn matrix(lab: &Lab, packed: bool) -> Result<()> {
+    let mut daemon = Daemon::start(lab, &["--cores", "1"])?;
+    let mut turn = 0;
+    for queues in [1, 4] {
+        let device = format!("vm{queues}");
+        daemon.add(&device, &["max_vqp", &queues.to_string()])?;
+        for (in_order, mergeable, vectorized) in [
+            (false, true, false),
+            (true, true, false),
+            (false, false, false),
+            (true, false, false),
+            (false, false, true),
+            (true, false, true),
+        ] {
+            let front = FrontEnd {
+                packed,
+                in_order,
+                mergeable,
+                vectorized,
+                queues,
+                ..FrontEnd::new(daemon.socket(&device))
+            };
+            turn += 1;
+            exchange(lab, &daemon, &format!("turn{turn:02}"), &device, front, DURATION)?.quit()?;
+        }
+    }
+    daemon.check()?;
+    daemon.terminate()
+}
+
+/// One testpmd's traffic, counted on both sides.
+fn exchange(
+    lab: &Lab,
+    daemon: &Daemon,
+    name: &str,
+    device: &str,
+    front: FrontEnd,
+    duration: Duration,
+) -> Result<Testpmd> {
+    let queues = front.queues;
+    let what = format!(
+        "{}, in_order={}, mergeable={}, vectorized={}, {queues} pairs",
+        if front.packed { "packed" } else { "split" },
+        u8::from(front.in_order),
+        u8::from(front.mergeable),
+        u8::from(front.vectorized),
+    );
+    lab.say(format_args!("{name}: {what}"));
+    let before = daemon.stats(device).unwrap_or_default();
+    let mut testpmd = Testpmd::start(lab, name, &Role::FrontEnd(front), "mac")?;
+    testpmd.command("start tx_first 8")?;
+    std::thread::sleep(duration);
+    testpmd.command("stop")?;
+    // Frames that were under way are in the receive rings by now, or soon: take them without sending them again.
+    testpmd.command("set fwd rxonly")?;
+    testpmd.command("start")?;
+    let stats = wait_for("every frame back", Duration::from_secs(5), || {
+        let stats = testpmd.stats()?;
+        Ok(Some(stats).filter(|stats| stats.rx_packets == stats.tx_packets))
+    });
+    let last = testpmd.stats()?;
+    let after = daemon.stats(device)?;
+    let (tx, rx) = (after.tx_packets() - before.tx_packets(), after.rx_packets() - before.rx_packets());
+    lab.say(format_args!(
+        "{name}: {:.2} million packets a second; testpmd sent {} and received {}, Ringway took {tx} and gave {rx}",
+        last.tx_packets as f64 / duration.as_secs_f64() / 1e6,
+        last.tx_packets,
+        last.rx_packets
+    ));
+    ensure!(
+        after.drops() == before.drops() && after.faults() == 0 && last.rx_nombuf == 0 && last.rx_errors == 0,
+        "{what}: drops or faults: {last:?} {before:?} {after:?}"
+    );
+    ensure!(
+        last.tx_packets == tx && tx == rx && rx == last.rx_packets && stats.is_ok(),
+        "{what}: frames are missing: {last:?} {before:?} {after:?}"
+    );
+    ensure!(last.tx_packets > MINIMUM, "{what}: hardly any traffic: {last:?}");
+    let by_queue = testpmd.extended_stats()?;
+    for queue in 0..queues {
+        for (name, side) in [("tx", 1), ("rx", 0)] {
+            let theirs = by_queue.get(&format!("{name}_q{queue}_good_packets")).copied().unwrap_or(0);
+            let at = (queue * 2 + side) as usize;
+            let earlier = before.queues.get(at).map_or(0, |queue| queue.packets);
+            let ours = after.queues.get(at).map_or(0, |queue| queue.packets) - earlier;
+            ensure!(
+                theirs == ours && ours > 0,
+                "{what}: {name} queue {queue}: testpmd counts {theirs}, Ringway {ours}"
+            );
+        }
+    }
+    testpmd.command("stop")?;
+    Ok(testpmd)
+}
+
+const DURATION: Duration = Duration::from_millis(1500);
+/// Some 3,000 a second: far below what the slowest machine moves, far above a wedged ring's handful.
+const MINIMUM: u64 = 5000;
