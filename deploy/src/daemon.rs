@@ -173,6 +173,14 @@ impl Daemon {
         self.folder.join("dev").join(format!("{name}.sock"))
     }
 
+    /// The features that a device's front-end has negotiated, by name.
+    pub fn features(&self, name: &str) -> Result<Vec<String>> {
+        let shown = self.json(&["dev", "config", "show", name])?;
+        let features = shown["config"][name]["negotiated_features"].as_array();
+        let features = features.ok_or_else(|| Error::new(format!("no negotiated features in {shown}")))?;
+        Ok(features.iter().map(|name| name.as_str().unwrap_or_default().to_string()).collect())
+    }
+
     /// What a device's queues have done.
     pub fn stats(&self, name: &str) -> Result<DeviceStats> {
         let shown = self.json(&["dev", "vstats", "show", name])?;

@@ -115,7 +115,8 @@ pub fn target_folder() -> Result<PathBuf> {
     let above = profile.and_then(Path::parent).ok_or_else(|| {
         Error::new(format!("{} does not lie in a target folder: set RINGWAY_LAB", program.display()))
     })?;
-    if above.join("CACHEDIR.TAG").exists() {
+    // Cargo keeps this file at the top of every target folder; between it and the profile may lie a triple.
+    if above.join(RUSTC_INFO).exists() {
         return Ok(above.to_path_buf());
     }
     Ok(above.parent().unwrap_or(above).to_path_buf())
@@ -145,6 +146,7 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut done: impl FnMut() -> Result
     }
 }
 
+const RUSTC_INFO: &str = ".rustc_info.json";
 const TURN_LIMIT: Duration = Duration::from_secs(1200);
 const LOG_LINES: usize = 60;
 
@@ -154,7 +156,7 @@ mod tests {
 
     #[test]
     fn the_target_folder_is_cargos() {
-        assert!(target_folder().unwrap().join("CACHEDIR.TAG").exists());
+        assert!(target_folder().unwrap().join(RUSTC_INFO).exists());
     }
 
     #[test]

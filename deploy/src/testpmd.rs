@@ -71,8 +71,7 @@ pub struct Testpmd {
     process: Process,
     input: ChildStdin,
     output: Receiver<Vec<u8>>,
-    /// What it wrote before its first prompt.
-    pub greeting: String,
+    log: PathBuf,
 }
 
 /// A port's counters.
@@ -99,8 +98,8 @@ impl Testpmd {
         arguments.extend(arguments_for(name, role, forward, huge_pages_free()));
         let log = lab.path(&format!("{name}-testpmd.log"));
         let (process, input, output) = Process::start_talking("/usr/bin/stdbuf", &arguments, &log)?;
-        let mut testpmd = Testpmd { process, input, output, greeting: String::new() };
-        testpmd.greeting = testpmd.until_prompt("its start", Duration::from_secs(40))?;
+        let mut testpmd = Testpmd { process, input, output, log };
+        testpmd.until_prompt("its start", Duration::from_secs(40))?;
         lab.say(format_args!("{name}: testpmd is up"));
         Ok(testpmd)
     }
@@ -109,6 +108,13 @@ impl Testpmd {
     pub fn command(&mut self, line: &str) -> Result<String> {
         writeln!(self.input, "{line}").context(|| format!("testpmd, {line}"))?;
         self.until_prompt(line, Duration::from_secs(20))
+    }
+
+    /// The paths that virtio-user chose, in its own words: what was asked for is only a wish to it.
+    pub fn paths(&self) -> Result<Vec<String>> {
+        let text = fs::read_to_string(&self.log).context(|| self.log.display().to_string())?;
+        let paths = text.lines().filter_map(|line| Some(line.split_once("virtio: using ")?.1.to_string()));
+        Ok(paths.collect())
     }
 
     /// The port's counters.

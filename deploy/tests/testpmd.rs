@@ -90,7 +90,21 @@ fn exchange(
     );
     lab.say(format_args!("{name}: {what}"));
     let before = daemon.stats(device).unwrap_or_default();
-    let mut testpmd = Testpmd::start(lab, name, &Role::FrontEnd(front), "mac")?;
+    let mut testpmd = Testpmd::start(lab, name, &Role::FrontEnd(front.clone()), "mac")?;
+    let features = daemon.features(device)?;
+    for (feature, wanted) in
+        [("RING_PACKED", front.packed), ("IN_ORDER", front.in_order), ("MRG_RXBUF", front.mergeable)]
+    {
+        ensure!(
+            features.iter().any(|name| name == feature) == wanted,
+            "{what}: {feature} wanted: {wanted}: {features:?}"
+        );
+    }
+    let paths = testpmd.paths()?;
+    ensure!(
+        !vectorized_is_possible(&front)? || paths.iter().any(|path| path.contains("vectorized Rx")),
+        "{what}: {paths:?}"
+    );
     testpmd.command("start tx_first 8")?;
     std::thread::sleep(duration);
     testpmd.command("stop")?;
@@ -134,6 +148,14 @@ fn exchange(
     }
     testpmd.command("stop")?;
     Ok(testpmd)
+}
+
+/// Whether virtio-user has a vectorised receive path for what is asked: packed rings need AVX-512 and in-order use, split
+/// rings the absence of the latter; neither takes mergeable buffers.
+fn vectorized_is_possible(front: &FrontEnd) -> Result<bool> {
+    let avx512 = std::fs::read_to_string("/proc/cpuinfo")?.contains("avx512f");
+    let order_fits = if front.packed { front.in_order && avx512 } else { !front.in_order };
+    Ok(front.vectorized && !front.mergeable && order_fits)
 }
 
 const DURATION: Duration = Duration::from_millis(1500);
