@@ -41,6 +41,7 @@ fn main() -> ExitCode {
 /// Sets the guest up, then answers one command after the other.
 fn serve() -> Result<()> {
     setup::mount_all()?;
+    setup::queue_plainly()?;
     setup::load_modules()?;
     let port = setup::open_port()?;
     let mut lines = BufReader::new(port.try_clone()?);

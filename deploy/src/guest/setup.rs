@@ -37,6 +37,13 @@ pub(crate) fn load_modules() -> Result<()> {
     Ok(())
 }
 
+/// Has links queue frames in order and drop none: the kernel's own choice, fq_codel, drops what has waited for some
+/// milliseconds, which on a busy host is nobody's fault but looks like a loss on the wire.
+pub(crate) fn queue_plainly() -> Result<()> {
+    let setting = "/proc/sys/net/core/default_qdisc";
+    fs::write(setting, "pfifo_fast").context(|| format!("pfifo_fast to {setting}"))
+}
+
 /// The second serial port, in raw mode: what is written arrives as written, nothing is echoed.
 pub(crate) fn open_port() -> Result<File> {
     let port =
