@@ -20,7 +20,9 @@ pub struct Daemon {
     /// `None` between its end and its next start.
     process: Option<Process>,
     binaries: PathBuf,
-    folder: PathBuf,
+    /// The operator's socket and, beside it, the devices'.
+    sockets: PathBuf,
+    state: PathBuf,
     log: PathBuf,
     options: Vec<String>,
 }
@@ -76,12 +78,13 @@ impl DeviceStats {
 }
 
 impl Daemon {
-    /// Starts `ringwayd` with these further options, on the test's folder; returns when it answers.
+    /// Starts `ringwayd` with these further options, on the test's folders; returns when it answers.
     pub fn start(lab: &Lab, options: &[&str]) -> Result<Daemon> {
         let mut daemon = Daemon {
             process: None,
             binaries: binaries()?,
-            folder: lab.folder().to_path_buf(),
+            sockets: lab.sockets().to_path_buf(),
+            state: lab.path("state"),
             log: lab.path("ringwayd.log"),
             options: options.iter().map(|option| (*option).to_string()).collect(),
         };
@@ -92,8 +95,8 @@ impl Daemon {
     /// Starts it again after its end; gives when it was started. Returns when it answers.
     pub fn start_again(&mut self) -> Result<Instant> {
         ensure!(self.process.is_none(), "ringwayd already runs");
-        let path = |name: &str| self.folder.join(name).display().to_string();
-        let mut arguments = vec!["--ctl".into(), path("ctl.sock"), "--state-dir".into(), path("state")];
+        let mut arguments = vec!["--ctl".into(), self.sockets.join("ctl.sock").display().to_string()];
+        arguments.extend(["--state-dir".into(), self.state.display().to_string()]);
         arguments.extend(self.options.iter().cloned());
         let started = Instant::now();
         let mut process = Process::start(self.binaries.join("ringwayd"), &arguments, &self.log)?;
@@ -151,7 +154,7 @@ impl Daemon {
 
     /// Runs `ringway` with these words, however it ends.
     pub fn ctl_raw(&self, words: &[&str]) -> Result<Finished> {
-        let mut arguments = vec!["--ctl".to_string(), self.folder.join("ctl.sock").display().to_string()];
+        let mut arguments = vec!["--ctl".to_string(), self.sockets.join("ctl.sock").display().to_string()];
         arguments.extend(words.iter().map(|word| (*word).to_string()));
         process::run(self.binaries.join("ringway"), &arguments, Duration::from_secs(10))
     }
@@ -170,7 +173,7 @@ impl Daemon {
 
     /// Where a device's socket lies when the daemon chooses.
     pub fn socket(&self, name: &str) -> PathBuf {
-        self.folder.join("dev").join(format!("{name}.sock"))
+        self.sockets.join("dev").join(format!("{name}.sock"))
     }
 
     /// The features that a device's front-end has negotiated, by name.

@@ -6,11 +6,14 @@
 //!   agent/                      the guest's agent, built statically
 //!   turn                        locked by the running test: two at a time would disturb each other's cores
 //!   runs/TEST/*.log             kept until the test runs again
+//! /tmp/ringway-lab-PID-N/*.sock  gone with the test
 //! ```
+//! Sockets lie in a folder of their own because their paths may have 107 bytes at most, and a build's folder may lie deep.
 
 use std::fs::{self, File};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
@@ -22,6 +25,7 @@ use crate::error::{Context, Error, Result};
 #[derive(Debug)]
 pub struct Lab {
     folder: PathBuf,
+    sockets: PathBuf,
     start: Instant,
     /// Held for as long as the test runs.
     _turn: File,
@@ -70,12 +74,26 @@ impl Lab {
             );
             std::thread::sleep(Duration::from_millis(50));
         }
-        Ok(Lab { folder, start: Instant::now(), _turn: turn })
+        static RUNS: AtomicU32 = AtomicU32::new(0);
+        let number = RUNS.fetch_add(1, Ordering::Relaxed);
+        let sockets = std::env::temp_dir().join(format!("ringway-lab-{}-{number}", std::process::id()));
+        fs::create_dir_all(&sockets).context(|| sockets.display().to_string())?;
+        Ok(Lab { folder, sockets, start: Instant::now(), _turn: turn })
     }
 
     /// Where the test keeps its files.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Where the test keeps its sockets.
+    pub fn sockets(&self) -> &Path {
+        &self.sockets
+    }
+
+    /// A socket of the test.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.sockets.join(name)
     }
 
     /// A file of the test.
@@ -97,6 +115,13 @@ impl Lab {
             println!("---- end of {}", log.display());
             print!("{}", tail(&log, LOG_LINES));
         }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // What is left there is of no use to anybody.
+        let _ = fs::remove_dir_all(&self.sockets);
     }
 }
 

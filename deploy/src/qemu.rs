@@ -160,7 +160,8 @@ impl Guest {
         let initramfs = lab.path(&format!("{name}.cpio"));
         write_initramfs(&kernel, &["virtio_net"], &initramfs)?;
         let serial_log = lab.path(&format!("{name}-serial.log"));
-        let (agent, qmp) = (lab.path(&format!("{name}-agent.sock")), lab.path(&format!("{name}-qmp.sock")));
+        let (agent, qmp) =
+            (lab.socket(&format!("{name}-agent.sock")), lab.socket(&format!("{name}-qmp.sock")));
         let mut arguments = Vec::new();
         push(&mut arguments, "-machine", "q35,memory-backend=m0".into());
         push(&mut arguments, "-accel", "tcg,thread=multi".into());

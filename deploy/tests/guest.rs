@@ -34,9 +34,9 @@ impl Pair {
         let device = format!("vm{number}");
         let mut words = vec!["max_vqp".to_string(), pairs.to_string()];
         let nic = match mode {
-            Mode::Server => Nic::new(number, lab.path("dev").join(format!("{device}.sock"))),
+            Mode::Server => Nic::new(number, lab.socket("dev").join(format!("{device}.sock"))),
             Mode::Client => {
-                let socket = lab.path(&format!("{device}-vmm.sock"));
+                let socket = lab.socket(&format!("{device}-vmm.sock"));
                 words.extend(["mode".into(), "client".into(), "socket".into(), socket.display().to_string()]);
                 Nic::new(number, socket).chardev(Chardev::Listens)
             }

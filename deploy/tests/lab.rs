@@ -48,7 +48,7 @@ fn the_kernels_modules_come_in_an_order_in_which_they_load() {
 #[ignore = "needs QEMU >= 8, the 6.12 guest kernel and dpdk-testpmd: run deploy/test"]
 fn a_guests_frames_return_from_a_dpdk_back_end() {
     Lab::run("guest-and-dpdk", |lab| {
-        let socket = lab.path("v.sock");
+        let socket = lab.socket("v.sock");
         let mut back =
             Testpmd::start(lab, "back", &Role::BackEnd { socket: socket.clone(), queues: 1 }, "io")?;
         back.command("start")?;
@@ -83,7 +83,7 @@ fn a_guests_frames_return_from_a_dpdk_back_end() {
 #[ignore = "needs QEMU >= 8, the 6.12 guest kernel and dpdk-testpmd: run deploy/test"]
 fn a_guests_four_packed_queue_pairs_carry_frames_to_a_dpdk_back_end() {
     Lab::run("guest-and-dpdk-4", |lab| {
-        let socket = lab.path("v.sock");
+        let socket = lab.socket("v.sock");
         let mut back =
             Testpmd::start(lab, "back", &Role::BackEnd { socket: socket.clone(), queues: 4 }, "io")?;
         back.command("start")?;
@@ -107,7 +107,7 @@ fn a_guests_four_packed_queue_pairs_carry_frames_to_a_dpdk_back_end() {
 #[ignore = "needs dpdk-testpmd: run deploy/test"]
 fn dpdk_front_ends_of_every_kind_talk_to_a_dpdk_back_end() {
     Lab::run("dpdk-and-dpdk", |lab| -> Result<()> {
-        let socket = lab.path("v.sock");
+        let socket = lab.socket("v.sock");
         let mut back =
             Testpmd::start(lab, "back", &Role::BackEnd { socket: socket.clone(), queues: 1 }, "io")?;
         back.command("start")?;

@@ -28,7 +28,7 @@ fn packed_rings() {
 fn testpmd_owns_the_socket_and_is_replaced() {
     Lab::run("testpmd-server", |lab| {
         let mut daemon = Daemon::start(lab, &["--cores", "1"])?;
-        let socket = lab.path("front.sock");
+        let socket = lab.socket("front.sock");
         daemon.add("vm0", &["mode", "client", "socket", &socket.display().to_string()])?;
         for (turn, packed) in [false, true].into_iter().enumerate() {
             let front = FrontEnd { server: true, packed, ..FrontEnd::new(&socket) };
