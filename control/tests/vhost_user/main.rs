@@ -5,5 +5,8 @@
 #![allow(unreachable_pub, reason = "modules of one test program")]
 
 mod checklist;
+mod hostile;
+mod model;
+mod peer;
 mod support;
 mod traffic;
