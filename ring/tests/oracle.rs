@@ -98,9 +98,8 @@ impl Oracle {
     fn new(shape: Shape) -> Oracle {
         let map = support::memory();
         let driver = shape.start_driver(&map);
-        let config = shape.device_config(&map);
-        let keeper = config.keeper.clone();
-        let device = shape.start_device(config);
+        let keeper = support::slot();
+        let device = shape.start_device(shape.device_config(&map, keeper.clone()));
         let start = u64::from(shape.position.used_idx);
         let initial = match shape.format {
             Format::Split if shape.event_idx() => Wish::At(start, 1 << 16),
@@ -317,9 +316,8 @@ impl Oracle {
     }
 
     fn restart_device(&mut self) {
-        let mut config = self.shape.device_config(&self.map);
+        let mut config = self.shape.device_config(&self.map, self.keeper.clone());
         config.position = self.keeper.load().unwrap_or(self.shape.position);
-        config.keeper = self.keeper.clone();
         self.first_after_restart = config.position != Position::START;
         self.device = self.shape.start_device(config);
         // What was consumed and completed but not published is there again; its buffers are as they were.

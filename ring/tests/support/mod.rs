@@ -63,7 +63,7 @@ impl Shape {
         Layout::new(self.format, self.size()).at(RINGS_GPA)
     }
 
-    pub fn device_config(&self, map: &Arc<GuestMap>) -> QueueConfig {
+    pub fn device_config(&self, map: &Arc<GuestMap>, keeper: PositionSlot) -> QueueConfig {
         let areas = self.areas();
         QueueConfig {
             size: self.size(),
@@ -73,7 +73,7 @@ impl Shape {
             driver_user_addr: areas.driver + USER_OFFSET,
             device_user_addr: areas.device + USER_OFFSET,
             position: self.position,
-            keeper: slot(),
+            keeper,
             skip_used: self.skip_used,
         }
     }
@@ -90,7 +90,7 @@ impl Shape {
 
     /// The driver's side first: it clears the ring.
     pub fn start(&self, map: &Arc<GuestMap>) -> (Box<dyn DriverRing>, Box<dyn DeviceRing>) {
-        (self.start_driver(map), self.start_device(self.device_config(map)))
+        (self.start_driver(map), self.start_device(self.device_config(map, slot())))
     }
 
     pub fn start_driver(&self, map: &Arc<GuestMap>) -> Box<dyn DriverRing> {
@@ -131,5 +131,79 @@ pub fn write(map: &GuestMap, gpa: u64, bytes: &[u8]) {
     while done < bytes.len() {
         let left = (bytes.len() - done) as u32;
         done += map.lookup(&mut LastHit::default(), gpa + done as u64, left).unwrap().write(&bytes[done..]);
+    }
+}
+
+/// `VIRTQ_DESC_F_NEXT`.
+pub const NEXT: u16 = 1;
+/// `VIRTQ_DESC_F_WRITE`.
+pub const WRITE: u16 = 2;
+/// `VIRTQ_DESC_F_INDIRECT`.
+pub const INDIRECT: u16 = 4;
+
+/// A descriptor as a driver of its own making writes it. `link` is the next index (split) or the buffer id (packed).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Desc {
+    pub addr: u64,
+    pub len: u32,
+    pub flags: u16,
+    pub link: u16,
+}
+
+impl Desc {
+    /// The 16 bytes, in the layout of `format`.
+    pub fn bytes(self, format: Format) -> [u8; 16] {
+        let (third, fourth) = match format {
+            Format::Split => (self.flags, self.link),
+            Format::Packed => (self.link, self.flags),
+        };
+        let word = u64::from(self.len) | u64::from(third) << 32 | u64::from(fourth) << 48;
+        (u128::from(self.addr) | u128::from(word) << 64).to_le_bytes()
+    }
+}
+
+/// The words of a ring, written by hand: a driver that may break every rule.
+pub struct RawRing {
+    pub map: Arc<GuestMap>,
+    pub shape: Shape,
+}
+
+impl RawRing {
+    /// A cleared ring.
+    pub fn new(map: &Arc<GuestMap>, shape: Shape) -> RawRing {
+        drop(shape.start_driver(map));
+        RawRing { map: Arc::clone(map), shape }
+    }
+
+    /// Writes descriptor `slot`; in a packed ring it is available in the first lap.
+    pub fn desc(&self, slot: u16, desc: Desc) {
+        let at = self.shape.areas().desc + 16 * u64::from(slot);
+        match self.shape.format {
+            Format::Split => write(&self.map, at, &desc.bytes(Format::Split)),
+            Format::Packed => {
+                write(&self.map, at, &Desc { flags: desc.flags | 0x80, ..desc }.bytes(Format::Packed));
+            }
+        }
+    }
+
+    /// Makes the chains at `heads` available in a split ring, from entry 0 on. A packed ring has none of this: its
+    /// descriptors are available in their order.
+    pub fn offer(&self, heads: &[u16]) {
+        if self.shape.format == Format::Split {
+            for (nth, head) in (0u64..).zip(heads) {
+                write(&self.map, self.shape.areas().driver + 4 + 2 * nth, &head.to_le_bytes());
+            }
+            self.set_avail_idx(heads.len() as u16);
+        }
+    }
+
+    /// Sets the available index of a split ring.
+    pub fn set_avail_idx(&self, idx: u16) {
+        write(&self.map, self.shape.areas().driver + 2, &idx.to_le_bytes());
+    }
+
+    /// The device's side of it.
+    pub fn device(&self) -> Box<dyn DeviceRing> {
+        self.shape.start_device(self.shape.device_config(&self.map, slot()))
     }
 }
