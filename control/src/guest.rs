@@ -10,6 +10,8 @@
 
 /// The frames that it makes, and how they are told apart.
 pub mod frame;
+/// Load over a span of time.
+pub mod load;
 /// One queue pair and its traffic.
 pub mod pair;
 

@@ -176,7 +176,10 @@ struct Traffic<D> {
     /// Transmit buffers that the device does not hold.
     free: Vec<u32>,
     next_sequence: u64,
+    /// Frames from here on are under way, or lost.
     expected_sequence: u64,
+    /// When the last frame came, or the missing ones were given up.
+    last_progress: u64,
     /// What a frame looks like but for its stamp, and room for one that came: for the sampled comparison of all bytes.
     template: Vec<u8>,
     scratch: Vec<u8>,
@@ -212,6 +215,7 @@ impl<D: DriverRing> Traffic<D> {
             free: (0..ring_size).rev().collect(),
             next_sequence: 0,
             expected_sequence: 0,
+            last_progress: tsc::cycles(),
             template: template(setup.frame_len),
             scratch: vec![0; setup.frame_len.into()],
             stats: PairStats { latency_cycles: histogram, ..PairStats::default() },
@@ -268,6 +272,7 @@ impl<D: DriverRing> Traffic<D> {
             return Ok(0);
         }
         let now = tsc::cycles();
+        self.last_progress = now;
         for completion in done.iter().take(count) {
             self.check(*completion, now);
             self.post(completion.token);
@@ -324,6 +329,7 @@ impl<D: DriverRing> Traffic<D> {
 
         let now = tsc::cycles();
         let len = self.header_len + u32::from(self.frame_len);
+        let most = most.min(self.window(now));
         let mut added = 0;
         while added < most
             && let Some(slot) = self.free.pop()
@@ -349,6 +355,20 @@ impl<D: DriverRing> Traffic<D> {
         Ok(())
     }
 
+    /// How many frames may be sent now: no more are under way than there are receive buffers, so that a device has no
+    /// reason to drop any, however long this thread is held up.
+    #[inline]
+    fn window(&mut self, now: u64) -> u32 {
+        let under_way = self.next_sequence - self.expected_sequence;
+        let window = u64::from(self.ring_size).saturating_sub(under_way) as u32;
+        if window == 0 && now.saturating_sub(self.last_progress) > tsc::hertz() / GIVE_UP_PER_SECOND {
+            // The whole tail is missing: it is lost, and must not stop what follows.
+            self.expected_sequence = self.next_sequence;
+            self.last_progress = now;
+        }
+        window
+    }
+
     fn device_fault(&self, direction: u16, fault: ringway_ring::queue::RingFault) -> GuestError {
         GuestError::Device { queue: self.index * 2 + direction, fault }
     }
@@ -362,6 +382,9 @@ fn template(frame_len: u16) -> Vec<u8> {
     }
     frame
 }
+
+/// Frames that are missing are given up after half a second.
+const GIVE_UP_PER_SECOND: u64 = 2;
 
 /// Completions taken at once, and frames sent at once at most.
 pub const BATCH: usize = 32;
