@@ -1,0 +1,239 @@
+//! The data path under traffic allocates nothing and makes no system call: proved by a counting allocator and by a
+//! seccomp filter on the worker that kills, both formats; and a planted violation is caught by each.
+//!
+//! Each case runs in a process of its own, since what the filter kills is the process. The worker gets its filter from
+//! a pump that is placed on it beside the one under test.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use ringway_control::guest::pair::BATCH;
+use ringway_control::guest::{Guest, GuestOptions};
+use ringway_control::session::{self, DeviceShared, SessionSetup};
+use ringway_control::vhost_user::frontend::Frontend;
+use ringway_engine::{Armed, Budget, Clock, Engine, EngineConfig, IdlePolicy, Polled, Pump, Watcher};
+use ringway_pmd::drivers::sim_net::SimNet;
+use ringway_pmd::notify::EventFd;
+use ringway_pmd::vdpa::{DeviceSpec, ManagementDevice};
+use ringway_ring::position::PositionPage;
+use ringway_ring::queue::Format;
+use ringway_ring::tsc;
+
+/// Counts what a thread allocates and frees once it has asked for it.
+struct Counting;
+
+thread_local! {
+    static WATCHED: Cell<bool> = const { Cell::new(false) };
+}
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+fn count() {
+    if WATCHED.try_with(Cell::get).unwrap_or(false) {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: every call is passed on to the system's allocator as it came; counting touches neither argument nor result,
+// and allocates nothing (a const-initialised thread local without destructor, and an atomic).
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promise, passed on.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        count();
+        // SAFETY: the caller's promise, passed on.
+        unsafe { System.dealloc(memory, layout) }
+    }
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promise, passed on.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// A pump that, when told, watches its worker's thread, and commits what the case plants. Always busy, so that the
+/// worker has no reason to sleep.
+struct Sentinel {
+    watch: Arc<AtomicBool>,
+    watching: bool,
+    plant: Plant,
+    own: EventFd,
+    polls: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Plant {
+    Nothing,
+    SystemCall,
+    Allocation,
+}
+
+impl Pump for Sentinel {
+    fn poll(&mut self, _: &Budget, _: u64) -> Polled {
+        if !self.watching && self.watch.load(Ordering::Relaxed) {
+            self.watching = true;
+            deny_system_calls();
+            WATCHED.set(true);
+        }
+        if self.watching {
+            self.polls += 1;
+            if self.polls == PLANT_AT {
+                match self.plant {
+                    Plant::Nothing => {}
+                    Plant::SystemCall => drop(self.own.signal()),
+                    Plant::Allocation => drop(std::hint::black_box(Box::new(7u64))),
+                }
+            }
+        }
+        Polled::Moved(1)
+    }
+    fn arm(&mut self) -> Armed {
+        Armed::HasWork
+    }
+    fn disarm(&mut self) {}
+    fn wake_sources(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+}
+
+/// The poll of the sentinel at which a violation is planted.
+const PLANT_AT: u32 = 10_000;
+
+struct Nobody;
+
+impl Watcher for Nobody {
+    fn pump_ended(&self) {}
+}
+
+/// Whatever this thread asks of the kernel from now on kills the process.
+fn deny_system_calls() {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let filter =
+        SeccompFilter::new(Default::default(), SeccompAction::KillProcess, SeccompAction::Allow, arch);
+    let program: BpfProgram = filter.unwrap().try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
+}
+
+/// The child: traffic through a real session for a while, then some more under watch. Exits with the number of
+/// allocations seen (at most 100), or is killed.
+fn child(format: Format, plant: Plant) -> ! {
+    let core = *allowed_cores().last().unwrap();
+    let clock = Clock { cycles: slow_cycles, hertz: tsc::hertz() };
+    let engine =
+        Engine::start(EngineConfig { cores: vec![core], idle: IdlePolicy::Adaptive, clock }).unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let spec = DeviceSpec { name: "steady".into(), ..DeviceSpec::default() };
+    let _session = session::spawn(SessionSetup {
+        id: 1,
+        device: SimNet::new().create(&spec).unwrap(),
+        shared: Arc::new(DeviceShared {
+            name: "steady".into(),
+            counters: (0..2).map(|_| Arc::default()).collect(),
+            positions: PositionPage::anonymous().unwrap(),
+            cores: vec![AtomicUsize::new(core)],
+        }),
+        stream: theirs,
+        engine: engine.clone(),
+        reports: Arc::new(|_, _| {}),
+    })
+    .unwrap();
+    let options = GuestOptions { format, ..GuestOptions::default() };
+    let mut guest = Guest::start(Frontend::from_stream(ours), options).unwrap();
+
+    let watch = Arc::new(AtomicBool::new(false));
+    let sentinel = Sentinel {
+        watch: Arc::clone(&watch),
+        watching: false,
+        plant,
+        own: EventFd::new().unwrap(),
+        polls: 0,
+    };
+    let _placed = engine.place(core, "sentinel", Box::new(sentinel), Arc::new(Nobody)).unwrap();
+    traffic(&mut guest, 100_000);
+    watch.store(true, Ordering::Relaxed);
+    traffic(&mut guest, 500_000);
+    let stats = guest.stats();
+    assert_eq!((stats.corrupt, stats.stale, stats.skipped), (0, 0, 0), "frames were lost or damaged");
+    std::process::exit(ALLOCATIONS.load(Ordering::Relaxed).min(100) as i32)
+}
+
+/// A clock that runs 16,384 times slower than the real one: the guest's thread may be held up for most of a second
+/// before its queues count as idle and the worker looks after sleepers, so that a busy machine does not end the steady
+/// state.
+fn slow_cycles() -> u64 {
+    tsc::cycles() >> 14
+}
+
+/// Moves so many frames, and at least for as long that the sentinel has its turn.
+fn traffic(guest: &mut Guest, frames: u64) {
+    let (begun, goal) = (Instant::now(), guest.stats().received + frames);
+    while guest.stats().received < goal || begun.elapsed() < Duration::from_millis(300) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no traffic: {:?}", guest.stats().received);
+        for _ in 0..64 {
+            guest.turn(BATCH as u32).unwrap();
+        }
+    }
+}
+
+fn allowed_cores() -> Vec<usize> {
+    let set = rustix::thread::sched_getaffinity(None).unwrap();
+    (0..rustix::thread::CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect()
+}
+
+/// Runs one case in a process of its own.
+fn run(case: &str) -> ExitStatus {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "case_in_a_process_of_its_own", "--nocapture"])
+        .env(CASE, case)
+        .status()
+        .unwrap()
+}
+
+const CASE: &str = "RINGWAY_TEST_STEADY_STATE_CASE";
+
+/// Not a test by itself: what the others start. Without a case there is nothing to do.
+#[test]
+fn case_in_a_process_of_its_own() {
+    let Ok(case) = std::env::var(CASE) else { return };
+    let format = if case.starts_with("packed") { Format::Packed } else { Format::Split };
+    let plant = match case.split('+').nth(1) {
+        Some("syscall") => Plant::SystemCall,
+        Some("allocation") => Plant::Allocation,
+        _ => Plant::Nothing,
+    };
+    child(format, plant)
+}
+
+#[test]
+fn split_traffic_allocates_nothing_and_makes_no_system_call() {
+    assert_eq!(run("split").code(), Some(0));
+}
+
+#[test]
+fn packed_traffic_allocates_nothing_and_makes_no_system_call() {
+    assert_eq!(run("packed").code(), Some(0));
+}
+
+#[test]
+fn planted_system_call_kills() {
+    assert_eq!(run("split+syscall").signal(), Some(31), "SIGSYS");
+}
+
+#[test]
+fn planted_allocation_is_counted() {
+    assert_eq!(run("packed+allocation").code(), Some(2), "one allocation and its release");
+}
