@@ -6,10 +6,14 @@
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use ringway_ring::queue::Format;
+
+use crate::demo;
 use crate::fault::Fault;
 
 /// Completion and manual pages.
@@ -34,10 +38,6 @@ pub struct Cli {
     /// The operator socket [env: RINGWAY_CTL] [default: /run/ringway/ctl.sock for root, else $XDG_RUNTIME_DIR/ringway/ctl.sock]
     #[arg(long, global = true, value_name = "PATH", value_hint = clap::ValueHint::FilePath)]
     pub ctl: Option<PathBuf>,
-    /// How long the daemon may take to answer
-    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 10)]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
-    pub timeout: u64,
     /// What to work on
     #[command(subcommand)]
     pub object: Option<Object>,
@@ -272,9 +272,12 @@ fn usage(error: &clap::Error) -> Fault {
 }
 
 /// Runs the demo.
-fn demo(args: &DemoArgs, json: bool) -> Result<(), Fault> {
-    let _ = (args, json);
-    Err(Fault::new(crate::fault::Kind::Runtime, "this build has no demo"))
+fn run_demo(args: &DemoArgs, json: bool) -> Result<(), Fault> {
+    let format = match args.ring {
+        DemoRing::Split => Format::Split,
+        DemoRing::Packed => Format::Packed,
+    };
+    demo::run_and_print(&demo::Options { duration: Duration::from_secs(args.seconds), format, json })
 }
 
 /// The definition, for the manual and the completion.

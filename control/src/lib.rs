@@ -9,6 +9,8 @@ pub mod cli;
 pub mod client;
 /// The configuration file.
 pub mod config;
+/// The main job on an embedded default.
+pub mod demo;
 /// The drivers that this build has.
 pub mod drivers;
 /// Why a request of an operator failed.

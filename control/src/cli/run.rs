@@ -1,7 +1,6 @@
 //! What each command does: a request to the daemon, and its answer as text or JSON.
 
 use std::io::{self, Write as _};
-use std::time::Duration;
 
 use clap::CommandFactory as _;
 use serde::Serialize;
@@ -30,8 +29,7 @@ struct Output {
 pub(super) fn run(cli: Cli) -> Result<(), Fault> {
     let output = Output { json: cli.json, pretty: cli.pretty };
     let ctl = paths::ctl(cli.ctl.as_deref());
-    let within = Duration::from_secs(cli.timeout);
-    let connect = || Client::connect(&ctl, within);
+    let connect = || Client::connect(&ctl);
     match cli.object {
         None => help(&[]),
         Some(Object::Mgmtdev { command: None }) => help(&["mgmtdev"]),
@@ -60,7 +58,7 @@ pub(super) fn run(cli: Cli) -> Result<(), Fault> {
             let hello: Hello = connect()?.call("hello", &json!({}))?;
             output.print(&hello, || render::hello(&hello))
         }
-        Some(Object::Demo(args)) => super::demo(&args, output.json),
+        Some(Object::Demo(args)) => super::run_demo(&args, output.json),
         Some(Object::Completion { shell }) => write(&docs::completion(shell)),
         Some(Object::Man { dir }) => docs::write_manual(&dir),
     }
