@@ -447,6 +447,8 @@ pub struct History {
     pub connections: u64,
     /// Further front-ends that were refused because one was connected.
     pub refused: u64,
+    /// Connections whose peer had left before they were looked at.
+    pub left: u64,
     /// Breaches of the protocol by front-ends, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub breaches: BTreeMap<String, u64>,

@@ -38,6 +38,10 @@ pub struct Cli {
     /// The operator socket [env: RINGWAY_CTL] [default: /run/ringway/ctl.sock for root, else $XDG_RUNTIME_DIR/ringway/ctl.sock]
     #[arg(long, global = true, value_name = "PATH", value_hint = clap::ValueHint::FilePath)]
     pub ctl: Option<PathBuf>,
+    /// How long the daemon may take to answer
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub timeout: u64,
     /// What to work on
     #[command(subcommand)]
     pub object: Option<Object>,

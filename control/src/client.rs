@@ -14,24 +14,22 @@ use crate::api::Event;
 use crate::endpoint;
 use crate::fault::{Fault, Kind, reason};
 
-/// How long an answer may take.
-pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-
 /// A connection to a daemon.
 #[derive(Debug)]
 pub struct Client {
     stream: BufReader<UnixStream>,
     path: PathBuf,
+    within: Duration,
     last: u64,
 }
 
 impl Client {
-    /// Connects to the daemon at `path`.
+    /// Connects to the daemon at `path`, which may take `within` for each answer.
     ///
     /// # Errors
     /// Nobody listens there, or the caller may not connect.
-    pub fn connect(path: &Path) -> Result<Client, Fault> {
-        let until = Instant::now() + ANSWER_WITHIN;
+    pub fn connect(path: &Path, within: Duration) -> Result<Client, Fault> {
+        let until = Instant::now() + within;
         let stream = loop {
             match endpoint::connect(path) {
                 Ok(stream) => break stream,
@@ -42,12 +40,12 @@ impl Client {
             }
         };
         stream
-            .set_read_timeout(Some(ANSWER_WITHIN))
+            .set_read_timeout(Some(within))
             .map_err(|error| Fault::system("cannot set a deadline", error))?;
         stream
-            .set_write_timeout(Some(ANSWER_WITHIN))
+            .set_write_timeout(Some(within))
             .map_err(|error| Fault::system("cannot set a deadline", error))?;
-        Ok(Client { stream: BufReader::new(stream), path: path.to_owned(), last: 0 })
+        Ok(Client { stream: BufReader::new(stream), path: path.to_owned(), within, last: 0 })
     }
 
     /// Calls a method (see [`crate::api`]) and reads its answer.
@@ -97,7 +95,7 @@ impl Client {
                 format!(
                     "ringwayd at {} did not answer within {} s",
                     self.path.display(),
-                    ANSWER_WITHIN.as_secs()
+                    self.within.as_secs()
                 ),
             )
             .retryable()),

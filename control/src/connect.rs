@@ -23,6 +23,8 @@ const GRACE: Duration = Duration::from_millis(100);
 const SHORT_SESSION: Duration = Duration::from_millis(100);
 /// How often a device whose driver failed is made anew.
 const REMAKE_AFTER: Duration = Duration::from_secs(1);
+/// Connections looked at in one go for one whose peer is still there.
+const ACCEPTED_AT_ONCE: usize = 64;
 /// Front-ends refused in one go.
 const REFUSED_AT_ONCE: usize = 32;
 /// A look at a missing socket that no event announced.
@@ -47,8 +49,13 @@ impl Daemon {
             self.arm_listener(id, false);
             return;
         }
-        if let Ok((stream, _)) = listening.socket.accept() {
-            self.start_session(id, stream);
+        for _ in 0..ACCEPTED_AT_ONCE {
+            match listening.socket.accept() {
+                // Who has left already needs no session.
+                Ok((stream, _)) if endpoint::has_left(&stream) => device.history.left += 1,
+                Ok((stream, _)) => return self.start_session(id, stream),
+                Err(_) => return,
+            }
         }
     }
 
@@ -326,7 +333,10 @@ impl Daemon {
         if !was_short {
             device.backoff.reset();
         }
-        let wait = if was_short { Some(device.backoff.next()) } else { None };
+        let wait = was_short.then(|| match device.mode {
+            Mode::Server => device.backoff.next_accept(),
+            Mode::Client => device.backoff.next(),
+        });
         if self.ends_with == Some(id) {
             self.begin_stop();
         }

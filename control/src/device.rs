@@ -100,7 +100,9 @@ impl Connection {
     }
 }
 
-/// Waits between attempts: 1, 2, 4 … 64 ms, and once a second after many.
+/// Waits between attempts to connect: 1, 2, 4 … 64 ms, and once a second after many. Between a front-end that left
+/// as soon as it came and the next that is let in: 1, 2, 4, 8 ms, so that one that does so in a loop keeps others
+/// waiting only briefly.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Backoff {
     tries: u32,
@@ -116,6 +118,10 @@ impl Backoff {
         };
         self.tries = self.tries.saturating_add(1);
         wait
+    }
+    /// The wait before the next front-end is let in.
+    pub(crate) fn next_accept(&mut self) -> Duration {
+        self.next().min(Duration::from_millis(8))
     }
     pub(crate) fn reset(&mut self) {
         self.tries = 0;
@@ -214,6 +220,8 @@ mod tests {
         assert_eq!(last, Duration::from_secs(1));
         backoff.reset();
         assert_eq!(backoff.next(), Duration::from_millis(1));
+        let longest = (0..100).map(|_| backoff.next_accept()).max().unwrap();
+        assert_eq!(longest, Duration::from_millis(8));
     }
 
     #[test]

@@ -130,6 +130,16 @@ pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
+/// Whether the peer of a connection has hung up without a word.
+pub(crate) fn has_left(stream: &UnixStream) -> bool {
+    use rustix::net::RecvFlags;
+    let peeked = rustix::net::recv(stream, &mut [0u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+    match peeked {
+        Ok((n, _)) => n == 0,
+        Err(error) => error != rustix::io::Errno::WOULDBLOCK && error != rustix::io::Errno::INTR,
+    }
+}
+
 /// The number of a user or a group, from a number or a name in `table` (`/etc/passwd`, `/etc/group`).
 fn id_of(word: &str, what: &str, table: &str) -> Result<u32, Fault> {
     if let Ok(id) = word.parse::<u32>() {
@@ -259,6 +269,18 @@ mod tests {
             assert!(held.len() < 100_000);
         };
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn peer_that_hung_up_is_told_from_one_that_is_there_or_has_spoken() {
+        use std::io::Write as _;
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        assert!(!has_left(&ours));
+        theirs.write_all(b"x").unwrap();
+        assert!(!has_left(&ours));
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        assert!(has_left(&ours));
     }
 
     #[test]

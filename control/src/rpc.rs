@@ -2,8 +2,9 @@
 //!
 //! Nobody waits for a client. What it sends is bounded by [`LONGEST_REQUEST`]; what it has not read is bounded too:
 //! while [`OUTBOX_PAUSE`] bytes wait for it, its requests are not read, and its events stay in the history. A client
-//! that reads nothing for [`SLOWEST_READER`] is dropped, and when all places are taken, the one that has been silent
-//! longest gives way. Every drop is counted under a name.
+//! that reads no answer for [`SLOWEST_READER`] is dropped; a follower is not, since what it costs is bounded and what
+//! it loses is told. When all places are taken, the one that has been silent longest gives way. Every drop is counted
+//! under a name.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read as _, Write as _};
@@ -86,7 +87,9 @@ impl Clients {
             let silent = self
                 .slots
                 .iter()
-                .filter(|(_, client)| client.subscription.is_none() && client.heard.elapsed() >= SILENT)
+                .filter(|(_, client)| client.heard.elapsed() >= SILENT)
+                // A follower has nothing to say; it is in use as long as it reads.
+                .filter(|(_, client)| client.subscription.is_none() || client.stalled.is_some())
                 .min_by_key(|(_, client)| client.heard)
                 .map(|(id, _)| *id);
             match silent {
@@ -155,7 +158,7 @@ impl Clients {
 
     /// True if some client has an answer waiting, so that time must be watched.
     pub(crate) fn any_waiting(&self) -> bool {
-        self.slots.values().any(|client| client.stalled.is_some())
+        self.slots.values().any(|client| client.subscription.is_none() && client.stalled.is_some())
     }
 }
 

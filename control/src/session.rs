@@ -280,5 +280,7 @@ impl Inbox {
     }
 }
 
-/// The stack of a session's thread: its deepest call holds a few frames of [`crate::vhost_user::connection::Frame`].
-const STACK_BYTES: usize = 128 * 1024;
+/// The stack of a session's thread. Address space, not memory: an idle session has touched two or three pages of it. Its
+/// deepest calls map a region and make a pump, which in builds without optimisation pass large values on it; an
+/// overflow would end the process, so there is room to spare.
+const STACK_BYTES: usize = 512 * 1024;

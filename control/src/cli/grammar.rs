@@ -99,7 +99,8 @@ pub fn normalise(args: Vec<OsString>) -> Result<Vec<OsString>, Fault> {
         if std::mem::take(&mut is_value) {
             continue;
         }
-        is_value = ["--ctl", "--since", "--type", "--seconds", "--ring"].contains(&text.as_ref());
+        is_value =
+            ["--ctl", "--timeout", "--since", "--type", "--seconds", "--ring"].contains(&text.as_ref());
         if !text.starts_with('-') {
             places.push(at);
         }

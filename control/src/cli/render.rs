@@ -121,7 +121,11 @@ fn device_details(text: &mut String, info: &DevInfo) {
 }
 
 fn history(text: &mut String, history: &History) {
-    let _ = writeln!(text, "  connections {} refused {}", history.connections, history.refused);
+    let _ = writeln!(
+        text,
+        "  connections {} refused {} left {}",
+        history.connections, history.refused, history.left
+    );
     for (what, count) in &history.breaches {
         let _ = writeln!(text, "  breach {what} {count}: the front-end broke the vhost-user protocol");
     }

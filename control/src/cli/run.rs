@@ -1,6 +1,7 @@
 //! What each command does: a request to the daemon, and its answer as text or JSON.
 
 use std::io::{self, Write as _};
+use std::time::Duration;
 
 use clap::CommandFactory as _;
 use serde::Serialize;
@@ -29,7 +30,8 @@ struct Output {
 pub(super) fn run(cli: Cli) -> Result<(), Fault> {
     let output = Output { json: cli.json, pretty: cli.pretty };
     let ctl = paths::ctl(cli.ctl.as_deref());
-    let connect = || Client::connect(&ctl);
+    let within = Duration::from_secs(cli.timeout);
+    let connect = || Client::connect(&ctl, within);
     match cli.object {
         None => help(&[]),
         Some(Object::Mgmtdev { command: None }) => help(&["mgmtdev"]),

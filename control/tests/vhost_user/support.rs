@@ -1,5 +1,6 @@
 //! What the tests have in common: an engine, devices, sessions on socket pairs, and what they report.
 
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
@@ -10,13 +11,24 @@ use std::time::{Duration, Instant};
 use ringway_control::session::{
     Command, DeviceShared, Report, RingReport, SessionHandle, SessionSetup, spawn,
 };
-use ringway_control::vhost_user::frontend::Frontend;
+use ringway_control::vhost_user::connection::{Broken, Frame, FrameReader, send_frame, wait_for};
+use ringway_control::vhost_user::frontend::{Frontend, MemoryRegion, VringAddr};
+use ringway_control::vhost_user::message::{
+    FLAG_NEED_REPLY, FLAG_VERSION, Header, Request, decode_u64, protocol,
+};
 use ringway_engine::{Clock, Engine, EngineConfig, IdlePolicy};
 use ringway_pmd::counters::QueueCounters;
 use ringway_pmd::drivers::sim_net::SimNet;
+use ringway_pmd::notify::EventFd;
 use ringway_pmd::vdpa::{DeviceSpec, ManagementDevice, VdpaDevice};
-use ringway_ring::position::PositionPage;
+use ringway_ring::features::Features;
+use ringway_ring::guest::GuestMap;
+use ringway_ring::layout::{DriverConfig, Layout};
+use ringway_ring::memory::{HostMemory, PageKind};
+use ringway_ring::position::{Position, PositionPage};
+use ringway_ring::queue::{Completion, DriverBuffer, DriverRing, Format, RingSize};
 use ringway_ring::tsc;
+use rustix::event::PollFlags;
 
 /// How long anything that should happen may take on a machine that is busy.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -86,11 +98,16 @@ pub fn start_on(device: Box<dyn VdpaDevice>, shared: Arc<DeviceShared>, stream: 
     Running { handle, shared, receiver, seen: Vec::new() }
 }
 
-/// A session for a fresh `sim/net` with a front-end of ours.
-pub fn sim_with_frontend(name: &str, pairs: u16) -> (Running, Frontend) {
+/// A session for a fresh `sim/net`.
+pub fn start_sim(name: &str, pairs: u16) -> (Running, UnixStream) {
     let device = sim_net(name, pairs);
     let shared = shared(name, &*device);
-    let (running, stream) = start(device, shared);
+    start(device, shared)
+}
+
+/// A session for a fresh `sim/net` with a front-end of ours.
+pub fn sim_with_frontend(name: &str, pairs: u16) -> (Running, Frontend) {
+    let (running, stream) = start_sim(name, pairs);
     (running, Frontend::from_stream(stream))
 }
 
@@ -158,5 +175,258 @@ impl Running {
     pub fn close(self) -> Box<dyn VdpaDevice> {
         assert!(self.handle.send(Command::Close));
         self.wait_for_end().0.expect("the device comes back")
+    }
+}
+
+/// Memory with rings and buffers of a guest that the tests drive by hand.
+pub struct Rig {
+    pub memory: HostMemory,
+    pub map: Arc<GuestMap>,
+    pub format: Format,
+    pub features: Features,
+    size: RingSize,
+    queues: u64,
+}
+
+impl Rig {
+    /// Where the guest's memory begins, as it sees it.
+    pub const GPA: u64 = 0x4000_0000;
+    /// Entries of each ring.
+    pub const SIZE: u16 = 64;
+    /// Bytes of each buffer.
+    pub const BUFFER: u32 = 2048;
+    const RING_ROOM: u64 = 16384;
+
+    pub fn new(format: Format, queues: u16) -> Rig {
+        let packed = if format == Format::Packed { Features::RING_PACKED } else { Features::NONE };
+        let features = Features::VERSION_1 | packed;
+        let queues = u64::from(queues);
+        let size = RingSize::new(format, Rig::SIZE.into()).unwrap();
+        let bytes = queues * (Rig::RING_ROOM + u64::from(Rig::SIZE) * u64::from(Rig::BUFFER));
+        let memory = HostMemory::allocate_on(PageKind::Base, "rig", bytes).unwrap();
+        let map = Arc::new(memory.guest_map(Rig::GPA).unwrap());
+        Rig { memory, map, format, features, size, queues }
+    }
+
+    /// The one region that holds it all.
+    pub fn region(&self) -> MemoryRegion<'_> {
+        MemoryRegion {
+            gpa: Rig::GPA,
+            size: self.memory.size(),
+            user_addr: self.memory.address(),
+            file_offset: 0,
+            file: self.memory.file(),
+        }
+    }
+
+    /// Addresses of a ring as the front-end names them.
+    pub fn addr(&self, index: u32) -> VringAddr {
+        let at = self.memory.address() + u64::from(index) * Rig::RING_ROOM;
+        let areas = Layout::new(self.format, self.size).at(at);
+        VringAddr { desc: areas.desc, driver: areas.driver, device: areas.device, log: None }
+    }
+
+    /// A fresh driver's side of a ring that starts at `position`.
+    pub fn driver(&self, index: u32, position: Position) -> Box<dyn DriverRing> {
+        let config = DriverConfig {
+            size: self.size,
+            features: self.features,
+            map: Arc::clone(&self.map),
+            areas: Layout::new(self.format, self.size).at(Rig::GPA + u64::from(index) * Rig::RING_ROOM),
+            position,
+        };
+        match self.format {
+            Format::Split => Box::new(config.start_split().unwrap()),
+            Format::Packed => Box::new(config.start_packed().unwrap()),
+        }
+    }
+
+    /// Guest address of a buffer.
+    pub fn buffer(&self, queue: u32, n: u32) -> u64 {
+        let buffers = u64::from(queue) * u64::from(Rig::SIZE) + u64::from(n % u32::from(Rig::SIZE));
+        Rig::GPA + self.queues * Rig::RING_ROOM + buffers * u64::from(Rig::BUFFER)
+    }
+
+    /// Handshake, features, memory: all that comes before rings.
+    pub fn introduce(&self, frontend: &mut Frontend) {
+        frontend.handshake().unwrap();
+        frontend.set_features(self.features).unwrap();
+        frontend.set_mem_table(&[self.region()]).unwrap();
+    }
+
+    /// Starts a ring at a base; no descriptors: it is polled and never calls.
+    pub fn start_ring(&self, frontend: &mut Frontend, index: u32, base: u32) {
+        frontend.start_ring(index, Rig::SIZE.into(), base, self.addr(index), None, None).unwrap();
+    }
+
+    /// The base of a fresh ring.
+    pub fn fresh(&self) -> u32 {
+        Position::START.to_vhost_base(self.format)
+    }
+}
+
+/// A queue pair driven by hand.
+pub struct HandPair<'rig> {
+    pub rig: &'rig Rig,
+    pub rx: Box<dyn DriverRing>,
+    pub tx: Box<dyn DriverRing>,
+    /// Signalled when the device asks for a kick.
+    pub kick: Option<Arc<EventFd>>,
+    queue: u32,
+    posted: u32,
+    sent: u32,
+}
+
+impl<'rig> HandPair<'rig> {
+    /// Fresh rings of pair `pair`, at `position`.
+    pub fn new(rig: &'rig Rig, pair: u32, position: Position) -> HandPair<'rig> {
+        let queue = pair * 2;
+        HandPair {
+            rig,
+            rx: rig.driver(queue, position),
+            tx: rig.driver(queue + 1, position),
+            kick: None,
+            queue,
+            posted: 0,
+            sent: 0,
+        }
+    }
+
+    /// Starts and enables both rings at a base.
+    pub fn start(&self, frontend: &mut Frontend, base: u32) {
+        for queue in [self.queue, self.queue + 1] {
+            self.rig.start_ring(frontend, queue, base);
+            frontend.enable_ring(queue, true).unwrap();
+        }
+    }
+
+    /// Posts receive buffers.
+    pub fn post(&mut self, buffers: u32) {
+        for _ in 0..buffers {
+            let gpa = self.rig.buffer(self.queue, self.posted);
+            let buffer = DriverBuffer { gpa, len: Rig::BUFFER, writable: true };
+            self.rx.add(&[buffer], self.posted).unwrap();
+            self.posted += 1;
+        }
+        let wanted = self.rx.publish();
+        self.kick_if(wanted);
+    }
+
+    fn kick_if(&self, wanted: bool) {
+        if wanted && let Some(kick) = &self.kick {
+            kick.signal();
+        }
+    }
+
+    /// Sends frames.
+    pub fn send(&mut self, frames: u32) {
+        for _ in 0..frames {
+            let gpa = self.rig.buffer(self.queue + 1, self.sent);
+            // A header of zeros and a frame whose first byte is its number.
+            let bytes = [&[0; 12][..], &[self.sent as u8; 64]].concat();
+            self.rig.map.resolve(gpa, bytes.len() as u64).unwrap().write(&bytes);
+            let buffer = DriverBuffer { gpa, len: bytes.len() as u32, writable: false };
+            self.tx.add(&[buffer], self.sent).unwrap();
+            self.sent += 1;
+        }
+        let wanted = self.tx.publish();
+        self.kick_if(wanted);
+    }
+
+    /// Waits for `frames` frames sent to be taken and, if `back`, to come back.
+    pub fn settle(&mut self, frames: u32, back: bool) {
+        let (mut taken, mut came) = (0, 0);
+        eventually(|| {
+            let mut done = [Completion::default(); 16];
+            taken += self.tx.collect(&mut done).unwrap() as u32;
+            came += self.rx.collect(&mut done).unwrap() as u32;
+            taken >= frames && (!back || came >= frames)
+        });
+        assert_eq!((taken, came), (frames, if back { frames } else { 0 }));
+    }
+
+    /// A frame there and back, `times` times.
+    pub fn exchange(&mut self, times: u32) {
+        for _ in 0..times {
+            self.post(1);
+            self.send(1);
+            self.settle(1, true);
+        }
+    }
+
+    /// Nothing is taken and nothing comes for a while, though frames and buffers are there.
+    pub fn rests(&mut self) {
+        std::thread::sleep(Duration::from_millis(30));
+        let mut done = [Completion::default(); 1];
+        assert_eq!((self.tx.collect(&mut done), self.rx.collect(&mut done)), (Ok(0), Ok(0)));
+    }
+}
+
+/// Waits until something is so.
+pub fn eventually(mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it did not become so within {SOON:?}");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// A peer that speaks as it likes.
+pub struct Raw {
+    pub stream: UnixStream,
+    reader: FrameReader,
+}
+
+/// What a peer hears.
+#[derive(Debug)]
+pub enum Heard {
+    /// An answer.
+    Answer(Frame),
+    /// The end of the connection.
+    Closed,
+}
+
+impl Raw {
+    pub fn new(stream: UnixStream) -> Raw {
+        Raw { stream, reader: FrameReader::default() }
+    }
+
+    /// Sends a message; false if the connection is closed.
+    pub fn send(&self, request: u32, flags: u32, payload: &[u8], fds: &[BorrowedFd<'_>]) -> bool {
+        let header = Header { request, flags: flags | FLAG_VERSION, size: 0 };
+        send_frame(&self.stream, header, payload, fds, Instant::now() + SOON).is_ok()
+    }
+
+    /// Waits for an answer or the end.
+    pub fn hear(&mut self) -> Heard {
+        let deadline = Instant::now() + SOON;
+        loop {
+            match self.reader.read(&self.stream, Instant::now()) {
+                Ok(Some(frame)) => return Heard::Answer(frame),
+                Ok(None) => wait_for(&self.stream, PollFlags::IN, deadline).expect("an answer or the end"),
+                Err(Broken::Closed) => return Heard::Closed,
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+
+    /// Sends a request with need_reply and returns its acknowledgement; None if the connection was closed.
+    pub fn ask(&mut self, request: Request, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Option<u64> {
+        if !self.send(request as u32, FLAG_NEED_REPLY, payload, fds) {
+            return None;
+        }
+        match self.hear() {
+            Heard::Answer(frame) => {
+                assert_eq!(frame.header.request, request as u32);
+                assert!(frame.header.is_reply());
+                Some(decode_u64(frame.payload().unwrap()))
+            }
+            Heard::Closed => None,
+        }
+    }
+
+    /// Agrees on every protocol feature offered.
+    pub fn agree(&mut self) {
+        assert_eq!(self.ask(Request::SetProtocolFeatures, &protocol::OFFERED.to_ne_bytes(), &[]), Some(0));
     }
 }

@@ -71,7 +71,7 @@ impl Channel {
     }
 
     /// Reads and forgets what the front-end says on it: we ask for no answers. False once it has closed it.
-    pub(super) fn discard(&mut self) -> bool {
+    pub(super) fn discard(&self) -> bool {
         let mut scrap = [0u8; 512];
         match recv(&self.socket, &mut scrap, RecvFlags::DONTWAIT) {
             Ok((_, 0)) => false,
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn closed_channel_is_noticed() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut channel = Channel::new(ours.into()).unwrap();
+        let channel = Channel::new(ours.into()).unwrap();
         assert!(channel.discard());
         drop(theirs);
         assert!(!channel.discard());

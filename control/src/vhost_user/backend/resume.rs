@@ -142,12 +142,12 @@ mod tests {
         let mut ring = vec![Descriptor { addr: 0, avail: false, used: false }; SIZE.into()];
         let size = u32::from(SIZE);
         for slot in 0..(done + ready) * len {
-            let lap = (slot / size) % 2 == 0;
-            let used = if slot < done * len && slot % len == 0 { lap } else { !lap };
+            let lap = (slot / size).is_multiple_of(2);
+            let used = if slot < done * len && slot.is_multiple_of(len) { lap } else { !lap };
             ring[(slot % size) as usize] = Descriptor { addr: 0x1000, avail: lap, used };
         }
         let slot = done * len;
-        (ring, at((slot % size) as u16, (slot / size) % 2 == 0))
+        (ring, at((slot % size) as u16, (slot / size).is_multiple_of(2)))
     }
 
     fn agrees(ring: &[Descriptor], kept: Position) -> bool {

@@ -57,6 +57,9 @@ impl Call {
 #[derive(Debug)]
 pub(super) struct Ring {
     pub(super) life: RingLife,
+    /// The front-end said whether it is enabled. Between the start and that word, a ring rests: what a guest left in
+    /// it while nobody was connected is not to be dropped for that moment's sake.
+    pub(super) enable_told: bool,
     /// SET_VRING_NUM.
     pub(super) size: Option<u32>,
     /// SET_VRING_ADDR.
@@ -82,6 +85,7 @@ impl Ring {
     pub(super) fn new(slot: PositionSlot) -> Ring {
         Ring {
             life: RingLife::Stopped,
+            enable_told: false,
             size: None,
             addrs: None,
             base: 0,
@@ -99,6 +103,7 @@ impl Ring {
     /// Forgets what a reset undoes. Call and error descriptors stay: front-ends pass them long before they start a
     /// ring and do not repeat them.
     pub(super) fn reset(&mut self) {
+        self.enable_told = false;
         self.size = None;
         self.addrs = None;
         self.base = 0;
@@ -137,7 +142,7 @@ impl Ring {
         }
         let format = format_of(features);
         let size = RingSize::new(format, size).map_err(|_| "ring_size")?;
-        for area in areas(format, size, features, &addrs) {
+        for area in areas(format, size, &addrs) {
             // virtio 1.3 §2.7, §2.8.10: alignment of each area. A ring area lies in one region.
             if area.address % area.align != 0 {
                 return Err("ring_misaligned");
@@ -192,13 +197,12 @@ struct Area {
 /// | area | split (virtio 1.3 §2.7) | aligned | packed (§2.8) | aligned |
 /// | --- | --- | --- | --- | --- |
 /// | descriptors | 16 n | 16 | 16 n | 16 |
-/// | driver | 4 + 2 n, + 2 with EVENT_IDX | 2 | 4 | 4 |
-/// | device | 4 + 8 n, + 2 with EVENT_IDX | 4 | 4 | 4 |
-fn areas(format: Format, size: RingSize, features: Features, addrs: &VringAddrs) -> [Area; 3] {
+/// | driver | 6 + 2 n | 2 | 4 | 4 |
+/// | device | 6 + 8 n | 4 | 4 | 4 |
+fn areas(format: Format, size: RingSize, addrs: &VringAddrs) -> [Area; 3] {
     let n = u64::from(size.get());
-    let event = if features.contains(Features::EVENT_IDX) { 2 } else { 0 };
     let (driver, driver_align, device) = match format {
-        Format::Split => (4 + 2 * n + event, 2, 4 + 8 * n + event),
+        Format::Split => (6 + 2 * n, 2, 6 + 8 * n),
         Format::Packed => (4, 4, 4),
     };
     [

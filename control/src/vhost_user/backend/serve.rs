@@ -1,0 +1,215 @@
+//! Rings in and out of service: which of them make queues, their pumps, their faults, and what is reported of them.
+
+use std::time::Instant;
+
+use ringway_pmd::vdpa::{Class, FaultReporter, QueueBinding};
+use ringway_ring::features::Features;
+
+use super::super::life::{RingEvent, State, Status};
+use super::super::message::protocol;
+use super::plane::{Plane, PlaneError};
+use super::refusal::Refusal;
+use super::ring::{Kick, Ring, format_of};
+use super::{Answer, Backend};
+use crate::session::{Report, RingReport};
+
+impl Backend {
+    pub(super) fn all_groups(&self) -> std::ops::Range<u16> {
+        0..self.groups.iter().max().map_or(0, |last| last + 1)
+    }
+
+    pub(super) fn members(&self, group: u16) -> impl Iterator<Item = usize> + '_ {
+        self.groups.iter().enumerate().filter(move |(_, of)| **of == group).map(|(index, _)| index)
+    }
+
+    /// Makes something happen to every ring, and serves those that are to be served.
+    pub(super) fn for_every_ring(
+        &mut self,
+        plane: &mut dyn Plane,
+        event: RingEvent,
+    ) -> Result<Answer, Refusal> {
+        for group in self.all_groups() {
+            let mut changed = false;
+            for index in self.members(group).collect::<Vec<_>>() {
+                let ring = &mut self.rings[index];
+                let next = ring.life.after(event)?;
+                changed |= next != ring.life;
+                ring.life = next;
+                ring.enable_told = true;
+            }
+            if changed {
+                self.refresh(plane, group)?;
+            }
+        }
+        Ok(Answer::Ack)
+    }
+
+    /// True if a ring is to be served as far as the connection and the device go.
+    pub(super) fn is_served(&self, index: usize) -> bool {
+        let ring = &self.rings[index];
+        self.connection_has_features()
+            && self.map.is_some()
+            && (!self.status_used || self.status == Status::DriverOk)
+            && ring.life.is_started()
+            && (ring.life.is_enabled() || ring.enable_told)
+    }
+
+    /// Something about a ring changed.
+    pub(super) fn refresh_ring(&mut self, plane: &mut dyn Plane, index: usize) -> Result<Answer, Refusal> {
+        if self.rings[index].placed || self.is_served(index) || !plane.is_placed(self.groups[index]) {
+            self.refresh(plane, self.groups[index])?;
+        }
+        Ok(Answer::Ack)
+    }
+
+    /// Takes the pump of a group back and places one for what its rings are now.
+    pub(super) fn refresh(&mut self, plane: &mut dyn Plane, group: u16) -> Result<(), PlaneError> {
+        if plane.is_placed(group) {
+            self.cost += COST_OF_PLACING;
+            plane.retire(group)?;
+        }
+        let mut queues = Vec::new();
+        for index in self.members(group).collect::<Vec<_>>() {
+            self.rings[index].placed = false;
+            let reported = self.rings[index].reporter.take().and_then(|reporter| reporter.reported());
+            if let Some(fault) = reported {
+                self.fault(plane, index, fault.name());
+            }
+            match self.bind(plane, index) {
+                Ok(Some(binding)) => queues.push(binding),
+                Ok(None) => {}
+                Err(name) => self.cannot_run(plane, index, name),
+            }
+        }
+        if queues.is_empty() {
+            return Ok(());
+        }
+        self.cost += COST_OF_PLACING;
+        let indexes: Vec<usize> = queues.iter().map(|queue| queue.index.into()).collect();
+        let told = self.told
+            || plane.device().negotiated(self.features.without(Features::PROTOCOL_FEATURES)).is_ok();
+        self.told = told;
+        match plane.place(group, queues) {
+            Ok(()) => indexes.into_iter().for_each(|index| self.rings[index].placed = true),
+            Err(error) => {
+                tracing::debug!(group, %error, "pump not placed");
+                indexes.into_iter().for_each(|index| self.cannot_run(plane, index, error.name()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The queue of a ring, if it is to be served.
+    pub(super) fn bind(
+        &mut self,
+        plane: &dyn Plane,
+        index: usize,
+    ) -> Result<Option<QueueBinding>, &'static str> {
+        let (true, Some(map)) = (self.is_served(index), &self.map) else { return Ok(None) };
+        let features = self.features.without(Features::PROTOCOL_FEATURES);
+        // Transmit queues of a network device complete everything with length 0.
+        let skip_used = self.class == Class::Net && index % 2 == 1;
+        let ring = &mut self.rings[index];
+        let Some(config) = ring.configure(features, map, skip_used)? else { return Ok(None) };
+        let fault = FaultReporter::new(plane.attention());
+        // Kept from now on: if the process dies before the first burst, its successor finds the true position.
+        ring.slot.store(config.position);
+        ring.begun = true;
+        ring.reporter = Some(fault.clone());
+        ring.fault = None;
+        Ok(Some(QueueBinding {
+            index: index as u16,
+            enabled: ring.life.is_enabled(),
+            format: format_of(features),
+            config,
+            kick: ring.kick.source(),
+            call: ring.call.sink(),
+            counters: plane.counters(index as u16),
+            fault,
+        }))
+    }
+
+    /// A ring that cannot run as it is set up. It may be set up better; until then it waits, and its fault is shown.
+    pub(super) fn cannot_run(&mut self, plane: &mut dyn Plane, index: usize, name: &'static str) {
+        if self.rings[index].fault != Some(name) {
+            self.rings[index].fault = Some(name);
+            self.signal_error(index);
+            plane.report(Report::RingFault { queue: index as u16, fault: name });
+        }
+    }
+
+    /// A ring that broke the rules: stopped until it is started anew. The driver is told that the device needs a
+    /// reset; the other rings go on.
+    pub(super) fn fault(&mut self, plane: &mut dyn Plane, index: usize, name: &'static str) {
+        let ring = &mut self.rings[index];
+        let Ok(next) = ring.life.after(RingEvent::Fault) else { return };
+        ring.life = next;
+        ring.fault = Some(name);
+        self.signal_error(index);
+        if !std::mem::replace(&mut self.needs_reset, true) {
+            self.config_changed();
+        }
+        plane.report(Report::RingFault { queue: index as u16, fault: name });
+        plane.report(Report::Status(self.status_now()));
+    }
+
+    /// Tells the front-end of a ring's error by descriptor, else by message.
+    pub(super) fn signal_error(&mut self, index: usize) {
+        match &self.rings[index].err {
+            Some(fd) => {
+                // A peer that makes its descriptor blocking again is not told: this thread waits for nobody.
+                let nonblocking = |flags: rustix::fs::OFlags| flags.contains(rustix::fs::OFlags::NONBLOCK);
+                if rustix::fs::fcntl_getfl(fd).is_ok_and(nonblocking) {
+                    fd.signal();
+                }
+            }
+            None if self.protocol & protocol::INBAND_NOTIFICATIONS != 0 => {
+                if let Some(channel) = &mut self.channel {
+                    channel.ring_error(index as u16);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Reports a breach, unless there were too many lately.
+    pub fn misbehaved(
+        &mut self,
+        plane: &mut dyn Plane,
+        what: &'static str,
+        mut detail: String,
+        now: Instant,
+    ) {
+        if !self.breaches.take(now) {
+            self.untold += 1;
+            return;
+        }
+        let untold = std::mem::take(&mut self.untold);
+        if untold > 0 {
+            detail.push_str(&format!(" (and {untold} other breaches since the last that was told)"));
+        }
+        plane.report(Report::PeerMisbehaved { what, detail });
+    }
+
+    /// Reports the rings if they are not what was last reported.
+    pub(super) fn report_rings(&mut self, plane: &mut dyn Plane) {
+        let report = |(index, ring): (usize, &Ring)| RingReport {
+            index: index as u16,
+            // Bounded by the device's largest size when it was set.
+            size: ring.size.unwrap_or(0) as u16,
+            started: ring.life.is_started(),
+            enabled: ring.life.is_enabled(),
+            kicks: !matches!(ring.kick, Kick::Polled),
+            fault: ring.fault,
+            core: plane.core(self.groups[index]).filter(|_| ring.placed),
+        };
+        let rings: Vec<RingReport> = self.rings.iter().enumerate().map(report).collect();
+        if rings != self.reported {
+            plane.report(Report::Rings(rings.clone()));
+            self.reported = rings;
+        }
+    }
+}
+
+/// What retiring or placing a pump costs, in messages: it takes time of a worker that others share.
+const COST_OF_PLACING: u32 = 12;

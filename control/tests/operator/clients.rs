@@ -1,0 +1,219 @@
+//! The operator socket's protocol, and clients that are slow, silent, loud or hostile.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::{Daemon, SOON, wait_for};
+
+/// The daemon answers an operator, and soon.
+#[track_caller]
+fn answers(daemon: &Daemon) {
+    let before = Instant::now();
+    daemon.run("dev show").good();
+    assert!(before.elapsed() < Duration::from_secs(5), "{:?}", before.elapsed());
+}
+
+#[test]
+fn socket_and_directories_are_closed_to_others() {
+    let daemon = Daemon::start();
+    daemon.run("dev add name vm0 mgmtdev sim/net").good();
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().mode() & 0o777;
+    assert_eq!(mode(&daemon.ctl()), 0o660);
+    assert_eq!(mode(&daemon.socket("vm0")), 0o660);
+    for dir in ["dev", "positions", "state"] {
+        assert_eq!(mode(&daemon.dir.join(dir)), 0o750, "{dir}");
+    }
+    assert_eq!(mode(&daemon.dir.join("state/devices.json")), 0o640);
+}
+
+#[test]
+fn errors_carry_code_kind_hint_and_path() {
+    let daemon = Daemon::start();
+    let mut wire = daemon.wire();
+    let answer = wire.call("dev.add", json!({ "name": "a", "mgmtdev": "sim/net", "mtu": 5 }));
+    assert_eq!(answer["error"]["code"], -32602);
+    let data = &answer["error"]["data"];
+    assert_eq!(
+        (&data["kind"], &data["path"], &data["retryable"]),
+        (&json!("usage"), &json!("mtu"), &json!(false))
+    );
+    let answer = wire.call("dev.del", json!({ "name": "zzz" }));
+    assert_eq!(
+        (&answer["error"]["code"], &answer["error"]["data"]["hint"]),
+        (&json!(-32003), &json!("ringway dev show"))
+    );
+    let answer = wire.call("dev.shwo", json!({}));
+    assert_eq!(
+        (&answer["error"]["code"], &answer["error"]["data"]["hint"]),
+        (&json!(-32601), &json!("did you mean dev.show?"))
+    );
+    let answer = wire.call("dev.add", json!({ "name": "a", "mgmtdev": "sim/net", "sokcet": "/x" }));
+    let data = &answer["error"]["data"];
+    assert_eq!((&data["path"], &data["hint"]), (&json!("sokcet"), &json!("did you mean socket?")));
+    for (text, code) in
+        [("{\n", -32700), ("[]\n", -32600), ("{\"id\":4,\"method\":\"hello\"}\n", -32600), ("\n", -32700)]
+    {
+        wire.send(text);
+        assert_eq!(wire.receive()["error"]["code"], code, "{text}");
+    }
+    assert!(wire.call("hello", json!({}))["result"]["api"].is_string());
+}
+
+#[test]
+fn notification_is_done_and_not_answered() {
+    let daemon = Daemon::start();
+    let mut wire = daemon.wire();
+    wire.send(
+        "{\"jsonrpc\":\"2.0\",\"method\":\"dev.add\",\"params\":{\"name\":\"n\",\"mgmtdev\":\"sim/net\"}}\n",
+    );
+    let answer = wire.call("dev.show", json!({ "name": "n" }));
+    assert_eq!(answer["result"]["dev"]["n"]["state"], "waiting");
+}
+
+#[test]
+fn requests_sent_at_once_are_answered_in_order() {
+    let daemon = Daemon::start();
+    let mut wire = daemon.wire();
+    let requests: String =
+        (0..500).map(|n| format!("{{\"jsonrpc\":\"2.0\",\"id\":{n},\"method\":\"hello\"}}\n")).collect();
+    wire.send(&requests);
+    for n in 0..500 {
+        assert_eq!(wire.receive()["id"], n);
+    }
+}
+
+#[test]
+fn two_clients_see_each_others_changes() {
+    let daemon = Daemon::start();
+    let (mut one, mut two) = (daemon.wire(), daemon.wire());
+    one.call("dev.add", json!({ "name": "a", "mgmtdev": "sim/net" }));
+    assert_eq!(two.call("dev.show", json!({}))["result"]["dev"]["a"]["state"], "waiting");
+    two.call("dev.del", json!({ "name": "a" }));
+    assert_eq!(one.call("dev.show", json!({}))["result"]["dev"], json!({}));
+}
+
+#[test]
+fn silent_clients_give_way_and_half_a_request_delays_nobody() {
+    let daemon = Daemon::start();
+    let mut silent: Vec<UnixStream> = Vec::new();
+    for _ in 0..64 {
+        let mut stream = UnixStream::connect(daemon.ctl()).unwrap();
+        stream.write_all(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"meth").unwrap();
+        silent.push(stream);
+    }
+    // Once they have been silent for a second, an operator takes the place of one of them.
+    wait_for("an operator is let in", || daemon.run("dev show").code == 0);
+    let hello = daemon.run("-j hello").json();
+    assert!(hello["dropped_clients"]["silent"].as_u64().unwrap() >= 1, "{hello}");
+    assert!(hello["clients"].as_u64().unwrap() <= 64);
+    let mut end = [0u8; 1];
+    silent[0].set_read_timeout(Some(SOON)).unwrap();
+    assert_eq!(silent[0].read(&mut end).unwrap(), 0, "the longest silent one was dropped");
+}
+
+#[test]
+fn client_that_floods_and_never_reads_is_dropped_and_delays_nobody() {
+    let daemon = Daemon::start();
+    let mut loud = UnixStream::connect(daemon.ctl()).unwrap();
+    loud.set_nonblocking(true).unwrap();
+    let request = b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"mgmtdev.show\"}\n".repeat(100);
+    let until = Instant::now() + Duration::from_secs(2);
+    let mut sent = 0;
+    while Instant::now() < until {
+        match loud.write(&request) {
+            Ok(n) => sent += n,
+            Err(_) => {
+                answers(&daemon);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    }
+    assert!(sent > 100_000, "{sent}");
+    let rss = |daemon: &Daemon| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap().to_owned();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    assert!(rss(&daemon) < 64 * 1024, "{} KiB", rss(&daemon));
+    wait_for("the client that does not read is dropped", || {
+        daemon.run("-j hello").json()["dropped_clients"]["slow_reader"] == 1
+    });
+}
+
+#[test]
+fn oversize_request_is_refused_and_the_client_dropped_by_name() {
+    let daemon = Daemon::start();
+    let mut wire = daemon.wire();
+    let giant = format!("{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"{}\"}}\n", "x".repeat(300 * 1024));
+    let _ = wire.0.get_mut().write_all(giant.as_bytes());
+    let answer = wire.receive();
+    assert_eq!(answer["error"]["code"], -32600);
+    assert!(answer["error"]["message"].as_str().unwrap().contains("longer than"), "{answer}");
+    assert_eq!(daemon.run("-j hello").json()["dropped_clients"]["oversize_request"], 1);
+}
+
+#[test]
+fn garbage_of_every_kind_leaves_the_daemon_answering() {
+    let daemon = Daemon::start();
+    for garbage in [
+        vec![0u8; 4096],
+        vec![b'\n'; 4096],
+        [b"{\"a\":".repeat(20_000), b"\n".to_vec()].concat(),
+        b"\xff\xfe\xfd\n".to_vec(),
+        b"{\"jsonrpc\":\"2.0\",\"id\":1e999,\"method\":\"hello\"}\n".to_vec(),
+        b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"dev.add\",\"params\":{\"name\":[],\"mgmtdev\":{}}}\n"
+            .to_vec(),
+    ] {
+        let mut stream = UnixStream::connect(daemon.ctl()).unwrap();
+        let _ = stream.write_all(&garbage);
+        drop(stream);
+        answers(&daemon);
+    }
+}
+
+#[test]
+fn slow_follower_is_told_what_it_lost() {
+    // Many changes, each on disk before it is answered: kept in memory where that is possible.
+    let memory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    let daemon = Daemon::start_with(&["--log", "warn", "--state-dir", memory.path().to_str().unwrap()]);
+    let mut follower = daemon.wire();
+    follower.call("events", json!({ "since": 0, "follow": true }));
+    let mut wire = daemon.wire();
+    // More than the history and its outbox hold, while it reads nothing.
+    for _ in 0..4000 {
+        wire.call("dev.add", json!({ "name": "a", "mgmtdev": "sim/net", "mode": "client" }));
+        wire.call("dev.del", json!({ "name": "a" }));
+    }
+    let (mut expected, mut lost) = (1, 0);
+    while expected <= 8000 {
+        let event = follower.receive()["params"].clone();
+        let seq = event["seq"].as_u64().unwrap();
+        if event["type"] == "events.lost" {
+            lost += event["n"].as_u64().unwrap();
+            assert_eq!(seq, expected + event["n"].as_u64().unwrap() - 1);
+        } else {
+            assert_eq!(seq, expected, "in order, without a gap that was not told");
+        }
+        expected = seq + 1;
+    }
+    assert!(lost > 0, "it was slow enough to lose some");
+}
+
+#[test]
+fn changes_are_logged_with_who_asked() {
+    let daemon = Daemon::start();
+    daemon.run("dev add name vm0 mgmtdev sim/net").good();
+    daemon.run("dev del nobody").bad(3);
+    let log = daemon.log();
+    let uid = rustix::process::getuid().as_raw();
+    let line = log.lines().find(|line| line.contains("dev.add") && line.contains("operator")).unwrap();
+    assert!(line.contains(&format!("uid={uid}")) && line.contains("comm=\"ringway\""), "{line}");
+    assert!(line.contains("outcome=\"ok\""), "{line}");
+    let line = log.lines().find(|line| line.contains("dev.del")).unwrap();
+    assert!(line.contains("outcome=\"there is no device `nobody`\""), "{line}");
+    assert!(!log.lines().any(|line| line.contains("dev.show")), "reading is not a change");
+}

@@ -1,0 +1,257 @@
+//! What each command prints, as text and as JSON. Lines and keys of vdpa(8) are pinned byte for byte.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::Daemon;
+
+const FEATURES: &str = "MTU MAC MRG_RXBUF STATUS CTRL_VQ CTRL_RX GUEST_ANNOUNCE MQ";
+
+fn with_device(line: &str) -> Daemon {
+    let daemon = Daemon::start();
+    assert_eq!(daemon.run(&format!("dev add name vm0 mgmtdev sim/net {line}")).good(), "");
+    daemon
+}
+
+#[test]
+fn mgmtdev_show_has_the_lines_and_keys_of_vdpa_first() {
+    let daemon = Daemon::start();
+    let text = daemon.run("mgmtdev show").good();
+    let start =
+        format!("sim/net: \n  supported_classes net\n  max_supported_vqs 32\n  dev_features {FEATURES}");
+    assert!(text.starts_with(&start), "{text}");
+    assert!(text.contains("  attribute swap on|off: "), "{text}");
+    for line in ["mgmtdev show sim/net", "mgmtdev list", "m s", "mgmtdev li sim/net"] {
+        assert_eq!(daemon.run(line).good(), text, "{line}");
+    }
+    let out = daemon.run("-j mgmtdev show").good();
+    let start = "{\"mgmtdev\":{\"sim/net\":{\"supported_classes\":[\"net\"],\"max_supported_vqs\":32,\
+                 \"dev_features\":[\"MTU\",\"MAC\",\"MRG_RXBUF\",\"STATUS\"";
+    assert!(out.starts_with(start) && out.ends_with("}\n"), "{out}");
+}
+
+#[test]
+fn dev_show_has_the_line_and_keys_of_vdpa_first() {
+    let daemon = with_device("max_vqp 4");
+    let first = "vm0: type network mgmtdev sim/net vendor_id 21079 max_vqs 8 max_vq_size 32768\n";
+    let socket = daemon.socket("vm0");
+    let second = format!("  state waiting socket {} mode server\n", socket.display());
+    for line in ["dev show", "dev", "dev list", "d s"] {
+        assert_eq!(daemon.run(line).good(), format!("{first}{second}"), "{line}");
+    }
+    let full = daemon.run("dev show vm0").good();
+    assert!(full.starts_with(&format!("{first}{second}")), "{full}");
+    assert!(
+        full.contains("  provisioned mac 52:57:") && full.contains(" max_vq_pairs 4 mtu 1500\n"),
+        "{full}"
+    );
+    assert!(full.contains("  attributes swap off\n"), "{full}");
+    let out = daemon.run("dev show -j").good();
+    let start = "{\"dev\":{\"vm0\":{\"type\":\"network\",\"mgmtdev\":\"sim/net\",\"vendor_id\":21079,\
+                 \"max_vqs\":8,\"max_vq_size\":32768,\"state\":\"waiting\"";
+    assert!(out.starts_with(start), "{out}");
+}
+
+#[test]
+fn pretty_json_is_indented_by_four_blanks() {
+    let daemon = with_device("");
+    for line in ["-jp dev show", "dev show -p -j", "dev -j show --pretty"] {
+        let out = daemon.run(line).good();
+        let start = "{\n    \"dev\": {\n        \"vm0\": {\n            \"type\": \"network\",\n";
+        assert!(out.starts_with(start), "{line}: {out}");
+    }
+    assert_eq!(daemon.run("-p dev show").good(), daemon.run("dev show").good());
+}
+
+#[test]
+fn nothing_there_prints_nothing_as_text_and_an_empty_object_as_json() {
+    let daemon = Daemon::start();
+    assert_eq!(daemon.run("dev show").good(), "");
+    assert_eq!(daemon.run("-j dev show").good(), "{\"dev\":{}}\n");
+    assert_eq!(daemon.run("-j dev config show").good(), "{\"config\":{}}\n");
+}
+
+#[test]
+fn config_show_before_negotiation_has_what_was_provisioned() {
+    let daemon = with_device("mac 52:54:00:12:34:56 mtu 9000");
+    let text = "vm0: \n  provisioned mac 52:54:00:12:34:56 link up max_vq_pairs 1 mtu 9000\n";
+    for line in ["dev config show vm0", "dev config show", "dev config", "d c s"] {
+        assert_eq!(daemon.run(line).good(), text, "{line}");
+    }
+    assert_eq!(
+        daemon.run("-j dev config show vm0").json(),
+        json!({"config": {"vm0": {"provisioned":
+            {"mac": "52:54:00:12:34:56", "link": "up", "max_vq_pairs": 1, "mtu": 9000}}}})
+    );
+}
+
+#[test]
+fn vstats_show_one_queue_as_vdpa_does_and_all_in_a_table() {
+    let daemon = with_device("max_vqp 2");
+    let text = daemon.run("dev vstats show vm0 qidx 1").good();
+    assert!(text.starts_with("vm0: queue_type tx received_desc 0 completed_desc 0 \n  qidx 1 "), "{text}");
+    let out = daemon.run("-j dev vstats show vm0 qidx 2").good();
+    let start =
+        "{\"vstats\":{\"vm0\":{\"queue_type\":\"rx\",\"received_desc\":0,\"completed_desc\":0,\"qidx\":2,";
+    assert!(out.starts_with(start), "{out}");
+    let table = daemon.run("dev vstats show vm0").good();
+    let rows: Vec<Vec<&str>> = table.lines().skip(2).map(|row| row.split_whitespace().collect()).collect();
+    assert_eq!(rows.len(), 4, "{table}");
+    assert_eq!((rows[3][0], rows[3][1]), ("3", "tx"));
+    let all = daemon.run("-j dev vstats show vm0").json();
+    assert_eq!(all["vstats"]["vm0"]["queues"].as_array().unwrap().len(), 4);
+    assert_eq!(all["vstats"]["vm0"]["queues"][0]["drops"]["no_rx_buffer"], 0);
+    assert_eq!(all["vstats"]["vm0"]["queues"][0]["faults"]["avail_index"], 0);
+}
+
+#[test]
+fn features_limit_a_device_by_mask_and_by_name() {
+    let daemon = Daemon::start();
+    daemon.run("dev add name a mgmtdev sim/net device_features 0x100000028").good();
+    daemon.run("dev add name b mgmtdev sim/net device_features MTU,MAC,VERSION_1").good();
+    assert_eq!(daemon.device("a")["device_features"], json!(["MTU", "MAC", "VERSION_1"]));
+    assert_eq!(daemon.device("a")["device_features"], daemon.device("b")["device_features"]);
+}
+
+#[test]
+fn set_changes_an_unconnected_device_at_once() {
+    let daemon = with_device("");
+    assert_eq!(daemon.run("dev set name vm0 mac 52:54:00:00:00:09 mtu 2000 swap on").good(), "");
+    let device = daemon.device("vm0");
+    assert_eq!(device["provisioned"]["mac"], "52:54:00:00:00:09");
+    assert_eq!(device["provisioned"]["mtu"], 2000);
+    assert_eq!(device["attributes"]["swap"], "on");
+    let core = device["cores"][0].as_u64().unwrap();
+    daemon.run(&format!("dev set name vm0 core {core}")).good();
+    let error = daemon.run("dev set name vm0 core 4095").bad(3);
+    assert!(error.contains("no worker runs on core 4095\n  held by: workers run on cores "), "{error}");
+    let error = daemon.run("dev set name vm0 swap perhaps").bad(2);
+    assert!(error.contains("on or off"), "{error}");
+    assert_eq!(daemon.device("vm0")["attributes"]["swap"], "on");
+    assert_eq!(daemon.device("vm0")["state"], "waiting");
+}
+
+#[test]
+fn core_show_tells_each_worker() {
+    let daemon = with_device("max_vqp 3");
+    let cores = daemon.run("-j core show").json();
+    let (core, info) = cores["core"].as_object().unwrap().iter().next().unwrap();
+    assert_eq!(info["groups"], 3);
+    assert!(info["tsc_hz"].as_u64().unwrap() > 1_000_000, "{info}");
+    assert!(info["sleep_cycles"].as_u64().unwrap() + info["idle_cycles"].as_u64().unwrap() > 0, "{info}");
+    let status = format!("/proc/{}/task/{}/status", daemon.pid(), info["tid"]);
+    let status = std::fs::read_to_string(status).unwrap();
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+    assert_eq!(allowed.trim(), core.as_str());
+    let text = daemon.run("core show").good();
+    assert!(text.starts_with(&format!("core {core}: busy ")) && text.contains(" policy adaptive "), "{text}");
+    assert_eq!(daemon.run("core").good().lines().count(), text.lines().count());
+}
+
+#[test]
+fn qemu_arguments_and_libvirt_xml_fit_the_device() {
+    let daemon = with_device("max_vqp 2 mode client socket /tmp/of-the-vmm.sock");
+    let arguments = daemon.run("dev show vm0 --qemu").good();
+    assert!(arguments.contains("path=/tmp/of-the-vmm.sock,server=on,wait=off"), "{arguments}");
+    assert!(arguments.contains(",queues=2") && arguments.contains("vectors=6"), "{arguments}");
+    assert!(arguments.contains("share=on"), "{arguments}");
+    let list = daemon.run("-j dev show vm0 --qemu").json();
+    assert_eq!(list["qemu"]["vm0"][0], "-object");
+    let xml = daemon.run("dev show --libvirt vm0").good();
+    assert!(xml.contains("path='/tmp/of-the-vmm.sock' mode='server'"), "{xml}");
+    daemon.run("dev show --qemu").bad(2);
+}
+
+#[test]
+fn events_are_numbered_followed_and_filtered() {
+    let daemon = with_device("");
+    let mut follower = daemon.wire();
+    let page = follower.call("events", json!({ "follow": true }));
+    assert_eq!(page["result"]["snapshot"], json!({ "vm0": "waiting" }));
+    let seq = page["result"]["seq"].as_u64().unwrap();
+    let mut picky = daemon.wire();
+    picky.call("events", json!({ "since": 0, "follow": true, "types": ["dev.removed"] }));
+
+    daemon.run("dev add name vm1 mgmtdev sim/net").good();
+    daemon.run("dev del vm0").good();
+    let first = follower.receive();
+    assert_eq!((&first["method"], &first["params"]["type"]), (&json!("event"), &json!("dev.added")));
+    assert_eq!((&first["params"]["dev"], &first["params"]["seq"]), (&json!("vm1"), &json!(seq + 1)));
+    let second = follower.receive();
+    assert_eq!(
+        (&second["params"]["type"], &second["params"]["seq"]),
+        (&json!("dev.removed"), &json!(seq + 2))
+    );
+    assert_eq!(picky.receive()["params"]["dev"], "vm0");
+
+    let lines = daemon.run(&format!("-j events --once --since {seq}")).good();
+    let lines: Vec<serde_json::Value> =
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    assert_eq!(lines[1]["type"], "dev.removed");
+    let text = daemon.run(&format!("events --once --since {seq} --type dev.added")).good();
+    assert!(text.contains(" dev.added vm1 mgmtdev=\"sim/net\""), "{text}");
+    let stranger = daemon.run(&format!("events --once --since another-instance:{seq}")).good();
+    assert_eq!(stranger.lines().count(), usize::try_from(seq).unwrap() + 2);
+    daemon.run("events --once --since x").bad(2);
+}
+
+#[test]
+fn hello_tells_who_answers() {
+    let daemon = Daemon::start();
+    let hello = daemon.run("-j hello").json();
+    assert_eq!(hello["api"], "1.0");
+    assert_eq!(hello["pid"], daemon.pid());
+    assert_eq!(hello["device_dir"], daemon.dir.join("dev").to_str().unwrap());
+    assert!(hello["instance"].as_str().unwrap().len() > 8 && hello["boot_id"].as_str().unwrap().len() > 8);
+    let generation = |hello: &serde_json::Value| hello["generation"].as_u64().unwrap();
+    daemon.run("dev add name a mgmtdev sim/net").good();
+    assert_eq!(generation(&daemon.run("-j hello").json()), generation(&hello) + 1);
+    assert!(daemon.run("hello").good().starts_with("ringway "));
+}
+
+#[test]
+fn thousand_devices_come_and_go_without_a_trace() {
+    let daemon = Daemon::start();
+    let mut wire = daemon.wire();
+    let mut turn = |n: u32| {
+        let added = wire.call("dev.add", json!({ "name": format!("d{n}"), "mgmtdev": "sim/net" }));
+        assert_eq!(added["result"]["added"], format!("d{n}"), "{added}");
+        let deleted = wire.call("dev.del", json!({ "name": format!("d{n}") }));
+        assert_eq!(deleted["result"]["deleted"], format!("d{n}"), "{deleted}");
+    };
+    turn(0);
+    let before = daemon.descriptors();
+    (1..1000).for_each(&mut turn);
+    assert_eq!(daemon.descriptors(), before);
+    for dir in ["dev", "positions"] {
+        assert_eq!(std::fs::read_dir(daemon.dir.join(dir)).unwrap().count(), 0, "{dir}");
+    }
+    assert_eq!(
+        daemon.run("-j core show").json()["core"].as_object().unwrap().values().next().unwrap()["groups"],
+        0
+    );
+}
+
+#[test]
+fn idle_daemon_with_a_hundred_devices_costs_next_to_nothing() {
+    let daemon = Daemon::start();
+    let mut wire = daemon.wire();
+    for n in 0..100 {
+        let mode = if n % 2 == 0 { "server" } else { "client" };
+        let added =
+            wire.call("dev.add", json!({ "name": format!("d{n}"), "mgmtdev": "sim/net", "mode": mode }));
+        assert!(added["error"].is_null(), "{added}");
+    }
+    let used = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    let (before, start) = (used(), Instant::now());
+    std::thread::sleep(Duration::from_secs(4));
+    // Ticks of 10 ms; below 1 % of the time that passed, and one tick for the coarse count.
+    let allowed = start.elapsed().as_millis() / 1000 + 1;
+    assert!(u128::from(used() - before) <= allowed, "{} ticks of {allowed}", used() - before);
+}

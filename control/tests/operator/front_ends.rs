@@ -1,0 +1,308 @@
+//! How front-ends come to devices and leave them: connecting, reconnecting, refusing, revoking.
+
+use std::io::Read as _;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ringway_control::guest::{Guest, GuestOptions};
+use ringway_control::vhost_user::frontend::{Frontend, FrontendListener};
+use ringway_pmd::net::F_MTU;
+use ringway_ring::features::Features;
+use serde_json::json;
+
+use crate::support::{Daemon, SOON, wait_for};
+
+fn with_device(line: &str) -> Daemon {
+    let daemon = Daemon::start();
+    daemon.run(&format!("dev add name vm0 mgmtdev sim/net {line}")).good();
+    daemon
+}
+
+fn connect(daemon: &Daemon) -> Frontend {
+    let mut frontend = Frontend::connect(&daemon.socket("vm0"), SOON).unwrap();
+    frontend.set_timeout(SOON);
+    frontend.handshake().unwrap();
+    frontend
+}
+
+fn is_state(daemon: &Daemon, state: &str) {
+    wait_for(state, || daemon.device("vm0")["state"] == state);
+}
+
+/// Whether the other end has hung up, seen within the time allowed.
+fn hung_up(stream: &UnixStream, within: Duration) -> bool {
+    stream.set_read_timeout(Some(within)).unwrap();
+    let mut rest = [0u8; 64];
+    matches!((&mut &*stream).read(&mut rest), Ok(0))
+        || (&mut &*stream)
+            .read(&mut rest)
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
+}
+
+/// A front-end in a process of its own: this test program, told to run [`front_end_process`] alone.
+struct Vmm(Child);
+
+impl Vmm {
+    fn start(socket: &Path) -> Vmm {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "front_ends::front_end_process"])
+            .env("RINGWAY_TEST_SOCKET", socket)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Vmm(child)
+    }
+    fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.0), signal).unwrap();
+    }
+    fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+#[ignore = "is the front-end of other tests, in a process of its own"]
+fn front_end_process() {
+    let socket = std::env::var_os("RINGWAY_TEST_SOCKET").unwrap();
+    let mut guest = Guest::connect(Path::new(&socket), GuestOptions::default()).unwrap();
+    loop {
+        if guest.turn(8).is_err() {
+            return;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+#[test]
+fn connected_device_tells_who_and_what_was_agreed_on() {
+    let daemon = with_device("mtu 2000");
+    let mut frontend = connect(&daemon);
+    frontend.set_features(Features::VERSION_1 | F_MTU).unwrap();
+    is_state(&daemon, "connected");
+    wait_for("features are told", || {
+        daemon.device("vm0")["front_end"]["negotiated_features"] == json!(["MTU", "VERSION_1"])
+    });
+    let device = daemon.device("vm0");
+    assert_eq!(device["front_end"]["pid"], std::process::id());
+    assert!(device["front_end"]["protocol_features"].as_array().unwrap().contains(&json!("REPLY_ACK")));
+    let text = daemon.run("dev config show vm0").good();
+    assert!(text.starts_with("vm0: mtu 2000 \n  negotiated_features MTU VERSION_1\n"), "{text}");
+    let out = daemon.run("-j dev config show vm0").good();
+    assert!(
+        out.starts_with(
+            "{\"config\":{\"vm0\":{\"mtu\":2000,\"negotiated_features\":[\"MTU\",\"VERSION_1\"],"
+        ),
+        "{out}"
+    );
+    drop(frontend);
+    is_state(&daemon, "waiting");
+    assert!(daemon.device("vm0")["history"]["last_end"].is_string());
+}
+
+#[test]
+fn traffic_is_counted_by_queue_and_by_core() {
+    let daemon = with_device("");
+    let mut guest = Guest::connect(&daemon.socket("vm0"), GuestOptions::default()).unwrap();
+    let until = Instant::now() + SOON;
+    let mut back = 0;
+    while back < 1000 && Instant::now() < until {
+        back += guest.turn(16).unwrap();
+    }
+    assert!(back >= 1000, "{back}");
+    let tx = daemon.run("-j dev vstats show vm0 qidx 1").json()["vstats"]["vm0"].clone();
+    assert!(tx["packets"].as_u64().unwrap() >= 1000, "{tx}");
+    assert!(tx["completed_desc"].as_u64().unwrap() >= 1000, "{tx}");
+    let cores = daemon.run("-j core show").json();
+    let worker = cores["core"].as_object().unwrap().values().next().unwrap();
+    assert!(worker["packets"].as_u64().unwrap() >= 1000, "{worker}");
+    assert!(worker["pumps"][0]["name"].as_str().unwrap().contains("vm0"), "{worker}");
+    let device = daemon.device("vm0");
+    assert_eq!(device["rings"].as_array().unwrap().iter().filter(|ring| ring["started"] == true).count(), 2);
+    let text = daemon.run("dev show vm0").good();
+    assert!(text.contains("  queue 1 size 256 started enabled "), "{text}");
+    let core = device["cores"][0].clone();
+    daemon.run(&format!("dev set name vm0 core {core}")).good();
+    assert!(guest.turn(16).is_ok());
+    guest.stop().unwrap();
+}
+
+#[test]
+fn second_front_end_is_refused_after_a_moment_and_counted() {
+    let daemon = with_device("");
+    let _first = connect(&daemon);
+    is_state(&daemon, "connected");
+    let second = UnixStream::connect(daemon.socket("vm0")).unwrap();
+    assert!(hung_up(&second, SOON));
+    wait_for("the refusal is counted", || daemon.device("vm0")["history"]["refused"] == 1);
+    let events = daemon.run("events --once --since 0 --type session.refused").good();
+    let holder = format!("(pid {}, uid ", std::process::id());
+    assert!(events.contains("held_by=") && events.contains(&holder), "{events}");
+    assert_eq!(daemon.device("vm0")["state"], "connected");
+}
+
+#[test]
+fn second_front_end_that_waits_out_the_first_is_served() {
+    let daemon = with_device("");
+    let first = connect(&daemon);
+    is_state(&daemon, "connected");
+    let socket = daemon.socket("vm0");
+    let second = std::thread::spawn(move || {
+        let mut frontend = Frontend::connect(&socket, SOON).unwrap();
+        frontend.set_timeout(SOON);
+        frontend.handshake().map(|_| frontend)
+    });
+    std::thread::sleep(Duration::from_millis(20));
+    drop(first);
+    second.join().unwrap().expect("the device is free within the moment that the second one is given");
+}
+
+#[test]
+fn killed_vmm_frees_its_device_for_the_next_at_once() {
+    let daemon = with_device("");
+    let mut vmm = Vmm::start(&daemon.socket("vm0"));
+    wait_for("traffic", || {
+        daemon.run("-j dev vstats show vm0 qidx 1").json()["vstats"]["vm0"]["packets"].as_u64() > Some(100)
+    });
+    vmm.kill();
+    let before = Instant::now();
+    let _next = connect(&daemon);
+    assert!(before.elapsed() < Duration::from_secs(2), "{:?}", before.elapsed());
+}
+
+#[test]
+fn removal_under_traffic_is_at_once_and_the_name_is_free() {
+    let daemon = with_device("");
+    let mut guest = Guest::connect(&daemon.socket("vm0"), GuestOptions::default()).unwrap();
+    let until = Instant::now() + SOON;
+    while guest.stats().received < 100 && Instant::now() < until {
+        guest.turn(16).unwrap();
+    }
+    let before = daemon.descriptors();
+    daemon.run("dev del vm0").good();
+    assert!(!daemon.socket("vm0").exists());
+    daemon.run("dev add name vm0 mgmtdev sim/net").good();
+    connect(&daemon);
+    drop(guest);
+    daemon.run("dev del vm0").good();
+    wait_for("nothing is left behind", || daemon.descriptors() < before);
+}
+
+#[test]
+fn stopped_vmm_delays_neither_its_removal_nor_the_end_of_the_daemon() {
+    let mut daemon = with_device("");
+    daemon.run("dev add name vm1 mgmtdev sim/net").good();
+    let vmms = ["vm0", "vm1"].map(|name| Vmm::start(&daemon.socket(name)));
+    for name in ["vm0", "vm1"] {
+        wait_for("traffic", || {
+            daemon.run(&format!("-j dev vstats show {name} qidx 1")).json()["vstats"][name]["packets"]
+                .as_u64()
+                > Some(100)
+        });
+    }
+    for vmm in &vmms {
+        vmm.signal(rustix::process::Signal::STOP);
+    }
+    let mut wire = daemon.wire();
+    let before = Instant::now();
+    assert_eq!(wire.call("dev.del", json!({ "name": "vm0" }))["result"]["deleted"], "vm0");
+    assert!(before.elapsed() < Duration::from_millis(500), "{:?}", before.elapsed());
+    daemon.run("dev add name vm0 mgmtdev sim/net").good();
+    connect(&daemon);
+    let (code, took) = daemon.terminate();
+    assert_eq!(code, 0);
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(!daemon.socket("vm1").exists());
+}
+
+#[test]
+fn change_under_a_connected_guest_is_65_and_in_force_for_the_next() {
+    let daemon = with_device("");
+    let frontend = connect(&daemon);
+    is_state(&daemon, "connected");
+    let before = daemon.device("vm0")["provisioned"]["mac"].clone();
+    let error = daemon.run("dev set name vm0 mac 52:54:00:00:00:05").bad(65);
+    assert!(error.contains("not in force yet\n  try: a front-end is connected"), "{error}");
+    assert!(error.contains("QEMU gives its guest the mac"), "{error}");
+    assert_eq!(daemon.device("vm0")["provisioned"]["mac"], before);
+    assert!(daemon.run("dev show vm0").good().contains("  note: changed by dev set"));
+    drop(frontend);
+    wait_for("it is in force", || daemon.device("vm0")["provisioned"]["mac"] == "52:54:00:00:00:05");
+    let _next = connect(&daemon);
+}
+
+#[test]
+fn client_mode_connects_when_the_socket_appears_and_again_after_a_loss() {
+    let daemon = Daemon::start();
+    let vmm = daemon.dir.join("not/yet/there/vmm.sock");
+    daemon.run(&format!("dev add name vm0 mgmtdev sim/net mode client socket {}", vmm.display())).good();
+    assert_eq!(daemon.device("vm0")["state"], "waiting");
+    std::fs::create_dir_all(vmm.parent().unwrap()).unwrap();
+    let serve = |turn: u32| {
+        let listener = FrontendListener::bind(&vmm).unwrap();
+        let before = Instant::now();
+        let mut frontend = listener.accept(SOON).unwrap();
+        assert!(before.elapsed() < Duration::from_secs(1), "turn {turn}: {:?}", before.elapsed());
+        frontend.set_timeout(SOON);
+        frontend.handshake().unwrap();
+        is_state(&daemon, "connected");
+        (listener, frontend)
+    };
+    // The VMM comes and goes with its socket.
+    drop(serve(0));
+    is_state(&daemon, "waiting");
+    drop(serve(1));
+    is_state(&daemon, "waiting");
+    let (listener, frontend) = serve(2);
+    // The listener stays and the connection goes: the device comes back by itself.
+    drop(frontend);
+    let mut again = listener.accept(SOON).unwrap();
+    again.set_timeout(SOON);
+    again.handshake().unwrap();
+    assert_eq!(daemon.run("dev show vm0").good().matches("  connections 4 ").count(), 1);
+}
+
+#[test]
+fn daemon_that_was_killed_takes_its_front_ends_back_after_its_start() {
+    let mut daemon = with_device("");
+    let vmm = daemon.dir.join("vmm.sock");
+    daemon.run(&format!("dev add name c mgmtdev sim/net mode client socket {}", vmm.display())).good();
+    let listener = FrontendListener::bind(&vmm).unwrap();
+    let first = listener.accept(SOON).unwrap();
+    let server_side = connect(&daemon);
+    daemon.kill();
+    assert!(hung_up(server_side.stream(), SOON) && hung_up(first.stream(), SOON));
+    daemon.start_again(&[]);
+    let mut again = listener.accept(SOON).unwrap();
+    again.set_timeout(SOON);
+    again.handshake().unwrap();
+    connect(&daemon);
+}
+
+#[test]
+fn connect_and_hang_up_in_a_loop_leaks_nothing_and_delays_nobody() {
+    let daemon = with_device("");
+    let before = daemon.descriptors();
+    let until = Instant::now() + Duration::from_secs(1);
+    let mut count = 0;
+    while Instant::now() < until {
+        drop(UnixStream::connect(daemon.socket("vm0")).unwrap());
+        count += 1;
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(count > 50, "{count}");
+    let asked = Instant::now();
+    daemon.run("dev show").good();
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    wait_for("every descriptor is closed", || daemon.descriptors() <= before);
+    connect(&daemon);
+}

@@ -1,0 +1,14 @@
+//! The operator's side, with the real programs: commands and their texts, exit codes, the socket's protocol, what a
+//! restart keeps, and how front-ends come to devices and leave them.
+
+// What fails in a helper of a test fails the test.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod clients;
+mod commands;
+mod config;
+mod exits;
+mod front_ends;
+mod programs;
+mod restarts;
+mod support;

@@ -1,0 +1,152 @@
+//! The programs beside their protocol: service manager, QEMU's conventions, manual, completion.
+
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::process::{Command, Stdio};
+
+use ringway_control::vhost_user::frontend::Frontend;
+
+use crate::support::{Daemon, SOON, finish, ringway, ringwayd, wait_for};
+
+/// A child that is killed when dropped.
+struct Running(std::process::Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn service_manager_is_told_when_it_serves_and_when_it_stops() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(SOON)).unwrap();
+    let mut command = ringwayd();
+    command.env("NOTIFY_SOCKET", &path).arg("--ctl").arg(dir.path().join("ctl.sock"));
+    command.arg("--state-dir").arg(dir.path().join("state")).stderr(Stdio::null());
+    let mut child = Running(command.spawn().unwrap());
+    let mut told = [0u8; 64];
+    let n = manager.recv(&mut told).unwrap();
+    assert_eq!(&told[..n], b"READY=1");
+    ringway(&dir.path().join("ctl.sock"), "hello").good();
+    let pid = rustix::process::Pid::from_child(&child.0);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let n = manager.recv(&mut told).unwrap();
+    assert_eq!(&told[..n], b"STOPPING=1");
+    assert!(child.0.wait().unwrap().success());
+}
+
+#[test]
+fn capabilities_are_those_of_qemus_convention() {
+    let mut command = ringwayd();
+    command.arg("--print-capabilities").stdout(Stdio::piped());
+    let capabilities: serde_json::Value = serde_json::from_str(&finish(command).good()).unwrap();
+    assert_eq!(capabilities["type"], "net");
+    assert!(capabilities["features"].is_array());
+}
+
+#[test]
+fn socket_path_serves_one_device_and_is_gone_after_sigterm() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("one.sock");
+    let mut command = ringwayd();
+    command.arg("--socket-path").arg(&path).stderr(Stdio::null());
+    let mut child = Running(command.spawn().unwrap());
+    let mut frontend = Frontend::connect(&path, SOON).unwrap();
+    frontend.handshake().unwrap();
+    drop(frontend);
+    Frontend::connect(&path, SOON).unwrap().handshake().unwrap();
+    let pid = rustix::process::Pid::from_child(&child.0);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(child.0.wait().unwrap().success());
+    assert!(!path.exists());
+}
+
+/// `ringwayd --fd 3` with `socket` as descriptor 3, by way of a shell, which passes standard input on.
+fn with_fd(socket: impl Into<std::os::fd::OwnedFd>) -> Running {
+    let socket: std::os::fd::OwnedFd = socket.into();
+    assert!(socket.as_raw_fd() > 2);
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "exec 3<&0 </dev/null; exec \"$0\" --fd 3", env!("CARGO_BIN_EXE_ringwayd")]);
+    Running(command.stdin(Stdio::from(socket)).stderr(Stdio::null()).spawn().unwrap())
+}
+
+#[test]
+fn connected_descriptor_is_served_and_the_program_ends_with_it() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut child = with_fd(theirs);
+    let mut frontend = Frontend::from_stream(ours);
+    frontend.set_timeout(SOON);
+    frontend.handshake().unwrap();
+    drop(frontend);
+    wait_for("the program ends", || child.0.try_wait().unwrap().is_some());
+    assert!(child.0.wait().unwrap().success());
+}
+
+#[test]
+fn listening_descriptor_is_served_to_one_after_the_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("l.sock");
+    let mut child = with_fd(UnixListener::bind(&path).unwrap());
+    for _ in 0..2 {
+        let mut frontend = Frontend::connect(&path, SOON).unwrap();
+        frontend.set_timeout(SOON);
+        frontend.handshake().unwrap();
+    }
+    assert!(child.0.try_wait().unwrap().is_none());
+}
+
+#[test]
+fn descriptor_that_is_not_there_is_an_error() {
+    let mut command = ringwayd();
+    command.args(["--fd", "999"]);
+    let error = finish(command).bad(1);
+    assert!(error.starts_with("error: cannot use descriptor 999: Bad file descriptor"), "{error}");
+    let mut command = ringwayd();
+    command.args(["--fd", "3", "--socket-path", "/x"]);
+    assert_eq!(finish(command).code, 2);
+}
+
+#[test]
+fn manual_pages_are_written_and_formatted_without_complaint() {
+    let dir = tempfile::tempdir().unwrap();
+    ringway("/x".as_ref(), &format!("man {}", dir.path().display())).good();
+    for page in ["ringway.8", "ringwayd.8"] {
+        let path = dir.path().join(page);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(".TH ") && text.contains(".SH \"EXIT STATUS\""), "{page}");
+        // Where there is a formatter, it finds nothing wrong.
+        let groff = Command::new("groff").args(["-man", "-Tutf8", "-ww", "-z"]).arg(&path).output();
+        if let Ok(output) = groff {
+            assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{page}");
+        }
+    }
+}
+
+#[test]
+fn completion_scripts_are_good_to_their_shells() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = ringway("/x".as_ref(), &format!("completion {shell}")).good();
+        assert!(script.contains("ringway"), "{shell}");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("script");
+        std::fs::write(&path, script).unwrap();
+        if let Ok(output) = Command::new(shell).arg("-n").arg(&path).output() {
+            assert!(output.status.success(), "{shell}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}
+
+#[test]
+fn output_to_a_reader_that_left_is_no_failure() {
+    let daemon = Daemon::start();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringway"));
+    command.env("RINGWAY_CTL", daemon.ctl()).args(["mgmtdev", "show"]).stdout(writer);
+    let output = command.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}

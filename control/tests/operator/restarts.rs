@@ -1,0 +1,124 @@
+//! What a restart keeps, and who may start.
+
+use std::time::Duration;
+
+use crate::support::{Daemon, finish, ringwayd, wait_for};
+
+#[test]
+fn devices_are_there_again_after_sigkill_with_what_was_changed() {
+    let mut daemon = Daemon::start();
+    daemon.run("dev add name a mgmtdev sim/net max_vqp 2 mtu 9000").good();
+    daemon.run("dev add name b mgmtdev sim/net").good();
+    daemon.run("dev add name gone mgmtdev sim/net").good();
+    daemon.run("dev set name b mac 52:54:00:00:00:07").good();
+    daemon.run("dev del gone").good();
+    let before = daemon.run("config dump").good();
+    let generation = daemon.run("-j hello").json()["generation"].clone();
+    daemon.kill();
+    assert!(daemon.socket("a").exists(), "a killed daemon leaves its sockets");
+    daemon.start_again(&[]);
+    assert_eq!(daemon.run("config dump").good(), before);
+    assert_eq!(daemon.device("b")["provisioned"]["mac"], "52:54:00:00:00:07");
+    assert_eq!(daemon.run("-j hello").json()["generation"], generation);
+    assert_eq!(daemon.run("dev show gone").code, 3);
+}
+
+#[test]
+fn sigterm_and_sigint_end_it_at_once_and_leave_no_socket() {
+    for signal in [rustix::process::Signal::TERM, rustix::process::Signal::INT] {
+        let mut daemon = Daemon::start();
+        daemon.run("dev add name a mgmtdev sim/net").good();
+        let mut follower = daemon.wire();
+        follower.call("events", serde_json::json!({ "follow": true }));
+        daemon.signal(signal);
+        assert_eq!(follower.receive()["params"]["type"], "daemon.stopping");
+        let (code, took) = daemon.terminate();
+        assert_eq!(code, 0);
+        assert!(took < Duration::from_secs(1), "{took:?}");
+        assert!(!daemon.ctl().exists() && !daemon.socket("a").exists());
+    }
+}
+
+#[test]
+fn sighup_changes_nothing() {
+    let daemon = Daemon::start();
+    daemon.signal(rustix::process::Signal::HUP);
+    std::thread::sleep(Duration::from_millis(50));
+    daemon.run("hello").good();
+}
+
+#[test]
+fn second_instance_is_refused_and_the_first_named() {
+    let daemon = Daemon::start();
+    let elsewhere = tempfile::tempdir().unwrap();
+    for (ctl, state) in [
+        (daemon.ctl(), elsewhere.path().join("state")),
+        (elsewhere.path().join("ctl.sock"), daemon.dir.join("state")),
+    ] {
+        let mut command = ringwayd();
+        command.arg("--ctl").arg(ctl).arg("--state-dir").arg(state);
+        let error = finish(command).bad(4);
+        assert!(error.contains(&format!("held by: ringwayd (pid {})", daemon.pid())), "{error}");
+        assert!(error.contains("  try: "), "{error}");
+    }
+    daemon.run("hello").good();
+}
+
+#[test]
+fn corrupt_state_stops_the_start_and_is_left_alone() {
+    let mut daemon = Daemon::start();
+    daemon.run("dev add name a mgmtdev sim/net").good();
+    daemon.terminate();
+    let file = daemon.dir.join("state/devices.json");
+    let good = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, &good[..good.len() / 2]).unwrap();
+    let mut command = ringwayd();
+    command.arg("--ctl").arg(daemon.ctl()).arg("--state-dir").arg(daemon.dir.join("state"));
+    let error = finish(command).bad(1);
+    assert!(error.contains("the state file ") && error.contains("devices.json cannot be used"), "{error}");
+    assert!(error.contains("  try: mend it, or move it away"), "{error}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), good[..good.len() / 2]);
+    std::fs::write(&file, good).unwrap();
+    daemon.start_again(&[]);
+    daemon.run("dev show a").good();
+}
+
+#[test]
+fn state_that_cannot_be_written_fails_the_change_and_makes_nothing() {
+    let daemon = Daemon::start();
+    let state = daemon.dir.join("state");
+    // A directory in the place of the file that is written first: no right of root's gets past it.
+    std::fs::create_dir(state.join("devices.json.new")).unwrap();
+    let error = daemon.run("dev add name a mgmtdev sim/net").bad(1);
+    assert!(error.contains("cannot keep the change in "), "{error}");
+    assert_eq!(daemon.run("-j dev show").good(), "{\"dev\":{}}\n");
+    assert!(!daemon.socket("a").exists());
+    std::fs::remove_dir(state.join("devices.json.new")).unwrap();
+    daemon.run("dev add name a mgmtdev sim/net").good();
+    std::fs::create_dir(state.join("devices.json.new")).unwrap();
+    daemon.run("dev del a").bad(1);
+    daemon.run("dev show a").good();
+    daemon.run("dev set name a mtu 2000").bad(1);
+    assert_eq!(daemon.device("a")["provisioned"]["mtu"], 1500);
+}
+
+#[test]
+fn device_that_cannot_be_made_at_the_start_is_kept_and_comes_when_it_can() {
+    let mut daemon = Daemon::start();
+    let path = daemon.dir.join("other.sock");
+    daemon.run(&format!("dev add name a mgmtdev sim/net socket {}", path.display())).good();
+    daemon.terminate();
+    let held = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    daemon.start_again(&[]);
+    let shown = daemon.run("dev show").good();
+    assert!(shown.contains("a: not made: cannot listen on ") && shown.contains("in use"), "{shown}");
+    assert!(daemon.run("dev show a").bad(3).contains("not made"));
+    // A change to another device does not lose it.
+    daemon.run("dev add name b mgmtdev sim/net").good();
+    drop(held);
+    wait_for("it is made", || daemon.run("dev show a").code == 0);
+    daemon.kill();
+    daemon.start_again(&[]);
+    daemon.run("dev show a").good();
+    daemon.run("dev show b").good();
+}

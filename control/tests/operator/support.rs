@@ -1,0 +1,206 @@
+//! A daemon of a test's own, and the command that talks to it.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// How long anything that should happen may take on a machine that is busy.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// Waits until `what` is true.
+#[track_caller]
+pub(crate) fn wait_for(why: &str, mut what: impl FnMut() -> bool) {
+    let until = Instant::now() + SOON;
+    while !what() {
+        assert!(Instant::now() < until, "{why}: not within {SOON:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// What a command came to.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Done {
+    /// The output of a command that succeeded.
+    #[track_caller]
+    pub(crate) fn good(self) -> String {
+        assert_eq!(self.code, 0, "{self:?}");
+        self.out
+    }
+    /// The same as JSON.
+    #[track_caller]
+    pub(crate) fn json(self) -> Value {
+        let out = self.good();
+        assert_eq!(out.matches('\n').count(), 1, "one line: {out}");
+        serde_json::from_str(&out).unwrap()
+    }
+    /// The error of a command that failed with this exit code.
+    #[track_caller]
+    pub(crate) fn bad(self, code: i32) -> String {
+        assert_eq!(self.code, code, "{self:?}");
+        self.err
+    }
+}
+
+/// Runs a program to its end.
+pub(crate) fn finish(mut command: Command) -> Done {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    Done {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// `ringway` with these words, split at blanks.
+pub(crate) fn ringway(ctl: &Path, line: &str) -> Done {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringway"));
+    command.env("RINGWAY_CTL", ctl).args(line.split_whitespace());
+    finish(command)
+}
+
+/// `ringwayd`, not yet started, in a clean environment.
+pub(crate) fn ringwayd() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringwayd"));
+    command.env_remove("RINGWAY_CTL").env_remove("RINGWAY_LOG").env_remove("NOTIFY_SOCKET");
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command
+}
+
+/// A daemon in a directory of its own. Killed when dropped.
+pub(crate) struct Daemon {
+    pub(crate) dir: PathBuf,
+    child: Option<Child>,
+    /// Kept until the end, unless it belongs to an earlier start.
+    _temp: Option<tempfile::TempDir>,
+}
+
+impl Daemon {
+    pub(crate) fn start() -> Daemon {
+        let temp = tempfile::tempdir().unwrap();
+        let mut daemon = Daemon { dir: temp.path().to_owned(), child: None, _temp: Some(temp) };
+        daemon.start_again(&[]);
+        daemon
+    }
+
+    pub(crate) fn start_with(args: &[&str]) -> Daemon {
+        let temp = tempfile::tempdir().unwrap();
+        let mut daemon = Daemon { dir: temp.path().to_owned(), child: None, _temp: Some(temp) };
+        daemon.start_again(args);
+        daemon
+    }
+
+    /// Starts the daemon in its directory and waits until it answers.
+    pub(crate) fn start_again(&mut self, args: &[&str]) {
+        assert!(self.child.is_none());
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.join("log")).unwrap();
+        let mut command = ringwayd();
+        command.arg("--ctl").arg(self.ctl());
+        if !args.contains(&"--state-dir") {
+            command.arg("--state-dir").arg(self.dir.join("state"));
+        }
+        let mut child = command.args(args).stderr(log).spawn().unwrap();
+        wait_for("the daemon answers", || {
+            assert!(child.try_wait().unwrap().is_none(), "{}", self.log());
+            UnixStream::connect(self.ctl()).is_ok()
+        });
+        self.child = Some(child);
+    }
+
+    pub(crate) fn ctl(&self) -> PathBuf {
+        self.dir.join("ctl.sock")
+    }
+
+    pub(crate) fn socket(&self, name: &str) -> PathBuf {
+        self.dir.join("dev").join(format!("{name}.sock"))
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    /// Runs `ringway` against this daemon.
+    pub(crate) fn run(&self, line: &str) -> Done {
+        ringway(&self.ctl(), line)
+    }
+
+    /// One device as `dev show -j` has it.
+    pub(crate) fn device(&self, name: &str) -> Value {
+        self.run(&format!("-j dev show {name}")).json()["dev"][name].clone()
+    }
+
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub(crate) fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// SIGTERM; its exit code, and how long it took.
+    pub(crate) fn terminate(&mut self) -> (i32, Duration) {
+        let before = Instant::now();
+        self.signal(rustix::process::Signal::TERM);
+        let status = self.child.take().unwrap().wait().unwrap();
+        (status.code().unwrap_or(-1), before.elapsed())
+    }
+
+    /// Open descriptors of the daemon.
+    pub(crate) fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
+    /// A raw connection to the operator socket.
+    pub(crate) fn wire(&self) -> Wire {
+        let stream = UnixStream::connect(self.ctl()).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.set_write_timeout(Some(SOON)).unwrap();
+        Wire(BufReader::new(stream))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A raw connection to the operator socket.
+pub(crate) struct Wire(pub(crate) BufReader<UnixStream>);
+
+impl Wire {
+    pub(crate) fn send(&mut self, text: &str) {
+        self.0.get_mut().write_all(text.as_bytes()).unwrap();
+    }
+    pub(crate) fn receive(&mut self) -> Value {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        assert!(!line.is_empty(), "the daemon hung up");
+        serde_json::from_str(&line).unwrap()
+    }
+    pub(crate) fn call(&mut self, method: &str, params: Value) -> Value {
+        let request = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
+        self.send(&format!("{request}\n"));
+        self.receive()
+    }
+}
