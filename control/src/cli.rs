@@ -16,6 +16,7 @@ use ringway_ring::queue::Format;
 use crate::demo;
 use crate::fault::Fault;
 
+mod compat;
 /// Completion and manual pages.
 pub mod docs;
 /// What the words of a command line mean.
@@ -242,9 +243,14 @@ found, 4 conflict, 5 permission, 6 daemon unreachable, 7 timeout, 65 accepted bu
 /// Runs the command with these arguments, the program's name first, and returns the exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let args: Vec<OsString> = args.into_iter().collect();
+    let is_vdpa = compat::is_vdpa(&args);
     let outcome = grammar::normalise(args).and_then(|args| match Cli::try_parse_from(args) {
-        Ok(cli) => run::run(cli),
+        Ok(cli) => run::run(cli, is_vdpa),
         Err(error) => match error.kind() {
+            ErrorKind::DisplayVersion if is_vdpa => {
+                let _ = writeln!(std::io::stdout(), "vdpa utility, ringway-{}", env!("CARGO_PKG_VERSION"));
+                Ok(())
+            }
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
                 let _ = error.print();
                 Ok(())
@@ -252,14 +258,14 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
             _ => Err(usage(&error)),
         },
     });
-    match outcome {
-        Ok(()) => 0,
-        Err(fault) => {
-            let _ = std::io::stdout().flush();
-            let _ = writeln!(std::io::stderr(), "{fault}");
-            fault.kind.exit_code()
-        }
+    let Err(fault) = outcome else { return 0 };
+    let _ = std::io::stdout().flush();
+    if is_vdpa {
+        let _ = writeln!(std::io::stderr(), "{}", compat::fault(&fault));
+        return 1;
     }
+    let _ = writeln!(std::io::stderr(), "{fault}");
+    fault.kind.exit_code()
 }
 
 /// What clap found wrong, in Ringway's shape.

@@ -27,8 +27,10 @@ const REMAKE_AFTER: Duration = Duration::from_secs(1);
 const ACCEPTED_AT_ONCE: usize = 64;
 /// Front-ends refused in one go.
 const REFUSED_AT_ONCE: usize = 32;
-/// A look at a missing socket that no event announced.
-const LOOK_ANYWAY: Duration = Duration::from_secs(1);
+/// A look at a missing socket that no event announced, though its directory is watched.
+const LOOK_ANYWAY: Duration = Duration::from_secs(10);
+/// The same, if its directory cannot be watched.
+const LOOK_UNWATCHED: Duration = Duration::from_millis(250);
 
 impl Daemon {
     /// Something waits on a device's listening socket.
@@ -135,7 +137,7 @@ impl Daemon {
                     Some(format!("cannot connect to {}: {}", path.display(), reason(&error)));
                 let wait = if error.kind() == std::io::ErrorKind::NotFound {
                     device.backoff.reset();
-                    LOOK_ANYWAY
+                    if device.awaited.is_some() { LOOK_ANYWAY } else { LOOK_UNWATCHED }
                 } else {
                     device.backoff.next()
                 };
@@ -291,7 +293,7 @@ impl Daemon {
             }
             Report::PeerMisbehaved { what, detail } => {
                 *device.history.breaches.entry(what.to_owned()).or_default() += 1;
-                let detail: String = detail.chars().filter(|c| !c.is_control()).take(400).collect();
+                let detail = tame(&detail);
                 event = Some(("session.breach", json!({ "what": what, "detail": detail.clone() })));
                 device.history.last_breach = Some(detail);
             }
@@ -301,7 +303,7 @@ impl Daemon {
             }
             Report::PumpPanicked { group, message } => {
                 device.history.pump_panics += 1;
-                event = Some(("pump.panicked", json!({ "group": group, "message": message })));
+                event = Some(("pump.panicked", json!({ "group": group, "message": tame(&message) })));
             }
             Report::Ended { .. } => {}
         }
@@ -324,6 +326,7 @@ impl Daemon {
         let was_short = device.connection.take().is_none_or(|c| c.since.elapsed() < SHORT_SESSION);
         device.held = held;
         device.refuse_at = None;
+        let reason = tame(&reason);
         device.history.last_end = Some(reason.clone());
         let name = device.name().to_owned();
         if device.quota.take() {
@@ -357,4 +360,9 @@ impl Daemon {
             (None, None) => {}
         }
     }
+}
+
+/// What a session says for people, which a peer may have had a part in: short and without control characters.
+fn tame(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(400).collect()
 }

@@ -166,7 +166,7 @@ fn pairs(words: &[String]) -> Result<Vec<(String, String)>, Fault> {
 }
 
 /// A keyword in full: exact words go first, then those that may be shortened, in the order of `vdpa(8)`.
-fn keyword(word: &str) -> String {
+pub(crate) fn keyword(word: &str) -> String {
     let exact = KEYWORDS.iter().find(|keyword| keyword.name == word);
     let short = KEYWORDS.iter().filter(|keyword| keyword.is_short).map(|keyword| keyword.name);
     match exact {

@@ -13,7 +13,7 @@ use crate::api::{
 };
 use crate::cli::{
     Cli, ConfigCommand, DevCommand, DevConfigCommand, DevShowArgs, DevVstatsCommand, EventsArgs,
-    MgmtdevCommand, Object, docs, grammar, render, vmm,
+    MgmtdevCommand, Object, compat, docs, grammar, render, vmm,
 };
 use crate::client::Client;
 use crate::fault::{Fault, Kind};
@@ -24,11 +24,16 @@ use crate::{config, drivers, paths};
 struct Output {
     json: bool,
     pretty: bool,
+    /// Only what `vdpa(8)` prints.
+    is_vdpa: bool,
 }
 
 /// Runs a parsed command line.
-pub(super) fn run(cli: Cli) -> Result<(), Fault> {
-    let output = Output { json: cli.json, pretty: cli.pretty };
+pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
+    let output = Output { json: cli.json, pretty: cli.pretty, is_vdpa };
+    if is_vdpa {
+        compat::check(cli.object.as_ref())?;
+    }
     let ctl = paths::ctl(cli.ctl.as_deref());
     let within = Duration::from_secs(cli.timeout);
     let connect = || Client::connect(&ctl, within);
@@ -95,7 +100,7 @@ fn dev(
         DevCommand::Del { name } => {
             let answer: DevDeleted = connect()?.call("dev.del", &Target { name })?;
             output.print(&answer, String::new)?;
-            tell(&answer.notes);
+            output.tell(&answer.notes);
             Ok(())
         }
         DevCommand::Config { command } => {
@@ -113,7 +118,7 @@ fn dev(
             let answer: DevChanged = connect()?.call("dev.set", &set)?;
             output.print(&answer, String::new)?;
             if answer.applied {
-                tell(&answer.notes);
+                output.tell(&answer.notes);
                 return Ok(());
             }
             let message = format!("{} is changed, but not in force yet", answer.changed);
@@ -172,12 +177,6 @@ fn help(of: &[&str]) -> Result<(), Fault> {
     write(&command.render_help().to_string())
 }
 
-fn tell(notes: &[String]) {
-    for note in notes {
-        let _ = writeln!(io::stderr(), "note: {note}");
-    }
-}
-
 /// Writes to standard output. A reader that went away (`ringway … | head`) is no failure.
 fn write(text: &str) -> Result<(), Fault> {
     let mut out = io::stdout().lock();
@@ -189,9 +188,27 @@ fn write(text: &str) -> Result<(), Fault> {
 }
 
 impl Output {
+    /// Says what else the operator should know.
+    fn tell(self, notes: &[String]) {
+        for note in notes.iter().filter(|_| !self.is_vdpa) {
+            let _ = writeln!(io::stderr(), "note: {note}");
+        }
+    }
+
     /// Prints an answer.
     fn print(self, answer: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Fault> {
-        if self.json { write(&(self.json_text(answer)? + "\n")) } else { write(&text()) }
+        match (self.json, self.is_vdpa) {
+            (false, false) => write(&text()),
+            (false, true) => write(&compat::text(&text())),
+            (true, false) => write(&(self.json_text(answer)? + "\n")),
+            (true, true) => {
+                let answer = serde_json::to_value(answer).map_err(|error| Fault::usage(error.to_string()))?;
+                match compat::json(answer) {
+                    Some(answer) => write(&(self.json_text(&answer)? + "\n")),
+                    None => Ok(()),
+                }
+            }
+        }
     }
 
     /// Prints one line of many: JSON is never indented, so that each line stands alone.

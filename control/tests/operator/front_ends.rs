@@ -137,6 +137,38 @@ fn traffic_is_counted_by_queue_and_by_core() {
 }
 
 #[test]
+fn device_moves_to_another_core_under_traffic() {
+    let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+    let cores: Vec<usize> = (0..1024).filter(|core| allowed.is_set(*core)).take(2).collect();
+    let [one, two] = cores[..] else {
+        eprintln!("left out: this needs two cores");
+        return;
+    };
+    let daemon = Daemon::start_with(&["--cores", &format!("{one},{two}")]);
+    daemon.run(&format!("dev add name vm0 mgmtdev sim/net core {one}")).good();
+    daemon.run("dev add name other mgmtdev sim/net").good();
+    assert_eq!(daemon.device("other")["cores"], json!([two]), "the least loaded one");
+    let mut guest = Guest::connect(&daemon.socket("vm0"), GuestOptions::default()).unwrap();
+    for core in [two, one, two] {
+        daemon.run(&format!("dev set name vm0 core {core}")).good();
+        let received = guest.stats().received;
+        let until = Instant::now() + SOON;
+        while guest.stats().received < received + 200 && Instant::now() < until {
+            guest.turn(16).unwrap();
+        }
+        assert!(guest.stats().received >= received + 200, "traffic goes on");
+        wait_for("the pump is there", || {
+            let shown = daemon.run("-j core show").json();
+            let pumps = shown["core"][core.to_string()]["pumps"].as_array().unwrap().clone();
+            pumps.iter().any(|pump| pump["name"].as_str().unwrap().contains("vm0"))
+        });
+        assert_eq!(daemon.device("vm0")["cores"], json!([core]));
+    }
+    let stats = guest.stop().unwrap();
+    assert_eq!((stats.skipped, stats.stale, stats.corrupt), (0, 0, 0));
+}
+
+#[test]
 fn second_front_end_is_refused_after_a_moment_and_counted() {
     let daemon = with_device("");
     let _first = connect(&daemon);

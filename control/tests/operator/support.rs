@@ -86,14 +86,12 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     pub(crate) fn start() -> Daemon {
-        let temp = tempfile::tempdir().unwrap();
-        let mut daemon = Daemon { dir: temp.path().to_owned(), child: None, _temp: Some(temp) };
-        daemon.start_again(&[]);
-        daemon
+        Daemon::start_with(&[])
     }
 
     pub(crate) fn start_with(args: &[&str]) -> Daemon {
-        let temp = tempfile::tempdir().unwrap();
+        // A short path, whatever TMPDIR says: a socket's address holds 107 bytes.
+        let temp = tempfile::tempdir_in("/tmp").unwrap();
         let mut daemon = Daemon { dir: temp.path().to_owned(), child: None, _temp: Some(temp) };
         daemon.start_again(args);
         daemon
