@@ -16,6 +16,7 @@ use ringway_control::vhost_user::message::{
     encode_mem_table, protocol,
 };
 use ringway_pmd::notify::EventFd;
+use ringway_ring::features::Features;
 use ringway_ring::position::Position;
 use ringway_ring::queue::{Completion, DriverBuffer, Format};
 
@@ -304,12 +305,11 @@ fn peer_that_never_reads_answers_is_dropped_and_can_be_revoked_before() {
         // Until neither side of the socket takes any more.
         let mut stuck = 0;
         while stuck < 20 {
-            match (&stream).write(&ask) {
-                Ok(_) => stuck = 0,
-                Err(_) => {
-                    std::thread::sleep(Duration::from_millis(5));
-                    stuck += 1;
-                }
+            if (&stream).write_all(&ask).is_ok() {
+                stuck = 0;
+            } else {
+                std::thread::sleep(Duration::from_millis(5));
+                stuck += 1;
             }
         }
         let began = Instant::now();
@@ -498,14 +498,14 @@ fn front_end_killed_at_every_step_leaves_a_device_that_the_next_can_have() {
             left >= 0
         };
         let steps: &mut [&mut dyn FnMut(&mut Frontend)] = &mut [
-            &mut |frontend| drop(frontend.handshake().unwrap()),
+            &mut |frontend| assert_ne!(frontend.handshake().unwrap(), Features::NONE),
             &mut |frontend| frontend.set_features(rig.features).unwrap(),
             &mut |frontend| frontend.set_backend_req_fd().unwrap(),
             &mut |frontend| frontend.set_mem_table(&[rig.region(), extra]).unwrap(),
             &mut |frontend| pair.borrow().start(frontend, rig.fresh()),
             &mut |frontend| frontend.set_status(15).unwrap(),
             &mut |_| pair.borrow_mut().exchange(3),
-            &mut |frontend| drop(frontend.stop_ring(0).unwrap()),
+            &mut |frontend| assert_eq!(frontend.stop_ring(0).unwrap(), 0x8003_8003),
         ];
         let all =
             steps.iter_mut().take_while(|_| go_on()).map(|step| step(&mut frontend)).count() == steps.len();

@@ -381,7 +381,7 @@ pub struct Raw {
 #[derive(Debug)]
 pub enum Heard {
     /// An answer.
-    Answer(Frame),
+    Answer(Box<Frame>),
     /// The end of the connection.
     Closed,
 }
@@ -402,7 +402,7 @@ impl Raw {
         let deadline = Instant::now() + SOON;
         loop {
             match self.reader.read(&self.stream, Instant::now()) {
-                Ok(Some(frame)) => return Heard::Answer(frame),
+                Ok(Some(frame)) => return Heard::Answer(Box::new(frame)),
                 Ok(None) => wait_for(&self.stream, PollFlags::IN, deadline).expect("an answer or the end"),
                 Err(Broken::Closed) => return Heard::Closed,
                 Err(other) => panic!("{other}"),
