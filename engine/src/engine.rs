@@ -482,6 +482,9 @@ fn start_worker(desk: &Arc<Desk>, clock: Clock) -> Result<JoinHandle<()>, StartE
             let pinned = pin_to(core);
             let failed = pinned.is_err();
             desk.tid.store(rustix::thread::gettid().as_raw_nonzero().get() as u32, Ordering::Relaxed);
+            // Naps are shorter than the 50 us by which the kernel may else put a timer off. Where it refuses, they are
+            // longer than meant.
+            let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(TIMER_SLACK_NS));
             // Allocated on the pinned thread, so that its pages are of this core's memory node.
             let mut worker = Worker::new(desk, clock);
             let _ = tell.send(pinned);
@@ -519,4 +522,5 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 /// Address space for a worker's stack; only what is used is ever backed by memory.
 const WORKER_STACK_BYTES: usize = 512 << 10;
+const TIMER_SLACK_NS: u64 = 1_000;
 const REAPER_STACK_BYTES: usize = 256 << 10;

@@ -145,6 +145,46 @@ fn dropped_handle_of_a_pump_in_flight_is_reaped_once_it_stops() {
 }
 
 #[test]
+fn dropped_handle_of_a_pump_that_panicked_is_reaped() {
+    let core = cores()[0];
+    let engine = engine(&[core], IdlePolicy::Adaptive);
+    let queue = Queue::with_kick();
+    queue.panics_in.store(IN_POLL, Ordering::SeqCst);
+    let placed = engine.place(core, "p", TestPump::new(&queue), queue.clone()).expect("places");
+    wait_until("it is taken out", || placed.has_ended());
+    drop(placed);
+    wait_until("it is dropped", || queue.dropped_on.get().is_some());
+    assert_eq!(queue.dropped_on.get().map(String::as_str), Some("rw-reaper"));
+    wait_until("its slot is free", || engine.workers()[0].pumps.is_empty());
+}
+
+#[test]
+fn move_of_a_pump_in_flight_times_out_and_succeeds_once_it_has_stopped() {
+    let cores = cores();
+    let (first, last) = (cores[0], cores[cores.len() - 1]);
+    if first == last {
+        eprintln!("left out: there is one core only");
+        return;
+    }
+    let engine = engine(&cores, IdlePolicy::Adaptive);
+    let queue = Queue::with_kick();
+    queue.in_flight.store(true, Ordering::SeqCst);
+    let mut placed = engine.place(first, "p", TestPump::new(&queue), queue.clone()).expect("places");
+    let pumps = || engine.workers().iter().map(|worker| worker.pumps.len()).collect::<Vec<_>>();
+    // More often than there are slots to leak would take too long; the lists show what is held.
+    for _ in 0..5 {
+        let error = placed.move_to(last, Duration::from_millis(2)).expect_err("work is in flight");
+        assert!(matches!(error, PlaceError::Timeout { core, .. } if core == first), "{error}");
+        assert_eq!((placed.core(), pumps()), (first, vec![1, 0]));
+    }
+    queue.in_flight.store(false, Ordering::SeqCst);
+    placed.move_to(last, LONG).expect("moves");
+    assert_eq!((placed.core(), pumps()), (last, vec![0, 1]));
+    queue.send(1);
+    wait_until("it works there", || queue.done() == 1);
+}
+
+#[test]
 fn move_keeps_the_pump_its_name_and_its_account() {
     let cores = cores();
     let (first, last) = (cores[0], cores[cores.len() - 1]);

@@ -63,7 +63,7 @@ fn turns_until(worker: &mut Worker, what: &str, mut condition: impl FnMut() -> b
         }
         worker.turn();
     }
-    panic!("turned in vain until {what}");
+    assert!(condition(), "turned in vain until {what}");
 }
 
 fn polls(queue: &Queue) -> u64 {
@@ -179,6 +179,47 @@ fn blocked_pump_sleeps_until_its_deadline() {
 }
 
 #[test]
+fn pump_kicked_before_its_deadline_has_none_any_more() {
+    let mut worker = worker(IdlePolicy::Adaptive);
+    let queue = Queue::with_kick();
+    queue.within_ns.store(300_000, Ordering::Relaxed);
+    let (_, seat) = place(&worker, &queue);
+    turns_until(&mut worker, "it sleeps", || asleep(&seat));
+    queue.within_ns.store(0, Ordering::Relaxed);
+    queue.send(1);
+    turns_until(&mut worker, "it is awake", || queue.done() == 1);
+    turns_until(&mut worker, "it sleeps again", || asleep(&seat));
+    advance(1_000_000);
+    turns(&mut worker, 10);
+    assert!(asleep(&seat));
+    assert_eq!(worker.turn(), Next::Sleep { until: u64::MAX });
+}
+
+#[test]
+fn retired_sleepers_and_nappers_leave_nothing_behind() {
+    let mut worker = worker(IdlePolicy::Adaptive);
+    let (napper, sleeper, timed) = (Queue::new(), Queue::with_kick(), Queue::with_kick());
+    napper.cannot_sleep.store(true, Ordering::Relaxed);
+    timed.within_ns.store(1_000_000, Ordering::Relaxed);
+    let placed = [place(&worker, &napper), place(&worker, &sleeper), place(&worker, &timed)];
+    turns_until(&mut worker, "all sleep", || placed.iter().all(|(_, seat)| asleep(seat)));
+    assert_eq!((worker.listening, worker.napping), (2, 1));
+    for (slot, _) in &placed {
+        assert!(worker.desk.recall(*slot, RETIRE, std::time::Duration::ZERO).is_err());
+    }
+    worker.turn();
+    assert_eq!((worker.listening, worker.napping, worker.active.len()), (0, 0, 0));
+    assert_eq!(worker.deadlines.earliest(), u64::MAX);
+    for (slot, seat) in &placed {
+        assert!(worker.desk.recall(*slot, RETIRE, std::time::Duration::ZERO).is_ok());
+        assert!(!asleep(seat));
+    }
+    for queue in [&napper, &sleeper, &timed] {
+        assert_eq!(queue.disarms.load(Ordering::Relaxed), arms(queue), "what was armed was disarmed");
+    }
+}
+
+#[test]
 fn pump_that_cannot_sleep_naps_in_doubling_steps_and_is_shown_so() {
     let mut worker = worker(IdlePolicy::Adaptive);
     let queue = Queue::new();
@@ -235,14 +276,15 @@ fn thousand_pumps_that_cannot_sleep_share_a_bounded_part_of_the_core() {
 #[test]
 fn worker_with_active_pumps_alone_never_looks_at_its_epoll() {
     let mut worker = worker(IdlePolicy::Poll);
-    let queues: Vec<_> = (0..3)
+    let (queues, seats): (Vec<_>, Vec<_>) = (0..3)
         .map(|_| {
             let queue = Queue::with_kick();
-            place(&worker, &queue);
-            queue
+            (Arc::clone(&queue), place(&worker, &queue).1)
         })
-        .collect();
-    worker.turn();
+        .unzip();
+    turns_until(&mut worker, "all have slept", || seats.iter().all(|seat| asleep(seat)));
+    queues.iter().for_each(|queue| queue.send(1));
+    turns_until(&mut worker, "all are awake", || !seats.iter().any(|seat| asleep(seat)));
     let first_look = worker.next_look;
     let (before, turns) = (READINGS.get(), 5_000);
     for _ in 0..turns {
