@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::berth::{LET_GO, RETIRE};
 use crate::desk::Desk;
@@ -260,6 +260,9 @@ impl Engine {
     /// Stops every worker and waits for its thread. Each gives back the pumps that it still has; those with work in
     /// flight after half a second, as they are. A pump whose [`Placed`] is still held waits there for
     /// [`Placed::retire`], or is dropped with it; nothing is placed any more.
+    ///
+    /// A worker that a pump holds (a peer can make its eventfd block) is left behind after two seconds: its pumps
+    /// are not given back, and it ends when it is let go.
     pub fn shutdown(&self) {
         self.inner.stop();
     }
@@ -278,9 +281,15 @@ impl Inner {
         for desk in &self.plant.desks {
             desk.close();
         }
+        let asked = Instant::now();
         for thread in threads.drain(..) {
-            // A worker's loop does not panic; one that did has nothing more to give back.
-            let _ = thread.join();
+            while !thread.is_finished() && asked.elapsed() < SHUTDOWN_WAIT {
+                std::thread::sleep(SHUTDOWN_STEP);
+            }
+            if thread.is_finished() {
+                // A worker's loop does not panic; one that did has nothing more to give back.
+                let _ = thread.join();
+            }
         }
         self.plant.alarm.stop();
         match lock(&self.reaper).take() {
@@ -522,5 +531,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 /// Address space for a worker's stack; only what is used is ever backed by memory.
 const WORKER_STACK_BYTES: usize = 512 << 10;
+/// How long a shutdown waits for the workers, and how often it looks. Beyond the grace that they give their pumps.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(2);
+const SHUTDOWN_STEP: Duration = Duration::from_micros(200);
 const TIMER_SLACK_NS: u64 = 1_000;
 const REAPER_STACK_BYTES: usize = 256 << 10;

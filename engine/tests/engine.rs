@@ -2,12 +2,15 @@
 
 mod common;
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::*;
-use ringway_engine::{End, Engine, EngineConfig, IdlePolicy, PlaceError, StartError};
+use ringway_engine::{
+    Armed, Budget, End, Engine, EngineConfig, IdlePolicy, PlaceError, Polled, Pump, StartError,
+};
 
 fn start_error(cores: &[usize]) -> StartError {
     Engine::start(EngineConfig { cores: cores.to_vec(), idle: IdlePolicy::Adaptive, clock: clock() })
@@ -240,6 +243,24 @@ fn panic_in_any_call_takes_out_that_pump_alone_and_names_it() {
 }
 
 #[test]
+fn pump_that_panics_while_it_is_moved_is_given_back_with_its_reason() {
+    let cores = cores();
+    let (first, last) = (cores[0], cores[cores.len() - 1]);
+    if first == last {
+        eprintln!("left out: there is one core only");
+        return;
+    }
+    let engine = engine(&cores, IdlePolicy::Adaptive);
+    let queue = Queue::with_kick();
+    let mut placed = engine.place(first, "p", TestPump::new(&queue), queue.clone()).expect("places");
+    queue.panics_in.store(IN_BEGIN_STOP, Ordering::SeqCst);
+    assert!(matches!(placed.move_to(last, LONG), Err(PlaceError::Ended)));
+    let retired = placed.retire(LONG).expect("is given back");
+    assert!(matches!(&retired.end, End::Panicked(message) if message.contains("planted in call 4")));
+    assert!(engine.workers().iter().all(|worker| worker.pumps.is_empty()));
+}
+
+#[test]
 fn shutdown_gives_back_what_is_held_and_drops_the_rest_off_the_workers() {
     let cores = cores();
     let engine = engine(&cores, IdlePolicy::Poll);
@@ -274,24 +295,27 @@ fn shutdown_lets_go_of_what_never_stops() {
     assert!(placed.retire(Duration::ZERO).expect("the worker let go").in_flight);
 }
 
+/// Hangs in its poll for as long as it is told to.
+struct Hanging(Arc<AtomicBool>);
+
+impl Pump for Hanging {
+    fn poll(&mut self, _: &Budget, _: u64) -> Polled {
+        while self.0.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Polled::Idle
+    }
+    fn arm(&mut self) -> Armed {
+        Armed::Sleep { within_ns: None }
+    }
+    fn disarm(&mut self) {}
+    fn wake_sources(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+}
+
 #[test]
 fn pump_that_hangs_is_named_with_its_worker() {
-    struct Hanging(Arc<AtomicBool>);
-    impl ringway_engine::Pump for Hanging {
-        fn poll(&mut self, _: &ringway_engine::Budget, _: u64) -> ringway_engine::Polled {
-            while self.0.load(Ordering::SeqCst) {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            ringway_engine::Polled::Idle
-        }
-        fn arm(&mut self) -> ringway_engine::Armed {
-            ringway_engine::Armed::Sleep { within_ns: None }
-        }
-        fn disarm(&mut self) {}
-        fn wake_sources(&self) -> Vec<std::os::fd::BorrowedFd<'_>> {
-            Vec::new()
-        }
-    }
     let core = cores()[0];
     let engine = engine(&[core], IdlePolicy::Adaptive);
     let hangs = Arc::new(AtomicBool::new(true));
@@ -309,6 +333,22 @@ fn pump_that_hangs_is_named_with_its_worker() {
     hangs.store(false, Ordering::SeqCst);
     wait_until("it is no longer stuck", || engine.workers()[0].current_pump.is_none());
     assert!(engine.stuck(Duration::ZERO).is_empty());
+}
+
+#[test]
+fn shutdown_leaves_a_worker_behind_that_a_pump_holds() {
+    let core = cores()[0];
+    let engine = engine(&[core], IdlePolicy::Adaptive);
+    let hangs = Arc::new(AtomicBool::new(true));
+    let pump = Box::new(Hanging(Arc::clone(&hangs)));
+    let mut placed = engine.place(core, "p", pump, Queue::new()).expect("places");
+    let tid = engine.workers()[0].tid;
+    engine.shutdown();
+    let error = placed.retire(Duration::from_millis(1)).expect_err("the worker still has it");
+    assert!(matches!(error, PlaceError::Timeout { .. }), "{error}");
+    hangs.store(false, Ordering::SeqCst);
+    assert!(placed.retire(LONG).is_ok(), "let go, the worker gives back and ends");
+    wait_until("its thread has ended", || !std::path::Path::new(&format!("/proc/self/task/{tid}")).exists());
 }
 
 /// Several threads place, move and retire as fast as they can, under traffic. No pump is touched once it was given

@@ -337,9 +337,15 @@ fn more_kicks_than_one_look_takes_all_arrive() {
         .collect();
     turns_until(&mut worker, "all sleep", || queues.iter().all(|(seat, _)| asleep(seat)));
     queues.iter().for_each(|(_, queue)| queue.send(1));
-    let began = TIME.get();
-    turns_until(&mut worker, "all is done", || queues.iter().all(|(_, queue)| queue.done() == 1));
-    assert!(TIME.get() - began < 2 * (20_000 + 3 * EVENTS as u64 * STEP * 3));
+    let awake = |queues: &[(Arc<Seat>, Arc<Queue>)]| queues.iter().filter(|(seat, _)| !asleep(seat)).count();
+    turns_until(&mut worker, "the first are awake", || awake(&queues) > 0);
+    assert_eq!(awake(&queues), EVENTS);
+    worker.turn();
+    assert_eq!(awake(&queues), 2 * EVENTS, "a look that was full is followed by the next");
+    worker.turn();
+    assert_eq!(awake(&queues), 3 * EVENTS);
+    worker.turn();
+    assert!(queues.iter().all(|(_, queue)| queue.done() == 1));
 }
 
 #[test]
