@@ -3,7 +3,7 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use common::*;
@@ -173,18 +173,19 @@ fn pump_without_kick_is_served_by_a_worker_that_naps() {
 #[test]
 fn kicks_during_hand_overs_reach_nobody_else() {
     let engine = engine(&cores(), IdlePolicy::Adaptive);
-    let stop = AtomicBool::new(false);
+    let stop = Stop::default();
     let (shared, idle) = (Queue::with_kick(), Queue::with_kick());
     let bystander = place(&engine, &idle);
     wait_until("the bystander sleeps", || bystander.stats().asleep);
     let disarms = idle.read(|queue| &queue.disarms);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            while !stop.load(Ordering::SeqCst) {
+            while !stop.is_set() {
                 kick(shared.kick.get().expect("a kick"));
                 std::thread::sleep(Duration::from_micros(20));
             }
         });
+        let _stop = stop.when_dropped();
         for round in 0..400u64 {
             let core = cores()[(round % cores().len() as u64) as usize];
             // Two at a time have the same kick: each is woken by it.
@@ -194,7 +195,6 @@ fn kicks_during_hand_overs_reach_nobody_else() {
             one.retire(LONG).expect("retires");
             two.retire(LONG).expect("retires");
         }
-        stop.store(true, Ordering::SeqCst);
     });
     assert_eq!(idle.read(|queue| &queue.disarms), disarms, "nobody kicked the bystander");
     assert!(bystander.stats().asleep);

@@ -342,6 +342,7 @@ fn shutdown_leaves_a_worker_behind_that_a_pump_holds() {
     let hangs = Arc::new(AtomicBool::new(true));
     let pump = Box::new(Hanging(Arc::clone(&hangs)));
     let mut placed = engine.place(core, "p", pump, Queue::new()).expect("places");
+    wait_until("it hangs", || !engine.stuck(Duration::from_millis(5)).is_empty());
     let tid = engine.workers()[0].tid;
     engine.shutdown();
     let error = placed.retire(Duration::from_millis(1)).expect_err("the worker still has it");
@@ -357,17 +358,18 @@ fn shutdown_leaves_a_worker_behind_that_a_pump_holds() {
 fn thousands_of_hand_overs_under_traffic_touch_nothing_after_its_acknowledgement() {
     let cores = cores();
     let engine = engine(&cores, IdlePolicy::Adaptive);
-    let (stop, hand_overs) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (stop, hand_overs) = (Stop::default(), AtomicU64::new(0));
     let running = Queue::with_kick();
     let _running =
         engine.place(cores[0], "running", TestPump::new(&running), running.clone()).expect("places");
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            while !stop.load(Ordering::SeqCst) {
+            while !stop.is_set() {
                 running.send(3);
                 std::thread::sleep(Duration::from_micros(100));
             }
         });
+        let _stop = stop.when_dropped();
         let movers: Vec<_> = (0..4u64)
             .map(|mover| {
                 let (engine, cores, hand_overs) = (engine.clone(), cores.clone(), &hand_overs);
@@ -401,7 +403,6 @@ fn thousands_of_hand_overs_under_traffic_touch_nothing_after_its_acknowledgement
         for mover in movers {
             mover.join().expect("no failure");
         }
-        stop.store(true, Ordering::SeqCst);
     });
     assert_eq!(hand_overs.into_inner(), 2_000);
     wait_until("only the running one is left", || {

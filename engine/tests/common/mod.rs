@@ -40,6 +40,26 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Tells a background thread of a test to end, also when the test fails.
+#[derive(Default)]
+pub(crate) struct Stop(pub(crate) AtomicBool);
+
+impl Stop {
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn when_dropped(&self) -> impl Drop + '_ {
+        struct Guard<'a>(&'a Stop);
+        impl Drop for Guard<'_> {
+            fn drop(&mut self) {
+                self.0.0.store(true, Ordering::SeqCst);
+            }
+        }
+        Guard(self)
+    }
+}
+
 pub(crate) fn event() -> OwnedFd {
     eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("eventfd")
 }
