@@ -4,37 +4,40 @@
 //! side and from the driver's, notification suppression, and the page that keeps each queue's position.
 //! No sockets, no threads, no device knowledge.
 
-/// Atomics and fences: the process's own, or loom's under `cfg(loom)`.
+// Atomics and fences: the process's own, or loom's under `cfg(loom)`.
 pub mod sync;
-/// Cycle counter.
+// Cycle counter.
 pub mod tsc;
 
-/// Copies from, to and between memory that a peer writes at the same time.
+// Copies from, to and between memory that a peer writes at the same time.
 pub mod copy;
-/// Maps of a guest's memory, made from file descriptors.
+// Maps of a guest's memory, made from file descriptors.
 pub mod guest;
-/// An address range that shows a part of a shared file.
+// An address range that shows a part of a shared file.
 mod mapping;
-/// Memory of our own, on the largest pages there are.
+// Memory of our own, on the largest pages there are.
 pub mod memory;
-/// Where each queue stands, in memory that outlives the process.
+// Where each queue stands, in memory that outlives the process.
 pub mod position;
-/// Containment of faults in memory that a peer truncated.
+// Containment of faults in memory that a peer truncated.
 pub mod sigbus;
 
-/// Descriptor chains, checked and translated.
+// Descriptor chains, checked and translated.
 pub mod chain;
-/// Virtio transport features.
+// Virtio transport features.
 pub mod features;
-/// Where the areas of a ring lie; the driver side's configuration.
+// Where the areas of a ring lie; the driver side's configuration.
 pub mod layout;
-/// Packed virtqueues (virtio 1.3 §2.8).
+// Packed virtqueues (virtio 1.3 §2.8).
 pub mod packed;
-/// What both ring formats have in common: configuration, traits, faults.
+// What both ring formats have in common: configuration, traits, faults.
 pub mod queue;
-/// Split virtqueues (virtio 1.3 §2.7).
+// Split virtqueues (virtio 1.3 §2.7).
 pub mod split;
-/// Gathering one chain.
+// Gathering one chain.
 mod walk;
-/// Access to the words of a ring.
+// Access to the words of a ring.
 pub mod words;
+
+#[cfg(all(test, not(loom)))]
+mod counts;

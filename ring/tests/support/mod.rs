@@ -166,13 +166,14 @@ impl Desc {
 pub struct RawRing {
     pub map: Arc<GuestMap>,
     pub shape: Shape,
+    keeper: PositionSlot,
 }
 
 impl RawRing {
     /// A cleared ring.
     pub fn new(map: &Arc<GuestMap>, shape: Shape) -> RawRing {
         drop(shape.start_driver(map));
-        RawRing { map: Arc::clone(map), shape }
+        RawRing { map: Arc::clone(map), shape, keeper: slot() }
     }
 
     /// Writes descriptor `slot`; in a packed ring it is available in the first lap.
@@ -204,6 +205,6 @@ impl RawRing {
 
     /// The device's side of it.
     pub fn device(&self) -> Box<dyn DeviceRing> {
-        self.shape.start_device(self.shape.device_config(&self.map, slot()))
+        self.shape.start_device(self.shape.device_config(&self.map, self.keeper.clone()))
     }
 }

@@ -1,0 +1,192 @@
+//! Faults that other implementations of virtqueues have had, each as a test that would find it here.
+#![cfg(not(loom))]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
+
+mod support;
+
+use std::sync::Arc;
+
+use ringway_ring::chain::Burst;
+use ringway_ring::features::Features;
+use ringway_ring::position::Position;
+use ringway_ring::queue::{Completion, DriverBuffer, Format, RingFull};
+use support::{DATA_GPA, RawRing, Shape};
+
+const BOTH: [Format; 2] = [Format::Split, Format::Packed];
+
+fn buffer(len: u32) -> DriverBuffer {
+    DriverBuffer { gpa: DATA_GPA, len, writable: false }
+}
+
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT` is ignored by several: a polled driver is interrupted for every burst.
+#[test]
+fn no_interrupt_flag_set_by_hand_is_honoured() {
+    let ring = RawRing::new(&support::memory(), Shape::new(Format::Split, 8, Features::VERSION_1));
+    for slot in 0..8 {
+        ring.desc(slot, support::Desc { addr: DATA_GPA, len: 1, flags: 0, link: 0 });
+    }
+    ring.offer(&[0, 1, 2, 3, 4, 5]);
+    let mut device = ring.device();
+    let mut burst = Burst::new(Arc::clone(&ring.map));
+    let mut called = |flags: u16| {
+        support::write(&ring.map, ring.shape.areas().driver, &flags.to_le_bytes());
+        assert_eq!(device.peek(&mut burst, 2), Ok(2));
+        device.consume(burst.chains());
+        for chain in burst.chains() {
+            device.complete(chain, 0);
+        }
+        device.publish()
+    };
+    assert!(!called(1));
+    assert!(called(0));
+    assert!(!called(1));
+}
+
+/// `RING_EVENT_FLAGS_DISABLE`, the same of a packed ring; reserved values ask for notifications.
+#[test]
+fn packed_driver_event_flags_set_by_hand_are_honoured() {
+    for (flags, asked) in [(0u16, true), (1, false), (3, true)] {
+        let ring = RawRing::new(&support::memory(), Shape::new(Format::Packed, 8, Features::VERSION_1));
+        ring.desc(0, support::Desc { addr: DATA_GPA, len: 1, flags: 0, link: 0 });
+        support::write(&ring.map, ring.shape.areas().driver + 2, &flags.to_le_bytes());
+        let mut device = ring.device();
+        let mut burst = Burst::new(Arc::clone(&ring.map));
+        assert_eq!(device.peek(&mut burst, 8), Ok(1));
+        device.consume(burst.chains());
+        device.complete(&burst.chains()[0], 0);
+        assert_eq!(device.publish(), asked, "flags {flags}");
+    }
+}
+
+/// A check for "full" that forgets the wrap lets the driver overtake the device, or stop one short of it.
+#[test]
+fn queue_fills_to_its_last_descriptor_at_every_place_of_the_wrap() {
+    for format in BOTH {
+        for start in 0..8u16 {
+            let map = support::memory();
+            let mut shape = Shape::new(format, 8, Features::VERSION_1);
+            let idx = if format == Format::Split { 65528 + start } else { start };
+            shape.position = Position { avail_idx: idx, used_idx: idx, ..Position::START };
+            let (mut driver, mut device) = shape.start(&map);
+            let mut burst = Burst::new(Arc::clone(&map));
+            for round in 0..3 {
+                for nth in 0..8 {
+                    driver.add(&[buffer(nth + 1)], nth).unwrap();
+                }
+                assert_eq!(driver.free_slots(), 0);
+                assert_eq!(driver.add(&[buffer(9)], 9), Err(RingFull));
+                driver.publish();
+                assert_eq!(device.peek(&mut burst, 64), Ok(8), "{format:?} from {idx}, round {round}");
+                let lens: Vec<u32> = burst.chains().iter().map(|chain| chain.readable_bytes).collect();
+                assert_eq!(lens, [1, 2, 3, 4, 5, 6, 7, 8]);
+                device.consume(burst.chains());
+                assert_eq!(device.peek(&mut Burst::new(Arc::clone(&map)), 64), Ok(0));
+                for chain in burst.chains() {
+                    device.complete(chain, 0);
+                }
+                device.publish();
+                assert_eq!(driver.collect(&mut [Completion::default(); 64]), Ok(8));
+            }
+        }
+    }
+}
+
+/// Bases cut to 16 bits lose the used half of a packed ring's position.
+#[test]
+fn packed_base_with_high_half_set_goes_on_where_the_ring_stood() {
+    let map = support::memory();
+    let shape = Shape::new(Format::Packed, 5, Features::VERSION_1);
+    let (mut driver, mut device) = shape.start(&map);
+    let mut burst = Burst::new(Arc::clone(&map));
+    for round in 0..23u32 {
+        driver.add(&[buffer(round + 1)], round).unwrap();
+        driver.publish();
+        // Stopped between any two buffers, with one that is available, and continued from the base on the wire.
+        let base = device.position().to_vhost_base(Format::Packed);
+        assert_eq!(base >> 16, base & 0xffff, "drained: both halves are the same place");
+        let mut config = shape.device_config(&map, support::slot());
+        config.position = Position::from_vhost_base(Format::Packed, base).unwrap();
+        device = shape.start_device(config);
+        assert_eq!(device.peek(&mut burst, 8), Ok(1), "round {round}, base {base:#x}");
+        assert_eq!(burst.chains()[0].readable_bytes, round + 1);
+        device.consume(burst.chains());
+        device.complete(&burst.chains()[0], 0);
+        device.publish();
+        assert_eq!(driver.collect(&mut [Completion::default(); 2]), Ok(1));
+    }
+}
+
+/// Receive buffers that were taken and not filled belong to the driver again after a stop.
+#[test]
+fn buffers_taken_and_not_completed_are_taken_again_after_a_stop() {
+    for format in BOTH {
+        let map = support::memory();
+        let shape = Shape::new(format, 8, Features::VERSION_1);
+        let mut driver = shape.start_driver(&map);
+        let keeper = support::slot();
+        let mut device = shape.start_device(shape.device_config(&map, keeper.clone()));
+        for nth in 0..6 {
+            driver.add(&[buffer(nth + 1)], nth).unwrap();
+        }
+        driver.publish();
+        let mut burst = Burst::new(Arc::clone(&map));
+        assert_eq!(device.peek(&mut burst, 5), Ok(5));
+        device.consume(burst.chains());
+        device.complete(&burst.chains()[0], 0);
+        device.complete(&burst.chains()[1], 0);
+        device.publish();
+        device.complete(&burst.chains()[2], 0);
+        drop(device);
+        // Two are done; the third was completed but not published.
+        let mut config = shape.device_config(&map, support::slot());
+        config.position = keeper.load().unwrap();
+        assert_eq!((config.position.avail_idx, config.position.used_idx), (2, 2));
+        let mut device = shape.start_device(config);
+        assert_eq!(device.peek(&mut burst, 8), Ok(4));
+        let lens: Vec<u32> = burst.chains().iter().map(|chain| chain.readable_bytes).collect();
+        assert_eq!(lens, [3, 4, 5, 6]);
+    }
+}
+
+/// More completions than a device holds back between two publications.
+#[test]
+fn any_number_of_completions_may_wait_for_one_publication() {
+    for format in BOTH {
+        let map = support::memory();
+        let (mut driver, mut device) = Shape::new(format, 512, Features::VERSION_1).start(&map);
+        for nth in 0..512 {
+            driver.add(&[DriverBuffer { writable: true, ..buffer(1000) }], nth).unwrap();
+        }
+        driver.publish();
+        let mut burst = Burst::new(Arc::clone(&map));
+        let mut into = vec![Completion::default(); 600];
+        for _ in 0..8 {
+            assert_eq!(device.peek(&mut burst, 64), Ok(64));
+            device.consume(burst.chains());
+            for chain in burst.chains() {
+                device.complete(chain, u32::from(chain.id) + 1);
+            }
+            assert_eq!(driver.collect(&mut into), Ok(0), "visible before it was published");
+        }
+        device.publish();
+        assert_eq!(driver.collect(&mut into), Ok(512));
+        for (nth, completion) in (0..).zip(&into[..512]) {
+            assert_eq!(*completion, Completion { token: nth, written: nth + 1 });
+        }
+    }
+}
+
+/// A device that lost count must not write what it does not own. (Debug builds say so instead.)
+#[test]
+#[cfg_attr(debug_assertions, should_panic(expected = "not consumed"))]
+fn completing_what_was_not_consumed_changes_nothing() {
+    let map = support::memory();
+    let (mut driver, mut device) = Shape::new(Format::Split, 8, Features::VERSION_1).start(&map);
+    driver.add(&[buffer(1)], 7).unwrap();
+    driver.publish();
+    let mut burst = Burst::new(Arc::clone(&map));
+    assert_eq!(device.peek(&mut burst, 1), Ok(1));
+    device.complete(&burst.chains()[0], 0);
+    assert!(!device.publish());
+    assert_eq!(driver.collect(&mut [Completion::default(); 2]), Ok(0));
+}
