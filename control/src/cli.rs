@@ -17,9 +17,9 @@ use crate::demo;
 use crate::fault::Fault;
 
 mod compat;
-/// Completion and manual pages.
+// Completion and manual pages.
 pub mod docs;
-/// What the words of a command line mean.
+// What the words of a command line mean.
 pub mod grammar;
 mod render;
 mod run;

@@ -31,14 +31,14 @@ use crate::api::DeviceEntry;
 use crate::config::Settings;
 use crate::device::Origin;
 use crate::endpoint::Listening;
-use crate::events::{Events, wanted};
+use crate::events::Events;
 use crate::fault::Fault;
 use crate::guard::Guard;
 use crate::life::LifeEvent;
 use crate::peer::Caller;
 use crate::placement::{Placement, allowed_cores, choose_cores};
 use crate::registry::Registry;
-use crate::rpc::{Clients, Line, answer, error_answer, no_such_method};
+use crate::rpc::Clients;
 use crate::session::{Command, Report};
 use crate::single::Inherited;
 use crate::state::StateDir;
@@ -143,7 +143,7 @@ pub(crate) struct Daemon {
     pub(crate) remote: Remote,
     inbox: Receiver<Message>,
     signals: Option<UnixStream>,
-    ctl: Option<Listening>,
+    pub(crate) ctl: Option<Listening>,
     pub(crate) ctl_path: Option<PathBuf>,
     retry_absent_at: Option<Instant>,
     /// Once stopping: until when sessions may take to end.
@@ -155,8 +155,6 @@ pub(crate) struct Daemon {
 const STOP_WITHIN: Duration = Duration::from_millis(700);
 /// How often a device that could not be made is tried again.
 const RETRY_ABSENT: Duration = Duration::from_secs(2);
-/// Requests of one client in one turn.
-const REQUESTS_PER_TURN: usize = 16;
 /// Reports taken in one turn.
 const REPORTS_PER_TURN: usize = 256;
 
@@ -393,98 +391,6 @@ impl Daemon {
             && signals.read(&mut bytes).is_ok_and(|n| n > 0)
         {
             self.begin_stop();
-        }
-    }
-
-    fn accept_clients(&mut self) {
-        for _ in 0..16 {
-            let Some(ctl) = &self.ctl else { return };
-            let Ok((stream, _)) = ctl.socket.accept() else { return };
-            if stream.set_nonblocking(true).is_err() {
-                continue;
-            }
-            let caller = Caller::of(&stream);
-            if let Some(id) = self.clients.admit(stream, caller)
-                && let Some(client) = self.clients.by_id(id)
-                && epoll::add(&self.epoll, &client.stream, Token::Client(id).data(), EventFlags::IN).is_err()
-            {
-                self.clients.drop_client(id, "no_descriptor");
-            }
-        }
-    }
-
-    /// One turn with a client. True if it has more requests for the next turn.
-    fn serve_client(&mut self, id: u64) -> bool {
-        let Some(client) = self.clients.by_id(id) else { return false };
-        if !client.fill() {
-            self.clients.forget(id);
-            return false;
-        }
-        for _ in 0..REQUESTS_PER_TURN {
-            let Some(client) = self.clients.by_id(id) else { return false };
-            let Some(line) = client.take_line() else { break };
-            let caller = client.caller.clone();
-            let message = match line {
-                Line::Refused(refusal) => Some(refusal),
-                Line::Oversize(refusal) => {
-                    *self.clients.dropped.entry("oversize_request".to_owned()).or_default() += 1;
-                    Some(refusal)
-                }
-                Line::Request(request) => {
-                    let result = match request.method.as_str() {
-                        "events" => Some(self.subscribe(id, request.params)),
-                        method => self.call(method, request.params, &caller),
-                    };
-                    request.id.map(|id| match result {
-                        Some(Ok(result)) => answer(id, result),
-                        Some(Err(fault)) => error_answer(id, &fault),
-                        None => no_such_method(id, &request.method),
-                    })
-                }
-            };
-            if let (Some(client), Some(message)) = (self.clients.by_id(id), message) {
-                client.say(&message);
-            }
-        }
-        self.settle_client(id)
-    }
-
-    /// Writes what waits for a client and watches it for what it can do next. True if it has more requests.
-    fn settle_client(&mut self, id: u64) -> bool {
-        let Some(client) = self.clients.by_id(id) else { return false };
-        if !client.flush() || client.is_done() {
-            self.clients.forget(id);
-            return false;
-        }
-        let mut flags = EventFlags::empty();
-        flags.set(EventFlags::IN, client.wants_to_read());
-        flags.set(EventFlags::OUT, client.wants_to_write());
-        let has_line = client.has_line();
-        let _ = epoll::modify(&self.epoll, &client.stream, Token::Client(id).data(), flags);
-        has_line
-    }
-
-    /// Sends each follower the events that it has room for.
-    fn feed_subscribers(&mut self) {
-        let last = self.events.last();
-        for id in self.clients.ids() {
-            let Some(client) = self.clients.by_id(id) else { continue };
-            let Some(subscription) = client.subscription.clone() else { continue };
-            if subscription.cursor == last || client.is_full() {
-                continue;
-            }
-            let mut cursor = subscription.cursor;
-            for event in self.events.after(subscription.cursor) {
-                if client.is_full() {
-                    break;
-                }
-                cursor = event.seq;
-                if wanted(&subscription.types, &event.kind) {
-                    client.say(&serde_json::json!({ "jsonrpc": "2.0", "method": "event", "params": event }));
-                }
-            }
-            client.subscription = Some(crate::rpc::Subscription { cursor, ..subscription });
-            self.settle_client(id);
         }
     }
 

@@ -1,42 +1,43 @@
 //! The vDPA subsystem: device life, front-end protocols, the operator's socket and configuration.
 #![forbid(unsafe_code)]
 
-/// The operator protocol's requests and answers.
+// The operator protocol's requests and answers.
 pub mod api;
-/// The command `ringway`: grammar, texts, manual.
+// The command `ringway`: grammar, texts, manual.
 pub mod cli;
-/// A client of the operator socket.
+// A client of the operator socket.
 pub mod client;
-/// The configuration file.
+// The configuration file.
 pub mod config;
-/// The main job on an embedded default.
+// The main job on an embedded default.
 pub mod demo;
-/// The drivers that this build has.
+// The drivers that this build has.
 pub mod drivers;
-/// Why a request of an operator failed.
+// Why a request of an operator failed.
 pub mod fault;
-/// The built-in guest: rings and traffic of our own, over a real socket.
+// The built-in guest: rings and traffic of our own, over a real socket.
 pub mod guest;
-/// The life of a device.
+// The life of a device.
 pub mod life;
-/// Names of virtio feature bits.
+// Names of virtio feature bits.
 pub mod names;
-/// Where things are unless told otherwise.
+// Where things are unless told otherwise.
 pub mod paths;
-/// Which cores become workers, and what goes where.
+// Which cores become workers, and what goes where.
 pub mod placement;
-/// Management devices, devices, and the checks of a new one.
+// Management devices, devices, and the checks of a new one.
 pub mod registry;
-/// The program `ringwayd`.
+// The program `ringwayd`.
 pub mod serve;
-/// The subsystem as a value.
+// The subsystem as a value.
 pub mod subsystem;
 
-/// One front-end's connection to one device, on a thread of its own.
+// One front-end's connection to one device, on a thread of its own.
 pub mod session;
-/// The vhost-user protocol: messages, framing, both sides.
+// The vhost-user protocol: messages, framing, both sides.
 pub mod vhost_user;
 
+mod clients;
 mod connect;
 mod daemon;
 mod device;

@@ -10,15 +10,14 @@ use serde_json::{Map, Value};
 
 use crate::api::{
     AttributeHelp, ConfigInfo, ConfigShow, CoreInfo, CoreShow, DevInfo, DevShow, DeviceEntry, Dump,
-    EventPage, Explained, Follow, FrontEnd, Hello, MgmtdevInfo, MgmtdevShow, Named, Provisioned, PumpInfo,
-    Queue, QueueInfo, Ring, Select, VERSION, Vstats, VstatsShow,
+    Explained, FrontEnd, Hello, MgmtdevInfo, MgmtdevShow, Named, Provisioned, PumpInfo, Queue, QueueInfo,
+    Ring, Select, VERSION, Vstats, VstatsShow,
 };
 use crate::config;
 use crate::daemon::{Daemon, idle_name};
 use crate::device::{Connection, Device};
 use crate::fault::Fault;
 use crate::names::feature_names;
-use crate::rpc::Subscription;
 use crate::vhost_user::message::protocol;
 
 /// `VIRTIO_NET_F_RSS`.
@@ -182,34 +181,6 @@ impl Daemon {
         let devices: Vec<DeviceEntry> = self.registry.devices().map(in_force).collect();
         let state_dir = self.state.as_ref().map(crate::state::StateDir::path);
         Ok(config::dump(&self.settings, self.ctl_path.as_deref(), state_dir, &devices))
-    }
-
-    /// Answers `events`, and makes the client a follower if it asks for that.
-    pub(crate) fn subscribe(&mut self, client: u64, params: Value) -> Result<Value, Fault> {
-        let follow: Follow =
-            serde_json::from_value(params).map_err(|error| Fault::usage(format!("parameters: {error}")))?;
-        let is_other = follow.instance.as_ref().is_some_and(|instance| *instance != self.instance);
-        let since = if is_other { Some(0) } else { follow.since };
-        let last = self.events.last();
-        let mut page = EventPage { instance: self.instance.clone(), seq: last, ..EventPage::default() };
-        match since {
-            None => {
-                let states = self.registry.devices().map(|d| (d.name().to_owned(), d.life.name().to_owned()));
-                page.snapshot = Some(states.collect());
-            }
-            Some(since) if !follow.follow => {
-                let events = self.events.after(since);
-                page.events =
-                    events.filter(|event| crate::events::wanted(&follow.types, &event.kind)).collect();
-            }
-            Some(_) => {}
-        }
-        if follow.follow
-            && let Some(client) = self.clients.by_id(client)
-        {
-            client.subscription = Some(Subscription { cursor: since.unwrap_or(last), types: follow.types });
-        }
-        serde_json::to_value(page).map_err(|error| Fault::usage(error.to_string()))
     }
 }
 
