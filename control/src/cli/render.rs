@@ -101,6 +101,10 @@ fn device_details(text: &mut String, info: &DevInfo) {
         }
     }
     for ring in &info.rings {
+        if !ring.started && ring.fault.is_none() {
+            let _ = writeln!(text, "  queue {} stopped", ring.qidx);
+            continue;
+        }
         let _ = write!(text, "  queue {} size {}", ring.qidx, ring.size);
         for (is, yes, no) in [
             (ring.started, "started", "stopped"),

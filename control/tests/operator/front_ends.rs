@@ -111,7 +111,7 @@ fn connected_device_tells_who_and_what_was_agreed_on() {
 
 #[test]
 fn traffic_is_counted_by_queue_and_by_core() {
-    let daemon = with_device("");
+    let daemon = with_device("max_vqp 2");
     let mut guest = Guest::connect(&daemon.socket("vm0"), GuestOptions::default()).unwrap();
     let until = Instant::now() + SOON;
     let mut back = 0;
@@ -130,6 +130,7 @@ fn traffic_is_counted_by_queue_and_by_core() {
     assert_eq!(device["rings"].as_array().unwrap().iter().filter(|ring| ring["started"] == true).count(), 2);
     let text = daemon.run("dev show vm0").good();
     assert!(text.contains("  queue 1 size 256 started enabled "), "{text}");
+    assert!(text.contains("  queue 2 stopped\n"), "queues that the guest did not start: {text}");
     let core = device["cores"][0].clone();
     daemon.run(&format!("dev set name vm0 core {core}")).good();
     assert!(guest.turn(16).is_ok());
