@@ -1,7 +1,7 @@
 //! Cost of the device's side of a ring, without any work on the buffers: nanoseconds for each descriptor, in bursts of
 //! 32, beside rust-vmm's `virtio-queue` on the same memory.
 //!
-//! The driver's side fills the whole ring untimed; then the device's side takes it burst by burst, timed: peek (read,
+//! The driver's side fills the whole ring; then the device's side takes it burst by burst: peek (read,
 //! check, translate), consume, complete, publish. Prints the median and the fastest of the rounds; both ends run on one
 //! core, so this is the cost of instructions, not of cache lines that travel between cores.
 //!
@@ -11,7 +11,7 @@
 use std::fs::File;
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ringway_ring::chain::Burst;
 use ringway_ring::features::Features;
@@ -60,18 +60,14 @@ impl Bench {
         Bench { file, map: Arc::new(GuestMap::new(vec![region]).unwrap()), buffers, rounds }
     }
 
-    fn driver(&self, format: Format, features: Features) -> Box<dyn DriverRing> {
+    fn driver(&self, format: Format, features: Features) -> DriverConfig {
         let size = RingSize::new(format, SIZE.into()).unwrap();
-        let config = DriverConfig {
+        DriverConfig {
             size,
             features,
             map: Arc::clone(&self.map),
             areas: Layout::new(format, size).at(GPA),
             position: Position::START,
-        };
-        match format {
-            Format::Split => Box::new(config.start_split().unwrap()),
-            Format::Packed => Box::new(config.start_packed().unwrap()),
         }
     }
 
@@ -91,36 +87,42 @@ impl Bench {
         }
     }
 
-    /// Fills the ring with chains of `per_chain` buffers, then has `device` take all, timed; returns nanoseconds for
-    /// each descriptor, sorted.
-    fn rounds(
-        &self,
-        driver: &mut dyn DriverRing,
-        per_chain: usize,
-        mut device: impl FnMut(usize),
-    ) -> Vec<f64> {
+    /// Fills the ring with chains of `per_chain` buffers, has `device` take all, and collects them.
+    fn rounds(&self, driver: &mut impl DriverRing, per_chain: usize, mut device: impl FnMut(usize)) -> Costs {
         driver.disable_calls();
         let mut completions = vec![Completion::default(); SIZE.into()];
-        let mut rounds: Vec<f64> = (0..self.rounds)
-            .map(|_| {
-                let mut chains = 0;
-                for buffers in self.buffers.chunks_exact(per_chain) {
+        let mut costs = Costs::default();
+        for _ in 0..self.rounds {
+            let start = Instant::now();
+            let mut chains = 0;
+            for burst in self.buffers.chunks(BURST) {
+                for buffers in burst.chunks_exact(per_chain) {
                     driver.add(buffers, chains as u32).unwrap();
                     chains += 1;
                 }
-                driver.publish();
-                let start = Instant::now();
-                device(chains);
-                let passed_ns = start.elapsed().as_nanos() as f64;
-                assert_eq!(driver.collect(&mut completions).unwrap(), chains);
-                passed_ns / (chains * per_chain) as f64
-            })
-            .collect();
-        rounds.sort_by(f64::total_cmp);
-        rounds
+                black_box(driver.publish());
+            }
+            let added = start.elapsed();
+            device(chains);
+            let taken = start.elapsed();
+            let mut collected = 0;
+            for burst in completions.chunks_mut(BURST) {
+                collected += driver.collect(burst).unwrap();
+            }
+            let collect = start.elapsed() - taken;
+            assert_eq!(collected, chains);
+            let each_ns = |time: Duration| time.as_nanos() as f64 / (chains * per_chain) as f64;
+            costs.device.push(each_ns(taken - added));
+            costs.add.push(each_ns(added));
+            costs.collect.push(each_ns(collect));
+        }
+        for series in [&mut costs.device, &mut costs.add, &mut costs.collect] {
+            series.sort_by(f64::total_cmp);
+        }
+        costs
     }
 
-    fn ringway(&self, ring: &mut impl DeviceRing, driver: &mut dyn DriverRing, per_chain: usize) -> Vec<f64> {
+    fn ringway(&self, ring: &mut impl DeviceRing, driver: &mut impl DriverRing, per_chain: usize) -> Costs {
         let mut burst = Burst::new(Arc::clone(&self.map));
         ring.disable_kicks();
         self.rounds(driver, per_chain, |chains| {
@@ -131,7 +133,7 @@ impl Bench {
         })
     }
 
-    fn virtio_queue(&self, driver: &mut dyn DriverRing, per_chain: usize, features: Features) -> Vec<f64> {
+    fn virtio_queue(&self, driver: &mut impl DriverRing, per_chain: usize, features: Features) -> Costs {
         let range =
             (GuestAddress(GPA), MEMORY as usize, Some(FileOffset::new(self.file.try_clone().unwrap(), 0)));
         let memory = GuestMemoryMmap::<()>::from_ranges_with_files([range]).unwrap();
@@ -182,29 +184,46 @@ fn take(ring: &mut impl DeviceRing, burst: &mut Burst) -> usize {
     count
 }
 
+/// Nanoseconds for each descriptor, one number a round, sorted.
+#[derive(Default)]
+struct Costs {
+    device: Vec<f64>,
+    add: Vec<f64>,
+    collect: Vec<f64>,
+}
+
 fn main() {
     let rounds = std::env::args().nth(1).map_or(20_000, |rounds| rounds.parse().unwrap());
     let bench = Bench::new(rounds);
-    println!("ns per descriptor, device side, bursts of {BURST}, ring of {SIZE}, {rounds} rounds");
-    println!("{:<34} {:>8} {:>8} {:>10}", "", "median", "fastest", "M desc/s");
-    let show = |name: String, rounds: Vec<f64>| {
-        let median = rounds[rounds.len() / 2];
-        println!("{name:<34} {median:>8.2} {:>8.2} {:>10.1}", rounds[0], 1000.0 / median);
+    println!("ns per descriptor, bursts of {BURST}, ring of {SIZE}, {rounds} rounds; driver's side: median");
+    println!(
+        "{:<38} {:>8} {:>8} {:>9} | {:>8} {:>8}",
+        "device's side", "median", "fastest", "Mdesc/s", "add", "collect"
+    );
+    let show = |name: String, costs: Costs| {
+        let middle = rounds / 2;
+        let median = costs.device[middle];
+        println!(
+            "{name:<38} {median:>8.2} {:>8.2} {:>9.1} | {:>8.2} {:>8.2}",
+            costs.device[0],
+            1000.0 / median,
+            costs.add[middle],
+            costs.collect[middle]
+        );
         median
     };
     for (event, features) in [("", Features::VERSION_1), (", event idx", Features::EVENT_IDX)] {
         for per_chain in [1, 2] {
-            let name = |what| format!("{what}, {per_chain} desc{event}");
-            let mut driver = bench.driver(Format::Split, features);
+            let name = |what| format!("{what}, {per_chain} a chain{event}");
+            let mut driver = bench.driver(Format::Split, features).start_split().unwrap();
             let mut ring = bench.config(Format::Split, features).activate_split().unwrap();
-            let split = show(name("split"), bench.ringway(&mut ring, &mut *driver, per_chain));
-            let mut driver = bench.driver(Format::Packed, features);
+            let split = show(name("split"), bench.ringway(&mut ring, &mut driver, per_chain));
+            let mut driver = bench.driver(Format::Packed, features).start_packed().unwrap();
             let mut ring = bench.config(Format::Packed, features).activate_packed().unwrap();
-            show(name("packed"), bench.ringway(&mut ring, &mut *driver, per_chain));
-            let mut driver = bench.driver(Format::Split, features);
-            let peer =
-                show(name("virtio-queue split"), bench.virtio_queue(&mut *driver, per_chain, features));
-            println!("{:<34} {:>8.1} times", "virtio-queue / split", peer / split);
+            show(name("packed"), bench.ringway(&mut ring, &mut driver, per_chain));
+            let mut driver = bench.driver(Format::Split, features).start_split().unwrap();
+            let peer = show(name("virtio-queue split"), bench.virtio_queue(&mut driver, per_chain, features));
+            println!("{:<38} {:>8.1} times", "virtio-queue / split", peer / split);
         }
     }
 }

@@ -53,7 +53,7 @@ pub struct QueueConfig {
     pub driver_user_addr: u64,
     /// Device area: the used ring (split) or device event suppression (packed).
     pub device_user_addr: u64,
-    /// Where to start.
+    /// Where to start: at its used position, so that what a predecessor took and did not complete is taken anew.
     pub position: Position,
     /// Where the position is kept, one store a burst.
     pub keeper: PositionSlot,
@@ -209,7 +209,8 @@ pub trait DeviceRing: Send {
     /// Chains (split) or slots (packed: 1 or 0) available and not consumed, cheaply, without checking them.
     fn has_available(&mut self) -> bool;
 
-    /// Where it stands.
+    /// Where a successor has to go on, as it was last kept: at what was published. Chains that were consumed but not
+    /// published count as not taken, so that posted but unfilled buffers are the driver's again after a stop.
     fn position(&self) -> Position;
 }
 

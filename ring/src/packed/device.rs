@@ -43,6 +43,8 @@ pub struct PackedDevice<W: Words = RawWords> {
     avail: Cursor,
     /// Slots last peeked and not consumed.
     peeked: u16,
+    /// Slots that the last burst had.
+    expected: u16,
     /// Slots consumed and not published.
     in_flight: u16,
 
@@ -111,6 +113,7 @@ impl<W: Words> PackedDevice<W> {
             fault: None,
             avail: start,
             peeked: 0,
+            expected: 0,
             in_flight: 0,
             completed: start,
             pending: 0,
@@ -266,6 +269,16 @@ impl<W: Words> PackedDevice<W> {
         }
     }
 
+    /// Asks for as many descriptors as the last burst had: under load there are as many again; without it, lines that
+    /// the driver is about to write are left alone.
+    #[inline(always)]
+    fn prefetch(&self) {
+        let end = self.avail.slot + self.expected.min(self.size - self.avail.slot);
+        for slot in (self.avail.slot..end).step_by(LINE) {
+            self.areas.desc.prefetch_read(field(slot, 0));
+        }
+    }
+
     #[inline(always)]
     fn is_available(&self, at: Cursor) -> bool {
         self.areas.desc.read_u16(field(at.slot, FLAGS)) & F_BOTH == available(at.wrap)
@@ -290,6 +303,7 @@ impl<W: Words> DeviceRing for PackedDevice<W> {
         let max = max_chains.min(Burst::CHAINS);
         let mut at = self.avail;
         let mut room = self.size - self.in_flight;
+        self.prefetch();
         while burst.len() < max && room > 0 {
             let most = room.min((max - burst.len()) as u16);
             let (singles, other) = self.add_singles(burst, &mut at, most);
@@ -311,7 +325,7 @@ impl<W: Words> DeviceRing for PackedDevice<W> {
             }
         }
         self.peeked = self.size - self.in_flight - room;
-        self.areas.desc.prefetch_read(field(at.slot, 0));
+        self.expected = self.peeked;
         Ok(burst.len())
     }
 
@@ -383,5 +397,7 @@ impl<W: Words> DeviceRing for PackedDevice<W> {
 
 /// Used descriptors held back at most; more are written to the ring early.
 const SHADOW: usize = Burst::CHAINS;
+/// Descriptors in a cache line.
+const LINE: usize = 4;
 /// Length and id in the upper half of a descriptor.
 const LEN_AND_ID: u64 = (1 << 48) - 1;

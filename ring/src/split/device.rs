@@ -276,18 +276,15 @@ impl<W: Words> SplitDevice<W> {
 
     /// What [`DeviceRing::complete`] does where it cannot just note the entry.
     #[inline(never)]
-    fn complete_run(&mut self, id: u16, written: u32) {
-        if !self.skip_used || written > 0 {
-            self.flush();
-        }
+    fn complete_slowly(&mut self, id: u16, written: u32) {
+        self.flush();
+        let entry = used_entry(id, written);
         if !self.skip_used {
-            self.shadow[0] = used_entry(id, written);
+            self.shadow[0] = entry;
             self.shadow_len = 1;
-        } else if written == 0 {
-            self.run = (id, self.run.1.saturating_add(1));
         } else if self.used_next != self.avail_next {
             // A length has to be told: this chain gets an entry of its own.
-            self.areas.device.write_pairs(used_at(self.used_next & self.mask), &[used_entry(id, written)]);
+            self.areas.device.write_pairs(used_at(self.used_next & self.mask), &[entry]);
             self.used_next = self.used_next.wrapping_add(1);
         }
     }
@@ -369,11 +366,14 @@ impl<W: Words> DeviceRing for SplitDevice<W> {
 
     #[inline]
     fn complete(&mut self, chain: &Chain, written: u32) {
-        if self.skip_used || self.shadow_len == SHADOW {
-            return self.complete_run(chain.id, written);
+        if !self.skip_used && self.shadow_len < SHADOW {
+            self.shadow[self.shadow_len % SHADOW] = used_entry(chain.id, written);
+            self.shadow_len += 1;
+        } else if self.skip_used && written == 0 {
+            self.run = (chain.id, self.run.1.saturating_add(1));
+        } else {
+            self.complete_slowly(chain.id, written);
         }
-        self.shadow[self.shadow_len % SHADOW] = used_entry(chain.id, written);
-        self.shadow_len += 1;
     }
 
     fn publish(&mut self) -> bool {
