@@ -190,3 +190,36 @@ fn completing_what_was_not_consumed_changes_nothing() {
     assert!(!device.publish());
     assert_eq!(driver.collect(&mut [Completion::default(); 2]), Ok(0));
 }
+
+/// virtio 1.3 §2.7.9, §2.8.9: one used entry may stand for a batch, and tells the length of its last buffer only.
+#[test]
+fn one_used_entry_of_a_foreign_device_completes_a_batch_in_any_pieces() {
+    for format in BOTH {
+        let map = support::memory();
+        let shape = Shape::new(format, 8, Features::IN_ORDER);
+        let mut driver = shape.start_driver(&map);
+        for token in 10..14 {
+            driver.add(&[DriverBuffer { writable: true, ..buffer(100) }], token).unwrap();
+        }
+        driver.publish();
+        // The third buffer's id, at the first one's place.
+        match format {
+            Format::Split => {
+                support::write(&map, shape.areas().device + 4, &(2u64 | 50 << 32).to_le_bytes());
+                support::write(&map, shape.areas().device + 2, &3u16.to_le_bytes());
+            }
+            Format::Packed => {
+                let word = 50u64 | 2 << 32 | 0x8080 << 48;
+                support::write(&map, shape.areas().desc + 8, &word.to_le_bytes());
+            }
+        }
+        let mut into = [Completion::default(); 2];
+        assert_eq!(driver.collect(&mut into), Ok(2));
+        assert_eq!(into, [10, 11].map(|token| Completion { token, written: 0 }));
+        assert!(driver.enable_calls(), "{format:?}: the rest of the batch is there");
+        assert_eq!(driver.collect(&mut into), Ok(1));
+        assert_eq!(into[0], Completion { token: 12, written: 50 });
+        assert_eq!(driver.collect(&mut into), Ok(0));
+        assert_eq!(driver.free_slots(), 7);
+    }
+}
