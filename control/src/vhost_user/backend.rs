@@ -355,14 +355,19 @@ impl Backend {
             Request::SetVringErr => self.set_vring_err(decode_u64(payload), fds),
             Request::SetVringEnable => self.set_vring_enable(plane, VringState::decode(payload)),
             Request::VringKick => self.vring_kick(plane, VringState::decode(payload)),
-            // Nobody hears an announcement on a wire that ends in this host: taken and done.
-            Request::SendRarp => Ok(Answer::Ack),
+            Request::SendRarp => {
+                // Nobody hears an announcement on a wire that ends in this host: taken and done.
+                tracing::debug!(
+                    mac = format_args!("{:012x}", decode_u64(payload).swap_bytes() >> 16),
+                    "SEND_RARP"
+                );
+                Ok(Answer::Ack)
+            }
             Request::NetSetMtu => self.set_mtu(plane, decode_u64(payload)),
             Request::SetBackendReqFd => {
                 let channel = Channel::new(first(fds, request)?)
                     .map_err(|e| Refusal::breach("backend_channel", format!("{name}: {e}")))?;
-                self.channel = Some(channel);
-                Ok(Answer::Ack)
+                self.set_channel(plane, channel)
             }
             Request::GetConfig => self.get_config(plane, payload),
             Request::SetConfig => self.set_config(plane, payload),

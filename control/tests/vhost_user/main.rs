@@ -5,6 +5,7 @@
 #![allow(unreachable_pub, reason = "modules of one test program")]
 
 mod checklist;
+mod drivers;
 mod hostile;
 mod model;
 mod peer;

@@ -36,13 +36,15 @@ pub const SOON: Duration = Duration::from_secs(20);
 /// One engine with one worker for all tests.
 pub fn engine() -> Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
-    let start = || {
-        let allowed = rustix::thread::sched_getaffinity(None).unwrap();
-        let core = (0..1024).rev().find(|core| allowed.is_set(*core)).unwrap();
-        let clock = Clock { cycles: tsc::cycles, hertz: tsc::hertz() };
-        Engine::start(EngineConfig { cores: vec![core], idle: IdlePolicy::Adaptive, clock }).unwrap()
-    };
-    ENGINE.get_or_init(start).clone()
+    ENGINE.get_or_init(new_engine).clone()
+}
+
+/// An engine with one worker.
+pub fn new_engine() -> Engine {
+    let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+    let core = (0..1024).rev().find(|core| allowed.is_set(*core)).unwrap();
+    let clock = Clock { cycles: tsc::cycles, hertz: tsc::hertz() };
+    Engine::start(EngineConfig { cores: vec![core], idle: IdlePolicy::Adaptive, clock }).unwrap()
 }
 
 /// A `sim/net` device.
@@ -81,6 +83,16 @@ pub fn start(device: Box<dyn VdpaDevice>, shared: Arc<DeviceShared>) -> (Running
 
 /// Starts a session on a connected socket.
 pub fn start_on(device: Box<dyn VdpaDevice>, shared: Arc<DeviceShared>, stream: UnixStream) -> Running {
+    start_with(device, shared, stream, engine())
+}
+
+/// Starts a session on a connected socket, its pumps on this engine.
+pub fn start_with(
+    device: Box<dyn VdpaDevice>,
+    shared: Arc<DeviceShared>,
+    stream: UnixStream,
+    engine: Engine,
+) -> Running {
     let (sender, receiver) = channel();
     let sender = Mutex::new(sender);
     let handle = spawn(SessionSetup {
@@ -88,7 +100,7 @@ pub fn start_on(device: Box<dyn VdpaDevice>, shared: Arc<DeviceShared>, stream: 
         device,
         shared: Arc::clone(&shared),
         stream,
-        engine: engine(),
+        engine,
         reports: Arc::new(move |_, report| {
             // Nobody listens any more once a test is over.
             let _ = sender.lock().unwrap().send(report);

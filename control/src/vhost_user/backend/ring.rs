@@ -38,6 +38,8 @@ impl Kick {
 pub(super) enum Call {
     /// Not at all.
     Never,
+    /// By VRING_CALL messages, once there is a channel for them.
+    Unheard,
     /// By the front-end's eventfd.
     Fd(Arc<EventFd>),
     /// By VRING_CALL messages; the pump signals our own eventfd, the session sends the message.
@@ -47,7 +49,7 @@ pub(super) enum Call {
 impl Call {
     pub(super) fn sink(&self) -> Option<Arc<EventFd>> {
         match self {
-            Call::Never => None,
+            Call::Never | Call::Unheard => None,
             Call::Fd(fd) | Call::InBand(fd) => Some(Arc::clone(fd)),
         }
     }

@@ -134,7 +134,12 @@ impl Backend {
         if self.rings[index].fault != Some(name) {
             self.rings[index].fault = Some(name);
             self.signal_error(index);
-            plane.report(Report::RingFault { queue: index as u16, fault: name });
+            // A front-end can make a ring fail and recover with two messages: told as often as other breaches are.
+            if self.breaches.take(Instant::now()) {
+                plane.report(Report::RingFault { queue: index as u16, fault: name });
+            } else {
+                self.untold += 1;
+            }
         }
     }
 

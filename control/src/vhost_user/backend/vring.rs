@@ -7,6 +7,7 @@ use ringway_pmd::notify::EventFd;
 
 use super::super::life::{RingEvent, State};
 use super::super::message::{Request, VRING_NO_FD, VringAddrs, VringState, protocol};
+use super::channel::Channel;
 use super::plane::Plane;
 use super::refusal::Refusal;
 use super::ring::{Call, Kick, format_of};
@@ -108,10 +109,23 @@ impl Backend {
         let in_band = self.protocol & protocol::INBAND_NOTIFICATIONS != 0;
         self.rings[index].call = match fd {
             Some(fd) => Call::Fd(Arc::new(fd)),
+            None if in_band && self.channel.is_none() => Call::Unheard,
             None if in_band => Call::InBand(Arc::new(own_eventfd()?)),
             None => Call::Never,
         };
         self.refresh_ring(plane, index)
+    }
+
+    /// There is a channel now: rings that are called by message can be.
+    pub(super) fn set_channel(&mut self, plane: &mut dyn Plane, channel: Channel) -> Result<Answer, Refusal> {
+        self.channel = Some(channel);
+        for index in 0..self.rings.len() {
+            if matches!(self.rings[index].call, Call::Unheard) {
+                self.rings[index].call = Call::InBand(Arc::new(own_eventfd()?));
+                self.refresh_ring(plane, index)?;
+            }
+        }
+        Ok(Answer::Ack)
     }
 
     pub(super) fn set_vring_err(&mut self, payload: u64, fds: Vec<OwnedFd>) -> Result<Answer, Refusal> {

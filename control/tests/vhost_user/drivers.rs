@@ -1,0 +1,180 @@
+//! Drivers that fail: what becomes of the rings, the session and the device.
+
+use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use ringway_control::session::{Command, Report};
+use ringway_control::vhost_user::frontend::{Frontend, FrontendError};
+use ringway_control::vhost_user::life::status;
+use ringway_engine::{Armed, Budget, Polled, Pump};
+use ringway_pmd::net::{Mac, NetConfig};
+use ringway_pmd::vdpa::{Class, DataPath, DeviceConfig, DriverError, QueueBinding, QueueLimits, VdpaDevice};
+use ringway_ring::features::Features;
+use ringway_ring::queue::Format;
+
+use crate::support::*;
+
+/// What fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flaw {
+    /// Every other pump panics at its first poll.
+    Panics,
+    /// Its pump does not come back from a poll for three seconds.
+    Hangs,
+    /// It makes no pump.
+    NoPump,
+    /// It accepts no features.
+    NoFeatures,
+}
+
+struct Flawed {
+    flaw: Flaw,
+    made: u32,
+}
+
+struct FlawedPump {
+    flaw: Flaw,
+    held: bool,
+    // Kept, as a real pump keeps its rings.
+    _queues: Vec<QueueBinding>,
+}
+
+impl Pump for FlawedPump {
+    fn poll(&mut self, _: &Budget, _: u64) -> Polled {
+        match self.flaw {
+            Flaw::Panics => panic!("flawed"),
+            Flaw::Hangs if !std::mem::replace(&mut self.held, true) => {
+                std::thread::sleep(Duration::from_secs(3));
+                Polled::Idle
+            }
+            _ => Polled::Idle,
+        }
+    }
+    fn arm(&mut self) -> Armed {
+        Armed::Sleep { within_ns: None }
+    }
+    fn disarm(&mut self) {}
+    fn wake_sources(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+}
+
+impl VdpaDevice for Flawed {
+    fn class(&self) -> Class {
+        Class::Net
+    }
+    fn data_path(&self) -> DataPath {
+        DataPath::Pumped
+    }
+    fn features(&self) -> Features {
+        Features::VERSION_1
+    }
+    fn limits(&self) -> QueueLimits {
+        QueueLimits { max_vqs: 4, max_vq_size: 64 }
+    }
+    fn config(&self) -> DeviceConfig {
+        DeviceConfig::Net(NetConfig { mac: Mac([2; 6]), mtu: 1500, max_vq_pairs: 2, link_up: true })
+    }
+    fn attributes(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+    fn negotiated(&mut self, _: Features) -> Result<(), DriverError> {
+        if self.flaw == Flaw::NoFeatures {
+            return Err(DriverError::PeerMisbehaved("not these".into()));
+        }
+        Ok(())
+    }
+    fn group_of(&self, index: u16) -> u16 {
+        index / 2
+    }
+    fn pump(&mut self, _: u16, queues: Vec<QueueBinding>) -> Result<Box<dyn Pump>, DriverError> {
+        self.made += 1;
+        let flaw = match self.flaw {
+            Flaw::NoPump => return Err(DriverError::Misconfigured("no pump today".into())),
+            Flaw::Panics if self.made.is_multiple_of(2) => Flaw::NoFeatures,
+            flaw => flaw,
+        };
+        Ok(Box::new(FlawedPump { flaw, held: false, _queues: queues }))
+    }
+}
+
+fn session_of(flaw: Flaw) -> (Running, Frontend) {
+    let device = Box::new(Flawed { flaw, made: 0 });
+    let shared = shared("flawed", &*device);
+    // Its own worker: what hangs here must not hold up other tests.
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let running = start_with(device, shared, ours, new_engine());
+    (running, Frontend::from_stream(theirs))
+}
+
+#[test]
+fn pump_that_panics_stops_its_rings_and_no_others() {
+    let (mut running, mut frontend) = session_of(Flaw::Panics);
+    let rig = Rig::new(Format::Split, 4);
+    rig.introduce(&mut frontend);
+    frontend.enable_ring(0, true).unwrap();
+    rig.start_ring(&mut frontend, 0, 0);
+    let message = running.wait_for(|report| match report {
+        Report::PumpPanicked { group: 0, message } => Some(message.clone()),
+        _ => None,
+    });
+    assert!(message.starts_with("flawed"), "{message}");
+    running.wait_for_rings(|rings| rings[0].fault == Some("pump_panicked") && !rings[0].started);
+    assert_eq!(frontend.status().unwrap() & status::NEEDS_RESET, status::NEEDS_RESET);
+    // Another group's pump, and after a reset the same group's.
+    frontend.enable_ring(2, true).unwrap();
+    rig.start_ring(&mut frontend, 2, 0);
+    running.wait_for_rings(|rings| rings[2].core.is_some());
+    frontend.reset_device().unwrap();
+    assert_eq!(frontend.status().unwrap(), 0);
+    assert!(running.close().limits().max_vqs == 4);
+}
+
+#[test]
+fn worker_that_hangs_costs_the_session_and_not_the_process() {
+    let (mut running, mut frontend) = session_of(Flaw::Hangs);
+    let rig = Rig::new(Format::Split, 4);
+    rig.introduce(&mut frontend);
+    frontend.enable_ring(0, true).unwrap();
+    rig.start_ring(&mut frontend, 0, 0);
+    running.wait_for_rings(|rings| rings[0].core.is_some());
+    std::thread::sleep(Duration::from_millis(100));
+    // The ring cannot be stopped, so its stop must not be answered.
+    assert!(matches!(frontend.stop_ring(0), Err(FrontendError::Io(_))));
+    let (_, reason) = running.wait_for_end();
+    assert!(reason.starts_with("worker_stuck"), "{reason}");
+}
+
+#[test]
+fn session_of_a_hanging_worker_is_revoked_within_bounds() {
+    let (mut running, mut frontend) = session_of(Flaw::Hangs);
+    let rig = Rig::new(Format::Split, 4);
+    rig.introduce(&mut frontend);
+    for queue in [0, 2] {
+        frontend.enable_ring(queue, true).unwrap();
+        rig.start_ring(&mut frontend, queue, 0);
+    }
+    running.wait_for_rings(|rings| rings[0].core.is_some() && rings[2].core.is_some());
+    std::thread::sleep(Duration::from_millis(100));
+    let began = Instant::now();
+    assert!(running.handle.send(Command::Revoke));
+    let (device, reason) = running.wait_for_end();
+    assert!(device.is_none() && reason.contains("did not let go"), "{reason}");
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+}
+
+#[test]
+fn driver_without_pump_or_features_refuses_by_name() {
+    let (mut running, mut frontend) = session_of(Flaw::NoPump);
+    let rig = Rig::new(Format::Split, 4);
+    rig.introduce(&mut frontend);
+    frontend.enable_ring(1, true).unwrap();
+    rig.start_ring(&mut frontend, 1, 0);
+    running.wait_for_rings(|rings| rings[1].fault == Some("driver_refused") && rings[1].core.is_none());
+    let (mut running, mut frontend) = session_of(Flaw::NoFeatures);
+    frontend.handshake().unwrap();
+    let refused = frontend.set_features(Features::VERSION_1);
+    assert!(matches!(refused, Err(FrontendError::Refused { .. })), "{refused:?}");
+    assert_eq!(running.wait_for_breach(), "features");
+}
