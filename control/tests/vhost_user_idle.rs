@@ -9,7 +9,7 @@ mod support;
 
 use std::time::Duration;
 
-use ringway_ring::queue::Format;
+use ringway_ring::features::Features;
 use support::*;
 
 /// Proportional set size of this process and its kernel stacks (16 KiB a task), in KiB.
@@ -21,29 +21,27 @@ fn cost_kib() -> u64 {
 }
 
 #[test]
-fn idle_device_costs_less_than_64_kib() {
-    const DEVICES: u64 = 200;
-    let rig = Rig::new(Format::Split, 2);
+fn idle_session_costs_less_than_56_kib() {
+    const SESSIONS: u64 = 200;
+    // All but memory and rings: what a map, the driver's pumps and the engine cost is theirs, and the whole is measured
+    // by the benchmark suite.
     let start = |n: u64| {
-        let (mut running, mut frontend) = sim_with_frontend(&format!("idle{n}"), 1);
-        rig.introduce(&mut frontend);
-        let kick = ringway_pmd::notify::EventFd::new().unwrap();
-        for queue in 0..2 {
-            let fd = std::os::fd::AsFd::as_fd(&kick);
-            frontend.enable_ring(queue, true).unwrap();
-            frontend.start_ring(queue, Rig::SIZE.into(), 0, rig.addr(queue), Some(fd), Some(fd)).unwrap();
-        }
-        running.wait_for_rings(|rings| rings.iter().all(|ring| ring.core.is_some()));
+        let (running, mut frontend) = sim_with_frontend(&format!("idle{n}"), 1);
+        frontend.handshake().unwrap();
+        frontend.set_features(Features::VERSION_1).unwrap();
+        frontend.set_backend_req_fd().unwrap();
+        frontend.enable_ring(0, true).unwrap();
         (running, frontend)
     };
-    // The first pays for what all share.
+    // The first pay for what all share.
     let first: Vec<_> = (0..8).map(start).collect();
     std::thread::sleep(Duration::from_millis(200));
     let before = cost_kib();
-    let devices: Vec<_> = (8..8 + DEVICES).map(start).collect();
+    let sessions: Vec<_> = (8..8 + SESSIONS).map(start).collect();
     std::thread::sleep(Duration::from_millis(500));
-    let each = (cost_kib() - before) / DEVICES;
-    println!("a connected, idle device costs {each} KiB");
-    assert!(each < 64, "{each} KiB each");
-    drop((first, devices));
+    let each = (cost_kib() - before) / SESSIONS;
+    println!("a connected, idle session costs {each} KiB, front-end included");
+    // Most of it is stack that was touched, several times more without optimisation than with.
+    assert!(each < 56, "{each} KiB each");
+    drop((first, sessions));
 }
