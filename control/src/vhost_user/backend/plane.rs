@@ -17,7 +17,7 @@ pub trait Plane {
     fn counters(&self, index: u16) -> Arc<QueueCounters>;
     /// Where the position of a queue is kept.
     fn slot(&self, index: u16) -> Option<PositionSlot>;
-    /// Signalled when the session shall look after its rings ([`Backend::attend`]).
+    /// Signalled when the session shall look after its rings ([`super::Backend::attend`]).
     fn attention(&self) -> Arc<EventFd>;
     /// Makes the pump of a group and places it. None exists.
     fn place(&mut self, group: u16, queues: Vec<QueueBinding>) -> Result<(), PlaneError>;
