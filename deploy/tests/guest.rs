@@ -255,7 +255,9 @@ fn traffic_resumes_by_itself_after_the_daemon_is_stopped_and_started() {
             pair.use_all_pairs(&mut guest)?;
             guest.start_traffic(steady_traffic(&pair.nic))?;
         }
-        for (round, how) in ["SIGTERM", "SIGKILL", "SIGTERM", "SIGKILL"].into_iter().enumerate() {
+        // Where a ring stands when the daemon ends is a matter of chance: several rounds.
+        for round in 0..ROUNDS {
+            let how = if round % 2 == 0 { "SIGTERM" } else { "SIGKILL" };
             std::thread::sleep(Duration::from_millis(700));
             match how {
                 "SIGTERM" => daemon.terminate()?,
@@ -276,12 +278,15 @@ fn traffic_resumes_by_itself_after_the_daemon_is_stopped_and_started() {
             let mut slowest = Duration::ZERO;
             for (pair, received) in devices.iter().zip(before) {
                 let took = pair.resumed(&mut guest, received, started, Duration::from_secs(10))?;
+                pair.every_queue_carries(&daemon, Duration::from_secs(5))?;
+                let all = started.elapsed();
                 lab.say(format_args!(
-                    "round {round}, {how}: {} again after {} ms",
+                    "round {round}, {how}: {} again after {} ms, seen on every queue after {} ms",
                     pair.device,
-                    took.as_millis()
+                    took.as_millis(),
+                    all.as_millis()
                 ));
-                slowest = slowest.max(took);
+                slowest = slowest.max(all);
             }
             ensure!(
                 slowest < Duration::from_secs(1),
@@ -448,6 +453,7 @@ fn frames_return_whatever_the_driver_negotiates() {
     });
 }
 
+const ROUNDS: u32 = 8;
 const VIRTIO_NET_F_MTU: u32 = 3;
 const VIRTIO_NET_F_MRG_RXBUF: u32 = 15;
 const VIRTIO_NET_F_MQ: u32 = 22;
