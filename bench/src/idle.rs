@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ringway_control::guest::{Guest, GuestError, GuestOptions};
+use ringway_ring::memory::PageKind;
 use serde::Serialize;
 
 use crate::daemon::{Daemon, DaemonError};
@@ -59,7 +60,8 @@ pub fn measure(devices: usize, watch: Duration, mut progress: impl FnMut(usize))
         let name = format!("idle{index}");
         daemon.ringway(&["dev", "add", "name", &name, "mgmtdev", "sim/net"])?;
         let begun = Instant::now();
-        let guest = Guest::connect(&daemon.socket(&name), GuestOptions::default())
+        let options = GuestOptions { pages: Some(PageKind::Base), ..GuestOptions::default() };
+        let guest = Guest::connect(&daemon.socket(&name), options)
             .map_err(|source| IdleError::Guest { index, source })?;
         times.push(begun.elapsed());
         guests.push(guest);

@@ -45,6 +45,9 @@ pub struct GuestOptions {
     pub mergeable: bool,
     /// Negotiate IN_ORDER.
     pub in_order: bool,
+    /// The pages of its memory; the largest there are without it. On base pages, what a back-end touches of its guests
+    /// is told apart from its own memory to the page.
+    pub pages: Option<PageKind>,
     /// How long the back-end may take for an answer.
     pub patience: Duration,
 }
@@ -58,6 +61,7 @@ impl Default for GuestOptions {
             frame_len: 64,
             mergeable: true,
             in_order: false,
+            pages: None,
             patience: Duration::from_secs(5),
         }
     }
@@ -147,8 +151,11 @@ impl Guest {
         let size = RingSize::new(options.format, options.queue_size.into())?;
         let plan = Plan::new(&options, size, features);
         let bytes = plan.total(options.pairs);
-        let memory = HostMemory::allocate("ringway-guest", bytes)
-            .map_err(|source| GuestError::Memory { bytes, source })?;
+        let memory = match options.pages {
+            Some(kind) => HostMemory::allocate_on(kind, "ringway-guest", bytes),
+            None => HostMemory::allocate("ringway-guest", bytes),
+        }
+        .map_err(|source| GuestError::Memory { bytes, source })?;
         let map = Arc::new(memory.guest_map(GPA)?);
         frontend.set_mem_table(&[MemoryRegion {
             gpa: GPA,

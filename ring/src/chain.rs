@@ -8,8 +8,13 @@
 //!
 //! A burst belongs to the pump that owns the queue. Lengths are in bytes.
 
+use std::alloc::{Layout, handle_alloc_error};
 use std::fmt;
+use std::mem::MaybeUninit;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+
+use memmap2::MmapMut;
 
 use crate::guest::{GuestMap, HostSlice};
 
@@ -55,11 +60,10 @@ pub(crate) struct Segment {
 pub struct Burst {
     /// Every segment lies in it.
     map: Arc<GuestMap>,
-    chains: Box<[Chain; Burst::CHAINS]>,
-    segments: Box<[Segment; Burst::SEGMENTS]>,
-    /// Of `chains`, those that were peeked.
+    scratch: Scratch,
+    /// Of the scratch memory's chains, those that were peeked.
     chain_count: usize,
-    /// Of `segments`, those that belong to peeked chains.
+    /// Of its segments, those that belong to peeked chains.
     segment_count: usize,
 }
 
@@ -77,13 +81,7 @@ impl Burst {
 
     /// Scratch for queues whose buffers lie in `map`.
     pub fn new(map: Arc<GuestMap>) -> Burst {
-        Burst {
-            map,
-            chains: Box::new([NO_CHAIN; Burst::CHAINS]),
-            segments: Box::new([NO_SEGMENT; Burst::SEGMENTS]),
-            chain_count: 0,
-            segment_count: 0,
-        }
+        Burst { map, scratch: Scratch::new(), chain_count: 0, segment_count: 0 }
     }
 
     /// Forgets what was peeked.
@@ -96,7 +94,10 @@ impl Burst {
     /// The chains peeked, in ring order.
     #[inline]
     pub fn chains(&self) -> &[Chain] {
-        self.chains.get(..self.chain_count).unwrap_or_default()
+        let peeked = self.scratch.chains.get(..self.chain_count).unwrap_or_default();
+        // SAFETY: `chain_count` grows only in `commit_singles` and `push`, over places that were written before, by
+        // `Singles::push` and by `push` itself. Nothing unwrites them.
+        unsafe { peeked.assume_init_ref() }
     }
 
     /// The segments of a chain of this burst that the device may read, in order.
@@ -127,14 +128,22 @@ impl Burst {
 
     #[inline]
     fn slice(&self, index: usize) -> Option<HostSlice<'_>> {
-        let peeked = self.segments.get(..self.segment_count).unwrap_or_default();
-        peeked.get(index).map(Segment::slice)
+        self.segments().get(index).map(Segment::slice)
     }
 
     #[inline]
     fn slices(&self, first: usize, count: usize) -> impl ExactSizeIterator<Item = HostSlice<'_>> + Clone {
-        let peeked = self.segments.get(..self.segment_count).unwrap_or_default();
-        peeked.get(first..first + count).unwrap_or_default().iter().map(Segment::slice)
+        self.segments().get(first..first + count).unwrap_or_default().iter().map(Segment::slice)
+    }
+
+    /// The segments of the chains peeked.
+    #[inline]
+    fn segments(&self) -> &[Segment] {
+        let peeked = self.scratch.segments.get(..self.segment_count).unwrap_or_default();
+        // SAFETY: `segment_count` grows only in `commit_singles` and `push`, over places that were written before:
+        // by `Singles::push`, each chain's one, and by `Gather::add`, as many as the chain counts. Nothing unwrites
+        // them.
+        unsafe { peeked.assume_init_ref() }
     }
 
     /// Clears it for segments in `map`; takes hold of `map` if that is another one than before.
@@ -156,9 +165,10 @@ impl Burst {
     /// [committed](Burst::commit_singles).
     #[inline(always)]
     pub(crate) fn singles(&mut self) -> Singles<'_> {
+        let Room { chains, segments } = &mut *self.scratch;
         Singles {
-            chains: self.chains.get_mut(self.chain_count..).unwrap_or_default().iter_mut(),
-            segments: self.segments.get_mut(self.segment_count..).unwrap_or_default().iter_mut(),
+            chains: chains.get_mut(self.chain_count..).unwrap_or_default().iter_mut(),
+            segments: segments.get_mut(self.segment_count..).unwrap_or_default().iter_mut(),
             first: self.segment_count as u32,
         }
     }
@@ -173,25 +183,62 @@ impl Burst {
     /// Room for the segments of one chain behind those of the peeked ones. Segments put there must lie in the burst's
     /// map; [`Burst::push`] makes them part of the burst.
     #[inline(always)]
-    pub(crate) fn room(&mut self) -> std::slice::IterMut<'_, Segment> {
-        self.segments.get_mut(self.segment_count..).unwrap_or_default().iter_mut()
+    pub(crate) fn room(&mut self) -> std::slice::IterMut<'_, MaybeUninit<Segment>> {
+        self.scratch.segments.get_mut(self.segment_count..).unwrap_or_default().iter_mut()
     }
 
     /// Adds a chain over the segments put behind the others. False: no room.
     #[inline(always)]
     pub(crate) fn push(&mut self, chain: Chain) -> bool {
-        let Some(slot) = self.chains.get_mut(self.chain_count) else { return false };
-        *slot = Chain { first: self.segment_count as u32, ..chain };
+        let Some(slot) = self.scratch.chains.get_mut(self.chain_count) else { return false };
+        slot.write(Chain { first: self.segment_count as u32, ..chain });
         self.chain_count += 1;
         self.segment_count += chain.segments();
         true
     }
 }
 
+/// Room for chains and segments.
+#[repr(C)]
+struct Room {
+    chains: [MaybeUninit<Chain>; Burst::CHAINS],
+    segments: [MaybeUninit<Segment>; Burst::SEGMENTS],
+}
+
+/// Pages of their own for a [`Room`], private to this process. None is there before it is touched, and none is shared
+/// with the heap, so that the scratch memory of an idle queue costs nothing.
+struct Scratch(MmapMut);
+
+impl Scratch {
+    /// As an allocation would, it ends the process if there is no memory.
+    fn new() -> Scratch {
+        let layout = Layout::new::<Room>();
+        Scratch(MmapMut::map_anon(layout.size()).unwrap_or_else(|_| handle_alloc_error(layout)))
+    }
+}
+
+impl Deref for Scratch {
+    type Target = Room;
+    #[inline(always)]
+    fn deref(&self) -> &Room {
+        // SAFETY: the mapping is as large as a room and aligned to pages, lives as long as `self`, is borrowed with it,
+        // and any bytes are a valid room, all of whose parts are `MaybeUninit`.
+        unsafe { &*self.0.as_ptr().cast() }
+    }
+}
+
+impl DerefMut for Scratch {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Room {
+        // SAFETY: as in `deref`; borrowed exclusively with `self`.
+        unsafe { &mut *self.0.as_mut_ptr().cast() }
+    }
+}
+
 /// Where chains of one segment each are put.
 pub(crate) struct Singles<'burst> {
-    chains: std::slice::IterMut<'burst, Chain>,
-    segments: std::slice::IterMut<'burst, Segment>,
+    chains: std::slice::IterMut<'burst, MaybeUninit<Chain>>,
+    segments: std::slice::IterMut<'burst, MaybeUninit<Segment>>,
     /// Index of the next segment.
     first: u32,
 }
@@ -201,8 +248,8 @@ impl Singles<'_> {
     #[inline(always)]
     pub(crate) fn push(&mut self, id: u16, segment: Segment, write: bool) -> bool {
         let (Some(chain), Some(slot)) = (self.chains.next(), self.segments.next()) else { return false };
-        *slot = segment;
-        *chain = Chain {
+        slot.write(segment);
+        chain.write(Chain {
             id,
             slots: 1,
             first: self.first,
@@ -210,7 +257,7 @@ impl Singles<'_> {
             writable: u16::from(write),
             readable_bytes: if write { 0 } else { segment.len },
             writable_bytes: if write { segment.len } else { 0 },
-        };
+        });
         self.first += 1;
         true
     }
@@ -231,7 +278,3 @@ impl Segment {
         HostSlice { start: self.start, len: self.len as usize, map: std::marker::PhantomData }
     }
 }
-
-const NO_CHAIN: Chain =
-    Chain { id: 0, slots: 0, first: 0, readable: 0, writable: 0, readable_bytes: 0, writable_bytes: 0 };
-const NO_SEGMENT: Segment = Segment { start: std::ptr::null_mut(), len: 0 };

@@ -108,9 +108,8 @@ impl Table {
         let index = self.used;
         let chunk = CHUNKS.get(index / CHUNK).ok_or(io::ErrorKind::OutOfMemory)?;
         if index.is_multiple_of(CHUNK) {
-            let slots: Box<Chunk> = Box::new(std::array::from_fn(|_| Slot::new()));
             // Release: pairs with the Acquire in `slot`.
-            chunk.store(Box::into_raw(slots), Ordering::Release);
+            chunk.store(Box::into_raw(new_chunk()?), Ordering::Release);
         }
         // Release: pairs with the Acquire in `find`: a slot below the mark is in a chunk that is there.
         self.used += 1;
@@ -120,6 +119,14 @@ impl Table {
 }
 
 type Chunk = [Slot; CHUNK];
+
+/// Made in the heap, and apart, so that no caller's stack has room for a chunk: sessions come this way, and what their
+/// stacks touch once they keep.
+#[inline(never)]
+fn new_chunk() -> io::Result<Box<Chunk>> {
+    let slots: Box<[Slot]> = (0..CHUNK).map(|_| Slot::new()).collect();
+    slots.try_into().map_err(|_| io::ErrorKind::OutOfMemory.into())
+}
 
 fn slot(index: usize) -> Option<&'static Slot> {
     // Acquire: pairs with the Release in `grow`.

@@ -3,6 +3,8 @@
 //! Ring code reads the descriptors of the ring itself and hands each to a [`Gather`]; indirect tables are read here.
 //! Every word is read once; what was read is checked and used. No allocation, no lock, no system call, no panic path.
 
+use std::mem::MaybeUninit;
+
 use crate::chain::{Burst, Chain, MAX_CHAIN, Segment};
 use crate::guest::{GuestMap, HostSlice, LastHit};
 use crate::queue::RingFault;
@@ -92,7 +94,7 @@ pub(crate) struct Gather<'a> {
     hint: &'a mut LastHit,
     windows: &'a mut Windows,
     /// Room for its segments.
-    segments: std::slice::IterMut<'a, Segment>,
+    segments: std::slice::IterMut<'a, MaybeUninit<Segment>>,
     /// The burst is empty: what does not fit now never will.
     alone: bool,
     descriptors: usize,
@@ -169,7 +171,9 @@ impl<'a> Gather<'a> {
     #[inline(always)]
     fn put(&mut self, segment: Segment, write: bool) -> Result<(), Stop> {
         match self.segments.next() {
-            Some(slot) => *slot = segment,
+            Some(slot) => {
+                slot.write(segment);
+            }
             // A chain that crosses more regions than a burst has room for.
             None if self.alone => return Err(RingFault::ChainLength.into()),
             None => return Err(Stop::Full),

@@ -146,11 +146,12 @@ impl VdpaDevice for SimNetDevice {
 }
 
 /// Binds the receive and the transmit queue of one pair, as far as they are started (virtio 1.3 §5.1.2: even is
-/// receive, odd is transmit).
+/// receive, odd is transmit). Not inlined: a session's stack keeps what it touched once, and this passes whole rings.
+#[inline(never)]
 fn bind<Q: ringway_ring::queue::DeviceRing + 'static>(
     queues: Vec<QueueBinding>,
     options: TransferOptions,
-    end: fn(QueueBinding) -> Result<End<Q>, SetupError>,
+    end: fn(QueueBinding) -> Result<Box<End<Q>>, SetupError>,
 ) -> Result<Box<dyn Pump>, DriverError> {
     let (mut rx, mut tx) = (None, None);
     for mut queue in queues {

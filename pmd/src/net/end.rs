@@ -40,7 +40,7 @@ pub struct End<Q> {
 
 impl End<SplitDevice> {
     /// An end on a split ring.
-    pub fn split(binding: QueueBinding) -> Result<Self, SetupError> {
+    pub fn split(binding: QueueBinding) -> Result<Box<Self>, SetupError> {
         let ring = binding.config.clone().activate_split()?;
         Ok(End::new(binding, ring))
     }
@@ -48,18 +48,18 @@ impl End<SplitDevice> {
 
 impl End<PackedDevice> {
     /// An end on a packed ring.
-    pub fn packed(binding: QueueBinding) -> Result<Self, SetupError> {
+    pub fn packed(binding: QueueBinding) -> Result<Box<Self>, SetupError> {
         let ring = binding.config.clone().activate_packed()?;
         Ok(End::new(binding, ring))
     }
 }
 
 impl<Q: DeviceRing> End<Q> {
-    fn new(binding: QueueBinding, mut ring: Q) -> End<Q> {
+    fn new(binding: QueueBinding, mut ring: Q) -> Box<End<Q>> {
         // It is about to be polled: the driver need not kick until the pump arms.
         ring.disable_kicks();
         let features = binding.config.features;
-        End {
+        Box::new(End {
             ring,
             burst: Burst::new(Arc::clone(&binding.config.map)),
             map: binding.config.map,
@@ -71,7 +71,7 @@ impl<Q: DeviceRing> End<Q> {
             call: binding.call,
             fault: binding.fault,
             faulted: false,
-        }
+        })
     }
 
     /// True while frames can be delivered to it or taken from it.

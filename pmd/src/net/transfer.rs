@@ -41,8 +41,8 @@ pub struct TransferOptions {
 /// A destination queue and the source queue that feeds it. Either may be absent while its guest has not started it.
 #[derive(Debug)]
 pub struct Transfer<R, T> {
-    rx: Option<End<R>>,
-    tx: Option<End<T>>,
+    rx: Option<Box<End<R>>>,
+    tx: Option<Box<End<T>>>,
     /// Longest frame that passes, Ethernet header included.
     max_frame: u32,
     swap_mac: bool,
@@ -76,7 +76,7 @@ struct Outcome {
 
 impl<R: DeviceRing, T: DeviceRing> Transfer<R, T> {
     /// Binds the two ends.
-    pub fn new(rx: Option<End<R>>, tx: Option<End<T>>, options: TransferOptions) -> Self {
+    pub fn new(rx: Option<Box<End<R>>>, tx: Option<Box<End<T>>>, options: TransferOptions) -> Self {
         Transfer {
             rx,
             tx,
@@ -123,7 +123,7 @@ impl<R: DeviceRing, T: DeviceRing> Transfer<R, T> {
 impl<R: DeviceRing, T: DeviceRing> Pump for Transfer<R, T> {
     fn poll(&mut self, budget: &Budget, now: u64) -> Polled {
         self.now = now;
-        let Some(tx) = self.tx.as_mut().filter(|tx| !tx.is_faulted()) else { return Polled::Idle };
+        let Some(tx) = self.tx.as_deref_mut().filter(|tx| !tx.is_faulted()) else { return Polled::Idle };
         let peeked = tx.peek((budget.chains as usize).min(BURST));
         if peeked == 0 {
             self.blocked_since = None;
@@ -132,12 +132,14 @@ impl<R: DeviceRing, T: DeviceRing> Pump for Transfer<R, T> {
         if !tx.enabled {
             return Self::drop_waiting(tx, peeked, DropReason::TxDisabled);
         }
-        if self.rx.as_ref().is_none_or(|rx| !rx.is_usable()) {
+        if self.rx.as_deref().is_none_or(|rx| !rx.is_usable()) {
             return Self::drop_waiting(tx, peeked, DropReason::RxDisabled);
         }
-        let (Some(rx), Some(tx)) = (self.rx.as_ref(), self.tx.as_ref()) else { return Polled::Idle };
+        let (Some(rx), Some(tx)) = (self.rx.as_deref(), self.tx.as_deref()) else { return Polled::Idle };
         let wanted = self.chains_wanted(tx, rx);
-        let (Some(rx), Some(tx)) = (self.rx.as_mut(), self.tx.as_mut()) else { return Polled::Idle };
+        let (Some(rx), Some(tx)) = (self.rx.as_deref_mut(), self.tx.as_deref_mut()) else {
+            return Polled::Idle;
+        };
 
         rx.peek(wanted);
         prefetch(&tx.burst, &rx.burst);
@@ -197,9 +199,9 @@ impl<R: DeviceRing, T: DeviceRing> Pump for Transfer<R, T> {
             Some(since) => {
                 let left = self.blocked_cycles.saturating_sub(self.now.wrapping_sub(since));
                 let left_ns = (u128::from(left) * 1_000_000_000 / u128::from(self.hertz)) as u64;
-                (self.rx.as_mut().map(End::arm), Some(left_ns.max(1)))
+                (self.rx.as_deref_mut().map(End::arm), Some(left_ns.max(1)))
             }
-            None => (self.tx.as_mut().map(End::arm), None),
+            None => (self.tx.as_deref_mut().map(End::arm), None),
         };
         match source {
             Some(Some(true)) => {
@@ -221,8 +223,8 @@ impl<R: DeviceRing, T: DeviceRing> Pump for Transfer<R, T> {
     }
 
     fn wake_sources(&self) -> Vec<BorrowedFd<'_>> {
-        let rx = self.rx.as_ref().and_then(End::wake_source);
-        let tx = self.tx.as_ref().and_then(End::wake_source);
+        let rx = self.rx.as_deref().and_then(End::wake_source);
+        let tx = self.tx.as_deref().and_then(End::wake_source);
         rx.into_iter().chain(tx).collect()
     }
 }
