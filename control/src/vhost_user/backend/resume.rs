@@ -15,13 +15,17 @@
 //! | format | witness |
 //! | --- | --- |
 //! | split | `used.idx` is the kept used index |
-//! | packed | the descriptor *at* the position is not used in this lap; going back from it, each was written by a driver and carries its lap's AVAIL bit, until one that this device marked used in that lap |
+//! | packed | the descriptor *at* the position is not used in this lap; going back from it, each was written by a driver and carries its lap's AVAIL bit, until one that this device marked used in that lap, or until one that was made available again, in which case all from the position to there are available |
 //!
 //! Beside that, DPDK's front-end says base 0 for every split ring that it connects again, and counts on the back-end
 //! to look: a split ring whose base is 0 starts at its `used.idx`, if the driver's index fits that.
 //!
-//! Going back passes over the tails of chains and over buffers that an in-order batch left unmarked; a zeroed ring
-//! has no addresses, and a freshly filled one has no used descriptor, so that neither passes for a ring that ran.
+//! Going back passes over the tails of chains and over buffers that an in-order batch left unmarked. A receive ring is
+//! often full, without one used descriptor; then its laps meet at the position and nowhere else. A zeroed ring has no
+//! addresses, and a freshly filled one has no used descriptor and its laps meet at its start, so that neither passes
+//! for a ring that ran. (A full ring that stands at the start of a lap with wrap counter 1 looks like the latter. It is
+//! where a front-end's base is right, if that is the first one; the position of a ring whose chains cross its end can
+//! be missed there.)
 
 use ringway_ring::guest::GuestMap;
 use ringway_ring::position::Position;
@@ -106,21 +110,46 @@ fn packed_agrees(size: RingSize, kept: Position, read: impl Fn(u16) -> Option<De
         Some(next) if !(next.avail == wrap && next.used == wrap) => {}
         _ => return false,
     }
-    for _ in 0..size {
+    for back in 1..=size {
         if index == 0 {
             (index, wrap) = (size, !wrap);
         }
         index -= 1;
         match read(index) {
+            // Written by a driver in that lap: used, or a tail.
             Some(past) if past.addr != 0 && past.avail == wrap => {
                 if past.used == wrap {
                     return true;
                 }
             }
+            // Made available again: what lies ahead must be available up to here, and some of it in a lap that a ring
+            // filled for the first time has not.
+            Some(past) if past.addr != 0 && past.used == wrap => {
+                let (count, second_lap) = available_from(size, kept, read);
+                return second_lap && count > size - back;
+            }
             _ => return false,
         }
     }
     false
+}
+
+/// How many descriptors are available from a position on, without a gap, and whether one of them is so in a lap whose
+/// wrap counter is 0.
+fn available_from(size: u16, at: Position, read: impl Fn(u16) -> Option<Descriptor>) -> (u16, bool) {
+    let Position { used_idx: mut index, used_wrap: mut wrap, .. } = at;
+    let mut second_lap = false;
+    for count in 0..size {
+        match read(index) {
+            Some(next) if next.addr != 0 && next.avail == wrap && next.used != wrap => second_lap |= !wrap,
+            _ => return (count, second_lap),
+        }
+        index += 1;
+        if index == size {
+            (index, wrap) = (0, !wrap);
+        }
+    }
+    (size, second_lap)
 }
 
 #[cfg(test)]
@@ -158,9 +187,15 @@ mod tests {
     fn true_position_is_witnessed_and_no_other() {
         for len in 1..=3 {
             for done in 1..40 {
-                for ready in 0..=(u32::from(SIZE) / len).saturating_sub(1) {
+                for ready in 0..=u32::from(SIZE) / len {
                     let (ring, kept) = ring(done, ready, len);
-                    assert!(agrees(&ring, kept), "{done} done, {ready} ready of {len}: {kept:?}");
+                    // A full one may look as when it was filled first, without a trace of another lap.
+                    let as_at_first = ring.iter().all(|slot| slot.avail && !slot.used);
+                    assert_eq!(
+                        agrees(&ring, kept),
+                        !as_at_first,
+                        "{done} done, {ready} ready of {len}: {kept:?}"
+                    );
                     // Positions behind the true one (a page that lagged) or of another lap are refused. One ahead of
                     // it, in the midst of what is available, would pass; none is ever kept there.
                     let slots = u32::from(SIZE) * 2;
@@ -182,9 +217,24 @@ mod tests {
             let (ring, _) = ring(0, ready, 1);
             for index in 0..SIZE {
                 for wrap in [false, true] {
-                    assert!(!agrees(&ring, at(index, wrap)), "{ready} ready: {index} {wrap}");
+                    // The start of a full one is where its laps meet, and its base.
+                    let position = at(index, wrap);
+                    assert!(
+                        position == Position::START || !agrees(&ring, position),
+                        "{ready} ready: {position:?}"
+                    );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn ring_without_one_used_descriptor_is_witnessed_where_its_laps_meet() {
+        for done in 1..40 {
+            let (ring, kept) = ring(done, u32::from(SIZE), 1);
+            assert!(ring.iter().all(|slot| slot.avail != slot.used), "nothing is used");
+            // At the start of a lap with wrap counter 1 it looks as when it was filled first: there, so is its base.
+            assert_eq!(agrees(&ring, kept), kept != Position::START, "{done} done");
         }
     }
 
