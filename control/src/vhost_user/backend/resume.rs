@@ -110,6 +110,7 @@ fn packed_agrees(size: RingSize, kept: Position, read: impl Fn(u16) -> Option<De
         Some(next) if !(next.avail == wrap && next.used == wrap) => {}
         _ => return false,
     }
+    let mut ran = false;
     for back in 1..=size {
         if index == 0 {
             (index, wrap) = (size, !wrap);
@@ -121,12 +122,13 @@ fn packed_agrees(size: RingSize, kept: Position, read: impl Fn(u16) -> Option<De
                 if past.used == wrap {
                     return true;
                 }
+                ran |= !wrap;
             }
-            // Made available again: what lies ahead must be available up to here, and some of it in a lap that a ring
-            // filled for the first time has not.
+            // Made available again: what lies ahead must be available up to here, and something must be of a lap that a
+            // ring filled for the first time has not.
             Some(past) if past.addr != 0 && past.used == wrap => {
                 let (count, second_lap) = available_from(size, kept, read);
-                return second_lap && count > size - back;
+                return (ran || second_lap) && count > size - back;
             }
             _ => return false,
         }
