@@ -52,9 +52,10 @@ pub(super) fn run(setup: SessionSetup, inbox: &Inbox) {
     let end = catch_unwind(AssertUnwindSafe(|| session.serve()))
         .unwrap_or_else(|panic| End::because(format!("bug: the session panicked: {}", text_of(&*panic))));
     let Session { mut plane, mut backend, stream, .. } = session;
-    // First of all the peer is told: nothing below is its business.
-    drop(stream);
     let closed = catch_unwind(AssertUnwindSafe(|| backend.close(&mut plane)));
+    // Only now: a front-end that sees the connection end may give its rings to another device at once, so no core may
+    // touch them any more.
+    drop(stream);
     let mut reason = end.reason;
     match &closed {
         Ok(Ok(())) => plane.device.reset(),
