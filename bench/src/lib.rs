@@ -5,11 +5,11 @@
 //! every result names the host.
 #![forbid(unsafe_code)]
 
-/// A `ringwayd` of our own, on a directory that goes with it.
+// A `ringwayd` of our own, on a directory that goes with it.
 pub mod daemon;
-/// The machine that a result was made on.
+// The machine that a result was made on.
 pub mod host;
-/// What an idle device costs.
+// What an idle device costs.
 pub mod idle;
-/// Throughput and latency of a network device.
+// Throughput and latency of a network device.
 pub mod net;

@@ -44,6 +44,7 @@ use crate::single::Inherited;
 use crate::state::StateDir;
 use crate::subsystem::Options;
 use crate::watch::Watch;
+use crate::watchdog::Watchdog;
 
 /// What reaches the control thread from other threads.
 pub(crate) enum Message {
@@ -124,6 +125,8 @@ pub(crate) struct Daemon {
     pub(crate) absent: Vec<Absent>,
     pub(crate) placement: Placement,
     pub(crate) engine: Engine,
+    /// Held for as long as the workers run.
+    _watchdog: Watchdog,
     pub(crate) events: Events,
     pub(crate) state: Option<StateDir>,
     pub(crate) generation: u64,
@@ -187,12 +190,15 @@ impl Daemon {
         settings.cores = choose_cores(&allowed, &settings.cores)?;
         let registry = Registry::new(options.mgmtdevs)?;
         let engine = start_engine(&settings)?;
+        let watchdog = Watchdog::start(engine.clone())
+            .map_err(|error| Fault::system("cannot start the watchdog of the workers", error))?;
 
         let mut daemon = Daemon {
             registry,
             absent: Vec::new(),
             placement: Placement::new(&settings.cores),
             engine,
+            _watchdog: watchdog,
             events: Events::new(),
             state,
             generation: kept.generation,

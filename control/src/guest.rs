@@ -8,11 +8,11 @@
 //!   memory:  | rings of pair 0 | rings of pair 1 | .. | buffers of pair 0 | buffers of pair 1 | .. |
 //! ```
 
-/// The frames that it makes, and how they are told apart.
+// The frames that it makes, and how they are told apart.
 pub mod frame;
-/// Load over a span of time.
+// Load over a span of time.
 pub mod load;
-/// One queue pair and its traffic.
+// One queue pair and its traffic.
 pub mod pair;
 
 use std::path::Path;

@@ -51,3 +51,4 @@ mod show;
 mod single;
 mod state;
 mod watch;
+mod watchdog;

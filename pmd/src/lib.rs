@@ -3,13 +3,15 @@
 //! A driver registers a [`vdpa::ManagementDevice`]; that makes [`vdpa::VdpaDevice`]s, which make the pumps that move
 //! their descriptors. No operator, no socket to a VMM lives here.
 
-/// Counters of queues, written by one thread and read by any.
+// Counters of queues, written by one thread and read by any.
 pub mod counters;
-/// The drivers.
+// The drivers.
 pub mod drivers;
-/// What network devices have in common: features, configuration, headers.
+// What network devices have in common: features, configuration, headers.
 pub mod net;
-/// Kick, call and error descriptors of a queue.
+// Ends a worker's write to a peer that blocks.
+pub mod interrupt;
+// Kick, call and error descriptors of a queue.
 pub mod notify;
-/// What a driver must offer, and what it is given.
+// What a driver must offer, and what it is given.
 pub mod vdpa;

@@ -1,8 +1,8 @@
 //! What network devices have in common (virtio 1.3 §5.1): feature bits, configuration space, frame header.
 
-/// One end of a transfer: a started queue.
+// One end of a transfer: a started queue.
 pub mod end;
-/// The pump that carries frames from one queue to another.
+// The pump that carries frames from one queue to another.
 pub mod transfer;
 
 use std::fmt;

@@ -1,7 +1,8 @@
 //! Kick, call and error descriptors of a queue: eventfds that a front-end passed.
 //!
 //! A kick is never read: the workers' epoll is edge-triggered. A call is one 8-byte write, made only when the driver
-//! asked for it.
+//! asked for it. A peer can fill its eventfd and make it block the writer at any time: such a write is ended by
+//! [`crate::interrupt`].
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,6 +23,9 @@ impl EventFd {
         use std::os::fd::AsRawFd;
         let link = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new())?;
         if link.as_bytes() == b"anon_inode:[eventfd]" {
+            // No honest peer blocks on the other end of a kick or a call; a hostile one can take this back.
+            let flags = rustix::fs::fcntl_getfl(&fd)?;
+            rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
             Ok(EventFd(fd))
         } else {
             Err(io::Error::new(
@@ -36,6 +40,14 @@ impl EventFd {
     #[inline]
     pub fn signal(&self) -> bool {
         rustix::io::write(&self.0, &1u64.to_ne_bytes()).is_ok()
+    }
+
+    /// Signals a peer from a worker. False: the write blocked, and was ended by [`crate::interrupt`]. A full counter that
+    /// does not block already means "signalled".
+    #[inline]
+    #[must_use]
+    pub fn call(&self) -> bool {
+        rustix::io::write(&self.0, &1u64.to_ne_bytes()) != Err(rustix::io::Errno::INTR)
     }
 
     /// Resets it, for descriptors of our own. Returns whether it had been signalled.

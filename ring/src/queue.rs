@@ -135,11 +135,14 @@ pub enum RingFault {
     /// Driver side: the device completed a chain that it does not have.
     #[error("device completed a buffer that it does not have")]
     UsedId,
+    /// The peer made its call descriptor block whoever signals it.
+    #[error("call descriptor blocks whoever signals it")]
+    CallBlocked,
 }
 
 impl RingFault {
     /// Every fault, in order of its number (from 1).
-    pub const ALL: [RingFault; 13] = [
+    pub const ALL: [RingFault; 14] = [
         RingFault::AvailIndex,
         RingFault::DescIndex,
         RingFault::ChainLength,
@@ -153,6 +156,7 @@ impl RingFault {
         RingFault::TooShort,
         RingFault::UsedIndex,
         RingFault::UsedId,
+        RingFault::CallBlocked,
     ];
     /// The name that operators see.
     pub fn name(self) -> &'static str {
@@ -170,6 +174,7 @@ impl RingFault {
             RingFault::TooShort => "too_short",
             RingFault::UsedIndex => "used_index",
             RingFault::UsedId => "used_id",
+            RingFault::CallBlocked => "call_blocked",
         }
     }
 }

@@ -105,8 +105,10 @@ impl<Q: DeviceRing> End<Q> {
         if self.ring.publish()
             && let Some(call) = &self.call
         {
-            call.signal();
             self.counters.add_call();
+            if !call.call() {
+                self.fail(RingFault::CallBlocked);
+            }
         }
         if self.map.is_poisoned() {
             self.fail(RingFault::Poisoned);

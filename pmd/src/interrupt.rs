@@ -1,0 +1,99 @@
+//! Ends a worker's write to a peer's eventfd that blocks.
+//!
+//! The call descriptor of a queue is the peer's: it can fill the counter and clear `O_NONBLOCK`, and the worker that
+//! calls it then hangs, with every other guest on its core. Whoever watches the workers sends such a thread a signal,
+//! whose handler does nothing and restarts nothing, so that the write ends with `EINTR` and the ring is faulted.
+
+use std::io;
+use std::sync::OnceLock;
+
+/// The signal is handled: threads can be interrupted.
+#[derive(Debug, Clone, Copy)]
+pub struct Interrupter(());
+
+impl Interrupter {
+    /// Installs the handler, once in a process. The signal is SIGURG: what it does by default is nothing.
+    pub fn install() -> io::Result<Interrupter> {
+        static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
+        let installed = INSTALLED.get_or_init(|| {
+            // SAFETY: an all-zero `sigaction` is valid: no flags, so no restart of system calls, and an empty mask.
+            let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+            action.sa_sigaction = ignore as extern "C" fn(libc::c_int) as *const () as usize;
+            // SAFETY: the handler has the type that a `sigaction` without SA_SIGINFO demands, lives for ever, and does
+            // nothing; no previous action is asked for.
+            match unsafe { libc::sigaction(libc::SIGURG, &action, std::ptr::null_mut()) } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL)),
+            }
+        });
+        installed.map(|()| Interrupter(())).map_err(io::Error::from_raw_os_error)
+    }
+
+    /// Interrupts the system call in which a thread of this process waits, if it waits in one. False: there is no such
+    /// thread.
+    pub fn interrupt(self, tid: i32) -> bool {
+        let process = i64::from(rustix::process::getpid().as_raw_nonzero().get());
+        // SAFETY: three numbers, no memory. The process is this one, so no other can be hit; a thread id that is not in
+        // use any more is an error.
+        unsafe { libc::syscall(libc::SYS_tgkill, process, i64::from(tid), i64::from(libc::SIGURG)) == 0 }
+    }
+}
+
+extern "C" fn ignore(_: libc::c_int) {}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+    use std::time::{Duration, Instant};
+
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+    use crate::notify::EventFd;
+
+    #[test]
+    fn call_that_a_peer_made_block_is_ended_and_told() {
+        let interrupter = Interrupter::install().unwrap();
+        let fd: OwnedFd = eventfd(0, EventfdFlags::empty()).unwrap();
+        let peer = fd.try_clone().unwrap();
+        let call = Arc::new(EventFd::from_peer(fd).unwrap());
+        assert!(call.call(), "an honest one takes it");
+        // The counter is full, and the description blocks again.
+        rustix::io::write(&peer, &(u64::MAX - 2).to_ne_bytes()).unwrap();
+        assert!(call.call(), "full and not blocking means signalled");
+        rustix::fs::fcntl_setfl(&peer, rustix::fs::OFlags::RDWR).unwrap();
+
+        let (tid, over) = (Arc::new(AtomicI32::new(0)), Arc::new(AtomicBool::new(false)));
+        let writer = {
+            let (tid, over) = (Arc::clone(&tid), Arc::clone(&over));
+            std::thread::spawn(move || {
+                tid.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Release);
+                let called = call.call();
+                over.store(true, Ordering::Release);
+                called
+            })
+        };
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!over.load(Ordering::Acquire), "the write blocks");
+        let begun = Instant::now();
+        while !over.load(Ordering::Acquire) {
+            assert!(begun.elapsed() < Duration::from_secs(10), "the write was not ended");
+            interrupter.interrupt(tid.load(Ordering::Acquire));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(!writer.join().unwrap());
+    }
+
+    #[test]
+    fn thread_that_is_gone_cannot_be_interrupted() {
+        let interrupter = Interrupter::install().unwrap();
+        let tid = std::thread::spawn(|| rustix::thread::gettid().as_raw_nonzero().get()).join().unwrap();
+        let begun = Instant::now();
+        // The kernel reaps it a moment after it was joined.
+        while interrupter.interrupt(tid) {
+            assert!(begun.elapsed() < Duration::from_secs(10));
+        }
+    }
+}
