@@ -1,8 +1,10 @@
 //! What operators change: adding, removing and setting devices. Each change is kept on disk before it is answered.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
 
 use ringway_pmd::counters::QueueCounters;
 use ringway_pmd::vdpa::{DriverError, MgmtInfo};
@@ -21,6 +23,9 @@ use crate::registry::{check_attributes, check_entry, check_mac};
 use crate::session::{Command, DeviceShared};
 use crate::single::Inherited;
 use crate::state::Kept;
+
+/// Positions kept of devices that are gone: 4 MiB.
+const KEPT_POSITIONS: usize = 1024;
 
 /// What a driver's refusal is to an operator.
 pub(crate) fn driver_fault(error: DriverError) -> Fault {
@@ -249,6 +254,36 @@ impl Daemon {
         self.placement.release(&device.cores());
         // Its positions stay: a guest that waits for a device of this name goes on where it was, also on packed rings,
         // whose position no front-end can tell. They are used only where the ring's own memory bears them out.
+        let positions = &device.shared.positions;
+        let has_none = || {
+            (0..PositionPage::QUEUES)
+                .filter_map(|queue| positions.slot(queue))
+                .all(|slot| slot.load().is_none())
+        };
+        let file = self.positions_file(name);
+        if device.connection.is_none() && has_none() {
+            let _ = std::fs::remove_file(&file);
+        } else {
+            // A store into the mapped page does not count as a change of the file.
+            let _ =
+                File::options().write(true).open(&file).and_then(|file| file.set_modified(SystemTime::now()));
+        }
+        self.forget_old_positions();
+    }
+
+    /// Positions of devices that are gone stay for the last [`KEPT_POSITIONS`] of them: names may never come again.
+    fn forget_old_positions(&self) {
+        let Ok(files) = std::fs::read_dir(self.runtime_dir.join("positions")) else { return };
+        let is_gone = |name: &str| {
+            !self.registry.is_taken(name) && !self.absent.iter().any(|absent| absent.entry.name == name)
+        };
+        let files = files.flatten().filter(|file| file.file_name().to_str().is_some_and(is_gone));
+        let mut files: Vec<_> = files.map(|file| file.path()).collect();
+        let Some(excess) = files.len().checked_sub(KEPT_POSITIONS) else { return };
+        files.sort_by_cached_key(|file| std::fs::metadata(file).and_then(|facts| facts.modified()).ok());
+        for file in files.iter().take(excess) {
+            let _ = std::fs::remove_file(file);
+        }
     }
 
     fn set(&mut self, set: &DevSet) -> Result<DevChanged, Fault> {

@@ -293,6 +293,24 @@ fn thousand_devices_come_and_go_without_a_trace() {
 }
 
 #[test]
+fn positions_of_devices_that_are_gone_are_kept_for_the_last_of_them() {
+    let daemon = Daemon::start();
+    let positions = daemon.dir.join("positions");
+    daemon.run("dev add name stays mgmtdev sim/net").good();
+    let of = |n: u64| positions.join(format!("gone{n}"));
+    let begin = std::time::SystemTime::now() - std::time::Duration::from_secs(10_000);
+    for n in 0..1030 {
+        let file = std::fs::File::create(of(n)).unwrap();
+        file.set_modified(begin + std::time::Duration::from_secs(n)).unwrap();
+    }
+    daemon.run("dev add name vm0 mgmtdev sim/net").good();
+    daemon.run("dev del vm0").good();
+    assert_eq!(std::fs::read_dir(&positions).unwrap().count(), 1 + 1024);
+    assert!(positions.join("stays").exists());
+    assert!(!of(5).exists() && of(6).exists(), "the oldest go");
+}
+
+#[test]
 fn idle_daemon_with_a_hundred_devices_costs_next_to_nothing() {
     let daemon = Daemon::start();
     let mut wire = daemon.wire();
