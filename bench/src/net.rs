@@ -1,6 +1,7 @@
 //! Throughput and latency of a network device whose wire is a loop, with the built-in guest on one core and the
 //! worker on another.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
 
@@ -29,9 +30,9 @@ pub struct Round {
 pub fn round(socket: &Path, options: GuestOptions, duration: Duration) -> Result<Round, GuestError> {
     let mut guest = Guest::connect(socket, options)?;
     // The first frames find cold caches and a sleeping worker.
-    load::run(&mut guest, Duration::from_millis(100), |_, _| {})?;
+    load::run(&mut guest, Duration::from_millis(100), |_, _| ControlFlow::Continue(()))?;
     let before = guest.stats();
-    let seconds = load::run(&mut guest, duration, |_, _| {})?.as_secs_f64();
+    let seconds = load::run(&mut guest, duration, |_, _| ControlFlow::Continue(()))?.as_secs_f64();
     let packets = guest.stats().received - before.received;
     load::drain(&mut guest)?;
     let all = guest.stop()?;

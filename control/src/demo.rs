@@ -10,6 +10,9 @@
 //! ```
 
 use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ringway_ring::queue::Format;
@@ -62,11 +65,11 @@ pub struct Latency {
     pub p999: u64,
 }
 
-/// Runs the demo, with progress on the terminal, and returns what came of it.
+/// Runs the demo, with progress on the terminal, and returns what came of it. Ends early once `interrupted` is true.
 ///
 /// # Errors
 /// The data plane or the guest could not start, or the device broke a rule.
-pub fn run(options: &Options) -> Result<Report, Fault> {
+pub fn run(options: &Options, interrupted: &AtomicBool) -> Result<Report, Fault> {
     let folder =
         tempfile::tempdir().map_err(|error| Fault::system("cannot make a directory for sockets", error))?;
     let plane = Subsystem::start(subsystem::Options::embedded(folder.path()))?;
@@ -82,14 +85,17 @@ pub fn run(options: &Options) -> Result<Report, Fault> {
     let mut progress = Progress::new(options);
     if !options.json {
         let core = guest_core.map_or_else(|| "any core".to_owned(), |core| format!("core {core}"));
-        println!(
+        say(&format!(
             "worker on core {worker}, guest on {core}, {} rings, {} memory",
             ring_name(options.format),
             guest.page_kind()
-        );
+        ))?;
     }
-    let took = load::run(&mut guest, options.duration, |gone, received| progress.show(gone, received))
-        .map_err(|error| failed(&error))?;
+    let took = load::run(&mut guest, options.duration, |gone, received| {
+        progress.show(gone, received);
+        if interrupted.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })
+    .map_err(|error| failed(&error))?;
     let packets = guest.stats().received;
     load::drain(&mut guest).map_err(|error| failed(&error))?;
     progress.clear();
@@ -113,32 +119,49 @@ pub fn run(options: &Options) -> Result<Report, Fault> {
     })
 }
 
-/// Runs the demo and prints its result, as `ringway demo` does.
+/// Runs the demo and prints its result, as `ringway demo` does. The first SIGINT or SIGTERM ends it early, with the
+/// result so far and everything it made taken away; the second ends the process.
 ///
 /// # Errors
 /// As [`run`]; lost frames are an error too, after the result was printed.
 pub fn run_and_print(options: &Options) -> Result<(), Fault> {
-    let report = run(options)?;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, interrupted.clone())
+            .and_then(|_| signal_hook::flag::register(signal, interrupted.clone()))
+            .map_err(|error| Fault::system("cannot catch signals", error))?;
+    }
+    let report = run(options, &interrupted)?;
     if options.json {
         let line =
             serde_json::to_string(&report).map_err(|error| Fault::new(Kind::Runtime, error.to_string()))?;
-        println!("{line}");
+        say(&line)?;
     } else {
-        println!(
+        say(&format!(
             "{} packets in {:.1} s: {:.2} million a second each way, {} lost",
             report.packets, report.seconds, report.mpps, report.lost
-        );
-        println!(
+        ))?;
+        say(&format!(
             "latency at full load: {} median, {} 99 %, {} 99.9 %",
             time(report.latency_ns.p50),
             time(report.latency_ns.p99),
             time(report.latency_ns.p999)
-        );
+        ))?;
     }
     if report.lost > 0 {
         return Err(Fault::new(Kind::Runtime, format!("{} frames were lost or damaged", report.lost)));
     }
     Ok(())
+}
+
+/// Writes a line to standard output. A reader that went away (`ringway demo | head -1`) is no failure.
+fn say(line: &str) -> Result<(), Fault> {
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Fault::system("cannot write", error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The line of progress: on a terminal, in place; silent elsewhere.

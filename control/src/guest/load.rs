@@ -1,5 +1,6 @@
 //! Load: a guest's traffic over a span of time, and what it says of the path.
 
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use ringway_ring::tsc;
@@ -8,11 +9,11 @@ use super::pair::{BATCH, PairStats};
 use super::{Guest, GuestError};
 
 /// Sends and receives as fast as it goes for `duration`; calls `tick` some times a second with the time gone and the
-/// frames received since the start. Returns how long it took.
+/// frames received since the start, which may end it early. Returns how long it took.
 pub fn run(
     guest: &mut Guest,
     duration: Duration,
-    mut tick: impl FnMut(Duration, u64),
+    mut tick: impl FnMut(Duration, u64) -> ControlFlow<()>,
 ) -> Result<Duration, GuestError> {
     let (begun, before) = (Instant::now(), guest.stats().received);
     let mut next_tick = TICK;
@@ -26,7 +27,9 @@ pub fn run(
             return Ok(gone);
         }
         if gone >= next_tick {
-            tick(gone, guest.stats().received - before);
+            if tick(gone, guest.stats().received - before).is_break() {
+                return Ok(gone);
+            }
             next_tick = gone + TICK;
         }
     }

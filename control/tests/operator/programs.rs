@@ -1,10 +1,12 @@
 //! The programs beside their protocol: service manager, QEMU's conventions, manual, completion.
 
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 
 use ringway_control::vhost_user::frontend::Frontend;
+use serde_json::json;
 
 use crate::support::{Daemon, SOON, finish, ringway, ringwayd, wait_for};
 
@@ -149,4 +151,59 @@ fn output_to_a_reader_that_left_is_no_failure() {
     command.env("RINGWAY_CTL", daemon.ctl()).args(["mgmtdev", "show"]).stdout(writer);
     let output = command.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+/// `ringway demo` with these words, in a directory for temporary files of its own.
+fn demo(words: &[&str], scratch: &std::path::Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringway"));
+    command.arg("demo").args(words).env("TMPDIR", scratch).stdin(Stdio::null());
+    command
+}
+
+#[test]
+fn demo_moves_packets_over_both_rings_and_prints_one_line() {
+    let scratch = tempfile::tempdir().unwrap();
+    for ring in ["split", "packed"] {
+        let report = finish(demo(&["-j", "--seconds", "1", "--ring", ring], scratch.path())).json();
+        assert_eq!((&report["ring"], &report["lost"]), (&json!(ring), &json!(0)), "{report}");
+        assert!(report["packets"].as_u64() > Some(0) && report["mpps"].as_f64() > Some(0.0), "{report}");
+        assert!(report["seconds"].as_f64() >= Some(1.0), "{report}");
+        let memory = report["memory"].as_str().unwrap();
+        assert!(["hugetlb-1G", "hugetlb-2M", "thp", "4k"].contains(&memory), "{report}");
+        let latency = |quantile: &str| report["latency_ns"][quantile].as_u64().unwrap();
+        assert!(0 < latency("p50") && latency("p50") <= latency("p99") && latency("p99") <= latency("p999"));
+        assert_eq!(report.as_object().unwrap().len(), 7, "{report}");
+    }
+    let text = finish(demo(&["--seconds", "1"], scratch.path())).good();
+    assert!(
+        text.starts_with("worker on core ") && text.contains(" 0 lost\nlatency at full load: "),
+        "{text}"
+    );
+    assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0, "nothing stays behind");
+}
+
+#[test]
+fn interrupted_demo_tells_what_came_of_it_so_far_and_leaves_nothing_behind() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut command = demo(&["--seconds", "600"], scratch.path());
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut text = String::new();
+    out.read_line(&mut text).unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    out.read_to_string(&mut text).unwrap();
+    assert!(child.wait().unwrap().success(), "{text}");
+    assert!(text.contains(" packets in ") && text.contains("latency at full load: "), "{text}");
+    assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0, "nothing stays behind");
+}
+
+#[test]
+fn demo_whose_reader_left_ends_well() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = demo(&["--seconds", "1"], scratch.path());
+    let output = command.stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
