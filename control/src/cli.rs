@@ -251,11 +251,16 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
                 let _ = writeln!(std::io::stdout(), "vdpa utility, ringway-{}", env!("CARGO_PKG_VERSION"));
                 Ok(())
             }
+            ErrorKind::DisplayHelp if is_vdpa => {
+                let _ = writeln!(std::io::stderr(), "{}", compat::USAGE);
+                Ok(())
+            }
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
                 let _ = error.print();
                 Ok(())
             }
-            _ => Err(usage(&error)),
+            _ if is_vdpa => Err(compat::usage(&error)),
+            _ => Err(usage(&error, "ringway")),
         },
     });
     let Err(fault) = outcome else { return 0 };
@@ -269,8 +274,18 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
 }
 
 /// What clap found wrong, in Ringway's shape.
-fn usage(error: &clap::Error) -> Fault {
+pub(crate) fn usage(error: &clap::Error, program: &str) -> Fault {
     let text = error.render().to_string();
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        // The text is the whole help of what has no command.
+        let lines = text.lines().skip_while(|line| *line != "Commands:").skip(1);
+        let words = lines.take_while(|line| !line.is_empty()).filter_map(|line| {
+            let word = line.strip_prefix("  ")?.split(' ').next()?;
+            (!word.is_empty() && word != "help").then_some(word)
+        });
+        let words = words.collect::<Vec<_>>().join(", ");
+        return Fault::usage("a command is missing").hint(format!("one of: {words}"));
+    }
     let text = text.strip_prefix("error: ").unwrap_or(&text);
     let mut parts = text.splitn(2, "\n\n");
     let message: Vec<&str> = parts.next().unwrap_or_default().lines().map(str::trim).collect();
@@ -278,7 +293,7 @@ fn usage(error: &clap::Error) -> Fault {
     let hint = rest.lines().map(str::trim).find_map(|line| {
         line.strip_prefix("tip: ").or_else(|| line.strip_prefix("Usage: ")).map(str::to_owned)
     });
-    Fault::usage(message.join(" ")).hint(hint.unwrap_or_else(|| "ringway --help".to_owned()))
+    Fault::usage(message.join(" ")).hint(hint.unwrap_or_else(|| format!("{program} --help")))
 }
 
 /// Runs the demo.

@@ -71,9 +71,14 @@ pub fn command() -> clap::Command {
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let args = match Ringwayd::try_parse_from(args) {
         Ok(args) => args,
-        Err(error) => {
+        Err(error) if !error.use_stderr() => {
             let _ = error.print();
-            return u8::try_from(error.exit_code()).unwrap_or(2);
+            return 0;
+        }
+        Err(error) => {
+            let fault = crate::cli::usage(&error, "ringwayd");
+            let _ = writeln!(io::stderr(), "{fault}");
+            return fault.kind.exit_code();
         }
     };
     match run(args) {
@@ -142,6 +147,12 @@ fn run(args: Ringwayd) -> Result<(), Fault> {
 fn start_log(wanted: Option<&str>) -> Result<(), Fault> {
     let variable = std::env::var("RINGWAY_LOG").ok().filter(|text| !text.is_empty());
     let wanted = wanted.map(str::to_owned).or(variable).unwrap_or_else(|| "info".to_owned());
+    // A word alone would be taken for the name of a module, and a mistyped level would silence everything.
+    let is_level = |word: &&str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
+    if let Some(word) = wanted.split(',').find(|word| !word.contains('=') && !is_level(&word.trim())) {
+        let fault = Fault::usage(format!("log `{wanted}`: `{word}` is not a level")).at("log");
+        return Err(fault.hint("error, warn, info, debug, trace, or MODULE=LEVEL"));
+    }
     let filter = tracing_subscriber::EnvFilter::try_new(&wanted).map_err(|error| {
         Fault::usage(format!("log `{wanted}`: {error}")).at("log").hint("error, warn, info, debug or trace")
     })?;
@@ -153,6 +164,8 @@ fn start_log(wanted: Option<&str>) -> Result<(), Fault> {
         .try_init();
     made.map_err(|error| Fault::new(Kind::Runtime, error.to_string()))
 }
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// A stream on which a byte arrives for SIGTERM and SIGINT. SIGHUP and SIGPIPE do nothing.
 fn catch_signals() -> io::Result<UnixStream> {

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
+use clap::error::ErrorKind;
 use serde_json::Value;
 
 use crate::cli::{DevCommand, DevVstatsCommand, Object};
@@ -66,10 +67,29 @@ pub(super) fn text(text: &str) -> String {
     text.lines().filter(is_its).map(|line| format!("{line}\n")).collect()
 }
 
+/// Its usage, printed to standard error.
+pub(super) const USAGE: &str = "\
+Usage: vdpa [ OPTIONS ] OBJECT { COMMAND | help }
+where  OBJECT := { mgmtdev | dev }
+       OPTIONS := { -V[ersion] | -n[o-nice-names] | -j[son] | -p[retty] }";
+
+/// What clap found wrong, in the words of `vdpa(8)`. Its `vstats` alone is help that fails.
+pub(super) fn usage(error: &clap::Error) -> Fault {
+    let text = match error.kind() {
+        ErrorKind::UnknownArgument => format!("Unknown option.\n{USAGE}"),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => USAGE.to_owned(),
+        _ => crate::cli::usage(error, "vdpa").message,
+    };
+    Fault::usage(text)
+}
+
 /// A fault in the words of `vdpa(8)`; the exit code is always 1.
 pub(super) fn fault(fault: &Fault) -> String {
     let answers = match fault.kind {
         Kind::Unreachable => return "Failed to connect to vdpa Netlink".to_owned(),
+        _ if fault.message.starts_with("Wrong vdpa mgmtdev") => {
+            return format!("{}\n{HANDLE}", fault.message);
+        }
         _ if OWN.iter().any(|start| fault.message.starts_with(start)) => return fault.message.clone(),
         Kind::NotFound => "No such device",
         Kind::Conflict => "File exists",
@@ -92,8 +112,12 @@ const KEYS: [(&str, &[&str]); 4] = [
 /// Indented lines.
 const LINES: [&str; 4] =
     ["supported_classes ", "max_supported_vqs ", "dev_features ", "negotiated_features "];
+/// What a management device's name must be.
+const HANDLE: &str = "Expected \"mgmtdev_bus_name/mgmtdev_name\"\nExpected \"mgmtdev_name\"";
 /// Errors that `vdpa(8)` finds itself and prints alone.
-const OWN: [&str; 8] = [
+const OWN: [&str; 10] = [
+    "Unknown option.",
+    "Usage: vdpa ",
     "Object \"",
     "Command \"",
     "Unknown option \"",

@@ -155,7 +155,15 @@ fn pairs(words: &[String]) -> Result<Vec<(String, String)>, Fault> {
         let Some(value) = words.next() else {
             let is_number = KEYWORDS.iter().any(|keyword| keyword.name == key && keyword.value == "N");
             let expected = if is_number { "number expected" } else { "String parameter expected" };
-            return Err(Fault::usage(expected).at(key.clone()).hint(format!("{key} VALUE")));
+            let hint = match KEYWORDS.iter().find(|keyword| keyword.name == key) {
+                Some(keyword) => format!("{} {}", keyword.name, keyword.value),
+                // Most often a name without its keyword: `dev add vm0 mgmtdev sim/net`.
+                None => format!(
+                    "each keyword has its value: name NAME mgmtdev MGMTDEV ...; `{}` stands last, without one",
+                    crate::registry::printable(word)
+                ),
+            };
+            return Err(Fault::usage(expected).at(key).hint(hint));
         };
         if found.iter().any(|(other, _)| *other == key) {
             return Err(Fault::usage(format!("{key} is given twice")).at(key));

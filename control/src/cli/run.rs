@@ -38,6 +38,10 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
     let within = Duration::from_secs(cli.timeout);
     let connect = || Client::connect(&ctl, within);
     match cli.object {
+        None | Some(Object::Mgmtdev { command: None }) if is_vdpa => {
+            let _ = writeln!(io::stderr(), "{}", compat::USAGE);
+            Ok(())
+        }
         None => help(&[]),
         Some(Object::Mgmtdev { command: None }) => help(&["mgmtdev"]),
         Some(Object::Mgmtdev { command: Some(MgmtdevCommand::Show { name }) }) => {

@@ -244,6 +244,19 @@ fn called_vdpa_it_prints_what_vdpa_prints_and_nothing_else() {
     assert_eq!(vdpa("dev add name x mgmtdev sim/net core 1").bad(1), "Unknown option \"core\"\n");
     assert_eq!(vdpa("dev add name x").bad(1), "management device handle not set.\n");
     assert_eq!(vdpa("dev vstats show vm0").bad(1), "kernel answers: Invalid argument\n");
+    assert_eq!(
+        vdpa("dev add name x mgmtdev a/b/c").bad(1),
+        "Wrong vdpa mgmtdev identification string format\nExpected \"mgmtdev_bus_name/mgmtdev_name\"\n\
+         Expected \"mgmtdev_name\"\n"
+    );
+    for line in ["-s dev show", "dev show -n"] {
+        assert!(vdpa(line).bad(1).starts_with("Unknown option.\nUsage: vdpa [ OPTIONS ] OBJECT"), "{line}");
+    }
+    assert!(vdpa("dev vstats").bad(1).starts_with("Usage: vdpa "));
+    for line in ["", "help", "mgmtdev", "-h"] {
+        let done = vdpa(line);
+        assert!(done.code == 0 && done.out.is_empty() && done.err.starts_with("Usage: vdpa "), "{done:?}");
+    }
     let error = vdpa("dev add name vm0 mgmtdev sim/net").bad(1);
     assert_eq!(error, "Error: vdpa: device vm0 is there already.\nkernel answers: File exists\n");
     assert!(vdpa("-V").good().starts_with("vdpa utility, "));

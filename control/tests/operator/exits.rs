@@ -32,8 +32,13 @@ fn wrong_words_are_2_and_name_the_nearest() {
     for (line, told) in [
         ("dvv show", "error: Object \"dvv\" not found\n  try: did you mean dev?"),
         ("dev vstat show x", "error: Command \"vstat\" not found\n  try: did you mean vstats?"),
-        ("dev vstats", "error: "),
-        ("dev add name", "error: String parameter expected"),
+        ("dev vstats", "error: a command is missing\n  try: one of: show"),
+        ("config", "error: a command is missing\n  try: one of: check, dump"),
+        ("dev add name", "error: String parameter expected\n  try: name NAME"),
+        (
+            "dev add vm0 mgmtdev sim/net",
+            "error: String parameter expected\n  try: each keyword has its value: name NAME mgmtdev MGMTDEV",
+        ),
         ("dev add name a mgmtdev sim/net mtu", "error: number expected"),
         ("dev add name a", "error: management device handle not set.\n  try: ringway mgmtdev show"),
         ("dev add mgmtdev sim/net", "error: device name is not set."),

@@ -207,3 +207,26 @@ fn demo_whose_reader_left_ends_well() {
     let output = command.stdout(writer).stderr(Stdio::piped()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[test]
+fn wrong_options_of_the_daemon_have_the_shape_of_every_error() {
+    for (words, told) in [
+        (&["--nonsense"][..], "error: unexpected argument '--nonsense' found\n  try: "),
+        (
+            &["--idle", "lazy"],
+            "error: invalid value 'lazy' for '--idle <POLICY>' [possible values: adaptive, poll]",
+        ),
+        (
+            &["--log", "dbug"],
+            "error: log `dbug`: `dbug` is not a level\n  try: error, warn, info, debug, trace",
+        ),
+    ] {
+        let mut command = ringwayd();
+        command.args(words);
+        let error = finish(command).bad(2);
+        assert!(error.starts_with(told), "{words:?}: {error}");
+    }
+    let mut command = ringwayd();
+    command.arg("--help").stdout(Stdio::piped());
+    assert!(finish(command).good().contains("--print-capabilities"));
+}
