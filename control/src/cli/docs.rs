@@ -71,6 +71,18 @@ pub fn ringway_page() -> String {
         page.item(vec![bold(keyword.name), roman(" "), italic(keyword.value), roman(mark)], keyword.help);
     }
     page.text("A driver's own attributes are further keywords; ringway mgmtdev show lists them.");
+    page.section("EXAMPLES");
+    for (line, help) in [
+        ("ringway mgmtdev show", "what devices there can be, and which attributes they take"),
+        ("ringway dev add name vm0 mgmtdev sim/net max_vqp 4 mtu 9000", "a device with four pairs of queues"),
+        ("ringway dev show vm0 --qemu", "the arguments with which QEMU uses it"),
+        ("ringway dev vstats show vm0", "what its queues did, dropped and refused, and what to do about it"),
+        ("ringway core show", "what the workers spend their time on"),
+        ("ringway -j events", "every device, then everything that happens, a line each"),
+        ("ringway config dump", "what runs, as a file for ringwayd --config"),
+    ] {
+        page.item(vec![bold(line)], help);
+    }
     page.section("EXIT STATUS");
     page.item(vec![bold("0")], "done");
     for kind in Kind::ALL {
@@ -118,6 +130,9 @@ pub fn ringwayd_page() -> String {
     }
     page.section("EXIT STATUS");
     page.text("0 when it was told to stop by SIGTERM or SIGINT; else as ringway(8).");
+    page.section("SIGNALS");
+    page.item(vec![bold("SIGTERM, SIGINT")], "close every session, remove the sockets, end");
+    page.item(vec![bold("SIGHUP")], "does nothing: the configuration file is read at the start only");
     page.section("ENVIRONMENT");
     page.item(vec![bold("RINGWAY_CTL")], "the operator socket, unless --ctl names it");
     page.item(
@@ -155,7 +170,8 @@ pub fn write_manual(dir: &Path) -> Result<(), Fault> {
     for (name, page) in [("ringway.8", ringway_page()), ("ringwayd.8", ringwayd_page())] {
         let path = dir.join(name);
         std::fs::write(&path, page)
-            .map_err(|error| Fault::system(format!("cannot write {}", path.display()), error))?;
+            .map_err(|error| Fault::system(format!("cannot write {}", path.display()), error))
+            .map_err(|fault| fault.hint("a directory that is there and that you may write to"))?;
     }
     Ok(())
 }
@@ -225,7 +241,9 @@ impl Page {
             if !values.is_empty() && arg.get_action().takes_values() {
                 help.push_str(&format!(" [{}]", values.join(", ")));
             }
-            if let Some(default) = arg.get_default_values().first() {
+            // A flag's default is that it is not given.
+            let default = arg.get_default_values().first().filter(|_| arg.get_action().takes_values());
+            if let Some(default) = default {
                 help.push_str(&format!(" [default: {}]", default.to_string_lossy()));
             }
             self.item(term, &help);
@@ -290,6 +308,8 @@ mod tests {
         for word in wanted {
             assert!(page.contains(&word), "ringway.8 lacks `{word}`:\n{page}");
         }
+        assert!(!page.contains("[default: false]"), "{page}");
+        assert!(page.contains("[default: 3]"), "{page}");
     }
 
     #[test]
