@@ -27,7 +27,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::api::{DeviceEntry, Dump, Mode};
 use crate::fault::{Fault, nearest};
-use crate::placement::parse_cores;
+use crate::placement::{list, parse_cores};
 use crate::registry::{ATTRIBUTES, check_entry, printable};
 
 /// Workers and what they do when idle.
@@ -91,6 +91,7 @@ pub fn parse(text: &str, file: &str, known: &[MgmtInfo]) -> Result<Desired, Faul
         source.fault(at, error.message().to_owned())
     })?;
     let mut desired = Desired::default();
+    let mut places = Vec::new();
     for (key, value) in table.get_ref() {
         match (key.get_ref().as_ref(), value.get_ref()) {
             ("daemon", DeValue::Table(table)) => source.daemon(table, &mut desired)?,
@@ -104,12 +105,22 @@ pub fn parse(text: &str, file: &str, known: &[MgmtInfo]) -> Result<Desired, Faul
                         let why = format!("a second device is named {}", entry.name);
                         return Err(source.fault(source.key_span(table, "name", device.span()), why));
                     }
+                    places.push(source.key_span(table, "core", device.span()));
                     desired.devices.push(entry);
                 }
             }
             ("daemon", _) => return Err(source.fault(key.span(), "`daemon` is a table: [daemon]")),
             ("device", _) => return Err(source.fault(key.span(), "`device` is a list of tables: [[device]]")),
             (other, _) => return Err(source.unknown(key.span(), other, TABLES)),
+        }
+    }
+    // The order of tables is free, so this waits for the last.
+    if let Some(cores) = desired.cores.as_ref().filter(|cores| !cores.is_empty()) {
+        for (entry, place) in desired.devices.iter().zip(places) {
+            if let Some(core) = entry.core.filter(|core| !cores.contains(core)) {
+                let why = format!("no worker runs on core {core}: [daemon] cores is {}", list(cores));
+                return Err(source.fault(place, why).hint("one of these cores, or add it to them"));
+            }
         }
     }
     Ok(desired)

@@ -31,6 +31,10 @@ fn unknown_key_names_line_and_nearest() {
             .starts_with("error: FILE:3: Fail to find")
     );
     assert!(check("[[device]\n").bad(2).starts_with("error: FILE:1: "));
+    let device = "[[device]]\nname = \"a\"\nmgmtdev = \"sim/net\"\ncore = 9\n";
+    check(device).good();
+    let error = check(&format!("{device}[daemon]\ncores = [1, 2]\n")).bad(2);
+    assert!(error.starts_with("error: FILE:4: no worker runs on core 9: [daemon] cores is 1"), "{error}");
 }
 
 #[test]
