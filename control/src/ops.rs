@@ -349,10 +349,14 @@ impl Daemon {
                 device.is_outdated = true;
             }
             notes.push("a front-end is connected: in force when the next one connects".to_owned());
-            notes.push(
-                "QEMU gives its guest the mac and host_mtu of its own -device virtio-net-pci: change them there too"
-                    .to_owned(),
-            );
+            // Its attributes reach a guest whatever its VMM says.
+            if set.mac.is_some() || set.mtu.is_some() {
+                notes.push(
+                    "QEMU gives its guest the mac and host_mtu of its own -device virtio-net-pci: change them there \
+                     too"
+                        .to_owned(),
+                );
+            }
         }
         if let (Origin::Config, Some(file)) = (origin, &self.config_file) {
             notes.push(format!(

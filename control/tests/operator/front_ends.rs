@@ -268,6 +268,8 @@ fn change_under_a_connected_guest_is_65_and_in_force_for_the_next() {
     assert!(error.contains("QEMU gives its guest the mac"), "{error}");
     assert_eq!(daemon.device("vm0")["provisioned"]["mac"], before);
     assert!(daemon.run("dev show vm0").good().contains("  note: changed by dev set"));
+    // What only the driver knows is no matter of the VMM's arguments.
+    assert!(!daemon.run("dev set name vm0 swap on").bad(65).contains("QEMU"));
     drop(frontend);
     wait_for("it is in force", || daemon.device("vm0")["provisioned"]["mac"] == "52:54:00:00:00:05");
     let _next = connect(&daemon);
