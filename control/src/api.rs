@@ -271,6 +271,9 @@ pub struct DevAdded {
     pub mode: Mode,
     /// The core of each group of its queues.
     pub cores: Vec<usize>,
+    /// What else the operator should know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// Answer of `dev.del`.

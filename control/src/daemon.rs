@@ -248,6 +248,7 @@ impl Daemon {
 
     /// Makes the devices of a list at the start; what cannot be made is kept and tried again.
     fn make_devices(&mut self, entries: Vec<DeviceEntry>, origin: Origin) {
+        let (wanted, before) = (entries.len(), self.registry.devices().count());
         for entry in entries {
             if origin == Origin::Operator && self.registry.is_taken(&entry.name) {
                 tracing::warn!(dev = entry.name, "also in the configuration file, which goes first");
@@ -259,10 +260,22 @@ impl Daemon {
                 continue;
             }
             if let Err(fault) = self.make_device(entry.clone(), origin) {
-                tracing::error!(dev = entry.name, "device cannot be made: {fault}");
+                let (held_by, hint) = (fault.held_by.as_deref(), fault.hint.as_deref());
+                tracing::error!(
+                    dev = entry.name,
+                    held_by,
+                    hint,
+                    "device cannot be made, it is tried again every {} s: {}",
+                    RETRY_ABSENT.as_secs(),
+                    fault.message
+                );
                 self.absent.push(Absent { entry, origin, why: fault.message });
                 self.retry_absent_at = Some(Instant::now() + RETRY_ABSENT);
             }
+        }
+        if wanted > 0 {
+            let made = self.registry.devices().count() - before;
+            tracing::info!(origin = origin.name(), "{made} of {wanted} devices made at the start");
         }
     }
 
@@ -275,7 +288,7 @@ impl Daemon {
             } else {
                 self.make_device(absent.entry.clone(), absent.origin)
             } {
-                Ok(()) => {}
+                Ok(()) => self.tell_added(&absent.entry.name),
                 Err(fault) => {
                     self.absent.push(Absent { why: fault.message, ..absent });
                     self.retry_absent_at = Some(Instant::now() + RETRY_ABSENT);

@@ -21,6 +21,7 @@ impl Guard {
     pub(crate) fn take(path: &Path, what: &str, name: &str) -> Result<Guard, Fault> {
         let refused = |error: std::io::Error| {
             Fault::system(format!("cannot open the lock file {}", path.display()), error)
+                .hint("give ringwayd a --ctl and a --state-dir in directories of its own user")
         };
         let mut file = OpenOptions::new()
             .read(true)

@@ -86,17 +86,23 @@ impl Daemon {
             self.drop_device(&name);
             return Err(fault);
         }
+        self.tell_added(&name);
         let device = self.registry.find(&name)?;
-        let added = DevAdded {
+        Ok(DevAdded {
             added: name.clone(),
             socket: device.socket.clone(),
             mode: device.mode,
             cores: device.cores(),
-        };
-        let details =
-            json!({ "mgmtdev": device.entry.mgmtdev, "socket": added.socket, "cores": added.cores });
-        self.events.push("dev.added", Some(&name), details);
-        Ok(added)
+            notes: device.notes.clone(),
+        })
+    }
+
+    /// Tells those who follow that a device is there.
+    pub(crate) fn tell_added(&mut self, name: &str) {
+        let Ok(device) = self.registry.find(name) else { return };
+        let details = json!({
+            "mgmtdev": device.entry.mgmtdev, "socket": device.socket, "cores": device.cores() });
+        self.events.push("dev.added", Some(name), details);
     }
 
     /// Makes a device and opens its endpoint. Nothing is left behind if it fails.

@@ -99,7 +99,9 @@ fn dev(
         DevCommand::Add { words } => {
             let entry = grammar::add_entry(&words)?;
             let answer: DevAdded = connect()?.call("dev.add", &entry)?;
-            output.print(&answer, String::new)
+            output.print(&answer, String::new)?;
+            output.tell(&answer.notes);
+            Ok(())
         }
         DevCommand::Del { name } => {
             let answer: DevDeleted = connect()?.call("dev.del", &Target { name })?;

@@ -115,8 +115,13 @@ fn device_that_cannot_be_made_at_the_start_is_kept_and_comes_when_it_can() {
     assert!(daemon.run("dev show a").bad(3).contains("not made"));
     // A change to another device does not lose it.
     daemon.run("dev add name b mgmtdev sim/net").good();
+    let log = daemon.log();
+    assert!(log.contains("0 of 1 devices made at the start"), "{log}");
+    let failure = log.lines().find(|line| line.contains("device cannot be made")).unwrap();
+    assert!(failure.contains("in use") && failure.contains("dev=\"a\""), "{log}");
     drop(held);
     wait_for("it is made", || daemon.run("dev show a").code == 0);
+    assert!(daemon.run("events --once --since 0").good().contains(" dev.added a "));
     daemon.kill();
     daemon.start_again(&[]);
     daemon.run("dev show a").good();
