@@ -67,8 +67,9 @@ const TICK: Duration = Duration::from_millis(250);
 /// Turns between two looks at the clock: some microseconds each when loaded.
 const TURNS: u32 = 256;
 
-/// Nothing for so long: what is missing will not come.
-const QUIET: Duration = Duration::from_millis(200);
+/// Nothing for so long: what is missing will not come. Long, since on a busy host the worker may not run for many
+/// hundred milliseconds; only a real loss waits for it.
+const QUIET: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
