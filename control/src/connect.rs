@@ -13,6 +13,7 @@ use crate::device::{Connection, Facts};
 use crate::endpoint;
 use crate::fault::reason;
 use crate::life::{Life, LifeEvent};
+use crate::names::feature_names;
 use crate::peer::Caller;
 use crate::registry::check_entry;
 use crate::session::{self, Report, SessionSetup};
@@ -266,7 +267,8 @@ impl Daemon {
             Report::Negotiated { features, protocol } => {
                 connection.negotiated = Some(features);
                 connection.protocol = Some(protocol);
-                event = Some(("session.negotiated", json!({ "features": format!("{:#x}", features.0) })));
+                let names = feature_names(device.facts.class, features);
+                event = Some(("session.negotiated", json!({ "features": names })));
             }
             Report::Status(status) => {
                 connection.status = Some(status);

@@ -355,7 +355,7 @@ impl Daemon {
                 device.is_outdated = true;
             }
             notes.push("a front-end is connected: in force when the next one connects".to_owned());
-            // Its attributes reach a guest whatever its VMM says.
+            // The driver's own attributes are no matter of the VMM's.
             if set.mac.is_some() || set.mtu.is_some() {
                 notes.push(
                     "QEMU gives its guest the mac and host_mtu of its own -device virtio-net-pci: change them there \
@@ -370,7 +370,12 @@ impl Daemon {
                 file.display()
             ));
         }
-        self.events.push("dev.changed", Some(&set.name), json!({ "applied": !is_deferred }));
+        let mut changed = json!(set);
+        if let Value::Object(changed) = &mut changed {
+            changed.remove("name");
+        }
+        let details = json!({ "applied": !is_deferred, "set": changed });
+        self.events.push("dev.changed", Some(&set.name), details);
         Ok(DevChanged { changed: set.name.clone(), applied: !is_deferred, notes })
     }
 

@@ -122,6 +122,12 @@ fn set_changes_an_unconnected_device_at_once() {
     assert_eq!(device["provisioned"]["mac"], "52:54:00:00:00:09");
     assert_eq!(device["provisioned"]["mtu"], 2000);
     assert_eq!(device["attributes"]["swap"], "on");
+    let events = daemon.run("-j events --once --since 0 --type dev.changed").json();
+    assert_eq!(
+        events["set"],
+        json!({ "mac": "52:54:00:00:00:09", "mtu": 2000, "attributes": { "swap": "on" } }),
+        "{events}"
+    );
     let core = device["cores"][0].as_u64().unwrap();
     daemon.run(&format!("dev set name vm0 core {core}")).good();
     let error = daemon.run("dev set name vm0 core 4095").bad(3);

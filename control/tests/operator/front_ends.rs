@@ -92,6 +92,8 @@ fn connected_device_tells_who_and_what_was_agreed_on() {
     wait_for("features are told", || {
         daemon.device("vm0")["front_end"]["negotiated_features"] == json!(["MTU", "VERSION_1"])
     });
+    let event = daemon.run("-j events --once --since 0 --type session.negotiated").json();
+    assert_eq!(event["features"], json!(["MTU", "VERSION_1"]));
     let device = daemon.device("vm0");
     assert_eq!(device["front_end"]["pid"], std::process::id());
     assert!(device["front_end"]["protocol_features"].as_array().unwrap().contains(&json!("REPLY_ACK")));
