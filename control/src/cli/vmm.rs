@@ -14,7 +14,7 @@ pub(super) fn qemu(name: &str, info: &DevInfo) -> Vec<String> {
     let id = format!("net-{name}");
     let path = info.socket.display().to_string().replace(',', ",,");
     let chardev = match info.mode {
-        Mode::Server => format!("socket,id=char-{name},path={path},reconnect-ms=1000"),
+        Mode::Server => format!("socket,id=char-{name},path={path},reconnect-ms=100"),
         Mode::Client => format!("socket,id=char-{name},path={path},server=on,wait=off"),
     };
     let pairs = info.max_vqs / 2;
@@ -144,7 +144,7 @@ mod tests {
             "-object memory-backend-memfd,id=mem0,size=1G,share=on \\\n\
              -machine q35,memory-backend=mem0 \\\n\
              -m 1G \\\n\
-             -chardev socket,id=char-vm0,path=/run/a,,b/vm0.sock,reconnect-ms=1000 \\\n\
+             -chardev socket,id=char-vm0,path=/run/a,,b/vm0.sock,reconnect-ms=100 \\\n\
              -netdev vhost-user,id=net-vm0,chardev=char-vm0,queues=4 \\\n\
              -device virtio-net-pci,netdev=net-vm0,mac=52:54:00:00:00:01,mq=on,vectors=10,packed=on,\
              rx_queue_size=1024,tx_queue_size=1024,host_mtu=9000\n"
