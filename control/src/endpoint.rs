@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::fault::{Fault, Kind};
@@ -37,15 +39,12 @@ impl Listening {
         };
         remove_stale(path)?;
         let socket = UnixListener::bind(path).map_err(failed)?;
-        let listening = |socket| -> io::Result<Listening> {
-            let meta = fs::symlink_metadata(path)?;
-            Ok(Listening { socket, file: Some((path.to_owned(), meta.dev(), meta.ino())) })
-        };
-        let listening = listening(socket).map_err(failed)?;
+        let made = Made::find(path).map_err(failed)?;
+        let listening = Listening { socket, file: Some((path.to_owned(), made.device, made.inode)) };
         listening.socket.set_nonblocking(true).map_err(failed)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(failed)?;
+        fs::set_permissions(made.path(), fs::Permissions::from_mode(0o660)).map_err(failed)?;
         if owner.is_some() || group.is_some() {
-            std::os::unix::fs::chown(path, owner, group).map_err(|error| {
+            std::os::unix::fs::chown(made.path(), owner, group).map_err(|error| {
                 Fault::system(format!("cannot give {shown} to its owner"), error)
                     .at(shown.clone())
                     .hint("run ringwayd as root, or make its user a member of that group")
@@ -69,6 +68,31 @@ impl Drop for Listening {
         if fs::symlink_metadata(path).is_ok_and(|meta| meta.dev() == *device && meta.ino() == *inode) {
             let _ = fs::remove_file(path);
         }
+    }
+}
+
+/// A socket's file that was just made, held by a descriptor: whoever may write to its directory can put a link in its
+/// place, and what is done by name would then be done to the file that the link names.
+struct Made {
+    file: OwnedFd,
+    device: u64,
+    inode: u64,
+}
+
+impl Made {
+    fn find(path: &Path) -> io::Result<Made> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, rustix::fs::Mode::empty())?;
+        let stat = rustix::fs::fstat(&file)?;
+        if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::Socket {
+            return Err(io::Error::other("something else was put in its place"));
+        }
+        Ok(Made { file, device: stat.st_dev, inode: stat.st_ino })
+    }
+
+    /// A path that leads to this file and no other.
+    fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
     }
 }
 
@@ -196,6 +220,26 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o660);
         drop(listening);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn file_that_was_put_in_the_sockets_place_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, victim) = (dir.path().join("a.sock"), dir.path().join("victim"));
+        fs::write(&victim, "").unwrap();
+        fs::set_permissions(&victim, fs::Permissions::from_mode(0o600)).unwrap();
+        // As it is between bind and chmod for a moment.
+        std::os::unix::fs::symlink(&victim, &path).unwrap();
+        assert!(Made::find(&path).is_err());
+        // And right after it was found.
+        fs::remove_file(&path).unwrap();
+        let _socket = UnixListener::bind(&path).unwrap();
+        let made = Made::find(&path).unwrap();
+        fs::rename(&path, dir.path().join("moved.sock")).unwrap();
+        std::os::unix::fs::symlink(&victim, &path).unwrap();
+        fs::set_permissions(made.path(), fs::Permissions::from_mode(0o660)).unwrap();
+        assert_eq!(fs::metadata(&victim).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(dir.path().join("moved.sock")).unwrap().mode() & 0o777, 0o660);
     }
 
     #[test]
