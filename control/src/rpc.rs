@@ -145,10 +145,12 @@ impl Clients {
         self.slots.remove(&id);
     }
 
-    /// Drops the clients that left an answer unread for too long.
+    /// Drops the clients that left an answer unread for too long; not those that follow.
     pub(crate) fn drop_stalled(&mut self) {
-        let is_stalled =
-            |client: &Client| client.stalled.is_some_and(|since| since.elapsed() >= SLOWEST_READER);
+        let is_stalled = |client: &Client| {
+            client.subscription.is_none()
+                && client.stalled.is_some_and(|since| since.elapsed() >= SLOWEST_READER)
+        };
         let stalled: Vec<u64> =
             self.slots.iter().filter(|(_, client)| is_stalled(client)).map(|(id, _)| *id).collect();
         for id in stalled {
@@ -426,8 +428,13 @@ mod tests {
         assert_eq!(client.take_line(), None);
         assert!(!client.wants_to_read() && client.stalled.is_some());
         client.stalled = Instant::now().checked_sub(SLOWEST_READER);
+        // A follower may rest (in a pager, say) for as long as its place is not needed.
+        client.subscription = Some(Subscription { cursor: 0, types: Vec::new() });
         let mut clients = Clients::default();
         clients.slots.insert(1, client);
+        clients.drop_stalled();
+        assert_eq!(clients.len(), 1);
+        clients.slots.get_mut(&1).unwrap().subscription = None;
         clients.drop_stalled();
         assert_eq!((clients.len(), clients.dropped["slow_reader"]), (0, 1));
         drop(theirs);
