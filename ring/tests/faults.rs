@@ -434,6 +434,22 @@ fn memory_truncated_by_the_peer_is_a_fault() {
 }
 
 #[test]
+fn ring_truncated_by_the_peer_is_called_so_and_not_by_what_is_read_there() {
+    let ring = ring(Format::Split, 8);
+    ring.desc(0, good(64));
+    ring.offer(&[0]);
+    let mut device = ring.device();
+    let mut burst = Burst::new(Arc::clone(&ring.map));
+    assert_eq!(device.peek(&mut burst, 1), Ok(1));
+    device.consume(burst.chains());
+    device.complete(&burst.chains()[0], 0);
+    device.publish();
+    // The available index is read as 0, which is less than was consumed.
+    rustix::fs::ftruncate(ring.map.regions()[0].file(), 0).unwrap();
+    assert_eq!(device.peek(&mut burst, 1), Err(RingFault::Poisoned));
+}
+
+#[test]
 fn chains_before_the_one_at_fault_are_delivered_first() {
     for format in BOTH {
         let ring = ring(format, 8);

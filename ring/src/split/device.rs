@@ -313,6 +313,8 @@ impl<W: Words> SplitDevice<W> {
 
     #[cold]
     fn fail(&mut self, fault: RingFault) -> RingFault {
+        // What was read where memory is gone is nobody's word.
+        let fault = if self.map.is_poisoned() { RingFault::Poisoned } else { fault };
         self.fault = Some(fault);
         fault
     }
