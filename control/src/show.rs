@@ -365,6 +365,9 @@ fn fault_cure(fault: RingFault) -> &'static str {
         RingFault::Direction | RingFault::TooShort => {
             "the guest's driver built a buffer that this queue cannot have: reset the device in the guest; if it comes again, its driver is broken or hostile"
         }
+        RingFault::CallBlocked => {
+            "the VMM filled the descriptor by which its guest is interrupted and made it block: restart the VM; if it comes again, its VMM is hostile"
+        }
         _ => {
             "the guest's driver broke the rules of its ring: reset the device in the guest (reload its driver); if it comes again, the driver is broken or hostile"
         }

@@ -76,8 +76,16 @@ fn front_end_whose_call_descriptor_blocks_is_faulted_and_its_neighbour_goes_on()
         assert!(begun.elapsed() < SOON, "the fault was not told");
         std::thread::sleep(Duration::from_millis(5));
     }
+    let faulted = Instant::now();
     receive(&mut neighbour, 1000);
     assert_eq!(neighbour.stats().corrupt, 0);
+    // It cannot hold the core again at once, not even by connecting anew.
+    drop(frontend);
+    while !Frontend::connect(&bad, SOON).is_ok_and(|mut again| again.handshake().is_ok()) {
+        assert!(begun.elapsed() < SOON, "nobody is let in any more");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(faulted.elapsed() > Duration::from_millis(1500), "{:?}", faulted.elapsed());
     plane.stop();
 }
 

@@ -51,7 +51,7 @@ pub(super) fn run(setup: SessionSetup, inbox: &Inbox) {
     };
     let end = catch_unwind(AssertUnwindSafe(|| session.serve()))
         .unwrap_or_else(|panic| End::because(format!("bug: the session panicked: {}", text_of(&*panic))));
-    let Session { mut plane, mut backend, stream, .. } = session;
+    let Session { mut plane, mut backend, stream, mut bucket, .. } = session;
     let closed = catch_unwind(AssertUnwindSafe(|| backend.close(&mut plane)));
     // Only now: a front-end that sees the connection end may give its rings to another device at once, so no core may
     // touch them any more.
@@ -63,9 +63,24 @@ pub(super) fn run(setup: SessionSetup, inbox: &Inbox) {
         Err(panic) => reason.push_str(&format!("; bug: closing panicked: {}", text_of(&**panic))),
     }
     drop(backend);
+    serve_sentence(&mut bucket, inbox);
     inbox.over.store(true, Ordering::Relaxed);
     let device = Some(plane.device).filter(|_| !end.revoked);
     reports(id, Report::Ended { device, reason });
+}
+
+/// Waits until the peer's debt is paid, or control wants the device: no front-end sheds its debt by connecting again.
+fn serve_sentence(bucket: &mut Bucket, inbox: &Inbox) {
+    while let Some(left) = bucket.wait(Instant::now())
+        && !inbox.leave.load(Ordering::Relaxed)
+    {
+        let mut wake = [PollFd::new(&*inbox.wake, PollFlags::IN)];
+        match poll(&mut wake, Some(&timespec(left))) {
+            Ok(_) => inbox.wake.clear(),
+            Err(Errno::INTR) => continue,
+            Err(_) => return,
+        };
+    }
 }
 
 /// What a panic said.
@@ -116,6 +131,7 @@ impl Session<'_> {
                 self.backend.pump_panicked(&mut self.plane, group);
             }
             self.backend.attend(&mut self.plane)?;
+            self.bucket.spend(self.backend.take_cost(), now);
         }
         for index in &ready.calls {
             self.backend.call_in_band(*index);

@@ -4,12 +4,13 @@ use std::time::Instant;
 
 use ringway_pmd::vdpa::{Class, FaultReporter, QueueBinding};
 use ringway_ring::features::Features;
+use ringway_ring::queue::RingFault;
 
 use super::super::life::{RingEvent, State, Status};
 use super::super::message::protocol;
 use super::plane::{Plane, PlaneError};
 use super::refusal::Refusal;
-use super::ring::{Kick, Ring, format_of};
+use super::ring::{Call, Kick, Ring, format_of};
 use super::{Answer, Backend};
 use crate::session::{Report, RingReport};
 
@@ -150,6 +151,11 @@ impl Backend {
         let Ok(next) = ring.life.after(RingEvent::Fault) else { return };
         ring.life = next;
         ring.fault = Some(name);
+        if name == RingFault::CallBlocked.name() {
+            // It held a core that others share for as long as a watchdog takes: not at once again.
+            ring.call = Call::Never;
+            self.cost += COST_OF_BLOCKING;
+        }
         self.signal_error(index);
         if !std::mem::replace(&mut self.needs_reset, true) {
             self.config_changed();
@@ -218,3 +224,6 @@ impl Backend {
 
 /// What retiring or placing a pump costs, in messages: it takes time of a worker that others share.
 const COST_OF_PLACING: u32 = 12;
+/// What a call that blocked costs, in messages: beyond any burst, so that the peer is not heard for two seconds at least.
+/// A worker is held for some 10 ms by one.
+const COST_OF_BLOCKING: u32 = 100_000;
