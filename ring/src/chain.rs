@@ -10,6 +10,7 @@
 
 use std::alloc::{Layout, handle_alloc_error};
 use std::fmt;
+use std::io;
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -79,9 +80,18 @@ impl Burst {
     /// cross regions.
     pub const SEGMENTS: usize = MAX_CHAIN + 4 * Burst::CHAINS;
 
-    /// Scratch for queues whose buffers lie in `map`.
+    /// Scratch for queues whose buffers lie in `map`. As an allocation would, it ends the process if there is no memory.
     pub fn new(map: Arc<GuestMap>) -> Burst {
-        Burst { map, scratch: Scratch::new(), chain_count: 0, segment_count: 0 }
+        Burst::try_new(map).unwrap_or_else(|_| handle_alloc_error(Layout::new::<Room>()))
+    }
+
+    /// The same, for where peers have a part in how much there is: they can use up the mappings and the addresses that
+    /// a process may have.
+    ///
+    /// # Errors
+    /// The kernel gave no mapping.
+    pub fn try_new(map: Arc<GuestMap>) -> io::Result<Burst> {
+        Ok(Burst { map, scratch: Scratch::new()?, chain_count: 0, segment_count: 0 })
     }
 
     /// Forgets what was peeked.
@@ -210,10 +220,8 @@ struct Room {
 struct Scratch(MmapMut);
 
 impl Scratch {
-    /// As an allocation would, it ends the process if there is no memory.
-    fn new() -> Scratch {
-        let layout = Layout::new::<Room>();
-        Scratch(MmapMut::map_anon(layout.size()).unwrap_or_else(|_| handle_alloc_error(layout)))
+    fn new() -> io::Result<Scratch> {
+        Ok(Scratch(MmapMut::map_anon(size_of::<Room>())?))
     }
 }
 

@@ -62,7 +62,7 @@ pub struct QueueConfig {
     pub skip_used: bool,
 }
 
-/// Why a queue cannot be activated. Each is the front-end's fault.
+/// Why a queue cannot be activated. Each but `NoMemory` is the front-end's fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SetupError {
     /// The size is not legal.
@@ -90,6 +90,9 @@ pub enum SetupError {
     /// A starting index that cannot be one of this ring.
     #[error("starting position is beyond the ring")]
     Position,
+    /// The process has no mapping left for the queue's scratch memory.
+    #[error("no mapping is left for the queue's scratch memory")]
+    NoMemory,
 }
 
 /// What the other side did to a ring that the specification forbids. Faults that ring, never anything else.

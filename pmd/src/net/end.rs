@@ -42,7 +42,7 @@ impl End<SplitDevice> {
     /// An end on a split ring.
     pub fn split(binding: QueueBinding) -> Result<Box<Self>, SetupError> {
         let ring = binding.config.clone().activate_split()?;
-        Ok(End::new(binding, ring))
+        End::new(binding, ring)
     }
 }
 
@@ -50,18 +50,19 @@ impl End<PackedDevice> {
     /// An end on a packed ring.
     pub fn packed(binding: QueueBinding) -> Result<Box<Self>, SetupError> {
         let ring = binding.config.clone().activate_packed()?;
-        Ok(End::new(binding, ring))
+        End::new(binding, ring)
     }
 }
 
 impl<Q: DeviceRing> End<Q> {
-    fn new(binding: QueueBinding, mut ring: Q) -> Box<End<Q>> {
+    fn new(binding: QueueBinding, mut ring: Q) -> Result<Box<End<Q>>, SetupError> {
+        let burst = Burst::try_new(Arc::clone(&binding.config.map)).map_err(|_| SetupError::NoMemory)?;
         // It is about to be polled: the driver need not kick until the pump arms.
         ring.disable_kicks();
         let features = binding.config.features;
-        Box::new(End {
+        Ok(Box::new(End {
             ring,
-            burst: Burst::new(Arc::clone(&binding.config.map)),
+            burst,
             map: binding.config.map,
             counters: binding.counters,
             header_len: header_len(features),
@@ -71,7 +72,7 @@ impl<Q: DeviceRing> End<Q> {
             call: binding.call,
             fault: binding.fault,
             faulted: false,
-        })
+        }))
     }
 
     /// True while frames can be delivered to it or taken from it.
