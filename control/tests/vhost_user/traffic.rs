@@ -1,10 +1,14 @@
 //! Traffic from the built-in guest through a session and `sim/net` and back.
 
+use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringway_control::guest::{Guest, GuestOptions};
 use ringway_control::session::Command;
 use ringway_control::vhost_user::frontend::{Frontend, FrontendListener};
+use ringway_pmd::notify::EventFd;
+use ringway_ring::position::Position;
 use ringway_ring::queue::Format;
 
 use crate::support::*;
@@ -92,4 +96,33 @@ fn device_removed_under_traffic_is_gone_at_once() {
     for _ in 0..10 {
         guest.turn(16).unwrap();
     }
+}
+
+#[test]
+fn driver_that_may_have_missed_a_call_gets_one_when_it_is_connected_again() {
+    let device = sim_net("calls", 1);
+    let kept = shared("calls", &*device);
+    let rig = Rig::new(Format::Split, 2);
+    let call = EventFd::new().unwrap();
+    let mut pair = HandPair::new(&rig, 0, Position::START);
+    let (running, stream) = start(device, Arc::clone(&kept));
+    let mut frontend = Frontend::from_stream(stream);
+    rig.introduce(&mut frontend);
+    pair.start(&mut frontend, 0);
+    frontend.set_vring_call(1, Some(call.as_fd())).unwrap();
+    frontend.queue_num().unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(!call.clear(), "a fresh ring is owed none");
+    pair.tx.disable_calls();
+    pair.exchange(3);
+    let device = running.close();
+    call.clear();
+
+    let (_running, stream) = start(device, kept);
+    let mut frontend = Frontend::from_stream(stream);
+    rig.introduce(&mut frontend);
+    pair.start(&mut frontend, 3);
+    frontend.set_vring_call(1, Some(call.as_fd())).unwrap();
+    // Nothing is available that would bring one.
+    eventually(|| call.clear());
 }

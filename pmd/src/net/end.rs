@@ -36,6 +36,9 @@ pub struct End<Q> {
     call: Option<Arc<EventFd>>,
     fault: FaultReporter,
     faulted: bool,
+    /// A predecessor may have died between publishing and calling. The driver may be waiting for that call, and make
+    /// nothing available until then that would bring the next.
+    owes_call: bool,
 }
 
 impl End<SplitDevice> {
@@ -60,6 +63,8 @@ impl<Q: DeviceRing> End<Q> {
         // It is about to be polled: the driver need not kick until the pump arms.
         ring.disable_kicks();
         let features = binding.config.features;
+        let start = binding.config.position;
+        let owes_call = (start.used_idx, start.used_wrap) != (0, true);
         Ok(Box::new(End {
             ring,
             burst,
@@ -72,6 +77,7 @@ impl<Q: DeviceRing> End<Q> {
             call: binding.call,
             fault: binding.fault,
             faulted: false,
+            owes_call,
         }))
     }
 
@@ -124,6 +130,19 @@ impl<Q: DeviceRing> End<Q> {
             self.faulted = true;
             self.counters.add_fault(fault);
             self.fault.report(fault);
+        }
+    }
+
+    /// Makes the call that a predecessor may have owed, once. One too many does no harm.
+    pub(super) fn pay_call(&mut self) {
+        if std::mem::take(&mut self.owes_call)
+            && !self.faulted
+            && let Some(call) = &self.call
+        {
+            self.counters.add_call();
+            if !call.call() {
+                self.fail(RingFault::CallBlocked);
+            }
         }
     }
 

@@ -195,6 +195,13 @@ impl<R: DeviceRing, T: DeviceRing> Pump for Transfer<R, T> {
     }
 
     fn arm(&mut self) -> Armed {
+        // Not in `poll`: a ring that moves calls by itself.
+        if let Some(rx) = self.rx.as_deref_mut() {
+            rx.pay_call();
+        }
+        if let Some(tx) = self.tx.as_deref_mut() {
+            tx.pay_call();
+        }
         let (source, within_ns) = match self.blocked_since {
             Some(since) => {
                 let left = self.blocked_cycles.saturating_sub(self.now.wrapping_sub(since));
