@@ -56,13 +56,25 @@ impl<'session> EnginePlane<'session> {
     }
 
     /// Moves the pump of a group to the core that control decided on.
-    pub(super) fn follow_core(&mut self, group: u16) {
-        let Some(core) = self.shared.core_of(group) else { return };
-        let Some(Some(placed)) = self.placed.get_mut(usize::from(group)) else { return };
-        if placed.core() != core
-            && let Err(error) = placed.move_to(core, RETIRE_WITHIN)
-        {
-            tracing::warn!(device = self.shared.name, group, core, %error, "pump not moved");
+    ///
+    /// # Errors
+    /// The worker did not let go in time. It will, and then nobody polls the pump: the session cannot go on.
+    pub(super) fn follow_core(&mut self, group: u16) -> Result<(), PlaneError> {
+        let Some(core) = self.shared.core_of(group) else { return Ok(()) };
+        let Some(Some(placed)) = self.placed.get_mut(usize::from(group)) else { return Ok(()) };
+        if placed.core() == core {
+            return Ok(());
+        }
+        match placed.move_to(core, RETIRE_WITHIN) {
+            Ok(()) => Ok(()),
+            Err(error @ PlaceError::Timeout { .. }) => {
+                self.stuck = true;
+                Err(PlaneError::Stuck(error.to_string()))
+            }
+            Err(error) => {
+                tracing::warn!(device = self.shared.name, group, core, %error, "pump not moved");
+                Ok(())
+            }
         }
     }
 }

@@ -204,7 +204,7 @@ impl Session<'_> {
                 }
                 Command::Close => return Err(End::because("closed by ringway")),
                 Command::Move { group } => {
-                    self.plane.follow_core(group);
+                    self.plane.follow_core(group)?;
                     self.backend.moved(&mut self.plane);
                 }
                 Command::ConfigChanged => self.backend.config_changed(),

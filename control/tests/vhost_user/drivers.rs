@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ringway_control::session::{Command, Report};
 use ringway_control::vhost_user::frontend::{Frontend, FrontendError};
 use ringway_control::vhost_user::life::status;
-use ringway_engine::{Armed, Budget, Polled, Pump};
+use ringway_engine::{Armed, Budget, Engine, Polled, Pump};
 use ringway_pmd::net::{Mac, NetConfig};
 use ringway_pmd::vdpa::{Class, DataPath, DeviceConfig, DriverError, QueueBinding, QueueLimits, VdpaDevice};
 use ringway_ring::features::Features;
@@ -100,11 +101,15 @@ impl VdpaDevice for Flawed {
 }
 
 fn session_of(flaw: Flaw) -> (Running, Frontend) {
+    // Its own worker: what hangs here must not hold up other tests.
+    session_on(new_engine(), flaw)
+}
+
+fn session_on(engine: Engine, flaw: Flaw) -> (Running, Frontend) {
     let device = Box::new(Flawed { flaw, made: 0 });
     let shared = shared("flawed", &*device);
-    // Its own worker: what hangs here must not hold up other tests.
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-    let running = start_with(device, shared, ours, new_engine());
+    let running = start_with(device, shared, ours, engine);
     (running, Frontend::from_stream(theirs))
 }
 
@@ -144,6 +149,24 @@ fn worker_that_hangs_costs_the_session_and_not_the_process() {
     assert!(matches!(frontend.stop_ring(0), Err(FrontendError::Io(_))));
     let (_, reason) = running.wait_for_end();
     assert!(reason.starts_with("worker_stuck"), "{reason}");
+}
+
+#[test]
+fn pump_that_a_hanging_worker_keeps_from_moving_ends_the_session() {
+    let engine = engine_on(2);
+    let Some(&other) = engine.cores().get(1) else { return };
+    let (mut running, mut frontend) = session_on(engine, Flaw::Hangs);
+    let rig = Rig::new(Format::Split, 4);
+    rig.introduce(&mut frontend);
+    frontend.enable_ring(0, true).unwrap();
+    rig.start_ring(&mut frontend, 0, 0);
+    running.wait_for_rings(|rings| rings[0].core.is_some());
+    std::thread::sleep(Duration::from_millis(100));
+    running.shared.cores[0].store(other, Ordering::Relaxed);
+    assert!(running.handle.send(Command::Move { group: 0 }));
+    // Once it hangs no more, the worker lets go of the pump, and nobody would poll it.
+    let (_, reason) = running.wait_for_end();
+    assert!(reason.contains("did not let go"), "{reason}");
 }
 
 #[test]

@@ -41,10 +41,15 @@ pub fn engine() -> Engine {
 
 /// An engine with one worker.
 pub fn new_engine() -> Engine {
+    engine_on(1)
+}
+
+/// An engine with so many workers, fewer if there are not so many cores.
+pub fn engine_on(cores: usize) -> Engine {
     let allowed = rustix::thread::sched_getaffinity(None).unwrap();
-    let core = (0..1024).rev().find(|core| allowed.is_set(*core)).unwrap();
+    let cores = (0..1024).rev().filter(|core| allowed.is_set(*core)).take(cores).collect();
     let clock = Clock { cycles: tsc::cycles, hertz: tsc::hertz() };
-    Engine::start(EngineConfig { cores: vec![core], idle: IdlePolicy::Adaptive, clock }).unwrap()
+    Engine::start(EngineConfig { cores, idle: IdlePolicy::Adaptive, clock }).unwrap()
 }
 
 /// A `sim/net` device.
