@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringway_control::guest::{Guest, GuestOptions};
-use ringway_control::session::Command;
+use ringway_control::session::{Command, Report};
 use ringway_control::vhost_user::frontend::{Frontend, FrontendListener};
 use ringway_pmd::notify::EventFd;
 use ringway_ring::position::Position;
@@ -125,4 +125,18 @@ fn driver_that_may_have_missed_a_call_gets_one_when_it_is_connected_again() {
     frontend.set_vring_call(1, Some(call.as_fd())).unwrap();
     // Nothing is available that would bring one.
     eventually(|| call.clear());
+}
+
+#[test]
+fn features_repeated_after_a_reset_are_told_again() {
+    let (mut running, mut frontend) = sim_with_frontend("again", 1);
+    let rig = Rig::new(Format::Split, 2);
+    rig.introduce(&mut frontend);
+    let told = |report: &Report| matches!(report, Report::Negotiated { .. }).then_some(());
+    running.wait_for(told);
+    frontend.set_status(15).unwrap();
+    frontend.set_status(0).unwrap();
+    running.wait_for(|report| matches!(report, Report::Status(0)).then_some(()));
+    frontend.set_features(rig.features).unwrap();
+    running.wait_for(told);
 }

@@ -54,6 +54,10 @@ impl Backend {
         }
         // Front-ends repeat the same set once a queue pair, with earlier pairs running.
         if self.connection_has_features() && features == self.features {
+            // After a reset they are news to the device, and to operators.
+            if !self.told {
+                self.tell_features(plane)?;
+            }
             return Ok(Answer::Ack);
         }
         if self.connection_has_features() && self.rings.iter().any(|ring| ring.life.is_started()) {
@@ -78,6 +82,18 @@ impl Backend {
         } else {
             Ok(Answer::Ack)
         }
+    }
+
+    /// Tells the device and control the features that are agreed on, for the first time since a reset.
+    pub(super) fn tell_features(&mut self, plane: &mut dyn Plane) -> Result<(), Refusal> {
+        let features = self.features.without(Features::PROTOCOL_FEATURES);
+        plane
+            .device()
+            .negotiated(features)
+            .map_err(|e| Refusal::breach("features", format!("the driver refused them: {e}")))?;
+        self.told = true;
+        plane.report(Report::Negotiated { features, protocol: self.protocol });
+        Ok(())
     }
 
     pub(super) fn connection_has_features(&self) -> bool {

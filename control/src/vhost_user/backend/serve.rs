@@ -87,9 +87,10 @@ impl Backend {
         }
         self.cost += COST_OF_PLACING;
         let indexes: Vec<usize> = queues.iter().map(|queue| queue.index.into()).collect();
-        let told = self.told
-            || plane.device().negotiated(self.features.without(Features::PROTOCOL_FEATURES)).is_ok();
-        self.told = told;
+        if !self.told {
+            // They were accepted before; a driver that refuses them now refuses the pump.
+            let _ = self.tell_features(plane);
+        }
         match plane.place(group, queues) {
             Ok(()) => indexes.into_iter().for_each(|index| self.rings[index].placed = true),
             Err(error) => {
