@@ -24,6 +24,8 @@ const GRACE: Duration = Duration::from_millis(100);
 const SHORT_SESSION: Duration = Duration::from_millis(100);
 /// How often a device whose driver failed is made anew.
 const REMAKE_AFTER: Duration = Duration::from_secs(1);
+/// How long a front-end waits that cannot be accepted for want of something.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// Connections looked at in one go for one whose peer is still there.
 const ACCEPTED_AT_ONCE: usize = 64;
 /// Front-ends refused in one go.
@@ -57,7 +59,13 @@ impl Daemon {
                 // Who has left already needs no session.
                 Ok((stream, _)) if endpoint::has_left(&stream) => device.history.left += 1,
                 Ok((stream, _)) => return self.start_session(id, stream),
-                Err(_) => return,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                // It waits there and stays readable, while this process cannot take it (no descriptor is left).
+                Err(error) => {
+                    device.history.last_failure = Some(format!("cannot accept: {}", reason(&error)));
+                    self.arm_listener(id, false);
+                    return self.retry_after(id, ACCEPT_AGAIN);
+                }
             }
         }
     }
