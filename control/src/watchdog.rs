@@ -1,4 +1,5 @@
-//! The watchdog: frees a worker that hangs in a write to a peer's eventfd (see [`ringway_pmd::interrupt`]).
+//! The watchdog: frees a thread that hangs in a write to a peer's eventfd (see [`ringway_pmd::interrupt`]): a worker in a
+//! call, a session that tells of an error.
 //!
 //! One thread with a small stack, which looks at the workers a hundred times a second: a look costs some loads and no
 //! lock, so an idle daemon does not feel it. A worker that was merely held up by another task is interrupted to no
@@ -10,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ringway_engine::Engine;
-use ringway_pmd::interrupt::Interrupter;
+use ringway_pmd::interrupt::{self, Interrupter};
 
 /// A running watchdog. Stopped when dropped.
 #[derive(Debug)]
@@ -29,11 +30,18 @@ impl Watchdog {
             .name("rw-watchdog".to_owned())
             .stack_size(STACK_BYTES)
             .spawn(move || {
+                let mut before = interrupt::writers();
                 while !told.load(Ordering::Relaxed) {
                     std::thread::sleep(EVERY);
                     for stuck in engine.stuck(LONGEST_CALL) {
                         interrupter.interrupt(stuck.tid);
                     }
+                    // Sessions that wrote at the last look too: their peers make them wait.
+                    let now = interrupt::writers();
+                    for tid in now.iter().zip(&before).filter(|(now, before)| now == before && **now != 0) {
+                        interrupter.interrupt(*tid.0);
+                    }
+                    before = now;
                 }
             })?;
         Ok(Watchdog { stop, thread: Some(thread) })

@@ -64,8 +64,14 @@ fn front_end_whose_call_descriptor_blocks_is_faulted_and_its_neighbour_goes_on()
     frontend.start_ring(1, 16, 0, address, Some(kick.as_fd()), Some(call.as_fd())).unwrap();
     frontend.set_status(15).unwrap();
     frontend.enable_ring(1, true).unwrap();
-    rustix::io::write(&call, &(u64::MAX - 1).to_ne_bytes()).or_else(|_| full(&call)).unwrap();
-    rustix::fs::fcntl_setfl(&call, rustix::fs::OFlags::RDWR).unwrap();
+    // So does its error descriptor, which the session writes.
+    let err: OwnedFd = eventfd(0, EventfdFlags::empty()).unwrap();
+    frontend.set_vring_err(1, Some(err.as_fd())).unwrap();
+    frontend.queue_num().unwrap();
+    for fd in [&call, &err] {
+        rustix::io::write(fd, &(u64::MAX - 1).to_ne_bytes()).or_else(|_| full(fd)).unwrap();
+        rustix::fs::fcntl_setfl(fd, rustix::fs::OFlags::RDWR).unwrap();
+    }
 
     tx.add(&[DriverBuffer { gpa: GPA + 0x8000, len: 72, writable: false }], 0).unwrap();
     tx.publish();

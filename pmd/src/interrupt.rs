@@ -3,9 +3,36 @@
 //! The call descriptor of a queue is the peer's: it can fill the counter and clear `O_NONBLOCK`, and the worker that
 //! calls it then hangs, with every other guest on its core. Whoever watches the workers sends such a thread a signal,
 //! whose handler does nothing and restarts nothing, so that the write ends with `EINTR` and the ring is faulted.
+//!
+//! Threads that are no workers write to a peer's eventfd too (its error descriptor): they enter themselves as writers for
+//! as long, with [`as_writer`].
 
 use std::io;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+/// How many threads may write as [`as_writer`] at once.
+pub const WRITERS: usize = 64;
+
+/// The threads that are in [`as_writer`]; 0 where there is none.
+static IN_WRITE: [AtomicI32; WRITERS] = [const { AtomicI32::new(0) }; WRITERS];
+
+/// Runs `write`, which writes to a peer's eventfd, while whoever watches may interrupt it. None, and it was not run: too
+/// many threads do so at this moment.
+pub fn as_writer<T>(write: impl FnOnce() -> T) -> Option<T> {
+    let tid = rustix::thread::gettid().as_raw_nonzero().get();
+    let free =
+        |slot: &&AtomicI32| slot.compare_exchange(0, tid, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+    let slot = IN_WRITE.iter().find(free)?;
+    let written = write();
+    slot.store(0, Ordering::Relaxed);
+    Some(written)
+}
+
+/// The threads that are in [`as_writer`] now, each at a place of its own; 0 where there is none.
+pub fn writers() -> [i32; WRITERS] {
+    std::array::from_fn(|at| IN_WRITE[at].load(Ordering::Relaxed))
+}
 
 /// The signal is handled: threads can be interrupted.
 #[derive(Debug, Clone, Copy)]
@@ -84,6 +111,13 @@ mod tests {
             std::thread::sleep(Duration::from_millis(1));
         }
         assert!(!writer.join().unwrap());
+    }
+
+    #[test]
+    fn writer_is_seen_for_as_long_as_it_writes() {
+        let own = rustix::thread::gettid().as_raw_nonzero().get();
+        assert_eq!(as_writer(|| writers().contains(&own)), Some(true));
+        assert!(!writers().contains(&own));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use ringway_pmd::interrupt;
 use ringway_pmd::vdpa::{Class, FaultReporter, QueueBinding};
 use ringway_ring::features::Features;
 use ringway_ring::queue::RingFault;
@@ -169,11 +170,8 @@ impl Backend {
     pub(super) fn signal_error(&mut self, index: usize) {
         match &self.rings[index].err {
             Some(fd) => {
-                // A peer that makes its descriptor blocking again is not told: this thread waits for nobody.
-                let nonblocking = |flags: rustix::fs::OFlags| flags.contains(rustix::fs::OFlags::NONBLOCK);
-                if rustix::fs::fcntl_getfl(fd).is_ok_and(nonblocking) {
-                    fd.signal();
-                }
+                // A peer that makes its descriptor block is not told: the watchdog ends the write.
+                interrupt::as_writer(|| fd.signal());
             }
             None if self.protocol & protocol::INBAND_NOTIFICATIONS != 0 => {
                 if let Some(channel) = &mut self.channel {
