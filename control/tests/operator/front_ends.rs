@@ -47,7 +47,7 @@ struct Vmm(Child);
 impl Vmm {
     fn start(socket: &Path) -> Vmm {
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "front_ends::front_end_process"])
+            .args(["--exact", "front_ends::front_end_process"])
             .env("RINGWAY_TEST_SOCKET", socket)
             .stdout(Stdio::null())
             .spawn()
@@ -70,10 +70,10 @@ impl Drop for Vmm {
     }
 }
 
+/// Not a test by itself: the front-end of others, in a process of its own. Without a socket there is nothing to do.
 #[test]
-#[ignore = "is the front-end of other tests, in a process of its own"]
 fn front_end_process() {
-    let socket = std::env::var_os("RINGWAY_TEST_SOCKET").unwrap();
+    let Some(socket) = std::env::var_os("RINGWAY_TEST_SOCKET") else { return };
     let mut guest = Guest::connect(Path::new(&socket), GuestOptions::default()).unwrap();
     loop {
         if guest.turn(8).is_err() {
