@@ -1,0 +1,322 @@
+//! Against `etherparse`, which builds packets and reads them back with checksums of its own.
+
+use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    is_v6: bool,
+    is_udp: bool,
+    vlan: bool,
+    options: bool,
+}
+
+fn shapes() -> impl Strategy<Value = Shape> {
+    (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>())
+        .prop_map(|(is_v6, is_udp, vlan, options)| Shape { is_v6, is_udp, vlan, options })
+}
+
+/// A frame whose checksum is that of the pseudo header, as a driver leaves it, and its claim.
+fn large(shape: Shape, payload: &[u8], mss: u16, cwr: bool) -> (Vec<u8>, NetHeader) {
+    let mut frame = Vec::new();
+    macro_rules! finish {
+        ($builder:expr) => {{
+            let builder = $builder;
+            if shape.is_udp {
+                builder.udp(4000, 5000).write(&mut frame, payload).unwrap();
+            } else {
+                let mut tcp = etherparse::TcpHeader::new(4000, 5000, 0xffff_ff00, 1000);
+                (tcp.ack, tcp.psh, tcp.fin, tcp.cwr) = (true, true, true, cwr);
+                if shape.options {
+                    tcp.set_options(&[etherparse::TcpOptionElement::Timestamp(1, 2)]).unwrap();
+                }
+                builder.tcp_header(tcp).write(&mut frame, payload).unwrap();
+            }
+        }};
+    }
+    macro_rules! network {
+        ($builder:expr) => {
+            if shape.is_v6 {
+                finish!($builder.ipv6([1; 16], [2; 16], 64))
+            } else {
+                finish!($builder.ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64))
+            }
+        };
+    }
+    let ethernet = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+    if shape.vlan {
+        network!(ethernet.single_vlan(etherparse::VlanId::try_new(7).unwrap()))
+    } else {
+        network!(ethernet)
+    }
+    let head = &frame[..frame.len().min(HEAD_BYTES)];
+    let packet = Packet::parse(head, frame.len() as u32).unwrap();
+    let kind = match (shape.is_udp, shape.is_v6) {
+        (false, false) => Kind::Tcp4,
+        (false, true) => Kind::Tcp6,
+        (true, false) => Kind::Udp4,
+        (true, true) => Kind::Udp6,
+    };
+    let start = usize::from(packet.transport_at);
+    let at = start + usize::from(kind.checksum_offset());
+    // The pseudo header's sum: what is missing between the whole checksum and that of the segment alone.
+    let whole = u16::from_be_bytes([frame[at], frame[at + 1]]);
+    frame[at..at + 2].fill(0);
+    let segment = Sum16::of(&frame[start..]);
+    let pseudo = Sum16::minus(!whole, segment);
+    frame[at..at + 2].copy_from_slice(&pseudo.to_be_bytes());
+    let offload = Offload::Segment {
+        kind,
+        ecn: cwr && !shape.is_udp,
+        mss,
+        header: packet.header,
+        start: packet.transport_at,
+    };
+    (frame, offload.to_header())
+}
+
+/// Ones' complement arithmetic, one word at a time: slow and plain.
+struct Sum16;
+
+impl Sum16 {
+    fn of(bytes: &[u8]) -> u16 {
+        let words =
+            bytes.chunks(2).map(|pair| u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
+        words.fold(0, Sum16::plus)
+    }
+    fn plus(a: u16, b: u16) -> u16 {
+        let (sum, carry) = a.overflowing_add(b);
+        sum + u16::from(carry)
+    }
+    fn minus(a: u16, b: u16) -> u16 {
+        Sum16::plus(a, !b)
+    }
+}
+
+/// Reads a frame strictly; its payload, after every checksum was found right.
+fn verified(frame: &[u8]) -> (Vec<u8>, Option<etherparse::TcpHeader>) {
+    let packet = SlicedPacket::from_ethernet(frame).unwrap();
+    match packet.net.clone().unwrap() {
+        etherparse::NetSlice::Ipv4(ip) => {
+            let header = ip.header().to_header();
+            assert_eq!(header.header_checksum, header.calc_header_checksum());
+            check_transport(
+                &packet,
+                |tcp, payload| tcp.calc_checksum_ipv4(&header, payload).unwrap(),
+                |udp, payload| udp.calc_checksum_ipv4(&header, payload).unwrap(),
+            )
+        }
+        etherparse::NetSlice::Ipv6(ip) => {
+            let header = ip.header().to_header();
+            check_transport(
+                &packet,
+                |tcp, payload| tcp.calc_checksum_ipv6(&header, payload).unwrap(),
+                |udp, payload| udp.calc_checksum_ipv6(&header, payload).unwrap(),
+            )
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn check_transport(
+    packet: &SlicedPacket<'_>,
+    tcp_sum: impl Fn(&etherparse::TcpHeader, &[u8]) -> u16,
+    udp_sum: impl Fn(&etherparse::UdpHeader, &[u8]) -> u16,
+) -> (Vec<u8>, Option<etherparse::TcpHeader>) {
+    match packet.transport.clone().unwrap() {
+        TransportSlice::Tcp(tcp) => {
+            let header = tcp.to_header();
+            let expected = tcp_sum(&header, tcp.payload());
+            // 0 and 0xffff are the same number.
+            assert!(header.checksum == expected || (header.checksum, expected) == (0xffff, 0), "TCP");
+            (tcp.payload().to_vec(), Some(header))
+        }
+        TransportSlice::Udp(udp) => {
+            let header = udp.to_header();
+            assert_eq!(usize::from(header.length), udp.payload().len() + 8);
+            assert_eq!(header.checksum, udp_sum(&header, udp.payload()), "UDP");
+            (udp.payload().to_vec(), None)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn head(frame: &[u8]) -> &[u8] {
+    &frame[..frame.len().min(HEAD_BYTES)]
+}
+
+proptest! {
+    #[test]
+    fn segments_carry_the_payload_with_right_checksums(
+        shape in shapes(),
+        payload in prop::collection::vec(any::<u8>(), 200..9000),
+        mss in 100u16..3000,
+        cwr in any::<bool>(),
+        partial in any::<bool>(),
+    ) {
+        let (frame, claim) = large(shape, &payload, mss, cwr);
+        let offload = check(claim, Offloads::ALL, frame.len() as u32, head(&frame)).unwrap();
+        if payload.len() <= usize::from(mss) {
+            let is_checksum = matches!(offload, Offload::Checksum { .. });
+            prop_assert!(is_checksum, "{:?}", offload);
+            return Ok(());
+        }
+        let is_same = matches!(offload, Offload::Segment { mss: found, .. } if found == mss);
+        prop_assert!(is_same, "{:?}", offload);
+        prop_assert_eq!(check(offload.to_header(), Offloads::ALL, frame.len() as u32, head(&frame)), Ok(offload));
+        let finish = if partial { Finish::Partial } else { Finish::Full };
+        let mut segments = Segments::new(&frame, offload, finish);
+        let mut bytes = [0; HEAD_BYTES];
+        let mut all = Vec::new();
+        let mut sequence = 0xffff_ff00u32;
+        let mut count = 0;
+        while let Some(piece) = segments.next(&mut bytes) {
+            let mut out = bytes[..piece.head_len].to_vec();
+            out.extend_from_slice(&frame[piece.payload.clone()]);
+            prop_assert!(out.len() as u32 <= offload.longest_frame(frame.len() as u32));
+            match piece.offload {
+                Offload::Checksum { start, offset } if partial => complete_checksum(&mut out, start, offset),
+                Offload::None if !partial => {}
+                other => panic!("{other:?}"),
+            }
+            let (part, tcp) = verified(&out);
+            if let Some(tcp) = tcp {
+                prop_assert_eq!(tcp.sequence_number, sequence);
+                sequence = sequence.wrapping_add(part.len() as u32);
+                let is_last = piece.payload.end == frame.len();
+                prop_assert_eq!((tcp.fin, tcp.psh), (is_last, is_last));
+                prop_assert_eq!(tcp.cwr, cwr && count == 0);
+            }
+            all.extend(part);
+            count += 1;
+        }
+        prop_assert_eq!(all, payload);
+    }
+
+    #[test]
+    fn partial_checksum_completed_is_the_right_one(
+        shape in shapes(),
+        payload in prop::collection::vec(any::<u8>(), 1..2000),
+    ) {
+        let (mut frame, claim) = large(shape, &payload, u16::MAX, false);
+        let Ok(Offload::Checksum { start, offset }) =
+            check(claim, Offloads::ALL, frame.len() as u32, head(&frame)) else { panic!() };
+        complete_checksum(&mut frame, start, offset);
+        prop_assert_eq!(verified(&frame).0, payload);
+    }
+
+    #[test]
+    fn whatever_is_claimed_of_whatever_bytes_stays_inside_the_frame(
+        claim in any::<[u8; 12]>(),
+        gso_type in prop_oneof![Just(0u8), Just(1), Just(4), Just(5), Just(0x81), any::<u8>()],
+        bytes in prop::collection::vec(any::<u8>(), 14..400),
+        shape in shapes(),
+        forged in any::<bool>(),
+        at in any::<prop::sample::Index>(),
+    ) {
+        // Half of them are good packets of which one byte was changed.
+        let mut frame = if forged { large(shape, &bytes, 100, false).0 } else { bytes };
+        let place = at.index(frame.len());
+        frame[place] ^= claim[11];
+        let mut claim = NetHeader::from_bytes(&claim);
+        claim.gso_type = gso_type;
+        let len = frame.len() as u32;
+        if let Ok(offload) = check(claim, Offloads::ALL, len, head(&frame)) {
+            match offload {
+                Offload::None => {}
+                Offload::Checksum { start, offset } => {
+                    prop_assert!(start >= 14 && u32::from(start) + u32::from(offset) + 2 <= len);
+                }
+                Offload::Segment { mss, header, start, .. } => {
+                    prop_assert!(mss > 0 && header > start && u32::from(header) < len);
+                }
+            }
+            let mut copy = frame.clone();
+            if let Offload::Checksum { start, offset } = offload {
+                complete_checksum(&mut copy, start, offset);
+            }
+            let mut segments = Segments::new(&frame, offload, Finish::Full);
+            let mut count = 0;
+            while segments.next(&mut [0; HEAD_BYTES]).is_some() {
+                count += 1;
+            }
+            prop_assert!(count <= MOST_SEGMENTS);
+        }
+    }
+}
+
+fn tcp4() -> (Vec<u8>, NetHeader) {
+    let shape = Shape { is_v6: false, is_udp: false, vlan: false, options: false };
+    large(shape, &[7; 4000], 1400, false)
+}
+
+fn verdict(claim: NetHeader, may: Offloads, frame: &[u8]) -> Result<Offload, BadOffload> {
+    check(claim, may, frame.len() as u32, head(frame))
+}
+
+#[test]
+fn checksum_sweep_lets_no_place_outside_the_frame_through() {
+    for start in 0..=u16::MAX {
+        for offset in [0, 6, 16, 100, 1000, u16::MAX] {
+            let claim = NetHeader {
+                flags: NEEDS_CSUM,
+                csum_start: start,
+                csum_offset: offset,
+                ..NetHeader::default()
+            };
+            let is_inside = start >= 14 && usize::from(start) + usize::from(offset) + 2 <= 1000;
+            assert_eq!(check(claim, Offloads::CHECKSUM, 1000, &[]).is_ok(), is_inside, "{start} {offset}");
+        }
+    }
+}
+
+#[test]
+fn what_was_not_negotiated_is_ignored_or_refused() {
+    let (frame, claim) = tcp4();
+    assert!(matches!(verdict(claim, Offloads::ALL, &frame), Ok(Offload::Segment { .. })));
+    assert_eq!(verdict(claim, Offloads::CHECKSUM, &frame), Err(BadOffload::Kind));
+    assert_eq!(verdict(claim, Offloads::CHECKSUM.with(Offloads::TSO6), &frame), Err(BadOffload::Kind));
+    let checksum = NetHeader { gso_type: 0, ..claim };
+    assert_eq!(verdict(checksum, Offloads::NONE, &frame), Ok(Offload::None));
+    // DATA_VALID is nothing that is passed on.
+    let valid = NetHeader { flags: 2, ..NetHeader::default() };
+    assert!(valid.is_plain());
+    assert_eq!(verdict(valid, Offloads::ALL, &frame), Ok(Offload::None));
+}
+
+#[test]
+fn contradictions_are_refused() {
+    let (frame, claim) = tcp4();
+    let with = |change: fn(&mut NetHeader)| {
+        let mut claim = claim;
+        change(&mut claim);
+        verdict(claim, Offloads::ALL, &frame)
+    };
+    assert_eq!(with(|claim| claim.gso_size = 0), Err(BadOffload::Size));
+    assert_eq!(with(|claim| claim.gso_size = 1), Err(BadOffload::Size));
+    assert_eq!(with(|claim| claim.gso_type = 4), Err(BadOffload::Headers));
+    assert_eq!(with(|claim| claim.gso_type = 5), Err(BadOffload::Headers));
+    assert_eq!(with(|claim| claim.gso_type = 3), Err(BadOffload::Kind));
+    assert_eq!(with(|claim| claim.csum_start += 2), Err(BadOffload::Checksum));
+    assert_eq!(with(|claim| claim.flags = 0), Err(BadOffload::Checksum));
+    // The header length that is claimed means nothing.
+    assert_eq!(with(|claim| claim.hdr_len = 9), verdict(claim, Offloads::ALL, &frame));
+    // A fragment; a total length that is not the frame's.
+    let mut fragment = frame.clone();
+    fragment[20] |= 0x20;
+    assert_eq!(verdict(claim, Offloads::ALL, &fragment), Err(BadOffload::Headers));
+    let mut short = frame.clone();
+    short[17] ^= 1;
+    assert_eq!(verdict(claim, Offloads::ALL, &short), Err(BadOffload::Headers));
+    assert_eq!(verdict(claim, Offloads::ALL, &frame[..30]), Err(BadOffload::Headers));
+}
+
+#[test]
+fn segmentation_without_checksums_is_not_agreed_on() {
+    assert_eq!(Offloads::sent(F_HOST_TSO4), Offloads::NONE);
+    assert_eq!(Offloads::sent(F_CSUM | F_HOST_TSO4), Offloads::CHECKSUM.with(Offloads::TSO4));
+    assert_eq!(Offloads::received(F_GUEST_CSUM | F_GUEST_USO6), Offloads::CHECKSUM.with(Offloads::USO6));
+    assert_eq!(Offloads::received(F_CSUM), Offloads::NONE);
+}
