@@ -12,6 +12,7 @@
 //!      +------------------+----------------------- retire -----------+
 //! ```
 
+use std::any::Any;
 use std::os::fd::BorrowedFd;
 
 /// How much one poll may take, so that no single pump can hold its core.
@@ -64,7 +65,9 @@ pub enum Armed {
 ///
 /// Every method but `wake_sources` runs on the worker's thread and keeps its rules: no allocation, no lock, no
 /// blocking, no logging, no panic. A panic is contained all the same: the pump is taken out and its owner told.
-pub trait Pump: Send {
+///
+/// It is [`Any`], so that whoever made it can take it apart when it was given back.
+pub trait Pump: Send + Any {
     /// Moves at most `budget`, publishes once and notifies at most once per ring. `now` is the worker's clock in
     /// cycles at the start of this poll.
     fn poll(&mut self, budget: &Budget, now: u64) -> Polled;
@@ -97,4 +100,4 @@ pub trait Pump: Send {
 }
 
 /// The most wake sources that one pump may have.
-pub const MAX_WAKE_SOURCES: usize = 64;
+pub const MAX_WAKE_SOURCES: usize = 4096;

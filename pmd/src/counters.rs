@@ -21,17 +21,44 @@ pub enum DropReason {
     Runt,
     /// The queue is started but disabled: what is sent is dropped, as the protocol demands.
     TxDisabled,
+    /// What the frame's sender asks to be done to it does not fit the frame.
+    BadOffload,
+    /// The source address is not the device's, and the operator asked that it be.
+    SpoofedMac,
+    /// Nobody is at the other end.
+    PeerDown,
+    /// The frame is longer than the receiving device's MTU allows.
+    RxOversize,
+    /// More frames to everybody or to unknown addresses than the operator lets the device send.
+    FloodLimit,
+    /// The kernel's interface is down.
+    NetdevDown,
+    /// The kernel did not take the frame.
+    NetdevRefused,
+    /// The frame is to one of the addresses that a bridge keeps to itself.
+    ReservedAddress,
+    /// The frame is to a station behind the port that it came from.
+    SamePort,
 }
 
 impl DropReason {
     /// Every reason, in the order of its number.
-    pub const ALL: [DropReason; 6] = [
+    pub const ALL: [DropReason; 15] = [
         DropReason::NoRxBuffer,
         DropReason::RxDisabled,
         DropReason::RxBufferTooSmall,
         DropReason::Oversize,
         DropReason::Runt,
         DropReason::TxDisabled,
+        DropReason::BadOffload,
+        DropReason::SpoofedMac,
+        DropReason::PeerDown,
+        DropReason::RxOversize,
+        DropReason::FloodLimit,
+        DropReason::NetdevDown,
+        DropReason::NetdevRefused,
+        DropReason::ReservedAddress,
+        DropReason::SamePort,
     ];
 
     /// The name that operators see.
@@ -43,6 +70,15 @@ impl DropReason {
             DropReason::Oversize => "oversize",
             DropReason::Runt => "runt",
             DropReason::TxDisabled => "tx_disabled",
+            DropReason::BadOffload => "bad_offload",
+            DropReason::SpoofedMac => "spoofed_mac",
+            DropReason::PeerDown => "peer_down",
+            DropReason::RxOversize => "rx_oversize",
+            DropReason::FloodLimit => "flood_limit",
+            DropReason::NetdevDown => "netdev_down",
+            DropReason::NetdevRefused => "netdev_refused",
+            DropReason::ReservedAddress => "reserved_address",
+            DropReason::SamePort => "same_port",
         }
     }
 
@@ -67,8 +103,50 @@ impl DropReason {
             DropReason::TxDisabled => {
                 "the guest disabled this queue pair: enable it in the guest (ethtool -L)"
             }
+            DropReason::BadOffload => {
+                "the guest asks for a checksum or segmentation that does not fit its frame: look for a broken or hostile driver"
+            }
+            DropReason::SpoofedMac => {
+                "the guest sends from an address that is not its device's: give it the device's address, or set spoofchk off"
+            }
+            DropReason::PeerDown => {
+                "nobody receives at the other end: add a device there, and bring the interface of its guest up"
+            }
+            DropReason::RxOversize => {
+                "the sender's frames are longer than this device's MTU: lower the sender's MTU or raise this device's"
+            }
+            DropReason::FloodLimit => {
+                "the guest sends more broadcasts, multicasts or frames to unknown addresses than flood_pps allows: raise it, or look for a loop or a hostile guest"
+            }
+            DropReason::ReservedAddress => {
+                "no fault: spanning tree, LACP, pause and the like are between a bridge and its neighbours, and not passed on"
+            }
+            DropReason::SamePort => {
+                "no fault: both stations are behind the same port (a bridge inside the guest); they reach each other there"
+            }
+            DropReason::NetdevDown => "the kernel's interface is down: ip link set IFNAME up",
+            DropReason::NetdevRefused => {
+                "the kernel did not take the frame: look at `ip -s link` and at the host's free memory"
+            }
         }
     }
+}
+
+/// What a pump did on one queue and has not counted yet: one pass over the counters a burst.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    /// Chains taken and given back.
+    pub chains: u64,
+    /// Frames that passed.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Frames whose checksum was completed here.
+    pub checksums: u64,
+    /// Frames that were cut up here.
+    pub segmented: u64,
+    /// The frames made of them.
+    pub segments: u64,
 }
 
 /// Counters of one queue. Each is written with relaxed stores by the queue's pump alone.
@@ -85,6 +163,9 @@ struct Inner {
     bytes: AtomicU64,
     calls: AtomicU64,
     bursts: AtomicU64,
+    checksums: AtomicU64,
+    segmented: AtomicU64,
+    segments: AtomicU64,
     drops: [AtomicU64; DropReason::ALL.len()],
     faults: [AtomicU64; RingFault::ALL.len() + 1],
 }
@@ -96,31 +177,28 @@ fn add(counter: &AtomicU64, n: u64) {
 }
 
 impl QueueCounters {
-    /// Counts chains taken from the ring.
+    /// Counts what a burst came to, and begins the tally anew.
     #[inline]
-    pub fn add_received(&self, chains: u64) {
-        add(&self.inner.received, chains);
-    }
-    /// Counts chains given back to the driver.
-    #[inline]
-    pub fn add_completed(&self, chains: u64) {
-        add(&self.inner.completed, chains);
-    }
-    /// Counts frames or requests, and their bytes, that passed this queue.
-    #[inline]
-    pub fn add_packets(&self, packets: u64, bytes: u64) {
-        add(&self.inner.packets, packets);
-        add(&self.inner.bytes, bytes);
+    pub fn add(&self, tally: &mut Tally) {
+        let done = std::mem::take(tally);
+        if done.chains | done.packets == 0 {
+            return;
+        }
+        add(&self.inner.bursts, 1);
+        add(&self.inner.received, done.chains);
+        add(&self.inner.completed, done.chains);
+        add(&self.inner.packets, done.packets);
+        add(&self.inner.bytes, done.bytes);
+        if done.checksums | done.segmented | done.segments != 0 {
+            add(&self.inner.checksums, done.checksums);
+            add(&self.inner.segmented, done.segmented);
+            add(&self.inner.segments, done.segments);
+        }
     }
     /// Counts a call (a notification sent to the driver).
     #[inline]
     pub fn add_call(&self) {
         add(&self.inner.calls, 1);
-    }
-    /// Counts a burst that moved something.
-    #[inline]
-    pub fn add_burst(&self) {
-        add(&self.inner.bursts, 1);
     }
     /// Counts dropped frames.
     #[inline]
@@ -142,6 +220,9 @@ impl QueueCounters {
             bytes: read(&self.inner.bytes),
             calls: read(&self.inner.calls),
             bursts: read(&self.inner.bursts),
+            checksums: read(&self.inner.checksums),
+            segmented: read(&self.inner.segmented),
+            segments: read(&self.inner.segments),
             drops: DropReason::ALL.map(|reason| (reason, read(&self.inner.drops[reason as usize]))).into(),
             faults: RingFault::ALL.map(|fault| (fault, read(&self.inner.faults[fault as usize]))).into(),
         }
@@ -163,6 +244,12 @@ pub struct QueueStats {
     pub calls: u64,
     /// Bursts that moved something.
     pub bursts: u64,
+    /// Frames whose checksum was completed here, since their receiver does not do it.
+    pub checksums: u64,
+    /// Frames that were cut up here, since their receiver takes none so large.
+    pub segmented: u64,
+    /// The frames made of them.
+    pub segments: u64,
     /// Dropped frames by reason, every reason.
     pub drops: Vec<(DropReason, u64)>,
     /// Faults by reason, every reason.

@@ -1,8 +1,30 @@
 //! What network devices have in common (virtio 1.3 §5.1): feature bits, configuration space, frame header.
 
-// One end of a transfer: a started queue.
+// The pump of a learning bridge.
+pub mod bridge;
+// A place in a sequence of slices of guest memory.
+mod cursor;
+// One end of a path: a started queue.
 pub mod end;
-// The pump that carries frames from one queue to another.
+// What joins devices: their running queues, and the pumps between them.
+pub mod fabric;
+// The forwarding database of a learning bridge.
+pub mod fdb;
+// The frames of one burst, looked at.
+pub mod frame;
+// Checksum and segmentation offloads: what a header claims, checked, and done in software.
+pub mod offload;
+// What operators ask of a network device, checked.
+pub mod plan;
+// A limit on how often something may happen.
+pub mod rate;
+// How a receive queue takes frames.
+mod receive;
+// The two sides of a path.
+pub mod side;
+// What a bridge has learned, for those who ask.
+pub mod stations;
+// The pump that carries frames from sources to one destination.
 pub mod transfer;
 
 use std::fmt;
@@ -10,10 +32,26 @@ use std::str::FromStr;
 
 use ringway_ring::features::Features;
 
+/// `VIRTIO_NET_F_CSUM`: the driver may leave checksums to the device.
+pub const F_CSUM: Features = Features(1 << 0);
+/// `VIRTIO_NET_F_GUEST_CSUM`: the driver takes frames with partial checksums.
+pub const F_GUEST_CSUM: Features = Features(1 << 1);
 /// `VIRTIO_NET_F_MTU`.
 pub const F_MTU: Features = Features(1 << 3);
 /// `VIRTIO_NET_F_MAC`.
 pub const F_MAC: Features = Features(1 << 5);
+/// `VIRTIO_NET_F_GUEST_TSO4`: the driver takes TCP segments over IPv4 that are not yet cut.
+pub const F_GUEST_TSO4: Features = Features(1 << 7);
+/// `VIRTIO_NET_F_GUEST_TSO6`: the same over IPv6.
+pub const F_GUEST_TSO6: Features = Features(1 << 8);
+/// `VIRTIO_NET_F_GUEST_ECN`: the same with CWR set.
+pub const F_GUEST_ECN: Features = Features(1 << 9);
+/// `VIRTIO_NET_F_HOST_TSO4`: the driver may send TCP segments over IPv4 that the device is to cut.
+pub const F_HOST_TSO4: Features = Features(1 << 11);
+/// `VIRTIO_NET_F_HOST_TSO6`: the same over IPv6.
+pub const F_HOST_TSO6: Features = Features(1 << 12);
+/// `VIRTIO_NET_F_HOST_ECN`: the same with CWR set.
+pub const F_HOST_ECN: Features = Features(1 << 13);
 /// `VIRTIO_NET_F_MRG_RXBUF`.
 pub const F_MRG_RXBUF: Features = Features(1 << 15);
 /// `VIRTIO_NET_F_STATUS`.
@@ -26,6 +64,45 @@ pub const F_CTRL_RX: Features = Features(1 << 18);
 pub const F_GUEST_ANNOUNCE: Features = Features(1 << 21);
 /// `VIRTIO_NET_F_MQ`.
 pub const F_MQ: Features = Features(1 << 22);
+/// `VIRTIO_NET_F_GUEST_USO4`: the driver takes UDP datagrams over IPv4 that are not yet cut.
+pub const F_GUEST_USO4: Features = Features(1 << 54);
+/// `VIRTIO_NET_F_GUEST_USO6`: the same over IPv6.
+pub const F_GUEST_USO6: Features = Features(1 << 55);
+/// `VIRTIO_NET_F_HOST_USO`: the driver may send UDP datagrams that the device is to cut.
+pub const F_HOST_USO: Features = Features(1 << 56);
+
+/// What every network device offers, offloads apart.
+pub const NIC: Features = Features(
+    Features::INDIRECT_DESC.0
+        | Features::EVENT_IDX.0
+        | Features::VERSION_1.0
+        | Features::RING_PACKED.0
+        | Features::IN_ORDER.0
+        | Features::ANY_LAYOUT.0
+        | F_MTU.0
+        | F_MAC.0
+        | F_MRG_RXBUF.0
+        | F_STATUS.0
+        | F_CTRL_VQ.0
+        | F_CTRL_RX.0
+        | F_GUEST_ANNOUNCE.0
+        | F_MQ.0,
+);
+
+/// The offloads, for devices that pass them through or carry them out.
+pub const OFFLOADS: Features = Features(
+    F_CSUM.0
+        | F_GUEST_CSUM.0
+        | F_HOST_TSO4.0
+        | F_HOST_TSO6.0
+        | F_HOST_ECN.0
+        | F_HOST_USO.0
+        | F_GUEST_TSO4.0
+        | F_GUEST_TSO6.0
+        | F_GUEST_ECN.0
+        | F_GUEST_USO4.0
+        | F_GUEST_USO6.0,
+);
 
 /// Bytes of the header before each frame: `struct virtio_net_hdr_mrg_rxbuf` (virtio 1.3 §5.1.6). With VERSION_1 the
 /// field `num_buffers` is always there; legacy drivers without MRG_RXBUF use two bytes less.

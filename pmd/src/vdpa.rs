@@ -19,8 +19,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
-use ringway_engine::Pump;
+use ringway_engine::{Engine, Pump, Watcher};
 use ringway_ring::features::Features;
 use ringway_ring::queue::{Format, QueueConfig};
 
@@ -72,6 +73,8 @@ pub struct MgmtInfo {
     pub class: Class,
     /// The most virtqueues one device may have.
     pub max_supported_vqs: u32,
+    /// The most devices that it can have at a time; None for any number.
+    pub max_devices: Option<usize>,
     /// Features it can offer.
     pub features: Features,
     /// Attributes of its own that `dev add` takes beside those of every device.
@@ -127,6 +130,13 @@ pub enum DriverError {
     },
 }
 
+impl DriverError {
+    /// The operator asked for something that cannot be.
+    pub fn misconfigured(what: impl Into<String>) -> DriverError {
+        DriverError::Misconfigured(what.into())
+    }
+}
+
 /// Limits of a device's queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueLimits {
@@ -158,6 +168,65 @@ pub trait ManagementDevice: Send {
     fn info(&self) -> MgmtInfo;
     /// Makes a device. Must not wait for a peer.
     fn create(&mut self, spec: &DeviceSpec) -> Result<Box<dyn VdpaDevice>, DriverError>;
+    /// A device of this name was removed. Its session may still hold it.
+    fn removed(&mut self, name: &str) {
+        let _ = name;
+    }
+    /// Attributes of the management device itself as they are in force, for `config dump`.
+    fn attributes(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+    /// Changes attributes of the management device itself: only names that its bus declared. Returns true if sessions are
+    /// to follow to other cores.
+    fn set(&mut self, attributes: &BTreeMap<String, String>) -> Result<bool, DriverError> {
+        match attributes.keys().next() {
+            Some(name) => Err(DriverError::Misconfigured(format!("{name}: cannot be changed"))),
+            None => Ok(false),
+        }
+    }
+    /// The core on which all its devices are served, decided by control; None: each device is placed alone.
+    fn shared_core(&self) -> Option<usize> {
+        None
+    }
+    /// What it has learned of stations, for a bridge.
+    fn stations(&self) -> Option<Learned> {
+        None
+    }
+}
+
+/// A bus whose management devices come to be by being named: `BUS/NAME` for any NAME.
+pub trait ManagementBus: Send {
+    /// What it is.
+    fn info(&self) -> BusInfo;
+    /// Makes the management device `BUS/name`. `core` is the one that control chose for what its devices share.
+    fn make(
+        &mut self,
+        name: &str,
+        attributes: &BTreeMap<String, String>,
+        core: usize,
+    ) -> Result<Box<dyn ManagementDevice>, DriverError>;
+}
+
+/// What a bus says of itself.
+#[derive(Debug, Clone)]
+pub struct BusInfo {
+    /// Its name, which comes before the `/`.
+    pub name: &'static str,
+    /// Attributes of its management devices.
+    pub attributes: Vec<AttributeInfo>,
+    /// The devices of each management device share one core.
+    pub shares_core: bool,
+    /// What each management device says of itself, but for its name.
+    pub device: MgmtInfo,
+}
+
+/// What a bridge has learned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Learned {
+    /// Each station: address, device, seconds since it was last heard of.
+    pub stations: Vec<(Mac, String, u64)>,
+    /// Addresses that were not learned, for want of room.
+    pub refused: u64,
 }
 
 /// A device that a driver made.
@@ -195,11 +264,73 @@ pub trait VdpaDevice: Send {
     fn group_of(&self, index: u16) -> u16;
 
     /// Makes the pump of a group for those of its queues that are started. Called anew, after the old pump was
-    /// retired, whenever one of them starts, stops or changes.
-    fn pump(&mut self, group: u16, queues: Vec<QueueBinding>) -> Result<Box<dyn Pump>, DriverError>;
+    /// retired, whenever one of them starts, stops or changes. Never called for a device with a [`Service`].
+    fn pump(&mut self, group: u16, queues: Vec<QueueBinding>) -> Result<Box<dyn Pump>, DriverError> {
+        let _ = queues;
+        Err(DriverError::Misconfigured(format!("group {group} is not served by a pump of its own")))
+    }
+
+    /// What serves its queues, for a device whose pumps hold queues of other devices too. None: each of its groups has a
+    /// pump of its own.
+    fn service(&mut self) -> Option<&mut dyn Service> {
+        None
+    }
 
     /// Back to the state after creation. Every pump was retired.
     fn reset(&mut self) {}
+}
+
+/// Serves the queues of a device together with those of others. Called by the session's thread; what it waits for are
+/// workers, never peers.
+pub trait Service {
+    /// Puts the started queues of a group into service; none of the group is.
+    fn start(
+        &mut self,
+        group: u16,
+        queues: Vec<QueueBinding>,
+        berth: &Berth,
+        within: Duration,
+    ) -> Result<(), ServiceError>;
+    /// Takes the queues of a group out of service: once this returns Ok, no worker touches them or their memory.
+    fn stop(&mut self, group: u16, within: Duration) -> Result<(), ServiceError>;
+    /// A queue of the group is in service.
+    fn is_started(&self, group: u16) -> bool;
+    /// The core on which the group is served.
+    fn core(&self, group: u16) -> Option<usize>;
+    /// Moves what serves the queues to the cores that control decided on.
+    fn follow_cores(&mut self, within: Duration) -> Result<(), ServiceError>;
+    /// The groups that were taken out without being asked for, and why, once: a pump panicked, or could not be placed.
+    fn take_ended(&mut self, within: Duration) -> Vec<(u16, String)>;
+}
+
+/// Where a service places its pumps.
+#[derive(Clone)]
+pub struct Berth {
+    /// The device's name, for the names of pumps.
+    pub name: String,
+    /// The workers.
+    pub engine: Engine,
+    /// The core that control decided on for a group.
+    pub core_of: Arc<dyn Fn(u16) -> usize + Send + Sync>,
+    /// Told when a pump was taken out.
+    pub watcher: Arc<dyn Watcher>,
+}
+
+impl fmt::Debug for Berth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Berth").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Why queues are not in service, or not out of it.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// They cannot be served so.
+    #[error("{0}")]
+    Refused(String),
+    /// A worker did not let go in time; their memory is still in use.
+    #[error("a worker did not let go: {0}")]
+    Stuck(String),
 }
 
 /// A started queue, as a driver gets it to build a pump.

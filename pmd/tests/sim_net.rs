@@ -209,7 +209,11 @@ impl Bed {
     }
 
     fn drops(&self, reason: DropReason) -> u64 {
-        self.counters[1].snapshot().drops.into_iter().find(|(other, _)| *other == reason).unwrap().1
+        // The sender's own and its receiver's.
+        let of = |counters: &Arc<QueueCounters>| {
+            counters.snapshot().drops.into_iter().find(|(other, _)| *other == reason).unwrap().1
+        };
+        self.counters.iter().map(of).sum()
     }
 }
 

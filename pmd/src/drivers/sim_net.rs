@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 
 use ringway_engine::Pump;
 use ringway_ring::features::Features;
-use ringway_ring::queue::{Format, SetupError};
 use ringway_ring::tsc;
 
-use crate::net::end::End;
+use crate::counters::DropReason;
+use crate::net::NIC;
+use crate::net::end::PortRules;
+use crate::net::plan::{Offer, Plan, switch, word};
+use crate::net::side::{Sink, Source};
 use crate::net::transfer::{Transfer, TransferOptions};
-use crate::net::{
-    self, F_CTRL_RX, F_CTRL_VQ, F_GUEST_ANNOUNCE, F_MAC, F_MQ, F_MRG_RXBUF, F_MTU, F_STATUS, Mac, NetConfig,
-};
 use crate::vdpa::{
     AttributeInfo, Class, DataPath, DeviceConfig, DeviceSpec, DriverError, ManagementDevice, MgmtInfo,
     QueueBinding, QueueLimits, VdpaDevice,
@@ -37,6 +37,7 @@ impl ManagementDevice for SimNet {
             name: "sim/net".to_owned(),
             class: Class::Net,
             max_supported_vqs: u32::from(MAX_PAIRS) * 2,
+            max_devices: None,
             features: FEATURES,
             attributes: vec![AttributeInfo {
                 name: SWAP,
@@ -48,47 +49,18 @@ impl ManagementDevice for SimNet {
     }
 
     fn create(&mut self, spec: &DeviceSpec) -> Result<Box<dyn VdpaDevice>, DriverError> {
-        let pairs = spec.max_vqp.unwrap_or(1);
-        if !(1..=MAX_PAIRS).contains(&pairs) {
-            return Err(misconfigured(format!("max_vqp {pairs}: sim/net has 1 to {MAX_PAIRS} queue pairs")));
-        }
-        let mtu = spec.mtu.unwrap_or(DEFAULT_MTU);
-        if !(net::MIN_MTU..=net::MAX_MTU).contains(&mtu) {
-            let (min, max) = (net::MIN_MTU, net::MAX_MTU);
-            return Err(misconfigured(format!("mtu {mtu}: must be {min} to {max}")));
-        }
-        let mac = spec.mac.unwrap_or_else(|| Mac::from_name(&spec.name));
-        if mac.is_multicast() {
-            return Err(misconfigured(format!(
-                "mac {mac}: is a group address, a device needs a unicast one"
-            )));
-        }
-        let features = match spec.device_features {
-            None => FEATURES,
-            Some(wanted) if FEATURES.contains(wanted) => wanted,
-            Some(wanted) => {
-                let bits: Vec<String> = wanted.without(FEATURES).bits().map(|bit| bit.to_string()).collect();
-                let bits = bits.join(", ");
-                return Err(misconfigured(format!("device_features: sim/net does not offer bits {bits}")));
-            }
-        };
-        let swap_mac = match spec.attributes.get(SWAP).map(String::as_str) {
-            None | Some("off") => false,
-            Some("on") => true,
-            Some(other) => return Err(misconfigured(format!("swap {other}: must be on or off"))),
-        };
-        let config = NetConfig { mac, mtu, max_vq_pairs: pairs, link_up: true };
-        Ok(Box::new(SimNetDevice { config, mtu_in_use: mtu, features, swap_mac }))
+        let plan = Offer { mgmtdev: "sim/net", features: FEATURES, max_pairs: MAX_PAIRS }.plan(spec)?;
+        let swap_mac = switch(spec, SWAP)?;
+        Ok(Box::new(SimNetDevice { mtu_in_use: plan.config.mtu, plan, swap_mac }))
     }
 }
 
 /// A device.
 #[derive(Debug)]
 struct SimNetDevice {
-    config: NetConfig,
+    plan: Plan,
     /// What the front-end told, at most what the operator gave.
     mtu_in_use: u16,
-    features: Features,
     swap_mac: bool,
 }
 
@@ -102,69 +74,54 @@ impl VdpaDevice for SimNetDevice {
     }
 
     fn features(&self) -> Features {
-        self.features
+        self.plan.features
     }
 
     fn limits(&self) -> QueueLimits {
-        QueueLimits { max_vqs: self.config.max_vq_pairs * 2, max_vq_size: MAX_VQ_SIZE }
+        QueueLimits { max_vqs: self.plan.config.max_vq_pairs * 2, max_vq_size: MAX_VQ_SIZE }
     }
 
     fn config(&self) -> DeviceConfig {
-        DeviceConfig::Net(self.config)
+        DeviceConfig::Net(self.plan.config)
     }
 
     fn attributes(&self) -> BTreeMap<String, String> {
-        let swap = if self.swap_mac { "on" } else { "off" };
-        BTreeMap::from([(SWAP.to_owned(), swap.to_owned())])
+        BTreeMap::from([(SWAP.to_owned(), word(self.swap_mac))])
     }
 
     fn set_mtu(&mut self, mtu: u16) -> Result<(), DriverError> {
-        let max = self.config.mtu;
-        if (net::MIN_MTU..=max).contains(&mtu) {
-            self.mtu_in_use = mtu;
-            Ok(())
-        } else {
-            Err(DriverError::PeerMisbehaved(format!(
-                "set MTU {mtu}, the device has {max}: add it with mtu {mtu}"
-            )))
-        }
+        self.mtu_in_use = self.plan.checked_mtu(mtu)?;
+        Ok(())
     }
 
     fn group_of(&self, index: u16) -> u16 {
         index / 2
     }
 
+    /// Binds the receive and the transmit queue of one pair, as far as they are started (virtio 1.3 §5.1.2: even is
+    /// receive, odd is transmit).
     fn pump(&mut self, _group: u16, queues: Vec<QueueBinding>) -> Result<Box<dyn Pump>, DriverError> {
-        let options = TransferOptions { mtu: self.mtu_in_use, swap_mac: self.swap_mac, hertz: tsc::hertz() };
-        let packed = queues.iter().any(|queue| queue.format == Format::Packed);
-        if packed { bind(queues, options, End::packed) } else { bind(queues, options, End::split) }
+        let rules = PortRules { mtu: self.mtu_in_use, only: None };
+        let (mut sink, mut source) = (None, None);
+        for queue in queues {
+            let index = queue.index;
+            let refused = |why| DriverError::PeerMisbehaved(format!("queue {index}: {why}"));
+            if index % 2 == 0 {
+                sink = Some(Sink::queue(queue, rules).map_err(refused)?);
+            } else {
+                source = Some(Source::queue(queue, rules).map_err(refused)?);
+            }
+        }
+        let options =
+            TransferOptions { swap_mac: self.swap_mac, absent: DropReason::RxDisabled, hertz: tsc::hertz() };
+        let transfer = Transfer::new(sink, source.into_iter().collect(), options);
+        let what = || "memory of the pump".to_owned();
+        Ok(Box::new(transfer.map_err(|source| DriverError::Resource { what: what(), source })?))
     }
 
     fn reset(&mut self) {
-        self.mtu_in_use = self.config.mtu;
+        self.mtu_in_use = self.plan.config.mtu;
     }
-}
-
-/// Binds the receive and the transmit queue of one pair, as far as they are started (virtio 1.3 §5.1.2: even is
-/// receive, odd is transmit). Not inlined: a session's stack keeps what it touched once, and this passes whole rings.
-#[inline(never)]
-fn bind<Q: ringway_ring::queue::DeviceRing + 'static>(
-    queues: Vec<QueueBinding>,
-    options: TransferOptions,
-    end: fn(QueueBinding) -> Result<Box<End<Q>>, SetupError>,
-) -> Result<Box<dyn Pump>, DriverError> {
-    let (mut rx, mut tx) = (None, None);
-    for mut queue in queues {
-        let index = queue.index;
-        queue.config.skip_used = index % 2 == 1;
-        let bound = end(queue).map_err(|why| DriverError::PeerMisbehaved(format!("queue {index}: {why}")))?;
-        *(if index % 2 == 0 { &mut rx } else { &mut tx }) = Some(bound);
-    }
-    Ok(Box::new(Transfer::new(rx, tx, options)))
-}
-
-fn misconfigured(what: String) -> DriverError {
-    DriverError::Misconfigured(what)
 }
 
 /// The one attribute of its own.
@@ -172,23 +129,6 @@ const SWAP: &str = "swap";
 
 const MAX_PAIRS: u16 = 16;
 
-const DEFAULT_MTU: u16 = 1500;
-
 const MAX_VQ_SIZE: u16 = 32768;
 
-const FEATURES: Features = Features(
-    Features::INDIRECT_DESC.0
-        | Features::EVENT_IDX.0
-        | Features::VERSION_1.0
-        | Features::RING_PACKED.0
-        | Features::IN_ORDER.0
-        | Features::ANY_LAYOUT.0
-        | F_MTU.0
-        | F_MAC.0
-        | F_MRG_RXBUF.0
-        | F_STATUS.0
-        | F_CTRL_VQ.0
-        | F_CTRL_RX.0
-        | F_GUEST_ANNOUNCE.0
-        | F_MQ.0,
-);
+const FEATURES: Features = NIC;

@@ -1,4 +1,4 @@
-//! One end of a transfer: a started queue of a network device, ready to be polled.
+//! One end of a path: a started queue of a network device, ready to be polled.
 //!
 //! Owned by the pump that owns the queue; lives on its worker.
 
@@ -11,10 +11,21 @@ use ringway_ring::packed::device::PackedDevice;
 use ringway_ring::queue::{DeviceRing, RingFault, SetupError};
 use ringway_ring::split::device::SplitDevice;
 
-use super::{F_MRG_RXBUF, header_len};
-use crate::counters::QueueCounters;
+use super::frame::{Ingress, longest_frame};
+use super::offload::Offloads;
+use super::{F_MRG_RXBUF, Mac, header_len};
+use crate::counters::{QueueCounters, Tally};
 use crate::notify::EventFd;
 use crate::vdpa::{FaultReporter, QueueBinding};
+
+/// What holds for every queue of a device, beside what guest and device agreed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortRules {
+    /// Largest packet without Ethernet header and VLAN tag, either way.
+    pub mtu: u16,
+    /// The only address that may be sent from; None for any.
+    pub only: Option<Mac>,
+}
 
 /// One end: the ring, the scratch memory of its bursts, and whom to tell what.
 #[derive(Debug)]
@@ -25,8 +36,16 @@ pub struct End<Q> {
     pub(super) burst: Burst,
     /// Counted by this end's pump alone.
     pub(super) counters: Arc<QueueCounters>,
-    /// Bytes of the virtio header before each frame.
-    pub(super) header_len: usize,
+    /// What was done since the counters were last brought up to date.
+    pub(super) tally: Tally,
+    /// What frames that come from it must obey.
+    pub(super) ingress: Ingress,
+    /// What may be left to be done for frames that go to it.
+    pub(super) takes: Offloads,
+    /// Chains of the burst that were filled.
+    pub(super) used: usize,
+    /// Writable bytes of the chain filled last: how many chains a frame will take is judged by it.
+    pub(super) capacity: u32,
     /// A frame may span several chains (MRG_RXBUF).
     pub(super) mergeable: bool,
     /// False: what the driver sends is dropped, nothing is delivered to it.
@@ -43,22 +62,22 @@ pub struct End<Q> {
 
 impl End<SplitDevice> {
     /// An end on a split ring.
-    pub fn split(binding: QueueBinding) -> Result<Box<Self>, SetupError> {
+    pub fn split(binding: QueueBinding, rules: PortRules) -> Result<Box<Self>, SetupError> {
         let ring = binding.config.clone().activate_split()?;
-        End::new(binding, ring)
+        End::new(binding, ring, rules)
     }
 }
 
 impl End<PackedDevice> {
     /// An end on a packed ring.
-    pub fn packed(binding: QueueBinding) -> Result<Box<Self>, SetupError> {
+    pub fn packed(binding: QueueBinding, rules: PortRules) -> Result<Box<Self>, SetupError> {
         let ring = binding.config.clone().activate_packed()?;
-        End::new(binding, ring)
+        End::new(binding, ring, rules)
     }
 }
 
 impl<Q: DeviceRing> End<Q> {
-    fn new(binding: QueueBinding, mut ring: Q) -> Result<Box<End<Q>>, SetupError> {
+    fn new(binding: QueueBinding, mut ring: Q, rules: PortRules) -> Result<Box<End<Q>>, SetupError> {
         let burst = Burst::try_new(Arc::clone(&binding.config.map)).map_err(|_| SetupError::NoMemory)?;
         // It is about to be polled: the driver need not kick until the pump arms.
         ring.disable_kicks();
@@ -70,7 +89,16 @@ impl<Q: DeviceRing> End<Q> {
             burst,
             map: binding.config.map,
             counters: binding.counters,
-            header_len: header_len(features),
+            tally: Tally::default(),
+            ingress: Ingress {
+                header_len: header_len(features),
+                max_frame: longest_frame(rules.mtu),
+                may: Offloads::sent(features),
+                only: rules.only,
+            },
+            takes: Offloads::received(features),
+            used: 0,
+            capacity: 1526,
             mergeable: features.contains(F_MRG_RXBUF),
             enabled: binding.enabled,
             kick: binding.kick,
@@ -96,6 +124,7 @@ impl<Q: DeviceRing> End<Q> {
     /// Peeks up to `chains`; a fault is reported and leaves nothing peeked.
     #[inline]
     pub(super) fn peek(&mut self, chains: usize) -> usize {
+        self.used = 0;
         match self.ring.peek(&mut self.burst, chains) {
             Ok(peeked) => peeked,
             Err(fault) => {
@@ -106,9 +135,13 @@ impl<Q: DeviceRing> End<Q> {
     }
 
     /// Publishes what was completed and calls the driver if it asked for it; then looks whether the guest's memory
-    /// held.
+    /// held. Brings the counters up to date.
     #[inline]
     pub(super) fn publish(&mut self) {
+        self.counters.add(&mut self.tally);
+        if self.faulted {
+            return;
+        }
         if self.ring.publish()
             && let Some(call) = &self.call
         {
@@ -126,6 +159,7 @@ impl<Q: DeviceRing> End<Q> {
     #[cold]
     pub(super) fn fail(&mut self, fault: RingFault) {
         self.burst.clear();
+        self.used = 0;
         if !self.faulted {
             self.faulted = true;
             self.counters.add_fault(fault);
@@ -144,6 +178,17 @@ impl<Q: DeviceRing> End<Q> {
                 self.fail(RingFault::CallBlocked);
             }
         }
+    }
+
+    /// Takes the first `chains` of what was peeked and gives them back with nothing written: frames that were sent.
+    #[inline]
+    pub(super) fn finish(&mut self, chains: usize) {
+        let done = self.burst.chains().get(..chains).unwrap_or_default();
+        self.ring.consume(done);
+        for chain in done {
+            self.ring.complete(chain, 0);
+        }
+        self.tally.chains += done.len() as u64;
     }
 
     /// Asks for kicks. None: the front-end has no way to kick. Some(true): chains are already there.

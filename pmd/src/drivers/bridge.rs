@@ -1,0 +1,169 @@
+//! `bridge/NAME`: any number of devices joined by a learning bridge. On no bus of the host's: the bus is made of names.
+//!
+//! A frame goes to the port behind which its destination was last heard of, else to all others; one copy for each
+//! receiver. What a port cannot take at once is dropped and counted there. A bridge is served by one core.
+
+use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringway_ring::tsc;
+
+use super::joined::{FEATURES, JoinedDevice, MAX_PAIRS, Members};
+use super::link::CHECK;
+use crate::net::fabric::{Fabric, MOST_PORTS};
+use crate::net::plan::{Offer, switch, word};
+use crate::vdpa::{
+    AttributeInfo, BusInfo, Class, DeviceSpec, DriverError, Learned, ManagementBus, ManagementDevice,
+    MgmtInfo, VdpaDevice,
+};
+
+/// The bus.
+#[derive(Debug, Default)]
+pub struct BridgeBus;
+
+impl ManagementBus for BridgeBus {
+    fn info(&self) -> BusInfo {
+        BusInfo {
+            name: "bridge",
+            attributes: vec![AGEING, CORE],
+            shares_core: true,
+            device: describe(String::new()),
+        }
+    }
+
+    fn make(
+        &mut self,
+        name: &str,
+        attributes: &BTreeMap<String, String>,
+        core: usize,
+    ) -> Result<Box<dyn ManagementDevice>, DriverError> {
+        let ageing = ageing(attributes)?.unwrap_or(DEFAULT_AGEING);
+        let name = format!("bridge/{name}");
+        // Two independent numbers that no guest can know: the standard library's keys are random.
+        let seed = [0u8, 1].map(|nth| RandomState::new().hash_one(nth));
+        let fabric = Fabric::bridge(&name, Duration::from_secs(ageing), seed);
+        fabric.set_core(core);
+        Ok(Box::new(Bridge { name, fabric, ageing, core, members: Members::default() }))
+    }
+}
+
+/// One bridge.
+#[derive(Debug)]
+struct Bridge {
+    name: String,
+    fabric: Arc<Fabric>,
+    /// In seconds.
+    ageing: u64,
+    core: usize,
+    members: Members,
+}
+
+impl ManagementDevice for Bridge {
+    fn info(&self) -> MgmtInfo {
+        describe(self.name.clone())
+    }
+
+    fn create(&mut self, spec: &DeviceSpec) -> Result<Box<dyn VdpaDevice>, DriverError> {
+        let plan = Offer { mgmtdev: "bridge", features: FEATURES, max_pairs: MAX_PAIRS }.plan(spec)?;
+        let is_checked = switch(spec, CHECK.name)?;
+        let flood = match spec.attributes.get(FLOOD.name).map(String::as_str) {
+            None => Some(DEFAULT_FLOOD),
+            Some("off") => None,
+            Some(text) => Some(text.parse::<u64>().ok().filter(|pps| *pps > 0).ok_or_else(|| {
+                DriverError::misconfigured(format!("flood_pps {text}: must be a number of frames, or off"))
+            })?),
+        };
+        let attributes = BTreeMap::from([
+            (CHECK.name.to_owned(), word(is_checked)),
+            (FLOOD.name.to_owned(), flood.map_or_else(|| "off".to_owned(), |pps| pps.to_string())),
+        ]);
+        let port = self.fabric.port(flood);
+        self.members.add(&spec.name, &port);
+        Ok(Box::new(JoinedDevice::new(port, plan, is_checked, attributes)))
+    }
+
+    fn removed(&mut self, name: &str) {
+        self.members.leave(name);
+    }
+
+    fn attributes(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([
+            (AGEING.name.to_owned(), self.ageing.to_string()),
+            (CORE.name.to_owned(), self.core.to_string()),
+        ])
+    }
+
+    fn set(&mut self, attributes: &BTreeMap<String, String>) -> Result<bool, DriverError> {
+        if let Some(ageing) = ageing(attributes)? {
+            self.ageing = ageing;
+            self.fabric.set_ageing(Duration::from_secs(ageing));
+        }
+        // Checked by control, which knows the cores.
+        let core = attributes.get(CORE.name).and_then(|core| core.parse().ok());
+        if let Some(core) = core {
+            self.core = core;
+            self.fabric.set_core(core);
+        }
+        Ok(core.is_some())
+    }
+
+    fn shared_core(&self) -> Option<usize> {
+        Some(self.core)
+    }
+
+    fn stations(&self) -> Option<Learned> {
+        let stations = self.fabric.stations();
+        let seen = stations.seen().into_iter().map(|station| {
+            let device = self.members.at(station.slot).unwrap_or("?").to_owned();
+            (station.mac, device, station.age / tsc::hertz().max(1))
+        });
+        Some(Learned { stations: seen.collect(), refused: stations.refused() })
+    }
+}
+
+fn describe(name: String) -> MgmtInfo {
+    MgmtInfo {
+        name,
+        class: Class::Net,
+        max_supported_vqs: u32::from(MAX_PAIRS) * 2,
+        max_devices: Some(MOST_PORTS.into()),
+        features: FEATURES,
+        attributes: vec![CHECK, FLOOD],
+        summary: "any number of devices joined by a learning bridge",
+    }
+}
+
+/// The ageing time that is asked for, in seconds.
+fn ageing(attributes: &BTreeMap<String, String>) -> Result<Option<u64>, DriverError> {
+    let Some(text) = attributes.get(AGEING.name) else { return Ok(None) };
+    // IEEE 802.1Q §8.8.3, table 8-10.
+    match text.parse() {
+        Ok(seconds @ 1..=1_000_000) => Ok(Some(seconds)),
+        _ => Err(DriverError::misconfigured(format!("ageing {text}: must be 1 to 1000000 seconds"))),
+    }
+}
+
+const AGEING: AttributeInfo = AttributeInfo {
+    name: "ageing",
+    value: "SECONDS",
+    help: "how long a station is remembered after it was last heard of (default 300)",
+};
+
+const CORE: AttributeInfo =
+    AttributeInfo { name: "core", value: "N", help: "the core that serves the bridge (default: chosen)" };
+
+const FLOOD: AttributeInfo = AttributeInfo {
+    name: "flood_pps",
+    value: "N|off",
+    help: "frames a second that the guest may send to groups and unknown addresses (default 20000)",
+};
+
+/// IEEE 802.1Q §8.8.3: the recommended default, in seconds.
+const DEFAULT_AGEING: u64 = 300;
+
+/// Far above what ARP, neighbour discovery and multicast of a guest come to, far below what would keep a core busy that
+/// copies each of them to every port.
+const DEFAULT_FLOOD: u64 = 20_000;

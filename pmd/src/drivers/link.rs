@@ -1,0 +1,82 @@
+//! `link/NAME`: two devices joined, each the other's wire. On no bus of the host's: the bus is made of names.
+//!
+//! What one sends, the other receives, by one copy from buffer to buffer, on the core of the receiving queue; offloads
+//! that both sides agreed on pass through untouched. A receiver without buffers holds its sender back for 10 ms, then
+//! loses frames, which are counted.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::joined::{FEATURES, JoinedDevice, MAX_PAIRS, Members};
+use crate::net::fabric::Fabric;
+use crate::net::plan::{Offer, switch, word};
+use crate::vdpa::{
+    AttributeInfo, BusInfo, Class, DeviceSpec, DriverError, ManagementBus, ManagementDevice, MgmtInfo,
+    VdpaDevice,
+};
+
+/// The bus.
+#[derive(Debug, Default)]
+pub struct LinkBus;
+
+impl ManagementBus for LinkBus {
+    fn info(&self) -> BusInfo {
+        BusInfo { name: "link", attributes: Vec::new(), shares_core: false, device: describe(String::new()) }
+    }
+
+    fn make(
+        &mut self,
+        name: &str,
+        _attributes: &BTreeMap<String, String>,
+        _core: usize,
+    ) -> Result<Box<dyn ManagementDevice>, DriverError> {
+        let name = format!("link/{name}");
+        Ok(Box::new(Link { fabric: Fabric::link(&name), name, members: Members::default() }))
+    }
+}
+
+/// One link.
+#[derive(Debug)]
+struct Link {
+    name: String,
+    fabric: Arc<Fabric>,
+    members: Members,
+}
+
+impl ManagementDevice for Link {
+    fn info(&self) -> MgmtInfo {
+        describe(self.name.clone())
+    }
+
+    fn create(&mut self, spec: &DeviceSpec) -> Result<Box<dyn VdpaDevice>, DriverError> {
+        let plan = Offer { mgmtdev: "link", features: FEATURES, max_pairs: MAX_PAIRS }.plan(spec)?;
+        let is_checked = switch(spec, CHECK.name)?;
+        let attributes = BTreeMap::from([(CHECK.name.to_owned(), word(is_checked))]);
+        let port = self.fabric.port(None);
+        self.members.add(&spec.name, &port);
+        Ok(Box::new(JoinedDevice::new(port, plan, is_checked, attributes)))
+    }
+
+    fn removed(&mut self, name: &str) {
+        self.members.leave(name);
+    }
+}
+
+fn describe(name: String) -> MgmtInfo {
+    MgmtInfo {
+        name,
+        class: Class::Net,
+        max_supported_vqs: u32::from(MAX_PAIRS) * 2,
+        max_devices: Some(2),
+        features: FEATURES,
+        attributes: vec![CHECK],
+        summary: "two devices joined, each the other's wire",
+    }
+}
+
+/// Named as the kernel's attribute of a VF.
+pub(super) const CHECK: AttributeInfo = AttributeInfo {
+    name: "spoofchk",
+    value: "on|off",
+    help: "drop what the guest sends from an address other than the device's mac (default off)",
+};

@@ -1,0 +1,648 @@
+//! What joins network devices: the running queues of several ports, and the pumps that carry frames between them.
+//!
+//! ```text
+//!   link:     port A  RX 0 <--[pump]-- TX 0, TX 1 ..  port B      one pump for each receive queue; sender's pair i
+//!             port A  TX 0 --[pump]--> RX 0           port B      feeds receiver's queue i mod n
+//!   bridge:   every queue of every port in one [pump]
+//! ```
+//!
+//! A pump holds rings of several devices, so that a change at one of them takes the pump back, takes it apart, and makes
+//! a new one of what runs then. Each device's session does this for its own queues, under one lock for the fabric. The
+//! lock is held while a worker lets go of a pump and never while a peer is waited for; who shares a fabric shares its
+//! pumps anyway. Control never takes it: what it decides, it leaves in atomics.
+
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ringway_engine::{End as HowEnded, PlaceError, Placed, Pump, Watcher};
+use ringway_ring::tsc;
+
+use super::bridge::{Bridge, BridgePort};
+use super::end::PortRules;
+use super::fdb::{Fdb, FdbOptions};
+use super::rate::RateLimit;
+use super::side::{Sink, Source};
+use super::stations::Stations;
+use super::transfer::{Transfer, TransferOptions};
+use crate::counters::DropReason;
+use crate::vdpa::{Berth, QueueBinding, ServiceError};
+
+/// How the ports of a fabric are joined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Two ports, each the other's wire.
+    Link,
+    /// Any number of ports.
+    Bridge,
+}
+
+/// See the module's head.
+pub struct Fabric {
+    name: String,
+    kind: Kind,
+    /// The core of a bridge's pump, decided by control.
+    core: AtomicUsize,
+    stations: Arc<Stations>,
+    slots: Mutex<BTreeSet<u16>>,
+    next_port: AtomicU64,
+    state: Mutex<State>,
+}
+
+/// A port: a device's place on a fabric. It is let go when dropped, whatever still runs there.
+pub struct Port {
+    fabric: Arc<Fabric>,
+    id: u64,
+    /// Its number in the forwarding database, below the bridge's ports.
+    slot: u16,
+    /// Its device was removed: it is nobody's peer any more.
+    is_leaving: Arc<AtomicBool>,
+    flood_pps: Option<u64>,
+}
+
+/// One side of one running queue.
+#[derive(Debug)]
+pub enum Side {
+    /// Frames come from it.
+    Source(Source),
+    /// Frames go to it.
+    Sink(Sink),
+}
+
+#[derive(Default)]
+struct State {
+    ports: BTreeMap<u64, PortState>,
+    ends: BTreeMap<EndKey, Member>,
+    pumps: BTreeMap<PumpKey, Running>,
+    /// The bridge's, while no pump has it.
+    fdb: Option<Box<Fdb>>,
+    /// Slots whose stations are to be forgotten once the database is here.
+    forget: Vec<u16>,
+}
+
+struct PortState {
+    slot: u16,
+    is_leaving: Arc<AtomicBool>,
+    berth: Berth,
+    /// A bridge's, while no pump has it.
+    flood: Option<RateLimit>,
+    /// Groups whose pump ended without being asked to, and why, until the session takes note.
+    ended: Vec<(u16, String)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct EndKey {
+    port: u64,
+    queue: u16,
+}
+
+/// A running queue.
+struct Member {
+    is_sink: bool,
+    /// A sink that frames may be delivered to.
+    is_enabled: bool,
+    place: Place,
+}
+
+enum Place {
+    Free(Side),
+    In(PumpKey),
+}
+
+/// The receiver that a pump serves: for a bridge, all; for what is sent to nobody, the sender with queue `NOBODY`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct PumpKey {
+    port: u64,
+    queue: u16,
+}
+
+const NOBODY: u16 = u16::MAX;
+const BRIDGE: PumpKey = PumpKey { port: 0, queue: 0 };
+
+struct Running {
+    members: Vec<EndKey>,
+    placed: Placed,
+}
+
+/// Tells every session whose queues a pump had that it was taken out.
+struct Everybody(Vec<Arc<dyn Watcher>>);
+
+impl Watcher for Everybody {
+    fn pump_ended(&self) {
+        self.0.iter().for_each(|watcher| watcher.pump_ended());
+    }
+}
+
+impl Fabric {
+    /// A link without ends.
+    pub fn link(name: &str) -> Arc<Fabric> {
+        let nothing = FdbOptions { capacity: 0, ports: 0, per_port: 0, ageing: 0, seed: [0; 2] };
+        Fabric::new(name, Kind::Link, nothing)
+    }
+
+    /// A bridge without ports, whose database keeps a station for `ageing` after it was last heard of. `seed`: random
+    /// bits that no guest can know.
+    pub fn bridge(name: &str, ageing: Duration, seed: [u64; 2]) -> Arc<Fabric> {
+        let (capacity, ports, per_port) = (STATIONS, MOST_PORTS, STATIONS_PER_PORT);
+        let options = FdbOptions { capacity, ports, per_port, ageing: cycles_of(ageing), seed };
+        Fabric::new(name, Kind::Bridge, options)
+    }
+
+    fn new(name: &str, kind: Kind, options: FdbOptions) -> Arc<Fabric> {
+        Arc::new(Fabric {
+            name: name.to_owned(),
+            kind,
+            core: AtomicUsize::new(usize::MAX),
+            stations: Arc::new(Stations::new(options)),
+            slots: Mutex::default(),
+            next_port: AtomicU64::new(1),
+            state: Mutex::default(),
+        })
+    }
+
+    /// What a bridge has learned.
+    pub fn stations(&self) -> &Stations {
+        &self.stations
+    }
+
+    /// The core of a bridge's pump from now on; sessions follow when they are told to.
+    pub fn set_core(&self, core: usize) {
+        self.core.store(core, Ordering::Relaxed);
+    }
+
+    /// Changes how long a bridge keeps stations; in force within half a second of traffic.
+    pub fn set_ageing(&self, ageing: Duration) {
+        self.stations.set_ageing(cycles_of(ageing));
+    }
+
+    /// A place on it. `flood_pps`: frames a second to groups and unknown addresses, for a port of a bridge.
+    pub fn port(self: &Arc<Fabric>, flood_pps: Option<u64>) -> Port {
+        let slot = {
+            let mut slots = lock(&self.slots);
+            let slot = (0..u16::MAX).find(|slot| !slots.contains(slot)).unwrap_or(u16::MAX);
+            slots.insert(slot);
+            slot
+        };
+        Port {
+            fabric: Arc::clone(self),
+            id: self.next_port.fetch_add(1, Ordering::Relaxed),
+            slot,
+            is_leaving: Arc::default(),
+            flood_pps,
+        }
+    }
+
+    /// The pumps that what runs makes, without the ends of `without`.
+    fn plan(&self, state: &State, without: &[EndKey]) -> BTreeMap<PumpKey, Vec<EndKey>> {
+        let stays = |key: &EndKey| {
+            !without.contains(key) && state.ports.get(&key.port).is_some_and(|port| !port.is_leaving())
+        };
+        let ends = state.ends.iter().filter(|(key, _)| stays(key));
+        let sinks = ends.clone().filter(|(_, member)| member.is_sink && member.is_enabled);
+        let sources: Vec<EndKey> = ends.filter(|(_, member)| !member.is_sink).map(|(key, _)| *key).collect();
+        let mut plan: BTreeMap<PumpKey, Vec<EndKey>> = BTreeMap::new();
+        match self.kind {
+            Kind::Bridge if sources.is_empty() => {}
+            Kind::Bridge => {
+                plan.insert(BRIDGE, sources.into_iter().chain(sinks.map(|(key, _)| *key)).collect());
+            }
+            Kind::Link => {
+                let sinks: Vec<EndKey> = sinks.map(|(key, _)| *key).collect();
+                for source in sources {
+                    // The latest to come is the peer, should one that leaves still be there.
+                    let peer =
+                        state.ports.iter().rev().find(|(id, port)| **id != source.port && !port.is_leaving());
+                    let theirs: Vec<&EndKey> =
+                        sinks.iter().filter(|sink| peer.is_some_and(|(id, _)| *id == sink.port)).collect();
+                    let pair = usize::from(source.queue / 2);
+                    match pair.checked_rem(theirs.len()).and_then(|nth| theirs.get(nth)) {
+                        Some(sink) => {
+                            let key = PumpKey { port: sink.port, queue: sink.queue };
+                            plan.entry(key).or_insert_with(|| vec![**sink]).push(source);
+                        }
+                        None => {
+                            plan.entry(PumpKey { port: source.port, queue: NOBODY }).or_default().push(source)
+                        }
+                    }
+                }
+            }
+        }
+        plan
+    }
+
+    /// Has the pumps be what the running queues ask for, without those of `without`.
+    fn reconcile(&self, state: &mut State, without: &[EndKey], within: Duration) -> Result<(), ServiceError> {
+        let plan = self.plan(state, without);
+        let outdated: Vec<PumpKey> = state
+            .pumps
+            .iter()
+            .filter(|(key, running)| plan.get(key) != Some(&running.members) || running.placed.has_ended())
+            .map(|(key, _)| *key)
+            .collect();
+        let mut outcome = Ok(());
+        for key in outdated {
+            if let Err(error) = self.take_down(state, key, within) {
+                outcome = Err(error);
+            }
+        }
+        if let Some(fdb) = &mut state.fdb {
+            state.forget.drain(..).for_each(|slot| fdb.forget_port(slot));
+        }
+        // A pump that panicked took its ends with it: planned anew.
+        for (key, members) in self.plan(state, without) {
+            let is_free =
+                |end: &EndKey| state.ends.get(end).is_some_and(|end| matches!(end.place, Place::Free(_)));
+            if !state.pumps.contains_key(&key) && members.iter().all(is_free) {
+                self.set_up(state, key, members);
+            }
+        }
+        outcome
+    }
+
+    /// Takes a pump back from its worker, and apart.
+    fn take_down(&self, state: &mut State, key: PumpKey, within: Duration) -> Result<(), ServiceError> {
+        let Some(mut running) = state.pumps.remove(&key) else { return Ok(()) };
+        let retired = match running.placed.retire(within) {
+            Ok(retired) => retired,
+            Err(error @ PlaceError::Timeout { .. }) => {
+                state.pumps.insert(key, running);
+                return Err(ServiceError::Stuck(error.to_string()));
+            }
+            Err(error) => {
+                self.lose(state, &running.members, &error.to_string());
+                return Ok(());
+            }
+        };
+        if let HowEnded::Panicked(message) = retired.end {
+            self.lose(state, &running.members, &message);
+            return Ok(());
+        }
+        let pump: Box<dyn Any> = retired.pump;
+        match self.kind {
+            Kind::Link => match pump.downcast::<Transfer>() {
+                Ok(transfer) => {
+                    let (sink, sources) = transfer.into_sides();
+                    let sides = sink.map(Side::Sink).into_iter().chain(sources.into_iter().map(Side::Source));
+                    for (end, side) in running.members.iter().zip(sides) {
+                        state.put_back(*end, side);
+                    }
+                }
+                Err(_) => self.lose(state, &running.members, "not a pump of this fabric"),
+            },
+            Kind::Bridge => match pump.downcast::<Bridge>() {
+                Ok(bridge) => {
+                    let (ports, fdb) = bridge.into_parts();
+                    state.fdb = Some(fdb);
+                    for port in ports {
+                        let id = state.ports.iter().find(|(_, known)| known.slot == port.slot);
+                        let Some(id) = id.map(|(id, _)| *id) else { continue };
+                        if let Some(known) = state.ports.get_mut(&id) {
+                            known.flood = port.flood;
+                        }
+                        for (queue, source) in port.sources {
+                            state.put_back(EndKey { port: id, queue }, Side::Source(source));
+                        }
+                        for (queue, sink) in port.sinks {
+                            state.put_back(EndKey { port: id, queue }, Side::Sink(sink));
+                        }
+                    }
+                }
+                Err(_) => self.lose(state, &running.members, "not a pump of this fabric"),
+            },
+        }
+        Ok(())
+    }
+
+    /// The queues of a pump are gone with it: their sessions are told.
+    fn lose(&self, state: &mut State, members: &[EndKey], why: &str) {
+        for end in members {
+            state.ends.remove(end);
+            let Some(port) = state.ports.get_mut(&end.port) else { continue };
+            let group = end.queue / 2;
+            if !port.ended.iter().any(|(known, _)| *known == group) {
+                port.ended.push((group, why.to_owned()));
+            }
+            port.berth.watcher.pump_ended();
+        }
+    }
+
+    /// Makes a pump of ends that are free, and places it.
+    fn set_up(&self, state: &mut State, key: PumpKey, members: Vec<EndKey>) {
+        let Some(port) = members.first().and_then(|end| state.ports.get(&end.port)) else { return };
+        let berth = port.berth.clone();
+        let core = self.core_of(state, key, &members);
+        let watchers: BTreeMap<u64, Arc<dyn Watcher>> = members
+            .iter()
+            .filter_map(|end| Some((end.port, Arc::clone(&state.ports.get(&end.port)?.berth.watcher))))
+            .collect();
+        let name = match self.kind {
+            Kind::Bridge => self.name.clone(),
+            Kind::Link => {
+                let owner = state.ports.get(&key.port).map_or("", |port| port.berth.name.as_str());
+                if key.queue == NOBODY {
+                    format!("{owner}.out")
+                } else {
+                    format!("{owner}.{}", key.queue / 2)
+                }
+            }
+        };
+        let made = match self.kind {
+            Kind::Link => state.take_transfer(&members),
+            Kind::Bridge => state.take_bridge(&members, Arc::clone(&self.stations)),
+        };
+        let watcher = Arc::new(Everybody(watchers.into_values().collect()));
+        let placed = made.map_err(|error| error.to_string()).and_then(|pump| {
+            berth.engine.place(core, &name, pump, watcher).map_err(|error| error.to_string())
+        });
+        match placed {
+            Ok(placed) => {
+                for end in &members {
+                    if let Some(member) = state.ends.get_mut(end) {
+                        member.place = Place::In(key);
+                    }
+                }
+                state.pumps.insert(key, Running { members, placed });
+            }
+            Err(why) => self.lose(state, &members, &why),
+        }
+    }
+
+    /// The core that control decided on for a pump.
+    fn core_of(&self, state: &State, key: PumpKey, members: &[EndKey]) -> usize {
+        let core = self.core.load(Ordering::Relaxed);
+        if self.kind == Kind::Bridge && core != usize::MAX {
+            return core;
+        }
+        let owner = members.first().map_or(key.port, |end| end.port);
+        let group = if key.queue == NOBODY { 0 } else { key.queue / 2 };
+        state.ports.get(&owner).map_or(0, |port| (port.berth.core_of)(group))
+    }
+}
+
+impl State {
+    fn put_back(&mut self, end: EndKey, side: Side) {
+        if let Some(member) = self.ends.get_mut(&end) {
+            member.place = Place::Free(side);
+        }
+    }
+
+    /// Takes a free end out of its place, which is filled again by who asks.
+    fn take(&mut self, end: EndKey) -> Option<Side> {
+        let member = self.ends.get_mut(&end)?;
+        match std::mem::replace(&mut member.place, Place::In(BRIDGE)) {
+            Place::Free(side) => Some(side),
+            elsewhere @ Place::In(_) => {
+                member.place = elsewhere;
+                None
+            }
+        }
+    }
+
+    fn take_transfer(&mut self, members: &[EndKey]) -> std::io::Result<Box<dyn Pump>> {
+        let (mut sink, mut sources) = (None, Vec::new());
+        for end in members {
+            match self.take(*end) {
+                Some(Side::Sink(side)) => sink = Some(side),
+                Some(Side::Source(side)) => sources.push(side),
+                None => {}
+            }
+        }
+        let options = TransferOptions { swap_mac: false, absent: DropReason::PeerDown, hertz: tsc::hertz() };
+        Ok(Box::new(Transfer::new(sink, sources, options)?))
+    }
+
+    fn take_bridge(&mut self, members: &[EndKey], stations: Arc<Stations>) -> std::io::Result<Box<dyn Pump>> {
+        // The first time, or it went with a pump that panicked.
+        let fdb = self.fdb.take().map_or_else(|| stations.empty_fdb(), Ok)?;
+        let mut ports: BTreeMap<u64, BridgePort> = BTreeMap::new();
+        for end in members {
+            let Some(side) = self.take(*end) else { continue };
+            let Some(known) = self.ports.get_mut(&end.port) else { continue };
+            let port = ports.entry(end.port).or_insert_with(|| BridgePort {
+                slot: known.slot,
+                sources: Vec::new(),
+                sinks: Vec::new(),
+                flood: known.flood.take(),
+            });
+            match side {
+                Side::Source(source) => port.sources.push((end.queue, source)),
+                Side::Sink(sink) => port.sinks.push((end.queue, sink)),
+            }
+        }
+        Ok(Box::new(Bridge::new(ports.into_values().collect(), fdb, stations, tsc::hertz())?))
+    }
+}
+
+impl PortState {
+    fn is_leaving(&self) -> bool {
+        // Relaxed: it publishes nothing else.
+        self.is_leaving.load(Ordering::Relaxed)
+    }
+}
+
+impl Port {
+    /// Set once the device was removed: from then on it is nobody's peer, though its session may have to wind up.
+    pub fn leaving(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.is_leaving)
+    }
+
+    /// Its number among the ports of its fabric, as [`super::stations::Station::slot`] has it.
+    pub fn slot(&self) -> u16 {
+        self.slot
+    }
+
+    /// Puts started queues of a front-end into service.
+    ///
+    /// # Errors
+    /// See [`ServiceError`]; none of them is in service then.
+    pub fn start(
+        &self,
+        queues: Vec<QueueBinding>,
+        rules: PortRules,
+        berth: &Berth,
+        within: Duration,
+    ) -> Result<(), ServiceError> {
+        let mut sides = Vec::with_capacity(queues.len());
+        for queue in queues {
+            let (index, is_enabled) = (queue.index, queue.enabled);
+            // virtio 1.3 §5.1.2: even is receive, odd is transmit.
+            let side = if index % 2 == 0 {
+                Sink::queue(queue, rules).map(Side::Sink)
+            } else {
+                Source::queue(queue, rules).map(Side::Source)
+            };
+            let side = side.map_err(|why| ServiceError::Refused(format!("queue {index}: {why}")))?;
+            sides.push((index, is_enabled, side));
+        }
+        self.attach(sides, berth, within)
+    }
+
+    /// Puts sides into service, whatever they are: queue number, whether frames may be delivered to it, side.
+    ///
+    /// # Errors
+    /// See [`ServiceError`].
+    pub fn attach(
+        &self,
+        sides: Vec<(u16, bool, Side)>,
+        berth: &Berth,
+        within: Duration,
+    ) -> Result<(), ServiceError> {
+        let mut state = self.lock();
+        let (slot, is_leaving) = (self.slot, &self.is_leaving);
+        let port = state.ports.entry(self.id).or_insert_with(|| PortState {
+            slot,
+            is_leaving: Arc::clone(is_leaving),
+            berth: berth.clone(),
+            flood: self
+                .flood_pps
+                .map(|pps| RateLimit::new(pps, pps.clamp(BURST_LEAST, BURST_MOST), tsc::hertz())),
+            ended: Vec::new(),
+        });
+        port.berth = berth.clone();
+        let mut keys = Vec::with_capacity(sides.len());
+        for (queue, is_enabled, side) in sides {
+            let key = EndKey { port: self.id, queue };
+            keys.push(key);
+            let is_sink = matches!(side, Side::Sink(_));
+            state.ends.insert(key, Member { is_sink, is_enabled, place: Place::Free(side) });
+        }
+        self.fabric.reconcile(&mut state, &[], within)?;
+        // A pump that could not be made takes the ends with it.
+        let groups: BTreeSet<u16> = keys.iter().map(|key| key.queue / 2).collect();
+        let Some(port) = state.ports.get_mut(&self.id) else { return Ok(()) };
+        match port.ended.iter().position(|(group, _)| groups.contains(group)) {
+            Some(at) => Err(ServiceError::Refused(port.ended.swap_remove(at).1)),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the queues of a group out of service: once it returns Ok, no worker touches them or their memory.
+    ///
+    /// # Errors
+    /// A worker did not let go in time.
+    pub fn stop(&self, group: u16, within: Duration) -> Result<(), ServiceError> {
+        self.detach(|queue| queue / 2 == group, within)
+    }
+
+    fn detach(&self, which: impl Fn(u16) -> bool, within: Duration) -> Result<(), ServiceError> {
+        let mut state = self.lock();
+        let keys: Vec<EndKey> =
+            state.ends.keys().filter(|key| key.port == self.id && which(key.queue)).copied().collect();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let is_last = !state.ends.keys().any(|key| key.port == self.id && !keys.contains(key));
+        if is_last && self.fabric.kind == Kind::Bridge {
+            state.forget.push(self.slot);
+        }
+        let outcome = self.fabric.reconcile(&mut state, &keys, within);
+        for key in keys {
+            let is_free = state.ends.get(&key).is_some_and(|member| matches!(member.place, Place::Free(_)));
+            if is_free {
+                state.ends.remove(&key);
+            }
+        }
+        outcome
+    }
+
+    /// True if a queue of the group is in service.
+    pub fn is_started(&self, group: u16) -> bool {
+        let state = self.lock();
+        state.ends.keys().any(|key| key.port == self.id && key.queue / 2 == group)
+    }
+
+    /// The core on which frames for a group are delivered; else the one on which they are taken.
+    pub fn core(&self, group: u16) -> Option<usize> {
+        let state = self.lock();
+        let of = |queue: u16| {
+            let Place::In(key) = state.ends.get(&EndKey { port: self.id, queue })?.place else { return None };
+            state.pumps.get(&key).map(|running| running.placed.core())
+        };
+        of(group * 2).or_else(|| of(group * 2 + 1))
+    }
+
+    /// Moves the fabric's pumps to the cores that control decided on.
+    ///
+    /// # Errors
+    /// A worker did not let go in time.
+    pub fn follow_cores(&self, within: Duration) -> Result<(), ServiceError> {
+        let mut state = self.lock();
+        let keys: Vec<PumpKey> = state.pumps.keys().copied().collect();
+        for key in keys {
+            let Some(running) = state.pumps.get(&key) else { continue };
+            let core = self.fabric.core_of(&state, key, &running.members);
+            let Some(running) = state.pumps.get_mut(&key) else { continue };
+            if running.placed.core() == core {
+                continue;
+            }
+            if let Err(error @ PlaceError::Timeout { .. }) = running.placed.move_to(core, within) {
+                return Err(ServiceError::Stuck(error.to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The groups of this port whose pump ended without being asked to, and why, once. Puts what else ran there back into
+    /// service.
+    pub fn take_ended(&self, within: Duration) -> Vec<(u16, String)> {
+        let mut state = self.lock();
+        if state.pumps.values().any(|running| running.placed.has_ended()) {
+            let _ = self.fabric.reconcile(&mut state, &[], within);
+        }
+        state.ports.get_mut(&self.id).map(|port| std::mem::take(&mut port.ended)).unwrap_or_default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.fabric.state)
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.is_leaving.store(true, Ordering::Relaxed);
+        // Nothing runs any more, unless its session ended badly.
+        let _ = self.detach(|_| true, LEAVE_WITHIN);
+        let mut state = self.lock();
+        if !state.ends.keys().any(|key| key.port == self.id) {
+            state.ports.remove(&self.id);
+            drop(state);
+            lock(&self.fabric.slots).remove(&self.slot);
+        }
+    }
+}
+
+impl fmt::Debug for Fabric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fabric").field("name", &self.name).field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Port").field("fabric", &self.fabric).field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn cycles_of(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos() * u128::from(tsc::hertz()) / 1_000_000_000).unwrap_or(u64::MAX)
+}
+
+/// How long a port that is dropped waits for a worker.
+const LEAVE_WITHIN: Duration = Duration::from_secs(2);
+/// Stations that a bridge knows at most, and behind one port, so that no guest fills the table for the others.
+pub const STATIONS: u32 = 8192;
+/// See [`STATIONS`].
+pub const STATIONS_PER_PORT: u32 = 1024;
+/// Ports of a bridge at most.
+pub const MOST_PORTS: u16 = 1024;
+
+/// Frames that may be flooded at once: a second's worth, within bounds.
+const BURST_LEAST: u64 = 32;
+const BURST_MOST: u64 = 1024;

@@ -1,0 +1,179 @@
+//! The frames of one burst, looked at before any of them goes on: their length, what their sender asks to be done to
+//! them, and those that are dropped for their sender's fault.
+//!
+//! Works on the private copies that a burst and a header are; nothing of it is shared. Lives in the pump that peeked.
+//!
+//! Budget: no allocation, no lock, no system call, no panic.
+
+use ringway_ring::chain::{Burst, Chain};
+use ringway_ring::guest::HostSlice;
+use ringway_ring::queue::RingFault;
+
+use super::cursor::Cursor;
+use super::offload::{HEAD_BYTES, NetHeader, Offload, Offloads, check};
+use super::{ETHERNET_HEADER, Mac, VLAN_TAG};
+use crate::counters::DropReason;
+
+/// What frames that come from one end must obey.
+#[derive(Debug, Clone, Copy)]
+pub struct Ingress {
+    /// Bytes of the virtio header before each frame.
+    pub header_len: usize,
+    /// Longest frame on the wire, Ethernet header and VLAN tag included.
+    pub max_frame: u32,
+    /// What its sender may leave to be done.
+    pub may: Offloads,
+    /// The only source address that may be sent from; None for any.
+    pub only: Option<Mac>,
+}
+
+/// The longest frame at an MTU: with its Ethernet header and one VLAN tag.
+pub fn longest_frame(mtu: u16) -> u32 {
+    u32::from(mtu) + ETHERNET_HEADER + VLAN_TAG
+}
+
+/// One frame of a burst: its chain is the one of the same number.
+#[derive(Debug, Clone, Copy)]
+pub struct Frame {
+    /// Bytes, without the virtio header.
+    pub len: u32,
+    /// What is to be done to it before it is on the wire.
+    pub offload: Offload,
+    /// Why it goes no further.
+    pub dropped: Option<DropReason>,
+}
+
+const EMPTY: Frame = Frame { len: 0, offload: Offload::None, dropped: None };
+
+/// The frames of a burst, in its order.
+#[derive(Debug)]
+pub struct Frames {
+    frames: [Frame; Burst::CHAINS],
+    count: usize,
+    /// What the chain behind the last frame did wrong.
+    pub fault: Option<RingFault>,
+}
+
+impl Frames {
+    /// None yet.
+    pub fn new() -> Box<Frames> {
+        Box::new(Frames { frames: [EMPTY; Burst::CHAINS], count: 0, fault: None })
+    }
+
+    /// The frames, one for each chain from the first on.
+    #[inline]
+    pub fn as_slice(&self) -> &[Frame] {
+        self.frames.get(..self.count).unwrap_or_default()
+    }
+
+    /// Forgets them.
+    pub fn clear(&mut self) {
+        (self.count, self.fault) = (0, None);
+    }
+
+    /// Looks at every chain of a burst, up to the first that no transmit queue can have.
+    #[inline]
+    pub fn inspect(&mut self, burst: &Burst, ingress: &Ingress) {
+        (self.count, self.fault) = (0, None);
+        for (chain, frame) in burst.chains().iter().zip(&mut self.frames) {
+            if chain.writable_bytes != 0 {
+                self.fault = Some(RingFault::Direction);
+                return;
+            }
+            let Some(len) = chain.readable_bytes.checked_sub(ingress.header_len as u32) else {
+                self.fault = Some(RingFault::TooShort);
+                return;
+            };
+            *frame = Frame { len, offload: Offload::None, dropped: None };
+            if len < ETHERNET_HEADER {
+                frame.dropped = Some(DropReason::Runt);
+            } else if ingress.may.is_empty() && ingress.only.is_none() {
+                // What a sender says that agreed on nothing is not even read.
+                if len > ingress.max_frame {
+                    frame.dropped = Some(DropReason::Oversize);
+                }
+            } else if let Err(reason) = look(burst, chain, ingress, frame) {
+                frame.dropped = Some(reason);
+            }
+            self.count += 1;
+        }
+    }
+}
+
+/// Looks at what a frame's sender asks for and claims to be.
+fn look(burst: &Burst, chain: &Chain, ingress: &Ingress, frame: &mut Frame) -> Result<(), DropReason> {
+    if !ingress.may.is_empty() {
+        let mut bytes = [0; 12];
+        let claimed = bytes.get_mut(..ingress.header_len).unwrap_or_default();
+        copy_out(burst, chain, 0, claimed);
+        let claim = NetHeader::from_bytes(&bytes);
+        if !claim.is_plain() {
+            frame.offload = if claim.needs_head() {
+                let mut head = [0; HEAD_BYTES];
+                let head = head.get_mut(..HEAD_BYTES.min(frame.len as usize)).unwrap_or_default();
+                copy_out(burst, chain, ingress.header_len, head);
+                check(claim, ingress.may, frame.len, head)
+            } else {
+                check(claim, ingress.may, frame.len, &[])
+            }
+            .map_err(|_| DropReason::BadOffload)?;
+        }
+    }
+    if frame.offload.longest_frame(frame.len) > ingress.max_frame {
+        return Err(DropReason::Oversize);
+    }
+    if let Some(only) = ingress.only
+        && addresses(burst, chain, ingress.header_len).source != only
+    {
+        return Err(DropReason::SpoofedMac);
+    }
+    Ok(())
+}
+
+/// The two addresses of an Ethernet frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    /// To whom.
+    pub destination: Mac,
+    /// From whom.
+    pub source: Mac,
+}
+
+/// Copies the addresses of a frame out.
+#[inline]
+pub fn addresses(burst: &Burst, chain: &Chain, header_len: usize) -> Addresses {
+    let mut bytes = [0; 12];
+    copy_out(burst, chain, header_len, &mut bytes);
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
+    Addresses { destination: Mac([a, b, c, d, e, f]), source: Mac([g, h, i, j, k, l]) }
+}
+
+/// Copies the bytes of a chain from `at` on out, as many as there are.
+#[inline]
+pub fn copy_out(burst: &Burst, chain: &Chain, at: usize, into: &mut [u8]) {
+    if let Some(first) = burst.readable(chain).next()
+        && first.len() >= at + into.len()
+    {
+        first.part(at, into.len()).read(into);
+        return;
+    }
+    let mut from = Cursor::new(burst.readable(chain));
+    from.skip(at);
+    from.read(into);
+}
+
+/// Asks for the first lines of every peeked frame before the first is touched.
+#[inline]
+pub fn prefetch(burst: &Burst) {
+    for chain in burst.chains() {
+        if let Some(first) = burst.readable(chain).next() {
+            prefetch_head(first);
+        }
+    }
+}
+
+#[inline]
+fn prefetch_head(slice: HostSlice<'_>) {
+    slice.prefetch_read(0);
+    slice.prefetch_read(64);
+}

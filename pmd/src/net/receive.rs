@@ -1,0 +1,331 @@
+//! How a receive queue takes frames: finds buffers for each, writes the header, and copies it once, straight from its
+//! sender's buffer. What its driver did not agree to finish itself is finished here, on a private copy.
+//!
+//! Part of the pump that owns the queue. Budget: no allocation, no lock, no system call, no panic.
+
+use memmap2::MmapMut;
+use ringway_ring::chain::{Burst, Chain};
+use ringway_ring::queue::{DeviceRing, RingFault};
+
+use super::cursor::Cursor;
+use super::end::End;
+use super::frame::{Frame, copy_out};
+use super::offload::{Finish, HEAD_BYTES, Offload, Segments, complete_checksum};
+use crate::counters::DropReason;
+
+/// Where frames are to go, whatever it is: a receive queue, a kernel netdev.
+pub(super) trait Receiver {
+    /// Gets ready for these frames, which come next: looks for buffers and asks for their lines.
+    fn prepare(&mut self, frames: &[Frame]);
+
+    /// Delivers one frame: `len` bytes of `chain` behind its sender's header.
+    fn deliver(&mut self, from: Passage<'_>, desk: &mut Desk) -> Result<(), Refused>;
+
+    /// Counts frames that were for it and did not reach it.
+    fn count_drops(&mut self, reason: DropReason, frames: u64);
+}
+
+/// A frame on its way.
+#[derive(Clone, Copy)]
+pub(super) struct Passage<'a> {
+    /// Where its chain was peeked.
+    pub(super) burst: &'a Burst,
+    pub(super) chain: &'a Chain,
+    /// Bytes of its sender's header.
+    pub(super) skip: usize,
+    pub(super) frame: &'a Frame,
+    /// Exchange its addresses.
+    pub(super) swap: bool,
+}
+
+/// Why a frame was not delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// No buffers now.
+    Starved,
+    /// It never can be.
+    Drop(DropReason),
+    /// The receiver is left alone from now on.
+    Faulted,
+}
+
+/// Where frames are worked on whose receiver does not take them as they are. One a pump.
+#[derive(Debug)]
+pub(super) struct Desk {
+    /// Pages of its own, which are not there before they are touched; None where it is never needed.
+    pub(super) frame: Option<MmapMut>,
+    /// Segments of the frame in line that were delivered before its receiver ran out of buffers.
+    pub(super) resume: u32,
+}
+
+impl Desk {
+    /// With room for a frame if `is_needed`.
+    pub(super) fn new(is_needed: bool) -> std::io::Result<Desk> {
+        let frame = is_needed.then(|| MmapMut::map_anon(DESK_BYTES)).transpose()?;
+        Ok(Desk { frame, resume: 0 })
+    }
+}
+
+/// A private copy of a frame.
+pub(super) fn private_copy<'desk>(room: &'desk mut [u8], from: &Passage<'_>) -> &'desk mut [u8] {
+    let copy = room.get_mut(..from.frame.len as usize).unwrap_or_default();
+    copy_out(from.burst, from.chain, from.skip, copy);
+    if from.swap
+        && let Some((to, source)) = copy.get_mut(..12).and_then(|both| both.split_at_mut_checked(6))
+    {
+        to.swap_with_slice(source);
+    }
+    copy
+}
+
+/// Room for the largest frame that passes the checks, in bytes: an IP packet of 64 KiB with an Ethernet header and tags.
+const DESK_BYTES: usize = (64 << 10) + 4096;
+
+impl<R: DeviceRing> Receiver for End<R> {
+    #[inline]
+    fn prepare(&mut self, frames: &[Frame]) {
+        let mut wanted = frames.len();
+        if self.mergeable {
+            let capacity = self.capacity.max(64);
+            wanted += frames.iter().map(|frame| (frame.len / capacity) as usize).sum::<usize>();
+        }
+        let have = self.burst.chains().len() - self.used.min(self.burst.chains().len());
+        if have < wanted {
+            self.peek(wanted.min(Burst::CHAINS));
+            for chain in self.burst.chains() {
+                if let Some(first) = self.burst.writable(chain).next() {
+                    first.prefetch_write(0);
+                    first.prefetch_write(64);
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn deliver(&mut self, from: Passage<'_>, desk: &mut Desk) -> Result<(), Refused> {
+        let frame = from.frame;
+        match frame.offload {
+            Offload::None if frame.len <= self.ingress.max_frame => self.put_frame(from, [0; 12]),
+            offload if offload.longest_frame(frame.len) > self.ingress.max_frame => {
+                Err(Refused::Drop(DropReason::RxOversize))
+            }
+            offload if self.takes.contains(offload.needs()) => {
+                self.put_frame(from, offload.to_header().to_bytes())
+            }
+            offload => self.put_finished(from, offload, desk),
+        }
+    }
+
+    fn count_drops(&mut self, reason: DropReason, frames: u64) {
+        self.counters.add_drops(reason, frames);
+    }
+}
+
+impl<R: DeviceRing> End<R> {
+    /// How many chains, from the first unused one on, take `needed` bytes.
+    #[inline]
+    fn room(&mut self, needed: usize) -> Result<usize, Refused> {
+        let free = self.burst.chains().get(self.used..).unwrap_or_default();
+        match fit(free, needed, self.mergeable) {
+            Fit::Into(count) => Ok(count),
+            Fit::NotYet => self.room_elsewhere(needed),
+            Fit::Never => Err(Refused::Drop(DropReason::RxBufferTooSmall)),
+            Fit::WrongDirection => {
+                self.fail(RingFault::Direction);
+                Err(Refused::Faulted)
+            }
+        }
+    }
+
+    /// Looks for buffers beyond those that were peeked.
+    #[cold]
+    fn room_elsewhere(&mut self, needed: usize) -> Result<usize, Refused> {
+        let peeked = self.peek(Burst::CHAINS);
+        if self.is_faulted() {
+            return Err(Refused::Faulted);
+        }
+        match fit(self.burst.chains(), needed, self.mergeable) {
+            Fit::Into(count) => Ok(count),
+            Fit::Never => Err(Refused::Drop(DropReason::RxBufferTooSmall)),
+            // More buffers than a burst holds and still too small in sum: waiting would not help.
+            Fit::NotYet if peeked >= Burst::CHAINS => Err(Refused::Drop(DropReason::RxBufferTooSmall)),
+            Fit::NotYet => Err(Refused::Starved),
+            Fit::WrongDirection => {
+                self.fail(RingFault::Direction);
+                Err(Refused::Faulted)
+            }
+        }
+    }
+
+    /// Takes the chains that were written to.
+    #[inline]
+    fn take(&mut self, count: usize, len: usize) {
+        let into = self.burst.chains().get(self.used..self.used + count).unwrap_or_default();
+        self.ring.consume(into);
+        let mut left = (len + self.ingress.header_len) as u32;
+        for chain in into {
+            let written = left.min(chain.writable_bytes);
+            left -= written;
+            self.capacity = chain.writable_bytes;
+            self.ring.complete(chain, written);
+        }
+        self.used += count;
+        self.tally.chains += count as u64;
+        self.tally.packets += 1;
+        self.tally.bytes += len as u64;
+    }
+
+    /// Copies one frame, as it is, into the buffers that it fits.
+    #[inline]
+    fn put_frame(&mut self, from: Passage<'_>, mut header: [u8; 12]) -> Result<(), Refused> {
+        let (len, skip) = (from.frame.len as usize, from.skip);
+        let ours = self.ingress.header_len;
+        let count = self.room(len + ours)?;
+        let into = self.burst.chains().get(self.used..self.used + count).unwrap_or_default();
+        // virtio 1.3 §5.1.6.4.1: the number of chains that the frame takes.
+        header[10..12].copy_from_slice(&(count as u16).to_le_bytes());
+        let header = header.get(..ours).unwrap_or_default();
+
+        let mut source = from.burst.readable(from.chain);
+        if let [only] = into
+            && let (Some(piece), Some(to)) = (source.next(), self.burst.writable(only).next())
+            && piece.len() >= skip + len
+            && to.len() >= ours + len
+        {
+            let piece = piece.part(skip, len);
+            to.write(header);
+            let to = to.part(ours, len);
+            if from.swap {
+                let mut addresses = [0u8; 12];
+                piece.read(&mut addresses);
+                to.write(&swapped(addresses));
+                to.part(12, len - 12).copy_from(piece.part(12, len - 12));
+            } else {
+                to.copy_from(piece);
+            }
+        } else {
+            let mut piece = Cursor::new(from.burst.readable(from.chain));
+            let mut to = Cursor::new(into.iter().flat_map(|chain| self.burst.writable(chain)));
+            to.write(header);
+            piece.skip(skip);
+            let mut left = len;
+            if from.swap {
+                let mut addresses = [0u8; 12];
+                piece.read(&mut addresses);
+                to.write(&swapped(addresses));
+                left -= addresses.len();
+            }
+            piece.copy_to(&mut to, left);
+        }
+        self.take(count, len);
+        Ok(())
+    }
+
+    /// Writes a frame of our own, in two parts.
+    fn put_bytes(&mut self, head: &[u8], payload: &[u8], offload: Offload) -> Result<(), Refused> {
+        let ours = self.ingress.header_len;
+        let len = head.len() + payload.len();
+        let count = self.room(len + ours)?;
+        let into = self.burst.chains().get(self.used..self.used + count).unwrap_or_default();
+        let mut header = offload.to_header().to_bytes();
+        header[10..12].copy_from_slice(&(count as u16).to_le_bytes());
+        {
+            let mut to = Cursor::new(into.iter().flat_map(|chain| self.burst.writable(chain)));
+            to.write(header.get(..ours).unwrap_or_default());
+            to.write(head);
+            to.write(payload);
+        }
+        self.take(count, len);
+        Ok(())
+    }
+
+    /// Finishes what the receiver did not agree to finish, on a copy, and delivers what came of it.
+    #[inline(never)]
+    fn put_finished(&mut self, from: Passage<'_>, offload: Offload, desk: &mut Desk) -> Result<(), Refused> {
+        let takes = self.takes;
+        let Desk { frame: room, resume } = desk;
+        let frame = private_copy(room.as_deref_mut().unwrap_or_default(), &from);
+        if frame.len() < from.frame.len as usize {
+            // Not reached: a pump whose sources may leave more to be done than its sinks take has a desk.
+            return Err(Refused::Drop(DropReason::BadOffload));
+        }
+        match offload {
+            Offload::None => self.put_bytes(frame, &[], Offload::None),
+            Offload::Checksum { start, offset } => {
+                complete_checksum(frame, start, offset);
+                self.put_bytes(frame, &[], Offload::None)?;
+                self.tally.checksums += 1;
+                Ok(())
+            }
+            Offload::Segment { .. } => {
+                let partial = Offload::Checksum { start: 0, offset: 0 };
+                let finish = if takes.contains(partial.needs()) { Finish::Partial } else { Finish::Full };
+                let mut segments = Segments::new(frame, offload, finish);
+                let mut head = [0; HEAD_BYTES];
+                let mut done = 0;
+                while let Some(piece) = segments.next(&mut head) {
+                    done += 1;
+                    // Those before were delivered when the frame was in line before.
+                    if done <= *resume {
+                        continue;
+                    }
+                    let bytes = head.get(..piece.head_len).unwrap_or_default();
+                    let payload = frame.get(piece.payload.clone()).unwrap_or_default();
+                    match self.put_bytes(bytes, payload, piece.offload) {
+                        Ok(()) => self.tally.segments += 1,
+                        Err(Refused::Starved) => {
+                            *resume = done - 1;
+                            return Err(Refused::Starved);
+                        }
+                        Err(other) => {
+                            *resume = 0;
+                            return Err(other);
+                        }
+                    }
+                }
+                *resume = 0;
+                self.tally.segmented += 1;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Whether a frame fits.
+#[derive(Debug, PartialEq, Eq)]
+enum Fit {
+    /// Into this many chains.
+    Into(usize),
+    /// Not into those that are there; more may come.
+    NotYet,
+    /// Not into the one chain that it may take.
+    Never,
+    /// A chain in line has nothing to write to, or something to read.
+    WrongDirection,
+}
+
+/// Finds how many of the `free` chains take `needed` bytes.
+#[inline]
+fn fit(free: &[Chain], needed: usize, mergeable: bool) -> Fit {
+    let mut room = 0usize;
+    for (index, chain) in free.iter().enumerate() {
+        if chain.readable_bytes != 0 || chain.writable_bytes == 0 {
+            return Fit::WrongDirection;
+        }
+        room += chain.writable_bytes as usize;
+        if room >= needed {
+            return Fit::Into(index + 1);
+        }
+        if !mergeable {
+            return Fit::Never;
+        }
+    }
+    Fit::NotYet
+}
+
+/// Destination and source address exchanged.
+#[inline]
+fn swapped(addresses: [u8; 12]) -> [u8; 12] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = addresses;
+    [g, h, i, j, k, l, a, b, c, d, e, f]
+}

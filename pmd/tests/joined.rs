@@ -1,0 +1,739 @@
+//! Devices joined by a link and by a bridge, between driver-side rings of the test's own and real workers: each frame
+//! arrives where it belongs, once, as its receiver agreed to take it, and what does not arrive is counted by name.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of a test stop it where something is not as it must be"
+)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ringway_engine::{Clock, Engine, EngineConfig, IdlePolicy, Watcher};
+use ringway_pmd::counters::{DropReason, QueueCounters, QueueStats};
+use ringway_pmd::drivers::bridge::BridgeBus;
+use ringway_pmd::drivers::link::LinkBus;
+use ringway_pmd::net::offload::{HEAD_BYTES, NetHeader, Offload, Offloads, check, complete_checksum};
+use ringway_pmd::net::{F_CSUM, F_GUEST_CSUM, F_GUEST_TSO4, F_HOST_TSO4, F_MRG_RXBUF, Mac, header_len};
+use ringway_pmd::notify::EventFd;
+use ringway_pmd::vdpa::{
+    Berth, DeviceSpec, FaultReporter, ManagementBus, ManagementDevice, QueueBinding, VdpaDevice,
+};
+use ringway_ring::features::Features;
+use ringway_ring::guest::GuestMap;
+use ringway_ring::layout::{DriverConfig, Layout};
+use ringway_ring::memory::HostMemory;
+use ringway_ring::position::{Position, PositionPage};
+use ringway_ring::queue::{Completion, DriverBuffer, DriverRing, Format, QueueConfig, RingSize};
+use ringway_ring::tsc;
+
+const GPA: u64 = 0x4000_0000;
+const MEMORY: u64 = 32 << 20;
+const RING: u16 = 256;
+const SOON: Duration = Duration::from_secs(20);
+const WITHIN: Duration = Duration::from_secs(10);
+
+struct Nobody;
+
+impl Watcher for Nobody {
+    fn pump_ended(&self) {
+        panic!("a pump ended");
+    }
+}
+
+fn engine(cores: usize) -> Engine {
+    let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+    let cores = (0..1024).rev().filter(|core| allowed.is_set(*core)).take(cores).collect();
+    let clock = Clock { cycles: tsc::cycles, hertz: tsc::hertz() };
+    Engine::start(EngineConfig { cores, idle: IdlePolicy::Adaptive, clock }).unwrap()
+}
+
+/// What a guest agreed on, and how large its buffers are.
+#[derive(Clone, Copy)]
+struct Setup {
+    format: Format,
+    features: Features,
+    pairs: u16,
+    buffer: usize,
+    mtu: u16,
+    spoofchk: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Setup {
+            format: Format::Split,
+            features: Features::VERSION_1 | F_MRG_RXBUF,
+            pairs: 1,
+            buffer: 1600,
+            mtu: 1500,
+            spoofchk: false,
+        }
+    }
+}
+
+/// A guest's NIC: the driver's rings, and the device behind them.
+struct Nic {
+    device: Box<dyn VdpaDevice>,
+    rings: Vec<Box<dyn DriverRing>>,
+    counters: Vec<Arc<QueueCounters>>,
+    setup: Setup,
+    features: Features,
+    memory: HostMemory,
+    map: Arc<GuestMap>,
+    /// Buffers that are posted, by pair.
+    posted: Vec<BTreeMap<u32, DriverBuffer>>,
+    next_token: u32,
+    free: u64,
+    berth: Berth,
+    mac: Mac,
+}
+
+impl Nic {
+    fn new(mgmtdev: &mut dyn ManagementDevice, name: &str, setup: Setup, engine: &Engine) -> Nic {
+        let mac = Mac::from_name(name);
+        let word = if setup.spoofchk { "on" } else { "off" };
+        let spec = DeviceSpec {
+            name: name.to_owned(),
+            mac: Some(mac),
+            mtu: Some(setup.mtu),
+            max_vqp: Some(setup.pairs),
+            attributes: BTreeMap::from([("spoofchk".to_owned(), word.to_owned())]),
+            ..DeviceSpec::default()
+        };
+        let device = mgmtdev.create(&spec).unwrap();
+        let features = match setup.format {
+            Format::Split => setup.features,
+            Format::Packed => setup.features | Features::RING_PACKED,
+        };
+        assert!(device.features().contains(features));
+        let memory = HostMemory::allocate("test", MEMORY).unwrap();
+        let map = Arc::new(memory.guest_map(GPA).unwrap());
+        let core = engine.cores()[0];
+        let berth = Berth {
+            name: name.to_owned(),
+            engine: engine.clone(),
+            core_of: Arc::new(move |_| core),
+            watcher: Arc::new(Nobody),
+        };
+        Nic {
+            device,
+            rings: Vec::new(),
+            counters: (0..setup.pairs * 2).map(|_| Arc::default()).collect(),
+            posted: vec![BTreeMap::new(); setup.pairs.into()],
+            next_token: 0,
+            free: GPA + (1 << 20),
+            setup,
+            features,
+            memory,
+            map,
+            berth,
+            mac,
+        }
+    }
+
+    /// Starts every pair, `enabled` of them for receiving.
+    fn start(&mut self, enabled: u16) {
+        let size = RingSize::new(self.setup.format, RING.into()).unwrap();
+        let layout = Layout::new(self.setup.format, size);
+        let positions = PositionPage::anonymous().unwrap();
+        let attention = Arc::new(EventFd::new().unwrap());
+        self.rings.clear();
+        for index in 0..self.setup.pairs * 2 {
+            let at = u64::from(index) * layout.total.next_multiple_of(64);
+            let config = DriverConfig {
+                size,
+                features: self.features,
+                map: Arc::clone(&self.map),
+                areas: layout.at(GPA + at),
+                position: Position::START,
+            };
+            self.rings.push(match self.setup.format {
+                Format::Split => Box::new(config.start_split().unwrap()),
+                Format::Packed => Box::new(config.start_packed().unwrap()),
+            });
+        }
+        self.device.negotiated(self.features).unwrap();
+        for group in 0..self.setup.pairs {
+            let binding = |index: u16| {
+                let areas =
+                    layout.at(self.memory.address() + u64::from(index) * layout.total.next_multiple_of(64));
+                QueueBinding {
+                    index,
+                    enabled: index / 2 < enabled,
+                    format: self.setup.format,
+                    config: QueueConfig {
+                        size,
+                        features: self.features,
+                        map: Arc::clone(&self.map),
+                        desc_user_addr: areas.desc,
+                        driver_user_addr: areas.driver,
+                        device_user_addr: areas.device,
+                        position: Position::START,
+                        keeper: positions.slot(index.into()).unwrap(),
+                        skip_used: false,
+                    },
+                    kick: None,
+                    call: None,
+                    counters: Arc::clone(&self.counters[usize::from(index)]),
+                    fault: FaultReporter::new(Arc::clone(&attention)),
+                }
+            };
+            let queues = vec![binding(group * 2), binding(group * 2 + 1)];
+            self.device.service().unwrap().start(group, queues, &self.berth, WITHIN).unwrap();
+        }
+    }
+
+    fn stop(&mut self) {
+        for group in 0..self.setup.pairs {
+            self.device.service().unwrap().stop(group, WITHIN).unwrap();
+        }
+    }
+
+    fn allocate(&mut self, len: usize) -> u64 {
+        let at = self.free;
+        self.free += len as u64 + 7;
+        if self.free > GPA + MEMORY {
+            self.free = GPA + (1 << 20);
+            return self.allocate(len);
+        }
+        at
+    }
+
+    /// Posts receive buffers on a pair.
+    fn post(&mut self, pair: u16, count: usize) {
+        for _ in 0..count {
+            let len = self.setup.buffer;
+            let buffer = DriverBuffer { gpa: self.allocate(len), len: len as u32, writable: true };
+            let token = self.next_token;
+            self.next_token += 1;
+            self.rings[usize::from(pair) * 2].add(&[buffer], token).unwrap();
+            self.posted[usize::from(pair)].insert(token, buffer);
+        }
+        self.rings[usize::from(pair) * 2].publish();
+    }
+
+    /// Sends a frame behind a header.
+    fn send(&mut self, pair: u16, header: NetHeader, frame: &[u8]) {
+        let ours = header_len(self.features);
+        let mut bytes = header.to_bytes()[..ours].to_vec();
+        bytes.extend_from_slice(frame);
+        let gpa = self.allocate(bytes.len());
+        self.map.resolve(gpa, bytes.len() as u64).unwrap().write(&bytes);
+        let ring = &mut self.rings[usize::from(pair) * 2 + 1];
+        let deadline = Instant::now() + SOON;
+        while ring.free_slots() == 0 {
+            assert!(Instant::now() < deadline);
+            ring.collect(&mut [Completion::default(); 64]).unwrap();
+        }
+        ring.add(&[DriverBuffer { gpa, len: bytes.len() as u32, writable: false }], 0).unwrap();
+        ring.publish();
+    }
+
+    fn send_plain(&mut self, pair: u16, frame: &[u8]) {
+        self.send(pair, NetHeader::default(), frame);
+    }
+
+    /// What has arrived on a pair: header and frame.
+    fn received(&mut self, pair: u16) -> Vec<(NetHeader, Vec<u8>)> {
+        let mut done = [Completion::default(); 64];
+        let count = self.rings[usize::from(pair) * 2].collect(&mut done).unwrap();
+        let mut frames = Vec::new();
+        let mut chains = done[..count].iter();
+        while let Some(first) = chains.next() {
+            let mut bytes = self.bytes(pair, first);
+            let buffers = u16::from_le_bytes([bytes[10], bytes[11]]);
+            for _ in 1..buffers {
+                let next = chains.next().expect("all buffers of a frame are published at once");
+                bytes.extend(self.bytes(pair, next));
+            }
+            let header = NetHeader::from_bytes(&bytes[..12].try_into().unwrap());
+            frames.push((header, bytes[12..].to_vec()));
+        }
+        frames
+    }
+
+    fn bytes(&mut self, pair: u16, completion: &Completion) -> Vec<u8> {
+        let buffer = self.posted[usize::from(pair)].remove(&completion.token).unwrap();
+        let mut bytes = vec![0; completion.written as usize];
+        self.map.resolve(buffer.gpa, bytes.len() as u64).unwrap().read(&mut bytes);
+        bytes
+    }
+
+    /// Waits until `count` frames have arrived on a pair.
+    fn expect(&mut self, pair: u16, count: usize) -> Vec<(NetHeader, Vec<u8>)> {
+        let deadline = Instant::now() + SOON;
+        let mut frames = Vec::new();
+        while frames.len() < count {
+            assert!(Instant::now() < deadline, "{} of {count} frames arrived", frames.len());
+            frames.extend(self.received(pair));
+        }
+        assert_eq!(frames.len(), count);
+        frames
+    }
+
+    fn stats(&self, queue: u16) -> QueueStats {
+        self.counters[usize::from(queue)].snapshot()
+    }
+
+    fn drops(&self, queue: u16, reason: DropReason) -> u64 {
+        self.stats(queue).drops.into_iter().find(|(other, _)| *other == reason).unwrap().1
+    }
+
+    /// Waits until so many frames of a queue were dropped for a reason.
+    fn expect_drops(&self, queue: u16, reason: DropReason, count: u64) {
+        let deadline = Instant::now() + SOON;
+        while self.drops(queue, reason) != count {
+            assert!(Instant::now() < deadline, "{reason:?}: {:?}", self.stats(queue));
+        }
+    }
+}
+
+fn link() -> Box<dyn ManagementDevice> {
+    LinkBus.make("l", &BTreeMap::new(), 0).unwrap()
+}
+
+fn bridge(engine: &Engine) -> Box<dyn ManagementDevice> {
+    BridgeBus.make("b", &BTreeMap::new(), engine.cores()[0]).unwrap()
+}
+
+/// A frame between two stations.
+fn frame(to: Mac, from: Mac, len: usize, seed: u8) -> Vec<u8> {
+    let mut bytes: Vec<u8> = (0..len).map(|at| (at as u8).wrapping_mul(13).wrapping_add(seed)).collect();
+    bytes[..6].copy_from_slice(&to.0);
+    bytes[6..12].copy_from_slice(&from.0);
+    bytes
+}
+
+/// A TCP frame as a driver sends it that leaves checksum and segmentation to the device, and its claim.
+fn large(to: Mac, from: Mac, payload: usize, mss: u16) -> (Vec<u8>, NetHeader) {
+    let payload: Vec<u8> = (0..payload).map(|at| (at * 7) as u8).collect();
+    let mut frame = Vec::new();
+    etherparse::PacketBuilder::ethernet2(from.0, to.0)
+        .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+        .tcp(1, 2, 1000, 500)
+        .ack(7)
+        .write(&mut frame, &payload)
+        .unwrap();
+    // The pseudo header's sum in the checksum's place.
+    let mut sum = 6 + (frame.len() - 34) as u32;
+    for pair in frame[26..34].chunks(2) {
+        sum += u32::from(u16::from_be_bytes([pair[0], pair[1]]));
+    }
+    let folded = (sum & 0xffff) + (sum >> 16);
+    frame[50..52].copy_from_slice(&(folded as u16).to_be_bytes());
+    let claim = NetHeader::from_bytes(&[1, 1, 54, 0, mss as u8, (mss >> 8) as u8, 34, 0, 16, 0, 0, 0]);
+    (frame, claim)
+}
+
+/// The TCP payload of a frame whose checksums were found right.
+fn payload(frame: &[u8]) -> Vec<u8> {
+    let packet = etherparse::SlicedPacket::from_ethernet(frame).unwrap();
+    let Some(etherparse::NetSlice::Ipv4(ip)) = &packet.net else { panic!("{packet:?}") };
+    let header = ip.header().to_header();
+    assert_eq!(header.header_checksum, header.calc_header_checksum());
+    let Some(etherparse::TransportSlice::Tcp(tcp)) = &packet.transport else { panic!("{packet:?}") };
+    assert_eq!(tcp.checksum(), tcp.to_header().calc_checksum_ipv4(&header, tcp.payload()).unwrap());
+    tcp.payload().to_vec()
+}
+
+fn all_formats() -> impl Iterator<Item = (Format, Format)> {
+    let formats = [Format::Split, Format::Packed];
+    formats.into_iter().flat_map(move |one| formats.map(|other| (one, other)))
+}
+
+#[test]
+fn link_carries_frames_both_ways_between_any_formats() {
+    let engine = engine(1);
+    for (one, other) in all_formats() {
+        let mut link = link();
+        let mut a = Nic::new(&mut *link, "a", Setup { format: one, ..Setup::default() }, &engine);
+        let mut b =
+            Nic::new(&mut *link, "b", Setup { format: other, buffer: 300, ..Setup::default() }, &engine);
+        a.start(1);
+        b.start(1);
+        for round in 0..40usize {
+            a.post(0, 4);
+            b.post(0, 24);
+            let there = frame(b.mac, a.mac, 60 + round * 36, round as u8);
+            let back = frame(a.mac, b.mac, 1514 - round * 36, round as u8);
+            a.send_plain(0, &there);
+            b.send_plain(0, &back);
+            assert_eq!(b.expect(0, 1)[0], (NetHeader::default(), there));
+            assert_eq!(a.expect(0, 1)[0], (NetHeader::default(), back));
+            // What is not needed of the buffers stays posted; enough room for all rounds.
+            let used = b.posted[0].len();
+            if used > 200 {
+                b.stop();
+                b.posted[0].clear();
+                b.start(1);
+            }
+            if a.posted[0].len() > 100 {
+                a.stop();
+                a.posted[0].clear();
+                a.start(1);
+            }
+        }
+        a.stop();
+        b.stop();
+        assert_eq!((a.stats(1).packets, b.stats(0).packets), (40, 40));
+        assert_eq!((b.stats(1).packets, a.stats(0).packets), (40, 40));
+    }
+}
+
+#[test]
+fn link_maps_pairs_onto_those_that_the_receiver_has_enabled() {
+    let engine = engine(2);
+    let mut link = link();
+    let mut a = Nic::new(&mut *link, "a", Setup { pairs: 4, ..Setup::default() }, &engine);
+    let mut b =
+        Nic::new(&mut *link, "b", Setup { pairs: 4, format: Format::Packed, ..Setup::default() }, &engine);
+    a.start(4);
+    b.start(2);
+    for pair in 0..4 {
+        b.post(pair, 8);
+    }
+    for pair in 0..4u16 {
+        let sent = frame(b.mac, a.mac, 100, pair as u8);
+        a.send_plain(pair, &sent);
+        assert_eq!(b.expect(pair % 2, 1)[0].1, sent, "pair {pair}");
+    }
+    // Disabled pairs of the sender are drained and dropped.
+    b.send_plain(3, &frame(a.mac, b.mac, 100, 9));
+    b.expect_drops(7, DropReason::TxDisabled, 1);
+}
+
+#[test]
+fn frames_to_nobody_are_dropped_by_name_until_somebody_comes() {
+    let engine = engine(1);
+    let mut link = link();
+    let mut a = Nic::new(&mut *link, "a", Setup::default(), &engine);
+    a.start(1);
+    let mut b = Nic::new(&mut *link, "b", Setup::default(), &engine);
+    let sent = frame(b.mac, a.mac, 64, 1);
+    a.send_plain(0, &sent);
+    a.expect_drops(1, DropReason::PeerDown, 1);
+    b.start(1);
+    b.post(0, 8);
+    a.send_plain(0, &sent);
+    assert_eq!(b.expect(0, 1)[0].1, sent);
+    // The device is removed with its session still there, and another one takes its place.
+    link.removed("b");
+    let mut c = Nic::new(&mut *link, "c", Setup::default(), &engine);
+    c.start(1);
+    c.post(0, 8);
+    a.send_plain(0, &sent);
+    assert_eq!(c.expect(0, 1)[0].1, sent);
+    drop(b);
+    a.send_plain(0, &sent);
+    assert_eq!(c.expect(0, 1)[0].1, sent);
+    drop(c);
+    a.send_plain(0, &sent);
+    a.expect_drops(1, DropReason::PeerDown, 2);
+}
+
+#[test]
+fn receiver_without_buffers_holds_its_sender_back_and_then_loses_frames_that_are_counted() {
+    let engine = engine(1);
+    let mut link = link();
+    let mut a = Nic::new(&mut *link, "a", Setup::default(), &engine);
+    let mut b = Nic::new(&mut *link, "b", Setup::default(), &engine);
+    a.start(1);
+    b.start(1);
+    b.post(0, 2);
+    for seed in 0..5 {
+        a.send_plain(0, &frame(b.mac, a.mac, 64, seed));
+    }
+    assert_eq!(b.expect(0, 2).len(), 2);
+    b.expect_drops(0, DropReason::NoRxBuffer, 3);
+    a.stop();
+    assert_eq!(a.stats(1).packets, b.stats(0).packets + 3);
+    a.start(1);
+    // Buffers come in time.
+    a.send_plain(0, &frame(b.mac, a.mac, 64, 9));
+    b.post(0, 1);
+    b.expect(0, 1);
+}
+
+#[test]
+fn mtu_of_sender_and_receiver_is_enforced_apart() {
+    let engine = engine(1);
+    let mut link = link();
+    let jumbo = Setup { mtu: 9000, buffer: 9100, ..Setup::default() };
+    let mut a = Nic::new(&mut *link, "a", jumbo, &engine);
+    let mut b = Nic::new(&mut *link, "b", Setup { buffer: 4000, ..Setup::default() }, &engine);
+    a.start(1);
+    b.start(1);
+    b.post(0, 4);
+    a.post(0, 4);
+    a.send_plain(0, &frame(b.mac, a.mac, 9018, 1));
+    b.expect_drops(0, DropReason::RxOversize, 1);
+    a.send_plain(0, &frame(b.mac, a.mac, 9019, 1));
+    a.expect_drops(1, DropReason::Oversize, 1);
+    b.send_plain(0, &frame(a.mac, b.mac, 1519, 1));
+    b.expect_drops(1, DropReason::Oversize, 1);
+    a.send_plain(0, &frame(b.mac, a.mac, 1518, 1));
+    assert_eq!(b.expect(0, 1)[0].1.len(), 1518);
+}
+
+const OFFLOADING: Features = Features(
+    Features::VERSION_1.0 | F_MRG_RXBUF.0 | F_CSUM.0 | F_HOST_TSO4.0 | F_GUEST_CSUM.0 | F_GUEST_TSO4.0,
+);
+
+#[test]
+fn offloads_that_both_agreed_on_pass_through_untouched() {
+    let engine = engine(1);
+    for (one, other) in all_formats() {
+        let mut link = link();
+        let offloading = Setup { features: OFFLOADING, buffer: 4096, ..Setup::default() };
+        let mut a = Nic::new(&mut *link, "a", Setup { format: one, ..offloading }, &engine);
+        let mut b = Nic::new(&mut *link, "b", Setup { format: other, ..offloading }, &engine);
+        a.start(1);
+        b.start(1);
+        b.post(0, 40);
+        let (sent, claim) = large(b.mac, a.mac, 60_000, 1448);
+        a.send(0, claim, &sent);
+        assert_eq!(b.expect(0, 1)[0], (claim, sent));
+        assert_eq!((b.stats(0).segmented, b.stats(0).checksums), (0, 0));
+        // A claim of a verified checksum, and a lie about the headers' length, are not passed on.
+        let (sent, _) = large(b.mac, a.mac, 1000, 1448);
+        let checksum_only = NetHeader::from_bytes(&[3, 0, 200, 0, 0, 0, 34, 0, 16, 0, 0, 0]);
+        a.send(0, checksum_only, &sent);
+        let got = b.expect(0, 1)[0].0;
+        assert_eq!(got, NetHeader::from_bytes(&[1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0]));
+    }
+}
+
+#[test]
+fn what_the_receiver_did_not_agree_on_is_done_for_it() {
+    let engine = engine(1);
+    let plain = Features::VERSION_1 | F_MRG_RXBUF;
+    for (features, buffer) in
+        [(plain, 2048), (Features::VERSION_1, 2048), (plain | F_GUEST_CSUM, 300), (plain, 200)]
+    {
+        let mut link = link();
+        let mut a = Nic::new(&mut *link, "a", Setup { features: OFFLOADING, ..Setup::default() }, &engine);
+        let mut b = Nic::new(&mut *link, "b", Setup { features, buffer, ..Setup::default() }, &engine);
+        a.start(1);
+        b.start(1);
+        let (sent, claim) = large(b.mac, a.mac, 30_000, 1448);
+        let expected: Vec<u8> = sent[54..].to_vec();
+        a.send(0, claim, &sent);
+        // Fewer buffers than the segments take: more come while they wait. The frame is neither lost nor doubled.
+        let mut whole = Vec::new();
+        let mut count = 0;
+        let deadline = Instant::now() + SOON;
+        while whole.len() < expected.len() || b.stats(0).segmented == 0 {
+            assert!(Instant::now() < deadline, "{} bytes", whole.len());
+            if b.posted[0].len() < 16 {
+                b.post(0, 16);
+            }
+            for (header, mut frame) in b.received(0) {
+                assert!(frame.len() <= 1514);
+                if features.contains(F_GUEST_CSUM) {
+                    let head = &frame[..frame.len().min(HEAD_BYTES)];
+                    let offload = check(header, Offloads::CHECKSUM, frame.len() as u32, head).unwrap();
+                    let Offload::Checksum { start, offset } = offload else { panic!("{offload:?}") };
+                    complete_checksum(&mut frame, start, offset);
+                } else {
+                    assert_eq!(header, NetHeader::default());
+                }
+                whole.extend(payload(&frame));
+                count += 1;
+            }
+        }
+        assert_eq!(whole, expected);
+        assert_eq!(count, 30_000usize.div_ceil(1448));
+        assert_eq!((b.stats(0).segmented, b.stats(0).segments), (1, count as u64));
+        // A checksum alone.
+        let (sent, _) = large(b.mac, a.mac, 1000, 1448);
+        b.post(0, 16);
+        a.send(0, NetHeader::from_bytes(&[1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0]), &sent);
+        let (_, mut frame) = b.expect(0, 1).remove(0);
+        if features.contains(F_GUEST_CSUM) {
+            complete_checksum(&mut frame, 34, 16);
+        }
+        assert_eq!(payload(&frame), sent[54..]);
+    }
+}
+
+#[test]
+fn lies_about_offloads_are_dropped_by_name_and_harm_nobody() {
+    let engine = engine(1);
+    let mut link = link();
+    let mut a = Nic::new(&mut *link, "a", Setup { features: OFFLOADING, ..Setup::default() }, &engine);
+    let mut b = Nic::new(&mut *link, "b", Setup::default(), &engine);
+    a.start(1);
+    b.start(1);
+    b.post(0, 8);
+    let (sent, _) = large(b.mac, a.mac, 3000, 1448);
+    for lie in [
+        // Checksum beyond the end; in the Ethernet header; no segment size; UDP that is TCP; unknown kind.
+        [1, 0, 0, 0, 0, 0, 0xff, 0xff, 16, 0, 0, 0],
+        [1, 0, 0, 0, 0, 0, 4, 0, 2, 0, 0, 0],
+        [1, 1, 54, 0, 0, 0, 34, 0, 16, 0, 0, 0],
+        [1, 5, 54, 0, 100, 0, 34, 0, 6, 0, 0, 0],
+        [1, 77, 54, 0, 100, 0, 34, 0, 16, 0, 0, 0],
+    ] {
+        a.send(0, NetHeader::from_bytes(&lie), &sent);
+    }
+    a.expect_drops(1, DropReason::BadOffload, 5);
+    // Segments longer than the MTU.
+    let (sent, claim) = large(b.mac, a.mac, 6000, 3000);
+    a.send(0, claim, &sent);
+    a.expect_drops(1, DropReason::Oversize, 1);
+    a.send_plain(0, &frame(b.mac, a.mac, 64, 1));
+    b.expect(0, 1);
+}
+
+#[test]
+fn bridge_floods_what_it_does_not_know_and_sends_the_rest_to_one_port() {
+    let engine = engine(1);
+    let mut bridge = bridge(&engine);
+    let formats = [Format::Split, Format::Packed, Format::Split, Format::Packed];
+    let mut nics: Vec<Nic> = formats
+        .into_iter()
+        .enumerate()
+        .map(|(n, format)| {
+            Nic::new(&mut *bridge, &format!("p{n}"), Setup { format, ..Setup::default() }, &engine)
+        })
+        .collect();
+    for nic in &mut nics {
+        nic.start(1);
+        nic.post(0, 64);
+    }
+    let macs: Vec<Mac> = nics.iter().map(|nic| nic.mac).collect();
+    // Unknown: to all others.
+    let unknown = frame(macs[1], macs[0], 100, 1);
+    nics[0].send_plain(0, &unknown);
+    for nic in &mut nics[1..] {
+        assert_eq!(nic.expect(0, 1)[0].1, unknown);
+    }
+    // Known by now: back to one port only.
+    let answer = frame(macs[0], macs[1], 100, 2);
+    nics[1].send_plain(0, &answer);
+    assert_eq!(nics[0].expect(0, 1)[0].1, answer);
+    nics[0].send_plain(0, &unknown);
+    assert_eq!(nics[1].expect(0, 1)[0].1, unknown);
+    let everybody = frame(Mac([0xff; 6]), macs[3], 300, 3);
+    nics[3].send_plain(0, &everybody);
+    for nic in &mut nics[..3] {
+        assert_eq!(nic.expect(0, 1)[0].1, everybody);
+    }
+    // Between bridge and neighbours only; and to a station behind the same port.
+    nics[0].send_plain(0, &frame(Mac([1, 0x80, 0xc2, 0, 0, 0]), macs[0], 64, 1));
+    nics[0].expect_drops(1, DropReason::ReservedAddress, 1);
+    nics[0].send_plain(0, &frame(macs[0], Mac([2, 0, 0, 0, 0, 9]), 64, 1));
+    nics[0].expect_drops(1, DropReason::SamePort, 1);
+    // The table, as operators see it.
+    let deadline = Instant::now() + SOON;
+    loop {
+        let learned = bridge.stations().unwrap();
+        let mut devices: Vec<String> = learned.stations.iter().map(|(_, device, _)| device.clone()).collect();
+        devices.sort();
+        if devices == ["p0", "p0", "p1", "p3"] {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{learned:?}");
+    }
+    // Moved to another port; its station is there from then on.
+    nics[2].send_plain(0, &frame(macs[0], macs[1], 64, 7));
+    assert_eq!(nics[0].expect(0, 1).len(), 1);
+    nics[0].send_plain(0, &frame(macs[1], macs[0], 64, 8));
+    assert_eq!(nics[2].expect(0, 1).len(), 1);
+    assert!(nics[1].received(0).is_empty());
+    // A port that stops is forgotten: what is for it is flooded again, then dropped where nobody else is.
+    nics[2].stop();
+    let lost = frame(macs[1], macs[0], 64, 9);
+    nics[0].send_plain(0, &lost);
+    for nic in [1, 3] {
+        assert_eq!(nics[nic].expect(0, 1)[0].1, lost);
+    }
+}
+
+#[test]
+fn slow_port_of_a_bridge_costs_the_others_nothing() {
+    let engine = engine(1);
+    let mut bridge = bridge(&engine);
+    let mut nics: Vec<Nic> =
+        (0..3).map(|n| Nic::new(&mut *bridge, &format!("p{n}"), Setup::default(), &engine)).collect();
+    for nic in &mut nics {
+        nic.start(1);
+    }
+    nics[0].post(0, 200);
+    // Port 1 posts nothing.
+    nics[2].post(0, 10);
+    let everybody = frame(Mac([0xff; 6]), nics[2].mac, 64, 1);
+    for _ in 0..100 {
+        nics[2].send_plain(0, &everybody);
+    }
+    assert_eq!(nics[0].expect(0, 64).len(), 64);
+    nics[0].expect(0, 36);
+    nics[1].expect_drops(0, DropReason::NoRxBuffer, 100);
+    assert_eq!(nics[2].stats(1).packets, 100);
+}
+
+#[test]
+fn spoofed_addresses_and_floods_are_bounded_where_the_operator_asks() {
+    let engine = engine(1);
+    let mut bridge = bridge(&engine);
+    let mut a = Nic::new(&mut *bridge, "a", Setup { spoofchk: true, ..Setup::default() }, &engine);
+    let mut b = Nic::new(&mut *bridge, "b", Setup::default(), &engine);
+    a.start(1);
+    b.start(1);
+    b.post(0, 200);
+    a.send_plain(0, &frame(b.mac, Mac([2, 9, 9, 9, 9, 9]), 64, 1));
+    a.expect_drops(1, DropReason::SpoofedMac, 1);
+    a.send_plain(0, &frame(b.mac, a.mac, 64, 1));
+    b.expect(0, 1);
+    // The default of 20,000 a second, with at most 1,024 at once.
+    let everybody = frame(Mac([0xff; 6]), a.mac, 64, 1);
+    for _ in 0..5000 {
+        a.send_plain(0, &everybody);
+        if b.posted[0].len() < 100 {
+            b.post(0, 100);
+        }
+        b.received(0);
+    }
+    let deadline = Instant::now() + SOON;
+    while a.stats(1).completed_desc < 5002 {
+        assert!(Instant::now() < deadline);
+    }
+    let limited = a.drops(1, DropReason::FloodLimit);
+    assert!(limited > 0, "{:?}", a.stats(1));
+    assert_eq!(a.stats(1).packets + limited + 1, 5002);
+}
+
+#[test]
+fn moves_between_cores_and_ports_that_come_and_go_lose_nothing_of_the_others() {
+    let engine = engine(2);
+    let cores = engine.cores().to_vec();
+    if cores.len() < 2 {
+        return;
+    }
+    let mut bridge = bridge(&engine);
+    let mut a = Nic::new(&mut *bridge, "a", Setup::default(), &engine);
+    let mut b = Nic::new(&mut *bridge, "b", Setup { format: Format::Packed, ..Setup::default() }, &engine);
+    a.start(1);
+    b.start(1);
+    a.post(0, 1);
+    b.send_plain(0, &frame(a.mac, b.mac, 64, 0));
+    a.expect(0, 1);
+    for round in 0..50u16 {
+        b.post(0, 8);
+        for seed in 0..8 {
+            a.send_plain(0, &frame(b.mac, a.mac, 64, seed));
+        }
+        bridge
+            .set(&BTreeMap::from([("core".to_owned(), cores[usize::from(round) % 2].to_string())]))
+            .unwrap();
+        a.device.service().unwrap().follow_cores(WITHIN).unwrap();
+        let mut c = Nic::new(&mut *bridge, "c", Setup::default(), &engine);
+        c.start(1);
+        c.stop();
+        b.expect(0, 8);
+    }
+    assert_eq!(b.stats(0).packets, 400);
+}
