@@ -8,6 +8,9 @@
 //! | --- | --- | --- |
 //! | `hello` | | [`Hello`] |
 //! | `mgmtdev.show` | [`Select`] | [`MgmtdevShow`] |
+//! | `mgmtdev.add` | [`MgmtEntry`] | [`MgmtdevChanged`] |
+//! | `mgmtdev.set` | [`MgmtEntry`] | [`MgmtdevChanged`] |
+//! | `mgmtdev.del` | [`Target`] | [`MgmtdevDeleted`] |
 //! | `dev.add` | [`DeviceEntry`] | [`DevAdded`] |
 //! | `dev.del` | [`Target`] | [`DevDeleted`] |
 //! | `dev.show` | [`Select`] | [`DevShow`] |
@@ -35,12 +38,15 @@ pub use info::*;
 use crate::names::FeatureName;
 
 /// The protocol's version: the first number changes when a client must change.
-pub const VERSION: &str = "1.0";
+pub const VERSION: &str = "1.1";
 
 /// Every method.
-pub const METHODS: [&str; 11] = [
+pub const METHODS: [&str; 14] = [
     "hello",
     "mgmtdev.show",
+    "mgmtdev.add",
+    "mgmtdev.set",
+    "mgmtdev.del",
     "dev.add",
     "dev.del",
     "dev.show",
@@ -186,6 +192,71 @@ pub struct MgmtdevInfo {
     pub summary: String,
     /// Devices it has made.
     pub devices: usize,
+    /// The most that it can have; absent: any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_devices: Option<usize>,
+    /// Their names, where they are joined with each other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub joined: Vec<String>,
+    /// Attributes of the management device itself.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<String, String>,
+    /// What it has learned, for a bridge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learned: Option<LearnedInfo>,
+}
+
+/// What a bridge has learned. While there is traffic, it is half a second old at most.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LearnedInfo {
+    /// The stations.
+    pub stations: Vec<StationInfo>,
+    /// Addresses that were not learned, for want of room: a guest that makes up addresses.
+    pub refused: u64,
+}
+
+/// A station behind a device of a bridge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StationInfo {
+    /// Its address.
+    pub mac: String,
+    /// The device.
+    pub dev: String,
+    /// Seconds since it was last heard of.
+    pub age_s: u64,
+}
+
+/// A management device as an operator asks for it, or changes to one: parameters of `mgmtdev.add` and `mgmtdev.set`, and
+/// what the state file and the configuration keep.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MgmtEntry {
+    /// `BUS/NAME`.
+    pub name: String,
+    /// Its attributes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub attributes: BTreeMap<String, String>,
+}
+
+/// Answer of `mgmtdev.add` and `mgmtdev.set`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MgmtdevChanged {
+    /// The management device.
+    pub changed: String,
+    /// Its attributes as they are now.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// Answer of `mgmtdev.del`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MgmtdevDeleted {
+    /// The management device.
+    pub deleted: String,
+    /// The devices that were removed with it.
+    pub devices: Vec<String>,
+    /// What else the operator should know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// An attribute of a driver's own.

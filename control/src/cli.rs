@@ -104,6 +104,23 @@ pub enum MgmtdevCommand {
         /// One of them, as BUS/NAME or NAME
         name: Option<String>,
     },
+    /// Add a management device, to have it before its first device or with other settings: `link/NAME`, `bridge/NAME`
+    Add {
+        /// `name BUS/NAME`, then attributes, each followed by its value
+        #[arg(value_name = "KEYWORD VALUE", num_args = 0..)]
+        words: Vec<String>,
+    },
+    /// Change a management device, also while its devices are in use
+    Set {
+        /// `name BUS/NAME`, then attributes, each followed by its new value
+        #[arg(value_name = "KEYWORD VALUE", num_args = 0..)]
+        words: Vec<String>,
+    },
+    /// Remove a management device with all its devices at once, also while guests use them
+    Del {
+        /// The management device
+        name: String,
+    },
 }
 
 /// Commands of `dev`.

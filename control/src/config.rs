@@ -8,6 +8,10 @@
 //! state_dir = "/var/lib/ringway"
 //! log = "info"
 //!
+//! [[mgmtdev]]             # only for what differs from the default: naming bridge/br0 below is enough
+//! name = "bridge/br0"
+//! ageing = 600
+//!
 //! [[device]]
 //! name = "vm0"
 //! mgmtdev = "sim/net"
@@ -20,15 +24,14 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use ringway_engine::IdlePolicy;
-use ringway_pmd::vdpa::MgmtInfo;
 use serde_json::{Map, Value, json};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::api::{DeviceEntry, Dump, Mode};
+use crate::api::{DeviceEntry, Dump, MgmtEntry, Mode};
 use crate::fault::{Fault, nearest};
 use crate::placement::{list, parse_cores};
-use crate::registry::{ATTRIBUTES, check_entry, printable};
+use crate::registry::{ATTRIBUTES, Known, check_entry, check_mgmt_entry, printable};
 
 /// Workers and what they do when idle.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +61,8 @@ pub struct Desired {
     pub state_dir: Option<PathBuf>,
     /// Log level, if given.
     pub log: Option<String>,
+    /// Management devices, in the file's order.
+    pub mgmtdevs: Vec<MgmtEntry>,
     /// Devices, in the file's order.
     pub devices: Vec<DeviceEntry>,
 }
@@ -65,13 +70,13 @@ pub struct Desired {
 /// Keys of `[daemon]`.
 pub const DAEMON_KEYS: [&str; 5] = ["cores", "idle", "ctl", "state_dir", "log"];
 /// Tables of the file.
-const TABLES: [&str; 2] = ["daemon", "device"];
+const TABLES: [&str; 3] = ["daemon", "mgmtdev", "device"];
 
 /// Reads and checks a file against the drivers that are known.
 ///
 /// # Errors
 /// The first thing that is wrong, with file and line.
-pub fn read(path: &Path, known: &[MgmtInfo]) -> Result<Desired, Fault> {
+pub fn read(path: &Path, known: &Known) -> Result<Desired, Fault> {
     let shown = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|error| {
         let fault = Fault::system(format!("cannot read {shown}"), error);
@@ -84,7 +89,7 @@ pub fn read(path: &Path, known: &[MgmtInfo]) -> Result<Desired, Fault> {
 ///
 /// # Errors
 /// The first thing that is wrong, with file and line.
-pub fn parse(text: &str, file: &str, known: &[MgmtInfo]) -> Result<Desired, Fault> {
+pub fn parse(text: &str, file: &str, known: &Known) -> Result<Desired, Fault> {
     let source = Source { text, file };
     let table = DeTable::parse(text).map_err(|error| {
         let at = error.span().unwrap_or(0..0);
@@ -108,6 +113,24 @@ pub fn parse(text: &str, file: &str, known: &[MgmtInfo]) -> Result<Desired, Faul
                     places.push(source.key_span(table, "core", device.span()));
                     desired.devices.push(entry);
                 }
+            }
+            ("mgmtdev", DeValue::Array(mgmtdevs)) => {
+                for mgmtdev in mgmtdevs.iter() {
+                    let DeValue::Table(table) = mgmtdev.get_ref() else {
+                        return Err(
+                            source.fault(mgmtdev.span(), "a management device is a table: [[mgmtdev]]")
+                        );
+                    };
+                    let entry = source.mgmtdev(mgmtdev.span(), table, known)?;
+                    if desired.mgmtdevs.iter().any(|other| other.name == entry.name) {
+                        let why = format!("a second management device is named {}", entry.name);
+                        return Err(source.fault(source.key_span(table, "name", mgmtdev.span()), why));
+                    }
+                    desired.mgmtdevs.push(entry);
+                }
+            }
+            ("mgmtdev", _) => {
+                return Err(source.fault(key.span(), "`mgmtdev` is a list of tables: [[mgmtdev]]"));
             }
             ("daemon", _) => return Err(source.fault(key.span(), "`daemon` is a table: [daemon]")),
             ("device", _) => return Err(source.fault(key.span(), "`device` is a list of tables: [[device]]")),
@@ -181,16 +204,11 @@ impl Source<'_> {
         Ok(())
     }
 
-    fn device(
-        &self,
-        at: Range<usize>,
-        table: &DeTable<'_>,
-        known: &[MgmtInfo],
-    ) -> Result<DeviceEntry, Fault> {
+    fn device(&self, at: Range<usize>, table: &DeTable<'_>, known: &Known) -> Result<DeviceEntry, Fault> {
         let mut entry = DeviceEntry::default();
         let mgmtdev = table.get("mgmtdev").and_then(|value| value.get_ref().as_str()).unwrap_or_default();
-        let own = known.iter().find(|info| info.name == mgmtdev).map(|info| info.attributes.as_slice());
-        let own = own.unwrap_or_default();
+        let info = known.find(mgmtdev);
+        let own = info.as_ref().map(|info| info.attributes.as_slice()).unwrap_or_default();
         for (key, value) in table {
             match key.get_ref().as_ref() {
                 "name" => entry.name = self.string(value)?,
@@ -214,7 +232,7 @@ impl Source<'_> {
                     entry.attributes.insert(other.to_owned(), self.scalar(value)?);
                 }
                 // Without its driver, no telling which words are right: the driver's name is the error then.
-                _ if known.iter().all(|info| info.name != mgmtdev) => {}
+                _ if info.is_none() => {}
                 other => {
                     let own = own.iter().map(|attribute| attribute.name);
                     let words: Vec<&str> = ATTRIBUTES.into_iter().chain(own).collect();
@@ -223,6 +241,24 @@ impl Source<'_> {
             }
         }
         check_entry(&entry, known).map_err(|fault| {
+            let key = fault.path.clone().unwrap_or_default();
+            let place = self.place(&self.key_span(table, &key, at));
+            Fault { message: format!("{place}: {}", fault.message), path: Some(place), ..fault }
+        })?;
+        Ok(entry)
+    }
+
+    fn mgmtdev(&self, at: Range<usize>, table: &DeTable<'_>, known: &Known) -> Result<MgmtEntry, Fault> {
+        let mut entry = MgmtEntry::default();
+        for (key, value) in table {
+            match key.get_ref().as_ref() {
+                "name" => entry.name = self.string(value)?,
+                other => {
+                    entry.attributes.insert(other.to_owned(), self.scalar(value)?);
+                }
+            }
+        }
+        check_mgmt_entry(&entry, known).map_err(|fault| {
             let key = fault.path.clone().unwrap_or_default();
             let place = self.place(&self.key_span(table, &key, at));
             Fault { message: format!("{place}: {}", fault.message), path: Some(place), ..fault }
@@ -282,6 +318,7 @@ pub(crate) fn dump(
     settings: &Settings,
     ctl: Option<&Path>,
     state_dir: Option<&Path>,
+    mgmtdevs: &[MgmtEntry],
     devices: &[DeviceEntry],
 ) -> Dump {
     let mut daemon = Map::new();
@@ -292,18 +329,23 @@ pub(crate) fn dump(
             daemon.insert(key.into(), json!(path));
         }
     }
+    let mgmtdevs: Vec<Map<String, Value>> = mgmtdevs.iter().map(flat).collect();
     let devices: Vec<Map<String, Value>> = devices.iter().map(flat).collect();
     let mut toml = String::from("[daemon]\n");
     write_table(&mut toml, &daemon);
+    for mgmtdev in &mgmtdevs {
+        toml.push_str("\n[[mgmtdev]]\n");
+        write_table(&mut toml, mgmtdev);
+    }
     for device in &devices {
         toml.push_str("\n[[device]]\n");
         write_table(&mut toml, device);
     }
-    Dump { toml, config: json!({ "daemon": daemon, "device": devices }) }
+    Dump { toml, config: json!({ "daemon": daemon, "mgmtdev": mgmtdevs, "device": devices }) }
 }
 
 /// A device's keys side by side, the driver's own last.
-fn flat(entry: &DeviceEntry) -> Map<String, Value> {
+fn flat<T: serde::Serialize>(entry: &T) -> Map<String, Value> {
     let Ok(Value::Object(mut keys)) = serde_json::to_value(entry) else { return Map::new() };
     if let Some(Value::Object(own)) = keys.remove("attributes") {
         keys.extend(own);
@@ -330,18 +372,35 @@ fn write_table(toml: &mut String, table: &Map<String, Value>) {
 mod tests {
     use super::*;
     use ringway_pmd::net::{F_MAC, F_MTU};
-    use ringway_pmd::vdpa::{AttributeInfo, Class};
+    use ringway_pmd::vdpa::{AttributeInfo, Class, MgmtInfo};
     use ringway_ring::features::Features;
 
-    fn known() -> Vec<MgmtInfo> {
-        vec![MgmtInfo {
+    fn known() -> Known {
+        let mgmtdevs = vec![MgmtInfo {
             name: "sim/net".into(),
             class: Class::Net,
             max_supported_vqs: 32,
+            max_devices: None,
             features: Features::VERSION_1 | F_MAC | F_MTU,
             attributes: vec![AttributeInfo { name: "swap", value: "on|off", help: "" }],
             summary: "",
-        }]
+        }];
+        Known { mgmtdevs, ..crate::drivers::known() }
+    }
+
+    #[test]
+    fn management_devices_by_name_need_no_table_and_may_have_one() {
+        let text = "[[device]]\nname = \"a\"\nmgmtdev = \"bridge/br0\"\nspoofchk = true\nflood_pps = 5\n";
+        let desired = parse(text, "f.toml", &known()).unwrap();
+        assert_eq!(desired.devices[0].attributes["spoofchk"], "on");
+        let text = "[[mgmtdev]]\nname = \"bridge/br0\"\nageing = 60\n";
+        let desired = parse(text, "f.toml", &known()).unwrap();
+        assert_eq!(desired.mgmtdevs[0].attributes["ageing"], "60");
+        assert!(refusal("[[mgmtdev]]\nname = \"bridge/br0\"\nagein = 60\n").contains("f.toml:3"));
+        assert!(refusal("[[mgmtdev]]\nname = \"brigde/br0\"\n").contains("did you mean bridge/br0?"));
+        assert!(refusal("[[device]]\nname = \"a\"\nmgmtdev = \"bridge/br 0\"\n").contains("cannot be"));
+        let text = "[[device]]\nname = \"a\"\nmgmtdev = \"bridge/br0\"\ncore = 1\n";
+        assert!(refusal(text).contains("serves all its devices on one core"));
     }
 
     fn refusal(text: &str) -> String {
@@ -433,9 +492,12 @@ mod tests {
             DeviceEntry { name: "vm1".into(), mgmtdev: "sim/net".into(), ..DeviceEntry::default() },
         ];
         let settings = Settings { cores: vec![1, 3], idle: IdlePolicy::Poll };
-        let dump = dump(&settings, Some(Path::new("/run/c.sock")), None, &devices);
+        let bridge =
+            MgmtEntry { name: "bridge/b".into(), attributes: [("ageing".into(), "9".into())].into() };
+        let mgmtdevs = [bridge];
+        let dump = dump(&settings, Some(Path::new("/run/c.sock")), None, &mgmtdevs, &devices);
         let read = parse(&dump.toml, "dump", &known()).unwrap();
-        assert_eq!(read.devices, devices);
+        assert_eq!((&read.devices[..], &read.mgmtdevs[..]), (&devices[..], &mgmtdevs[..]));
         assert_eq!((read.cores, read.idle), (Some(vec![1, 3]), Some(IdlePolicy::Poll)));
         assert_eq!(read.ctl.as_deref(), Some(Path::new("/run/c.sock")));
         assert_eq!(dump.config["device"][0]["swap"], "on");

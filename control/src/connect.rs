@@ -233,13 +233,13 @@ impl Daemon {
 
     /// Makes the driver's device anew: after it was lost, or to bring changes into force.
     pub(crate) fn remake(&mut self, id: u64) {
-        let known: Vec<_> = self.registry.mgmtdevs().collect();
+        let known = self.registry.known();
         let Some(device) = self.registry.by_id(id) else { return };
         let entry = device.entry.clone();
         // A driver may be unable to make a second device while the first one lives.
         device.held = None;
         let made = check_entry(&entry, &known).and_then(|spec| {
-            self.registry.mgmtdev(&entry.mgmtdev)?.create(&spec).map_err(crate::ops::driver_fault)
+            self.registry.mgmtdev(&entry.mgmtdev)?.device.create(&spec).map_err(crate::ops::driver_fault)
         });
         let Some(device) = self.registry.by_id(id) else { return };
         match made {

@@ -37,7 +37,7 @@ use crate::guard::Guard;
 use crate::life::LifeEvent;
 use crate::peer::Caller;
 use crate::placement::{Placement, allowed_cores, choose_cores};
-use crate::registry::Registry;
+use crate::registry::{MgmtOrigin, Registry};
 use crate::rpc::Clients;
 use crate::session::{Command, Report};
 use crate::single::Inherited;
@@ -188,7 +188,7 @@ impl Daemon {
         let allowed = allowed_cores().map_err(|error| Fault::system("cannot read the cpuset", error))?;
         let mut settings = options.settings;
         settings.cores = choose_cores(&allowed, &settings.cores)?;
-        let registry = Registry::new(options.mgmtdevs)?;
+        let registry = Registry::new(options.mgmtdevs, options.buses)?;
         let engine = start_engine(&settings)?;
         let watchdog = Watchdog::start(engine.clone())
             .map_err(|error| Fault::system("cannot start the watchdog of the workers", error))?;
@@ -227,6 +227,8 @@ impl Daemon {
         if let Some(signals) = &daemon.signals {
             daemon.epoll_add(signals, Token::Signals)?;
         }
+        daemon.make_mgmtdevs(options.named, MgmtOrigin::Config);
+        daemon.make_mgmtdevs(kept.mgmtdevs, MgmtOrigin::Operator);
         daemon.make_devices(options.devices, Origin::Config);
         daemon.make_devices(kept.devices, Origin::Operator);
         if let Some(path) = options.ctl {

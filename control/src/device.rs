@@ -168,6 +168,8 @@ pub(crate) struct Device {
     pub(crate) origin: Origin,
     pub(crate) facts: Facts,
     pub(crate) life: Life,
+    /// It is served by the core of its management device.
+    pub(crate) shares_core: bool,
     /// The driver's device, unless a session has it.
     pub(crate) held: Option<Box<dyn VdpaDevice>>,
     /// True if the driver's device must be made anew before the next front-end, to bring changes into force.

@@ -1,13 +1,26 @@
 //! The drivers that this build has: what `ringwayd` registers.
 
-use ringway_pmd::vdpa::{ManagementDevice, MgmtInfo};
+use ringway_pmd::drivers::bridge::BridgeBus;
+use ringway_pmd::drivers::link::LinkBus;
+use ringway_pmd::drivers::sim_net::SimNet;
+use ringway_pmd::vdpa::{ManagementBus, ManagementDevice};
+
+use crate::registry::Known;
 
 /// Every driver's management device.
 pub fn all() -> Vec<Box<dyn ManagementDevice>> {
-    vec![Box::new(ringway_pmd::drivers::sim_net::SimNet::new())]
+    vec![Box::new(SimNet::new())]
+}
+
+/// Every bus whose management devices come to be by being named.
+pub fn buses() -> Vec<Box<dyn ManagementBus>> {
+    vec![Box::new(LinkBus), Box::new(BridgeBus)]
 }
 
 /// What they say of themselves, for checks without a daemon.
-pub fn infos() -> Vec<MgmtInfo> {
-    all().iter().map(|mgmtdev| mgmtdev.info()).collect()
+pub fn known() -> Known {
+    Known {
+        mgmtdevs: all().iter().map(|mgmtdev| mgmtdev.info()).collect(),
+        buses: buses().iter().map(|bus| bus.info()).collect(),
+    }
 }

@@ -1,5 +1,6 @@
 //! What operators change: adding, removing and setting devices. Each change is kept on disk before it is answered.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,19 +8,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use ringway_pmd::counters::QueueCounters;
-use ringway_pmd::vdpa::{DriverError, MgmtInfo};
+use ringway_pmd::vdpa::{DeviceSpec, DriverError};
 use ringway_ring::position::PositionPage;
 use rustix::event::epoll;
 use serde_json::{Value, json};
 
-use crate::api::{DevAdded, DevChanged, DevDeleted, DevSet, DeviceEntry, Mode, Target};
+use crate::api::{DevAdded, DevChanged, DevDeleted, DevSet, DeviceEntry, MgmtEntry, Mode, Target};
 use crate::daemon::{Daemon, Token};
 use crate::device::{Backoff, Device, Facts, Origin, Quota};
 use crate::endpoint::{self, Listening};
 use crate::fault::{Fault, Kind};
 use crate::life::{Life, LifeEvent};
 use crate::peer::Caller;
-use crate::registry::{check_attributes, check_entry, check_mac};
+use crate::registry::{MgmtOrigin, check_attributes, check_entry, check_mac};
 use crate::session::{Command, DeviceShared};
 use crate::single::Inherited;
 use crate::state::Kept;
@@ -52,7 +53,9 @@ impl Daemon {
             "dev.vstats.show" => read(params).and_then(|queue| to_value(&self.show_vstats(queue)?)),
             "core.show" => none(params).and_then(|()| to_value(&self.show_cores())),
             "config.dump" => none(params).and_then(|()| to_value(&self.dump()?)),
-            "dev.add" | "dev.del" | "dev.set" => self.change(method, params, caller),
+            "dev.add" | "dev.del" | "dev.set" | "mgmtdev.add" | "mgmtdev.set" | "mgmtdev.del" => {
+                self.change(method, params, caller)
+            }
             _ => return None,
         };
         Some(result)
@@ -66,6 +69,9 @@ impl Daemon {
             match method {
                 "dev.add" => read(params).and_then(|entry| to_value(&self.add(entry)?)),
                 "dev.del" => read(params).and_then(|target| to_value(&self.delete(&target)?)),
+                "mgmtdev.add" => read(params).and_then(|entry| to_value(&self.add_mgmtdev(entry)?)),
+                "mgmtdev.set" => read(params).and_then(|entry| to_value(&self.set_mgmtdev(&entry)?)),
+                "mgmtdev.del" => read(params).and_then(|target| to_value(&self.delete_mgmtdev(&target)?)),
                 _ => read(params).and_then(|set| to_value(&self.set(&set)?)),
             }
         };
@@ -107,12 +113,24 @@ impl Daemon {
 
     /// Makes a device and opens its endpoint. Nothing is left behind if it fails.
     pub(crate) fn make_device(&mut self, entry: DeviceEntry, origin: Origin) -> Result<(), Fault> {
-        let known: Vec<MgmtInfo> = self.registry.mgmtdevs().collect();
+        let known = self.registry.known();
         let spec = check_entry(&entry, &known)?;
+        let most = known.find(&entry.mgmtdev).and_then(|info| info.max_devices);
+        let made = self.registry.made_by(&entry.mgmtdev);
         if self.registry.is_taken(&entry.name) {
             return Err(Fault::conflict(format!("device {} is there already", entry.name))
                 .at("name")
                 .hint(format!("another name, or ringway dev del {}", entry.name)));
+        }
+        if most.is_some_and(|most| made.len() >= most) {
+            return Err(Fault::conflict(format!(
+                "{} has as many devices as it can: {}",
+                entry.mgmtdev,
+                made.len()
+            ))
+            .at("mgmtdev")
+            .held_by(made.join(", "))
+            .hint("another management device, or ringway dev del of one of these"));
         }
         if let Some(core) = entry.core {
             self.placement.check(core)?;
@@ -134,7 +152,36 @@ impl Daemon {
             .at("mode"));
         }
 
-        let made = self.registry.mgmtdev(&entry.mgmtdev)?.create(&spec).map_err(driver_fault)?;
+        if !self.registry.has_mgmtdev(&entry.mgmtdev) {
+            // By its name: it comes with its first device.
+            self.make_mgmtdev(&entry.mgmtdev, &BTreeMap::new(), MgmtOrigin::Device)?;
+        }
+        let mgmtdev = entry.mgmtdev.clone();
+        let outcome = self.make_of_mgmtdev(entry, origin, &spec, mode, socket, owner, group);
+        if outcome.is_err() {
+            if let Ok(mgmtdev) = self.registry.mgmtdev(&mgmtdev) {
+                mgmtdev.device.removed(&spec.name);
+            }
+            self.drop_empty_mgmtdev(&mgmtdev);
+        }
+        outcome
+    }
+
+    /// The part of making a device that changes something.
+    #[expect(clippy::too_many_arguments, reason = "what was checked before, one by one")]
+    fn make_of_mgmtdev(
+        &mut self,
+        entry: DeviceEntry,
+        origin: Origin,
+        spec: &DeviceSpec,
+        mode: Mode,
+        socket: PathBuf,
+        owner: Option<u32>,
+        group: Option<u32>,
+    ) -> Result<(), Fault> {
+        let mgmtdev = &mut self.registry.mgmtdev(&entry.mgmtdev)?.device;
+        let shared_core = mgmtdev.shared_core();
+        let made = mgmtdev.create(spec).map_err(driver_fault)?;
         let facts = Facts::of(&*made);
         let listening = match mode {
             Mode::Server => Some(Listening::open(&socket, owner, group)?),
@@ -155,7 +202,10 @@ impl Daemon {
                 dir.display()
             ));
         }
-        let cores = self.placement.place(facts.groups, entry.core)?;
+        let cores = match shared_core {
+            Some(core) => vec![core; facts.groups],
+            None => self.placement.place(facts.groups, entry.core)?,
+        };
         let shared = Arc::new(DeviceShared {
             name: entry.name.clone(),
             counters: (0..facts.limits.max_vqs).map(|_| Arc::new(QueueCounters::default())).collect(),
@@ -168,6 +218,7 @@ impl Daemon {
             origin,
             facts,
             life: Life::Waiting,
+            shares_core: shared_core.is_some(),
             held: Some(made),
             is_outdated: false,
             shared,
@@ -244,7 +295,7 @@ impl Daemon {
     }
 
     /// Takes a device out: its name and its socket are free at once, its session is told and not waited for.
-    fn drop_device(&mut self, name: &str) {
+    pub(crate) fn drop_device(&mut self, name: &str) {
         let Ok(id) = self.registry.id_of(name) else { return };
         let Some(mut device) = self.registry.remove(id) else { return };
         let _ = device.life.apply(LifeEvent::Remove);
@@ -257,7 +308,13 @@ impl Daemon {
         if let Some(awaited) = device.awaited.take() {
             self.watch.forget(&awaited);
         }
-        self.placement.release(&device.cores());
+        if !device.shares_core {
+            self.placement.release(&device.cores());
+        }
+        if let Ok(mgmtdev) = self.registry.mgmtdev(&device.entry.mgmtdev) {
+            mgmtdev.device.removed(name);
+        }
+        self.drop_empty_mgmtdev(&device.entry.mgmtdev);
         // Its positions stay: a guest that waits for a device of this name goes on where it was, also on packed rings,
         // whose position no front-end can tell. They are used only where the ring's own memory bears them out.
         let positions = &device.shared.positions;
@@ -299,7 +356,7 @@ impl Daemon {
                 Fault::usage("nothing to set").hint("mac MAC, mtu N, core N, or an attribute of the driver")
             );
         }
-        let known: Vec<MgmtInfo> = self.registry.mgmtdevs().collect();
+        let known = self.registry.known();
         let Some(device) = self.registry.by_id(id) else {
             return Err(Fault::not_found("the device is gone"));
         };
@@ -310,8 +367,8 @@ impl Daemon {
         }
         entry.mtu = set.mtu.or(entry.mtu);
         entry.core = set.core.or(entry.core);
-        if let Some(info) = known.iter().find(|info| info.name == entry.mgmtdev) {
-            check_attributes(set.attributes.keys().map(String::as_str), info)?;
+        if let Some(info) = known.find(&entry.mgmtdev) {
+            check_attributes(set.attributes.keys().map(String::as_str), &info)?;
         }
         entry.attributes.extend(set.attributes.clone());
         check_entry(&entry, &known)?;
@@ -397,12 +454,12 @@ impl Daemon {
         let _ = self.placement.place(groups, Some(core));
     }
 
-    /// Keeps the devices that operators added, as they are now.
-    fn keep(&mut self) -> Result<(), Fault> {
+    /// Keeps what operators added, as it is now.
+    pub(crate) fn keep(&mut self) -> Result<(), Fault> {
         self.keep_without(None)
     }
 
-    fn keep_without(&mut self, name: Option<&str>) -> Result<(), Fault> {
+    pub(crate) fn keep_without(&mut self, name: Option<&str>) -> Result<(), Fault> {
         let generation = self.generation + 1;
         if let Some(state) = &self.state {
             let made = self.registry.devices().filter(|device| device.origin == Origin::Operator);
@@ -413,7 +470,14 @@ impl Daemon {
                 .filter(|entry| Some(entry.name.as_str()) != name)
                 .cloned()
                 .collect();
-            state.write(&Kept::new(generation, devices))?;
+            let mgmtdevs = self.registry.mgmtdevs().filter(|mgmtdev| mgmtdev.origin == MgmtOrigin::Operator);
+            let mgmtdevs = mgmtdevs
+                .map(|mgmtdev| MgmtEntry {
+                    name: mgmtdev.device.info().name,
+                    attributes: mgmtdev.device.attributes(),
+                })
+                .collect();
+            state.write(&Kept::new(generation, mgmtdevs, devices))?;
         }
         self.generation = generation;
         Ok(())

@@ -6,10 +6,10 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt as _;
 
 use ringway_pmd::net::{F_MAC, F_MQ, F_MTU, MIN_MTU, Mac};
-use ringway_pmd::vdpa::{Class, DeviceSpec, ManagementDevice, MgmtInfo};
+use ringway_pmd::vdpa::{BusInfo, Class, DeviceSpec, ManagementBus, ManagementDevice, MgmtInfo};
 use ringway_ring::features::Features;
 
-use crate::api::DeviceEntry;
+use crate::api::{DeviceEntry, MgmtEntry};
 use crate::device::Device;
 use crate::fault::{Fault, nearest};
 use crate::names::{feature_names, parse_features};
@@ -17,9 +17,62 @@ use crate::names::{feature_names, parse_features};
 /// The longest name of a device, in bytes.
 pub const LONGEST_NAME: usize = 64;
 
+/// What there is to make devices with.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// Management devices that are there.
+    pub mgmtdevs: Vec<MgmtInfo>,
+    /// Buses, on which any name makes one.
+    pub buses: Vec<BusInfo>,
+}
+
+impl Known {
+    /// The management device of this name: one that is there, or one that would be.
+    pub fn find(&self, name: &str) -> Option<MgmtInfo> {
+        let there = self.mgmtdevs.iter().find(|info| info.name == name).cloned();
+        there.or_else(|| {
+            let (bus, _) = self.bus(name).ok()?;
+            Some(MgmtInfo { name: name.to_owned(), ..bus.device.clone() })
+        })
+    }
+
+    /// The bus of `BUS/NAME`, and the name.
+    ///
+    /// # Errors
+    /// No bus makes it, or the name cannot be one.
+    pub fn bus<'n>(&self, name: &'n str) -> Result<(&BusInfo, &'n str), Fault> {
+        let found = name.split_once('/');
+        let found =
+            found.and_then(|(bus, rest)| Some((self.buses.iter().find(|info| info.name == bus)?, rest)));
+        let (bus, rest) = found.ok_or_else(|| no_such_mgmtdev(name, self))?;
+        check_name(rest).map_err(|fault| fault.at("mgmtdev"))?;
+        Ok((bus, rest))
+    }
+}
+
+/// Who asked for a management device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MgmtOrigin {
+    /// A driver registered it.
+    Driver,
+    /// Its first device: it goes with its last.
+    Device,
+    /// An operator: kept in the state directory.
+    Operator,
+    /// The configuration file.
+    Config,
+}
+
+/// A management device.
+pub(crate) struct Mgmtdev {
+    pub(crate) device: Box<dyn ManagementDevice>,
+    pub(crate) origin: MgmtOrigin,
+}
+
 /// Management devices and devices. Owned by the control thread; no lock.
 pub(crate) struct Registry {
-    mgmtdevs: Vec<Box<dyn ManagementDevice>>,
+    mgmtdevs: Vec<Mgmtdev>,
+    buses: Vec<Box<dyn ManagementBus>>,
     devices: BTreeMap<u64, Device>,
     by_name: HashMap<String, u64>,
     next: u64,
@@ -33,30 +86,77 @@ impl fmt::Debug for Registry {
 
 impl Registry {
     /// With what drivers register. Two of one name are the program's error and refused.
-    pub(crate) fn new(mgmtdevs: Vec<Box<dyn ManagementDevice>>) -> Result<Registry, Fault> {
-        let mut registry =
-            Registry { mgmtdevs: Vec::new(), devices: BTreeMap::new(), by_name: HashMap::new(), next: 1 };
-        for mgmtdev in mgmtdevs {
-            let name = mgmtdev.info().name;
-            if registry.mgmtdevs.iter().any(|other| other.info().name == name) {
+    pub(crate) fn new(
+        mgmtdevs: Vec<Box<dyn ManagementDevice>>,
+        buses: Vec<Box<dyn ManagementBus>>,
+    ) -> Result<Registry, Fault> {
+        let mut registry = Registry {
+            mgmtdevs: Vec::new(),
+            buses,
+            devices: BTreeMap::new(),
+            by_name: HashMap::new(),
+            next: 1,
+        };
+        for device in mgmtdevs {
+            let name = device.info().name;
+            if registry.has_mgmtdev(&name) {
                 return Err(Fault::conflict(format!("two drivers register a management device {name}")));
             }
-            registry.mgmtdevs.push(mgmtdev);
+            registry.mgmtdevs.push(Mgmtdev { device, origin: MgmtOrigin::Driver });
         }
         Ok(registry)
     }
 
-    pub(crate) fn mgmtdevs(&self) -> impl Iterator<Item = MgmtInfo> + '_ {
-        self.mgmtdevs.iter().map(|mgmtdev| mgmtdev.info())
+    pub(crate) fn mgmtdevs(&self) -> impl Iterator<Item = &Mgmtdev> + '_ {
+        self.mgmtdevs.iter()
+    }
+
+    pub(crate) fn known(&self) -> Known {
+        Known {
+            mgmtdevs: self.mgmtdevs.iter().map(|mgmtdev| mgmtdev.device.info()).collect(),
+            buses: self.buses.iter().map(|bus| bus.info()).collect(),
+        }
+    }
+
+    pub(crate) fn has_mgmtdev(&self, name: &str) -> bool {
+        self.mgmtdevs.iter().any(|mgmtdev| mgmtdev.device.info().name == name)
     }
 
     /// The management device of this name.
-    pub(crate) fn mgmtdev(&mut self, name: &str) -> Result<&mut dyn ManagementDevice, Fault> {
-        let at = self.mgmtdevs.iter().position(|mgmtdev| mgmtdev.info().name == name);
+    pub(crate) fn mgmtdev(&mut self, name: &str) -> Result<&mut Mgmtdev, Fault> {
+        let at = self.mgmtdevs.iter().position(|mgmtdev| mgmtdev.device.info().name == name);
         match at {
-            Some(at) => Ok(&mut *self.mgmtdevs[at]),
-            None => Err(no_such_mgmtdev(name, &self.mgmtdevs().collect::<Vec<_>>())),
+            Some(at) => Ok(&mut self.mgmtdevs[at]),
+            None => Err(no_such_mgmtdev(name, &self.known())),
         }
+    }
+
+    /// Makes `BUS/NAME`.
+    pub(crate) fn make_mgmtdev(
+        &mut self,
+        name: &str,
+        attributes: &BTreeMap<String, String>,
+        core: usize,
+        origin: MgmtOrigin,
+    ) -> Result<(), Fault> {
+        let known = self.known();
+        let (info, rest) = known.bus(name)?;
+        let Some(bus) = self.buses.iter_mut().find(|bus| bus.info().name == info.name) else {
+            return Err(no_such_mgmtdev(name, &known));
+        };
+        let device = bus.make(rest, attributes, core).map_err(crate::ops::driver_fault)?;
+        self.mgmtdevs.push(Mgmtdev { device, origin });
+        Ok(())
+    }
+
+    pub(crate) fn remove_mgmtdev(&mut self, name: &str) {
+        self.mgmtdevs.retain(|mgmtdev| mgmtdev.device.info().name != name);
+    }
+
+    /// The names of the devices of a management device, in the order in which they were added.
+    pub(crate) fn made_by(&self, mgmtdev: &str) -> Vec<String> {
+        let made = self.devices.values().filter(|device| device.entry.mgmtdev == mgmtdev);
+        made.map(|device| device.entry.name.clone()).collect()
     }
 
     pub(crate) fn is_taken(&self, name: &str) -> bool {
@@ -109,13 +209,18 @@ impl Registry {
     }
 }
 
-fn no_such_mgmtdev(name: &str, known: &[MgmtInfo]) -> Fault {
+fn no_such_mgmtdev(name: &str, known: &Known) -> Fault {
     let fault = Fault::not_found(format!(
         "Fail to find the specified management device: there is no `{}`",
         printable(name)
     ))
     .at("mgmtdev");
-    match nearest(name, known.iter().map(|info| info.name.as_str())) {
+    // A bus that was written wrong, or one that is there.
+    let (bus, rest) = name.split_once('/').unwrap_or((name, ""));
+    if let Some(near) = nearest(bus, known.buses.iter().map(|info| info.name)).filter(|_| !rest.is_empty()) {
+        return fault.hint(format!("did you mean {near}/{}?", printable(rest)));
+    }
+    match nearest(name, known.mgmtdevs.iter().map(|info| info.name.as_str())) {
         Some(near) => fault.hint(format!("did you mean {near}?")),
         None => fault.hint("ringway mgmtdev show"),
     }
@@ -160,7 +265,7 @@ pub fn check_name(name: &str) -> Result<(), Fault> {
 ///
 /// # Errors
 /// The first check that fails, in the order of the kernel's vDPA.
-pub fn check_entry(entry: &DeviceEntry, known: &[MgmtInfo]) -> Result<DeviceSpec, Fault> {
+pub fn check_entry(entry: &DeviceEntry, known: &Known) -> Result<DeviceSpec, Fault> {
     check_name(&entry.name)?;
     let mac = entry.mac.as_deref().map(check_mac).transpose()?;
     if let Some(mtu) = entry.mtu.filter(|mtu| *mtu < MIN_MTU) {
@@ -171,8 +276,8 @@ pub fn check_entry(entry: &DeviceEntry, known: &[MgmtInfo]) -> Result<DeviceSpec
     }
     // The class decides how features are named; an unknown management device is told after the features, as in the
     // kernel, unless the features need it to be understood.
-    let info = known.iter().find(|info| info.name == entry.mgmtdev);
-    let class = info.map_or(Class::Net, |info| info.class);
+    let info = known.find(&entry.mgmtdev);
+    let class = info.as_ref().map_or(Class::Net, |info| info.class);
     let features = entry
         .device_features
         .as_deref()
@@ -202,7 +307,22 @@ pub fn check_entry(entry: &DeviceEntry, known: &[MgmtInfo]) -> Result<DeviceSpec
             .at("mgmtdev")
             .hint("\"mgmtdev_bus_name/mgmtdev_name\" or \"mgmtdev_name\""));
     }
-    let info = info.ok_or_else(|| no_such_mgmtdev(&entry.mgmtdev, known))?;
+    let info = match info {
+        Some(info) => &info.clone(),
+        // The bus may be there and the name be none.
+        None => {
+            return Err(known
+                .bus(&entry.mgmtdev)
+                .err()
+                .unwrap_or_else(|| no_such_mgmtdev(&entry.mgmtdev, known)));
+        }
+    };
+    let shares_core = known.bus(&entry.mgmtdev).is_ok_and(|(bus, _)| bus.shares_core);
+    if shares_core && entry.core.is_some() {
+        return Err(Fault::usage(format!("{} serves all its devices on one core", info.name))
+            .at("core")
+            .hint(format!("ringway mgmtdev set name {} core N", info.name)));
+    }
     if info.class != Class::Net && (mac.is_some() || entry.mtu.is_some() || entry.max_vqp.is_some()) {
         return Err(Fault::usage("All provided attributes are not supported").at("mac").hint(format!(
             "{} makes {} devices: mac, mtu and max_vqp are for net",
@@ -236,6 +356,32 @@ pub fn check_entry(entry: &DeviceEntry, known: &[MgmtInfo]) -> Result<DeviceSpec
         device_features: features,
         attributes: entry.attributes.clone(),
     })
+}
+
+/// Checks a request for a management device, or changes to one, against what its bus says of itself.
+///
+/// # Errors
+/// There is no such bus, the name cannot be one, or the bus has no such attribute.
+pub fn check_mgmt_entry(entry: &MgmtEntry, known: &Known) -> Result<(), Fault> {
+    if entry.name.is_empty() {
+        return Err(Fault::usage("management device handle not set.")
+            .at("name")
+            .hint("name BUS/NAME, as in bridge/br0"));
+    }
+    let (bus, _) = known.bus(&entry.name).map_err(|fault| fault.at("name"))?;
+    for name in entry.attributes.keys() {
+        let own = bus.attributes.iter().map(|attribute| attribute.name);
+        if own.clone().any(|attribute| attribute == name) {
+            continue;
+        }
+        let fault = Fault::usage(format!("{} has no attribute `{}`", entry.name, printable(name))).at(name);
+        return Err(match nearest(name, own.clone()) {
+            Some(near) => fault.hint(format!("did you mean {near}?")),
+            None if own.clone().next().is_none() => fault.hint(format!("{} has none", entry.name)),
+            None => fault.hint(format!("one of: {}", own.collect::<Vec<_>>().join(", "))),
+        });
+    }
+    Ok(())
 }
 
 /// Checks that the driver declared these attributes.
@@ -307,15 +453,17 @@ mod tests {
     use crate::fault::Kind;
     use ringway_pmd::vdpa::AttributeInfo;
 
-    fn known() -> Vec<MgmtInfo> {
-        vec![MgmtInfo {
+    fn known() -> Known {
+        let mgmtdevs = vec![MgmtInfo {
             name: "sim/net".into(),
             class: Class::Net,
             max_supported_vqs: 32,
+            max_devices: None,
             features: Features::VERSION_1 | F_MAC | F_MTU | F_MQ,
             attributes: vec![AttributeInfo { name: "swap", value: "on|off", help: "" }],
             summary: "",
-        }]
+        }];
+        Known { mgmtdevs, ..crate::drivers::known() }
     }
 
     fn entry() -> DeviceEntry {

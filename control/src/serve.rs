@@ -96,7 +96,7 @@ fn run(args: Ringwayd) -> Result<(), Fault> {
             .map_err(|error| Fault::system("cannot write", error));
     }
     let desired = match &args.config {
-        Some(file) => config::read(file, &drivers::infos())?,
+        Some(file) => config::read(file, &drivers::known())?,
         None => Desired::default(),
     };
     start_log(args.log.as_deref().or(desired.log.as_deref()))?;
@@ -133,6 +133,8 @@ fn run(args: Ringwayd) -> Result<(), Fault> {
         devices: desired.devices,
         config_file: args.config,
         mgmtdevs: drivers::all(),
+        buses: drivers::buses(),
+        named: desired.mgmtdevs,
         signals: Some(signals),
     })?;
     let cores = crate::placement::list(subsystem.engine().cores());

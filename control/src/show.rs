@@ -10,14 +10,15 @@ use serde_json::{Map, Value};
 
 use crate::api::{
     AttributeHelp, ConfigInfo, ConfigShow, CoreInfo, CoreShow, DevInfo, DevShow, DeviceEntry, Dump,
-    Explained, FrontEnd, Hello, MgmtdevInfo, MgmtdevShow, Named, Provisioned, PumpInfo, Queue, QueueInfo,
-    Ring, Select, VERSION, Vstats, VstatsShow,
+    Explained, FrontEnd, Hello, LearnedInfo, MgmtEntry, MgmtdevInfo, MgmtdevShow, Named, Provisioned,
+    PumpInfo, Queue, QueueInfo, Ring, Select, StationInfo, VERSION, Vstats, VstatsShow,
 };
 use crate::config;
 use crate::daemon::{Daemon, idle_name};
 use crate::device::{Connection, Device};
 use crate::fault::Fault;
 use crate::names::feature_names;
+use crate::registry::MgmtOrigin;
 use crate::vhost_user::message::protocol;
 
 /// `VIRTIO_NET_F_RSS`.
@@ -50,8 +51,10 @@ impl Daemon {
         let mgmtdev: Named<MgmtdevInfo> = self
             .registry
             .mgmtdevs()
-            .filter(|info| wanted.is_none_or(|name| info.name == name))
-            .map(|info| {
+            .map(|mgmtdev| (mgmtdev, mgmtdev.device.info()))
+            .filter(|(_, info)| wanted.is_none_or(|name| info.name == name))
+            .map(|(mgmtdev, info)| {
+                let is_joined = mgmtdev.origin != MgmtOrigin::Driver;
                 let shown = MgmtdevInfo {
                     supported_classes: vec![info.class.class_name().to_owned()],
                     max_supported_vqs: info.max_supported_vqs,
@@ -67,13 +70,18 @@ impl Daemon {
                         .collect(),
                     summary: info.summary.to_owned(),
                     devices: count(&info.name),
+                    max_devices: info.max_devices,
+                    joined: if is_joined { self.registry.made_by(&info.name) } else { Vec::new() },
+                    settings: mgmtdev.device.attributes(),
+                    learned: mgmtdev.device.stations().map(learned),
                 };
                 (info.name, shown)
             })
             .collect();
         match wanted {
             Some(name) if mgmtdev.0.is_empty() => {
-                let known: Vec<String> = self.registry.mgmtdevs().map(|info| info.name).collect();
+                let known = self.registry.known().mgmtdevs;
+                let known: Vec<String> = known.into_iter().map(|info| info.name).collect();
                 let fault = Fault::not_found(format!(
                     "there is no management device `{}`",
                     crate::registry::printable(name)
@@ -180,8 +188,25 @@ impl Daemon {
     pub(crate) fn dump(&self) -> Result<Dump, Fault> {
         let devices: Vec<DeviceEntry> = self.registry.devices().map(in_force).collect();
         let state_dir = self.state.as_ref().map(crate::state::StateDir::path);
-        Ok(config::dump(&self.settings, self.ctl_path.as_deref(), state_dir, &devices))
+        let named = self.registry.mgmtdevs().filter(|mgmtdev| mgmtdev.origin != MgmtOrigin::Driver);
+        let mgmtdevs: Vec<MgmtEntry> = named
+            .map(|mgmtdev| MgmtEntry {
+                name: mgmtdev.device.info().name,
+                attributes: mgmtdev.device.attributes(),
+            })
+            .collect();
+        Ok(config::dump(&self.settings, self.ctl_path.as_deref(), state_dir, &mgmtdevs, &devices))
     }
+}
+
+fn learned(learned: ringway_pmd::vdpa::Learned) -> LearnedInfo {
+    let stations = learned.stations.into_iter();
+    let station = |(mac, dev, age_s): (ringway_pmd::net::Mac, String, u64)| StationInfo {
+        mac: mac.to_string(),
+        dev,
+        age_s,
+    };
+    LearnedInfo { stations: stations.map(station).collect(), refused: learned.refused }
 }
 
 fn dev_info(device: &Device) -> DevInfo {
@@ -335,6 +360,9 @@ fn queue_info(class: Class, qidx: u32, stats: &QueueStats) -> QueueInfo {
         bytes: stats.bytes,
         calls: stats.calls,
         bursts: stats.bursts,
+        sw_checksums: stats.checksums,
+        sw_segmented: stats.segmented,
+        sw_segments: stats.segments,
         drops,
         faults,
         explain: dropped.chain(faulted).collect(),
@@ -350,6 +378,15 @@ fn drop_meaning(reason: DropReason) -> &'static str {
         DropReason::Oversize => "the frame is longer than the MTU allows",
         DropReason::Runt => "the frame is shorter than an Ethernet header",
         DropReason::TxDisabled => "the sending queue is disabled",
+        DropReason::BadOffload => "what the sender asks to be done to its frame does not fit it",
+        DropReason::SpoofedMac => "the source address is not the device's",
+        DropReason::PeerDown => "nobody receives at the other end",
+        DropReason::RxOversize => "the frame is longer than the receiver's MTU allows",
+        DropReason::FloodLimit => "more frames to everybody than the port may send",
+        DropReason::NetdevDown => "the kernel's interface is down",
+        DropReason::NetdevRefused => "the kernel did not take the frame",
+        DropReason::ReservedAddress => "the frame is to an address that a bridge does not pass on",
+        DropReason::SamePort => "sender and receiver are behind the same port",
     }
 }
 

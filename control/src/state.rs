@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::DeviceEntry;
+use crate::api::{DeviceEntry, MgmtEntry};
 use crate::fault::{Fault, Kind};
 use crate::guard::Guard;
 
@@ -24,19 +24,22 @@ pub(crate) struct Kept {
     format: u32,
     /// Changes to the devices, over restarts.
     pub(crate) generation: u64,
+    /// Management devices that operators added.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) mgmtdevs: Vec<MgmtEntry>,
     /// In the order in which they were added.
     pub(crate) devices: Vec<DeviceEntry>,
 }
 
 impl Default for Kept {
     fn default() -> Self {
-        Kept::new(0, Vec::new())
+        Kept::new(0, Vec::new(), Vec::new())
     }
 }
 
 impl Kept {
-    pub(crate) fn new(generation: u64, devices: Vec<DeviceEntry>) -> Kept {
-        Kept { format: FORMAT, generation, devices }
+    pub(crate) fn new(generation: u64, mgmtdevs: Vec<MgmtEntry>, devices: Vec<DeviceEntry>) -> Kept {
+        Kept { format: FORMAT, generation, mgmtdevs, devices }
     }
 }
 
@@ -129,7 +132,7 @@ mod tests {
     #[test]
     fn what_was_written_is_read_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
-        let kept = Kept::new(7, vec![entry("b"), entry("a")]);
+        let kept = Kept::new(7, Vec::new(), vec![entry("b"), entry("a")]);
         {
             let (state, empty) = StateDir::open(&dir.path().join("deep/er")).unwrap();
             assert_eq!(empty, Kept::default());

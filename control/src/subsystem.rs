@@ -7,12 +7,12 @@ use std::thread::JoinHandle;
 
 use crossbeam::channel::bounded;
 use ringway_engine::Engine;
-use ringway_pmd::vdpa::ManagementDevice;
+use ringway_pmd::vdpa::{ManagementBus, ManagementDevice};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::api::{DevAdded, DevDeleted, DevShow, DeviceEntry, Select, Target};
+use crate::api::{DevAdded, DevDeleted, DevShow, DeviceEntry, MgmtEntry, Select, Target};
 use crate::config::Settings;
 use crate::daemon::{Daemon, Message, Remote};
 use crate::fault::{Fault, Kind};
@@ -34,6 +34,10 @@ pub struct Options {
     pub config_file: Option<PathBuf>,
     /// What drivers register.
     pub mgmtdevs: Vec<Box<dyn ManagementDevice>>,
+    /// Buses that drivers register.
+    pub buses: Vec<Box<dyn ManagementBus>>,
+    /// Management devices of the configuration file, made at the start.
+    pub named: Vec<MgmtEntry>,
     /// A byte on it stops the subsystem: the other end belongs to a signal handler.
     pub signals: Option<UnixStream>,
 }
@@ -49,6 +53,8 @@ impl Options {
             devices: Vec::new(),
             config_file: None,
             mgmtdevs: crate::drivers::all(),
+            buses: crate::drivers::buses(),
+            named: Vec::new(),
             signals: None,
         }
     }

@@ -241,6 +241,15 @@ pub struct QueueInfo {
     pub calls: u64,
     /// Bursts that moved something.
     pub bursts: u64,
+    /// Frames whose checksum was completed for the guest, which does not do it.
+    #[serde(default)]
+    pub sw_checksums: u64,
+    /// Frames that were cut up for the guest, which takes none so large.
+    #[serde(default)]
+    pub sw_segmented: u64,
+    /// What they were cut up into; `packets` counts these.
+    #[serde(default)]
+    pub sw_segments: u64,
     /// Dropped frames by reason, every reason.
     pub drops: Map<String, Value>,
     /// Faults of the ring by name, every name.

@@ -7,7 +7,7 @@ use std::path::Path;
 use clap::error::ErrorKind;
 use serde_json::Value;
 
-use crate::cli::{DevCommand, DevVstatsCommand, Object};
+use crate::cli::{DevCommand, DevVstatsCommand, MgmtdevCommand, Object};
 use crate::fault::{Fault, Kind};
 
 /// Whether the program was called `vdpa`.
@@ -19,7 +19,16 @@ pub(super) fn is_vdpa(args: &[OsString]) -> bool {
 pub(super) fn check(object: Option<&Object>) -> Result<(), Fault> {
     let missing = |name: &str| Err(Fault::usage(format!("Object \"{name}\" not found")));
     match object {
-        None | Some(Object::Mgmtdev { .. }) => Ok(()),
+        Some(Object::Mgmtdev { command: Some(command) }) => {
+            let word = match command {
+                MgmtdevCommand::Show { .. } => return Ok(()),
+                MgmtdevCommand::Add { .. } => "add",
+                MgmtdevCommand::Set { .. } => "set",
+                MgmtdevCommand::Del { .. } => "del",
+            };
+            Err(Fault::usage(format!("Command \"{word}\" not found")))
+        }
+        None | Some(Object::Mgmtdev { command: None }) => Ok(()),
         Some(Object::Dev { command }) => match command {
             Some(DevCommand::Add { words } | DevCommand::Set { words }) => {
                 let keywords = words.iter().step_by(2).map(|word| crate::cli::grammar::keyword(word));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
-use crate::api::{DevSet, DeviceEntry, Mode};
+use crate::api::{DevSet, DeviceEntry, MgmtEntry, Mode};
 use crate::fault::{Fault, nearest};
 
 /// A keyword of `dev add` or `dev set`.
@@ -118,6 +118,7 @@ pub fn normalise(args: Vec<OsString>) -> Result<Vec<OsString>, Fault> {
     let Some(&second) = places.get(1) else { return Ok(full) };
     let more: &[&str] = match object {
         "dev" => &["vstats", "set"],
+        "mgmtdev" => &["add", "set", "del"],
         "core" => &["show", "list", "help"],
         "config" => &["check", "dump", "help"],
         _ => &[],
@@ -269,6 +270,28 @@ pub fn set_request(words: &[String]) -> Result<DevSet, Fault> {
             .hint("ringway dev set name NAME mac MAC"));
     }
     Ok(set)
+}
+
+/// What `mgmtdev add` and `mgmtdev set` ask for.
+///
+/// # Errors
+/// A value that is missing.
+pub fn mgmt_entry(words: &[String]) -> Result<MgmtEntry, Fault> {
+    let mut entry = MgmtEntry::default();
+    for (key, value) in pairs(words)? {
+        match key.as_str() {
+            "name" => entry.name = value,
+            _ => {
+                entry.attributes.insert(key, value);
+            }
+        }
+    }
+    if entry.name.is_empty() {
+        return Err(Fault::usage("management device handle not set.")
+            .at("name")
+            .hint("name BUS/NAME, as in bridge/br0"));
+    }
+    Ok(entry)
 }
 
 /// What `dev vstats show NAME` asks for beyond the name.

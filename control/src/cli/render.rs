@@ -24,7 +24,24 @@ pub(super) fn mgmtdevs(answer: &MgmtdevShow) -> String {
         for attribute in &info.attributes {
             let _ = writeln!(text, "  attribute {} {}: {}", attribute.name, attribute.value, attribute.help);
         }
-        let _ = writeln!(text, "  devices {}", info.devices);
+        let _ = write!(text, "  devices {}", info.devices);
+        if let Some(most) = info.max_devices {
+            let _ = write!(text, " of {most}");
+        }
+        if !info.joined.is_empty() {
+            let _ = write!(text, ": {}", info.joined.join(" "));
+        }
+        text.push('\n');
+        for (name, value) in &info.settings {
+            let _ = writeln!(text, "  setting {name} {value}");
+        }
+        if let Some(learned) = &info.learned {
+            let _ = writeln!(text, "  stations {} refused {}", learned.stations.len(), learned.refused);
+            for station in &learned.stations {
+                let _ =
+                    writeln!(text, "  station {} dev {} age {} s", station.mac, station.dev, station.age_s);
+            }
+        }
     }
     text
 }
@@ -222,6 +239,7 @@ pub(super) fn vstats(answer: &VstatsShow) -> String {
                     "  qidx {} packets {} bytes {} calls {} bursts {}",
                     queue.qidx, queue.packets, queue.bytes, queue.calls, queue.bursts
                 );
+                finished(&mut text, queue);
                 explained(&mut text, queue);
             }
             Vstats::All { queues } => {
@@ -257,6 +275,7 @@ pub(super) fn vstats(answer: &VstatsShow) -> String {
                     );
                 }
                 for queue in queues {
+                    finished(&mut text, queue);
                     explained(&mut text, queue);
                 }
             }
@@ -267,6 +286,17 @@ pub(super) fn vstats(answer: &VstatsShow) -> String {
 
 fn sum(counters: &serde_json::Map<String, serde_json::Value>) -> u64 {
     counters.values().filter_map(serde_json::Value::as_u64).sum()
+}
+
+/// What was done for a guest that did not agree to do it.
+fn finished(text: &mut String, queue: &QueueInfo) {
+    if queue.sw_checksums | queue.sw_segmented != 0 {
+        let _ = writeln!(
+            text,
+            "  queue {} done for the guest: {} checksums, {} large frames cut into {}",
+            queue.qidx, queue.sw_checksums, queue.sw_segmented, queue.sw_segments
+        );
+    }
 }
 
 fn explained(text: &mut String, queue: &QueueInfo) {
@@ -427,6 +457,10 @@ mod tests {
             attributes: Vec::new(),
             summary: "a card".into(),
             devices: 0,
+            max_devices: None,
+            joined: Vec::new(),
+            settings: Default::default(),
+            learned: None,
         };
         let answer = MgmtdevShow { mgmtdev: named("pci/0000:3b:00.1", info) };
         let expected = "pci/0000:3b:00.1: \n  supported_classes net\n  max_supported_vqs 257\n  dev_features CSUM bit_52\n";

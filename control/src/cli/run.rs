@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::api::{
     ConfigShow, CoreShow, DevAdded, DevChanged, DevDeleted, DevShow, Dump, Event, EventPage, Follow, Hello,
-    MgmtdevShow, Queue, Select, Target, VstatsShow,
+    MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, Queue, Select, Target, VstatsShow,
 };
 use crate::cli::{
     Cli, ConfigCommand, DevCommand, DevConfigCommand, DevShowArgs, DevVstatsCommand, EventsArgs,
@@ -48,6 +48,20 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
             let answer: MgmtdevShow = connect()?.call("mgmtdev.show", &Select { name })?;
             output.print(&answer, || render::mgmtdevs(&answer))
         }
+        Some(Object::Mgmtdev { command: Some(MgmtdevCommand::Add { words }) }) => {
+            let answer: MgmtdevChanged = connect()?.call("mgmtdev.add", &grammar::mgmt_entry(&words)?)?;
+            output.print(&answer, String::new)
+        }
+        Some(Object::Mgmtdev { command: Some(MgmtdevCommand::Set { words }) }) => {
+            let answer: MgmtdevChanged = connect()?.call("mgmtdev.set", &grammar::mgmt_entry(&words)?)?;
+            output.print(&answer, String::new)
+        }
+        Some(Object::Mgmtdev { command: Some(MgmtdevCommand::Del { name }) }) => {
+            let answer: MgmtdevDeleted = connect()?.call("mgmtdev.del", &Target { name })?;
+            output.print(&answer, String::new)?;
+            output.tell(&answer.notes);
+            Ok(())
+        }
         Some(Object::Dev { command }) => dev(command, output, connect),
         Some(Object::Core { .. }) => {
             let answer: CoreShow = connect()?.call("core.show", &json!({}))?;
@@ -59,7 +73,7 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
             output.print(&dump.config, || dump.toml.clone())
         }
         Some(Object::Config { command: ConfigCommand::Check { file } }) => {
-            let desired = config::read(&file, &drivers::infos())?;
+            let desired = config::read(&file, &drivers::known())?;
             let count = desired.devices.len();
             output.print(&json!({ "file": file, "devices": count }), || {
                 format!("{}: good, {count} device{}\n", file.display(), if count == 1 { "" } else { "s" })

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ringway_engine::{End, Engine, PlaceError, Placed, Watcher};
 use ringway_pmd::counters::QueueCounters;
 use ringway_pmd::notify::EventFd;
-use ringway_pmd::vdpa::{QueueBinding, VdpaDevice};
+use ringway_pmd::vdpa::{Berth, QueueBinding, ServiceError, VdpaDevice};
 use ringway_ring::position::PositionSlot;
 
 use super::{DeviceShared, Inbox, Report};
@@ -49,6 +49,14 @@ impl<'session> EnginePlane<'session> {
 
     /// Takes out the pumps that panicked; returns their groups.
     pub(super) fn take_panicked(&mut self) -> Vec<u16> {
+        if let Some(service) = self.device.service() {
+            let ended = service.take_ended(RETIRE_WITHIN);
+            let tell = |(group, message)| {
+                (self.reports)(self.id, Report::PumpPanicked { group, message });
+                group
+            };
+            return ended.into_iter().map(tell).collect();
+        }
         let ended = |placed: &Option<Placed>| placed.as_ref().is_some_and(Placed::has_ended);
         let groups: Vec<u16> =
             (0u16..).zip(&self.placed).filter(|(_, placed)| ended(placed)).map(|(group, _)| group).collect();
@@ -60,6 +68,12 @@ impl<'session> EnginePlane<'session> {
     /// # Errors
     /// The worker did not let go in time. It will, and then nobody polls the pump: the session cannot go on.
     pub(super) fn follow_core(&mut self, group: u16) -> Result<(), PlaneError> {
+        if let Some(service) = self.device.service() {
+            return service.follow_cores(RETIRE_WITHIN).map_err(|error| {
+                self.stuck = true;
+                error.into()
+            });
+        }
         let Some(core) = self.shared.core_of(group) else { return Ok(()) };
         let Some(Some(placed)) = self.placed.get_mut(usize::from(group)) else { return Ok(()) };
         if placed.core() == core {
@@ -75,6 +89,29 @@ impl<'session> EnginePlane<'session> {
                 tracing::warn!(device = self.shared.name, group, core, %error, "pump not moved");
                 Ok(())
             }
+        }
+    }
+}
+
+impl EnginePlane<'_> {
+    /// Where a service places its pumps.
+    fn berth(&self) -> Berth {
+        let shared = Arc::clone(&self.shared);
+        let first = self.engine.cores().first().copied().unwrap_or(0);
+        Berth {
+            name: self.shared.name.clone(),
+            engine: self.engine.clone(),
+            core_of: Arc::new(move |group| shared.core_of(group).unwrap_or(first)),
+            watcher: Arc::new(Attention(Arc::clone(&self.inbox.wake))),
+        }
+    }
+}
+
+impl From<ServiceError> for PlaneError {
+    fn from(error: ServiceError) -> PlaneError {
+        match error {
+            ServiceError::Refused(why) => PlaneError::Driver(why),
+            ServiceError::Stuck(why) => PlaneError::Stuck(why),
         }
     }
 }
@@ -98,6 +135,10 @@ impl Plane for EnginePlane<'_> {
     }
 
     fn place(&mut self, group: u16, queues: Vec<QueueBinding>) -> Result<(), PlaneError> {
+        let berth = self.berth();
+        if let Some(service) = self.device.service() {
+            return Ok(service.start(group, queues, &berth, RETIRE_WITHIN)?);
+        }
         let pump = self.device.pump(group, queues).map_err(|e| PlaneError::Driver(e.to_string()))?;
         let core = self.shared.core_of(group).or_else(|| self.engine.cores().first().copied()).unwrap_or(0);
         let name = format!("{}.{group}", self.shared.name);
@@ -113,9 +154,15 @@ impl Plane for EnginePlane<'_> {
     }
 
     fn retire(&mut self, group: u16) -> Result<(), PlaneError> {
+        let within = if self.stuck { RETIRE_WITHIN_AFTER_STUCK } else { RETIRE_WITHIN };
+        if let Some(service) = self.device.service() {
+            return service.stop(group, within).map_err(|error| {
+                self.stuck = true;
+                error.into()
+            });
+        }
         let Some(slot) = self.placed.get_mut(usize::from(group)) else { return Ok(()) };
         let Some(placed) = slot else { return Ok(()) };
-        let within = if self.stuck { RETIRE_WITHIN_AFTER_STUCK } else { RETIRE_WITHIN };
         match placed.retire(within) {
             Ok(retired) => {
                 *slot = None;
@@ -136,11 +183,17 @@ impl Plane for EnginePlane<'_> {
         }
     }
 
-    fn is_placed(&self, group: u16) -> bool {
+    fn is_placed(&mut self, group: u16) -> bool {
+        if let Some(service) = self.device.service() {
+            return service.is_started(group);
+        }
         self.placed.get(usize::from(group)).is_some_and(Option::is_some)
     }
 
-    fn core(&self, group: u16) -> Option<usize> {
+    fn core(&mut self, group: u16) -> Option<usize> {
+        if let Some(service) = self.device.service() {
+            return service.core(group);
+        }
         self.placed.get(usize::from(group))?.as_ref().map(Placed::core)
     }
 

@@ -24,9 +24,9 @@ pub trait Plane {
     /// Takes the pump of a group back, if there is one: once this returns Ok nobody touches its rings.
     fn retire(&mut self, group: u16) -> Result<(), PlaneError>;
     /// A pump of the group is placed.
-    fn is_placed(&self, group: u16) -> bool;
+    fn is_placed(&mut self, group: u16) -> bool;
     /// The core that the pump of a group runs on.
-    fn core(&self, group: u16) -> Option<usize>;
+    fn core(&mut self, group: u16) -> Option<usize>;
     /// The device is being removed: give up what takes long.
     fn is_revoked(&self) -> bool;
     /// Tells control.
