@@ -38,6 +38,8 @@ pub struct QueueStats {
     pub completed_desc: u64,
     /// Frames moved.
     pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
     /// Frames dropped, by reason.
     pub drops: BTreeMap<String, u64>,
     /// Faults of the ring, by reason.
@@ -62,9 +64,34 @@ impl DeviceStats {
         self.sum("rx")
     }
 
+    /// Bytes that the guest sent.
+    pub fn tx_bytes(&self) -> u64 {
+        self.of("tx").map(|queue| queue.bytes).sum()
+    }
+
+    /// Bytes that the guest was given.
+    pub fn rx_bytes(&self) -> u64 {
+        self.of("rx").map(|queue| queue.bytes).sum()
+    }
+
     /// Everything dropped, whatever the reason.
     pub fn drops(&self) -> u64 {
-        self.queues.iter().flat_map(|queue| queue.drops.values()).sum()
+        self.rx_drops() + self.tx_drops()
+    }
+
+    /// What was sent to the guest and could not be delivered, whatever the reason.
+    pub fn rx_drops(&self) -> u64 {
+        self.of("rx").flat_map(|queue| queue.drops.values()).sum()
+    }
+
+    /// What the guest sent and was not sent on, whatever the reason.
+    pub fn tx_drops(&self) -> u64 {
+        self.of("tx").flat_map(|queue| queue.drops.values()).sum()
+    }
+
+    /// What was dropped for one reason.
+    pub fn dropped_as(&self, reason: &str) -> u64 {
+        self.queues.iter().filter_map(|queue| queue.drops.get(reason)).sum()
     }
 
     /// Everything that faulted a ring.
@@ -73,7 +100,11 @@ impl DeviceStats {
     }
 
     fn sum(&self, queue_type: &str) -> u64 {
-        self.queues.iter().filter(|queue| queue.queue_type == queue_type).map(|queue| queue.packets).sum()
+        self.of(queue_type).map(|queue| queue.packets).sum()
+    }
+
+    fn of<'a>(&'a self, queue_type: &'a str) -> impl Iterator<Item = &'a QueueStats> {
+        self.queues.iter().filter(move |queue| queue.queue_type == queue_type)
     }
 }
 
@@ -161,7 +192,12 @@ impl Daemon {
 
     /// Adds a `sim/net` device with these further words.
     pub fn add(&self, name: &str, words: &[&str]) -> Result<()> {
-        self.ctl(&[&["dev", "add", "name", name, "mgmtdev", "sim/net"], words].concat()).map(|_| ())
+        self.add_to("sim/net", name, words)
+    }
+
+    /// Adds a device of a management device with these further words.
+    pub fn add_to(&self, mgmtdev: &str, name: &str, words: &[&str]) -> Result<()> {
+        self.ctl(&[&["dev", "add", "name", name, "mgmtdev", mgmtdev], words].concat()).map(|_| ())
     }
 
     /// Removes a device; gives how long the command took.
@@ -212,6 +248,7 @@ fn queue_stats(queue: &Value) -> QueueStats {
         received_desc: number("received_desc"),
         completed_desc: number("completed_desc"),
         packets: number("packets"),
+        bytes: number("bytes"),
         drops: reasons("drops"),
         faults: reasons("faults"),
     }

@@ -9,6 +9,8 @@
 //! | eth    | ipv4     | udp   | mark | run | sequence | content …
 //! ```
 
+use crate::content::Content;
+
 /// The shortest frame: what Ethernet asks for, without its checksum.
 pub const SHORTEST: usize = 60;
 
@@ -57,12 +59,9 @@ impl Frame {
         into.extend_from_slice(&MARK);
         into.extend_from_slice(&self.run.to_be_bytes());
         into.extend_from_slice(&self.sequence.to_be_bytes());
-        let mut state = (u64::from(self.run) << 32) ^ self.sequence;
-        while into.len() < length {
-            let word = next_word(&mut state).to_le_bytes();
-            let take = word.len().min(length - into.len());
-            into.extend_from_slice(&word[..take]);
-        }
+        let start = into.len();
+        into.resize(length, 0);
+        Content::new((u64::from(self.run) << 32) ^ self.sequence).fill(&mut into[start..]);
     }
 
     /// Reads who a received frame claims to be; `None` when it is not one of ours.
@@ -103,15 +102,6 @@ fn internet_checksum(bytes: &[u8]) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     !(sum as u16)
-}
-
-/// splitmix64: each word differs from its neighbours in about half of its bits.
-fn next_word(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut word = *state;
-    word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    word ^ (word >> 31)
 }
 
 const ETH_BYTES: usize = 14;

@@ -9,9 +9,13 @@
 //! | [`lab`] | one test's folder, its turn on the machine, its logs when it fails |
 //! | [`process`] | a program that ends with its owner |
 //! | [`image`] | the guest's kernel, modules and initramfs |
-//! | [`agent`] | what harness and guest say to each other |
+//! | [`agent`] | what harness and agent say to each other |
+//! | [`content`] | bytes that follow from a number |
 //! | [`frame`] | the frames that guests send and recognise |
+//! | [`station`] | one end of the traffic: an agent, in a guest or in a namespace |
 //! | [`qemu`] | a Linux guest as a vhost-user front-end |
+//! | [`exchange`] | what two stations exchange, checked at both ends |
+//! | [`netns`] | a network namespace of the host |
 //! | [`testpmd`] | DPDK's testpmd as a front-end, and as a back-end to prove this lab against |
 //! | [`daemon`] | `ringwayd` and `ringway` |
 //! | [`error`] | the error, a sentence |
@@ -19,11 +23,15 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod content;
 pub mod daemon;
 pub mod error;
+pub mod exchange;
 pub mod frame;
 pub mod image;
 pub mod lab;
+pub mod netns;
 pub mod process;
 pub mod qemu;
+pub mod station;
 pub mod testpmd;

@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -28,6 +30,18 @@ impl Process {
         let file = append(log)?;
         let mut command = bound_to_owner(program.as_ref(), arguments);
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        Process::spawn(command, program.as_ref(), log)
+    }
+
+    /// As [`Process::start`], with a socket for its input and its output; what it says of errors is logged.
+    pub fn start_on(
+        program: impl AsRef<Path>,
+        arguments: &[String],
+        socket: UnixStream,
+        log: &Path,
+    ) -> Result<Process> {
+        let mut command = bound_to_owner(program.as_ref(), arguments);
+        command.stdin(OwnedFd::from(socket.try_clone()?)).stdout(OwnedFd::from(socket)).stderr(append(log)?);
         Process::spawn(command, program.as_ref(), log)
     }
 

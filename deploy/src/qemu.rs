@@ -7,23 +7,21 @@
 //! ```
 //! The guest runs under software emulation: a stock guest kernel boots anywhere that way, in some 5 to 10 s.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
+use std::ops::{Deref, DerefMut};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::agent::{
-    Command, Device, FramesOrder, FramesReport, Nic as GuestNic, Ready, Reply, ShellReport, TrafficOrder,
-    TrafficReport,
-};
+use crate::agent::{Command, FramesOrder, FramesReport, TrafficOrder};
 use crate::error::{Context, Error, Result};
 use crate::image::{Kernel, write_initramfs};
-use crate::lab::{Lab, tail, wait_for};
+use crate::lab::{Lab, wait_for};
 use crate::process::{self, Process};
+use crate::station::Station;
 use crate::{ensure, fail};
 
 /// Who makes the connection between QEMU and the device.
@@ -111,7 +109,13 @@ impl Nic {
         self
     }
 
-    fn arguments(&self, idx: usize, into: &mut Vec<String>) {
+    /// With no offload on the device's side of the line: whole and summed frames only, of the MTU's size at most, either way.
+    #[must_use]
+    pub fn without_offloads(self) -> Nic {
+        OFFLOADS.iter().fold(self, |nic, offload| nic.property(&format!("{offload}=off")))
+    }
+
+    fn arguments(&self, idx: usize, knows_uso: bool, into: &mut Vec<String>) {
         let path = self.socket.display();
         let chardev = match self.chardev {
             Chardev::Connects { reconnect_ms } => format!("reconnect-ms={reconnect_ms}"),
@@ -134,6 +138,10 @@ impl Nic {
             device += &format!(",host_mtu={mtu}");
         }
         for property in &self.properties {
+            // Absent from older releases, whose devices never have it.
+            if property.contains("uso") && !knows_uso {
+                continue;
+            }
             device += ",";
             device += property;
         }
@@ -141,22 +149,75 @@ impl Nic {
     }
 }
 
-/// A running guest.
+/// How a guest is to boot.
+#[derive(Debug, Clone, Copy)]
+pub struct Boot {
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Memory.
+    pub memory_mib: u32,
+    /// Whether its kernel has IPv6; without it a NIC is silent until it is used.
+    pub ipv6: bool,
+}
+
+impl Boot {
+    /// That many vCPUs, 256 MiB of memory, without IPv6.
+    pub fn new(vcpus: u32) -> Boot {
+        Boot { vcpus, memory_mib: MEMORY_MIB, ipv6: false }
+    }
+
+    /// With IPv6.
+    #[must_use]
+    pub fn ipv6(self) -> Boot {
+        Boot { ipv6: true, ..self }
+    }
+
+    /// With that much memory.
+    #[must_use]
+    pub fn memory_mib(self, memory_mib: u32) -> Boot {
+        Boot { memory_mib, ..self }
+    }
+}
+
+/// A running guest: a [`Station`] with a machine around it.
 #[derive(Debug)]
 pub struct Guest {
-    process: Process,
-    port: UnixStream,
-    /// What has come from the agent after the last whole line.
-    unread: Vec<u8>,
+    station: Station,
     qmp: PathBuf,
-    serial_log: PathBuf,
+}
+
+impl Deref for Guest {
+    type Target = Station;
+
+    fn deref(&self) -> &Station {
+        &self.station
+    }
+}
+
+impl DerefMut for Guest {
+    fn deref_mut(&mut self) -> &mut Station {
+        &mut self.station
+    }
 }
 
 impl Guest {
     /// Boots a guest with these NICs and that many vCPUs; returns when its agent is ready.
     pub fn boot(lab: &Lab, name: &str, vcpus: u32, nics: &[Nic]) -> Result<Guest> {
+        Guest::boot_as(lab, name, Boot::new(vcpus), nics)
+    }
+
+    /// As [`Guest::boot`], with more to choose.
+    pub fn boot_as(lab: &Lab, name: &str, boot: Boot, nics: &[Nic]) -> Result<Guest> {
+        Guest::begin(lab, name, boot, nics)?.wait_until_up(lab)
+    }
+
+    /// Begins to boot a guest; several boot in the time of one.
+    pub fn begin(lab: &Lab, name: &str, boot: Boot, nics: &[Nic]) -> Result<Booting> {
         let kernel = Kernel::find()?;
-        require_qemu()?;
+        let mut version =
+            require_qemu()?.split('.').map(|part| part.parse().unwrap_or(0)).collect::<Vec<u32>>();
+        version.truncate(2);
+        let knows_uso = version >= vec![8, 2];
         let initramfs = lab.path(&format!("{name}.cpio"));
         write_initramfs(&kernel, &["virtio_net"], &initramfs)?;
         let serial_log = lab.path(&format!("{name}-serial.log"));
@@ -166,9 +227,10 @@ impl Guest {
         push(&mut arguments, "-machine", "q35,memory-backend=m0".into());
         push(&mut arguments, "-accel", "tcg,thread=multi".into());
         push(&mut arguments, "-cpu", "max".into());
-        push(&mut arguments, "-smp", vcpus.to_string());
-        push(&mut arguments, "-m", MEMORY_MIB.to_string());
-        push(&mut arguments, "-object", format!("memory-backend-memfd,id=m0,size={MEMORY_MIB}M,share=on"));
+        push(&mut arguments, "-smp", boot.vcpus.to_string());
+        push(&mut arguments, "-m", boot.memory_mib.to_string());
+        let memory = format!("memory-backend-memfd,id=m0,size={}M,share=on", boot.memory_mib);
+        push(&mut arguments, "-object", memory);
         arguments.extend(["-nodefaults", "-display", "none"].map(String::from));
         push(&mut arguments, "-chardev", format!("file,id=serial,path={}", serial_log.display()));
         push(&mut arguments, "-serial", "chardev:serial".into());
@@ -181,9 +243,10 @@ impl Guest {
         push(&mut arguments, "-qmp", format!("unix:{},server=on,wait=off", qmp.display()));
         push(&mut arguments, "-kernel", kernel.image.display().to_string());
         push(&mut arguments, "-initrd", initramfs.display().to_string());
-        push(&mut arguments, "-append", "console=ttyS0 quiet panic=-1 ipv6.disable=1".into());
+        let ipv6 = if boot.ipv6 { "" } else { " ipv6.disable=1" };
+        push(&mut arguments, "-append", format!("console=ttyS0 quiet panic=-1{ipv6}"));
         for (idx, nic) in nics.iter().enumerate() {
-            nic.arguments(idx, &mut arguments);
+            nic.arguments(idx, knows_uso, &mut arguments);
         }
         let start = Instant::now();
         let mut process = Process::start(QEMU, &arguments, &lab.path(&format!("{name}-qemu.log")))?;
@@ -192,103 +255,13 @@ impl Guest {
             process.check()?;
             Ok(UnixStream::connect(&agent).ok())
         })?;
-        let mut guest = Guest { process, port, unread: Vec::new(), qmp, serial_log };
-        let release = guest.wait_until_ready(BOOT_LIMIT)?;
-        lab.say(format_args!("{name}: Linux {release} is up after {:.1} s", start.elapsed().as_secs_f64()));
-        Ok(guest)
-    }
-
-    /// Waits for the agent to say that it is ready after a boot; gives the kernel's release.
-    pub fn wait_until_ready(&mut self, limit: Duration) -> Result<String> {
-        let line = self.line(limit)?;
-        let ready: Ready = serde_json::from_str(&line).context(|| format!("the agent said {line}"))?;
-        Ok(ready.ready)
-    }
-
-    /// Whether the agent answers.
-    pub fn ping(&mut self) -> Result<()> {
-        self.ask(&Command::Ping, ANSWER_LIMIT)
-    }
-
-    /// The guest's NICs.
-    pub fn nics(&mut self) -> Result<Vec<GuestNic>> {
-        self.ask(&Command::Nics, ANSWER_LIMIT)
-    }
-
-    /// One NIC.
-    pub fn nic(&mut self, mac: &str) -> Result<GuestNic> {
-        let nics = self.nics()?;
-        nics.into_iter()
-            .find(|nic| nic.mac == mac)
-            .ok_or_else(|| Error::new(format!("the guest has no NIC {mac}")))
-    }
-
-    /// The guest's virtio network devices.
-    pub fn devices(&mut self) -> Result<Vec<Device>> {
-        self.ask(&Command::Devices, ANSWER_LIMIT)
-    }
-
-    /// Sets a link up and waits until the device says that it is there.
-    pub fn link_up(&mut self, mac: &str) -> Result<GuestNic> {
-        self.ask::<()>(&Command::Link { nic: mac.into(), up: true }, ANSWER_LIMIT)?;
-        wait_for(&format!("carrier of {mac}"), Duration::from_secs(10), || {
-            Ok(Some(self.nic(mac)?).filter(|nic| nic.carrier))
-        })
-    }
-
-    /// Sets a link down.
-    pub fn link_down(&mut self, mac: &str) -> Result<()> {
-        self.ask(&Command::Link { nic: mac.into(), up: false }, ANSWER_LIMIT)
-    }
-
-    /// Sets the MTU.
-    pub fn set_mtu(&mut self, mac: &str, mtu: u32) -> Result<()> {
-        self.ask(&Command::Mtu { nic: mac.into(), mtu }, ANSWER_LIMIT)
-    }
-
-    /// Sets the number of queue pairs in use.
-    pub fn set_channels(&mut self, mac: &str, pairs: u32) -> Result<()> {
-        self.ask(&Command::Channels { nic: mac.into(), pairs }, ANSWER_LIMIT)
-    }
-
-    /// Sends frames and checks each that returns.
-    pub fn frames(&mut self, order: FramesOrder) -> Result<FramesReport> {
-        self.ask(&Command::Frames(order), FRAMES_LIMIT)
-    }
-
-    /// Starts background traffic.
-    pub fn start_traffic(&mut self, order: TrafficOrder) -> Result<()> {
-        self.ask(&Command::TrafficStart(order), ANSWER_LIMIT)
-    }
-
-    /// What background traffic has seen so far.
-    pub fn traffic(&mut self, mac: &str) -> Result<TrafficReport> {
-        self.ask(&Command::TrafficReport { nic: mac.into() }, ANSWER_LIMIT)
-    }
-
-    /// Stops background traffic.
-    pub fn stop_traffic(&mut self, mac: &str) -> Result<TrafficReport> {
-        self.ask(&Command::TrafficStop { nic: mac.into() }, ANSWER_LIMIT)
-    }
-
-    /// Takes the driver off a virtio device.
-    pub fn unbind(&mut self, device: &str) -> Result<()> {
-        self.ask(&Command::Unbind { device: device.into() }, ANSWER_LIMIT)
-    }
-
-    /// Puts the driver onto a virtio device.
-    pub fn bind(&mut self, device: &str) -> Result<()> {
-        self.ask(&Command::Bind { device: device.into() }, ANSWER_LIMIT)
-    }
-
-    /// Runs a line in the guest's shell.
-    pub fn shell(&mut self, line: &str) -> Result<ShellReport> {
-        self.ask(&Command::Shell { line: line.into() }, Duration::from_secs(25))
+        let station = Station::new(name, process, port, serial_log);
+        Ok(Booting { guest: Guest { station, qmp }, start })
     }
 
     /// Has the guest restart itself; returns when its agent is ready again.
     pub fn reboot(&mut self) -> Result<()> {
-        self.say(&Command::Reboot)?;
+        self.station.say(&Command::Reboot)?;
         self.wait_until_ready(BOOT_LIMIT).map(|_| ())
     }
 
@@ -300,75 +273,25 @@ impl Guest {
 
     /// Has the guest end itself; returns when QEMU has ended.
     pub fn power_off(mut self) -> Result<()> {
-        self.say(&Command::PowerOff)?;
-        let status = self.process.wait(Duration::from_secs(30))?;
+        self.station.say(&Command::PowerOff)?;
+        let status = self.station.process.wait(Duration::from_secs(30))?;
         ensure!(status.success(), "QEMU ended with {status}");
         Ok(())
     }
 
     /// Ends QEMU with SIGKILL.
     pub fn kill(mut self) -> Result<()> {
-        self.process.kill()
+        self.station.process.kill()
     }
 
     /// Stops QEMU where it stands.
     pub fn freeze(&self) -> Result<()> {
-        self.process.signal(Signal::STOP)
+        self.station.process.signal(Signal::STOP)
     }
 
     /// Lets a frozen QEMU go on.
     pub fn thaw(&self) -> Result<()> {
-        self.process.signal(Signal::CONT)
-    }
-
-    /// Asks one command and takes its answer.
-    fn ask<T: DeserializeOwned>(&mut self, command: &Command, limit: Duration) -> Result<T> {
-        self.say(command)?;
-        let line = self.line(limit).context(|| format!("{command:?}"))?;
-        match serde_json::from_str(&line) {
-            Ok(Reply::Ok(value)) => {
-                serde_json::from_value(value).context(|| format!("answer to {command:?}"))
-            }
-            Ok(Reply::Error(error)) => Err(Error::new(format!("{command:?}: the guest says: {error}"))),
-            // A guest that panicked restarts and says that it is ready.
-            Err(_) => {
-                Err(Error::new(format!("{command:?}: the guest said {line} instead; {}", self.serial_tail())))
-            }
-        }
-    }
-
-    fn say(&mut self, command: &Command) -> Result<()> {
-        let mut line = serde_json::to_string(command)?;
-        line.push('\n');
-        self.port.set_write_timeout(Some(ANSWER_LIMIT))?;
-        self.port.write_all(line.as_bytes()).context(|| format!("send {command:?} to the guest"))
-    }
-
-    fn line(&mut self, limit: Duration) -> Result<String> {
-        let deadline = Instant::now() + limit;
-        loop {
-            if let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.unread.drain(..=end).collect();
-                return Ok(String::from_utf8_lossy(&line).trim().to_string());
-            }
-            self.process.check()?;
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                fail!("the guest said nothing for {:.0} s; {}", limit.as_secs_f64(), self.serial_tail());
-            }
-            // Short steps, so that QEMU's end is seen at once.
-            self.port.set_read_timeout(Some(left.min(Duration::from_millis(200))))?;
-            let mut bytes = [0; 4096];
-            match self.port.read(&mut bytes) {
-                Ok(0) => {
-                    self.process.wait(Duration::from_secs(5))?;
-                    self.process.check()?;
-                }
-                Ok(count) => self.unread.extend_from_slice(&bytes[..count]),
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-                Err(error) => fail!("reading from the guest: {error}"),
-            }
-        }
+        self.station.process.signal(Signal::CONT)
     }
 
     /// Carries out one QMP command without arguments.
@@ -396,9 +319,22 @@ impl Guest {
         }
         fail!("QMP {command}: no answer")
     }
+}
 
-    fn serial_tail(&self) -> String {
-        format!("the end of its console:\n{}", tail(&self.serial_log, 20))
+/// A guest on its way up.
+#[derive(Debug)]
+pub struct Booting {
+    guest: Guest,
+    start: Instant,
+}
+
+impl Booting {
+    /// Returns when its agent is ready.
+    pub fn wait_until_up(mut self, lab: &Lab) -> Result<Guest> {
+        let release = self.guest.wait_until_ready(BOOT_LIMIT)?;
+        let (name, took) = (self.guest.name(), self.start.elapsed().as_secs_f64());
+        lab.say(format_args!("{name}: Linux {release} is up after {took:.1} s"));
+        Ok(self.guest)
     }
 }
 
@@ -468,8 +404,21 @@ fn push(into: &mut Vec<String>, option: &str, value: String) {
 /// The program; an absolute path, since releases share its name.
 pub const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 const OLDEST_QEMU: u32 = 8;
+const OFFLOADS: [&str; 12] = [
+    "csum",
+    "guest_csum",
+    "gso",
+    "host_tso4",
+    "host_tso6",
+    "host_ecn",
+    "host_uso",
+    "guest_tso4",
+    "guest_tso6",
+    "guest_ecn",
+    "guest_uso4",
+    "guest_uso6",
+];
 const MEMORY_MIB: u32 = 256;
 /// Boots take 5 to 10 s on two free cores; a busy machine may need several times that.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
-const FRAMES_LIMIT: Duration = Duration::from_secs(180);

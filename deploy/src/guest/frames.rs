@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use ringway_lab::agent::{FramesOrder, FramesReport};
+use ringway_lab::agent::{CastOrder, FramesOrder, FramesReport};
 use ringway_lab::ensure;
-use ringway_lab::error::Result;
-use ringway_lab::frame::{Frame, LONGEST, SHORTEST};
+use ringway_lab::error::{Error, Result};
+use ringway_lab::exchange::new_run;
+use ringway_lab::frame::{Frame, LONGEST, SHORTEST, mac_from_text};
 
 use crate::wire::{Received, Rounds, Sent, Wire};
 
@@ -106,10 +107,32 @@ pub(crate) fn run(order: &FramesOrder) -> Result<FramesReport> {
     Ok(report)
 }
 
-/// A number that no earlier run of this guest, or of another, had.
-pub(crate) fn new_run() -> u32 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    (now.as_nanos() as u32) ^ (now.as_secs() as u32)
+/// Sends frames with the ordered addresses, and gives how many: all of them.
+pub(crate) fn cast(order: &CastOrder) -> Result<u64> {
+    let address = |text: &str| {
+        mac_from_text(text).ok_or_else(|| Error::new(format!("not an Ethernet address: {text}")))
+    };
+    let (destination, source) = (address(&order.destination)?, address(&order.source)?);
+    let mut wire = Wire::open(&order.nic, false)?;
+    let run = new_run();
+    let mut sent = 0;
+    let mut last_progress = Instant::now();
+    while sent < order.frames {
+        let frame = Frame { run, sequence: sent, flow: 0, length: order.length };
+        match wire.send_as(frame, destination, source) {
+            Sent::Yes => {
+                sent += 1;
+                last_progress = Instant::now();
+                continue;
+            }
+            Sent::Later => {}
+            Sent::Refused(errno) => {
+                ensure!(last_progress.elapsed() < SETTLE * 5, "frame {sent} was refused: {errno}");
+            }
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(sent)
 }
 
 /// Counts a returned frame; gives 1 when it is the first of its sequence number, else 0.

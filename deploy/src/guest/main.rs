@@ -1,20 +1,29 @@
-//! `ringway-guest`: the agent that is a test guest's first and only process.
+//! `ringway-guest`: the agent that is a test guest's first and only process, and the same agent in a network namespace of the
+//! host.
 //!
-//! It mounts what it needs, loads the kernel modules that lie in `/modules`, says that it is ready and then carries out what
-//! the harness asks (see `ringway_lab::agent`). It is linked statically; the initramfs holds little else.
+//! As a guest's first process it mounts what it needs and loads the kernel modules that lie in `/modules`. With
+//! `--serve-on-stdio` it serves the namespace in which it was started. Either way it then says that it is ready and carries
+//! out what the harness asks (see `ringway_lab::agent`). It is linked statically; the initramfs holds little else.
 
 #![deny(unsafe_code)]
 
+mod echo;
 mod frames;
+mod job;
 mod nic;
 mod setup;
 mod sys;
+mod tcp;
 mod traffic;
+mod udp;
 mod wire;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::os::unix::process::parent_id;
 use std::process::{Command as Program, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -23,31 +32,62 @@ use ringway_lab::error::{Context, Error, Result};
 use rustix::system::RebootCommand;
 use serde_json::{Value, json};
 
+use crate::echo::Pulse;
+use crate::job::Job;
 use crate::traffic::Traffic;
 
 fn main() -> ExitCode {
-    if std::process::id() != 1 {
-        eprintln!("ringway-guest is the first process of a test guest; the tests of `ringway-lab` boot it");
-        return ExitCode::from(2);
-    }
-    match serve() {
+    let on_stdio = std::env::args().skip(1).eq(["--serve-on-stdio"]);
+    let served = match (std::process::id(), on_stdio) {
+        (1, false) => serve_a_machine(),
+        (2.., true) => serve_a_namespace(),
+        _ => {
+            eprintln!(
+                "ringway-guest is the first process of a test guest; the tests of `ringway-lab` boot it"
+            );
+            return ExitCode::from(2);
+        }
+    };
+    match served {
+        // In a guest the kernel panics when its first process ends, which ends one that can no longer be reached.
+        Ok(()) if on_stdio => return ExitCode::SUCCESS,
         Ok(()) => eprintln!("ringway-guest: the harness closed its side"),
         Err(error) => eprintln!("ringway-guest: {error}"),
     }
-    // The kernel panics when its first process ends, which ends a guest that can no longer be reached.
     ExitCode::FAILURE
 }
 
-/// Sets the guest up, then answers one command after the other.
-fn serve() -> Result<()> {
+/// Sets the guest up, then serves it over its second serial port.
+fn serve_a_machine() -> Result<()> {
     setup::mount_all()?;
     setup::queue_plainly()?;
+    setup::answer_plainly()?;
     setup::load_modules()?;
-    let port = setup::open_port()?;
+    setup::loopback_up()?;
+    serve(setup::open_port()?, true)
+}
+
+/// Serves a namespace over the standard input and output, which are one socket.
+fn serve_a_namespace() -> Result<()> {
+    let namespace = |process: &str| {
+        let path = format!("/proc/{process}/ns/net");
+        std::fs::read_link(&path).context(|| path)
+    };
+    if namespace("self")? == namespace(&parent_id().to_string())? {
+        return Err(Error::new("this is the harness's own network namespace: start it by ip netns exec"));
+    }
+    setup::answer_plainly()?;
+    setup::loopback_up()?;
+    let port = std::io::stdin().as_fd().try_clone_to_owned().context(|| "standard input".into())?;
+    serve(File::from(port), false)
+}
+
+/// Answers one command after the other.
+fn serve(port: File, is_machine: bool) -> Result<()> {
     let mut lines = BufReader::new(port.try_clone()?);
     let mut port = port;
     say(&mut port, &Ready { ready: rustix::system::uname().release().to_string_lossy().into_owned() })?;
-    let mut traffic = BTreeMap::new();
+    let mut agent = Agent { is_machine, ..Agent::default() };
     let mut line = String::new();
     loop {
         line.clear();
@@ -58,7 +98,7 @@ fn serve() -> Result<()> {
             continue;
         }
         let reply = match serde_json::from_str(&line) {
-            Ok(command) => match carry_out(command, &mut traffic) {
+            Ok(command) => match agent.carry_out(command) {
                 Ok(value) => Reply::Ok(value),
                 Err(error) => Reply::Error(error.to_string()),
             },
@@ -74,37 +114,102 @@ fn say<T: serde::Serialize>(port: &mut File, what: &T) -> Result<()> {
     port.write_all(line.as_bytes()).context(|| "answer".into())
 }
 
-fn carry_out(command: Command, traffic: &mut BTreeMap<String, Traffic>) -> Result<Value> {
-    match command {
-        Command::Ping => {}
-        Command::Nics => return Ok(json!(nic::all()?)),
-        Command::Devices => return Ok(json!(nic::devices()?)),
-        Command::Link { nic, up } => nic::set_link(&nic, up)?,
-        Command::Mtu { nic, mtu } => nic::set_mtu(&nic, mtu)?,
-        Command::Channels { nic, pairs } => sys::set_channels(&nic::by_mac(&nic)?.name, pairs)?,
-        Command::Frames(order) => return Ok(json!(frames::run(&order)?)),
-        Command::TrafficStart(order) => {
-            if traffic.contains_key(&order.nic) {
-                return Err(Error::new(format!("traffic already runs on {}", order.nic)));
+/// What runs in the background.
+#[derive(Default)]
+struct Agent {
+    /// Whether the machine is ours to restart.
+    is_machine: bool,
+    /// By NIC.
+    traffic: BTreeMap<String, Traffic>,
+    pulses: BTreeMap<IpAddr, Pulse>,
+    jobs: BTreeMap<String, Job>,
+    /// By port.
+    tcp: BTreeMap<u16, tcp::Server>,
+    udp: BTreeMap<u16, udp::Receiver>,
+}
+
+impl Agent {
+    fn carry_out(&mut self, command: Command) -> Result<Value> {
+        match command {
+            Command::Ping => {}
+            Command::Nics => return Ok(json!(nic::all()?)),
+            Command::Devices => return Ok(json!(nic::devices()?)),
+            Command::Link { nic, up } => nic::set_link(&nic, up)?,
+            Command::Mtu { nic, mtu } => nic::set_mtu(&nic, mtu)?,
+            Command::Channels { nic, pairs } => sys::set_channels(&nic::find(&nic)?.name, pairs)?,
+            Command::Address { nic, address } => nic::add_address(&nic, &address)?,
+            Command::SetOffload { nic, offload, on } => {
+                sys::set_offload(&nic::find(&nic)?.name, offload, on)?;
             }
-            traffic.insert(order.nic.clone(), Traffic::start(order)?);
+            Command::Frames(order) => return Ok(json!(frames::run(&order)?)),
+            Command::Cast(order) => return Ok(json!(frames::cast(&order)?)),
+            Command::TrafficStart(order) => {
+                absent(&self.traffic, &order.nic)?;
+                self.traffic.insert(order.nic.clone(), Traffic::start(order)?);
+            }
+            Command::TrafficReport { nic } => return Ok(json!(running(&self.traffic, &nic)?.report())),
+            Command::TrafficStop { nic } => {
+                running(&self.traffic, &nic)?;
+                return Ok(json!(self.traffic.remove(&nic).map(Traffic::stop).transpose()?));
+            }
+            Command::Echo(order) => return Ok(json!(echo::run(&order)?)),
+            Command::PulseStart(order) => {
+                absent(&self.pulses, &order.to)?;
+                self.pulses.insert(order.to, Pulse::start(order)?);
+            }
+            Command::PulseReport { to } => return Ok(json!(running(&self.pulses, &to)?.report())),
+            Command::PulseStop { to } => {
+                running(&self.pulses, &to)?;
+                return Ok(json!(self.pulses.remove(&to).map(Pulse::stop).transpose()?));
+            }
+            Command::TcpServe { port } => {
+                absent(&self.tcp, &port)?;
+                self.tcp.insert(port, tcp::Server::start(port)?);
+            }
+            Command::Tcp(order) => return Ok(json!(tcp::run(&order)?)),
+            Command::TcpServed { port } => return Ok(json!(running(&self.tcp, &port)?.ended())),
+            Command::UdpReceive { port } => {
+                absent(&self.udp, &port)?;
+                self.udp.insert(port, udp::Receiver::start(port)?);
+            }
+            Command::UdpSend(order) => return Ok(json!(udp::send(&order)?)),
+            Command::UdpReceived { port, run } => return Ok(json!(running(&self.udp, &port)?.report(run)?)),
+            Command::Start { job, command } => {
+                absent(&self.jobs, &job)?;
+                self.jobs.insert(job, Job::start(*command)?);
+            }
+            Command::Finish { job } => {
+                running(&self.jobs, &job)?;
+                return self.jobs.remove(&job).map_or(Ok(Value::Null), Job::finish);
+            }
+            Command::Unbind { device } => self.machine().and_then(|()| nic::unbind(&device))?,
+            Command::Bind { device } => self.machine().and_then(|()| nic::bind(&device))?,
+            Command::Shell { line } => return Ok(json!(shell(&line)?)),
+            Command::Reboot => return self.machine().and_then(|()| end(RebootCommand::Restart)),
+            Command::PowerOff => return self.machine().and_then(|()| end(RebootCommand::PowerOff)),
         }
-        Command::TrafficReport { nic } => {
-            let running = traffic.get(&nic).ok_or_else(|| Error::new(format!("no traffic runs on {nic}")))?;
-            return Ok(json!(running.report()));
-        }
-        Command::TrafficStop { nic } => {
-            let running =
-                traffic.remove(&nic).ok_or_else(|| Error::new(format!("no traffic runs on {nic}")))?;
-            return Ok(json!(running.stop()?));
-        }
-        Command::Unbind { device } => nic::unbind(&device)?,
-        Command::Bind { device } => nic::bind(&device)?,
-        Command::Shell { line } => return Ok(json!(shell(&line)?)),
-        Command::Reboot => return end(RebootCommand::Restart),
-        Command::PowerOff => return end(RebootCommand::PowerOff),
+        Ok(Value::Null)
     }
-    Ok(Value::Null)
+
+    /// An error in a namespace, for what concerns the whole machine.
+    fn machine(&self) -> Result<()> {
+        if self.is_machine {
+            Ok(())
+        } else {
+            Err(Error::new("this is a namespace of the host, not a machine"))
+        }
+    }
+}
+
+fn running<'a, K: Ord + std::fmt::Debug, V>(all: &'a BTreeMap<K, V>, key: &K) -> Result<&'a V> {
+    all.get(key).ok_or_else(|| Error::new(format!("nothing runs for {key:?}")))
+}
+
+fn absent<K: Ord + std::fmt::Debug, V>(all: &BTreeMap<K, V>, key: &K) -> Result<()> {
+    match all.get(key) {
+        None => Ok(()),
+        Some(_) => Err(Error::new(format!("one already runs for {key:?}"))),
+    }
 }
 
 /// Restarts or ends the machine.
@@ -115,8 +220,8 @@ fn end(how: RebootCommand) -> Result<Value> {
 }
 
 fn shell(line: &str) -> Result<ShellReport> {
-    let output = "/tmp/shell-output";
-    let log = File::create(output).context(|| output.into())?;
+    let output = &format!("/tmp/ringway-shell-{}", std::process::id());
+    let log = File::create(output).context(|| output.clone())?;
     let mut child = Program::new("/bin/busybox")
         .args(["sh", "-c", line])
         .env("PATH", "/bin")
@@ -141,6 +246,7 @@ fn shell(line: &str) -> Result<ShellReport> {
         128 + status.signal().unwrap_or(0)
     });
     let mut text = String::from_utf8_lossy(&std::fs::read(output)?).into_owned();
+    std::fs::remove_file(output)?;
     if let Some((cut, _)) = text.char_indices().nth(SHELL_OUTPUT_CHARS) {
         text.truncate(cut);
     }

@@ -1,48 +1,93 @@
-//! The guest's NICs, by way of sysfs.
+//! The Ethernet interfaces, by way of sysfs: a guest's virtio NICs, or whatever a namespace holds.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use ringway_lab::agent::{Device, Nic};
+use ringway_lab::agent::{Device, Nic, Offload};
+use ringway_lab::ensure;
 use ringway_lab::error::{Context, Error, Result};
 
 use crate::sys;
 
-/// Every virtio NIC that has a driver.
+/// Every Ethernet interface.
 pub(crate) fn all() -> Result<Vec<Nic>> {
     let mut nics = Vec::new();
     for name in names_in(NET)? {
-        let folder = Path::new(NET).join(&name);
-        let Ok(device) = fs::canonicalize(folder.join("device")) else { continue };
-        let device = file_name(&device);
-        if !device.starts_with("virtio") {
-            continue;
+        // One that goes away while it is looked at is not there.
+        match one(&name) {
+            Ok(Some(nic)) => nics.push(nic),
+            Ok(None) => {}
+            Err(error) if Path::new(NET).join(&name).exists() => return Err(error),
+            Err(_) => {}
         }
-        let channels = sys::channels(&name)?;
-        nics.push(Nic {
-            mac: read(folder.join("address"))?,
-            features: features(&device)?,
-            mtu: number(&read(folder.join("mtu"))?)? as u32,
-            up: flags(&folder)? & IFF_UP != 0,
-            // Reading it fails while the link is set down.
-            carrier: read(folder.join("carrier")).is_ok_and(|text| text == "1"),
-            rx_packets: number(&read(folder.join("statistics/rx_packets"))?)?,
-            tx_packets: number(&read(folder.join("statistics/tx_packets"))?)?,
-            pairs: channels.current,
-            max_pairs: channels.max,
-            device,
-            name,
-        });
     }
     Ok(nics)
 }
 
-/// The NIC with an Ethernet address.
-pub(crate) fn by_mac(mac: &str) -> Result<Nic> {
+/// An interface as it stands; `None` when it is not an Ethernet one.
+fn one(name: &str) -> Result<Option<Nic>> {
+    let folder = Path::new(NET).join(name);
+    // Others than interfaces have files here too: bonding_masters.
+    if read(folder.join("type")).ok().as_deref() != Some(ARPHRD_ETHER) {
+        return Ok(None);
+    }
+    let device = fs::canonicalize(folder.join("device")).map(|path| file_name(&path)).unwrap_or_default();
+    let device = if device.starts_with("virtio") { device } else { String::new() };
+    let channels = sys::channels(name)?;
+    let count = |what: &str| number(&read(folder.join("statistics").join(what))?);
+    let mut offloads = Vec::new();
+    for offload in Offload::ALL {
+        if sys::offload(name, offload)? {
+            offloads.push(offload);
+        }
+    }
+    Ok(Some(Nic {
+        mac: read(folder.join("address"))?,
+        features: if device.is_empty() { 0 } else { features(&device)? },
+        offloads,
+        mtu: number(&read(folder.join("mtu"))?)? as u32,
+        up: flags(&folder)? & IFF_UP != 0,
+        // Reading it fails while the link is set down.
+        carrier: read(folder.join("carrier")).is_ok_and(|text| text == "1"),
+        rx_packets: count("rx_packets")?,
+        tx_packets: count("tx_packets")?,
+        rx_bytes: count("rx_bytes")?,
+        tx_bytes: count("tx_bytes")?,
+        rx_dropped: count("rx_dropped")?,
+        tx_dropped: count("tx_dropped")?,
+        pairs: channels.current,
+        max_pairs: channels.max,
+        device,
+        name: name.to_string(),
+    }))
+}
+
+/// The NIC with an Ethernet address or of the kernel's name.
+pub(crate) fn find(nic: &str) -> Result<Nic> {
     all()?
         .into_iter()
-        .find(|nic| nic.mac == mac)
-        .ok_or_else(|| Error::new(format!("no NIC has the address {mac}")))
+        .find(|found| found.mac == nic || found.name == nic)
+        .ok_or_else(|| Error::new(format!("there is no NIC {nic}")))
+}
+
+/// Gives a NIC an IP address. Nobody is asked whether it is taken, so it serves at once.
+pub(crate) fn add_address(nic: &str, address: &str) -> Result<()> {
+    let name = find(nic)?.name;
+    if address.contains(':') {
+        let folder = Path::new("/proc/sys/net/ipv6/conf").join(&name);
+        for (file, value) in [("accept_dad", "0"), ("dad_transmits", "0"), ("router_solicitations", "0")] {
+            write(folder.join(file), value)?;
+        }
+    }
+    let output = Command::new(BUSYBOX)
+        .args(["ip", "addr", "add", address, "dev", &name])
+        .stdin(Stdio::null())
+        .output()
+        .context(|| BUSYBOX.into())?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{address} to {name}: {}", said.trim());
+    Ok(())
 }
 
 /// The kernel's number of an interface.
@@ -63,17 +108,16 @@ pub(crate) fn devices() -> Result<Vec<Device>> {
 }
 
 /// Sets the link up, promiscuous, or down.
-pub(crate) fn set_link(mac: &str, up: bool) -> Result<()> {
-    let nic = by_mac(mac)?;
-    let folder = Path::new(NET).join(&nic.name);
+pub(crate) fn set_link(nic: &str, up: bool) -> Result<()> {
+    let folder = Path::new(NET).join(find(nic)?.name);
     let old = flags(&folder)?;
     let new = if up { old | IFF_UP | IFF_PROMISC } else { old & !IFF_UP };
     write(folder.join("flags"), &format!("{new:#x}"))
 }
 
 /// Sets the MTU.
-pub(crate) fn set_mtu(mac: &str, mtu: u32) -> Result<()> {
-    write(Path::new(NET).join(by_mac(mac)?.name).join("mtu"), &mtu.to_string())
+pub(crate) fn set_mtu(nic: &str, mtu: u32) -> Result<()> {
+    write(Path::new(NET).join(find(nic)?.name).join("mtu"), &mtu.to_string())
 }
 
 /// Takes the driver off a device.
@@ -131,6 +175,8 @@ fn number(text: &str) -> Result<u64> {
 }
 
 const NET: &str = "/sys/class/net";
+const BUSYBOX: &str = "/bin/busybox";
+const ARPHRD_ETHER: &str = "1";
 const VIRTIO: &str = "/sys/bus/virtio/devices";
 const DRIVER: &str = "/sys/bus/virtio/drivers/virtio_net";
 const VIRTIO_ID_NET: u64 = 1;

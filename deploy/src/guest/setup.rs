@@ -44,6 +44,26 @@ pub(crate) fn queue_plainly() -> Result<()> {
     fs::write(setting, "pfifo_fast").context(|| format!("pfifo_fast to {setting}"))
 }
 
+/// Has the kernel let us send echo requests, answer for an address only where it is, and hold what a fast sender sends.
+pub(crate) fn answer_plainly() -> Result<()> {
+    let settings = [
+        ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
+        ("/proc/sys/net/ipv4/conf/all/arp_ignore", "1"),
+        ("/proc/sys/net/ipv4/conf/all/arp_announce", "2"),
+        // Neither a reply that comes back nor its absence is to depend on how fast they are asked for.
+        ("/proc/sys/net/ipv4/icmp_ratelimit", "0"),
+    ];
+    for (setting, value) in settings {
+        fs::write(setting, value).context(|| format!("{value} to {setting}"))?;
+    }
+    Ok(())
+}
+
+/// Sets the loopback interface up: a kernel without it does not reach its own addresses.
+pub(crate) fn loopback_up() -> Result<()> {
+    fs::write("/sys/class/net/lo/flags", "0x49").context(|| "loopback".into())
+}
+
 /// The second serial port, in raw mode: what is written arrives as written, nothing is echoed.
 pub(crate) fn open_port() -> Result<File> {
     let port =

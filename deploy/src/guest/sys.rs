@@ -7,6 +7,7 @@
 use std::ffi::c_void;
 use std::os::fd::OwnedFd;
 
+use ringway_lab::agent::Offload;
 use ringway_lab::error::{Context, Error, Result};
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode};
@@ -58,7 +59,39 @@ pub(crate) fn set_channels(interface: &str, pairs: u32) -> Result<()> {
     ethtool(interface, &mut words).context(|| format!("{pairs} channels on {interface}"))
 }
 
-/// One `ethtool` request about channels; the first word is the command.
+/// Whether an offload is on; one that a driver does not know is off.
+pub(crate) fn offload(interface: &str, offload: Offload) -> Result<bool> {
+    let mut words = [0_u32; CHANNEL_WORDS];
+    words[0] = offload_command(offload);
+    match ethtool(interface, &mut words) {
+        Ok(()) => Ok(words[1] != 0),
+        Err(Errno::OPNOTSUPP) => Ok(false),
+        Err(errno) => Err(Error::new(format!("{offload:?} of {interface}: {errno}"))),
+    }
+}
+
+/// Turns an offload on or off.
+pub(crate) fn set_offload(interface: &str, offload: Offload, on: bool) -> Result<()> {
+    let mut words = [0_u32; CHANNEL_WORDS];
+    // The command that sets follows the one that asks.
+    words[0] = offload_command(offload) + 1;
+    words[1] = u32::from(on);
+    ethtool(interface, &mut words).context(|| format!("{offload:?} of {interface} to {on}"))
+}
+
+/// The command that asks for an offload.
+fn offload_command(offload: Offload) -> u32 {
+    match offload {
+        Offload::RxChecksum => 0x14,
+        Offload::TxChecksum => 0x16,
+        Offload::ScatterGather => 0x18,
+        Offload::Tso => 0x1e,
+        Offload::Gso => 0x23,
+        Offload::Gro => 0x2b,
+    }
+}
+
+/// One `ethtool` request about channels or an offload; the first word is the command.
 fn ethtool(interface: &str, words: &mut [u32; CHANNEL_WORDS]) -> rustix::io::Result<()> {
     let socket =
         rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
@@ -70,8 +103,9 @@ fn ethtool(interface: &str, words: &mut [u32; CHANNEL_WORDS]) -> rustix::io::Res
     name[..bytes.len()].copy_from_slice(bytes);
     let request = EthtoolRequest { name, words: words.as_mut_ptr(), rest: [0; 16] };
     // SAFETY: SIOCETHTOOL takes a `struct ifreq` (`EthtoolRequest` has its layout) whose pointer is valid for reads and
-    // writes of `words`, borrowed exclusively for the call. Both channel commands, the only
-    // ones used here, read or write a `struct ethtool_channels`, which is CHANNEL_WORDS words long.
+    // writes of `words`, borrowed exclusively for the call. The only commands
+    // used here read or write a `struct ethtool_channels`, which is CHANNEL_WORDS words long, or a `struct
+    // ethtool_value`, which is two.
     unsafe { rustix::ioctl::ioctl(&socket, request) }
 }
 

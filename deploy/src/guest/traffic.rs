@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use ringway_lab::agent::{TrafficOrder, TrafficReport};
 use ringway_lab::ensure;
 use ringway_lab::error::{Context, Error, Result};
+use ringway_lab::exchange::new_run;
 use ringway_lab::frame::{Frame, LONGEST, SHORTEST};
 
-use crate::frames::new_run;
 use crate::wire::{Received, Rounds, Sent, Wire};
 
 /// Running traffic on one NIC.
@@ -106,7 +106,7 @@ fn keep_going(order: &TrafficOrder, counts: &Counts, wire: Wire) {
     while !counts.stop.load(Ordering::Acquire) {
         if Instant::now() >= next_line {
             next_line += Duration::from_secs(1);
-            println!(
+            eprintln!(
                 "traffic {}: sent {} received {} refused {}",
                 order.nic,
                 counts.sent.load(Ordering::Relaxed),
@@ -202,7 +202,7 @@ impl State {
                 Ok(Received::Nothing) => return Some(taken),
                 Ok(Received::Foreign) => {}
                 Ok(Received::Corrupt(_, how)) => {
-                    println!("traffic {}: {how}", order.nic);
+                    eprintln!("traffic {}: {how}", order.nic);
                     counts.corrupt.fetch_add(1, Ordering::AcqRel);
                     taken += 1;
                 }

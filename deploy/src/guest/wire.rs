@@ -46,7 +46,7 @@ impl Wire {
     /// Opens the NIC with this Ethernet address; its link must be up.
     pub(crate) fn open(mac: &str, swapped: bool) -> Result<Wire> {
         let own = mac_from_text(mac).ok_or_else(|| Error::new(format!("not an Ethernet address: {mac}")))?;
-        let socket = sys::packet_socket(nic::interface_idx(&nic::by_mac(mac)?.name)?)?;
+        let socket = sys::packet_socket(nic::interface_idx(&nic::find(mac)?.name)?)?;
         rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BYTES)
             .context(|| "receive buffer".into())?;
         rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BYTES)
@@ -56,7 +56,16 @@ impl Wire {
 
     /// Sends one frame; never waits.
     pub(crate) fn send(&mut self, frame: Frame) -> Sent {
-        frame.write(NOBODY, self.own, &mut self.out);
+        self.send_as(frame, NOBODY, self.own)
+    }
+
+    /// Sends one frame with these addresses; never waits.
+    pub(crate) fn send_as(&mut self, frame: Frame, destination: Mac, source: Mac) -> Sent {
+        frame.write(destination, source, &mut self.out);
+        self.put()
+    }
+
+    fn put(&self) -> Sent {
         match rustix::net::send(&self.socket, &self.out, SendFlags::DONTWAIT) {
             Ok(_) => Sent::Yes,
             Err(Errno::AGAIN) => Sent::Later,
