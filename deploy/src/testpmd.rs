@@ -17,15 +17,27 @@ use crate::{ensure, fail};
 /// What testpmd is to be.
 #[derive(Debug, Clone)]
 pub enum Role {
-    /// A front-end, with virtio-user's rings.
-    FrontEnd(FrontEnd),
-    /// A back-end, which sends back what it gets by its forward mode.
-    BackEnd {
-        /// The socket that it owns.
-        socket: PathBuf,
-        /// Queue pairs.
+    /// A front-end with virtio-user's rings on each port; queues and ring sizes are equal. Two ports forward to each other.
+    FrontEnds(Vec<FrontEnd>),
+    /// A back-end, which sends back what it gets by its forward mode, or from each of two ports to the other.
+    BackEnds {
+        /// The sockets that it owns, a port for each.
+        sockets: Vec<PathBuf>,
+        /// Queue pairs of each.
         queues: u32,
     },
+}
+
+impl Role {
+    /// A front-end of one port.
+    pub fn front_end(front: FrontEnd) -> Role {
+        Role::FrontEnds(vec![front])
+    }
+
+    /// A back-end of one port.
+    pub fn back_end(socket: impl Into<PathBuf>, queues: u32) -> Role {
+        Role::BackEnds { sockets: vec![socket.into()], queues }
+    }
 }
 
 /// A virtio-user port.
@@ -47,6 +59,10 @@ pub struct FrontEnd {
     pub queues: u32,
     /// Descriptors in each ring.
     pub queue_size: u32,
+    /// The port's Ethernet address; `None`: the device's, or one by chance.
+    pub mac: Option<String>,
+    /// To which address the `mac` mode and the first frames send from this port; `None`: testpmd's own choice.
+    pub peer: Option<String>,
 }
 
 impl FrontEnd {
@@ -61,7 +77,32 @@ impl FrontEnd {
             vectorized: false,
             queues: 1,
             queue_size: 1024,
+            mac: None,
+            peer: None,
         }
+    }
+}
+
+impl FrontEnd {
+    /// The words that make a port of it.
+    fn vdev(&self, port: usize) -> String {
+        let mut vdev = format!(
+            "net_virtio_user{port},path={},queues={},queue_size={},packed_vq={},mrg_rxbuf={},in_order={},vectorized={}",
+            self.socket.display(),
+            self.queues,
+            self.queue_size,
+            u8::from(self.packed),
+            u8::from(self.mergeable),
+            u8::from(self.in_order),
+            u8::from(self.vectorized),
+        );
+        if self.server {
+            vdev += ",server=1";
+        }
+        if let Some(mac) = &self.mac {
+            vdev += &format!(",mac={mac}");
+        }
+        vdev
     }
 }
 
@@ -117,9 +158,14 @@ impl Testpmd {
         Ok(paths.collect())
     }
 
-    /// The port's counters.
+    /// The first port's counters.
     pub fn stats(&mut self) -> Result<PortStats> {
-        let text = self.command("show port stats 0")?;
+        self.port_stats(0)
+    }
+
+    /// A port's counters.
+    pub fn port_stats(&mut self, port: usize) -> Result<PortStats> {
+        let text = self.command(&format!("show port stats {port}"))?;
         let value = |name: &str| {
             field(&text, name).ok_or_else(|| Error::new(format!("testpmd showed no {name} in:\n{text}")))
         };
@@ -132,7 +178,7 @@ impl Testpmd {
         })
     }
 
-    /// The port's extended counters by name.
+    /// The first port's extended counters by name.
     pub fn extended_stats(&mut self) -> Result<BTreeMap<String, u64>> {
         let text = self.command("show port xstats 0")?;
         let mut stats = BTreeMap::new();
@@ -198,25 +244,18 @@ pub fn version() -> Option<String> {
 fn arguments_for(name: &str, role: &Role, forward: &str, huge_pages: u64) -> Vec<String> {
     let mut line: Vec<String> = Vec::new();
     // A worker on core 0 for a front-end, on core 1 for a back-end: each the other's sleeping main thread.
-    let (main, vdev, queues, descriptors) = match role {
-        Role::FrontEnd(front) => {
-            let mut vdev = format!(
-                "net_virtio_user0,path={},queues={},queue_size={},packed_vq={},mrg_rxbuf={},in_order={},vectorized={}",
-                front.socket.display(),
-                front.queues,
-                front.queue_size,
-                u8::from(front.packed),
-                u8::from(front.mergeable),
-                u8::from(front.in_order),
-                u8::from(front.vectorized),
-            );
-            if front.server {
-                vdev += ",server=1";
-            }
-            (1, vdev, front.queues, front.queue_size)
+    let (main, vdevs, queues, descriptors) = match role {
+        Role::FrontEnds(fronts) => {
+            let vdevs = fronts.iter().enumerate().map(|(port, front)| front.vdev(port)).collect::<Vec<_>>();
+            let first = fronts.first();
+            (1, vdevs, first.map_or(1, |front| front.queues), first.map_or(1024, |front| front.queue_size))
         }
-        Role::BackEnd { socket, queues } => {
-            (0, format!("net_vhost0,iface={},queues={queues}", socket.display()), *queues, 1024)
+        Role::BackEnds { sockets, queues } => {
+            let vdevs = sockets
+                .iter()
+                .enumerate()
+                .map(|(port, socket)| format!("net_vhost{port},iface={},queues={queues}", socket.display()));
+            (0, vdevs.collect(), *queues, 1024)
         }
     };
     line.extend(["-l", "0,1", "--main-lcore"].map(String::from));
@@ -230,10 +269,14 @@ fn arguments_for(name: &str, role: &Role, forward: &str, huge_pages: u64) -> Vec
     } else {
         line.push("--no-huge".into());
     }
-    if matches!(role, Role::FrontEnd(front) if front.vectorized) {
+    let fronts = match role {
+        Role::FrontEnds(fronts) => fronts.as_slice(),
+        Role::BackEnds { .. } => &[],
+    };
+    if fronts.iter().any(|front| front.vectorized) {
         line.push("--force-max-simd-bitwidth=512".into());
     }
-    line.push(format!("--vdev={vdev}"));
+    line.extend(vdevs.iter().map(|vdev| format!("--vdev={vdev}")));
     line.extend(["--", "-i", "--nb-cores=1", "--no-lsc-interrupt", "--disable-link-check"].map(String::from));
     line.push(format!("--forward-mode={forward}"));
     line.push(format!("--rxq={queues}"));
@@ -241,6 +284,9 @@ fn arguments_for(name: &str, role: &Role, forward: &str, huge_pages: u64) -> Vec
     line.push(format!("--rxd={descriptors}"));
     line.push(format!("--txd={descriptors}"));
     line.push(format!("--total-num-mbufs={MBUFS}"));
+    for (port, front) in fronts.iter().enumerate() {
+        line.extend(front.peer.iter().map(|peer| format!("--eth-peer={port},{peer}")));
+    }
     line
 }
 
@@ -281,9 +327,25 @@ mod tests {
     }
 
     #[test]
+    fn two_ports_have_addresses_and_peers_of_their_own() {
+        let front = |socket: &str, mac: &str, peer: &str| FrontEnd {
+            mac: Some(mac.into()),
+            peer: Some(peer.into()),
+            ..FrontEnd::new(socket)
+        };
+        let fronts = vec![front("/x/0", "M0", "M1"), front("/x/1", "M1", "M0")];
+        let line = arguments_for("pair", &Role::FrontEnds(fronts), "mac", 0).join(" ");
+        for part in
+            ["net_virtio_user0,path=/x/0,", "net_virtio_user1,path=/x/1,", ",mac=M1", "--eth-peer=0,M1"]
+        {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
+    }
+
+    #[test]
     fn the_command_line_says_what_was_asked_for() {
         let front = FrontEnd { packed: true, vectorized: true, queues: 4, ..FrontEnd::new("/x/v.sock") };
-        let line = arguments_for("fe", &Role::FrontEnd(front), "io", 0).join(" ");
+        let line = arguments_for("fe", &Role::front_end(front), "io", 0).join(" ");
         for part in [
             "path=/x/v.sock",
             "packed_vq=1",
@@ -296,8 +358,7 @@ mod tests {
             assert!(line.contains(part), "{part} is not in {line}");
         }
         assert!(!line.contains("server=1"));
-        let line = arguments_for("be", &Role::BackEnd { socket: "/x/b.sock".into(), queues: 1 }, "io", 512)
-            .join(" ");
+        let line = arguments_for("be", &Role::back_end("/x/b.sock", 1), "io", 512).join(" ");
         assert!(
             line.contains("--single-file-segments") && line.contains("net_vhost0,iface=/x/b.sock"),
             "{line}"

@@ -1,15 +1,19 @@
 //! The lab proved against itself: DPDK's vhost back-end in Ringway's place. When a test against Ringway fails and these pass, it
 //! is not the lab.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use ringway_lab::ensure;
+use ringway_lab::agent::{CastOrder, Offload};
 use ringway_lab::error::Result;
 use ringway_lab::image::{Archive, Kernel};
 use ringway_lab::lab::{Lab, wait_for};
-use ringway_lab::qemu::{Guest, Nic, all_came_back, every_length, steady_traffic};
+use ringway_lab::netns::Netns;
+use ringway_lab::qemu::{Boot, Guest, Nic, all_came_back, every_length, steady_traffic};
+use ringway_lab::station::Station;
 use ringway_lab::testpmd::{FrontEnd, Role, Testpmd};
+use ringway_lab::{ensure, exchange};
 
 #[test]
 #[ignore = "needs cpio: run deploy/test"]
@@ -49,8 +53,7 @@ fn the_kernels_modules_come_in_an_order_in_which_they_load() {
 fn a_guests_frames_return_from_a_dpdk_back_end() {
     Lab::run("guest-and-dpdk", |lab| {
         let socket = lab.socket("v.sock");
-        let mut back =
-            Testpmd::start(lab, "back", &Role::BackEnd { socket: socket.clone(), queues: 1 }, "io")?;
+        let mut back = Testpmd::start(lab, "back", &Role::back_end(&socket, 1), "io")?;
         back.command("start")?;
         let nic = Nic::new(1, &socket);
         let mut guest = Guest::boot(lab, "guest", 1, std::slice::from_ref(&nic))?;
@@ -84,8 +87,7 @@ fn a_guests_frames_return_from_a_dpdk_back_end() {
 fn a_guests_four_packed_queue_pairs_carry_frames_to_a_dpdk_back_end() {
     Lab::run("guest-and-dpdk-4", |lab| {
         let socket = lab.socket("v.sock");
-        let mut back =
-            Testpmd::start(lab, "back", &Role::BackEnd { socket: socket.clone(), queues: 4 }, "io")?;
+        let mut back = Testpmd::start(lab, "back", &Role::back_end(&socket, 4), "io")?;
         back.command("start")?;
         let nic = Nic::new(1, &socket).packed(true).pairs(4);
         let mut guest = Guest::boot(lab, "guest", 2, std::slice::from_ref(&nic))?;
@@ -108,8 +110,7 @@ fn a_guests_four_packed_queue_pairs_carry_frames_to_a_dpdk_back_end() {
 fn dpdk_front_ends_of_every_kind_talk_to_a_dpdk_back_end() {
     Lab::run("dpdk-and-dpdk", |lab| -> Result<()> {
         let socket = lab.socket("v.sock");
-        let mut back =
-            Testpmd::start(lab, "back", &Role::BackEnd { socket: socket.clone(), queues: 1 }, "io")?;
+        let mut back = Testpmd::start(lab, "back", &Role::back_end(&socket, 1), "io")?;
         back.command("start")?;
         for (packed, vectorized) in [(false, false), (true, false), (false, true), (true, true)] {
             let front = FrontEnd {
@@ -120,7 +121,7 @@ fn dpdk_front_ends_of_every_kind_talk_to_a_dpdk_back_end() {
                 ..FrontEnd::new(&socket)
             };
             let name = format!("front{}{}", u8::from(packed), u8::from(vectorized));
-            let mut front = Testpmd::start(lab, &name, &Role::FrontEnd(front), "mac")?;
+            let mut front = Testpmd::start(lab, &name, &Role::front_end(front), "mac")?;
             front.command("start tx_first 8")?;
             std::thread::sleep(Duration::from_millis(500));
             front.command("stop")?;
@@ -138,3 +139,100 @@ fn dpdk_front_ends_of_every_kind_talk_to_a_dpdk_back_end() {
         back.quit()
     });
 }
+
+#[test]
+#[ignore = "needs iproute2 and root: run deploy/test"]
+fn two_namespaces_exchange_everything_over_a_veth_pair() {
+    Lab::run("namespaces", |lab| {
+        let (here, there) = (Netns::new("here")?, Netns::new("there")?);
+        here.join("v0", &there, "v1")?;
+        let (mut one, mut other) = (here.station(lab, "one")?, there.station(lab, "other")?);
+        let refused = one.shell("exit 3")?;
+        ensure!(refused.code == 3, "{refused:?}");
+        for (station, nic, last) in [(&mut one, "v0", 1), (&mut other, "v1", 2)] {
+            station.add_address(nic, &format!("10.9.0.{last}/24"))?;
+            station.add_address(nic, &format!("fd00:9::{last}/64"))?;
+            station.set_up(nic)?;
+            exchange::serve(station)?;
+        }
+        for (station, nic) in [(&mut one, "v0"), (&mut other, "v1")] {
+            lab.say(format_args!("{:?}", station.link_up(nic)?));
+        }
+        for to in [FOUR_OF_OTHER, SIX_OF_OTHER] {
+            exchange_all(lab, &mut one, &mut other, to, 100 << 20)?;
+        }
+        here.sysctl("net/ipv4/ip_default_ttl", "9")?;
+        // An interface that was given away is there, and its addresses are not.
+        let third = Netns::new("third")?;
+        there.give("v1", &third)?;
+        ensure!(other.nics()?.is_empty(), "still there");
+        let mut elsewhere = third.station(lab, "elsewhere")?;
+        ensure!(elsewhere.nic("v1")?.mac.len() == 17, "not there");
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs QEMU >= 8, the 6.12 guest kernel and dpdk-testpmd: run deploy/test"]
+fn two_guests_exchange_everything_over_a_dpdk_back_end() {
+    Lab::run("guests-and-dpdk", |lab| {
+        let sockets = vec![lab.socket("v0.sock"), lab.socket("v1.sock")];
+        let role = Role::BackEnds { sockets: sockets.clone(), queues: 1 };
+        let mut back = Testpmd::start(lab, "back", &role, "io")?;
+        back.command("start")?;
+        let nics = [Nic::new(1, &sockets[0]), Nic::new(2, &sockets[1]).packed(true)];
+        let begin = |name, nic| Guest::begin(lab, name, Boot::new(1).ipv6(), std::slice::from_ref(nic));
+        let (one, other) = (begin("one", &nics[0])?, begin("other", &nics[1])?);
+        let (mut one, mut other) = (one.wait_until_up(lab)?, other.wait_until_up(lab)?);
+        for (guest, nic, last) in [(&mut one, &nics[0], 1), (&mut other, &nics[1], 2)] {
+            guest.add_address(&nic.mac, &format!("10.9.0.{last}/24"))?;
+            guest.add_address(&nic.mac, &format!("fd00:9::{last}/64"))?;
+            lab.say(format_args!("{:?}", guest.link_up(&nic.mac)?));
+            exchange::serve(guest)?;
+        }
+        for to in [FOUR_OF_OTHER, SIX_OF_OTHER] {
+            exchange_all(lab, &mut one, &mut other, to, 16 << 20)?;
+        }
+        let nic = nics[0].mac.as_str();
+        for on in [false, true] {
+            // DPDK's back-end cuts no TCP segments, so TSO stays off.
+            for offload in [Offload::TxChecksum, Offload::Gso, Offload::Gro] {
+                one.set_offload(nic, offload, on)?;
+                ensure!(one.nic(nic)?.offloads.contains(&offload) == on, "{offload:?} should be {on}");
+            }
+        }
+        one.start_pulse(FOUR_OF_OTHER, 5)?;
+        std::thread::sleep(Duration::from_secs(1));
+        let report = one.stop_pulse(FOUR_OF_OTHER)?;
+        lab.say(format_args!("{report:?}"));
+        ensure!(report.received > 0 && report.corrupt == 0 && report.duplicated == 0, "{report:?}");
+        let source = "02:00:00:00:00:77".to_string();
+        let before = other.nic(&nics[1].mac)?.rx_packets;
+        let destination = nics[1].mac.clone();
+        one.cast(CastOrder { nic: nic.into(), destination, source, length: 100, frames: 50 })?;
+        wait_for("50 frames of another source", Duration::from_secs(5), || {
+            Ok((other.nic(&nics[1].mac)?.rx_packets >= before + 50).then_some(()))
+        })?;
+        one.power_off()?;
+        other.power_off()?;
+        back.quit()
+    });
+}
+
+/// Echo of every size, TCP each way, UDP without a loss.
+fn exchange_all(lab: &Lab, one: &mut Station, other: &mut Station, to: IpAddr, bytes: u64) -> Result<()> {
+    lab.say(format_args!("{to}: {:?}", exchange::echo(one, exchange::every_size(to, 1500))?));
+    lab.say(format_args!("{to}: {:?}", exchange::echo(one, exchange::fragmented_sizes(to, 1500))?));
+    let report = exchange::tcp(one, other, to, bytes)?;
+    lab.say(format_args!("{to}: {report:?}"));
+    let (sent, received) = exchange::udp(one, other, to, (2000, 1000, 2000))?;
+    lab.say(format_args!("{to}: {sent:?} {received:?}"));
+    ensure!(
+        sent.sent == 2000 && received.received == 2000 && received.overflowed == 0,
+        "datagrams are missing"
+    );
+    Ok(())
+}
+
+const FOUR_OF_OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2));
+const SIX_OF_OTHER: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 2));

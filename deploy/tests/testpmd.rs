@@ -91,7 +91,7 @@ fn exchange(
     );
     lab.say(format_args!("{name}: {what}"));
     let before = daemon.stats(device).unwrap_or_default();
-    let mut testpmd = Testpmd::start(lab, name, &Role::FrontEnd(front.clone()), "mac")?;
+    let mut testpmd = Testpmd::start(lab, name, &Role::front_end(front.clone()), "mac")?;
     let features = daemon.features(device)?;
     for (feature, wanted) in
         [("RING_PACKED", front.packed), ("IN_ORDER", front.in_order), ("MRG_RXBUF", front.mergeable)]
