@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Result};
-use crate::lab::Lab;
+use crate::lab::{Lab, wait_for};
 use crate::process::{self, Process};
 use crate::{ensure, fail};
 
@@ -175,6 +175,26 @@ impl Testpmd {
             rx_errors: value("RX-errors:")?,
             tx_packets: value("TX-packets:")?,
             tx_errors: value("TX-errors:")?,
+        })
+    }
+
+    /// Has every port send that many bursts of 32 frames, forwards for that long what comes, takes without sending it what is
+    /// still under way, and gives each port's counters once they stand still.
+    pub fn circulate(&mut self, ports: usize, bursts: u32, duration: Duration) -> Result<Vec<PortStats>> {
+        self.command(&format!("start tx_first {bursts}"))?;
+        std::thread::sleep(duration);
+        self.command("stop")?;
+        self.command("set fwd rxonly")?;
+        self.command("start")?;
+        let mut last = Vec::new();
+        wait_for("counters that stand still", Duration::from_secs(5), || {
+            let stats = (0..ports).map(|port| self.port_stats(port)).collect::<Result<Vec<_>>>()?;
+            if stats == last {
+                return Ok(Some(stats));
+            }
+            last = stats;
+            std::thread::sleep(Duration::from_millis(200));
+            Ok(None)
         })
     }
 

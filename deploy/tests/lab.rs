@@ -219,6 +219,35 @@ fn two_guests_exchange_everything_over_a_dpdk_back_end() {
     });
 }
 
+#[test]
+#[ignore = "needs dpdk-testpmd: run deploy/test"]
+fn frames_circulate_between_two_ports_over_a_dpdk_back_end() {
+    Lab::run("dpdk-pair", |lab| {
+        let sockets = vec![lab.socket("v0.sock"), lab.socket("v1.sock")];
+        let role = Role::BackEnds { sockets: sockets.clone(), queues: 1 };
+        let mut back = Testpmd::start(lab, "back", &role, "io")?;
+        back.command("start")?;
+        let macs = ["52:54:00:00:00:01", "52:54:00:00:00:02"].map(String::from);
+        let front = |port: usize| FrontEnd {
+            packed: port == 1,
+            mac: Some(macs[port].clone()),
+            peer: Some(macs[1 - port].clone()),
+            ..FrontEnd::new(&sockets[port])
+        };
+        let mut pair = Testpmd::start(lab, "pair", &Role::FrontEnds(vec![front(0), front(1)]), "mac")?;
+        let stats = pair.circulate(2, 4, Duration::from_secs(1))?;
+        lab.say(format_args!("{stats:?}"));
+        for (sender, receiver) in [(0, 1), (1, 0)] {
+            ensure!(
+                stats[sender].tx_packets == stats[receiver].rx_packets && stats[sender].tx_packets > 1000,
+                "frames are missing from {sender} to {receiver}: {stats:?}"
+            );
+        }
+        pair.quit()?;
+        back.quit()
+    });
+}
+
 /// Echo of every size, TCP each way, UDP without a loss.
 fn exchange_all(lab: &Lab, one: &mut Station, other: &mut Station, to: IpAddr, bytes: u64) -> Result<()> {
     lab.say(format_args!("{to}: {:?}", exchange::echo(one, exchange::every_size(to, 1500))?));

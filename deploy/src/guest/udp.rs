@@ -133,12 +133,15 @@ fn write(run: u32, sequence: u64, size: usize, into: &mut Vec<u8>) {
     Content::new((u64::from(run) << 32) ^ sequence).fill(&mut into[HEADER_BYTES..]);
 }
 
-/// Datagrams that the kernel has dropped for want of room, of both versions of IP.
+/// Datagrams that the kernel has dropped for want of room, of both versions of IP: in the socket, or in all sockets together.
 fn overflowed() -> Result<u64> {
     let four = std::fs::read_to_string("/proc/net/snmp").context(|| "/proc/net/snmp".into())?;
     // Absent without IPv6.
     let six = std::fs::read_to_string("/proc/net/snmp6").unwrap_or_default();
-    Ok(column(&four, "Udp:", "RcvbufErrors").unwrap_or(0) + row(&six, "Udp6RcvbufErrors").unwrap_or(0))
+    let count = |name: &str| {
+        column(&four, "Udp:", name).unwrap_or(0) + row(&six, &format!("Udp6{name}")).unwrap_or(0)
+    };
+    Ok(count("RcvbufErrors") + count("MemErrors"))
 }
 
 /// `/proc/net/snmp` has a line of names and one of values for each protocol.
