@@ -180,7 +180,7 @@ fn two_guests_exchange_everything_over_a_dpdk_back_end() {
         let role = Role::BackEnds { sockets: sockets.clone(), queues: 1 };
         let mut back = Testpmd::start(lab, "back", &role, "io")?;
         back.command("start")?;
-        let nics = [Nic::new(1, &sockets[0]), Nic::new(2, &sockets[1]).packed(true)];
+        let nics = [Nic::new(1, &sockets[0]), Nic::new(2, &sockets[1]).packed(true).without_offloads()];
         let begin = |name, nic| Guest::begin(lab, name, Boot::new(1).ipv6(), std::slice::from_ref(nic));
         let (one, other) = (begin("one", &nics[0])?, begin("other", &nics[1])?);
         let (mut one, mut other) = (one.wait_until_up(lab)?, other.wait_until_up(lab)?);
@@ -189,6 +189,10 @@ fn two_guests_exchange_everything_over_a_dpdk_back_end() {
             guest.add_address(&nic.mac, &format!("fd00:9::{last}/64"))?;
             lab.say(format_args!("{:?}", guest.link_up(&nic.mac)?));
             exchange::serve(guest)?;
+        }
+        let shown = [one.nic(&nics[0].mac)?, other.nic(&nics[1].mac)?];
+        for feature in [VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM] {
+            ensure!(shown[0].has(feature) && !shown[1].has(feature), "feature {feature}: {shown:?}");
         }
         for to in [FOUR_OF_OTHER, SIX_OF_OTHER] {
             exchange_all(lab, &mut one, &mut other, to, 16 << 20)?;
@@ -265,3 +269,5 @@ fn exchange_all(lab: &Lab, one: &mut Station, other: &mut Station, to: IpAddr, b
 
 const FOUR_OF_OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2));
 const SIX_OF_OTHER: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 2));
+const VIRTIO_NET_F_CSUM: u32 = 0;
+const VIRTIO_NET_F_GUEST_CSUM: u32 = 1;
