@@ -40,6 +40,10 @@ pub struct QueueStats {
     pub packets: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Large frames that were cut up for the guest.
+    pub sw_segmented: u64,
+    /// What they were cut up into, counted among `packets`.
+    pub sw_segments: u64,
     /// Frames dropped, by reason.
     pub drops: BTreeMap<String, u64>,
     /// Faults of the ring, by reason.
@@ -62,6 +66,11 @@ impl DeviceStats {
     /// Frames that the guest was given.
     pub fn rx_packets(&self) -> u64 {
         self.sum("rx")
+    }
+
+    /// Frames that the guest was given, as they were sent: one that was cut up for it counts once.
+    pub fn rx_frames(&self) -> u64 {
+        self.of("rx").map(|queue| queue.packets + queue.sw_segmented - queue.sw_segments).sum()
     }
 
     /// Bytes that the guest sent.
@@ -245,6 +254,8 @@ fn queue_stats(queue: &Value) -> QueueStats {
     };
     QueueStats {
         queue_type: queue["queue_type"].as_str().unwrap_or_default().to_string(),
+        sw_segmented: number("sw_segmented"),
+        sw_segments: number("sw_segments"),
         received_desc: number("received_desc"),
         completed_desc: number("completed_desc"),
         packets: number("packets"),

@@ -189,7 +189,7 @@ fn agree(lab: &Lab, daemon: &Daemon, what: &str, ends: &mut [End<'_>; 2]) -> Res
             // side of Ringway is given, as a guest does.
             nic.tx_packets == ours.tx_packets() + ours.tx_drops()
                 && nic.rx_packets == ours.rx_packets()
-                && ours.tx_packets() == theirs.rx_packets() + theirs.rx_drops()
+                && ours.tx_packets() == theirs.rx_frames() + theirs.rx_drops()
                 && ours.faults() == 0
         });
         last = format!("{shown:#?} {stats:#?}");
