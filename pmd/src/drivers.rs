@@ -2,9 +2,13 @@
 
 // Any number of devices joined by a learning bridge.
 pub mod bridge;
+// The host as a port.
+mod host_port;
 // What joined devices have in common.
 mod joined;
 // Two devices joined.
 pub mod link;
+// A guest joined with a kernel TAP.
+pub mod tap;
 // A network device whose wire is a loop.
 pub mod sim_net;

@@ -12,6 +12,8 @@ pub mod fabric;
 pub mod fdb;
 // The frames of one burst, looked at.
 pub mod frame;
+// A kernel netdev as a side of a path.
+pub mod netdev;
 // Checksum and segmentation offloads: what a header claims, checked, and done in software.
 pub mod offload;
 // What operators ask of a network device, checked.
@@ -24,6 +26,8 @@ mod receive;
 pub mod side;
 // What a bridge has learned, for those who ask.
 pub mod stations;
+// A kernel TAP netdev.
+pub mod tap;
 // The pump that carries frames from sources to one destination.
 pub mod transfer;
 

@@ -168,11 +168,16 @@ pub trait ManagementDevice: Send {
     fn info(&self) -> MgmtInfo;
     /// Makes a device. Must not wait for a peer.
     fn create(&mut self, spec: &DeviceSpec) -> Result<Box<dyn VdpaDevice>, DriverError>;
+    /// The device that comes with this one, and goes with it: the host's end of what joins the two.
+    fn implied(&self, spec: &DeviceSpec) -> Option<DeviceSpec> {
+        let _ = spec;
+        None
+    }
     /// A device of this name was removed. Its session may still hold it.
     fn removed(&mut self, name: &str) {
         let _ = name;
     }
-    /// Attributes of the management device itself as they are in force, for `config dump`.
+    /// Attributes of the management device itself as they are in force.
     fn attributes(&self) -> BTreeMap<String, String> {
         BTreeMap::new()
     }
@@ -270,6 +275,15 @@ pub trait VdpaDevice: Send {
         Err(DriverError::Misconfigured(format!("group {group} is not served by a pump of its own")))
     }
 
+    /// The kernel's interface that is its other side, for a device that has no front-end.
+    fn netdev(&mut self) -> Option<&mut dyn Netdev> {
+        None
+    }
+
+    /// An operator removed the device: what was made for it on the host goes, too. Every queue is out of service. Called
+    /// by its last holder, which may be control.
+    fn removed(&mut self) {}
+
     /// What serves its queues, for a device whose pumps hold queues of other devices too. None: each of its groups has a
     /// pump of its own.
     fn service(&mut self) -> Option<&mut dyn Service> {
@@ -301,6 +315,22 @@ pub trait Service {
     fn follow_cores(&mut self, within: Duration) -> Result<(), ServiceError>;
     /// The groups that were taken out without being asked for, and why, once: a pump panicked, or could not be placed.
     fn take_ended(&mut self, within: Duration) -> Vec<(u16, String)>;
+}
+
+/// A device whose other side is a kernel's interface. Called by its session, which has no socket.
+pub trait Netdev {
+    /// The interface.
+    fn ifname(&self) -> &str;
+    /// Opens it, if it is not open, and puts its queues into service. `attention` is signalled when it is gone.
+    fn open(
+        &mut self,
+        counters: &[Arc<QueueCounters>],
+        attention: Arc<EventFd>,
+        berth: &Berth,
+        within: Duration,
+    ) -> Result<(), DriverError>;
+    /// It is gone.
+    fn is_gone(&self) -> bool;
 }
 
 /// Where a service places its pumps.

@@ -165,6 +165,25 @@ impl Burst {
         }
     }
 
+    /// The map that every segment lies in.
+    #[inline]
+    pub fn map(&self) -> &Arc<GuestMap> {
+        &self.map
+    }
+
+    /// Adds a chain of one readable segment, which must lie in one region of the burst's map: for frames in memory of
+    /// our own. False: it does not, or there is no room.
+    #[inline]
+    pub fn push_own(&mut self, id: u16, gpa: u64, len: u32) -> bool {
+        let Ok(slice) = self.map.resolve(gpa, len.into()) else { return false };
+        let segment = Segment { start: slice.start, len };
+        if !self.singles().push(id, segment, false) {
+            return false;
+        }
+        self.commit_singles(1);
+        true
+    }
+
     /// Chains in it.
     #[inline]
     pub(crate) fn len(&self) -> usize {

@@ -26,6 +26,12 @@ impl<'map> HostSlice<'map> {
     pub fn len(self) -> usize {
         self.len
     }
+    /// Where it begins: for I/O vectors that the kernel reads or writes. Valid for as long as the map is held; whoever
+    /// passes it on sees to that. No Rust reference may be made of it.
+    #[inline]
+    pub fn as_ptr(self) -> *mut u8 {
+        self.start
+    }
     /// The part from `at` on, at most `len` bytes; empty if `at` is beyond the end.
     #[inline]
     #[must_use]

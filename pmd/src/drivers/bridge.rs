@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ringway_ring::tsc;
 
+use super::host_port::{HostPort, NETNS, TAP};
 use super::joined::{FEATURES, JoinedDevice, MAX_PAIRS, Members};
 use super::link::CHECK;
 use crate::net::fabric::{Fabric, MOST_PORTS};
@@ -67,6 +68,12 @@ impl ManagementDevice for Bridge {
     }
 
     fn create(&mut self, spec: &DeviceSpec) -> Result<Box<dyn VdpaDevice>, DriverError> {
+        if let Some(tap) = HostPort::asked(spec)? {
+            let port = self.fabric.port(None);
+            let device = HostPort::open(port, spec, tap)?;
+            self.members.add(&spec.name, device.port());
+            return Ok(Box::new(device));
+        }
         let plan = Offer { mgmtdev: "bridge", features: FEATURES, max_pairs: MAX_PAIRS }.plan(spec)?;
         let is_checked = switch(spec, CHECK.name)?;
         let flood = match spec.attributes.get(FLOOD.name).map(String::as_str) {
@@ -131,7 +138,7 @@ fn describe(name: String) -> MgmtInfo {
         max_supported_vqs: u32::from(MAX_PAIRS) * 2,
         max_devices: Some(MOST_PORTS.into()),
         features: FEATURES,
-        attributes: vec![CHECK, FLOOD],
+        attributes: vec![CHECK, FLOOD, TAP, NETNS],
         summary: "any number of devices joined by a learning bridge",
     }
 }

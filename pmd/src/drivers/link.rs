@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::host_port::{HostPort, NETNS, TAP};
 use super::joined::{FEATURES, JoinedDevice, MAX_PAIRS, Members};
 use crate::net::fabric::Fabric;
 use crate::net::plan::{Offer, switch, word};
@@ -49,6 +50,12 @@ impl ManagementDevice for Link {
     }
 
     fn create(&mut self, spec: &DeviceSpec) -> Result<Box<dyn VdpaDevice>, DriverError> {
+        if let Some(tap) = HostPort::asked(spec)? {
+            let port = self.fabric.port(None);
+            let device = HostPort::open(port, spec, tap)?;
+            self.members.add(&spec.name, device.port());
+            return Ok(Box::new(device));
+        }
         let plan = Offer { mgmtdev: "link", features: FEATURES, max_pairs: MAX_PAIRS }.plan(spec)?;
         let is_checked = switch(spec, CHECK.name)?;
         let attributes = BTreeMap::from([(CHECK.name.to_owned(), word(is_checked))]);
@@ -69,7 +76,7 @@ fn describe(name: String) -> MgmtInfo {
         max_supported_vqs: u32::from(MAX_PAIRS) * 2,
         max_devices: Some(2),
         features: FEATURES,
-        attributes: vec![CHECK],
+        attributes: vec![CHECK, TAP, NETNS],
         summary: "two devices joined, each the other's wire",
     }
 }

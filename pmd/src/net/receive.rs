@@ -10,8 +10,8 @@ use ringway_ring::queue::{DeviceRing, RingFault};
 use super::cursor::Cursor;
 use super::end::End;
 use super::frame::{Frame, copy_out};
-use super::offload::{Finish, HEAD_BYTES, Offload, Segments, complete_checksum};
-use crate::counters::DropReason;
+use super::offload::{Finish, HEAD_BYTES, Offload, Offloads, Segments, complete_checksum};
+use crate::counters::{DropReason, Tally};
 
 /// Where frames are to go, whatever it is: a receive queue, a kernel netdev.
 pub(super) trait Receiver {
@@ -23,6 +23,15 @@ pub(super) trait Receiver {
 
     /// Counts frames that were for it and did not reach it.
     fn count_drops(&mut self, reason: DropReason, frames: u64);
+
+    /// What it finishes itself.
+    fn takes(&self) -> Offloads;
+
+    /// Delivers a frame of our own, in two parts.
+    fn put_bytes(&mut self, head: &[u8], payload: &[u8], offload: Offload) -> Result<(), Refused>;
+
+    /// What is counted at the next publication.
+    fn tally(&mut self) -> &mut Tally;
 }
 
 /// A frame on its way.
@@ -112,12 +121,37 @@ impl<R: DeviceRing> Receiver for End<R> {
             offload if self.takes.contains(offload.needs()) => {
                 self.put_frame(from, offload.to_header().to_bytes())
             }
-            offload => self.put_finished(from, offload, desk),
+            offload => finish(self, from, offload, desk),
         }
     }
 
     fn count_drops(&mut self, reason: DropReason, frames: u64) {
         self.counters.add_drops(reason, frames);
+    }
+
+    fn takes(&self) -> Offloads {
+        self.takes
+    }
+
+    fn put_bytes(&mut self, head: &[u8], payload: &[u8], offload: Offload) -> Result<(), Refused> {
+        let ours = self.ingress.header_len;
+        let len = head.len() + payload.len();
+        let count = self.room(len + ours)?;
+        let into = self.burst.chains().get(self.used..self.used + count).unwrap_or_default();
+        let mut header = offload.to_header().to_bytes();
+        header[10..12].copy_from_slice(&(count as u16).to_le_bytes());
+        {
+            let mut to = Cursor::new(into.iter().flat_map(|chain| self.burst.writable(chain)));
+            to.write(header.get(..ours).unwrap_or_default());
+            to.write(head);
+            to.write(payload);
+        }
+        self.take(count, len);
+        Ok(())
+    }
+
+    fn tally(&mut self) -> &mut Tally {
+        &mut self.tally
     }
 }
 
@@ -220,73 +254,58 @@ impl<R: DeviceRing> End<R> {
         self.take(count, len);
         Ok(())
     }
+}
 
-    /// Writes a frame of our own, in two parts.
-    fn put_bytes(&mut self, head: &[u8], payload: &[u8], offload: Offload) -> Result<(), Refused> {
-        let ours = self.ingress.header_len;
-        let len = head.len() + payload.len();
-        let count = self.room(len + ours)?;
-        let into = self.burst.chains().get(self.used..self.used + count).unwrap_or_default();
-        let mut header = offload.to_header().to_bytes();
-        header[10..12].copy_from_slice(&(count as u16).to_le_bytes());
-        {
-            let mut to = Cursor::new(into.iter().flat_map(|chain| self.burst.writable(chain)));
-            to.write(header.get(..ours).unwrap_or_default());
-            to.write(head);
-            to.write(payload);
-        }
-        self.take(count, len);
-        Ok(())
+/// Finishes what a receiver did not agree to finish, on a copy, and delivers what came of it.
+#[inline(never)]
+pub(super) fn finish<R: Receiver>(
+    to: &mut R,
+    from: Passage<'_>,
+    offload: Offload,
+    desk: &mut Desk,
+) -> Result<(), Refused> {
+    let Desk { frame: room, resume } = desk;
+    let frame = private_copy(room.as_deref_mut().unwrap_or_default(), &from);
+    if frame.len() < from.frame.len as usize {
+        // Not reached: a pump whose sources may leave more to be done than its sinks take has a desk.
+        return Err(Refused::Drop(DropReason::BadOffload));
     }
-
-    /// Finishes what the receiver did not agree to finish, on a copy, and delivers what came of it.
-    #[inline(never)]
-    fn put_finished(&mut self, from: Passage<'_>, offload: Offload, desk: &mut Desk) -> Result<(), Refused> {
-        let takes = self.takes;
-        let Desk { frame: room, resume } = desk;
-        let frame = private_copy(room.as_deref_mut().unwrap_or_default(), &from);
-        if frame.len() < from.frame.len as usize {
-            // Not reached: a pump whose sources may leave more to be done than its sinks take has a desk.
-            return Err(Refused::Drop(DropReason::BadOffload));
+    match offload {
+        Offload::None => to.put_bytes(frame, &[], Offload::None),
+        Offload::Checksum { start, offset } => {
+            complete_checksum(frame, start, offset);
+            to.put_bytes(frame, &[], Offload::None)?;
+            to.tally().checksums += 1;
+            Ok(())
         }
-        match offload {
-            Offload::None => self.put_bytes(frame, &[], Offload::None),
-            Offload::Checksum { start, offset } => {
-                complete_checksum(frame, start, offset);
-                self.put_bytes(frame, &[], Offload::None)?;
-                self.tally.checksums += 1;
-                Ok(())
-            }
-            Offload::Segment { .. } => {
-                let partial = Offload::Checksum { start: 0, offset: 0 };
-                let finish = if takes.contains(partial.needs()) { Finish::Partial } else { Finish::Full };
-                let mut segments = Segments::new(frame, offload, finish);
-                let mut head = [0; HEAD_BYTES];
-                let mut done = 0;
-                while let Some(piece) = segments.next(&mut head) {
-                    done += 1;
-                    // Those before were delivered when the frame was in line before.
-                    if done <= *resume {
-                        continue;
+        Offload::Segment { .. } => {
+            let finish = if to.takes().contains(Offloads::CHECKSUM) { Finish::Partial } else { Finish::Full };
+            let mut segments = Segments::new(frame, offload, finish);
+            let mut head = [0; HEAD_BYTES];
+            let mut done = 0;
+            while let Some(piece) = segments.next(&mut head) {
+                done += 1;
+                // Those before were delivered when the frame was in line before.
+                if done <= *resume {
+                    continue;
+                }
+                let bytes = head.get(..piece.head_len).unwrap_or_default();
+                let payload = frame.get(piece.payload.clone()).unwrap_or_default();
+                match to.put_bytes(bytes, payload, piece.offload) {
+                    Ok(()) => to.tally().segments += 1,
+                    Err(Refused::Starved) => {
+                        *resume = done - 1;
+                        return Err(Refused::Starved);
                     }
-                    let bytes = head.get(..piece.head_len).unwrap_or_default();
-                    let payload = frame.get(piece.payload.clone()).unwrap_or_default();
-                    match self.put_bytes(bytes, payload, piece.offload) {
-                        Ok(()) => self.tally.segments += 1,
-                        Err(Refused::Starved) => {
-                            *resume = done - 1;
-                            return Err(Refused::Starved);
-                        }
-                        Err(other) => {
-                            *resume = 0;
-                            return Err(other);
-                        }
+                    Err(other) => {
+                        *resume = 0;
+                        return Err(other);
                     }
                 }
-                *resume = 0;
-                self.tally.segmented += 1;
-                Ok(())
             }
+            *resume = 0;
+            to.tally().segmented += 1;
+            Ok(())
         }
     }
 }

@@ -18,6 +18,7 @@ use ringway_ring::split::device::SplitDevice;
 
 use super::end::{End, PortRules};
 use super::frame::{Frame, Ingress};
+use super::netdev::{NetdevSink, NetdevSource};
 use super::offload::Offloads;
 use super::receive::{Desk, Passage, Receiver, Refused};
 use crate::counters::{DropReason, Tally};
@@ -30,6 +31,8 @@ pub enum Source {
     Split(Box<End<SplitDevice>>),
     /// A packed transmit queue.
     Packed(Box<End<PackedDevice>>),
+    /// A kernel netdev.
+    Netdev(Box<NetdevSource>),
 }
 
 /// Where frames go.
@@ -39,6 +42,8 @@ pub enum Sink {
     Split(Box<End<SplitDevice>>),
     /// A packed receive queue.
     Packed(Box<End<PackedDevice>>),
+    /// A kernel netdev.
+    Netdev(Box<NetdevSink>),
 }
 
 /// Does the same with whatever stands there.
@@ -47,6 +52,7 @@ macro_rules! each {
         match $of {
             Self::Split($side) => $what,
             Self::Packed($side) => $what,
+            Self::Netdev($side) => $what,
         }
     };
 }
@@ -87,6 +93,7 @@ impl Source {
         match self {
             Source::Split(end) => &end.burst,
             Source::Packed(end) => &end.burst,
+            Source::Netdev(end) => end.burst(),
         }
     }
 
@@ -124,6 +131,7 @@ impl Source {
         match self {
             Source::Split(end) => end.enabled,
             Source::Packed(end) => end.enabled,
+            Source::Netdev(_) => true,
         }
     }
 
@@ -138,6 +146,7 @@ impl Source {
         match self {
             Source::Split(end) => end.fail(fault),
             Source::Packed(end) => end.fail(fault),
+            Source::Netdev(_) => {}
         }
     }
 
@@ -146,6 +155,7 @@ impl Source {
         match self {
             Source::Split(end) => end.pay_call(),
             Source::Packed(end) => end.pay_call(),
+            Source::Netdev(_) => {}
         }
     }
 
@@ -222,11 +232,16 @@ impl Sink {
     pub(super) fn outstanding(&self) -> usize {
         match self {
             Sink::Split(_) | Sink::Packed(_) => 0,
+            Sink::Netdev(end) => end.outstanding(),
         }
     }
 
     /// Looks which of those it has finished.
-    pub(super) fn reap(&self) {}
+    pub(super) fn reap(&mut self) {
+        if let Sink::Netdev(end) = self {
+            end.reap();
+        }
+    }
 
     /// True while frames can be delivered to it.
     #[inline]
@@ -234,6 +249,7 @@ impl Sink {
         match self {
             Sink::Split(end) => end.is_usable(),
             Sink::Packed(end) => end.is_usable(),
+            Sink::Netdev(end) => !end.is_faulted(),
         }
     }
 
@@ -242,6 +258,7 @@ impl Sink {
         match self {
             Sink::Split(end) => end.pay_call(),
             Sink::Packed(end) => end.pay_call(),
+            Sink::Netdev(_) => {}
         }
     }
 
@@ -250,6 +267,8 @@ impl Sink {
         match self {
             Sink::Split(end) => end.arm(),
             Sink::Packed(end) => end.arm(),
+            // It has room again when its kernel has memory, of which nothing tells: looked at in time.
+            Sink::Netdev(_) => Some(false),
         }
     }
 
@@ -258,6 +277,7 @@ impl Sink {
         match self {
             Sink::Split(end) => end.disarm(),
             Sink::Packed(end) => end.disarm(),
+            Sink::Netdev(_) => {}
         }
     }
 
@@ -266,6 +286,7 @@ impl Sink {
         match self {
             Sink::Split(end) => end.wake_source(),
             Sink::Packed(end) => end.wake_source(),
+            Sink::Netdev(_) => None,
         }
     }
 }

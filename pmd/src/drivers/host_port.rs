@@ -1,0 +1,215 @@
+//! The host as a port of a link or a bridge: a device whose other side is a kernel TAP, and no guest.
+//!
+//! It is opened when it is made, so that what is wrong is told at once, and again by its session whenever the interface
+//! went away. Its receive queues are what the kernel is given, its transmit queues what the kernel sends.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringway_ring::features::Features;
+
+use super::joined::{FEATURES, MAX_PAIRS};
+use crate::counters::QueueCounters;
+use crate::net::fabric::{Port, Side};
+use crate::net::netdev::{NetdevSink, NetdevSource, NetdevWatch};
+use crate::net::plan::{Offer, Plan};
+use crate::net::side::{Sink, Source};
+use crate::net::tap::{TapError, TapNetdev, TapSpec, check_ifname};
+use crate::notify::EventFd;
+use crate::vdpa::{
+    AttributeInfo, Berth, Class, DataPath, DeviceConfig, DeviceSpec, DriverError, Netdev, QueueBinding,
+    QueueLimits, Service, ServiceError, VdpaDevice,
+};
+
+/// The attribute that makes a device the host's.
+pub(super) const TAP: AttributeInfo = AttributeInfo {
+    name: "tap",
+    value: "IFNAME",
+    help: "the host is the guest: a kernel TAP interface, found or made, in place of a socket",
+};
+
+/// Where its interface is.
+pub(super) const NETNS: AttributeInfo = AttributeInfo {
+    name: "netns",
+    value: "NAME",
+    help: "the network namespace of the TAP interface, as `ip netns` names it (default: ringwayd's own)",
+};
+
+/// A device.
+#[derive(Debug)]
+pub(super) struct HostPort {
+    port: Port,
+    plan: Plan,
+    spec: TapSpec,
+    /// Open, and not in service yet.
+    netdev: Option<TapNetdev>,
+    watch: Option<Arc<NetdevWatch>>,
+}
+
+impl HostPort {
+    /// The interface that a device is to be, if it is to be one.
+    pub(super) fn asked(spec: &DeviceSpec) -> Result<Option<TapSpec>, DriverError> {
+        let netns = spec.attributes.get(NETNS.name).cloned();
+        let Some(name) = spec.attributes.get(TAP.name).cloned() else {
+            return match netns {
+                Some(_) => Err(DriverError::misconfigured("netns: goes with tap IFNAME")),
+                None => Ok(None),
+            };
+        };
+        check_ifname(&name).map_err(DriverError::Misconfigured)?;
+        for (is_given, what) in [
+            (
+                spec.mac.is_some(),
+                "mac: the host gives its interface an address (ip link set IFNAME address MAC)",
+            ),
+            (spec.device_features.is_some(), "device_features: there is no guest to offer them to"),
+            (spec.attributes.contains_key("spoofchk"), "spoofchk: the host is trusted"),
+            (spec.attributes.contains_key("flood_pps"), "flood_pps: the host is trusted"),
+        ] {
+            if is_given {
+                return Err(DriverError::misconfigured(what));
+            }
+        }
+        let (queues, mtu) = (spec.max_vqp.unwrap_or(1), spec.mtu.unwrap_or(1500));
+        Ok(Some(TapSpec { name, netns, queues, mtu }))
+    }
+
+    /// Its place.
+    pub(super) fn port(&self) -> &Port {
+        &self.port
+    }
+
+    /// Opens the interface.
+    pub(super) fn open(port: Port, spec: &DeviceSpec, tap: TapSpec) -> Result<HostPort, DriverError> {
+        let mut plan = Offer { mgmtdev: "the host", features: FEATURES, max_pairs: MAX_PAIRS }.plan(spec)?;
+        let netdev = TapNetdev::open(&tap).map_err(driver_error)?;
+        plan.config.mac = netdev.mac();
+        Ok(HostPort { port, plan, spec: tap, netdev: Some(netdev), watch: None })
+    }
+}
+
+fn driver_error(error: TapError) -> DriverError {
+    match error {
+        TapError::Misconfigured(what) => DriverError::Misconfigured(what),
+        TapError::Resource { what, source } => DriverError::Resource { what, source },
+    }
+}
+
+impl VdpaDevice for HostPort {
+    fn class(&self) -> Class {
+        Class::Net
+    }
+
+    fn data_path(&self) -> DataPath {
+        DataPath::Pumped
+    }
+
+    fn features(&self) -> Features {
+        self.plan.features
+    }
+
+    fn limits(&self) -> QueueLimits {
+        QueueLimits { max_vqs: self.plan.config.max_vq_pairs * 2, max_vq_size: 0 }
+    }
+
+    fn config(&self) -> DeviceConfig {
+        DeviceConfig::Net(self.plan.config)
+    }
+
+    fn attributes(&self) -> BTreeMap<String, String> {
+        let tap = (TAP.name.to_owned(), self.spec.name.clone());
+        let netns = self.spec.netns.clone().map(|netns| (NETNS.name.to_owned(), netns));
+        [tap].into_iter().chain(netns).collect()
+    }
+
+    fn group_of(&self, index: u16) -> u16 {
+        index / 2
+    }
+
+    fn service(&mut self) -> Option<&mut dyn Service> {
+        Some(self)
+    }
+
+    fn netdev(&mut self) -> Option<&mut dyn Netdev> {
+        Some(self)
+    }
+
+    fn removed(&mut self) {
+        let open = || TapNetdev::open(&self.spec).ok();
+        if let Some(netdev) = self.netdev.take().or_else(open) {
+            netdev.remove();
+        }
+    }
+}
+
+impl Netdev for HostPort {
+    fn ifname(&self) -> &str {
+        &self.spec.name
+    }
+
+    fn open(
+        &mut self,
+        counters: &[Arc<QueueCounters>],
+        attention: Arc<EventFd>,
+        berth: &Berth,
+        within: Duration,
+    ) -> Result<(), DriverError> {
+        let netdev = match self.netdev.take() {
+            Some(netdev) => netdev,
+            None => TapNetdev::open(&self.spec).map_err(driver_error)?,
+        };
+        let watch = NetdevWatch::new(attention);
+        let (offloads, mtu) = (netdev.offloads(), self.spec.mtu);
+        let counted = |index: usize| counters.get(index).map(Arc::clone).unwrap_or_default();
+        let mut sides = Vec::new();
+        for (pair, (reader, writer)) in netdev.queues().map_err(driver_error)?.into_iter().enumerate() {
+            let (rx, tx) = (pair * 2, pair * 2 + 1);
+            let sink = NetdevSink::new(writer, offloads, mtu, counted(rx), Arc::clone(&watch));
+            let source = NetdevSource::new(reader, offloads, mtu, counted(tx), Arc::clone(&watch));
+            sides.push((rx as u16, true, Side::Sink(Sink::Netdev(Box::new(sink)))));
+            sides.push((tx as u16, true, Side::Source(Source::Netdev(Box::new(source)))));
+        }
+        self.port
+            .attach(sides, berth, within)
+            .map_err(|error| DriverError::Misconfigured(error.to_string()))?;
+        self.watch = Some(watch);
+        Ok(())
+    }
+
+    fn is_gone(&self) -> bool {
+        self.watch.as_ref().is_some_and(|watch| watch.is_gone())
+    }
+}
+
+impl Service for HostPort {
+    fn start(
+        &mut self,
+        group: u16,
+        _queues: Vec<QueueBinding>,
+        _berth: &Berth,
+        _within: Duration,
+    ) -> Result<(), ServiceError> {
+        Err(ServiceError::Refused(format!("pair {group} is the host's and has no guest")))
+    }
+
+    fn stop(&mut self, group: u16, within: Duration) -> Result<(), ServiceError> {
+        self.port.stop(group, within)
+    }
+
+    fn is_started(&self, group: u16) -> bool {
+        self.port.is_started(group)
+    }
+
+    fn core(&self, group: u16) -> Option<usize> {
+        self.port.core(group)
+    }
+
+    fn follow_cores(&mut self, within: Duration) -> Result<(), ServiceError> {
+        self.port.follow_cores(within)
+    }
+
+    fn take_ended(&mut self, within: Duration) -> Vec<(u16, String)> {
+        self.port.take_ended(within)
+    }
+}

@@ -1,0 +1,243 @@
+//! Frames to the kernel: written in batches straight from guest memory, each behind a header of ours.
+//!
+//! One entry into the kernel a batch, which never waits. The netdev copies a frame within the call, so that a write is
+//! finished when the call returns; should one not be, its memory stays: the writer holds the map, its pump gives the
+//! chains back only when nothing is outstanding, and neither lets itself be stopped before.
+//!
+//! Owned by one pump. Budget of `push` and `submit`: no allocation, no lock, one system call a batch, no panic.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use memmap2::MmapMut;
+use ringway_ring::chain::Burst;
+use ringway_ring::guest::{GuestMap, HostSlice};
+
+use super::ring::Ring;
+use super::{BUFFER_BYTES, HEADER_BYTES};
+
+/// See the module's head.
+pub struct TapWriter {
+    ring: Ring,
+    /// What the kernel reads while a write is out. None of it moves.
+    slots: Box<[Slot]>,
+    /// Slots without a write.
+    free: Vec<u16>,
+    /// Room for frames that are not in guest memory, or in more pieces than a slot has vectors for: one a slot, whose
+    /// pages are there once they were used.
+    bounce: MmapMut,
+    /// Holds the memory of what is outstanding.
+    map: Option<Arc<GuestMap>>,
+    /// Writes that were put in and not handed over.
+    is_new: bool,
+    written: Written,
+}
+
+/// One write.
+struct Slot {
+    header: [u8; HEADER_BYTES],
+    vectors: [libc::iovec; VECTORS],
+    /// Bytes of the frame.
+    len: u32,
+}
+
+// SAFETY: the pointers lead into memory that the writer holds, and are read by the kernel alone; nothing in it is tied to
+// a thread.
+unsafe impl Send for TapWriter {}
+
+/// What became of writes, since it was last asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Written {
+    /// Frames that the kernel took.
+    pub frames: u64,
+    /// Their bytes, without headers.
+    pub bytes: u64,
+    /// The interface is down.
+    pub down: u64,
+    /// The kernel had no memory for them.
+    pub no_memory: u64,
+    /// It refused them for another reason: their header, or memory that a guest took away.
+    pub refused: u64,
+    /// The interface is gone.
+    pub gone: u64,
+}
+
+impl TapWriter {
+    /// Allocates.
+    pub(super) fn new(netdev: OwnedFd) -> io::Result<TapWriter> {
+        let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        let slot = |_| Slot { header: [0; HEADER_BYTES], vectors: [nothing; VECTORS], len: 0 };
+        Ok(TapWriter {
+            ring: Ring::new(netdev, SLOTS as u32)?,
+            slots: (0..SLOTS).map(slot).collect(),
+            free: (0..SLOTS as u16).collect(),
+            bounce: MmapMut::map_anon(SLOTS * BUFFER_BYTES)?,
+            map: None,
+            is_new: false,
+            written: Written::default(),
+        })
+    }
+
+    /// Puts a frame in: what `parts`, which lie in the map of `burst`, have behind the first `skip` bytes. False: no room
+    /// now, or frames of another map are out.
+    pub fn push<'map>(
+        &mut self,
+        header: [u8; HEADER_BYTES],
+        burst: &'map Burst,
+        parts: impl Iterator<Item = HostSlice<'map>> + Clone,
+        skip: usize,
+        len: usize,
+    ) -> bool {
+        let is_held = self.map.as_ref().is_some_and(|map| Arc::ptr_eq(map, burst.map()));
+        if !is_held {
+            if self.outstanding() > 0 {
+                return false;
+            }
+            self.map = Some(Arc::clone(burst.map()));
+        }
+        let Some(&index) = self.free.last() else { return false };
+        let Some(slot) = self.slots.get_mut(usize::from(index)) else { return false };
+        slot.header = header;
+        let whole_skip = skip;
+        let (mut count, mut skip, mut left) = (1, skip, len);
+        for part in parts.clone() {
+            if left == 0 {
+                break;
+            }
+            let step = skip.min(part.len());
+            let piece = part.part(step, left);
+            skip -= step;
+            if piece.len() == 0 {
+                continue;
+            }
+            // More pieces than vectors: copied together.
+            let Some(vector) = slot.vectors.get_mut(count) else {
+                return self.push_copied(index, parts, whole_skip, len);
+            };
+            *vector = libc::iovec { iov_base: piece.as_ptr().cast(), iov_len: piece.len() };
+            left -= piece.len();
+            count += 1;
+        }
+        self.put(index, count, len - left)
+    }
+
+    /// Puts a frame of many pieces in, by way of the bounce memory.
+    #[cold]
+    fn push_copied<'map>(
+        &mut self,
+        index: u16,
+        parts: impl Iterator<Item = HostSlice<'map>>,
+        mut skip: usize,
+        len: usize,
+    ) -> bool {
+        let room = self.room(index).get_mut(..len).unwrap_or_default();
+        let mut at = 0;
+        for part in parts {
+            let step = skip.min(part.len());
+            skip -= step;
+            at += part.part(step, usize::MAX).read(room.get_mut(at..).unwrap_or_default());
+        }
+        self.put_bounced(index, at)
+    }
+
+    /// Puts a frame in that is not in guest memory: two parts of our own, which are copied.
+    pub fn push_bytes(&mut self, header: [u8; HEADER_BYTES], head: &[u8], payload: &[u8]) -> bool {
+        let Some(&index) = self.free.last() else { return false };
+        let len = head.len() + payload.len();
+        let room = self.room(index);
+        let (Some(first), true) = (room.get_mut(..head.len()), len <= BUFFER_BYTES) else { return false };
+        first.copy_from_slice(head);
+        if let Some(rest) = room.get_mut(head.len()..len) {
+            rest.copy_from_slice(payload);
+        }
+        if let Some(slot) = self.slots.get_mut(usize::from(index)) {
+            slot.header = header;
+        }
+        self.put_bounced(index, len)
+    }
+
+    fn room(&mut self, index: u16) -> &mut [u8] {
+        let start = usize::from(index) * BUFFER_BYTES;
+        self.bounce.get_mut(start..start + BUFFER_BYTES).unwrap_or_default()
+    }
+
+    fn put_bounced(&mut self, index: u16, len: usize) -> bool {
+        let start = self.room(index).as_mut_ptr();
+        let Some(slot) = self.slots.get_mut(usize::from(index)) else { return false };
+        slot.vectors[1] = libc::iovec { iov_base: start.cast(), iov_len: len };
+        self.put(index, 2, len)
+    }
+
+    fn put(&mut self, index: u16, count: usize, len: usize) -> bool {
+        let Some(slot) = self.slots.get_mut(usize::from(index)) else { return false };
+        slot.vectors[0] = libc::iovec { iov_base: slot.header.as_mut_ptr().cast(), iov_len: HEADER_BYTES };
+        slot.len = len as u32;
+        let vectors = slot.vectors.as_ptr();
+        if !self.ring.write(index.into(), vectors, count as u32) {
+            return false;
+        }
+        self.free.pop();
+        self.is_new = true;
+        true
+    }
+
+    /// Hands over what was put in, and takes note of what is finished.
+    pub fn submit(&mut self) {
+        if std::mem::take(&mut self.is_new) {
+            self.ring.enter();
+        }
+        self.reap();
+    }
+
+    /// Takes note of what is finished.
+    pub fn reap(&mut self) {
+        while let Some(done) = self.ring.reap() {
+            let index = done.tag as u16;
+            self.free.push(index);
+            let len = self.slots.get(usize::from(index)).map_or(0, |slot| u64::from(slot.len));
+            match -done.result {
+                ..=0 => {
+                    self.written.frames += 1;
+                    self.written.bytes += len;
+                }
+                libc::EIO => self.written.down += 1,
+                libc::EBADFD | libc::ENODEV | libc::EBADF => self.written.gone += 1,
+                libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM => self.written.no_memory += 1,
+                _ => self.written.refused += 1,
+            }
+        }
+    }
+
+    /// Frames whose memory must stay.
+    #[inline]
+    pub fn outstanding(&self) -> usize {
+        self.ring.pending()
+    }
+
+    /// What became of frames since this was last asked.
+    pub fn take_written(&mut self) -> Written {
+        std::mem::take(&mut self.written)
+    }
+}
+
+impl Drop for TapWriter {
+    fn drop(&mut self) {
+        self.ring.settle();
+        if self.ring.pending() > 0 {
+            // The kernel may read it still.
+            std::mem::forget(self.map.take());
+        }
+    }
+}
+
+impl std::fmt::Debug for TapWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TapWriter").field("ring", &self.ring).finish_non_exhaustive()
+    }
+}
+
+/// Frames in one batch.
+const SLOTS: usize = 64;
+/// Pieces of one frame, the header's included: what a Linux driver makes of its largest, and some.
+const VECTORS: usize = 24;
