@@ -279,6 +279,8 @@ pub enum Mode {
     Server,
     /// The VMM listens, Ringway connects.
     Client,
+    /// There is none: the other side is a kernel's interface. Not to be asked for.
+    Netdev,
 }
 
 impl Mode {
@@ -287,6 +289,7 @@ impl Mode {
         match self {
             Mode::Server => "server",
             Mode::Client => "client",
+            Mode::Netdev => "netdev",
         }
     }
 }
@@ -336,7 +339,8 @@ pub struct DeviceEntry {
 pub struct DevAdded {
     /// The device.
     pub added: String,
-    /// Its socket.
+    /// Its socket; absent for a device of the host's.
+    #[serde(default, skip_serializing_if = "is_none")]
     pub socket: PathBuf,
     /// Who owns the socket.
     pub mode: Mode,
@@ -345,6 +349,11 @@ pub struct DevAdded {
     /// What else the operator should know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+}
+
+/// True for the path of no socket.
+fn is_none(path: &std::path::Path) -> bool {
+    path.as_os_str().is_empty()
 }
 
 /// Answer of `dev.del`.

@@ -16,12 +16,14 @@ use crate::life::{Life, LifeEvent};
 use crate::names::feature_names;
 use crate::peer::Caller;
 use crate::registry::check_entry;
-use crate::session::{self, Report, SessionSetup};
+use crate::session::{self, NetdevSetup, Report, SessionSetup};
 
 /// How long a further front-end is kept waiting for the connected one to end, since its process may just have died.
 const GRACE: Duration = Duration::from_millis(100);
 /// A session shorter than this does not reset the wait before the next.
 const SHORT_SESSION: Duration = Duration::from_millis(100);
+/// How long after it went away a kernel's interface is opened or made again.
+const REOPEN_AFTER: Duration = Duration::from_secs(1);
 /// How often a device whose driver failed is made anew.
 const REMAKE_AFTER: Duration = Duration::from_secs(1);
 /// How long a front-end waits that cannot be accepted for want of something.
@@ -102,7 +104,8 @@ impl Daemon {
         match device.mode {
             Mode::Server => self.arm_listener(id, true),
             Mode::Client if is_due => self.connect_to_vmm(id),
-            Mode::Client => {}
+            Mode::Netdev if is_due => self.open_netdev(id),
+            Mode::Client | Mode::Netdev => {}
         }
     }
 
@@ -180,6 +183,42 @@ impl Daemon {
         }
         for id in due {
             self.connect_to_vmm(id);
+        }
+    }
+
+    /// Hands a device of the host's over to a session that opens its interface.
+    pub(crate) fn open_netdev(&mut self, id: u64) {
+        if self.registry.by_id(id).is_some_and(|device| device.is_outdated) {
+            self.remake(id);
+        }
+        let session = self.next_session;
+        let (remote, engine) = (self.remote(), self.engine.clone());
+        let Some(device) = self.registry.by_id(id) else { return };
+        let Some(held) = device.held.take() else { return };
+        if device.life.apply(LifeEvent::Connect).is_err() {
+            device.held = Some(held);
+            return;
+        }
+        self.next_session += 1;
+        device.retry_at = None;
+        device.history.connections += 1;
+        let setup = NetdevSetup {
+            id: session,
+            device: held,
+            shared: Arc::clone(&device.shared),
+            engine,
+            reports: Arc::new(move |session, report| {
+                remote.send(Message::Report(session, report));
+            }),
+        };
+        match session::spawn_netdev(setup) {
+            Ok(handle) => {
+                device.connection = Some(Connection::new(handle, Caller::own()));
+                self.sessions.insert(session, id);
+            }
+            Err(error) => {
+                self.session_over(id, None, format!("cannot start a session: {error}"));
+            }
         }
     }
 
@@ -346,9 +385,11 @@ impl Daemon {
         if !was_short {
             device.backoff.reset();
         }
-        let wait = was_short.then(|| match device.mode {
+        // Who took an interface away may want to put another one in its place.
+        let wait = (was_short || device.mode == Mode::Netdev).then(|| match device.mode {
             Mode::Server => device.backoff.next_accept(),
             Mode::Client => device.backoff.next(),
+            Mode::Netdev => REOPEN_AFTER,
         });
         if self.ends_with == Some(id) {
             self.begin_stop();
@@ -367,7 +408,7 @@ impl Daemon {
             }
             (None, Some(Mode::Server)) => self.arm_listener(id, true),
             (None, Some(Mode::Client)) => self.connect_to_vmm(id),
-            (None, None) => {}
+            (None, Some(Mode::Netdev) | None) => {}
         }
     }
 }

@@ -23,6 +23,8 @@ pub(crate) enum Origin {
     Operator,
     /// The configuration file.
     Config,
+    /// Another device of its management device: comes and goes with that.
+    Implied,
 }
 
 impl Origin {
@@ -30,6 +32,7 @@ impl Origin {
         match self {
             Origin::Operator => "operator",
             Origin::Config => "config",
+            Origin::Implied => "implied",
         }
     }
 }
@@ -175,8 +178,11 @@ pub(crate) struct Device {
     /// True if the driver's device must be made anew before the next front-end, to bring changes into force.
     pub(crate) is_outdated: bool,
     pub(crate) shared: Arc<DeviceShared>,
+    /// Empty for a netdev.
     pub(crate) socket: std::path::PathBuf,
     pub(crate) mode: Mode,
+    /// The kernel's interface that is its other side.
+    pub(crate) netdev: Option<String>,
     /// Server mode: the listening socket.
     pub(crate) listening: Option<Listening>,
     /// Client mode: what it waits for.

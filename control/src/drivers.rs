@@ -3,6 +3,7 @@
 use ringway_pmd::drivers::bridge::BridgeBus;
 use ringway_pmd::drivers::link::LinkBus;
 use ringway_pmd::drivers::sim_net::SimNet;
+use ringway_pmd::drivers::tap::TapBus;
 use ringway_pmd::vdpa::{ManagementBus, ManagementDevice};
 
 use crate::registry::Known;
@@ -14,7 +15,7 @@ pub fn all() -> Vec<Box<dyn ManagementDevice>> {
 
 /// Every bus whose management devices come to be by being named.
 pub fn buses() -> Vec<Box<dyn ManagementBus>> {
-    vec![Box::new(LinkBus), Box::new(BridgeBus)]
+    vec![Box::new(LinkBus), Box::new(BridgeBus), Box::new(TapBus)]
 }
 
 /// What they say of themselves, for checks without a daemon.

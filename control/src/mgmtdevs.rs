@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::api::{MgmtEntry, MgmtdevChanged, MgmtdevDeleted, Target};
 use crate::daemon::Daemon;
-use crate::device::Origin;
+use crate::device::{Device, Origin};
 use crate::fault::Fault;
 use crate::ops::driver_fault;
 use crate::registry::{MgmtOrigin, check_mgmt_entry};
@@ -49,6 +49,16 @@ impl Daemon {
 
     /// A management device that came with its first device goes with its last.
     pub(crate) fn drop_empty_mgmtdev(&mut self, name: &str) {
+        let is_implied = |device: &&Device| device.entry.mgmtdev == name && device.origin == Origin::Implied;
+        let implied: Vec<String> =
+            self.registry.devices().filter(is_implied).map(|device| device.name().to_owned()).collect();
+        if !implied.is_empty() && implied.len() == self.registry.made_by(name).len() {
+            for device in implied {
+                self.drop_device(&device);
+                self.events.push("dev.removed", Some(&device), json!({}));
+            }
+            return;
+        }
         let is_empty = self.registry.made_by(name).is_empty();
         if is_empty && self.registry.mgmtdev(name).is_ok_and(|mgmtdev| mgmtdev.origin == MgmtOrigin::Device) {
             self.drop_mgmtdev(name);
@@ -91,6 +101,7 @@ impl Daemon {
         let mgmtdev = self.registry.mgmtdev(name)?;
         let before = mgmtdev.device.shared_core();
         let moves = mgmtdev.device.set(&entry.attributes).map_err(driver_fault)?;
+        mgmtdev.asked.extend(entry.attributes.clone());
         // What was set is worth keeping, also by a bridge that came with its first device.
         if mgmtdev.origin == MgmtOrigin::Device {
             mgmtdev.origin = MgmtOrigin::Operator;

@@ -140,7 +140,9 @@ impl Daemon {
         let mode = entry.mode.unwrap_or_default();
         let socket = entry.socket.clone().unwrap_or_else(|| self.default_socket(&entry.name));
         endpoint::check_path(&socket)?;
-        if let Some(other) = self.registry.devices().find(|device| device.socket == socket) {
+        if let Some(other) =
+            self.registry.devices().find(|device| device.socket == socket && device.netdev.is_none())
+        {
             return Err(Fault::conflict(format!("socket {} is taken", socket.display()))
                 .at("socket")
                 .held_by(format!("device {}", other.name())));
@@ -157,7 +159,26 @@ impl Daemon {
             self.make_mgmtdev(&entry.mgmtdev, &BTreeMap::new(), MgmtOrigin::Device)?;
         }
         let mgmtdev = entry.mgmtdev.clone();
-        let outcome = self.make_of_mgmtdev(entry, origin, &spec, mode, socket, owner, group);
+        let mut outcome = self.make_of_mgmtdev(entry, origin, &spec, mode, socket, owner, group);
+        let implied = (origin != Origin::Implied)
+            .then(|| self.registry.mgmtdev(&mgmtdev).ok()?.device.implied(&spec))
+            .flatten();
+        if let (Ok(()), Some(implied)) = (&outcome, implied) {
+            let entry = DeviceEntry {
+                name: implied.name,
+                mgmtdev: mgmtdev.clone(),
+                mtu: implied.mtu,
+                max_vqp: implied.max_vqp,
+                attributes: implied.attributes,
+                ..DeviceEntry::default()
+            };
+            let name = entry.name.clone();
+            outcome = self.make_device(entry, Origin::Implied);
+            match outcome {
+                Ok(()) => self.tell_added(&name),
+                Err(_) => self.drop_device(&spec.name),
+            }
+        }
         if outcome.is_err() {
             if let Ok(mgmtdev) = self.registry.mgmtdev(&mgmtdev) {
                 mgmtdev.device.removed(&spec.name);
@@ -181,11 +202,33 @@ impl Daemon {
     ) -> Result<(), Fault> {
         let mgmtdev = &mut self.registry.mgmtdev(&entry.mgmtdev)?.device;
         let shared_core = mgmtdev.shared_core();
-        let made = mgmtdev.create(spec).map_err(driver_fault)?;
+        let mut made = mgmtdev.create(spec).map_err(driver_fault)?;
         let facts = Facts::of(&*made);
+        let netdev = made.netdev().map(|netdev| netdev.ifname().to_owned());
+        let (mode, socket) = match &netdev {
+            Some(ifname) => {
+                let given = [
+                    (entry.socket.is_some(), "socket"),
+                    (entry.mode.is_some(), "mode"),
+                    (entry.owner.is_some(), "owner"),
+                    (entry.group.is_some(), "group"),
+                ];
+                if let Some((_, word)) = given.iter().find(|(is_given, _)| *is_given) {
+                    return Err(Fault::usage(format!(
+                        "{word}: {ifname} is the host's interface and has no socket"
+                    ))
+                    .at(*word));
+                }
+                (Mode::Netdev, PathBuf::new())
+            }
+            None if mode == Mode::Netdev => {
+                return Err(Fault::usage("mode netdev is that of a device with tap IFNAME").at("mode"));
+            }
+            None => (mode, socket),
+        };
         let listening = match mode {
             Mode::Server => Some(Listening::open(&socket, owner, group)?),
-            Mode::Client => None,
+            Mode::Client | Mode::Netdev => None,
         };
         let positions = PositionPage::open(&self.positions_file(&entry.name))
             .map_err(|error| Fault::system(format!("cannot keep positions for {}", entry.name), error))?;
@@ -224,6 +267,7 @@ impl Daemon {
             shared,
             socket,
             mode,
+            netdev,
             listening,
             awaited: None,
             backoff: Backoff::default(),
@@ -234,7 +278,11 @@ impl Daemon {
             quota: Quota::new(),
             notes,
         });
-        self.connect_to_vmm(id);
+        match mode {
+            Mode::Server => {}
+            Mode::Client => self.connect_to_vmm(id),
+            Mode::Netdev => self.open_netdev(id),
+        }
         Ok(())
     }
 
@@ -280,6 +328,9 @@ impl Daemon {
             Err(_) if was_absent => Origin::Operator,
             Err(fault) => return Err(fault),
         };
+        if origin == Origin::Implied {
+            return Err(self.comes_with(name));
+        }
         // On disk first: what is answered as gone does not come back.
         self.keep_without(Some(name))?;
         if let (Origin::Config, Some(file)) = (origin, &self.config_file) {
@@ -294,6 +345,16 @@ impl Daemon {
         Ok(DevDeleted { deleted: name.clone(), notes })
     }
 
+    /// The fault of changing a device that another one brought.
+    fn comes_with(&self, name: &str) -> Fault {
+        let mgmtdev = self.registry.find(name).map(|device| device.entry.mgmtdev.clone()).unwrap_or_default();
+        let others = self.registry.made_by(&mgmtdev).into_iter().filter(|other| other != name);
+        let others = others.collect::<Vec<_>>().join(", ");
+        Fault::conflict(format!("{name} comes and goes with {others}"))
+            .at("name")
+            .hint(format!("ringway dev del {others}"))
+    }
+
     /// Takes a device out: its name and its socket are free at once, its session is told and not waited for.
     pub(crate) fn drop_device(&mut self, name: &str) {
         let Ok(id) = self.registry.id_of(name) else { return };
@@ -301,6 +362,9 @@ impl Daemon {
         let _ = device.life.apply(LifeEvent::Remove);
         if let Some(connection) = &device.connection {
             connection.handle.send(Command::Revoke);
+        }
+        if let Some(held) = &mut device.held {
+            held.removed();
         }
         if let Some(listening) = device.listening.take() {
             let _ = epoll::delete(&self.epoll, &listening.socket);
@@ -361,6 +425,10 @@ impl Daemon {
             return Err(Fault::not_found("the device is gone"));
         };
         let (before, life, origin) = (device.entry.clone(), device.life, device.origin);
+        if origin == Origin::Implied && (set.mac.is_some() || set.mtu.is_some() || !set.attributes.is_empty())
+        {
+            return Err(self.comes_with(&set.name));
+        }
         let mut entry = before.clone();
         if let Some(mac) = &set.mac {
             entry.mac = Some(check_mac(mac)?.to_string());
@@ -474,7 +542,7 @@ impl Daemon {
             let mgmtdevs = mgmtdevs
                 .map(|mgmtdev| MgmtEntry {
                     name: mgmtdev.device.info().name,
-                    attributes: mgmtdev.device.attributes(),
+                    attributes: mgmtdev.asked.clone(),
                 })
                 .collect();
             state.write(&Kept::new(generation, mgmtdevs, devices))?;

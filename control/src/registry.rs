@@ -67,6 +67,8 @@ pub(crate) enum MgmtOrigin {
 pub(crate) struct Mgmtdev {
     pub(crate) device: Box<dyn ManagementDevice>,
     pub(crate) origin: MgmtOrigin,
+    /// Attributes that were asked for.
+    pub(crate) asked: BTreeMap<String, String>,
 }
 
 /// Management devices and devices. Owned by the control thread; no lock.
@@ -102,7 +104,7 @@ impl Registry {
             if registry.has_mgmtdev(&name) {
                 return Err(Fault::conflict(format!("two drivers register a management device {name}")));
             }
-            registry.mgmtdevs.push(Mgmtdev { device, origin: MgmtOrigin::Driver });
+            registry.mgmtdevs.push(Mgmtdev { device, origin: MgmtOrigin::Driver, asked: BTreeMap::new() });
         }
         Ok(registry)
     }
@@ -145,7 +147,7 @@ impl Registry {
             return Err(no_such_mgmtdev(name, &known));
         };
         let device = bus.make(rest, attributes, core).map_err(crate::ops::driver_fault)?;
-        self.mgmtdevs.push(Mgmtdev { device, origin });
+        self.mgmtdevs.push(Mgmtdev { device, origin, asked: attributes.clone() });
         Ok(())
     }
 

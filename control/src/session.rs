@@ -14,6 +14,7 @@
 //! The thread waits in one place, for all of these at once, and never for the peer alone: a front-end that is stopped
 //! in the middle of a message, or never reads an answer, delays neither a command nor its own removal.
 
+mod netdev;
 mod plane;
 mod run;
 
@@ -69,6 +70,29 @@ pub struct SessionSetup {
 impl fmt::Debug for SessionSetup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SessionSetup")
+            .field("id", &self.id)
+            .field("shared", &self.shared)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the session of a device without front-end needs: see [`SessionSetup`].
+pub struct NetdevSetup {
+    /// Identifies the session in reports.
+    pub id: u64,
+    /// The device, which has a [`ringway_pmd::vdpa::Netdev`].
+    pub device: Box<dyn VdpaDevice>,
+    /// What is shared with control.
+    pub shared: Arc<DeviceShared>,
+    /// Where pumps run.
+    pub engine: Engine,
+    /// Where reports go; must not block.
+    pub reports: Arc<dyn Fn(u64, Report) + Send + Sync>,
+}
+
+impl fmt::Debug for NetdevSetup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NetdevSetup")
             .field("id", &self.id)
             .field("shared", &self.shared)
             .finish_non_exhaustive()
@@ -232,6 +256,26 @@ pub fn spawn(setup: SessionSetup) -> std::io::Result<SessionHandle> {
     let theirs = Arc::clone(&inbox);
     std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || run::run(setup, &theirs))?;
     Ok(SessionHandle { id, peer, inbox })
+}
+
+/// Starts the session of a device without front-end.
+///
+/// # Errors
+/// Those of the system: no thread, no descriptor. The device is dropped then.
+pub fn spawn_netdev(setup: NetdevSetup) -> std::io::Result<SessionHandle> {
+    let (id, inbox) = (setup.id, Arc::new(Inbox::new()?));
+    let name = format!("rw-{}", setup.shared.name);
+    let theirs = Arc::clone(&inbox);
+    std::thread::Builder::new()
+        .name(name)
+        .stack_size(STACK_BYTES)
+        .spawn(move || netdev::run(setup, &theirs))?;
+    let own = Peer {
+        pid: rustix::process::getpid().as_raw_nonzero().get(),
+        uid: rustix::process::getuid().as_raw(),
+        gid: rustix::process::getgid().as_raw(),
+    };
+    Ok(SessionHandle { id, peer: own, inbox })
 }
 
 /// The peer's process, as the kernel knows it.

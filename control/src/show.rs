@@ -15,7 +15,7 @@ use crate::api::{
 };
 use crate::config;
 use crate::daemon::{Daemon, idle_name};
-use crate::device::{Connection, Device};
+use crate::device::{Connection, Device, Origin};
 use crate::fault::Fault;
 use crate::names::feature_names;
 use crate::registry::MgmtOrigin;
@@ -186,14 +186,12 @@ impl Daemon {
     }
 
     pub(crate) fn dump(&self) -> Result<Dump, Fault> {
-        let devices: Vec<DeviceEntry> = self.registry.devices().map(in_force).collect();
+        let own = self.registry.devices().filter(|device| device.origin != Origin::Implied);
+        let devices: Vec<DeviceEntry> = own.map(in_force).collect();
         let state_dir = self.state.as_ref().map(crate::state::StateDir::path);
         let named = self.registry.mgmtdevs().filter(|mgmtdev| mgmtdev.origin != MgmtOrigin::Driver);
         let mgmtdevs: Vec<MgmtEntry> = named
-            .map(|mgmtdev| MgmtEntry {
-                name: mgmtdev.device.info().name,
-                attributes: mgmtdev.device.attributes(),
-            })
+            .map(|mgmtdev| MgmtEntry { name: mgmtdev.device.info().name, attributes: mgmtdev.asked.clone() })
             .collect();
         Ok(config::dump(&self.settings, self.ctl_path.as_deref(), state_dir, &mgmtdevs, &devices))
     }
@@ -234,6 +232,7 @@ fn dev_info(device: &Device) -> DevInfo {
         max_vq_size: facts.limits.max_vq_size,
         state: device.life.name().to_owned(),
         socket: device.socket.clone(),
+        netdev: device.netdev.clone(),
         mode: device.mode,
         owner: device.entry.owner.clone(),
         group: device.entry.group.clone(),
@@ -247,7 +246,9 @@ fn dev_info(device: &Device) -> DevInfo {
         provisioned: provisioned(device),
         attributes: facts.attributes.clone(),
         cores: device.cores(),
-        front_end: connection.map(|connection| front_end(facts.class, connection)),
+        front_end: connection
+            .filter(|_| device.netdev.is_none())
+            .map(|connection| front_end(facts.class, connection)),
         rings: connection.map(|connection| connection.rings.iter().map(ring).collect()).unwrap_or_default(),
         history: device.history.clone(),
         notes,
@@ -417,7 +418,7 @@ fn in_force(device: &Device) -> DeviceEntry {
     if !device.is_outdated {
         let DeviceConfig::Net(config) = &device.facts.config;
         let offers = |feature: Features| device.facts.features.contains(feature);
-        if offers(F_MAC) {
+        if offers(F_MAC) && device.netdev.is_none() {
             entry.mac = Some(config.mac.to_string());
         }
         if offers(F_MTU) {

@@ -1,4 +1,4 @@
-//! Guests joined with each other: links and bridges, end to end.
+//! Guests joined with each other and with the host: links, bridges and TAPs, end to end.
 //!
 //! Two kernels speak with each other through Ringway, so what arrives is judged by them: replies of every size, TCP's content
 //! by SHA-256 at both ends, numbered datagrams. Whatever NICs and TAPs count is compared with what Ringway counts for them,
@@ -12,6 +12,7 @@ use ringway_lab::daemon::{Daemon, DeviceStats};
 use ringway_lab::error::{Context, Result};
 use ringway_lab::exchange::TCP_PORT;
 use ringway_lab::lab::{Lab, wait_for};
+use ringway_lab::netns::Netns;
 use ringway_lab::qemu::{Boot, Guest, Nic};
 use ringway_lab::station::Station;
 use ringway_lab::testpmd::{FrontEnd, Role, Testpmd};
@@ -298,6 +299,159 @@ fn two_guests(lab: &Lab, kind: &str) -> Result<()> {
     other.power_off()?;
     daemon.check()?;
     daemon.terminate()
+}
+
+#[test]
+#[ignore = "needs QEMU >= 8, the 6.12 guest kernel and root: run deploy/test"]
+fn a_guest_and_the_host_exchange_everything_over_taps() {
+    Lab::run("joined-tap", |lab| {
+        let (host, elsewhere) = (Netns::new("host")?, Netns::new("elsewhere")?);
+        let mut daemon = Daemon::start(lab, &["--cores", "0,1"])?;
+        let direct = Port::new(lab, 1, "tap/rwt0").words(&["netns", host.name()]);
+        let jumbo = Port::new(lab, 2, "tap/rwt1")
+            .mtu(9000)
+            .words(&["netns", host.name()])
+            .with(|nic| nic.packed(true).without_offloads());
+        let bridged = Port::new(lab, 3, "bridge/br0").with(|nic| nic.packed(true));
+        for port in [&direct, &jumbo, &bridged] {
+            port.add(&daemon)?;
+        }
+        daemon.add_to("bridge/br0", "host0", &["tap", "rwt2", "netns", host.name()])?;
+        let nics = [direct.nic.clone(), jumbo.nic.clone(), bridged.nic.clone()];
+        let mut guest = Guest::boot_as(lab, "guest", Boot::new(2).ipv6().memory_mib(512), &nics)?;
+        let mut station = host.station(lab, "host")?;
+        exchange::serve(&mut guest)?;
+        exchange::serve(&mut station)?;
+        let taps =
+            [(&direct, "rwt0", "rwt0", 1), (&jumbo, "rwt1", "rwt1", 2), (&bridged, "rwt2", "host0", 3)];
+        for (port, tap, _, network) in taps {
+            port.configure(&mut guest, network, 2)?;
+            address(&mut station, tap, network, 1)?;
+            lab.say(format_args!("{:?}", station.link_up(tap)?));
+        }
+        for (port, tap, side, network) in taps {
+            let mtu = port.nic.mtu.unwrap_or(1500) as usize;
+            let shown = station.nic(tap)?;
+            ensure!(shown.mtu as usize == mtu, "the TAP's MTU should be {mtu}: {shown:?}");
+            let mut ends = [
+                End { station: &mut station, nic: tap, device: side, mtu, network, host: 1 },
+                End { station: &mut guest, nic: &port.nic.mac, device: &port.device, mtu, network, host: 2 },
+            ];
+            everything(lab, &daemon, &port.mgmtdev, &mut ends, network % 2 == 1)?;
+        }
+        for on in [false, true] {
+            for offload in [Offload::Tso, Offload::TxChecksum, Offload::Gro] {
+                station.set_offload("rwt0", offload, on)?;
+            }
+            exchange::tcp(&mut station, &mut guest, four(1, 2), SMALL_BYTES)?;
+        }
+
+        operators_move_and_delete_taps(lab, &daemon, &mut guest, &mut station, [&host, &elsewhere])?;
+        a_new_daemon_joins_them_again(lab, &mut daemon, &mut guest, &mut station)?;
+        guest.power_off()?;
+        daemon.check()?;
+        daemon.terminate()
+    });
+}
+
+/// A TAP moved to another namespace goes on there; one that is deleted under traffic disturbs nothing beside it, and its device
+/// can be removed.
+fn operators_move_and_delete_taps(
+    lab: &Lab,
+    daemon: &Daemon,
+    guest: &mut Guest,
+    station: &mut Station,
+    [host, elsewhere]: [&Netns; 2],
+) -> Result<()> {
+    let beside = four(3, 1);
+    guest.start_pulse(beside, 5)?;
+    host.give("rwt0", elsewhere)?;
+    let mut moved_to = elsewhere.station(lab, "elsewhere")?;
+    address(&mut moved_to, "rwt0", 1, 1)?;
+    moved_to.link_up("rwt0")?;
+    exchange::serve(&mut moved_to)?;
+    exchange::echo(&mut moved_to, exchange::every_size(four(1, 2), 1500))?;
+    exchange::tcp(guest, &mut moved_to, four(1, 1), SMALL_BYTES)?;
+    lab.say("TAP moved to another namespace: its traffic goes on");
+
+    guest.start_pulse(four(1, 1), 2)?;
+    std::thread::sleep(Duration::from_millis(300));
+    ensure!(guest.pulse(four(1, 1))?.received > 0, "no traffic before the TAP is deleted");
+    elsewhere.ip(&["link", "delete", "rwt0"])?;
+    std::thread::sleep(Duration::from_millis(500));
+    let stalled = guest.stop_pulse(four(1, 1))?;
+    ensure!(stalled.since_last_ms >= 400, "replies came from a deleted TAP: {stalled:?}");
+    lab.say(format_args!("TAP deleted under traffic; shown as\n{}", daemon.ctl(&["dev", "show"])?));
+    let took = daemon.delete("vm1")?;
+    ensure!(took < Duration::from_secs(1), "removal took {took:?}");
+
+    // A host's port that goes takes nothing with it, and comes back with all its words.
+    station.start_pulse(four(2, 2), 5)?;
+    let before = guest.pulse(beside)?;
+    ensure!(before.longest_gap_ms < GAP_MS && before.corrupt == 0, "disturbed beside it: {before:?}");
+    daemon.delete("host0")?;
+    std::thread::sleep(Duration::from_millis(300));
+    let added = Instant::now();
+    daemon.add_to("bridge/br0", "host0", &["tap", "rwt2", "netns", host.name()])?;
+    bring_up(station, "rwt2", 3)?;
+    let received = guest.pulse(beside)?.received;
+    let took = guest.pulse_resumed(beside, received, added, Duration::from_secs(5))?;
+    lab.say(format_args!("host's port removed and added: traffic again after {} ms", took.as_millis()));
+    let report = station.stop_pulse(four(2, 2))?;
+    ensure!(report.longest_gap_ms < GAP_MS && report.corrupt == 0, "disturbed beside it: {report:?}");
+    guest.stop_pulse(beside).map(|_| ())
+}
+
+/// Killed and started again under traffic, with a bridge and TAPs: everything is joined as before.
+fn a_new_daemon_joins_them_again(
+    lab: &Lab,
+    daemon: &mut Daemon,
+    guest: &mut Guest,
+    station: &mut Station,
+) -> Result<()> {
+    for round in 0..3 {
+        for to in [four(2, 1), four(3, 1)] {
+            guest.start_pulse(to, 5)?;
+        }
+        std::thread::sleep(Duration::from_millis(400));
+        if round == 2 {
+            daemon.terminate()?
+        } else {
+            daemon.kill()?
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        let mut received = Vec::new();
+        for to in [four(2, 1), four(3, 1)] {
+            received.push(guest.pulse(to)?.received);
+        }
+        let started = daemon.start_again()?;
+        for (tap, network) in [("rwt1", 2), ("rwt2", 3)] {
+            bring_up(station, tap, network)?;
+        }
+        for (to, received) in [four(2, 1), four(3, 1)].into_iter().zip(received) {
+            ensure!(received > 0, "no traffic to {to} before the daemon's end");
+            let took = guest.pulse_resumed(to, received, started, Duration::from_secs(10))?;
+            lab.say(format_args!("round {round}: replies of {to} again after {} ms", took.as_millis()));
+            let report = guest.stop_pulse(to)?;
+            ensure!(report.corrupt == 0, "{report:?}");
+        }
+    }
+    exchange::tcp(station, guest, four(2, 2), SMALL_BYTES)?;
+    exchange::tcp(station, guest, six(3, 2), SMALL_BYTES)?;
+    Ok(())
+}
+
+/// Waits for a TAP that was made anew, and gives it what the kernel took with the old one.
+fn bring_up(station: &mut Station, tap: &str, network: u8) -> Result<()> {
+    wait_for(&format!("TAP {tap}"), Duration::from_secs(5), || {
+        Ok(station.nics()?.iter().any(|nic| nic.name == tap).then_some(()))
+    })?;
+    // One that outlived its daemon has its addresses still.
+    let known = station.shell(&format!("busybox ip addr show dev {tap}"))?.output;
+    if !known.contains(&four(network, 1).to_string()) {
+        address(station, tap, network, 1)?;
+    }
+    station.link_up(tap).map(|_| ())
 }
 
 #[test]

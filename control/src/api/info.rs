@@ -35,8 +35,12 @@ pub struct DevInfo {
     pub max_vq_size: u16,
     /// Where it is in its life.
     pub state: String,
-    /// Its socket.
+    /// Its socket; absent for a device of the host's.
+    #[serde(default, skip_serializing_if = "super::is_none")]
     pub socket: PathBuf,
+    /// The kernel's interface that is its other side, in place of a front-end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netdev: Option<String>,
     /// Who owns the socket.
     pub mode: Mode,
     /// Owner of the socket, if one was asked for.

@@ -59,13 +59,11 @@ pub(super) fn devices(answer: &DevShow, is_full: bool) -> String {
             Some(peer) => format!(" front_end {} (pid {}, uid {})", peer.comm, peer.pid, peer.uid),
             None => String::new(),
         };
-        let _ = writeln!(
-            text,
-            "  state {} socket {} mode {}{peer}",
-            info.state,
-            info.socket.display(),
-            info.mode.name()
-        );
+        let other_side = match &info.netdev {
+            Some(ifname) => format!("netdev {ifname}"),
+            None => format!("socket {} mode {}", info.socket.display(), info.mode.name()),
+        };
+        let _ = writeln!(text, "  state {} {other_side}{peer}", info.state);
         if is_full {
             device_details(&mut text, info);
         }

@@ -98,6 +98,15 @@ fn dev(
     match command.unwrap_or(DevCommand::Show(show_all)) {
         DevCommand::Show(DevShowArgs { name, qemu, libvirt }) => {
             let answer: DevShow = connect()?.call("dev.show", &Select { name: name.clone() })?;
+            if let Some((name, ifname)) = name
+                .as_ref()
+                .filter(|_| qemu || libvirt)
+                .and_then(|name| Some((name, answer.dev.find(name)?.netdev.as_ref()?)))
+            {
+                return Err(Fault::usage(format!(
+                    "{name} is the host's interface {ifname}: no VMM connects to it"
+                )));
+            }
             match (name.as_ref().and_then(|name| Some((name, answer.dev.find(name)?))), qemu, libvirt) {
                 (Some((name, info)), true, _) => {
                     let arguments = vmm::qemu(name, info);

@@ -94,6 +94,13 @@ impl<'session> EnginePlane<'session> {
 }
 
 impl EnginePlane<'_> {
+    /// Opens the interface of a device without front-end, and has it served.
+    pub(super) fn open_netdev(&mut self) -> Result<(), String> {
+        let (berth, wake) = (self.berth(), Arc::clone(&self.inbox.wake));
+        let Some(netdev) = self.device.netdev() else { return Err("bug: it has no interface".to_owned()) };
+        netdev.open(&self.shared.counters, wake, &berth, RETIRE_WITHIN).map_err(|error| error.to_string())
+    }
+
     /// Where a service places its pumps.
     fn berth(&self) -> Berth {
         let shared = Arc::clone(&self.shared);

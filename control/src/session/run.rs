@@ -58,6 +58,7 @@ pub(super) fn run(setup: SessionSetup, inbox: &Inbox) {
     drop(stream);
     let mut reason = end.reason;
     match &closed {
+        Ok(Ok(())) if end.revoked => plane.device.removed(),
         Ok(Ok(())) => plane.device.reset(),
         Ok(Err(error)) => reason.push_str(&format!("; {error}")),
         Err(panic) => reason.push_str(&format!("; bug: closing panicked: {}", text_of(&**panic))),
@@ -84,7 +85,7 @@ fn serve_sentence(bucket: &mut Bucket, inbox: &Inbox) {
 }
 
 /// What a panic said.
-fn text_of(panic: &(dyn std::any::Any + Send)) -> &str {
+pub(super) fn text_of(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }

@@ -1,0 +1,84 @@
+//! The session of a device whose other side is a kernel's interface: no front-end and no socket, else as any session. It
+//! opens the interface, obeys commands, and ends when the interface is gone, so that control has it opened again.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+use super::plane::EnginePlane;
+use super::run::text_of;
+use super::{Command, DeviceShared, Inbox, NetdevSetup, Report, RingReport};
+use crate::vhost_user::backend::Plane;
+
+/// Runs a session to its end.
+pub(super) fn run(setup: NetdevSetup, inbox: &Inbox) {
+    let NetdevSetup { id, device, shared, engine, reports } = setup;
+    let mut plane = EnginePlane::new(id, device, Arc::clone(&shared), engine, reports.clone(), inbox);
+    let (mut reason, is_revoked) = catch_unwind(AssertUnwindSafe(|| serve(&mut plane, &shared, inbox)))
+        .unwrap_or_else(|panic| (format!("bug: the session panicked: {}", text_of(&*panic)), false));
+    for group in 0..shared.cores.len() as u16 {
+        if let Err(error) = plane.retire(group) {
+            reason.push_str(&format!("; {error}"));
+        }
+    }
+    if is_revoked {
+        plane.device.removed();
+    }
+    inbox.over.store(true, Ordering::Relaxed);
+    let device = Some(plane.device).filter(|_| !is_revoked);
+    reports(id, Report::Ended { device, reason });
+}
+
+/// Serves until something ends it: why, and whether the device was removed.
+fn serve(plane: &mut EnginePlane<'_>, shared: &DeviceShared, inbox: &Inbox) -> (String, bool) {
+    if let Err(why) = plane.open_netdev() {
+        return (why, inbox.leave.load(Ordering::Relaxed));
+    }
+    report_rings(plane, shared);
+    loop {
+        match poll(&mut [PollFd::new(&*inbox.wake, PollFlags::IN)], None) {
+            Ok(_) => {
+                inbox.wake.clear();
+            }
+            Err(Errno::INTR) => continue,
+            Err(error) => return (format!("poll: {error}"), false),
+        }
+        while let Some(command) = inbox.commands.pop() {
+            match command {
+                Command::Revoke => return ("the device was removed".to_owned(), true),
+                Command::Close => return ("closed by ringway".to_owned(), false),
+                Command::Move { group } => {
+                    if let Err(error) = plane.follow_core(group) {
+                        return (error.to_string(), false);
+                    }
+                    report_rings(plane, shared);
+                }
+                // Nobody reads its configuration space.
+                Command::ConfigChanged => {}
+            }
+        }
+        if !plane.take_panicked().is_empty() {
+            return ("its pump was taken out".to_owned(), false);
+        }
+        if plane.device.netdev().is_some_and(|netdev| netdev.is_gone()) {
+            return ("the kernel's interface is gone".to_owned(), false);
+        }
+    }
+}
+
+fn report_rings(plane: &mut EnginePlane<'_>, shared: &DeviceShared) {
+    let rings = (0..shared.counters.len() as u16).map(|index| RingReport {
+        index,
+        size: 0,
+        started: true,
+        enabled: true,
+        kicks: true,
+        fault: None,
+        core: plane.core(index / 2),
+    });
+    let rings = rings.collect();
+    plane.report(Report::Rings(rings));
+}
