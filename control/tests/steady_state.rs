@@ -1,5 +1,6 @@
 //! The data path under traffic allocates nothing and makes no system call: proved by a counting allocator and by a
-//! seccomp filter on the worker that kills, both formats; and a planted violation is caught by each.
+//! seccomp filter on the worker that kills, both formats, through a loop, a link and a bridge; and a planted violation is
+//! caught by each.
 //!
 //! Each case runs in a process of its own, since what the filter kills is the process. The worker gets its filter from
 //! a pump that is placed on it beside the one under test.
@@ -7,6 +8,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -20,9 +22,11 @@ use ringway_control::guest::{Guest, GuestOptions};
 use ringway_control::session::{self, DeviceShared, SessionSetup};
 use ringway_control::vhost_user::frontend::Frontend;
 use ringway_engine::{Armed, Budget, Clock, Engine, EngineConfig, IdlePolicy, Polled, Pump, Watcher};
+use ringway_pmd::drivers::bridge::BridgeBus;
+use ringway_pmd::drivers::link::LinkBus;
 use ringway_pmd::drivers::sim_net::SimNet;
 use ringway_pmd::notify::EventFd;
-use ringway_pmd::vdpa::{DeviceSpec, ManagementDevice};
+use ringway_pmd::vdpa::{DeviceSpec, ManagementBus, ManagementDevice};
 use ringway_ring::position::PositionPage;
 use ringway_ring::queue::Format;
 use ringway_ring::tsc;
@@ -72,6 +76,14 @@ struct Sentinel {
     plant: Plant,
     own: EventFd,
     polls: u32,
+}
+
+/// What stands between sender and receiver.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Loop,
+    Link,
+    Bridge,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -130,29 +142,42 @@ fn deny_system_calls() {
 
 /// The child: traffic through a real session for a while, then some more under watch. Exits with the number of
 /// allocations seen (at most 100), or is killed.
-fn child(format: Format, plant: Plant) -> ! {
+fn child(way: Way, format: Format, plant: Plant) -> ! {
     let core = *allowed_cores().last().unwrap();
     let clock = Clock { cycles: slow_cycles, hertz: tsc::hertz() };
     let engine =
         Engine::start(EngineConfig { cores: vec![core], idle: IdlePolicy::Adaptive, clock }).unwrap();
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let spec = DeviceSpec { name: "steady".into(), ..DeviceSpec::default() };
-    let _session = session::spawn(SessionSetup {
-        id: 1,
-        device: SimNet::new().create(&spec).unwrap(),
-        shared: Arc::new(DeviceShared {
-            name: "steady".into(),
-            counters: (0..2).map(|_| Arc::default()).collect(),
-            positions: PositionPage::anonymous().unwrap(),
-            cores: vec![AtomicUsize::new(core)],
-        }),
-        stream: theirs,
-        engine: engine.clone(),
-        reports: Arc::new(|_, _| {}),
-    })
-    .unwrap();
-    let options = GuestOptions { format, ..GuestOptions::default() };
-    let mut guest = Guest::start(Frontend::from_stream(ours), options).unwrap();
+    let nothing = BTreeMap::new();
+    let (mut mgmtdev, ends): (Box<dyn ManagementDevice>, u64) = match way {
+        Way::Loop => (Box::new(SimNet::new()), 1),
+        Way::Link => (LinkBus.make("l", &nothing, core).unwrap(), 2),
+        Way::Bridge => (BridgeBus.make("b", &nothing, core).unwrap(), 2),
+    };
+    let mut guests = Vec::new();
+    let mut sessions = Vec::new();
+    for end in 0..ends {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut spec = DeviceSpec { name: format!("steady{end}"), ..DeviceSpec::default() };
+        if way == Way::Bridge {
+            // The guest sends to everybody.
+            spec.attributes.insert("flood_pps".into(), "off".into());
+        }
+        sessions.push(session::spawn(SessionSetup {
+            id: end + 1,
+            device: mgmtdev.create(&spec).unwrap(),
+            shared: Arc::new(DeviceShared {
+                name: spec.name,
+                counters: (0..2).map(|_| Arc::default()).collect(),
+                positions: PositionPage::anonymous().unwrap(),
+                cores: vec![AtomicUsize::new(core)],
+            }),
+            stream: theirs,
+            engine: engine.clone(),
+            reports: Arc::new(|_, _| {}),
+        }));
+        let options = GuestOptions { format, ..GuestOptions::default() };
+        guests.push(Guest::start(Frontend::from_stream(ours), options).unwrap());
+    }
 
     let watch = Arc::new(AtomicBool::new(false));
     let sentinel = Sentinel {
@@ -163,11 +188,15 @@ fn child(format: Format, plant: Plant) -> ! {
         polls: 0,
     };
     let _placed = engine.place(core, "sentinel", Box::new(sentinel), Arc::new(Nobody)).unwrap();
-    traffic(&mut guest, 100_000);
+    traffic(&mut guests, 100_000);
     watch.store(true, Ordering::Relaxed);
-    traffic(&mut guest, 500_000);
-    let stats = guest.stats();
-    assert_eq!((stats.corrupt, stats.stale, stats.skipped), (0, 0, 0), "frames were lost or damaged");
+    traffic(&mut guests, 500_000);
+    for guest in &guests {
+        let stats = guest.stats();
+        assert_eq!((stats.corrupt, stats.stale), (0, 0), "frames were damaged");
+        // A bridge presses nobody back.
+        assert!(way == Way::Bridge || stats.skipped == 0, "frames were lost");
+    }
     std::process::exit(ALLOCATIONS.load(Ordering::Relaxed).min(100) as i32)
 }
 
@@ -179,12 +208,15 @@ fn slow_cycles() -> u64 {
 }
 
 /// Moves so many frames, and at least for as long that the sentinel has its turn.
-fn traffic(guest: &mut Guest, frames: u64) {
-    let (begun, goal) = (Instant::now(), guest.stats().received + frames);
-    while guest.stats().received < goal || begun.elapsed() < Duration::from_millis(300) {
-        assert!(begun.elapsed() < Duration::from_secs(60), "no traffic: {:?}", guest.stats().received);
+fn traffic(guests: &mut [Guest], frames: u64) {
+    let received = |guests: &[Guest]| guests.iter().map(|guest| guest.stats().received).sum::<u64>();
+    let (begun, goal) = (Instant::now(), received(guests) + frames);
+    while received(guests) < goal || begun.elapsed() < Duration::from_millis(300) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no traffic: {:?}", received(guests));
         for _ in 0..64 {
-            guest.turn(BATCH as u32).unwrap();
+            for guest in &mut *guests {
+                guest.turn(BATCH as u32).unwrap();
+            }
         }
     }
 }
@@ -209,13 +241,18 @@ const CASE: &str = "RINGWAY_TEST_STEADY_STATE_CASE";
 #[test]
 fn case_in_a_process_of_its_own() {
     let Ok(case) = std::env::var(CASE) else { return };
+    let way = match case.split('+').nth(2) {
+        Some("link") => Way::Link,
+        Some("bridge") => Way::Bridge,
+        _ => Way::Loop,
+    };
     let format = if case.starts_with("packed") { Format::Packed } else { Format::Split };
     let plant = match case.split('+').nth(1) {
         Some("syscall") => Plant::SystemCall,
         Some("allocation") => Plant::Allocation,
         _ => Plant::Nothing,
     };
-    child(format, plant)
+    child(way, format, plant)
 }
 
 #[test]
@@ -226,6 +263,13 @@ fn split_traffic_allocates_nothing_and_makes_no_system_call() {
 #[test]
 fn packed_traffic_allocates_nothing_and_makes_no_system_call() {
     assert_eq!(run("packed").code(), Some(0));
+}
+
+#[test]
+fn traffic_of_joined_devices_allocates_nothing_and_makes_no_system_call() {
+    for case in ["split++link", "packed++link", "split++bridge", "packed++bridge"] {
+        assert_eq!(run(case).code(), Some(0), "{case}");
+    }
 }
 
 #[test]

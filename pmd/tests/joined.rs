@@ -654,6 +654,39 @@ fn bridge_floods_what_it_does_not_know_and_sends_the_rest_to_one_port() {
 }
 
 #[test]
+fn sixty_four_ports_hear_everybody_and_each_other() {
+    let engine = engine(1);
+    let mut bridge = bridge(&engine);
+    let mut nics: Vec<Nic> = (0..64)
+        .map(|n| {
+            let format = if n % 2 == 0 { Format::Split } else { Format::Packed };
+            Nic::new(&mut *bridge, &format!("p{n}"), Setup { format, ..Setup::default() }, &engine)
+        })
+        .collect();
+    for nic in &mut nics {
+        nic.start(1);
+        nic.post(0, 80);
+    }
+    for n in 0..64 {
+        let from = nics[n].mac;
+        nics[n].send_plain(0, &frame(Mac([0xff; 6]), from, 64, n as u8));
+        for (other, nic) in nics.iter_mut().enumerate().filter(|(other, _)| *other != n) {
+            assert_eq!(nic.expect(0, 1)[0].1[6..12], from.0, "{n} to {other}");
+        }
+    }
+    // All are known by now.
+    for n in 0..64 {
+        let (from, to) = (nics[n].mac, nics[(n + 1) % 64].mac);
+        nics[n].send_plain(0, &frame(to, from, 64, n as u8));
+        assert_eq!(nics[(n + 1) % 64].expect(0, 1)[0].1[6..12], from.0);
+    }
+    for nic in &mut nics {
+        assert!(nic.received(0).is_empty());
+        assert_eq!((nic.stats(0).packets, nic.stats(1).packets), (64, 2));
+    }
+}
+
+#[test]
 fn slow_port_of_a_bridge_costs_the_others_nothing() {
     let engine = engine(1);
     let mut bridge = bridge(&engine);

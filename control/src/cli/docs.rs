@@ -118,8 +118,8 @@ pub fn ringwayd_page() -> String {
     page.options(&command);
     page.section("CONFIGURATION");
     page.text(
-        "One TOML file holds the desired state: a table [daemon] and a table [[device]] for each device. \
-               An unknown key is an error.",
+        "One TOML file holds the desired state: a table [daemon], a table [[device]] for each device, and a table \
+               [[mgmtdev]] for each link or bridge that is to differ from the default. An unknown key is an error.",
     );
     for key in crate::config::DAEMON_KEYS {
         page.item(vec![roman("[daemon] "), bold(key)], daemon_key_help(key));
@@ -128,6 +128,10 @@ pub fn ringwayd_page() -> String {
     for keyword in KEYWORDS {
         page.item(vec![roman("[[device]] "), bold(keyword.name)], keyword.help);
     }
+    page.text(
+        "A [[mgmtdev]] has a name, as in bridge/br0, and the attributes that ringway mgmtdev add takes: for a bridge, \
+         ageing and core.",
+    );
     page.section("EXIT STATUS");
     page.text("0 when it was told to stop by SIGTERM or SIGINT; else as ringway(8).");
     page.section("SIGNALS");

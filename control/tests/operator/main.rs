@@ -9,6 +9,7 @@ mod commands;
 mod config;
 mod exits;
 mod front_ends;
+mod joined;
 mod programs;
 mod restarts;
 mod support;

@@ -1,0 +1,98 @@
+//! Links and bridges as operators make, see, change, keep and remove them.
+
+use crate::support::Daemon;
+
+#[test]
+fn link_comes_with_its_first_device_takes_two_and_goes_with_its_last() {
+    let daemon = Daemon::start();
+    daemon.run("dev add name a mgmtdev link/l0").good();
+    daemon.run("dev add name b mgmtdev link/l0").good();
+    let refused = daemon.run("dev add name c mgmtdev link/l0").bad(4);
+    assert!(
+        refused.contains("link/l0 has as many devices as it can: 2") && refused.contains("a, b"),
+        "{refused}"
+    );
+    let shown = daemon.run("-j mgmtdev show link/l0").json();
+    assert_eq!(shown["mgmtdev"]["link/l0"]["joined"], serde_json::json!(["a", "b"]));
+    daemon.run("dev del a").good();
+    daemon.run("dev add name c mgmtdev link/l0").good();
+    daemon.run("dev del b").good();
+    daemon.run("dev del c").good();
+    daemon.run("mgmtdev show link/l0").bad(3);
+    // What could not be made leaves nothing behind.
+    daemon.run("dev add name a mgmtdev link/l1 mtu 60000").bad(2);
+    daemon.run("mgmtdev show link/l1").bad(3);
+}
+
+#[test]
+fn names_that_are_none_and_words_that_do_not_fit_say_what_would() {
+    let daemon = Daemon::start();
+    for (line, code, said) in [
+        ("dev add name a mgmtdev lnk/l0", 3, "did you mean link/l0?"),
+        ("dev add name a mgmtdev link/-x", 2, "cannot be a device's name"),
+        ("dev add name a mgmtdev bridge/b spoofchck on", 2, "did you mean spoofchk?"),
+        ("dev add name a mgmtdev bridge/b spoofchk maybe", 2, "must be on or off"),
+        ("dev add name a mgmtdev bridge/b flood_pps 0", 2, "must be a number of frames, or off"),
+        ("dev add name a mgmtdev bridge/b core 0", 2, "ringway mgmtdev set name bridge/b core N"),
+        ("dev add name a mgmtdev bridge/b netns x", 2, "goes with tap IFNAME"),
+        ("dev add name a mgmtdev bridge/b tap a/b", 2, "not a name that the kernel takes"),
+        ("dev add name a mgmtdev tap/a%d", 2, "cannot be a device's name"),
+        ("mgmtdev add name link/l ageing 5", 2, "link/l has none"),
+        ("mgmtdev add name bridge/b agein 5", 2, "did you mean ageing?"),
+        ("mgmtdev add name bridge/b ageing 0", 2, "must be 1 to 1000000 seconds"),
+        ("mgmtdev add name bridge/b core 999", 3, "no worker runs on core 999"),
+        ("mgmtdev add ageing 5", 2, "name BUS/NAME"),
+        ("mgmtdev set name bridge/b ageing 5", 3, "there is no `bridge/b`"),
+        ("mgmtdev del sim/net", 2, "belongs to a driver and stays"),
+        ("mgmtdev del bridge/b", 3, "there is no `bridge/b`"),
+    ] {
+        let told = daemon.run(line).bad(code);
+        assert!(told.contains(said), "{line}: {told}");
+    }
+    assert_eq!(daemon.run("dev show").good(), "");
+    assert!(!daemon.run("mgmtdev show").good().contains("bridge/b"));
+}
+
+#[test]
+fn bridge_that_was_added_or_changed_stays_and_is_there_again_after_a_restart() {
+    let mut daemon = Daemon::start();
+    daemon.run("mgmtdev add name bridge/b0 ageing 60").good();
+    daemon.run("mgmtdev add name bridge/b0").bad(4);
+    daemon.run("dev add name a mgmtdev bridge/b0 spoofchk on flood_pps 100").good();
+    daemon.run("dev add name b mgmtdev bridge/b1").good();
+    let changed = daemon.run("-j mgmtdev set name bridge/b1 ageing 7").json();
+    assert_eq!(changed["settings"]["ageing"], "7");
+    daemon.run("dev del b").good();
+    daemon.terminate();
+    daemon.start_again(&[]);
+    let shown = daemon.run("-j mgmtdev show").json();
+    assert_eq!(shown["mgmtdev"]["bridge/b0"]["settings"]["ageing"], "60");
+    assert_eq!(shown["mgmtdev"]["bridge/b0"]["learned"]["refused"], 0);
+    assert_eq!(shown["mgmtdev"]["bridge/b1"]["settings"]["ageing"], "7");
+    assert_eq!(daemon.device("a")["attributes"]["spoofchk"], "on");
+    assert_eq!(daemon.device("a")["attributes"]["flood_pps"], "100");
+    // As a file that makes the same again.
+    let dump = daemon.run("config dump").good();
+    assert!(dump.contains("[[mgmtdev]]\nname = \"bridge/b0\"\nageing = \"60\"\n"), "{dump}");
+    daemon.terminate();
+    let file = daemon.dir.join("dump.toml");
+    std::fs::write(&file, &dump).unwrap();
+    std::fs::remove_file(daemon.dir.join("state/devices.json")).unwrap();
+    daemon.start_again(&["--config", file.to_str().unwrap()]);
+    assert_eq!(daemon.run("config dump").good(), dump);
+}
+
+#[test]
+fn management_device_is_removed_with_all_that_it_made() {
+    let daemon = Daemon::start();
+    for name in ["a", "b", "c"] {
+        daemon.run(&format!("dev add name {name} mgmtdev bridge/b0")).good();
+    }
+    daemon.run("dev add name d mgmtdev sim/net").good();
+    let deleted = daemon.run("-j mgmtdev del bridge/b0").json();
+    assert_eq!(deleted["devices"], serde_json::json!(["a", "b", "c"]));
+    let left = daemon.run("-j dev show").json();
+    assert_eq!(left["dev"].as_object().unwrap().keys().collect::<Vec<_>>(), ["d"]);
+    daemon.run("mgmtdev show bridge/b0").bad(3);
+    assert!(!daemon.socket("a").exists());
+}
