@@ -7,9 +7,21 @@
 
 // A `ringwayd` of our own, on a directory that goes with it.
 pub mod daemon;
+// The frames that the generator makes.
+pub mod frame;
 // The machine that a result was made on.
 pub mod host;
 // What an idle device costs.
 pub mod idle;
+// What became of the frames of one flow.
+pub mod ledger;
 // Throughput and latency of a network device.
 pub mod net;
+// When the frames of an open loop are due.
+pub mod pace;
+// A line of progress.
+pub mod progress;
+// One result, as it is printed and read.
+pub mod record;
+// Medians, percentiles, ratios.
+pub mod stats;

@@ -1,17 +1,13 @@
 //! `ringway-bench`: prints what Ringway does on this machine.
 #![forbid(unsafe_code)]
 
-use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
-use std::process::ExitCode;
-use std::time::Duration;
+mod commands;
 
-use clap::{Parser, Subcommand, ValueEnum};
-use ringway_bench::daemon::Daemon;
-use ringway_bench::host::Host;
-use ringway_bench::{idle, net};
-use ringway_control::guest::GuestOptions;
-use ringway_ring::queue::Format;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use commands::{idle, net};
 
 #[derive(Parser)]
 #[command(name = "ringway-bench", version, about = "Measures Ringway from outside, as a guest would")]
@@ -26,61 +22,16 @@ struct Cli {
 #[derive(Subcommand)]
 enum Bench {
     /// Throughput and latency of a network device whose wire is a loop
-    Net(NetArguments),
+    Net(net::Arguments),
     /// What connected devices cost while they idle: memory and processor time
-    Idle {
-        /// Devices to add and connect
-        #[arg(long, default_value_t = 100)]
-        devices: usize,
-        /// Seconds to watch them idle
-        #[arg(long, default_value_t = 5)]
-        seconds: u64,
-    },
-}
-
-#[derive(clap::Args)]
-struct NetArguments {
-    /// Socket of any vhost-user-net back-end that sends frames back; a ringwayd with sim/net is started without it
-    #[arg(long)]
-    socket: Option<PathBuf>,
-    /// Ring formats, measured in turns
-    #[arg(long, value_enum, default_value_t = Rings::Both)]
-    ring: Rings,
-    /// Frame size in bytes, without frame check sequence
-    #[arg(long, default_value_t = 64)]
-    size: u16,
-    /// Entries in each ring
-    #[arg(long, default_value_t = 256)]
-    queue_size: u16,
-    /// Negotiate IN_ORDER
-    #[arg(long)]
-    in_order: bool,
-    /// Do not negotiate MRG_RXBUF
-    #[arg(long)]
-    no_mergeable: bool,
-    /// Seconds of each round
-    #[arg(long, default_value_t = 1.0)]
-    seconds: f64,
-    /// Rounds of each format
-    #[arg(long, default_value_t = 5)]
-    rounds: u32,
-    /// Core of the guest; the daemon's worker is on another
-    #[arg(long, default_value_t = 0)]
-    core: usize,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Rings {
-    Split,
-    Packed,
-    Both,
+    Idle(idle::Arguments),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let result = match cli.command {
-        Bench::Net(arguments) => run_net(&arguments, cli.json),
-        Bench::Idle { devices, seconds } => run_idle(devices, Duration::from_secs(seconds), cli.json),
+    let result = match &cli.command {
+        Bench::Net(arguments) => net::run(arguments, cli.json),
+        Bench::Idle(arguments) => idle::run(arguments, cli.json),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -88,136 +39,5 @@ fn main() -> ExitCode {
             eprintln!("error: {why}");
             ExitCode::FAILURE
         }
-    }
-}
-
-type Failure = Box<dyn std::error::Error>;
-
-fn run_net(arguments: &NetArguments, json: bool) -> Result<(), Failure> {
-    let pinned = ringway_bench::host::pin(arguments.core);
-    if !pinned {
-        eprintln!("warning: cannot pin the guest to core {}: results will scatter", arguments.core);
-    }
-    let daemon = match arguments.socket {
-        Some(_) => None,
-        None => {
-            let daemon = Daemon::start(&[])?;
-            let mtu = arguments.size.saturating_sub(14).max(1500).to_string();
-            daemon.ringway(&["dev", "add", "name", "bench", "mgmtdev", "sim/net", "mtu", &mtu])?;
-            Some(daemon)
-        }
-    };
-    let socket = match (&arguments.socket, &daemon) {
-        (Some(socket), _) => socket.clone(),
-        (None, Some(daemon)) => daemon.socket("bench"),
-        (None, None) => return Err("no socket".into()),
-    };
-    let formats: &[Format] = match arguments.ring {
-        Rings::Split => &[Format::Split],
-        Rings::Packed => &[Format::Packed],
-        Rings::Both => &[Format::Split, Format::Packed],
-    };
-    let host = Host::read();
-    if !json {
-        println!("{host}");
-        println!(
-            "loopback, {} bytes, queue {}, bursts of {}, one core a side, {} s a round",
-            arguments.size,
-            arguments.queue_size,
-            ringway_control::guest::pair::BATCH,
-            arguments.seconds
-        );
-    }
-    let mut series: Vec<Vec<net::Round>> = vec![Vec::new(); formats.len()];
-    for number in 0..arguments.rounds {
-        for (index, format) in formats.iter().enumerate() {
-            let options = GuestOptions {
-                format: *format,
-                queue_size: arguments.queue_size,
-                frame_len: arguments.size,
-                mergeable: !arguments.no_mergeable,
-                in_order: arguments.in_order,
-                ..GuestOptions::default()
-            };
-            progress(&format!("round {} of {}, {}", number + 1, arguments.rounds, name(*format)));
-            let round = net::round(&socket, options, Duration::from_secs_f64(arguments.seconds))?;
-            series[index].push(round);
-        }
-    }
-    progress("");
-    for (format, rounds) in formats.iter().zip(&series) {
-        if json {
-            continue;
-        }
-        let mut mpps: Vec<f64> = rounds.iter().map(|round| round.mpps).collect();
-        mpps.sort_by(f64::total_cmp);
-        let lost: u64 = rounds.iter().map(|round| round.lost).sum();
-        let mut p50: Vec<u64> = rounds.iter().map(|round| round.p50_ns).collect();
-        let mut p99: Vec<u64> = rounds.iter().map(|round| round.p99_ns).collect();
-        p50.sort_unstable();
-        p99.sort_unstable();
-        let middle = rounds.len() / 2;
-        if let (Some(low), Some(median), Some(high), Some(p50), Some(p99)) =
-            (mpps.first(), mpps.get(middle), mpps.last(), p50.get(middle), p99.get(middle))
-        {
-            println!(
-                "{:<6} {median:6.2} Mpps each way (lowest {low:.2}, highest {high:.2}), lost {lost}, round trip p50 {:.1} us, p99 {:.1} us",
-                name(*format),
-                *p50 as f64 / 1e3,
-                *p99 as f64 / 1e3,
-            );
-        }
-    }
-    if json {
-        let results: serde_json::Map<String, serde_json::Value> = formats
-            .iter()
-            .zip(&series)
-            .map(|(format, rounds)| Ok((name(*format).to_owned(), serde_json::to_value(rounds)?)))
-            .collect::<Result<_, serde_json::Error>>()?;
-        println!(
-            "{}",
-            serde_json::json!({"host": host, "size": arguments.size, "queue_size": arguments.queue_size,
-                "in_order": arguments.in_order, "mergeable": !arguments.no_mergeable, "rounds": results})
-        );
-    }
-    Ok(())
-}
-
-fn run_idle(devices: usize, watch: Duration, json: bool) -> Result<(), Failure> {
-    ringway_bench::host::raise_descriptor_limit();
-    let idle =
-        idle::measure(devices, watch, |connected| progress(&format!("{connected} of {devices} connected")))?;
-    progress("");
-    let host = Host::read();
-    if json {
-        println!("{}", serde_json::json!({"host": host, "idle": idle}));
-    } else {
-        println!("{host}");
-        println!(
-            "{} connected idle devices: {:.1} KiB each ({:.1} KiB proportional set + {:.1} KiB kernel stacks), daemon {:.2} % of a core, connect {} us",
-            idle.devices,
-            (idle.pss_bytes + idle.kernel_stack_bytes) as f64 / 1024.0,
-            idle.pss_bytes as f64 / 1024.0,
-            idle.kernel_stack_bytes as f64 / 1024.0,
-            idle.cpu_percent,
-            idle.connect_us,
-        );
-    }
-    Ok(())
-}
-
-/// Shows a line of progress on a terminal, in the place of the one before.
-fn progress(text: &str) {
-    let mut out = std::io::stderr();
-    if out.is_terminal() {
-        let _ = write!(out, "\r\x1b[K{text}");
-        let _ = out.flush();
-    }
-}
-
-fn name(format: Format) -> &'static str {
-    match format {
-        Format::Split => "split",
-        Format::Packed => "packed",
     }
 }
