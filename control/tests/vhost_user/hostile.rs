@@ -2,20 +2,25 @@
 //! anything, and us no descriptor, no memory and no time.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ringway_control::guest::{Guest, GuestOptions};
-use ringway_control::session::{Command, Report};
+use ringway_control::session::{Command, NetdevSetup, Report, spawn_netdev};
 use ringway_control::vhost_user::frontend::{BackendMessage, Frontend, MemoryRegion};
 use ringway_control::vhost_user::life::status;
 use ringway_control::vhost_user::message::{
     FLAG_NEED_REPLY, FLAG_VERSION, Header, MAX_PAYLOAD, MemRegion, RULES, Request, Rule, VringState,
     encode_mem_table, protocol,
 };
+use ringway_pmd::counters::DropReason;
+use ringway_pmd::drivers::tap::TapBus;
 use ringway_pmd::notify::EventFd;
+use ringway_pmd::vdpa::{DeviceSpec, ManagementBus};
 use ringway_ring::features::Features;
 use ringway_ring::position::Position;
 use ringway_ring::queue::{Completion, DriverBuffer, Format};
@@ -460,6 +465,73 @@ fn guest_memory_cut_off_under_a_ring_faults_that_device_alone() {
     assert_eq!(fault, "truncated_memory");
     assert_eq!(frontend.queue_num().unwrap(), 1);
     neighbour.proceeds();
+}
+
+#[test]
+#[ignore = "makes a TAP interface: needs root"]
+fn guest_memory_cut_off_under_a_netdev_that_reads_it_loses_that_frame_alone() {
+    let mut tap = TapBus.make("rwcut0", &BTreeMap::new(), engine().cores()[0]).unwrap();
+    let spec = DeviceSpec { name: "cutter".to_owned(), ..DeviceSpec::default() };
+    let host = tap.create(&tap.implied(&spec).unwrap()).unwrap();
+    let (host_shared, reports) = (shared("rwcut0", &*host), Arc::new(Mutex::new(Vec::new())));
+    let host = spawn_netdev(NetdevSetup {
+        id: 2,
+        device: host,
+        shared: Arc::clone(&host_shared),
+        engine: engine(),
+        reports: Arc::new({
+            let reports = Arc::clone(&reports);
+            move |_, report| reports.lock().unwrap().push(report)
+        }),
+    })
+    .unwrap();
+    let written = || host_shared.counters[0].snapshot();
+    eventually(|| {
+        reports
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|report| matches!(report, Report::Rings(rings) if rings.len() == 2))
+    });
+    let guest = tap.create(&spec).unwrap();
+    let guest_shared = shared("cutter", &*guest);
+    let (mut running, stream) = start(guest, guest_shared);
+    let mut frontend = Frontend::from_stream(stream);
+    let rig = Rig::new(Format::Split, 2);
+    frontend.handshake().unwrap();
+    frontend.set_features(rig.features).unwrap();
+    let loose = memfd("tapped", 1 << 16);
+    let region =
+        MemoryRegion { gpa: 1 << 40, size: 1 << 16, user_addr: 1 << 40, file_offset: 0, file: loose.as_fd() };
+    frontend.set_mem_table(&[rig.region(), region]).unwrap();
+    let mut pair = HandPair::new(&rig, 0, Position::START);
+    pair.start(&mut frontend, 0);
+    pair.send(2);
+    pair.settle(2, false);
+    eventually(|| written().packets == 2);
+
+    // The head of the frame is where we read it; the rest, which only the kernel reads, is cut off.
+    let head = rig.buffer(1, 0);
+    rustix::fs::ftruncate(&loose, 0).unwrap();
+    let parts = [
+        DriverBuffer { gpa: head, len: 12 + 14, writable: false },
+        DriverBuffer { gpa: 1 << 40, len: 1000, writable: false },
+    ];
+    pair.tx.add(&parts, 0).unwrap();
+    pair.tx.publish();
+    pair.settle(1, false);
+    eventually(|| written().drops.contains(&(DropReason::NetdevRefused, 1)));
+    // Nothing else of it is affected.
+    pair.send(3);
+    pair.settle(3, false);
+    eventually(|| written().packets == 5);
+    running.collect();
+    for report in running.seen.iter().chain(&*reports.lock().unwrap()) {
+        assert!(!matches!(report, Report::RingFault { .. } | Report::Ended { .. }), "{report:?}");
+    }
+    // The interface goes with its device.
+    assert!(host.send(Command::Revoke));
+    eventually(|| !std::path::Path::new("/sys/class/net/rwcut0").exists());
 }
 
 #[test]
