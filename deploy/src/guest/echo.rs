@@ -7,7 +7,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,8 @@ use ringway_lab::exchange::new_run;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto, sockopt};
+
+use crate::counts::Counts;
 
 /// Sends requests as ordered; returns when every reply is there, or none has come for the quiet time.
 pub(crate) fn run(order: &EchoOrder) -> Result<EchoReport> {
@@ -100,36 +102,12 @@ pub(crate) struct Pulse {
     thread: JoinHandle<()>,
 }
 
-/// Written by the pulse's thread, read by whoever reports.
-struct Counts {
-    start: Instant,
-    stop: AtomicBool,
-    sent: AtomicU64,
-    refused: AtomicU64,
-    received: AtomicU64,
-    duplicated: AtomicU64,
-    corrupt: AtomicU64,
-    longest_gap_ms: AtomicU64,
-    /// When the last reply came, in milliseconds from `start`.
-    last_ms: AtomicU64,
-}
-
 impl Pulse {
     /// Starts.
     pub(crate) fn start(order: PulseOrder) -> Result<Pulse> {
         ensure!(order.size <= LONGEST && order.every_ms > 0, "at most {LONGEST} bytes, at least 1 ms apart");
         let socket = EchoSocket::open(order.to)?;
-        let counts = Arc::new(Counts {
-            start: Instant::now(),
-            stop: AtomicBool::new(false),
-            sent: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
-            received: AtomicU64::new(0),
-            duplicated: AtomicU64::new(0),
-            corrupt: AtomicU64::new(0),
-            longest_gap_ms: AtomicU64::new(0),
-            last_ms: AtomicU64::new(0),
-        });
+        let counts = Arc::new(Counts::new());
         let thread = std::thread::Builder::new()
             .name("pulse".into())
             .spawn({
@@ -150,27 +128,6 @@ impl Pulse {
         self.counts.stop.store(true, Ordering::Release);
         self.thread.join().map_err(|_| Error::new("the pulse's thread panicked"))?;
         Ok(self.counts.report())
-    }
-}
-
-impl Counts {
-    fn report(&self) -> TrafficReport {
-        let elapsed_ms = self.now_ms();
-        let since_last_ms = elapsed_ms.saturating_sub(self.last_ms.load(Ordering::Acquire));
-        TrafficReport {
-            sent: self.sent.load(Ordering::Acquire),
-            refused: self.refused.load(Ordering::Acquire),
-            received: self.received.load(Ordering::Acquire),
-            duplicated: self.duplicated.load(Ordering::Acquire),
-            corrupt: self.corrupt.load(Ordering::Acquire),
-            longest_gap_ms: self.longest_gap_ms.load(Ordering::Acquire).max(since_last_ms),
-            since_last_ms,
-            elapsed_ms,
-        }
-    }
-
-    fn now_ms(&self) -> u64 {
-        self.start.elapsed().as_millis() as u64
     }
 }
 

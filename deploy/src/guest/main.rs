@@ -7,6 +7,7 @@
 
 #![deny(unsafe_code)]
 
+mod counts;
 mod echo;
 mod frames;
 mod job;

@@ -1,7 +1,7 @@
 //! Traffic in the background, for tests of what happens to it when Ringway, its device or a driver goes and comes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -11,26 +11,13 @@ use ringway_lab::error::{Context, Error, Result};
 use ringway_lab::exchange::new_run;
 use ringway_lab::frame::{Frame, LONGEST, SHORTEST};
 
+use crate::counts::Counts;
 use crate::wire::{Received, Rounds, Sent, Wire};
 
 /// Running traffic on one NIC.
 pub(crate) struct Traffic {
     counts: Arc<Counts>,
     thread: JoinHandle<()>,
-}
-
-/// Written by the traffic's thread, read by whoever reports.
-struct Counts {
-    start: Instant,
-    stop: AtomicBool,
-    sent: AtomicU64,
-    refused: AtomicU64,
-    received: AtomicU64,
-    duplicated: AtomicU64,
-    corrupt: AtomicU64,
-    longest_gap_ms: AtomicU64,
-    /// When the last frame came back, in milliseconds from `start`.
-    last_ms: AtomicU64,
 }
 
 impl Traffic {
@@ -42,17 +29,7 @@ impl Traffic {
         );
         ensure!(order.window > 0 && order.flows > 0, "window and flows are at least 1");
         let wire = Wire::open(&order.nic, order.swapped)?;
-        let counts = Arc::new(Counts {
-            start: Instant::now(),
-            stop: AtomicBool::new(false),
-            sent: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
-            received: AtomicU64::new(0),
-            duplicated: AtomicU64::new(0),
-            corrupt: AtomicU64::new(0),
-            longest_gap_ms: AtomicU64::new(0),
-            last_ms: AtomicU64::new(0),
-        });
+        let counts = Arc::new(Counts::new());
         let thread = std::thread::Builder::new()
             .name("traffic".into())
             .spawn({
@@ -73,27 +50,6 @@ impl Traffic {
         self.counts.stop.store(true, Ordering::Release);
         self.thread.join().map_err(|_| Error::new("the traffic's thread panicked"))?;
         Ok(self.counts.report())
-    }
-}
-
-impl Counts {
-    fn report(&self) -> TrafficReport {
-        let elapsed_ms = self.now_ms();
-        let since_last_ms = elapsed_ms.saturating_sub(self.last_ms.load(Ordering::Acquire));
-        TrafficReport {
-            sent: self.sent.load(Ordering::Acquire),
-            refused: self.refused.load(Ordering::Acquire),
-            received: self.received.load(Ordering::Acquire),
-            duplicated: self.duplicated.load(Ordering::Acquire),
-            corrupt: self.corrupt.load(Ordering::Acquire),
-            longest_gap_ms: self.longest_gap_ms.load(Ordering::Acquire).max(since_last_ms),
-            since_last_ms,
-            elapsed_ms,
-        }
-    }
-
-    fn now_ms(&self) -> u64 {
-        self.start.elapsed().as_millis() as u64
     }
 }
 
