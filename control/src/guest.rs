@@ -41,13 +41,23 @@ pub struct GuestOptions {
     pub queue_size: u16,
     /// Bytes of each frame, from the Ethernet header on, without frame check sequence.
     pub frame_len: u16,
+    /// Frames under way at most, a ring's worth without it. Two guests that send to each other count what comes as
+    /// answers to what went: half a ring each, so that all of it fits into one of them.
+    pub window: Option<u16>,
     /// Negotiate MRG_RXBUF.
     pub mergeable: bool,
     /// Negotiate IN_ORDER.
     pub in_order: bool,
+    /// Address that its frames go to.
+    pub destination: [u8; 6],
+    /// Address that its frames come from.
+    pub source: [u8; 6],
     /// The pages of its memory; the largest there are without it. On base pages, what a back-end touches of its guests
     /// is told apart from its own memory to the page.
     pub pages: Option<PageKind>,
+    /// Scatter the buffers, each on base pages of its own, so that neighbours in a ring are in different ones of this
+    /// many regions of memory; without it, the buffers are side by side in one region.
+    pub regions: Option<u16>,
     /// How long the back-end may take for an answer.
     pub patience: Duration,
 }
@@ -59,9 +69,13 @@ impl Default for GuestOptions {
             pairs: 1,
             queue_size: 256,
             frame_len: 64,
+            window: None,
             mergeable: true,
             in_order: false,
+            destination: frame::BROADCAST,
+            source: frame::SOURCE,
             pages: None,
+            regions: None,
             patience: Duration::from_secs(5),
         }
     }
@@ -107,6 +121,14 @@ pub enum GuestError {
     /// An option that cannot be.
     #[error("frame of {0} bytes: must be 60 to 9018")]
     FrameLen(u16),
+    /// More regions than there are buffers to scatter, or none.
+    #[error("{regions} regions: must be 1 to {most}, the number of buffers")]
+    Regions {
+        /// Regions asked for.
+        regions: u16,
+        /// The most there can be.
+        most: u64,
+    },
 }
 
 /// A guest that is connected, with its rings started and its receive buffers posted.
@@ -149,7 +171,7 @@ impl Guest {
         frontend.set_features(features)?;
 
         let size = RingSize::new(options.format, options.queue_size.into())?;
-        let plan = Plan::new(&options, size, features);
+        let plan = Plan::new(&options, size, features)?;
         let bytes = plan.total(options.pairs);
         let memory = match options.pages {
             Some(kind) => HostMemory::allocate_on(kind, "ringway-guest", bytes),
@@ -157,13 +179,19 @@ impl Guest {
         }
         .map_err(|source| GuestError::Memory { bytes, source })?;
         let map = Arc::new(memory.guest_map(GPA)?);
-        frontend.set_mem_table(&[MemoryRegion {
-            gpa: GPA,
-            size: memory.size(),
-            user_addr: memory.address(),
-            file_offset: 0,
-            file: memory.file(),
-        }])?;
+        for (number, (start, end)) in plan.regions(options.pairs, memory.size()).into_iter().enumerate() {
+            let region = MemoryRegion {
+                gpa: GPA + start,
+                size: end - start,
+                user_addr: memory.address() + start,
+                file_offset: start,
+                file: memory.file(),
+            };
+            match number {
+                0 => frontend.set_mem_table(&[region])?,
+                _ => frontend.add_mem_reg(&region)?,
+            }
+        }
 
         let mut pairs = Vec::with_capacity(options.pairs.into());
         for index in 0..options.pairs {
@@ -178,7 +206,10 @@ impl Guest {
                 rings_at: plan.rings_at(index),
                 buffers_at: plan.buffers_at(options.pairs, index),
                 buffer_bytes: plan.buffer_bytes,
+                slot_bytes: plan.slot_bytes,
                 frame_len: options.frame_len,
+                window: options.window.unwrap_or(size.get()).min(size.get()),
+                addresses: [options.destination, options.source],
                 kick: [event_fd()?, event_fd()?],
             })?);
         }
@@ -253,19 +284,37 @@ struct Plan {
     ring_bytes: u64,
     /// One buffer, header included.
     buffer_bytes: u32,
-    /// Buffers of one pair: a ring's worth for each direction.
+    /// Room that each buffer has.
+    slot_bytes: u64,
+    /// Room for so many buffers of one pair: a ring's worth for each direction at least.
     buffers: u64,
+    /// Regions that the buffers are scattered over.
+    regions: u64,
 }
 
 impl Plan {
-    fn new(options: &GuestOptions, size: RingSize, features: Features) -> Plan {
+    fn new(options: &GuestOptions, size: RingSize, features: Features) -> Result<Plan, GuestError> {
         let header = header_len(features) as u32;
-        Plan {
-            ring_bytes: pair::ring_bytes(options.format, size) * 2,
-            // Odd multiples of a cache line, so that buffers spread over all sets of the caches.
-            buffer_bytes: (header + u32::from(options.frame_len)).next_multiple_of(LINE) | LINE,
-            buffers: u64::from(size.get()) * 2,
+        // Odd multiples of a cache line, so that buffers spread over all sets of the caches.
+        let buffer_bytes = (header + u32::from(options.frame_len)).next_multiple_of(LINE) | LINE;
+        let buffers = match options.regions {
+            Some(_) => pair::scattered_slots(size.get().into()),
+            None => u64::from(size.get()) * 2,
+        };
+        let most = buffers * u64::from(options.pairs);
+        if let Some(regions) = options.regions.filter(|regions| *regions == 0 || u64::from(*regions) > most) {
+            return Err(GuestError::Regions { regions, most });
         }
+        Ok(Plan {
+            ring_bytes: pair::ring_bytes(options.format, size) * 2,
+            buffer_bytes,
+            slot_bytes: match options.regions {
+                Some(_) => u64::from(buffer_bytes).next_multiple_of(PageKind::Base.bytes()),
+                None => buffer_bytes.into(),
+            },
+            buffers,
+            regions: options.regions.map_or(1, u64::from),
+        })
     }
 
     fn rings_at(&self, pair: u16) -> u64 {
@@ -273,11 +322,23 @@ impl Plan {
     }
 
     fn buffers_at(&self, pairs: u16, pair: u16) -> u64 {
-        self.rings_at(pairs) + u64::from(pair) * self.buffers * u64::from(self.buffer_bytes)
+        self.rings_at(pairs) + u64::from(pair) * self.buffers * self.slot_bytes
     }
 
     fn total(&self, pairs: u16) -> u64 {
         self.buffers_at(pairs, pairs)
+    }
+
+    /// Where each region begins and ends in a memory of `bytes`. The rings are in the first; the buffers' room is cut as
+    /// evenly as whole buffers allow.
+    fn regions(&self, pairs: u16, bytes: u64) -> Vec<(u64, u64)> {
+        let slots = self.buffers * u64::from(pairs);
+        let cut = |number: u64| match number {
+            0 => 0,
+            last if last == self.regions => bytes,
+            _ => self.buffers_at(pairs, 0) + slots * number / self.regions * self.slot_bytes,
+        };
+        (0..self.regions).map(|number| (cut(number), cut(number + 1))).collect()
     }
 }
 
@@ -289,3 +350,40 @@ const GPA: u64 = 0x1_0000_0000;
 
 /// `ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK` (virtio 1.3 §2.1).
 const DRIVER_OK: u8 = 1 | 2 | 8 | 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(regions: Option<u16>) -> Result<Plan, GuestError> {
+        let options = GuestOptions { regions, ..GuestOptions::default() };
+        Plan::new(&options, RingSize::new(Format::Split, 256).unwrap(), F_MRG_RXBUF)
+    }
+
+    #[test]
+    fn regions_cover_the_memory_without_gap_and_whole_buffers_each() {
+        for count in [1u16, 2, 8, 509, 512] {
+            let plan = plan(Some(count)).unwrap();
+            let bytes = plan.total(1);
+            let regions = plan.regions(1, bytes);
+            assert_eq!(regions.len(), usize::from(count));
+            assert_eq!((regions[0].0, regions[regions.len() - 1].1), (0, bytes));
+            for pair in regions.windows(2) {
+                assert_eq!(pair[0].1, pair[1].0);
+                assert_eq!((pair[0].1 - plan.buffers_at(1, 0)) % plan.slot_bytes, 0);
+                assert!(pair[0].0 < pair[0].1 && pair[1].0 < pair[1].1);
+            }
+        }
+    }
+
+    #[test]
+    fn regions_without_a_buffer_are_refused() {
+        assert!(matches!(plan(Some(513)), Err(GuestError::Regions { regions: 513, most: 512 })));
+        assert!(matches!(plan(Some(0)), Err(GuestError::Regions { .. })));
+    }
+
+    #[test]
+    fn one_region_is_all_of_the_memory() {
+        assert_eq!(plan(None).unwrap().regions(1, 1 << 21), [(0, 1 << 21)]);
+    }
+}

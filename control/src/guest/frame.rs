@@ -53,9 +53,14 @@ impl Stamp {
     }
 }
 
-/// The first bytes of every frame: broadcast, our own address, experimental type.
-pub const ADDRESSES: [u8; STAMP_AT] =
-    [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x52, 0x57, 0x00, 0x00, 0x00, 0x01, 0x88, 0xb5];
+/// Where frames go unless told otherwise: to everybody.
+pub const BROADCAST: [u8; 6] = [0xff; 6];
+
+/// Where frames come from unless told otherwise.
+pub const SOURCE: [u8; 6] = [0x52, 0x57, 0x00, 0x00, 0x00, 0x01];
+
+/// Their type.
+pub const ETHER_TYPE: [u8; 2] = [0x88, 0xb5];
 
 const SEED: u64 = 0x5269_6e67_7761_7921;
 

@@ -16,7 +16,7 @@ use ringway_ring::split::driver::SplitDriver;
 use ringway_ring::tsc;
 
 use super::GuestError;
-use super::frame::{ADDRESSES, STAMP_AT, STAMP_BYTES, Stamp};
+use super::frame::{ETHER_TYPE, STAMP_AT, STAMP_BYTES, Stamp};
 
 /// What a pair is made of.
 #[derive(Debug)]
@@ -38,7 +38,13 @@ pub(super) struct PairSetup {
     pub(super) buffers_at: u64,
     /// Bytes of one buffer.
     pub(super) buffer_bytes: u32,
+    /// Room that each buffer has; more than its bytes: scattered.
+    pub(super) slot_bytes: u64,
     pub(super) frame_len: u16,
+    /// Frames under way at most: no more than the ring's size.
+    pub(super) window: u16,
+    /// Destination and source of its frames.
+    pub(super) addresses: [[u8; 6]; 2],
     /// Kicks of the receive and of the transmit queue.
     pub(super) kick: [Arc<EventFd>; 2],
 }
@@ -170,15 +176,19 @@ struct Traffic<D> {
     /// Guest physical address of the first buffer; receive buffers come first.
     buffers_gpa: u64,
     buffer_bytes: u32,
+    slot_bytes: u64,
+    /// Odd: consecutive buffers are so many slots apart.
+    slot_step: u64,
     ring_size: u32,
     header_len: u32,
     frame_len: u16,
+    window: u16,
     /// Transmit buffers that the device does not hold.
     free: Vec<u32>,
     next_sequence: u64,
     /// Frames from here on are under way, or lost.
     expected_sequence: u64,
-    /// When the last frame came, or the missing ones were given up.
+    /// When the last frame came or went, or the missing ones were given up.
     last_progress: u64,
     /// What a frame looks like but for its stamp, and room for one that came: for the sampled comparison of all bytes.
     template: Vec<u8>,
@@ -209,14 +219,17 @@ impl<D: DriverRing> Traffic<D> {
             kick: setup.kick,
             buffers_gpa: setup.gpa + setup.buffers_at,
             buffer_bytes: setup.buffer_bytes,
+            slot_bytes: setup.slot_bytes,
+            slot_step: if setup.slot_bytes == u64::from(setup.buffer_bytes) { 1 } else { SCATTER },
             ring_size,
             header_len: header_len(setup.features) as u32,
             frame_len: setup.frame_len,
+            window: setup.window,
             free: (0..ring_size).rev().collect(),
             next_sequence: 0,
             expected_sequence: 0,
             last_progress: tsc::cycles(),
-            template: template(setup.frame_len),
+            template: template(setup.addresses, setup.frame_len),
             scratch: vec![0; setup.frame_len.into()],
             stats: PairStats { latency_cycles: histogram, ..PairStats::default() },
             hint: LastHit::default(),
@@ -243,11 +256,22 @@ impl<D: DriverRing> Traffic<D> {
     }
 
     fn receive_gpa(&self, slot: u32) -> u64 {
-        self.buffers_gpa + u64::from(slot) * u64::from(self.buffer_bytes)
+        self.buffer_gpa(slot.into())
     }
 
     fn transmit_gpa(&self, slot: u32) -> u64 {
-        self.receive_gpa(self.ring_size + slot)
+        self.buffer_gpa(u64::from(self.ring_size) + u64::from(slot))
+    }
+
+    #[inline]
+    fn buffer_gpa(&self, number: u64) -> u64 {
+        if self.slot_step == 1 {
+            return self.buffers_gpa + number * self.slot_bytes;
+        }
+        // Not at the beginning of each page: those would all meet in one set of the caches.
+        let places = self.slot_bytes / u64::from(self.buffer_bytes);
+        let slot = number * self.slot_step % scattered_slots(self.ring_size.into());
+        self.buffers_gpa + slot * self.slot_bytes + slot % places * u64::from(self.buffer_bytes)
     }
 
     /// Makes a receive buffer available.
@@ -348,6 +372,10 @@ impl<D: DriverRing> Traffic<D> {
             added += 1;
         }
         self.stats.sent += u64::from(added);
+        if added > 0 {
+            // Also after a rest: what is sent now has only begun to be awaited.
+            self.last_progress = now;
+        }
         if added > 0 && self.tx.publish() {
             self.stats.kicks += 1;
             self.kick[1].signal();
@@ -359,8 +387,9 @@ impl<D: DriverRing> Traffic<D> {
     /// reason to drop any, however long this thread is held up.
     #[inline]
     fn window(&mut self, now: u64) -> u32 {
-        let under_way = self.next_sequence - self.expected_sequence;
-        let window = u64::from(self.ring_size).saturating_sub(under_way) as u32;
+        // What comes may be another's, whose numbers run ahead of ours.
+        let under_way = self.next_sequence.saturating_sub(self.expected_sequence);
+        let window = u64::from(self.window).saturating_sub(under_way) as u32;
         if window == 0 && now.saturating_sub(self.last_progress) > tsc::hertz() / GIVE_UP_PER_SECOND {
             // The whole tail is missing: it is lost, and must not stop what follows.
             self.expected_sequence = self.next_sequence;
@@ -375,13 +404,19 @@ impl<D: DriverRing> Traffic<D> {
 }
 
 /// A frame without its stamp.
-fn template(frame_len: u16) -> Vec<u8> {
-    let mut frame: Vec<u8> = (0..frame_len).map(|at| (at as u8).wrapping_mul(31) ^ 0x5a).collect();
-    if let Some(start) = frame.get_mut(..STAMP_AT) {
-        start.copy_from_slice(&ADDRESSES);
-    }
-    frame
+fn template([destination, source]: [[u8; 6]; 2], frame_len: u16) -> Vec<u8> {
+    let filler = (0..frame_len).map(|at| (at as u8).wrapping_mul(31) ^ 0x5a);
+    let head = destination.into_iter().chain(source).chain(ETHER_TYPE);
+    head.chain(filler.skip(STAMP_AT)).collect()
 }
+
+/// Slots for the scattered buffers of both rings of a pair: a power of two, which an odd step meets all of.
+pub(super) fn scattered_slots(ring_size: u64) -> u64 {
+    (ring_size * 2).next_power_of_two()
+}
+
+/// Between consecutive scattered buffers, in slots; odd.
+const SCATTER: u64 = 331;
 
 /// Frames that are missing are given up after half a second.
 const GIVE_UP_PER_SECOND: u64 = 2;
