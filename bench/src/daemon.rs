@@ -46,8 +46,23 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts `ringwayd` with these arguments beside those for its folder.
+    /// Starts `ringwayd` with these arguments beside those for its folder, and waits until it answers.
+    ///
+    /// It inherits where the calling thread may run: start it before pinning that.
     pub fn start(arguments: &[&str]) -> Result<Daemon, DaemonError> {
+        let daemon = Daemon::spawn(arguments)?;
+        let begun = Instant::now();
+        while daemon.ringway(&["mgmtdev", "show"]).is_err() {
+            if begun.elapsed() > PATIENCE {
+                return Err(DaemonError::Silent(PATIENCE));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(daemon)
+    }
+
+    /// Starts `ringwayd` and does not wait.
+    pub fn spawn(arguments: &[&str]) -> Result<Daemon, DaemonError> {
         let system = |what| move |source| DaemonError::System { what, source };
         let folder = tempfile::tempdir().map_err(system("cannot make a directory"))?;
         let mut child = Command::new(beside("ringwayd")?)
@@ -71,22 +86,14 @@ impl Daemon {
                 }
             });
         }
-        let daemon = Daemon { child, ringway: beside("ringway")?, folder };
-        let begun = Instant::now();
-        while daemon.ringway(&["mgmtdev", "show"]).is_err() {
-            if begun.elapsed() > PATIENCE {
-                return Err(DaemonError::Silent(PATIENCE));
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Ok(daemon)
+        Ok(Daemon { child, ringway: beside("ringway")?, folder })
     }
 
     /// Runs a command as an operator would; returns what it prints.
     pub fn ringway(&self, words: &[&str]) -> Result<String, DaemonError> {
         let output = Command::new(&self.ringway)
             .arg("--ctl")
-            .arg(self.folder.path().join("ctl.sock"))
+            .arg(self.ctl())
             .args(words)
             .output()
             .map_err(|source| DaemonError::System { what: "cannot run ringway", source })?;
@@ -96,6 +103,11 @@ impl Daemon {
         } else {
             Err(DaemonError::Command { command: words.join(" "), output: text(&output.stderr) })
         }
+    }
+
+    /// The operator's socket.
+    pub fn ctl(&self) -> PathBuf {
+        self.folder.path().join("ctl.sock")
     }
 
     /// Where a device's socket is.

@@ -104,14 +104,16 @@ impl Account {
     }
 }
 
-/// User and system time of a process so far.
+/// Processor time of a process's threads so far.
 fn processor_time(pid: u32) -> Result<Duration, IdleError> {
-    let stat = read(&format!("/proc/{pid}/stat"))?;
-    // Behind the name in brackets: state is field 3, user time 14, system time 15, in clock ticks.
-    let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-    let ticks: u64 =
-        after_name.split(' ').skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
-    Ok(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second().max(1)))
+    let path = format!("/proc/{pid}/task");
+    let threads = fs::read_dir(&path).map_err(|source| IdleError::Proc { what: path, source })?;
+    // In nanoseconds, where `stat` has clock ticks. A thread that has gone meanwhile has no file.
+    let each = threads.flatten().filter_map(|thread| {
+        let schedstat = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        schedstat.split(' ').next()?.parse::<u64>().ok()
+    });
+    Ok(Duration::from_nanos(each.sum()))
 }
 
 fn read(path: &str) -> Result<String, IdleError> {
