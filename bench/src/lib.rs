@@ -23,5 +23,7 @@ pub mod pace;
 pub mod progress;
 // One result, as it is printed and read.
 pub mod record;
+// How cost grows.
+pub mod scale;
 // Medians, percentiles, ratios.
 pub mod stats;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{idle, net};
+use commands::{idle, net, scale};
 
 #[derive(Parser)]
 #[command(name = "ringway-bench", version, about = "Measures Ringway from outside, as a guest would")]
@@ -25,6 +25,8 @@ enum Bench {
     Net(net::Arguments),
     /// What connected devices cost while they idle: memory and processor time
     Idle(idle::Arguments),
+    /// How cost grows: idle and busy devices, memory regions, bridge ports; adding, connecting, starting, waking
+    Scale(scale::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Bench::Net(arguments) => net::run(arguments, cli.json),
         Bench::Idle(arguments) => idle::run(arguments, cli.json),
+        Bench::Scale(arguments) => scale::run(arguments, cli.json),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,6 +2,7 @@
 
 pub(crate) mod idle;
 pub(crate) mod net;
+pub(crate) mod scale;
 
 use ringway_bench::record::Record;
 

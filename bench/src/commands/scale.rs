@@ -1,0 +1,226 @@
+//! `ringway-bench scale`.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+use ringway_bench::host::{self, Watch};
+use ringway_bench::record::Record;
+use ringway_bench::scale::adaptive::{self, Adaptive, IDLE_DEVICES};
+use ringway_bench::scale::curve::{Curve, Point};
+use ringway_bench::scale::load::{BOUND, SLICE};
+use ringway_bench::scale::start::{self, Start, packet_ms};
+use ringway_bench::scale::times::{self, MANY, SOME, Times};
+use ringway_bench::scale::{Options, curves};
+use ringway_bench::stats::Spread;
+use ringway_ring::queue::Format;
+use serde::Serialize;
+
+use super::{Failure, print_json};
+
+#[derive(Debug, clap::Args, Serialize)]
+pub(crate) struct Arguments {
+    /// Only this; can be given more than once [default: all of them]
+    #[arg(long, value_enum, value_name = "NAME")]
+    only: Vec<Part>,
+    /// Ring format of the guests
+    #[arg(long, value_enum, default_value_t = Ring::Split)]
+    ring: Ring,
+    /// Frame size in bytes, without frame check sequence
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(60..=1514))]
+    size: u16,
+    /// Rounds of each point
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Seconds of each round
+    #[arg(long, default_value_t = 0.5)]
+    seconds: f64,
+    /// Core of the guests
+    #[arg(long, default_value_t = 0)]
+    core: usize,
+    /// Core of the daemon's worker
+    #[arg(long, default_value_t = 1)]
+    worker_core: usize,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Part {
+    /// One busy device beside idle ones
+    Idle,
+    /// Busy devices on one core
+    Busy,
+    /// Regions of memory
+    Regions,
+    /// Ports of a bridge
+    Ports,
+    /// Adding a device and connecting to it
+    Times,
+    /// From the start of ringwayd to the first packet, beside the peer
+    Start,
+    /// The idle policy `adaptive`: processor time, waking, throughput beside `poll`
+    Adaptive,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Ring {
+    Split,
+    Packed,
+}
+
+/// Each part that was measured, under its name.
+#[derive(Debug, Default, Serialize)]
+struct Found {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idle: Option<Curve>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    busy: Option<Curve>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    regions: Option<Curve>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ports: Option<Curve>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    times: Option<Times>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    start: Option<Start>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adaptive: Option<Adaptive>,
+}
+
+pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<(), Failure> {
+    let Arguments { core, worker_core, .. } = *arguments;
+    if core == worker_core {
+        return Err(format!(
+            "guests and worker are both on core {core}: name two by --core and --worker-core"
+        )
+        .into());
+    }
+    host::raise_descriptor_limit();
+    let options = Options {
+        guest_core: core,
+        worker_core,
+        format: match arguments.ring {
+            Ring::Split => Format::Split,
+            Ring::Packed => Format::Packed,
+        },
+        frame_len: arguments.size,
+        rounds: arguments.rounds,
+        round: Duration::from_secs_f64(arguments.seconds),
+    };
+    let watch = Watch::begin();
+    if !json {
+        println!("{}", watch.end());
+        println!(
+            "{} bytes, guests on core {core}, worker on core {worker_core}; slices of {SLICE:?} with a gap above {BOUND:?} are discarded",
+            arguments.size
+        );
+    }
+    let mut found = Found::default();
+    let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
+    for part in Part::value_variants().iter().filter(|part| wanted(**part)) {
+        match part {
+            Part::Idle => found.idle = Some(shown(curves::idle(&options)?, json, curve)),
+            Part::Busy => found.busy = Some(shown(curves::busy(&options)?, json, curve)),
+            Part::Regions => found.regions = Some(shown(curves::regions(&options)?, json, curve)),
+            Part::Ports => found.ports = Some(shown(curves::ports(&options)?, json, curve)),
+            Part::Times => found.times = Some(shown(times::measure(&options)?, json, times)),
+            Part::Start => found.start = Some(shown(start::measure(&options)?, json, start)),
+            Part::Adaptive => found.adaptive = Some(shown(adaptive::measure(&options)?, json, adaptive)),
+        }
+    }
+    let host = watch.end();
+    if json {
+        return print_json(&Record::new("scale", host, arguments, &found)?);
+    }
+    println!("steal {:.2} %", host.steal_percent);
+    Ok(())
+}
+
+/// Prints a part as soon as it is there, unless all of it is to be one line in the end.
+fn shown<T>(part: T, json: bool, print: fn(&T)) -> T {
+    if !json {
+        print(&part);
+    }
+    part
+}
+
+fn curve(curve: &Curve) {
+    println!(
+        "\n{:>14}  {:>22}  {:>22}  {:>13}  {:>22}  {:>5}  {:>11}  {:>5}",
+        curve.over,
+        "Mpps",
+        "beside the first",
+        "cycles/packet",
+        "beside the first",
+        "burst",
+        "discarded",
+        "lost"
+    );
+    for point in &curve.points {
+        println!("{:>14}  {}", point.count, line(point));
+    }
+}
+
+fn line(point: &Point) -> String {
+    let (kept, discarded) = point.slices();
+    format!(
+        "{:>22}  {:>22}  {:>13.1}  {:>22}  {:>5.1}  {discarded:>3} of {:<4}  {:>5}",
+        spread(point.mpps(), 2),
+        spread(point.ratio, 3),
+        point.spread(|round| round.cycles_per_packet).map_or(f64::NAN, |spread| spread.median),
+        spread(point.cost_ratio, 3),
+        point.spread(|round| round.packets_per_burst).map_or(f64::NAN, |spread| spread.median),
+        kept + discarded,
+        point.lost,
+    )
+}
+
+fn times(times: &Times) {
+    let us = |found: Spread| spread(Some(found), 0);
+    println!("\nin microseconds: median (lowest to highest)");
+    println!("  dev.add, the first {SOME} devices:   {}", us(times.add_us[0]));
+    println!("  dev.add, the last of {MANY}:       {}", us(times.add_us[1]));
+    println!("  the command `ringway dev add`:    {}", us(times.command_us));
+    println!("  connecting, the first {SOME}:        {}", us(times.connect_us[0]));
+    println!("  connecting, the last of {MANY}:    {}", us(times.connect_us[1]));
+    println!("  the first frame, the first {SOME}:   {}", us(times.first_frame_us[0]));
+    println!("  the first frame, last of {MANY}:   {}", us(times.first_frame_us[1]));
+}
+
+fn start(start: &Start) {
+    println!("\nfrom start to the first packet, in milliseconds: median (lowest to highest)");
+    println!("  ringwayd: {}", spread(packet_ms(&start.ours), 1));
+    match &start.peer {
+        Some(peer) => println!("  {}: {}", peer.version, spread(packet_ms(&peer.launches), 1)),
+        None => println!("  no peer: dpdk-testpmd is not on PATH (RINGWAY_DPDK_TESTPMD names another one)"),
+    }
+}
+
+fn adaptive(found: &Adaptive) {
+    let wake = &found.wake;
+    println!("\nadaptive");
+    println!("  {IDLE_DEVICES} idle devices: {:.2} % of a core", found.idle_cpu_percent);
+    println!(
+        "  a frame through a worker that slept: p50 {:.1} us, p99 {:.1} us (with all samples {:.1} us); {} of {} discarded for a gap above {} us, {} wakeups",
+        wake.latency.p50 as f64 / 1e3,
+        wake.latency.p99 as f64 / 1e3,
+        wake.unfiltered.p99 as f64 / 1e3,
+        wake.discarded,
+        wake.samples,
+        wake.bound_us,
+        wake.wakeups,
+    );
+    for (policy, point) in adaptive::POLICIES.iter().zip(&found.busy) {
+        println!("  busy, {policy:<8}  {}", line(point));
+    }
+}
+
+fn spread(spread: Option<Spread>, digits: usize) -> String {
+    match spread {
+        Some(Spread { median, low, high }) => {
+            format!("{median:.digits$} ({low:.digits$} to {high:.digits$})")
+        }
+        None => "-".to_owned(),
+    }
+}
