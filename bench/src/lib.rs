@@ -5,20 +5,36 @@
 //! every result names the host.
 #![forbid(unsafe_code)]
 
+// What is measured.
+pub mod backend;
+// Ringway beside a peer.
+pub mod compare;
 // A `ringwayd` of our own, on a directory that goes with it.
 pub mod daemon;
+// Why a measurement could not be made.
+pub mod error;
 // The frames that the generator makes.
 pub mod frame;
+// The load generator.
+pub mod generator;
 // The machine that a result was made on.
 pub mod host;
 // What an idle device costs.
 pub mod idle;
+// A back-end that does as little as can be.
+pub mod null;
+// One queue pair of a port.
+mod lane;
 // What became of the frames of one flow.
 pub mod ledger;
 // Throughput and latency of a network device.
 pub mod net;
+// What ports shall be like.
+pub mod options;
 // When the frames of an open loop are due.
 pub mod pace;
+// A front-end with memory, rings and buffers.
+mod port;
 // A line of progress.
 pub mod progress;
 // One result, as it is printed and read.

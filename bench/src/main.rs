@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{idle, net, scale};
+use commands::{compare, idle, net, scale};
 
 #[derive(Parser)]
 #[command(name = "ringway-bench", version, about = "Measures Ringway from outside, as a guest would")]
@@ -21,8 +21,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// Throughput and latency of a network device whose wire is a loop
+    /// Throughput and latency of any vhost-user-net back-end, every frame accounted for
     Net(net::Arguments),
+    /// Ringway beside a peer: the same job in turns
+    Compare(compare::Arguments),
     /// What connected devices cost while they idle: memory and processor time
     Idle(idle::Arguments),
     /// How cost grows: idle and busy devices, memory regions, bridge ports; adding, connecting, starting, waking
@@ -32,6 +34,7 @@ enum Bench {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
+        Bench::Compare(arguments) => compare::run(arguments, cli.json),
         Bench::Net(arguments) => net::run(arguments, cli.json),
         Bench::Idle(arguments) => idle::run(arguments, cli.json),
         Bench::Scale(arguments) => scale::run(arguments, cli.json),

@@ -1,47 +1,235 @@
-//! Throughput and latency of a network device whose wire is a loop, with the built-in guest on one core and the
-//! worker on another.
+//! Throughput and latency of a network back-end: rounds of the [`Generator`], the ones that the machine disturbed left
+//! out, and the search for the highest rate without loss.
 
-use std::ops::ControlFlow;
-use std::path::Path;
 use std::time::Duration;
 
-use ringway_control::guest::load;
-use ringway_control::guest::{Guest, GuestError, GuestOptions};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-/// What one round came to.
-#[derive(Debug, Clone, Serialize)]
-pub struct Round {
-    /// Frames that came back intact while the clock ran.
-    pub packets: u64,
-    /// How long it ran.
+use crate::error::BenchError;
+use crate::generator::{Generator, Load, Round};
+use crate::stats::Spread;
+
+/// How rounds are made.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Rounds {
+    /// Rounds that count.
+    pub rounds: u32,
+    /// Seconds of each.
     pub seconds: f64,
-    /// Millions of frames a second, each way.
-    pub mpps: f64,
-    /// Frames that did not come back, or not intact, after the ring was drained.
-    pub lost: u64,
-    /// Round trip of sampled frames at full load, in nanoseconds.
-    pub p50_ns: u64,
-    /// 99 % of them were faster.
-    pub p99_ns: u64,
+    /// A round in which the generator was off its core for longer is left out, in microseconds.
+    pub max_gap_us: f64,
 }
 
-/// One round: full load for `duration`, then what is under way is awaited.
-pub fn round(socket: &Path, options: GuestOptions, duration: Duration) -> Result<Round, GuestError> {
-    let mut guest = Guest::connect(socket, options)?;
-    // The first frames find cold caches and a sleeping worker.
-    load::run(&mut guest, Duration::from_millis(100), |_, _| ControlFlow::Continue(()))?;
-    let before = guest.stats();
-    let seconds = load::run(&mut guest, duration, |_, _| ControlFlow::Continue(()))?.as_secs_f64();
-    let packets = guest.stats().received - before.received;
-    load::drain(&mut guest)?;
-    let all = guest.stop()?;
-    Ok(Round {
-        packets,
-        seconds,
-        mpps: packets as f64 / seconds / 1e6,
-        lost: load::lost(&all),
-        p50_ns: load::latency_ns(&all, 0.5),
-        p99_ns: load::latency_ns(&all, 0.99),
-    })
+/// Rounds of one kind, and what they come to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Series {
+    /// The rounds that count, in the order in which they were made.
+    pub rounds: Vec<Round>,
+    /// Rounds left out for a gap.
+    pub discarded: u32,
+    /// The machine was too busy: too many were left out, so that the quietest of those count.
+    pub noisy: bool,
+    /// Millions of frames a second.
+    pub mpps: Spread,
+    /// Median latency of each round, in nanoseconds.
+    pub p50_ns: Spread,
+    /// 99 % of each round were faster, in nanoseconds.
+    pub p99_ns: Spread,
+}
+
+impl Series {
+    /// Of rounds that count; None of none.
+    pub fn of(rounds: Vec<Round>, discarded: u32, noisy: bool) -> Option<Series> {
+        let spread = |of: fn(&Round) -> f64| Spread::of(&rounds.iter().map(of).collect::<Vec<_>>());
+        let mpps = spread(|round| round.mpps)?;
+        let p50_ns = spread(|round| round.latency.p50 as f64)?;
+        let p99_ns = spread(|round| round.latency.p99 as f64)?;
+        Some(Series { rounds, discarded, noisy, mpps, p50_ns, p99_ns })
+    }
+
+    /// Frames with which something went wrong, over all rounds.
+    pub fn faults(&self) -> u64 {
+        self.rounds.iter().map(|round| round.counts.faults()).sum()
+    }
+}
+
+/// Collects rounds, and tells which count.
+#[derive(Debug, Default)]
+pub struct Collector {
+    kept: Vec<Round>,
+    disturbed: Vec<Round>,
+}
+
+impl Collector {
+    /// Takes a round; false if it was disturbed.
+    pub fn take(&mut self, round: Round, max_gap_us: f64) -> bool {
+        let is_quiet = round.gap_us <= max_gap_us;
+        if is_quiet { &mut self.kept } else { &mut self.disturbed }.push(round);
+        is_quiet
+    }
+
+    /// Rounds that count so far.
+    pub fn kept(&self) -> u32 {
+        self.kept.len() as u32
+    }
+
+    /// Rounds made so far.
+    pub fn made(&self) -> u32 {
+        (self.kept.len() + self.disturbed.len()) as u32
+    }
+
+    /// The series: the rounds that count, filled up to `wanted` with the quietest of the others.
+    pub fn finish(mut self, wanted: u32) -> Option<Series> {
+        let lacking = (wanted as usize).saturating_sub(self.kept.len()).min(self.disturbed.len());
+        self.disturbed.sort_by(|a, b| a.gap_us.total_cmp(&b.gap_us));
+        let discarded = self.disturbed.len() - lacking;
+        self.kept.extend(self.disturbed.drain(..lacking));
+        Series::of(self.kept, discarded as u32, lacking > 0)
+    }
+}
+
+/// Rounds of one load, until enough of them count. Tells `progress` how many do.
+pub fn series(
+    generator: &mut Generator,
+    load: Load,
+    how: Rounds,
+    mut progress: impl FnMut(u32),
+) -> Result<Series, BenchError> {
+    let mut collector = Collector::default();
+    while collector.kept() < how.rounds && collector.made() < most_tries(how.rounds) {
+        progress(collector.kept());
+        let round = generator.round(load, Duration::from_secs_f64(how.seconds))?;
+        collector.take(round, how.max_gap_us);
+    }
+    collector.finish(how.rounds).ok_or_else(|| BenchError::Usage("at least one round".to_owned()))
+}
+
+/// So many rounds are made at most to have `rounds` that count.
+pub fn most_tries(rounds: u32) -> u32 {
+    rounds * 4 + 4
+}
+
+/// One step of the search.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Trial {
+    /// Frames a second that were offered.
+    pub pps: f64,
+    /// All came back. None: disturbed, and made again.
+    pub lossless: Option<bool>,
+    /// What was seen.
+    pub round: Round,
+}
+
+/// The highest rate without loss.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Found {
+    /// Millions of frames a second, of which none was lost; 0 if some were at every rate.
+    pub mpps: f64,
+    /// Closed-loop throughput, from which the search went down.
+    pub closed_mpps: f64,
+    /// Every step, disturbed ones too.
+    pub trials: Vec<Trial>,
+    /// Trials left out for a gap.
+    pub discarded: u32,
+}
+
+/// Halves the distance between a rate that loses and one that does not until it is `resolution` of the peak.
+pub fn search(
+    generator: &mut Generator,
+    how: Rounds,
+    resolution: f64,
+    mut progress: impl FnMut(f64),
+) -> Result<Found, BenchError> {
+    let span = Duration::from_secs_f64(how.seconds);
+    let closed_mpps = generator.round(Load::Closed, span)?.mpps;
+    let mut trials = Vec::new();
+    let mpps = bisect(closed_mpps, resolution, |mpps| {
+        let pps = mpps * 1e6;
+        let mut tries = 0;
+        loop {
+            progress(mpps);
+            let round = generator.round(Load::Open { pps }, span)?;
+            let is_lossless = round.is_lossless();
+            tries += 1;
+            // A gap excuses a loss, a few times; what was not lost in spite of it was not lost.
+            let is_disturbed = round.gap_us > how.max_gap_us && !is_lossless && tries < TRIES;
+            trials.push(Trial { pps, lossless: (!is_disturbed).then_some(is_lossless), round });
+            if !is_disturbed {
+                return Ok::<bool, BenchError>(is_lossless);
+            }
+        }
+    })?;
+    let discarded = trials.iter().filter(|trial| trial.lossless.is_none()).count() as u32;
+    Ok(Found { mpps, closed_mpps, trials, discarded })
+}
+
+/// The highest value up to `peak` that holds, to `resolution` of the peak; 0 if none does.
+fn bisect<E>(peak: f64, resolution: f64, mut holds: impl FnMut(f64) -> Result<bool, E>) -> Result<f64, E> {
+    let (mut good, mut bad) = (0.0, peak * 1.05);
+    let mut next = peak;
+    while bad - good > peak * resolution.max(1e-4) {
+        if holds(next)? {
+            good = next
+        } else {
+            bad = next
+        }
+        next = (good + bad) / 2.0;
+    }
+    Ok(good)
+}
+
+/// A disturbed trial is made again so often at most.
+const TRIES: u32 = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Counts;
+    use crate::stats::Latency;
+
+    fn round(mpps: f64, gap_us: f64) -> Round {
+        let counts = Counts { sent: 100, received: 100, ..Counts::default() };
+        let latency = Latency { p50: (mpps * 1000.0) as u64, ..Latency::default() };
+        Round { seconds: 1.0, mpps, gbps: 0.0, counts, latency, unsent: 0, kicks: 0, gap_us }
+    }
+
+    #[test]
+    fn disturbed_rounds_do_not_count() {
+        let mut collector = Collector::default();
+        for (mpps, gap) in [(1.0, 10.0), (9.0, 900.0), (3.0, 20.0), (2.0, 30.0)] {
+            collector.take(round(mpps, gap), 100.0);
+        }
+        let series = collector.finish(3).unwrap();
+        assert_eq!((series.mpps.median, series.discarded, series.noisy), (2.0, 1, false));
+    }
+
+    #[test]
+    fn too_few_quiet_rounds_are_filled_up_with_the_quietest_and_said() {
+        let mut collector = Collector::default();
+        for (mpps, gap) in [(1.0, 10.0), (9.0, 900.0), (3.0, 200.0), (8.0, 800.0)] {
+            collector.take(round(mpps, gap), 100.0);
+        }
+        let series = collector.finish(2).unwrap();
+        assert_eq!((series.mpps.high, series.discarded, series.noisy), (3.0, 2, true));
+        assert!(Collector::default().finish(3).is_none());
+    }
+
+    #[test]
+    fn search_finds_the_edge() {
+        for edge in [0.3, 5.0, 7.77, 9.99] {
+            let found = bisect(10.0, 0.001, |mpps| Ok::<_, ()>(mpps <= edge)).unwrap();
+            assert!(found <= edge && edge - found <= 0.011, "{found} for {edge}");
+        }
+        assert!(bisect(10.0, 0.01, |_| Ok::<_, ()>(false)).unwrap().abs() < 1e-9);
+        assert!(bisect(10.0, 0.01, |_| Ok::<_, ()>(true)).unwrap() >= 10.0);
+        assert_eq!(bisect(10.0, 0.01, |_| Err::<bool, _>("gone")), Err("gone"));
+    }
+
+    #[test]
+    fn frame_that_could_not_be_sent_is_a_loss() {
+        assert!(round(1.0, 0.0).is_lossless());
+        assert!(!Round { unsent: 1, ..round(1.0, 0.0) }.is_lossless());
+        let counts = Counts { duplicated: 1, ..Counts::default() };
+        assert!(!Round { counts, ..round(1.0, 0.0) }.is_lossless());
+    }
 }

@@ -1,0 +1,307 @@
+//! What is measured: a `ringwayd` of our own, a peer of our own, or whatever stands behind a socket.
+//!
+//! A back-end polls its core also when it has nothing to do. Where two are measured in turns on one core, the one whose turn
+//! it is not is stopped (SIGSTOP) with nothing under way, and goes on (SIGCONT) before its next round.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, Serialize};
+
+use crate::daemon::Daemon;
+use crate::error::BenchError;
+use crate::options::Job;
+
+/// What a back-end is, for the record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its name.
+    pub name: String,
+    /// Its version, as it tells it.
+    pub version: String,
+    /// How it was started.
+    pub flags: Vec<String>,
+}
+
+/// A running back-end that does a job on one core.
+#[derive(Debug)]
+pub enum Backend {
+    /// Ringway.
+    Ringway {
+        /// The daemon.
+        daemon: Daemon,
+        /// Its devices.
+        devices: Vec<&'static str>,
+        /// What it is.
+        identity: Identity,
+    },
+    /// DPDK's testpmd.
+    Dpdk(Testpmd),
+}
+
+impl Backend {
+    /// Starts `ringwayd` with the devices of a job: its worker on `core`, `idle` its policy.
+    pub fn ringway(
+        job: Job,
+        core: usize,
+        idle: &str,
+        max_frame: u16,
+        pairs: u16,
+    ) -> Result<Backend, BenchError> {
+        let cores = core.to_string();
+        let flags = ["--cores", &cores, "--idle", idle];
+        let daemon = Daemon::start(&flags)?;
+        let mtu = max_frame.saturating_sub(ETHERNET_HEADER).max(1500).to_string();
+        let pairs = pairs.to_string();
+        let devices = match job {
+            Job::Loopback => vec!["bench"],
+            Job::Link => vec!["bench0", "bench1"],
+        };
+        for device in &devices {
+            let mut words = vec!["dev", "add", "name", device, "mgmtdev"];
+            match job {
+                Job::Loopback => words.extend(["sim/net", "swap", "on"]),
+                Job::Link => words.push("link/bench"),
+            }
+            words.extend(["mtu", &mtu, "max_vqp", &pairs]);
+            daemon.ringway(&words)?;
+        }
+        let identity = Identity {
+            name: "ringway".to_owned(),
+            version: format!("{} ({})", env!("CARGO_PKG_VERSION"), env!("RINGWAY_REVISION")),
+            flags: flags.map(str::to_owned).to_vec(),
+        };
+        Ok(Backend::Ringway { daemon, devices, identity })
+    }
+
+    /// The sockets to connect to.
+    pub fn sockets(&self) -> Vec<PathBuf> {
+        match self {
+            Backend::Ringway { daemon, devices, .. } => {
+                devices.iter().map(|device| daemon.socket(device)).collect()
+            }
+            Backend::Dpdk(testpmd) => testpmd.sockets.clone(),
+        }
+    }
+
+    /// What it is.
+    pub fn identity(&self) -> &Identity {
+        match self {
+            Backend::Ringway { identity, .. } => identity,
+            Backend::Dpdk(testpmd) => &testpmd.identity,
+        }
+    }
+
+    /// Stops it where it is.
+    pub fn pause(&self) -> Result<(), BenchError> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on.
+    pub fn proceed(&self) -> Result<(), BenchError> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<(), BenchError> {
+        let pid = match self {
+            Backend::Ringway { daemon, .. } => daemon.pid(),
+            Backend::Dpdk(testpmd) => testpmd.child.id(),
+        };
+        let failed = BenchError::system(format!("cannot signal {}", self.identity().name));
+        let pid = Pid::from_raw(pid as i32).ok_or_else(|| BenchError::Usage("no process".to_owned()))?;
+        kill_process(pid, signal).map_err(|errno| failed(errno.into()))
+    }
+}
+
+/// DPDK's testpmd with `net_vhost` ports: one that swaps addresses, or two that are joined. Killed when dropped.
+#[derive(Debug)]
+pub struct Testpmd {
+    child: Child,
+    sockets: Vec<PathBuf>,
+    identity: Identity,
+    _folder: tempfile::TempDir,
+}
+
+impl Testpmd {
+    /// Starts it with its forwarding core on `core` and waits until it forwards.
+    pub fn start(
+        job: Job,
+        core: usize,
+        main_core: usize,
+        queue_size: u16,
+        max_frame: u16,
+        pairs: u16,
+    ) -> Result<Testpmd, BenchError> {
+        let program = find()?;
+        let folder = tempfile::tempdir().map_err(BenchError::system("cannot make a directory"))?;
+        let sockets: Vec<PathBuf> =
+            (0..job.ports()).map(|port| folder.path().join(format!("{port}.sock"))).collect();
+        let flags = flags(job, &sockets, core, main_core, queue_size, max_frame, pairs, Memory::find());
+        let mut child = Command::new(&program)
+            .args(&flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(BenchError::system(format!("cannot start {}", program.display())))?;
+        let said = Arc::new(Mutex::new(Vec::new()));
+        for stream in [child.stdout.take().map(Stream::Out), child.stderr.take().map(Stream::Error)]
+            .into_iter()
+            .flatten()
+        {
+            stream.collect_into(Arc::clone(&said));
+        }
+        let lines = || said.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let begun = Instant::now();
+        // It says so once its cores are about to forward.
+        while !lines().iter().any(|line: &String| line.contains("packets/burst"))
+            || !sockets.iter().all(|s| s.exists())
+        {
+            let is_over = matches!(child.try_wait(), Ok(Some(_)) | Err(_));
+            if is_over || begun.elapsed() > PATIENCE {
+                let _ = child.kill();
+                let _ = child.wait();
+                let what = if is_over { "ended at once" } else { "did not begin to forward" };
+                let end: Vec<String> = lines().into_iter().rev().take(12).collect();
+                let end = end.into_iter().rev().collect::<Vec<_>>().join("\n");
+                return Err(BenchError::Peer {
+                    peer: program.display().to_string(),
+                    what: format!("{what}:\n{end}"),
+                });
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let identity = Identity { name: "dpdk".to_owned(), version: version(&program), flags };
+        Ok(Testpmd { child, sockets, identity, _folder: folder })
+    }
+}
+
+impl Drop for Testpmd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Where its words come from.
+enum Stream {
+    Out(std::process::ChildStdout),
+    Error(std::process::ChildStderr),
+}
+
+impl Stream {
+    /// Reads on, on a thread of its own, so that the program never waits for a reader.
+    fn collect_into(self, lines: Arc<Mutex<Vec<String>>>) {
+        let reader: Box<dyn std::io::Read + Send> = match self {
+            Stream::Out(stream) => Box::new(stream),
+            Stream::Error(stream) => Box::new(stream),
+        };
+        std::thread::spawn(move || {
+            for line in BufReader::new(reader).lines().map_while(Result::ok) {
+                let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+                if lines.len() < MOST_LINES {
+                    lines.push(line);
+                }
+            }
+        });
+    }
+}
+
+/// What its memory is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    /// 2 MiB pages from memfds, which need no mounted hugetlbfs.
+    Huge,
+    /// Ordinary pages.
+    Base,
+}
+
+impl Memory {
+    fn find() -> Memory {
+        let path = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+        let free =
+            std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0u64);
+        if free * 2 >= MEMORY_MIB { Memory::Huge } else { Memory::Base }
+    }
+}
+
+#[allow(clippy::too_many_arguments, reason = "a command line is made of many things")]
+fn flags(
+    job: Job,
+    sockets: &[PathBuf],
+    core: usize,
+    main_core: usize,
+    queue_size: u16,
+    max_frame: u16,
+    pairs: u16,
+    memory: Memory,
+) -> Vec<String> {
+    let mut line = vec!["-l".to_owned(), format!("{main_core},{core}")];
+    line.extend(["--main-lcore".to_owned(), main_core.to_string(), "--no-pci".to_owned()]);
+    line.extend(["--no-telemetry".to_owned(), format!("--file-prefix=ringway-bench-{}", std::process::id())]);
+    line.extend(["-m".to_owned(), MEMORY_MIB.to_string()]);
+    match memory {
+        Memory::Huge => line.extend(["--in-memory", "--single-file-segments"].map(str::to_owned)),
+        Memory::Base => line.push("--no-huge".to_owned()),
+    }
+    for (port, socket) in sockets.iter().enumerate() {
+        line.push(format!("--vdev=net_vhost{port},iface={},queues={pairs}", socket.display()));
+    }
+    // Without a period it waits for a key, and takes being stopped for one.
+    line.extend(["--", "--nb-cores=1", "--auto-start", "--stats-period=3600"].map(str::to_owned));
+    let mode = if job == Job::Loopback { "macswap" } else { "io" };
+    line.push(format!("--forward-mode={mode}"));
+    line.extend(["--rxq", "--txq"].map(|word| format!("{word}={pairs}")));
+    line.extend(["--rxd", "--txd"].map(|word| format!("{word}={}", queue_size.max(512))));
+    line.push(format!("--total-num-mbufs={MBUFS}"));
+    if max_frame > STANDARD_FRAME {
+        line.push(format!("--mbuf-size={}", u32::from(max_frame) + 256));
+        line.push(format!("--max-pkt-len={}", u32::from(max_frame) + 4));
+    }
+    line
+}
+
+/// The program: named by the environment, or on the path.
+fn find() -> Result<PathBuf, BenchError> {
+    let missing =
+        |program: String| BenchError::MissingPeer { program, package: "dpdk-dev", variable: VARIABLE };
+    if let Some(named) = std::env::var_os(VARIABLE) {
+        let path = PathBuf::from(named);
+        return if path.is_file() { Ok(path) } else { Err(missing(path.display().to_string())) };
+    }
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&paths)
+        .map(|folder| folder.join(PROGRAM))
+        .find(|path| path.is_file())
+        .ok_or_else(|| missing(PROGRAM.to_owned()))
+}
+
+/// What it tells of its version.
+fn version(program: &Path) -> String {
+    let output = Command::new(program).arg("--version").stdin(Stdio::null()).output();
+    let text = output
+        .map(|output| [output.stdout, output.stderr].concat())
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default();
+    let line = text.lines().find(|line| line.contains("DPDK"));
+    line.map_or_else(
+        || "unknown".to_owned(),
+        |line| line.trim_start_matches("EAL: RTE Version: ").replace('\'', "").trim().to_owned(),
+    )
+}
+
+/// Names the program, if it is not on the path.
+const VARIABLE: &str = "RINGWAY_DPDK_TESTPMD";
+const PROGRAM: &str = "dpdk-testpmd";
+const PATIENCE: Duration = Duration::from_secs(30);
+const MEMORY_MIB: u64 = 256;
+const MBUFS: u32 = 16_384;
+const MOST_LINES: usize = 10_000;
+const ETHERNET_HEADER: u16 = 14;
+
+/// Longest frame that a buffer of the standard size takes.
+const STANDARD_FRAME: u16 = 1518;

@@ -1,0 +1,97 @@
+//! Why a measurement could not be made.
+
+use ringway_control::vhost_user::frontend::FrontendError;
+use ringway_ring::guest::MapError;
+use ringway_ring::queue::{RingFault, SetupError};
+
+use crate::daemon::DaemonError;
+
+/// Why a measurement could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// The back-end's socket or what it said there.
+    #[error("{socket}: {source}")]
+    Frontend {
+        /// Its socket.
+        socket: String,
+        /// What went wrong.
+        source: FrontendError,
+    },
+    /// The back-end cannot do what was asked for.
+    #[error("{socket}: the back-end {what}")]
+    Unsupported {
+        /// Its socket.
+        socket: String,
+        /// What it lacks.
+        what: String,
+    },
+    /// The back-end broke the rules of a ring.
+    #[error("the back-end broke the rules of queue {queue} of port {port}: {fault}")]
+    Device {
+        /// The generator's port.
+        port: u16,
+        /// The queue.
+        queue: u16,
+        /// How.
+        fault: RingFault,
+    },
+    /// Memory of our own.
+    #[error("cannot allocate {bytes} bytes of memory: {source}")]
+    Memory {
+        /// Bytes asked for.
+        bytes: u64,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Our own memory map.
+    #[error("memory of the generator: {0}")]
+    Map(#[from] MapError),
+    /// A ring's set-up.
+    #[error("ring set-up: {0}")]
+    Setup(#[from] SetupError),
+    /// The system.
+    #[error("{what}: {source}")]
+    System {
+        /// What was attempted.
+        what: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A `ringwayd` of our own.
+    #[error(transparent)]
+    Daemon(#[from] DaemonError),
+    /// A peer that is not there.
+    #[error(
+        "{program} is not here: install Debian's package `{package}` (deploy/test does), or name it in {variable}"
+    )]
+    MissingPeer {
+        /// What was looked for.
+        program: String,
+        /// What brings it.
+        package: &'static str,
+        /// The environment variable that names it.
+        variable: &'static str,
+    },
+    /// A peer that did not do as it should.
+    #[error("{peer}: {what}")]
+    Peer {
+        /// Its name.
+        peer: String,
+        /// What it did, with its last words.
+        what: String,
+    },
+    /// What cannot be asked for.
+    #[error("{0}")]
+    Usage(String),
+    /// The machine was too busy.
+    #[error("{0}")]
+    Noise(String),
+}
+
+impl BenchError {
+    /// A failed call.
+    pub fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> BenchError {
+        let what = what.into();
+        move |source| BenchError::System { what, source }
+    }
+}

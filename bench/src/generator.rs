@@ -1,0 +1,287 @@
+//! The load generator: ports on one or more threads, each pinned to a core, that send frames and account for every one.
+//!
+//! Two kinds of load. *Closed loop*: as many frames under way as the window lets, each one's return brings the next; says
+//! how many a back-end moves. *Open loop*: frames at intended times, whatever became of those before; says how long
+//! they take. Either ends with a drain, so that what has not come by then is lost, not late.
+//!
+//! It knows nothing of what is behind the sockets.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::thread;
+use std::time::Duration;
+
+use ringway_ring::memory::PageKind;
+use ringway_ring::tsc;
+use serde::{Deserialize, Serialize};
+
+use crate::error::BenchError;
+use crate::host;
+use crate::lane::{Lane, MAX_BURST};
+use crate::ledger::Counts;
+use crate::options::PortOptions;
+use crate::pace::Pace;
+use crate::port::Port;
+use crate::stats::{Latency, histogram};
+
+/// How frames are offered.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Load {
+    /// As many as the window lets.
+    Closed,
+    /// So many a second, over all ports.
+    Open {
+        /// Frames a second.
+        pps: f64,
+    },
+}
+
+/// What one round came to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Round {
+    /// How long frames were sent, in seconds.
+    pub seconds: f64,
+    /// Millions of frames a second that came back intact in that time; of a link, both ways together.
+    pub mpps: f64,
+    /// Gigabits a second of them, from the Ethernet header on, without frame check sequence.
+    pub gbps: f64,
+    /// What became of each frame, after the drain.
+    pub counts: Counts,
+    /// From intended sending to receiving, in nanoseconds.
+    pub latency: Latency,
+    /// Frames of an open loop that were due and could not be sent, since all buffers were under way.
+    pub unsent: u64,
+    /// Kicks that the back-end asked for.
+    pub kicks: u64,
+    /// The longest time in which the generator was not running, in microseconds.
+    pub gap_us: f64,
+}
+
+impl Round {
+    /// Every frame that was due came back once, in order and intact.
+    pub fn is_lossless(&self) -> bool {
+        self.counts.faults() == 0 && self.unsent == 0
+    }
+}
+
+/// Connected ports, ready to send.
+#[derive(Debug)]
+pub struct Generator {
+    ports: Vec<Port>,
+    cores: Vec<usize>,
+    /// Faults of the rounds before: what was lost then does not come now.
+    before: Counts,
+}
+
+impl Generator {
+    /// Connects a port to each socket. Its lanes are shared out over `cores`, each of which has a thread during a
+    /// round; the caller's own is not pinned.
+    pub fn open(
+        sockets: &[PathBuf],
+        options: &PortOptions,
+        cores: &[usize],
+    ) -> Result<Generator, BenchError> {
+        let flows = sockets.len() * usize::from(options.pairs);
+        let progress: Arc<[AtomicU64]> = (0..flows).map(|_| AtomicU64::new(0)).collect();
+        let mut ports = Vec::with_capacity(sockets.len());
+        for (number, socket) in sockets.iter().enumerate() {
+            ports.push(Port::open(number as u16, socket, options, &progress)?);
+        }
+        Ok(Generator { ports, cores: cores.to_vec(), before: Counts::default() })
+    }
+
+    /// The pages that its memory stands on.
+    pub fn page_kind(&self) -> Option<PageKind> {
+        self.ports.first().map(Port::page_kind)
+    }
+
+    /// One round: a warm-up that does not count, `duration` that does, a drain.
+    pub fn round(&mut self, load: Load, duration: Duration) -> Result<Round, BenchError> {
+        let every = match load {
+            Load::Closed => CLOSED_SAMPLE,
+            Load::Open { pps } => (pps / OPEN_SAMPLES_PER_SECOND).max(1.0) as u64,
+        };
+        let mut lanes: Vec<&mut Lane> = self.ports.iter_mut().flat_map(|port| &mut port.lanes).collect();
+        let count = lanes.len();
+        let cores = self.cores.len().clamp(1, count.max(1));
+        // Lane i belongs to core i mod n.
+        let mut shares: Vec<Vec<&mut Lane>> = (0..cores).map(|_| Vec::new()).collect();
+        for (index, lane) in lanes.drain(..).enumerate() {
+            lane.sample_every(every);
+            if let Some(share) = shares.get_mut(index % cores) {
+                share.push(lane);
+            }
+        }
+        let per_lane = match load {
+            Load::Closed => None,
+            Load::Open { pps } => Some(pps / count.max(1) as f64),
+        };
+        let cores = self.cores.clone();
+        let results: Vec<Result<Share, BenchError>> = thread::scope(|scope| {
+            let threads: Vec<_> = shares
+                .into_iter()
+                .zip(cores)
+                .map(|(mut share, core)| {
+                    scope.spawn(move || {
+                        host::pin(core);
+                        drive(&mut share, per_lane, duration)
+                    })
+                })
+                .collect();
+            let gone = || Err(BenchError::Usage("bug: a thread of the generator panicked".to_owned()));
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| gone())).collect()
+        });
+        let mut sum = Share::default();
+        for share in results {
+            sum.add(share?);
+        }
+        let hertz = tsc::hertz();
+        let seconds = sum.cycles as f64 / hertz as f64;
+        // What arrives on another core's lane may come while this one's were drained already: the books are closed when
+        // all threads are done.
+        let all = self.counts();
+        let counts = all.since(&self.before).closed();
+        self.before = all;
+        let mut latency = histogram();
+        let mut kicks = 0;
+        for lane in self.ports.iter_mut().flat_map(|port| &mut port.lanes) {
+            // Same bounds and precision: adding cannot fail.
+            let _ = latency.add(lane.take_latency());
+            kicks += lane.take_kicks();
+        }
+        Ok(Round {
+            seconds,
+            mpps: sum.received as f64 / seconds / 1e6,
+            gbps: sum.bytes as f64 * 8.0 / seconds / 1e9,
+            counts,
+            latency: Latency::of(&latency, hertz),
+            unsent: sum.unsent,
+            kicks,
+            gap_us: sum.gap as f64 / hertz as f64 * 1e6,
+        })
+    }
+
+    fn counts(&self) -> Counts {
+        let lanes = self.ports.iter().flat_map(|port| &port.lanes);
+        lanes.fold(Counts::default(), |sum, lane| sum.plus(&lane.counts()))
+    }
+
+    /// Stops every ring in order and leaves.
+    pub fn close(self) -> Result<(), BenchError> {
+        self.ports.into_iter().try_for_each(Port::close)
+    }
+}
+
+/// What one thread found.
+#[derive(Debug, Default)]
+struct Share {
+    received: u64,
+    bytes: u64,
+    unsent: u64,
+    cycles: u64,
+    gap: u64,
+}
+
+impl Share {
+    fn add(&mut self, other: Share) {
+        self.received += other.received;
+        self.bytes += other.bytes;
+        self.unsent += other.unsent;
+        self.cycles = self.cycles.max(other.cycles);
+        self.gap = self.gap.max(other.gap);
+    }
+}
+
+/// Drives lanes on this thread: warms up, measures for `duration`, drains.
+fn drive(lanes: &mut [&mut Lane], rate: Option<f64>, duration: Duration) -> Result<Share, BenchError> {
+    let hertz = tsc::hertz();
+    let cycles = |span: Duration| (span.as_secs_f64() * hertz as f64) as u64;
+    let begun = tsc::cycles();
+    let warm = begun + cycles(WARM_UP);
+    // Lanes are due at different times, not all at once.
+    let mut paces: Vec<Pace> = match rate {
+        None => Vec::new(),
+        Some(rate) => (0..lanes.len())
+            .map(|lane| {
+                let shift = hertz as f64 / rate * lane as f64 / lanes.len() as f64;
+                Pace::new(begun + shift as u64, rate, hertz)
+            })
+            .collect(),
+    };
+    turns(lanes, &mut paces, warm)?;
+    let taken =
+        |lanes: &[&mut Lane]| lanes.iter().fold(Counts::default(), |sum, lane| sum.plus(&lane.counts()));
+    let before = taken(lanes);
+    lanes.iter_mut().for_each(|lane| drop(lane.take_latency()));
+    let start = tsc::cycles();
+    let gap = turns(lanes, &mut paces, start + cycles(duration))?;
+    let end = tsc::cycles();
+    let counts = taken(lanes).since(&before);
+    let unsent = paces.iter().map(|pace| pace.missed(end.saturating_sub(cycles(GRACE)))).sum();
+    drain(lanes)?;
+    Ok(Share { received: counts.received, bytes: counts.bytes, unsent, cycles: end - start, gap })
+}
+
+/// Receives and sends until `end`; returns the longest time between two turns, in cycles.
+fn turns(lanes: &mut [&mut Lane], paces: &mut [Pace], end: u64) -> Result<u64, BenchError> {
+    let (mut last, mut gap) = (tsc::cycles(), 0);
+    loop {
+        for (index, lane) in lanes.iter_mut().enumerate() {
+            lane.receive()?;
+            let now = tsc::cycles();
+            match paces.get_mut(index) {
+                None => drop(lane.send(MAX_BURST as u32, now)?),
+                Some(pace) if pace.next_at() <= now => drop(lane.send_paced(MAX_BURST as u32, now, pace)?),
+                Some(_) => {}
+            }
+        }
+        let now = tsc::cycles();
+        gap = gap.max(now - last);
+        last = now;
+        if now >= end {
+            return Ok(gap);
+        }
+    }
+}
+
+/// Receives until nothing is under way any more, or nothing has come for some time.
+fn drain(lanes: &mut [&mut Lane]) -> Result<(), BenchError> {
+    let patience = tsc::hertz() / DRAINED_PER_SECOND;
+    let mut last = tsc::cycles();
+    loop {
+        let (mut under_way, mut received) = (0, 0);
+        for lane in lanes.iter_mut() {
+            received += lane.receive()?;
+            let now = tsc::cycles();
+            // Collects what was sent.
+            lane.send(0, now)?;
+            under_way += lane.under_way(now);
+        }
+        let now = tsc::cycles();
+        if received > 0 {
+            last = now;
+        }
+        // Doubled and late frames come behind the last one that was awaited.
+        let patience = if under_way == 0 { patience / 16 } else { patience };
+        if now - last > patience {
+            return Ok(());
+        }
+    }
+}
+
+/// The first frames find cold caches and a sleeping worker.
+const WARM_UP: Duration = Duration::from_millis(50);
+
+/// Frames that were due in the last moment before the end need not have been sent.
+const GRACE: Duration = Duration::from_millis(1);
+
+/// In a closed loop, one frame in so many has its latency recorded.
+const CLOSED_SAMPLE: u64 = 16;
+
+/// In an open loop, so many are recorded a second at least, if there are so many.
+const OPEN_SAMPLES_PER_SECOND: f64 = 1e6;
+
+/// What has not come for 160 ms does not come.
+const DRAINED_PER_SECOND: u64 = 6;

@@ -1,0 +1,518 @@
+//! One queue pair of a port, from the driver's side: its rings, its buffers, the frames it sends and those it checks.
+//!
+//! Transmit buffers are used again latest first, as drivers with a cache of buffers do. One line of each frame is always read and written; whether the rest is
+//! too, [`Touch`] says. Owned by one thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hdrhistogram::Histogram;
+use ringway_pmd::notify::EventFd;
+use ringway_ring::features::Features;
+use ringway_ring::guest::{GuestMap, LastHit};
+use ringway_ring::layout::{Areas, DriverConfig};
+use ringway_ring::packed::driver::PackedDriver;
+use ringway_ring::position::Position;
+use ringway_ring::queue::{Completion, DriverBuffer, DriverRing, RingFault, RingSize, SetupError};
+use ringway_ring::split::driver::SplitDriver;
+use ringway_ring::tsc;
+
+use crate::error::BenchError;
+use crate::frame::{Filler, HEAD_BYTES, Sizes, Stamp};
+use crate::ledger::{Counts, Ledger};
+use crate::options::{Ring, Touch};
+use crate::pace::Pace;
+use crate::stats::histogram;
+
+/// What a lane is made of.
+#[derive(Debug)]
+pub(crate) struct LaneSetup {
+    /// The port's number and the pair's in it.
+    pub(crate) port: u16,
+    pub(crate) pair: u16,
+    /// The number that its frames carry.
+    pub(crate) flow: u16,
+    /// How far the flow of each number has come, whichever lane it arrives at.
+    pub(crate) progress: Arc<[AtomicU64]>,
+    pub(crate) ring: Ring,
+    pub(crate) size: RingSize,
+    pub(crate) features: Features,
+    pub(crate) header_len: usize,
+    pub(crate) mergeable: bool,
+    pub(crate) map: Arc<GuestMap>,
+    /// Receive and transmit ring, by guest physical address.
+    pub(crate) rings: [Areas<u64>; 2],
+    pub(crate) rx_buffers: Box<[u64]>,
+    pub(crate) rx_buffer_bytes: u32,
+    pub(crate) tx_buffers: Box<[u64]>,
+    pub(crate) sizes: Sizes,
+    pub(crate) touch: Touch,
+    pub(crate) sampled: bool,
+    /// Kicks of the receive and the transmit queue.
+    pub(crate) kick: [Arc<EventFd>; 2],
+}
+
+/// A queue pair of either format.
+#[derive(Debug)]
+pub(crate) enum Lane {
+    Split(Box<Pair<SplitDriver>>),
+    Packed(Box<Pair<PackedDriver>>),
+}
+
+/// Calls a method of whichever it is.
+macro_rules! either {
+    ($lane:expr, $pair:ident => $call:expr) => {
+        match $lane {
+            Lane::Split($pair) => $call,
+            Lane::Packed($pair) => $call,
+        }
+    };
+}
+
+impl Lane {
+    /// Makes the rings and posts every receive buffer.
+    pub(crate) fn new(setup: LaneSetup) -> Result<Lane, BenchError> {
+        Ok(match setup.ring {
+            Ring::Split => Lane::Split(Box::new(Pair::new(setup, DriverConfig::start_split)?)),
+            Ring::Packed => Lane::Packed(Box::new(Pair::new(setup, DriverConfig::start_packed)?)),
+        })
+    }
+
+    /// Takes up to [`MAX_BURST`] completed buffers, checks their frames and posts them again; returns how many frames
+    /// came, good or bad.
+    #[inline]
+    pub(crate) fn receive(&mut self) -> Result<u32, BenchError> {
+        either!(self, pair => pair.receive())
+    }
+
+    /// Sends up to `most` frames, as fast as the window lets it; returns how many.
+    #[inline]
+    pub(crate) fn send(&mut self, most: u32, now: u64) -> Result<u32, BenchError> {
+        either!(self, pair => pair.send(most, now, None))
+    }
+
+    /// Sends up to `most` of the frames that are due.
+    #[inline]
+    pub(crate) fn send_paced(&mut self, most: u32, now: u64, pace: &mut Pace) -> Result<u32, BenchError> {
+        either!(self, pair => pair.send(most, now, Some(pace)))
+    }
+
+    /// Frames of its flow that are under way.
+    #[inline]
+    pub(crate) fn under_way(&mut self, now: u64) -> u64 {
+        either!(self, pair => pair.under_way(now))
+    }
+
+    /// Records the latency of one frame in `every` (a power of two).
+    pub(crate) fn sample_every(&mut self, every: u64) {
+        either!(self, pair => pair.sample_mask = every.next_power_of_two() - 1);
+    }
+
+    /// The latencies recorded since it was last asked, in cycles.
+    pub(crate) fn take_latency(&mut self) -> Histogram<u64> {
+        let fresh = histogram();
+        either!(self, pair => std::mem::replace(&mut pair.latency, fresh))
+    }
+
+    /// Everything counted so far, the books open. The frames received are those of any flow that came here.
+    pub(crate) fn counts(&self) -> Counts {
+        either!(self, pair => pair.counts())
+    }
+
+    /// Kicks of either queue that the back-end asked for, since it was last asked.
+    pub(crate) fn take_kicks(&mut self) -> u64 {
+        either!(self, pair => std::mem::take(&mut pair.kicks))
+    }
+
+    /// Signals both kicks, as a driver does that has just filled its rings: some back-ends wait for the first.
+    pub(crate) fn kick(&self) {
+        either!(self, pair => pair.kick.iter().for_each(|kick| {
+            kick.signal();
+        }));
+    }
+}
+
+/// See [`Lane`].
+#[derive(Debug)]
+pub(crate) struct Pair<D> {
+    port: u16,
+    pair: u16,
+    flow: u16,
+    rx: D,
+    tx: D,
+    map: Arc<GuestMap>,
+    /// Buffers of either direction mostly lie in one region each.
+    rx_hint: LastHit,
+    tx_hint: LastHit,
+    kick: [Arc<EventFd>; 2],
+    header_len: usize,
+    mergeable: bool,
+    rx_buffers: Box<[u64]>,
+    rx_buffer_bytes: u32,
+    tx_buffers: Box<[u64]>,
+    /// Transmit buffers that the device does not hold; the last is used next.
+    free: Vec<u32>,
+    sizes: Sizes,
+    touch: Touch,
+    sampled: bool,
+    filler: Filler,
+
+    /// Number of the next frame to be sent.
+    next_sequence: u64,
+    /// Frames below this have arrived, or were given up.
+    arrived: u64,
+    /// When that last changed.
+    progress_at: u64,
+    window: u64,
+
+    /// A frame of which buffers are still to come.
+    assembly: Option<Assembly>,
+    /// What was read of the current frame beyond its head, if it is read as a whole.
+    body: Vec<u8>,
+    /// By flow.
+    ledgers: Vec<Ledger>,
+    progress: Arc<[AtomicU64]>,
+    /// The flow of the last good frame.
+    last_flow: u16,
+    /// Damaged frames since the last good one: they stand for those that are missing.
+    damaged: u64,
+    corrupt: u64,
+    exchanged: u64,
+    bytes: u64,
+    kicks: u64,
+    sample_mask: u64,
+    latency: Histogram<u64>,
+}
+
+/// A frame that came in several buffers, as far as it came.
+#[derive(Debug, Clone, Copy)]
+struct Assembly {
+    stamp: Option<(Stamp, bool)>,
+    /// Read as a whole.
+    whole: bool,
+    /// Buffers still to come.
+    left: u16,
+    /// Bytes that came, header included.
+    written: u32,
+}
+
+impl<D: DriverRing> Pair<D> {
+    fn new(setup: LaneSetup, start: fn(DriverConfig) -> Result<D, SetupError>) -> Result<Self, BenchError> {
+        let ring = |areas| {
+            start(DriverConfig {
+                size: setup.size,
+                features: setup.features,
+                map: Arc::clone(&setup.map),
+                areas,
+                position: Position::START,
+            })
+        };
+        let [rx, tx] = setup.rings;
+        let mut pair = Pair {
+            port: setup.port,
+            pair: setup.pair,
+            flow: setup.flow,
+            rx: ring(rx)?,
+            tx: ring(tx)?,
+            rx_hint: LastHit::default(),
+            tx_hint: LastHit::default(),
+            kick: setup.kick,
+            header_len: setup.header_len,
+            mergeable: setup.mergeable,
+            free: (0..setup.tx_buffers.len() as u32).rev().collect(),
+            rx_buffers: setup.rx_buffers,
+            rx_buffer_bytes: setup.rx_buffer_bytes,
+            tx_buffers: setup.tx_buffers,
+            sizes: setup.sizes,
+            touch: setup.touch,
+            sampled: setup.sampled,
+            filler: Filler::new(),
+            next_sequence: 0,
+            arrived: 0,
+            progress_at: tsc::cycles(),
+            window: u64::from(setup.size.get()),
+            assembly: None,
+            body: Vec::with_capacity(usize::from(setup.sizes.max()) + setup.rx_buffer_bytes as usize),
+            ledgers: vec![Ledger::default(); setup.progress.len()],
+            progress: setup.progress,
+            last_flow: setup.flow,
+            damaged: 0,
+            corrupt: 0,
+            exchanged: 0,
+            bytes: 0,
+            kicks: 0,
+            sample_mask: DEFAULT_SAMPLE - 1,
+            latency: histogram(),
+            map: setup.map,
+        };
+        pair.rx.disable_calls();
+        pair.tx.disable_calls();
+        pair.fill_transmit_buffers();
+        for slot in 0..pair.rx_buffers.len() as u32 {
+            pair.post(slot);
+        }
+        pair.rx.publish();
+        Ok(pair)
+    }
+
+    /// Writes every transmit buffer as a whole: an empty header, and the payload that stays if only heads are written.
+    fn fill_transmit_buffers(&self) {
+        for (slot, gpa) in self.tx_buffers.iter().enumerate() {
+            let len = self.sizes.max();
+            if let Ok(buffer) = self.map.resolve(*gpa, self.header_len as u64 + u64::from(len)) {
+                buffer.write(&[0; 12][..self.header_len.min(12)]);
+                let payload = self.filler.payload(place_of(slot), len);
+                buffer.part(self.header_len + HEAD_BYTES, payload.len()).write(payload);
+            }
+        }
+    }
+
+    /// Makes a receive buffer available.
+    #[inline]
+    fn post(&mut self, slot: u32) {
+        let Some(gpa) = self.rx_buffers.get(slot as usize) else { return };
+        let buffer = DriverBuffer { gpa: *gpa, len: self.rx_buffer_bytes, writable: true };
+        // As many buffers as the ring has entries: there is always room.
+        let _ = self.rx.add(&[buffer], slot);
+    }
+
+    #[inline]
+    fn receive(&mut self) -> Result<u32, BenchError> {
+        let mut done = [Completion::default(); MAX_BURST];
+        let count = self.rx.collect(&mut done).map_err(|fault| self.fault(0, fault))?;
+        if count == 0 {
+            return Ok(0);
+        }
+        let now = tsc::cycles();
+        let done = &done[..count];
+        for completion in done {
+            self.prefetch(completion.token);
+        }
+        let mut frames = 0;
+        for completion in done {
+            frames += self.take(*completion, now);
+            self.post(completion.token);
+        }
+        if self.rx.publish() {
+            self.kicks += 1;
+            self.kick[0].signal();
+        }
+        let flow = usize::from(self.last_flow);
+        if let (Some(ledger), Some(progress)) = (self.ledgers.get(flow), self.progress.get(flow)) {
+            // Relaxed: only a number, that of one flow, which comes here alone.
+            progress.store(ledger.next() + self.damaged, Ordering::Relaxed);
+        }
+        Ok(frames)
+    }
+
+    #[inline]
+    fn prefetch(&mut self, slot: u32) {
+        if let Some(gpa) = self.rx_buffers.get(slot as usize)
+            && let Ok(buffer) = self.map.lookup(&mut self.rx_hint, *gpa, self.rx_buffer_bytes)
+        {
+            buffer.prefetch_read(0);
+            if self.touch == Touch::All {
+                buffer.prefetch_read(64);
+            }
+        }
+    }
+
+    /// Takes one buffer that came; returns 1 if a frame is complete with it.
+    #[inline]
+    fn take(&mut self, completion: Completion, now: u64) -> u32 {
+        let Some(gpa) = self.rx_buffers.get(completion.token as usize) else { return 0 };
+        let Ok(buffer) = self.map.lookup(&mut self.rx_hint, *gpa, self.rx_buffer_bytes) else { return 0 };
+        let (mut frame, at) = match self.assembly.take() {
+            None => {
+                let mut first = [0u8; LINE];
+                buffer.read(&mut first);
+                // The header is 12 bytes with VERSION_1 or MRG_RXBUF, 10 without either; num_buffers is its last word.
+                let buffers = if self.mergeable { u16::from_le_bytes([first[10], first[11]]) } else { 1 };
+                let head = first.get(self.header_len..).and_then(|rest| rest.first_chunk());
+                let stamp = head.and_then(Stamp::from_head);
+                let sampled =
+                    self.sampled && stamp.is_some_and(|(stamp, _)| stamp.sequence & (WHOLE_SAMPLE - 1) == 0);
+                let whole = stamp.is_some() && (self.touch == Touch::All || sampled);
+                self.body.clear();
+                let left = buffers.max(1) - 1;
+                (Assembly { stamp, whole, left, written: 0 }, self.header_len + HEAD_BYTES)
+            }
+            Some(begun) => (Assembly { left: begun.left - 1, ..begun }, 0),
+        };
+        frame.written = frame.written.saturating_add(completion.written);
+        if frame.whole {
+            let bytes = (completion.written as usize).saturating_sub(at);
+            let (part, old) = (buffer.part(at, bytes), self.body.len());
+            self.body.resize(old + part.len(), 0);
+            part.read(&mut self.body[old..]);
+            if self.touch == Touch::Header {
+                // What was looked at must be written anew before it is looked at again.
+                part.write(&POISON[..part.len().min(POISON.len())]);
+            }
+        }
+        if frame.left > 0 {
+            self.assembly = Some(frame);
+            return 0;
+        }
+        self.enter(&frame, now);
+        1
+    }
+
+    /// Enters a frame that came as a whole.
+    #[inline]
+    fn enter(&mut self, frame: &Assembly, now: u64) {
+        let intact = |(stamp, _): &(Stamp, bool)| {
+            frame.written == self.header_len as u32 + u32::from(stamp.len)
+                && (!frame.whole || self.body == self.filler.payload(stamp.filler, stamp.len))
+        };
+        let Some((stamp, exchanged)) = frame.stamp.filter(intact) else {
+            self.corrupt += 1;
+            self.damaged += 1;
+            return;
+        };
+        let Some(ledger) = self.ledgers.get_mut(usize::from(stamp.flow)) else {
+            self.corrupt += 1;
+            return;
+        };
+        ledger.enter(stamp.sequence);
+        (self.damaged, self.last_flow) = (0, stamp.flow);
+        self.exchanged += u64::from(exchanged);
+        self.bytes += u64::from(stamp.len);
+        if stamp.sequence & self.sample_mask == 0 {
+            self.latency.saturating_record(now.saturating_sub(stamp.sent_at).max(1));
+        }
+    }
+
+    #[inline]
+    fn send(&mut self, most: u32, now: u64, mut pace: Option<&mut Pace>) -> Result<u32, BenchError> {
+        let mut done = [Completion::default(); MAX_BURST];
+        let count = self.tx.collect(&mut done).map_err(|fault| self.fault(1, fault))?;
+        self.free.extend(done[..count].iter().map(|completion| completion.token));
+
+        let room = self.window.saturating_sub(self.under_way(now));
+        let most = u64::from(most).min(room).min(self.free.len() as u64);
+        if pace.is_none() {
+            self.prefetch_transmit(most as usize);
+        }
+        let mut added = 0;
+        while u64::from(added) < most {
+            let sent_at = match &mut pace {
+                Some(pace) => match pace.take(now) {
+                    Some(due) => due,
+                    None => break,
+                },
+                None => now,
+            };
+            let Some(slot) = self.free.pop() else { break };
+            let buffer = self.write(slot, sent_at);
+            if self.tx.add(&[buffer], slot).is_err() {
+                self.free.push(slot);
+                break;
+            }
+            self.next_sequence += 1;
+            added += 1;
+        }
+        if added > 0 && self.tx.publish() {
+            self.kicks += 1;
+            self.kick[1].signal();
+        }
+        Ok(added)
+    }
+
+    /// Writes the next frame into a transmit buffer.
+    #[inline]
+    fn write(&mut self, slot: u32, sent_at: u64) -> DriverBuffer {
+        let (flow, sequence) = (self.flow, self.next_sequence);
+        let len = self.sizes.of(sequence);
+        let filler = match self.touch {
+            Touch::Header => place_of(slot as usize),
+            Touch::All => (sequence % u64::from(Filler::PLACES)) as u16,
+        };
+        let gpa = self.tx_buffers.get(slot as usize).copied().unwrap_or_default();
+        let bytes = self.header_len as u32 + u32::from(len);
+        if let Ok(buffer) = self.map.lookup(&mut self.tx_hint, gpa, bytes) {
+            let head = Stamp { flow, filler, len, sequence, sent_at }.to_head();
+            buffer.part(self.header_len, HEAD_BYTES).write(&head);
+            if self.touch == Touch::All {
+                let payload = self.filler.payload(filler, len);
+                buffer.part(self.header_len + HEAD_BYTES, payload.len()).write(payload);
+            }
+        }
+        DriverBuffer { gpa, len: bytes, writable: false }
+    }
+
+    /// Asks for the lines of the transmit buffers that come next: they are still in the device's cache.
+    #[inline]
+    fn prefetch_transmit(&mut self, count: usize) {
+        for slot in self.free.iter().rev().take(count) {
+            if let Some(gpa) = self.tx_buffers.get(*slot as usize)
+                && let Ok(buffer) = self.map.lookup(&mut self.tx_hint, *gpa, LINE as u32)
+            {
+                buffer.prefetch_write(0);
+            }
+        }
+    }
+
+    #[inline]
+    fn under_way(&mut self, now: u64) -> u64 {
+        let progress = self.progress.get(usize::from(self.flow));
+        let arrived = progress.map_or(0, |progress| progress.load(Ordering::Relaxed));
+        if arrived > self.arrived {
+            (self.arrived, self.progress_at) = (arrived.min(self.next_sequence), now);
+        }
+        let under_way = self.next_sequence - self.arrived;
+        if under_way == 0 {
+            self.progress_at = now;
+        } else if under_way >= self.window
+            && now.saturating_sub(self.progress_at) > tsc::hertz() / GIVE_UP_PER_SECOND
+        {
+            // The whole tail is missing: it is lost, and must not stop what follows.
+            (self.arrived, self.progress_at) = (self.next_sequence, now);
+        }
+        under_way
+    }
+
+    fn counts(&self) -> Counts {
+        let mut counts = Counts {
+            sent: self.next_sequence,
+            bytes: self.bytes,
+            corrupt: self.corrupt,
+            exchanged: self.exchanged,
+            ..Counts::default()
+        };
+        for ledger in &self.ledgers {
+            counts.received += ledger.unique;
+            counts.duplicated += ledger.duplicated;
+            counts.reordered += ledger.reordered;
+            counts.stale += ledger.stale;
+        }
+        counts
+    }
+
+    fn fault(&self, direction: u16, fault: RingFault) -> BenchError {
+        BenchError::Device { port: self.port, queue: self.pair * 2 + direction, fault }
+    }
+}
+
+/// Where the payload of a transmit buffer begins in the filler, if it is written once.
+fn place_of(slot: usize) -> u16 {
+    (slot % usize::from(Filler::PLACES)) as u16
+}
+
+/// Buffers taken at once, and frames sent at once at most.
+pub(crate) const MAX_BURST: usize = 64;
+
+/// Of a closed loop, one frame in so many has its latency recorded.
+const DEFAULT_SAMPLE: u64 = 16;
+
+/// One frame in so many is read as a whole, whatever is touched.
+const WHOLE_SAMPLE: u64 = 1024;
+
+/// Frames that are missing while nothing comes are given up after a quarter of a second.
+const GIVE_UP_PER_SECOND: u64 = 4;
+
+/// A cache line, in bytes: holds the header and the head of a frame.
+const LINE: usize = 64;
+
+/// What no filler has in it.
+static POISON: [u8; 16384] = [0xa5; 16384];

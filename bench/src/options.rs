@@ -1,0 +1,167 @@
+//! What the generator's ports shall be like: the parameters of every measurement, as they stand in its result.
+
+use std::fmt;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use ringway_ring::memory::PageKind;
+use ringway_ring::queue::Format;
+use serde::{Deserialize, Serialize};
+
+use crate::frame::Sizes;
+
+/// Ring layout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ring {
+    /// Split virtqueues.
+    Split,
+    /// Packed virtqueues.
+    Packed,
+}
+
+impl Ring {
+    /// Both.
+    pub const ALL: [Ring; 2] = [Ring::Split, Ring::Packed];
+
+    /// As the rings have it.
+    pub fn format(self) -> Format {
+        match self {
+            Ring::Split => Format::Split,
+            Ring::Packed => Format::Packed,
+        }
+    }
+}
+
+impl fmt::Display for Ring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Ring::Split => "split",
+            Ring::Packed => "packed",
+        })
+    }
+}
+
+/// What the generator reads and writes of each frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Touch {
+    /// The first 46 bytes (and of one frame in 1,024 all, to see that they came).
+    Header,
+    /// Every byte: written before it is sent, compared when it comes.
+    All,
+}
+
+impl fmt::Display for Touch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Touch::Header => "header",
+            Touch::All => "all",
+        })
+    }
+}
+
+/// What frames do between the ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Job {
+    /// One port: what goes in comes out again, MAC addresses exchanged.
+    #[value(name = "net", alias = "loopback")]
+    #[serde(rename = "net")]
+    Loopback,
+    /// Two ports, joined untouched: what goes into one comes out of the other.
+    Link,
+}
+
+impl Job {
+    /// Ports that it takes.
+    pub fn ports(self) -> usize {
+        match self {
+            Job::Loopback => 1,
+            Job::Link => 2,
+        }
+    }
+}
+
+impl fmt::Display for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Job::Loopback => "net",
+            Job::Link => "link",
+        })
+    }
+}
+
+/// What each port is like.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PortOptions {
+    /// Ring layout.
+    pub ring: Ring,
+    /// Frame lengths.
+    #[serde(serialize_with = "as_text")]
+    pub size: Sizes,
+    /// What is read and written of each frame.
+    pub touch: Touch,
+    /// Entries in each ring.
+    pub queue_size: u16,
+    /// Negotiate MRG_RXBUF.
+    pub mergeable: bool,
+    /// Negotiate IN_ORDER.
+    pub in_order: bool,
+    /// Queue pairs.
+    pub pairs: u16,
+    /// Memory regions that buffers and rings are spread over.
+    pub regions: u16,
+    /// The pages of its memory; the largest there are without it.
+    #[serde(serialize_with = "page_kind")]
+    pub pages: Option<PageKind>,
+    /// Of one frame in 1,024, look at every byte, also if only heads are touched.
+    pub sampled: bool,
+    /// Own the socket and wait for the back-end to connect.
+    pub listen: bool,
+    /// How long the back-end may take for an answer, and to be there.
+    #[serde(skip)]
+    pub patience: Duration,
+}
+
+impl Default for PortOptions {
+    fn default() -> PortOptions {
+        PortOptions {
+            ring: Ring::Split,
+            size: Sizes::Fixed(64),
+            touch: Touch::Header,
+            queue_size: 256,
+            mergeable: true,
+            in_order: false,
+            pairs: 1,
+            regions: 1,
+            pages: None,
+            sampled: true,
+            listen: false,
+            patience: Duration::from_secs(10),
+        }
+    }
+}
+
+impl PortOptions {
+    /// Bytes that a receive buffer tells the device it has: with mergeable buffers what a driver commonly takes, and a
+    /// longer frame fills several; without them room for the longest frame.
+    pub fn rx_buffer_bytes(&self, header_len: u32) -> u32 {
+        let whole = header_len + u32::from(self.size.max());
+        if self.mergeable { MERGEABLE_BUFFER } else { whole.max(MERGEABLE_BUFFER) }
+    }
+}
+
+fn as_text<S: serde::Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+fn page_kind<S: serde::Serializer>(value: &Option<PageKind>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(kind) => serializer.collect_str(kind),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// Bytes of a mergeable receive buffer, header included.
+const MERGEABLE_BUFFER: u32 = 2048;
