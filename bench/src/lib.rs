@@ -27,7 +27,9 @@ pub mod null;
 mod lane;
 // What became of the frames of one flow.
 pub mod ledger;
-// Throughput and latency of a network device.
+// What this machine could do at best.
+pub mod limits;
+// Throughput and latency of a network back-end.
 pub mod net;
 // What ports shall be like.
 pub mod options;

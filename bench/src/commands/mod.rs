@@ -2,6 +2,7 @@
 
 pub(crate) mod compare;
 pub(crate) mod idle;
+pub(crate) mod limits;
 pub(crate) mod net;
 pub(crate) mod scale;
 
