@@ -2,7 +2,7 @@
 
 use ringway_control::vhost_user::frontend::FrontendError;
 use ringway_ring::guest::MapError;
-use ringway_ring::queue::{RingFault, SetupError};
+use ringway_ring::queue::{RingFault, RingFull, SetupError};
 
 use crate::daemon::DaemonError;
 
@@ -49,6 +49,12 @@ pub enum BenchError {
     /// A ring's set-up.
     #[error("ring set-up: {0}")]
     Setup(#[from] SetupError),
+    /// A ring between two sides of our own.
+    #[error("a ring between two sides of our own: {0}")]
+    Ring(#[from] RingFault),
+    /// A ring of our own that was offered too much.
+    #[error("a ring of our own: {0}")]
+    Full(#[from] RingFull),
     /// The system.
     #[error("{what}: {source}")]
     System {

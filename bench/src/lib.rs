@@ -41,6 +41,8 @@ mod port;
 pub mod progress;
 // One result, as it is printed and read.
 pub mod record;
+// What the rings cost, and the pumps over them.
+pub mod ring;
 // How cost grows.
 pub mod scale;
 // Medians, percentiles, ratios.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{compare, idle, limits, net, scale};
+use commands::{compare, idle, limits, net, ring, scale};
 
 #[derive(Parser)]
 #[command(name = "ringway-bench", version, about = "Measures Ringway from outside, as a guest would")]
@@ -25,6 +25,8 @@ enum Bench {
     Net(net::Arguments),
     /// Ringway beside a peer: the same job in turns
     Compare(compare::Arguments),
+    /// What the rings and the pumps over them cost, beside rust-vmm's virtio-queue
+    Ring(ring::Arguments),
     /// What this machine could do at best, and what follows for each job
     Limits(limits::Arguments),
     /// What connected devices cost while they idle: memory and processor time
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Bench::Compare(arguments) => compare::run(arguments, cli.json),
         Bench::Net(arguments) => net::run(arguments, cli.json),
+        Bench::Ring(arguments) => ring::run(arguments, cli.json),
         Bench::Limits(arguments) => limits::run(arguments, cli.json),
         Bench::Idle(arguments) => idle::run(arguments, cli.json),
         Bench::Scale(arguments) => scale::run(arguments, cli.json),

@@ -4,6 +4,7 @@ pub(crate) mod compare;
 pub(crate) mod idle;
 pub(crate) mod limits;
 pub(crate) mod net;
+pub(crate) mod ring;
 pub(crate) mod scale;
 
 use ringway_bench::record::Record;
