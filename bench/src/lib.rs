@@ -7,6 +7,10 @@
 
 // What is measured.
 pub mod backend;
+// Instruction counts that are committed.
+pub mod baseline;
+// Counting instructions.
+pub mod callgrind;
 // Ringway beside a peer.
 pub mod compare;
 // A `ringwayd` of our own, on a directory that goes with it.
