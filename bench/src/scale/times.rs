@@ -6,7 +6,7 @@ use ringway_control::guest::{Guest, GuestOptions};
 use ringway_ring::memory::PageKind;
 use serde::{Deserialize, Serialize};
 
-use super::{Options, ScaleError, Subject, driven};
+use super::{Options, ScaleError, Subject, driven, on_core};
 use crate::progress;
 use crate::stats::Spread;
 
@@ -33,6 +33,11 @@ pub const MANY: usize = 1000;
 /// Measures all of them on one daemon.
 pub fn measure(options: &Options) -> Result<Times, ScaleError> {
     let mut subject = Subject::start(options, &[])?;
+    // Off the worker's core: who spins there waits for its own time slice to end.
+    on_core(options.guest_core, || with(&mut subject, options))
+}
+
+fn with(subject: &mut Subject, options: &Options) -> Result<Times, ScaleError> {
     let guest = GuestOptions { queue_size: 8, pages: Some(PageKind::Base), ..driven(options) };
     let mut guests = Vec::with_capacity(MANY);
     let mut adds = Vec::with_capacity(MANY);
