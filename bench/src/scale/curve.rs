@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ScaleError;
 use super::load::Round;
-use crate::stats::Spread;
+use crate::stats::{Spread, quantile};
 
 /// A curve.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -22,8 +22,8 @@ pub struct Point {
     pub count: usize,
     /// Its rounds.
     pub rounds: Vec<Round>,
-    /// Throughput over that of the first point in the same pass over all counts: the host's moods change between
-    /// passes.
+    /// Throughput over that of the first point in the same pass over all counts, since the host's moods change between
+    /// passes: median and quartiles.
     pub ratio: Option<Spread>,
     /// The worker's cycles for each packet over those at the first point, likewise. It tells of a cost that throughput
     /// hides as long as the guests are the slower side.
@@ -77,10 +77,13 @@ impl Curve {
     }
 }
 
-/// Ratios of the rounds of two points, each to the other's round of the same pass.
+/// Ratios of the rounds of two points, each to the other's round of the same pass: median and quartiles, so that a pass
+/// in which the mood changed does not stand for the others.
 fn paired(rounds: &[Round], first: &[Round], of: impl Fn(&Round) -> f64) -> Option<Spread> {
     let pairs = rounds.iter().zip(first).filter(|(_, first)| of(first) > 0.0);
-    Spread::of(&pairs.map(|(round, first)| of(round) / of(first)).collect::<Vec<_>>())
+    let ratios: Vec<f64> = pairs.map(|(round, first)| of(round) / of(first)).collect();
+    let (low, high) = (quantile(&ratios, 0.25)?, quantile(&ratios, 0.75)?);
+    Spread::of(&ratios).map(|spread| Spread { low, high, ..spread })
 }
 
 /// The order of measuring: 0 1 2, 2 1 0, 0 1 2, ..
@@ -93,6 +96,16 @@ pub(crate) fn turns(places: usize, rounds: u32) -> impl Iterator<Item = usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_pass_of_another_mood_is_outside_the_quartiles() {
+        let round =
+            |mpps| Round { mpps, cycles_per_packet: 1.0, packets_per_burst: 1.0, slices: 1, discarded: 0 };
+        let first = [1.0; 5].map(round);
+        let other = [1.0, 9.0, 1.0, 2.0, 2.0].map(round);
+        let spread = paired(&other, &first, |round| round.mpps).unwrap();
+        assert_eq!(spread, Spread { median: 2.0, low: 1.0, high: 2.0 });
+    }
 
     #[test]
     fn turns_go_there_and_back() {
