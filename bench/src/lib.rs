@@ -47,6 +47,8 @@ pub mod progress;
 pub mod record;
 // What the rings cost, and the pumps over them.
 pub mod ring;
+// One page from many results.
+pub mod report;
 // How cost grows.
 pub mod scale;
 // Medians, percentiles, ratios.

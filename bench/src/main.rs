@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{compare, idle, limits, net, ring, scale};
+use commands::{compare, idle, limits, net, report, ring, scale};
 
 #[derive(Parser)]
 #[command(name = "ringway-bench", version, about = "Measures Ringway from outside, as a guest would")]
@@ -33,6 +33,8 @@ enum Bench {
     Idle(idle::Arguments),
     /// How cost grows: idle and busy devices, memory regions, bridge ports; adding, connecting, starting, waking
     Scale(scale::Arguments),
+    /// One HTML page from all results in a folder
+    Report(report::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Bench::Limits(arguments) => limits::run(arguments, cli.json),
         Bench::Idle(arguments) => idle::run(arguments, cli.json),
         Bench::Scale(arguments) => scale::run(arguments, cli.json),
+        Bench::Report(arguments) => report::run(arguments, cli.json),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,6 +5,7 @@ pub(crate) mod idle;
 pub(crate) mod limits;
 pub(crate) mod net;
 pub(crate) mod ring;
+pub(crate) mod report;
 pub(crate) mod scale;
 
 use ringway_bench::record::Record;

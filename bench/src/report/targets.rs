@@ -1,0 +1,150 @@
+//! The targets that results are held against.
+
+use serde_json::Value;
+
+use super::Sourced;
+use super::axis::short;
+use super::sections::{comparison, scale};
+
+/// A target and what a result has of it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Verdict {
+    /// What is aimed at, in words.
+    pub(crate) what: String,
+    /// The bound, in words.
+    pub(crate) target: String,
+    /// What was measured, in words.
+    pub(crate) measured: String,
+    /// Reached.
+    pub(crate) reached: bool,
+    /// Where it stands.
+    pub(crate) source: String,
+}
+
+/// The least ratio to the peer that a comparison aims at, by its parameters.
+pub(crate) fn ratio_target(parameters: &Value) -> Option<f64> {
+    let size =
+        parameters.get("size").and_then(|size| size.as_u64().or_else(|| size.as_str()?.parse().ok()))?;
+    match (size, parameters.get("touch")?.as_str()?) {
+        (64 | 1518, "header") => Some(1.5),
+        (1518, "all") => Some(1.2),
+        _ => None,
+    }
+}
+
+/// Share of the floor that does in place of the ratio, at 64 bytes.
+const OF_LIMIT: f64 = 0.7;
+
+/// All that the results have of the targets.
+pub(crate) fn verdicts(records: &[Sourced]) -> Vec<Verdict> {
+    let mut verdicts = Vec::new();
+    for sourced in records {
+        let record = &sourced.record;
+        match record.command.as_str() {
+            "compare" => verdicts.extend(of_comparison(sourced)),
+            "scale" => verdicts.extend(of_scale(sourced)),
+            _ => {}
+        }
+    }
+    verdicts
+}
+
+fn of_comparison(sourced: &Sourced) -> Option<Verdict> {
+    let record = &sourced.record;
+    let target = ratio_target(&record.parameters)?;
+    let found = comparison(record)?;
+    let small = record.parameters.get("size").and_then(Value::as_u64) == Some(64);
+    let by_limit = small && found.of_limit.is_some_and(|share| share >= OF_LIMIT);
+    let limit = found.of_limit.map(|share| format!(", {} % of the floor", short(share * 100.0)));
+    Some(Verdict {
+        what: format!("throughput beside {}: {}", found.peer, found.name),
+        target: if small {
+            format!("≥ {target} ×, or ≥ 70 % of the floor")
+        } else {
+            format!("≥ {target} ×")
+        },
+        measured: format!("{} ×{}", short(found.ratio.median), limit.unwrap_or_default()),
+        reached: found.ratio.median >= target || by_limit,
+        source: sourced.source.clone(),
+    })
+}
+
+fn of_scale(sourced: &Sourced) -> Vec<Verdict> {
+    let found = scale(&sourced.record);
+    let mut verdicts = Vec::new();
+    let mut verdict = |what: &str, target: &str, measured: String, reached: bool| {
+        let source = sourced.source.clone();
+        verdicts.push(Verdict {
+            what: what.to_owned(),
+            target: target.to_owned(),
+            measured,
+            reached,
+            source,
+        });
+    };
+    let thousand =
+        found.idle.as_ref().and_then(|curve| curve.points.iter().find(|point| point.count == 1000));
+    if let Some(ratio) = thousand.and_then(|point| point.ratio) {
+        verdict(
+            "one busy device beside 1,000 idle ones, of its throughput alone",
+            "≥ 0.95",
+            short(ratio.median),
+            ratio.median >= 0.95,
+        );
+    }
+    if let Some(start) = &found.start
+        && let Some(ours) = crate::scale::start::packet_ms(&start.ours)
+    {
+        let peer = start.peer.as_ref().and_then(|peer| {
+            let ms = crate::scale::start::packet_ms(&peer.launches)?;
+            Some(format!("; {}: {} ms", peer.version, short(ms.median)))
+        });
+        verdict(
+            "start of ringwayd to the first packet",
+            "≤ 100 ms",
+            format!("{} ms{}", short(ours.median), peer.unwrap_or_default()),
+            ours.median <= 100.0,
+        );
+    }
+    if let Some(adaptive) = &found.adaptive {
+        verdict(
+            "adaptive: processor time with 100 idle devices, of a core",
+            "< 1 %",
+            format!("{} %", short(adaptive.idle_cpu_percent)),
+            adaptive.idle_cpu_percent < 1.0,
+        );
+        let p99_us = adaptive.wake.latency.p99 as f64 / 1e3;
+        verdict(
+            "adaptive: waking, 99th percentile",
+            "< 100 µs",
+            format!("{} µs", short(p99_us)),
+            p99_us < 100.0,
+        );
+        if let Some(ratio) = adaptive.busy[1].ratio {
+            verdict(
+                "adaptive: throughput when busy, of that under poll",
+                "≥ 0.98",
+                short(ratio.median),
+                ratio.median >= 0.98,
+            );
+        }
+    }
+    verdicts
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn targets_go_by_size_and_touch() {
+        let target = |size: Value, touch: &str| ratio_target(&json!({"size": size, "touch": touch}));
+        assert_eq!(target(json!(64), "header"), Some(1.5));
+        assert_eq!(target(json!("1518"), "all"), Some(1.2));
+        assert_eq!(target(json!(64), "all"), None);
+        assert_eq!(target(json!("imix"), "header"), None);
+        assert_eq!(ratio_target(&json!(null)), None);
+    }
+}

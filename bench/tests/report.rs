@@ -1,0 +1,243 @@
+//! The page of `report`, made from samples by the program and opened in a real browser.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+#[test]
+fn page_holds_every_result_and_names_what_it_could_not_read() {
+    let folder = samples();
+    let (page, warnings) = make(folder.path());
+    for part in [
+        "dpdk-testpmd",
+        "Throughput by frame size",
+        "Latency by percentile",
+        "novelty",
+        "31337",
+        "broken.json:2",
+    ] {
+        assert!(page.contains(part), "{part} is not on the page");
+    }
+    assert!(warnings.contains("broken.json:2"), "{warnings}");
+    assert!(!page.contains("<script") && !page.contains("<img") && !page.contains("http:"), "{page}");
+}
+
+#[test]
+fn missing_folder_is_an_error_that_names_it() {
+    let output = bench(&["report", "/nowhere/at/all"]);
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/nowhere/at/all"));
+}
+
+#[test]
+#[ignore = "needs chromium: run deploy/test"]
+fn browser_draws_the_page() {
+    let folder = samples();
+    let (page, _) = make(folder.path());
+    let file = folder.path().join("report.html");
+
+    // As it is: nothing to complain of, and something to see.
+    let shot = folder.path().join("report.png");
+    let (_, log) = browse(&file, &[&format!("--screenshot={}", shot.display())]);
+    assert!(!log.contains("CONSOLE"), "the browser complained:\n{log}");
+    let picture = fs::read(&shot).expect("a screenshot");
+    assert!(picture.starts_with(b"\x89PNG") && picture.len() > 20_000, "{} bytes", picture.len());
+
+    // With a script of the test's, and without the page's own policy: what a file's strings could start would run.
+    let policy = "default-src &#39;none&#39;; style-src &#39;unsafe-inline&#39;";
+    assert!(page.contains(policy), "the page has no policy of its own");
+    let probed = page
+        .replace(policy, "img-src *")
+        .replace("<head>", &format!("<head><script>{BEFORE}</script>"))
+        .replace("</body>", &format!("<pre id=\"facts\"></pre><script>{PROBE}</script></body>"));
+    let probe = folder.path().join("probe.html");
+    fs::write(&probe, probed).expect("a page");
+    for width in [1280, 480] {
+        let (dom, _) = browse(&probe, &["--dump-dom", &format!("--window-size={width},900")]);
+        let facts =
+            dom.split_once("<pre id=\"facts\">").and_then(|(_, rest)| Some(rest.split_once("</pre>")?.0));
+        let facts: Value = serde_json::from_str(facts.expect("the probe's facts")).expect("JSON");
+        println!("{width}: {facts}");
+        assert_eq!(facts["title"], "Ringway, measured");
+        assert_eq!(facts["faults"], json!([]), "errors in the page");
+        assert_eq!(facts["fetched"], 0, "something was fetched");
+        assert!(facts["charts"].as_u64() >= Some(8), "too few charts");
+        assert_eq!(facts["empty"], json!([]), "charts that were not drawn");
+        assert_eq!(facts["outside"], json!([]), "texts beyond the edge of their chart");
+        assert_eq!(facts["overlapping"], json!([]), "texts over each other");
+        assert_eq!(facts["wider"], 0, "the page is wider than its window");
+    }
+}
+
+/// Hears of every error from the first one on.
+const BEFORE: &str = "window.faults = []; \
+    addEventListener('error', event => faults.push(String(event.message || event.target.tagName)), true);";
+
+/// What the browser made of the page.
+const PROBE: &str = "
+    const charts = [...document.querySelectorAll('svg.chart')];
+    const empty = [], outside = [], overlapping = [];
+    for (const chart of charts) {
+        const name = chart.getAttribute('aria-label'), box = chart.getBBox(), frame = chart.getBoundingClientRect();
+        if (!(box.width > 300 && box.height > 40 && frame.width > 200)) empty.push(name);
+        const texts = [...chart.querySelectorAll('text')].map(text => [text.textContent, text.getBoundingClientRect()]);
+        texts.forEach(([text, a], at) => {
+            if (a.left < frame.left - 1 || a.right > frame.right + 1 || a.top < frame.top - 1 || a.bottom > frame.bottom + 1)
+                outside.push(name + ': ' + text);
+            for (const [other, b] of texts.slice(at + 1))
+                if (a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3)
+                    overlapping.push(name + ': ' + text + ' / ' + other);
+        });
+    }
+    document.getElementById('facts').textContent = JSON.stringify({
+        title: document.title, faults, fetched: performance.getEntriesByType('resource').length,
+        charts: charts.length, empty, outside, overlapping,
+        wider: Math.max(0, document.documentElement.scrollWidth - innerWidth),
+    });";
+
+/// Results of every command, and what cannot be read.
+fn samples() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: String| fs::write(folder.path().join(name), text).expect("a file");
+    let spread = |median: f64| json!({"median": median, "low": median * 0.9, "high": median * 1.1});
+
+    let mut lines = Vec::new();
+    for (number, (ring, size, touch, ratio)) in [
+        ("split", 64, "header", 1.62),
+        ("packed", 64, "header", 1.41),
+        ("split", 1518, "header", 1.55),
+        ("packed", 1518, "all", 1.31),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        lines.push(record(
+            "compare",
+            number as u64,
+            json!({"job": "loopback", "ring": ring, "size": size, "touch": touch}),
+            json!({
+                "ours": {"mpps": [16.0, 16.5, 15.8]},
+                "peer": {"name": "dpdk-testpmd", "version": "22.11.11", "mpps": [10.0, 10.1, 9.9]},
+                "ratio": spread(ratio), "of_limit": 0.55 + number as f64 / 20.0, "discarded": 1,
+            }),
+        ));
+    }
+    write("compare.json", lines.join("\n"));
+
+    let mut lines = Vec::new();
+    for (ring, factor) in [("split", 1.0), ("packed", 1.2)] {
+        for (size, queue_size) in
+            [(64, 256), (256, 256), (1518, 256), (9000, 256), (64, 64), (64, 1024), (64, 4096)]
+        {
+            let mpps = 16.0 * factor / (1.0 + f64::from(size) / 1000.0) * f64::from(queue_size)
+                / (f64::from(queue_size) + 50.0);
+            let round = |more: f64| {
+                json!({
+                    "mpps": mpps * more, "gbps": mpps * more * f64::from(size) * 8e-3,
+                    "counts": {"sent": 1000, "received": 1000, "lost": 0, "duplicated": 0, "reordered": 0, "corrupt": 0},
+                    "latency": {"p50": 9000, "p90": 11_000, "p99": 14_000, "p999": 60_000, "p9999": 400_000, "max": 900_000},
+                })
+            };
+            let parameters = json!({"ring": ring, "size": size, "touch": "header", "queue_size": queue_size, "seconds": 1.0});
+            lines.push(record(
+                "net",
+                100,
+                parameters,
+                json!({"series": [round(0.97), round(1.0), round(1.02)]}),
+            ));
+        }
+    }
+    write("net.json", lines.join("\n"));
+
+    let point = |count: u64, ratio: f64| {
+        let round = json!({"mpps": 12.0 * ratio, "cycles_per_packet": 140.0, "packets_per_burst": 32.0, "slices": 48, "discarded": 2});
+        json!({"count": count, "rounds": [round.clone(), round], "ratio": spread(ratio), "cost_ratio": spread(2.0 - ratio), "lost": 0})
+    };
+    let curve = |over: &str, counts: &[u64]| {
+        let points: Vec<Value> =
+            counts.iter().enumerate().map(|(at, count)| point(*count, 1.0 - at as f64 / 50.0)).collect();
+        json!({"over": over, "points": points})
+    };
+    let latency = json!({"count": 5000, "p50": 30_000, "p90": 35_000, "p99": 58_000, "p999": 300_000, "p9999": 700_000, "max": 700_000});
+    let launch = |ms: f64| json!({"socket_ms": ms * 0.8, "rings_ms": ms * 0.9, "packet_ms": ms});
+    write(
+        "scale.json",
+        record(
+            "scale",
+            200,
+            json!({"ring": "split", "size": 64, "rounds": 6}),
+            json!({
+                "idle": curve("idle devices", &[0, 16, 256, 1000]),
+                "busy": curve("busy devices", &[1, 2, 4, 8, 16, 32, 64]),
+                "ports": curve("ports", &[2, 4, 8, 16, 32, 64]),
+                "start": {
+                    "ours": [launch(5.0), launch(6.0)],
+                    "peer": {"name": "dpdk-testpmd", "version": "DPDK 22.11.11", "words": [], "launches": [launch(1200.0), launch(1210.0)]},
+                },
+                "adaptive": {
+                    "idle_devices": 100, "idle_cpu_percent": 0.3, "busy": [point(0, 1.0), point(1, 0.99)],
+                    "wake": {"samples": 5000, "wakeups": 5000, "pause_us": 1000, "bound_us": 10, "discarded": 34, "latency": latency, "unfiltered": latency},
+                },
+            }),
+        ),
+    );
+
+    // Of a command that the report does not know, from a machine that wishes it ill.
+    let hostile = record(
+        "novelty</h2><script>document.title='owned'</script>",
+        300,
+        json!({"\"><img src=x onerror=\"document.title='owned'\">": "<script>document.title='owned'</script>"}),
+        json!({"deep": [{"answer": 31337}], "text": "</table></body>&lt;"}),
+    );
+    write("<img src=x onerror=document.title='owned'>.json", hostile);
+    write(
+        "broken.json",
+        format!(
+            "{}\n{{\"suite\": \"<script>document.title='owned'\"\n",
+            record("idle", 400, json!({}), json!({"devices": 100}))
+        ),
+    );
+    write("notes.txt", "no result".to_owned());
+    folder
+}
+
+fn record(command: &str, at: u64, parameters: Value, result: Value) -> String {
+    let host = json!({
+        "cpu": "A processor <b>of</b> \"some\" kind", "cpus": 2, "smt": "off", "kernel": "6.12.0", "virtual_machine": true,
+        "governor": null, "hugepages_1g": 0, "hugepages_2m": 512, "steal_percent": 0.25, "version": "0.1.0", "revision": "0123456789ab",
+    });
+    json!({
+        "suite": "ringway-bench", "schema": 1, "command": command, "words": [command, "-j"], "at": 1_790_000_000 + at,
+        "host": host, "parameters": parameters, "result": result,
+    })
+    .to_string()
+}
+
+/// Has the program make the page; the page, and what it warned of.
+fn make(folder: &Path) -> (String, String) {
+    let output = bench(&["report", &folder.display().to_string()]);
+    let warnings = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{warnings}");
+    (fs::read_to_string(folder.join("report.html")).expect("the page"), warnings)
+}
+
+fn bench(words: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ringway-bench")).args(words).output().expect("ringway-bench")
+}
+
+/// Opens a file in the browser; what it printed, and its log.
+fn browse(file: &Path, words: &[&str]) -> (String, String) {
+    let profile = tempfile::tempdir().expect("a directory");
+    let output = Command::new("chromium")
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"])
+        .arg(format!("--user-data-dir={}", profile.path().display()))
+        .args(words)
+        .arg(format!("file://{}", file.display()))
+        .output()
+        .expect("chromium is not on PATH: run deploy/test, which installs it");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "chromium: {}", text(&output.stderr));
+    (text(&output.stdout), text(&output.stderr))
+}
