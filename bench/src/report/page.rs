@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::axis::short;
 use super::html::Html;
-use super::sections::{draw, words};
+use super::sections::{draw, knows, words};
 use super::tables::{any, table};
 use super::targets::verdicts;
 use super::{Report, Sourced};
@@ -158,27 +158,25 @@ fn section(html: &mut Html, command: &str, records: &[&Sourced]) {
     html.element("section", &[("id", &anchor(command))], |html| {
         html.leaf("h2", &[], command);
         html.leaf("p", &[], words(command));
-        let drawn = draw(html, command, records);
+        draw(html, command, records);
         html.leaf("h3", &[], "Runs");
         let rows: Vec<Vec<String>> = records.iter().map(|sourced| run(sourced)).collect();
         table(html, &["file", "finished", "command line", "stolen", "discarded", "lost"], &rows);
-        for sourced in records {
-            // What has no form of its own is not folded away.
-            let summary = format!("{}: all of it", sourced.source);
-            if drawn {
-                html.element("details", &[], |html| {
-                    html.leaf("summary", &[], &summary);
-                    whole(html, sourced);
-                });
-            } else {
-                html.leaf("h3", &[], &sourced.source);
-                whole(html, sourced);
-            }
+        // What has no form of its own is not folded away.
+        let (folded, open): (Vec<&Sourced>, Vec<&Sourced>) =
+            records.iter().partition(|sourced| knows(&sourced.record));
+        open.iter().for_each(|sourced| whole(html, sourced));
+        if !folded.is_empty() {
+            html.element("details", &[], |html| {
+                html.leaf("summary", &[], "Everything in these files");
+                folded.iter().for_each(|sourced| whole(html, sourced));
+            });
         }
     });
 }
 
 fn whole(html: &mut Html, sourced: &Sourced) {
+    html.leaf("h3", &[], &sourced.source);
     for (name, value) in [("Parameters", &sourced.record.parameters), ("Result", &sourced.record.result)] {
         html.leaf("h4", &[], name);
         any(html, value);

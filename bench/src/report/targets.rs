@@ -1,10 +1,10 @@
 //! The targets that results are held against.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::Sourced;
 use super::axis::short;
-use super::sections::{comparison, scale};
+use super::sections::{comparison, parameters, scaled};
 
 /// A target and what a result has of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,14 +22,18 @@ pub(crate) struct Verdict {
 }
 
 /// The least ratio to the peer that a comparison aims at, by its parameters.
-pub(crate) fn ratio_target(parameters: &Value) -> Option<f64> {
-    let size =
-        parameters.get("size").and_then(|size| size.as_u64().or_else(|| size.as_str()?.parse().ok()))?;
-    match (size, parameters.get("touch")?.as_str()?) {
+pub(crate) fn ratio_target(parameters: &Map<String, Value>) -> Option<f64> {
+    match (size(parameters)?, parameters.get("touch")?.as_str()?) {
         (64 | 1518, "header") => Some(1.5),
         (1518, "all") => Some(1.2),
         _ => None,
     }
+}
+
+/// The frame size, if all frames have one.
+fn size(parameters: &Map<String, Value>) -> Option<u64> {
+    let size = parameters.get("size")?;
+    size.as_u64().or_else(|| size.as_str()?.parse().ok())
 }
 
 /// Share of the floor that does in place of the ratio, at 64 bytes.
@@ -51,9 +55,10 @@ pub(crate) fn verdicts(records: &[Sourced]) -> Vec<Verdict> {
 
 fn of_comparison(sourced: &Sourced) -> Option<Verdict> {
     let record = &sourced.record;
-    let target = ratio_target(&record.parameters)?;
+    let parameters = parameters(record);
+    let target = ratio_target(&parameters)?;
     let found = comparison(record)?;
-    let small = record.parameters.get("size").and_then(Value::as_u64) == Some(64);
+    let small = size(&parameters) == Some(64);
     let by_limit = small && found.of_limit.is_some_and(|share| share >= OF_LIMIT);
     let limit = found.of_limit.map(|share| format!(", {} % of the floor", short(share * 100.0)));
     Some(Verdict {
@@ -70,7 +75,7 @@ fn of_comparison(sourced: &Sourced) -> Option<Verdict> {
 }
 
 fn of_scale(sourced: &Sourced) -> Vec<Verdict> {
-    let found = scale(&sourced.record);
+    let found = scaled(&sourced.record);
     let mut verdicts = Vec::new();
     let mut verdict = |what: &str, target: &str, measured: String, reached: bool| {
         let source = sourced.source.clone();
@@ -140,11 +145,30 @@ mod tests {
 
     #[test]
     fn targets_go_by_size_and_touch() {
-        let target = |size: Value, touch: &str| ratio_target(&json!({"size": size, "touch": touch}));
+        let target = |size: Value, touch: &str| {
+            let parameters = json!({"size": size, "touch": touch});
+            ratio_target(parameters.as_object().unwrap())
+        };
         assert_eq!(target(json!(64), "header"), Some(1.5));
         assert_eq!(target(json!("1518"), "all"), Some(1.2));
         assert_eq!(target(json!(64), "all"), None);
         assert_eq!(target(json!("imix"), "header"), None);
-        assert_eq!(ratio_target(&json!(null)), None);
+        assert_eq!(ratio_target(&Map::new()), None);
+    }
+
+    #[test]
+    fn at_64_bytes_the_share_of_the_floor_does_too() {
+        let verdict = |size: &str, ratio: f64, of_limit: f64| {
+            let record = serde_json::from_value(json!({
+                "suite": "s", "schema": 1, "command": "compare", "words": [], "at": 0, "host": crate::host::Host::read(),
+                "parameters": {"size": size, "touch": "header"},
+                "result": {
+                    "peer": {}, "ratio": {"median": ratio, "low": ratio, "high": ratio}, "of_limit": of_limit,
+                },
+            }));
+            of_comparison(&Sourced { source: "f".into(), record: record.unwrap() }).unwrap().reached
+        };
+        assert!(verdict("64", 1.5, 0.1) && verdict("64", 1.1, 0.7) && verdict("1518", 1.6, 0.1));
+        assert!(!verdict("64", 1.4, 0.69) && !verdict("1518", 1.4, 0.9));
     }
 }
