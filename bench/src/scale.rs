@@ -78,8 +78,15 @@ pub enum ScaleError {
     #[error("ringwayd shows no worker on core {0}")]
     NoWorker(usize),
     /// Never a quiet moment.
-    #[error("not one slice of {0:?} without a gap above {1:?}: the machine is too busy to measure anything")]
-    Noise(Duration, Duration),
+    #[error(
+        "in {rounds} rounds all {discarded} slices of 10 ms had a gap above 1 ms: both cores must be free; end what else runs on them, or name others by --core and --worker-core"
+    )]
+    Noise {
+        /// Rounds that were tried.
+        rounds: u32,
+        /// Slices in them.
+        discarded: usize,
+    },
     /// Nothing came back.
     #[error("no frame came back through {device} within {within:?}")]
     NoFrame {

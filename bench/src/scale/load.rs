@@ -39,18 +39,24 @@ pub(crate) fn round(
     guests: &mut [Guest],
     duration: Duration,
 ) -> Result<Round, ScaleError> {
-    let before = subject.worker()?;
-    let slices = drive(guests, duration).map_err(ScaleError::guest("the round"))?;
-    let after = subject.worker()?;
-    let mpps = Spread::of(&slices.rates).ok_or(ScaleError::Noise(SLICE, BOUND))?.median / 1e6;
-    let packets = (after.packets - before.packets).max(1) as f64;
-    Ok(Round {
-        mpps,
-        cycles_per_packet: (after.busy_cycles - before.busy_cycles) as f64 / packets,
-        packets_per_burst: packets / (after.bursts - before.bursts).max(1) as f64,
-        slices: slices.rates.len(),
-        discarded: slices.discarded,
-    })
+    let mut discarded = 0;
+    for _ in 0..ATTEMPTS {
+        let before = subject.worker()?;
+        let slices = drive(guests, duration).map_err(ScaleError::guest("the round"))?;
+        let after = subject.worker()?;
+        discarded += slices.discarded;
+        // A round without a single quiet slice is discarded as a whole, and taken again.
+        let Some(rate) = Spread::of(&slices.rates) else { continue };
+        let packets = (after.packets - before.packets).max(1) as f64;
+        return Ok(Round {
+            mpps: rate.median / 1e6,
+            cycles_per_packet: (after.busy_cycles - before.busy_cycles) as f64 / packets,
+            packets_per_burst: packets / (after.bursts - before.bursts).max(1) as f64,
+            slices: slices.rates.len(),
+            discarded,
+        });
+    }
+    Err(ScaleError::Noise { rounds: ATTEMPTS, discarded })
 }
 
 /// Frames that the guests sent and never received, or received damaged or twice, of all that they ever sent. Added up
@@ -156,6 +162,9 @@ impl Slices {
         (self.begun, self.packets, self.spoilt) = (now, 0, false);
     }
 }
+
+/// Rounds in a row that may be without a quiet slice.
+const ATTEMPTS: u32 = 5;
 
 /// Frames that each guest sends in a turn at most.
 const BATCH: u32 = 32;
