@@ -1,10 +1,18 @@
 //! Curves of throughput: over idle devices, busy devices, regions of memory, ports of a bridge.
+//!
+//! Each count has a daemon of its own; those that are not measured sleep. The guests that are driven connect anew for each
+//! round: where a guest's memory happens to lie is worth more than a tenth of its speed, and so no count keeps a good
+//! place or a bad one. Those of a pass get the same pages, one after the other, where the kernel hands out last what
+//! was given back last.
+
+use std::path::PathBuf;
+use std::time::Duration;
 
 use ringway_control::guest::{Guest, GuestOptions};
 use ringway_ring::memory::PageKind;
 
 use super::curve::Curve;
-use super::load::{balance, introduce, round};
+use super::load::{Round, balance, introduce, round};
 use super::{Options, ScaleError, Subject, driven, on_core};
 use crate::progress;
 
@@ -20,7 +28,7 @@ pub const REGIONS: [usize; 5] = [1, 8, 64, 256, 509];
 /// Ports of a bridge.
 pub const PORTS: [usize; 6] = [2, 4, 8, 16, 32, 64];
 
-/// One busy device beside idle connected ones. Each count has a daemon of its own; those that are not measured sleep.
+/// One busy device beside idle connected ones.
 pub fn idle(options: &Options) -> Result<Curve, ScaleError> {
     // Cheap to host in this process: little memory, few pages.
     let sleeper = GuestOptions { queue_size: 8, pages: Some(PageKind::Base), ..driven(options) };
@@ -34,8 +42,7 @@ pub fn idle(options: &Options) -> Result<Curve, ScaleError> {
             }
             sleepers.push(subject.guest(&format!("idle{number}"), "sim/net", sleeper)?);
         }
-        let busy = subject.guest("busy", "sim/net", driven(options))?;
-        setups.push(Setup::new(subject, vec![busy]));
+        setups.push(Setup::new(subject, "sim/net", vec![driven(options)])?);
     }
     curve("idle devices", &IDLE, options, &mut setups)
 }
@@ -44,11 +51,8 @@ pub fn idle(options: &Options) -> Result<Curve, ScaleError> {
 pub fn busy(options: &Options) -> Result<Curve, ScaleError> {
     let mut setups = Vec::new();
     for count in BUSY {
-        let mut subject = Subject::start(options, &[])?;
-        let guests =
-            (0..count).map(|number| subject.guest(&format!("busy{number}"), "sim/net", driven(options)));
-        let guests = guests.collect::<Result<Vec<_>, _>>()?;
-        setups.push(Setup::new(subject, guests));
+        let subject = Subject::start(options, &[])?;
+        setups.push(Setup::new(subject, "sim/net", vec![driven(options); count])?);
     }
     curve("busy devices", &BUSY, options, &mut setups)
 }
@@ -58,14 +62,13 @@ pub fn busy(options: &Options) -> Result<Curve, ScaleError> {
 pub fn regions(options: &Options) -> Result<Curve, ScaleError> {
     let mut setups = Vec::new();
     for count in REGIONS {
-        let mut subject = Subject::start(options, &[])?;
+        let subject = Subject::start(options, &[])?;
         let scattered = GuestOptions {
             regions: u16::try_from(count).ok(),
             pages: Some(PageKind::Base),
             ..driven(options)
         };
-        let guest = subject.guest("scattered", "sim/net", scattered)?;
-        setups.push(Setup::new(subject, vec![guest]));
+        setups.push(Setup::new(subject, "sim/net", vec![scattered])?);
     }
     curve("regions", &REGIONS, options, &mut setups)
 }
@@ -75,20 +78,15 @@ pub fn ports(options: &Options) -> Result<Curve, ScaleError> {
     let address = |port: usize| [0x52, 0x57, 0, 1, 0, port as u8];
     let mut setups = Vec::new();
     for count in PORTS {
-        let mut subject = Subject::start(options, &[])?;
-        let guests = (0..count).map(|port| {
+        let subject = Subject::start(options, &[])?;
+        let ports = (0..count).map(|port| GuestOptions {
             // 0 with 1, 2 with 3, ..
-            let addressed = GuestOptions {
-                destination: address(port ^ 1),
-                source: address(port),
-                window: Some(driven(options).queue_size / 2),
-                ..driven(options)
-            };
-            subject.guest(&format!("port{port}"), "bridge/b", addressed)
+            destination: address(port ^ 1),
+            source: address(port),
+            window: Some(driven(options).queue_size / 2),
+            ..driven(options)
         });
-        let mut guests = guests.collect::<Result<Vec<_>, _>>()?;
-        introduce(&mut guests).map_err(ScaleError::guest("bridge/b"))?;
-        setups.push(Setup::new(subject, guests));
+        setups.push(Setup::new(subject, "bridge/b", ports.collect())?);
     }
     curve("ports", &PORTS, options, &mut setups)
 }
@@ -96,15 +94,34 @@ pub fn ports(options: &Options) -> Result<Curve, ScaleError> {
 /// What a count is measured on.
 struct Setup {
     subject: Subject,
-    guests: Vec<Guest>,
-    /// Before the first round.
-    balance: i64,
+    /// The devices' sockets, and what their guests are like.
+    devices: Vec<(PathBuf, GuestOptions)>,
+    lost: i64,
 }
 
 impl Setup {
-    fn new(subject: Subject, guests: Vec<Guest>) -> Setup {
-        let balance = balance(&guests);
-        Setup { subject, guests, balance }
+    /// Adds a device for each of these guests.
+    fn new(mut subject: Subject, mgmtdev: &str, guests: Vec<GuestOptions>) -> Result<Setup, ScaleError> {
+        let devices = guests.into_iter().enumerate();
+        let devices = devices
+            .map(|(number, guest)| Ok((subject.add(&format!("busy{number}"), mgmtdev)?, guest)))
+            .collect::<Result<Vec<_>, ScaleError>>()?;
+        Ok(Setup { subject, devices, lost: 0 })
+    }
+
+    /// Connects the guests, drives them for a round, and has them leave.
+    fn round(&mut self, duration: Duration) -> Result<Round, ScaleError> {
+        let failed = |source| ScaleError::Guest { device: "the round".to_owned(), source };
+        let guests = self.devices.iter().map(|(socket, guest)| Guest::connect(socket, *guest));
+        let mut guests = guests.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        introduce(&mut guests).map_err(failed)?;
+        let before = balance(&guests);
+        let done = round(&mut self.subject, &mut guests, duration)?;
+        self.lost += balance(&guests) - before;
+        for guest in guests {
+            guest.stop().map_err(failed)?;
+        }
+        Ok(done)
     }
 }
 
@@ -112,14 +129,13 @@ fn curve(over: &str, counts: &[usize], options: &Options, setups: &mut [Setup]) 
     let measured = on_core(options.guest_core, || {
         let mut done = 0;
         let mut curve = Curve::measure(over, counts, options.rounds, |place| {
-            let Setup { subject, guests, .. } = &mut setups[place];
             done += 1;
             let all = counts.len() * options.rounds as usize;
             progress::show(&format!("{over}: {}, round {done} of {all}", counts[place]));
-            round(subject, guests, options.round)
+            setups[place].round(options.round)
         })?;
         for (point, setup) in curve.points.iter_mut().zip(setups.iter()) {
-            point.lost = balance(&setup.guests) - setup.balance;
+            point.lost = setup.lost;
         }
         Ok(curve)
     });
