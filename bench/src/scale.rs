@@ -79,12 +79,12 @@ pub enum ScaleError {
     NoWorker(usize),
     /// Never a quiet moment.
     #[error(
-        "in {rounds} rounds all {discarded} slices of 10 ms had a gap above 1 ms: both cores must be free; end what else runs on them, or name others by --core and --worker-core"
+        "for {within:?}, all {discarded} slices of 10 ms had a gap above 1 ms: both cores must be free; end what else runs on them, or name others by --core and --worker-core"
     )]
     Noise {
-        /// Rounds that were tried.
-        rounds: u32,
-        /// Slices in them.
+        /// How long it was tried.
+        within: Duration,
+        /// Slices in that time.
         discarded: usize,
     },
     /// Nothing came back.

@@ -39,8 +39,8 @@ pub(crate) fn round(
     guests: &mut [Guest],
     duration: Duration,
 ) -> Result<Round, ScaleError> {
-    let mut discarded = 0;
-    for _ in 0..ATTEMPTS {
+    let (begun, mut discarded) = (Instant::now(), 0);
+    while begun.elapsed() < PATIENCE {
         let before = subject.worker()?;
         let slices = drive(guests, duration).map_err(ScaleError::guest("the round"))?;
         let after = subject.worker()?;
@@ -56,7 +56,7 @@ pub(crate) fn round(
             discarded,
         });
     }
-    Err(ScaleError::Noise { rounds: ATTEMPTS, discarded })
+    Err(ScaleError::Noise { within: PATIENCE, discarded })
 }
 
 /// Frames that the guests sent and never received, or received damaged or twice, of all that they ever sent. Added up
@@ -163,8 +163,8 @@ impl Slices {
     }
 }
 
-/// Rounds in a row that may be without a quiet slice.
-const ATTEMPTS: u32 = 5;
+/// How long a quiet slice is waited for, round by round.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Frames that each guest sends in a turn at most.
 const BATCH: u32 = 32;
