@@ -138,22 +138,26 @@ impl Burst {
 
     #[inline]
     fn slice(&self, index: usize) -> Option<HostSlice<'_>> {
-        self.segments().get(index).map(Segment::slice)
+        self.segments(index, 1).first().map(Segment::slice)
     }
 
     #[inline]
     fn slices(&self, first: usize, count: usize) -> impl ExactSizeIterator<Item = HostSlice<'_>> + Clone {
-        self.segments().get(first..first + count).unwrap_or_default().iter().map(Segment::slice)
+        self.segments(first, count).iter().map(Segment::slice)
     }
 
-    /// The segments of the chains peeked.
+    /// Some of the segments of the chains peeked; none if not all of them are.
     #[inline]
-    fn segments(&self) -> &[Segment] {
-        let peeked = self.scratch.segments.get(..self.segment_count).unwrap_or_default();
-        // SAFETY: `segment_count` grows only in `commit_singles` and `push`, over places that were written before:
-        // by `Singles::push`, each chain's one, and by `Gather::add`, as many as the chain counts. Nothing unwrites
-        // them.
-        unsafe { peeked.assume_init_ref() }
+    fn segments(&self, first: usize, count: usize) -> &[Segment] {
+        // Neither is more than 32 bits.
+        let end = first + count;
+        if end > self.segment_count {
+            return &[];
+        }
+        // SAFETY: they are below `segment_count`, which grows only in `commit_singles` and `push`, over places that were
+        // written before: by `Place::put`, each chain's one, and by `Gather::add`, as many as the chain counts. So all
+        // of them are places of the scratch memory, and written; nothing unwrites them.
+        unsafe { self.scratch.segments.get_unchecked(first..end).assume_init_ref() }
     }
 
     /// Clears it for segments in `map`; takes hold of `map` if that is another one than before.
@@ -270,13 +274,39 @@ pub(crate) struct Singles<'burst> {
     first: u32,
 }
 
-impl Singles<'_> {
+/// Where a chain of one segment is put.
+pub(crate) struct Place<'burst> {
+    chain: &'burst mut MaybeUninit<Chain>,
+    segment: &'burst mut MaybeUninit<Segment>,
+    /// Index of the segment.
+    first: u32,
+}
+
+impl<'burst> Singles<'burst> {
+    /// The places, in order.
+    #[inline(always)]
+    pub(crate) fn places(self) -> impl Iterator<Item = Place<'burst>> {
+        let first = self.first;
+        let places = self.chains.zip(self.segments).enumerate();
+        places.map(move |(nth, (chain, segment))| Place { chain, segment, first: first + nth as u32 })
+    }
+
     /// Puts a chain of one segment, which must lie in the burst's map. False: no room.
     #[inline(always)]
     pub(crate) fn push(&mut self, id: u16, segment: Segment, write: bool) -> bool {
         let (Some(chain), Some(slot)) = (self.chains.next(), self.segments.next()) else { return false };
-        slot.write(segment);
-        chain.write(Chain {
+        Place { chain, segment: slot, first: self.first }.put(id, segment, write);
+        self.first += 1;
+        true
+    }
+}
+
+impl Place<'_> {
+    /// Puts a chain of one segment, which must lie in the burst's map.
+    #[inline(always)]
+    pub(crate) fn put(self, id: u16, segment: Segment, write: bool) {
+        self.segment.write(segment);
+        self.chain.write(Chain {
             id,
             slots: 1,
             first: self.first,
@@ -285,8 +315,6 @@ impl Singles<'_> {
             readable_bytes: if write { 0 } else { segment.len },
             writable_bytes: if write { segment.len } else { 0 },
         });
-        self.first += 1;
-        true
     }
 }
 

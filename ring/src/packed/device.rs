@@ -131,12 +131,11 @@ impl<W: Words> PackedDevice<W> {
     /// chain.
     #[inline(always)]
     fn add_singles(&self, burst: &mut Burst, at: &mut Cursor, count: u16) -> (u16, Option<Head>) {
-        let mut singles = burst.singles();
         let windows = self.windows;
         let (mut done, mut other) = (0, None);
         // To the end of the ring, so that all have one wrap counter.
         let end = at.slot + count.min(self.size - at.slot);
-        for slot in at.slot..end {
+        for (slot, place) in (at.slot..end).zip(burst.singles().places()) {
             let flags = self.areas.desc.read_u16(field(slot, FLAGS));
             if flags & F_BOTH != available(at.wrap) {
                 break;
@@ -153,9 +152,7 @@ impl<W: Words> PackedDevice<W> {
                 other = Some(Head { addr, word: u64::from(flags) << 48 | word & LEN_AND_ID });
                 break;
             };
-            if !singles.push(id, segment, flags & F_WRITE != 0) {
-                break;
-            }
+            place.put(id, segment, flags & F_WRITE != 0);
             done += 1;
         }
         at.advance(done, self.size);

@@ -165,13 +165,13 @@ impl<W: Words> SplitDevice<W> {
     /// consists of. Returns how many, and the head and descriptor of the first that is not such a chain.
     #[inline(always)]
     fn add_singles(&self, burst: &mut Burst, from: u16, count: u16) -> (u16, Option<Head>) {
-        let mut singles = burst.singles();
         let windows = self.windows;
         let place = usize::from(from) % HEADS;
         let end = (place + usize::from(count)).min(HEADS);
         let mut done = 0;
         let mut other = None;
-        for &id in self.heads.get(place..end).unwrap_or_default() {
+        let heads = self.heads.get(place..end).unwrap_or_default();
+        for (&id, place) in heads.iter().zip(burst.singles().places()) {
             if id >= self.size {
                 other = Some(Head { id, addr: 0, word: 0 });
                 break;
@@ -184,9 +184,7 @@ impl<W: Words> SplitDevice<W> {
                 other = Some(Head { id, addr, word });
                 break;
             };
-            if !singles.push(id, segment, flags & F_WRITE != 0) {
-                break;
-            }
+            place.put(id, segment, flags & F_WRITE != 0);
             done += 1;
         }
         burst.commit_singles(done.into());
