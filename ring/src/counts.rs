@@ -8,7 +8,7 @@ use std::fs::File;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::chain::Burst;
+use crate::chain::{Burst, Chain};
 use crate::features::Features;
 use crate::guest::{GuestMap, Region, RegionSpec};
 use crate::layout::{Areas, DriverConfig, Layout};
@@ -179,6 +179,26 @@ fn split_burst_reads_each_shared_word_once() {
     desc.sort_unstable();
     desc.dedup();
     assert_eq!(desc.len(), 2 * BURST, "a half of a descriptor was read twice");
+}
+
+#[test]
+fn split_burst_of_chains_among_singles_reads_each_descriptor_once() {
+    let mut rig = Rig::new(Format::Split);
+    let buffer = DriverBuffer { gpa: GPA, len: 64, writable: true };
+    let lens = [2, 2, 1, 1, 3, 1, 2, 1, 1, 4];
+    for (token, len) in (0..).zip(lens) {
+        rig.driver.add(&vec![buffer; len], token).unwrap();
+    }
+    rig.driver.publish();
+    rig.forget();
+    assert_eq!(rig.device.peek(&mut rig.burst, BURST), Ok(lens.len()));
+    assert!(rig.burst.chains().iter().map(Chain::segments).eq(lens));
+    let mut desc = rig.areas.desc.take();
+    let halves = 2 * lens.iter().sum::<usize>();
+    assert_eq!(desc.len(), halves, "more or fewer than two halves for each");
+    desc.sort_unstable();
+    desc.dedup();
+    assert_eq!(desc.len(), halves, "a half of a descriptor was read twice");
 }
 
 #[test]

@@ -77,6 +77,14 @@ struct Head {
     word: u64,
 }
 
+impl Head {
+    /// The chain is this one descriptor.
+    #[inline(always)]
+    fn is_single(&self) -> bool {
+        (self.word >> 32) as u16 & (F_NEXT | F_INDIRECT) == 0
+    }
+}
+
 impl QueueConfig {
     /// Starts a split ring from `self.position`'s used index: buffers that a predecessor took but did not complete are
     /// taken anew (completion is in ring order).
@@ -191,16 +199,47 @@ impl<W: Words> SplitDevice<W> {
         (done, other)
     }
 
-    /// Adds any chain.
+    /// Adds any chain, and those behind it for as long as they are no singles either: up to `count`, from the one at
+    /// `from` on, whose head was read already. Returns how many, and why the next one could not be added.
     #[inline(never)]
+    fn add_run(
+        &mut self,
+        burst: &mut Burst,
+        mut head: Head,
+        from: u16,
+        count: u16,
+    ) -> (u16, Result<(), Stop>) {
+        let mut done = 0;
+        loop {
+            let is_single = head.is_single();
+            if let Err(stop) = self.add(burst, head) {
+                return (done, Err(stop));
+            }
+            done += 1;
+            if is_single || done >= count {
+                return (done, Ok(()));
+            }
+            let id = self.heads[usize::from(from.wrapping_add(done)) % HEADS];
+            head = Head { id, addr: 0, word: 0 };
+            if id < self.size {
+                head.addr = self.areas.desc.read_u64(desc_at(id));
+                head.word = self.areas.desc.read_u64(desc_at(id) + 8);
+            }
+        }
+    }
+
+    /// Adds any chain.
+    #[inline(always)]
     fn add(&mut self, burst: &mut Burst, head: Head) -> Result<(), Stop> {
         let Head { id, addr, word } = head;
         if id >= self.size {
             return Err(RingFault::DescIndex.into());
         }
         let (len, flags) = (word as u32, (word >> 32) as u16);
-        if flags & (F_NEXT | F_INDIRECT) == 0
-            && let Some(segment) = self.windows.look_up(&self.map, &mut self.hint, addr, len)
+        let known = self.windows.find(addr, len);
+        if head.is_single()
+            && let Some(segment) =
+                known.or_else(|| self.windows.look_up(&self.map, &mut self.hint, addr, len))
         {
             if !burst.singles().push(id, segment, flags & F_WRITE != 0) {
                 return Err(Stop::Full);
@@ -213,6 +252,7 @@ impl<W: Words> SplitDevice<W> {
 
     /// Adds a chain of several descriptors, an indirect one, or one whose buffer crosses regions. `addr` and `word` are
     /// its first descriptor.
+    #[inline(always)]
     fn add_chain(&mut self, burst: &mut Burst, head: u16, mut addr: u64, mut word: u64) -> Result<(), Stop> {
         let mut gather = Gather::new(burst, &self.map, &mut self.hint, &mut self.windows);
         // A ring of N descriptors has no longer chain without a loop.
@@ -348,8 +388,11 @@ impl<W: Words> DeviceRing for SplitDevice<W> {
                 // No room.
                 None => break,
             };
-            match self.add(burst, head) {
-                Ok(()) => done += 1,
+            let from = self.avail_next.wrapping_add(done);
+            let (added, outcome) = self.add_run(burst, head, from, count - done);
+            done += added;
+            match outcome {
+                Ok(()) => {}
                 Err(Stop::Fault(fault)) if burst.len() == 0 => return Err(self.fail(fault)),
                 Err(_) => break,
             }
