@@ -4,7 +4,7 @@
 //! it is not is stopped (SIGSTOP) with nothing under way, and goes on (SIGCONT) before its next round.
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -175,7 +175,7 @@ impl Testpmd {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        let identity = Identity { name: "dpdk".to_owned(), version: version(&program), flags };
+        let identity = Identity { name: "dpdk".to_owned(), version: version(&lines()), flags };
         Ok(Testpmd { child, sockets, identity, _folder: folder })
     }
 }
@@ -240,7 +240,7 @@ fn flags(
     pairs: u16,
     memory: Memory,
 ) -> Vec<String> {
-    let mut line = vec!["-l".to_owned(), format!("{main_core},{core}")];
+    let mut line = vec!["-v".to_owned(), "-l".to_owned(), format!("{main_core},{core}")];
     line.extend(["--main-lcore".to_owned(), main_core.to_string(), "--no-pci".to_owned()]);
     line.extend(["--no-telemetry".to_owned(), format!("--file-prefix=ringway-bench-{}", std::process::id())]);
     line.extend(["-m".to_owned(), MEMORY_MIB.to_string()]);
@@ -280,18 +280,10 @@ fn find() -> Result<PathBuf, BenchError> {
         .ok_or_else(|| missing(PROGRAM.to_owned()))
 }
 
-/// What it tells of its version.
-fn version(program: &Path) -> String {
-    let output = Command::new(program).arg("--version").stdin(Stdio::null()).output();
-    let text = output
-        .map(|output| [output.stdout, output.stderr].concat())
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .unwrap_or_default();
-    let line = text.lines().find(|line| line.contains("DPDK"));
-    line.map_or_else(
-        || "unknown".to_owned(),
-        |line| line.trim_start_matches("EAL: RTE Version: ").replace('\'', "").trim().to_owned(),
-    )
+/// What it told of its version: `EAL: RTE Version: 'DPDK 22.11.11'`.
+fn version(lines: &[String]) -> String {
+    let told = lines.iter().find_map(|line| line.split_once("RTE Version:"));
+    told.map_or_else(|| "unknown".to_owned(), |(_, version)| version.trim_matches([' ', '\'']).to_owned())
 }
 
 /// Names the program, if it is not on the path.
@@ -305,3 +297,33 @@ const ETHERNET_HEADER: u16 = 14;
 
 /// Longest frame that a buffer of the standard size takes.
 const STANDARD_FRAME: u16 = 1518;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_is_what_the_peer_tells() {
+        let lines = ["EAL: Detected CPU lcores: 2", "EAL: RTE Version: 'DPDK 22.11.11'"].map(str::to_owned);
+        assert_eq!(version(&lines), "DPDK 22.11.11");
+        assert_eq!(version(&lines[..1]), "unknown");
+    }
+
+    #[test]
+    fn each_job_has_its_ports_and_mode() {
+        let sockets = ["/x/0", "/x/1"].map(PathBuf::from);
+        let link = flags(Job::Link, &sockets, 3, 2, 256, 9014, 4, Memory::Huge).join(" ");
+        for part in [
+            "-l 2,3 --main-lcore 2",
+            "net_vhost1,iface=/x/1,queues=4",
+            "--forward-mode=io",
+            "--mbuf-size=9270",
+        ] {
+            assert!(link.contains(part), "{part}: {link}");
+        }
+        let net = flags(Job::Loopback, &sockets[..1], 1, 0, 256, 64, 1, Memory::Base).join(" ");
+        assert!(
+            net.contains("--forward-mode=macswap") && net.contains("--no-huge") && !net.contains("mbuf-size")
+        );
+    }
+}

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{Backend, Identity, Testpmd};
 use crate::error::BenchError;
+use crate::frame::Sizes;
 use crate::generator::{Generator, Load, Round};
+use crate::limits::{self, Gauge, Limits};
 use crate::net::{Collector, Rounds, Series, most_tries};
 use crate::options::{Job, PortOptions};
 use crate::stats::{Spread, ratio};
@@ -36,8 +38,10 @@ pub struct Comparison {
     pub peer: Side,
     /// Packets a second, ours to the peer's.
     pub ratio: Spread,
-    /// Ours as a share of what the machine could do at best, if that is known.
+    /// Ours as a share of the floor of the job, which was measured between the rounds; not for frames of mixed sizes.
     pub of_limit: Option<f64>,
+    /// What the machine could do at best meanwhile.
+    pub limits: Limits,
     /// Latencies at half of the peer's peak, ours to the peer's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_ratio: Option<LatencyRatio>,
@@ -99,6 +103,9 @@ impl Contender {
 pub fn with_dpdk(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Comparison, BenchError> {
     let Setup { job, port, backend_core, .. } = setup;
     let main_core = setup.cores.first().copied().unwrap_or_default();
+    let gauge_cores = [main_core, *backend_core];
+    let mut limits = limits::measure(gauge_cores, |what| progress(&format!("limits: {what}")))?;
+    let gauge = Gauge::new(gauge_cores)?;
     progress("starting testpmd");
     let longest = port.size.max();
     let peer =
@@ -111,9 +118,13 @@ pub fn with_dpdk(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Compar
     let mut ours = Contender::new(ours, setup)?;
     ours.turn(Load::Closed, setup.how)?;
 
+    let mut exchanges = Vec::new();
     let throughput = in_turns(&mut ours, &mut peer, Load::Closed, setup.how, |kept| {
         progress(&format!("throughput: {kept} of {} rounds", setup.how.rounds));
+        // Neither back-end runs now.
+        exchanges.push(gauge.exchange_ns());
     })?;
+    limits.exchange_ns = Spread::of(&exchanges).map_or(limits.exchange_ns, |spread| spread.median);
     let of = |series: &Series, what: fn(&Round) -> f64| series.rounds.iter().map(what).collect::<Vec<f64>>();
     let ratio_of = |pair: &[Series; 2], what: fn(&Round) -> f64| {
         ratio(&of(&pair[0], what), &of(&pair[1], what))
@@ -134,6 +145,12 @@ pub fn with_dpdk(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Compar
         latency = Some(pair);
     }
     let ratio = ratio_of(&throughput, |round| round.mpps)?;
+    let of_limit = match port.size {
+        Sizes::Fixed(size) => {
+            Some(throughput[0].mpps.median * 1e6 / limits.floor(*job, port.ring, size, port.touch))
+        }
+        Sizes::Imix => None,
+    };
     let [ours_latency, peer_latency] = latency.map_or([None, None], |pair| pair.map(Some));
     let [ours_throughput, peer_throughput] = throughput;
     let side = |contender: &Contender, throughput, latency| Side {
@@ -145,7 +162,8 @@ pub fn with_dpdk(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Compar
         ours: side(&ours, ours_throughput, ours_latency),
         peer: side(&peer, peer_throughput, peer_latency),
         ratio,
-        of_limit: None,
+        of_limit,
+        limits,
         latency_ratio,
     };
     for contender in [ours, peer] {

@@ -283,5 +283,5 @@ const CLOSED_SAMPLE: u64 = 16;
 /// In an open loop, so many are recorded a second at least, if there are so many.
 const OPEN_SAMPLES_PER_SECOND: f64 = 1e6;
 
-/// What has not come for 160 ms does not come.
-const DRAINED_PER_SECOND: u64 = 6;
+/// What has not come for half a second does not come.
+const DRAINED_PER_SECOND: u64 = 2;

@@ -98,6 +98,29 @@ pub fn lines_per_packet(ring: Ring, size: u16, touch: Touch) -> f64 {
     rings + payload
 }
 
+/// Measures what a line each way costs again and again, between the rounds of something else.
+#[derive(Debug)]
+pub struct Gauge {
+    cores: [usize; 2],
+    map: GuestMap,
+    _memory: HostMemory,
+}
+
+impl Gauge {
+    /// Allocates.
+    pub fn new(cores: [usize; 2]) -> Result<Gauge, BenchError> {
+        let memory = HostMemory::allocate("ringway-limits", GAUGE_BYTES)
+            .map_err(|source| BenchError::Memory { bytes: GAUGE_BYTES, source })?;
+        let map = memory.guest_map(0)?;
+        Ok(Gauge { cores, map, _memory: memory })
+    }
+
+    /// A line each way, many at a time, in nanoseconds, now.
+    pub fn exchange_ns(&self) -> f64 {
+        exchange(self.cores, &self.map)
+    }
+}
+
 /// Measures on two cores. Tells `progress` what it does.
 pub fn measure(cores: [usize; 2], mut progress: impl FnMut(&str)) -> Result<Limits, BenchError> {
     progress("cache lines, one at a time");
@@ -299,6 +322,9 @@ const EXCHANGES: u64 = 1_000_000;
 const WAKES: u64 = 2_000;
 const COPIED_BYTES: u64 = 256 << 20;
 const MEMORY_BYTES: u64 = 128 << 20;
+
+/// All slots twice.
+const GAUGE_BYTES: u64 = 2 << 20;
 
 /// As rings of 256 have them.
 const SLOTS: u64 = 256;

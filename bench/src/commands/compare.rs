@@ -69,7 +69,7 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<(), Failure> {
 
 fn print(arguments: &Arguments, ring: Ring, comparison: &Comparison) {
     let Arguments { job, port, .. } = arguments;
-    let Comparison { ours, peer, ratio, of_limit, latency_ratio } = comparison;
+    let Comparison { ours, peer, ratio, of_limit, latency_ratio, limits } = comparison;
     println!("{job}, {ring} rings of {}, {} bytes, touch {}", port.queue_size, port.size, port.touch);
     let row = |who: &str, series: &Series| {
         println!(
@@ -85,7 +85,13 @@ fn print(arguments: &Arguments, ring: Ring, comparison: &Comparison) {
     };
     row(&format!("ringway {}", ours.identity.version), &ours.throughput);
     row(&peer.identity.version, &peer.throughput);
-    let share = of_limit.map_or(String::new(), |share| format!(", {:.0} % of the limit", share * 100.0));
+    let share = of_limit.map_or(String::new(), |share| {
+        format!(
+            ", ringway at {:.0} % of the floor (a line each way {:.1} ns)",
+            share * 100.0,
+            limits.exchange_ns
+        )
+    });
     println!("  ratio {:.2} ({:.2} to {:.2}){share}", ratio.median, ratio.low, ratio.high);
     if let (Some(latency), Some(ours), Some(peer)) = (latency_ratio, &ours.latency, &peer.latency) {
         println!(

@@ -4,8 +4,8 @@ pub(crate) mod compare;
 pub(crate) mod idle;
 pub(crate) mod limits;
 pub(crate) mod net;
-pub(crate) mod ring;
 pub(crate) mod report;
+pub(crate) mod ring;
 pub(crate) mod scale;
 
 use ringway_bench::record::Record;

@@ -1,0 +1,81 @@
+//! A back-end that loses, doubles, exchanges or damages one frame in a million is caught, and each is counted as what it
+//! is; one that does nothing wrong has nothing counted against it.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
+
+use std::time::Duration;
+
+use ringway_bench::frame::Sizes;
+use ringway_bench::generator::{Generator, Load};
+use ringway_bench::ledger::Counts;
+use ringway_bench::null::{NullBackend, NullOptions, Wrong};
+use ringway_bench::options::{PortOptions, Ring, Touch};
+
+/// Sends frames until the back-end did `times` of them wrong, one in `every`; returns what was counted, and how many it
+/// did wrong.
+fn counted(wrong: Option<Wrong>, ring: Ring, touch: Touch, every: u64, times: u64) -> (Counts, u64) {
+    let options = NullOptions { copies_payload: true, wrong: wrong.map(|wrong| (wrong, every)) };
+    let last = *cores().last().unwrap();
+    let null = NullBackend::start(last, options).unwrap();
+    let port = PortOptions { ring, touch, size: Sizes::Fixed(128), ..PortOptions::default() };
+    let mut generator = Generator::open(&[null.socket()], &port, &[cores()[0]]).unwrap();
+    let mut sum = Counts::default();
+    while sum.sent < every * times + every / 2 {
+        let round = generator.round(Load::Closed, Duration::from_millis(200)).unwrap();
+        sum = sum.plus(&round.counts);
+    }
+    generator.close().unwrap();
+    (sum, null.done_wrong())
+}
+
+fn cores() -> Vec<usize> {
+    let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+    (0..1024).filter(|core| allowed.is_set(*core)).collect()
+}
+
+#[test]
+fn nothing_wrong_is_nothing_counted() {
+    for ring in Ring::ALL {
+        for touch in [Touch::Header, Touch::All] {
+            let (counts, _) = counted(None, ring, touch, 100_000, 1);
+            assert_eq!((counts.faults(), counts.sent), (0, counts.received), "{ring} {touch} {counts:?}");
+        }
+    }
+}
+
+#[test]
+fn each_fault_of_one_in_a_million_is_counted_as_what_it_is() {
+    let cases = [
+        (Wrong::Drop, Touch::Header),
+        (Wrong::Duplicate, Touch::Header),
+        (Wrong::Reorder, Touch::Header),
+        (Wrong::CorruptHead, Touch::Header),
+        (Wrong::CorruptPayload, Touch::All),
+    ];
+    for (number, (wrong, touch)) in cases.into_iter().enumerate() {
+        let ring = Ring::ALL[number % 2];
+        let (counts, done) = counted(Some(wrong), ring, touch, 1_000_000, 1);
+        assert!(done >= 1, "{wrong:?} was not done");
+        let only = |found: u64| found == done && counts.faults() == done;
+        let is_right = match wrong {
+            Wrong::Drop => only(counts.lost),
+            Wrong::Duplicate => only(counts.duplicated),
+            Wrong::Reorder => only(counts.reordered),
+            Wrong::CorruptHead | Wrong::CorruptPayload => only(counts.corrupt),
+        };
+        assert!(is_right, "{wrong:?} on {ring} rings, {done} times: {counts:?}");
+    }
+}
+
+#[test]
+fn open_loop_sends_what_it_was_told_to() {
+    let null =
+        NullBackend::start(*cores().last().unwrap(), NullOptions { copies_payload: true, wrong: None });
+    let null = null.unwrap();
+    let mut generator = Generator::open(&[null.socket()], &PortOptions::default(), &[cores()[0]]).unwrap();
+    let round = generator.round(Load::Open { pps: 20_000.0 }, Duration::from_millis(500)).unwrap();
+    generator.close().unwrap();
+    // Of the warm-up too: 550 ms. A machine that is busy may be late with the last ones, but loses none.
+    assert_eq!(round.counts.faults(), 0, "{round:?}");
+    assert!((10_500..=11_100).contains(&(round.counts.sent + round.unsent)), "{round:?}");
+    assert!(round.latency.count > 5_000 && round.latency.p50 <= round.latency.p99, "{round:?}");
+}
