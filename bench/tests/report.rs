@@ -63,7 +63,7 @@ fn browser_draws_the_page() {
         assert_eq!(facts["title"], "Ringway, measured");
         assert_eq!(facts["faults"], json!([]), "errors in the page");
         assert_eq!(facts["fetched"], 0, "something was fetched");
-        assert!(facts["charts"].as_u64() >= Some(8), "too few charts");
+        assert!(facts["charts"].as_u64() >= Some(14), "too few charts");
         assert_eq!(facts["empty"], json!([]), "charts that were not drawn");
         assert_eq!(facts["outside"], json!([]), "texts beyond the edge of their chart");
         assert_eq!(facts["overlapping"], json!([]), "texts over each other");
@@ -120,6 +120,7 @@ fn samples() -> tempfile::TempDir {
             json!({
                 "ours": {"mpps": [16.0, 16.5, 15.8]},
                 "peer": {"name": "dpdk-testpmd", "version": "22.11.11", "mpps": [10.0, 10.1, 9.9]},
+                "latency_ratio": {"pps": 5e6, "p50": spread(0.7), "p99": spread(0.85)},
                 "ratio": spread(ratio), "of_limit": 0.55 + number as f64 / 20.0, "discarded": 1,
             }),
         ));
@@ -149,7 +150,33 @@ fn samples() -> tempfile::TempDir {
             ));
         }
     }
+    // Both formats in one record, their parameters in groups.
+    let outcome = |ring: &str| {
+        let round = json!({
+            "mpps": 1.0, "gbps": 0.5, "counts": {"lost": 0}, "latency": {"p50": 1100, "p90": 1600, "p99": 16_000, "p999": 70_000, "p9999": 220_000},
+        });
+        json!({"ring": ring, "backend": {"name": "ringway"}, "pages": "4k", "series": {"rounds": [round], "discarded": 1}})
+    };
+    let parameters =
+        json!({"port": {"ring": "both", "size": "64", "touch": "header", "queue_size": 256}, "rate": 1e6});
+    lines.push(record("net", 101, parameters, json!([outcome("split"), outcome("packed")])));
     write("net.json", lines.join("\n"));
+
+    let path = |group: &str, batch: u32, ns: f64, ratio: Value| json!({"name": format!("{group} batch {batch} chain 1"), "unit": "descriptor", "ns": [ns, ns * 1.1], "ratio": ratio});
+    let paths: Vec<Value> = [1, 8, 32, 128]
+        .into_iter()
+        .flat_map(|batch| {
+            let ns = 6.0 + 14.0 / f64::from(batch);
+            [
+                path("ringway split device", batch, ns, spread(4.2)),
+                path("virtio-queue split device", batch, ns * 4.2, Value::Null),
+                path("ringway packed device", batch, ns * 0.9, Value::Null),
+            ]
+        })
+        .collect();
+    write("ring.json", record("ring", 210, json!({"rounds": 5}), json!(paths)));
+    let floor = json!({"job": "net", "ring": "split", "size": 64, "touch": "header", "mpps": 14.9});
+    write("limits.json", record("limits", 220, json!({}), json!({"exchange_ns": 47.0, "floors": [floor]})));
 
     let point = |count: u64, ratio: f64| {
         let round = json!({"mpps": 12.0 * ratio, "cycles_per_packet": 140.0, "packets_per_burst": 32.0, "slices": 48, "discarded": 2});

@@ -4,8 +4,12 @@
 
 // Ours beside a peer's.
 mod compare;
+// What a machine could do at best.
+mod limits;
 // Throughput and latency.
 mod net;
+// What a descriptor costs.
+mod ring;
 // How cost grows.
 mod scale;
 
@@ -17,6 +21,7 @@ use crate::record::Record;
 use crate::stats::Spread;
 
 pub(crate) use compare::comparison;
+pub(crate) use ring::{PEER, paths};
 pub(crate) use scale::scaled;
 
 /// What a command measures, in words.
@@ -38,7 +43,10 @@ pub(crate) fn words(command: &str) -> &'static str {
              pass (median and quartiles); slices of time in which a core was away are discarded. Cycles a packet are the worker's own: they tell of a \
              cost that throughput hides while the guests are the slower side."
         }
-        "ring" => "What one descriptor costs in each ring format, on either side, by the size of a batch.",
+        "ring" => {
+            "What one descriptor costs in each ring format, on either side, by the number of chains in a batch and of descriptors \
+             in a chain; beside rust-vmm's virtio-queue at the same work."
+        }
         "limits" => "What this machine could do at best: the floor that results are held against.",
         "idle" => "What connected devices cost while nobody uses them.",
         _ => "A command that this report knows no form of.",
@@ -49,7 +57,8 @@ pub(crate) fn words(command: &str) -> &'static str {
 pub(crate) fn knows(record: &Record) -> bool {
     match record.command.as_str() {
         "compare" => comparison(record).is_some(),
-        "net" => net::rounds(record).is_some(),
+        "net" => net::runs(record).is_some(),
+        "ring" => ring::paths(record).is_some(),
         "scale" => !scaled(record).is_empty(),
         _ => false,
     }
@@ -60,6 +69,8 @@ pub(crate) fn draw(html: &mut Html, command: &str, records: &[&Sourced]) {
     match command {
         "compare" => compare::draw(html, records),
         "net" => net::draw(html, records),
+        "ring" => records.iter().for_each(|sourced| ring::draw(html, sourced)),
+        "limits" => records.iter().for_each(|sourced| limits::draw(html, sourced)),
         "scale" => {
             let known = records.iter().filter(|sourced| knows(&sourced.record));
             known.for_each(|sourced| scale::draw(html, sourced));
@@ -68,15 +79,14 @@ pub(crate) fn draw(html: &mut Html, command: &str, records: &[&Sourced]) {
     }
 }
 
-/// A record's parameters, those of nested groups among the others.
+/// A record's parameters, those of nested groups among the others; what stands outside of groups goes before.
 pub(crate) fn parameters(record: &Record) -> Map<String, Value> {
     fn into(flat: &mut Map<String, Value>, value: &Value) {
-        for (name, value) in value.as_object().into_iter().flatten() {
-            match value {
-                Value::Object(_) => into(flat, value),
-                _ => drop(flat.entry(name.clone()).or_insert_with(|| value.clone())),
-            }
+        let fields = || value.as_object().into_iter().flatten();
+        for (name, value) in fields().filter(|(_, value)| !value.is_object()) {
+            flat.entry(name.clone()).or_insert_with(|| value.clone());
         }
+        fields().filter(|(_, value)| value.is_object()).for_each(|(_, group)| into(flat, group));
     }
     let mut flat = Map::new();
     into(&mut flat, &record.parameters);
@@ -123,6 +133,16 @@ mod tests {
             parameters,
             result,
         }
+    }
+
+    #[test]
+    fn parameters_outside_of_groups_go_before() {
+        let flat = parameters(&record(
+            "net",
+            json!({"port": {"ring": "both", "size": 64}, "ring": "split"}),
+            json!({}),
+        ));
+        assert_eq!((flat.get("ring"), flat.get("size")), (Some(&json!("split")), Some(&json!(64))));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::Sourced;
 use super::axis::short;
-use super::sections::{comparison, parameters, scaled};
+use super::sections::{PEER, comparison, parameters, paths, plain, scaled};
 
 /// A target and what a result has of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +30,12 @@ pub(crate) fn ratio_target(parameters: &Map<String, Value>) -> Option<f64> {
     }
 }
 
+/// The most of a latency beside the peer's.
+pub(crate) const LATENCY_TARGET: f64 = 0.8;
+
+/// The least of virtio-queue's cost beside ours: split rings, device side, batches of 32.
+const RING_TARGET: f64 = 4.0;
+
 /// The frame size, if all frames have one.
 fn size(parameters: &Map<String, Value>) -> Option<u64> {
     let size = parameters.get("size")?;
@@ -47,31 +53,62 @@ pub(crate) fn verdicts(records: &[Sourced]) -> Vec<Verdict> {
         match record.command.as_str() {
             "compare" => verdicts.extend(of_comparison(sourced)),
             "scale" => verdicts.extend(of_scale(sourced)),
+            "ring" => verdicts.extend(of_ring(sourced)),
             _ => {}
         }
     }
     verdicts
 }
 
-fn of_comparison(sourced: &Sourced) -> Option<Verdict> {
+fn of_comparison(sourced: &Sourced) -> Vec<Verdict> {
     let record = &sourced.record;
     let parameters = parameters(record);
-    let target = ratio_target(&parameters)?;
-    let found = comparison(record)?;
-    let small = size(&parameters) == Some(64);
-    let by_limit = small && found.of_limit.is_some_and(|share| share >= OF_LIMIT);
-    let limit = found.of_limit.map(|share| format!(", {} % of the floor", short(share * 100.0)));
-    Some(Verdict {
-        what: format!("throughput beside {}: {}", found.peer, found.name),
-        target: if small {
-            format!("≥ {target} ×, or ≥ 70 % of the floor")
-        } else {
-            format!("≥ {target} ×")
-        },
-        measured: format!("{} ×{}", short(found.ratio.median), limit.unwrap_or_default()),
-        reached: found.ratio.median >= target || by_limit,
-        source: sourced.source.clone(),
-    })
+    let Some(found) = comparison(record) else { return Vec::new() };
+    let mut verdicts = Vec::new();
+    let mut verdict = |what: String, target: String, measured: String, reached: bool| {
+        verdicts.push(Verdict { what, target, measured, reached, source: sourced.source.clone() });
+    };
+    if let Some(target) = ratio_target(&parameters) {
+        let small = size(&parameters) == Some(64);
+        let by_limit = small && found.of_limit.is_some_and(|share| share >= OF_LIMIT);
+        let limit = found.of_limit.map(|share| format!(", {} % of the floor", short(share * 100.0)));
+        verdict(
+            format!("throughput beside {}: {}", found.peer, found.name),
+            if small {
+                format!("≥ {target} ×, or ≥ 70 % of the floor")
+            } else {
+                format!("≥ {target} ×")
+            },
+            format!("{} ×{}", short(found.ratio.median), limit.unwrap_or_default()),
+            found.ratio.median >= target || by_limit,
+        );
+    }
+    for (name, ratio) in ["p50", "p99"].into_iter().zip(found.latency.iter().flatten()) {
+        verdict(
+            format!("latency {name} at half of the peer's peak beside {}: {}", found.peer, found.name),
+            format!("≤ {LATENCY_TARGET} ×"),
+            format!("{} ×", short(ratio.median)),
+            ratio.median <= LATENCY_TARGET,
+        );
+    }
+    verdicts
+}
+
+fn of_ring(sourced: &Sourced) -> Vec<Verdict> {
+    let found = paths(&sourced.record).into_iter().flatten();
+    let aimed = found.filter(|path| path.group == "ringway split device" && path.batch == Some(32));
+    aimed
+        .filter_map(|path| {
+            let ratio = path.ratio?.median;
+            Some(Verdict {
+                what: format!("{} beside {PEER}, {}", path.name, path.counted),
+                target: format!("≥ {RING_TARGET} ×"),
+                measured: format!("{} ×", short(ratio)),
+                reached: ratio >= RING_TARGET,
+                source: sourced.source.clone(),
+            })
+        })
+        .collect()
 }
 
 fn of_scale(sourced: &Sourced) -> Vec<Verdict> {
@@ -90,8 +127,11 @@ fn of_scale(sourced: &Sourced) -> Vec<Verdict> {
     let thousand =
         found.idle.as_ref().and_then(|curve| curve.points.iter().find(|point| point.count == 1000));
     if let Some(ratio) = thousand.and_then(|point| point.ratio) {
+        let parameters = parameters(&sourced.record);
+        let part = |name: &str| parameters.get(name).map(plain).unwrap_or_default();
+        let (ring, size) = (part("ring"), part("size"));
         verdict(
-            "one busy device beside 1,000 idle ones, of its throughput alone",
+            &format!("one busy device beside 1,000 idle ones, of its throughput alone: {ring}, {size} B"),
             "≥ 0.95",
             short(ratio.median),
             ratio.median >= 0.95,
@@ -166,7 +206,7 @@ mod tests {
                     "peer": {}, "ratio": {"median": ratio, "low": ratio, "high": ratio}, "of_limit": of_limit,
                 },
             }));
-            of_comparison(&Sourced { source: "f".into(), record: record.unwrap() }).unwrap().reached
+            of_comparison(&Sourced { source: "f".into(), record: record.unwrap() })[0].reached
         };
         assert!(verdict("64", 1.5, 0.1) && verdict("64", 1.1, 0.7) && verdict("1518", 1.6, 0.1));
         assert!(!verdict("64", 1.4, 0.69) && !verdict("1518", 1.4, 0.9));

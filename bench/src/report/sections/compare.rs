@@ -7,8 +7,8 @@ use super::super::axis::short;
 use super::super::chart::{Bars, told};
 use super::super::html::Html;
 use super::super::tables::table;
-use super::super::targets::ratio_target;
-use super::{parameters, plain, series};
+use super::super::targets::{LATENCY_TARGET, ratio_target};
+use super::{parameters, plain, series, spread_of};
 use crate::record::Record;
 use crate::stats::Spread;
 
@@ -19,6 +19,8 @@ pub(crate) struct Comparison {
     pub(crate) peer: String,
     pub(crate) ratio: Spread,
     pub(crate) of_limit: Option<f64>,
+    /// Latencies at half of the peer's peak beside the peer's: median, and 99th percentile.
+    pub(crate) latency: Option<[Spread; 2]>,
     ours: Option<Spread>,
     theirs: Option<Spread>,
 }
@@ -38,9 +40,22 @@ pub(crate) fn comparison(record: &Record) -> Option<Comparison> {
         peer: [word("name"), word("version")].into_iter().flatten().collect::<Vec<_>>().join(" "),
         ratio: serde_json::from_value(result.get("ratio")?.clone()).ok()?,
         of_limit: result.get("of_limit").and_then(Value::as_f64),
-        ours: result.get("ours").and_then(|ours| series(ours, "mpps")),
-        theirs: series(peer, "mpps"),
+        latency: result.get("latency_ratio").and_then(|ratio| {
+            let of = |name: &str| serde_json::from_value(ratio.get(name)?.clone()).ok();
+            Some([of("p50")?, of("p99")?])
+        }),
+        ours: result.get("ours").and_then(mpps),
+        theirs: mpps(peer),
     })
+}
+
+/// Packets a second of one side: a plain series, or that of its rounds.
+fn mpps(side: &Value) -> Option<Spread> {
+    let of_rounds = || {
+        let rounds: Vec<&Value> = side.get("throughput")?.get("rounds")?.as_array()?.iter().collect();
+        spread_of(&rounds, |round| round.get("mpps")?.as_f64())
+    };
+    series(side, "mpps").or_else(of_rounds)
 }
 
 /// Draws the comparisons.
@@ -56,6 +71,18 @@ pub(crate) fn draw(html: &mut Html, records: &[&Sourced]) {
         name: "ratio to the peer (times)".to_owned(),
         bars: found.iter().map(|(one, target)| (one.name.clone(), one.ratio, *target)).collect(),
         mark: Some((1.0, "the peer".to_owned())),
+    }
+    .draw(html);
+    let latencies = found.iter().filter_map(|(one, _)| Some((one, one.latency?)));
+    Bars {
+        title: "Latency beside the peer, at half of the peer's peak rate".to_owned(),
+        name: "ratio to the peer (times), lower is better".to_owned(),
+        bars: latencies
+            .flat_map(|(one, [p50, p99])| {
+                [(format!("{}, p50", one.name), p50, None), (format!("{}, p99", one.name), p99, None)]
+            })
+            .collect(),
+        mark: Some((LATENCY_TARGET, format!("target {LATENCY_TARGET}"))),
     }
     .draw(html);
     Bars {

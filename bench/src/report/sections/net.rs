@@ -13,18 +13,58 @@ use super::{number, parameters, plain, spread_of};
 use crate::record::Record;
 use crate::stats::Spread;
 
+/// One back-end's rounds with one kind of load.
+#[derive(Debug)]
+pub(crate) struct Run<'a> {
+    parameters: Map<String, Value>,
+    rounds: Vec<&'a Value>,
+    /// The highest rate without loss, if that was searched.
+    lossless_mpps: Option<f64>,
+}
+
+/// Reads the runs of a record: its `series`, or one run for each ring format.
+pub(crate) fn runs(record: &Record) -> Option<Vec<Run<'_>>> {
+    let parameters = parameters(record);
+    if let Some(series) = record.result.get("series") {
+        let rounds = series.as_array()?.iter().collect();
+        return Some(vec![Run { parameters, rounds, lossless_mpps: None }]);
+    }
+    let outcome = |outcome: &'_ Value| {
+        let mut parameters = parameters.clone();
+        parameters.insert("ring".to_owned(), outcome.get("ring")?.clone());
+        // Whose they are, unless ours.
+        if let Some(name) =
+            outcome.get("backend").and_then(|backend| backend.get("name")).filter(|name| *name != "ringway")
+        {
+            parameters.insert("backend".to_owned(), name.clone());
+        }
+        Some(parameters)
+    };
+    let runs: Vec<Run<'_>> = record
+        .result
+        .as_array()?
+        .iter()
+        .filter_map(|value| {
+            let rounds = value.get("series").and_then(|series| series.get("rounds")?.as_array());
+            let lossless_mpps = value.get("search").and_then(|search| search.get("mpps")?.as_f64());
+            let rounds = rounds.into_iter().flatten().collect::<Vec<_>>();
+            (!rounds.is_empty() || lossless_mpps.is_some())
+                .then(|| Some(Run { parameters: outcome(value)?, rounds, lossless_mpps }))?
+        })
+        .collect();
+    (!runs.is_empty()).then_some(runs)
+}
+
 /// Draws the runs, all of them together.
 pub(crate) fn draw(html: &mut Html, records: &[&Sourced]) {
-    let found: Vec<(&Record, Vec<&Value>)> =
-        records.iter().filter_map(|sourced| Some((&sourced.record, rounds(&sourced.record)?))).collect();
-    let names = telling(&found.iter().map(|(record, _)| *record).collect::<Vec<_>>());
-    let rate = |series: &[&Value]| spread_of(series, |round| round.get("mpps")?.as_f64());
+    let found: Vec<Run<'_>> = records.iter().filter_map(|sourced| runs(&sourced.record)).flatten().collect();
+    let names = telling(&found);
+    let rate = |run: &Run<'_>| spread_of(&run.rounds, |round| round.get("mpps")?.as_f64());
     for (parameter, title, unit) in VARIED {
         let mut lines: BTreeMap<String, Vec<(f64, Spread)>> = BTreeMap::new();
-        for (record, series) in &found {
-            let at = parameters(record).get(parameter).and_then(number);
-            if let (Some(at), Some(spread)) = (at, rate(series)) {
-                lines.entry(name_of(record, &names, Some(parameter))).or_default().push((at, spread));
+        for run in &found {
+            if let (Some(at), Some(spread)) = (run.parameters.get(parameter).and_then(number), rate(run)) {
+                lines.entry(name_of(run, &names, Some(parameter))).or_default().push((at, spread));
             }
         }
         // A line of one point tells nothing of what the parameter does.
@@ -45,15 +85,15 @@ pub(crate) fn draw(html: &mut Html, records: &[&Sourced]) {
     }
     let latencies: Vec<Line> = found
         .iter()
-        .filter_map(|(record, series)| {
+        .filter_map(|run| {
             let points: Vec<(f64, Spread)> = PERCENTILES
                 .into_iter()
                 .filter_map(|(share, name)| {
                     let us = |round: &Value| Some(round.get("latency")?.get(name)?.as_f64()? / 1e3);
-                    Some((share, spread_of(series, us).filter(|us| us.median > 0.0)?))
+                    Some((share, spread_of(&run.rounds, us).filter(|us| us.median > 0.0)?))
                 })
                 .collect();
-            (!points.is_empty()).then(|| Line { name: name_of(record, &names, None), points })
+            (!points.is_empty()).then(|| Line { name: name_of(run, &names, None), points })
         })
         .collect();
     // More than a few lines in one chart cannot be told apart.
@@ -74,19 +114,21 @@ pub(crate) fn draw(html: &mut Html, records: &[&Sourced]) {
     }
     let rows: Vec<Vec<String>> = found
         .iter()
-        .map(|(record, series)| {
+        .map(|run| {
             let latency = |name: &str| {
-                let us = spread_of(series, |round| Some(round.get("latency")?.get(name)?.as_f64()? / 1e3));
+                let us =
+                    spread_of(&run.rounds, |round| Some(round.get("latency")?.get(name)?.as_f64()? / 1e3));
                 us.map_or("-".to_owned(), |us| short(us.median))
             };
             let count = |name: &str| {
-                let each = series.iter().filter_map(|round| round.get("counts")?.get(name)?.as_u64());
+                let each = run.rounds.iter().filter_map(|round| round.get("counts")?.get(name)?.as_u64());
                 each.sum::<u64>().to_string()
             };
             vec![
-                name_of(record, &names, None),
-                rate(series).map_or("-".to_owned(), told),
-                spread_of(series, |round| round.get("gbps")?.as_f64()).map_or("-".to_owned(), told),
+                name_of(run, &names, None),
+                rate(run).map_or("-".to_owned(), told),
+                run.lossless_mpps.map_or("-".to_owned(), short),
+                spread_of(&run.rounds, |round| round.get("gbps")?.as_f64()).map_or("-".to_owned(), told),
                 latency("p50"),
                 latency("p99"),
                 latency("p999"),
@@ -101,6 +143,7 @@ pub(crate) fn draw(html: &mut Html, records: &[&Sourced]) {
         let heads = [
             "run",
             "Mpps",
+            "without loss, Mpps",
             "Gbit/s",
             "p50, µs",
             "p99, µs",
@@ -112,11 +155,6 @@ pub(crate) fn draw(html: &mut Html, records: &[&Sourced]) {
         ];
         table(html, &heads, &rows);
     }
-}
-
-/// The rounds of a run of `net`.
-pub(crate) fn rounds(record: &Record) -> Option<Vec<&Value>> {
-    Some(record.result.get("series")?.as_array()?.iter().collect())
 }
 
 /// Parameters that a chart can be over.
@@ -133,35 +171,40 @@ const LINES_MOST: usize = 6;
 const PERCENTILES: [(f64, &str); 5] =
     [(0.5, "p50"), (0.9, "p90"), (0.99, "p99"), (0.999, "p999"), (0.9999, "p9999")];
 
-/// The parameters that differ between these records: they tell them apart.
-fn telling(records: &[&Record]) -> Vec<String> {
+/// The parameters that differ between these runs: they tell them apart.
+fn telling(runs: &[Run<'_>]) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
-    let all: Vec<Map<String, Value>> = records.iter().map(|record| parameters(record)).collect();
-    for (name, value) in
-        all.iter().flatten().filter(|(name, _)| !["seconds", "rounds"].contains(&name.as_str()))
-    {
-        let differs = |other: &Map<String, Value>| other.get(name) != Some(value);
-        if !names.contains(name) && all.iter().any(differs) {
+    let named = runs.iter().flat_map(|run| &run.parameters);
+    for (name, value) in named.filter(|(name, _)| !NOT_TELLING.contains(&name.as_str())) {
+        let differs = |other: &Run<'_>| other.parameters.get(name) != Some(value);
+        if !names.contains(name) && runs.iter().any(differs) {
             names.push(name.clone());
         }
     }
     names
 }
 
-/// A record's name by the parameters that tell it apart, but one.
-fn name_of(record: &Record, names: &[String], but: Option<&str>) -> String {
-    let parameters = parameters(record);
+/// How it was measured, not what.
+const NOT_TELLING: [&str; 5] = ["seconds", "rounds", "search", "socket", "max_gap_us"];
+
+/// A run's name by the parameters that tell it apart, but one.
+fn name_of(run: &Run<'_>, names: &[String], but: Option<&str>) -> String {
     let told = |name: &String| {
-        let value = parameters.get(name).filter(|value| !value.is_null())?;
-        Some(match name.as_str() {
-            "ring" | "job" => plain(value),
-            "size" => format!("{} B", plain(value)),
-            _ => format!("{} {}", name.replace('_', " "), plain(value)),
+        let value = run.parameters.get(name)?;
+        let spaced = name.replace('_', " ");
+        Some(match (name.as_str(), value) {
+            (_, Value::Null | Value::Bool(false)) => return None,
+            (_, Value::Bool(true)) => spaced,
+            ("ring" | "job" | "backend", _) => plain(value),
+            ("size", Value::String(mix)) if mix.parse::<u64>().is_err() => mix.clone(),
+            ("size", _) => format!("{} B", plain(value)),
+            ("rate", _) => format!("{} Mpps offered", short(number(value)? / 1e6)),
+            _ => format!("{spaced} {}", plain(value)),
         })
     };
     let parts: Vec<String> =
         names.iter().filter(|name| Some(name.as_str()) != but).filter_map(told).collect();
-    if parts.is_empty() { record.command.clone() } else { parts.join(", ") }
+    if parts.is_empty() { "as many as go".to_owned() } else { parts.join(", ") }
 }
 
 #[cfg(test)]
@@ -173,14 +216,33 @@ mod tests {
 
     #[test]
     fn runs_are_named_by_what_tells_them_apart() {
-        let runs = [64, 1518].map(|size| {
+        let records = [64, 1518].map(|size| {
             let parameters =
                 json!({"port": {"ring": "split", "size": size, "touch": "all"}, "seconds": size});
             record("net", parameters, json!({"series": []}))
         });
-        let names = telling(&runs.iter().collect::<Vec<_>>());
+        let runs: Vec<Run<'_>> = records.iter().filter_map(runs).flatten().collect();
+        let names = telling(&runs);
         assert_eq!(names, ["size"]);
         assert_eq!(name_of(&runs[1], &names, None), "1518 B");
-        assert_eq!(name_of(&runs[1], &names, Some("size")), "net");
+        assert_eq!(name_of(&runs[1], &names, Some("size")), "as many as go");
+    }
+
+    #[test]
+    fn a_record_of_both_formats_is_two_runs() {
+        let record = record(
+            "net",
+            json!({"port": {"ring": "both", "size": "64"}, "rate": 1e6}),
+            json!([
+                {"ring": "split", "backend": {"name": "ringway"}, "series": {"rounds": [{"mpps": 1.0}, {"mpps": 3.0}]}},
+                {"ring": "packed", "backend": {"name": "null"}, "search": {"mpps": 7.0}},
+                {"ring": "split", "backend": {}},
+            ]),
+        );
+        let runs = runs(&record).unwrap();
+        assert_eq!((runs.len(), runs[0].rounds.len(), runs[1].lossless_mpps), (2, 2, Some(7.0)));
+        let names = telling(&runs);
+        assert_eq!(name_of(&runs[0], &names, None), "split");
+        assert_eq!(name_of(&runs[1], &names, None), "packed, null");
     }
 }
