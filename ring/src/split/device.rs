@@ -201,7 +201,7 @@ impl<W: Words> SplitDevice<W> {
 
     /// Adds any chain, and those behind it for as long as they are no singles either: up to `count`, from the one at
     /// `from` on, whose head was read already. Returns how many, and why the next one could not be added.
-    #[inline(never)]
+    #[inline(always)]
     fn add_run(
         &mut self,
         burst: &mut Burst,
@@ -229,17 +229,18 @@ impl<W: Words> SplitDevice<W> {
     }
 
     /// Adds any chain.
-    #[inline(always)]
+    #[inline(never)]
     fn add(&mut self, burst: &mut Burst, head: Head) -> Result<(), Stop> {
         let Head { id, addr, word } = head;
         if id >= self.size {
             return Err(RingFault::DescIndex.into());
         }
         let (len, flags) = (word as u32, (word >> 32) as u16);
-        let known = self.windows.find(addr, len);
         if head.is_single()
-            && let Some(segment) =
-                known.or_else(|| self.windows.look_up(&self.map, &mut self.hint, addr, len))
+            && let Some(segment) = self
+                .windows
+                .find(addr, len)
+                .or_else(|| self.windows.look_up(&self.map, &mut self.hint, addr, len))
         {
             if !burst.singles().push(id, segment, flags & F_WRITE != 0) {
                 return Err(Stop::Full);
