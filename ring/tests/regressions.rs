@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ringway_ring::chain::Burst;
 use ringway_ring::features::Features;
 use ringway_ring::position::Position;
-use ringway_ring::queue::{Completion, DriverBuffer, Format, RingFull};
+use ringway_ring::queue::{Completion, DeviceRing, DriverBuffer, Format, RingFull};
 use support::{DATA_GPA, RawRing, Shape};
 
 const BOTH: [Format; 2] = [Format::Split, Format::Packed];
@@ -221,5 +221,63 @@ fn one_used_entry_of_a_foreign_device_completes_a_batch_in_any_pieces() {
         assert_eq!(into[0], Completion { token: 12, written: 50 });
         assert_eq!(driver.collect(&mut into), Ok(0));
         assert_eq!(driver.free_slots(), 7);
+    }
+}
+
+/// QEMU completes what a guest sends while no back-end is there, from where it set a packed ring up: ahead of where the
+/// ring stands. A back-end that waits for those descriptors to be made available stands still for ever.
+#[test]
+fn chains_that_the_vmm_completed_ahead_of_the_packed_position_are_passed_over() {
+    for size in [8u16, 7] {
+        for done in 0..3 * u32::from(size) {
+            for waiting in 1..=u32::from(size) {
+                let map = support::memory();
+                let shape = Shape::new(Format::Packed, size, Features::VERSION_1);
+                let (mut driver, mut device) = shape.start(&map);
+                let mut burst = Burst::new(Arc::clone(&map));
+                let mut taken = |device: &mut dyn DeviceRing| {
+                    let mut taken = Vec::new();
+                    loop {
+                        // As a worker does: polls some times more before it lets the ring sleep.
+                        if (0..2).all(|_| device.peek(&mut burst, 3) == Ok(0)) {
+                            return taken;
+                        }
+                        device.consume(burst.chains());
+                        for chain in burst.chains() {
+                            taken.push(chain.readable_bytes);
+                            device.complete(chain, 0);
+                        }
+                        device.publish();
+                    }
+                };
+                let mut collected = [Completion::default(); 64];
+                for token in 1..=done {
+                    driver.add(&[buffer(token)], token).unwrap();
+                    driver.publish();
+                    assert_eq!(taken(&mut *device), [token]);
+                    assert_eq!(driver.collect(&mut collected), Ok(1));
+                }
+                let kept = device.position();
+                for token in done + 1..=done + waiting {
+                    driver.add(&[buffer(token)], token).unwrap();
+                }
+                driver.publish();
+                let dropped = taken(&mut *shape.start_device(shape.device_config(&map, support::slot())));
+                let keeper = support::slot();
+                let mut config = shape.device_config(&map, keeper.clone());
+                config.position = kept;
+                let mut device = shape.start_device(config);
+                let mut sent = taken(&mut *device);
+                assert_eq!(sent.len() + dropped.len(), waiting as usize, "{done} done, {waiting} waiting");
+                sent.extend(&dropped);
+                sent.sort_unstable();
+                assert!(sent.iter().copied().eq(done + 1..=done + waiting), "each once: {sent:?}");
+                assert_eq!(driver.collect(&mut collected), Ok(waiting as usize), "the driver has all back");
+                assert_eq!(keeper.load(), Some(device.position()), "the place behind them is kept");
+                driver.add(&[buffer(1000)], 0).unwrap();
+                driver.publish();
+                assert_eq!(taken(&mut *device), [1000], "and it goes on");
+            }
+        }
     }
 }

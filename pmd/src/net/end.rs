@@ -56,7 +56,7 @@ pub struct End<Q> {
     fault: FaultReporter,
     faulted: bool,
     /// A predecessor may have died between publishing and calling. The driver may be waiting for that call, and make
-    /// nothing available until then that would bring the next.
+    /// nothing available until then that would bring the next. So may that of a ring which stands where a fresh one does.
     owes_call: bool,
 }
 
@@ -82,8 +82,6 @@ impl<Q: DeviceRing> End<Q> {
         // It is about to be polled: the driver need not kick until the pump arms.
         ring.disable_kicks();
         let features = binding.config.features;
-        let start = binding.config.position;
-        let owes_call = (start.used_idx, start.used_wrap) != (0, true);
         Ok(Box::new(End {
             ring,
             burst,
@@ -105,7 +103,7 @@ impl<Q: DeviceRing> End<Q> {
             call: binding.call,
             fault: binding.fault,
             faulted: false,
-            owes_call,
+            owes_call: true,
         }))
     }
 

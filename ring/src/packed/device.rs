@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use crate::chain::{Burst, Chain};
+use crate::chain::{Burst, Chain, MAX_CHAIN};
 use crate::features::Features;
 use crate::guest::{GuestMap, LastHit};
 use crate::layout::Areas;
@@ -121,7 +121,7 @@ impl<W: Words> PackedDevice<W> {
             shadow_len: 0,
             held: None,
             published: start,
-            event_known: start == Cursor { slot: 0, wrap: true },
+            event_known: false,
             keeper: config.keeper,
         })
     }
@@ -281,6 +281,51 @@ impl<W: Words> PackedDevice<W> {
         self.areas.desc.read_u16(field(at.slot, FLAGS)) & F_BOTH == available(at.wrap)
     }
 
+    #[inline(always)]
+    fn is_used(&self, at: Cursor) -> bool {
+        self.areas.desc.read_u16(field(at.slot, FLAGS)) & F_BOTH == used(at.wrap)
+    }
+
+    /// Goes over the chains ahead that another device completed; nothing is in flight. While its back-end is away, a VMM
+    /// may take what the guest sends itself: QEMU drops it. It does so where it believes the ring to stand, which for a
+    /// packed ring whose back-end did not say so is where it was set up: anywhere ahead of the true position. The driver
+    /// comes upon those chains as used ones, in their turn.
+    #[cold]
+    fn pass_over(&mut self) {
+        // Once round at most, whatever a guest writes there meanwhile.
+        let mut left = self.size;
+        while left > 0 && self.is_used(self.avail) {
+            // A zeroed descriptor looks used in laps whose wrap counter is 0, and is nobody's.
+            if self.areas.desc.read_u64(field(self.avail.slot, ADDR)) == 0 {
+                break;
+            }
+            let slots = self.used_slots(left);
+            self.avail.advance(slots, self.size);
+            left -= slots;
+        }
+        if left < self.size {
+            (self.completed, self.published) = (self.avail, self.avail);
+            self.keeper.store(self.position());
+        }
+    }
+
+    /// How many slots, up to `most`, the used descriptor at the position stands for. Of a chain of several only the first
+    /// is marked, with the id that the last one has.
+    fn used_slots(&self, most: u16) -> u16 {
+        let id = self.areas.desc.read_u16(field(self.avail.slot, ID));
+        let (mut slots, mut at) = (1, self.avail);
+        for count in 2..=most.min(MAX_CHAIN as u16) {
+            at.advance(1, self.size);
+            if !self.is_available(at) {
+                break;
+            }
+            if self.areas.desc.read_u16(field(at.slot, ID)) == id {
+                slots = count;
+            }
+        }
+        slots
+    }
+
     #[cold]
     fn fail(&mut self, fault: RingFault) -> RingFault {
         // What was read where memory is gone is nobody's word.
@@ -325,6 +370,9 @@ impl<W: Words> DeviceRing for PackedDevice<W> {
         }
         self.peeked = self.size - self.in_flight - room;
         self.expected = self.peeked;
+        if burst.len() == 0 && self.in_flight == 0 && self.is_used(self.avail) {
+            self.pass_over();
+        }
         Ok(burst.len())
     }
 

@@ -123,7 +123,7 @@ impl<W: Words> SplitDevice<W> {
             run: (0, 0),
             kick_event: 0,
             kicks: true,
-            event_known: start == 0,
+            event_known: false,
             keeper: config.keeper,
         })
     }

@@ -23,7 +23,11 @@
 //! Going back passes over the tails of chains and over buffers that an in-order batch left unmarked. A receive ring is
 //! often full, without one used descriptor; then its laps meet at the position and nowhere else. A zeroed ring has no
 //! addresses, and a freshly filled one has no used descriptor and its laps meet at its start, so that neither passes
-//! for a ring that ran. (A full ring that stands at the start of a lap with wrap counter 1 looks like the latter. It is
+//! for a ring that ran.
+//!
+//! While no back-end is there, QEMU completes what a guest sends itself, from the place on where it set the ring up. Such
+//! descriptors lie ahead of the position, in its lap or the next, and count as available; the ring passes over them when
+//! it comes to them. (A full ring that stands at the start of a lap with wrap counter 1 looks like the latter. It is
 //! where a front-end's base is right, if that is the first one; the position of a ring whose chains cross its end can
 //! be missed there.)
 
@@ -124,9 +128,9 @@ fn packed_agrees(size: RingSize, kept: Position, read: impl Fn(u16) -> Option<De
                 }
                 ran |= !wrap;
             }
-            // Made available again: what lies ahead must be available up to here, and something must be of a lap that a
-            // ring filled for the first time has not.
-            Some(past) if past.addr != 0 && past.used == wrap => {
+            // Made available again, and perhaps completed by the VMM since: what lies ahead must be available up to
+            // here, and something must be of a lap that a ring filled for the first time has not.
+            Some(past) if past.addr != 0 => {
                 let (count, second_lap) = available_from(size, kept, read);
                 return (ran || second_lap) && count > size - back;
             }
@@ -136,14 +140,14 @@ fn packed_agrees(size: RingSize, kept: Position, read: impl Fn(u16) -> Option<De
     false
 }
 
-/// How many descriptors are available from a position on, without a gap, and whether one of them is so in a lap whose
-/// wrap counter is 0.
+/// How many descriptors were made available from a position on, without a gap, and whether one of them was so in a lap
+/// whose wrap counter is 0.
 fn available_from(size: u16, at: Position, read: impl Fn(u16) -> Option<Descriptor>) -> (u16, bool) {
     let Position { used_idx: mut index, used_wrap: mut wrap, .. } = at;
     let mut second_lap = false;
     for count in 0..size {
         match read(index) {
-            Some(next) if next.addr != 0 && next.avail == wrap && next.used != wrap => second_lap |= !wrap,
+            Some(next) if next.addr != 0 && next.avail == wrap => second_lap |= !wrap,
             _ => return (count, second_lap),
         }
         index += 1;
@@ -237,6 +241,36 @@ mod tests {
             assert!(ring.iter().all(|slot| slot.avail != slot.used), "nothing is used");
             // At the start of a lap with wrap counter 1 it looks as when it was filled first: there, so is its base.
             assert_eq!(agrees(&ring, kept), kept != Position::START, "{done} done");
+        }
+    }
+
+    #[test]
+    fn position_is_witnessed_though_the_vmm_completed_what_lies_ahead() {
+        for done in 1..40 {
+            for ready in 1..=u32::from(SIZE) {
+                for from in 0..SIZE {
+                    for lap in [true, false] {
+                        let (mut ring, kept) = ring(done, ready, 1);
+                        let (mut index, mut wrap, mut completed) = (from, lap, 0);
+                        while ring[usize::from(index)].avail == wrap && ring[usize::from(index)].used != wrap
+                        {
+                            ring[usize::from(index)].used = wrap;
+                            completed += 1;
+                            index += 1;
+                            if index == SIZE {
+                                (index, wrap) = (0, !wrap);
+                            }
+                        }
+                        let fresh = ring.iter().all(|slot| slot.avail);
+                        // Where it began at the position itself, it knows better.
+                        let known = (from, lap) == (kept.used_idx, kept.used_wrap);
+                        assert!(
+                            agrees(&ring, kept) || fresh || known && completed > 0,
+                            "{done} done, {ready} ready, {completed} completed from {from}: {kept:?} {ring:?}"
+                        );
+                    }
+                }
+            }
         }
     }
 
