@@ -2,7 +2,7 @@
 //! is; one that does nothing wrong has nothing counted against it.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringway_bench::frame::Sizes;
 use ringway_bench::generator::{Generator, Load};
@@ -72,10 +72,13 @@ fn open_loop_sends_what_it_was_told_to() {
         NullBackend::start(*cores().last().unwrap(), NullOptions { copies_payload: true, wrong: None });
     let null = null.unwrap();
     let mut generator = Generator::open(&[null.socket()], &PortOptions::default(), &[cores()[0]]).unwrap();
+    let begun = Instant::now();
     let round = generator.round(Load::Open { pps: 20_000.0 }, Duration::from_millis(500)).unwrap();
+    let most = (begun.elapsed().as_secs_f64() * 20_000.0) as u64;
     generator.close().unwrap();
-    // Of the warm-up too: 550 ms. A machine that is busy may be late with the last ones, but loses none.
+    // Of the warm-up too: 550 ms. A machine that is busy may be late with the last ones, but loses none; and takes
+    // longer for both.
     assert_eq!(round.counts.faults(), 0, "{round:?}");
-    assert!((10_500..=11_100).contains(&(round.counts.sent + round.unsent)), "{round:?}");
+    assert!((10_500..=most).contains(&(round.counts.sent + round.unsent)), "{round:?}");
     assert!(round.latency.count > 5_000 && round.latency.p50 <= round.latency.p99, "{round:?}");
 }
