@@ -125,7 +125,7 @@ impl<W: Words> PackedDriver<W> {
     }
 
     /// Takes the next chain that the device used, if any.
-    #[inline]
+    #[inline(always)]
     fn take(&mut self) -> Result<Option<Completion>, RingFault> {
         if self.batch.0 == 0 {
             if !self.is_used() {
@@ -154,8 +154,34 @@ impl<W: Words> PackedDriver<W> {
         nth.map(|nth| nth + 1).ok_or(RingFault::UsedId)
     }
 
+    /// Fills the next slot, with NEXT in `more` if the chain goes on. Returns the bytes that the device may write.
+    #[inline(always)]
+    fn fill(&mut self, buffer: &DriverBuffer, id: u16, more: u16) -> u32 {
+        let (write, writable) = if buffer.writable { (F_WRITE, buffer.len) } else { (0, 0) };
+        let flags = available(self.avail.wrap) | more | write;
+        let slot = self.avail.slot;
+        self.areas.desc.write_u64(field(slot, ADDR), buffer.gpa);
+        if self.held.is_some() {
+            let word = u64::from(buffer.len) | u64::from(id) << 32 | u64::from(flags) << 48;
+            self.areas.desc.write_u64(field(slot, LEN), word);
+        } else {
+            self.areas.desc.write_u32(field(slot, LEN), buffer.len);
+            self.areas.desc.write_u16(field(slot, ID), id);
+            self.held = Some((slot, flags));
+        }
+        self.avail.advance(1, self.size);
+        writable
+    }
+
+    fn fill_chain(&mut self, buffers: &[DriverBuffer], id: u16) -> u32 {
+        (1..).zip(buffers).fold(0u32, |writable, (nth, buffer)| {
+            let more = if nth < buffers.len() { F_NEXT } else { 0 };
+            writable.saturating_add(self.fill(buffer, id, more))
+        })
+    }
+
     /// Gives back the slots and the id of a chain; `id` is a claim.
-    #[inline]
+    #[inline(always)]
     fn release(&mut self, id: u16, written: u32) -> Result<Completion, RingFault> {
         let chain = self.chains.get_mut(usize::from(id)).ok_or(RingFault::UsedId)?;
         let Outstanding { token, writable, slots } = std::mem::take(chain);
@@ -180,32 +206,17 @@ impl<W: Words> DriverRing for PackedDriver<W> {
         self.free.into()
     }
 
+    #[inline]
     fn add(&mut self, buffers: &[DriverBuffer], token: u32) -> Result<(), RingFull> {
         if buffers.is_empty() || buffers.len() > usize::from(self.free) {
             return Err(RingFull);
         }
         // As many ids as slots, and no chain without a slot: one is free.
         let id = self.ids.get(self.place(self.id_count)).copied().unwrap_or_default();
-        let mut writable = 0u32;
-        for (nth, buffer) in (1..).zip(buffers) {
-            let flags = available(self.avail.wrap)
-                | if nth < buffers.len() { F_NEXT } else { 0 }
-                | if buffer.writable { F_WRITE } else { 0 };
-            let slot = self.avail.slot;
-            self.areas.desc.write_u64(field(slot, ADDR), buffer.gpa);
-            if self.held.is_none() {
-                self.areas.desc.write_u32(field(slot, LEN), buffer.len);
-                self.areas.desc.write_u16(field(slot, ID), id);
-                self.held = Some((slot, flags));
-            } else {
-                let word = u64::from(buffer.len) | u64::from(id) << 32 | u64::from(flags) << 48;
-                self.areas.desc.write_u64(field(slot, LEN), word);
-            }
-            if buffer.writable {
-                writable = writable.saturating_add(buffer.len);
-            }
-            self.avail.advance(1, self.size);
-        }
+        let writable = match buffers {
+            [buffer] => self.fill(buffer, id, 0),
+            _ => self.fill_chain(buffers, id),
+        };
         let slots = buffers.len() as u16;
         if let Some(chain) = self.chains.get_mut(usize::from(id)) {
             *chain = Outstanding { token, writable, slots };

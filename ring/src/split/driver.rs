@@ -129,30 +129,36 @@ impl<W: Words> SplitDriver<W> {
         }
         // Acquire: pairs with the Release before the store of used.idx in `SplitDevice::publish`.
         fence(Ordering::Acquire);
+        // The entries follow each other: their lines are asked for at once.
+        for nth in (LINE..ready.min(LINE * LINES_AHEAD)).step_by(LINE.into()) {
+            self.areas.device.prefetch_read(used_at(self.used_next.wrapping_add(nth) & self.mask));
+        }
         self.used_seen = seen;
         Ok(ready)
     }
 
     /// Takes the chain that the next used entry tells of.
+    #[inline(always)]
     fn take(&mut self) -> Result<Completion, RingFault> {
-        let slot = usize::from(self.used_next & self.mask);
-        let (head, written) = if !self.in_order {
-            self.read_used()
-        } else {
-            if self.batch.0 == self.used_next {
-                self.batch = self.read_batch()?;
-            }
-            let (end, written) = self.batch;
-            let last = end == self.used_next.wrapping_add(1);
-            (self.heads.get(slot).copied().unwrap_or_default().into(), if last { written } else { 0 })
-        };
+        let (head, written) = if self.in_order { self.next_in_order()? } else { self.read_used() };
         let completion = self.release(head, written)?;
         self.used_next = self.used_next.wrapping_add(1);
         Ok(completion)
     }
 
+    /// With IN_ORDER: the next chain, and the bytes written if it is the last of its batch.
+    fn next_in_order(&mut self) -> Result<(u32, u32), RingFault> {
+        if self.batch.0 == self.used_next {
+            self.batch = self.read_batch()?;
+        }
+        let (end, written) = self.batch;
+        let last = end == self.used_next.wrapping_add(1);
+        let head = self.heads.get(usize::from(self.used_next & self.mask)).copied().unwrap_or_default();
+        Ok((head.into(), if last { written } else { 0 }))
+    }
+
     /// The next used entry: id and bytes written.
-    #[inline]
+    #[inline(always)]
     fn read_used(&self) -> (u32, u32) {
         let entry = self.areas.device.read_pair(used_at(self.used_next & self.mask));
         (entry as u32, (entry >> 32) as u32)
@@ -174,42 +180,67 @@ impl<W: Words> SplitDriver<W> {
     }
 
     /// Gives back the descriptors of the chain at `head`, which is a claim.
-    #[inline]
+    #[inline(always)]
     fn release(&mut self, head: u32, written: u32) -> Result<Completion, RingFault> {
         let chain = self.chains.get_mut(head as usize).ok_or(RingFault::UsedId)?;
-        if chain.descriptors == 0 {
-            return Err(RingFault::UsedId);
-        }
         let Outstanding { token, writable, descriptors, next } = *chain;
         chain.descriptors = 0;
-        let mut index = head as u16;
-        let mut after = next;
-        for left in (0..descriptors).rev() {
-            let place = self.free_first.wrapping_add(self.free_count) & self.mask;
-            if let Some(place) = self.free.get_mut(usize::from(place)) {
-                *place = index;
+        match descriptors {
+            0 => return Err(RingFault::UsedId),
+            1 => {
+                self.free_one(head as u16);
+                // It will be filled next, and is still in the device's cache.
+                if head.is_multiple_of(DESCRIPTORS) {
+                    self.areas.desc.prefetch_write(desc_at(head as u16));
+                }
             }
-            self.free_count += 1;
+            _ => self.free_chain(head as u16, next, descriptors),
+        }
+        Ok(Completion { token, written: written.min(writable) })
+    }
+
+    #[inline(always)]
+    fn free_one(&mut self, index: u16) {
+        let place = self.free_first.wrapping_add(self.free_count) & self.mask;
+        if let Some(place) = self.free.get_mut(usize::from(place)) {
+            *place = index;
+        }
+        self.free_count += 1;
+    }
+
+    /// Gives back the descriptors of a chain of several: the one at `index`, behind which is `after`, and those that
+    /// follow.
+    fn free_chain(&mut self, mut index: u16, mut after: u16, descriptors: u16) {
+        for left in (0..descriptors).rev() {
+            self.free_one(index);
             if left > 0 {
                 index = after;
                 after = self.chains.get(usize::from(index)).map_or(0, |chain| chain.next);
             }
         }
-        Ok(Completion { token, written: written.min(writable) })
     }
 
-    fn write_call_event(&mut self, event: u16) {
-        self.areas.driver.write_u16(avail_at(self.size), event);
-        self.call_event = event;
+    /// A chain of one buffer, which is what most are.
+    #[inline(always)]
+    fn add_one(&mut self, buffer: &DriverBuffer, token: u32) -> Result<(), RingFull> {
+        if self.free_count == 0 {
+            return Err(RingFull);
+        }
+        let head = self.free.get(usize::from(self.free_first)).copied().unwrap_or_default();
+        self.free_first = self.free_first.wrapping_add(1) & self.mask;
+        self.free_count -= 1;
+        let (flags, writable) = if buffer.writable { (F_WRITE, buffer.len) } else { (0, 0) };
+        self.areas.desc.write_u64(desc_at(head), buffer.gpa);
+        self.areas.desc.write_u64(desc_at(head) + 8, u64::from(buffer.len) | u64::from(flags) << 32);
+        if let Some(chain) = self.chains.get_mut(usize::from(head)) {
+            *chain = Outstanding { token, writable, descriptors: 1, next: 0 };
+        }
+        self.offer(head);
+        Ok(())
     }
-}
 
-impl<W: Words> DriverRing for SplitDriver<W> {
-    fn free_slots(&self) -> usize {
-        self.free_count.into()
-    }
-
-    fn add(&mut self, buffers: &[DriverBuffer], token: u32) -> Result<(), RingFull> {
+    /// A chain of several.
+    fn add_chain(&mut self, buffers: &[DriverBuffer], token: u32) -> Result<(), RingFull> {
         if buffers.is_empty() || buffers.len() > usize::from(self.free_count) {
             return Err(RingFull);
         }
@@ -242,13 +273,40 @@ impl<W: Words> DriverRing for SplitDriver<W> {
         if let Some(chain) = self.chains.get_mut(usize::from(head)) {
             (chain.token, chain.writable, chain.descriptors) = (token, writable, count);
         }
+        self.offer(head);
+        Ok(())
+    }
+
+    /// Writes the next available entry.
+    #[inline(always)]
+    fn offer(&mut self, head: u16) {
         let slot = self.avail_next & self.mask;
-        if let Some(place) = self.heads.get_mut(usize::from(slot)) {
+        if self.in_order
+            && let Some(place) = self.heads.get_mut(usize::from(slot))
+        {
             *place = head;
         }
         self.areas.driver.write_u16(avail_at(slot), head);
         self.avail_next = self.avail_next.wrapping_add(1);
-        Ok(())
+    }
+
+    fn write_call_event(&mut self, event: u16) {
+        self.areas.driver.write_u16(avail_at(self.size), event);
+        self.call_event = event;
+    }
+}
+
+impl<W: Words> DriverRing for SplitDriver<W> {
+    fn free_slots(&self) -> usize {
+        self.free_count.into()
+    }
+
+    #[inline]
+    fn add(&mut self, buffers: &[DriverBuffer], token: u32) -> Result<(), RingFull> {
+        match buffers {
+            [buffer] => self.add_one(buffer, token),
+            _ => self.add_chain(buffers, token),
+        }
     }
 
     fn publish(&mut self) -> bool {
@@ -321,3 +379,10 @@ impl<W: Words> DriverRing for SplitDriver<W> {
 
 /// An event index written to mean "never" is renewed after so many entries, long before it comes round.
 const EVENT_DRIFT: u16 = 0x4000;
+
+/// Descriptors in a cache line.
+const DESCRIPTORS: u32 = 4;
+/// Used entries in a cache line.
+const LINE: u16 = 8;
+/// So many lines of used entries are asked for at most.
+const LINES_AHEAD: u16 = 16;
