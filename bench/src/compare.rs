@@ -2,6 +2,10 @@
 //!
 //! Both back-ends run at once, each connected, but only one of them at a time: the other is stopped with nothing under way.
 //! So a round of one follows a round of the other within milliseconds, under the same weather.
+//!
+//! What a cache line costs to the other core is measured before and after each such pair. On virtual machines it changes
+//! within seconds, several times over, as the hypervisor moves the cores about; a pair during which it changed is left
+//! out, as one with a scheduling gap is. Ratios are those of pairs: their median, and their quartiles.
 
 use std::time::Duration;
 
@@ -12,9 +16,9 @@ use crate::error::BenchError;
 use crate::frame::Sizes;
 use crate::generator::{Generator, Load, Round};
 use crate::limits::{self, Gauge, Limits};
-use crate::net::{Collector, Rounds, Series, most_tries};
+use crate::net::{Rounds, Series, most_tries};
 use crate::options::{Job, PortOptions};
-use crate::stats::{Spread, ratio};
+use crate::stats::{self, Spread};
 
 /// One side of a comparison.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -118,54 +122,51 @@ pub fn with_dpdk(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Compar
     let mut ours = Contender::new(ours, setup)?;
     ours.turn(Load::Closed, setup.how)?;
 
-    let mut exchanges = Vec::new();
-    let throughput = in_turns(&mut ours, &mut peer, Load::Closed, setup.how, |kept| {
+    let throughput = in_turns(&mut ours, &mut peer, Load::Closed, setup.how, &gauge, |kept| {
         progress(&format!("throughput: {kept} of {} rounds", setup.how.rounds));
-        // Neither back-end runs now.
-        exchanges.push(gauge.exchange_ns());
     })?;
-    limits.exchange_ns = Spread::of(&exchanges).map_or(limits.exchange_ns, |spread| spread.median);
-    let of = |series: &Series, what: fn(&Round) -> f64| series.rounds.iter().map(what).collect::<Vec<f64>>();
-    let ratio_of = |pair: &[Series; 2], what: fn(&Round) -> f64| {
-        ratio(&of(&pair[0], what), &of(&pair[1], what))
-            .ok_or_else(|| BenchError::Noise("the peer moved nothing".to_owned()))
-    };
+    let nothing = || BenchError::Noise("the peer moved nothing".to_owned());
     let mut latency = None;
     let mut latency_ratio = None;
     if setup.latency {
-        let pps = throughput[1].mpps.median * 1e6 / 2.0;
-        let pair = in_turns(&mut ours, &mut peer, Load::Open { pps }, setup.how, |kept| {
+        let peak = throughput.side(1).ok_or_else(nothing)?.mpps.median;
+        let pps = peak * 1e6 / 2.0;
+        let turns = in_turns(&mut ours, &mut peer, Load::Open { pps }, setup.how, &gauge, |kept| {
             progress(&format!("latency: {kept} of {} rounds", setup.how.rounds));
         })?;
         latency_ratio = Some(LatencyRatio {
             pps,
-            p50: ratio_of(&pair, |round| round.latency.p50 as f64)?,
-            p99: ratio_of(&pair, |round| round.latency.p99 as f64)?,
+            p50: turns.ratio(|round| round.latency.p50 as f64).ok_or_else(nothing)?,
+            p99: turns.ratio(|round| round.latency.p99 as f64).ok_or_else(nothing)?,
         });
-        latency = Some(pair);
+        latency = Some(turns);
     }
-    let ratio = ratio_of(&throughput, |round| round.mpps)?;
+    let ratio = throughput.ratio(|round| round.mpps).ok_or_else(nothing)?;
+    let exchanges: Vec<f64> = throughput.turns.iter().map(Turn::exchange_ns).collect();
+    limits.exchange_ns = Spread::of(&exchanges).map_or(limits.exchange_ns, |spread| spread.median);
     let of_limit = match port.size {
         Sizes::Fixed(size) => {
-            Some(throughput[0].mpps.median * 1e6 / limits.floor(*job, port.ring, size, port.touch))
+            let shares: Vec<f64> = throughput
+                .turns
+                .iter()
+                .map(|turn| {
+                    let limits = Limits { exchange_ns: turn.exchange_ns(), ..limits.clone() };
+                    turn.rounds[0].mpps * 1e6 / limits.floor(*job, port.ring, size, port.touch)
+                })
+                .collect();
+            Spread::of(&shares).map(|spread| spread.median)
         }
         Sizes::Imix => None,
     };
-    let [ours_latency, peer_latency] = latency.map_or([None, None], |pair| pair.map(Some));
-    let [ours_throughput, peer_throughput] = throughput;
-    let side = |contender: &Contender, throughput, latency| Side {
-        identity: contender.backend.identity().clone(),
-        throughput,
-        latency,
+    let side = |contender: &Contender, who: usize| -> Result<Side, BenchError> {
+        Ok(Side {
+            identity: contender.backend.identity().clone(),
+            throughput: throughput.side(who).ok_or_else(nothing)?,
+            latency: latency.as_ref().and_then(|turns| turns.side(who)),
+        })
     };
-    let comparison = Comparison {
-        ours: side(&ours, ours_throughput, ours_latency),
-        peer: side(&peer, peer_throughput, peer_latency),
-        ratio,
-        of_limit,
-        limits,
-        latency_ratio,
-    };
+    let comparison =
+        Comparison { ours: side(&ours, 0)?, peer: side(&peer, 1)?, ratio, of_limit, limits, latency_ratio };
     for contender in [ours, peer] {
         contender.backend.proceed()?;
         contender.generator.close()?;
@@ -173,49 +174,155 @@ pub fn with_dpdk(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Compar
     Ok(comparison)
 }
 
-/// Rounds of both in turns A B B A, until enough of each count: ours, then the peer's.
+/// A round of each, one right after the other.
+#[derive(Debug, Clone)]
+struct Turn {
+    /// Ours and the peer's.
+    rounds: [Round; 2],
+    /// What a line each way cost before and after, in nanoseconds.
+    exchange: [f64; 2],
+}
+
+impl Turn {
+    fn exchange_ns(&self) -> f64 {
+        self.exchange.iter().sum::<f64>() / 2.0
+    }
+
+    /// By how much the cost of a line changed, from 1 on.
+    fn change(&self) -> f64 {
+        let [before, after] = self.exchange;
+        (before / after).max(after / before)
+    }
+
+    fn gap_us(&self) -> f64 {
+        self.rounds.iter().fold(0.0, |gap, round| gap.max(round.gap_us))
+    }
+
+    /// How disturbed it was: it counts up to 1.
+    fn disturbance(&self, max_gap_us: f64) -> f64 {
+        (self.gap_us() / max_gap_us).max((self.change() - 1.0) / (MOST_CHANGE - 1.0))
+    }
+}
+
+/// Turns that count.
+#[derive(Debug)]
+struct Turns {
+    turns: Vec<Turn>,
+    discarded: u32,
+    noisy: bool,
+}
+
+impl Turns {
+    /// Those that were not disturbed, filled up to `wanted` with the least disturbed of the others.
+    fn choose(made: Vec<Turn>, wanted: u32, max_gap_us: f64) -> Turns {
+        let is_quiet = |turn: &Turn| turn.disturbance(max_gap_us) <= 1.0;
+        let (mut turns, mut disturbed): (Vec<Turn>, Vec<Turn>) = made.into_iter().partition(is_quiet);
+        let lacking = (wanted as usize).saturating_sub(turns.len()).min(disturbed.len());
+        disturbed.sort_by(|a, b| a.disturbance(max_gap_us).total_cmp(&b.disturbance(max_gap_us)));
+        let discarded = (disturbed.len() - lacking) as u32;
+        turns.extend(disturbed.drain(..lacking));
+        Turns { turns, discarded, noisy: lacking > 0 }
+    }
+
+    /// The rounds of one side.
+    fn side(&self, who: usize) -> Option<Series> {
+        let rounds = self.turns.iter().filter_map(|turn| turn.rounds.get(who).cloned()).collect();
+        Series::of(rounds, self.discarded, self.noisy)
+    }
+
+    /// Ours to the peer's.
+    fn ratio(&self, of: fn(&Round) -> f64) -> Option<Spread> {
+        stats::paired_ratio(self.turns.iter().map(|turn| (of(&turn.rounds[0]), of(&turn.rounds[1]))))
+    }
+}
+
+/// Rounds of both in turns A B B A, until enough of them count.
 fn in_turns(
     ours: &mut Contender,
     peer: &mut Contender,
     load: Load,
     how: Rounds,
+    gauge: &Gauge,
     mut progress: impl FnMut(u32),
-) -> Result<[Series; 2], BenchError> {
-    let mut collectors = [Collector::default(), Collector::default()];
-    let is_enough = |collector: &Collector| collector.kept() >= how.rounds;
-    for turn in 0..most_tries(how.rounds) {
-        progress(collectors.iter().map(Collector::kept).min().unwrap_or_default());
-        for who in order(turn) {
-            let contender = if who == 0 { &mut *ours } else { &mut *peer };
-            let round = contender.turn(load, how)?;
-            if let Some(collector) = collectors.get_mut(who) {
-                collector.take(round, how.max_gap_us);
-            }
-        }
+) -> Result<Turns, BenchError> {
+    let mut turns: Vec<Turn> = Vec::new();
+    // Neither back-end runs while it is measured.
+    let mut before = gauge.exchange_ns();
+    for number in 0..most_tries(how.rounds) {
+        let kept = turns.iter().filter(|turn| turn.disturbance(how.max_gap_us) <= 1.0).count() as u32;
+        progress(kept);
         // In whole pairs of turns, so that neither comes first more often.
-        if turn % 2 == 1 && collectors.iter().all(is_enough) {
+        if number % 2 == 0 && kept >= how.rounds {
             break;
         }
+        let rounds = if comes_first(number) == 0 {
+            let ours = ours.turn(load, how)?;
+            [ours, peer.turn(load, how)?]
+        } else {
+            let peer = peer.turn(load, how)?;
+            [ours.turn(load, how)?, peer]
+        };
+        let after = gauge.exchange_ns();
+        turns.push(Turn { rounds, exchange: [before, after] });
+        before = after;
     }
-    let [ours, peer] = collectors.map(|collector| collector.finish(how.rounds));
-    match (ours, peer) {
-        (Some(ours), Some(peer)) => Ok([ours, peer]),
-        _ => Err(BenchError::Usage("at least one round".to_owned())),
-    }
+    Ok(Turns::choose(turns, how.rounds, how.max_gap_us))
 }
 
-/// Who comes first in a turn, and who second: A B, B A, A B, ..
-fn order(turn: u32) -> [usize; 2] {
-    if turn.is_multiple_of(2) { [0, 1] } else { [1, 0] }
+/// Who comes first in a turn: A B, B A, A B, ..
+fn comes_first(turn: u32) -> usize {
+    (turn % 2) as usize
 }
+
+/// A pair of rounds counts if a line cost no more than so many times as much after it as before, or the other way round.
+const MOST_CHANGE: f64 = 1.3;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::Counts;
+    use crate::stats::Latency;
+
+    fn turn(ours: f64, peer: f64, gap_us: f64, exchange: [f64; 2]) -> Turn {
+        let round = |mpps, gap_us| Round {
+            seconds: 1.0,
+            mpps,
+            gbps: 0.0,
+            counts: Counts::default(),
+            latency: Latency::default(),
+            unsent: 0,
+            kicks: 0,
+            gap_us,
+        };
+        Turn { rounds: [round(ours, 0.0), round(peer, gap_us)], exchange }
+    }
 
     #[test]
     fn turns_are_a_b_b_a() {
-        let turns: Vec<usize> = (0..4).flat_map(order).collect();
-        assert_eq!(turns, [0, 1, 1, 0, 0, 1, 1, 0]);
+        assert_eq!([0, 1, 2, 3].map(comes_first), [0, 1, 0, 1]);
+    }
+
+    #[test]
+    fn pair_counts_unless_the_machine_changed_or_was_away() {
+        let made = vec![
+            turn(3.0, 1.0, 0.0, [10.0, 12.0]),
+            turn(9.0, 1.0, 0.0, [10.0, 40.0]),
+            turn(1.0, 9.0, 0.0, [40.0, 10.0]),
+            turn(9.0, 1.0, 2000.0, [10.0, 10.0]),
+            turn(5.0, 1.0, 100.0, [40.0, 41.0]),
+            turn(4.0, 1.0, 0.0, [40.0, 36.0]),
+        ];
+        let turns = Turns::choose(made, 3, 1000.0);
+        assert_eq!((turns.turns.len(), turns.discarded, turns.noisy), (3, 3, false));
+        let ratio = turns.ratio(|round| round.mpps).unwrap();
+        assert!((ratio.median - 4.0).abs() < 1e-9, "{ratio:?}");
+    }
+
+    #[test]
+    fn too_few_are_filled_up_with_the_least_disturbed_and_said() {
+        let made = vec![turn(9.0, 1.0, 0.0, [10.0, 40.0]), turn(2.0, 1.0, 0.0, [10.0, 14.0])];
+        let turns = Turns::choose(made, 1, 1000.0);
+        assert_eq!((turns.turns.len(), turns.discarded, turns.noisy), (1, 1, true));
+        assert!((turns.side(0).unwrap().mpps.median - 2.0).abs() < 1e-9);
     }
 }

@@ -117,7 +117,7 @@ impl Gauge {
 
     /// A line each way, many at a time, in nanoseconds, now.
     pub fn exchange_ns(&self) -> f64 {
-        exchange(self.cores, &self.map)
+        exchange(self.cores, &self.map, GAUGED)
     }
 }
 
@@ -129,7 +129,7 @@ pub fn measure(cores: [usize; 2], mut progress: impl FnMut(&str)) -> Result<Limi
     let memory = HostMemory::allocate("ringway-limits", MEMORY_BYTES)
         .map_err(|source| BenchError::Memory { bytes: MEMORY_BYTES, source })?;
     let map = memory.guest_map(0)?;
-    let exchange_ns = best(|| exchange(cores, &map));
+    let exchange_ns = best(|| exchange(cores, &map, EXCHANGES));
     progress("copies");
     let mut copies = Vec::new();
     for cached in [true, false] {
@@ -186,7 +186,7 @@ fn round_trip(cores: [usize; 2]) -> f64 {
 
 /// Both cores work on a ring of slots, each of a line that goes and a line that comes back: a burst is read and the next
 /// one written while the other core does the same.
-fn exchange(cores: [usize; 2], map: &GuestMap) -> f64 {
+fn exchange(cores: [usize; 2], map: &GuestMap, exchanges: u64) -> f64 {
     #[repr(align(128))]
     struct Count(AtomicU64);
     // Slots that the first core has written, and that the second has answered.
@@ -227,7 +227,7 @@ fn exchange(cores: [usize; 2], map: &GuestMap) -> f64 {
         let other = scope.spawn(|| {
             host::pin(cores[1]);
             let mut done = 0;
-            while done < EXCHANGES {
+            while done < exchanges {
                 let to = ready(&sent, done);
                 pass(done, to, 0, 1, 0);
                 answered.0.store(to, Ordering::Release);
@@ -240,13 +240,13 @@ fn exchange(cores: [usize; 2], map: &GuestMap) -> f64 {
                 let begun = Instant::now();
                 sent.0.store(SLOTS, Ordering::Release);
                 let mut done = 0;
-                while done < EXCHANGES {
+                while done < exchanges {
                     let to = ready(&answered, done);
                     pass(done, to, 1, 0, SLOTS);
                     sent.0.store(to + SLOTS, Ordering::Release);
                     done = to;
                 }
-                let ns = begun.elapsed().as_nanos() as f64 / EXCHANGES as f64;
+                let ns = begun.elapsed().as_nanos() as f64 / exchanges as f64;
                 let _ = other.join();
                 ns
             })
@@ -319,6 +319,7 @@ fn wake(cores: [usize; 2], there: &EventFd, back: &EventFd) -> f64 {
 const ROUNDS: usize = 9;
 const TURNS: u64 = 100_000;
 const EXCHANGES: u64 = 1_000_000;
+const GAUGED: u64 = 200_000;
 const WAKES: u64 = 2_000;
 const COPIED_BYTES: u64 = 256 << 20;
 const MEMORY_BYTES: u64 = 128 << 20;

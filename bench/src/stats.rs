@@ -50,6 +50,17 @@ pub fn ratio(ours: &[f64], peer: &[f64]) -> Option<Spread> {
     })
 }
 
+/// Ours to the peer's, from pairs measured right after each other: the median of their ratios, and its quartiles. None
+/// if the peer came to nothing in any of them, or there are none.
+pub fn paired_ratio(pairs: impl Iterator<Item = (f64, f64)>) -> Option<Spread> {
+    let ratios = pairs.map(|(ours, peer)| (peer > 0.0).then(|| ours / peer)).collect::<Option<Vec<f64>>>()?;
+    Some(Spread {
+        median: quantile(&ratios, 0.5)?,
+        low: quantile(&ratios, 0.25)?,
+        high: quantile(&ratios, 0.75)?,
+    })
+}
+
 /// A quantile of a series from 0 to 1, linear between neighbours.
 pub fn quantile(series: &[f64], q: f64) -> Option<f64> {
     let mut sorted = series.to_vec();
@@ -122,6 +133,16 @@ mod tests {
         assert!((ratio.median - 2.0).abs() < 1e-12);
         // Quartiles 15 and 25 over 10.5 and 9.5.
         assert!((ratio.low - 15.0 / 10.5).abs() < 1e-12 && (ratio.high - 25.0 / 9.5).abs() < 1e-12);
+    }
+
+    #[test]
+    fn paired_ratio_is_the_median_of_ratios_not_the_ratio_of_medians() {
+        // The machine became four times slower for both: 1.5, 1.5, 2.0, 1.0, 1.5.
+        let pairs = [(15.0, 10.0), (12.0, 8.0), (4.0, 2.0), (2.0, 2.0), (3.0, 2.0)];
+        let ratio = paired_ratio(pairs.into_iter()).unwrap();
+        assert_eq!((ratio.median, ratio.low, ratio.high), (1.5, 1.5, 1.5));
+        assert_eq!(paired_ratio([(1.0, 0.0)].into_iter()), None);
+        assert_eq!(paired_ratio([].into_iter()), None);
     }
 
     #[test]
