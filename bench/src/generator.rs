@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::BenchError;
 use crate::host;
-use crate::lane::{Lane, MAX_BURST};
+use crate::lane::{Lane, Offer};
 use crate::ledger::Counts;
 use crate::options::PortOptions;
 use crate::pace::Pace;
@@ -229,13 +229,11 @@ fn turns(lanes: &mut [&mut Lane], paces: &mut [Pace], end: u64) -> Result<u64, B
     let (mut last, mut gap) = (tsc::cycles(), 0);
     loop {
         for (index, lane) in lanes.iter_mut().enumerate() {
-            lane.receive()?;
-            let now = tsc::cycles();
-            match paces.get_mut(index) {
-                None => drop(lane.send(MAX_BURST as u32, now)?),
-                Some(pace) if pace.next_at() <= now => drop(lane.send_paced(MAX_BURST as u32, now, pace)?),
-                Some(_) => {}
-            }
+            let offer = match paces.get_mut(index) {
+                None => Offer::All,
+                Some(pace) => Offer::Due(pace),
+            };
+            lane.turn(offer)?;
         }
         let now = tsc::cycles();
         gap = gap.max(now - last);
@@ -253,11 +251,8 @@ fn drain(lanes: &mut [&mut Lane]) -> Result<(), BenchError> {
     loop {
         let (mut under_way, mut received) = (0, 0);
         for lane in lanes.iter_mut() {
-            received += lane.receive()?;
-            let now = tsc::cycles();
-            // Collects what was sent.
-            lane.send(0, now)?;
-            under_way += lane.under_way(now);
+            received += lane.turn(Offer::Nothing)?;
+            under_way += lane.under_way(tsc::cycles());
         }
         let now = tsc::cycles();
         if received > 0 {

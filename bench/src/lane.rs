@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hdrhistogram::Histogram;
 use ringway_pmd::notify::EventFd;
 use ringway_ring::features::Features;
-use ringway_ring::guest::{GuestMap, LastHit};
+use ringway_ring::guest::{GuestMap, HostSlice, LastHit};
 use ringway_ring::layout::{Areas, DriverConfig};
 use ringway_ring::packed::driver::PackedDriver;
 use ringway_ring::position::Position;
@@ -18,7 +18,7 @@ use ringway_ring::split::driver::SplitDriver;
 use ringway_ring::tsc;
 
 use crate::error::BenchError;
-use crate::frame::{Filler, HEAD_BYTES, Sizes, Stamp};
+use crate::frame::{Filler, HEAD_BYTES, STAMP_WORDS, Sizes, Stamp, WORDS_AT};
 use crate::ledger::{Counts, Ledger};
 use crate::options::{Ring, Touch};
 use crate::pace::Pace;
@@ -59,6 +59,17 @@ pub(crate) enum Lane {
     Packed(Box<Pair<PackedDriver>>),
 }
 
+/// What a turn sends.
+#[derive(Debug)]
+pub(crate) enum Offer<'a> {
+    /// Nothing.
+    Nothing,
+    /// As much as the window lets.
+    All,
+    /// What is due.
+    Due(&'a mut Pace),
+}
+
 /// Calls a method of whichever it is.
 macro_rules! either {
     ($lane:expr, $pair:ident => $call:expr) => {
@@ -78,23 +89,11 @@ impl Lane {
         })
     }
 
-    /// Takes up to [`MAX_BURST`] completed buffers, checks their frames and posts them again; returns how many frames
-    /// came, good or bad.
+    /// One turn: takes what came, sends what it may, looks at the frames that came and posts their buffers again; returns
+    /// how many frames came, good or bad.
     #[inline]
-    pub(crate) fn receive(&mut self) -> Result<u32, BenchError> {
-        either!(self, pair => pair.receive())
-    }
-
-    /// Sends up to `most` frames, as fast as the window lets it; returns how many.
-    #[inline]
-    pub(crate) fn send(&mut self, most: u32, now: u64) -> Result<u32, BenchError> {
-        either!(self, pair => pair.send(most, now, None))
-    }
-
-    /// Sends up to `most` of the frames that are due.
-    #[inline]
-    pub(crate) fn send_paced(&mut self, most: u32, now: u64, pace: &mut Pace) -> Result<u32, BenchError> {
-        either!(self, pair => pair.send(most, now, Some(pace)))
+    pub(crate) fn turn(&mut self, offer: Offer<'_>) -> Result<u32, BenchError> {
+        either!(self, pair => pair.turn(offer))
     }
 
     /// Frames of its flow that are under way.
@@ -180,6 +179,8 @@ pub(crate) struct Pair<D> {
     exchanged: u64,
     bytes: u64,
     kicks: u64,
+    /// What was collected last.
+    done: Box<[Completion]>,
     sample_mask: u64,
     latency: Histogram<u64>,
 }
@@ -241,6 +242,7 @@ impl<D: DriverRing> Pair<D> {
             exchanged: 0,
             bytes: 0,
             kicks: 0,
+            done: vec![Completion::default(); BURST].into(),
             sample_mask: DEFAULT_SAMPLE - 1,
             latency: histogram(),
             map: setup.map,
@@ -255,12 +257,17 @@ impl<D: DriverRing> Pair<D> {
         Ok(pair)
     }
 
-    /// Writes every transmit buffer as a whole: an empty header, and the payload that stays if only heads are written.
+    /// Writes every transmit buffer as a whole: an empty header, the addresses, and the payload that stays if only heads
+    /// are written.
     fn fill_transmit_buffers(&self) {
         for (slot, gpa) in self.tx_buffers.iter().enumerate() {
             let len = self.sizes.max();
             if let Ok(buffer) = self.map.resolve(*gpa, self.header_len as u64 + u64::from(len)) {
                 buffer.write(&[0; 12][..self.header_len.min(12)]);
+                let words = Stamp { flow: 0, filler: 0, len, sequence: 0, sent_at: 0 }.to_words();
+                for (at, word) in WORDS_AT.iter().zip(words) {
+                    buffer.part(self.header_len + at, 8).write(&word.to_ne_bytes());
+                }
                 let payload = self.filler.payload(place_of(slot), len);
                 buffer.part(self.header_len + HEAD_BYTES, payload.len()).write(payload);
             }
@@ -276,20 +283,39 @@ impl<D: DriverRing> Pair<D> {
         let _ = self.rx.add(&[buffer], slot);
     }
 
+    /// The lines that either direction needs are asked for before anything is done with the first of them: while one
+    /// direction is worked on, those of the other come.
     #[inline]
-    fn receive(&mut self) -> Result<u32, BenchError> {
-        let mut done = [Completion::default(); MAX_BURST];
-        let count = self.rx.collect(&mut done).map_err(|fault| self.fault(0, fault))?;
-        if count == 0 {
-            return Ok(0);
-        }
+    fn turn(&mut self, offer: Offer<'_>) -> Result<u32, BenchError> {
         let now = tsc::cycles();
-        let done = &done[..count];
-        for completion in done {
+        let most = match &offer {
+            Offer::Nothing => 0,
+            Offer::All => BURST as u64,
+            Offer::Due(pace) if pace.next_at() <= now => BURST as u64,
+            Offer::Due(_) => 0,
+        };
+        let room = self.collect_sent(most, now)?;
+        let mut done = std::mem::take(&mut self.done);
+        let came = self.rx.collect(&mut done);
+        let at = tsc::cycles();
+        let count = came.map_err(|fault| self.fault(0, fault))?;
+        let came = done.get(..count).unwrap_or_default();
+        for completion in came {
             self.prefetch(completion.token);
         }
+        if room > 0 {
+            self.send(room, now, offer);
+        }
+        let frames = if came.is_empty() { 0 } else { self.receive(came, at) };
+        self.done = done;
+        Ok(frames)
+    }
+
+    /// Looks at the frames that came at `now`, and posts their buffers again.
+    #[inline]
+    fn receive(&mut self, came: &[Completion], now: u64) -> u32 {
         let mut frames = 0;
-        for completion in done {
+        for completion in came {
             frames += self.take(*completion, now);
             self.post(completion.token);
         }
@@ -302,7 +328,7 @@ impl<D: DriverRing> Pair<D> {
             // Relaxed: only a number, that of one flow, which comes here alone.
             progress.store(ledger.next() + self.damaged, Ordering::Relaxed);
         }
-        Ok(frames)
+        frames
     }
 
     #[inline]
@@ -324,12 +350,13 @@ impl<D: DriverRing> Pair<D> {
         let Ok(buffer) = self.map.lookup(&mut self.rx_hint, *gpa, self.rx_buffer_bytes) else { return 0 };
         let (mut frame, at) = match self.assembly.take() {
             None => {
-                let mut first = [0u8; LINE];
-                buffer.read(&mut first);
                 // The header is 12 bytes with VERSION_1 or MRG_RXBUF, 10 without either; num_buffers is its last word.
-                let buffers = if self.mergeable { u16::from_le_bytes([first[10], first[11]]) } else { 1 };
-                let head = first.get(self.header_len..).and_then(|rest| rest.first_chunk());
-                let stamp = head.and_then(Stamp::from_head);
+                let mut buffers = [1, 0];
+                if self.mergeable {
+                    buffer.part(10, 2).read(&mut buffers);
+                }
+                let buffers = u16::from_le_bytes(buffers);
+                let stamp = Stamp::from_words(WORDS_AT.map(|at| word(buffer, self.header_len + at)));
                 let sampled =
                     self.sampled && stamp.is_some_and(|(stamp, _)| stamp.sequence & (WHOLE_SAMPLE - 1) == 0);
                 let whole = stamp.is_some() && (self.touch == Touch::All || sampled);
@@ -383,25 +410,36 @@ impl<D: DriverRing> Pair<D> {
         }
     }
 
+    /// Takes back the buffers that were sent; returns how many frames, up to `most`, may be sent now, and asks for the
+    /// lines of their buffers, which are still in the device's cache.
     #[inline]
-    fn send(&mut self, most: u32, now: u64, mut pace: Option<&mut Pace>) -> Result<u32, BenchError> {
-        let mut done = [Completion::default(); MAX_BURST];
-        let count = self.tx.collect(&mut done).map_err(|fault| self.fault(1, fault))?;
-        self.free.extend(done[..count].iter().map(|completion| completion.token));
-
+    fn collect_sent(&mut self, most: u64, now: u64) -> Result<usize, BenchError> {
+        let count = self.tx.collect(&mut self.done);
+        let count = count.map_err(|fault| self.fault(1, fault))?;
+        self.free.extend(self.done.iter().take(count).map(|completion| completion.token));
         let room = self.window.saturating_sub(self.under_way(now));
-        let most = u64::from(most).min(room).min(self.free.len() as u64);
-        if pace.is_none() {
-            self.prefetch_transmit(most as usize);
+        let room = most.min(room) as usize;
+        for slot in self.free.iter().rev().take(room) {
+            if let Some(gpa) = self.tx_buffers.get(*slot as usize)
+                && let Ok(buffer) = self.map.lookup(&mut self.tx_hint, *gpa, LINE as u32)
+            {
+                buffer.prefetch_write(0);
+            }
         }
+        Ok(room.min(self.free.len()))
+    }
+
+    /// Sends up to `most` frames.
+    #[inline]
+    fn send(&mut self, most: usize, now: u64, mut offer: Offer<'_>) {
         let mut added = 0;
-        while u64::from(added) < most {
-            let sent_at = match &mut pace {
-                Some(pace) => match pace.take(now) {
+        while added < most {
+            let sent_at = match &mut offer {
+                Offer::Due(pace) => match pace.take(now) {
                     Some(due) => due,
                     None => break,
                 },
-                None => now,
+                _ => now,
             };
             let Some(slot) = self.free.pop() else { break };
             let buffer = self.write(slot, sent_at);
@@ -416,7 +454,6 @@ impl<D: DriverRing> Pair<D> {
             self.kicks += 1;
             self.kick[1].signal();
         }
-        Ok(added)
     }
 
     /// Writes the next frame into a transmit buffer.
@@ -431,26 +468,16 @@ impl<D: DriverRing> Pair<D> {
         let gpa = self.tx_buffers.get(slot as usize).copied().unwrap_or_default();
         let bytes = self.header_len as u32 + u32::from(len);
         if let Ok(buffer) = self.map.lookup(&mut self.tx_hint, gpa, bytes) {
-            let head = Stamp { flow, filler, len, sequence, sent_at }.to_head();
-            buffer.part(self.header_len, HEAD_BYTES).write(&head);
+            let words = Stamp { flow, filler, len, sequence, sent_at }.to_words();
+            for (at, word) in WORDS_AT[STAMP_WORDS].iter().zip(&words[STAMP_WORDS]) {
+                buffer.part(self.header_len + at, 8).write(&word.to_ne_bytes());
+            }
             if self.touch == Touch::All {
                 let payload = self.filler.payload(filler, len);
                 buffer.part(self.header_len + HEAD_BYTES, payload.len()).write(payload);
             }
         }
         DriverBuffer { gpa, len: bytes, writable: false }
-    }
-
-    /// Asks for the lines of the transmit buffers that come next: they are still in the device's cache.
-    #[inline]
-    fn prefetch_transmit(&mut self, count: usize) {
-        for slot in self.free.iter().rev().take(count) {
-            if let Some(gpa) = self.tx_buffers.get(*slot as usize)
-                && let Ok(buffer) = self.map.lookup(&mut self.tx_hint, *gpa, LINE as u32)
-            {
-                buffer.prefetch_write(0);
-            }
-        }
     }
 
     #[inline]
@@ -494,13 +521,21 @@ impl<D: DriverRing> Pair<D> {
     }
 }
 
+/// The word at `at` of a receive buffer; 0 if the buffer ends before.
+#[inline(always)]
+fn word(buffer: HostSlice<'_>, at: usize) -> u64 {
+    let mut word = [0; 8];
+    buffer.part(at, 8).read(&mut word);
+    u64::from_ne_bytes(word)
+}
+
 /// Where the payload of a transmit buffer begins in the filler, if it is written once.
 fn place_of(slot: usize) -> u16 {
     (slot % usize::from(Filler::PLACES)) as u16
 }
 
 /// Buffers taken at once, and frames sent at once at most.
-pub(crate) const MAX_BURST: usize = 64;
+const BURST: usize = 64;
 
 /// Of a closed loop, one frame in so many has its latency recorded.
 const DEFAULT_SAMPLE: u64 = 16;

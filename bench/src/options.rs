@@ -106,6 +106,8 @@ pub struct PortOptions {
     pub queue_size: u16,
     /// Negotiate MRG_RXBUF.
     pub mergeable: bool,
+    /// Negotiate RING_EVENT_IDX, as every Linux guest does.
+    pub event_idx: bool,
     /// Negotiate IN_ORDER.
     pub in_order: bool,
     /// Queue pairs.
@@ -132,6 +134,7 @@ impl Default for PortOptions {
             touch: Touch::Header,
             queue_size: 256,
             mergeable: true,
+            event_idx: true,
             in_order: false,
             pairs: 1,
             regions: 1,

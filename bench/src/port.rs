@@ -157,6 +157,9 @@ fn unsupported(socket: &str, what: String) -> BenchError {
 /// The features that a port negotiates: all of them must be offered.
 fn wanted(options: &PortOptions) -> Features {
     let mut features = Features::VERSION_1;
+    if options.event_idx {
+        features |= Features::EVENT_IDX;
+    }
     if options.ring == Ring::Packed {
         features |= Features::RING_PACKED;
     }

@@ -70,6 +70,9 @@ pub(crate) struct PortArguments {
     /// Negotiate IN_ORDER
     #[arg(long)]
     pub(crate) in_order: bool,
+    /// Do not negotiate RING_EVENT_IDX
+    #[arg(long)]
+    pub(crate) no_event_idx: bool,
     /// Do not negotiate MRG_RXBUF
     #[arg(long)]
     pub(crate) no_mergeable: bool,
@@ -83,6 +86,7 @@ impl PortArguments {
             touch: self.touch,
             queue_size: self.queue_size,
             mergeable: !self.no_mergeable,
+            event_idx: !self.no_event_idx,
             in_order: self.in_order,
             pairs: self.pairs,
             regions: self.regions,
