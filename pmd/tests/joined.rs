@@ -711,8 +711,7 @@ fn slow_port_of_a_bridge_costs_the_others_nothing() {
     for _ in 0..100 {
         nics[2].send_plain(0, &everybody);
     }
-    assert_eq!(nics[0].expect(0, 64).len(), 64);
-    nics[0].expect(0, 36);
+    nics[0].expect(0, 100);
     nics[1].expect_drops(0, DropReason::NoRxBuffer, 100);
     assert_eq!(nics[2].stats(1).packets, 100);
 }
@@ -732,20 +731,29 @@ fn spoofed_addresses_and_floods_are_bounded_where_the_operator_asks() {
     b.expect(0, 1);
     // The default of 20,000 a second, with at most 1,024 at once.
     let everybody = frame(Mac([0xff; 6]), a.mac, 64, 1);
-    for _ in 0..5000 {
-        a.send_plain(0, &everybody);
-        if b.posted[0].len() < 100 {
-            b.post(0, 100);
+    let (begun, mut sent) = (Instant::now(), 0);
+    // A busy machine may send fewer than that for a while.
+    while a.drops(1, DropReason::FloodLimit) == 0 {
+        assert!(begun.elapsed() < SOON, "{:?}", a.stats(1));
+        for _ in 0..1000 {
+            a.send_plain(0, &everybody);
+            if b.posted[0].len() < 100 {
+                b.post(0, 100);
+            }
+            b.received(0);
         }
-        b.received(0);
+        sent += 1000;
+        while a.stats(1).completed_desc < sent + 2 {
+            assert!(begun.elapsed() < SOON, "{:?}", a.stats(1));
+        }
     }
-    let deadline = Instant::now() + SOON;
-    while a.stats(1).completed_desc < 5002 {
-        assert!(Instant::now() < deadline);
-    }
-    let limited = a.drops(1, DropReason::FloodLimit);
-    assert!(limited > 0, "{:?}", a.stats(1));
-    assert_eq!(a.stats(1).packets + limited + 1, 5002);
+    let flooded = a.stats(1).packets - 1;
+    assert_eq!(flooded + a.drops(1, DropReason::FloodLimit), sent);
+    assert!(
+        flooded as f64 <= 1024.0 + 20_000.0 * begun.elapsed().as_secs_f64(),
+        "{flooded} in {:?}",
+        begun.elapsed()
+    );
 }
 
 #[test]
