@@ -206,6 +206,17 @@ impl NetHeader {
         [self.flags, self.gso_type, a, b, c, d, e, f, g, h, 0, 0]
     }
 
+    /// The same as a number of the first eight bytes and one of the next two.
+    #[inline]
+    pub fn to_words(self) -> (u64, u16) {
+        let low = u64::from(self.flags)
+            | u64::from(self.gso_type) << 8
+            | u64::from(self.hdr_len) << 16
+            | u64::from(self.gso_size) << 32
+            | u64::from(self.csum_start) << 48;
+        (low, self.csum_offset)
+    }
+
     /// Nothing is asked for. A claim of a verified checksum is none that anybody asks to be believed.
     #[inline]
     pub fn is_plain(self) -> bool {

@@ -5,6 +5,7 @@
 
 use memmap2::MmapMut;
 use ringway_ring::chain::{Burst, Chain};
+use ringway_ring::guest::HostSlice;
 use ringway_ring::queue::{DeviceRing, RingFault};
 
 use super::cursor::Cursor;
@@ -114,12 +115,12 @@ impl<R: DeviceRing> Receiver for End<R> {
     fn deliver(&mut self, from: Passage<'_>, desk: &mut Desk) -> Result<(), Refused> {
         let frame = from.frame;
         match frame.offload {
-            Offload::None if frame.len <= self.ingress.max_frame => self.put_frame(from, [0; 12]),
+            Offload::None if frame.len <= self.ingress.max_frame => self.put_frame(from, (0, 0)),
             offload if offload.longest_frame(frame.len) > self.ingress.max_frame => {
                 Err(Refused::Drop(DropReason::RxOversize))
             }
             offload if self.takes.contains(offload.needs()) => {
-                self.put_frame(from, offload.to_header().to_bytes())
+                self.put_frame(from, offload.to_header().to_words())
             }
             offload => finish(self, from, offload, desk),
         }
@@ -209,16 +210,19 @@ impl<R: DeviceRing> End<R> {
         self.tally.bytes += len as u64;
     }
 
-    /// Copies one frame, as it is, into the buffers that it fits.
+    /// Copies one frame, as it is, into the buffers that it fits. The header comes without its number of buffers.
+    ///
+    /// What is put together here is written by words, as wide as they are: bytes that were just stored in parts and are
+    /// then loaded as a whole have to wait until *all* stores before them are done, those to the guest's lines too.
     #[inline]
-    fn put_frame(&mut self, from: Passage<'_>, mut header: [u8; 12]) -> Result<(), Refused> {
+    fn put_frame(&mut self, from: Passage<'_>, (low, high): (u64, u16)) -> Result<(), Refused> {
         let (len, skip) = (from.frame.len as usize, from.skip);
         let ours = self.ingress.header_len;
         let count = self.room(len + ours)?;
         let into = self.burst.chains().get(self.used..self.used + count).unwrap_or_default();
-        // virtio 1.3 §5.1.6.4.1: the number of chains that the frame takes.
-        header[10..12].copy_from_slice(&(count as u16).to_le_bytes());
-        let header = header.get(..ours).unwrap_or_default();
+        // virtio 1.3 §5.1.6.4.1: the number of chains that the frame takes. It ends the header, where there is one.
+        let high = u32::from(high) | (count as u32) << 16;
+        let rest = ours.saturating_sub(8);
 
         let mut source = from.burst.readable(from.chain);
         if let [only] = into
@@ -227,12 +231,11 @@ impl<R: DeviceRing> End<R> {
             && to.len() >= ours + len
         {
             let piece = piece.part(skip, len);
-            to.write(header);
+            to.write(&low.to_le_bytes());
+            to.part(8, rest).write(&high.to_le_bytes());
             let to = to.part(ours, len);
             if from.swap {
-                let mut addresses = [0u8; 12];
-                piece.read(&mut addresses);
-                to.write(&swapped(addresses));
+                swap_addresses(piece, to);
                 to.part(12, len - 12).copy_from(piece.part(12, len - 12));
             } else {
                 to.copy_from(piece);
@@ -240,13 +243,15 @@ impl<R: DeviceRing> End<R> {
         } else {
             let mut piece = Cursor::new(from.burst.readable(from.chain));
             let mut to = Cursor::new(into.iter().flat_map(|chain| self.burst.writable(chain)));
-            to.write(header);
+            to.write(&low.to_le_bytes());
+            to.write(high.to_le_bytes().get(..rest).unwrap_or_default());
             piece.skip(skip);
             let mut left = len;
             if from.swap {
                 let mut addresses = [0u8; 12];
                 piece.read(&mut addresses);
-                to.write(&swapped(addresses));
+                addresses.rotate_left(6);
+                to.write(&addresses);
                 left -= addresses.len();
             }
             piece.copy_to(&mut to, left);
@@ -342,9 +347,15 @@ fn fit(free: &[Chain], needed: usize, mergeable: bool) -> Fit {
     Fit::NotYet
 }
 
-/// Destination and source address exchanged.
+/// Copies destination and source address, exchanged. Both slices have 12 bytes at least.
 #[inline]
-fn swapped(addresses: [u8; 12]) -> [u8; 12] {
-    let [a, b, c, d, e, f, g, h, i, j, k, l] = addresses;
-    [g, h, i, j, k, l, a, b, c, d, e, f]
+fn swap_addresses(from: HostSlice<'_>, to: HostSlice<'_>) {
+    let (mut low, mut high) = ([0; 8], [0; 4]);
+    from.read(&mut low);
+    from.part(8, 4).read(&mut high);
+    // The destination is the lower 48 bits of `low`; the source what is above, and `high`.
+    let (low, high) = (u64::from_le_bytes(low), u32::from_le_bytes(high));
+    let source = low >> 48 | u64::from(high) << 16;
+    to.write(&(source | low << 48).to_le_bytes());
+    to.part(8, 4).write(&((low >> 16) as u32).to_le_bytes());
 }

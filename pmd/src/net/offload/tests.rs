@@ -208,6 +208,15 @@ proptest! {
     }
 
     #[test]
+    fn header_is_the_same_in_bytes_and_in_words(mut bytes in any::<[u8; 12]>()) {
+        bytes[10..].fill(0);
+        let header = NetHeader::from_bytes(&bytes);
+        let (low, high) = header.to_words();
+        prop_assert_eq!(header.to_bytes(), bytes);
+        prop_assert_eq!((low.to_le_bytes(), high.to_le_bytes()), (bytes[..8].try_into().unwrap(), [bytes[8], bytes[9]]));
+    }
+
+    #[test]
     fn whatever_is_claimed_of_whatever_bytes_stays_inside_the_frame(
         claim in any::<[u8; 12]>(),
         gso_type in prop_oneof![Just(0u8), Just(1), Just(4), Just(5), Just(0x81), any::<u8>()],
