@@ -50,26 +50,43 @@ fn field(slot: u16, field: usize) -> usize {
     16 * usize::from(slot) + field
 }
 
-/// A place in the ring and the wrap counter there.
+/// A place in the ring and the wrap counter there, as virtio 1.3 §2.8.10 writes them: the counter above 15 bits of the
+/// slot. Kept in 32 bits for the reason that [`Index`](crate::split::Index) is, and in one word, so that a copy of it
+/// does not load together what was stored apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Cursor {
-    /// Below the ring's size.
-    slot: u16,
-    wrap: bool,
-}
+struct Cursor(u32);
 
 impl Cursor {
+    /// `slot` is below the ring's size.
+    #[inline(always)]
+    const fn new(slot: u16, wrap: bool) -> Cursor {
+        Cursor(slot as u32 & SLOT | (wrap as u32) << 15)
+    }
+
+    /// Below the ring's size.
+    #[inline(always)]
+    const fn slot(self) -> u16 {
+        (self.0 & SLOT) as u16
+    }
+
+    #[inline(always)]
+    const fn wrap(self) -> bool {
+        self.0 & WRAP != 0
+    }
+
     /// `slots` further, at most once round.
     #[inline(always)]
     fn advance(&mut self, slots: u16, size: u16) {
         // Both are at most 2^15, so that the sum fits into 16 bits.
-        self.slot += slots;
-        if self.slot >= size {
-            self.slot -= size;
-            self.wrap = !self.wrap;
-        }
+        let (slot, wrap) = (self.slot() + slots, self.wrap());
+        *self = if slot >= size { Cursor::new(slot - size, !wrap) } else { Cursor::new(slot, wrap) };
     }
 }
+
+/// The slot of a [`Cursor`].
+const SLOT: u32 = 0x7fff;
+/// The wrap counter of a [`Cursor`].
+const WRAP: u32 = 1 << 15;
 
 /// `pvirtq_event_suppress` as one word: `off_wrap` below, `flags` above (virtio 1.3 §2.8.10).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +100,7 @@ impl Suppression {
 
     /// `RING_EVENT_FLAGS_DESC`: tell when the descriptor at `cursor` is available, or used.
     fn at(cursor: Cursor) -> Suppression {
-        Suppression(2 << 16 | u32::from(cursor.wrap) << 15 | u32::from(cursor.slot))
+        Suppression(2 << 16 | cursor.0)
     }
 
     fn is_disable(self) -> bool {
@@ -92,13 +109,13 @@ impl Suppression {
 
     /// The descriptor asked for, if it is one: a hint from the peer, any 15 bits.
     fn event(self) -> Option<Cursor> {
-        (self.0 >> 16 == 2).then_some(Cursor { slot: self.0 as u16 & 0x7fff, wrap: self.0 >> 15 & 1 != 0 })
+        (self.0 >> 16 == 2).then_some(Cursor(self.0 & (SLOT | WRAP)))
     }
 }
 
 /// True if going `slots` forward to `now` passed `event`. As a hint, an event beyond the ring is compared as it is.
 fn passed(event: Cursor, now: Cursor, slots: u16, size: u16) -> bool {
     // Slots of the lap before `now`'s count downwards from 0.
-    let at = if event.wrap == now.wrap { event.slot } else { event.slot.wrapping_sub(size) };
-    need_event(at, now.slot, now.slot.wrapping_sub(slots))
+    let at = if event.wrap() == now.wrap() { event.slot() } else { event.slot().wrapping_sub(size) };
+    need_event(at, now.slot(), now.slot().wrapping_sub(slots))
 }

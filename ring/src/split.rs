@@ -40,3 +40,46 @@ fn used_at(slot: u16) -> usize {
 fn desc_at(index: u16) -> usize {
     16 * usize::from(index)
 }
+
+/// A free-running 16-bit index of one side's own, which changes with every chain, kept in 32 bits.
+///
+/// Compilers load an aligned 16-bit field with a 32-bit instruction. A load that is wider than the store before it waits
+/// until that store, and every one before it, has reached the cache: those to lines that the other side's core still has
+/// too. What changes with every chain is therefore never narrower than what it may be loaded by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Index(u32);
+
+impl Index {
+    #[inline(always)]
+    const fn new(index: u16) -> Index {
+        Index(index as u32)
+    }
+
+    #[inline(always)]
+    const fn get(self) -> u16 {
+        self.0 as u16
+    }
+
+    /// The index `count` further.
+    #[inline(always)]
+    const fn plus(self, count: u16) -> Index {
+        Index::new(self.get().wrapping_add(count))
+    }
+
+    /// How far it is from `earlier`.
+    #[inline(always)]
+    const fn since(self, earlier: Index) -> u16 {
+        self.get().wrapping_sub(earlier.get())
+    }
+
+    /// The index just behind, which is the farthest one away.
+    #[inline(always)]
+    const fn farthest(self) -> Index {
+        self.plus(u16::MAX)
+    }
+
+    #[inline(always)]
+    fn advance(&mut self, count: u16) {
+        *self = self.plus(count);
+    }
+}

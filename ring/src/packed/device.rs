@@ -42,16 +42,16 @@ pub struct PackedDevice<W: Words = RawWords> {
     /// Next descriptor to consume.
     avail: Cursor,
     /// Slots last peeked and not consumed.
-    peeked: u16,
+    peeked: u32,
     /// Slots that the last burst had.
-    expected: u16,
+    expected: u32,
     /// Slots consumed and not published.
-    in_flight: u16,
+    in_flight: u32,
 
     /// Where the first entry of `shadow` belongs.
     completed: Cursor,
     /// Slots before it that were written and not published.
-    pending: u16,
+    pending: u32,
     /// Completed chains not yet in the ring: written there in one run, so that their lines are taken from the driver
     /// once.
     shadow: [Used; SHADOW],
@@ -100,7 +100,7 @@ impl<W: Words> PackedDevice<W> {
         if avail_idx >= size || used_idx >= size {
             return Err(SetupError::Position);
         }
-        let start = Cursor { slot: used_idx, wrap: used_wrap };
+        let start = Cursor::new(used_idx, used_wrap);
         Ok(PackedDevice {
             areas,
             map: config.map,
@@ -134,10 +134,10 @@ impl<W: Words> PackedDevice<W> {
         let windows = self.windows;
         let (mut done, mut other) = (0, None);
         // To the end of the ring, so that all have one wrap counter.
-        let end = at.slot + count.min(self.size - at.slot);
-        for (slot, place) in (at.slot..end).zip(burst.singles().places()) {
+        let end = at.slot() + count.min(self.size - at.slot());
+        for (slot, place) in (at.slot()..end).zip(burst.singles().places()) {
             let flags = self.areas.desc.read_u16(field(slot, FLAGS));
-            if flags & F_BOTH != available(at.wrap) {
+            if flags & F_BOTH != available(at.wrap()) {
                 break;
             }
             // Acquire: pairs with the Release before the store of a batch's first flags in `PackedDriver::publish`
@@ -211,8 +211,8 @@ impl<W: Words> PackedDevice<W> {
             }
             slots += 1;
             at.advance(1, self.size);
-            addr = self.areas.desc.read_u64(field(at.slot, ADDR));
-            word = self.areas.desc.read_u64(field(at.slot, LEN));
+            addr = self.areas.desc.read_u64(field(at.slot(), ADDR));
+            word = self.areas.desc.read_u64(field(at.slot(), LEN));
         }
     }
 
@@ -220,18 +220,18 @@ impl<W: Words> PackedDevice<W> {
     fn flush(&mut self) {
         for entry in self.shadow.get(..self.shadow_len).unwrap_or_default() {
             // No more than were consumed, whatever was completed.
-            if entry.slots > self.in_flight - self.pending {
+            if u32::from(entry.slots) > self.in_flight - self.pending {
                 debug_assert!(false, "completed what was not consumed");
                 break;
             }
-            self.pending += entry.slots;
+            self.pending += u32::from(entry.slots);
             // virtio 1.3 §2.8.5: WRITE in a used descriptor says that its length is valid.
-            let flags = used(self.completed.wrap) | if entry.written > 0 { F_WRITE } else { 0 };
+            let flags = used(self.completed.wrap()) | if entry.written > 0 { F_WRITE } else { 0 };
             let word = u64::from(entry.written) | u64::from(entry.id) << 32 | u64::from(flags) << 48;
             if self.held.is_none() {
-                self.held = Some((self.completed.slot, word));
+                self.held = Some((self.completed.slot(), word));
             } else {
-                self.areas.desc.write_u64(field(self.completed.slot, LEN), word);
+                self.areas.desc.write_u64(field(self.completed.slot(), LEN), word);
             }
             self.completed.advance(entry.slots, self.size);
         }
@@ -270,20 +270,20 @@ impl<W: Words> PackedDevice<W> {
     /// the driver is about to write are left alone.
     #[inline(always)]
     fn prefetch(&self) {
-        let end = self.avail.slot + self.expected.min(self.size - self.avail.slot);
-        for slot in (self.avail.slot..end).step_by(LINE) {
+        let end = self.avail.slot() + (self.expected as u16).min(self.size - self.avail.slot());
+        for slot in (self.avail.slot()..end).step_by(LINE) {
             self.areas.desc.prefetch_read(field(slot, 0));
         }
     }
 
     #[inline(always)]
     fn is_available(&self, at: Cursor) -> bool {
-        self.areas.desc.read_u16(field(at.slot, FLAGS)) & F_BOTH == available(at.wrap)
+        self.areas.desc.read_u16(field(at.slot(), FLAGS)) & F_BOTH == available(at.wrap())
     }
 
     #[inline(always)]
     fn is_used(&self, at: Cursor) -> bool {
-        self.areas.desc.read_u16(field(at.slot, FLAGS)) & F_BOTH == used(at.wrap)
+        self.areas.desc.read_u16(field(at.slot(), FLAGS)) & F_BOTH == used(at.wrap())
     }
 
     /// Goes over the chains ahead that another device completed; nothing is in flight. While its back-end is away, a VMM
@@ -296,7 +296,7 @@ impl<W: Words> PackedDevice<W> {
         let mut left = self.size;
         while left > 0 && self.is_used(self.avail) {
             // A zeroed descriptor looks used in laps whose wrap counter is 0, and is nobody's.
-            if self.areas.desc.read_u64(field(self.avail.slot, ADDR)) == 0 {
+            if self.areas.desc.read_u64(field(self.avail.slot(), ADDR)) == 0 {
                 break;
             }
             let slots = self.used_slots(left);
@@ -312,14 +312,14 @@ impl<W: Words> PackedDevice<W> {
     /// How many slots, up to `most`, the used descriptor at the position stands for. Of a chain of several only the first
     /// is marked, with the id that the last one has.
     fn used_slots(&self, most: u16) -> u16 {
-        let id = self.areas.desc.read_u16(field(self.avail.slot, ID));
+        let id = self.areas.desc.read_u16(field(self.avail.slot(), ID));
         let (mut slots, mut at) = (1, self.avail);
         for count in 2..=most.min(MAX_CHAIN as u16) {
             at.advance(1, self.size);
             if !self.is_available(at) {
                 break;
             }
-            if self.areas.desc.read_u16(field(at.slot, ID)) == id {
+            if self.areas.desc.read_u16(field(at.slot(), ID)) == id {
                 slots = count;
             }
         }
@@ -346,7 +346,7 @@ impl<W: Words> DeviceRing for PackedDevice<W> {
         }
         let max = max_chains.min(Burst::CHAINS);
         let mut at = self.avail;
-        let mut room = self.size - self.in_flight;
+        let mut room = self.size - self.in_flight as u16;
         self.prefetch();
         while burst.len() < max && room > 0 {
             let most = room.min((max - burst.len()) as u16);
@@ -368,7 +368,7 @@ impl<W: Words> DeviceRing for PackedDevice<W> {
                 Err(_) => break,
             }
         }
-        self.peeked = self.size - self.in_flight - room;
+        self.peeked = u32::from(self.size) - self.in_flight - u32::from(room);
         self.expected = self.peeked;
         if burst.len() == 0 && self.in_flight == 0 && self.is_used(self.avail) {
             self.pass_over();
@@ -379,11 +379,11 @@ impl<W: Words> DeviceRing for PackedDevice<W> {
     #[inline]
     fn consume(&mut self, chains: &[Chain]) {
         let slots: u32 = chains.iter().map(|chain| u32::from(chain.slots)).sum();
-        debug_assert!(slots <= self.peeked.into(), "consumes what was not peeked");
-        let slots = slots.min(self.peeked.into()) as u16;
+        debug_assert!(slots <= self.peeked, "consumes what was not peeked");
+        let slots = slots.min(self.peeked);
         self.peeked -= slots;
         self.in_flight += slots;
-        self.avail.advance(slots, self.size);
+        self.avail.advance(slots as u16, self.size);
     }
 
     #[inline]
@@ -415,7 +415,7 @@ impl<W: Words> DeviceRing for PackedDevice<W> {
         self.in_flight -= slots;
         self.published = self.completed;
         self.keeper.store(self.position());
-        self.wants_call(slots)
+        self.wants_call(slots as u16)
     }
 
     fn enable_kicks(&mut self) -> bool {
@@ -432,12 +432,12 @@ impl<W: Words> DeviceRing for PackedDevice<W> {
     }
 
     fn has_available(&mut self) -> bool {
-        self.fault.is_none() && self.in_flight < self.size && self.is_available(self.avail)
+        self.fault.is_none() && self.in_flight < u32::from(self.size) && self.is_available(self.avail)
     }
 
     /// The position from which a successor has to go on: what was consumed but not published counts as not taken.
     fn position(&self) -> Position {
-        let Cursor { slot, wrap } = self.published;
+        let (slot, wrap) = (self.published.slot(), self.published.wrap());
         Position { avail_idx: slot, avail_wrap: wrap, used_idx: slot, used_wrap: wrap }
     }
 }

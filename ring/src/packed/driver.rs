@@ -30,26 +30,26 @@ pub struct PackedDriver<W: Words = RawWords> {
     /// Next descriptor to fill.
     avail: Cursor,
     /// Descriptors added and not published.
-    pending: u16,
+    pending: u32,
     /// Slot and flags of the first descriptor of the batch, whose flags are written last.
     held: Option<(u16, u16)>,
     /// Next descriptor to be used by the device.
     used: Cursor,
     /// Descriptors that neither were added nor wait for the device.
-    free: u16,
+    free: u32,
 
     /// Buffer ids in a ring of `size` entries: `id_count` outstanding ones from `id_first` on, the free ones behind.
     /// A device that completes in order finds the outstanding ones in the order in which they were added; of others
     /// only their number is right.
     ids: Box<[u16]>,
-    id_first: u16,
-    id_count: u16,
+    id_first: u32,
+    id_count: u32,
     /// Of the outstanding ones, those that the device may know of.
-    id_published: u16,
+    id_published: u32,
     /// What is known of each outstanding chain, by its id.
     chains: Box<[Outstanding]>,
     /// With IN_ORDER: chains left of the batch that one used descriptor completed, and the bytes it told for the last.
-    batch: (u16, u32),
+    batch: (u32, u32),
 }
 
 /// A chain that the device has.
@@ -88,7 +88,7 @@ impl<W: Words> PackedDriver<W> {
         }
         areas.driver.write_u32(0, Suppression::ENABLE.0);
         areas.device.write_u32(0, Suppression::ENABLE.0);
-        let start = Cursor { slot: used_idx, wrap: used_wrap };
+        let start = Cursor::new(used_idx, used_wrap);
         Ok(PackedDriver {
             areas,
             map: config.map,
@@ -100,7 +100,7 @@ impl<W: Words> PackedDriver<W> {
             pending: 0,
             held: None,
             used: start,
-            free: size,
+            free: size.into(),
             ids: (0..size).collect(),
             id_first: 0,
             id_count: 0,
@@ -112,16 +112,16 @@ impl<W: Words> PackedDriver<W> {
 
     /// Index into `ids` of the `nth` from the first.
     #[inline(always)]
-    fn place(&self, nth: u16) -> usize {
-        let place = self.id_first + nth;
-        usize::from(if place >= self.size { place - self.size } else { place })
+    fn place(&self, nth: u32) -> usize {
+        let (place, size) = (self.id_first + nth, u32::from(self.size));
+        (if place >= size { place - size } else { place }) as usize
     }
 
     /// True if the device used the next descriptor that it has to.
     #[inline(always)]
     fn is_used(&self) -> bool {
-        let flags = self.areas.desc.read_u16(field(self.used.slot, FLAGS));
-        self.id_published > 0 && flags & F_BOTH == used(self.used.wrap)
+        let flags = self.areas.desc.read_u16(field(self.used.slot(), FLAGS));
+        self.id_published > 0 && flags & F_BOTH == used(self.used.wrap())
     }
 
     /// Takes the next chain that the device used, if any.
@@ -133,7 +133,7 @@ impl<W: Words> PackedDriver<W> {
             }
             // Acquire: pairs with the Release before the store of a batch's first flags in `PackedDevice::publish`.
             fence(Ordering::Acquire);
-            let word = self.areas.desc.read_u64(field(self.used.slot, LEN));
+            let word = self.areas.desc.read_u64(field(self.used.slot(), LEN));
             let (id, written) = ((word >> 32) as u16, word as u32);
             if !self.in_order {
                 return self.release(id, written).map(Some);
@@ -149,7 +149,7 @@ impl<W: Words> PackedDriver<W> {
     /// virtio 1.3 §2.8.9: one used descriptor may stand for all chains up to the one whose id it has. Returns how many
     /// these are.
     #[inline]
-    fn batch_to(&self, id: u16) -> Result<u16, RingFault> {
+    fn batch_to(&self, id: u16) -> Result<u32, RingFault> {
         let nth = (0..self.id_published).find(|&nth| self.ids.get(self.place(nth)) == Some(&id));
         nth.map(|nth| nth + 1).ok_or(RingFault::UsedId)
     }
@@ -158,8 +158,8 @@ impl<W: Words> PackedDriver<W> {
     #[inline(always)]
     fn fill(&mut self, buffer: &DriverBuffer, id: u16, more: u16) -> u32 {
         let (write, writable) = if buffer.writable { (F_WRITE, buffer.len) } else { (0, 0) };
-        let flags = available(self.avail.wrap) | more | write;
-        let slot = self.avail.slot;
+        let flags = available(self.avail.wrap()) | more | write;
+        let slot = self.avail.slot();
         self.areas.desc.write_u64(field(slot, ADDR), buffer.gpa);
         if self.held.is_some() {
             let word = u64::from(buffer.len) | u64::from(id) << 32 | u64::from(flags) << 48;
@@ -192,10 +192,10 @@ impl<W: Words> PackedDriver<W> {
         if let Some(place) = self.ids.get_mut(place) {
             *place = id;
         }
-        self.id_first = self.place(1) as u16;
+        self.id_first = self.place(1) as u32;
         self.id_count -= 1;
         self.id_published -= 1;
-        self.free += slots;
+        self.free += u32::from(slots);
         self.used.advance(slots, self.size);
         Ok(Completion { token, written: written.min(writable) })
     }
@@ -203,12 +203,12 @@ impl<W: Words> PackedDriver<W> {
 
 impl<W: Words> DriverRing for PackedDriver<W> {
     fn free_slots(&self) -> usize {
-        self.free.into()
+        self.free as usize
     }
 
     #[inline]
     fn add(&mut self, buffers: &[DriverBuffer], token: u32) -> Result<(), RingFull> {
-        if buffers.is_empty() || buffers.len() > usize::from(self.free) {
+        if buffers.is_empty() || buffers.len() > self.free as usize {
             return Err(RingFull);
         }
         // As many ids as slots, and no chain without a slot: one is free.
@@ -222,8 +222,8 @@ impl<W: Words> DriverRing for PackedDriver<W> {
             *chain = Outstanding { token, writable, slots };
         }
         self.id_count += 1;
-        self.free -= slots;
-        self.pending += slots;
+        self.free -= u32::from(slots);
+        self.pending += u32::from(slots);
         Ok(())
     }
 
@@ -233,7 +233,7 @@ impl<W: Words> DriverRing for PackedDriver<W> {
         // flags of all others in the batch, are visible before the first one's flags (virtio 1.3 §2.8.21).
         fence(Ordering::Release);
         self.areas.desc.write_u16(field(slot, FLAGS), flags);
-        let slots = std::mem::take(&mut self.pending);
+        let slots = std::mem::take(&mut self.pending) as u16;
         self.id_published = self.id_count;
         // Full: pairs with the full fence in `PackedDevice::enable_kicks`. Either this side sees the device's wish to
         // be kicked, or the device, looking once more after it wished, sees the flags just stored.

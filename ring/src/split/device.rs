@@ -17,7 +17,7 @@ use crate::guest::{GuestMap, LastHit};
 use crate::layout::Areas;
 use crate::position::{Position, PositionSlot};
 use crate::queue::{DeviceRing, Format, QueueConfig, RingFault, SetupError, need_event};
-use crate::split::{F_NO_NOTIFICATION, FLAGS, IDX, avail_at, desc_at, used_at};
+use crate::split::{F_NO_NOTIFICATION, FLAGS, IDX, Index, avail_at, desc_at, used_at};
 use crate::sync::{Ordering, fence};
 use crate::walk::{F_INDIRECT, F_NEXT, F_WRITE, Gather, Stop, Windows};
 use crate::words::{RawWords, Words};
@@ -43,27 +43,27 @@ pub struct SplitDevice<W: Words = RawWords> {
     fault: Option<RingFault>,
 
     /// Next available entry to consume.
-    avail_next: u16,
+    avail_next: Index,
     /// The driver's index when it was last read: cached, so that a backlog is worked off without touching its line.
-    avail_seen: u16,
+    avail_seen: Index,
     /// Up to here, from `avail_next` on, the entries are in `heads`.
-    heads_read: u16,
+    heads_read: Index,
     /// Available entries read ahead, by their index modulo the array's length. Each entry is read once.
     heads: [u16; HEADS],
 
     /// Next used entry to write: those in `shadow` come after it.
-    used_next: u16,
+    used_next: Index,
     /// The used index that the driver sees.
-    used_published: u16,
+    used_published: Index,
     /// Completed entries not yet in the ring: written there in one run, so that their lines are taken from the driver
     /// once.
     shadow: [u64; SHADOW],
     shadow_len: usize,
     /// With `skip_used`: the last chain of a run that one used entry will complete, and the chains in it.
-    run: (u16, u16),
+    run: (u32, u32),
 
     /// The event index that asks for kicks, as last written.
-    kick_event: u16,
+    kick_event: Index,
     kicks: bool,
     /// A publication since the start asked for its notification by event index, so that the next one can rely on it.
     event_known: bool,
@@ -100,7 +100,7 @@ impl<W: Words> SplitDevice<W> {
     pub fn over(config: QueueConfig, areas: Areas<W>) -> Result<SplitDevice<W>, SetupError> {
         areas.check(Format::Split, config.size)?;
         let size = config.size.get();
-        let start = config.position.used_idx;
+        let start = Index::new(config.position.used_idx);
         Ok(SplitDevice {
             areas,
             map: config.map,
@@ -121,7 +121,7 @@ impl<W: Words> SplitDevice<W> {
             shadow: [0; SHADOW],
             shadow_len: 0,
             run: (0, 0),
-            kick_event: 0,
+            kick_event: Index::new(0),
             kicks: true,
             event_known: false,
             keeper: config.keeper,
@@ -131,10 +131,10 @@ impl<W: Words> SplitDevice<W> {
     /// Looks at the driver's index: how many entries are available.
     #[inline]
     fn look(&mut self) -> Result<u16, RingFault> {
-        let seen = self.areas.driver.read_u16(IDX);
-        let ready = seen.wrapping_sub(self.avail_next);
+        let seen = Index::new(self.areas.driver.read_u16(IDX));
+        let ready = seen.since(self.avail_next);
         // virtio 1.3 §2.7.13.1: no more chains than descriptors; those consumed and not yet returned count.
-        if ready > self.size - self.avail_next.wrapping_sub(self.used_published) {
+        if ready > self.size - self.avail_next.since(self.used_published) {
             return Err(self.fail(RingFault::AvailIndex));
         }
         // Acquire: pairs with the Release before the store of avail.idx in `SplitDriver::publish` (virtio 1.3
@@ -147,12 +147,12 @@ impl<W: Words> SplitDevice<W> {
     /// Reads heads ahead, up to `ahead` beyond `avail_next`, and asks for their descriptors.
     #[inline(always)]
     fn read_heads(&mut self, ahead: u16) {
-        let end = self.avail_next.wrapping_add(ahead);
+        let end = self.avail_next.plus(ahead).get();
         // What was read ahead before may reach further.
-        let have = self.heads_read.wrapping_sub(self.avail_next);
+        let have = self.heads_read.since(self.avail_next);
         let mut left = ahead.saturating_sub(have);
-        let mut index = self.heads_read;
-        self.heads_read = index.wrapping_add(left);
+        let mut index = self.heads_read.get();
+        self.heads_read.advance(left);
         while left > 0 {
             // A run that wraps neither in the ring nor in `heads`.
             let (slot, place) = (index & self.mask, index % HEADS as u16);
@@ -290,25 +290,25 @@ impl<W: Words> SplitDevice<W> {
     /// Writes the completed entries into the ring, not visible to the driver yet.
     fn flush(&mut self) {
         // No more than were consumed, whatever was completed.
-        let most = self.avail_next.wrapping_sub(self.used_next);
+        let most = self.avail_next.since(self.used_next);
         if self.skip_used {
             // virtio 1.3 §2.7.9: a single entry, with the id of the last chain, stands for a batch; it is written at
             // the place of the first one and the index skips the others.
             let (id, chains) = std::mem::take(&mut self.run);
-            debug_assert!(chains <= most, "completed what was not consumed");
+            debug_assert!(chains <= most.into(), "completed what was not consumed");
             if chains > 0 {
-                self.areas.device.write_pairs(used_at(self.used_next & self.mask), &[id.into()]);
-                self.used_next = self.used_next.wrapping_add(chains.min(most));
+                self.areas.device.write_pairs(used_at(self.used_next.get() & self.mask), &[id.into()]);
+                self.used_next.advance(chains.min(most.into()) as u16);
             }
         } else {
             debug_assert!(self.shadow_len <= most.into(), "completed what was not consumed");
             let entries = self.shadow.get(..self.shadow_len.min(most.into())).unwrap_or_default();
-            let start = self.used_next & self.mask;
+            let start = self.used_next.get() & self.mask;
             let before_wrap = entries.len().min(usize::from(self.size - start));
             let (here, wrapped) = entries.split_at(before_wrap);
             self.areas.device.write_pairs(used_at(start), here);
             self.areas.device.write_pairs(used_at(0), wrapped);
-            self.used_next = self.used_next.wrapping_add(entries.len() as u16);
+            self.used_next.advance(entries.len() as u16);
             self.shadow_len = 0;
         }
     }
@@ -323,8 +323,8 @@ impl<W: Words> SplitDevice<W> {
             self.shadow_len = 1;
         } else if self.used_next != self.avail_next {
             // A length has to be told: this chain gets an entry of its own.
-            self.areas.device.write_pairs(used_at(self.used_next & self.mask), &[entry]);
-            self.used_next = self.used_next.wrapping_add(1);
+            self.areas.device.write_pairs(used_at(self.used_next.get() & self.mask), &[entry]);
+            self.used_next.advance(1);
         }
     }
 
@@ -345,8 +345,8 @@ impl<W: Words> SplitDevice<W> {
 
     /// Writes an event index that asks for a kick once entry `event` becomes available.
     #[inline]
-    fn write_kick_event(&mut self, event: u16) {
-        self.areas.device.write_u16(used_at(self.size), event);
+    fn write_kick_event(&mut self, event: Index) {
+        self.areas.device.write_u16(used_at(self.size), event.get());
         self.kick_event = event;
     }
 
@@ -369,18 +369,18 @@ impl<W: Words> DeviceRing for SplitDevice<W> {
             return Err(self.fail(RingFault::Poisoned));
         }
         let max = max_chains.min(Burst::CHAINS) as u16;
-        let mut ready = self.avail_seen.wrapping_sub(self.avail_next);
+        let mut ready = self.avail_seen.since(self.avail_next);
         if ready < max {
             ready = self.look()?;
         }
-        if self.event_idx && !self.kicks && self.avail_next.wrapping_sub(self.kick_event) > EVENT_DRIFT {
-            self.write_kick_event(self.avail_next.wrapping_sub(1));
+        if self.event_idx && !self.kicks && self.avail_next.since(self.kick_event) > EVENT_DRIFT {
+            self.write_kick_event(self.avail_next.farthest());
         }
         let count = ready.min(max);
         self.read_heads(ready.min(2 * max));
         let mut done = 0;
         while done < count {
-            let (singles, other) = self.add_singles(burst, self.avail_next.wrapping_add(done), count - done);
+            let (singles, other) = self.add_singles(burst, self.avail_next.plus(done).get(), count - done);
             done += singles;
             let head = match other {
                 Some(head) => head,
@@ -389,7 +389,7 @@ impl<W: Words> DeviceRing for SplitDevice<W> {
                 // No room.
                 None => break,
             };
-            let from = self.avail_next.wrapping_add(done);
+            let from = self.avail_next.plus(done).get();
             let (added, outcome) = self.add_run(burst, head, from, count - done);
             done += added;
             match outcome {
@@ -403,9 +403,9 @@ impl<W: Words> DeviceRing for SplitDevice<W> {
 
     #[inline]
     fn consume(&mut self, chains: &[Chain]) {
-        let peeked = self.heads_read.wrapping_sub(self.avail_next);
+        let peeked = self.heads_read.since(self.avail_next);
         debug_assert!(chains.len() <= usize::from(peeked), "consumes what was not peeked");
-        self.avail_next = self.avail_next.wrapping_add(peeked.min(chains.len() as u16));
+        self.avail_next.advance(peeked.min(chains.len() as u16));
     }
 
     #[inline]
@@ -414,7 +414,7 @@ impl<W: Words> DeviceRing for SplitDevice<W> {
             self.shadow[self.shadow_len % SHADOW] = used_entry(chain.id, written);
             self.shadow_len += 1;
         } else if self.skip_used && written == 0 {
-            self.run = (chain.id, self.run.1.saturating_add(1));
+            self.run = (chain.id.into(), self.run.1.saturating_add(1));
         } else {
             self.complete_slowly(chain.id, written);
         }
@@ -429,10 +429,10 @@ impl<W: Words> DeviceRing for SplitDevice<W> {
         // Release: pairs with the Acquire after the load of used.idx in `SplitDriver::collect` (virtio 1.3 §2.7.8.2):
         // entries and the bytes of buffers are visible before the index.
         fence(Ordering::Release);
-        self.areas.device.write_u16(IDX, new);
+        self.areas.device.write_u16(IDX, new.get());
         self.used_published = new;
         self.keeper.store(self.position());
-        self.wants_call(old, new)
+        self.wants_call(old.get(), new.get())
     }
 
     fn enable_kicks(&mut self) -> bool {
@@ -445,14 +445,14 @@ impl<W: Words> DeviceRing for SplitDevice<W> {
         // Full: pairs with the full fence in `SplitDriver::publish`. Either the driver sees the wish just written and
         // kicks, or its index is seen here.
         fence(Ordering::SeqCst);
-        self.fault.is_none() && self.areas.driver.read_u16(IDX) != self.avail_next
+        self.fault.is_none() && self.areas.driver.read_u16(IDX) != self.avail_next.get()
     }
 
     fn disable_kicks(&mut self) {
         self.kicks = false;
         if self.event_idx {
-            // virtio 1.3 §2.7.10: flags mean nothing now. An event just behind is the farthest one away.
-            self.write_kick_event(self.avail_next.wrapping_sub(1));
+            // virtio 1.3 §2.7.10: flags mean nothing now.
+            self.write_kick_event(self.avail_next.farthest());
         } else {
             self.areas.device.write_u16(FLAGS, F_NO_NOTIFICATION);
         }
@@ -460,12 +460,13 @@ impl<W: Words> DeviceRing for SplitDevice<W> {
 
     fn has_available(&mut self) -> bool {
         self.fault.is_none()
-            && (self.avail_seen != self.avail_next || self.areas.driver.read_u16(IDX) != self.avail_next)
+            && (self.avail_seen != self.avail_next
+                || self.areas.driver.read_u16(IDX) != self.avail_next.get())
     }
 
     /// The position from which a successor has to go on: what was consumed but not published counts as not taken.
     fn position(&self) -> Position {
-        let used = self.used_published;
+        let used = self.used_published.get();
         Position { avail_idx: used, avail_wrap: true, used_idx: used, used_wrap: true }
     }
 }

@@ -12,7 +12,7 @@ use crate::layout::{Areas, DriverConfig};
 use crate::queue::{
     Completion, DriverBuffer, DriverRing, Format, RingFault, RingFull, SetupError, need_event,
 };
-use crate::split::{F_NO_NOTIFICATION, FLAGS, IDX, avail_at, desc_at, used_at};
+use crate::split::{F_NO_NOTIFICATION, FLAGS, IDX, Index, avail_at, desc_at, used_at};
 use crate::sync::{Ordering, fence};
 use crate::walk::{F_NEXT, F_WRITE};
 use crate::words::{RawWords, Words};
@@ -32,27 +32,27 @@ pub struct SplitDriver<W: Words = RawWords> {
     fault: Option<RingFault>,
 
     /// Next available entry to fill.
-    avail_next: u16,
+    avail_next: Index,
     /// The available index that the device sees.
-    avail_published: u16,
+    avail_published: Index,
     /// Next used entry to look at.
-    used_next: u16,
+    used_next: Index,
     /// The device's index when it was last read and checked.
-    used_seen: u16,
+    used_seen: Index,
     /// With IN_ORDER: the end of the batch that one used entry completed, and the bytes it told for the last of it.
-    batch: (u16, u32),
+    batch: (Index, u32),
 
     /// Free descriptors: a queue of `free_count` from `free_first` on, modulo the size.
     free: Box<[u16]>,
-    free_first: u16,
-    free_count: u16,
+    free_first: Index,
+    free_count: u32,
     /// What is known of each outstanding chain, by its head.
     chains: Box<[Outstanding]>,
     /// With IN_ORDER: heads in the order of their available entries.
     heads: Box<[u16]>,
 
     /// The event index that asks for calls, as last written.
-    call_event: u16,
+    call_event: Index,
     calls: bool,
 }
 
@@ -96,6 +96,7 @@ impl<W: Words> SplitDriver<W> {
             area.write_u16(IDX, start);
             area.write_u16(event, start);
         }
+        let at = Index::new(start);
         Ok(SplitDriver {
             areas,
             map: config.map,
@@ -104,34 +105,34 @@ impl<W: Words> SplitDriver<W> {
             event_idx: config.features.contains(Features::EVENT_IDX),
             in_order: config.features.contains(Features::IN_ORDER),
             fault: None,
-            avail_next: start,
-            avail_published: start,
-            used_next: start,
-            used_seen: start,
-            batch: (start, 0),
+            avail_next: at,
+            avail_published: at,
+            used_next: at,
+            used_seen: at,
+            batch: (at, 0),
             // With IN_ORDER descriptors are used in ring order from 0 on (virtio 1.3 §2.7.9), whatever the index.
             free: (0..size).collect(),
-            free_first: 0,
-            free_count: size,
+            free_first: Index::new(0),
+            free_count: size.into(),
             chains: vec![Outstanding::default(); size.into()].into(),
             heads: vec![0; size.into()].into(),
-            call_event: start,
+            call_event: at,
             calls: true,
         })
     }
 
     /// Looks at the device's index: how many used entries are there.
     fn look(&mut self) -> Result<u16, RingFault> {
-        let seen = self.areas.device.read_u16(IDX);
-        let ready = seen.wrapping_sub(self.used_next);
-        if ready > self.avail_published.wrapping_sub(self.used_next) {
+        let seen = Index::new(self.areas.device.read_u16(IDX));
+        let ready = seen.since(self.used_next);
+        if ready > self.avail_published.since(self.used_next) {
             return Err(RingFault::UsedIndex);
         }
         // Acquire: pairs with the Release before the store of used.idx in `SplitDevice::publish`.
         fence(Ordering::Acquire);
         // The entries follow each other: their lines are asked for at once.
         for nth in (LINE..ready.min(LINE * LINES_AHEAD)).step_by(LINE.into()) {
-            self.areas.device.prefetch_read(used_at(self.used_next.wrapping_add(nth) & self.mask));
+            self.areas.device.prefetch_read(used_at(self.used_next.plus(nth).get() & self.mask));
         }
         self.used_seen = seen;
         Ok(ready)
@@ -142,7 +143,7 @@ impl<W: Words> SplitDriver<W> {
     fn take(&mut self) -> Result<Completion, RingFault> {
         let (head, written) = if self.in_order { self.next_in_order()? } else { self.read_used() };
         let completion = self.release(head, written)?;
-        self.used_next = self.used_next.wrapping_add(1);
+        self.used_next.advance(1);
         Ok(completion)
     }
 
@@ -152,26 +153,26 @@ impl<W: Words> SplitDriver<W> {
             self.batch = self.read_batch()?;
         }
         let (end, written) = self.batch;
-        let last = end == self.used_next.wrapping_add(1);
-        let head = self.heads.get(usize::from(self.used_next & self.mask)).copied().unwrap_or_default();
+        let last = end == self.used_next.plus(1);
+        let head = self.heads.get(usize::from(self.used_next.get() & self.mask)).copied().unwrap_or_default();
         Ok((head.into(), if last { written } else { 0 }))
     }
 
     /// The next used entry: id and bytes written.
     #[inline(always)]
     fn read_used(&self) -> (u32, u32) {
-        let entry = self.areas.device.read_pair(used_at(self.used_next & self.mask));
+        let entry = self.areas.device.read_pair(used_at(self.used_next.get() & self.mask));
         (entry as u32, (entry >> 32) as u32)
     }
 
     /// virtio 1.3 §2.7.9: one used entry may stand for all chains up to the one whose id it has. Returns the index
     /// behind that chain, and its bytes.
-    fn read_batch(&self) -> Result<(u16, u32), RingFault> {
+    fn read_batch(&self) -> Result<(Index, u32), RingFault> {
         let (id, written) = self.read_used();
         let mut index = self.used_next;
         while index != self.used_seen {
-            let head = self.heads.get(usize::from(index & self.mask));
-            index = index.wrapping_add(1);
+            let head = self.heads.get(usize::from(index.get() & self.mask));
+            index.advance(1);
             if head.is_some_and(|head| u32::from(*head) == id) {
                 return Ok((index, written));
             }
@@ -201,7 +202,7 @@ impl<W: Words> SplitDriver<W> {
 
     #[inline(always)]
     fn free_one(&mut self, index: u16) {
-        let place = self.free_first.wrapping_add(self.free_count) & self.mask;
+        let place = self.free_first.plus(self.free_count as u16).get() & self.mask;
         if let Some(place) = self.free.get_mut(usize::from(place)) {
             *place = index;
         }
@@ -226,8 +227,8 @@ impl<W: Words> SplitDriver<W> {
         if self.free_count == 0 {
             return Err(RingFull);
         }
-        let head = self.free.get(usize::from(self.free_first)).copied().unwrap_or_default();
-        self.free_first = self.free_first.wrapping_add(1) & self.mask;
+        let head = self.free.get(usize::from(self.free_first.get() & self.mask)).copied().unwrap_or_default();
+        self.free_first.advance(1);
         self.free_count -= 1;
         let (flags, writable) = if buffer.writable { (F_WRITE, buffer.len) } else { (0, 0) };
         self.areas.desc.write_u64(desc_at(head), buffer.gpa);
@@ -241,11 +242,11 @@ impl<W: Words> SplitDriver<W> {
 
     /// A chain of several.
     fn add_chain(&mut self, buffers: &[DriverBuffer], token: u32) -> Result<(), RingFull> {
-        if buffers.is_empty() || buffers.len() > usize::from(self.free_count) {
+        if buffers.is_empty() || buffers.len() > self.free_count as usize {
             return Err(RingFull);
         }
         let free = |ring: &Self, nth: u16| {
-            let place = ring.free_first.wrapping_add(nth) & ring.mask;
+            let place = ring.free_first.plus(nth).get() & ring.mask;
             ring.free.get(usize::from(place)).copied().unwrap_or_default()
         };
         let head = free(self, 0);
@@ -268,8 +269,8 @@ impl<W: Words> SplitDriver<W> {
             index = next;
         }
         let count = buffers.len() as u16;
-        self.free_first = self.free_first.wrapping_add(count) & self.mask;
-        self.free_count -= count;
+        self.free_first.advance(count);
+        self.free_count -= u32::from(count);
         if let Some(chain) = self.chains.get_mut(usize::from(head)) {
             (chain.token, chain.writable, chain.descriptors) = (token, writable, count);
         }
@@ -280,25 +281,25 @@ impl<W: Words> SplitDriver<W> {
     /// Writes the next available entry.
     #[inline(always)]
     fn offer(&mut self, head: u16) {
-        let slot = self.avail_next & self.mask;
+        let slot = self.avail_next.get() & self.mask;
         if self.in_order
             && let Some(place) = self.heads.get_mut(usize::from(slot))
         {
             *place = head;
         }
         self.areas.driver.write_u16(avail_at(slot), head);
-        self.avail_next = self.avail_next.wrapping_add(1);
+        self.avail_next.advance(1);
     }
 
-    fn write_call_event(&mut self, event: u16) {
-        self.areas.driver.write_u16(avail_at(self.size), event);
+    fn write_call_event(&mut self, event: Index) {
+        self.areas.driver.write_u16(avail_at(self.size), event.get());
         self.call_event = event;
     }
 }
 
 impl<W: Words> DriverRing for SplitDriver<W> {
     fn free_slots(&self) -> usize {
-        self.free_count.into()
+        self.free_count as usize
     }
 
     #[inline]
@@ -317,13 +318,13 @@ impl<W: Words> DriverRing for SplitDriver<W> {
         // Release: pairs with the Acquire after the load of avail.idx in `SplitDevice::look`: descriptors and entries
         // are visible before the index (virtio 1.3 §2.7.13.2).
         fence(Ordering::Release);
-        self.areas.driver.write_u16(IDX, new);
+        self.areas.driver.write_u16(IDX, new.get());
         self.avail_published = new;
         // Full: pairs with the full fence in `SplitDevice::enable_kicks`. Either this side sees the device's wish to
         // be kicked, or the device, looking once more after it wished, sees the index just stored.
         fence(Ordering::SeqCst);
         if self.event_idx {
-            need_event(self.areas.device.read_u16(used_at(self.size)), new, old)
+            need_event(self.areas.device.read_u16(used_at(self.size)), new.get(), old.get())
         } else {
             self.areas.device.read_u16(FLAGS) & F_NO_NOTIFICATION == 0
         }
@@ -333,7 +334,7 @@ impl<W: Words> DriverRing for SplitDriver<W> {
         if let Some(fault) = self.fault {
             return Err(fault);
         }
-        let mut ready = self.used_seen.wrapping_sub(self.used_next);
+        let mut ready = self.used_seen.since(self.used_next);
         if usize::from(ready) < into.len() {
             ready = self.look().inspect_err(|fault| self.fault = Some(*fault))?;
         }
@@ -348,8 +349,8 @@ impl<W: Words> DriverRing for SplitDriver<W> {
             }
             count += 1;
         }
-        if self.event_idx && !self.calls && self.used_next.wrapping_sub(self.call_event) > EVENT_DRIFT {
-            self.write_call_event(self.used_next.wrapping_sub(1));
+        if self.event_idx && !self.calls && self.used_next.since(self.call_event) > EVENT_DRIFT {
+            self.write_call_event(self.used_next.farthest());
         }
         Ok(count)
     }
@@ -363,14 +364,14 @@ impl<W: Words> DriverRing for SplitDriver<W> {
         }
         // Full: pairs with the full fence in `SplitDevice::publish` (`wants_call`).
         fence(Ordering::SeqCst);
-        self.fault.is_none() && self.areas.device.read_u16(IDX) != self.used_next
+        self.fault.is_none() && self.areas.device.read_u16(IDX) != self.used_next.get()
     }
 
     fn disable_calls(&mut self) {
         self.calls = false;
         if self.event_idx {
-            // virtio 1.3 §2.7.7.1: flags mean nothing now. An event just behind is the farthest one away.
-            self.write_call_event(self.used_next.wrapping_sub(1));
+            // virtio 1.3 §2.7.7.1: flags mean nothing now.
+            self.write_call_event(self.used_next.farthest());
         } else {
             self.areas.driver.write_u16(FLAGS, F_NO_NOTIFICATION);
         }
