@@ -147,7 +147,6 @@ impl<W: Words> SplitDevice<W> {
     /// Reads heads ahead, up to `ahead` beyond `avail_next`, and asks for their descriptors.
     #[inline(always)]
     fn read_heads(&mut self, ahead: u16) {
-        let end = self.avail_next.plus(ahead).get();
         // What was read ahead before may reach further.
         let have = self.heads_read.since(self.avail_next);
         let mut left = ahead.saturating_sub(have);
@@ -166,7 +165,6 @@ impl<W: Words> SplitDevice<W> {
             index = index.wrapping_add(run);
             left -= run;
         }
-        self.areas.driver.prefetch_read(avail_at(end & self.mask));
     }
 
     /// Adds chains of one descriptor in a known region, up to `count` from the one at `from` on: what a ring mostly
