@@ -15,13 +15,9 @@ use std::str::FromStr;
 /// Bytes of a frame's head: addresses, type and stamp.
 pub const HEAD_BYTES: usize = 46;
 
-/// A head is read and written as words of 8 bytes, in the order of the wire, at these places; the second overlaps the
-/// first. By words, since a processor that gathers bytes just stored in parts into wider loads waits until *all* its
+/// A head is read and written as little-endian words of 8 bytes at these places; the second overlaps the first. By words, since a processor that gathers bytes just stored in parts into wider loads waits until *all* its
 /// stores are done, those to lines that the other core holds too: a third of a generator's time.
 pub const WORDS_AT: [usize; 6] = [0, 6, 14, 22, 30, 38];
-
-/// Of them, those that differ from frame to frame.
-pub const STAMP_WORDS: std::ops::Range<usize> = 2..6;
 
 /// The shortest frame: what Ethernet has at least, without frame check sequence.
 pub const MIN_FRAME: u16 = 60;
@@ -50,23 +46,30 @@ impl Stamp {
     pub fn to_words(self) -> [u64; 6] {
         let lengths = u64::from(self.flow) << 48 | u64::from(self.filler) << 32 | u64::from(self.len) << 16;
         let [to, from] = AS_SENT;
-        [to, from, lengths.to_be(), self.sequence.to_be(), self.sent_at.to_be(), self.check().to_be()]
+        [
+            to,
+            from,
+            lengths.swap_bytes(),
+            self.sequence.swap_bytes(),
+            self.sent_at.swap_bytes(),
+            self.check().swap_bytes(),
+        ]
     }
 
     /// Reads it back, with whether the addresses came exchanged; None for any other frame and for any damage.
     #[inline]
     pub fn from_words(words: [u64; 6]) -> Option<(Stamp, bool)> {
         let [to, from, lengths, sequence, sent_at, check] = words;
-        let lengths = u64::from_be(lengths);
+        let lengths = lengths.swap_bytes();
         let stamp = Stamp {
             flow: (lengths >> 48) as u16,
             filler: (lengths >> 32) as u16,
             len: (lengths >> 16) as u16,
-            sequence: u64::from_be(sequence),
-            sent_at: u64::from_be(sent_at),
+            sequence: sequence.swap_bytes(),
+            sent_at: sent_at.swap_bytes(),
         };
         let exchanged = [to, from] == EXCHANGED;
-        let intact = stamp.check() == u64::from_be(check)
+        let intact = stamp.check() == check.swap_bytes()
             && lengths as u16 == 0
             && (exchanged || [to, from] == AS_SENT);
         intact.then_some((stamp, exchanged))
@@ -192,8 +195,8 @@ const EXCHANGED: [u64; 2] = addresses(SOURCE, DESTINATION);
 const fn addresses(to: [u8; 6], from: [u8; 6]) -> [u64; 2] {
     let [kind, of_kind] = ETHER_TYPE;
     [
-        u64::from_ne_bytes([to[0], to[1], to[2], to[3], to[4], to[5], from[0], from[1]]),
-        u64::from_ne_bytes([from[0], from[1], from[2], from[3], from[4], from[5], kind, of_kind]),
+        u64::from_le_bytes([to[0], to[1], to[2], to[3], to[4], to[5], from[0], from[1]]),
+        u64::from_le_bytes([from[0], from[1], from[2], from[3], from[4], from[5], kind, of_kind]),
     ]
 }
 
@@ -214,13 +217,13 @@ mod tests {
     fn head(stamp: Stamp) -> [u8; HEAD_BYTES] {
         let mut head = [0; HEAD_BYTES];
         for (at, word) in WORDS_AT.into_iter().zip(stamp.to_words()) {
-            head[at..at + 8].copy_from_slice(&word.to_ne_bytes());
+            head[at..at + 8].copy_from_slice(&word.to_le_bytes());
         }
         head
     }
 
     fn read(head: &[u8; HEAD_BYTES]) -> Option<(Stamp, bool)> {
-        Stamp::from_words(WORDS_AT.map(|at| u64::from_ne_bytes(head[at..at + 8].try_into().unwrap())))
+        Stamp::from_words(WORDS_AT.map(|at| u64::from_le_bytes(head[at..at + 8].try_into().unwrap())))
     }
 
     #[test]

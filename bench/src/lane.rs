@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hdrhistogram::Histogram;
 use ringway_pmd::notify::EventFd;
 use ringway_ring::features::Features;
-use ringway_ring::guest::{GuestMap, HostSlice, LastHit};
+use ringway_ring::guest::{GuestMap, LastHit};
 use ringway_ring::layout::{Areas, DriverConfig};
 use ringway_ring::packed::driver::PackedDriver;
 use ringway_ring::position::Position;
@@ -18,7 +18,7 @@ use ringway_ring::split::driver::SplitDriver;
 use ringway_ring::tsc;
 
 use crate::error::BenchError;
-use crate::frame::{Filler, HEAD_BYTES, STAMP_WORDS, Sizes, Stamp, WORDS_AT};
+use crate::frame::{Filler, HEAD_BYTES, Sizes, Stamp, WORDS_AT};
 use crate::ledger::{Counts, Ledger};
 use crate::options::{Ring, Touch};
 use crate::pace::Pace;
@@ -172,7 +172,7 @@ pub(crate) struct Pair<D> {
     ledgers: Vec<Ledger>,
     progress: Arc<[AtomicU64]>,
     /// The flow of the last good frame.
-    last_flow: u16,
+    last_flow: usize,
     /// Damaged frames since the last good one: they stand for those that are missing.
     damaged: u64,
     corrupt: u64,
@@ -236,7 +236,7 @@ impl<D: DriverRing> Pair<D> {
             body: Vec::with_capacity(usize::from(setup.sizes.max()) + setup.rx_buffer_bytes as usize),
             ledgers: vec![Ledger::default(); setup.progress.len()],
             progress: setup.progress,
-            last_flow: setup.flow,
+            last_flow: setup.flow.into(),
             damaged: 0,
             corrupt: 0,
             exchanged: 0,
@@ -265,8 +265,9 @@ impl<D: DriverRing> Pair<D> {
             if let Ok(buffer) = self.map.resolve(*gpa, self.header_len as u64 + u64::from(len)) {
                 buffer.write(&[0; 12][..self.header_len.min(12)]);
                 let words = Stamp { flow: 0, filler: 0, len, sequence: 0, sent_at: 0 }.to_words();
-                for (at, word) in WORDS_AT.iter().zip(words) {
-                    buffer.part(self.header_len + at, 8).write(&word.to_ne_bytes());
+                let head = buffer.part(self.header_len, HEAD_BYTES);
+                for (at, word) in WORDS_AT.into_iter().zip(words) {
+                    head.put_word(at, word);
                 }
                 let payload = self.filler.payload(place_of(slot), len);
                 buffer.part(self.header_len + HEAD_BYTES, payload.len()).write(payload);
@@ -323,7 +324,7 @@ impl<D: DriverRing> Pair<D> {
             self.kicks += 1;
             self.kick[0].signal();
         }
-        let flow = usize::from(self.last_flow);
+        let flow = self.last_flow;
         if let (Some(ledger), Some(progress)) = (self.ledgers.get(flow), self.progress.get(flow)) {
             // Relaxed: only a number, that of one flow, which comes here alone.
             progress.store(ledger.next() + self.damaged, Ordering::Relaxed);
@@ -344,31 +345,54 @@ impl<D: DriverRing> Pair<D> {
     }
 
     /// Takes one buffer that came; returns 1 if a frame is complete with it.
-    #[inline]
+    #[inline(always)]
     fn take(&mut self, completion: Completion, now: u64) -> u32 {
         let Some(gpa) = self.rx_buffers.get(completion.token as usize) else { return 0 };
         let Ok(buffer) = self.map.lookup(&mut self.rx_hint, *gpa, self.rx_buffer_bytes) else { return 0 };
+        let head = buffer.part(self.header_len, HEAD_BYTES);
+        // The header is 12 bytes with VERSION_1 or MRG_RXBUF, 10 without either; num_buffers is its last word.
+        let more = if self.mergeable { (buffer.word(4) >> 48).saturating_sub(1) } else { 0 };
+        if self.assembly.is_none() && more == 0 && self.touch == Touch::Header {
+            // What most are: all of a frame, of which the head is looked at.
+            let stamp = Stamp::from_words(WORDS_AT.map(|at| head.word(at)));
+            if let Some((stamp, exchanged)) = stamp
+                && !self.is_sampled(&stamp)
+            {
+                let is_whole = completion.written == self.header_len as u32 + u32::from(stamp.len);
+                self.enter(is_whole.then_some((stamp, exchanged)), now);
+                return 1;
+            }
+        }
+        self.take_piece(completion, more as u16, now)
+    }
+
+    /// Of frames whose head is looked at, some are looked at as a whole.
+    #[inline(always)]
+    fn is_sampled(&self, stamp: &Stamp) -> bool {
+        self.sampled && stamp.sequence & (WHOLE_SAMPLE - 1) == 0
+    }
+
+    /// The same for any frame: `more` buffers follow if it begins one.
+    #[inline(never)]
+    fn take_piece(&mut self, completion: Completion, more: u16, now: u64) -> u32 {
+        let Completion { token, written } = completion;
+        let Some(gpa) = self.rx_buffers.get(token as usize) else { return 0 };
+        let Ok(buffer) = self.map.lookup(&mut self.rx_hint, *gpa, self.rx_buffer_bytes) else { return 0 };
         let (mut frame, at) = match self.assembly.take() {
             None => {
-                // The header is 12 bytes with VERSION_1 or MRG_RXBUF, 10 without either; num_buffers is its last word.
-                let mut buffers = [1, 0];
-                if self.mergeable {
-                    buffer.part(10, 2).read(&mut buffers);
-                }
-                let buffers = u16::from_le_bytes(buffers);
-                let stamp = Stamp::from_words(WORDS_AT.map(|at| word(buffer, self.header_len + at)));
-                let sampled =
-                    self.sampled && stamp.is_some_and(|(stamp, _)| stamp.sequence & (WHOLE_SAMPLE - 1) == 0);
-                let whole = stamp.is_some() && (self.touch == Touch::All || sampled);
+                let head = buffer.part(self.header_len, HEAD_BYTES);
+                let stamp = Stamp::from_words(WORDS_AT.map(|at| head.word(at)));
+                let whole = stamp
+                    .as_ref()
+                    .is_some_and(|(stamp, _)| self.touch == Touch::All || self.is_sampled(stamp));
                 self.body.clear();
-                let left = buffers.max(1) - 1;
-                (Assembly { stamp, whole, left, written: 0 }, self.header_len + HEAD_BYTES)
+                (Assembly { stamp, whole, left: more, written: 0 }, self.header_len + HEAD_BYTES)
             }
             Some(begun) => (Assembly { left: begun.left - 1, ..begun }, 0),
         };
-        frame.written = frame.written.saturating_add(completion.written);
+        frame.written = frame.written.saturating_add(written);
         if frame.whole {
-            let bytes = (completion.written as usize).saturating_sub(at);
+            let bytes = (written as usize).saturating_sub(at);
             let (part, old) = (buffer.part(at, bytes), self.body.len());
             self.body.resize(old + part.len(), 0);
             part.read(&mut self.body[old..]);
@@ -381,18 +405,18 @@ impl<D: DriverRing> Pair<D> {
             self.assembly = Some(frame);
             return 0;
         }
-        self.enter(&frame, now);
-        1
-    }
-
-    /// Enters a frame that came as a whole.
-    #[inline]
-    fn enter(&mut self, frame: &Assembly, now: u64) {
         let intact = |(stamp, _): &(Stamp, bool)| {
             frame.written == self.header_len as u32 + u32::from(stamp.len)
                 && (!frame.whole || self.body == self.filler.payload(stamp.filler, stamp.len))
         };
-        let Some((stamp, exchanged)) = frame.stamp.filter(intact) else {
+        self.enter(frame.stamp.filter(intact), now);
+        1
+    }
+
+    /// Enters a frame that came: its stamp and whether its addresses were exchanged, or None if it is damaged.
+    #[inline(always)]
+    fn enter(&mut self, frame: Option<(Stamp, bool)>, now: u64) {
+        let Some((stamp, exchanged)) = frame else {
             self.corrupt += 1;
             self.damaged += 1;
             return;
@@ -402,7 +426,7 @@ impl<D: DriverRing> Pair<D> {
             return;
         };
         ledger.enter(stamp.sequence);
-        (self.damaged, self.last_flow) = (0, stamp.flow);
+        (self.damaged, self.last_flow) = (0, stamp.flow.into());
         self.exchanged += u64::from(exchanged);
         self.bytes += u64::from(stamp.len);
         if stamp.sequence & self.sample_mask == 0 {
@@ -468,9 +492,15 @@ impl<D: DriverRing> Pair<D> {
         let gpa = self.tx_buffers.get(slot as usize).copied().unwrap_or_default();
         let bytes = self.header_len as u32 + u32::from(len);
         if let Ok(buffer) = self.map.lookup(&mut self.tx_hint, gpa, bytes) {
-            let words = Stamp { flow, filler, len, sequence, sent_at }.to_words();
-            for (at, word) in WORDS_AT[STAMP_WORDS].iter().zip(&words[STAMP_WORDS]) {
-                buffer.part(self.header_len + at, 8).write(&word.to_ne_bytes());
+            let head = buffer.part(self.header_len, HEAD_BYTES);
+            if head.len() == HEAD_BYTES {
+                // The addresses before it stay.
+                let [_, _, words @ ..] = Stamp { flow, filler, len, sequence, sent_at }.to_words();
+                let [_, _, places @ ..] = WORDS_AT;
+                head.put_word(places[0], words[0]);
+                head.put_word(places[1], words[1]);
+                head.put_word(places[2], words[2]);
+                head.put_word(places[3], words[3]);
             }
             if self.touch == Touch::All {
                 let payload = self.filler.payload(filler, len);
@@ -519,14 +549,6 @@ impl<D: DriverRing> Pair<D> {
     fn fault(&self, direction: u16, fault: RingFault) -> BenchError {
         BenchError::Device { port: self.port, queue: self.pair * 2 + direction, fault }
     }
-}
-
-/// The word at `at` of a receive buffer; 0 if the buffer ends before.
-#[inline(always)]
-fn word(buffer: HostSlice<'_>, at: usize) -> u64 {
-    let mut word = [0; 8];
-    buffer.part(at, 8).read(&mut word);
-    u64::from_ne_bytes(word)
 }
 
 /// Where the payload of a transmit buffer begins in the filler, if it is written once.

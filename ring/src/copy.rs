@@ -57,6 +57,30 @@ impl<'map> HostSlice<'map> {
         unsafe { copy(self.start, from.as_ptr(), len) };
         len
     }
+    /// The 8 bytes from `at` on as a little-endian number; 0 if not all of them are inside.
+    ///
+    /// Heads of frames are read and written so, with a single instruction each. Bytes that are stored in parts and then
+    /// loaded as a whole have to wait until *all* stores before them are done, those to a peer's lines too.
+    #[inline(always)]
+    pub fn word(self, at: usize) -> u64 {
+        if !self.holds_word(at) {
+            return 0;
+        }
+        // SAFETY: 8 bytes can be read there; the map keeps them mapped.
+        u64::from_le(unsafe { machine::load_word(self.start.wrapping_add(at)) })
+    }
+    /// Writes a little-endian number of 8 bytes from `at` on; nothing if not all of them are inside.
+    #[inline(always)]
+    pub fn put_word(self, at: usize, word: u64) {
+        if self.holds_word(at) {
+            // SAFETY: 8 bytes can be written there; the map keeps them mapped, and no Rust reference to them exists.
+            unsafe { machine::store_word(self.start.wrapping_add(at), word.to_le()) }
+        }
+    }
+    #[inline(always)]
+    fn holds_word(self, at: usize) -> bool {
+        at <= self.len && self.len - at >= size_of::<u64>()
+    }
     /// Copies from another slice, as many as both have; returns how many. The two may overlap only if a guest made
     /// them so; the bytes are then unspecified.
     #[inline]

@@ -192,6 +192,18 @@ impl<R: DeviceRing> End<R> {
         }
     }
 
+    /// Takes the one chain that a frame was written to.
+    #[inline(always)]
+    fn take_one(&mut self, into: Chain, len: usize) {
+        self.ring.consume(std::slice::from_ref(&into));
+        self.capacity = into.writable_bytes;
+        self.ring.complete(&into, (len + self.ingress.header_len) as u32);
+        self.used += 1;
+        self.tally.chains += 1;
+        self.tally.packets += 1;
+        self.tally.bytes += len as u64;
+    }
+
     /// Takes the chains that were written to.
     #[inline]
     fn take(&mut self, count: usize, len: usize) {
@@ -211,48 +223,53 @@ impl<R: DeviceRing> End<R> {
     }
 
     /// Copies one frame, as it is, into the buffers that it fits. The header comes without its number of buffers.
-    ///
-    /// What is put together here is written by words, as wide as they are: bytes that were just stored in parts and are
-    /// then loaded as a whole have to wait until *all* stores before them are done, those to the guest's lines too.
     #[inline]
-    fn put_frame(&mut self, from: Passage<'_>, (low, high): (u64, u16)) -> Result<(), Refused> {
+    fn put_frame(&mut self, from: Passage<'_>, header: (u64, u16)) -> Result<(), Refused> {
         let (len, skip) = (from.frame.len as usize, from.skip);
         let ours = self.ingress.header_len;
+        // What most are: a frame in one piece, and a buffer that takes it.
+        if let Some(only) = self.burst.chains().get(self.used)
+            && let (Some(piece), Some(to)) =
+                (from.burst.single_readable(from.chain), self.burst.single_writable(only))
+            && piece.len() >= skip + len
+            && to.len() >= ours + len
+            && len >= HEAD
+        {
+            put_header(to, ours, header);
+            let (piece, to) = (piece.part(skip, len), to.part(ours, len));
+            if from.swap {
+                swap_addresses(piece, to);
+                to.part(HEAD, len - HEAD).copy_from(piece.part(HEAD, len - HEAD));
+            } else {
+                to.copy_from(piece);
+            }
+            self.take_one(*only, len);
+            return Ok(());
+        }
+        self.put_pieces(from, header)
+    }
+
+    /// The same for frames and buffers in any number of pieces.
+    #[inline(never)]
+    fn put_pieces(&mut self, from: Passage<'_>, (low, high): (u64, u16)) -> Result<(), Refused> {
+        let (len, ours) = (from.frame.len as usize, self.ingress.header_len);
         let count = self.room(len + ours)?;
         let into = self.burst.chains().get(self.used..self.used + count).unwrap_or_default();
         // virtio 1.3 §5.1.6.4.1: the number of chains that the frame takes. It ends the header, where there is one.
         let high = u32::from(high) | (count as u32) << 16;
-        let rest = ours.saturating_sub(8);
-
-        let mut source = from.burst.readable(from.chain);
-        if let [only] = into
-            && let (Some(piece), Some(to)) = (source.next(), self.burst.writable(only).next())
-            && piece.len() >= skip + len
-            && to.len() >= ours + len
         {
-            let piece = piece.part(skip, len);
-            to.write(&low.to_le_bytes());
-            to.part(8, rest).write(&high.to_le_bytes());
-            let to = to.part(ours, len);
-            if from.swap {
-                swap_addresses(piece, to);
-                to.part(12, len - 12).copy_from(piece.part(12, len - 12));
-            } else {
-                to.copy_from(piece);
-            }
-        } else {
             let mut piece = Cursor::new(from.burst.readable(from.chain));
             let mut to = Cursor::new(into.iter().flat_map(|chain| self.burst.writable(chain)));
             to.write(&low.to_le_bytes());
-            to.write(high.to_le_bytes().get(..rest).unwrap_or_default());
-            piece.skip(skip);
+            to.write(high.to_le_bytes().get(..ours.saturating_sub(8)).unwrap_or_default());
+            piece.skip(from.skip);
             let mut left = len;
             if from.swap {
-                let mut addresses = [0u8; 12];
+                let mut addresses = [0u8; HEAD];
                 piece.read(&mut addresses);
-                addresses.rotate_left(6);
+                addresses.rotate_left(HEAD / 2);
                 to.write(&addresses);
-                left -= addresses.len();
+                left -= HEAD;
             }
             piece.copy_to(&mut to, left);
         }
@@ -347,15 +364,23 @@ fn fit(free: &[Chain], needed: usize, mergeable: bool) -> Fit {
     Fit::NotYet
 }
 
-/// Copies destination and source address, exchanged. Both slices have 12 bytes at least.
-#[inline]
-fn swap_addresses(from: HostSlice<'_>, to: HostSlice<'_>) {
-    let (mut low, mut high) = ([0; 8], [0; 4]);
-    from.read(&mut low);
-    from.part(8, 4).read(&mut high);
-    // The destination is the lower 48 bits of `low`; the source what is above, and `high`.
-    let (low, high) = (u64::from_le_bytes(low), u32::from_le_bytes(high));
-    let source = low >> 48 | u64::from(high) << 16;
-    to.write(&(source | low << 48).to_le_bytes());
-    to.part(8, 4).write(&((low >> 16) as u32).to_le_bytes());
+/// Writes the header of a frame that takes one buffer, of `len` bytes: 10, or 12 with the number of buffers.
+#[inline(always)]
+fn put_header(to: HostSlice<'_>, len: usize, (low, high): (u64, u16)) {
+    to.put_word(0, low);
+    // What is behind the first word, with some of it.
+    let (high, behind) = (u64::from(high) | 1 << 16, len.saturating_sub(8) as u32 * 8);
+    to.put_word(len.saturating_sub(8), if behind == 0 { low } else { low >> behind | high << (64 - behind) });
 }
+
+/// Copies destination and source address, exchanged. Both slices have [`HEAD`] bytes at least.
+#[inline(always)]
+fn swap_addresses(from: HostSlice<'_>, to: HostSlice<'_>) {
+    // The destination is in the lower 48 bits of the one, the source in the upper 48 of the other.
+    let (low, high) = (from.word(0), from.word(4));
+    to.put_word(0, high >> 16 | low << 48);
+    to.put_word(4, high >> 48 | low << 16);
+}
+
+/// Bytes of the two addresses of a frame.
+const HEAD: usize = 12;

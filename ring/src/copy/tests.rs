@@ -50,6 +50,23 @@ fn long_lengths_arrive() {
 }
 
 #[test]
+fn words_are_little_endian_and_inside() {
+    let mut memory = *b"0123456789";
+    let (first, third) = (u64::from_le_bytes(*b"01234567"), u64::from_le_bytes(*b"23456789"));
+    assert_eq!(
+        [0, 2, 3, 10, 11, usize::MAX].map(|at| slice(&mut memory).word(at)),
+        [first, third, 0, 0, 0, 0]
+    );
+    slice(&mut memory).put_word(1, u64::from_le_bytes(*b"abcdefgh"));
+    assert_eq!(&memory, b"0abcdefgh9");
+    for beyond in [3, 10, 11, usize::MAX] {
+        slice(&mut memory).put_word(beyond, 0);
+    }
+    assert_eq!(&memory, b"0abcdefgh9");
+    assert_eq!(slice(&mut memory[..7]).word(0), 0);
+}
+
+#[test]
 fn read_and_write_stop_at_the_shorter_side() {
     let mut memory = [1, 2, 3, 4];
     let mut into = [0; 6];

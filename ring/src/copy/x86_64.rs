@@ -77,6 +77,30 @@ pub(super) unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
     }
 }
 
+/// Any alignment.
+///
+/// # Safety
+/// 8 bytes at `from` can be read, whoever writes them.
+#[inline(always)]
+pub(super) unsafe fn load_word(from: *const u8) -> u64 {
+    let word;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("mov {}, qword ptr [{}]", out(reg) word, in(reg) from, options(readonly, nostack, preserves_flags));
+    }
+    word
+}
+
+/// Any alignment.
+///
+/// # Safety
+/// 8 bytes at `to` can be written, whoever reads or writes them, and no Rust reference forbids it.
+#[inline(always)]
+pub(super) unsafe fn store_word(to: *mut u8, word: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("mov qword ptr [{}], {}", in(reg) to, in(reg) word, options(nostack, preserves_flags)) }
+}
+
 #[inline(always)]
 pub(super) fn prefetch_read(line: *const u8) {
     // SAFETY: a hint without architectural effect, whatever the address.
