@@ -136,6 +136,12 @@ impl Burst {
         if (chain.readable, chain.writable) == (0, 1) { self.slice(chain.first as usize) } else { None }
     }
 
+    /// Every segment of every chain, in order.
+    #[inline]
+    pub fn all_segments(&self) -> impl ExactSizeIterator<Item = HostSlice<'_>> + Clone {
+        self.slices(0, self.segment_count)
+    }
+
     #[inline]
     fn slice(&self, index: usize) -> Option<HostSlice<'_>> {
         self.segments(index, 1).first().map(Segment::slice)

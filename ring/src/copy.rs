@@ -39,6 +39,12 @@ impl<'map> HostSlice<'map> {
         let at = at.min(self.len);
         HostSlice { start: self.start.wrapping_add(at), len: len.min(self.len - at), map: PhantomData }
     }
+    /// The `len` bytes from `at` on; None if they are not all inside.
+    #[inline(always)]
+    pub fn get(self, at: usize, len: usize) -> Option<Self> {
+        let holds = at <= self.len && len <= self.len - at;
+        holds.then(|| HostSlice { start: self.start.wrapping_add(at), len, map: PhantomData })
+    }
     /// Copies the first `into.len()` bytes out, or as many as there are; returns how many.
     #[inline]
     pub fn read(self, into: &mut [u8]) -> usize {

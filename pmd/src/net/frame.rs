@@ -6,7 +6,6 @@
 //! Budget: no allocation, no lock, no system call, no panic.
 
 use ringway_ring::chain::{Burst, Chain};
-use ringway_ring::guest::HostSlice;
 use ringway_ring::queue::RingFault;
 
 use super::cursor::Cursor;
@@ -162,18 +161,11 @@ pub fn copy_out(burst: &Burst, chain: &Chain, at: usize, into: &mut [u8]) {
     from.read(into);
 }
 
-/// Asks for the first lines of every peeked frame before the first is touched.
+/// Asks for the first lines of every piece of every peeked frame before the first is touched.
 #[inline]
 pub fn prefetch(burst: &Burst) {
-    for chain in burst.chains() {
-        if let Some(first) = burst.readable(chain).next() {
-            prefetch_head(first);
-        }
+    for piece in burst.all_segments() {
+        piece.prefetch_read(0);
+        piece.prefetch_read(64);
     }
-}
-
-#[inline]
-fn prefetch_head(slice: HostSlice<'_>) {
-    slice.prefetch_read(0);
-    slice.prefetch_read(64);
 }

@@ -95,18 +95,17 @@ impl<R: DeviceRing> Receiver for End<R> {
     #[inline]
     fn prepare(&mut self, frames: &[Frame]) {
         let mut wanted = frames.len();
-        if self.mergeable {
+        let longest = frames.iter().fold(0, |longest, frame| frame.len.max(longest));
+        if self.mergeable && longest >= self.capacity {
             let capacity = self.capacity.max(64);
             wanted += frames.iter().map(|frame| (frame.len / capacity) as usize).sum::<usize>();
         }
         let have = self.burst.chains().len() - self.used.min(self.burst.chains().len());
         if have < wanted {
             self.peek(wanted.min(Burst::CHAINS));
-            for chain in self.burst.chains() {
-                if let Some(first) = self.burst.writable(chain).next() {
-                    first.prefetch_write(0);
-                    first.prefetch_write(64);
-                }
+            for piece in self.burst.all_segments() {
+                piece.prefetch_write(0);
+                piece.prefetch_write(64);
             }
         }
     }
@@ -231,17 +230,13 @@ impl<R: DeviceRing> End<R> {
         if let Some(only) = self.burst.chains().get(self.used)
             && let (Some(piece), Some(to)) =
                 (from.burst.single_readable(from.chain), self.burst.single_writable(only))
-            && piece.len() >= skip + len
-            && to.len() >= ours + len
-            && len >= HEAD
+            && let (Some(piece), Some(frame)) = (piece.get(skip, len), to.get(ours, len))
         {
             put_header(to, ours, header);
-            let (piece, to) = (piece.part(skip, len), to.part(ours, len));
+            frame.copy_from(piece);
             if from.swap {
-                swap_addresses(piece, to);
-                to.part(HEAD, len - HEAD).copy_from(piece.part(HEAD, len - HEAD));
-            } else {
-                to.copy_from(piece);
+                // Over what was just copied.
+                swap_addresses(piece, frame);
             }
             self.take_one(*only, len);
             return Ok(());
@@ -373,7 +368,7 @@ fn put_header(to: HostSlice<'_>, len: usize, (low, high): (u64, u16)) {
     to.put_word(len.saturating_sub(8), if behind == 0 { low } else { low >> behind | high << (64 - behind) });
 }
 
-/// Copies destination and source address, exchanged. Both slices have [`HEAD`] bytes at least.
+/// Copies destination and source address, exchanged; nothing of a frame that is shorter than that.
 #[inline(always)]
 fn swap_addresses(from: HostSlice<'_>, to: HostSlice<'_>) {
     // The destination is in the lower 48 bits of the one, the source in the upper 48 of the other.

@@ -50,6 +50,19 @@ fn long_lengths_arrive() {
 }
 
 #[test]
+fn part_ends_where_the_slice_ends_and_get_has_all_or_nothing() {
+    let mut memory = *b"0123456789";
+    let whole = slice(&mut memory);
+    for (at, len, part, got) in
+        [(0, 10, 10, true), (4, 6, 6, true), (4, 7, 6, false), (10, 0, 0, true), (11, 0, 0, false)]
+    {
+        assert_eq!(whole.part(at, len).len(), part, "{at} {len}");
+        assert_eq!(whole.get(at, len).map(HostSlice::len), got.then_some(len), "{at} {len}");
+    }
+    assert!(whole.get(1, usize::MAX).is_none() && whole.get(usize::MAX, 1).is_none());
+}
+
+#[test]
 fn words_are_little_endian_and_inside() {
     let mut memory = *b"0123456789";
     let (first, third) = (u64::from_le_bytes(*b"01234567"), u64::from_le_bytes(*b"23456789"));
