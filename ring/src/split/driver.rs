@@ -42,12 +42,9 @@ pub struct SplitDriver<W: Words = RawWords> {
     /// With IN_ORDER: the end of the batch that one used entry completed, and the bytes it told for the last of it.
     batch: (Index, u32),
 
-    /// Free descriptors: a queue of `free_count` from `free_first` on, modulo the size.
-    free: Box<[u16]>,
-    free_first: Index,
-    free_count: u32,
-    /// What is known of each outstanding chain, by its head.
-    chains: Box<[Outstanding]>,
+    free: Free,
+    /// What is known of each descriptor.
+    slots: Box<[Slot]>,
     /// With IN_ORDER: heads in the order of their available entries.
     heads: Box<[u16]>,
 
@@ -56,16 +53,61 @@ pub struct SplitDriver<W: Words = RawWords> {
     calls: bool,
 }
 
-/// A chain that the device has. Of its descriptors the first is the index of this entry.
+/// What is known of a descriptor, and of the outstanding chain that it is the head of.
 #[derive(Debug, Clone, Copy, Default)]
-struct Outstanding {
+struct Slot {
     token: u32,
     /// Bytes that the device may write.
     writable: u32,
-    /// Descriptors; 0: not outstanding.
-    descriptors: u16,
-    /// The next descriptor of the same chain.
-    next: u16,
+    /// Descriptors of the chain; 0: the head of none.
+    descriptors: u32,
+    /// The next descriptor of the same chain, or the next free one; means nothing at the end of either.
+    next: u32,
+}
+
+/// The free descriptors, as a queue through [`Slot::next`].
+#[derive(Debug, Clone, Copy)]
+struct Free {
+    first: u32,
+    last: u32,
+    count: u32,
+}
+
+impl Free {
+    /// All of them, in the order of the table.
+    fn all(size: u16) -> (Free, Box<[Slot]>) {
+        let slots = (1..=size.into()).map(|next| Slot { next, ..Slot::default() });
+        (Free { first: 0, last: u32::from(size) - 1, count: size.into() }, slots.collect())
+    }
+
+    /// Takes the first; there is one.
+    #[inline(always)]
+    fn take(&mut self, slots: &[Slot]) -> u32 {
+        let index = self.first;
+        self.first = slots.get(index as usize).map_or(0, |slot| slot.next);
+        self.count -= 1;
+        index
+    }
+
+    /// Puts one at the end.
+    #[inline(always)]
+    fn give(&mut self, slots: &mut [Slot], index: u32) {
+        if self.count == 0 {
+            self.first = index;
+        } else if let Some(last) = slots.get_mut(self.last as usize) {
+            last.next = index;
+        }
+        self.last = index;
+        self.count += 1;
+    }
+
+    /// Puts `count` descriptors of a chain at the end, from the one at `index` on.
+    fn give_chain(&mut self, slots: &mut [Slot], mut index: u32, count: u32) {
+        for _ in 0..count {
+            self.give(slots, index);
+            index = slots.get(index as usize).map_or(0, |slot| slot.next);
+        }
+    }
 }
 
 impl DriverConfig {
@@ -97,6 +139,8 @@ impl<W: Words> SplitDriver<W> {
             area.write_u16(event, start);
         }
         let at = Index::new(start);
+        // With IN_ORDER descriptors are used in ring order from 0 on (virtio 1.3 §2.7.9), whatever the index.
+        let (free, slots) = Free::all(size);
         Ok(SplitDriver {
             areas,
             map: config.map,
@@ -110,11 +154,8 @@ impl<W: Words> SplitDriver<W> {
             used_next: at,
             used_seen: at,
             batch: (at, 0),
-            // With IN_ORDER descriptors are used in ring order from 0 on (virtio 1.3 §2.7.9), whatever the index.
-            free: (0..size).collect(),
-            free_first: Index::new(0),
-            free_count: size.into(),
-            chains: vec![Outstanding::default(); size.into()].into(),
+            free,
+            slots,
             heads: vec![0; size.into()].into(),
             call_event: at,
             calls: true,
@@ -138,38 +179,70 @@ impl<W: Words> SplitDriver<W> {
         Ok(ready)
     }
 
-    /// Takes the chain that the next used entry tells of.
+    /// Takes the chains that as many used entries tell of as there is room for; returns their number, and what ended it.
     #[inline(always)]
-    fn take(&mut self) -> Result<Completion, RingFault> {
-        let (head, written) = if self.in_order { self.next_in_order()? } else { self.read_used() };
-        let completion = self.release(head, written)?;
-        self.used_next.advance(1);
-        Ok(completion)
+    fn take<const IN_ORDER: bool>(&mut self, into: &mut [Completion]) -> (usize, Result<(), RingFault>) {
+        // What changes with each chain is kept at hand: stores to the ring might as well change `self`.
+        let (mut free, mut next) = (self.free, self.used_next);
+        let (mut count, mut ended) = (0, Ok(()));
+        for completion in into {
+            match self.release::<IN_ORDER>(next, &mut free) {
+                Ok(taken) => *completion = taken,
+                Err(fault) => {
+                    ended = Err(fault);
+                    break;
+                }
+            }
+            next.advance(1);
+            count += 1;
+        }
+        (self.free, self.used_next) = (free, next);
+        (count, ended)
     }
 
-    /// With IN_ORDER: the next chain, and the bytes written if it is the last of its batch.
-    fn next_in_order(&mut self) -> Result<(u32, u32), RingFault> {
-        if self.batch.0 == self.used_next {
-            self.batch = self.read_batch()?;
+    /// Gives back the descriptors of the chain that the used entry at `at` tells of.
+    #[inline(always)]
+    fn release<const IN_ORDER: bool>(&mut self, at: Index, free: &mut Free) -> Result<Completion, RingFault> {
+        let (head, written) = if IN_ORDER { self.next_in_order(at)? } else { self.read_used(at) };
+        let slot = self.slots.get_mut(head as usize).ok_or(RingFault::UsedId)?;
+        let Slot { token, writable, descriptors, next } = *slot;
+        slot.descriptors = 0;
+        if descriptors == 0 {
+            return Err(RingFault::UsedId);
+        }
+        free.give(&mut self.slots, head);
+        if descriptors > 1 {
+            free.give_chain(&mut self.slots, next, descriptors - 1);
+        } else if head.is_multiple_of(DESCRIPTORS) {
+            // It will be filled next, and is still in the device's cache.
+            self.areas.desc.prefetch_write(desc_at(head as u16));
+        }
+        Ok(Completion { token, written: written.min(writable) })
+    }
+
+    /// With IN_ORDER: the chain in line at `at`, and the bytes written if it is the last of its batch.
+    fn next_in_order(&mut self, at: Index) -> Result<(u32, u32), RingFault> {
+        if self.batch.0 == at {
+            self.batch = self.read_batch(at)?;
         }
         let (end, written) = self.batch;
-        let last = end == self.used_next.plus(1);
-        let head = self.heads.get(usize::from(self.used_next.get() & self.mask)).copied().unwrap_or_default();
+        let last = end == at.plus(1);
+        let head = self.heads.get(usize::from(at.get() & self.mask)).copied().unwrap_or_default();
         Ok((head.into(), if last { written } else { 0 }))
     }
 
-    /// The next used entry: id and bytes written.
+    /// The used entry at `at`: id and bytes written.
     #[inline(always)]
-    fn read_used(&self) -> (u32, u32) {
-        let entry = self.areas.device.read_pair(used_at(self.used_next.get() & self.mask));
+    fn read_used(&self, at: Index) -> (u32, u32) {
+        let entry = self.areas.device.read_pair(used_at(at.get() & self.mask));
         (entry as u32, (entry >> 32) as u32)
     }
 
     /// virtio 1.3 §2.7.9: one used entry may stand for all chains up to the one whose id it has. Returns the index
     /// behind that chain, and its bytes.
-    fn read_batch(&self) -> Result<(Index, u32), RingFault> {
-        let (id, written) = self.read_used();
-        let mut index = self.used_next;
+    fn read_batch(&self, at: Index) -> Result<(Index, u32), RingFault> {
+        let (id, written) = self.read_used(at);
+        let mut index = at;
         while index != self.used_seen {
             let head = self.heads.get(usize::from(index.get() & self.mask));
             index.advance(1);
@@ -180,102 +253,55 @@ impl<W: Words> SplitDriver<W> {
         Err(RingFault::UsedId)
     }
 
-    /// Gives back the descriptors of the chain at `head`, which is a claim.
-    #[inline(always)]
-    fn release(&mut self, head: u32, written: u32) -> Result<Completion, RingFault> {
-        let chain = self.chains.get_mut(head as usize).ok_or(RingFault::UsedId)?;
-        let Outstanding { token, writable, descriptors, next } = *chain;
-        chain.descriptors = 0;
-        match descriptors {
-            0 => return Err(RingFault::UsedId),
-            1 => {
-                self.free_one(head as u16);
-                // It will be filled next, and is still in the device's cache.
-                if head.is_multiple_of(DESCRIPTORS) {
-                    self.areas.desc.prefetch_write(desc_at(head as u16));
-                }
-            }
-            _ => self.free_chain(head as u16, next, descriptors),
-        }
-        Ok(Completion { token, written: written.min(writable) })
-    }
-
-    #[inline(always)]
-    fn free_one(&mut self, index: u16) {
-        let place = self.free_first.plus(self.free_count as u16).get() & self.mask;
-        if let Some(place) = self.free.get_mut(usize::from(place)) {
-            *place = index;
-        }
-        self.free_count += 1;
-    }
-
-    /// Gives back the descriptors of a chain of several: the one at `index`, behind which is `after`, and those that
-    /// follow.
-    fn free_chain(&mut self, mut index: u16, mut after: u16, descriptors: u16) {
-        for left in (0..descriptors).rev() {
-            self.free_one(index);
-            if left > 0 {
-                index = after;
-                after = self.chains.get(usize::from(index)).map_or(0, |chain| chain.next);
-            }
-        }
-    }
-
     /// A chain of one buffer, which is what most are.
     #[inline(always)]
     fn add_one(&mut self, buffer: &DriverBuffer, token: u32) -> Result<(), RingFull> {
-        if self.free_count == 0 {
+        if self.free.count == 0 {
             return Err(RingFull);
         }
-        let head = self.free.get(usize::from(self.free_first.get() & self.mask)).copied().unwrap_or_default();
-        self.free_first.advance(1);
-        self.free_count -= 1;
+        let head = self.free.take(&self.slots);
         let (flags, writable) = if buffer.writable { (F_WRITE, buffer.len) } else { (0, 0) };
-        self.areas.desc.write_u64(desc_at(head), buffer.gpa);
-        self.areas.desc.write_u64(desc_at(head) + 8, u64::from(buffer.len) | u64::from(flags) << 32);
-        if let Some(chain) = self.chains.get_mut(usize::from(head)) {
-            *chain = Outstanding { token, writable, descriptors: 1, next: 0 };
-        }
-        self.offer(head);
+        self.fill(head, buffer, flags, 0);
+        self.head(head, Slot { token, writable, descriptors: 1, next: 0 });
         Ok(())
     }
 
     /// A chain of several.
     fn add_chain(&mut self, buffers: &[DriverBuffer], token: u32) -> Result<(), RingFull> {
-        if buffers.is_empty() || buffers.len() > self.free_count as usize {
+        if buffers.is_empty() || buffers.len() > self.free.count as usize {
             return Err(RingFull);
         }
-        let free = |ring: &Self, nth: u16| {
-            let place = ring.free_first.plus(nth).get() & ring.mask;
-            ring.free.get(usize::from(place)).copied().unwrap_or_default()
-        };
-        let head = free(self, 0);
-        let mut index = head;
+        let head = self.free.first;
         let mut writable = 0u32;
         for (nth, buffer) in (1..).zip(buffers) {
-            // The entry behind the last free one is never looked at: NEXT is not set then.
-            let (next, more) =
-                if usize::from(nth) < buffers.len() { (free(self, nth), F_NEXT) } else { (0, 0) };
-            let flags = more | if buffer.writable { F_WRITE } else { 0 };
-            self.areas.desc.write_u64(desc_at(index), buffer.gpa);
-            let word = u64::from(buffer.len) | u64::from(flags) << 32 | u64::from(next) << 48;
-            self.areas.desc.write_u64(desc_at(index) + 8, word);
-            if let Some(chain) = self.chains.get_mut(usize::from(index)) {
-                chain.next = next;
-            }
+            let index = self.free.take(&self.slots);
+            // What is behind the last free one is never looked at: NEXT is not set then.
+            let (next, more) = if nth < buffers.len() { (self.free.first, F_NEXT) } else { (0, 0) };
+            self.fill(index, buffer, more | if buffer.writable { F_WRITE } else { 0 }, next);
             if buffer.writable {
                 writable = writable.saturating_add(buffer.len);
             }
-            index = next;
         }
-        let count = buffers.len() as u16;
-        self.free_first.advance(count);
-        self.free_count -= u32::from(count);
-        if let Some(chain) = self.chains.get_mut(usize::from(head)) {
-            (chain.token, chain.writable, chain.descriptors) = (token, writable, count);
-        }
-        self.offer(head);
+        self.head(head, Slot { token, writable, descriptors: buffers.len() as u32, next: 0 });
         Ok(())
+    }
+
+    /// Writes a descriptor.
+    #[inline(always)]
+    fn fill(&self, index: u32, buffer: &DriverBuffer, flags: u16, next: u32) {
+        let at = desc_at(index as u16);
+        self.areas.desc.write_u64(at, buffer.gpa);
+        let word = u64::from(buffer.len) | u64::from(flags) << 32 | u64::from(next) << 48;
+        self.areas.desc.write_u64(at + 8, word);
+    }
+
+    /// Notes the chain at `head`, and writes its available entry.
+    #[inline(always)]
+    fn head(&mut self, head: u32, chain: Slot) {
+        if let Some(slot) = self.slots.get_mut(head as usize) {
+            *slot = Slot { next: slot.next, ..chain };
+        }
+        self.offer(head as u16);
     }
 
     /// Writes the next available entry.
@@ -299,10 +325,10 @@ impl<W: Words> SplitDriver<W> {
 
 impl<W: Words> DriverRing for SplitDriver<W> {
     fn free_slots(&self) -> usize {
-        self.free_count as usize
+        self.free.count as usize
     }
 
-    #[inline]
+    #[inline(always)]
     fn add(&mut self, buffers: &[DriverBuffer], token: u32) -> Result<(), RingFull> {
         match buffers {
             [buffer] => self.add_one(buffer, token),
@@ -338,16 +364,12 @@ impl<W: Words> DriverRing for SplitDriver<W> {
         if usize::from(ready) < into.len() {
             ready = self.look().inspect_err(|fault| self.fault = Some(*fault))?;
         }
-        let mut count = 0;
-        for completion in into.iter_mut().take(ready.into()) {
-            match self.take() {
-                Ok(taken) => *completion = taken,
-                Err(fault) => {
-                    self.fault = Some(fault);
-                    return if count > 0 { Ok(count) } else { Err(fault) };
-                }
-            }
-            count += 1;
+        let most = into.len().min(ready.into());
+        let into = into.get_mut(..most).unwrap_or_default();
+        let (count, ended) = if self.in_order { self.take::<true>(into) } else { self.take::<false>(into) };
+        if let Err(fault) = ended {
+            self.fault = Some(fault);
+            return if count > 0 { Ok(count) } else { Err(fault) };
         }
         if self.event_idx && !self.calls && self.used_next.since(self.call_event) > EVENT_DRIFT {
             self.write_call_event(self.used_next.farthest());
