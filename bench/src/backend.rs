@@ -141,13 +141,16 @@ impl Testpmd {
         let sockets: Vec<PathBuf> =
             (0..job.ports()).map(|port| folder.path().join(format!("{port}.sock"))).collect();
         let flags = flags(job, &sockets, core, main_core, queue_size, max_frame, pairs, Memory::find());
-        let mut child = Command::new(&program)
+        // Into a pipe it would keep its lines until it has a page of them; waiting for one of them then takes luck.
+        let mut child = Command::new("stdbuf")
+            .arg("--output=L")
+            .arg(&program)
             .args(&flags)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .map_err(BenchError::system(format!("cannot start {}", program.display())))?;
+            .map_err(BenchError::system(format!("cannot start stdbuf (coreutils) {}", program.display())))?;
         let said = Arc::new(Mutex::new(Vec::new()));
         for stream in [child.stdout.take().map(Stream::Out), child.stderr.take().map(Stream::Error)]
             .into_iter()
