@@ -25,7 +25,8 @@ pub struct Record {
     pub host: Host,
     /// Every parameter, also those left at their defaults.
     pub parameters: Value,
-    /// What was found, raw series included.
+    /// What was found, raw series included: an object, whose fields stand beside these.
+    #[serde(flatten)]
     pub result: Value,
 }
 
@@ -56,3 +57,23 @@ pub const SUITE: &str = "ringway-bench";
 
 /// The form's version; it grows when a reader of the old one would be misled.
 pub const SCHEMA: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_was_found_stands_beside_what_it_was_found_with() {
+        let found = json!({"ratio": {"median": 1.5, "low": 1.25, "high": 2.0}, "of_limit": 0.75});
+        let record = Record::new("compare", Host::read(), &json!({"size": 64}), &found).unwrap();
+        let printed = serde_json::to_value(&record).unwrap();
+        assert_eq!(printed["ratio"]["median"], 1.5);
+        assert_eq!(printed["of_limit"], 0.75);
+        assert_eq!(printed["parameters"]["size"], 64);
+        let read: Record = serde_json::from_value(printed).unwrap();
+        assert_eq!(read, record);
+        assert_eq!(read.result, found);
+    }
+}

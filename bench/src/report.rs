@@ -141,7 +141,7 @@ mod tests {
         let host = crate::host::Host::read();
         let record = json!({
             "suite": SUITE, "schema": SCHEMA, "command": command, "words": [command], "at": at, "host": host,
-            "parameters": {}, "result": {},
+            "parameters": {},
         });
         record.to_string()
     }

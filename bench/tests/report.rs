@@ -159,7 +159,7 @@ fn samples() -> tempfile::TempDir {
     };
     let parameters =
         json!({"port": {"ring": "both", "size": "64", "touch": "header", "queue_size": 256}, "rate": 1e6});
-    lines.push(record("net", 101, parameters, json!([outcome("split"), outcome("packed")])));
+    lines.push(record("net", 101, parameters, json!({"runs": [outcome("split"), outcome("packed")]})));
     write("net.json", lines.join("\n"));
 
     let path = |group: &str, batch: u32, ns: f64, ratio: Value| json!({"name": format!("{group} batch {batch} chain 1"), "unit": "descriptor", "ns": [ns, ns * 1.1], "ratio": ratio});
@@ -174,7 +174,7 @@ fn samples() -> tempfile::TempDir {
             ]
         })
         .collect();
-    write("ring.json", record("ring", 210, json!({"rounds": 5}), json!(paths)));
+    write("ring.json", record("ring", 210, json!({"rounds": 5}), json!({"times": paths})));
     let floor = json!({"job": "net", "ring": "split", "size": 64, "touch": "header", "mpps": 14.9});
     write("limits.json", record("limits", 220, json!({}), json!({"exchange_ns": 47.0, "floors": [floor]})));
 
@@ -235,11 +235,13 @@ fn record(command: &str, at: u64, parameters: Value, result: Value) -> String {
         "cpu": "A processor <b>of</b> \"some\" kind", "cpus": 2, "smt": "off", "kernel": "6.12.0", "virtual_machine": true,
         "governor": null, "hugepages_1g": 0, "hugepages_2m": 512, "steal_percent": 0.25, "version": "0.1.0", "revision": "0123456789ab",
     });
-    json!({
+    let mut record = json!({
         "suite": "ringway-bench", "schema": 1, "command": command, "words": [command, "-j"], "at": 1_790_000_000 + at,
-        "host": host, "parameters": parameters, "result": result,
-    })
-    .to_string()
+        "host": host, "parameters": parameters,
+    });
+    let fields = record.as_object_mut().expect("an object");
+    fields.extend(result.as_object().expect("an object").clone());
+    record.to_string()
 }
 
 /// Has the program make the page; the page, and what it warned of.

@@ -169,6 +169,13 @@ fn as_text<S: serde::Serializer>(value: &impl std::fmt::Display, serializer: S) 
     serializer.collect_str(value)
 }
 
+/// What was found.
+#[derive(Debug, Serialize)]
+struct Runs {
+    /// One for each ring format.
+    runs: Vec<Outcome>,
+}
+
 /// What one ring format came to.
 #[derive(Debug, Serialize)]
 struct Outcome {
@@ -202,7 +209,7 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<(), Failure> {
     }
     let host = watch.end();
     if json {
-        return print_json(&Record::new("net", host, arguments, &outcomes)?);
+        return print_json(&Record::new("net", host, arguments, &Runs { runs: outcomes })?);
     }
     println!("{host}");
     for outcome in &outcomes {

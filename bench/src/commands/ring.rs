@@ -45,6 +45,13 @@ pub(crate) struct Arguments {
     counted: bool,
 }
 
+/// What was found.
+#[derive(Debug, Serialize)]
+struct Times {
+    /// One for each path.
+    times: Vec<Timed>,
+}
+
 /// What was found of one path.
 #[derive(Debug, Serialize)]
 struct Timed {
@@ -107,7 +114,7 @@ fn time(paths: &[Path], arguments: &Arguments, json: bool) -> Result<(), Failure
     })?;
     let host = watch.end();
     if json {
-        return print_json(&Record::new("ring", host, arguments, &timed)?);
+        return print_json(&Record::new("ring", host, arguments, &Times { times: timed })?);
     }
     println!("{host}");
     println!("both sides on core {}, only the one that is named timed", arguments.core);

@@ -202,9 +202,7 @@ mod tests {
             let record = serde_json::from_value(json!({
                 "suite": "s", "schema": 1, "command": "compare", "words": [], "at": 0, "host": crate::host::Host::read(),
                 "parameters": {"size": size, "touch": "header"},
-                "result": {
-                    "peer": {}, "ratio": {"median": ratio, "low": ratio, "high": ratio}, "of_limit": of_limit,
-                },
+                "peer": {}, "ratio": {"median": ratio, "low": ratio, "high": ratio}, "of_limit": of_limit,
             }));
             of_comparison(&Sourced { source: "f".into(), record: record.unwrap() })[0].reached
         };

@@ -42,6 +42,7 @@ pub(crate) fn runs(record: &Record) -> Option<Vec<Run<'_>>> {
     };
     let runs: Vec<Run<'_>> = record
         .result
+        .get("runs")?
         .as_array()?
         .iter()
         .filter_map(|value| {
@@ -233,11 +234,11 @@ mod tests {
         let record = record(
             "net",
             json!({"port": {"ring": "both", "size": "64"}, "rate": 1e6}),
-            json!([
+            json!({"runs": [
                 {"ring": "split", "backend": {"name": "ringway"}, "series": {"rounds": [{"mpps": 1.0}, {"mpps": 3.0}]}},
                 {"ring": "packed", "backend": {"name": "null"}, "search": {"mpps": 7.0}},
                 {"ring": "split", "backend": {}},
-            ]),
+            ]}),
         );
         let runs = runs(&record).unwrap();
         assert_eq!((runs.len(), runs[0].rounds.len(), runs[1].lossless_mpps), (2, 2, Some(7.0)));

@@ -34,7 +34,7 @@ pub(crate) struct Path {
 
 /// Reads the paths of a run: their nanoseconds, or their instructions.
 pub(crate) fn paths(record: &Record) -> Option<Vec<Path>> {
-    let timed = record.result.as_array();
+    let timed = record.result.get("times").and_then(Value::as_array);
     let counted = || record.result.get("counts")?.as_array();
     let paths: Vec<Path> = timed.or_else(counted)?.iter().filter_map(path).collect();
     (!paths.is_empty()).then_some(paths)
@@ -114,8 +114,11 @@ mod tests {
     fn times_and_instructions_are_read_by_their_names() {
         let name = "ringway split device batch 32 chain 2";
         let ratio = json!({"median": 4.0, "low": 3.0, "high": 5.0});
-        let timed =
-            paths(&record("ring", json!({}), json!([{"name": name, "ns": [3.0, 1.0, 2.0], "ratio": ratio}])));
+        let timed = paths(&record(
+            "ring",
+            json!({}),
+            json!({"times": [{"name": name, "ns": [3.0, 1.0, 2.0], "ratio": ratio}]}),
+        ));
         let timed = &timed.unwrap()[0];
         assert_eq!(
             (timed.group.as_str(), timed.batch, timed.chain),
