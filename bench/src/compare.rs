@@ -290,6 +290,8 @@ mod tests {
             gbps: 0.0,
             counts: Counts::default(),
             latency: Latency::default(),
+            set_aside: 0,
+            absences: 0,
             unsent: 0,
             kicks: 0,
             gap_us,

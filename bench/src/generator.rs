@@ -23,6 +23,7 @@ use crate::ledger::Counts;
 use crate::options::PortOptions;
 use crate::pace::Pace;
 use crate::port::Port;
+use crate::presence::Presence;
 use crate::stats::{Latency, histogram};
 
 /// How frames are offered.
@@ -51,6 +52,10 @@ pub struct Round {
     pub counts: Counts,
     /// From intended sending to receiving, in nanoseconds.
     pub latency: Latency,
+    /// Frames whose latency was not recorded since the generator was off its core meanwhile.
+    pub set_aside: u64,
+    /// How often that was.
+    pub absences: u64,
     /// Frames of an open loop that were due and could not be sent, since all buffers were under way.
     pub unsent: u64,
     /// Kicks that the back-end asked for.
@@ -145,11 +150,12 @@ impl Generator {
         let counts = all.since(&self.before).closed();
         self.before = all;
         let mut latency = histogram();
-        let mut kicks = 0;
+        let (mut kicks, mut set_aside) = (0, 0);
         for lane in self.ports.iter_mut().flat_map(|port| &mut port.lanes) {
             // Same bounds and precision: adding cannot fail.
             let _ = latency.add(lane.take_latency());
             kicks += lane.take_kicks();
+            set_aside += lane.take_set_aside();
         }
         Ok(Round {
             seconds,
@@ -157,6 +163,8 @@ impl Generator {
             gbps: sum.bytes as f64 * 8.0 / seconds / 1e9,
             counts,
             latency: Latency::of(&latency, hertz),
+            set_aside,
+            absences: sum.absences,
             unsent: sum.unsent,
             kicks,
             gap_us: sum.gap as f64 / hertz as f64 * 1e6,
@@ -182,6 +190,7 @@ struct Share {
     unsent: u64,
     cycles: u64,
     gap: u64,
+    absences: u64,
 }
 
 impl Share {
@@ -191,6 +200,7 @@ impl Share {
         self.unsent += other.unsent;
         self.cycles = self.cycles.max(other.cycles);
         self.gap = self.gap.max(other.gap);
+        self.absences += other.absences;
     }
 }
 
@@ -210,22 +220,33 @@ fn drive(lanes: &mut [&mut Lane], rate: Option<f64>, duration: Duration) -> Resu
             })
             .collect(),
     };
-    turns(lanes, &mut paces, warm)?;
+    let mut presence = Presence::begin();
+    turns(lanes, &mut paces, warm, &mut presence)?;
     let taken =
         |lanes: &[&mut Lane]| lanes.iter().fold(Counts::default(), |sum, lane| sum.plus(&lane.counts()));
     let before = taken(lanes);
-    lanes.iter_mut().for_each(|lane| drop(lane.take_latency()));
+    for lane in lanes.iter_mut() {
+        lane.take_latency();
+        lane.take_set_aside();
+    }
+    let absences = presence.absences();
     let start = tsc::cycles();
-    let gap = turns(lanes, &mut paces, start + cycles(duration))?;
+    let gap = turns(lanes, &mut paces, start + cycles(duration), &mut presence)?;
+    let absences = presence.absences() - absences;
     let end = tsc::cycles();
     let counts = taken(lanes).since(&before);
     let unsent = paces.iter().map(|pace| pace.missed(end.saturating_sub(cycles(GRACE)))).sum();
-    drain(lanes)?;
-    Ok(Share { received: counts.received, bytes: counts.bytes, unsent, cycles: end - start, gap })
+    drain(lanes, &mut presence)?;
+    Ok(Share { received: counts.received, bytes: counts.bytes, unsent, cycles: end - start, gap, absences })
 }
 
 /// Receives and sends until `end`; returns the longest time between two turns, in cycles.
-fn turns(lanes: &mut [&mut Lane], paces: &mut [Pace], end: u64) -> Result<u64, BenchError> {
+fn turns(
+    lanes: &mut [&mut Lane],
+    paces: &mut [Pace],
+    end: u64,
+    presence: &mut Presence,
+) -> Result<u64, BenchError> {
     let (mut last, mut gap) = (tsc::cycles(), 0);
     loop {
         for (index, lane) in lanes.iter_mut().enumerate() {
@@ -233,7 +254,7 @@ fn turns(lanes: &mut [&mut Lane], paces: &mut [Pace], end: u64) -> Result<u64, B
                 None => Offer::All,
                 Some(pace) => Offer::Due(pace),
             };
-            lane.turn(offer)?;
+            lane.turn(offer, presence)?;
         }
         let now = tsc::cycles();
         gap = gap.max(now - last);
@@ -245,13 +266,13 @@ fn turns(lanes: &mut [&mut Lane], paces: &mut [Pace], end: u64) -> Result<u64, B
 }
 
 /// Receives until nothing is under way any more, or nothing has come for some time.
-fn drain(lanes: &mut [&mut Lane]) -> Result<(), BenchError> {
+fn drain(lanes: &mut [&mut Lane], presence: &mut Presence) -> Result<(), BenchError> {
     let patience = tsc::hertz() / DRAINED_PER_SECOND;
     let mut last = tsc::cycles();
     loop {
         let (mut under_way, mut received) = (0, 0);
         for lane in lanes.iter_mut() {
-            received += lane.turn(Offer::Nothing)?;
+            received += lane.turn(Offer::Nothing, presence)?;
             under_way += lane.under_way(tsc::cycles());
         }
         let now = tsc::cycles();

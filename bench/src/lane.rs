@@ -22,6 +22,7 @@ use crate::frame::{Filler, HEAD_BYTES, Sizes, Stamp, WORDS_AT};
 use crate::ledger::{Counts, Ledger};
 use crate::options::{Ring, Touch};
 use crate::pace::Pace;
+use crate::presence::Presence;
 use crate::stats::histogram;
 
 /// What a lane is made of.
@@ -90,10 +91,10 @@ impl Lane {
     }
 
     /// One turn: takes what came, sends what it may, looks at the frames that came and posts their buffers again; returns
-    /// how many frames came, good or bad.
+    /// how many frames came, good or bad. What it finds on the way of its thread's presence, it enters there.
     #[inline]
-    pub(crate) fn turn(&mut self, offer: Offer<'_>) -> Result<u32, BenchError> {
-        either!(self, pair => pair.turn(offer))
+    pub(crate) fn turn(&mut self, offer: Offer<'_>, presence: &mut Presence) -> Result<u32, BenchError> {
+        either!(self, pair => pair.turn(offer, presence))
     }
 
     /// Frames of its flow that are under way.
@@ -111,6 +112,11 @@ impl Lane {
     pub(crate) fn take_latency(&mut self) -> Histogram<u64> {
         let fresh = histogram();
         either!(self, pair => std::mem::replace(&mut pair.latency, fresh))
+    }
+
+    /// Frames whose latency was set aside since it was last asked, since the generator was absent meanwhile.
+    pub(crate) fn take_set_aside(&mut self) -> u64 {
+        either!(self, pair => std::mem::take(&mut pair.set_aside))
     }
 
     /// Everything counted so far, the books open. The frames received are those of any flow that came here.
@@ -183,6 +189,9 @@ pub(crate) struct Pair<D> {
     done: Box<[Completion]>,
     sample_mask: u64,
     latency: Histogram<u64>,
+    set_aside: u64,
+    /// What was due before then has its latency set aside.
+    absent_until: u64,
 }
 
 /// A frame that came in several buffers, as far as it came.
@@ -245,6 +254,8 @@ impl<D: DriverRing> Pair<D> {
             done: vec![Completion::default(); BURST].into(),
             sample_mask: DEFAULT_SAMPLE - 1,
             latency: histogram(),
+            set_aside: 0,
+            absent_until: 0,
             map: setup.map,
         };
         pair.rx.disable_calls();
@@ -287,7 +298,7 @@ impl<D: DriverRing> Pair<D> {
     /// The lines that either direction needs are asked for before anything is done with the first of them: while one
     /// direction is worked on, those of the other come.
     #[inline]
-    fn turn(&mut self, offer: Offer<'_>) -> Result<u32, BenchError> {
+    fn turn(&mut self, offer: Offer<'_>, presence: &mut Presence) -> Result<u32, BenchError> {
         let now = tsc::cycles();
         let most = match &offer {
             Offer::Nothing => 0,
@@ -299,15 +310,17 @@ impl<D: DriverRing> Pair<D> {
         let mut done = std::mem::take(&mut self.done);
         let came = self.rx.collect(&mut done);
         let at = tsc::cycles();
+        self.absent_until = presence.look(at);
         let count = came.map_err(|fault| self.fault(0, fault))?;
         let came = done.get(..count).unwrap_or_default();
         for completion in came {
             self.prefetch(completion.token);
         }
         if room > 0 {
-            self.send(room, now, offer);
+            presence.handle(self.send(room, now, offer));
         }
         let frames = if came.is_empty() { 0 } else { self.receive(came, at) };
+        presence.handle(frames);
         self.done = done;
         Ok(frames)
     }
@@ -430,7 +443,11 @@ impl<D: DriverRing> Pair<D> {
         self.exchanged += u64::from(exchanged);
         self.bytes += u64::from(stamp.len);
         if stamp.sequence & self.sample_mask == 0 {
-            self.latency.saturating_record(now.saturating_sub(stamp.sent_at).max(1));
+            if stamp.sent_at > self.absent_until {
+                self.latency.saturating_record(now.saturating_sub(stamp.sent_at).max(1));
+            } else {
+                self.set_aside += 1;
+            }
         }
     }
 
@@ -453,9 +470,9 @@ impl<D: DriverRing> Pair<D> {
         Ok(room.min(self.free.len()))
     }
 
-    /// Sends up to `most` frames.
+    /// Sends up to `most` frames; returns how many.
     #[inline]
-    fn send(&mut self, most: usize, now: u64, mut offer: Offer<'_>) {
+    fn send(&mut self, most: usize, now: u64, mut offer: Offer<'_>) -> u32 {
         let mut added = 0;
         while added < most {
             let sent_at = match &mut offer {
@@ -478,6 +495,7 @@ impl<D: DriverRing> Pair<D> {
             self.kicks += 1;
             self.kick[1].signal();
         }
+        added as u32
     }
 
     /// Writes the next frame into a transmit buffer.

@@ -41,6 +41,8 @@ pub mod options;
 pub mod pace;
 // A front-end with memory, rings and buffers.
 mod port;
+// When the generator was off its core.
+mod presence;
 // A line of progress.
 pub mod progress;
 // One result, as it is printed and read.

@@ -47,6 +47,13 @@ impl Series {
         Some(Series { rounds, discarded, noisy, mpps, p50_ns, p99_ns })
     }
 
+    /// The share of frames whose latency was set aside since the generator was off its core, in percent.
+    pub fn set_aside_percent(&self) -> f64 {
+        let sum = |of: fn(&Round) -> u64| self.rounds.iter().map(of).sum::<u64>();
+        let (aside, taken) = (sum(|round| round.set_aside), sum(|round| round.latency.count));
+        aside as f64 / (aside + taken).max(1) as f64 * 100.0
+    }
+
     /// Frames with which something went wrong, over all rounds.
     pub fn faults(&self) -> u64 {
         self.rounds.iter().map(|round| round.counts.faults()).sum()
@@ -190,7 +197,18 @@ mod tests {
     fn round(mpps: f64, gap_us: f64) -> Round {
         let counts = Counts { sent: 100, received: 100, ..Counts::default() };
         let latency = Latency { p50: (mpps * 1000.0) as u64, ..Latency::default() };
-        Round { seconds: 1.0, mpps, gbps: 0.0, counts, latency, unsent: 0, kicks: 0, gap_us }
+        Round {
+            seconds: 1.0,
+            mpps,
+            gbps: 0.0,
+            counts,
+            latency,
+            set_aside: 0,
+            absences: 0,
+            unsent: 0,
+            kicks: 0,
+            gap_us,
+        }
     }
 
     #[test]

@@ -95,14 +95,17 @@ fn print(arguments: &Arguments, ring: Ring, comparison: &Comparison) {
     println!("  ratio {:.2} ({:.2} to {:.2}){share}", ratio.median, ratio.low, ratio.high);
     if let (Some(latency), Some(ours), Some(peer)) = (latency_ratio, &ours.latency, &peer.latency) {
         println!(
-            "  latency at {:.2} Mpps: p50 {:.1} us and {:.1} us, ratio {:.2}; p99 {:.1} us and {:.1} us, ratio {:.2}",
+            "  latency at {:.2} Mpps: p50 {:.1} us and {:.1} us, ratio {:.2}; p99 {:.1} us and {:.1} us, ratio {:.2}; \
+             {:.1} % and {:.1} % of frames set aside, met by the generator's absence",
             latency.pps / 1e6,
             ours.p50_ns.median / 1e3,
             peer.p50_ns.median / 1e3,
             latency.p50.median,
             ours.p99_ns.median / 1e3,
             peer.p99_ns.median / 1e3,
-            latency.p99.median
+            latency.p99.median,
+            ours.set_aside_percent(),
+            peer.set_aside_percent()
         );
     }
 }

@@ -292,12 +292,13 @@ fn print(arguments: &Arguments, outcome: &Outcome) {
     if let Some(series) = &outcome.series {
         let us = |ns: f64| ns / 1e3;
         println!(
-            "  {:.2} Mpps (lowest {:.2}, highest {:.2}), latency p50 {:.1} us, p99 {:.1} us, {} rounds, {} left out{}",
+            "  {:.2} Mpps (lowest {:.2}, highest {:.2}), latency p50 {:.1} us, p99 {:.1} us ({:.1} % set aside), {} rounds, {} left out{}",
             series.mpps.median,
             series.mpps.low,
             series.mpps.high,
             us(series.p50_ns.median),
             us(series.p99_ns.median),
+            series.set_aside_percent(),
             series.rounds.len(),
             series.discarded,
             if series.noisy { " (the machine is busy: the quietest count)" } else { "" }
