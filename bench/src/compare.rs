@@ -109,7 +109,7 @@ pub fn with_dpdk(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Compar
     let main_core = setup.cores.first().copied().unwrap_or_default();
     let gauge_cores = [main_core, *backend_core];
     let mut limits = limits::measure(gauge_cores, |what| progress(&format!("limits: {what}")))?;
-    let gauge = Gauge::new(gauge_cores)?;
+    let gauge = Gauge::new(gauge_cores, port.touch)?;
     progress("starting testpmd");
     let longest = port.size.max();
     let peer =
@@ -142,15 +142,16 @@ pub fn with_dpdk(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Compar
         latency = Some(turns);
     }
     let ratio = throughput.ratio(|round| round.mpps).ok_or_else(nothing)?;
-    let exchanges: Vec<f64> = throughput.turns.iter().map(Turn::exchange_ns).collect();
-    limits.exchange_ns = Spread::of(&exchanges).map_or(limits.exchange_ns, |spread| spread.median);
+    let lines: Vec<f64> = throughput.turns.iter().map(Turn::line_ns).collect();
+    let line_ns = Spread::of(&lines).map_or(f64::NAN, |spread| spread.median);
+    limits = gauge.limits(line_ns, &limits);
     let of_limit = match port.size {
         Sizes::Fixed(size) => {
             let shares: Vec<f64> = throughput
                 .turns
                 .iter()
                 .map(|turn| {
-                    let limits = Limits { exchange_ns: turn.exchange_ns(), ..limits.clone() };
+                    let limits = gauge.limits(turn.line_ns(), &limits);
                     turn.rounds[0].mpps * 1e6 / limits.floor(*job, port.ring, size, port.touch)
                 })
                 .collect();
@@ -180,17 +181,17 @@ struct Turn {
     /// Ours and the peer's.
     rounds: [Round; 2],
     /// What a line each way cost before and after, in nanoseconds.
-    exchange: [f64; 2],
+    line: [f64; 2],
 }
 
 impl Turn {
-    fn exchange_ns(&self) -> f64 {
-        self.exchange.iter().sum::<f64>() / 2.0
+    fn line_ns(&self) -> f64 {
+        self.line.iter().sum::<f64>() / 2.0
     }
 
     /// By how much the cost of a line changed, from 1 on.
     fn change(&self) -> f64 {
-        let [before, after] = self.exchange;
+        let [before, after] = self.line;
         (before / after).max(after / before)
     }
 
@@ -247,7 +248,7 @@ fn in_turns(
 ) -> Result<Turns, BenchError> {
     let mut turns: Vec<Turn> = Vec::new();
     // Neither back-end runs while it is measured.
-    let mut before = gauge.exchange_ns();
+    let mut before = gauge.line_ns();
     for number in 0..most_tries(how.rounds) {
         let kept = turns.iter().filter(|turn| turn.disturbance(how.max_gap_us) <= 1.0).count() as u32;
         progress(kept);
@@ -262,8 +263,8 @@ fn in_turns(
             let peer = peer.turn(load, how)?;
             [ours.turn(load, how)?, peer]
         };
-        let after = gauge.exchange_ns();
-        turns.push(Turn { rounds, exchange: [before, after] });
+        let after = gauge.line_ns();
+        turns.push(Turn { rounds, line: [before, after] });
         before = after;
     }
     Ok(Turns::choose(turns, how.rounds, how.max_gap_us))
@@ -283,7 +284,7 @@ mod tests {
     use crate::ledger::Counts;
     use crate::stats::Latency;
 
-    fn turn(ours: f64, peer: f64, gap_us: f64, exchange: [f64; 2]) -> Turn {
+    fn turn(ours: f64, peer: f64, gap_us: f64, line: [f64; 2]) -> Turn {
         let round = |mpps, gap_us| Round {
             seconds: 1.0,
             mpps,
@@ -296,7 +297,7 @@ mod tests {
             kicks: 0,
             gap_us,
         };
-        Turn { rounds: [round(ours, 0.0), round(peer, gap_us)], exchange }
+        Turn { rounds: [round(ours, 0.0), round(peer, gap_us)], line }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! One queue pair of a port, from the driver's side: its rings, its buffers, the frames it sends and those it checks.
 //!
-//! Transmit buffers are used again latest first, as drivers with a cache of buffers do. One line of each frame is always read and written; whether the rest is
-//! too, [`Touch`] says. Owned by one thread.
+//! Transmit buffers are used again latest first, as drivers with a cache of buffers do. One line of each frame is always
+//! read and written; whether the rest is too, [`Touch`] says. The lines of the next frames are asked for while one is
+//! worked on: else it is the generator that is measured. Owned by one thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -329,7 +330,12 @@ impl<D: DriverRing> Pair<D> {
     #[inline]
     fn receive(&mut self, came: &[Completion], now: u64) -> u32 {
         let mut frames = 0;
-        for completion in came {
+        for (nth, completion) in came.iter().enumerate() {
+            if self.touch == Touch::All
+                && let Some(later) = came.get(nth + AHEAD)
+            {
+                self.prefetch_rest(*later);
+            }
             frames += self.take(*completion, now);
             self.post(completion.token);
         }
@@ -351,9 +357,28 @@ impl<D: DriverRing> Pair<D> {
             && let Ok(buffer) = self.map.lookup(&mut self.rx_hint, *gpa, self.rx_buffer_bytes)
         {
             buffer.prefetch_read(0);
-            if self.touch == Touch::All {
-                buffer.prefetch_read(64);
-            }
+        }
+    }
+
+    /// Asks for the lines behind the first of a frame that came.
+    #[inline]
+    fn prefetch_rest(&mut self, completion: Completion) {
+        if let Some(gpa) = self.rx_buffers.get(completion.token as usize)
+            && let Ok(buffer) = self.map.lookup(&mut self.rx_hint, *gpa, completion.written)
+        {
+            (LINE..buffer.len()).step_by(LINE).for_each(|at| buffer.prefetch_read(at));
+        }
+    }
+
+    /// Asks for the lines behind the first of the buffer that the frame after `ahead` others is written to.
+    #[inline]
+    fn prefetch_rest_to_send(&mut self, ahead: usize) {
+        let bytes = self.header_len + usize::from(self.sizes.of(self.next_sequence + ahead as u64));
+        let slot = self.free.len().checked_sub(ahead + 1).and_then(|nth| self.free.get(nth));
+        if let Some(gpa) = slot.and_then(|slot| self.tx_buffers.get(*slot as usize))
+            && let Ok(buffer) = self.map.lookup(&mut self.tx_hint, *gpa, bytes as u32)
+        {
+            (LINE..buffer.len()).step_by(LINE).for_each(|at| buffer.prefetch_write(at));
         }
     }
 
@@ -482,6 +507,9 @@ impl<D: DriverRing> Pair<D> {
                 },
                 _ => now,
             };
+            if self.touch == Touch::All {
+                self.prefetch_rest_to_send(AHEAD);
+            }
             let Some(slot) = self.free.pop() else { break };
             let buffer = self.write(slot, sent_at);
             if self.tx.add(&[buffer], slot).is_err() {
@@ -576,6 +604,9 @@ fn place_of(slot: usize) -> u16 {
 
 /// Buffers taken at once, and frames sent at once at most.
 const BURST: usize = 64;
+
+/// So many frames ahead of the one that is worked on, all lines of a frame are asked for.
+const AHEAD: usize = 2;
 
 /// Of a closed loop, one frame in so many has its latency recorded.
 const DEFAULT_SAMPLE: u64 = 16;

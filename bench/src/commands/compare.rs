@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use ringway_bench::compare::{self, Comparison, Setup};
 use ringway_bench::host::Watch;
 use ringway_bench::net::Series;
-use ringway_bench::options::{Job, Ring};
+use ringway_bench::options::{Job, Ring, Touch};
 use ringway_bench::progress;
 use ringway_bench::record::Record;
 use serde::Serialize;
@@ -89,7 +89,10 @@ fn print(arguments: &Arguments, ring: Ring, comparison: &Comparison) {
         format!(
             ", ringway at {:.0} % of the floor (a line each way {:.1} ns)",
             share * 100.0,
-            limits.exchange_ns
+            match port.touch {
+                Touch::Header => limits.exchange_ns,
+                Touch::All => limits.stretch_ns,
+            }
         )
     });
     println!("  ratio {:.2} ({:.2} to {:.2}){share}", ratio.median, ratio.low, ratio.high);

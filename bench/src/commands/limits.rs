@@ -51,10 +51,12 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<(), Failure> {
     if json {
         return print_json(&Record::new("limits", host, arguments, &outcome)?);
     }
-    let Limits { round_trip_ns, exchange_ns, copies, eventfd_round_trip_ns, .. } = &outcome.limits;
+    let Limits { round_trip_ns, exchange_ns, stretch_ns, copies, eventfd_round_trip_ns, .. } =
+        &outcome.limits;
     println!("{host}");
     println!("cache line to core {backend} and back, one at a time  {round_trip_ns:8.1} ns");
     println!("cache line each way, many at a time           {exchange_ns:8.1} ns");
+    println!("cache line each way, many in a row            {stretch_ns:8.1} ns");
     println!("eventfd there and back, waiting               {eventfd_round_trip_ns:8.1} ns");
     for copy in copies {
         let place = if copy.cached { "in the cache" } else { "from memory" };
