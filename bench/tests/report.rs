@@ -188,7 +188,7 @@ fn samples() -> tempfile::TempDir {
         json!({"over": over, "points": points})
     };
     let latency = json!({"count": 5000, "p50": 30_000, "p90": 35_000, "p99": 58_000, "p999": 300_000, "p9999": 700_000, "max": 700_000});
-    let launch = |ms: f64| json!({"socket_ms": ms * 0.8, "rings_ms": ms * 0.9, "packet_ms": ms});
+    let launch = |ms: f64| json!({"socket_ms": ms * 0.8, "rings_ms": ms * 0.9, "packet_ms": ms, "frames": 1});
     write(
         "scale.json",
         record(
@@ -205,7 +205,7 @@ fn samples() -> tempfile::TempDir {
                 },
                 "adaptive": {
                     "idle_devices": 100, "idle_cpu_percent": 0.3, "busy": [point(0, 1.0), point(1, 0.99)],
-                    "wake": {"samples": 5000, "wakeups": 5000, "pause_us": 1000, "bound_us": 10, "discarded": 34, "latency": latency, "unfiltered": latency},
+                    "wake": {"samples": 5000, "wakeups": 5000, "pause_us": 1000, "bound_us": 10, "discarded": 34, "latency": latency, "unfiltered": latency, "bare": latency},
                 },
             }),
         ),

@@ -202,7 +202,7 @@ fn adaptive(found: &Adaptive) {
     println!("\nadaptive");
     println!("  {IDLE_DEVICES} idle devices: {:.2} % of a core", found.idle_cpu_percent);
     println!(
-        "  a frame through a worker that slept: p50 {:.1} us, p99 {:.1} us (with all samples {:.1} us); {} of {} discarded for a gap above {} us, {} wakeups",
+        "  a frame through a worker that slept: p50 {:.1} us, p99 {:.1} us (with all samples {:.1} us); {} of {} discarded for a gap above {} us, {} wakeups\n  a thread that waits for an eventfd in its place: p50 {:.1} us, p99 {:.1} us",
         wake.latency.p50 as f64 / 1e3,
         wake.latency.p99 as f64 / 1e3,
         wake.unfiltered.p99 as f64 / 1e3,
@@ -210,6 +210,8 @@ fn adaptive(found: &Adaptive) {
         wake.samples,
         wake.bound_us,
         wake.wakeups,
+        wake.bare.p50 as f64 / 1e3,
+        wake.bare.p99 as f64 / 1e3,
     );
     for (policy, point) in adaptive::POLICIES.iter().zip(&found.busy) {
         println!("  busy, {policy:<8}  {}", line(point));

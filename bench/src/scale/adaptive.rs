@@ -1,17 +1,21 @@
 //! What the idle policy `adaptive` saves and costs: processor time of idle devices, the time to wake for a packet, and
 //! throughput when busy beside that of `poll`.
 
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ringway_control::guest::Guest;
+use hdrhistogram::Histogram;
+use ringway_pmd::notify::EventFd;
 use ringway_ring::tsc;
+use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
 
 use super::curve::{Curve, Point};
 use super::load::{balance, round};
 use super::{Options, ScaleError, Subject, driven, on_core};
 use crate::stats::{Latency, histogram};
-use crate::{idle, progress};
+use crate::{host, idle, progress};
 
 /// What was found.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -43,6 +47,8 @@ pub struct Wake {
     pub latency: Latency,
     /// All of them.
     pub unfiltered: Latency,
+    /// The same, of a thread that does nothing but wait for an eventfd in place of the worker: what the machine takes.
+    pub bare: Latency,
 }
 
 /// Devices that idle.
@@ -61,50 +67,101 @@ pub fn measure(options: &Options) -> Result<Adaptive, ScaleError> {
 }
 
 fn wake(options: &Options) -> Result<Wake, ScaleError> {
+    let bare = bare(options)?.latency();
     let mut subject = Subject::start(options, &["--idle", "adaptive"])?;
     let mut guest = subject.guest("sleepy", "sim/net", driven(options))?;
     on_core(options.guest_core, || {
-        let cycles = |time: Duration| (time.as_secs_f64() * tsc::hertz() as f64) as u64;
-        let (pause, bound) = (cycles(PAUSE), cycles(GAP));
-        let (mut kept, mut all) = (histogram(), histogram());
         let before = subject.worker()?.wakeups;
-        let mut discarded = 0;
-        for _ in 0..SAMPLES {
-            // Awake itself: only the worker's sleep is measured.
-            let rest = tsc::cycles() + pause;
-            while tsc::cycles() < rest {
-                std::hint::spin_loop();
-            }
-            let (took, gap) = one_frame(&mut guest)?;
-            all.saturating_record(took);
-            if gap > bound {
-                discarded += 1;
-            } else {
-                kept.saturating_record(took);
-            }
-        }
+        let failed = |source| ScaleError::Guest { device: "sleepy".to_owned(), source };
+        // Sending includes the kick, whose cost is the guest's.
+        let woken = Woken::measure(|send| Ok(guest.turn(u32::from(send)).map_err(failed)? > 0))?;
         let wakeups = subject.worker()?.wakeups - before;
         Ok(Wake {
             samples: SAMPLES,
             wakeups,
             pause_us: PAUSE.as_micros() as u64,
             bound_us: GAP.as_micros() as u64,
-            discarded,
-            latency: Latency::of(&kept, tsc::hertz()),
-            unfiltered: Latency::of(&all, tsc::hertz()),
+            discarded: woken.discarded,
+            latency: woken.latency(),
+            unfiltered: Latency::of(&woken.all, tsc::hertz()),
+            bare,
         })
     })
 }
 
-/// Sends a frame and waits for it: how long it took, and the longest time between two looks after it was sent.
-fn one_frame(guest: &mut Guest) -> Result<(u64, u64), ScaleError> {
-    let failed = |source| ScaleError::Guest { device: "sleepy".to_owned(), source };
+/// A thread on the worker's core that waits for an eventfd.
+fn bare(options: &Options) -> Result<Woken, ScaleError> {
+    let call = EventFd::new().map_err(ScaleError::system("cannot make an eventfd"))?;
+    // Relaxed throughout: numbers that stand for nothing else.
+    let (woken, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let sleep = || {
+        host::pin(options.worker_core);
+        while !is_over.load(Ordering::Relaxed) {
+            let _ = poll(&mut [PollFd::from_borrowed_fd(call.as_fd(), PollFlags::IN)], None);
+            call.clear();
+            woken.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(sleep);
+        let found = on_core(options.guest_core, || {
+            let mut before = 0;
+            Woken::measure(|send| {
+                if send {
+                    before = woken.load(Ordering::Relaxed);
+                    call.signal();
+                }
+                Ok(woken.load(Ordering::Relaxed) > before)
+            })
+        });
+        is_over.store(true, Ordering::Relaxed);
+        call.signal();
+        found
+    })
+}
+
+/// How long it took to wake somebody, again and again.
+struct Woken {
+    kept: Histogram<u64>,
+    all: Histogram<u64>,
+    discarded: usize,
+}
+
+impl Woken {
+    /// Waits for each answer of `ask`, which is told whether to wake first, then after a pause begins again.
+    fn measure(mut ask: impl FnMut(bool) -> Result<bool, ScaleError>) -> Result<Woken, ScaleError> {
+        let cycles = |time: Duration| (time.as_secs_f64() * tsc::hertz() as f64) as u64;
+        let (pause, bound) = (cycles(PAUSE), cycles(GAP));
+        let mut found = Woken { kept: histogram(), all: histogram(), discarded: 0 };
+        for _ in 0..SAMPLES {
+            // Awake itself: only the other's sleep is measured.
+            let rest = tsc::cycles() + pause;
+            while tsc::cycles() < rest {
+                std::hint::spin_loop();
+            }
+            let (took, gap) = once(&mut ask)?;
+            found.all.saturating_record(took);
+            if gap > bound {
+                found.discarded += 1;
+            } else {
+                found.kept.saturating_record(took);
+            }
+        }
+        Ok(found)
+    }
+
+    fn latency(&self) -> Latency {
+        Latency::of(&self.kept, tsc::hertz())
+    }
+}
+
+/// Wakes and waits for the answer: how long it took, and the longest time between two looks after that.
+fn once(ask: &mut impl FnMut(bool) -> Result<bool, ScaleError>) -> Result<(u64, u64), ScaleError> {
     let begun = tsc::cycles();
-    // Sending includes the kick, whose cost is the guest's.
-    let mut received = guest.turn(1).map_err(failed)?;
+    let mut is_back = ask(true)?;
     let (mut now, mut gap) = (tsc::cycles(), 0);
-    while received == 0 {
-        received = guest.turn(0).map_err(failed)?;
+    while !is_back {
+        is_back = ask(false)?;
         let then = now;
         now = tsc::cycles();
         gap = gap.max(now - then);

@@ -35,6 +35,8 @@ pub struct Launch {
     pub rings_ms: f64,
     /// A frame was back.
     pub packet_ms: f64,
+    /// Frames that were sent until then: testpmd loses those that it receives before it may send.
+    pub frames: u64,
 }
 
 /// The peer's starts.
@@ -70,13 +72,13 @@ pub fn measure(options: &Options) -> Result<Start, ScaleError> {
             let core = options.worker_core.to_string();
             let begun = Instant::now();
             let daemon = Daemon::spawn(&["--cores", &core, "--config", &config.display().to_string()])?;
-            ours.push(first_packet(options, begun, &daemon.socket("first"))?);
+            ours.push(first_packet("ringwayd", options, begun, &daemon.socket("first"))?);
         } else if let Some(program) = &testpmd {
             let socket = folder.path().join("peer.sock");
             let _ = std::fs::remove_file(&socket);
             let begun = Instant::now();
             let running = Testpmd::spawn(program, options, &socket)?;
-            let launch = first_packet(options, begun, &socket)?;
+            let launch = first_packet("testpmd", options, begun, &socket)?;
             let peer = peer.get_or_insert_with(|| Peer {
                 name: program.display().to_string(),
                 version: running.version(),
@@ -90,8 +92,8 @@ pub fn measure(options: &Options) -> Result<Start, ScaleError> {
     Ok(Start { ours, peer })
 }
 
-/// Waits for the socket, connects, sends until a frame is back.
-fn first_packet(options: &Options, begun: Instant, socket: &Path) -> Result<Launch, ScaleError> {
+/// Waits for the socket of `who`, connects, sends until a frame is back.
+fn first_packet(who: &str, options: &Options, begun: Instant, socket: &Path) -> Result<Launch, ScaleError> {
     on_core(options.guest_core, || {
         let ms = || begun.elapsed().as_secs_f64() * 1e3;
         let stream = loop {
@@ -99,19 +101,34 @@ fn first_packet(options: &Options, begun: Instant, socket: &Path) -> Result<Laun
                 Ok(stream) => break stream,
                 Err(_) if begun.elapsed() < PATIENCE => std::thread::sleep(LOOK),
                 Err(source) => {
-                    let what = format!("nobody serves {} after {PATIENCE:?}", socket.display());
+                    let what = format!("{who} does not serve {} after {PATIENCE:?}", socket.display());
                     return Err(ScaleError::System { what, source });
                 }
             }
         };
         let socket_ms = ms();
         stream.set_nonblocking(true).map_err(ScaleError::system("cannot set up the socket"))?;
-        let mut guest = Guest::start(Frontend::from_stream(stream), driven(options))
-            .map_err(ScaleError::guest("the process under test"))?;
+        let mut guest =
+            Guest::start(Frontend::from_stream(stream), driven(options)).map_err(ScaleError::guest(who))?;
         let rings_ms = ms();
-        super::times::first_frame(&mut guest, "the process under test")?;
-        Ok(Launch { socket_ms, rings_ms, packet_ms: ms() })
+        let frames = frame_back(&mut guest, who)?;
+        Ok(Launch { socket_ms, rings_ms, packet_ms: ms(), frames })
     })
+}
+
+/// Sends a frame, and another one whenever none is back for some time; how many it took.
+fn frame_back(guest: &mut Guest, who: &str) -> Result<u64, ScaleError> {
+    let (begun, mut sent) = (Instant::now(), 0);
+    loop {
+        let is_due = begun.elapsed() >= AGAIN * sent as u32;
+        sent += u64::from(is_due);
+        if guest.turn(u32::from(is_due)).map_err(ScaleError::guest(who))? > 0 {
+            return Ok(sent);
+        }
+        if begun.elapsed() > PATIENCE {
+            return Err(ScaleError::NoFrame { device: who.to_owned(), within: PATIENCE });
+        }
+    }
 }
 
 /// A testpmd with one `net_vhost` port that exchanges MAC addresses. Killed when dropped.
@@ -183,6 +200,9 @@ const CONFIG: &str = "[[device]]\nname = \"first\"\nmgmtdev = \"sim/net\"\n";
 
 /// Starts of each.
 const STARTS: u32 = 10;
+
+/// Between two frames, if none is back.
+const AGAIN: Duration = Duration::from_millis(10);
 
 /// Between two looks for the socket.
 const LOOK: Duration = Duration::from_micros(200);

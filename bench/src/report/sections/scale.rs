@@ -180,7 +180,15 @@ fn draw_adaptive(html: &mut Html, adaptive: &Adaptive) {
         ),
     );
     let heads = ["waking, µs", "frames", "p50", "p90", "p99", "p99.9", "p99.99", "slowest"];
-    table(html, &heads, &[latency("kept", &wake.latency), latency("all", &wake.unfiltered)]);
+    table(
+        html,
+        &heads,
+        &[
+            latency("kept", &wake.latency),
+            latency("all", &wake.unfiltered),
+            latency("a bare eventfd", &wake.bare),
+        ],
+    );
     let policies = crate::scale::adaptive::POLICIES.iter().zip(&adaptive.busy);
     let rows: Vec<Vec<String>> = policies.map(|(policy, point)| row((*policy).to_owned(), point)).collect();
     let heads = ["busy under"].into_iter().chain(POINT_HEADS).collect::<Vec<_>>();
