@@ -80,5 +80,7 @@ fn open_loop_sends_what_it_was_told_to() {
     // longer for both.
     assert_eq!(round.counts.faults(), 0, "{round:?}");
     assert!((10_500..=most).contains(&(round.counts.sent + round.unsent)), "{round:?}");
-    assert!(round.latency.count > 5_000 && round.latency.p50 <= round.latency.p99, "{round:?}");
+    // The generator itself may be off its core for much of the time.
+    assert!(round.latency.count + round.set_aside > 5_000, "{round:?}");
+    assert!(round.latency.p50 <= round.latency.p99, "{round:?}");
 }
