@@ -46,7 +46,7 @@ pub struct Limits {
     pub round_trip_ns: f64,
     /// A line each way, many at a time, in nanoseconds.
     pub exchange_ns: f64,
-    /// The same for each of [`STRETCH`] lines that follow each other.
+    /// The same for each of 24 lines that follow each other, as in a large frame.
     pub stretch_ns: f64,
     /// Copying within the caches of one core and from memory.
     pub copies: Vec<Copy>,
