@@ -249,10 +249,7 @@ fn exchange(cores: [usize; 2], map: &GuestMap, place: u64, lines: u64, stretch: 
                 ask(slot + ahead);
             }
             if let (Some(from), Some(to)) = (line(slot, read), line(slot + count, write)) {
-                let mut lines = [0u8; LINE * STRETCH];
-                let lines = &mut lines[..bytes];
-                from.read(lines);
-                to.write(lines);
+                to.copy_from(from);
             }
         }
     };
