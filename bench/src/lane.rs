@@ -19,7 +19,7 @@ use ringway_ring::split::driver::SplitDriver;
 use ringway_ring::tsc;
 
 use crate::error::BenchError;
-use crate::frame::{Filler, HEAD_BYTES, Sizes, Stamp, WORDS_AT};
+use crate::frame::{Filler, HEAD_BYTES, MAX_FRAME, Sizes, Stamp, WORDS_AT};
 use crate::ledger::{Counts, Ledger};
 use crate::options::{Ring, Touch};
 use crate::pace::Pace;
@@ -174,7 +174,7 @@ pub(crate) struct Pair<D> {
     /// A frame of which buffers are still to come.
     assembly: Option<Assembly>,
     /// What was read of the current frame beyond its head, if it is read as a whole.
-    body: Vec<u8>,
+    body: Box<[u8]>,
     /// By flow.
     ledgers: Vec<Ledger>,
     progress: Arc<[AtomicU64]>,
@@ -205,6 +205,8 @@ struct Assembly {
     left: u16,
     /// Bytes that came, header included.
     written: u32,
+    /// Bytes of the payload that were read.
+    read: usize,
 }
 
 impl<D: DriverRing> Pair<D> {
@@ -243,7 +245,7 @@ impl<D: DriverRing> Pair<D> {
             progress_at: tsc::cycles(),
             window: u64::from(setup.size.get()),
             assembly: None,
-            body: Vec::with_capacity(usize::from(setup.sizes.max()) + setup.rx_buffer_bytes as usize),
+            body: vec![0; usize::from(MAX_FRAME)].into(),
             ledgers: vec![Ledger::default(); setup.progress.len()],
             progress: setup.progress,
             last_flow: setup.flow.into(),
@@ -423,17 +425,15 @@ impl<D: DriverRing> Pair<D> {
                 let whole = stamp
                     .as_ref()
                     .is_some_and(|(stamp, _)| self.touch == Touch::All || self.is_sampled(stamp));
-                self.body.clear();
-                (Assembly { stamp, whole, left: more, written: 0 }, self.header_len + HEAD_BYTES)
+                (Assembly { stamp, whole, left: more, written: 0, read: 0 }, self.header_len + HEAD_BYTES)
             }
             Some(begun) => (Assembly { left: begun.left - 1, ..begun }, 0),
         };
         frame.written = frame.written.saturating_add(written);
         if frame.whole {
             let bytes = (written as usize).saturating_sub(at);
-            let (part, old) = (buffer.part(at, bytes), self.body.len());
-            self.body.resize(old + part.len(), 0);
-            part.read(&mut self.body[old..]);
+            let part = buffer.part(at, bytes);
+            frame.read += part.read(self.body.get_mut(frame.read..).unwrap_or_default());
             if self.touch == Touch::Header {
                 // What was looked at must be written anew before it is looked at again.
                 part.write(&POISON[..part.len().min(POISON.len())]);
@@ -445,7 +445,8 @@ impl<D: DriverRing> Pair<D> {
         }
         let intact = |(stamp, _): &(Stamp, bool)| {
             frame.written == self.header_len as u32 + u32::from(stamp.len)
-                && (!frame.whole || self.body == self.filler.payload(stamp.filler, stamp.len))
+                && (!frame.whole
+                    || self.body.get(..frame.read) == Some(self.filler.payload(stamp.filler, stamp.len)))
         };
         self.enter(frame.stamp.filter(intact), now);
         1
