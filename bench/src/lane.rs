@@ -310,6 +310,9 @@ impl<D: DriverRing> Pair<D> {
             Offer::Due(_) => 0,
         };
         let room = self.collect_sent(most, now)?;
+        if self.touch == Touch::All {
+            (0..AHEAD.min(room)).for_each(|nth| self.prefetch_rest_to_send(nth));
+        }
         let mut done = std::mem::take(&mut self.done);
         let came = self.rx.collect(&mut done);
         let at = tsc::cycles();
@@ -318,6 +321,9 @@ impl<D: DriverRing> Pair<D> {
         let came = done.get(..count).unwrap_or_default();
         for completion in came {
             self.prefetch(completion.token);
+        }
+        if self.touch == Touch::All {
+            came.iter().take(AHEAD).for_each(|completion| self.prefetch_rest(*completion));
         }
         if room > 0 {
             presence.handle(self.send(room, now, offer));
@@ -606,7 +612,8 @@ fn place_of(slot: usize) -> u16 {
 /// Buffers taken at once, and frames sent at once at most.
 const BURST: usize = 64;
 
-/// So many frames ahead of the one that is worked on, all lines of a frame are asked for.
+/// So many frames ahead of the one that is worked on, all lines of a frame are asked for; those of the first frames of a
+/// turn, before anything is done with its frames.
 const AHEAD: usize = 2;
 
 /// Of a closed loop, one frame in so many has its latency recorded.
