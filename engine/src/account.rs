@@ -77,8 +77,12 @@ struct WorkerFields {
     items: Counter,
     wakeups: Counter,
     panics: Counter,
-    /// A reader sets it back to 0. A turn that ends at the same moment may be lost; the next one counts.
+    /// In the present window of time.
     longest_turn: AtomicU64,
+    /// In the window before.
+    longest_before: AtomicU64,
+    /// When the present window ends.
+    window_ends: AtomicU64,
     /// When the call into the current pump began.
     call_began: AtomicU64,
     /// The slot of the pump it is inside of, plus one.
@@ -102,9 +106,9 @@ pub(crate) struct WorkerSnapshot {
 }
 
 impl WorkerAccount {
-    /// Books a turn: `bursts` of its polls moved `items`.
+    /// Books a turn that ends at `now`: `bursts` of its polls moved `items`. `window` is that of [`WorkerAccount::read`].
     #[inline]
-    pub(crate) fn turn(&self, cycles: u64, bursts: u64, items: u64) {
+    pub(crate) fn turn(&self, now: u64, window: u64, cycles: u64, bursts: u64, items: u64) {
         self.0.turns.add(1);
         if bursts > 0 {
             self.0.busy_cycles.add(cycles);
@@ -113,8 +117,36 @@ impl WorkerAccount {
         } else {
             self.0.idle_cycles.add(cycles);
         }
+        if now >= self.0.window_ends.load(Ordering::Relaxed) {
+            self.next_window(now, window);
+        }
         if cycles > self.0.longest_turn.load(Ordering::Relaxed) {
             self.0.longest_turn.store(cycles, Ordering::Relaxed);
+        }
+    }
+
+    /// Begins a window. A reader that comes between sees a turn twice, or one window's too few.
+    #[cold]
+    fn next_window(&self, now: u64, window: u64) {
+        let fields = &self.0;
+        let follows = now < fields.window_ends.load(Ordering::Relaxed).saturating_add(window);
+        let before = if follows { fields.longest_turn.load(Ordering::Relaxed) } else { 0 };
+        fields.longest_before.store(before, Ordering::Relaxed);
+        fields.longest_turn.store(0, Ordering::Relaxed);
+        fields.window_ends.store(now.saturating_add(window), Ordering::Relaxed);
+    }
+
+    /// The longest turn in the present window and the one before. Reading changes nothing: every reader sees it.
+    fn longest_turn(&self, now: u64, window: u64) -> u64 {
+        let fields = &self.0;
+        let ends = fields.window_ends.load(Ordering::Relaxed);
+        let (present, before) =
+            (fields.longest_turn.load(Ordering::Relaxed), fields.longest_before.load(Ordering::Relaxed));
+        // A worker that sleeps begins no window; then time alone makes what it did the past.
+        match now {
+            _ if now < ends => present.max(before),
+            _ if now < ends.saturating_add(window) => present,
+            _ => 0,
         }
     }
 
@@ -154,8 +186,9 @@ impl WorkerAccount {
         (current != 0 && began == still).then(|| (current - 1, began))
     }
 
-    /// A copy; a sleep that goes on at `now` is counted up to it. Sets the longest turn back.
-    pub(crate) fn read(&self, now: u64) -> WorkerSnapshot {
+    /// A copy; a sleep that goes on at `now` is counted up to it. The longest turn is that of the present `window` of
+    /// so many cycles and the one before.
+    pub(crate) fn read(&self, now: u64, window: u64) -> WorkerSnapshot {
         let fields = &self.0;
         let sleep_cycles = loop {
             let since = fields.asleep_since.load(Ordering::Acquire);
@@ -173,7 +206,7 @@ impl WorkerAccount {
             items: fields.items.read(),
             wakeups: fields.wakeups.read(),
             panics: fields.panics.read(),
-            longest_turn: fields.longest_turn.swap(0, Ordering::Relaxed),
+            longest_turn: self.longest_turn(now, window),
         }
     }
 }
@@ -183,23 +216,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn turn_is_busy_or_idle_and_the_longest_is_read_once() {
+    fn turn_is_busy_or_idle() {
         let account = WorkerAccount::default();
-        account.turn(10, 0, 0);
-        account.turn(40, 2, 64);
-        account.turn(20, 1, 1);
-        let read = account.read(0);
+        account.turn(10, 100, 10, 0, 0);
+        account.turn(50, 100, 40, 2, 64);
+        account.turn(70, 100, 20, 1, 1);
+        let read = account.read(70, 100);
         assert_eq!((read.idle_cycles, read.busy_cycles, read.turns), (10, 60, 3));
         assert_eq!((read.bursts, read.items, read.longest_turn), (3, 65, 40));
-        assert_eq!(account.read(0).longest_turn, 0);
+    }
+
+    #[test]
+    fn longest_turn_is_the_same_for_every_reader_and_passes_with_time() {
+        let account = WorkerAccount::default();
+        let longest = |now| account.read(now, 100).longest_turn;
+        account.turn(1_000, 100, 40, 0, 0);
+        assert_eq!((longest(1_000), longest(1_000), longest(1_099)), (40, 40, 40));
+        // The next window: what was in the one before still counts.
+        account.turn(1_100, 100, 7, 0, 0);
+        assert_eq!((longest(1_100), longest(1_199)), (40, 40));
+        // The one after it.
+        account.turn(1_200, 100, 5, 0, 0);
+        assert_eq!(longest(1_200), 7);
+        // Asleep: nothing begins a window, and the past passes all the same.
+        assert_eq!((longest(1_299), longest(1_300), longest(1_399), longest(1_400)), (7, 5, 5, 0));
+        // After a long sleep nothing of before it counts.
+        account.turn(9_000, 100, 3, 0, 0);
+        assert_eq!(longest(9_000), 3);
     }
 
     #[test]
     fn sleep_that_goes_on_is_counted_up_to_now() {
         let account = WorkerAccount::default();
         account.falls_asleep(100);
-        assert_eq!(account.read(150).sleep_cycles, 50);
+        assert_eq!(account.read(150, 100).sleep_cycles, 50);
         account.woke_up(80);
-        assert_eq!(account.read(1_000).sleep_cycles, 80);
+        assert_eq!(account.read(1_000, 100).sleep_cycles, 80);
     }
 }

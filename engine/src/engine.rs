@@ -221,7 +221,7 @@ impl Engine {
         Ok(Placed { plant: Arc::clone(plant), index, slot: Some(slot), seat })
     }
 
-    /// What every worker did. Sets [`WorkerStats::longest_turn_cycles`] back.
+    /// What every worker did. Reading changes nothing.
     pub fn workers(&self) -> Vec<WorkerStats> {
         self.inner.plant.desks.iter().map(|desk| self.inner.plant.read(desk)).collect()
     }
@@ -331,7 +331,8 @@ impl Plant {
     }
 
     fn read(&self, desk: &Desk) -> WorkerStats {
-        let snapshot = desk.account.read((self.clock.cycles)());
+        let window = crate::pace::Pace::of(self.clock).longest_turn_window;
+        let snapshot = desk.account.read((self.clock.cycles)(), window);
         let tid = desk.tid.load(Ordering::Relaxed) as i32;
         let current = desk.account.current().and_then(|(slot, since)| Some((desk.seat(slot)?, since)));
         WorkerStats {

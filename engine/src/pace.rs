@@ -21,6 +21,8 @@ pub(crate) const LONGEST_NAP_NS: u64 = 64_000;
 pub(crate) const NAP_PER_NAPPER_NS: u64 = 2_000;
 /// How long a worker that shuts down goes on polling pumps which have work in flight.
 pub(crate) const SHUTDOWN_GRACE_NS: u64 = 500_000_000;
+/// Over how long the longest turn is looked back, at least; at most twice as long.
+pub(crate) const LONGEST_TURN_WINDOW_NS: u64 = 10_000_000_000;
 
 /// The times in cycles.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +37,7 @@ pub(crate) struct Pace {
     pub(crate) longest_nap: u64,
     pub(crate) nap_per_napper: u64,
     pub(crate) shutdown_grace: u64,
+    pub(crate) longest_turn_window: u64,
 }
 
 impl Pace {
@@ -51,6 +54,7 @@ impl Pace {
             longest_nap: cycles(LONGEST_NAP_NS),
             nap_per_napper: cycles(NAP_PER_NAPPER_NS),
             shutdown_grace: cycles(SHUTDOWN_GRACE_NS),
+            longest_turn_window: cycles(LONGEST_TURN_WINDOW_NS),
         }
     }
 

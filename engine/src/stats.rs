@@ -44,7 +44,7 @@ pub struct WorkerStats {
     pub items: u64,
     /// Times it woke from sleep.
     pub wakeups: u64,
-    /// The longest turn, in cycles, since the last reading of statistics.
+    /// The longest turn, in cycles, of the last 10 to 20 seconds.
     pub longest_turn_cycles: u64,
     /// Pumps that panicked on it.
     pub panics: u64,

@@ -115,7 +115,8 @@ impl Worker {
         if self.listening > 0 && self.now >= self.next_look {
             self.look(Some(&NOW));
         }
-        self.desk.account.turn(self.now.saturating_sub(began), bursts, items);
+        let cycles = self.now.saturating_sub(began);
+        self.desk.account.turn(self.now, self.pace.longest_turn_window, cycles, bursts, items);
         self.next()
     }
 

@@ -312,7 +312,7 @@ pub struct CoreInfo {
     pub packets_per_burst_x100: Option<u64>,
     /// Times it woke from sleep.
     pub wakeups: u64,
-    /// The longest turn since the last reading, in nanoseconds.
+    /// The longest turn of the last 10 to 20 seconds, in nanoseconds; the same for every reader.
     pub longest_turn_ns: u64,
     /// Times the kernel took the core away while the worker wanted it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

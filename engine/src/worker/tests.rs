@@ -154,7 +154,7 @@ fn pump_that_finds_work_while_arming_stays_and_is_armed_50_us_later() {
     }
     assert!((18..=20).contains(&arms(&queue)), "{} times armed in a millisecond", arms(&queue));
     assert_eq!(queue.disarms.load(Ordering::Relaxed), 0);
-    let account = worker.desk.account.read(0);
+    let account = worker.desk.account.read(0, 1);
     assert_eq!(account.busy_cycles, 0, "blocked is idle");
 }
 
@@ -409,11 +409,11 @@ fn sleeping_worker_wakes_for_mail_posted_before_and_for_kicks() {
     let (_, seat) = place(&worker, &queue);
     // With mail it does not sleep at all: this returns.
     worker.sleep(u64::MAX);
-    assert_eq!(worker.desk.account.read(0).wakeups, 0);
+    assert_eq!(worker.desk.account.read(0, 1).wakeups, 0);
     turns_until(&mut worker, "it sleeps", || asleep(&seat));
     queue.send(1);
     worker.sleep(u64::MAX);
-    assert_eq!(worker.desk.account.read(0).wakeups, 1);
+    assert_eq!(worker.desk.account.read(0, 1).wakeups, 1);
     assert!(!asleep(&seat), "roused by the time the sleep ends");
     worker.turn();
     assert_eq!(queue.done(), 1);
