@@ -31,7 +31,7 @@ use toml::de::{DeTable, DeValue};
 use crate::api::{DeviceEntry, Dump, MgmtEntry, Mode};
 use crate::fault::{Fault, nearest};
 use crate::placement::{list, parse_cores};
-use crate::registry::{ATTRIBUTES, Known, check_entry, check_mgmt_entry, printable};
+use crate::registry::{ATTRIBUTES, Known, check_entry, check_mgmt_entry, number_of, printable};
 
 /// Workers and what they do when idle.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -214,8 +214,8 @@ impl Source<'_> {
                 "name" => entry.name = self.string(value)?,
                 "mgmtdev" => entry.mgmtdev = self.string(value)?,
                 "mac" => entry.mac = Some(self.string(value)?),
-                "mtu" => entry.mtu = Some(self.number(value)?),
-                "max_vqp" => entry.max_vqp = Some(self.number(value)?),
+                "mtu" => entry.mtu = Some(self.number("mtu", value)?),
+                "max_vqp" => entry.max_vqp = Some(self.number("max_vqp", value)?),
                 "device_features" => entry.device_features = Some(self.words(value)?),
                 "socket" => entry.socket = Some(self.path(value)?),
                 "mode" => {
@@ -225,11 +225,11 @@ impl Source<'_> {
                         _ => return Err(self.fault(value.span(), "mode is \"server\" or \"client\"")),
                     });
                 }
-                "core" => entry.core = Some(self.number(value)?),
-                "owner" => entry.owner = Some(self.scalar(value)?),
-                "group" => entry.group = Some(self.scalar(value)?),
+                "core" => entry.core = Some(self.number("core", value)?),
+                "owner" => entry.owner = Some(self.scalar("owner", value)?),
+                "group" => entry.group = Some(self.scalar("group", value)?),
                 other if own.iter().any(|attribute| attribute.name == other) => {
-                    entry.attributes.insert(other.to_owned(), self.scalar(value)?);
+                    entry.attributes.insert(other.to_owned(), self.scalar(other, value)?);
                 }
                 // Without its driver, no telling which words are right: the driver's name is the error then.
                 _ if info.is_none() => {}
@@ -254,7 +254,7 @@ impl Source<'_> {
             match key.get_ref().as_ref() {
                 "name" => entry.name = self.string(value)?,
                 other => {
-                    entry.attributes.insert(other.to_owned(), self.scalar(value)?);
+                    entry.attributes.insert(other.to_owned(), self.scalar(other, value)?);
                 }
             }
         }
@@ -275,22 +275,22 @@ impl Source<'_> {
         Ok(PathBuf::from(self.string(value)?))
     }
 
-    fn number<T: TryFrom<u64>>(&self, value: &Spanned<DeValue<'_>>) -> Result<T, Fault> {
+    fn number<T: TryFrom<u64>>(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Result<T, Fault> {
         let number = value.get_ref().as_integer();
         let number = number.and_then(|number| u64::from_str_radix(number.as_str(), number.radix()).ok());
         number
             .and_then(|number| T::try_from(number).ok())
-            .ok_or_else(|| self.fault(value.span(), "this must be a whole number that fits"))
+            .ok_or_else(|| self.fault(value.span(), format!("{key} must be {}", number_of(key))))
     }
 
     /// A string, a number, or a switch: `true` is `on`.
-    fn scalar(&self, value: &Spanned<DeValue<'_>>) -> Result<String, Fault> {
+    fn scalar(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Result<String, Fault> {
         match value.get_ref() {
             DeValue::Boolean(is_on) => Ok(if *is_on { "on" } else { "off" }.to_owned()),
-            DeValue::Integer(_) => Ok(self.number::<u64>(value)?.to_string()),
-            _ => self
-                .string(value)
-                .map_err(|_| self.fault(value.span(), "this must be a string, a number or a switch")),
+            DeValue::Integer(_) => Ok(self.number::<u64>(key, value)?.to_string()),
+            _ => self.string(value).map_err(|_| {
+                self.fault(value.span(), format!("{key} must be a string, a number or a switch"))
+            }),
         }
     }
 
@@ -307,7 +307,7 @@ impl Source<'_> {
 
     fn cores(&self, value: &Spanned<DeValue<'_>>) -> Result<Vec<usize>, Fault> {
         match value.get_ref() {
-            DeValue::Array(cores) => cores.iter().map(|core| self.number(core)).collect(),
+            DeValue::Array(cores) => cores.iter().map(|core| self.number("cores", core)).collect(),
             _ => parse_cores(&self.string(value)?).map_err(|why| self.fault(value.span(), why)),
         }
     }
@@ -465,7 +465,10 @@ mod tests {
         assert!(
             refusal("[[device]]\nname = \"a\"\nmgmtdev = \"sim/net\"\nmtu = 70000").contains("f.toml:4:")
         );
-        assert!(refusal("[[device]]\nname = \"a\"\nmgmtdev = \"sim/net\"\nmtu = -1").contains("f.toml:4:"));
+        assert!(
+            refusal("[[device]]\nname = \"a\"\nmgmtdev = \"sim/net\"\nmtu = -1")
+                .contains("f.toml:4: mtu must be a whole number from 68 to 9000")
+        );
         let twice = "[[device]]\nname = \"a\"\nmgmtdev = \"sim/net\"\n".repeat(2);
         assert!(refusal(&twice).contains("f.toml:5: a second device is named a"));
         assert!(refusal("[daemon]\nidle = \"lazy\"").contains("f.toml:2: idle is"));

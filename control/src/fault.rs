@@ -161,14 +161,39 @@ pub(crate) fn reason(error: &std::io::Error) -> String {
     }
 }
 
+/// A text that somebody else may have written, as a terminal can be given it: control characters, and those that change
+/// how the text around them is shown (direction, joining, invisible ones), are written as `\u{N}`. Lines stay lines.
+pub(crate) fn visible(text: &str) -> std::borrow::Cow<'_, str> {
+    if !text.chars().any(|c| is_invisible(c) && c != '\n') {
+        return text.into();
+    }
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_invisible(c) && c != '\n' { shown.extend(c.escape_unicode()) } else { shown.push(c) }
+    }
+    shown.into()
+}
+
+/// Control characters (Unicode's Cc) and format characters (Cf), line and paragraph separators among them.
+pub(crate) fn is_invisible(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}' | '\u{891}' | '\u{8e2}'
+            | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}'
+            | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e007f}')
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}", self.message)?;
+        // Exit code 65: what was asked for is done, and no error.
+        let word = if self.kind == Kind::NotApplied { "note" } else { "error" };
+        write!(f, "{word}: {}", visible(&self.message))?;
         if let Some(holder) = &self.held_by {
-            write!(f, "\n  held by: {holder}")?;
+            write!(f, "\n  held by: {}", visible(holder))?;
         }
         if let Some(hint) = &self.hint {
-            write!(f, "\n  try: {hint}")?;
+            write!(f, "\n  try: {}", visible(hint))?;
         }
         Ok(())
     }
@@ -176,10 +201,12 @@ impl fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
-/// The one of `known` that is nearest to `word`, if it is near enough to have been meant.
+/// The one of `known` that is nearest to `word`, if it is near enough to have been meant. Never `word` itself: that was
+/// given, so it is something else that is wrong.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     known
         .into_iter()
+        .filter(|candidate| *candidate != word)
         .map(|candidate| (strsim::jaro_winkler(word, candidate), candidate))
         .filter(|(likeness, _)| *likeness >= 0.7)
         .max_by(|a, b| a.0.total_cmp(&b.0))
@@ -214,6 +241,32 @@ mod tests {
     fn nearest_finds_a_slip_and_leaves_strangers_alone() {
         assert_eq!(nearest("sokcet", ["socket", "mode"]), Some("socket"));
         assert_eq!(nearest("zzz", ["socket", "mode"]), None);
+    }
+
+    #[test]
+    fn nearest_is_never_the_word_that_was_given() {
+        assert_eq!(nearest("sim/net", ["sim/net", "sim/blk"]), Some("sim/blk"));
+        assert_eq!(nearest("bridge", ["bridge", "tap"]), None);
+    }
+
+    #[test]
+    fn what_others_wrote_cannot_change_how_the_rest_is_shown() {
+        let fault = Fault::usage("`a\u{202e}b\u{7}c\u{200b}d\u{2028}e` is no name\nnext")
+            .held_by("x\u{9b}1m")
+            .hint("\u{feff}");
+        let text = fault.to_string();
+        assert_eq!(
+            text,
+            "error: `a\\u{202e}b\\u{7}c\\u{200b}d\\u{2028}e` is no name\nnext\n  held by: x\\u{9b}1m\n  try: \\u{feff}"
+        );
+        assert!(text.chars().all(|c| c == '\n' || !is_invisible(c)));
+        assert_eq!(visible("naïve 日本 é"), "naïve 日本 é");
+    }
+
+    #[test]
+    fn what_is_accepted_and_not_in_force_yet_is_a_note_and_no_error() {
+        let fault = Fault::new(Kind::NotApplied, "vm0 is changed, but not in force yet");
+        assert_eq!(fault.to_string(), "note: vm0 is changed, but not in force yet");
     }
 
     #[test]

@@ -17,7 +17,16 @@ pub enum FeatureName {
 }
 
 impl FeatureName {
-    /// As in text output: `bit_52` for a bit without a name.
+    /// As Ringway's own text output has it: the specification's name also where `vdpa(8)` knows none.
+    pub fn shown(&self) -> String {
+        match self {
+            FeatureName::Bit(bit) => NEWER.iter().find(|(number, _)| number == bit).map(|(_, name)| *name),
+            FeatureName::Name(_) => None,
+        }
+        .map_or_else(|| self.text(), str::to_owned)
+    }
+
+    /// As in the text output of `vdpa(8)`: `bit_52` for a bit without a name.
     pub fn text(&self) -> String {
         match self {
             FeatureName::Name(name) => name.clone(),
@@ -75,7 +84,8 @@ fn parse_bit(class: Class, word: &str) -> Result<u32, String> {
     }
     let known = || {
         let device: &[(u32, &'static str)] = if class == Class::Net { NET } else { &[] };
-        device.iter().chain(TRANSPORT)
+        let newer: &[(u32, &'static str)] = if class == Class::Net { NEWER } else { &[] };
+        device.iter().chain(newer).chain(TRANSPORT)
     };
     if let Some((bit, _)) = known().find(|(_, name)| name.eq_ignore_ascii_case(word)) {
         return Ok(*bit);
@@ -131,6 +141,15 @@ const NET: &[(u32, &str)] = &[
     (63, "SPEED_DUPLEX"),
 ];
 
+/// Features of network devices that `vdpa(8)` prints as numbers (virtio 1.3 §5.1.3).
+const NEWER: &[(u32, &str)] = &[(54, "GUEST_USO4"), (55, "GUEST_USO6"), (56, "HOST_USO")];
+
+/// A word of Ringway's own text as `vdpa(8)` has it.
+pub(crate) fn as_vdpa(word: &str) -> String {
+    let newer = NEWER.iter().find(|(_, name)| *name == word);
+    newer.map_or_else(|| word.to_owned(), |(bit, _)| format!("bit_{bit}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,6 +159,17 @@ mod tests {
         let names = feature_names(Class::Net, Features(1 << 52 | 1 << 5 | 1 << 40));
         assert_eq!(serde_json::to_string(&names).unwrap(), r#"["MAC",40,52]"#);
         assert_eq!(names[2].text(), "bit_52");
+    }
+
+    #[test]
+    fn features_that_vdpa_does_not_know_are_named_in_text_and_numbers_in_json() {
+        let names = feature_names(Class::Net, Features(1 << 54 | 1 << 56 | 1 << 52));
+        assert_eq!(serde_json::to_string(&names).unwrap(), "[52,54,56]");
+        let shown: Vec<String> = names.iter().map(FeatureName::shown).collect();
+        assert_eq!(shown, ["bit_52", "GUEST_USO4", "HOST_USO"]);
+        assert_eq!(parse_features(Class::Net, &shown.join(",")), Ok(Features(1 << 54 | 1 << 56 | 1 << 52)));
+        assert_eq!(as_vdpa("HOST_USO"), "bit_56");
+        assert_eq!(as_vdpa("CSUM"), "CSUM");
     }
 
     #[test]

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt as _;
 
-use ringway_pmd::net::{F_MAC, F_MQ, F_MTU, MIN_MTU, Mac};
+use ringway_pmd::net::{F_MAC, F_MQ, F_MTU, MAX_MTU, MIN_MTU, Mac};
 use ringway_pmd::vdpa::{BusInfo, Class, DeviceSpec, ManagementBus, ManagementDevice, MgmtInfo};
 use ringway_ring::features::Features;
 
 use crate::api::{DeviceEntry, MgmtEntry};
 use crate::device::Device;
-use crate::fault::{Fault, nearest};
+use crate::fault::{Fault, is_invisible, nearest};
 use crate::names::{feature_names, parse_features};
 
 /// The longest name of a device, in bytes.
@@ -45,7 +45,12 @@ impl Known {
         let found =
             found.and_then(|(bus, rest)| Some((self.buses.iter().find(|info| info.name == bus)?, rest)));
         let (bus, rest) = found.ok_or_else(|| no_such_mgmtdev(name, self))?;
-        check_name(rest).map_err(|fault| fault.at("mgmtdev"))?;
+        if rest.is_empty() {
+            return Err(Fault::usage(format!("{name} lacks a name behind the slash"))
+                .at("mgmtdev")
+                .hint(format!("{}/NAME, a name of your choice", bus.name)));
+        }
+        check_name_of("a management device", rest).map_err(|fault| fault.at("mgmtdev"))?;
         Ok((bus, rest))
     }
 }
@@ -217,10 +222,13 @@ fn no_such_mgmtdev(name: &str, known: &Known) -> Fault {
         printable(name)
     ))
     .at("mgmtdev");
-    // A bus that was written wrong, or one that is there.
+    // A bus that was written wrong.
     let (bus, rest) = name.split_once('/').unwrap_or((name, ""));
-    if let Some(near) = nearest(bus, known.buses.iter().map(|info| info.name)).filter(|_| !rest.is_empty()) {
-        return fault.hint(format!("did you mean {near}/{}?", printable(rest)));
+    let is_bus = known.buses.iter().any(|info| info.name == bus);
+    if let Some(near) = nearest(bus, known.buses.iter().map(|info| info.name))
+        .filter(|near| !is_bus && check_name_of(near, rest).is_ok())
+    {
+        return fault.hint(format!("did you mean {near}/{rest}?"));
     }
     match nearest(name, known.mgmtdevs.iter().map(|info| info.name.as_str())) {
         Some(near) => fault.hint(format!("did you mean {near}?")),
@@ -228,14 +236,26 @@ fn no_such_mgmtdev(name: &str, known: &Known) -> Fault {
     }
 }
 
-/// What an operator wrote, safe to print: short, without control characters.
+/// What an operator wrote, safe to print: short, without characters that do something to a terminal or to the text
+/// around them.
 pub(crate) fn printable(text: &str) -> String {
     let mut shown: String =
-        text.chars().take(LONGEST_NAME + 1).map(|c| if c.is_control() { '?' } else { c }).collect();
+        text.chars().take(LONGEST_NAME + 1).map(|c| if is_invisible(c) { '?' } else { c }).collect();
     if text.chars().nth(LONGEST_NAME + 1).is_some() {
         shown.push('…');
     }
     shown
+}
+
+/// What the number of an attribute must be, in words.
+pub(crate) fn number_of(key: &str) -> String {
+    match key {
+        "mtu" => format!("a whole number from {MIN_MTU} to {MAX_MTU}"),
+        "max_vqp" => "a whole number, 1 or more: the pairs of queues".to_owned(),
+        "core" | "cores" => "a whole number, the number of a core".to_owned(),
+        "qidx" => "a whole number, the number of a queue".to_owned(),
+        _ => "a whole number".to_owned(),
+    }
 }
 
 /// Checks a device's name: it becomes the name of a socket and of a file.
@@ -247,16 +267,21 @@ pub fn check_name(name: &str) -> Result<(), Fault> {
     if name.is_empty() {
         return Err(Fault::usage("device name is not set.").at("name"));
     }
+    check_name_of("a device", name)
+}
+
+/// Checks the name of `what` ("a device"), which is not empty.
+fn check_name_of(what: &str, name: &str) -> Result<(), Fault> {
     if name.len() > LONGEST_NAME {
         return Err(Fault::usage(format!(
-            "a device's name has at most {LONGEST_NAME} bytes, this has {}",
+            "{what}'s name has at most {LONGEST_NAME} bytes, this has {}",
             name.len()
         ))
         .at("name"));
     }
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    if !name.bytes().all(legal) || name.starts_with(['.', '-']) {
-        return Err(Fault::usage(format!("`{}` cannot be a device's name", printable(name)))
+    if name.is_empty() || !name.bytes().all(legal) || name.starts_with(['.', '-']) {
+        return Err(Fault::usage(format!("`{}` cannot be {what}'s name", printable(name)))
             .at("name")
             .hint("ASCII letters, digits, `.`, `_` and `-`, beginning with a letter, a digit or `_`"));
     }
@@ -270,8 +295,8 @@ pub fn check_name(name: &str) -> Result<(), Fault> {
 pub fn check_entry(entry: &DeviceEntry, known: &Known) -> Result<DeviceSpec, Fault> {
     check_name(&entry.name)?;
     let mac = entry.mac.as_deref().map(check_mac).transpose()?;
-    if let Some(mtu) = entry.mtu.filter(|mtu| *mtu < MIN_MTU) {
-        return Err(Fault::usage(format!("mtu {mtu} is below {MIN_MTU}")).at("mtu"));
+    if let Some(mtu) = entry.mtu.filter(|mtu| !(MIN_MTU..=MAX_MTU).contains(mtu)) {
+        return Err(Fault::usage(format!("mtu {mtu} is not {}", number_of("mtu"))).at("mtu"));
     }
     if entry.max_vqp == Some(0) {
         return Err(Fault::usage("At least one pair of VQs is required").at("max_vqp"));
@@ -369,6 +394,9 @@ pub fn check_mgmt_entry(entry: &MgmtEntry, known: &Known) -> Result<(), Fault> {
         return Err(Fault::usage("management device handle not set.")
             .at("name")
             .hint("name BUS/NAME, as in bridge/br0"));
+    }
+    if known.mgmtdevs.iter().any(|info| info.name == entry.name) && known.bus(&entry.name).is_err() {
+        return Err(Fault::usage(format!("{} is a driver's own and has no settings", entry.name)).at("name"));
     }
     let (bus, _) = known.bus(&entry.name).map_err(|fault| fault.at("name"))?;
     for name in entry.attributes.keys() {
@@ -491,6 +519,38 @@ mod tests {
     }
 
     #[test]
+    fn management_devices_are_named_as_what_they_are() {
+        let refusal = |mgmtdev: &str| {
+            let fault =
+                check_entry(&DeviceEntry { mgmtdev: mgmtdev.into(), ..entry() }, &known()).unwrap_err();
+            format!("{} / {}", fault.message, fault.hint.unwrap_or_default())
+        };
+        assert_eq!(
+            refusal("bridge/"),
+            "bridge/ lacks a name behind the slash / bridge/NAME, a name of your choice"
+        );
+        assert!(
+            refusal(&format!("link/{}", "x".repeat(65)))
+                .starts_with("a management device's name has at most")
+        );
+        assert!(refusal("link/a b").starts_with("`a b` cannot be a management device's name"));
+        assert!(refusal("brigde/br0").ends_with("did you mean bridge/br0?"));
+        // A name that could not be one either is no advice.
+        assert!(!refusal("brigde/br 0").contains("did you mean"));
+    }
+
+    #[test]
+    fn what_was_given_is_never_advised() {
+        let set = |name: &str| {
+            let entry = MgmtEntry { name: name.into(), attributes: [("core".into(), "1".into())].into() };
+            check_mgmt_entry(&entry, &known()).unwrap_err().to_string()
+        };
+        assert_eq!(set("sim/net"), "error: sim/net is a driver's own and has no settings");
+        let fault = no_such_mgmtdev("bridge/nosuch", &known());
+        assert_eq!(fault.hint.as_deref(), Some("ringway mgmtdev show"));
+    }
+
+    #[test]
     fn good_entry_becomes_a_spec() {
         let spec = check_entry(
             &DeviceEntry {
@@ -519,7 +579,13 @@ mod tests {
         assert!(
             with(|e| e.mac = Some("01:00:5e:00:00:01".into())).contains("not an address that one device")
         );
-        assert_eq!(with(|e| e.mtu = Some(67)), "mtu: mtu 67 is below 68");
+        for mtu in [0, 67, 9001, 65535] {
+            let refused = refusal(DeviceEntry { mtu: Some(mtu), ..entry() });
+            assert_eq!(refused, format!("mtu: mtu {mtu} is not a whole number from 68 to 9000"));
+        }
+        for mtu in [68, 69, 8999, 9000] {
+            check_entry(&DeviceEntry { mtu: Some(mtu), ..entry() }, &known()).unwrap();
+        }
         assert_eq!(with(|e| e.max_vqp = Some(0)), "max_vqp: At least one pair of VQs is required");
         assert_eq!(
             with(|e| e.max_vqp = Some(17)),

@@ -381,7 +381,7 @@ fn drop_meaning(reason: DropReason) -> &'static str {
         DropReason::TxDisabled => "the sending queue is disabled",
         DropReason::BadOffload => "what the sender asks to be done to its frame does not fit it",
         DropReason::SpoofedMac => "the source address is not the device's",
-        DropReason::PeerDown => "nobody receives at the other end",
+        DropReason::PeerDown => "no device at the other end has a running receive queue",
         DropReason::RxOversize => "the frame is longer than the receiver's MTU allows",
         DropReason::FloodLimit => "more frames to everybody than the port may send",
         DropReason::NetdevDown => "the kernel's interface is down",

@@ -110,7 +110,7 @@ impl DropReason {
                 "the guest sends from an address that is not its device's: give it the device's address, or set spoofchk off"
             }
             DropReason::PeerDown => {
-                "nobody receives at the other end: add a device there, and bring the interface of its guest up"
+                "each device at the other end must be connected and its guest's interface up: ringway dev show tells which is not"
             }
             DropReason::RxOversize => {
                 "the sender's frames are longer than this device's MTU: lower the sender's MTU or raise this device's"

@@ -73,7 +73,14 @@ pub(super) fn text(text: &str) -> String {
         None => !line.contains(": not made: "),
         Some(rest) => LINES.iter().any(|start| rest.starts_with(start)),
     };
-    text.lines().filter(is_its).map(|line| format!("{line}\n")).collect()
+    let own = |line: &str| match line.split_once("features ") {
+        Some((before, names)) => {
+            let names: Vec<String> = names.split(' ').map(crate::names::as_vdpa).collect();
+            format!("{before}features {}\n", names.join(" "))
+        }
+        None => format!("{line}\n"),
+    };
+    text.lines().filter(is_its).map(own).collect()
 }
 
 /// Its usage, printed to standard error.
@@ -155,8 +162,9 @@ mod tests {
 
     #[test]
     fn only_its_lines_stay() {
-        let ours = "vm0: mac m \n  negotiated_features MAC\n  provisioned mac m\nvm1: not made: busy\n";
-        assert_eq!(text(ours), "vm0: mac m \n  negotiated_features MAC\n");
+        let ours =
+            "vm0: mac m \n  negotiated_features MAC HOST_USO\n  provisioned mac m\nvm1: not made: busy\n";
+        assert_eq!(text(ours), "vm0: mac m \n  negotiated_features MAC bit_56\n");
     }
 
     #[test]

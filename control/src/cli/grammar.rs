@@ -36,10 +36,7 @@ pub const KEYWORDS: [Keyword; 11] = [
         ..word("mgmtdev", "MGMTDEV", "the management device that makes it, as BUS/NAME or NAME")
     },
     Keyword { is_settable: true, ..word("mac", "MAC", "Ethernet address [default: made from the name]") },
-    Keyword {
-        is_settable: true,
-        ..word("mtu", "N", "largest packet without its Ethernet header, 68 to 65535")
-    },
+    Keyword { is_settable: true, ..word("mtu", "N", MTU_HELP) },
     Keyword { is_short: true, ..word("max_vqp", "N", "pairs of queues [default: 1]") },
     word(
         "device_features",
@@ -55,6 +52,9 @@ pub const KEYWORDS: [Keyword; 11] = [
     word("owner", "USER", "owner of the socket: a name or a number"),
     word("group", "GROUP", "group of the socket: a name or a number"),
 ];
+
+/// Its bounds are those of the drivers: a test holds it to them.
+const MTU_HELP: &str = "largest packet without its Ethernet header, 68 to 9000";
 
 /// The keywords as help text.
 fn keyword_help(is_wanted: impl Fn(&Keyword) -> bool) -> String {
@@ -186,8 +186,8 @@ pub(crate) fn keyword(word: &str) -> String {
 
 fn number<T: std::str::FromStr>(key: &str, value: &str) -> Result<T, Fault> {
     value.parse().map_err(|_| {
-        Fault::usage(format!("{key} `{}` is not a number that fits", crate::registry::printable(value)))
-            .at(key)
+        let shown = crate::registry::printable(value);
+        Fault::usage(format!("{key} `{shown}` is not {}", crate::registry::number_of(key))).at(key)
     })
 }
 
@@ -381,8 +381,21 @@ mod tests {
         assert_eq!(refusal("name a mgmtdev b mtu"), "number expected");
         assert_eq!(refusal("name a"), "management device handle not set.");
         assert_eq!(refusal("mgmtdev b"), "device name is not set.");
-        assert_eq!(refusal("name a mgmtdev b mtu 70000"), "mtu `70000` is not a number that fits");
+        assert_eq!(
+            refusal("name a mgmtdev b mtu 70000"),
+            "mtu `70000` is not a whole number from 68 to 9000"
+        );
+        assert_eq!(
+            refusal("name a mgmtdev b core -1"),
+            "core `-1` is not a whole number, the number of a core"
+        );
         assert_eq!(refusal("name a name b"), "name is given twice");
+    }
+
+    #[test]
+    fn help_tells_the_bounds_that_drivers_accept() {
+        use ringway_pmd::net::{MAX_MTU, MIN_MTU};
+        assert!(MTU_HELP.ends_with(&format!("{MIN_MTU} to {MAX_MTU}")));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::api::{
 use crate::names::FeatureName;
 
 fn features(names: &[FeatureName]) -> String {
-    names.iter().map(FeatureName::text).collect::<Vec<_>>().join(" ")
+    names.iter().map(FeatureName::shown).collect::<Vec<_>>().join(" ")
 }
 
 /// `mgmtdev show`.

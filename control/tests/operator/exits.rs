@@ -42,8 +42,11 @@ fn wrong_words_are_2_and_name_the_nearest() {
         ("dev add name a mgmtdev sim/net mtu", "error: number expected"),
         ("dev add name a", "error: management device handle not set.\n  try: ringway mgmtdev show"),
         ("dev add mgmtdev sim/net", "error: device name is not set."),
-        ("dev add name a mgmtdev sim/net mtu 67", "error: mtu 67 is below 68"),
-        ("dev add name a mgmtdev sim/net mtu 99999", "error: mtu `99999` is not a number that fits"),
+        ("dev add name a mgmtdev sim/net mtu 67", "error: mtu 67 is not a whole number from 68 to 9000"),
+        (
+            "dev add name a mgmtdev sim/net mtu 99999",
+            "error: mtu `99999` is not a whole number from 68 to 9000",
+        ),
         ("dev add name a mgmtdev sim/net max_vqp 0", "error: At least one pair of VQs is required"),
         (
             "dev add name a mgmtdev sim/net max_vqp 17",

@@ -29,14 +29,14 @@ fn names_that_are_none_and_words_that_do_not_fit_say_what_would() {
     let daemon = Daemon::start();
     for (line, code, said) in [
         ("dev add name a mgmtdev lnk/l0", 3, "did you mean link/l0?"),
-        ("dev add name a mgmtdev link/-x", 2, "cannot be a device's name"),
+        ("dev add name a mgmtdev link/-x", 2, "cannot be a management device's name"),
         ("dev add name a mgmtdev bridge/b spoofchck on", 2, "did you mean spoofchk?"),
         ("dev add name a mgmtdev bridge/b spoofchk maybe", 2, "must be on or off"),
         ("dev add name a mgmtdev bridge/b flood_pps 0", 2, "must be a number of frames, or off"),
         ("dev add name a mgmtdev bridge/b core 0", 2, "ringway mgmtdev set name bridge/b core N"),
         ("dev add name a mgmtdev bridge/b netns x", 2, "goes with tap IFNAME"),
         ("dev add name a mgmtdev bridge/b tap a/b", 2, "not a name that the kernel takes"),
-        ("dev add name a mgmtdev tap/a%d", 2, "cannot be a device's name"),
+        ("dev add name a mgmtdev tap/a%d", 2, "cannot be a management device's name"),
         ("mgmtdev add name link/l ageing 5", 2, "link/l has none"),
         ("mgmtdev add name bridge/b agein 5", 2, "did you mean ageing?"),
         ("mgmtdev add name bridge/b ageing 0", 2, "must be 1 to 1000000 seconds"),
