@@ -11,6 +11,7 @@ use ringway_engine::IdlePolicy;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::{self, Desired, Settings};
+use crate::daemon::idle_name;
 use crate::fault::{Fault, Kind};
 use crate::placement::parse_cores;
 use crate::subsystem::{Options, Subsystem};
@@ -103,6 +104,14 @@ fn run(args: Ringwayd) -> Result<(), Fault> {
     // Nothing that this process makes is for others, not even for a moment.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o007));
     let descriptors = raise_descriptors();
+    // Where each setting came from is said at the start: of several sources the operator may have forgotten one.
+    let file = args.config.as_ref().map_or_else(String::new, |file| file.display().to_string());
+    let from = |is_option: bool, is_in_file: bool| match (is_option, is_in_file) {
+        (true, _) => "from the command line",
+        (false, true) => file.as_str(),
+        (false, false) => "default",
+    };
+    let idle_from = from(args.idle.is_some(), desired.idle.is_some());
     let settings = Settings {
         cores: match &args.cores {
             Some(text) => parse_cores(text).map_err(|why| Fault::usage(why).at("cores"))?,
@@ -114,15 +123,26 @@ fn run(args: Ringwayd) -> Result<(), Fault> {
             None => desired.idle.unwrap_or(IdlePolicy::Adaptive),
         },
     };
+    let idle = idle_name(settings.idle);
     let signals = catch_signals().map_err(|error| Fault::system("cannot catch signals", error))?;
     if args.socket_path.is_some() || args.fd.is_some() {
         return single::serve(args.socket_path.as_deref(), args.fd, settings, signals);
     }
 
-    let ctl = match (&args.ctl, std::env::var_os("RINGWAY_CTL"), &desired.ctl) {
-        (None, None, Some(path)) => paths::ctl(Some(path)),
-        (given, _, _) => paths::ctl(given.as_deref()),
+    let variable = std::env::var_os("RINGWAY_CTL").filter(|path| !path.is_empty());
+    let (ctl, ctl_from) = match (&args.ctl, variable, &desired.ctl) {
+        (Some(path), ..) => (paths::ctl(Some(path)), "from the command line"),
+        (None, Some(_), in_file) => {
+            let ctl = paths::ctl(None);
+            if in_file.as_ref().is_some_and(|path| *path != ctl) {
+                tracing::warn!("RINGWAY_CTL goes before `ctl` in {file}: unset it for the file's to count");
+            }
+            (ctl, "from RINGWAY_CTL")
+        }
+        (None, None, Some(path)) => (paths::ctl(Some(path)), file.as_str()),
+        (None, None, None) => (paths::ctl(None), "default"),
     };
+    let state_from = from(args.state_dir.is_some(), desired.state_dir.is_some());
     let state_dir = paths::state_dir(args.state_dir.as_deref().or(desired.state_dir.as_deref()));
     let runtime_dir = ctl.parent().unwrap_or(Path::new("/")).to_owned();
     let subsystem = Subsystem::start(Options {
@@ -137,9 +157,10 @@ fn run(args: Ringwayd) -> Result<(), Fault> {
         named: desired.mgmtdevs,
         signals: Some(signals),
     })?;
-    let cores = crate::placement::list(subsystem.engine().cores());
-    tracing::info!(%cores, descriptors, state = %state_dir.display(), "{}", host());
-    tracing::info!("ringwayd {} ready at {}", env!("CARGO_PKG_VERSION"), ctl.display());
+    let workers = workers(subsystem.engine().cores());
+    tracing::info!(descriptors, "{}; {workers}; idle policy {idle} ({idle_from})", host());
+    tracing::info!("devices are kept in {} ({state_from})", state_dir.display());
+    tracing::info!("ringwayd {} ready at {} ({ctl_from})", env!("CARGO_PKG_VERSION"), ctl.display());
     notify_manager("READY=1");
     subsystem.wait();
     notify_manager("STOPPING=1");
@@ -163,13 +184,16 @@ fn start_log(wanted: Option<&str>) -> Result<(), Fault> {
         .with_writer(io::stderr)
         .with_ansi(false)
         .with_target(false)
+        // A line that cannot be written is lost; telling so on the same stream would panic.
+        .log_internal_errors(false)
         .try_init();
     made.map_err(|error| Fault::new(Kind::Runtime, error.to_string()))
 }
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// A stream on which a byte arrives for SIGTERM and SIGINT. SIGHUP and SIGPIPE do nothing.
+/// A stream on which a byte arrives for SIGTERM and SIGINT. SIGHUP, SIGPIPE, SIGUSR1, SIGUSR2 and SIGXFSZ do nothing: those who
+/// send them out of habit (rotators of logs, supervisors) must not stop a host's guests.
 fn catch_signals() -> io::Result<UnixStream> {
     let (ours, handlers) = UnixStream::pair()?;
     ours.set_nonblocking(true)?;
@@ -177,7 +201,15 @@ fn catch_signals() -> io::Result<UnixStream> {
         signal_hook::low_level::pipe::register(signal, handlers.try_clone()?)?;
     }
     let ignored = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    signal_hook::flag::register(signal_hook::consts::SIGHUP, ignored)?;
+    for signal in [
+        signal_hook::consts::SIGHUP,
+        signal_hook::consts::SIGUSR1,
+        signal_hook::consts::SIGUSR2,
+        // A file at its largest (RLIMIT_FSIZE): the write fails instead, and is told by name.
+        signal_hook::consts::SIGXFSZ,
+    ] {
+        signal_hook::flag::register(signal, ignored.clone())?;
+    }
     Ok(ours)
 }
 
@@ -190,16 +222,33 @@ fn raise_descriptors() -> u64 {
 
 /// What this host gives: who we are, and on which pages memory of our own will stand.
 fn host() -> String {
+    let uid = rustix::process::getuid();
+    let pages = free_hugepages(Path::new("/sys/kernel/mm/hugepages"));
+    format!("uid {}{}; {pages}", uid.as_raw(), if uid.is_root() { "" } else { " (unprivileged)" })
+}
+
+/// The free hugepages that the kernel tells of in `folder`, in words.
+fn free_hugepages(folder: &Path) -> String {
+    if !folder.is_dir() {
+        return format!("free hugepages: cannot tell, {} is not there", folder.display());
+    }
     let free = |size: &str| -> u64 {
-        let path = format!("/sys/kernel/mm/hugepages/hugepages-{size}kB/free_hugepages");
+        let path = folder.join(format!("hugepages-{size}kB/free_hugepages"));
         std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
     };
-    let pages = match (free("1048576"), free("2048")) {
+    match (free("1048576"), free("2048")) {
         (0, 0) => "no free hugepages: memory of our own stands on ordinary pages".to_owned(),
         (gigantic, huge) => format!("free hugepages: {gigantic} of 1 GiB, {huge} of 2 MiB"),
-    };
-    let uid = rustix::process::getuid();
-    format!("uid {}{}; {pages}", uid.as_raw(), if uid.is_root() { "" } else { " (unprivileged)" })
+    }
+}
+
+/// How many of the cores that this process may use have a worker, and how there are more.
+fn workers(cores: &[usize]) -> String {
+    let usable = crate::placement::allowed_cores().map_or(cores.len(), |allowed| allowed.len());
+    let list = crate::placement::list(cores);
+    let noun = if cores.len() == 1 { "worker on core" } else { "workers on cores" };
+    let more = if usable > cores.len() + 1 { " (--cores for more)" } else { "" };
+    format!("{} {noun} {list}, of {usable} usable cores{more}", cores.len())
 }
 
 /// Tells the service manager, if there is one: a datagram to `NOTIFY_SOCKET`.
@@ -213,5 +262,21 @@ fn notify_manager(state: &str) {
         .and_then(|socket| address.and_then(|address| socket.send_to_addr(state.as_bytes(), &address)));
     if let Err(error) = sent {
         tracing::warn!(%error, "cannot tell the service manager {state}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hugepages_are_counted_only_where_the_kernel_tells() {
+        let dir = tempfile::tempdir().unwrap();
+        let nowhere = dir.path().join("none");
+        assert!(free_hugepages(&nowhere).starts_with("free hugepages: cannot tell, "));
+        assert!(free_hugepages(dir.path()).starts_with("no free hugepages"));
+        std::fs::create_dir(dir.path().join("hugepages-2048kB")).unwrap();
+        std::fs::write(dir.path().join("hugepages-2048kB/free_hugepages"), "512\n").unwrap();
+        assert_eq!(free_hugepages(dir.path()), "free hugepages: 0 of 1 GiB, 512 of 2 MiB");
     }
 }

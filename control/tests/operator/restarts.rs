@@ -40,11 +40,30 @@ fn sigterm_and_sigint_end_it_at_once_and_leave_no_socket() {
 }
 
 #[test]
-fn sighup_changes_nothing() {
+fn signals_that_are_sent_out_of_habit_change_nothing() {
+    use rustix::process::Signal;
     let daemon = Daemon::start();
-    daemon.signal(rustix::process::Signal::HUP);
-    std::thread::sleep(Duration::from_millis(50));
-    daemon.run("hello").good();
+    for signal in [Signal::HUP, Signal::USR1, Signal::USR2, Signal::PIPE, Signal::XFSZ] {
+        daemon.signal(signal);
+        std::thread::sleep(Duration::from_millis(20));
+        daemon.run("hello").good();
+    }
+}
+
+#[test]
+fn file_that_may_not_grow_is_a_named_failure_and_no_death() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let daemon = Daemon::start();
+    daemon.run("dev add name a mgmtdev sim/net").good();
+    let before = daemon.run("config dump").good();
+    let pid = Pid::from_raw(daemon.run("-j hello").json()["pid"].as_i64().unwrap() as i32);
+    // The log cannot grow either.
+    prlimit(pid, Resource::Fsize, Rlimit { current: Some(10), maximum: None }).unwrap();
+    let error = daemon.run("dev add name b mgmtdev sim/net").bad(1);
+    assert!(error.contains("File too large"), "{error}");
+    assert_eq!(daemon.run("config dump").good(), before);
+    prlimit(pid, Resource::Fsize, Rlimit { current: None, maximum: None }).unwrap();
+    daemon.run("dev add name b mgmtdev sim/net").good();
 }
 
 #[test]
