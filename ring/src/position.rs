@@ -178,7 +178,11 @@ impl PositionPage {
             }
             // The whole page, so that a full disk is an error here and not a SIGBUS at the first store.
             page[MARK_AT..][..MARK.len()].copy_from_slice(&MARK);
-            file.write_all_at(&page, 0)?;
+            if let Err(error) = file.write_all_at(&page, 0) {
+                // Nothing half made stays, which the next one would have to refuse.
+                let _ = file.set_len(0);
+                return Err(error);
+            }
         }
         PositionPage::map(&file)
     }
