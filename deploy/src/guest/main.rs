@@ -64,6 +64,7 @@ fn serve_a_machine() -> Result<()> {
     setup::queue_plainly()?;
     setup::answer_plainly()?;
     setup::load_modules()?;
+    setup::keep_neighbours()?;
     setup::loopback_up()?;
     serve(setup::open_port()?, true)
 }

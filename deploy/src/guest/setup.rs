@@ -59,6 +59,17 @@ pub(crate) fn answer_plainly() -> Result<()> {
     Ok(())
 }
 
+/// Has the kernel keep what it knows of a NIC's neighbours when the NIC's link goes down. Else it asks for them anew into
+/// the link that is down, and then once a second: what a test would measure is that timer, not how soon a device is back.
+pub(crate) fn keep_neighbours() -> Result<()> {
+    for setting in
+        ["/proc/sys/net/ipv4/conf/all/arp_evict_nocarrier", "/proc/sys/net/ipv6/conf/all/ndisc_evict_nocarrier"]
+    {
+        fs::write(setting, "0").context(|| format!("0 to {setting}"))?;
+    }
+    Ok(())
+}
+
 /// Sets the loopback interface up: a kernel without it does not reach its own addresses.
 pub(crate) fn loopback_up() -> Result<()> {
     fs::write("/sys/class/net/lo/flags", "0x49").context(|| "loopback".into())
