@@ -62,9 +62,10 @@ pub(crate) fn answer_plainly() -> Result<()> {
 /// Has the kernel keep what it knows of a NIC's neighbours when the NIC's link goes down. Else it asks for them anew into
 /// the link that is down, and then once a second: what a test would measure is that timer, not how soon a device is back.
 pub(crate) fn keep_neighbours() -> Result<()> {
-    for setting in
-        ["/proc/sys/net/ipv4/conf/all/arp_evict_nocarrier", "/proc/sys/net/ipv6/conf/all/ndisc_evict_nocarrier"]
-    {
+    for setting in [
+        "/proc/sys/net/ipv4/conf/all/arp_evict_nocarrier",
+        "/proc/sys/net/ipv6/conf/all/ndisc_evict_nocarrier",
+    ] {
         fs::write(setting, "0").context(|| format!("0 to {setting}"))?;
     }
     Ok(())
