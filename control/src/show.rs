@@ -364,6 +364,7 @@ fn queue_info(class: Class, qidx: u32, stats: &QueueStats) -> QueueInfo {
         sw_checksums: stats.checksums,
         sw_segmented: stats.segmented,
         sw_segments: stats.segments,
+        netdev_calls: stats.netdev_calls,
         drops,
         faults,
         explain: dropped.chain(faulted).collect(),

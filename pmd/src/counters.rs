@@ -147,6 +147,8 @@ pub struct Tally {
     pub segmented: u64,
     /// The frames made of them.
     pub segments: u64,
+    /// System calls that moved frames to or from the kernel's interface.
+    pub netdev_calls: u64,
 }
 
 /// Counters of one queue. Each is written with relaxed stores by the queue's pump alone.
@@ -166,6 +168,7 @@ struct Inner {
     checksums: AtomicU64,
     segmented: AtomicU64,
     segments: AtomicU64,
+    netdev_calls: AtomicU64,
     drops: [AtomicU64; DropReason::ALL.len()],
     faults: [AtomicU64; RingFault::ALL.len() + 1],
 }
@@ -189,10 +192,11 @@ impl QueueCounters {
         add(&self.inner.completed, done.chains);
         add(&self.inner.packets, done.packets);
         add(&self.inner.bytes, done.bytes);
-        if done.checksums | done.segmented | done.segments != 0 {
+        if done.checksums | done.segmented | done.segments | done.netdev_calls != 0 {
             add(&self.inner.checksums, done.checksums);
             add(&self.inner.segmented, done.segmented);
             add(&self.inner.segments, done.segments);
+            add(&self.inner.netdev_calls, done.netdev_calls);
         }
     }
     /// Counts a call (a notification sent to the driver).
@@ -223,6 +227,7 @@ impl QueueCounters {
             checksums: read(&self.inner.checksums),
             segmented: read(&self.inner.segmented),
             segments: read(&self.inner.segments),
+            netdev_calls: read(&self.inner.netdev_calls),
             drops: DropReason::ALL.map(|reason| (reason, read(&self.inner.drops[reason as usize]))).into(),
             faults: RingFault::ALL.map(|fault| (fault, read(&self.inner.faults[fault as usize]))).into(),
         }
@@ -250,6 +255,8 @@ pub struct QueueStats {
     pub segmented: u64,
     /// The frames made of them.
     pub segments: u64,
+    /// System calls that moved frames to or from the kernel's interface; 0 for a guest's queue.
+    pub netdev_calls: u64,
     /// Dropped frames by reason, every reason.
     pub drops: Vec<(DropReason, u64)>,
     /// Faults by reason, every reason.

@@ -254,6 +254,10 @@ pub struct QueueInfo {
     /// What they were cut up into; `packets` counts these.
     #[serde(default)]
     pub sw_segments: u64,
+    /// System calls that moved frames to or from the kernel's interface: `packets` by these is the size of its batches.
+    /// 0 for a guest's queue.
+    #[serde(default)]
+    pub netdev_calls: u64,
     /// Dropped frames by reason, every reason.
     pub drops: Map<String, Value>,
     /// Faults of the ring by name, every name.

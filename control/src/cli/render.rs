@@ -238,6 +238,7 @@ pub(super) fn vstats(answer: &VstatsShow) -> String {
                     queue.qidx, queue.packets, queue.bytes, queue.calls, queue.bursts
                 );
                 finished(&mut text, queue);
+                batches(&mut text, queue);
                 explained(&mut text, queue);
             }
             Vstats::All { queues } => {
@@ -274,6 +275,7 @@ pub(super) fn vstats(answer: &VstatsShow) -> String {
                 }
                 for queue in queues {
                     finished(&mut text, queue);
+                    batches(&mut text, queue);
                     explained(&mut text, queue);
                 }
             }
@@ -293,6 +295,20 @@ fn finished(text: &mut String, queue: &QueueInfo) {
             text,
             "  queue {} done for the guest: {} checksums, {} large frames cut into {}",
             queue.qidx, queue.sw_checksums, queue.sw_segmented, queue.sw_segments
+        );
+    }
+}
+
+/// How many frames a system call moved, of a queue whose other side is the kernel.
+fn batches(text: &mut String, queue: &QueueInfo) {
+    if let Some(tenths) = queue.packets.saturating_mul(10).checked_div(queue.netdev_calls) {
+        let _ = writeln!(
+            text,
+            "  queue {} kernel: {} system calls, {}.{} frames each",
+            queue.qidx,
+            queue.netdev_calls,
+            tenths / 10,
+            tenths % 10
         );
     }
 }

@@ -101,6 +101,7 @@ impl NetdevSource {
     }
 
     pub(super) fn publish(&mut self) {
+        self.tally.netdev_calls += self.reader.take_calls();
         self.counters.add(&mut self.tally);
     }
 
@@ -157,6 +158,7 @@ impl NetdevSink {
         self.tally.chains += written.frames;
         self.tally.packets += written.frames;
         self.tally.bytes += written.bytes;
+        self.tally.netdev_calls += written.calls;
         self.counters.add(&mut self.tally);
         let lost = [
             (DropReason::NetdevDown, written.down + written.gone),

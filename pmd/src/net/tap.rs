@@ -15,6 +15,9 @@ mod netdev;
 mod reader;
 // The io_uring and its unsafe calls.
 mod ring;
+// A namespace for tests.
+#[cfg(test)]
+mod scene;
 // ioctls.
 mod sys;
 // Frames to the kernel.

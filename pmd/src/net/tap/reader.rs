@@ -1,9 +1,11 @@
 //! Frames from the kernel: read in batches into buffers of ours, and seen like chains that were peeked from a transmit
 //! queue.
 //!
-//! One entry into the kernel a burst, which never waits: a chain of linked reads, of which the first that finds nothing
-//! cancels the rest. How many are tried doubles while all find something and follows what was found when they do not;
-//! after one that found nothing, the next try waits for some microseconds.
+//! One entry into the kernel a burst, which never waits: a chain of linked reads, each of which runs after the one before,
+//! so that frames stay in order. Where the kernel cuts such a chain short, reads go in side by side from then on: none of
+//! them waits, so that they run one after the other too, within the same entry. How many are tried doubles while all
+//! find something and follows what was found when they do not; after one that found nothing, the next try waits for some
+//! microseconds.
 //!
 //! Owned by one pump. Budget of `peek` and `consume`: no allocation, no lock, one system call at most, no panic.
 
@@ -32,6 +34,10 @@ pub struct TapReader {
     /// Reads of the last batch, to be put in order: by their place, buffer and result.
     batch: Vec<(u16, i32)>,
     is_registered: bool,
+    /// Reads of a batch are one chain.
+    is_chained: bool,
+    /// Entries into the kernel that found something, since it was last asked.
+    calls: u64,
     /// Reads that are tried at once.
     depth: usize,
     /// No try before this time, in cycles.
@@ -62,6 +68,8 @@ impl TapReader {
             ready: Vec::with_capacity(BUFFERS),
             batch: Vec::with_capacity(BUFFERS),
             is_registered,
+            is_chained: true,
+            calls: 0,
             depth: 1,
             not_before: 0,
             pause: tsc::hertz() / 1_000_000 * PAUSE_US,
@@ -104,6 +112,17 @@ impl TapReader {
         self.free.extend(self.ready.drain(..frames).map(|(buffer, _)| buffer));
     }
 
+    /// Entries into the kernel that found something, since this was last asked.
+    pub fn take_calls(&mut self) -> u64 {
+        std::mem::take(&mut self.calls)
+    }
+
+    /// Has reads go in side by side, as where the kernel cuts chains short.
+    #[cfg(test)]
+    pub(super) fn unchain(&mut self) {
+        self.is_chained = false;
+    }
+
     /// Looks once more, whatever the pause: true if a frame is there, or the interface is gone.
     pub fn arm(&mut self) -> bool {
         self.not_before = 0;
@@ -141,7 +160,7 @@ impl TapReader {
             let Ok(slice) = slice else { break };
             let (to, len) = (slice.as_ptr(), slice.len() as u32);
             let registered = self.is_registered.then_some(buffer);
-            if !self.ring.read(place as u64, to, len, registered, place + 1 < count) {
+            if !self.ring.read(place as u64, to, len, registered, self.is_chained && place + 1 < count) {
                 self.free.push(buffer);
                 break;
             }
@@ -164,6 +183,8 @@ impl TapReader {
                 }
                 _ => {
                     self.free.push(buffer);
+                    // What ran before it found a frame, and still it did not run.
+                    self.is_chained &= !(result == CANCELLED && got > 0);
                     self.is_gone |=
                         result == -libc::EBADFD || result == -libc::ENODEV || result == -libc::EBADF;
                 }
@@ -178,6 +199,7 @@ impl TapReader {
         } else {
             self.depth = (got + 1).min(BUFFERS);
         }
+        self.calls += u64::from(got > 0);
         if got == 0 {
             self.not_before = tsc::cycles() + self.pause;
         }
@@ -196,3 +218,90 @@ const BUFFERS: usize = 32;
 const PAUSE_US: u64 = 4;
 /// The result of what did not run.
 const CANCELLED: i32 = -libc::ECANCELED;
+
+#[cfg(test)]
+mod tests {
+    use super::super::scene::{in_own_namespace, run};
+    use super::super::{TapNetdev, TapSpec};
+    use super::*;
+
+    const BACKLOG: u16 = 400;
+
+    /// Reads a backlog of numbered datagrams: frames a call, call by call, once the depth has grown.
+    fn read_backlog(is_chained: bool) -> Vec<usize> {
+        let spec = TapSpec { name: "rwx0".into(), netns: None, queues: 1, mtu: 1500 };
+        let netdev = TapNetdev::open(&spec).unwrap();
+        run("sysctl -qw net.ipv6.conf.rwx0.disable_ipv6=1; ip addr add 10.9.9.1/24 dev rwx0");
+        run("ip neigh add 10.9.9.2 lladdr 02:00:00:00:00:02 dev rwx0");
+        let (mut reader, _writer) = netdev.queues().unwrap().remove(0);
+        if !is_chained {
+            reader.unchain();
+        }
+        let socket = std::net::UdpSocket::bind("10.9.9.1:0").unwrap();
+        for number in 0..BACKLOG {
+            socket.send_to(&number.to_be_bytes().repeat(30), "10.9.9.2:9").unwrap();
+        }
+        let (mut sizes, mut numbers, mut empty) = (Vec::new(), Vec::new(), 0);
+        while empty < 1000 {
+            let frames = reader.peek(32).unwrap();
+            if frames == 0 {
+                empty += 1;
+                std::thread::sleep(std::time::Duration::from_micros(5));
+                continue;
+            }
+            for chain in reader.burst().chains() {
+                let mut bytes = [0; 200];
+                let mut at = 0;
+                for part in reader.burst().readable(chain) {
+                    at += part.read(&mut bytes[at..]);
+                }
+                // Behind the headers of virtio, Ethernet, IP and UDP.
+                if at == HEADER_BYTES + 14 + 20 + 8 + 60 {
+                    numbers.push(u16::from_be_bytes([bytes[HEADER_BYTES + 42], bytes[HEADER_BYTES + 43]]));
+                }
+            }
+            sizes.push(frames);
+            reader.consume(frames);
+        }
+        assert_eq!(numbers, (0..BACKLOG).collect::<Vec<_>>(), "every frame once and in order");
+        assert_eq!(reader.is_chained, is_chained, "this kernel leaves chains whole");
+        assert_eq!(reader.take_calls(), sizes.len() as u64);
+        sizes
+    }
+
+    #[test]
+    fn backlog_is_read_in_batches_chained_or_not() {
+        for is_chained in [true, false] {
+            in_own_namespace(|| {
+                let sizes = read_backlog(is_chained);
+                let whole = sizes.iter().filter(|frames| **frames == 32).count();
+                let (frames, calls) = (sizes.iter().sum::<usize>(), sizes.len());
+                // 1, 2, 4, 8, 16, then 32 each.
+                assert!(whole >= 11 && frames >= calls * 16, "{frames} frames, {calls} calls: {sizes:?}");
+            });
+        }
+    }
+
+    #[test]
+    fn chain_that_is_cut_short_is_the_last() {
+        in_own_namespace(|| {
+            let spec = TapSpec { name: "rwx0".into(), netns: None, queues: 1, mtu: 1500 };
+            let netdev = TapNetdev::open(&spec).unwrap();
+            let (mut reader, _writer) = netdev.queues().unwrap().remove(0);
+            let batch = |reader: &mut TapReader, results: [i32; 2]| {
+                for result in results {
+                    let buffer = reader.free.pop().unwrap();
+                    reader.batch.push((buffer, result));
+                }
+                reader.sort();
+                let ready = reader.ready.len();
+                reader.consume(ready);
+                (ready, reader.is_chained)
+            };
+            assert_eq!(batch(&mut reader, [-libc::EAGAIN, CANCELLED]), (0, true));
+            assert_eq!(batch(&mut reader, [72, -libc::EAGAIN]), (1, true));
+            assert_eq!(batch(&mut reader, [72, CANCELLED]), (1, false));
+            assert_eq!(reader.free.len(), BUFFERS);
+        });
+    }
+}

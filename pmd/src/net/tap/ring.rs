@@ -43,7 +43,8 @@ impl Ring {
 
     /// Puts a read in, which finds something at once or fails (a file's O_NONBLOCK alone would have it wait in the
     /// background where the file can be asked without waiting), of up to `len` bytes to `to`; into a registered buffer, if it has a number. With `is_linked`, the
-    /// next one runs only if this one succeeded. False: no room.
+    /// next one runs after this one, whatever became of it: a frame is shorter than the room for it, and a short read
+    /// would break the softer kind of link (`io_uring_enter(2)`, IOSQE_IO_LINK). False: no room.
     pub(super) fn read(
         &mut self,
         tag: u64,
@@ -59,7 +60,7 @@ impl Ring {
             }
             None => opcode::Read::new(netdev, to, len).rw_flags(libc::RWF_NOWAIT).build(),
         };
-        self.push(entry.user_data(tag).flags(if is_linked { Flags::IO_LINK } else { Flags::empty() }))
+        self.push(entry.user_data(tag).flags(if is_linked { Flags::IO_HARDLINK } else { Flags::empty() }))
     }
 
     /// Puts a write in, which the netdev takes at once or not at all, of what `count` vectors at `vectors` name. False: no room.

@@ -61,6 +61,8 @@ pub struct Written {
     pub refused: u64,
     /// The interface is gone.
     pub gone: u64,
+    /// System calls that handed frames over.
+    pub calls: u64,
 }
 
 impl TapWriter {
@@ -186,6 +188,7 @@ impl TapWriter {
     pub fn submit(&mut self) {
         if std::mem::take(&mut self.is_new) {
             self.ring.enter();
+            self.written.calls += 1;
         }
         self.reap();
     }
