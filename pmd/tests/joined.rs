@@ -29,6 +29,9 @@ use ringway_ring::position::{Position, PositionPage};
 use ringway_ring::queue::{Completion, DriverBuffer, DriverRing, Format, QueueConfig, RingSize};
 use ringway_ring::tsc;
 
+#[path = "joined/races.rs"]
+mod races;
+
 const GPA: u64 = 0x4000_0000;
 const MEMORY: u64 = 32 << 20;
 const RING: u16 = 256;

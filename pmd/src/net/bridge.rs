@@ -110,7 +110,7 @@ impl Bridge {
             fdb,
             stations,
             first: 0,
-            frames: Frames::new(),
+            frames: Frames::new(true),
             desk: Desk::new(is_needed)?,
             view_every: hertz / 2,
             next_view: 0,
@@ -185,7 +185,7 @@ impl Bridge {
             return (0, 0);
         }
         let mut ways = [Way::Flood; Burst::CHAINS];
-        self.choose_ways(at, source, &mut ways);
+        self.choose_ways(at, &mut ways);
 
         let mut cost = 0;
         let mut drops = [0u64; DropReason::ALL.len()];
@@ -203,6 +203,7 @@ impl Bridge {
                 chains: burst.chains().get(begin..end).unwrap_or_default(),
                 skip: ingress.header_len,
                 frames: all.get(begin..end).unwrap_or_default(),
+                heads: self.frames.heads().get(begin..end).unwrap_or_default(),
             };
             let count = end - begin;
             begin = end;
@@ -242,17 +243,16 @@ impl Bridge {
     }
 
     /// Learns where the senders are and looks up where the receivers are.
-    fn choose_ways(&mut self, at: usize, source: &Source, ways: &mut [Way; Burst::CHAINS]) {
+    fn choose_ways(&mut self, at: usize, ways: &mut [Way; Burst::CHAINS]) {
         let Bridge { ports, by_slot, fdb, stations, frames, now, .. } = self;
         let Some(lane) = ports.get_mut(at) else { return };
-        let (burst, skip) = (source.burst(), source.ingress().header_len);
         let mut last = None;
-        for ((chain, frame), way) in burst.chains().iter().zip(frames.as_slice()).zip(ways) {
+        for ((frame, head), way) in frames.as_slice().iter().zip(frames.heads()).zip(ways) {
             if let Some(reason) = frame.dropped {
                 *way = Way::Drop(reason);
                 continue;
             }
-            let ends = addresses(burst, chain, skip);
+            let ends = addresses(head);
             *way = match last {
                 // A stream: the same two stations as before.
                 Some((before, way)) if before == ends => way,

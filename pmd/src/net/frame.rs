@@ -1,6 +1,10 @@
 //! The frames of one burst, looked at before any of them goes on: their length, what their sender asks to be done to
 //! them, and those that are dropped for their sender's fault.
 //!
+//! A guest can change its frame at any time. So what anything is decided by is read once, into a [`Head`] of ours: checked
+//! there, learned and looked up there, and what goes on to the receiver begins with these very bytes. The rest of the
+//! frame, by which nothing is decided, is read when it is copied.
+//!
 //! Works on the private copies that a burst and a header are; nothing of it is shared. Lives in the pump that peeked.
 //!
 //! Budget: no allocation, no lock, no system call, no panic.
@@ -40,29 +44,49 @@ pub struct Frame {
     pub offload: Offload,
     /// Why it goes no further.
     pub dropped: Option<DropReason>,
+    /// How many bytes of its [`Head`] were read: 0 where nothing was decided by them.
+    pub looked_at: u8,
 }
 
-const EMPTY: Frame = Frame { len: 0, offload: Offload::None, dropped: None };
+const EMPTY: Frame = Frame { len: 0, offload: Offload::None, dropped: None, looked_at: 0 };
+
+/// The beginning of a frame, read once: as many bytes as [`Frame::looked_at`] says. They are the frame's from then on.
+pub type Head = [u8; HEAD_BYTES];
 
 /// The frames of a burst, in its order.
 #[derive(Debug)]
 pub struct Frames {
     frames: [Frame; Burst::CHAINS],
+    heads: [Head; Burst::CHAINS],
     count: usize,
+    /// Whoever carries them decides by their addresses.
+    by_address: bool,
     /// What the chain behind the last frame did wrong.
     pub fault: Option<RingFault>,
 }
 
 impl Frames {
-    /// None yet.
-    pub fn new() -> Box<Frames> {
-        Box::new(Frames { frames: [EMPTY; Burst::CHAINS], count: 0, fault: None })
+    /// None yet. `by_address`: their addresses decide where they go.
+    pub fn new(by_address: bool) -> Box<Frames> {
+        Box::new(Frames {
+            frames: [EMPTY; Burst::CHAINS],
+            heads: [[0; HEAD_BYTES]; Burst::CHAINS],
+            count: 0,
+            by_address,
+            fault: None,
+        })
     }
 
     /// The frames, one for each chain from the first on.
     #[inline]
     pub fn as_slice(&self) -> &[Frame] {
         self.frames.get(..self.count).unwrap_or_default()
+    }
+
+    /// Their beginnings, one for each frame.
+    #[inline]
+    pub fn heads(&self) -> &[Head] {
+        self.heads.get(..self.count).unwrap_or_default()
     }
 
     /// Forgets them.
@@ -74,7 +98,8 @@ impl Frames {
     #[inline]
     pub fn inspect(&mut self, burst: &Burst, ingress: &Ingress) {
         (self.count, self.fault) = (0, None);
-        for (chain, frame) in burst.chains().iter().zip(&mut self.frames) {
+        let by_address = self.by_address || ingress.only.is_some();
+        for ((chain, frame), head) in burst.chains().iter().zip(&mut self.frames).zip(&mut self.heads) {
             if chain.writable_bytes != 0 {
                 self.fault = Some(RingFault::Direction);
                 return;
@@ -83,15 +108,15 @@ impl Frames {
                 self.fault = Some(RingFault::TooShort);
                 return;
             };
-            *frame = Frame { len, offload: Offload::None, dropped: None };
+            *frame = Frame { len, ..EMPTY };
             if len < ETHERNET_HEADER {
                 frame.dropped = Some(DropReason::Runt);
-            } else if ingress.may.is_empty() && ingress.only.is_none() {
+            } else if ingress.may.is_empty() && !by_address {
                 // What a sender says that agreed on nothing is not even read.
                 if len > ingress.max_frame {
                     frame.dropped = Some(DropReason::Oversize);
                 }
-            } else if let Err(reason) = look(burst, chain, ingress, frame) {
+            } else if let Err(reason) = look(burst, chain, ingress, by_address, frame, head) {
                 frame.dropped = Some(reason);
             }
             self.count += 1;
@@ -99,8 +124,16 @@ impl Frames {
     }
 }
 
-/// Looks at what a frame's sender asks for and claims to be.
-fn look(burst: &Burst, chain: &Chain, ingress: &Ingress, frame: &mut Frame) -> Result<(), DropReason> {
+/// Looks at what a frame's sender asks for and claims to be. Everything is read here, once.
+#[inline]
+fn look(
+    burst: &Burst,
+    chain: &Chain,
+    ingress: &Ingress,
+    by_address: bool,
+    frame: &mut Frame,
+    head: &mut Head,
+) -> Result<(), DropReason> {
     if !ingress.may.is_empty() {
         let mut bytes = [0; 12];
         let claimed = bytes.get_mut(..ingress.header_len).unwrap_or_default();
@@ -108,9 +141,9 @@ fn look(burst: &Burst, chain: &Chain, ingress: &Ingress, frame: &mut Frame) -> R
         let claim = NetHeader::from_bytes(&bytes);
         if !claim.is_plain() {
             frame.offload = if claim.needs_head() {
-                let mut head = [0; HEAD_BYTES];
                 let head = head.get_mut(..HEAD_BYTES.min(frame.len as usize)).unwrap_or_default();
                 copy_out(burst, chain, ingress.header_len, head);
+                frame.looked_at = head.len() as u8;
                 check(claim, ingress.may, frame.len, head)
             } else {
                 check(claim, ingress.may, frame.len, &[])
@@ -121,13 +154,23 @@ fn look(burst: &Burst, chain: &Chain, ingress: &Ingress, frame: &mut Frame) -> R
     if frame.offload.longest_frame(frame.len) > ingress.max_frame {
         return Err(DropReason::Oversize);
     }
-    if let Some(only) = ingress.only
-        && addresses(burst, chain, ingress.header_len).source != only
-    {
-        return Err(DropReason::SpoofedMac);
+    if by_address {
+        if frame.looked_at == 0 {
+            let both = head.get_mut(..ADDRESSES).unwrap_or_default();
+            copy_out(burst, chain, ingress.header_len, both);
+            frame.looked_at = ADDRESSES as u8;
+        }
+        if ingress.only.is_some_and(|only| addresses(head).source != only) {
+            return Err(DropReason::SpoofedMac);
+        }
     }
     Ok(())
 }
+
+/// Bytes of the two addresses of a frame.
+pub const ADDRESSES: usize = 12;
+// `Frame::looked_at` holds the length of a head.
+const _: () = assert!(HEAD_BYTES <= u8::MAX as usize);
 
 /// The two addresses of an Ethernet frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,12 +181,10 @@ pub struct Addresses {
     pub source: Mac,
 }
 
-/// Copies the addresses of a frame out.
+/// The addresses with which a frame begins.
 #[inline]
-pub fn addresses(burst: &Burst, chain: &Chain, header_len: usize) -> Addresses {
-    let mut bytes = [0; 12];
-    copy_out(burst, chain, header_len, &mut bytes);
-    let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
+pub fn addresses(head: &Head) -> Addresses {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = *head;
     Addresses { destination: Mac([a, b, c, d, e, f]), source: Mac([g, h, i, j, k, l]) }
 }
 

@@ -198,14 +198,14 @@ impl Receiver for NetdevSink {
         }
         let header = offload.to_header().to_bytes();
         let (len, skip) = (from.frame.len as usize, from.skip);
-        let mut push = || self.writer.push(header, from.burst, from.burst.readable(from.chain), skip, len);
-        if push() {
+        let parts = || from.burst.readable(from.chain);
+        if self.writer.push(header, from.head, from.burst, parts(), skip, len) {
             return Ok(());
         }
         // A batch is full: handed over, and there is room.
         self.publish();
-        let mut push = || self.writer.push(header, from.burst, from.burst.readable(from.chain), skip, len);
-        if push() { Ok(()) } else { Err(Refused::Starved) }
+        let is_in = self.writer.push(header, from.head, from.burst, parts(), skip, len);
+        if is_in { Ok(()) } else { Err(Refused::Starved) }
     }
 
     fn count_drops(&mut self, reason: DropReason, frames: u64) {

@@ -10,7 +10,7 @@ use ringway_ring::queue::{DeviceRing, RingFault};
 
 use super::cursor::Cursor;
 use super::end::End;
-use super::frame::{Frame, copy_out};
+use super::frame::{ADDRESSES, Frame, copy_out};
 use super::offload::{Finish, HEAD_BYTES, Offload, Offloads, Segments, complete_checksum};
 use crate::counters::{DropReason, Tally};
 
@@ -44,6 +44,8 @@ pub(super) struct Passage<'a> {
     /// Bytes of its sender's header.
     pub(super) skip: usize,
     pub(super) frame: &'a Frame,
+    /// Its beginning, as far as it was looked at: these bytes go on, whatever stands in their place by now.
+    pub(super) head: &'a [u8],
     /// Exchange its addresses.
     pub(super) swap: bool,
 }
@@ -80,6 +82,9 @@ impl Desk {
 pub(super) fn private_copy<'desk>(room: &'desk mut [u8], from: &Passage<'_>) -> &'desk mut [u8] {
     let copy = room.get_mut(..from.frame.len as usize).unwrap_or_default();
     copy_out(from.burst, from.chain, from.skip, copy);
+    if let Some(begin) = copy.get_mut(..from.head.len()) {
+        begin.copy_from_slice(from.head);
+    }
     if from.swap
         && let Some((to, source)) = copy.get_mut(..12).and_then(|both| both.split_at_mut_checked(6))
     {
@@ -234,9 +239,12 @@ impl<R: DeviceRing> End<R> {
         {
             put_header(to, ours, header);
             frame.copy_from(piece);
+            if !from.head.is_empty() {
+                put_head(frame, from.head);
+            }
             if from.swap {
                 // Over what was just copied.
-                swap_addresses(piece, frame);
+                swap_addresses(piece, from.head, frame);
             }
             self.take_one(*only, len);
             return Ok(());
@@ -259,14 +267,20 @@ impl<R: DeviceRing> End<R> {
             to.write(high.to_le_bytes().get(..ours.saturating_sub(8)).unwrap_or_default());
             piece.skip(from.skip);
             let mut left = len;
+            let mut head = from.head;
             if from.swap {
-                let mut addresses = [0u8; HEAD];
-                piece.read(&mut addresses);
-                addresses.rotate_left(HEAD / 2);
-                to.write(&addresses);
-                left -= HEAD;
+                let mut both = [0u8; ADDRESSES];
+                piece.read(&mut both);
+                if let Some((looked_at, rest)) = head.split_first_chunk::<ADDRESSES>() {
+                    (both, head) = (*looked_at, rest);
+                }
+                both.rotate_left(ADDRESSES / 2);
+                to.write(&both);
+                left -= ADDRESSES;
             }
-            piece.copy_to(&mut to, left);
+            to.write(head);
+            piece.skip(head.len());
+            piece.copy_to(&mut to, left.saturating_sub(head.len()));
         }
         self.take(count, len);
         Ok(())
@@ -368,14 +382,37 @@ fn put_header(to: HostSlice<'_>, len: usize, (low, high): (u64, u16)) {
     to.put_word(len.saturating_sub(8), if behind == 0 { low } else { low >> behind | high << (64 - behind) });
 }
 
-/// Copies destination and source address, exchanged; nothing of a frame that is shorter than that.
+/// Writes what was looked at over what was copied in its place.
 #[inline(always)]
-fn swap_addresses(from: HostSlice<'_>, to: HostSlice<'_>) {
+fn put_head(frame: HostSlice<'_>, head: &[u8]) {
+    match head.first_chunk::<ADDRESSES>() {
+        Some(both) if head.len() == ADDRESSES => {
+            let (low, high) = words(both);
+            frame.put_word(0, low);
+            frame.put_word(4, high);
+        }
+        _ => {
+            frame.write(head);
+        }
+    }
+}
+
+/// Both addresses of a frame as two words that overlap: the first eight bytes of the twelve and the last.
+#[inline(always)]
+fn words(both: &[u8; ADDRESSES]) -> (u64, u64) {
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = *both;
+    (u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes([e, f, g, h, i, j, k, l]))
+}
+
+/// Copies destination and source address, exchanged: those that were looked at, if any were; nothing of a frame that is
+/// shorter than that.
+#[inline(always)]
+fn swap_addresses(from: HostSlice<'_>, head: &[u8], to: HostSlice<'_>) {
     // The destination is in the lower 48 bits of the one, the source in the upper 48 of the other.
-    let (low, high) = (from.word(0), from.word(4));
+    let (low, high) = match head.first_chunk::<ADDRESSES>() {
+        Some(both) => words(both),
+        None => (from.word(0), from.word(4)),
+    };
     to.put_word(0, high >> 16 | low << 48);
     to.put_word(4, high >> 48 | low << 16);
 }
-
-/// Bytes of the two addresses of a frame.
-const HEAD: usize = 12;

@@ -17,7 +17,7 @@ use ringway_ring::queue::{Format, RingFault, SetupError};
 use ringway_ring::split::device::SplitDevice;
 
 use super::end::{End, PortRules};
-use super::frame::{Frame, Ingress};
+use super::frame::{Frame, Head, Ingress};
 use super::netdev::{NetdevSink, NetdevSource};
 use super::offload::Offloads;
 use super::receive::{Desk, Passage, Receiver, Refused};
@@ -201,7 +201,9 @@ impl Sink {
         let left = load.frames.get(carried.frames..).unwrap_or_default();
         let left = left.iter().filter(|frame| frame.dropped.is_none()).count();
         if left > 0 {
-            self.count_drops(DropReason::NoRxBuffer, left as u64);
+            // A ring that broke the rules in the middle of a burst lacks no buffers: it is stopped.
+            let reason = if self.is_usable() { DropReason::NoRxBuffer } else { DropReason::RxDisabled };
+            self.count_drops(reason, left as u64);
         }
     }
 
@@ -302,6 +304,8 @@ pub(super) struct Load<'a> {
     pub(super) skip: usize,
     /// The frames, one for each chain.
     pub(super) frames: &'a [Frame],
+    /// Their beginnings, one for each frame.
+    pub(super) heads: &'a [Head],
 }
 
 /// How frames go.
@@ -317,9 +321,10 @@ pub(super) struct Way {
 #[inline]
 fn carry<R: Receiver>(to: &mut R, load: Load<'_>, way: Way, desk: &mut Desk) -> Carried {
     let mut done = Carried::default();
-    for (chain, frame) in load.chains.iter().zip(load.frames) {
+    for ((chain, frame), head) in load.chains.iter().zip(load.frames).zip(load.heads) {
         if frame.dropped.is_none() {
-            let passage = Passage { burst: load.burst, chain, skip: load.skip, frame, swap: way.swap };
+            let head = head.get(..frame.looked_at.into()).unwrap_or_default();
+            let passage = Passage { burst: load.burst, chain, skip: load.skip, frame, head, swap: way.swap };
             match to.deliver(passage, desk) {
                 Ok(()) => {}
                 Err(Refused::Drop(reason)) => to.count_drops(reason, 1),

@@ -91,7 +91,7 @@ impl Transfer {
             sink,
             sources: sources.into_iter().map(feeder).collect(),
             first: 0,
-            frames: Frames::new(),
+            frames: Frames::new(false),
             desk: Desk::new(is_needed)?,
             options,
             blocked_cycles: (u128::from(BLOCKED_NS) * u128::from(options.hertz) / 1_000_000_000) as u64,
@@ -131,7 +131,8 @@ impl Transfer {
         let way = Way { swap: self.options.swap_mac, most_bytes: budget.bytes };
         self.desk.resume = feeder.resume;
         let burst = source.burst();
-        let load = Load { burst, chains: burst.chains(), skip: source.ingress().header_len, frames };
+        let (skip, heads) = (source.ingress().header_len, self.frames.heads());
+        let load = Load { burst, chains: burst.chains(), skip, frames, heads };
         let carried = sink.carry(load, way, &mut self.desk);
         feeder.resume = self.desk.resume;
 

@@ -1,4 +1,5 @@
-//! Frames to the kernel: written in batches straight from guest memory, each behind a header of ours.
+//! Frames to the kernel: written in batches straight from guest memory, each behind a header of ours and those of its
+//! bytes that were looked at, which the kernel gets from us and not from the guest.
 //!
 //! One entry into the kernel a batch, which never waits. The netdev copies a frame within the call, so that a write is
 //! finished when the call returns; should one not be, its memory stays: the writer holds the map, its pump gives the
@@ -16,6 +17,7 @@ use ringway_ring::guest::{GuestMap, HostSlice};
 
 use super::ring::Ring;
 use super::{BUFFER_BYTES, HEADER_BYTES};
+use crate::net::offload::HEAD_BYTES;
 
 /// See the module's head.
 pub struct TapWriter {
@@ -37,6 +39,8 @@ pub struct TapWriter {
 /// One write.
 struct Slot {
     header: [u8; HEADER_BYTES],
+    /// The frame's beginning, as far as it was looked at.
+    head: [u8; HEAD_BYTES],
     vectors: [libc::iovec; VECTORS],
     /// Bytes of the frame.
     len: u32,
@@ -69,7 +73,7 @@ impl TapWriter {
     /// Allocates.
     pub(super) fn new(netdev: OwnedFd) -> io::Result<TapWriter> {
         let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-        let slot = |_| Slot { header: [0; HEADER_BYTES], vectors: [nothing; VECTORS], len: 0 };
+        let slot = |_| Slot { header: [0; HEADER_BYTES], head: [0; HEAD_BYTES], vectors: [nothing; VECTORS], len: 0 };
         Ok(TapWriter {
             ring: Ring::new(netdev, SLOTS as u32)?,
             slots: (0..SLOTS).map(slot).collect(),
@@ -81,11 +85,13 @@ impl TapWriter {
         })
     }
 
-    /// Puts a frame in: what `parts`, which lie in the map of `burst`, have behind the first `skip` bytes. False: no room
-    /// now, or frames of another map are out.
+    /// Puts a frame in of `len` bytes: `head`, at most [`HEAD_BYTES`], and then what `parts`, which lie in the map of
+    /// `burst`, have behind the first `skip` bytes and as many as `head` has. False: no room now, or frames of another map
+    /// are out.
     pub fn push<'map>(
         &mut self,
         header: [u8; HEADER_BYTES],
+        head: &[u8],
         burst: &'map Burst,
         parts: impl Iterator<Item = HostSlice<'map>> + Clone,
         skip: usize,
@@ -101,8 +107,15 @@ impl TapWriter {
         let Some(&index) = self.free.last() else { return false };
         let Some(slot) = self.slots.get_mut(usize::from(index)) else { return false };
         slot.header = header;
+        let (skip, len_behind) = (skip + head.len(), len.saturating_sub(head.len()));
         let whole_skip = skip;
-        let (mut count, mut skip, mut left) = (1, skip, len);
+        let (mut count, mut skip, mut left) = (1, skip, len_behind);
+        if !head.is_empty() {
+            let Some(room) = slot.head.get_mut(..head.len()) else { return false };
+            room.copy_from_slice(head);
+            slot.vectors[1] = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: head.len() };
+            count = 2;
+        }
         for part in parts.clone() {
             if left == 0 {
                 break;
@@ -115,7 +128,7 @@ impl TapWriter {
             }
             // More pieces than vectors: copied together.
             let Some(vector) = slot.vectors.get_mut(count) else {
-                return self.push_copied(index, parts, whole_skip, len);
+                return self.push_copied(index, head, parts, whole_skip, len);
             };
             *vector = libc::iovec { iov_base: piece.as_ptr().cast(), iov_len: piece.len() };
             left -= piece.len();
@@ -129,12 +142,15 @@ impl TapWriter {
     fn push_copied<'map>(
         &mut self,
         index: u16,
+        head: &[u8],
         parts: impl Iterator<Item = HostSlice<'map>>,
         mut skip: usize,
         len: usize,
     ) -> bool {
         let room = self.room(index).get_mut(..len).unwrap_or_default();
-        let mut at = 0;
+        let Some(begin) = room.get_mut(..head.len()) else { return false };
+        begin.copy_from_slice(head);
+        let mut at = head.len();
         for part in parts {
             let step = skip.min(part.len());
             skip -= step;
