@@ -92,8 +92,7 @@ fn false_source_address_arrives_nowhere_and_is_not_learned_however_it_is_timed()
         let good = frame(b.mac, a.mac, 60, 1);
         // `b` has spoken, so that frames to it are no flood.
         b.send_plain(0, &frame(a.mac, b.mac, 60, 1));
-        let attack =
-            Attack { claim: NetHeader::default(), good, at: 6, other: FALSE.0.to_vec(), pieces };
+        let attack = Attack { claim: NetHeader::default(), good, at: 6, other: FALSE.0.to_vec(), pieces };
         race(&mut a, &mut b, &attack, |_, frame| {
             assert_ne!(frame[6..12], FALSE.0, "{format:?} in {pieces} pieces");
         });

@@ -73,7 +73,12 @@ impl TapWriter {
     /// Allocates.
     pub(super) fn new(netdev: OwnedFd) -> io::Result<TapWriter> {
         let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-        let slot = |_| Slot { header: [0; HEADER_BYTES], head: [0; HEAD_BYTES], vectors: [nothing; VECTORS], len: 0 };
+        let slot = |_| Slot {
+            header: [0; HEADER_BYTES],
+            head: [0; HEAD_BYTES],
+            vectors: [nothing; VECTORS],
+            len: 0,
+        };
         Ok(TapWriter {
             ring: Ring::new(netdev, SLOTS as u32)?,
             slots: (0..SLOTS).map(slot).collect(),
@@ -260,3 +265,59 @@ impl std::fmt::Debug for TapWriter {
 const SLOTS: usize = 64;
 /// Pieces of one frame, the header's included: what a Linux driver makes of its largest, and some.
 const VECTORS: usize = 24;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use ringway_ring::memory::HostMemory;
+
+    use super::*;
+
+    /// The kernel reads the frame long after it was checked. A socket of datagrams stands for the interface.
+    #[test]
+    fn kernel_is_given_the_bytes_that_were_looked_at_and_not_those_that_a_guest_puts_in_their_place() {
+        const LEN: usize = 300;
+        let (netdev, host) = UnixDatagram::pair().unwrap();
+        let mut writer = TapWriter::new(netdev.into()).unwrap();
+        let memory = HostMemory::allocate("test", 1 << 20).unwrap();
+        let map = Arc::new(memory.guest_map(0).unwrap());
+        let burst = Burst::try_new(Arc::clone(&map)).unwrap();
+        let frame: Vec<u8> = (0..LEN).map(|at| at as u8 | 1).collect();
+        map.resolve(10, LEN as u64).unwrap().write(&frame);
+        let stop = Arc::new(AtomicBool::new(false));
+        let flipper = {
+            let (map, stop, frame) = (Arc::clone(&map), Arc::clone(&stop), frame.clone());
+            std::thread::spawn(move || {
+                let place = map.resolve(10, HEAD_BYTES as u64).unwrap();
+                while !stop.load(Ordering::Relaxed) {
+                    place.write(&[0; HEAD_BYTES]);
+                    place.write(&frame[..HEAD_BYTES]);
+                }
+            })
+        };
+        // In one piece, cut inside of what was looked at, and in more pieces than a slot has vectors for.
+        for pieces in [1, 2, 7, 100] {
+            let cuts: Vec<usize> = (0..=pieces).map(|n| n * (LEN + 10) / pieces).collect();
+            let parts =
+                || cuts.windows(2).map(|cut| map.resolve(cut[0] as u64, (cut[1] - cut[0]) as u64).unwrap());
+            for head in [12, 14, HEAD_BYTES] {
+                for _ in 0..500 {
+                    let is_in = writer.push([7; HEADER_BYTES], &frame[..head], &burst, parts(), 10, LEN);
+                    assert!(is_in);
+                    writer.submit();
+                    let mut got = [0; 2048];
+                    let len = host.recv(&mut got).unwrap();
+                    assert_eq!(len, HEADER_BYTES + LEN, "{pieces} pieces, {head} bytes looked at");
+                    assert_eq!(got[..HEADER_BYTES], [7; HEADER_BYTES]);
+                    assert_eq!(got[HEADER_BYTES..][..head], frame[..head]);
+                    assert_eq!(got[HEADER_BYTES + HEAD_BYTES..len], frame[HEAD_BYTES..]);
+                }
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        flipper.join().unwrap();
+        assert_eq!(writer.take_written().frames, 4 * 3 * 500);
+    }
+}
