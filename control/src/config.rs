@@ -29,9 +29,11 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::api::{DeviceEntry, Dump, MgmtEntry, Mode};
-use crate::fault::{Fault, nearest};
+use crate::fault::{Fault, Kind, nearest};
 use crate::placement::{list, parse_cores};
-use crate::registry::{ATTRIBUTES, Known, check_entry, check_mgmt_entry, number_of, printable};
+use crate::registry::{
+    ATTRIBUTES, Known, check_entry, check_mgmt_entry, host_interface, number_of, printable,
+};
 
 /// Workers and what they do when idle.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +111,17 @@ pub fn parse(text: &str, file: &str, known: &Known) -> Result<Desired, Fault> {
                     if desired.devices.iter().any(|other| other.name == entry.name) {
                         let why = format!("a second device is named {}", entry.name);
                         return Err(source.fault(source.key_span(table, "name", device.span()), why));
+                    }
+                    let interface = host_interface(&entry);
+                    let twin = desired
+                        .devices
+                        .iter()
+                        .find(|other| interface.is_some() && host_interface(other) == interface);
+                    if let Some(twin) = twin {
+                        let why = format!("{} has the same interface as {}", entry.name, twin.name);
+                        let place = source.key_span(table, "tap", device.span());
+                        let fault = source.fault(place, why).held_by(format!("device {}", twin.name));
+                        return Err(Fault { kind: Kind::Conflict, ..fault });
                     }
                     places.push(source.key_span(table, "core", device.span()));
                     desired.devices.push(entry);

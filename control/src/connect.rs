@@ -23,7 +23,7 @@ const GRACE: Duration = Duration::from_millis(100);
 /// A session shorter than this does not reset the wait before the next.
 const SHORT_SESSION: Duration = Duration::from_millis(100);
 /// How long after it went away a kernel's interface is opened or made again.
-const REOPEN_AFTER: Duration = Duration::from_secs(1);
+const REOPEN_AFTER: Duration = Duration::from_millis(300);
 /// How often a device whose driver failed is made anew.
 const REMAKE_AFTER: Duration = Duration::from_secs(1);
 /// How long a front-end waits that cannot be accepted for want of something.
@@ -376,9 +376,11 @@ impl Daemon {
         device.held = held;
         device.refuse_at = None;
         let reason = tame(&reason);
+        // An interface that stays away is looked for again and again, and told of once.
+        let is_known = device.mode == Mode::Netdev && device.history.last_end.as_deref() == Some(&reason);
         device.history.last_end = Some(reason.clone());
         let name = device.name().to_owned();
-        if device.quota.take() {
+        if !is_known && device.quota.take() {
             self.events.push("session.ended", Some(&name), json!({ "reason": reason }));
         }
         let Some(device) = self.registry.by_id(id) else { return };

@@ -158,6 +158,8 @@ pub(crate) struct Daemon {
 const STOP_WITHIN: Duration = Duration::from_millis(700);
 /// How often a device that could not be made is tried again.
 const RETRY_ABSENT: Duration = Duration::from_secs(2);
+/// The same, the first time.
+const RETRY_SOON: Duration = Duration::from_millis(300);
 /// Reports taken in one turn.
 const REPORTS_PER_TURN: usize = 256;
 
@@ -250,7 +252,8 @@ impl Daemon {
 
     /// Makes the devices of a list at the start; what cannot be made is kept and tried again.
     fn make_devices(&mut self, entries: Vec<DeviceEntry>, origin: Origin) {
-        let (wanted, before) = (entries.len(), self.registry.devices().count());
+        // By what was asked for: some devices bring another one.
+        let (wanted, mut made) = (entries.len(), 0);
         for entry in entries {
             if origin == Origin::Operator && self.registry.is_taken(&entry.name) {
                 tracing::warn!(dev = entry.name, "also in the configuration file, which goes first");
@@ -261,22 +264,25 @@ impl Daemon {
                 });
                 continue;
             }
-            if let Err(fault) = self.make_device(entry.clone(), origin) {
-                let (held_by, hint) = (fault.held_by.as_deref(), fault.hint.as_deref());
-                tracing::error!(
-                    dev = entry.name,
-                    held_by,
-                    hint,
-                    "device cannot be made, it is tried again every {} s: {}",
-                    RETRY_ABSENT.as_secs(),
-                    fault.message
-                );
-                self.absent.push(Absent { entry, origin, why: fault.message });
-                self.retry_absent_at = Some(Instant::now() + RETRY_ABSENT);
+            match self.make_device(entry.clone(), origin) {
+                Ok(()) => made += 1,
+                Err(fault) => {
+                    let (held_by, hint) = (fault.held_by.as_deref(), fault.hint.as_deref());
+                    tracing::error!(
+                        dev = entry.name,
+                        held_by,
+                        hint,
+                        "device cannot be made, it is tried again every {} s: {}",
+                        RETRY_ABSENT.as_secs(),
+                        fault.message
+                    );
+                    self.absent.push(Absent { entry, origin, why: fault.message });
+                    // Soon at first: a process that is just dying may hold what it needs.
+                    self.retry_absent_at = Some(Instant::now() + RETRY_SOON);
+                }
             }
         }
         if wanted > 0 {
-            let made = self.registry.devices().count() - before;
             tracing::info!(origin = origin.name(), "{made} of {wanted} devices made at the start");
         }
     }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
@@ -20,7 +21,7 @@ use crate::endpoint::{self, Listening};
 use crate::fault::{Fault, Kind};
 use crate::life::{Life, LifeEvent};
 use crate::peer::Caller;
-use crate::registry::{MgmtOrigin, check_attributes, check_entry, check_mac};
+use crate::registry::{MgmtOrigin, check_attributes, check_entry, check_mac, host_interface};
 use crate::session::{Command, DeviceShared};
 use crate::single::Inherited;
 use crate::state::Kept;
@@ -32,6 +33,14 @@ const KEPT_POSITIONS: usize = 1024;
 pub(crate) fn driver_fault(error: DriverError) -> Fault {
     match error {
         DriverError::Misconfigured(why) => Fault::usage(why),
+        DriverError::NotFound(why) => Fault::not_found(why),
+        DriverError::Conflict { what, held_by, hint } => {
+            let fault = Fault::conflict(what).hint(hint);
+            match held_by {
+                Some(holder) => fault.held_by(holder),
+                None => fault,
+            }
+        }
         DriverError::PeerMisbehaved(why) => Fault::new(Kind::Runtime, why),
         DriverError::Resource { what, source } => Fault::system(what, source),
     }
@@ -154,6 +163,10 @@ impl Daemon {
             .at("mode"));
         }
 
+        if let Some((ifname, namespace)) = host_interface(&entry) {
+            self.check_interface(ifname, &namespace)?;
+        }
+
         if !self.registry.has_mgmtdev(&entry.mgmtdev) {
             // By its name: it comes with its first device.
             self.make_mgmtdev(&entry.mgmtdev, &BTreeMap::new(), MgmtOrigin::Device)?;
@@ -186,6 +199,24 @@ impl Daemon {
             self.drop_empty_mgmtdev(&mgmtdev);
         }
         outcome
+    }
+
+    /// One interface is the other side of one device.
+    fn check_interface(&self, ifname: &str, namespace: &Path) -> Result<(), Fault> {
+        // One namespace may have several names.
+        let same = |other: &Path| {
+            let place = |path: &Path| std::fs::metadata(path).map(|facts| (facts.dev(), facts.ino())).ok();
+            other == namespace || place(other).is_some_and(|other| Some(other) == place(namespace))
+        };
+        let has_it = |device: &&Device| {
+            device.netdev.is_some()
+                && host_interface(&device.entry).is_some_and(|(name, other)| name == ifname && same(&other))
+        };
+        let Some(holder) = self.registry.devices().find(has_it) else { return Ok(()) };
+        Err(Fault::conflict(format!("interface {ifname} is taken"))
+            .at("tap")
+            .held_by(format!("device {}", holder.name()))
+            .hint(format!("another interface, or ringway dev del {}", holder.name())))
     }
 
     /// The part of making a device that changes something.

@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
 
+use ringway_pmd::net::tap::{check_ifname, namespace_path};
 use ringway_pmd::net::{F_MAC, F_MQ, F_MTU, MAX_MTU, MIN_MTU, Mac};
 use ringway_pmd::vdpa::{BusInfo, Class, DeviceSpec, ManagementBus, ManagementDevice, MgmtInfo};
 use ringway_ring::features::Features;
@@ -374,6 +376,9 @@ pub fn check_entry(entry: &DeviceEntry, known: &Known) -> Result<DeviceSpec, Fau
         .at("max_vqp"));
     }
     check_attributes(entry.attributes.keys().map(String::as_str), info)?;
+    if let Some((ifname, _)) = host_interface(entry) {
+        check_ifname(ifname).map_err(|why| Fault::usage(why).at("tap"))?;
+    }
     check_socket(entry)?;
     Ok(DeviceSpec {
         name: entry.name.clone(),
@@ -431,6 +436,13 @@ pub(crate) fn check_attributes<'a>(
         });
     }
     Ok(())
+}
+
+/// The kernel interface that a device is to be the other side of, or to bring with it: its name, and the file of its network
+/// namespace.
+pub(crate) fn host_interface(entry: &DeviceEntry) -> Option<(&str, PathBuf)> {
+    let ifname = entry.attributes.get("tap").map(String::as_str).or(entry.mgmtdev.strip_prefix("tap/"))?;
+    Some((ifname, namespace_path(entry.attributes.get("netns").map(String::as_str))))
 }
 
 fn check_socket(entry: &DeviceEntry) -> Result<(), Fault> {

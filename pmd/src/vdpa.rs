@@ -117,6 +117,19 @@ pub enum DriverError {
     /// The operator asked for something that cannot be.
     #[error("{0}")]
     Misconfigured(String),
+    /// What was named is not there.
+    #[error("{0}")]
+    NotFound(String),
+    /// Another has what was asked for, or it is something else.
+    #[error("{what}")]
+    Conflict {
+        /// What it is.
+        what: String,
+        /// Who has it, where that can be seen.
+        held_by: Option<String>,
+        /// What to do.
+        hint: String,
+    },
     /// The front-end asked for something that cannot be.
     #[error("front-end: {0}")]
     PeerMisbehaved(String),

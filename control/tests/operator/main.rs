@@ -13,3 +13,4 @@ mod joined;
 mod programs;
 mod restarts;
 mod support;
+mod taps;

@@ -42,8 +42,10 @@ pub(super) struct HostPort {
     port: Port,
     plan: Plan,
     spec: TapSpec,
-    /// Open, and not in service yet.
+    /// Open: to come into service, or in it, until the interface is gone.
     netdev: Option<TapNetdev>,
+    /// Ringway made the interface, so that it is made again should somebody take it away.
+    is_own: bool,
     watch: Option<Arc<NetdevWatch>>,
 }
 
@@ -83,15 +85,27 @@ impl HostPort {
     /// Opens the interface.
     pub(super) fn open(port: Port, spec: &DeviceSpec, tap: TapSpec) -> Result<HostPort, DriverError> {
         let mut plan = Offer { mgmtdev: "the host", features: FEATURES, max_pairs: MAX_PAIRS }.plan(spec)?;
-        let netdev = TapNetdev::open(&tap).map_err(driver_error)?;
-        plan.config.mac = netdev.mac();
-        Ok(HostPort { port, plan, spec: tap, netdev: Some(netdev), watch: None })
+        let netdev = match TapNetdev::open(&tap, true) {
+            // Of a device that was removed just now, whose session winds up: this one's session waits for it.
+            Err(TapError::Conflict { held_by: Some(holder), .. }) if holder.ends_with(&own_pid()) => None,
+            other => Some(other.map_err(driver_error)?),
+        };
+        plan.config.mac = netdev.as_ref().map_or_else(|| TapNetdev::own_mac(&tap.name), TapNetdev::mac);
+        let is_own = netdev.as_ref().is_none_or(TapNetdev::is_own);
+        Ok(HostPort { port, plan, spec: tap, netdev, is_own, watch: None })
     }
+}
+
+/// How this process is named as a holder.
+fn own_pid() -> String {
+    format!("(pid {})", std::process::id())
 }
 
 fn driver_error(error: TapError) -> DriverError {
     match error {
         TapError::Misconfigured(what) => DriverError::Misconfigured(what),
+        TapError::NotFound(what) => DriverError::NotFound(what),
+        TapError::Conflict { what, held_by, hint } => DriverError::Conflict { what, held_by, hint },
         TapError::Resource { what, source } => DriverError::Resource { what, source },
     }
 }
@@ -136,8 +150,7 @@ impl VdpaDevice for HostPort {
     }
 
     fn removed(&mut self) {
-        let open = || TapNetdev::open(&self.spec).ok();
-        if let Some(netdev) = self.netdev.take().or_else(open) {
+        if let Some(netdev) = self.netdev.take() {
             netdev.remove();
         }
     }
@@ -155,10 +168,20 @@ impl Netdev for HostPort {
         berth: &Berth,
         within: Duration,
     ) -> Result<(), DriverError> {
+        // It was taken away: what is there now is another one.
+        if self.is_gone() {
+            (self.netdev, self.watch) = (None, None);
+        }
         let netdev = match self.netdev.take() {
             Some(netdev) => netdev,
-            None => TapNetdev::open(&self.spec).map_err(driver_error)?,
+            None => {
+                let netdev = TapNetdev::open(&self.spec, self.is_own).map_err(driver_error)?;
+                self.is_own = netdev.is_own();
+                self.plan.config.mac = netdev.mac();
+                netdev
+            }
         };
+        let netdev = &*self.netdev.insert(netdev);
         let watch = NetdevWatch::new(attention);
         let (offloads, mtu) = (netdev.offloads(), self.spec.mtu);
         let counted = |index: usize| counters.get(index).map(Arc::clone).unwrap_or_default();

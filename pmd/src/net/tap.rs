@@ -9,6 +9,8 @@
 //! Every frame is behind a `struct virtio_net_hdr_mrg_rxbuf` of 12 bytes, so that offloads pass. Opening belongs to control
 //! and sessions; a reader and a writer belong to the pump that has them.
 
+// What the kernel says of an interface.
+mod link;
 // Opening, making and removing the interface.
 mod netdev;
 // Frames from the kernel.
@@ -23,7 +25,7 @@ mod sys;
 // Frames to the kernel.
 mod writer;
 
-pub use netdev::{TapError, TapNetdev, TapSpec, check_ifname};
+pub use netdev::{TapError, TapNetdev, TapSpec, check_ifname, namespace_path};
 pub use reader::TapReader;
 pub use writer::{TapWriter, Written};
 

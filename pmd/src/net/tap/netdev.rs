@@ -10,10 +10,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::HEADER_BYTES;
+use super::link::Link;
 use super::reader::TapReader;
 use super::sys;
 use super::writer::TapWriter;
@@ -33,12 +35,42 @@ pub struct TapSpec {
     pub mtu: u16,
 }
 
+impl TapSpec {
+    /// Where its network namespace is to be found.
+    fn namespace(&self) -> Result<Option<PathBuf>, TapError> {
+        let Some(netns) = &self.netns else { return Ok(None) };
+        if !netns.starts_with('/') && (netns.is_empty() || netns.contains('/')) {
+            return Err(TapError::Misconfigured(format!("netns {netns}: a name, or an absolute path")));
+        }
+        Ok(Some(namespace_path(Some(netns))))
+    }
+}
+
+/// The file of a network namespace: of a name below `/run/netns`, of a path, or this process's own.
+pub fn namespace_path(netns: Option<&str>) -> PathBuf {
+    // A path that is absolute takes the place of the whole.
+    netns.map_or_else(|| PathBuf::from("/proc/self/ns/net"), |netns| Path::new(NAMED).join(netns))
+}
+
 /// Why an interface cannot be had, named by whose fault it is.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
     /// The operator asked for something that cannot be.
     #[error("{0}")]
     Misconfigured(String),
+    /// What was named is not there.
+    #[error("{0}")]
+    NotFound(String),
+    /// Somebody has the interface, or it is none that Ringway can be the other side of.
+    #[error("{what}")]
+    Conflict {
+        /// What it is.
+        what: String,
+        /// The process that has it, where that can be seen.
+        held_by: Option<String>,
+        /// What to do.
+        hint: String,
+    },
     /// The host lacks or refuses something.
     #[error("{what}: {source}")]
     Resource {
@@ -77,20 +109,22 @@ pub fn check_ifname(name: &str) -> Result<(), String> {
 }
 
 impl TapNetdev {
-    /// Finds the interface or makes it.
+    /// Finds the interface or, with `may_make`, makes it. Nobody else may have a queue of it.
     ///
     /// # Errors
     /// See [`TapError`].
-    pub fn open(spec: &TapSpec) -> Result<TapNetdev, TapError> {
+    pub fn open(spec: &TapSpec, may_make: bool) -> Result<TapNetdev, TapError> {
         check_ifname(&spec.name).map_err(TapError::Misconfigured)?;
-        let Some(netns) = &spec.netns else { return open_here(spec) };
-        let path = if netns.starts_with('/') { PathBuf::from(netns) } else { Path::new(NAMED).join(netns) };
-        if !netns.starts_with('/') && (netns.is_empty() || netns.contains('/')) {
-            return Err(TapError::Misconfigured(format!("netns {netns}: a name, or an absolute path")));
-        }
-        let namespace = File::open(&path).map_err(|source| TapError::Resource {
-            what: format!("cannot open the network namespace {} (ip netns list)", path.display()),
-            source,
+        let Some(path) = spec.namespace()? else { return open_here(spec, may_make) };
+        let namespace = File::open(&path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => TapError::NotFound(format!(
+                "there is no network namespace {} (ip netns list)",
+                path.display()
+            )),
+            _ => TapError::Resource {
+                what: format!("cannot open the network namespace {}", path.display()),
+                source,
+            },
         })?;
         // A thread of its own, whose namespace goes with it: the caller's never changes.
         let open = || {
@@ -104,7 +138,7 @@ impl TapNetdev {
                     source: source.into(),
                 },
             )?;
-            open_here(spec)
+            open_here(spec, may_make)
         };
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("rw-netns".to_owned()).spawn_scoped(scope, open);
@@ -119,6 +153,11 @@ impl TapNetdev {
     /// Its Ethernet address, on the kernel's side.
     pub fn mac(&self) -> Mac {
         self.mac
+    }
+
+    /// The address of an interface that Ringway makes under a name.
+    pub fn own_mac(name: &str) -> Mac {
+        Mac::from_name(&format!("tap/{name}"))
     }
 
     /// Ringway made it, now or before.
@@ -157,13 +196,35 @@ impl TapNetdev {
 }
 
 /// Opens it in the namespace of this thread.
-fn open_here(spec: &TapSpec) -> Result<TapNetdev, TapError> {
+fn open_here(spec: &TapSpec, may_make: bool) -> Result<TapNetdev, TapError> {
     let name = spec.name.as_str();
     let resource = |what: String| move |source: io::Error| TapError::Resource { what, source };
     let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
         .map_err(|errno| resource("cannot make a socket".to_owned())(errno.into()))?;
-    let own_mac = Mac::from_name(&format!("tap/{name}"));
-    let was_there = sys::exists(socket.as_fd(), name);
+    let own_mac = TapNetdev::own_mac(name);
+    let look = || Link::find(name).map_err(resource(format!("cannot ask the kernel about {name}")));
+    let before = look()?;
+    let was_there = before.is_some();
+    match &before {
+        None if !may_make => {
+            return Err(TapError::NotFound(format!(
+                "{name}, which was there before Ringway used it, was taken away: it is taken again once it is back"
+            )));
+        }
+        None => {}
+        Some(link) => {
+            if let Some(what) = link.misfit(spec.queues) {
+                return Err(TapError::Conflict {
+                    what: format!("{name} is {what}"),
+                    held_by: None,
+                    hint: "another name: Ringway makes the interface if there is none".to_owned(),
+                });
+            }
+            if link.queues > 0 {
+                return Err(in_use(name));
+            }
+        }
+    }
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     let mut queues = Vec::with_capacity(spec.queues.into());
     for _ in 0..spec.queues {
@@ -185,6 +246,10 @@ fn open_here(spec: &TapSpec) -> Result<TapNetdev, TapError> {
         sys::set_header_bytes(queue.as_fd(), HEADER_BYTES as libc::c_int)
             .map_err(resource(format!("{name}: cannot have headers of {HEADER_BYTES} bytes")))?;
         queues.push(queue);
+    }
+    // Who attached in between is seen by both, and neither goes on.
+    if look()?.is_some_and(|link| link.queues > u32::from(spec.queues)) {
+        return Err(in_use(name));
     }
     let all = |with_uso: u32| {
         let offload = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN | with_uso;
@@ -224,21 +289,21 @@ fn open_here(spec: &TapSpec) -> Result<TapNetdev, TapError> {
 /// Why the kernel did not attach.
 fn refused(spec: &TapSpec, was_there: bool, source: io::Error) -> TapError {
     let TapSpec { name, queues, .. } = spec;
+    if source.raw_os_error() == Some(libc::EBUSY) {
+        return in_use(name);
+    }
     let what = match source.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
             format!(
                 "cannot make or attach to {name}: needs CAP_NET_ADMIN (run ringwayd as root, or give the unit that capability)"
             )
         }
-        Some(libc::EBUSY) => {
-            format!(
-                "{name} is in use by another process (look for it in /proc/*/fdinfo: grep -l \"iff:.*{name}\")"
-            )
-        }
         Some(libc::EINVAL) if was_there => {
-            format!(
-                "{name} is there and is no TAP with {queues} queues and headers: remove it (ip link del {name}), or use another name"
-            )
+            return TapError::Conflict {
+                what: format!("{name} is a TAP that does not take {queues} queues with virtio headers"),
+                held_by: None,
+                hint: "another name: Ringway makes the interface if there is none".to_owned(),
+            };
         }
         Some(libc::E2BIG) => format!("{name} has as many queues as it can"),
         _ => format!("cannot attach to {name}"),
@@ -246,6 +311,45 @@ fn refused(spec: &TapSpec, was_there: bool, source: io::Error) -> TapError {
     TapError::Resource { what, source }
 }
 
+/// The fault of an interface of which somebody has a queue.
+fn in_use(name: &str) -> TapError {
+    TapError::Conflict {
+        what: format!("{name} is in use: a process has a queue of it"),
+        held_by: holder(name),
+        hint: "another name, or end its use there".to_owned(),
+    }
+}
+
+/// A process that has an interface of that name open, as `/proc` tells; of which namespace it does not. On a host of many
+/// processes it looks at as many as it can in some milliseconds.
+fn holder(name: &str) -> Option<String> {
+    let until = Instant::now() + LOOK_FOR;
+    let numbered = |path: &Path| path.file_name()?.to_str()?.parse::<u32>().ok();
+    // The youngest first: interfaces are seldom held by what came with the system.
+    let mut processes: Vec<u32> =
+        std::fs::read_dir("/proc").ok()?.flatten().filter_map(|e| numbered(&e.path())).collect();
+    processes.sort_unstable_by(|a, b| b.cmp(a));
+    let line = format!("iff:\t{name}");
+    for pid in processes {
+        let Ok(files) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
+        for file in files.flatten() {
+            if Instant::now() >= until {
+                return None;
+            }
+            let is_tun = std::fs::read_link(file.path()).is_ok_and(|to| to == Path::new(CLONE_DEVICE));
+            let number = file.file_name();
+            let facts = || std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", number.display()));
+            if is_tun && facts().is_ok_and(|facts| facts.lines().any(|said| said == line)) {
+                let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                return Some(format!("{} (pid {pid})", comm.trim()));
+            }
+        }
+    }
+    None
+}
+
+/// How long a look for the holder of an interface may take.
+const LOOK_FOR: Duration = Duration::from_millis(20);
 const CLONE_DEVICE: &str = "/dev/net/tun";
 const NAMED: &str = "/run/netns";
 
@@ -266,9 +370,11 @@ mod tests {
     #[test]
     fn namespace_that_is_not_there_is_named() {
         let spec = TapSpec { name: "rwt0".into(), netns: Some("no-such-ns".into()), queues: 1, mtu: 1500 };
-        let error = TapNetdev::open(&spec).unwrap_err().to_string();
+        let error = TapNetdev::open(&spec, true).unwrap_err().to_string();
         assert!(error.contains("/run/netns/no-such-ns"), "{error}");
         let spec = TapSpec { netns: Some("a/b".into()), ..spec };
-        assert!(TapNetdev::open(&spec).unwrap_err().to_string().contains("a name, or an absolute path"));
+        assert!(
+            TapNetdev::open(&spec, true).unwrap_err().to_string().contains("a name, or an absolute path")
+        );
     }
 }

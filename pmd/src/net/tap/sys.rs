@@ -54,11 +54,6 @@ pub(super) fn set_persistent(fd: BorrowedFd<'_>, is_persistent: bool) -> io::Res
     outcome(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETPERSIST as _, c_ulong::from(is_persistent)) })
 }
 
-/// SIOCGIFINDEX, in the namespace of the socket: whether the interface is there.
-pub(super) fn exists(socket: BorrowedFd<'_>, name: &str) -> bool {
-    with_ifreq(socket, libc::SIOCGIFINDEX, &mut request(name)).is_ok()
-}
-
 /// SIOCGIFHWADDR.
 pub(super) fn mac(socket: BorrowedFd<'_>, name: &str) -> io::Result<Mac> {
     let mut request = request(name);

@@ -1,0 +1,145 @@
+//! Kernel interfaces as devices: each the other side of one, known for what it is, and there again when taken away. As root,
+//! in a network namespace that goes with the test.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::{Daemon, wait_for};
+
+/// A namespace that `ip netns` knows.
+struct Namespace(String);
+
+impl Namespace {
+    /// None without the rights for it, which `deploy/test` has.
+    fn new(name: &str) -> Option<Namespace> {
+        let name = format!("rwo-{name}-{}", std::process::id());
+        let is_there = Path::new("/dev/net/tun").exists()
+            && rustix::process::geteuid().is_root()
+            && Command::new("ip").args(["netns", "add", &name]).status().is_ok_and(|status| status.success());
+        if !is_there {
+            println!("skipped: needs root, /dev/net/tun and iproute2");
+        }
+        is_there.then_some(Namespace(name))
+    }
+
+    fn ip(&self, words: &str) -> bool {
+        let words = words.split_whitespace();
+        Command::new("ip").args(["-n", &self.0]).args(words).output().unwrap().status.success()
+    }
+
+    fn link(&self, name: &str) -> String {
+        let shown = Command::new("ip").args(["-n", &self.0, "-o", "link", "show", name]).output().unwrap();
+        String::from_utf8(shown.stdout).unwrap()
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
+#[test]
+fn interface_of_one_device_is_refused_to_another_by_whatever_way() {
+    let Some(host) = Namespace::new("once") else { return };
+    let (daemon, other) = (Daemon::start(), Daemon::start());
+    let ns = &host.0;
+    daemon.run(&format!("dev add name h0 mgmtdev bridge/b tap rwt0 netns {ns}")).good();
+    for line in [
+        format!("dev add name h1 mgmtdev bridge/b tap rwt0 netns {ns}"),
+        format!("dev add name h1 mgmtdev link/l tap rwt0 netns {ns}"),
+        format!("dev add name h1 mgmtdev link/l tap rwt0 netns /run/netns/{ns}"),
+        format!("dev add name h1 mgmtdev tap/rwt0 netns {ns}"),
+    ] {
+        let told = daemon.run(&line).bad(4);
+        assert!(told.contains("held by: device h0"), "{line}: {told}");
+        let told = other.run(&line).bad(4);
+        assert!(told.contains(&format!("(pid {})", daemon.pid())), "{line}: {told}");
+    }
+    assert_eq!(daemon.run("-j dev show").json()["dev"].as_object().unwrap().len(), 1);
+    // Given up, it is anybody's, at once.
+    daemon.run("dev del h0").good();
+    daemon.run(&format!("dev add name h1 mgmtdev link/l tap rwt0 netns {ns}")).good();
+    wait_for("the interface to be in service", || daemon.device("h1")["state"] == "connected");
+}
+
+#[test]
+fn interface_that_an_earlier_daemon_left_is_taken() {
+    let Some(host) = Namespace::new("left") else { return };
+    let mut daemon = Daemon::start();
+    daemon.run(&format!("dev add name x mgmtdev tap/rwt1 netns {}", host.0)).good();
+    daemon.kill();
+    daemon.start_again(&[]);
+    wait_for("the interface to be in service", || daemon.device("rwt1")["state"] == "connected");
+    let log = daemon.log();
+    assert!(log.contains("1 of 1 devices made") && !log.contains("2 of 1"), "{log}");
+}
+
+#[test]
+fn what_is_no_tap_is_named_and_never_to_be_deleted() {
+    let Some(host) = Namespace::new("kinds") else { return };
+    let daemon = Daemon::start();
+    assert!(host.ip("tuntap add dev one mode tap") && host.ip("tuntap add dev raw mode tun"));
+    for (line, code, said) in [
+        (format!("dev add name a mgmtdev tap/one max_vqp 4 netns {}", host.0), 4, "a TAP with one queue"),
+        (format!("dev add name a mgmtdev tap/raw netns {}", host.0), 4, "a TUN interface"),
+        (format!("dev add name a mgmtdev tap/lo netns {}", host.0), 4, "the loopback interface"),
+        ("dev add name a mgmtdev tap/x netns rwo-nowhere".to_owned(), 3, "no network namespace"),
+        ("dev add name a mgmtdev tap/sixteen-bytes-xx".to_owned(), 2, "at most 15 bytes"),
+    ] {
+        let told = daemon.run(&line).bad(code);
+        assert!(told.contains(said) && !told.contains("link del"), "{line}: {told}");
+    }
+    assert_eq!(daemon.run("dev show").good(), "");
+}
+
+#[test]
+fn interface_that_ringway_made_comes_back_and_one_that_it_found_is_waited_for() {
+    let Some(host) = Namespace::new("back") else { return };
+    let daemon = Daemon::start();
+    assert!(host.ip("tuntap add dev found mode tap multi_queue"));
+    daemon.run(&format!("dev add name own mgmtdev bridge/b tap rwt2 mtu 1400 netns {}", host.0)).good();
+    daemon.run(&format!("dev add name his mgmtdev bridge/b tap found netns {}", host.0)).good();
+    let is_in_service = |name: &str| daemon.device(name)["state"] == "connected";
+    wait_for("both to be in service", || is_in_service("own") && is_in_service("his"));
+    let mac = |shown: &str| shown.split("link/ether ").nth(1).unwrap_or_default()[..17].to_owned();
+    let before = mac(&host.link("rwt2"));
+    for _ in 0..2 {
+        assert!(host.ip("link del rwt2"));
+        let taken = std::time::Instant::now();
+        wait_for("it to be made again", || {
+            host.link("rwt2").contains("mtu 1400")
+                && host.link("rwt2").contains(",UP")
+                && is_in_service("own")
+        });
+        assert_eq!(mac(&host.link("rwt2")), before);
+        println!("made again after {:?}", taken.elapsed());
+    }
+
+    assert!(host.ip("link del found"));
+    wait_for("it to be told", || daemon.run("dev show his").good().contains("found, which was there before"));
+    assert_eq!(host.link("found"), "");
+    let told = daemon.run("dev show his").good();
+    assert!(told.contains("taken again once it is back"), "{told}");
+    assert!(host.ip("tuntap add dev found mode tap multi_queue"));
+    wait_for("it to be taken again", || is_in_service("his"));
+}
+
+#[test]
+fn one_interface_twice_in_a_file_is_found_without_a_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("c.toml");
+    let check = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        crate::support::ringway(&dir.path().join("none"), &format!("config check {}", file.display()))
+    };
+    let two = |first: &str, second: &str| {
+        format!("[[device]]\nname = \"a\"\n{first}\n[[device]]\nname = \"b\"\n{second}\n")
+    };
+    let told = check(&two("mgmtdev = \"bridge/x\"\ntap = \"t\"", "mgmtdev = \"link/y\"\ntap = \"t\"")).bad(4);
+    assert!(told.contains("b has the same interface as a"), "{told}");
+    let path = "mgmtdev = \"bridge/x\"\ntap = \"t\"\nnetns = \"/run/netns/n\"";
+    check(&two("mgmtdev = \"tap/t\"\nnetns = \"n\"", path)).bad(4);
+    check(&two("mgmtdev = \"tap/t\"", path)).good();
+    check(&two("mgmtdev = \"tap/sixteen-bytes-xx\"", path)).bad(2);
+}
