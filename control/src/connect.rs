@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringway_pmd::vdpa::VdpaDevice;
+use ringway_pmd::vdpa::{Ended, VdpaDevice};
 use rustix::event::epoll::EventFlags;
 use serde_json::json;
 
@@ -350,9 +350,14 @@ impl Daemon {
                 connection.mtu = Some(mtu);
                 event = Some(("session.mtu", json!({ "mtu": mtu })));
             }
-            Report::PumpPanicked { group, message } => {
+            Report::PumpEnded { group, how: Ended::Panicked(message) } => {
                 device.history.pump_panics += 1;
                 event = Some(("pump.panicked", json!({ "group": group, "message": tame(&message) })));
+            }
+            Report::PumpEnded { group, how: Ended::NotPlaced(why) } => {
+                let why = tame(&why);
+                device.history.last_failure = Some(format!("pair {group} is not served: {why}"));
+                event = Some(("pump.not_placed", json!({ "group": group, "why": why })));
             }
             Report::Ended { .. } => {}
         }

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use ringway_engine::{Clock, Engine, EngineConfig, IdlePolicy};
+use ringway_pmd::later;
 use ringway_pmd::notify::EventFd;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use serde_json::Value;
@@ -156,6 +157,8 @@ pub(crate) struct Daemon {
 
 /// How long sessions may take to end when the process stops.
 const STOP_WITHIN: Duration = Duration::from_millis(700);
+/// How long a process that ends waits for what it left for later.
+const LATER_WITHIN: Duration = Duration::from_millis(500);
 /// How often a device that could not be made is tried again.
 const RETRY_ABSENT: Duration = Duration::from_secs(2);
 /// The same, the first time.
@@ -456,6 +459,8 @@ impl Daemon {
         }
         self.ctl = None;
         self.engine.shutdown();
+        // Interfaces of devices that were removed a moment ago go, too.
+        later::settle(LATER_WITHIN);
     }
 }
 

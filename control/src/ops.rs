@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use ringway_pmd::counters::QueueCounters;
+use ringway_pmd::later;
 use ringway_pmd::vdpa::{DeviceSpec, DriverError};
 use ringway_ring::position::PositionPage;
 use rustix::event::epoll;
@@ -394,8 +395,9 @@ impl Daemon {
         if let Some(connection) = &device.connection {
             connection.handle.send(Command::Revoke);
         }
-        if let Some(held) = &mut device.held {
-            held.removed();
+        // What it has on the host is taken away by the kernel, which may take its time: not awaited here.
+        if let Some(mut held) = device.held.take() {
+            later::run(move || held.removed());
         }
         if let Some(listening) = device.listening.take() {
             let _ = epoll::delete(&self.epoll, &listening.socket);

@@ -27,7 +27,7 @@ use crossbeam::queue::SegQueue;
 use ringway_engine::Engine;
 use ringway_pmd::counters::QueueCounters;
 use ringway_pmd::notify::EventFd;
-use ringway_pmd::vdpa::VdpaDevice;
+use ringway_pmd::vdpa::{Ended, VdpaDevice};
 use ringway_ring::features::Features;
 use ringway_ring::position::PositionPage;
 
@@ -170,12 +170,12 @@ pub enum Report {
     },
     /// The front-end set the MTU.
     Mtu(u16),
-    /// A pump panicked and was taken out; its rings are stopped.
-    PumpPanicked {
+    /// A pump was taken out, or could not be placed; its rings are stopped.
+    PumpEnded {
         /// The group.
         group: u16,
-        /// The message.
-        message: String,
+        /// What happened.
+        how: Ended,
     },
     /// The session is over: pumps retired, memory unmapped. The device comes back unless it was revoked.
     Ended {
@@ -204,8 +204,8 @@ impl fmt::Debug for Report {
                 f.debug_struct("PeerMisbehaved").field("what", what).field("detail", detail).finish()
             }
             Report::Mtu(mtu) => f.debug_tuple("Mtu").field(mtu).finish(),
-            Report::PumpPanicked { group, message } => {
-                f.debug_struct("PumpPanicked").field("group", group).field("message", message).finish()
+            Report::PumpEnded { group, how } => {
+                f.debug_struct("PumpEnded").field("group", group).field("how", how).finish()
             }
             Report::Ended { device, reason } => f
                 .debug_struct("Ended")

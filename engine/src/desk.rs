@@ -87,12 +87,12 @@ impl Desk {
         book.free.pop().ok_or(PlaceError::Full(self.core))
     }
 
-    /// Hands a tenant to the worker. Its wake sources are already watched.
-    pub(crate) fn deliver(&self, slot: u32, tenant: Box<Tenant>) -> Result<(), PlaceError> {
+    /// Hands a tenant to the worker. Its wake sources are already watched. It comes back if the desk is closed.
+    pub(crate) fn deliver(&self, slot: u32, tenant: Box<Tenant>) -> Result<(), Box<Tenant>> {
         let mut book = self.book();
         // The worker takes its mail for the last time after the book was closed.
         if book.closed {
-            return Err(PlaceError::Full(self.core));
+            return Err(tenant);
         }
         book.seats[slot as usize] = Some(Arc::clone(&tenant.seat));
         self.berth(slot).deliver(tenant);

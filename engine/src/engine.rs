@@ -13,7 +13,7 @@ use crate::berth::{LET_GO, RETIRE};
 use crate::desk::Desk;
 use crate::pace::{to_cycles, to_nanoseconds};
 use crate::pin::pin_to;
-use crate::pump::Pump;
+use crate::pump::{MAX_WAKE_SOURCES, Pump};
 use crate::reaper::{self, Alarm};
 use crate::stats::{PumpStats, Stuck, WorkerStats};
 use crate::tenant::{Ending, Seat, Tenant};
@@ -76,18 +76,39 @@ pub enum StartError {
     },
 }
 
-/// Why a pump was not placed, moved or retired. The pump is dropped by the caller's thread.
+/// A pump that was not placed: it comes back as it was, for whoever made it to take apart or to place elsewhere.
+#[derive(thiserror::Error)]
+#[error("{why}")]
+pub struct NotPlaced {
+    /// Why.
+    pub why: PlaceError,
+    /// The pump.
+    pub pump: Box<dyn Pump>,
+}
+
+/// Why a pump was not placed, moved or retired.
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceError {
     /// No worker runs on that core.
     #[error("no worker runs on core {0}")]
     NoSuchCore(usize),
     /// The worker's tables are full, or the engine is shutting down.
-    #[error("the worker of core {0} takes no more pumps")]
+    #[error(
+        "the worker of core {0} takes no more pumps: it has as many as it can, or ringwayd is stopping; serve the device by \
+         another core"
+    )]
     Full(usize),
     /// A wake source could not be watched.
-    #[error("cannot watch a wake source: {0}")]
+    #[error(
+        "no worker can watch its kicks: {0}; each running queue takes descriptors of ringwayd: raise its limit (LimitNOFILE, \
+         ulimit -n) or run fewer queues"
+    )]
     WakeSource(std::io::Error),
+    /// More wake sources than one pump may have.
+    #[error(
+        "its {0} queues with kicks are more than one worker's pump can have, {MAX_WAKE_SOURCES}: run fewer queues"
+    )]
+    TooManySources(usize),
     /// The worker did not acknowledge in time. The pump stays where it is and takes no new work; ask again.
     #[error("the worker of core {core} did not acknowledge within {waited:?}")]
     Timeout {
@@ -204,21 +225,29 @@ impl Engine {
     /// Hands a pump to the worker of `core`. Returns once it is in the mailbox.
     ///
     /// # Errors
-    /// See [`PlaceError`]; the pump is then dropped by the caller's thread.
+    /// See [`PlaceError`]; the pump comes back with it.
     pub fn place(
         &self,
         core: usize,
         name: &str,
         pump: Box<dyn Pump>,
         watcher: Arc<dyn Watcher>,
-    ) -> Result<Placed, PlaceError> {
+    ) -> Result<Placed, NotPlaced> {
         let plant = &self.inner.plant;
-        let index = plant.index_of(core)?;
-        let seat = Seat::new(name, pump.as_ref())?;
+        let reserved = plant.index_of(core).and_then(|index| {
+            let seat = Seat::new(name, pump.as_ref())?;
+            let slot = plant.reserve(index, &seat)?;
+            Ok((index, seat, slot))
+        });
+        let (index, seat, slot) = match reserved {
+            Ok(reserved) => reserved,
+            Err(why) => return Err(NotPlaced { why, pump }),
+        };
         let tenant = Tenant::new(pump, watcher, Arc::clone(&seat));
-        let slot = plant.reserve(index, &seat)?;
-        plant.deliver(index, slot, tenant)?;
-        Ok(Placed { plant: Arc::clone(plant), index, slot: Some(slot), seat })
+        match plant.deliver(index, slot, tenant) {
+            Ok(()) => Ok(Placed { plant: Arc::clone(plant), index, slot: Some(slot), seat }),
+            Err(tenant) => Err(NotPlaced { why: PlaceError::Full(core), pump: tenant.pump }),
+        }
     }
 
     /// What every worker did. Reading changes nothing.
@@ -324,7 +353,8 @@ impl Plant {
         Ok(slot)
     }
 
-    fn deliver(&self, index: usize, slot: u32, tenant: Box<Tenant>) -> Result<(), PlaceError> {
+    /// Hands a tenant to a worker. It comes back from one that is stopping.
+    fn deliver(&self, index: usize, slot: u32, tenant: Box<Tenant>) -> Result<(), Box<Tenant>> {
         let seat = Arc::clone(&tenant.seat);
         let desk = &self.desks[index];
         desk.deliver(slot, tenant).inspect_err(|_| desk.release(slot, &seat))
@@ -415,9 +445,11 @@ impl Placed {
             return Err(PlaceError::Ended);
         }
         tenant.renew();
+        if let Err(tenant) = self.plant.deliver(index, new_slot, tenant) {
+            old.keep(slot, tenant);
+            return Err(PlaceError::Full(core));
+        }
         old.release(slot, &self.seat);
-        self.slot = None;
-        self.plant.deliver(index, new_slot, tenant)?;
         (self.index, self.slot) = (index, Some(new_slot));
         Ok(())
     }
@@ -459,6 +491,12 @@ impl Drop for Placed {
         if let Some(slot) = self.slot {
             self.plant.desks[self.index].abandon(slot);
         }
+    }
+}
+
+impl fmt::Debug for NotPlaced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NotPlaced").field("why", &self.why).finish_non_exhaustive()
     }
 }
 

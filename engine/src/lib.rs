@@ -32,7 +32,7 @@ mod tenant;
 mod worker;
 
 pub use engine::{
-    Clock, End, Engine, EngineConfig, IdlePolicy, PlaceError, Placed, Retired, StartError, Watcher,
+    Clock, End, Engine, EngineConfig, IdlePolicy, NotPlaced, PlaceError, Placed, Retired, StartError, Watcher,
 };
 pub use pump::{Armed, Budget, Polled, Pump};
 pub use stats::{PumpStats, Stuck, WorkerStats};

@@ -91,10 +91,7 @@ impl Seat {
     pub(crate) fn new(name: &str, pump: &dyn Pump) -> Result<Arc<Seat>, PlaceError> {
         let sources = pump.wake_sources();
         if sources.len() > MAX_WAKE_SOURCES {
-            return Err(PlaceError::WakeSource(std::io::Error::new(
-                std::io::ErrorKind::InvalidInput,
-                format!("{} wake sources, the most is {MAX_WAKE_SOURCES}", sources.len()),
-            )));
+            return Err(PlaceError::TooManySources(sources.len()));
         }
         let sources = sources
             .iter()

@@ -168,8 +168,7 @@ impl Worker {
                 continue;
             };
             let began = self.now;
-            self.desk.account.enter(slot, began);
-            let polled = contained(|| tenant.pump.poll(&self.budget, began));
+            let polled = watched(&self.desk, slot, began, || tenant.pump.poll(&self.budget, began));
             let now = (self.clock.cycles)();
             self.now = now;
             match polled {
@@ -201,14 +200,13 @@ impl Worker {
                 index += 1;
             }
         }
-        self.desk.account.leave();
         (bursts, items)
     }
 
     /// Arms a pump that has been idle, and takes it off the active list if it can sleep or must nap.
     fn arm(&mut self, slot: u32) {
         let Some(tenant) = self.tenants[slot as usize].as_deref_mut() else { return };
-        let armed = contained(|| tenant.pump.arm());
+        let armed = watched(&self.desk, slot, self.now, || tenant.pump.arm());
         let now = (self.clock.cycles)();
         self.now = now;
         let was_napping = tenant.nap != 0;
@@ -256,9 +254,7 @@ impl Worker {
             return false;
         }
         let now = self.now;
-        self.desk.account.enter(slot, now);
-        let disarmed = contained(|| tenant.pump.disarm());
-        self.desk.account.leave();
+        let disarmed = watched(&self.desk, slot, now, || tenant.pump.disarm());
         self.deadlines.clear(slot);
         self.listening -= usize::from(tenant.has_sources);
         tenant.seat.account.set_asleep(false);
@@ -337,9 +333,7 @@ impl Worker {
         let Some(tenant) = self.tenants[slot as usize].as_deref_mut() else { return };
         if !tenant.stopping {
             tenant.stopping = true;
-            self.desk.account.enter(slot, self.now);
-            let begun = contained(|| tenant.pump.begin_stop());
-            self.desk.account.leave();
+            let begun = watched(&self.desk, slot, self.now, || tenant.pump.begin_stop());
             match begun {
                 Ok(true) => return self.give_back(slot, Ending::Stopped),
                 Ok(false) => {}
@@ -354,7 +348,7 @@ impl Worker {
     /// Gives a stopping pump back if it has stopped. True: it has left.
     fn try_finish(&mut self, slot: u32) -> bool {
         let Some(tenant) = self.tenants[slot as usize].as_deref_mut() else { return true };
-        match contained(|| tenant.pump.stopped()) {
+        match watched(&self.desk, slot, self.now, || tenant.pump.stopped()) {
             Ok(true) => self.give_back(slot, Ending::Stopped),
             Ok(false) => return false,
             Err(caught) => self.evict(slot, caught),
@@ -418,6 +412,16 @@ impl Worker {
     fn tell_time(&mut self) {
         self.now = (self.clock.cycles)();
     }
+}
+
+/// Every call into a pump goes through here: [`crate::Engine::stuck`] tells of one that does not come back, and what it
+/// panics with is contained.
+#[inline]
+fn watched<T>(desk: &Desk, slot: u32, now: u64, call: impl FnOnce() -> T) -> Result<T, Caught> {
+    desk.account.enter(slot, now);
+    let outcome = contained(call);
+    desk.account.leave();
+    outcome
 }
 
 /// How many events one look takes; when there are more, the next turn looks again.

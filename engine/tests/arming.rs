@@ -227,12 +227,17 @@ fn wake_sources_that_cannot_be_watched_are_refused() {
     let engine = engine(&cores()[..1], IdlePolicy::Adaptive);
     let refuse = |sources| {
         let placed = engine.place(engine.cores()[0], "p", Box::new(Sources(sources)), Queue::new());
-        assert!(matches!(placed, Err(ringway_engine::PlaceError::WakeSource(_))), "{placed:?}");
+        let refused = placed.expect_err("it cannot be watched");
         assert!(engine.workers()[0].pumps.is_empty());
+        // The pump is not lost with the attempt.
+        assert!(!refused.pump.wake_sources().is_empty());
+        refused.why
     };
     // A regular file has no readiness to wait for; nothing of what was watched before it stays.
-    refuse(vec![event(), std::fs::File::open("/proc/self/exe").expect("opens").into()]);
-    refuse((0..=ringway_engine::pump::MAX_WAKE_SOURCES).map(|_| event()).collect());
+    let why = refuse(vec![event(), std::fs::File::open("/proc/self/exe").expect("opens").into()]);
+    assert!(matches!(why, ringway_engine::PlaceError::WakeSource(_)), "{why:?}");
+    let why = refuse((0..=ringway_engine::pump::MAX_WAKE_SOURCES).map(|_| event()).collect());
+    assert!(matches!(why, ringway_engine::PlaceError::TooManySources(4097)), "{why:?}");
 }
 
 /// What the kernel says a thread of this process has used of its core.

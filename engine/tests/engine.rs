@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::*;
 use ringway_engine::{
-    Armed, Budget, End, Engine, EngineConfig, IdlePolicy, PlaceError, Polled, Pump, StartError,
+    Armed, Budget, End, Engine, EngineConfig, IdlePolicy, NotPlaced, PlaceError, Polled, Pump, StartError,
 };
 
 fn start_error(cores: &[usize]) -> StartError {
@@ -75,11 +75,13 @@ fn placed_pump_moves_its_work_and_accounts_for_it() {
 }
 
 #[test]
-fn place_on_a_core_without_worker_is_refused_and_drops_the_pump_here() {
+fn place_on_a_core_without_worker_is_refused_and_gives_the_pump_back() {
     let engine = engine(&cores()[..1], IdlePolicy::Adaptive);
     let queue = Queue::new();
     let refused = engine.place(999, "p", TestPump::new(&queue), queue.clone());
-    assert!(matches!(refused, Err(PlaceError::NoSuchCore(999))));
+    assert!(matches!(refused, Err(NotPlaced { why: PlaceError::NoSuchCore(999), .. })));
+    assert!(queue.dropped_on.get().is_none());
+    drop(refused);
     assert!(queue.dropped_on.get().is_some());
 }
 
@@ -280,7 +282,7 @@ fn shutdown_gives_back_what_is_held_and_drops_the_rest_off_the_workers() {
     drop(dropped_later);
     assert!(late.dropped_on.get().is_some_and(|thread| !thread.starts_with("rw-")), "{:?}", late.dropped_on);
     let refused = engine.place(core, "p", TestPump::new(&held), held.clone());
-    assert!(matches!(refused, Err(PlaceError::Full(on)) if on == core));
+    assert!(matches!(refused, Err(NotPlaced { why: PlaceError::Full(on), .. }) if on == core));
     engine.shutdown();
 }
 
@@ -333,6 +335,69 @@ fn pump_that_hangs_is_named_with_its_worker() {
     hangs.store(false, Ordering::SeqCst);
     wait_until("it is no longer stuck", || engine.workers()[0].current_pump.is_none());
     assert!(engine.stuck(Duration::ZERO).is_empty());
+}
+
+/// Hangs in one of its methods until it is let go.
+struct HangsIn {
+    method: &'static str,
+    hangs: Arc<AtomicBool>,
+    /// Work to begin with, and what is in flight at the end.
+    left: u32,
+}
+
+impl HangsIn {
+    fn at(&self, method: &str) {
+        while method == self.method && self.hangs.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Pump for HangsIn {
+    fn poll(&mut self, _: &Budget, _: u64) -> Polled {
+        self.at("poll");
+        Polled::Idle
+    }
+    fn arm(&mut self) -> Armed {
+        self.at("arm");
+        Armed::Sleep { within_ns: Some(1_000_000) }
+    }
+    fn disarm(&mut self) {
+        self.at("disarm");
+    }
+    fn begin_stop(&mut self) -> bool {
+        self.at("begin_stop");
+        false
+    }
+    fn stopped(&mut self) -> bool {
+        self.at("stopped");
+        self.left = self.left.saturating_sub(1);
+        self.left == 0
+    }
+    fn wake_sources(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+}
+
+#[test]
+fn pump_that_hangs_in_any_of_its_methods_is_named() {
+    let core = cores()[0];
+    for method in ["poll", "arm", "disarm", "begin_stop", "stopped"] {
+        let engine = engine(&[core], IdlePolicy::Adaptive);
+        let hangs = Arc::new(AtomicBool::new(true));
+        // It has stopped when it is asked for the second time, as by an order that is given twice.
+        let pump = Box::new(HangsIn { method, hangs: Arc::clone(&hangs), left: 2 });
+        let mut placed = engine.place(core, method, pump, Queue::new()).expect("places");
+        if method.contains("stop") {
+            let error = placed.retire(Duration::from_millis(10)).expect_err("it hangs");
+            assert!(matches!(error, PlaceError::Timeout { .. }), "{method}: {error}");
+        }
+        wait_until("it is found stuck", || {
+            engine.stuck(Duration::from_millis(5)).iter().any(|stuck| stuck.pump == method)
+        });
+        hangs.store(false, Ordering::SeqCst);
+        placed.retire(Duration::from_secs(20)).expect("given back");
+    }
 }
 
 #[test]

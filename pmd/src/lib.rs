@@ -7,6 +7,8 @@
 pub mod counters;
 // The drivers.
 pub mod drivers;
+// Work that may wait, for threads that may not.
+pub mod later;
 // What network devices have in common: features, configuration, headers.
 pub mod net;
 // Ends a worker's write to a peer that blocks.

@@ -326,8 +326,8 @@ pub trait Service {
     fn core(&self, group: u16) -> Option<usize>;
     /// Moves what serves the queues to the cores that control decided on.
     fn follow_cores(&mut self, within: Duration) -> Result<(), ServiceError>;
-    /// The groups that were taken out without being asked for, and why, once: a pump panicked, or could not be placed.
-    fn take_ended(&mut self, within: Duration) -> Vec<(u16, String)>;
+    /// The groups that were taken out without being asked for, and why, once.
+    fn take_ended(&mut self, within: Duration) -> Vec<(u16, Ended)>;
 }
 
 /// A device whose other side is a kernel's interface. Called by its session, which has no socket.
@@ -365,12 +365,24 @@ impl fmt::Debug for Berth {
     }
 }
 
+/// How a group of queues was taken out of service without being asked to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// Its pump panicked with this message.
+    Panicked(String),
+    /// The pump that was to go on with it could not be placed, for this reason.
+    NotPlaced(String),
+}
+
 /// Why queues are not in service, or not out of it.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
     /// They cannot be served so.
     #[error("{0}")]
     Refused(String),
+    /// No worker took them.
+    #[error("no worker took them: {0}")]
+    NotPlaced(String),
     /// A worker did not let go in time; their memory is still in use.
     #[error("a worker did not let go: {0}")]
     Stuck(String),

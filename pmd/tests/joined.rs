@@ -19,7 +19,8 @@ use ringway_pmd::net::offload::{HEAD_BYTES, NetHeader, Offload, Offloads, check,
 use ringway_pmd::net::{F_CSUM, F_GUEST_CSUM, F_GUEST_TSO4, F_HOST_TSO4, F_MRG_RXBUF, Mac, header_len};
 use ringway_pmd::notify::EventFd;
 use ringway_pmd::vdpa::{
-    Berth, DeviceSpec, FaultReporter, ManagementBus, ManagementDevice, QueueBinding, VdpaDevice,
+    Berth, DeviceSpec, Ended, FaultReporter, ManagementBus, ManagementDevice, QueueBinding, ServiceError,
+    VdpaDevice,
 };
 use ringway_ring::features::Features;
 use ringway_ring::guest::GuestMap;
@@ -101,6 +102,12 @@ struct Nic {
     free: u64,
     berth: Berth,
     mac: Mac,
+    /// Its queues have kick descriptors.
+    kicks: bool,
+    kicked: BTreeMap<u16, Arc<EventFd>>,
+    /// How long a start waits for a worker.
+    within: Duration,
+    positions: Arc<PositionPage>,
 }
 
 impl Nic {
@@ -143,15 +150,21 @@ impl Nic {
             map,
             berth,
             mac,
+            kicks: false,
+            kicked: BTreeMap::new(),
+            within: WITHIN,
+            positions: PositionPage::anonymous().unwrap(),
         }
     }
 
     /// Starts every pair, `enabled` of them for receiving.
     fn start(&mut self, enabled: u16) {
+        self.try_start(enabled).unwrap();
+    }
+
+    fn try_start(&mut self, enabled: u16) -> Result<(), ServiceError> {
         let size = RingSize::new(self.setup.format, RING.into()).unwrap();
         let layout = Layout::new(self.setup.format, size);
-        let positions = PositionPage::anonymous().unwrap();
-        let attention = Arc::new(EventFd::new().unwrap());
         self.rings.clear();
         for index in 0..self.setup.pairs * 2 {
             let at = u64::from(index) * layout.total.next_multiple_of(64);
@@ -169,33 +182,46 @@ impl Nic {
         }
         self.device.negotiated(self.features).unwrap();
         for group in 0..self.setup.pairs {
-            let binding = |index: u16| {
-                let areas =
-                    layout.at(self.memory.address() + u64::from(index) * layout.total.next_multiple_of(64));
-                QueueBinding {
-                    index,
-                    enabled: index / 2 < enabled,
-                    format: self.setup.format,
-                    config: QueueConfig {
-                        size,
-                        features: self.features,
-                        map: Arc::clone(&self.map),
-                        desc_user_addr: areas.desc,
-                        driver_user_addr: areas.driver,
-                        device_user_addr: areas.device,
-                        position: Position::START,
-                        keeper: positions.slot(index.into()).unwrap(),
-                        skip_used: false,
-                    },
-                    kick: None,
-                    call: None,
-                    counters: Arc::clone(&self.counters[usize::from(index)]),
-                    fault: FaultReporter::new(Arc::clone(&attention)),
-                }
-            };
-            let queues = vec![binding(group * 2), binding(group * 2 + 1)];
-            self.device.service().unwrap().start(group, queues, &self.berth, WITHIN).unwrap();
+            self.start_pair(group, group < enabled)?;
         }
+        Ok(())
+    }
+
+    /// Has the device serve a pair from the start of its rings.
+    fn start_pair(&mut self, group: u16, enabled: bool) -> Result<(), ServiceError> {
+        let size = RingSize::new(self.setup.format, RING.into()).unwrap();
+        let layout = Layout::new(self.setup.format, size);
+        let attention = Arc::new(EventFd::new().unwrap());
+        if self.kicks {
+            let kicks = [group * 2, group * 2 + 1].map(|index| (index, Arc::new(EventFd::new().unwrap())));
+            self.kicked.extend(kicks);
+        }
+        let binding = |index: u16| {
+            let areas =
+                layout.at(self.memory.address() + u64::from(index) * layout.total.next_multiple_of(64));
+            QueueBinding {
+                index,
+                enabled,
+                format: self.setup.format,
+                config: QueueConfig {
+                    size,
+                    features: self.features,
+                    map: Arc::clone(&self.map),
+                    desc_user_addr: areas.desc,
+                    driver_user_addr: areas.driver,
+                    device_user_addr: areas.device,
+                    position: Position::START,
+                    keeper: self.positions.slot(index.into()).unwrap(),
+                    skip_used: false,
+                },
+                kick: self.kicked.get(&index).cloned(),
+                call: None,
+                counters: Arc::clone(&self.counters[usize::from(index)]),
+                fault: FaultReporter::new(Arc::clone(&attention)),
+            }
+        };
+        let queues = vec![binding(group * 2), binding(group * 2 + 1)];
+        self.device.service().unwrap().start(group, queues, &self.berth, self.within)
     }
 
     fn stop(&mut self) {
@@ -225,6 +251,13 @@ impl Nic {
             self.posted[usize::from(pair)].insert(token, buffer);
         }
         self.rings[usize::from(pair) * 2].publish();
+        self.kick(pair * 2);
+    }
+
+    fn kick(&self, queue: u16) {
+        if let Some(kick) = self.kicked.get(&queue) {
+            kick.signal();
+        }
     }
 
     /// Sends a frame behind a header.
@@ -242,6 +275,7 @@ impl Nic {
         }
         ring.add(&[DriverBuffer { gpa, len: bytes.len() as u32, writable: false }], 0).unwrap();
         ring.publish();
+        self.kick(pair * 2 + 1);
     }
 
     fn send_plain(&mut self, pair: u16, frame: &[u8]) {
@@ -442,6 +476,7 @@ fn frames_to_nobody_are_dropped_by_name_until_somebody_comes() {
     a.send_plain(0, &sent);
     assert_eq!(c.expect(0, 1)[0].1, sent);
     drop(c);
+    assert!(ringway_pmd::later::settle(SOON));
     a.send_plain(0, &sent);
     a.expect_drops(1, DropReason::PeerDown, 2);
 }
@@ -789,4 +824,251 @@ fn moves_between_cores_and_ports_that_come_and_go_lose_nothing_of_the_others() {
         b.expect(0, 8);
     }
     assert_eq!(b.stats(0).packets, 400);
+}
+
+/// Hears nothing.
+struct Deaf;
+
+impl Watcher for Deaf {
+    fn pump_ended(&self) {}
+}
+
+/// A pump that holds its worker for as long as it is told to.
+struct Holder(Arc<std::sync::atomic::AtomicBool>);
+
+impl ringway_engine::Pump for Holder {
+    fn poll(&mut self, _: &ringway_engine::Budget, _: u64) -> ringway_engine::Polled {
+        while self.0.load(std::sync::atomic::Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        ringway_engine::Polled::Idle
+    }
+    fn arm(&mut self) -> ringway_engine::Armed {
+        ringway_engine::Armed::Sleep { within_ns: None }
+    }
+    fn disarm(&mut self) {}
+    fn wake_sources(&self) -> Vec<std::os::fd::BorrowedFd<'_>> {
+        Vec::new()
+    }
+}
+
+/// Has the one worker held until the switch is off.
+fn hold(engine: &Engine) -> (Arc<std::sync::atomic::AtomicBool>, ringway_engine::Placed) {
+    let holds = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let pump = Box::new(Holder(Arc::clone(&holds)));
+    let placed = engine.place(engine.cores()[0], "holder", pump, Arc::new(Deaf)).unwrap();
+    let begun = Instant::now();
+    while engine.stuck(Duration::from_millis(2)).is_empty() {
+        assert!(begun.elapsed() < SOON);
+    }
+    (holds, placed)
+}
+
+/// A plain frame goes from one to the other, once.
+fn passes(from: &mut Nic, to: &mut Nic, seed: u8) {
+    to.post(0, 1);
+    let bytes = frame(to.mac, from.mac, 100, seed);
+    from.send_plain(0, &bytes);
+    assert_eq!(to.expect(0, 1)[0].1, bytes);
+}
+
+/// Runs a test of this file in a process of its own, whose limits it may change. True: this is that process.
+fn is_alone(test: &str) -> bool {
+    if std::env::var_os("RINGWAY_ALONE").is_some() {
+        return true;
+    }
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    let output = command.args(["--exact", test]).env("RINGWAY_ALONE", "1").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    false
+}
+
+/// Lets this process open `more` descriptors, and does something then.
+fn with_descriptors<T>(more: u64, what: impl FnOnce() -> T) -> T {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let before = getrlimit(Resource::Nofile);
+    let open = |fd: &u64| std::path::Path::new(&format!("/proc/self/fd/{fd}")).symlink_metadata().is_ok();
+    // The number below which so many are free.
+    let limit = (0..).filter(|fd| !open(fd)).nth(more as usize).unwrap();
+    setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum: before.maximum }).unwrap();
+    let done = what();
+    setrlimit(Resource::Nofile, before).unwrap();
+    done
+}
+
+#[test]
+fn port_that_no_worker_takes_leaves_the_others_in_service() {
+    if !is_alone("port_that_no_worker_takes_leaves_the_others_in_service") {
+        return;
+    }
+    for is_bridge in [true, false] {
+        let engine = engine(1);
+        let mut mgmtdev = if is_bridge { bridge(&engine) } else { link() };
+        // Watched by nobody: none of them may be told that a pump ended.
+        let mut make = |name: &str| {
+            let mut nic = Nic::new(&mut *mgmtdev, name, Setup::default(), &engine);
+            nic.kicks = true;
+            nic
+        };
+        let mut old: Vec<Nic> = if is_bridge { vec![make("a"), make("b")] } else { vec![make("a")] };
+        let mut newcomer = make("newcomer");
+        old.iter_mut().for_each(|nic| nic.start(1));
+        // Three are its own. A link's first pump may find the two that it needs, and the second one none.
+        for more in if is_bridge { 3..4 } else { 3..5 } {
+            newcomer.kicked.clear();
+            let refused = with_descriptors(more, || newcomer.try_start(1)).unwrap_err();
+            let is_named = matches!(&refused, ServiceError::NotPlaced(why) if why.contains("LimitNOFILE"));
+            assert!(is_named, "{more}: {refused}");
+            assert!(!newcomer.device.service().unwrap().is_started(0));
+            assert!(newcomer.device.service().unwrap().take_ended(WITHIN).is_empty());
+            for nic in &mut old {
+                assert!(nic.device.service().unwrap().is_started(0));
+                assert!(nic.device.service().unwrap().take_ended(WITHIN).is_empty());
+            }
+            if let [a, b] = &mut old[..] {
+                passes(a, b, more as u8);
+                passes(b, a, more as u8);
+            }
+        }
+        newcomer.start(1);
+        passes(&mut old[0], &mut newcomer, 1);
+        passes(&mut newcomer, &mut old[0], 2);
+    }
+}
+
+#[test]
+fn port_whose_pump_cannot_be_placed_any_more_is_told_so_and_not_of_a_panic() {
+    let engine = engine(1);
+    let mut bridge = bridge(&engine);
+    let mut a = Nic::new(&mut *bridge, "a", Setup::default(), &engine);
+    let mut b = Nic::new(&mut *bridge, "b", Setup::default(), &engine);
+    for nic in [&mut a, &mut b] {
+        nic.berth.watcher = Arc::new(Deaf);
+        nic.start(1);
+    }
+    // A core that has no worker: neither the new plan nor the old one can be placed.
+    bridge.set(&BTreeMap::from([("core".to_owned(), "999".to_owned())])).unwrap();
+    b.stop();
+    assert!(!a.device.service().unwrap().is_started(0));
+    let ended = a.device.service().unwrap().take_ended(WITHIN);
+    assert!(matches!(&ended[..], [(0, Ended::NotPlaced(why))] if why.contains("core 999")), "{ended:?}");
+    bridge.set(&BTreeMap::from([("core".to_owned(), engine.cores()[0].to_string())])).unwrap();
+    for nic in [&mut a, &mut b] {
+        nic.start(1);
+    }
+    passes(&mut a, &mut b, 1);
+}
+
+#[test]
+fn start_that_a_held_worker_does_not_answer_leaves_nothing_behind() {
+    let engine = engine(1);
+    let mut bridge = bridge(&engine);
+    let mut a = Nic::new(&mut *bridge, "a", Setup::default(), &engine);
+    let mut b = Nic::new(&mut *bridge, "b", Setup::default(), &engine);
+    let mut c = Nic::new(&mut *bridge, "c", Setup::default(), &engine);
+    a.start(1);
+    b.start(1);
+    let (holds, _holder) = hold(&engine);
+    c.within = Duration::from_millis(20);
+    let refused = c.try_start(1).unwrap_err();
+    assert!(matches!(refused, ServiceError::Stuck(_)), "{refused}");
+    assert!(!c.device.service().unwrap().is_started(0), "it is told that none is in service");
+    holds.store(false, std::sync::atomic::Ordering::SeqCst);
+    // A change of another port does not serve what was refused.
+    b.stop();
+    b.start(1);
+    assert!(!c.device.service().unwrap().is_started(0));
+    passes(&mut a, &mut b, 1);
+    c.within = WITHIN;
+    c.start(1);
+    passes(&mut a, &mut c, 2);
+}
+
+#[test]
+fn port_that_is_dropped_waits_neither_for_a_worker_nor_for_the_lock() {
+    let engine = engine(1);
+    let mut bridge = bridge(&engine);
+    let mut a = Nic::new(&mut *bridge, "a", Setup::default(), &engine);
+    let mut b = Nic::new(&mut *bridge, "b", Setup::default(), &engine);
+    let spare = Nic::new(&mut *bridge, "spare", Setup::default(), &engine);
+    a.start(1);
+    b.start(1);
+    let (holds, _holder) = hold(&engine);
+    // A session that waits for the worker, under the lock.
+    let session = std::thread::spawn(move || {
+        a.stop();
+        a
+    });
+    std::thread::sleep(Duration::from_millis(50));
+    let begun = Instant::now();
+    // One that never ran, and one that runs, as after a session that ended badly.
+    drop(spare.device);
+    bridge.removed("b");
+    drop(b.device);
+    // Another of the same name, at once.
+    let mut b = Nic::new(&mut *bridge, "b", Setup::default(), &engine);
+    assert!(begun.elapsed() < Duration::from_secs(1), "waited for {:?}", begun.elapsed());
+    assert!(!session.is_finished(), "the worker was not held");
+    holds.store(false, std::sync::atomic::Ordering::SeqCst);
+    let mut a = session.join().unwrap();
+    a.start(1);
+    b.start(1);
+    passes(&mut a, &mut b, 1);
+    passes(&mut b, &mut a, 2);
+    assert!(ringway_pmd::later::settle(SOON));
+    // Nothing of the dropped ones is served any more: a frame to everybody has one receiver.
+    let before = a.stats(1).packets;
+    passes(&mut a, &mut b, 3);
+    assert_eq!(a.stats(1).packets, before + 1);
+}
+
+#[test]
+fn places_of_a_bridge_are_bounded_with_those_that_wind_up_and_refused_by_name() {
+    let engine = engine(1);
+    let mut bridge = bridge(&engine);
+    let mut create = |at: usize| {
+        bridge
+            .create(&DeviceSpec { name: format!("p{at}"), ..DeviceSpec::default() })
+            .map_err(|why| why.to_string())
+    };
+    let most = usize::from(ringway_pmd::net::fabric::MOST_PORTS);
+    let mut devices: Vec<_> = (0..most).map(|at| create(at).unwrap()).collect();
+    // Its session has not ended: the device is not dropped, though the registry has forgotten it.
+    let refused = create(most).err().unwrap();
+    assert!(refused.contains("no place on bridge/b") && refused.contains("try again"), "{refused}");
+    devices.pop();
+    create(most).unwrap();
+}
+
+#[test]
+fn frame_of_which_some_segments_were_delivered_goes_on_where_it_was_when_pumps_are_made_anew() {
+    let engine = patient_engine();
+    let mut link = link();
+    let offloads = F_CSUM | F_HOST_TSO4;
+    let sends = Setup { features: Setup::default().features | offloads, pairs: 2, ..Setup::default() };
+    let mut a = Nic::new(&mut *link, "a", sends, &engine);
+    let mut b = Nic::new(&mut *link, "b", Setup::default(), &engine);
+    a.start(2);
+    b.start(1);
+    let (bytes, claim) = large(b.mac, a.mac, 10_000, 1000);
+    // Room for three segments of ten.
+    b.post(0, 3);
+    a.send(0, claim, &bytes);
+    let mut arrived = b.expect(0, 3);
+    // Another pair of the sender stops and starts: the pump that holds the frame is made anew, several times.
+    for _ in 0..5 {
+        a.device.service().unwrap().stop(1, WITHIN).unwrap();
+        a.start_pair(1, true).unwrap();
+    }
+    b.post(0, 20);
+    arrived.extend(b.expect(0, 7));
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(b.received(0).is_empty(), "delivered twice");
+    let sent: Vec<u8> = (0..10_000usize).map(|at| (at * 7) as u8).collect();
+    let got: Vec<u8> = arrived.iter().flat_map(|(_, frame)| payload(frame)).collect();
+    assert!(got == sent, "{} bytes of {}", got.len(), sent.len());
+    // The next one goes from its start.
+    a.send(0, claim, &bytes);
+    let got: Vec<u8> = b.expect(0, 10).iter().flat_map(|(_, frame)| payload(frame)).collect();
+    assert!(got == sent);
 }

@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use ringway_pmd::vdpa::Ended;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
@@ -60,8 +61,10 @@ fn serve(plane: &mut EnginePlane<'_>, shared: &DeviceShared, inbox: &Inbox) -> (
                 Command::ConfigChanged => {}
             }
         }
-        if !plane.take_panicked().is_empty() {
-            return ("its pump was taken out".to_owned(), false);
+        match plane.take_ended().into_iter().next() {
+            None => {}
+            Some((_, Ended::Panicked(_))) => return ("its pump panicked".to_owned(), false),
+            Some((_, Ended::NotPlaced(why))) => return (why, false),
         }
         if plane.device.netdev().is_some_and(|netdev| netdev.is_gone()) {
             return ("the kernel's interface is gone".to_owned(), false);

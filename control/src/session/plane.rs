@@ -6,7 +6,7 @@ use std::time::Duration;
 use ringway_engine::{End, Engine, PlaceError, Placed, Watcher};
 use ringway_pmd::counters::QueueCounters;
 use ringway_pmd::notify::EventFd;
-use ringway_pmd::vdpa::{Berth, QueueBinding, ServiceError, VdpaDevice};
+use ringway_pmd::vdpa::{Berth, Ended, QueueBinding, ServiceError, VdpaDevice};
 use ringway_ring::position::PositionSlot;
 
 use super::{DeviceShared, Inbox, Report};
@@ -47,20 +47,22 @@ impl<'session> EnginePlane<'session> {
         EnginePlane { id, device, shared, engine, inbox, reports, placed: Vec::new(), stuck: false }
     }
 
-    /// Takes out the pumps that panicked; returns their groups.
-    pub(super) fn take_panicked(&mut self) -> Vec<u16> {
+    /// Takes out the pumps that ended by themselves; returns their groups, and how each ended.
+    pub(super) fn take_ended(&mut self) -> Vec<(u16, Ended)> {
         if let Some(service) = self.device.service() {
             let ended = service.take_ended(RETIRE_WITHIN);
-            let tell = |(group, message)| {
-                (self.reports)(self.id, Report::PumpPanicked { group, message });
-                group
-            };
-            return ended.into_iter().map(tell).collect();
+            for (group, how) in &ended {
+                let (group, how) = (*group, how.clone());
+                (self.reports)(self.id, Report::PumpEnded { group, how });
+            }
+            return ended;
         }
         let ended = |placed: &Option<Placed>| placed.as_ref().is_some_and(Placed::has_ended);
         let groups: Vec<u16> =
             (0u16..).zip(&self.placed).filter(|(_, placed)| ended(placed)).map(|(group, _)| group).collect();
-        groups.into_iter().filter(|group| self.retire(*group).is_ok()).collect()
+        // Told as they are taken back.
+        let taken = groups.into_iter().filter(|group| self.retire(*group).is_ok());
+        taken.map(|group| (group, Ended::Panicked(String::new()))).collect()
     }
 
     /// Moves the pump of a group to the core that control decided on.
@@ -118,6 +120,7 @@ impl From<ServiceError> for PlaneError {
     fn from(error: ServiceError) -> PlaneError {
         match error {
             ServiceError::Refused(why) => PlaneError::Driver(why),
+            ServiceError::NotPlaced(why) => PlaneError::Engine(why),
             ServiceError::Stuck(why) => PlaneError::Stuck(why),
         }
     }
@@ -174,7 +177,7 @@ impl Plane for EnginePlane<'_> {
             Ok(retired) => {
                 *slot = None;
                 if let End::Panicked(message) = retired.end {
-                    (self.reports)(self.id, Report::PumpPanicked { group, message });
+                    (self.reports)(self.id, Report::PumpEnded { group, how: Ended::Panicked(message) });
                 }
                 Ok(())
             }

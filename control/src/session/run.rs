@@ -128,8 +128,8 @@ impl Session<'_> {
         if ready.wake {
             self.inbox.wake.clear();
             self.obey_commands()?;
-            for group in self.plane.take_panicked() {
-                self.backend.pump_panicked(&mut self.plane, group);
+            for (group, how) in self.plane.take_ended() {
+                self.backend.pump_ended(&mut self.plane, group, &how);
             }
             self.backend.attend(&mut self.plane)?;
             self.bucket.spend(self.backend.take_cost(), now);

@@ -33,12 +33,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ringway_pmd::notify::EventFd;
-use ringway_pmd::vdpa::{Class, FaultReporter};
+use ringway_pmd::vdpa::{Class, Ended, FaultReporter};
 use ringway_ring::features::Features;
 use ringway_ring::guest::GuestMap;
 use ringway_ring::position::PositionPage;
 
 use self::channel::Channel;
+use self::plane::NOT_PLACED;
 pub use self::plane::{Plane, PlaneError};
 use self::refusal::{Kind, Refusal};
 use self::ring::{Call, Kick, Ring};
@@ -199,12 +200,16 @@ impl Backend {
         Ok(())
     }
 
-    /// A pump panicked and was taken out: its rings are stopped.
-    pub fn pump_panicked(&mut self, plane: &mut dyn Plane, group: u16) {
+    /// A pump ended by itself. The rings of one that panicked are stopped; those of one that could not be placed wait, and
+    /// run when the front-end next touches them.
+    pub fn pump_ended(&mut self, plane: &mut dyn Plane, group: u16, how: &Ended) {
         for index in self.members(group).collect::<Vec<_>>() {
-            if self.rings[index].placed {
-                self.rings[index].placed = false;
-                self.fault(plane, index, "pump_panicked");
+            if !std::mem::take(&mut self.rings[index].placed) {
+                continue;
+            }
+            match how {
+                Ended::Panicked(_) => self.fault(plane, index, "pump_panicked"),
+                Ended::NotPlaced(_) => self.cannot_run(plane, index, NOT_PLACED),
             }
         }
         self.report_rings(plane);

@@ -10,7 +10,9 @@ use ringway_control::vhost_user::frontend::{Frontend, FrontendError};
 use ringway_control::vhost_user::life::status;
 use ringway_engine::{Armed, Budget, Engine, Polled, Pump};
 use ringway_pmd::net::{Mac, NetConfig};
-use ringway_pmd::vdpa::{Class, DataPath, DeviceConfig, DriverError, QueueBinding, QueueLimits, VdpaDevice};
+use ringway_pmd::vdpa::{
+    Class, DataPath, DeviceConfig, DriverError, Ended, QueueBinding, QueueLimits, VdpaDevice,
+};
 use ringway_ring::features::Features;
 use ringway_ring::queue::Format;
 
@@ -121,7 +123,7 @@ fn pump_that_panics_stops_its_rings_and_no_others() {
     frontend.enable_ring(0, true).unwrap();
     rig.start_ring(&mut frontend, 0, 0);
     let message = running.wait_for(|report| match report {
-        Report::PumpPanicked { group: 0, message } => Some(message.clone()),
+        Report::PumpEnded { group: 0, how: Ended::Panicked(message) } => Some(message.clone()),
         _ => None,
     });
     assert!(message.starts_with("flawed"), "{message}");

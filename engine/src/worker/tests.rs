@@ -45,7 +45,7 @@ fn place(worker: &Worker, queue: &Arc<Queue>) -> (u32, Arc<Seat>) {
     let seat = Seat::new("p", pump.as_ref()).expect("a seat");
     let slot = worker.desk.admit().expect("room");
     seat.watch(&worker.desk.epoll, slot).expect("watched");
-    worker.desk.deliver(slot, Tenant::new(pump, queue.clone(), Arc::clone(&seat))).expect("open");
+    assert!(worker.desk.deliver(slot, Tenant::new(pump, queue.clone(), Arc::clone(&seat))).is_ok(), "open");
     (slot, seat)
 }
 
@@ -147,7 +147,7 @@ fn pump_that_finds_work_while_arming_stays_and_is_armed_50_us_later() {
     let pump = Box::new(Undecided(queue.clone()));
     let seat = Seat::new("p", pump.as_ref()).expect("a seat");
     let slot = worker.desk.admit().expect("room");
-    worker.desk.deliver(slot, Tenant::new(pump, queue.clone(), seat)).expect("open");
+    assert!(worker.desk.deliver(slot, Tenant::new(pump, queue.clone(), seat)).is_ok(), "open");
     let began = TIME.get();
     while TIME.get() - began < 1_000_000 {
         assert_eq!(worker.turn(), Next::Turn);
@@ -453,7 +453,7 @@ fn watcher_that_panics_does_not_take_the_worker_with_it() {
     let pump = TestPump::new(&queue);
     let seat = Seat::new("p", pump.as_ref()).expect("a seat");
     let slot = worker.desk.admit().expect("room");
-    worker.desk.deliver(slot, Tenant::new(pump, Arc::new(Rude), Arc::clone(&seat))).expect("open");
+    assert!(worker.desk.deliver(slot, Tenant::new(pump, Arc::new(Rude), Arc::clone(&seat))).is_ok(), "open");
     turns(&mut worker, 3);
     assert!(seat.has_ended());
     let tenant = worker.desk.recall(slot, RETIRE, std::time::Duration::ZERO).expect("given back");

@@ -69,7 +69,7 @@ impl ManagementDevice for Bridge {
 
     fn create(&mut self, spec: &DeviceSpec) -> Result<Box<dyn VdpaDevice>, DriverError> {
         if let Some(tap) = HostPort::asked(spec)? {
-            let port = self.fabric.port(None);
+            let port = self.fabric.port(None)?;
             let device = HostPort::open(port, spec, tap)?;
             self.members.add(&spec.name, device.port());
             return Ok(Box::new(device));
@@ -87,7 +87,7 @@ impl ManagementDevice for Bridge {
             (CHECK.name.to_owned(), word(is_checked)),
             (FLOOD.name.to_owned(), flood.map_or_else(|| "off".to_owned(), |pps| pps.to_string())),
         ]);
-        let port = self.fabric.port(flood);
+        let port = self.fabric.port(flood)?;
         self.members.add(&spec.name, &port);
         Ok(Box::new(JoinedDevice::new(port, plan, is_checked, attributes)))
     }

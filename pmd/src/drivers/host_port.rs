@@ -18,8 +18,8 @@ use crate::net::side::{Sink, Source};
 use crate::net::tap::{TapError, TapNetdev, TapSpec, check_ifname};
 use crate::notify::EventFd;
 use crate::vdpa::{
-    AttributeInfo, Berth, Class, DataPath, DeviceConfig, DeviceSpec, DriverError, Netdev, QueueBinding,
-    QueueLimits, Service, ServiceError, VdpaDevice,
+    AttributeInfo, Berth, Class, DataPath, DeviceConfig, DeviceSpec, DriverError, Ended, Netdev,
+    QueueBinding, QueueLimits, Service, ServiceError, VdpaDevice,
 };
 
 /// The attribute that makes a device the host's.
@@ -232,7 +232,7 @@ impl Service for HostPort {
         self.port.follow_cores(within)
     }
 
-    fn take_ended(&mut self, within: Duration) -> Vec<(u16, String)> {
+    fn take_ended(&mut self, within: Duration) -> Vec<(u16, Ended)> {
         self.port.take_ended(within)
     }
 }

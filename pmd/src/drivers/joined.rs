@@ -15,8 +15,8 @@ use crate::net::fabric::Port;
 use crate::net::plan::Plan;
 use crate::net::{NIC, OFFLOADS};
 use crate::vdpa::{
-    Berth, Class, DataPath, DeviceConfig, DriverError, QueueBinding, QueueLimits, Service, ServiceError,
-    VdpaDevice,
+    Berth, Class, DataPath, DeviceConfig, DriverError, Ended, QueueBinding, QueueLimits, Service,
+    ServiceError, VdpaDevice,
 };
 
 /// What a joined device offers.
@@ -163,7 +163,7 @@ impl Service for JoinedDevice {
         self.port.follow_cores(within)
     }
 
-    fn take_ended(&mut self, within: Duration) -> Vec<(u16, String)> {
+    fn take_ended(&mut self, within: Duration) -> Vec<(u16, Ended)> {
         self.port.take_ended(within)
     }
 }

@@ -51,7 +51,7 @@ impl ManagementDevice for Link {
 
     fn create(&mut self, spec: &DeviceSpec) -> Result<Box<dyn VdpaDevice>, DriverError> {
         if let Some(tap) = HostPort::asked(spec)? {
-            let port = self.fabric.port(None);
+            let port = self.fabric.port(None)?;
             let device = HostPort::open(port, spec, tap)?;
             self.members.add(&spec.name, device.port());
             return Ok(Box::new(device));
@@ -59,7 +59,7 @@ impl ManagementDevice for Link {
         let plan = Offer { mgmtdev: "link", features: FEATURES, max_pairs: MAX_PAIRS }.plan(spec)?;
         let is_checked = switch(spec, CHECK.name)?;
         let attributes = BTreeMap::from([(CHECK.name.to_owned(), word(is_checked))]);
-        let port = self.fabric.port(None);
+        let port = self.fabric.port(None)?;
         self.members.add(&spec.name, &port);
         Ok(Box::new(JoinedDevice::new(port, plan, is_checked, attributes)))
     }

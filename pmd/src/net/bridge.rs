@@ -23,7 +23,6 @@ use ringway_ring::chain::Burst;
 use super::Mac;
 use super::fdb::{Fdb, Learned};
 use super::frame::{Frames, addresses, prefetch};
-use super::offload::Offloads;
 use super::rate::RateLimit;
 use super::receive::Desk;
 use super::side::{Load, Sink, Source};
@@ -84,40 +83,34 @@ enum Way {
 }
 
 impl Bridge {
-    /// Binds what runs.
-    ///
-    /// # Errors
-    /// The kernel gave no memory to finish frames in.
-    pub fn new(
+    /// Binds what runs. The desk is one with room if any source may leave more to be done than any sink takes.
+    pub(super) fn new(
         ports: Vec<BridgePort>,
         fdb: Box<Fdb>,
         stations: Arc<Stations>,
         hertz: u64,
-    ) -> std::io::Result<Bridge> {
-        let may = ports.iter().flat_map(|port| &port.sources).map(|(_, source)| source.ingress().may);
-        let takes: Vec<Offloads> =
-            ports.iter().flat_map(|port| &port.sinks).map(|(_, sink)| sink.takes()).collect();
-        let is_needed = may.into_iter().any(|may| takes.iter().any(|takes| !takes.contains(may)));
+        desk: Desk,
+    ) -> Bridge {
         let slots = ports.iter().map(|port| usize::from(port.slot) + 1).max().unwrap_or(0);
         let mut by_slot = vec![None; slots];
         for (index, port) in ports.iter().enumerate() {
             by_slot[usize::from(port.slot)] = Some(index as u16);
         }
         let lane = |port: BridgePort| Lane { held: vec![0; port.sources.len()], port };
-        Ok(Bridge {
+        Bridge {
             ports: ports.into_iter().map(lane).collect(),
             by_slot,
             fdb,
             stations,
             first: 0,
             frames: Frames::new(true),
-            desk: Desk::new(is_needed)?,
+            desk,
             view_every: hertz / 2,
             next_view: 0,
             now: 0,
             is_held: false,
             is_stopping: false,
-        })
+        }
     }
 
     /// Takes it apart again.

@@ -9,27 +9,34 @@
 //! A pump holds rings of several devices, so that a change at one of them takes the pump back, takes it apart, and makes
 //! a new one of what runs then. Each device's session does this for its own queues, under one lock for the fabric. The
 //! lock is held while a worker lets go of a pump and never while a peer is waited for; who shares a fabric shares its
-//! pumps anyway. Control never takes it: what it decides, it leaves in atomics.
+//! pumps anyway. Control never waits for it: what it decides, it leaves in atomics, and what a port that it drops has left
+//! is taken out by a thread that may wait ([`crate::later`]).
+//!
+//! A change that fails costs whoever asked for it alone: a pump that no worker takes comes back, is taken apart, and what
+//! ran before is placed again.
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-use ringway_engine::{End as HowEnded, PlaceError, Placed, Pump, Watcher};
+use ringway_engine::{End as HowEnded, NotPlaced, PlaceError, Placed, Pump, Watcher};
 use ringway_ring::tsc;
 
 use super::bridge::{Bridge, BridgePort};
 use super::end::PortRules;
 use super::fdb::{Fdb, FdbOptions};
+use super::offload::Offloads;
 use super::rate::RateLimit;
+use super::receive::Desk;
 use super::side::{Sink, Source};
 use super::stations::Stations;
 use super::transfer::{Transfer, TransferOptions};
 use crate::counters::DropReason;
-use crate::vdpa::{Berth, QueueBinding, ServiceError};
+use crate::later;
+use crate::vdpa::{Berth, DriverError, Ended, QueueBinding, ServiceError};
 
 /// How the ports of a fabric are joined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +97,7 @@ struct PortState {
     /// A bridge's, while no pump has it.
     flood: Option<RateLimit>,
     /// Groups whose pump ended without being asked to, and why, until the session takes note.
-    ended: Vec<(u16, String)>,
+    ended: Vec<(u16, Ended)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,7 +111,20 @@ struct Member {
     is_sink: bool,
     /// A sink that frames may be delivered to.
     is_enabled: bool,
+    /// It is to be out of service; it stays here for as long as a worker has it.
+    is_leaving: bool,
     place: Place,
+    /// Of a source that no pump has: what its frame in line came to.
+    half: Option<Half>,
+}
+
+/// A frame that was cut while it was carried, of which a receiver has got the first segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Half {
+    sink: EndKey,
+    /// How it was cut depends on it.
+    takes: Offloads,
+    segments: u32,
 }
 
 enum Place {
@@ -179,28 +199,38 @@ impl Fabric {
     }
 
     /// A place on it. `flood_pps`: frames a second to groups and unknown addresses, for a port of a bridge.
-    pub fn port(self: &Arc<Fabric>, flood_pps: Option<u64>) -> Port {
+    ///
+    /// # Errors
+    /// Every place is taken, also by devices that were removed and have not ended.
+    pub fn port(self: &Arc<Fabric>, flood_pps: Option<u64>) -> Result<Port, DriverError> {
         let slot = {
             let mut slots = lock(&self.slots);
-            let slot = (0..u16::MAX).find(|slot| !slots.contains(slot)).unwrap_or(u16::MAX);
+            let Some(slot) = (0..MOST_PORTS).find(|slot| !slots.contains(slot)) else {
+                let why = format!(
+                    "all {MOST_PORTS} are taken, some by devices that were removed and whose sessions have not ended: \
+                     try again, or another one"
+                );
+                let what = format!("no place on {}", self.name);
+                return Err(DriverError::Resource { what, source: std::io::Error::other(why) });
+            };
             slots.insert(slot);
             slot
         };
-        Port {
+        Ok(Port {
             fabric: Arc::clone(self),
             id: self.next_port.fetch_add(1, Ordering::Relaxed),
             slot,
             is_leaving: Arc::default(),
             flood_pps,
-        }
+        })
     }
 
-    /// The pumps that what runs makes, without the ends of `without`.
-    fn plan(&self, state: &State, without: &[EndKey]) -> BTreeMap<PumpKey, Vec<EndKey>> {
-        let stays = |key: &EndKey| {
-            !without.contains(key) && state.ports.get(&key.port).is_some_and(|port| !port.is_leaving())
+    /// The pumps that what runs makes.
+    fn plan(&self, state: &State) -> BTreeMap<PumpKey, Vec<EndKey>> {
+        let stays = |key: &EndKey, member: &Member| {
+            !member.is_leaving && state.ports.get(&key.port).is_some_and(|port| !port.is_leaving())
         };
-        let ends = state.ends.iter().filter(|(key, _)| stays(key));
+        let ends = state.ends.iter().filter(|(key, member)| stays(key, member));
         let sinks = ends.clone().filter(|(_, member)| member.is_sink && member.is_enabled);
         let sources: Vec<EndKey> = ends.filter(|(_, member)| !member.is_sink).map(|(key, _)| *key).collect();
         let mut plan: BTreeMap<PumpKey, Vec<EndKey>> = BTreeMap::new();
@@ -233,9 +263,13 @@ impl Fabric {
         plan
     }
 
-    /// Has the pumps be what the running queues ask for, without those of `without`.
-    fn reconcile(&self, state: &mut State, without: &[EndKey], within: Duration) -> Result<(), ServiceError> {
-        let plan = self.plan(state, without);
+    /// Has the pumps be what the running queues ask for.
+    ///
+    /// # Errors
+    /// A worker did not let go, or took none: what is free and in no pump then is [given up](Fabric::give_up), or
+    /// reconciled once more without whom it failed for.
+    fn reconcile(&self, state: &mut State, within: Duration) -> Result<(), ServiceError> {
+        let plan = self.plan(state);
         let outdated: Vec<PumpKey> = state
             .pumps
             .iter()
@@ -248,18 +282,40 @@ impl Fabric {
                 outcome = Err(error);
             }
         }
+        state.ends.retain(|_, member| !(member.is_leaving && matches!(member.place, Place::Free(_))));
         if let Some(fdb) = &mut state.fdb {
             state.forget.drain(..).for_each(|slot| fdb.forget_port(slot));
         }
         // A pump that panicked took its ends with it: planned anew.
-        for (key, members) in self.plan(state, without) {
-            let is_free =
-                |end: &EndKey| state.ends.get(end).is_some_and(|end| matches!(end.place, Place::Free(_)));
-            if !state.pumps.contains_key(&key) && members.iter().all(is_free) {
-                self.set_up(state, key, members);
+        for (key, members) in self.plan(state) {
+            if state.is_unplaced(key, &members)
+                && let Err(why) = self.set_up(state, key, members)
+                && outcome.is_ok()
+            {
+                outcome = Err(ServiceError::NotPlaced(why));
             }
         }
         outcome
+    }
+
+    /// Takes what is marked as leaving out, and has the others served as before.
+    fn withdraw(&self, state: &mut State, within: Duration) -> Result<(), ServiceError> {
+        match self.reconcile(state, within) {
+            Err(ServiceError::NotPlaced(why)) => {
+                self.give_up(state, &why);
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// What no worker takes is out of service: its sessions are told.
+    fn give_up(&self, state: &mut State, why: &str) {
+        for (key, members) in self.plan(state) {
+            if state.is_unplaced(key, &members) {
+                self.lose(state, &members, &Ended::NotPlaced(why.to_owned()));
+            }
+        }
     }
 
     /// Takes a pump back from its worker, and apart.
@@ -272,25 +328,37 @@ impl Fabric {
                 return Err(ServiceError::Stuck(error.to_string()));
             }
             Err(error) => {
-                self.lose(state, &running.members, &error.to_string());
+                self.lose(state, &running.members, &Ended::NotPlaced(error.to_string()));
                 return Ok(());
             }
         };
         if let HowEnded::Panicked(message) = retired.end {
-            self.lose(state, &running.members, &message);
+            self.lose(state, &running.members, &Ended::Panicked(message));
             return Ok(());
         }
-        let pump: Box<dyn Any> = retired.pump;
+        self.take_apart(state, &running.members, retired.pump);
+        Ok(())
+    }
+
+    /// Puts the ends of a pump back, each where it came from.
+    fn take_apart(&self, state: &mut State, members: &[EndKey], pump: Box<dyn Pump>) {
+        let pump: Box<dyn Any> = pump;
+        let bug = Ended::NotPlaced("bug: not a pump of this fabric".to_owned());
         match self.kind {
             Kind::Link => match pump.downcast::<Transfer>() {
                 Ok(transfer) => {
                     let (sink, sources) = transfer.into_sides();
-                    let sides = sink.map(Side::Sink).into_iter().chain(sources.into_iter().map(Side::Source));
-                    for (end, side) in running.members.iter().zip(sides) {
-                        state.put_back(*end, side);
+                    let to = sink.as_ref().map(Sink::takes).zip(members.first().copied());
+                    let sources = sources.into_iter().map(|(source, segments)| {
+                        let half = to.filter(|_| segments > 0);
+                        (Side::Source(source), half.map(|(takes, sink)| Half { sink, takes, segments }))
+                    });
+                    let sides = sink.map(|sink| (Side::Sink(sink), None)).into_iter().chain(sources);
+                    for (end, (side, half)) in members.iter().zip(sides) {
+                        state.put_back(*end, side, half);
                     }
                 }
-                Err(_) => self.lose(state, &running.members, "not a pump of this fabric"),
+                Err(_) => self.lose(state, members, &bug),
             },
             Kind::Bridge => match pump.downcast::<Bridge>() {
                 Ok(bridge) => {
@@ -303,35 +371,34 @@ impl Fabric {
                             known.flood = port.flood;
                         }
                         for (queue, source) in port.sources {
-                            state.put_back(EndKey { port: id, queue }, Side::Source(source));
+                            state.put_back(EndKey { port: id, queue }, Side::Source(source), None);
                         }
                         for (queue, sink) in port.sinks {
-                            state.put_back(EndKey { port: id, queue }, Side::Sink(sink));
+                            state.put_back(EndKey { port: id, queue }, Side::Sink(sink), None);
                         }
                     }
                 }
-                Err(_) => self.lose(state, &running.members, "not a pump of this fabric"),
+                Err(_) => self.lose(state, members, &bug),
             },
         }
-        Ok(())
     }
 
     /// The queues of a pump are gone with it: their sessions are told.
-    fn lose(&self, state: &mut State, members: &[EndKey], why: &str) {
+    fn lose(&self, state: &mut State, members: &[EndKey], why: &Ended) {
         for end in members {
             state.ends.remove(end);
             let Some(port) = state.ports.get_mut(&end.port) else { continue };
             let group = end.queue / 2;
             if !port.ended.iter().any(|(known, _)| *known == group) {
-                port.ended.push((group, why.to_owned()));
+                port.ended.push((group, why.clone()));
             }
             port.berth.watcher.pump_ended();
         }
     }
 
-    /// Makes a pump of ends that are free, and places it.
-    fn set_up(&self, state: &mut State, key: PumpKey, members: Vec<EndKey>) {
-        let Some(port) = members.first().and_then(|end| state.ports.get(&end.port)) else { return };
+    /// Makes a pump of ends that are free, and places it. They are free again if that fails; the text says why.
+    fn set_up(&self, state: &mut State, key: PumpKey, members: Vec<EndKey>) -> Result<(), String> {
+        let Some(port) = members.first().and_then(|end| state.ports.get(&end.port)) else { return Ok(()) };
         let berth = port.berth.clone();
         let core = self.core_of(state, key, &members);
         let watchers: BTreeMap<u64, Arc<dyn Watcher>> = members
@@ -351,13 +418,12 @@ impl Fabric {
         };
         let made = match self.kind {
             Kind::Link => state.take_transfer(&members),
-            Kind::Bridge => state.take_bridge(&members, Arc::clone(&self.stations)),
+            Kind::Bridge => state.take_bridge(&members, &self.stations),
         };
+        let pump =
+            made.map_err(|error| format!("no memory for the pump: {error}; free some, or run fewer queues"))?;
         let watcher = Arc::new(Everybody(watchers.into_values().collect()));
-        let placed = made.map_err(|error| error.to_string()).and_then(|pump| {
-            berth.engine.place(core, &name, pump, watcher).map_err(|error| error.to_string())
-        });
-        match placed {
+        match berth.engine.place(core, &name, pump, watcher) {
             Ok(placed) => {
                 for end in &members {
                     if let Some(member) = state.ends.get_mut(end) {
@@ -365,8 +431,12 @@ impl Fabric {
                     }
                 }
                 state.pumps.insert(key, Running { members, placed });
+                Ok(())
             }
-            Err(why) => self.lose(state, &members, &why),
+            Err(NotPlaced { why, pump }) => {
+                self.take_apart(state, &members, pump);
+                Err(why.to_string())
+            }
         }
     }
 
@@ -383,10 +453,41 @@ impl Fabric {
 }
 
 impl State {
-    fn put_back(&mut self, end: EndKey, side: Side) {
+    fn put_back(&mut self, end: EndKey, side: Side, half: Option<Half>) {
         if let Some(member) = self.ends.get_mut(&end) {
             member.place = Place::Free(side);
+            member.half = half;
         }
+    }
+
+    /// These are to be out of service.
+    fn mark(&mut self, leaving: &[EndKey]) {
+        for (_, member) in self.ends.iter_mut().filter(|(key, _)| leaving.contains(key)) {
+            member.is_leaving = true;
+        }
+    }
+
+    /// True if a pump of the plan does not run and could.
+    fn is_unplaced(&self, key: PumpKey, members: &[EndKey]) -> bool {
+        let is_free =
+            |end: &EndKey| self.ends.get(end).is_some_and(|end| matches!(end.place, Place::Free(_)));
+        !self.pumps.contains_key(&key) && members.iter().all(is_free)
+    }
+
+    /// A desk for a pump of ends that are free.
+    fn desk(&self, members: &[EndKey]) -> std::io::Result<Desk> {
+        let free = |end: &EndKey| match &self.ends.get(end)?.place {
+            Place::Free(side) => Some(side),
+            Place::In(_) => None,
+        };
+        let (mut may, mut takes) = (Vec::new(), Vec::new());
+        for side in members.iter().filter_map(free) {
+            match side {
+                Side::Source(source) => may.push(source.ingress().may),
+                Side::Sink(sink) => takes.push(sink.takes()),
+            }
+        }
+        Desk::new(may.iter().any(|may| takes.iter().any(|takes| !takes.contains(*may))))
     }
 
     /// Takes a free end out of its place, which is filled again by who asks.
@@ -402,19 +503,33 @@ impl State {
     }
 
     fn take_transfer(&mut self, members: &[EndKey]) -> std::io::Result<Box<dyn Pump>> {
+        let desk = self.desk(members)?;
         let (mut sink, mut sources) = (None, Vec::new());
         for end in members {
+            let half = self.ends.get_mut(end).and_then(|member| member.half.take());
             match self.take(*end) {
-                Some(Side::Sink(side)) => sink = Some(side),
-                Some(Side::Source(side)) => sources.push(side),
+                Some(Side::Sink(side)) => sink = Some((*end, side.takes(), side)),
+                Some(Side::Source(side)) => {
+                    // To another receiver the frame goes from its start.
+                    let is_same = |half: &Half| {
+                        sink.as_ref().is_some_and(|(end, takes, _)| (half.sink, half.takes) == (*end, *takes))
+                    };
+                    sources.push((side, half.filter(is_same).map_or(0, |half| half.segments)));
+                }
                 None => {}
             }
         }
         let options = TransferOptions { swap_mac: false, absent: DropReason::PeerDown, hertz: tsc::hertz() };
-        Ok(Box::new(Transfer::new(sink, sources, options)?))
+        Ok(Box::new(Transfer::resumed(sink.map(|(_, _, sink)| sink), sources, options, desk)))
     }
 
-    fn take_bridge(&mut self, members: &[EndKey], stations: Arc<Stations>) -> std::io::Result<Box<dyn Pump>> {
+    fn take_bridge(
+        &mut self,
+        members: &[EndKey],
+        stations: &Arc<Stations>,
+    ) -> std::io::Result<Box<dyn Pump>> {
+        // What can fail comes first: nothing is taken then.
+        let desk = self.desk(members)?;
         // The first time, or it went with a pump that panicked.
         let fdb = self.fdb.take().map_or_else(|| stations.empty_fdb(), Ok)?;
         let mut ports: BTreeMap<u64, BridgePort> = BTreeMap::new();
@@ -432,7 +547,8 @@ impl State {
                 Side::Sink(sink) => port.sinks.push((end.queue, sink)),
             }
         }
-        Ok(Box::new(Bridge::new(ports.into_values().collect(), fdb, stations, tsc::hertz())?))
+        let ports = ports.into_values().collect();
+        Ok(Box::new(Bridge::new(ports, fdb, Arc::clone(stations), tsc::hertz(), desk)))
     }
 }
 
@@ -483,7 +599,7 @@ impl Port {
     /// Puts sides into service, whatever they are: queue number, whether frames may be delivered to it, side.
     ///
     /// # Errors
-    /// See [`ServiceError`].
+    /// See [`ServiceError`]; none of them is in service then, and the other ports are as they were.
     pub fn attach(
         &self,
         sides: Vec<(u16, bool, Side)>,
@@ -491,6 +607,11 @@ impl Port {
         within: Duration,
     ) -> Result<(), ServiceError> {
         let mut state = self.lock();
+        for (queue, ..) in &sides {
+            if state.ends.contains_key(&EndKey { port: self.id, queue: *queue }) {
+                return Err(ServiceError::Stuck(format!("queue {queue} is still with one")));
+            }
+        }
         let (slot, is_leaving) = (self.slot, &self.is_leaving);
         let port = state.ports.entry(self.id).or_insert_with(|| PortState {
             slot,
@@ -502,21 +623,24 @@ impl Port {
             ended: Vec::new(),
         });
         port.berth = berth.clone();
+        // How the group ended before has not been told yet: not to be taken for the end of what starts now.
+        let of = |group: u16| sides.iter().any(|(queue, ..)| queue / 2 == group);
+        if let Some((group, _)) = port.ended.iter().find(|(group, _)| of(*group)) {
+            return Err(ServiceError::Refused(format!("group {group} has just ended")));
+        }
         let mut keys = Vec::with_capacity(sides.len());
         for (queue, is_enabled, side) in sides {
             let key = EndKey { port: self.id, queue };
             keys.push(key);
             let is_sink = matches!(side, Side::Sink(_));
-            state.ends.insert(key, Member { is_sink, is_enabled, place: Place::Free(side) });
+            let place = Place::Free(side);
+            state.ends.insert(key, Member { is_sink, is_enabled, is_leaving: false, place, half: None });
         }
-        self.fabric.reconcile(&mut state, &[], within)?;
-        // A pump that could not be made takes the ends with it.
-        let groups: BTreeSet<u16> = keys.iter().map(|key| key.queue / 2).collect();
-        let Some(port) = state.ports.get_mut(&self.id) else { return Ok(()) };
-        match port.ended.iter().position(|(group, _)| groups.contains(group)) {
-            Some(at) => Err(ServiceError::Refused(port.ended.swap_remove(at).1)),
-            None => Ok(()),
-        }
+        let Err(error) = self.fabric.reconcile(&mut state, within) else { return Ok(()) };
+        state.mark(&keys);
+        // It tells of the same worker, or of none.
+        let _ = self.fabric.withdraw(&mut state, within);
+        Err(error)
     }
 
     /// Takes the queues of a group out of service: once it returns Ok, no worker touches them or their memory.
@@ -538,14 +662,8 @@ impl Port {
         if is_last && self.fabric.kind == Kind::Bridge {
             state.forget.push(self.slot);
         }
-        let outcome = self.fabric.reconcile(&mut state, &keys, within);
-        for key in keys {
-            let is_free = state.ends.get(&key).is_some_and(|member| matches!(member.place, Place::Free(_)));
-            if is_free {
-                state.ends.remove(&key);
-            }
-        }
-        outcome
+        state.mark(&keys);
+        self.fabric.withdraw(&mut state, within)
     }
 
     /// True if a queue of the group is in service.
@@ -587,10 +705,10 @@ impl Port {
 
     /// The groups of this port whose pump ended without being asked to, and why, once. Puts what else ran there back into
     /// service.
-    pub fn take_ended(&self, within: Duration) -> Vec<(u16, String)> {
+    pub fn take_ended(&self, within: Duration) -> Vec<(u16, Ended)> {
         let mut state = self.lock();
         if state.pumps.values().any(|running| running.placed.has_ended()) {
-            let _ = self.fabric.reconcile(&mut state, &[], within);
+            let _ = self.fabric.withdraw(&mut state, within);
         }
         state.ports.get_mut(&self.id).map(|port| std::mem::take(&mut port.ended)).unwrap_or_default()
     }
@@ -601,16 +719,57 @@ impl Port {
 }
 
 impl Drop for Port {
+    /// Never waits: its holder may be control.
     fn drop(&mut self) {
         self.is_leaving.store(true, Ordering::Relaxed);
-        // Nothing runs any more, unless its session ended badly.
-        let _ = self.detach(|_| true, LEAVE_WITHIN);
-        let mut state = self.lock();
-        if !state.ends.keys().any(|key| key.port == self.id) {
-            state.ports.remove(&self.id);
-            drop(state);
-            lock(&self.fabric.slots).remove(&self.slot);
+        let departure = Departure { fabric: Arc::clone(&self.fabric), id: self.id, slot: self.slot };
+        // Mostly nothing runs any more, and nobody has the lock.
+        let is_out = match self.fabric.state.try_lock() {
+            Ok(mut state) => departure.forget(&mut state),
+            Err(TryLockError::Poisoned(poisoned)) => departure.forget(&mut poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => false,
+        };
+        if !is_out {
+            // Its session ended badly, or others change the fabric just now.
+            later::run_until(move || departure.is_over());
         }
+    }
+}
+
+/// A port that was dropped, and what it may have left.
+struct Departure {
+    fabric: Arc<Fabric>,
+    id: u64,
+    slot: u16,
+}
+
+impl Departure {
+    /// Takes out what is left of it. False: a worker has not let go yet.
+    fn is_over(&self) -> bool {
+        // Whoever changes the fabric may wait for a worker: no work that was left to the same thread waits with it.
+        let mut state = match self.fabric.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        let keys: Vec<EndKey> = state.ends.keys().filter(|key| key.port == self.id).copied().collect();
+        if !keys.is_empty() {
+            state.mark(&keys);
+            let _ = self.fabric.withdraw(&mut state, LEAVE_WITHIN);
+        }
+        self.forget(&mut state)
+    }
+
+    /// Forgets the port, if nothing of it is left. Its place is free from then on.
+    fn forget(&self, state: &mut State) -> bool {
+        if state.ends.keys().any(|key| key.port == self.id) {
+            return false;
+        }
+        if state.ports.remove(&self.id).is_some() && self.fabric.kind == Kind::Bridge {
+            state.forget.push(self.slot);
+        }
+        lock(&self.fabric.slots).remove(&self.slot);
+        true
     }
 }
 
@@ -634,8 +793,9 @@ fn cycles_of(time: Duration) -> u64 {
     u64::try_from(time.as_nanos() * u128::from(tsc::hertz()) / 1_000_000_000).unwrap_or(u64::MAX)
 }
 
-/// How long a port that is dropped waits for a worker.
-const LEAVE_WITHIN: Duration = Duration::from_secs(2);
+/// How long one attempt to take out what a dropped port left waits for a worker, under the fabric's lock: long for a
+/// worker that turns, short for the sessions that wait for the lock while it does not.
+const LEAVE_WITHIN: Duration = Duration::from_millis(20);
 /// Stations that a bridge knows at most, and behind one port, so that no guest fills the table for the others.
 pub const STATIONS: u32 = 8192;
 /// See [`STATIONS`].

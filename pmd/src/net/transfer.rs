@@ -86,24 +86,36 @@ impl Transfer {
     ) -> std::io::Result<Transfer> {
         let takes = sink.as_ref().map_or(Offloads::ALL, Sink::takes);
         let is_needed = sources.iter().any(|source| !takes.contains(source.ingress().may));
-        let feeder = |source| Feeder { source, resume: 0, held: 0 };
-        Ok(Transfer {
+        let desk = Desk::new(is_needed)?;
+        Ok(Transfer::resumed(sink, sources.into_iter().map(|source| (source, 0)).collect(), options, desk))
+    }
+
+    /// Binds the two sides, each source with the segments of its frame in line that this sink has got already. The desk
+    /// is one with room if any source may leave more to be done than the sink takes.
+    pub(super) fn resumed(
+        sink: Option<Sink>,
+        sources: Vec<(Source, u32)>,
+        options: TransferOptions,
+        desk: Desk,
+    ) -> Transfer {
+        let feeder = |(source, resume)| Feeder { source, resume, held: 0 };
+        Transfer {
             sink,
             sources: sources.into_iter().map(feeder).collect(),
             first: 0,
             frames: Frames::new(false),
-            desk: Desk::new(is_needed)?,
+            desk,
             options,
             blocked_cycles: (u128::from(BLOCKED_NS) * u128::from(options.hertz) / 1_000_000_000) as u64,
             blocked_since: None,
             now: 0,
             is_stopping: false,
-        })
+        }
     }
 
-    /// Takes the two sides apart again.
-    pub fn into_sides(self) -> (Option<Sink>, Vec<Source>) {
-        (self.sink, self.sources.into_iter().map(|feeder| feeder.source).collect())
+    /// Takes the two sides apart again; each source with the segments of its frame in line that the sink has got.
+    pub(super) fn into_sides(self) -> (Option<Sink>, Vec<(Source, u32)>) {
+        (self.sink, self.sources.into_iter().map(|feeder| (feeder.source, feeder.resume)).collect())
     }
 
     /// One burst of one source.

@@ -47,12 +47,15 @@ pub enum PlaneError {
     Stuck(String),
 }
 
+/// The name of a ring's fault when no worker took its pump.
+pub(super) const NOT_PLACED: &str = "worker_refused";
+
 impl PlaneError {
     /// A stable short name.
     pub fn name(&self) -> &'static str {
         match self {
             PlaneError::Driver(_) => "driver_refused",
-            PlaneError::Engine(_) => "worker_refused",
+            PlaneError::Engine(_) => NOT_PLACED,
             PlaneError::Stuck(_) => "worker_stuck",
         }
     }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use ringway_pmd::interrupt;
-use ringway_pmd::vdpa::{Class, FaultReporter, QueueBinding};
+use ringway_pmd::vdpa::{Class, Ended, FaultReporter, QueueBinding};
 use ringway_ring::features::Features;
 use ringway_ring::queue::RingFault;
 
@@ -96,6 +96,11 @@ impl Backend {
             Ok(()) => indexes.into_iter().for_each(|index| self.rings[index].placed = true),
             Err(error) => {
                 tracing::debug!(group, %error, "pump not placed");
+                if let PlaneError::Engine(why) = &error
+                    && self.breaches.take(Instant::now())
+                {
+                    plane.report(Report::PumpEnded { group, how: Ended::NotPlaced(why.clone()) });
+                }
                 indexes.into_iter().for_each(|index| self.cannot_run(plane, index, error.name()));
             }
         }
