@@ -124,13 +124,16 @@ impl<'a> Segments<'a> {
 
 /// The sum of the pseudo header (RFC 9293 §3.1, RFC 8200 §8.1) for a segment of `len` bytes from the transport header on.
 fn pseudo_header(bytes: &[u8], packet: &Packet, kind: Kind, len: u32) -> Option<Sum> {
-    let network = usize::from(packet.network_at);
-    let addresses = if packet.is_v6 { network + 8..network + 40 } else { network + 12..network + 20 };
+    let (source_at, bytes_of_one) = if packet.is_v6 { (8, 16) } else { (12, 4) };
+    let source = usize::from(packet.network_at) + source_at;
+    let destination = usize::from(packet.destination_at);
     let protocol = match kind {
         Kind::Tcp4 | Kind::Tcp6 => 6,
         Kind::Udp4 | Kind::Udp6 => 17,
     };
-    Some(Sum::default().add(bytes.get(addresses)?).add_u32(protocol).add_u32(len))
+    let source = bytes.get(source..source + bytes_of_one)?;
+    let destination = bytes.get(destination..destination + bytes_of_one)?;
+    Some(Sum::default().add(source).add(destination).add_u32(protocol).add_u32(len))
 }
 
 fn put_u16(bytes: &mut [u8], at: usize, number: u16) -> Option<()> {

@@ -329,3 +329,236 @@ fn segmentation_without_checksums_is_not_agreed_on() {
     assert_eq!(Offloads::received(F_GUEST_CSUM | F_GUEST_USO6), Offloads::CHECKSUM.with(Offloads::USO6));
     assert_eq!(Offloads::received(F_CSUM), Offloads::NONE);
 }
+
+/// An extension header of IPv6, but for its first byte, and whether it takes the final destination away from the header.
+#[derive(Debug, Clone)]
+enum Extension {
+    HopByHop,
+    Options,
+    /// Type 0, so many addresses of which so many are left, with what was used up before.
+    Type0 {
+        addresses: u8,
+        left: u8,
+    },
+    Type2 {
+        left: u8,
+    },
+    /// Segment routing: addresses, those left, words of options behind them.
+    Segments {
+        addresses: u8,
+        left: u8,
+        options: u8,
+    },
+}
+
+fn extensions() -> impl Strategy<Value = Vec<Extension>> {
+    let route = prop_oneof![
+        (1..4u8)
+            .prop_flat_map(|addresses| (Just(addresses), 0..=addresses))
+            .prop_map(|(addresses, left)| Extension::Type0 { addresses, left }),
+        (0..=1u8).prop_map(|left| Extension::Type2 { left }),
+        (1..4u8, 0..3u8)
+            .prop_flat_map(|(addresses, options)| (Just(addresses), 0..=addresses, Just(options)))
+            .prop_map(|(addresses, left, options)| Extension::Segments { addresses, left, options }),
+    ];
+    (any::<bool>(), prop::option::of(route), any::<bool>()).prop_map(|(hop, route, options)| {
+        hop.then_some(Extension::HopByHop)
+            .into_iter()
+            .chain(route)
+            .chain(options.then_some(Extension::Options))
+            .collect()
+    })
+}
+
+const FINAL: [u8; 16] = [0xfd, 0, 0, 9, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+const NEXT_HOP: [u8; 16] = [0xfd, 0, 0, 2, 0xff, 0xee, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+
+impl Extension {
+    fn number(&self) -> u8 {
+        match self {
+            Extension::HopByHop => 0,
+            Extension::Options => 60,
+            _ => 43,
+        }
+    }
+
+    /// The header, and whether the packet has yet to travel to its final destination.
+    fn bytes(&self, next: u8) -> (Vec<u8>, bool) {
+        let route = |kind: u8, left: u8, last: u8, list: Vec<[u8; 16]>, options: u8| {
+            let len = list.len() as u8 * 2 + options;
+            let mut bytes = vec![next, len, kind, left, last, 0, 0, 0];
+            list.iter().for_each(|address| bytes.extend(address));
+            bytes.extend(vec![0; usize::from(options) * 8]);
+            (bytes, left > 0)
+        };
+        // Some address that is neither.
+        let other = |n: u8| [n ^ 0x5a; 16];
+        match *self {
+            // Padding: PadN of four bytes.
+            Extension::HopByHop | Extension::Options => (vec![next, 0, 1, 4, 0, 0, 0, 0], false),
+            Extension::Type0 { addresses, left } => {
+                let mut list: Vec<_> = (0..addresses).map(other).collect();
+                if left > 0 {
+                    list[usize::from(addresses) - 1] = FINAL;
+                }
+                route(0, left, 0, list, 0)
+            }
+            Extension::Type2 { left } => route(2, left, 0, vec![if left > 0 { FINAL } else { other(1) }], 0),
+            Extension::Segments { addresses, left, options } => {
+                let mut list: Vec<_> = (0..addresses).map(other).collect();
+                if left > 0 {
+                    list[0] = FINAL;
+                }
+                route(4, left, addresses - 1, list, options)
+            }
+        }
+    }
+}
+
+/// The sum of 16-bit words, folded, as RFC 1071 has it, word by word.
+fn naive_sum(parts: &[&[u8]]) -> u16 {
+    let mut sum = 0u32;
+    for part in parts {
+        for pair in part.chunks(2) {
+            sum += u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low));
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+    }
+    sum as u16
+}
+
+/// Ethernet, IPv6 with these extension headers, TCP or UDP, payload: with the pseudo header's sum where the checksum
+/// goes; and where the transport header begins.
+fn extended(extensions: &[Extension], is_udp: bool, payload: &[u8]) -> (Vec<u8>, usize) {
+    let protocol = if is_udp { 17u8 } else { 6 };
+    let mut chain = Vec::new();
+    let mut has_route = false;
+    for (at, extension) in extensions.iter().enumerate() {
+        let (bytes, is_on_its_way) =
+            extension.bytes(extensions.get(at + 1).map_or(protocol, Extension::number));
+        chain.extend(bytes);
+        has_route |= is_on_its_way;
+    }
+    let mut transport = if is_udp {
+        let len = (8 + payload.len()) as u16;
+        [&[0x0f, 0xa0, 0x13, 0x88][..], &len.to_be_bytes(), &[0, 0]].concat()
+    } else {
+        vec![0x0f, 0xa0, 0x13, 0x88, 0, 0, 1, 0, 0, 0, 2, 0, 0x50, 0x18, 0x20, 0, 0, 0, 0, 0]
+    };
+    transport.extend(payload);
+    let source = [3u8; 16];
+    let sum = naive_sum(&[&source, &FINAL, &(transport.len() as u32).to_be_bytes(), &[0, protocol]]);
+    let at = if is_udp { 6 } else { 16 };
+    transport[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x86, 0xdd, 0x60, 0, 0, 0];
+    frame.extend(((chain.len() + transport.len()) as u16).to_be_bytes());
+    frame.extend([extensions.first().map_or(protocol, Extension::number), 64]);
+    frame.extend(source);
+    frame.extend(if has_route { NEXT_HOP } else { FINAL });
+    frame.extend(chain);
+    let transport_at = frame.len();
+    frame.extend(transport);
+    (frame, transport_at)
+}
+
+proptest! {
+    /// Whatever stands between the IPv6 header and the transport: the segments' checksums are over the final destination.
+    #[test]
+    fn segments_behind_extension_headers_have_the_checksum_of_the_final_destination(
+        extensions in extensions(),
+        is_udp in any::<bool>(),
+        payload in prop::collection::vec(any::<u8>(), 200..4000),
+        mss in 100..1500u16,
+    ) {
+        let (frame, transport_at) = extended(&extensions, is_udp, &payload);
+        let (kind, gso, offset) = if is_udp { (Kind::Udp6, 5, 6) } else { (Kind::Tcp6, 4, 16) };
+        let claim = NetHeader {
+            flags: 1,
+            gso_type: gso,
+            hdr_len: 0,
+            gso_size: mss,
+            csum_start: transport_at as u16,
+            csum_offset: offset,
+        };
+        let offload = check(claim, Offloads::ALL, frame.len() as u32, head(&frame)).unwrap();
+        if payload.len() <= usize::from(mss) {
+            let is_one = matches!(offload, Offload::Checksum { .. });
+            prop_assert!(is_one);
+            return Ok(());
+        }
+        let is_cut = matches!(offload, Offload::Segment { kind: k, .. } if k == kind);
+        prop_assert!(is_cut);
+        for finish in [Finish::Full, Finish::Partial] {
+            let mut segments = Segments::new(&frame, offload, finish);
+            let (mut bytes, mut got) = ([0; HEAD_BYTES], Vec::<u8>::new());
+            while let Some(piece) = segments.next(&mut bytes) {
+                let mut segment = bytes[..piece.head_len].to_vec();
+                segment.extend(&frame[piece.payload.clone()]);
+                if let Offload::Checksum { start, offset } = piece.offload {
+                    complete_checksum(&mut segment, start, offset);
+                }
+                // All headers before the transport but for the length are those of the frame.
+                prop_assert_eq!(&segment[..18], &frame[..18]);
+                prop_assert_eq!(&segment[20..transport_at], &frame[20..transport_at]);
+                let len = (segment.len() - transport_at) as u32;
+                let protocol = if is_udp { 17 } else { 6 };
+                let sum = naive_sum(&[&[3; 16], &FINAL, &len.to_be_bytes(), &[0, protocol], &segment[transport_at..]]);
+                prop_assert_eq!(sum, 0xffff, "{:?}", extensions);
+                got.extend(&segment[piece.head_len..]);
+            }
+            prop_assert_eq!(&got, &payload);
+        }
+    }
+}
+
+#[test]
+fn headers_that_hide_which_addresses_the_checksum_covers_are_refused() {
+    let payload = [1; 3000];
+    let claim = |at: usize| NetHeader {
+        flags: 1,
+        gso_type: 4,
+        hdr_len: 0,
+        gso_size: 1000,
+        csum_start: at as u16,
+        csum_offset: 16,
+    };
+    let refused = |change: &dyn Fn(&mut [u8])| {
+        let route = Extension::Segments { addresses: 2, left: 1, options: 0 };
+        let (mut frame, at) = extended(&[route, Extension::Options], false, &payload);
+        // Byte 54 is where the routing header begins, 54 + 40 the options behind it.
+        change(&mut frame);
+        check(claim(at), Offloads::ALL, frame.len() as u32, head(&frame)) == Err(BadOffload::Headers)
+    };
+    assert!(!refused(&|_| {}));
+    assert!(refused(&|frame| frame[56] = 3), "a type that is not known (RPL)");
+    assert!(refused(&|frame| frame[56] = 77), "a type that there is not");
+    assert!(!refused(&|frame| (frame[56], frame[57]) = (77, 0)), "whose route is used up");
+    assert!(refused(&|frame| frame[57] = 3), "more segments left than there are");
+    assert!(refused(&|frame| frame[58] = 2), "a last entry that is not there");
+    assert!(refused(&|frame| (frame[56], frame[57]) = (0, 3)), "type 0 with more left than it has");
+    assert!(refused(&|frame| frame[96] = 201), "a home address");
+    assert!(refused(&|frame| frame[97] = 200), "an option that is longer than its header");
+    // IPv4: a source route, and what its length hides.
+    let (plain, good) = tcp4();
+    for (options, is_good) in [
+        (&[1u8, 1, 1, 0][..], true),
+        (&[7, 4, 4, 0], true),
+        (&[131, 4, 4, 0], false),
+        (&[137, 4, 4, 0], false),
+        (&[1, 131, 3, 4], false),
+        (&[7, 0, 0, 0], false),
+        (&[7, 9, 0, 0], false),
+        (&[1, 1, 1, 7], false),
+        // Behind the end of options nothing counts.
+        (&[0, 131, 3, 4], true),
+    ] {
+        let mut frame = plain.clone();
+        frame[14] = 0x46;
+        frame.splice(34..34, options.iter().copied());
+        let total = (frame.len() - 14) as u16;
+        frame[16..18].copy_from_slice(&total.to_be_bytes());
+        let claim = NetHeader { csum_start: good.csum_start + 4, ..good };
+        let verdict = check(claim, Offloads::ALL, frame.len() as u32, head(&frame));
+        assert_eq!(verdict.is_ok(), is_good, "{options:?}: {verdict:?}");
+    }
+}
