@@ -806,3 +806,26 @@ pub const MOST_PORTS: u16 = 1024;
 /// Frames that may be flooded at once: a second's worth, within bounds.
 const BURST_LEAST: u64 = 32;
 const BURST_MOST: u64 = 1024;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+mod tests {
+    use super::*;
+    use crate::net::Mac;
+    use crate::net::fdb::Learned;
+
+    #[test]
+    fn every_port_that_a_bridge_takes_is_learned_from_and_one_more_is_refused() {
+        let fabric = Fabric::bridge("b", Duration::from_secs(300), [1, 2]);
+        let mut ports: Vec<Port> = (0..MOST_PORTS).map(|_| fabric.port(None).unwrap()).collect();
+        let mut fdb = fabric.stations.empty_fdb().unwrap();
+        for port in &ports {
+            let [high, low] = port.slot.to_be_bytes();
+            let learned = fdb.learn(Mac([2, 0, 0, 0, high, low]), port.slot, 1);
+            assert_eq!(learned, Learned::New, "{}", port.slot);
+        }
+        assert!(fabric.port(None).is_err());
+        let freed = ports.swap_remove(7).slot;
+        assert_eq!(fabric.port(None).unwrap().slot, freed);
+    }
+}
