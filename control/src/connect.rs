@@ -123,7 +123,7 @@ impl Daemon {
         let holder = device.connection.as_ref().map(|connection| connection.caller.to_string());
         let name = device.name().to_owned();
         for caller in refused {
-            if self.registry.by_id(id).is_some_and(|device| device.quota.take()) {
+            if self.registry.by_id(id).is_some_and(|device| device.quota.take("session.refused")) {
                 let details = json!({ "front_end": caller.to_string(), "held_by": holder });
                 self.events.push("session.refused", Some(&name), details);
             }
@@ -257,7 +257,7 @@ impl Daemon {
             Ok(handle) => {
                 let details = json!({ "front_end": caller.to_string() });
                 device.connection = Some(Connection::new(handle, caller));
-                let is_told = device.quota.take();
+                let is_told = device.quota.take("session.connected");
                 self.sessions.insert(session, id);
                 if is_told {
                     self.events.push("session.connected", Some(&name), details);
@@ -362,7 +362,7 @@ impl Daemon {
             Report::Ended { .. } => {}
         }
         if let Some((kind, details)) = event
-            && device.quota.take()
+            && device.quota.take(kind)
         {
             let name = device.name().to_owned();
             self.events.push(kind, Some(&name), details);
@@ -385,7 +385,7 @@ impl Daemon {
         let is_known = device.mode == Mode::Netdev && device.history.last_end.as_deref() == Some(&reason);
         device.history.last_end = Some(reason.clone());
         let name = device.name().to_owned();
-        if !is_known && device.quota.take() {
+        if !is_known && device.quota.take("session.ended") {
             self.events.push("session.ended", Some(&name), json!({ "reason": reason }));
         }
         let Some(device) = self.registry.by_id(id) else { return };

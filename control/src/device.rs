@@ -131,11 +131,13 @@ impl Backoff {
     }
 }
 
-/// Lets a few events a second through, so that a hostile front-end cannot flood the history.
+/// Lets a few events of each kind a second through, so that a hostile front-end cannot flood the history, and what there is
+/// much of does not keep what tells its cause out of it.
 #[derive(Debug)]
 pub(crate) struct Quota {
     second: Instant,
-    left: u32,
+    /// How many of a kind were told in this second. There are a dozen kinds.
+    told: Vec<(&'static str, u32)>,
     pub(crate) suppressed: u64,
 }
 
@@ -143,22 +145,23 @@ impl Quota {
     const PER_SECOND: u32 = 10;
 
     pub(crate) fn new() -> Quota {
-        Quota { second: Instant::now(), left: Quota::PER_SECOND, suppressed: 0 }
+        Quota { second: Instant::now(), told: Vec::new(), suppressed: 0 }
     }
-    pub(crate) fn take(&mut self) -> bool {
+    pub(crate) fn take(&mut self, kind: &'static str) -> bool {
         if self.second.elapsed() >= Duration::from_secs(1) {
             *self = Quota { suppressed: self.suppressed, ..Quota::new() };
         }
-        match self.left.checked_sub(1) {
-            Some(left) => {
-                self.left = left;
-                true
-            }
-            None => {
-                self.suppressed += 1;
-                false
-            }
+        let at = self.told.iter().position(|(known, _)| *known == kind).unwrap_or_else(|| {
+            self.told.push((kind, 0));
+            self.told.len() - 1
+        });
+        let told = &mut self.told[at].1;
+        if *told >= Quota::PER_SECOND {
+            self.suppressed += 1;
+            return false;
         }
+        *told += 1;
+        true
     }
 }
 
@@ -235,7 +238,15 @@ mod tests {
     #[test]
     fn quota_lets_few_through_and_counts_the_rest() {
         let mut quota = Quota::new();
-        assert_eq!((0..25).filter(|_| quota.take()).count(), 10);
-        assert_eq!(quota.suppressed, 15);
+        // Always within one second of its clock.
+        quota.second = Instant::now() + Duration::from_secs(3600);
+        let told = (0..25).filter(|_| quota.take("session.connected")).count();
+        assert_eq!((told, quota.suppressed), (10, 15));
+        // What there is much of hides nothing else.
+        let told = (0..11).filter(|_| quota.take("session.breach")).count();
+        assert_eq!((told, quota.suppressed), (10, 16));
+        quota.second = Instant::now().checked_sub(Duration::from_secs(1)).expect("it runs for longer");
+        assert!(quota.take("session.connected"));
+        assert_eq!(quota.suppressed, 16);
     }
 }
