@@ -144,9 +144,13 @@ impl Transfer {
         self.desk.resume = feeder.resume;
         let burst = source.burst();
         let (skip, heads) = (source.ingress().header_len, self.frames.heads());
-        let load = Load { burst, chains: burst.chains(), skip, frames, heads };
+        // A frame of which segments went before goes alone: should its sender have made another of it meanwhile, what was
+        // delivered of it is not missing from the next.
+        let in_line = if feeder.resume > 0 { 1 } else { frames.len() };
+        let in_line = frames.get(..in_line).unwrap_or_default();
+        let load = Load { burst, chains: burst.chains(), skip, frames: in_line, heads };
         let carried = sink.carry(load, way, &mut self.desk);
-        feeder.resume = self.desk.resume;
+        feeder.resume = if feeder.resume > 0 && carried.frames > 0 { 0 } else { self.desk.resume };
 
         for frame in frames.iter().take(carried.frames) {
             if let Some(reason) = frame.dropped {

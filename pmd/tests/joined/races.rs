@@ -179,3 +179,33 @@ fn offload_that_is_carried_out_here_follows_the_headers_that_were_checked() {
         assert!(a.drops(1, DropReason::BadOffload) > 0, "the second processor never ran");
     }
 }
+
+#[test]
+fn frame_that_is_changed_when_half_of_its_segments_went_takes_nothing_from_the_next() {
+    let engine = patient_engine();
+    let mut link = link();
+    let sender = Setup { features: LARGE, ..Setup::default() };
+    let (mut a, mut b) = two(&mut *link, sender, Setup::default(), &engine);
+    let (sent, claim) = large(b.mac, a.mac, 30_000, 1448);
+    let first = a.free;
+    b.post(0, 4);
+    a.send(0, claim, &sent);
+    let deadline = Instant::now() + SOON;
+    let mut begun = Vec::new();
+    while begun.len() < 4 * 1448 {
+        assert!(Instant::now() < deadline, "{} bytes", begun.len());
+        begun.extend(b.received(0).iter().flat_map(|(_, frame)| payload(frame)));
+    }
+    // No longer what it claims to be: looked at again, it is dropped.
+    a.map.resolve(first + 12 + 12, 2).unwrap().write(&[0x86, 0xdd]);
+    a.expect_drops(1, DropReason::BadOffload, 1);
+    a.send(0, claim, &sent);
+    b.post(0, 32);
+    let mut whole = Vec::new();
+    while b.stats(0).segmented == 0 {
+        assert!(Instant::now() < deadline, "{} bytes", whole.len());
+        whole.extend(b.received(0).iter().flat_map(|(_, frame)| payload(frame)));
+    }
+    whole.extend(b.received(0).iter().flat_map(|(_, frame)| payload(frame)));
+    assert_eq!(whole, sent[54..]);
+}
