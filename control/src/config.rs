@@ -80,9 +80,15 @@ const TABLES: [&str; 3] = ["daemon", "mgmtdev", "device"];
 /// The first thing that is wrong, with file and line.
 pub fn read(path: &Path, known: &Known) -> Result<Desired, Fault> {
     let shown = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| {
+    let text = crate::input::read(path).map_err(|error| {
+        let is_missing = error.kind() == std::io::ErrorKind::NotFound;
         let fault = Fault::system(format!("cannot read {shown}"), error);
-        if path.exists() { fault } else { Fault { kind: crate::fault::Kind::NotFound, ..fault } }
+        if is_missing { Fault { kind: crate::fault::Kind::NotFound, ..fault } } else { fault }
+    })?;
+    let text = String::from_utf8(text).map_err(|error| {
+        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let place = format!("{shown}:{}", before.iter().filter(|byte| **byte == b'\n').count() + 1);
+        Fault::usage(format!("{place}: this is not UTF-8")).at(place)
     })?;
     parse(&text, &shown, known)
 }

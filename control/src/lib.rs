@@ -44,6 +44,7 @@ mod device;
 mod endpoint;
 mod events;
 mod guard;
+mod input;
 mod mgmtdevs;
 mod ops;
 mod peer;

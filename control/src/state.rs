@@ -1,25 +1,29 @@
 //! The state directory: the devices that operators added, kept over restarts.
 //!
 //! One file, `devices.json`, replaced as a whole: written beside, flushed to disk, renamed. A file that cannot be read
-//! stops the start with an error that names it; it is never overwritten unread.
+//! stops the start with an error that names it; it is never overwritten unread. Keys that a newer version wrote are told
+//! once, have no effect, and are written back as they were.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::api::{DeviceEntry, MgmtEntry};
 use crate::fault::{Fault, Kind};
 use crate::guard::Guard;
+use crate::registry::printable;
 
 /// The format of the file.
 const FORMAT: u32 = 1;
 
 /// What is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Kept {
     format: u32,
     /// Changes to the devices, over restarts.
@@ -29,6 +33,9 @@ pub(crate) struct Kept {
     pub(crate) mgmtdevs: Vec<MgmtEntry>,
     /// In the order in which they were added.
     pub(crate) devices: Vec<DeviceEntry>,
+    /// Keys of a newer version.
+    #[serde(flatten)]
+    unknown: Map<String, Value>,
 }
 
 impl Default for Kept {
@@ -39,14 +46,38 @@ impl Default for Kept {
 
 impl Kept {
     pub(crate) fn new(generation: u64, mgmtdevs: Vec<MgmtEntry>, devices: Vec<DeviceEntry>) -> Kept {
-        Kept { format: FORMAT, generation, mgmtdevs, devices }
+        Kept { format: FORMAT, generation, mgmtdevs, devices, unknown: Map::new() }
     }
+}
+
+/// Keys of a newer version: of the file, and of its entries by list and name.
+#[derive(Debug, Default)]
+struct Unknown {
+    file: Map<String, Value>,
+    entries: BTreeMap<(&'static str, String), Map<String, Value>>,
+}
+
+/// The lists of the file.
+const LISTS: [&str; 2] = ["mgmtdevs", "devices"];
+
+/// Takes the keys that `T` does not know out of an entry.
+fn take_unknown<T: DeserializeOwned>(entry: &mut Map<String, Value>) -> Map<String, Value> {
+    let mut unknown = Map::new();
+    while let Err(error) = T::deserialize(&Value::Object(entry.clone())) {
+        let text = error.to_string();
+        let key = text.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
+        let Some((key, value)) = key.and_then(|key| entry.remove_entry(key)) else { break };
+        unknown.insert(key, value);
+    }
+    unknown
 }
 
 /// The state directory, held for as long as the process.
 #[derive(Debug)]
 pub(crate) struct StateDir {
     path: PathBuf,
+    /// What the file holds beyond what this version knows.
+    unknown: Unknown,
     _guard: Guard,
 }
 
@@ -61,7 +92,7 @@ impl StateDir {
             .map_err(|error| Fault::system(format!("cannot make the state directory {shown}"), error))
             .map_err(|fault| fault.hint("ringwayd --state-dir DIRECTORY"))?;
         let guard = Guard::take(&path.join("lock"), "state directory", &shown.to_string())?;
-        let dir = StateDir { path: path.to_owned(), _guard: guard };
+        let mut dir = StateDir { path: path.to_owned(), unknown: Unknown::default(), _guard: guard };
         let kept = dir.read()?;
         Ok((dir, kept))
     }
@@ -74,9 +105,9 @@ impl StateDir {
         self.path.join("devices.json")
     }
 
-    fn read(&self) -> Result<Kept, Fault> {
+    fn read(&mut self) -> Result<Kept, Fault> {
         let file = self.file();
-        let text = match fs::read(&file) {
+        let text = match crate::input::read(&file) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Kept::default()),
             Err(error) => return Err(Fault::system(format!("cannot read {}", file.display()), error)),
@@ -86,13 +117,36 @@ impl StateDir {
                 .at(file.display().to_string())
                 .hint("mend it, or move it away to start without the devices it holds; nothing was changed")
         };
-        let kept: Kept = serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
-        match kept.format {
-            FORMAT => Ok(kept),
-            other => {
-                Err(refuse(format!("format {other} is not known to this version, which knows {FORMAT}")))
+        let mut value: Value = serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
+        if let Some(other) = value.get("format").and_then(Value::as_u64).filter(|it| *it != u64::from(FORMAT)) {
+            return Err(refuse(format!("format {other} is not known to this version, which knows {FORMAT}")));
+        }
+        let mut unknown = Unknown::default();
+        for list in LISTS {
+            let entries = value.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten();
+            for entry in entries.filter_map(Value::as_object_mut) {
+                let keys = match list {
+                    "devices" => take_unknown::<DeviceEntry>(entry),
+                    _ => take_unknown::<MgmtEntry>(entry),
+                };
+                if let Some(name) = entry.get("name").and_then(Value::as_str).filter(|_| !keys.is_empty()) {
+                    unknown.entries.insert((list, name.to_owned()), keys);
+                }
             }
         }
+        let mut kept: Kept = serde_json::from_value(value).map_err(|error| refuse(error.to_string()))?;
+        unknown.file = std::mem::take(&mut kept.unknown);
+        let names: BTreeSet<&String> =
+            unknown.entries.values().chain([&unknown.file]).flat_map(Map::keys).collect();
+        if !names.is_empty() {
+            tracing::warn!(
+                file = %file.display(),
+                "keys that this version does not know are kept and have no effect: {}",
+                names.into_iter().map(|name| printable(name)).collect::<Vec<_>>().join(", ")
+            );
+        }
+        self.unknown = unknown;
+        Ok(kept)
     }
 
     /// Replaces what is kept. When this returns Ok, it is on disk.
@@ -106,7 +160,18 @@ impl StateDir {
 
     fn replace(&self, file: &Path, kept: &Kept) -> io::Result<()> {
         let beside = self.path.join("devices.json.new");
-        let mut text = serde_json::to_vec_pretty(kept)?;
+        let mut value = serde_json::to_value(kept)?;
+        for list in LISTS {
+            let entries = value.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten();
+            for entry in entries.filter_map(Value::as_object_mut) {
+                let name = entry.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+                entry.extend(self.unknown.entries.get(&(list, name)).cloned().unwrap_or_default());
+            }
+        }
+        if let Value::Object(value) = &mut value {
+            value.extend(self.unknown.file.clone());
+        }
+        let mut text = serde_json::to_vec_pretty(&value)?;
         text.push(b'\n');
         let mut new = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&beside)?;
         new.write_all(&text)?;
@@ -151,6 +216,29 @@ mod tests {
             assert!(fault.to_string().contains("devices.json"), "{fault}");
             assert_eq!(fs::read_to_string(&file).unwrap(), bad);
         }
+    }
+
+    #[test]
+    fn keys_of_a_newer_version_are_kept_and_written_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("devices.json");
+        let newer = r#"{"format":1,"generation":3,"newkey":{"a":[1]},
+            "mgmtdevs":[{"name":"bridge/b","colour":"red"}],
+            "devices":[{"name":"a","mgmtdev":"sim/net","mtu":9000,"rate":7,"burst":null},{"name":"b","mgmtdev":"sim/net","rate":1}]}"#;
+        fs::write(&file, newer).unwrap();
+        let (state, mut kept) = StateDir::open(dir.path()).unwrap();
+        assert_eq!((kept.devices[0].clone(), kept.devices.len()), (entry("a"), 2));
+        kept.devices.truncate(1);
+        kept.devices.push(entry("c"));
+        state.write(&kept).unwrap();
+        let back: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        assert_eq!(back["newkey"], serde_json::json!({"a": [1]}));
+        assert_eq!(back["mgmtdevs"][0]["colour"], "red");
+        assert_eq!((&back["devices"][0]["rate"], &back["devices"][0]["burst"]), (&Value::from(7), &Value::Null));
+        assert!(back["devices"][0].as_object().unwrap().contains_key("burst"));
+        assert!(back["devices"][1].get("rate").is_none());
+        drop(state);
+        assert_eq!(StateDir::open(dir.path()).unwrap().1, kept);
     }
 
     #[test]

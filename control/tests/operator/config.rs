@@ -38,6 +38,19 @@ fn unknown_key_names_line_and_nearest() {
 }
 
 #[test]
+fn what_is_no_file_of_text_is_refused_at_once() {
+    for path in ["/dev/zero", "/dev/stdin"] {
+        let error = ringway(Path::new("/x"), &format!("config check {path}")).bad(1);
+        assert!(error.contains("it is not a regular file"), "{error}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("r.toml");
+    std::fs::write(&file, b"[daemon]\n# \xff\n").unwrap();
+    let error = ringway(Path::new("/x"), &format!("config check {}", file.display())).bad(2);
+    assert!(error.contains("r.toml:2: this is not UTF-8"), "{error}");
+}
+
+#[test]
 fn daemon_does_not_start_on_a_bad_file() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("r.toml");
