@@ -28,6 +28,7 @@ use ringway_pmd::notify::EventFd;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use serde_json::Value;
 
+use crate::addresses::Addresses;
 use crate::api::DeviceEntry;
 use crate::config::Settings;
 use crate::device::Origin;
@@ -177,14 +178,25 @@ impl Daemon {
         let watch = Watch::new().map_err(|error| Fault::system("cannot watch directories", error))?;
 
         let mut guards = Vec::new();
-        make_dir(&options.runtime_dir)?;
         if let Some(ctl) = &options.ctl {
             crate::endpoint::check_path(ctl)?;
+            if ctl.is_dir() {
+                return Err(Fault::conflict(format!("{} is a directory", ctl.display()))
+                    .at("ctl")
+                    .hint(format!("--ctl {}", ctl.join("ctl.sock").display())));
+            }
+        }
+        make_dir(&options.runtime_dir)?;
+        if let Some(ctl) = &options.ctl {
             let lock = PathBuf::from(format!("{}.lock", ctl.display()));
             guards.push(Guard::take(&lock, "operator socket", &ctl.display().to_string())?);
         }
         make_dir(&options.runtime_dir.join("dev"))?;
         make_dir(&options.runtime_dir.join("positions"))?;
+        // Two that share it would write the positions of different guests' rings into one page.
+        let lock = options.runtime_dir.join("ringwayd.lock");
+        let shown = options.runtime_dir.display().to_string();
+        guards.push(Guard::take(&lock, "runtime directory", &shown)?);
         let (state, kept) = match options.state_dir.as_deref().map(StateDir::open).transpose()? {
             Some((state, kept)) => (Some(state), kept),
             None => (None, Default::default()),
@@ -193,7 +205,11 @@ impl Daemon {
         let allowed = allowed_cores().map_err(|error| Fault::system("cannot read the cpuset", error))?;
         let mut settings = options.settings;
         settings.cores = choose_cores(&allowed, &settings.cores)?;
-        let registry = Registry::new(options.mgmtdevs, options.buses)?;
+        let addresses = match &state {
+            Some(state) => Addresses::open(state.path(), &kept.devices)?,
+            None => Addresses::of_machine(),
+        };
+        let registry = Registry::new(options.mgmtdevs, options.buses, addresses)?;
         let engine = start_engine(&settings)?;
         let watchdog = Watchdog::start(engine.clone())
             .map_err(|error| Fault::system("cannot start the watchdog of the workers", error))?;

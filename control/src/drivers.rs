@@ -23,5 +23,6 @@ pub fn known() -> Known {
     Known {
         mgmtdevs: all().iter().map(|mgmtdev| mgmtdev.info()).collect(),
         buses: buses().iter().map(|bus| bus.info()).collect(),
+        ..Known::default()
     }
 }

@@ -125,10 +125,13 @@ fn remove_stale(path: &Path) -> Result<(), Fault> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(Fault::system(format!("cannot look at {shown}"), error).at(shown)),
     };
+    if kind.is_dir() {
+        return Err(Fault::conflict(format!("{shown} is a directory")).at(shown).hint("another path"));
+    }
     if !kind.is_socket() {
         return Err(Fault::conflict(format!("{shown} is there and is not a socket"))
             .at(shown)
-            .hint("another path, or remove that file"));
+            .hint("another path"));
     }
     let in_use = || Fault::conflict(format!("cannot listen on {shown}: it is in use")).at(shown.clone());
     match connect(path) {

@@ -37,6 +37,7 @@ pub mod session;
 // The vhost-user protocol: messages, framing, both sides.
 pub mod vhost_user;
 
+mod addresses;
 mod clients;
 mod connect;
 mod daemon;

@@ -11,6 +11,7 @@ use ringway_pmd::net::{F_MAC, F_MQ, F_MTU, MAX_MTU, MIN_MTU, Mac};
 use ringway_pmd::vdpa::{BusInfo, Class, DeviceSpec, ManagementBus, ManagementDevice, MgmtInfo};
 use ringway_ring::features::Features;
 
+use crate::addresses::Addresses;
 use crate::api::{DeviceEntry, MgmtEntry};
 use crate::device::Device;
 use crate::fault::{Fault, is_invisible, nearest};
@@ -26,6 +27,8 @@ pub struct Known {
     pub mgmtdevs: Vec<MgmtInfo>,
     /// Buses, on which any name makes one.
     pub buses: Vec<BusInfo>,
+    /// What addresses are made of that are not given.
+    pub addresses: Addresses,
 }
 
 impl Known {
@@ -82,6 +85,7 @@ pub(crate) struct Mgmtdev {
 pub(crate) struct Registry {
     mgmtdevs: Vec<Mgmtdev>,
     buses: Vec<Box<dyn ManagementBus>>,
+    addresses: Addresses,
     devices: BTreeMap<u64, Device>,
     by_name: HashMap<String, u64>,
     next: u64,
@@ -98,10 +102,12 @@ impl Registry {
     pub(crate) fn new(
         mgmtdevs: Vec<Box<dyn ManagementDevice>>,
         buses: Vec<Box<dyn ManagementBus>>,
+        addresses: Addresses,
     ) -> Result<Registry, Fault> {
         let mut registry = Registry {
             mgmtdevs: Vec::new(),
             buses,
+            addresses,
             devices: BTreeMap::new(),
             by_name: HashMap::new(),
             next: 1,
@@ -124,6 +130,7 @@ impl Registry {
         Known {
             mgmtdevs: self.mgmtdevs.iter().map(|mgmtdev| mgmtdev.device.info()).collect(),
             buses: self.buses.iter().map(|bus| bus.info()).collect(),
+            addresses: self.addresses.clone(),
         }
     }
 
@@ -383,6 +390,7 @@ pub fn check_entry(entry: &DeviceEntry, known: &Known) -> Result<DeviceSpec, Fau
     Ok(DeviceSpec {
         name: entry.name.clone(),
         mac,
+        seed: known.addresses.seed_of(&entry.name),
         mtu: entry.mtu,
         max_vqp: entry.max_vqp,
         device_features: features,

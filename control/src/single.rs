@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
+use crate::addresses::Addresses;
 use crate::api::{DeviceEntry, Mode};
 use crate::config::Settings;
 use crate::fault::Fault;
@@ -36,8 +37,11 @@ pub(crate) fn serve(
             .map_err(|error| Fault::system("cannot tell where the socket is", error))?,
         None => runtime.path().join("front-end.sock"),
     };
+    // One name for all of them: what tells two of a host apart is the socket.
+    let mac = Addresses::of_machine().mac_of(&format!("socket {}", socket.display()));
     let entry = DeviceEntry {
         name: NAME.to_owned(),
+        mac: Some(mac.to_string()),
         mgmtdev: "sim/net".to_owned(),
         socket: Some(socket.clone()),
         mode: Some(Mode::Server),

@@ -118,7 +118,8 @@ impl StateDir {
                 .hint("mend it, or move it away to start without the devices it holds; nothing was changed")
         };
         let mut value: Value = serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
-        if let Some(other) = value.get("format").and_then(Value::as_u64).filter(|it| *it != u64::from(FORMAT)) {
+        if let Some(other) = value.get("format").and_then(Value::as_u64).filter(|it| *it != u64::from(FORMAT))
+        {
             return Err(refuse(format!("format {other} is not known to this version, which knows {FORMAT}")));
         }
         let mut unknown = Unknown::default();
@@ -234,7 +235,10 @@ mod tests {
         let back: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
         assert_eq!(back["newkey"], serde_json::json!({"a": [1]}));
         assert_eq!(back["mgmtdevs"][0]["colour"], "red");
-        assert_eq!((&back["devices"][0]["rate"], &back["devices"][0]["burst"]), (&Value::from(7), &Value::Null));
+        assert_eq!(
+            (&back["devices"][0]["rate"], &back["devices"][0]["burst"]),
+            (&Value::from(7), &Value::Null)
+        );
         assert!(back["devices"][0].as_object().unwrap().contains_key("burst"));
         assert!(back["devices"][1].get("rate").is_none());
         drop(state);

@@ -173,11 +173,29 @@ impl Mac {
         Mac([0x52, 0x57, a, b, c, d])
     }
 
+    /// The address of a device or interface that was given none: made of its name and of what is the host's alone. Without
+    /// that, by the name alone, as devices of earlier versions have theirs.
+    pub fn default_of(seed: Option<AddressSeed>, name: &str) -> Mac {
+        let Some(AddressSeed(seed)) = seed else { return Mac::from_name(name) };
+        let fnv = seed.iter().copied().chain(name.bytes()).fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        // Every byte of the seed reaches every bit: MurmurHash3's last step.
+        let mixed = (fnv ^ (fnv >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        let mixed = (mixed ^ (mixed >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        let [a, b, c, d, ..] = (mixed ^ (mixed >> 33)).to_le_bytes();
+        Mac([0x52, 0x57, a, b, c, d])
+    }
+
     /// True for a group address, which no device can have as its own.
     pub fn is_multicast(self) -> bool {
         self.0[0] & 1 != 0
     }
 }
+
+/// What makes default addresses one host's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AddressSeed(pub [u8; 16]);
 
 /// `struct virtio_net_config` (virtio 1.3 §5.1.4), as far as Ringway fills it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

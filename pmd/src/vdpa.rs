@@ -26,7 +26,7 @@ use ringway_ring::features::Features;
 use ringway_ring::queue::{Format, QueueConfig};
 
 use crate::counters::QueueCounters;
-use crate::net::{Mac, NetConfig};
+use crate::net::{AddressSeed, Mac, NetConfig};
 use crate::notify::EventFd;
 
 /// What kind of virtio device (virtio 1.3 §5).
@@ -101,6 +101,8 @@ pub struct DeviceSpec {
     pub name: String,
     /// Its Ethernet address.
     pub mac: Option<Mac>,
+    /// What its default address is made of, beside its name. None: the name alone.
+    pub seed: Option<AddressSeed>,
     /// Its MTU.
     pub mtu: Option<u16>,
     /// Its queue pairs.

@@ -35,7 +35,14 @@ pub const KEYWORDS: [Keyword; 11] = [
         is_short: true,
         ..word("mgmtdev", "MGMTDEV", "the management device that makes it, as BUS/NAME or NAME")
     },
-    Keyword { is_settable: true, ..word("mac", "MAC", "Ethernet address [default: made from the name]") },
+    Keyword {
+        is_settable: true,
+        ..word(
+            "mac",
+            "MAC",
+            "Ethernet address [default: made of the name and a random number of this host's]",
+        )
+    },
     Keyword { is_settable: true, ..word("mtu", "N", MTU_HELP) },
     Keyword { is_short: true, ..word("max_vqp", "N", "pairs of queues [default: 1]") },
     word(

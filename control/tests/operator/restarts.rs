@@ -146,3 +146,65 @@ fn device_that_cannot_be_made_at_the_start_is_kept_and_comes_when_it_can() {
     daemon.run("dev show a").good();
     daemon.run("dev show b").good();
 }
+
+#[test]
+fn second_daemon_in_the_runtime_directory_is_refused_and_the_first_is_named() {
+    let daemon = Daemon::start();
+    let mut second = ringwayd();
+    second.arg("--ctl").arg(daemon.dir.join("other.sock")).arg("--state-dir").arg(daemon.dir.join("other"));
+    let error = finish(second).bad(4);
+    assert!(error.contains("another ringwayd holds the runtime directory"), "{error}");
+    assert!(error.contains(&format!("held by: ringwayd (pid {})", daemon.pid())), "{error}");
+    daemon.run("hello").good();
+}
+
+#[test]
+fn default_addresses_are_the_daemons_own_and_stay_and_kept_ones_are_kept() {
+    let mac = |daemon: &Daemon, name: &str| daemon.device(name)["provisioned"]["mac"].clone();
+    let (mut a, b) = (Daemon::start(), Daemon::start());
+    for daemon in [&a, &b] {
+        daemon.run("dev add name vm0 mgmtdev bridge/br0").good();
+    }
+    let before = mac(&a, "vm0");
+    assert_ne!(before, mac(&b, "vm0"));
+    a.kill();
+    a.start_again(&[]);
+    assert_eq!(mac(&a, "vm0"), before);
+    // A directory that an earlier version left: no seed, and a device whose address was made of its name.
+    a.kill();
+    std::fs::remove_file(a.dir.join("state/addresses.json")).unwrap();
+    a.start_again(&[]);
+    a.run("dev add name vm1 mgmtdev bridge/br0").good();
+    assert_eq!(mac(&a, "vm0"), "52:57:d4:96:c5:4e");
+    assert_ne!(mac(&a, "vm1"), "52:57:87:98:c5:4e");
+    a.kill();
+    a.start_again(&[]);
+    assert_eq!(mac(&a, "vm0"), "52:57:d4:96:c5:4e");
+}
+
+#[test]
+fn state_file_of_a_newer_version_keeps_nobody_off_the_network() {
+    let mut daemon = Daemon::start();
+    daemon.run("dev add name a mgmtdev sim/net").good();
+    daemon.kill();
+    let file = daemon.dir.join("state/devices.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replacen("\"generation\"", "\"newkey\": 5, \"generation\"", 1)).unwrap();
+    daemon.start_again(&[]);
+    daemon.run("dev show a").good();
+    assert!(daemon.log().contains("does not know are kept and have no effect: newkey"), "{}", daemon.log());
+    daemon.run("dev add name b mgmtdev sim/net").good();
+    assert!(std::fs::read_to_string(&file).unwrap().contains("\"newkey\": 5"));
+}
+
+#[test]
+fn ctl_that_is_a_directory_is_refused_before_anything_is_made() {
+    let dir = tempfile::tempdir_in("/tmp").unwrap();
+    let (ctl, state) = (dir.path().join("d"), dir.path().join("state"));
+    std::fs::create_dir(&ctl).unwrap();
+    let mut daemon = ringwayd();
+    daemon.arg("--ctl").arg(&ctl).arg("--state-dir").arg(&state);
+    let error = finish(daemon).bad(4);
+    assert!(error.contains("is a directory\n  try: --ctl "), "{error}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}

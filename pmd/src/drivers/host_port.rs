@@ -74,7 +74,7 @@ impl HostPort {
             }
         }
         let (queues, mtu) = (spec.max_vqp.unwrap_or(1), spec.mtu.unwrap_or(1500));
-        Ok(Some(TapSpec { name, netns, queues, mtu }))
+        Ok(Some(TapSpec { name, netns, queues, mtu, seed: spec.seed }))
     }
 
     /// Its place.
@@ -90,7 +90,7 @@ impl HostPort {
             Err(TapError::Conflict { held_by: Some(holder), .. }) if holder.ends_with(&own_pid()) => None,
             other => Some(other.map_err(driver_error)?),
         };
-        plan.config.mac = netdev.as_ref().map_or_else(|| TapNetdev::own_mac(&tap.name), TapNetdev::mac);
+        plan.config.mac = netdev.as_ref().map_or_else(|| tap.own_mac(), TapNetdev::mac);
         let is_own = netdev.as_ref().is_none_or(TapNetdev::is_own);
         Ok(HostPort { port, plan, spec: tap, netdev, is_own, watch: None })
     }

@@ -42,7 +42,7 @@ impl Offer {
         if !(MIN_MTU..=MAX_MTU).contains(&mtu) {
             return Err(DriverError::misconfigured(format!("mtu {mtu}: must be {MIN_MTU} to {MAX_MTU}")));
         }
-        let mac = spec.mac.unwrap_or_else(|| Mac::from_name(&spec.name));
+        let mac = spec.mac.unwrap_or_else(|| Mac::default_of(spec.seed, &spec.name));
         if mac.is_multicast() {
             let why = format!("mac {mac}: is a group address, a device needs a unicast one");
             return Err(DriverError::misconfigured(why));

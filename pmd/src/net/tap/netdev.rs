@@ -19,8 +19,8 @@ use super::link::Link;
 use super::reader::TapReader;
 use super::sys;
 use super::writer::TapWriter;
-use crate::net::Mac;
 use crate::net::offload::Offloads;
+use crate::net::{AddressSeed, Mac};
 
 /// Which interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,9 +33,16 @@ pub struct TapSpec {
     pub queues: u16,
     /// MTU of an interface that is made, without the Ethernet header.
     pub mtu: u16,
+    /// What the address of an interface that is made consists of, beside its name. None: the name alone.
+    pub seed: Option<AddressSeed>,
 }
 
 impl TapSpec {
+    /// Its Ethernet address if Ringway makes it.
+    pub fn own_mac(&self) -> Mac {
+        Mac::default_of(self.seed, &format!("tap/{}", self.name))
+    }
+
     /// Where its network namespace is to be found.
     fn namespace(&self) -> Result<Option<PathBuf>, TapError> {
         let Some(netns) = &self.netns else { return Ok(None) };
@@ -155,11 +162,6 @@ impl TapNetdev {
         self.mac
     }
 
-    /// The address of an interface that Ringway makes under a name.
-    pub fn own_mac(name: &str) -> Mac {
-        Mac::from_name(&format!("tap/{name}"))
-    }
-
     /// Ringway made it, now or before.
     pub fn is_own(&self) -> bool {
         self.is_own
@@ -201,7 +203,7 @@ fn open_here(spec: &TapSpec, may_make: bool) -> Result<TapNetdev, TapError> {
     let resource = |what: String| move |source: io::Error| TapError::Resource { what, source };
     let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
         .map_err(|errno| resource("cannot make a socket".to_owned())(errno.into()))?;
-    let own_mac = TapNetdev::own_mac(name);
+    let own_mac = spec.own_mac();
     let look = || Link::find(name).map_err(resource(format!("cannot ask the kernel about {name}")));
     let before = look()?;
     let was_there = before.is_some();
@@ -274,7 +276,8 @@ fn open_here(spec: &TapSpec, may_make: bool) -> Result<TapNetdev, TapError> {
     }
     let mac =
         sys::mac(socket.as_fd(), name).map_err(resource(format!("cannot read the address of {name}")))?;
-    let is_own = mac == own_mac;
+    // Or an earlier version's.
+    let is_own = mac == own_mac || mac == Mac::from_name(&format!("tap/{name}"));
     if is_own && let Some(queue) = queues.first() {
         sys::set_persistent(queue.as_fd(), true).map_err(resource(format!("cannot keep {name}")))?;
         let mtu = sys::mtu(socket.as_fd(), name).unwrap_or(0);
@@ -369,7 +372,13 @@ mod tests {
 
     #[test]
     fn namespace_that_is_not_there_is_named() {
-        let spec = TapSpec { name: "rwt0".into(), netns: Some("no-such-ns".into()), queues: 1, mtu: 1500 };
+        let spec = TapSpec {
+            name: "rwt0".into(),
+            netns: Some("no-such-ns".into()),
+            queues: 1,
+            mtu: 1500,
+            seed: None,
+        };
         let error = TapNetdev::open(&spec, true).unwrap_err().to_string();
         assert!(error.contains("/run/netns/no-such-ns"), "{error}");
         let spec = TapSpec { netns: Some("a/b".into()), ..spec };

@@ -229,7 +229,7 @@ mod tests {
 
     /// Reads a backlog of numbered datagrams: frames a call, call by call, once the depth has grown.
     fn read_backlog(is_chained: bool) -> Vec<usize> {
-        let spec = TapSpec { name: "rwx0".into(), netns: None, queues: 1, mtu: 1500 };
+        let spec = TapSpec { name: "rwx0".into(), netns: None, queues: 1, mtu: 1500, seed: None };
         let netdev = TapNetdev::open(&spec, true).unwrap();
         run("sysctl -qw net.ipv6.conf.rwx0.disable_ipv6=1; ip addr add 10.9.9.1/24 dev rwx0");
         run("ip neigh add 10.9.9.2 lladdr 02:00:00:00:00:02 dev rwx0");
@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn chain_that_is_cut_short_is_the_last() {
         in_own_namespace(|| {
-            let spec = TapSpec { name: "rwx0".into(), netns: None, queues: 1, mtu: 1500 };
+            let spec = TapSpec { name: "rwx0".into(), netns: None, queues: 1, mtu: 1500, seed: None };
             let netdev = TapNetdev::open(&spec, true).unwrap();
             let (mut reader, _writer) = netdev.queues().unwrap().remove(0);
             let batch = |reader: &mut TapReader, results: [i32; 2]| {
