@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::api::Mode;
 use crate::daemon::{Daemon, Message, Token};
-use crate::device::{Connection, Facts};
+use crate::device::{Connection, Facts, Refused};
 use crate::endpoint;
 use crate::fault::reason;
 use crate::life::{Life, LifeEvent};
@@ -92,6 +92,7 @@ impl Daemon {
                 self.refuse_waiting(id);
             }
         }
+        self.loop_is_over(id, now);
         let Some(device) = self.registry.by_id(id) else { return };
         if device.life == Life::Failed {
             self.remake(id);
@@ -109,6 +110,24 @@ impl Daemon {
         }
     }
 
+    /// A connection that came after many short ones and lasts is told, with what it has come to by now.
+    fn loop_is_over(&mut self, id: u64, now: Instant) {
+        let Some(device) = self.registry.by_id(id) else { return };
+        let Some(connection) = &device.connection else { return };
+        if !device.repeated.is_on() || now.saturating_duration_since(connection.since) < SHORT_SESSION {
+            return;
+        }
+        let running = connection.rings.iter().filter(|ring| ring.runs).count();
+        let caller = connection.caller.to_string();
+        let times = device.repeated.end();
+        let name = device.name().to_owned();
+        let details = json!({ "front_end": caller, "after_short_ones": times });
+        self.events.push("session.connected", Some(&name), details);
+        if running > 0 {
+            self.events.push("session.rings", Some(&name), json!({ "running": running }));
+        }
+    }
+
     /// Closes the front-ends that wait while another one is connected.
     fn refuse_waiting(&mut self, id: u64) {
         let Some(device) = self.registry.by_id(id) else { return };
@@ -120,13 +139,16 @@ impl Daemon {
             refused.push(Caller::of(&stream));
         }
         device.history.refused += refused.len() as u64;
-        let holder = device.connection.as_ref().map(|connection| connection.caller.to_string());
+        let Some(holder) = device.connection.as_ref().map(|connection| connection.caller.clone()) else {
+            return;
+        };
         let name = device.name().to_owned();
+        let mut told = Vec::new();
         for caller in refused {
-            if self.registry.by_id(id).is_some_and(|device| device.quota.take("session.refused")) {
-                let details = json!({ "front_end": caller.to_string(), "held_by": holder });
-                self.events.push("session.refused", Some(&name), details);
-            }
+            told.extend(Refused::again(&mut device.refused, caller, &holder));
+        }
+        for details in told {
+            self.events.push("session.refused", Some(&name), details);
         }
     }
 
@@ -217,7 +239,7 @@ impl Daemon {
                 self.sessions.insert(session, id);
             }
             Err(error) => {
-                self.session_over(id, None, format!("cannot start a session: {error}"));
+                self.session_over(id, None, format!("cannot start a session: {error}"), None);
             }
         }
     }
@@ -257,15 +279,21 @@ impl Daemon {
             Ok(handle) => {
                 let details = json!({ "front_end": caller.to_string() });
                 device.connection = Some(Connection::new(handle, caller));
-                let is_told = device.quota.take("session.connected");
+                let is_loop = device.repeated.is_on();
+                let is_told = !is_loop && device.quota.take("session.connected");
                 self.sessions.insert(session, id);
                 if is_told {
                     self.events.push("session.connected", Some(&name), details);
                 }
+                if is_loop {
+                    // If it lasts longer than the others did, it is told then.
+                    let at = Instant::now() + SHORT_SESSION;
+                    self.timers.push(std::cmp::Reverse((at, id)));
+                }
             }
             Err(error) => {
                 device.history.last_failure = Some(format!("cannot start a session: {}", reason(&error)));
-                self.session_over(id, None, format!("cannot start a session: {error}"));
+                self.session_over(id, None, format!("cannot start a session: {error}"), None);
             }
         }
     }
@@ -302,13 +330,14 @@ impl Daemon {
     /// A session told something.
     pub(crate) fn take_report(&mut self, session: u64, report: Report) {
         let Some(id) = self.sessions.get(&session).copied() else { return };
-        if let Report::Ended { device, reason } = report {
+        if let Report::Ended { device, reason, last } = report {
             self.sessions.remove(&session);
-            self.session_over(id, device, reason);
+            self.session_over(id, device, reason, last);
             return;
         }
         let Some(device) = self.registry.by_id(id) else { return };
         let Some(connection) = &mut device.connection else { return };
+        let connection_lasts = connection.since.elapsed() >= SHORT_SESSION;
         let mut event = None;
         match report {
             Report::Negotiated { features, protocol } => {
@@ -324,9 +353,7 @@ impl Daemon {
                 }
             }
             Report::Rings(rings) => {
-                let count = |rings: &[session::RingReport]| {
-                    rings.iter().filter(|ring| ring.started && ring.enabled).count()
-                };
+                let count = |rings: &[session::RingReport]| rings.iter().filter(|ring| ring.runs).count();
                 let (before, after) = (count(&connection.rings), count(&rings));
                 connection.rings = rings;
                 if before != after {
@@ -346,6 +373,15 @@ impl Daemon {
                 event = Some(("session.breach", json!({ "what": what, "detail": detail.clone() })));
                 device.history.last_breach = Some(detail);
             }
+            Report::HostFailed { what, detail } => {
+                *device.history.host_failures.entry(what.to_owned()).or_default() += 1;
+                let detail = tame(&detail);
+                event = Some((
+                    "session.host_failed",
+                    json!({ "what": what, "detail": detail.clone(), "try": host_cure(what) }),
+                ));
+                device.history.last_host_failure = Some(detail);
+            }
             Report::Mtu(mtu) => {
                 connection.mtu = Some(mtu);
                 event = Some(("session.mtu", json!({ "mtu": mtu })));
@@ -361,23 +397,41 @@ impl Daemon {
             }
             Report::Ended { .. } => {}
         }
-        if let Some((kind, details)) = event
-            && device.quota.take(kind)
-        {
-            let name = device.name().to_owned();
+        // In a loop of short connections, what each says is held until one of them lasts.
+        let event = event.filter(|(kind, _)| {
+            *kind == "session.host_failed" || !device.repeated.is_on() || connection_lasts
+        });
+        let told = event.filter(|(kind, _)| device.quota.take(kind));
+        let not_run = device.connection.as_mut().and_then(|connection| {
+            let why = connection.not_run()?;
+            (!std::mem::replace(&mut connection.not_run_told, true)).then_some(why)
+        });
+        let name = device.name().to_owned();
+        if let Some((kind, details)) = told {
             self.events.push(kind, Some(&name), details);
+        }
+        if let Some(why) = not_run {
+            let details = json!({ "why": why.what(), "try": why.cure() });
+            self.events.push("session.not_run", Some(&name), details);
         }
     }
 
     /// A session is over; its device is back, or was lost with it.
-    fn session_over(&mut self, id: u64, held: Option<Box<dyn VdpaDevice>>, reason: String) {
+    fn session_over(
+        &mut self,
+        id: u64,
+        held: Option<Box<dyn VdpaDevice>>,
+        reason: String,
+        last: Option<&'static str>,
+    ) {
         // A device that was removed meanwhile is dropped here.
         let Some(device) = self.registry.by_id(id) else { return };
         let event = if held.is_some() { LifeEvent::Ended } else { LifeEvent::Lost };
         if let Err(error) = device.life.apply(event) {
             tracing::error!(dev = device.name(), %error, "unexpected end of a session");
         }
-        let was_short = device.connection.take().is_none_or(|c| c.since.elapsed() < SHORT_SESSION);
+        let ended = device.connection.take();
+        let was_short = ended.as_ref().is_none_or(|c| c.since.elapsed() < SHORT_SESSION);
         device.held = held;
         device.refuse_at = None;
         let reason = tame(&reason);
@@ -385,8 +439,29 @@ impl Daemon {
         let is_known = device.mode == Mode::Netdev && device.history.last_end.as_deref() == Some(&reason);
         device.history.last_end = Some(reason.clone());
         let name = device.name().to_owned();
-        if !is_known && device.quota.take("session.ended") {
-            self.events.push("session.ended", Some(&name), json!({ "reason": reason }));
+        let refused = device.refused.take().filter(|refused| refused.told < refused.times);
+        let counts = was_short && device.mode != Mode::Netdev;
+        let times = if counts { device.repeated.again(last, &reason) } else { device.repeated.end() };
+        let is_repeated = counts && times > 1;
+        if let Some(refused) = refused {
+            self.events.push("session.refused", Some(&name), refused.details());
+        }
+        let mut details = json!({ "reason": reason });
+        if let Some(last) = last {
+            details["at"] = last.into();
+        }
+        if is_repeated {
+            // Told at 10, 100, 1000: what a loop says more often than that is no news.
+            if times.ilog10() > (times - 1).ilog10() {
+                details["times"] = times.into();
+                details["try"] = REPEATED_CURE.into();
+                self.events.push("session.repeated", Some(&name), details);
+            }
+        } else if !is_known
+            && let Some(device) = self.registry.by_id(id)
+            && device.quota.take("session.ended")
+        {
+            self.events.push("session.ended", Some(&name), details);
         }
         let Some(device) = self.registry.by_id(id) else { return };
         if !was_short {
@@ -424,3 +499,20 @@ impl Daemon {
 fn tame(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(400).collect()
 }
+
+/// What to do where this host lacks something.
+pub(crate) fn host_cure(what: &str) -> &'static str {
+    match what {
+        "worker_stuck" => {
+            "a worker had no core for seconds: leave the cores of `ringway core show` to ringwayd alone, and see its preemptions"
+        }
+        "memory_map_failed" => {
+            "the host has no memory or address space left: see ulimit -v and vm.max_map_count"
+        }
+        "eventfd" => "ringwayd has no file descriptor left: raise its LimitNOFILE",
+        _ => "see the log of ringwayd",
+    }
+}
+
+/// What to do about a front-end whose connections end again and again.
+pub(crate) const REPEATED_CURE: &str = "the front-end gives up by itself and tries again: its own log says why (queues, features or MTU that it does not get)";

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use ringway_pmd::vdpa::{Class, DataPath, DeviceConfig, QueueLimits, VdpaDevice};
 use ringway_ring::features::Features;
+use serde_json::{Value, json};
 
 use crate::api::{DeviceEntry, History, Mode};
 use crate::endpoint::Listening;
@@ -84,6 +85,30 @@ pub(crate) struct Connection {
     pub(crate) regions: usize,
     pub(crate) bytes: u64,
     pub(crate) mtu: Option<u16>,
+    /// That its rings do not run was told.
+    pub(crate) not_run_told: bool,
+}
+
+/// Why rings that the front-end started do not run, though nothing is wrong with them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotRun {
+    /// The VMM shares no memory of its guest.
+    NoMemory,
+}
+
+impl NotRun {
+    pub(crate) fn what(self) -> &'static str {
+        match self {
+            NotRun::NoMemory => "no guest memory: the VMM shares none",
+        }
+    }
+    pub(crate) fn cure(self) -> &'static str {
+        match self {
+            NotRun::NoMemory => {
+                "QEMU: -object memory-backend-memfd,id=m,size=SIZE,share=on -machine memory-backend=m; libvirt: <memoryBacking><source type='memfd'/><access mode='shared'/>"
+            }
+        }
+    }
 }
 
 impl Connection {
@@ -99,9 +124,92 @@ impl Connection {
             regions: 0,
             bytes: 0,
             mtu: None,
+            not_run_told: false,
         }
     }
+
+    /// Why its started rings do not run, once its driver is ready.
+    pub(crate) fn not_run(&self) -> Option<NotRun> {
+        let is_ready = self.status.is_none_or(|status| status & DRIVER_OK != 0);
+        let is_started = self.rings.iter().any(|ring| ring.started);
+        (is_ready && is_started && self.regions == 0).then_some(NotRun::NoMemory)
+    }
 }
+
+/// Front-ends that were refused while another one was connected: each is told once, and then counted.
+#[derive(Debug, Clone)]
+pub(crate) struct Refused {
+    pub(crate) caller: Caller,
+    pub(crate) holder: String,
+    /// Refusals, and how many of them were told.
+    pub(crate) times: u64,
+    pub(crate) told: u64,
+    /// Processes that were told of.
+    pids: Vec<i32>,
+}
+
+impl Refused {
+    /// Processes told of one by one, as long as one front-end holds the device.
+    const MOST: usize = 8;
+
+    /// One more refusal; what is to be told of it.
+    pub(crate) fn again(refused: &mut Option<Refused>, caller: Caller, holder: &Caller) -> Option<Value> {
+        let known = refused.get_or_insert_with(|| Refused {
+            caller: caller.clone(),
+            holder: holder.to_string(),
+            times: 0,
+            told: 0,
+            pids: Vec::new(),
+        });
+        known.times += 1;
+        let is_news = known.pids.len() < Refused::MOST && !known.pids.contains(&caller.pid);
+        known.caller = caller;
+        is_news.then(|| {
+            known.pids.push(known.caller.pid);
+            known.told = known.times;
+            known.details()
+        })
+    }
+
+    pub(crate) fn details(&self) -> Value {
+        json!({
+            "front_end": self.caller.to_string(),
+            "held_by": self.holder,
+            "times": self.times,
+            "try": "end one of the two, or give the second VMM a device of its own",
+        })
+    }
+}
+
+/// Connections that ended one after another, soon and at the same request.
+#[derive(Debug, Default)]
+pub(crate) struct Repeated {
+    pub(crate) at: Option<&'static str>,
+    pub(crate) reason: String,
+    pub(crate) times: u64,
+}
+
+impl Repeated {
+    /// A connection ended soon; how many did so in the same way, this one included.
+    pub(crate) fn again(&mut self, at: Option<&'static str>, reason: &str) -> u64 {
+        if (self.at, self.reason.as_str()) != (at, reason) {
+            *self = Repeated { at, reason: reason.to_owned(), times: 0 };
+        }
+        self.times += 1;
+        self.times
+    }
+    /// A connection lasted; how many had not before it.
+    pub(crate) fn end(&mut self) -> u64 {
+        std::mem::take(self).times
+    }
+    /// More than one ended in the same way, and none has lasted since.
+    pub(crate) fn is_on(&self) -> bool {
+        self.times > 1
+    }
+}
+
+/// DRIVER_OK (virtio 1.3 §2.1).
+const DRIVER_OK: u8 = 4;
 
 /// Waits between attempts to connect: 1, 2, 4 … 64 ms, and once a second after many. Between a front-end that left
 /// as soon as it came and the next that is let in: 1, 2, 4, 8 ms, so that one that does so in a loop keeps others
@@ -196,6 +304,10 @@ pub(crate) struct Device {
     /// Until when a further front-end is kept waiting for the connected one to end.
     pub(crate) refuse_at: Option<Instant>,
     pub(crate) connection: Option<Connection>,
+    /// Who was refused while it was connected.
+    pub(crate) refused: Option<Refused>,
+    /// The short connections before it.
+    pub(crate) repeated: Repeated,
     pub(crate) history: History,
     pub(crate) quota: Quota,
     pub(crate) notes: Vec<String>,

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use crate::api::SocketAccess;
 use crate::fault::{Fault, Kind};
 use crate::peer::Caller;
 
@@ -186,6 +187,27 @@ fn id_of(word: &str, what: &str, table: &str) -> Result<u32, Fault> {
                 .at(if what == "user" { "owner" } else { "group" })
                 .hint(format!("a name in {table}, or a number"))
         })
+}
+
+/// The name of a number in `table`, or the number.
+fn name_of(id: u32, table: &str) -> String {
+    let text = fs::read_to_string(table).unwrap_or_default();
+    let named = text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(id)).then(|| name.to_owned())
+    });
+    named.unwrap_or_else(|| id.to_string())
+}
+
+/// Who may open a socket, as the file system has it; None without a socket.
+pub(crate) fn access(path: &Path) -> Option<SocketAccess> {
+    let meta = fs::metadata(path).ok().filter(|meta| meta.file_type().is_socket())?;
+    Some(SocketAccess {
+        owner: name_of(meta.uid(), "/etc/passwd"),
+        group: name_of(meta.gid(), "/etc/group"),
+        mode: format!("{:04o}", meta.mode() & 0o7777),
+    })
 }
 
 /// The number of a user.

@@ -38,7 +38,12 @@ impl Events {
             _ => Map::new(),
         };
         let told = details.iter().map(|(key, value)| format!(" {key}={value}")).collect::<String>();
-        tracing::info!("{kind} {}{told}", dev.unwrap_or("-"));
+        // What has a cure is wrong.
+        if details.contains_key("try") {
+            tracing::warn!("{kind} {}{told}", dev.unwrap_or("-"));
+        } else {
+            tracing::info!("{kind} {}{told}", dev.unwrap_or("-"));
+        }
         self.kept.push_back(Event {
             seq: self.last,
             time_ns: now_ns(),

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::api::{DevAdded, DevChanged, DevDeleted, DevSet, DeviceEntry, MgmtEntry, Mode, Target};
 use crate::daemon::{Daemon, Token};
-use crate::device::{Backoff, Device, Facts, Origin, Quota};
+use crate::device::{Backoff, Device, Facts, Origin, Quota, Repeated};
 use crate::endpoint::{self, Listening};
 use crate::fault::{Fault, Kind};
 use crate::life::{Life, LifeEvent};
@@ -307,6 +307,8 @@ impl Daemon {
             refuse_at: None,
             connection: None,
             history: Default::default(),
+            refused: None,
+            repeated: Repeated::default(),
             quota: Quota::new(),
             notes,
         });

@@ -130,6 +130,8 @@ pub struct RingReport {
     pub kicks: bool,
     /// The name of the fault that stopped it, until it is started anew.
     pub fault: Option<&'static str>,
+    /// A core serves it: it is started and enabled, and nothing that it needs is missing.
+    pub runs: bool,
     /// The core its pump runs on.
     pub core: Option<usize>,
 }
@@ -168,6 +170,13 @@ pub enum Report {
         /// Details for people.
         detail: String,
     },
+    /// This host lacked something that the session needed; the peer did nothing wrong. `Ended` follows.
+    HostFailed {
+        /// Stable short name.
+        what: &'static str,
+        /// Details for people.
+        detail: String,
+    },
     /// The front-end set the MTU.
     Mtu(u16),
     /// A pump was taken out, or could not be placed; its rings are stopped.
@@ -183,6 +192,8 @@ pub enum Report {
         device: Option<Box<dyn VdpaDevice>>,
         /// Why, for people.
         reason: String,
+        /// The last request of the front-end, if there was one.
+        last: Option<&'static str>,
     },
 }
 
@@ -203,14 +214,18 @@ impl fmt::Debug for Report {
             Report::PeerMisbehaved { what, detail } => {
                 f.debug_struct("PeerMisbehaved").field("what", what).field("detail", detail).finish()
             }
+            Report::HostFailed { what, detail } => {
+                f.debug_struct("HostFailed").field("what", what).field("detail", detail).finish()
+            }
             Report::Mtu(mtu) => f.debug_tuple("Mtu").field(mtu).finish(),
             Report::PumpEnded { group, how } => {
                 f.debug_struct("PumpEnded").field("group", group).field("how", how).finish()
             }
-            Report::Ended { device, reason } => f
+            Report::Ended { device, reason, last } => f
                 .debug_struct("Ended")
                 .field("device", &device.as_ref().map(|device| device.class()))
                 .field("reason", reason)
+                .field("last", last)
                 .finish(),
         }
     }

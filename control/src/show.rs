@@ -14,9 +14,12 @@ use crate::api::{
     PumpInfo, Queue, QueueInfo, Ring, Select, StationInfo, VERSION, Vstats, VstatsShow,
 };
 use crate::config;
+use crate::connect::REPEATED_CURE;
 use crate::daemon::{Daemon, idle_name};
 use crate::device::{Connection, Device, Origin};
+use crate::endpoint;
 use crate::fault::Fault;
+use crate::life::Life;
 use crate::names::feature_names;
 use crate::registry::MgmtOrigin;
 use crate::vhost_user::message::protocol;
@@ -129,7 +132,14 @@ impl Daemon {
         let device = self.registry.find(&queue.name)?;
         let all = || device.shared.counters.iter().enumerate();
         let info = |(index, counters): (usize, &std::sync::Arc<ringway_pmd::counters::QueueCounters>)| {
-            queue_info(device.facts.class, index as u32, &counters.snapshot())
+            let mut info = queue_info(device.facts.class, index as u32, &counters.snapshot());
+            let connection = device.connection.as_ref();
+            let is_started = |c: &&Connection| c.rings.get(index).is_some_and(|ring| ring.started);
+            info.not_run = connection
+                .filter(is_started)
+                .and_then(Connection::not_run)
+                .map(|why| format!("started, not run: {}; try: {}", why.what(), why.cure()));
+            info
         };
         let vstats = match queue.qidx {
             None => Vstats::All { queues: all().map(info).collect() },
@@ -218,6 +228,23 @@ fn dev_info(device: &Device) -> DevInfo {
         notes
             .push(format!("the front-end polls queue {} and never kicks: its core cannot sleep", ring.index));
     }
+    if let Some(why) = connection.and_then(Connection::not_run) {
+        notes.push(format!("started, not run: {}; try: {}", why.what(), why.cure()));
+    }
+    if let Some(refused) = &device.refused {
+        notes.push(format!(
+            "refused {} times: {} wants it, {} holds it",
+            refused.times, refused.caller, refused.holder
+        ));
+    }
+    if device.repeated.is_on() {
+        notes.push(format!(
+            "{} connections ended one after another, each at {}: {}; try: {REPEATED_CURE}",
+            device.repeated.times,
+            device.repeated.at.unwrap_or("no request"),
+            device.repeated.reason
+        ));
+    }
     if device.quota.suppressed > 0 {
         notes.push(format!(
             "{} events of this device were not told: too many a second",
@@ -250,6 +277,7 @@ fn dev_info(device: &Device) -> DevInfo {
             .filter(|_| device.netdev.is_none())
             .map(|connection| front_end(facts.class, connection)),
         rings: connection.map(|connection| connection.rings.iter().map(ring).collect()).unwrap_or_default(),
+        access: (device.life == Life::Waiting).then(|| endpoint::access(&device.socket)).flatten(),
         history: device.history.clone(),
         notes,
     }
@@ -290,6 +318,7 @@ fn ring(ring: &crate::session::RingReport) -> Ring {
         started: ring.started,
         enabled: ring.enabled,
         kicks: ring.kicks,
+        runs: ring.runs,
         core: ring.core,
         fault: ring.fault.map(str::to_owned),
     }
@@ -367,6 +396,7 @@ fn queue_info(class: Class, qidx: u32, stats: &QueueStats) -> QueueInfo {
         netdev_calls: stats.netdev_calls,
         drops,
         faults,
+        not_run: None,
         explain: dropped.chain(faulted).collect(),
     }
 }

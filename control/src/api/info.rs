@@ -68,6 +68,9 @@ pub struct DevInfo {
     /// The rings of the connected front-end.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rings: Vec<Ring>,
+    /// Who may open the socket, while it waits for a front-end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<SocketAccess>,
     /// What happened on this device since it was added.
     pub history: History,
     /// What the operator should know.
@@ -121,6 +124,17 @@ pub struct FrontEnd {
     pub mtu: Option<u16>,
 }
 
+/// Who may open a device's socket: as in the file system, now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketAccess {
+    /// The user whose it is: a name, or a number without one.
+    pub owner: String,
+    /// The group whose it is.
+    pub group: String,
+    /// Permissions, as in `0660`.
+    pub mode: String,
+}
+
 /// A ring as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ring {
@@ -134,6 +148,9 @@ pub struct Ring {
     pub enabled: bool,
     /// The front-end kicks; false: it polls, and the core cannot sleep.
     pub kicks: bool,
+    /// A core serves it: it is started and enabled, and nothing that it needs is missing.
+    #[serde(default)]
+    pub runs: bool,
     /// The core that serves it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub core: Option<usize>,
@@ -157,6 +174,12 @@ pub struct History {
     /// Details of the last breach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_breach: Option<String>,
+    /// What this host lacked when a session needed it, by name: no fault of a front-end's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub host_failures: BTreeMap<String, u64>,
+    /// Details of the last of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_host_failure: Option<String>,
     /// Rings stopped by a fault of the guest, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ring_faults: BTreeMap<String, u64>,
@@ -262,6 +285,9 @@ pub struct QueueInfo {
     pub drops: Map<String, Value>,
     /// Faults of the ring by name, every name.
     pub faults: Map<String, Value>,
+    /// Why it is not served though it is started, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_run: Option<String>,
     /// What the drops and faults that occurred mean and what clears them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub explain: Vec<Explained>,

@@ -115,6 +115,13 @@ fn device_details(text: &mut String, info: &DevInfo) {
             let _ = writeln!(text, "  guest_mtu {mtu}");
         }
     }
+    if let Some(access) = &info.access {
+        let _ = writeln!(
+            text,
+            "  socket_access owner {} group {} mode {}: a VMM of another user cannot open it; try: dev add .. owner USER group GROUP",
+            access.owner, access.group, access.mode
+        );
+    }
     for ring in &info.rings {
         if !ring.started && ring.fault.is_none() {
             let _ = writeln!(text, "  queue {} stopped", ring.qidx);
@@ -127,6 +134,9 @@ fn device_details(text: &mut String, info: &DevInfo) {
             (ring.kicks, "kicks", "polls"),
         ] {
             let _ = write!(text, " {}", if is { yes } else { no });
+        }
+        if ring.started && ring.enabled && !ring.runs && ring.fault.is_none() {
+            text.push_str(" not running");
         }
         if let Some(core) = ring.core {
             let _ = write!(text, " core {core}");
@@ -151,6 +161,14 @@ fn history(text: &mut String, history: &History) {
     if let Some(detail) = &history.last_breach {
         let _ = writeln!(text, "    last: {detail}");
         let _ = writeln!(text, "    try: another version of the VMM; report this with its version");
+    }
+    for (what, count) in &history.host_failures {
+        let _ =
+            writeln!(text, "  host_failure {what} {count}: this host lacked something, not the front-end");
+        let _ = writeln!(text, "    try: {}", crate::connect::host_cure(what));
+    }
+    if let Some(detail) = &history.last_host_failure {
+        let _ = writeln!(text, "    last: {detail}");
     }
     for (fault, count) in &history.ring_faults {
         let _ = writeln!(
@@ -237,6 +255,7 @@ pub(super) fn vstats(answer: &VstatsShow) -> String {
                     "  qidx {} packets {} bytes {} calls {} bursts {}",
                     queue.qidx, queue.packets, queue.bytes, queue.calls, queue.bursts
                 );
+                not_run(&mut text, queue);
                 finished(&mut text, queue);
                 batches(&mut text, queue);
                 explained(&mut text, queue);
@@ -274,6 +293,7 @@ pub(super) fn vstats(answer: &VstatsShow) -> String {
                     );
                 }
                 for queue in queues {
+                    not_run(&mut text, queue);
                     finished(&mut text, queue);
                     batches(&mut text, queue);
                     explained(&mut text, queue);
@@ -286,6 +306,13 @@ pub(super) fn vstats(answer: &VstatsShow) -> String {
 
 fn sum(counters: &serde_json::Map<String, serde_json::Value>) -> u64 {
     counters.values().filter_map(serde_json::Value::as_u64).sum()
+}
+
+/// Why it is not served.
+fn not_run(text: &mut String, queue: &QueueInfo) {
+    if let Some(why) = &queue.not_run {
+        let _ = writeln!(text, "  queue {} {why}", queue.qidx);
+    }
 }
 
 /// What was done for a guest that did not agree to do it.

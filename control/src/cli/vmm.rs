@@ -133,6 +133,7 @@ mod tests {
             cores: vec![1],
             front_end: None,
             rings: Vec::new(),
+            access: None,
             history: History::default(),
             notes: Vec::new(),
         }

@@ -30,7 +30,7 @@ pub(super) fn run(setup: NetdevSetup, inbox: &Inbox) {
     }
     inbox.over.store(true, Ordering::Relaxed);
     let device = Some(plane.device).filter(|_| !is_revoked);
-    reports(id, Report::Ended { device, reason });
+    reports(id, Report::Ended { device, reason, last: None });
 }
 
 /// Serves until something ends it: why, and whether the device was removed.
@@ -80,6 +80,7 @@ fn report_rings(plane: &mut EnginePlane<'_>, shared: &DeviceShared) {
         enabled: true,
         kicks: true,
         fault: None,
+        runs: true,
         core: plane.core(index / 2),
     });
     let rings = rings.collect();

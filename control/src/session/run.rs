@@ -14,6 +14,7 @@ use super::{Command, Inbox, Report, SessionSetup};
 use crate::vhost_user::Bucket;
 use crate::vhost_user::backend::{Backend, PlaneError, Verdict};
 use crate::vhost_user::connection::{Broken, FrameReader, Outbox, PEER_DEADLINE, timespec};
+use crate::vhost_user::message::Request;
 
 /// How a session ends.
 struct End {
@@ -48,10 +49,11 @@ pub(super) fn run(setup: SessionSetup, inbox: &Inbox) {
         reader: FrameReader::default(),
         outbox: Outbox::default(),
         bucket: Bucket::new(MESSAGE_BURST, MESSAGES_PER_SECOND, now),
+        last: None,
     };
     let end = catch_unwind(AssertUnwindSafe(|| session.serve()))
         .unwrap_or_else(|panic| End::because(format!("bug: the session panicked: {}", text_of(&*panic))));
-    let Session { mut plane, mut backend, stream, mut bucket, .. } = session;
+    let Session { mut plane, mut backend, stream, mut bucket, last, .. } = session;
     let closed = catch_unwind(AssertUnwindSafe(|| backend.close(&mut plane)));
     // Only now: a front-end that sees the connection end may give its rings to another device at once, so no core may
     // touch them any more.
@@ -67,7 +69,7 @@ pub(super) fn run(setup: SessionSetup, inbox: &Inbox) {
     serve_sentence(&mut bucket, inbox);
     inbox.over.store(true, Ordering::Relaxed);
     let device = Some(plane.device).filter(|_| !end.revoked);
-    reports(id, Report::Ended { device, reason });
+    reports(id, Report::Ended { device, reason, last });
 }
 
 /// Waits until the peer's debt is paid, or control wants the device: no front-end sheds its debt by connecting again.
@@ -99,6 +101,8 @@ struct Session<'inbox> {
     outbox: Outbox,
     /// Bounds the messages of the peer; what exceeds it waits in the socket.
     bucket: Bucket,
+    /// The name of the last request.
+    last: Option<&'static str>,
 }
 
 /// What became ready.
@@ -225,6 +229,8 @@ impl Session<'_> {
             Err(broken) => return Err(self.broken(broken, now)),
         };
         self.bucket.spend(1, now);
+        self.last =
+            Some(Request::from_number(frame.header.request).map_or("an unknown request", Request::name));
         let verdict = self.backend.handle(&mut self.plane, frame, now);
         self.bucket.spend(self.backend.take_cost(), now);
         match verdict {

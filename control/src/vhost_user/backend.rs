@@ -163,10 +163,13 @@ impl Backend {
             Ok(Answer::Bytes(payload)) => Verdict::Reply { header: answered(FLAG_REPLY), payload },
             Err(Refusal { what, detail, kind }) => {
                 let reason = format!("{what}: {detail}");
-                self.misbehaved(plane, what, detail, now);
+                match kind {
+                    Kind::Host | Kind::HostFatal => self.host_failed(plane, what, detail, now),
+                    Kind::Breach | Kind::Soft | Kind::Fatal => self.misbehaved(plane, what, detail, now),
+                }
                 let answers = request.and_then(Rule::of).is_some_and(|rule| rule.answers);
                 match kind {
-                    Kind::Fatal => Verdict::Close { reason },
+                    Kind::Fatal | Kind::HostFatal => Verdict::Close { reason },
                     // An empty payload is how GET_CONFIG fails.
                     _ if request == Some(Request::GetConfig) && kind == Kind::Soft => {
                         Verdict::Reply { header: answered(FLAG_REPLY), payload: Vec::new() }
@@ -175,7 +178,7 @@ impl Backend {
                         Verdict::Reply { header: answered(FLAG_REPLY), payload: 1u64.to_ne_bytes().to_vec() }
                     }
                     Kind::Soft => Verdict::Done,
-                    Kind::Breach => Verdict::Close { reason },
+                    Kind::Breach | Kind::Host => Verdict::Close { reason },
                 }
             }
         };

@@ -58,7 +58,7 @@ pub enum Connection {
 /// What happens to a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionEvent {
-    /// SET_OWNER: once.
+    /// SET_OWNER. QEMU sends it again on a connection that it has owned before; as in DPDK, that changes nothing.
     SetOwner,
     /// RESET_OWNER.
     ResetOwner,
@@ -77,6 +77,8 @@ impl State for Connection {
         &[
             (SetOwner, Connected, Owned),
             (SetOwner, Unowned, Ready),
+            (SetOwner, Owned, Owned),
+            (SetOwner, Ready, Ready),
             (ResetOwner, Connected, Connected),
             (ResetOwner, Owned, Connected),
             (ResetOwner, Unowned, Unowned),
@@ -319,9 +321,16 @@ mod tests {
     }
 
     #[test]
-    fn second_owner_is_illegal_and_says_where() {
-        let error = Connection::Owned.after(ConnectionEvent::SetOwner).unwrap_err();
-        assert_eq!(error.to_string(), "connection: SetOwner is illegal in state Owned");
+    fn second_owner_changes_nothing() {
+        for state in [Connection::Owned, Connection::Ready] {
+            assert_eq!(state.after(ConnectionEvent::SetOwner), Ok(state));
+        }
+    }
+
+    #[test]
+    fn illegal_event_says_where() {
+        let error = Connection::Closed.after(ConnectionEvent::SetOwner).unwrap_err();
+        assert_eq!(error.to_string(), "connection: SetOwner is illegal in state Closed");
     }
 
     #[test]

@@ -343,3 +343,88 @@ fn connect_and_hang_up_in_a_loop_leaks_nothing_and_delays_nobody() {
     wait_for("every descriptor is closed", || daemon.descriptors() <= before);
     connect(&daemon);
 }
+
+/// Rings are started and the driver is ready, and the VMM shares no memory: QEMU without `share=on`.
+#[test]
+fn memory_that_is_not_shared_is_named_once_with_its_cure() {
+    let daemon = with_device("");
+    let mut frontend = connect(&daemon);
+    frontend.set_features(Features::VERSION_1).unwrap();
+    let kick = ringway_pmd::notify::EventFd::new().unwrap();
+    for ring in 0..2u32 {
+        frontend.set_vring_kick(ring, Some(std::os::fd::AsFd::as_fd(&kick))).unwrap();
+        frontend.enable_ring(ring, true).unwrap();
+    }
+    frontend.set_status(15).unwrap();
+    let shown = || daemon.run("dev show vm0").good();
+    wait_for("it is named", || shown().contains("note: started, not run: no guest memory"));
+    assert!(shown().contains("share=on"), "{}", shown());
+    assert!(shown().contains("queue 0 size 0 started enabled kicks not running"), "{}", shown());
+    assert_eq!(daemon.device("vm0")["rings"][1]["runs"], false);
+    let counted = daemon.run("dev vstats show vm0").good();
+    assert!(counted.contains("queue 1 started, not run: no guest memory"), "{counted}");
+    frontend.enable_ring(1, false).unwrap();
+    frontend.enable_ring(1, true).unwrap();
+    let events = daemon.run("events --once --since 0").good();
+    assert_eq!(events.matches("session.not_run").count(), 1, "{events}");
+    assert!(!events.contains("running=2") && !events.contains("running=1"), "{events}");
+    let log = daemon.log();
+    assert!(log.lines().any(|line| line.contains("WARN") && line.contains("share=on")), "{log}");
+}
+
+#[test]
+fn further_front_ends_are_told_once_and_counted() {
+    let daemon = with_device("");
+    let first = connect(&daemon);
+    is_state(&daemon, "connected");
+    for times in 1..=4u64 {
+        let second = UnixStream::connect(daemon.socket("vm0")).unwrap();
+        assert!(hung_up(&second, SOON));
+        wait_for("the refusal is counted", || daemon.device("vm0")["history"]["refused"] == times);
+    }
+    let events = || daemon.run("events --once --since 0 --type session.refused").good();
+    assert_eq!(events().lines().count(), 1, "{}", events());
+    let shown = daemon.run("dev show vm0").good();
+    assert!(shown.contains("note: refused 4 times: ") && shown.contains(" holds it"), "{shown}");
+    assert!(!shown.contains("were not told"), "{shown}");
+    drop(first);
+    is_state(&daemon, "waiting");
+    let events = events();
+    assert!(events.lines().count() == 2 && events.contains("times=4"), "{events}");
+    assert!(!daemon.run("dev show vm0").good().contains("wants it"));
+}
+
+#[test]
+fn connections_that_end_again_and_again_are_told_once_with_the_request() {
+    let daemon = with_device("");
+    for _ in 0..30 {
+        drop(connect(&daemon));
+        is_state(&daemon, "waiting");
+    }
+    let shown = daemon.run("dev show vm0").good();
+    assert!(shown.contains("connections ended one after another, each at SET_OWNER"), "{shown}");
+    assert!(!shown.contains("were not told"), "{shown}");
+    let events = daemon.run("events --once --since 0").good();
+    assert_eq!(events.matches("session.ended").count(), 1, "{events}");
+    assert_eq!(events.matches("session.repeated").count(), 1, "{events}");
+    assert!(events.contains("at=\"SET_OWNER\"") && events.contains("times=10"), "{events}");
+    // One that lasts is told, and ends the count.
+    let _lasts = connect(&daemon);
+    wait_for("it is told", || {
+        daemon.run("events --once --since 0 --type session.connected").good().contains("after_short_ones=30")
+    });
+    assert!(!daemon.run("dev show vm0").good().contains("one after another"));
+}
+
+#[test]
+fn waiting_device_tells_who_may_open_its_socket() {
+    let daemon = with_device("");
+    let shown = daemon.run("dev show vm0").good();
+    assert!(shown.contains("socket_access owner ") && shown.contains(" mode 0660: "), "{shown}");
+    let access = &daemon.device("vm0")["access"];
+    assert_eq!(access["mode"], "0660");
+    assert!(access["owner"].is_string() && access["group"].is_string());
+    let _frontend = connect(&daemon);
+    is_state(&daemon, "connected");
+    assert!(daemon.device("vm0")["access"].is_null());
+}

@@ -505,7 +505,7 @@ fn reconnect() {
         let rig = Rig::new(format, 2);
         let mut pair = HandPair::new(&rig, 0, Position::START);
         rig.introduce(&mut frontend);
-        assert!(frontend.handshake().is_err(), "a second SET_OWNER is refused");
+        frontend.handshake().expect("a second SET_OWNER changes nothing");
         pair.start(&mut frontend, rig.fresh());
         // In the third and fourth round the receive ring is full: not one descriptor of it is used.
         pair.post(10);

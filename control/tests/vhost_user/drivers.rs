@@ -149,6 +149,14 @@ fn worker_that_hangs_costs_the_session_and_not_the_process() {
     std::thread::sleep(Duration::from_millis(100));
     // The ring cannot be stopped, so its stop must not be answered.
     assert!(matches!(frontend.stop_ring(0), Err(FrontendError::Io(_))));
+    // A host without a core to spare is no breach of the front-end's.
+    let what = running.wait_for(|report| match report {
+        Report::HostFailed { what, .. } => Some(*what),
+        Report::PeerMisbehaved { what, .. } => Some(*what),
+        _ => None,
+    });
+    assert_eq!(what, "worker_stuck");
+    assert!(!running.seen.iter().any(|report| matches!(report, Report::PeerMisbehaved { .. })));
     let (_, reason) = running.wait_for_end();
     assert!(reason.starts_with("worker_stuck"), "{reason}");
 }

@@ -182,11 +182,9 @@ impl Model {
         let right_fd = |fd: &Fd| matches!(fd, Fd::Event | Fd::None);
         match op {
             Op::SetOwner => {
-                if std::mem::replace(&mut self.owned, true) {
-                    Refused
-                } else {
-                    Obeyed
-                }
+                // Again and again: QEMU does.
+                self.owned = true;
+                Obeyed
             }
             Op::ResetOwner => {
                 self.owned = false;

@@ -181,7 +181,7 @@ impl Running {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.receiver.recv_timeout(left) {
-                Ok(Report::Ended { device, reason }) => return (device, reason),
+                Ok(Report::Ended { device, reason, .. }) => return (device, reason),
                 Ok(report) => self.seen.push(report),
                 Err(_) => panic!("did not end; reported: {:#?}", self.seen),
             }

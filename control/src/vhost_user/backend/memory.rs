@@ -25,6 +25,19 @@ pub(super) enum MemoryError {
 }
 
 impl MemoryError {
+    /// True if this host, not the front-end, is why.
+    pub(super) fn is_of_host(&self) -> bool {
+        use rustix::io::Errno;
+        match self {
+            MemoryError::Map(MapError::Map(error)) => {
+                let lacks = [Errno::NOMEM, Errno::AGAIN, Errno::NFILE, Errno::MFILE];
+                error.raw_os_error().is_some_and(|raw| lacks.iter().any(|errno| errno.raw_os_error() == raw))
+            }
+            MemoryError::Revoked => true,
+            _ => false,
+        }
+    }
+
     /// A stable short name.
     pub(super) fn name(&self) -> &'static str {
         match self {

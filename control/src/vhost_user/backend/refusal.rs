@@ -21,13 +21,20 @@ pub(super) enum Kind {
     Breach,
     /// It asked for something that is not to be had, and can go on without: refused, else ignored.
     Soft,
-    /// Nothing can go on.
+    /// This host lacks something, for which the peer cannot help: refused, else closed.
+    Host,
+    /// The same, and nothing can go on.
+    HostFatal,
+    /// The peer did what nothing can go on after.
     Fatal,
 }
 
 impl Refusal {
     pub(super) fn breach(what: &'static str, detail: impl Into<String>) -> Refusal {
         Refusal { what, detail: detail.into(), kind: Kind::Breach }
+    }
+    pub(super) fn host(what: &'static str, detail: impl Into<String>) -> Refusal {
+        Refusal { what, detail: detail.into(), kind: Kind::Host }
     }
     pub(super) fn soft(what: &'static str, detail: impl Into<String>) -> Refusal {
         Refusal { what, detail: detail.into(), kind: Kind::Soft }
@@ -48,12 +55,13 @@ impl From<Illegal> for Refusal {
 
 impl From<MemoryError> for Refusal {
     fn from(error: MemoryError) -> Refusal {
-        Refusal::breach(error.name(), error.to_string())
+        let kind = if error.is_of_host() { Kind::Host } else { Kind::Breach };
+        Refusal { what: error.name(), detail: error.to_string(), kind }
     }
 }
 
 impl From<PlaneError> for Refusal {
     fn from(error: PlaneError) -> Refusal {
-        Refusal { what: error.name(), detail: error.to_string(), kind: Kind::Fatal }
+        Refusal { what: error.name(), detail: error.to_string(), kind: Kind::HostFatal }
     }
 }

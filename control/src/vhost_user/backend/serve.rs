@@ -187,6 +187,22 @@ impl Backend {
         }
     }
 
+    /// Reports what this host lacked, unless there was too much lately: what a peer asks for in a loop may be lacking
+    /// in a loop.
+    pub(super) fn host_failed(
+        &mut self,
+        plane: &mut dyn Plane,
+        what: &'static str,
+        detail: String,
+        now: Instant,
+    ) {
+        if self.breaches.take(now) {
+            plane.report(Report::HostFailed { what, detail });
+        } else {
+            self.untold += 1;
+        }
+    }
+
     /// Reports a breach, unless there were too many lately.
     pub fn misbehaved(
         &mut self,
@@ -201,7 +217,7 @@ impl Backend {
         }
         let untold = std::mem::take(&mut self.untold);
         if untold > 0 {
-            detail.push_str(&format!(" (and {untold} other breaches since the last that was told)"));
+            detail.push_str(&format!(" (and {untold} others since the last that was told)"));
         }
         plane.report(Report::PeerMisbehaved { what, detail });
     }
@@ -216,6 +232,7 @@ impl Backend {
             enabled: ring.life.is_enabled(),
             kicks: !matches!(ring.kick, Kick::Polled),
             fault: ring.fault,
+            runs: ring.placed && ring.life.is_started() && ring.life.is_enabled(),
             core: plane.core(self.groups[index]).filter(|_| ring.placed),
         };
         let rings: Vec<RingReport> = self.rings.iter().enumerate().map(report).collect();

@@ -216,5 +216,5 @@ fn event_fd(fd: OwnedFd) -> std::io::Result<EventFd> {
 }
 
 fn own_eventfd() -> Result<EventFd, Refusal> {
-    EventFd::new().map_err(|e| Refusal::breach("eventfd", format!("cannot make an eventfd: {e}")))
+    EventFd::new().map_err(|e| Refusal::host("eventfd", format!("cannot make an eventfd: {e}")))
 }
