@@ -167,13 +167,13 @@ fn install() -> io::Result<()> {
 }
 
 extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: the kernel hands a handler with SA_SIGINFO a valid siginfo; errno's location is the thread's own. A code
-    // above 0 means a fault, for which `si_addr` is the address; else some process sent the signal and the same bytes
-    // say who.
+    // SAFETY: the kernel hands a handler with SA_SIGINFO a valid siginfo; errno's location is the thread's own. The
+    // two codes are those of an access that failed, by this thread, at `si_addr`. Others are sent without one: by a process,
+    // or by the kernel for memory that went bad and that nobody touched yet, whose range may be another's by now.
     let contained = unsafe {
         let errno = libc::__errno_location();
         let saved = *errno;
-        let contained = (*info).si_code > 0 && contain((*info).si_addr().addr());
+        let contained = is_of_an_access((*info).si_code) && contain((*info).si_addr().addr());
         *errno = saved;
         contained
     };
@@ -181,6 +181,11 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut
         // SAFETY: the arguments are this handler's own.
         unsafe { pass_on(signal, info, context) }
     }
+}
+
+/// True for what is sent because an access failed: beyond the end of a file, or to memory that went bad.
+fn is_of_an_access(code: c_int) -> bool {
+    matches!(code, libc::BUS_ADRERR | libc::BUS_MCEERR_AR)
 }
 
 /// Puts an anonymous page where the fault was, if that is in a watched range.

@@ -178,3 +178,14 @@ fn sigbus_sent_by_a_process_still_kills() {
     assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGBUS, "status {status:#x}");
     drop(installed);
 }
+
+#[test]
+fn only_signals_of_an_access_are_contained() {
+    for code in [libc::BUS_ADRERR, libc::BUS_MCEERR_AR] {
+        assert!(is_of_an_access(code), "{code}");
+    }
+    for code in [libc::BUS_ADRALN, libc::BUS_OBJERR, libc::BUS_MCEERR_AO, libc::SI_USER, libc::SI_QUEUE, 0x80]
+    {
+        assert!(!is_of_an_access(code), "{code}");
+    }
+}
