@@ -254,10 +254,10 @@ fn packed_burst_is_published_by_its_first_flags_last_and_one_full_fence() {
     let after = counted::so_far();
     assert_eq!((after.0 - before.0, after.1 - before.1), (1, 2), "full fences, all fences");
     let desc = rig.areas.desc.take();
-    assert_eq!(desc.last(), Some(&(true, 14, 2)));
-    assert_eq!(count(&desc, |_, at, _| at == 14), 1);
-    // Length and id of the first; one store for each of the others.
-    assert_eq!(desc.len(), 3 + BURST - 1);
+    // Length, id and flags at once, the first descriptor's last.
+    assert_eq!(desc.last(), Some(&(true, 8, 8)));
+    assert_eq!(count(&desc, |_, at, _| at == 8), 1);
+    assert_eq!(desc.len(), BURST);
     assert_eq!(rig.areas.driver.take(), [(false, 0, 4)]);
 }
 

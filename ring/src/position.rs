@@ -1,5 +1,5 @@
-//! Where each queue stands, kept by one 64-bit store per burst in a small page of shared memory that outlives the
-//! process: a restarted daemon trusts it over what the front-end repeats once it agrees with the ring's own flags.
+//! Where each queue stands, kept by 64-bit stores in a small page of shared memory that outlives the process: a
+//! restarted daemon trusts it over what the front-end repeats once it agrees with the ring's own flags.
 //!
 //! The page has one slot per queue, each on a cache line of its own:
 //!
@@ -7,6 +7,12 @@
 //!   63     62 ........ 34  33         32          31 ...... 16  15 ...... 0
 //!   valid  epoch           used_wrap  avail_wrap  used_idx      avail_idx
 //! ```
+//!
+//! A burst is published between two stores. The first says from where to where it goes: the used half is where the ring
+//! stands without the burst, the available half where it stands with it. The second says that it is done: both halves are
+//! where it stands now. So a process that dies at any instruction leaves a word that names the true position: the only one
+//! in it, or one of two, of which the ring shows which. Builds that knew one store a burst always wrote equal halves; they
+//! read the used half, which is right but where a death fell between the two stores and after publishing.
 //!
 //! The worker that owns a queue stores; its session loads and clears while no worker owns the queue, or a successor
 //! of the process does. Also here: what vhost-user calls a ring's base, in either format (vhost-user, GET_VRING_BASE).
@@ -198,22 +204,25 @@ impl PositionPage {
 }
 
 impl PositionSlot {
-    /// Keeps a position: one store.
+    /// Keeps a position: one store. Equal halves: where the queue stands. Before a burst is published: `used` is where
+    /// it stands without the burst, `avail` where it stands with it.
     ///
-    /// Relaxed: the word is whole in itself and publishes nothing else. Its reader is the same thread, or a session
-    /// after the worker acknowledged the queue's retirement (that hand-over orders), or a successor after this
-    /// process ended (the kernel orders). A process that dies between publishing a used index and this store leaves
-    /// the page a burst behind the ring, which is why a successor compares it with the ring's own flags.
+    /// Release: whoever sees the word sees what the ring was made before it, so that a position is never kept of a burst
+    /// that is not published. It pairs with the Acquire in [`PositionSlot::load`]. The store before a burst is published
+    /// comes before the Release fence of `publish`, so that whoever sees the burst published sees that word. Its reader
+    /// is the same thread, or a session after the worker acknowledged the queue's retirement, or a successor after this
+    /// process ended: a process that is killed has made the stores up to one place in the program, and none after it.
     #[inline]
     pub fn store(&self, position: Position) {
         let word = self.word();
         let epoch = word.load(Ordering::Relaxed) & EPOCH_MASK;
-        word.store(position.to_bits() | epoch | VALID, Ordering::Relaxed);
+        word.store(position.to_bits() | epoch | VALID, Ordering::Release);
     }
 
     /// The position kept, or None if none was stored since [`PositionSlot::clear`].
     pub fn load(&self) -> Option<Position> {
-        let bits = self.word().load(Ordering::Relaxed);
+        // Acquire: pairs with the Release in `store`.
+        let bits = self.word().load(Ordering::Acquire);
         (bits & VALID != 0).then(|| Position::from_bits(bits))
     }
 

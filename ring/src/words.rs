@@ -3,8 +3,16 @@
 //! A ring area is never a Rust reference, since the peer writes it at the same time: ring code sees it through
 //! [`Words`], one relaxed access a word, and orders these accesses by fences of its own. Nothing here checks what the
 //! words mean. Owned by one ring, used from one thread at a time; offsets are in bytes.
+//!
+//! One place is accessed by several widths (a packed descriptor's flags alone, and with length and id), which Rust's memory
+//! model does not define for accesses that race. Those that race are of one width, since either side knows what the other
+//! stores there: the driver makes a batch available by 16 bits of flags, and by these the device looks for it; the device
+//! makes a batch used by 64 bits of length, id and flags, and by these the driver looks for it. Every other access to the
+//! same bytes is ordered behind one of the two, by the fences that pair there. A guest's own code is not Rust's; for it
+//! counts that an aligned 64-bit store is one store on x86-64 and aarch64.
 
 use crate::guest::HostSlice;
+use crate::sync::{Ordering, fence};
 
 /// One area of a ring (descriptors, driver area, device area) as little-endian words.
 ///
@@ -26,6 +34,12 @@ pub trait Words: Send {
     fn write_u32(&self, at: usize, value: u32);
     /// Writes 64 bits.
     fn write_u64(&self, at: usize, value: u64);
+    /// Writes 64 bits, whole or not at all, after all that was written before (Release).
+    #[inline]
+    fn write_release_u64(&self, at: usize, value: u64) {
+        fence(Ordering::Release);
+        self.write_u64(at, value);
+    }
     /// Reads two adjoining 32-bit words that need not be aligned to 64 bits together (an element of a used ring), the
     /// lower one in the low half.
     #[inline]
@@ -241,5 +255,12 @@ impl Words for LoomWords {
     fn write_u64(&self, at: usize, value: u64) {
         self.write_u32(at, value as u32);
         self.write_u32(at + 4, (value >> 32) as u32);
+    }
+    /// Whole for whoever looks at the upper 16 bits first.
+    fn write_release_u64(&self, at: usize, value: u64) {
+        self.write_u32(at, value as u32);
+        self.write_u16(at + 4, (value >> 32) as u16);
+        fence(Ordering::Release);
+        self.write_u16(at + 6, (value >> 48) as u16);
     }
 }

@@ -23,8 +23,8 @@ use crate::words::{RawWords, Words};
 
 /// The device's side of a running packed virtqueue.
 ///
-/// The first publication after a start anywhere but at a fresh ring's position asks for a notification whatever
-/// descriptor the driver waits for: a predecessor may have died between publishing and notifying.
+/// The first publication after a start asks for a notification whatever descriptor the driver waits for: a predecessor
+/// may have died between publishing and notifying.
 #[derive(Debug)]
 pub struct PackedDevice<W: Words = RawWords> {
     areas: Areas<W>,
@@ -276,6 +276,13 @@ impl<W: Words> PackedDevice<W> {
         }
     }
 
+    /// What is kept before a burst is published: from `published` to `completed`.
+    #[inline(always)]
+    fn position_with_burst(&self) -> Position {
+        let Position { used_idx, used_wrap, .. } = self.position();
+        Position { avail_idx: self.completed.slot(), avail_wrap: self.completed.wrap(), used_idx, used_wrap }
+    }
+
     #[inline(always)]
     fn is_available(&self, at: Cursor) -> bool {
         self.areas.desc.read_u16(field(at.slot(), FLAGS)) & F_BOTH == available(at.wrap())
@@ -403,13 +410,13 @@ impl<W: Words> DeviceRing for PackedDevice<W> {
         if self.pending == 0 {
             return false;
         }
+        self.keeper.store(self.position_with_burst());
         if let Some((slot, word)) = self.held.take() {
-            self.areas.desc.write_u32(field(slot, LEN), word as u32);
-            self.areas.desc.write_u16(field(slot, ID), (word >> 32) as u16);
+            // Whole or not at all: a successor takes a descriptor that is still available anew, by its length and id.
             // Release: pairs with the Acquire after the load of the flags in `PackedDriver::collect` (virtio 1.3
-            // §2.8.22): buffers and the other descriptors of the batch are visible before the first one's flags.
-            fence(Ordering::Release);
-            self.areas.desc.write_u16(field(slot, FLAGS), (word >> 48) as u16);
+            // §2.8.22): buffers and the other descriptors of the batch are visible before the first one's flags. So is
+            // the word that was kept, to a successor.
+            self.areas.desc.write_release_u64(field(slot, LEN), word);
         }
         let slots = std::mem::take(&mut self.pending);
         self.in_flight -= slots;

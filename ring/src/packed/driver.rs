@@ -123,7 +123,8 @@ impl<W: Words> PackedDriver<W> {
     /// True if the device used the next descriptor that it has to.
     #[inline(always)]
     fn is_used(&self) -> bool {
-        let flags = self.areas.desc.read_u16(field(self.used.slot(), FLAGS));
+        // The device stores 64 bits here.
+        let flags = (self.areas.desc.read_u64(field(self.used.slot(), LEN)) >> 48) as u16;
         self.id_published > 0 && flags & F_BOTH == used(self.used.wrap())
     }
 

@@ -24,8 +24,8 @@ use crate::words::{RawWords, Words};
 
 /// The device's side of a running split virtqueue.
 ///
-/// The first publication after a start anywhere but at index 0 always asks for a notification (if EVENT_IDX was
-/// negotiated): a predecessor may have died between publishing and notifying.
+/// The first publication after a start always asks for a notification (if EVENT_IDX was negotiated): a predecessor may
+/// have died between publishing and notifying.
 #[derive(Debug)]
 pub struct SplitDevice<W: Words = RawWords> {
     areas: Areas<W>,
@@ -424,8 +424,9 @@ impl<W: Words> DeviceRing for SplitDevice<W> {
         if old == new {
             return false;
         }
+        self.keeper.store(Position { avail_idx: new.get(), ..self.position() });
         // Release: pairs with the Acquire after the load of used.idx in `SplitDriver::collect` (virtio 1.3 §2.7.8.2):
-        // entries and the bytes of buffers are visible before the index.
+        // entries and the bytes of buffers are visible before the index. So is the word that was kept, to a successor.
         fence(Ordering::Release);
         self.areas.device.write_u16(IDX, new.get());
         self.used_published = new;

@@ -9,12 +9,17 @@
 //!
 //! The kept position is trusted over the base only where the ring itself, which the guest and nobody else has had in
 //! its hands since, bears witness to it. A guest that set its ring up anew meanwhile, another guest with the same
-//! device, a ring at another place or of another size, a process killed between publishing and keeping: none of them
-//! shows the traces that are looked for, and the front-end's base holds.
+//! device, a ring at another place or of another size: none of them shows the traces that are looked for, and the
+//! front-end's base holds.
+//!
+//! A process that was killed while it published a burst kept two places: where the ring stood without the burst, and where
+//! it stands with it. Of a split ring, `used.idx` is one of them. Of a packed ring, the burst is unpublished if the
+//! descriptor at the first place is still available in its lap; used, made available again, or completed by the VMM
+//! meanwhile, the ring stands at the second one.
 //!
 //! | format | witness |
 //! | --- | --- |
-//! | split | `used.idx` is the kept used index |
+//! | split | `used.idx` is the kept used index, or that after the burst under way |
 //! | packed | the descriptor *at* the position is not used in this lap; going back from it, each was written by a driver and carries its lap's AVAIL bit, until one that this device marked used in that lap, or until one that was made available again, in which case all from the position to there are available |
 //!
 //! Beside that, DPDK's front-end says base 0 for every split ring that it connects again, and counts on the back-end
@@ -51,22 +56,19 @@ pub(super) fn decide(
     base: Position,
     kept: Option<Position>,
 ) -> Position {
-    let kept = kept.map(rewound);
     match format {
         Format::Split => match (idx(map, addrs.driver), idx(map, addrs.device)) {
             (Some(avail), Some(used)) => split(size, avail, used, base, kept),
             _ => base,
         },
-        Format::Packed => kept
-            .filter(|kept| packed_agrees(size, *kept, |index| descriptor(map, addrs.desc, index)))
-            .unwrap_or(base),
+        Format::Packed => packed(size, kept, |index| descriptor(map, addrs.desc, index)).unwrap_or(base),
     }
 }
 
 /// Where a split ring starts whose indexes in memory are `avail` and `used`.
 fn split(size: RingSize, avail: u16, used: u16, base: Position, kept: Option<Position>) -> Position {
     let restarted = base.used_idx == 0 && avail.wrapping_sub(used) <= size.get();
-    if restarted || kept.is_some_and(|kept| kept.used_idx == used) {
+    if restarted || kept.is_some_and(|kept| kept.used_idx == used || kept.avail_idx == used) {
         Position { avail_idx: used, used_idx: used, ..Position::START }
     } else {
         base
@@ -101,6 +103,20 @@ fn descriptor(map: &GuestMap, ring_user_addr: u64, index: u16) -> Option<Descrip
         avail: flags & (1 << 7) != 0,
         used: flags & (1 << 15) != 0,
     })
+}
+
+/// Where a packed ring stands, if what was kept of it is witnessed.
+fn packed(
+    size: RingSize,
+    kept: Option<Position>,
+    read: impl Fn(u16) -> Option<Descriptor>,
+) -> Option<Position> {
+    let kept = kept.filter(|kept| kept.used_idx < size.get())?;
+    let without = rewound(kept);
+    let with = Position { used_idx: kept.avail_idx, used_wrap: kept.avail_wrap, ..kept };
+    let first = read(without.used_idx)?;
+    let unpublished = first.avail == without.used_wrap && first.used != without.used_wrap;
+    Some(if unpublished { without } else { with }).filter(|position| packed_agrees(size, *position, read))
 }
 
 /// See the table at the head.
@@ -157,6 +173,9 @@ fn available_from(size: u16, at: Position, read: impl Fn(u16) -> Option<Descript
     }
     (size, second_lap)
 }
+
+#[cfg(test)]
+mod deaths;
 
 #[cfg(test)]
 mod tests {
