@@ -150,6 +150,7 @@ fn accept(
             shared: Arc::new(shared),
             stream,
             engine: engine.clone(),
+            lease: ringway_control::budget::Lease::alone(),
             reports: Arc::new(|_, _| {}),
         });
     }

@@ -1,24 +1,43 @@
 //! The control thread's turns with the clients of the operator socket: letting them in, answering their requests,
 //! feeding those that follow. What a client is and how it is bounded: [`crate::rpc`].
 
+use std::time::{Duration, Instant};
+
 use rustix::event::epoll::{self, EventFlags};
 use serde_json::Value;
 
 use crate::api::{EventPage, Follow};
 use crate::daemon::{Daemon, Token};
 use crate::events::wanted;
-use crate::fault::Fault;
+use crate::fault::{Fault, reason};
 use crate::peer::Caller;
 use crate::rpc::{Line, Subscription, answer, error_answer, no_such_method};
 
 /// Requests of one client in one turn.
 const REQUESTS_PER_TURN: usize = 16;
+/// How long clients wait that cannot be accepted for want of a descriptor.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 impl Daemon {
     pub(crate) fn accept_clients(&mut self) {
         for _ in 0..16 {
             let Some(ctl) = &self.ctl else { return };
-            let Ok((stream, _)) = ctl.socket.accept() else { return };
+            let stream = match ctl.socket.accept() {
+                Ok((stream, _)) => {
+                    self.accept_failed = false;
+                    stream
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                // It waits there and stays readable, while this process cannot take it.
+                Err(error) => {
+                    if !std::mem::replace(&mut self.accept_failed, true) {
+                        let hint = "raise LimitNOFILE= of ringwayd's unit (ulimit -n)";
+                        tracing::error!(hint, "cannot accept an operator: {}", reason(&error));
+                    }
+                    self.accept_again_at = Some(Instant::now() + ACCEPT_AGAIN);
+                    return self.watch_ctl(false);
+                }
+            };
             if stream.set_nonblocking(true).is_err() {
                 continue;
             }
@@ -29,6 +48,19 @@ impl Daemon {
             {
                 self.clients.drop_client(id, "no_descriptor");
             }
+        }
+    }
+
+    /// Looks again for the clients that could not be accepted.
+    pub(crate) fn accept_again(&mut self) {
+        self.accept_again_at = None;
+        self.watch_ctl(true);
+    }
+
+    fn watch_ctl(&self, is_on: bool) {
+        let flags = if is_on { EventFlags::IN } else { EventFlags::empty() };
+        if let Some(ctl) = &self.ctl {
+            let _ = epoll::modify(&self.epoll, &ctl.socket, Token::Control.data(), flags);
         }
     }
 

@@ -8,6 +8,7 @@ use rustix::event::epoll::EventFlags;
 use serde_json::json;
 
 use crate::api::Mode;
+use crate::budget::{Lease, Short};
 use crate::daemon::{Daemon, Message, Token};
 use crate::device::{Connection, Facts, Refused};
 use crate::endpoint;
@@ -56,11 +57,16 @@ impl Daemon {
             self.arm_listener(id, false);
             return;
         }
+        // Whom there is nothing left for waits, and is served once others left.
+        let lease = match self.budget.admit(self.next_session, device.name(), device.shared.counters.len()) {
+            Ok(lease) => lease,
+            Err(short) => return self.has_to_wait(id, short),
+        };
         for _ in 0..ACCEPTED_AT_ONCE {
             match listening.socket.accept() {
                 // Who has left already needs no session.
                 Ok((stream, _)) if endpoint::has_left(&stream) => device.history.left += 1,
-                Ok((stream, _)) => return self.start_session(id, stream),
+                Ok((stream, _)) => return self.start_session(id, stream, lease),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                 // It waits there and stays readable, while this process cannot take it (no descriptor is left).
                 Err(error) => {
@@ -70,6 +76,25 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    fn has_to_wait(&mut self, id: u64, short: Short) {
+        let Some(device) = self.registry.by_id(id) else { return };
+        let why = format!("a front-end has to wait: {short}");
+        let is_new = device.history.last_failure.as_ref() != Some(&why);
+        device.history.last_failure = Some(why.clone());
+        if is_new && device.quota.take("session.host_failed") {
+            let name = device.name().to_owned();
+            self.events.push(
+                "session.host_failed",
+                Some(&name),
+                json!({ "what": "share_exceeded", "detail": why }),
+            );
+        }
+        if self.registry.by_id(id).is_some_and(|device| device.mode == Mode::Server) {
+            self.arm_listener(id, false);
+        }
+        self.retry_after(id, ACCEPT_AGAIN);
     }
 
     fn arm_listener(&mut self, id: u64, is_on: bool) {
@@ -164,8 +189,12 @@ impl Daemon {
         }
         let path = device.socket.clone();
         device.awaited = self.watch.await_path(&path).ok();
+        let lease = match self.budget.admit(self.next_session, device.name(), device.shared.counters.len()) {
+            Ok(lease) => lease,
+            Err(short) => return self.has_to_wait(id, short),
+        };
         match endpoint::connect(&path) {
-            Ok(stream) => self.start_session(id, stream),
+            Ok(stream) => self.start_session(id, stream, lease),
             Err(error) => {
                 device.history.last_failure =
                     Some(format!("cannot connect to {}: {}", path.display(), reason(&error)));
@@ -245,7 +274,7 @@ impl Daemon {
     }
 
     /// Hands the device over to a session of its own.
-    pub(crate) fn start_session(&mut self, id: u64, stream: std::os::unix::net::UnixStream) {
+    pub(crate) fn start_session(&mut self, id: u64, stream: std::os::unix::net::UnixStream, lease: Lease) {
         let caller = Caller::of(&stream);
         if self.registry.by_id(id).is_some_and(|device| device.is_outdated) {
             self.remake(id);
@@ -271,6 +300,7 @@ impl Daemon {
             shared: Arc::clone(&device.shared),
             stream,
             engine,
+            lease,
             reports: Arc::new(move |session, report| {
                 remote.send(Message::Report(session, report));
             }),
@@ -509,7 +539,11 @@ pub(crate) fn host_cure(what: &str) -> &'static str {
         "memory_map_failed" => {
             "the host has no memory or address space left: see ulimit -v and vm.max_map_count"
         }
-        "eventfd" => "ringwayd has no file descriptor left: raise its LimitNOFILE",
+        "eventfd" | "descriptors_short" => "ringwayd has no file descriptor left: raise its LimitNOFILE",
+        "memory_short" => "the host has no memory or address space left: see ulimit -v and vm.max_map_count",
+        "share_exceeded" => {
+            "others hold the rest, as the detail says: remove a device, or raise the limit that it names"
+        }
         _ => "see the log of ringwayd",
     }
 }

@@ -30,6 +30,7 @@ use serde_json::Value;
 
 use crate::addresses::Addresses;
 use crate::api::DeviceEntry;
+use crate::budget::Budget;
 use crate::config::Settings;
 use crate::device::Origin;
 use crate::endpoint::Listening;
@@ -127,6 +128,7 @@ pub(crate) struct Daemon {
     pub(crate) absent: Vec<Absent>,
     pub(crate) placement: Placement,
     pub(crate) engine: Engine,
+    pub(crate) budget: Budget,
     /// Held for as long as the workers run.
     _watchdog: Watchdog,
     pub(crate) events: Events,
@@ -151,6 +153,10 @@ pub(crate) struct Daemon {
     pub(crate) ctl: Option<Listening>,
     pub(crate) ctl_path: Option<PathBuf>,
     retry_absent_at: Option<Instant>,
+    /// Clients wait until then, for want of a descriptor.
+    pub(crate) accept_again_at: Option<Instant>,
+    /// It was logged that clients cannot be accepted; until one is.
+    pub(crate) accept_failed: bool,
     /// Once stopping: until when sessions may take to end.
     stop_by: Option<Instant>,
     _guards: Vec<Guard>,
@@ -219,6 +225,7 @@ impl Daemon {
             absent: Vec::new(),
             placement: Placement::new(&settings.cores),
             engine,
+            budget: Budget::of_process(),
             _watchdog: watchdog,
             events: Events::new(),
             state,
@@ -240,6 +247,8 @@ impl Daemon {
             ctl: None,
             ctl_path: options.ctl.clone(),
             retry_absent_at: None,
+            accept_again_at: None,
+            accept_failed: false,
             stop_by: None,
             _guards: guards,
         };
@@ -389,7 +398,7 @@ impl Daemon {
         let now = Instant::now();
         let next = self.timers.peek().map(|Reverse((at, _))| *at);
         let tick = self.clients.any_waiting().then(|| now + Duration::from_secs(1));
-        [next, tick, self.retry_absent_at, self.stop_by]
+        [next, tick, self.retry_absent_at, self.accept_again_at, self.stop_by]
             .into_iter()
             .flatten()
             .min()
@@ -408,6 +417,9 @@ impl Daemon {
         }
         if self.retry_absent_at.is_some_and(|at| at <= now) && self.stop_by.is_none() {
             self.retry_absent();
+        }
+        if self.accept_again_at.is_some_and(|at| at <= now) {
+            self.accept_again();
         }
         self.clients.drop_stalled();
     }

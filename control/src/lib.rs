@@ -32,6 +32,8 @@ pub mod serve;
 // The subsystem as a value.
 pub mod subsystem;
 
+// What front-ends may take of the process's descriptors and address space.
+pub mod budget;
 // One front-end's connection to one device, on a thread of its own.
 pub mod session;
 // The vhost-user protocol: messages, framing, both sides.

@@ -338,8 +338,11 @@ impl Daemon {
                 }
             }
             Inherited::Connected(stream) => {
+                let rings = self.registry.by_id(id).map_or(0, |device| device.shared.counters.len());
+                let admitted = self.budget.admit(self.next_session, &name, rings);
+                let lease = admitted.map_err(|short| Fault::new(Kind::Runtime, short.to_string()))?;
                 self.ends_with = Some(id);
-                self.start_session(id, stream);
+                self.start_session(id, stream, lease);
             }
         }
         Ok(())

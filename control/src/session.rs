@@ -31,6 +31,8 @@ use ringway_pmd::vdpa::{Ended, VdpaDevice};
 use ringway_ring::features::Features;
 use ringway_ring::position::PositionPage;
 
+use crate::budget::Lease;
+
 /// What control and session both see of a device, without a lock.
 #[derive(Debug)]
 pub struct DeviceShared {
@@ -63,6 +65,8 @@ pub struct SessionSetup {
     pub stream: UnixStream,
     /// Where pumps run.
     pub engine: Engine,
+    /// What it may take of the process.
+    pub lease: Lease,
     /// Where reports go; must not block.
     pub reports: Arc<dyn Fn(u64, Report) + Send + Sync>,
 }
@@ -269,7 +273,8 @@ pub fn spawn(setup: SessionSetup) -> std::io::Result<SessionHandle> {
     let inbox = Arc::new(Inbox::new()?);
     let name = format!("rw-{}", setup.shared.name);
     let theirs = Arc::clone(&inbox);
-    std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || run::run(setup, &theirs))?;
+    let thread = std::thread::Builder::new().name(name).stack_size(STACK_BYTES);
+    thread.spawn(move || run::run(setup, &theirs)).map_err(no_thread)?;
     Ok(SessionHandle { id, peer, inbox })
 }
 
@@ -284,13 +289,23 @@ pub fn spawn_netdev(setup: NetdevSetup) -> std::io::Result<SessionHandle> {
     std::thread::Builder::new()
         .name(name)
         .stack_size(STACK_BYTES)
-        .spawn(move || netdev::run(setup, &theirs))?;
+        .spawn(move || netdev::run(setup, &theirs))
+        .map_err(no_thread)?;
     let own = Peer {
         pid: rustix::process::getpid().as_raw_nonzero().get(),
         uid: rustix::process::getuid().as_raw(),
         gid: rustix::process::getgid().as_raw(),
     };
     Ok(SessionHandle { id, peer: own, inbox })
+}
+
+/// Says what a thread takes: the system's own word is that something is temporarily unavailable.
+fn no_thread(error: std::io::Error) -> std::io::Error {
+    let cure = "raise TasksMax= of ringwayd's unit (ulimit -u, pids.max), or see who holds its memory";
+    std::io::Error::new(
+        error.kind(),
+        format!("no thread can be had: {}; {cure}", crate::fault::reason(&error)),
+    )
 }
 
 /// The peer's process, as the kernel knows it.

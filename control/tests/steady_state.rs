@@ -173,6 +173,7 @@ fn child(way: Way, format: Format, plant: Plant) -> ! {
             }),
             stream: theirs,
             engine: engine.clone(),
+            lease: ringway_control::budget::Lease::alone(),
             reports: Arc::new(|_, _| {}),
         }));
         let options = GuestOptions { format, ..GuestOptions::default() };

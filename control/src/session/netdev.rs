@@ -12,12 +12,14 @@ use rustix::io::Errno;
 use super::plane::EnginePlane;
 use super::run::text_of;
 use super::{Command, DeviceShared, Inbox, NetdevSetup, Report, RingReport};
+use crate::budget::Lease;
 use crate::vhost_user::backend::Plane;
 
 /// Runs a session to its end.
 pub(super) fn run(setup: NetdevSetup, inbox: &Inbox) {
     let NetdevSetup { id, device, shared, engine, reports } = setup;
-    let mut plane = EnginePlane::new(id, device, Arc::clone(&shared), engine, reports.clone(), inbox);
+    let mut plane =
+        EnginePlane::new(id, device, Arc::clone(&shared), engine, Lease::alone(), reports.clone(), inbox);
     let (mut reason, is_revoked) = catch_unwind(AssertUnwindSafe(|| serve(&mut plane, &shared, inbox)))
         .unwrap_or_else(|panic| (format!("bug: the session panicked: {}", text_of(&*panic)), false));
     for group in 0..shared.cores.len() as u16 {

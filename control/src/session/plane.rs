@@ -10,6 +10,7 @@ use ringway_pmd::vdpa::{Berth, Ended, QueueBinding, ServiceError, VdpaDevice};
 use ringway_ring::position::PositionSlot;
 
 use super::{DeviceShared, Inbox, Report};
+use crate::budget::Lease;
 use crate::vhost_user::backend::{Plane, PlaneError};
 
 /// See the module's head.
@@ -19,6 +20,7 @@ pub(super) struct EnginePlane<'session> {
     shared: Arc<DeviceShared>,
     engine: Engine,
     inbox: &'session Inbox,
+    pub(super) lease: Lease,
     reports: Arc<dyn Fn(u64, Report) + Send + Sync>,
     /// By group.
     placed: Vec<Option<Placed>>,
@@ -41,10 +43,11 @@ impl<'session> EnginePlane<'session> {
         device: Box<dyn VdpaDevice>,
         shared: Arc<DeviceShared>,
         engine: Engine,
+        lease: Lease,
         reports: Arc<dyn Fn(u64, Report) + Send + Sync>,
         inbox: &'session Inbox,
     ) -> EnginePlane<'session> {
-        EnginePlane { id, device, shared, engine, inbox, reports, placed: Vec::new(), stuck: false }
+        EnginePlane { id, device, shared, engine, inbox, lease, reports, placed: Vec::new(), stuck: false }
     }
 
     /// Takes out the pumps that ended by themselves; returns their groups, and how each ended.
@@ -142,6 +145,10 @@ impl Plane for EnginePlane<'_> {
 
     fn attention(&self) -> Arc<EventFd> {
         Arc::clone(&self.inbox.wake)
+    }
+
+    fn lease(&self) -> &Lease {
+        &self.lease
     }
 
     fn place(&mut self, group: u16, queues: Vec<QueueBinding>) -> Result<(), PlaneError> {

@@ -37,8 +37,8 @@ impl From<PlaneError> for End {
 
 /// Runs a session to its end. A panic here is a bug of ours; it ends this session and is told.
 pub(super) fn run(setup: SessionSetup, inbox: &Inbox) {
-    let SessionSetup { id, device, shared, stream, engine, reports } = setup;
-    let mut plane = EnginePlane::new(id, device, shared, engine, reports.clone(), inbox);
+    let SessionSetup { id, device, shared, stream, engine, lease, reports } = setup;
+    let mut plane = EnginePlane::new(id, device, shared, engine, lease, reports.clone(), inbox);
     let now = Instant::now();
     let backend = Backend::new(&mut plane, now);
     let mut session = Session {
@@ -68,6 +68,8 @@ pub(super) fn run(setup: SessionSetup, inbox: &Inbox) {
     drop(backend);
     serve_sentence(&mut bucket, inbox);
     inbox.over.store(true, Ordering::Relaxed);
+    // Before it is told: whoever comes next may need it.
+    drop(plane.lease);
     let device = Some(plane.device).filter(|_| !end.revoked);
     reports(id, Report::Ended { device, reason, last });
 }

@@ -44,7 +44,7 @@ pub use self::plane::{Plane, PlaneError};
 use self::refusal::{Kind, Refusal};
 use self::ring::{Call, Kick, Ring};
 use super::bucket::Bucket;
-use super::connection::Frame;
+use super::connection::{Frame, LostFds};
 use super::life::{Connection, ConnectionEvent, RingEvent, State, Status};
 use super::message::{
     FLAG_REPLY, FLAG_VERSION, Header, MAX_MEM_SLOTS, MemRegion, Request, Rule, VringAddrs, VringState,
@@ -303,7 +303,10 @@ impl Backend {
         if frame.header.is_reply() {
             return Err(Refusal::breach("message_reply", format!("{name} with the reply flag")));
         }
-        if frame.lost_fds {
+        if frame.lost_fds == Some(LostFds::NoneLeft) {
+            return Err(Refusal::no_descriptor(name));
+        }
+        if frame.lost_fds.is_some() {
             return Err(Refusal::breach(
                 "message_fds",
                 format!("{name} with more descriptors than can be taken"),
@@ -341,17 +344,17 @@ impl Backend {
                 let regions = decode_mem_table(payload, fds.len())?;
                 let specs =
                     regions.into_iter().zip(fds).map(|(region, file)| memory::spec(region, file)).collect();
-                let map = memory::replace(self.map.as_deref(), specs, || plane.is_revoked())?;
+                let map = memory::replace(self.map.as_deref(), specs, plane.lease(), || plane.is_revoked());
                 self.set_map(plane, map)
             }
             Request::AddMemReg => {
                 let file = first(fds, request)?;
                 let spec = memory::spec(MemRegion::decode_single(payload), file);
-                let map = memory::add(self.map.as_deref(), spec)?;
+                let map = memory::add(self.map.as_deref(), spec, plane.lease());
                 self.set_map(plane, map)
             }
             Request::RemMemReg => {
-                let map = memory::remove(self.map.as_deref(), &MemRegion::decode_single(payload))?;
+                let map = memory::remove(self.map.as_deref(), &MemRegion::decode_single(payload));
                 self.set_map(plane, map)
             }
             Request::SetVringNum => self.set_vring_num(plane, VringState::decode(payload)),
@@ -374,7 +377,7 @@ impl Backend {
             Request::NetSetMtu => self.set_mtu(plane, decode_u64(payload)),
             Request::SetBackendReqFd => {
                 let channel = Channel::new(first(fds, request)?)
-                    .map_err(|e| Refusal::breach("backend_channel", format!("{name}: {e}")))?;
+                    .map_err(|e| Refusal::system("backend_channel", format!("{name}: {e}"), &e))?;
                 self.set_channel(plane, channel)
             }
             Request::GetConfig => self.get_config(plane, payload),

@@ -38,8 +38,8 @@ pub struct Frame {
     pub header: Header,
     /// The descriptors that came with it.
     pub fds: Vec<OwnedFd>,
-    /// More descriptors came than [`MAX_FDS`], or than this process could take; they are closed already.
-    pub lost_fds: bool,
+    /// Why not all of its descriptors are here; those are closed already.
+    pub lost_fds: Option<LostFds>,
     body: [u8; MAX_PAYLOAD],
 }
 
@@ -48,6 +48,15 @@ impl Frame {
     pub fn payload(&self) -> Option<&[u8]> {
         self.body.get(..self.header.size as usize)
     }
+}
+
+/// Why descriptors of a message were lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LostFds {
+    /// There were more than [`MAX_FDS`].
+    TooMany,
+    /// This process has no descriptor left to take them.
+    NoneLeft,
 }
 
 /// Why nothing more can be read from a connection.
@@ -104,7 +113,7 @@ pub struct FrameReader {
     /// Bytes of the current message that have come, header included.
     got: usize,
     fds: Vec<OwnedFd>,
-    lost_fds: bool,
+    lost_fds: Option<LostFds>,
     /// When the first byte of the current message came.
     since: Option<Instant>,
 }
@@ -116,7 +125,7 @@ impl Default for FrameReader {
             body: [0; MAX_PAYLOAD],
             got: 0,
             fds: Vec::new(),
-            lost_fds: false,
+            lost_fds: None,
             since: None,
         }
     }
@@ -191,24 +200,28 @@ fn receive(
     socket: BorrowedFd<'_>,
     into: &mut [u8],
     fds: &mut Vec<OwnedFd>,
-    lost: &mut bool,
+    lost: &mut Option<LostFds>,
 ) -> Result<usize, Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
     let received = recvmsg(socket, &mut [IoSliceMut::new(into)], &mut control, flags)?;
-    // The kernel closed what did not fit.
-    *lost |= received.flags.contains(ReturnFlags::CTRUNC);
+    let mut came = 0;
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
             for fd in rights {
+                came += 1;
                 if fds.len() < MAX_FDS {
                     fds.push(fd);
                 } else {
-                    *lost = true;
+                    *lost = Some(LostFds::TooMany);
                 }
             }
         }
+    }
+    // The kernel closed what did not fit: into our buffer, or, if there was room in that, into this process.
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        *lost = Some(if came < MAX_FDS { LostFds::NoneLeft } else { LostFds::TooMany });
     }
     Ok(received.bytes)
 }
@@ -399,7 +412,7 @@ mod tests {
         send_frame(&theirs, header(Request::SetMemTable), &[0; 8], &fds, soon()).unwrap();
         drop(files);
         let frame = FrameReader::default().read(&ours, Instant::now()).unwrap().unwrap();
-        assert_eq!((frame.fds.len(), frame.lost_fds), (MAX_FDS, false));
+        assert_eq!((frame.fds.len(), frame.lost_fds), (MAX_FDS, None));
         drop(frame);
         assert_eq!(open_files("arrive"), 0);
     }
@@ -420,7 +433,7 @@ mod tests {
         }
         drop(files);
         let frame = reader.read(&ours, Instant::now()).unwrap().unwrap();
-        assert_eq!((frame.fds.len(), frame.lost_fds), (MAX_FDS, true));
+        assert_eq!((frame.fds.len(), frame.lost_fds), (MAX_FDS, Some(LostFds::TooMany)));
         drop(frame);
         assert_eq!(open_files("beyond"), 0);
     }

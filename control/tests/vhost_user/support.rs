@@ -106,6 +106,7 @@ pub fn start_with(
         shared: Arc::clone(&shared),
         stream,
         engine,
+        lease: ringway_control::budget::Lease::alone(),
         reports: Arc::new(move |_, report| {
             // Nobody listens any more once a test is over.
             let _ = sender.lock().unwrap().send(report);

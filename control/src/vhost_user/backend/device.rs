@@ -8,6 +8,7 @@ use ringway_ring::guest::GuestMap;
 
 use super::super::life::{Connection, ConnectionEvent, RingEvent, State, StatusEvent, status};
 use super::super::message::{ConfigRange, MAX_CONFIG_BYTES, Request, protocol};
+use super::memory::MemoryError;
 use super::plane::Plane;
 use super::refusal::{Kind, Refusal};
 use super::{Answer, Backend, memory};
@@ -101,7 +102,17 @@ impl Backend {
     }
 
     /// Puts a new map in force: rings are taken from their pumps, and served anew where they lie in the new map.
-    pub(super) fn set_map(&mut self, plane: &mut dyn Plane, map: GuestMap) -> Result<Answer, Refusal> {
+    pub(super) fn set_map(
+        &mut self,
+        plane: &mut dyn Plane,
+        map: Result<GuestMap, MemoryError>,
+    ) -> Result<Answer, Refusal> {
+        let outcome = map.map_err(Refusal::from).and_then(|map| self.put_in_force(plane, map));
+        plane.lease().settle(memory::held(self.map.as_deref()));
+        outcome
+    }
+
+    fn put_in_force(&mut self, plane: &mut dyn Plane, map: GuestMap) -> Result<Answer, Refusal> {
         if memory::same(self.map.as_deref(), &map) {
             return Ok(Answer::Ack);
         }

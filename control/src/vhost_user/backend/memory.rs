@@ -6,9 +6,10 @@ use std::sync::Arc;
 use ringway_ring::guest::{GuestMap, MapError, Region, RegionSpec};
 
 use super::super::message::{MAX_MEM_SLOTS, MemRegion};
+use crate::budget::{Lease, Memory, Short};
 
 /// The most bytes that one front-end may have mapped here: a peer with sparse files must not fill the address space
-/// that all devices share.
+/// that all devices share. How much of it is there for one more: see [`Lease`].
 const MAX_BYTES: u64 = 1 << 42;
 
 /// Why a memory table was refused. The one that was is still in force.
@@ -20,6 +21,8 @@ pub(super) enum MemoryError {
     Slots(usize),
     #[error("{0:#x} bytes are more than the {MAX_BYTES:#x} that one guest may have")]
     Bytes(u64),
+    #[error(transparent)]
+    Short(#[from] Short),
     #[error("the device is being removed")]
     Revoked,
 }
@@ -48,6 +51,7 @@ impl MemoryError {
             MemoryError::Map(MapError::NoSuchRegion { .. }) => "memory_no_such_region",
             MemoryError::Map(_) => "memory_region",
             MemoryError::Slots(_) | MemoryError::Bytes(_) => "memory_too_much",
+            MemoryError::Short(_) => "share_exceeded",
             MemoryError::Revoked => "revoked",
         }
     }
@@ -63,9 +67,13 @@ pub(super) fn spec(region: MemRegion, file: OwnedFd) -> RegionSpec {
 pub(super) fn replace(
     old: Option<&GuestMap>,
     specs: Vec<RegionSpec>,
+    lease: &Lease,
     revoked: impl Fn() -> bool,
 ) -> Result<GuestMap, MemoryError> {
-    bounded(specs.len(), specs.iter().map(|spec| spec.size))?;
+    let new = bounded(specs.len(), specs.iter().map(|spec| spec.size))?;
+    let now = held(old);
+    let both = Memory { regions: now.regions + new.regions, bytes: now.bytes.saturating_add(new.bytes) };
+    lease.take(both, new)?;
     let mut regions = Vec::with_capacity(specs.len());
     for spec in specs {
         if revoked() {
@@ -81,9 +89,11 @@ pub(super) fn replace(
 }
 
 /// The map with one region more.
-pub(super) fn add(old: Option<&GuestMap>, spec: RegionSpec) -> Result<GuestMap, MemoryError> {
+pub(super) fn add(old: Option<&GuestMap>, spec: RegionSpec, lease: &Lease) -> Result<GuestMap, MemoryError> {
     let old_regions = old.map_or(&[][..], GuestMap::regions);
-    bounded(old_regions.len() + 1, old_regions.iter().map(|region| region.size()).chain([spec.size]))?;
+    let sizes = old_regions.iter().map(|region| region.size()).chain([spec.size]);
+    let new = bounded(old_regions.len() + 1, sizes)?;
+    lease.take(new, new)?;
     let region = Region::map(spec)?;
     Ok(match old {
         Some(old) => old.with(region)?,
@@ -100,6 +110,12 @@ pub(super) fn remove(old: Option<&GuestMap>, region: &MemRegion) -> Result<Guest
     }
 }
 
+/// What a map takes of the process.
+pub(super) fn held(map: Option<&GuestMap>) -> Memory {
+    let regions = map.map_or(&[][..], GuestMap::regions);
+    Memory { regions: regions.len(), bytes: regions.iter().map(|region| region.size()).sum() }
+}
+
 /// True if both maps show the same regions, so that nothing need be placed anew.
 pub(super) fn same(old: Option<&GuestMap>, new: &GuestMap) -> bool {
     old.is_some_and(|old| {
@@ -108,10 +124,10 @@ pub(super) fn same(old: Option<&GuestMap>, new: &GuestMap) -> bool {
     })
 }
 
-fn bounded(count: usize, sizes: impl Iterator<Item = u64>) -> Result<(), MemoryError> {
+fn bounded(count: usize, sizes: impl Iterator<Item = u64>) -> Result<Memory, MemoryError> {
     if count as u64 > MAX_MEM_SLOTS {
         return Err(MemoryError::Slots(count));
     }
     let bytes = sizes.fold(0u64, u64::saturating_add);
-    if bytes > MAX_BYTES { Err(MemoryError::Bytes(bytes)) } else { Ok(()) }
+    if bytes > MAX_BYTES { Err(MemoryError::Bytes(bytes)) } else { Ok(Memory { regions: count, bytes }) }
 }

@@ -7,6 +7,7 @@ use ringway_pmd::notify::EventFd;
 use ringway_pmd::vdpa::{QueueBinding, VdpaDevice};
 use ringway_ring::position::PositionSlot;
 
+use crate::budget::Lease;
 use crate::session::Report;
 
 /// What the protocol needs of the data plane. The session has one over the engine.
@@ -27,6 +28,8 @@ pub trait Plane {
     fn is_placed(&mut self, group: u16) -> bool;
     /// The core that the pump of a group runs on.
     fn core(&mut self, group: u16) -> Option<usize>;
+    /// What the front-end may take of the process.
+    fn lease(&self) -> &Lease;
     /// The device is being removed: give up what takes long.
     fn is_revoked(&self) -> bool;
     /// Tells control.

@@ -1,9 +1,16 @@
 //! Why a request is not obeyed, and what that means for the connection.
 
+use std::fmt::Display;
+use std::io;
+
+use ringway_ring::guest::MapError;
+use rustix::io::Errno;
+
 use super::super::life::Illegal;
 use super::super::message::Malformed;
 use super::memory::MemoryError;
 use super::plane::PlaneError;
+use crate::budget::Short;
 
 /// A request that is not obeyed.
 #[derive(Debug)]
@@ -33,11 +40,32 @@ impl Refusal {
     pub(super) fn breach(what: &'static str, detail: impl Into<String>) -> Refusal {
         Refusal { what, detail: detail.into(), kind: Kind::Breach }
     }
-    pub(super) fn host(what: &'static str, detail: impl Into<String>) -> Refusal {
-        Refusal { what, detail: detail.into(), kind: Kind::Host }
-    }
     pub(super) fn soft(what: &'static str, detail: impl Into<String>) -> Refusal {
         Refusal { what, detail: detail.into(), kind: Kind::Soft }
+    }
+}
+
+impl Refusal {
+    /// What the system refused: for want of something, else for what the peer gave.
+    pub(super) fn system(what: &'static str, detail: String, error: &io::Error) -> Refusal {
+        match Errno::from_io_error(error) {
+            Some(Errno::MFILE | Errno::NFILE) => Refusal::no_descriptor(detail),
+            Some(Errno::NOMEM | Errno::AGAIN) => Refusal::short("memory_short", detail),
+            _ => Refusal::breach(what, detail),
+        }
+    }
+    pub(super) fn short(what: &'static str, detail: impl Into<String>) -> Refusal {
+        Refusal { what, detail: detail.into(), kind: Kind::Host }
+    }
+    pub(super) fn no_descriptor(detail: impl Display) -> Refusal {
+        let cure = "raise LimitNOFILE= of ringwayd's unit (ulimit -n)";
+        Refusal::short("descriptors_short", format!("{detail}: no descriptor is left in the process; {cure}"))
+    }
+}
+
+impl From<Short> for Refusal {
+    fn from(short: Short) -> Refusal {
+        Refusal::short("share_exceeded", short.to_string())
     }
 }
 
@@ -55,8 +83,15 @@ impl From<Illegal> for Refusal {
 
 impl From<MemoryError> for Refusal {
     fn from(error: MemoryError) -> Refusal {
-        let kind = if error.is_of_host() { Kind::Host } else { Kind::Breach };
-        Refusal { what: error.name(), detail: error.to_string(), kind }
+        let (name, detail) = (error.name(), error.to_string());
+        match &error {
+            MemoryError::Map(MapError::Map(io) | MapError::Stat(io)) => Refusal::system(name, detail, io),
+            MemoryError::Short(_) => Refusal::short(name, detail),
+            _ => {
+                let kind = if error.is_of_host() { Kind::Host } else { Kind::Breach };
+                Refusal { what: name, detail, kind }
+            }
+        }
     }
 }
 

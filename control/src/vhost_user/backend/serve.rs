@@ -204,12 +204,17 @@ impl Backend {
     }
 
     /// Reports a breach, unless there were too many lately.
-    pub fn misbehaved(
+    pub fn misbehaved(&mut self, plane: &mut dyn Plane, what: &'static str, detail: String, now: Instant) {
+        self.report_breach(plane, now, detail, |detail| Report::PeerMisbehaved { what, detail });
+    }
+
+    /// Reports why a request was not obeyed, unless there were too many such lately.
+    pub(super) fn report_breach(
         &mut self,
         plane: &mut dyn Plane,
-        what: &'static str,
-        mut detail: String,
         now: Instant,
+        mut detail: String,
+        report: impl FnOnce(String) -> Report,
     ) {
         if !self.breaches.take(now) {
             self.untold += 1;
@@ -219,7 +224,7 @@ impl Backend {
         if untold > 0 {
             detail.push_str(&format!(" (and {untold} others since the last that was told)"));
         }
-        plane.report(Report::PeerMisbehaved { what, detail });
+        plane.report(report(detail));
     }
 
     /// Reports the rings if they are not what was last reported.

@@ -196,8 +196,8 @@ impl Backend {
         match fds.pop() {
             None if none => Ok((index, None)),
             Some(fd) if !none => {
-                let fd =
-                    event_fd(fd).map_err(|e| Refusal::breach("not_an_eventfd", format!("{name}: {e}")))?;
+                let fd = event_fd(fd)
+                    .map_err(|e| Refusal::system("not_an_eventfd", format!("{name}: {e}"), &e))?;
                 Ok((index, Some(fd)))
             }
             Some(_) => Err(Refusal::breach("message_fds", format!("{name} with a descriptor and without"))),
@@ -216,5 +216,5 @@ fn event_fd(fd: OwnedFd) -> std::io::Result<EventFd> {
 }
 
 fn own_eventfd() -> Result<EventFd, Refusal> {
-    EventFd::new().map_err(|e| Refusal::host("eventfd", format!("cannot make an eventfd: {e}")))
+    EventFd::new().map_err(|e| Refusal::system("eventfd", format!("cannot make an eventfd: {e}"), &e))
 }
