@@ -99,7 +99,8 @@ impl Frames {
     pub fn inspect(&mut self, burst: &Burst, ingress: &Ingress) {
         (self.count, self.fault) = (0, None);
         let by_address = self.by_address || ingress.only.is_some();
-        for ((chain, frame), head) in burst.chains().iter().zip(&mut self.frames).zip(&mut self.heads) {
+        let is_plain = ingress.may.is_empty() && !by_address;
+        for (chain, frame) in burst.chains().iter().zip(&mut self.frames) {
             if chain.writable_bytes != 0 {
                 self.fault = Some(RingFault::Direction);
                 return;
@@ -111,12 +112,14 @@ impl Frames {
             *frame = Frame { len, ..EMPTY };
             if len < ETHERNET_HEADER {
                 frame.dropped = Some(DropReason::Runt);
-            } else if ingress.may.is_empty() && !by_address {
+            } else if is_plain {
                 // What a sender says that agreed on nothing is not even read.
                 if len > ingress.max_frame {
                     frame.dropped = Some(DropReason::Oversize);
                 }
-            } else if let Err(reason) = look(burst, chain, ingress, by_address, frame, head) {
+            } else if let Some(head) = self.heads.get_mut(self.count)
+                && let Err(reason) = look(burst, chain, ingress, by_address, frame, head)
+            {
                 frame.dropped = Some(reason);
             }
             self.count += 1;

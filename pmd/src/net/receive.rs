@@ -10,7 +10,7 @@ use ringway_ring::queue::{DeviceRing, RingFault};
 
 use super::cursor::Cursor;
 use super::end::End;
-use super::frame::{ADDRESSES, Frame, copy_out};
+use super::frame::{ADDRESSES, Frame, Head, copy_out};
 use super::offload::{Finish, HEAD_BYTES, Offload, Offloads, Segments, complete_checksum};
 use crate::counters::{DropReason, Tally};
 
@@ -44,10 +44,22 @@ pub(super) struct Passage<'a> {
     /// Bytes of its sender's header.
     pub(super) skip: usize,
     pub(super) frame: &'a Frame,
-    /// Its beginning, as far as it was looked at: these bytes go on, whatever stands in their place by now.
-    pub(super) head: &'a [u8],
+    /// The beginnings of its burst's frames, and which is its own.
+    pub(super) heads: &'a [Head],
+    pub(super) nth: usize,
     /// Exchange its addresses.
     pub(super) swap: bool,
+}
+
+impl<'a> Passage<'a> {
+    /// The frame's beginning, as far as it was looked at: these bytes go on, whatever stands in their place by now.
+    #[inline(always)]
+    pub(super) fn head(&self) -> &'a [u8] {
+        match self.frame.looked_at {
+            0 => &[],
+            bytes => self.heads.get(self.nth).and_then(|head| head.get(..bytes.into())).unwrap_or_default(),
+        }
+    }
 }
 
 /// Why a frame was not delivered.
@@ -82,8 +94,9 @@ impl Desk {
 pub(super) fn private_copy<'desk>(room: &'desk mut [u8], from: &Passage<'_>) -> &'desk mut [u8] {
     let copy = room.get_mut(..from.frame.len as usize).unwrap_or_default();
     copy_out(from.burst, from.chain, from.skip, copy);
-    if let Some(begin) = copy.get_mut(..from.head.len()) {
-        begin.copy_from_slice(from.head);
+    let head = from.head();
+    if let Some(begin) = copy.get_mut(..head.len()) {
+        begin.copy_from_slice(head);
     }
     if from.swap
         && let Some((to, source)) = copy.get_mut(..12).and_then(|both| both.split_at_mut_checked(6))
@@ -239,12 +252,11 @@ impl<R: DeviceRing> End<R> {
         {
             put_header(to, ours, header);
             frame.copy_from(piece);
-            if !from.head.is_empty() {
-                put_head(frame, from.head);
-            }
-            if from.swap {
-                // Over what was just copied.
-                swap_addresses(piece, from.head, frame);
+            // Over what was just copied.
+            if from.frame.looked_at != 0 {
+                put_head(frame, from.head(), from.swap);
+            } else if from.swap {
+                swap_addresses(piece, frame);
             }
             self.take_one(*only, len);
             return Ok(());
@@ -267,7 +279,7 @@ impl<R: DeviceRing> End<R> {
             to.write(high.to_le_bytes().get(..ours.saturating_sub(8)).unwrap_or_default());
             piece.skip(from.skip);
             let mut left = len;
-            let mut head = from.head;
+            let mut head = from.head();
             if from.swap {
                 let mut both = [0u8; ADDRESSES];
                 piece.read(&mut both);
@@ -382,37 +394,34 @@ fn put_header(to: HostSlice<'_>, len: usize, (low, high): (u64, u16)) {
     to.put_word(len.saturating_sub(8), if behind == 0 { low } else { low >> behind | high << (64 - behind) });
 }
 
-/// Writes what was looked at over what was copied in its place.
+/// Writes what was looked at over what was copied in its place, with its addresses exchanged or not.
 #[inline(always)]
-fn put_head(frame: HostSlice<'_>, head: &[u8]) {
-    match head.first_chunk::<ADDRESSES>() {
-        Some(both) if head.len() == ADDRESSES => {
-            let (low, high) = words(both);
-            frame.put_word(0, low);
-            frame.put_word(4, high);
-        }
-        _ => {
-            frame.write(head);
-        }
+fn put_head(frame: HostSlice<'_>, head: &[u8], swap: bool) {
+    if head.len() > ADDRESSES {
+        frame.write(head);
+    }
+    let Some([a, b, c, d, e, f, g, h, i, j, k, l]) = head.first_chunk::<ADDRESSES>().copied() else { return };
+    // Two words that overlap: the first eight bytes of the twelve and the last.
+    let low = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+    let high = u64::from_le_bytes([e, f, g, h, i, j, k, l]);
+    if swap {
+        put_swapped(frame, low, high);
+    } else {
+        frame.put_word(0, low);
+        frame.put_word(4, high);
     }
 }
 
-/// Both addresses of a frame as two words that overlap: the first eight bytes of the twelve and the last.
+/// Copies destination and source address, exchanged; nothing of a frame that is shorter than that.
 #[inline(always)]
-fn words(both: &[u8; ADDRESSES]) -> (u64, u64) {
-    let [a, b, c, d, e, f, g, h, i, j, k, l] = *both;
-    (u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes([e, f, g, h, i, j, k, l]))
+fn swap_addresses(from: HostSlice<'_>, to: HostSlice<'_>) {
+    put_swapped(to, from.word(0), from.word(4));
 }
 
-/// Copies destination and source address, exchanged: those that were looked at, if any were; nothing of a frame that is
-/// shorter than that.
+/// Writes the addresses that begin with `low` and end with `high`, exchanged.
 #[inline(always)]
-fn swap_addresses(from: HostSlice<'_>, head: &[u8], to: HostSlice<'_>) {
+fn put_swapped(to: HostSlice<'_>, low: u64, high: u64) {
     // The destination is in the lower 48 bits of the one, the source in the upper 48 of the other.
-    let (low, high) = match head.first_chunk::<ADDRESSES>() {
-        Some(both) => words(both),
-        None => (from.word(0), from.word(4)),
-    };
     to.put_word(0, high >> 16 | low << 48);
     to.put_word(4, high >> 48 | low << 16);
 }

@@ -321,10 +321,10 @@ pub(super) struct Way {
 #[inline]
 fn carry<R: Receiver>(to: &mut R, load: Load<'_>, way: Way, desk: &mut Desk) -> Carried {
     let mut done = Carried::default();
-    for ((chain, frame), head) in load.chains.iter().zip(load.frames).zip(load.heads) {
+    let Load { burst, skip, heads, .. } = load;
+    for (nth, (chain, frame)) in load.chains.iter().zip(load.frames).enumerate() {
         if frame.dropped.is_none() {
-            let head = head.get(..frame.looked_at.into()).unwrap_or_default();
-            let passage = Passage { burst: load.burst, chain, skip: load.skip, frame, head, swap: way.swap };
+            let passage = Passage { burst, chain, skip, frame, heads, nth, swap: way.swap };
             match to.deliver(passage, desk) {
                 Ok(()) => {}
                 Err(Refused::Drop(reason)) => to.count_drops(reason, 1),
