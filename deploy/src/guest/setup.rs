@@ -66,7 +66,11 @@ pub(crate) fn keep_neighbours() -> Result<()> {
         "/proc/sys/net/ipv4/conf/all/arp_evict_nocarrier",
         "/proc/sys/net/ipv6/conf/all/ndisc_evict_nocarrier",
     ] {
-        fs::write(setting, "0").context(|| format!("0 to {setting}"))?;
+        match fs::write(setting, "0") {
+            // A kernel that does not have it: IPv6 may be a module that is not there.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            done => done.context(|| format!("0 to {setting}"))?,
+        }
     }
     Ok(())
 }
