@@ -1,8 +1,9 @@
 //! What front-ends may take of that which the whole process has only so much of: descriptors and address space.
 //!
 //! A quarter of the descriptors and an eighth of the address space are kept back for operators, devices, workers and
-//! state. Of the rest, a front-end may hold only so much that a fair part stays free after it (see `Pool::share`). What every front-end needs (its socket, its rings'
-//! descriptors, a few regions) is set aside when it comes, so that only further memory can be refused.
+//! state. Of the rest, a front-end may hold only so much that a fair part stays free after it (see `Pool::share`). What
+//! every front-end needs (its socket, its rings' descriptors, a few regions) is set aside when it comes, so that only
+//! further memory can be refused.
 //!
 //! Sessions take and give back here, control lets them in. The lock is held for a few comparisons, never across a
 //! system call.
