@@ -427,7 +427,7 @@ impl Daemon {
             }
             Report::Ended { .. } => {}
         }
-        // In a loop of short connections, what each says is held until one of them lasts.
+        // In a loop of short connections, what each says is not told; one that lasts is told with what it has come to.
         let event = event.filter(|(kind, _)| {
             *kind == "session.host_failed" || !device.repeated.is_on() || connection_lasts
         });
