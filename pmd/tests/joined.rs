@@ -72,6 +72,7 @@ struct Setup {
     buffer: usize,
     mtu: u16,
     spoofchk: bool,
+    flood_pps: Option<&'static str>,
 }
 
 impl Default for Setup {
@@ -83,6 +84,7 @@ impl Default for Setup {
             buffer: 1600,
             mtu: 1500,
             spoofchk: false,
+            flood_pps: None,
         }
     }
 }
@@ -114,12 +116,14 @@ impl Nic {
     fn new(mgmtdev: &mut dyn ManagementDevice, name: &str, setup: Setup, engine: &Engine) -> Nic {
         let mac = Mac::from_name(name);
         let word = if setup.spoofchk { "on" } else { "off" };
+        let flood = setup.flood_pps.map(|pps| ("flood_pps", pps));
+        let attributes = [("spoofchk", word)].into_iter().chain(flood);
         let spec = DeviceSpec {
             name: name.to_owned(),
             mac: Some(mac),
             mtu: Some(setup.mtu),
             max_vqp: Some(setup.pairs),
-            attributes: BTreeMap::from([("spoofchk".to_owned(), word.to_owned())]),
+            attributes: attributes.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
             ..DeviceSpec::default()
         };
         let device = mgmtdev.create(&spec).unwrap();
@@ -792,6 +796,49 @@ fn spoofed_addresses_and_floods_are_bounded_where_the_operator_asks() {
         "{flooded} in {:?}",
         begun.elapsed()
     );
+}
+
+#[test]
+fn frames_that_nobody_would_get_take_nothing_of_the_bound_on_floods() {
+    // Its clock is so slow that no further token comes while this runs.
+    let engine = patient_engine();
+    let mut bridge = bridge(&engine);
+    let sends = Setup { pairs: 2, flood_pps: Some("1"), ..Setup::default() };
+    let mut a = Nic::new(&mut *bridge, "a", sends, &engine);
+    let mut b = Nic::new(&mut *bridge, "b", Setup { pairs: 2, ..Setup::default() }, &engine);
+    let everybody = frame(Mac([0xff; 6]), a.mac, 64, 1);
+    a.start(2);
+    let flood =
+        |a: &mut Nic, pair: u16, frames: usize| (0..frames).for_each(|_| a.send_plain(pair, &everybody));
+    // Nobody else is there; then one is, but with receiving disabled.
+    flood(&mut a, 0, 100);
+    a.expect_drops(1, DropReason::PeerDown, 100);
+    b.try_start(0).unwrap();
+    flood(&mut a, 1, 100);
+    a.expect_drops(3, DropReason::PeerDown, 100);
+    assert_eq!(a.drops(1, DropReason::FloodLimit) + a.drops(3, DropReason::FloodLimit), 0);
+    // Once somebody would get them: as many as the least burst, and not one more.
+    b.stop();
+    b.try_start(1).unwrap();
+    b.post(0, 100);
+    flood(&mut a, 0, 31);
+    b.expect(0, 31);
+    flood(&mut a, 0, 1);
+    b.expect(0, 1);
+    assert_eq!(a.drops(1, DropReason::FloodLimit), 0);
+    flood(&mut a, 0, 1);
+    a.expect_drops(1, DropReason::FloodLimit, 1);
+    // In one burst with what passes: addressed frames are none of these.
+    b.send_plain(0, &frame(a.mac, b.mac, 64, 1));
+    let deadline = Instant::now() + SOON;
+    while b.stats(1).completed_desc == 0 {
+        assert!(Instant::now() < deadline);
+    }
+    a.send_plain(0, &frame(b.mac, a.mac, 64, 1));
+    flood(&mut a, 0, 2);
+    a.send_plain(0, &frame(b.mac, a.mac, 64, 1));
+    b.expect(0, 2);
+    a.expect_drops(1, DropReason::FloodLimit, 3);
 }
 
 #[test]

@@ -190,7 +190,17 @@ impl Bridge {
             // A run of frames that go the same way.
             let Some(&way) = ways.get(begin) else { break };
             let run = ways.get(begin..all.len()).unwrap_or_default().iter().take_while(|next| **next == way);
-            let end = begin + run.count();
+            let mut end = begin + run.count();
+            // What nobody would get takes nothing of the bound, which is on the others' rings.
+            if way == Way::Flood && is_heard(&self.ports, at, queue) {
+                let granted = take_floods(self.ports.get_mut(at), end - begin, self.now);
+                if granted == 0 {
+                    drops[DropReason::FloodLimit as usize] += (end - begin) as u64;
+                    begin = end;
+                    continue;
+                }
+                end = begin + granted;
+            }
             let load = Load {
                 burst,
                 chains: burst.chains().get(begin..end).unwrap_or_default(),
@@ -238,7 +248,7 @@ impl Bridge {
     /// Learns where the senders are and looks up where the receivers are.
     fn choose_ways(&mut self, at: usize, ways: &mut [Way; Burst::CHAINS]) {
         let Bridge { ports, by_slot, fdb, stations, frames, now, .. } = self;
-        let Some(lane) = ports.get_mut(at) else { return };
+        let Some(lane) = ports.get(at) else { return };
         let mut last = None;
         for ((frame, head), way) in frames.as_slice().iter().zip(frames.heads()).zip(ways) {
             if let Some(reason) = frame.dropped {
@@ -261,9 +271,6 @@ impl Bridge {
                     way
                 }
             };
-            if *way == Way::Flood && lane.port.flood.as_mut().is_some_and(|flood| !flood.take(*now)) {
-                *way = Way::Drop(DropReason::FloodLimit);
-            }
         }
     }
 
@@ -323,6 +330,21 @@ fn choose(destination: Mac, behind: Option<u16>, at: usize) -> Way {
         Some(index) if !destination.is_multicast() => Way::Port(index),
         _ => Way::Flood,
     }
+}
+
+/// True if a frame of port `at` to everybody would reach somebody.
+fn is_heard(ports: &[Lane], at: usize, queue: u16) -> bool {
+    let mut others = ports.iter().enumerate().filter(|(index, _)| *index != at);
+    others.any(|(_, to)| {
+        let nth = usize::from(queue).checked_rem(to.port.sinks.len());
+        nth.and_then(|nth| to.port.sinks.get(nth)).is_some_and(|(_, sink)| sink.is_usable())
+    })
+}
+
+/// How many of so many frames a port may send to everybody now.
+fn take_floods(from: Option<&mut Lane>, frames: usize, now: u64) -> usize {
+    let flood = from.and_then(|lane| lane.port.flood.as_mut());
+    flood.map_or(frames, |flood| (0..frames).take_while(|_| flood.take(now)).count())
 }
 
 /// Gives frames to a port, which keeps what it can. False: nothing there runs.

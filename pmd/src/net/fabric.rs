@@ -617,9 +617,7 @@ impl Port {
             slot,
             is_leaving: Arc::clone(is_leaving),
             berth: berth.clone(),
-            flood: self
-                .flood_pps
-                .map(|pps| RateLimit::new(pps, pps.clamp(BURST_LEAST, BURST_MOST), tsc::hertz())),
+            flood: self.flood_pps.map(|pps| RateLimit::new(pps, burst_of(pps), tsc::hertz())),
             ended: Vec::new(),
         });
         port.berth = berth.clone();
@@ -793,6 +791,11 @@ fn cycles_of(time: Duration) -> u64 {
     u64::try_from(time.as_nanos() * u128::from(tsc::hertz()) / 1_000_000_000).unwrap_or(u64::MAX)
 }
 
+/// Frames that may be flooded at once: a second's worth, within bounds.
+fn burst_of(pps: u64) -> u64 {
+    pps.clamp(BURST_LEAST, BURST_MOST)
+}
+
 /// How long one attempt to take out what a dropped port left waits for a worker, under the fabric's lock: long for a
 /// worker that turns, short for the sessions that wait for the lock while it does not.
 const LEAVE_WITHIN: Duration = Duration::from_millis(20);
@@ -803,7 +806,7 @@ pub const STATIONS_PER_PORT: u32 = 1024;
 /// Ports of a bridge at most.
 pub const MOST_PORTS: u16 = 1024;
 
-/// Frames that may be flooded at once: a second's worth, within bounds.
+/// See [`burst_of`].
 const BURST_LEAST: u64 = 32;
 const BURST_MOST: u64 = 1024;
 
@@ -813,6 +816,40 @@ mod tests {
     use super::*;
     use crate::net::Mac;
     use crate::net::fdb::Learned;
+
+    #[test]
+    fn floods_at_once_are_a_second_of_them_within_bounds() {
+        let cases =
+            [(0, 32), (1, 32), (31, 32), (32, 32), (33, 33), (1023, 1023), (1024, 1024), (1025, 1024)];
+        for (pps, burst) in cases.into_iter().chain([(u64::MAX, 1024)]) {
+            assert_eq!(burst_of(pps), burst, "{pps}");
+        }
+    }
+
+    #[test]
+    fn address_beyond_a_ports_share_or_the_tables_is_refused() {
+        let stations = Fabric::bridge("b", Duration::from_secs(300), [1, 2]);
+        let mut fdb = stations.stations.empty_fdb().unwrap();
+        let mac = |port: u32, station: u32| {
+            let [.., a, b, c] = (port << 16 | station).to_be_bytes();
+            Mac([2, 0, 0, a, b, c])
+        };
+        let ports = STATIONS / STATIONS_PER_PORT;
+        for port in 0..ports {
+            for station in 0..STATIONS_PER_PORT {
+                let learned = fdb.learn(mac(port, station), port as u16, 1);
+                assert_eq!(learned, Learned::New, "{port} {station}");
+            }
+            let beyond = fdb.learn(mac(port, STATIONS_PER_PORT), port as u16, 1);
+            let full = if port + 1 == ports { Learned::Full } else { Learned::PortFull };
+            assert!([full, Learned::PortFull].contains(&beyond), "{port}: {beyond:?}");
+        }
+        // The table is full for a port that has nothing yet, and has a place again once another forgets.
+        let late = ports as u16;
+        assert_eq!(fdb.learn(mac(late.into(), 0), late, 1), Learned::Full);
+        fdb.forget_port(0);
+        assert_eq!(fdb.learn(mac(late.into(), 0), late, 1), Learned::New);
+    }
 
     #[test]
     fn every_port_that_a_bridge_takes_is_learned_from_and_one_more_is_refused() {
