@@ -101,6 +101,11 @@ impl Desk {
         Ok(())
     }
 
+    /// Has the worker poll what lies at a slot, should it sleep.
+    pub(crate) fn wake(&self, slot: u32) {
+        self.post(slot);
+    }
+
     /// Asks for a tenant and waits until the worker has given it back.
     pub(crate) fn recall(&self, slot: u32, order: u32, within: Duration) -> Result<Box<Tenant>, PlaceError> {
         let berth = self.berth(slot);

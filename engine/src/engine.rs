@@ -454,6 +454,14 @@ impl Placed {
         Ok(())
     }
 
+    /// Has the pump polled, should it sleep: its owner left it something to do. What was written before is seen by that
+    /// poll.
+    pub fn wake(&self) {
+        if let Some(slot) = self.slot {
+            self.plant.desks[self.index].wake(slot);
+        }
+    }
+
     /// The core it is on.
     pub fn core(&self) -> usize {
         self.plant.cores[self.index]

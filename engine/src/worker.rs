@@ -324,6 +324,8 @@ impl Worker {
         let orders = self.desk.orders(slot);
         if orders & (RETIRE | LET_GO) != 0 {
             self.retire(slot, orders & LET_GO != 0);
+        } else {
+            self.rouse(slot);
         }
     }
 

@@ -1,5 +1,7 @@
 //! What network devices have in common (virtio 1.3 §5.1): feature bits, configuration space, frame header.
 
+// A guest's arrival, told to the network.
+pub mod announce;
 // The pump of a learning bridge.
 pub mod bridge;
 // A place in a sequence of slices of guest memory.
@@ -185,6 +187,17 @@ impl Mac {
         let mixed = (mixed ^ (mixed >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
         let [a, b, c, d, ..] = (mixed ^ (mixed >> 33)).to_le_bytes();
         Mac([0x52, 0x57, a, b, c, d])
+    }
+
+    /// The address in the low 48 bits, its first byte highest.
+    pub fn to_bits(self) -> u64 {
+        self.0.iter().fold(0, |bits, byte| bits << 8 | u64::from(*byte))
+    }
+
+    /// The address that the low 48 bits say; those above do not matter.
+    pub fn from_bits(bits: u64) -> Mac {
+        let [_, _, a, b, c, d, e, f] = bits.to_be_bytes();
+        Mac([a, b, c, d, e, f])
     }
 
     /// True for a group address, which no device can have as its own.

@@ -11,6 +11,7 @@
 //! | [`VdpaDevice::negotiated`] | session thread | features settled, before the first pump | [`VdpaDevice::reset`] |
 //! | [`VdpaDevice::pump`] | session thread | no pump of that group exists | the pump's retirement |
 //! | [`VdpaDevice::set_mtu`] | session thread | any | |
+//! | [`VdpaDevice::announce`] | session thread | any | |
 //! | [`VdpaDevice::reset`] | session thread | no pump exists | |
 //!
 //! A device is an owned value: control holds it while nobody is connected, the session while somebody is. Dropping it
@@ -271,6 +272,13 @@ pub trait VdpaDevice: Send {
     /// The front-end told the MTU that the guest will use (NET_SET_MTU).
     fn set_mtu(&mut self, mtu: u16) -> Result<(), DriverError> {
         Err(DriverError::PeerMisbehaved(format!("set MTU {mtu}: this device has none")))
+    }
+
+    /// The front-end says that the guest with this address has arrived here (SEND_RARP): the network is told, once the
+    /// device sends. None: what was not told yet is not told any more. A device without a network does nothing.
+    fn announce(&mut self, mac: Option<Mac>) -> Result<(), DriverError> {
+        let _ = mac;
+        Ok(())
     }
 
     /// The features that guest and device agreed on. A subset of what was offered.

@@ -275,6 +275,8 @@ impl Backend {
                 outcome = Err(error);
             }
         }
+        // The next guest is another one. To take back what waits is never refused.
+        let _ = plane.device().announce(None);
         for ring in &mut self.rings {
             ring.placed = false;
             ring.kick = Kick::Polled;
@@ -366,14 +368,7 @@ impl Backend {
             Request::SetVringErr => self.set_vring_err(decode_u64(payload), fds),
             Request::SetVringEnable => self.set_vring_enable(plane, VringState::decode(payload)),
             Request::VringKick => self.vring_kick(plane, VringState::decode(payload)),
-            Request::SendRarp => {
-                // Nobody hears an announcement on a wire that ends in this host: taken and done.
-                tracing::debug!(
-                    mac = format_args!("{:012x}", decode_u64(payload).swap_bytes() >> 16),
-                    "SEND_RARP"
-                );
-                Ok(Answer::Ack)
-            }
+            Request::SendRarp => self.announce(plane, decode_u64(payload)),
             Request::NetSetMtu => self.set_mtu(plane, decode_u64(payload)),
             Request::SetBackendReqFd => {
                 let channel = Channel::new(first(fds, request)?)

@@ -1,6 +1,9 @@
 //! Links and bridges as operators make, see, change, keep and remove them.
 
-use crate::support::Daemon;
+use ringway_control::guest::{Guest, GuestOptions};
+use ringway_control::vhost_user::frontend::Frontend;
+
+use crate::support::{Daemon, SOON, wait_for};
 
 #[test]
 fn link_comes_with_its_first_device_takes_two_and_goes_with_its_last() {
@@ -95,4 +98,49 @@ fn management_device_is_removed_with_all_that_it_made() {
     assert_eq!(left["dev"].as_object().unwrap().keys().collect::<Vec<_>>(), ["d"]);
     daemon.run("mgmtdev show bridge/b0").bad(3);
     assert!(!daemon.socket("a").exists());
+}
+
+/// QEMU says on the destination of a migration that its guest has come, the first times before it has told the features.
+#[test]
+fn arrival_of_a_guest_is_told_on_its_bridge_and_an_address_that_is_not_its_own_is_refused_by_name() {
+    const OWN: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
+    let daemon = Daemon::start();
+    daemon.run("dev add name a mgmtdev bridge/b mac 52:54:00:00:00:01 spoofchk on").good();
+    daemon.run("dev add name b mgmtdev bridge/b").good();
+    let _b = Guest::connect(&daemon.socket("b"), GuestOptions::default()).unwrap();
+    let heard =
+        || daemon.run("-j dev vstats show b qidx 0").json()["vstats"]["b"]["packets"].as_u64().unwrap();
+    let mut a = Frontend::connect(&daemon.socket("a"), SOON).unwrap();
+    a.set_timeout(SOON);
+    a.handshake().unwrap();
+    a.send_rarp(OWN).unwrap();
+    for other in [[0x52, 0x54, 0, 0, 0, 2], [1, 0, 0x5e, 0, 0, 1], [0; 6]] {
+        assert!(a.send_rarp(other).is_err(), "{other:?}");
+    }
+    let mut same = Frontend::from_stream(a.stream().try_clone().unwrap());
+    let a = Guest::start(a, GuestOptions::default()).unwrap();
+    wait_for("the first to be told", || heard() == 1);
+    // While it runs; asked for no answer.
+    same.send_rarp(OWN).unwrap();
+    wait_for("the second to be told", || heard() == 2);
+    let shown = daemon.run("dev show a").good();
+    assert!(shown.contains("spoofed_mac 1") && shown.contains("announced_address 2"), "{shown}");
+    wait_for("the bridge to know it", || {
+        daemon.run("mgmtdev show bridge/b").good().contains("52:54:00:00:00:01")
+    });
+    // What one front-end has left is not told for the next.
+    drop((a, same));
+    wait_for("it to leave", || daemon.device("a")["state"] == "waiting");
+    let mut left = Frontend::connect(&daemon.socket("a"), SOON).unwrap();
+    left.set_timeout(SOON);
+    left.handshake().unwrap();
+    left.send_rarp(OWN).unwrap();
+    drop(left);
+    wait_for("it to leave", || daemon.device("a")["state"] == "waiting");
+    let mut next = Guest::connect(&daemon.socket("a"), GuestOptions::default()).unwrap();
+    next.turn(1).unwrap();
+    wait_for("what it sends to be dropped", || {
+        daemon.run("-j dev vstats show a qidx 1").json()["vstats"]["a"]["drops"]["spoofed_mac"] == 1
+    });
+    assert_eq!(heard(), 2);
 }

@@ -4,7 +4,10 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::{Daemon, wait_for};
+use ringway_control::guest::{Guest, GuestOptions};
+use ringway_control::vhost_user::frontend::Frontend;
+
+use crate::support::{Daemon, SOON, wait_for};
 
 /// A namespace that `ip netns` knows.
 struct Namespace(String);
@@ -142,4 +145,41 @@ fn one_interface_twice_in_a_file_is_found_without_a_daemon() {
     check(&two("mgmtdev = \"tap/t\"\nnetns = \"n\"", path)).bad(4);
     check(&two("mgmtdev = \"tap/t\"", path)).good();
     check(&two("mgmtdev = \"tap/sixteen-bytes-xx\"", path)).bad(2);
+}
+
+/// The kernel's own bridge learns from it, as any switch beyond would.
+#[test]
+fn arrival_of_a_guest_is_told_to_the_hosts_network() {
+    let Some(host) = Namespace::new("rarp") else { return };
+    let daemon = Daemon::start();
+    if !host.ip("link add br0 type bridge") {
+        println!("skipped: the kernel has no bridge");
+        return;
+    }
+    daemon.run(&format!("dev add name vm0 mgmtdev tap/rwt7 netns {}", host.0)).good();
+    for words in ["link set rwt7 master br0", "link set br0 up", "link set rwt7 up"] {
+        assert!(host.ip(words), "{words}");
+    }
+    // It learns once the port forwards.
+    wait_for("the port to forward", || {
+        let shown = Command::new("ip").args(["-n", &host.0, "-d", "link", "show", "rwt7"]).output().unwrap();
+        String::from_utf8(shown.stdout).unwrap().contains("state forwarding")
+    });
+    let is_learned = |address: &str| {
+        let shown =
+            Command::new("bridge").args(["-n", &host.0, "fdb", "show", "br", "br0"]).output().unwrap();
+        String::from_utf8(shown.stdout)
+            .unwrap()
+            .lines()
+            .any(|line| line.contains(address) && line.contains("rwt7"))
+    };
+    let mut frontend = Frontend::connect(&daemon.socket("vm0"), SOON).unwrap();
+    frontend.set_timeout(SOON);
+    frontend.handshake().unwrap();
+    frontend.send_rarp([0x52, 0x54, 0, 0, 0, 0x71]).unwrap();
+    let mut same = Frontend::from_stream(frontend.stream().try_clone().unwrap());
+    let _guest = Guest::start(frontend, GuestOptions::default()).unwrap();
+    wait_for("the kernel to learn it", || is_learned("52:54:00:00:00:71"));
+    same.send_rarp([0x52, 0x54, 0, 0, 0, 0x72]).unwrap();
+    wait_for("the kernel to learn another", || is_learned("52:54:00:00:00:72"));
 }

@@ -111,6 +111,24 @@ fn kicked_pump_is_disarmed_once_and_polled_again() {
 }
 
 #[test]
+fn pump_that_its_owner_wakes_is_polled_and_one_that_is_awake_stays_so() {
+    let mut worker = worker(IdlePolicy::Poll);
+    let queue = Queue::with_kick();
+    let (slot, seat) = place(&worker, &queue);
+    worker.desk.wake(slot);
+    turns(&mut worker, 3);
+    assert_eq!(queue.disarms.load(Ordering::Relaxed), 0);
+    for round in 1..=3 {
+        turns_until(&mut worker, "it sleeps", || asleep(&seat));
+        let before = polls(&queue);
+        worker.desk.wake(slot);
+        worker.turn();
+        assert!(!asleep(&seat) && polls(&queue) > before);
+        assert_eq!(queue.disarms.load(Ordering::Relaxed), round);
+    }
+}
+
+#[test]
 fn kick_that_finds_nothing_costs_one_idle_spell() {
     let mut worker = worker(IdlePolicy::Poll);
     let queue = Queue::with_kick();

@@ -13,7 +13,7 @@ use ringway_ring::features::Features;
 use crate::net::end::PortRules;
 use crate::net::fabric::Port;
 use crate::net::plan::Plan;
-use crate::net::{NIC, OFFLOADS};
+use crate::net::{Mac, NIC, OFFLOADS};
 use crate::vdpa::{
     Berth, Class, DataPath, DeviceConfig, DriverError, Ended, QueueBinding, QueueLimits, Service,
     ServiceError, VdpaDevice,
@@ -119,6 +119,17 @@ impl VdpaDevice for JoinedDevice {
 
     fn set_mtu(&mut self, mtu: u16) -> Result<(), DriverError> {
         self.mtu_in_use = self.plan.checked_mtu(mtu)?;
+        Ok(())
+    }
+
+    fn announce(&mut self, mac: Option<Mac>) -> Result<(), DriverError> {
+        let own = self.plan.config.mac;
+        if let Some(other) = mac.filter(|mac| self.is_checked && *mac != own) {
+            return Err(DriverError::PeerMisbehaved(format!(
+                "announced {other}, and spoofchk holds the device to {own}"
+            )));
+        }
+        self.port.announce(mac);
         Ok(())
     }
 

@@ -16,11 +16,13 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ringway_engine::{Armed, Budget, Polled, Pump};
 use ringway_ring::chain::Burst;
 
 use super::Mac;
+use super::announce::{self, Announcement};
 use super::fdb::{Fdb, Learned};
 use super::frame::{Frames, addresses, prefetch};
 use super::rate::RateLimit;
@@ -40,6 +42,8 @@ pub struct BridgePort {
     pub sinks: Vec<(u16, Sink)>,
     /// What it may send to everybody.
     pub flood: Option<RateLimit>,
+    /// What its session has announced.
+    pub announcement: Arc<Announcement>,
 }
 
 /// The pump.
@@ -50,6 +54,8 @@ pub struct Bridge {
     by_slot: Vec<Option<u16>>,
     fdb: Box<Fdb>,
     stations: Arc<Stations>,
+    /// One of the ports may have something to announce.
+    news: Arc<AtomicBool>,
     /// Which port is asked first in the next poll.
     first: usize,
     frames: Box<Frames>,
@@ -88,9 +94,12 @@ impl Bridge {
         ports: Vec<BridgePort>,
         fdb: Box<Fdb>,
         stations: Arc<Stations>,
+        news: Arc<AtomicBool>,
         hertz: u64,
         desk: Desk,
     ) -> Bridge {
+        // What waited for a port to run may be sent now.
+        news.store(true, Ordering::Relaxed);
         let slots = ports.iter().map(|port| usize::from(port.slot) + 1).max().unwrap_or(0);
         let mut by_slot = vec![None; slots];
         for (index, port) in ports.iter().enumerate() {
@@ -102,6 +111,7 @@ impl Bridge {
             by_slot,
             fdb,
             stations,
+            news,
             first: 0,
             frames: Frames::new(true),
             desk,
@@ -274,6 +284,45 @@ impl Bridge {
         }
     }
 
+    /// Sends what the ports have to announce; how many copies that came to.
+    #[cold]
+    fn announce(&mut self) -> u32 {
+        // Acquire: pairs with the Release of whoever left something, which is seen below.
+        self.news.swap(false, Ordering::Acquire);
+        let cost = (0..self.ports.len()).map(|at| self.announce_from(at)).sum();
+        self.is_held |= self.submit();
+        cost
+    }
+
+    /// Sends what one port has to announce as if its guest had, under the same limit. It waits while the port sends nothing.
+    fn announce_from(&mut self, at: usize) -> u32 {
+        let Some(lane) = self.ports.get_mut(at) else { return 0 };
+        let Some(nth) = lane.port.sources.iter().position(|(_, source)| source.is_usable()) else { return 0 };
+        let Some(mac) = lane.port.announcement.take() else { return 0 };
+        if let Learned::PortFull | Learned::Full = self.fdb.learn(mac, lane.port.slot, self.now) {
+            self.stations.count_refused();
+        }
+        let queue = lane.port.sources.get(nth).map_or(0, |(queue, _)| *queue);
+        let lost = if !is_heard(&self.ports, at, queue) {
+            DropReason::PeerDown
+        } else if take_floods(self.ports.get_mut(at), 1, self.now) == 0 {
+            DropReason::FloodLimit
+        } else {
+            let (frame, mut copies) = (announce::frame(mac), 0);
+            for (_, lane) in self.ports.iter_mut().enumerate().filter(|(index, _)| *index != at) {
+                if let Some(sink) = receiver(lane, queue) {
+                    sink.give(&frame);
+                    copies += 1;
+                }
+            }
+            return copies;
+        };
+        if let Some((_, source)) = self.ports.get_mut(at).and_then(|lane| lane.port.sources.get_mut(nth)) {
+            source.count_drops(lost, 1);
+        }
+        1
+    }
+
     /// Has the netdevs take what they were given. True: one has not finished.
     fn submit(&mut self) -> bool {
         let mut is_out = false;
@@ -349,17 +398,17 @@ fn take_floods(from: Option<&mut Lane>, frames: usize, now: u64) -> usize {
 
 /// Gives frames to a port, which keeps what it can. False: nothing there runs.
 fn hand_over(to: &mut Lane, queue: u16, load: Load<'_>, desk: &mut Desk) -> bool {
-    let count = to.port.sinks.len();
-    if count == 0 {
-        return false;
-    }
-    // Sender's queue i feeds receiver's queue i mod n.
-    let Some((_, sink)) = to.port.sinks.get_mut(usize::from(queue) % count) else { return false };
-    if !sink.is_usable() {
-        return false;
-    }
+    let Some(sink) = receiver(to, queue) else { return false };
     sink.carry_or_drop(load, desk);
     true
+}
+
+/// The receive queue of a port that a sender's queue feeds, if it runs: queue i feeds queue i mod n.
+#[inline]
+fn receiver(to: &mut Lane, queue: u16) -> Option<&mut Sink> {
+    let nth = usize::from(queue).checked_rem(to.port.sinks.len())?;
+    let (_, sink) = to.port.sinks.get_mut(nth)?;
+    Some(sink).filter(|sink| sink.is_usable())
 }
 
 impl Pump for Bridge {
@@ -372,7 +421,10 @@ impl Pump for Bridge {
             return Polled::Idle;
         }
         let mut cost = 0;
-        let count = self.ports.len();
+        if self.news.load(Ordering::Relaxed) {
+            cost = self.announce();
+        }
+        let count = if self.is_held { 0 } else { self.ports.len() };
         for turn in 0..count {
             let at = (self.first + turn) % count;
             cost += self.serve(at, budget);

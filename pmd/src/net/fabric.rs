@@ -25,6 +25,8 @@ use std::time::Duration;
 use ringway_engine::{End as HowEnded, NotPlaced, PlaceError, Placed, Pump, Watcher};
 use ringway_ring::tsc;
 
+use super::Mac;
+use super::announce::Announcement;
 use super::bridge::{Bridge, BridgePort};
 use super::end::PortRules;
 use super::fdb::{Fdb, FdbOptions};
@@ -54,6 +56,8 @@ pub struct Fabric {
     /// The core of a bridge's pump, decided by control.
     core: AtomicUsize,
     stations: Arc<Stations>,
+    /// One of the ports may have something to announce.
+    news: Arc<AtomicBool>,
     slots: Mutex<BTreeSet<u16>>,
     next_port: AtomicU64,
     state: Mutex<State>,
@@ -68,6 +72,7 @@ pub struct Port {
     /// Its device was removed: it is nobody's peer any more.
     is_leaving: Arc<AtomicBool>,
     flood_pps: Option<u64>,
+    announcement: Arc<Announcement>,
 }
 
 /// One side of one running queue.
@@ -96,6 +101,7 @@ struct PortState {
     berth: Berth,
     /// A bridge's, while no pump has it.
     flood: Option<RateLimit>,
+    announcement: Arc<Announcement>,
     /// Groups whose pump ended without being asked to, and why, until the session takes note.
     ended: Vec<(u16, Ended)>,
 }
@@ -177,6 +183,7 @@ impl Fabric {
             kind,
             core: AtomicUsize::new(usize::MAX),
             stations: Arc::new(Stations::new(options)),
+            news: Arc::default(),
             slots: Mutex::default(),
             next_port: AtomicU64::new(1),
             state: Mutex::default(),
@@ -222,6 +229,7 @@ impl Fabric {
             slot,
             is_leaving: Arc::default(),
             flood_pps,
+            announcement: Arc::new(Announcement::new(Arc::clone(&self.news))),
         })
     }
 
@@ -418,7 +426,7 @@ impl Fabric {
         };
         let made = match self.kind {
             Kind::Link => state.take_transfer(&members),
-            Kind::Bridge => state.take_bridge(&members, &self.stations),
+            Kind::Bridge => state.take_bridge(&members, &self.stations, &self.news),
         };
         let pump =
             made.map_err(|error| format!("no memory for the pump: {error}; free some, or run fewer queues"))?;
@@ -505,6 +513,9 @@ impl State {
     fn take_transfer(&mut self, members: &[EndKey]) -> std::io::Result<Box<dyn Pump>> {
         let desk = self.desk(members)?;
         let (mut sink, mut sources) = (None, Vec::new());
+        // The sources are of one port, and stand behind the sink.
+        let from = members.last().and_then(|end| self.ports.get(&end.port));
+        let announcement = from.map(|port| Arc::clone(&port.announcement));
         for end in members {
             let half = self.ends.get_mut(end).and_then(|member| member.half.take());
             match self.take(*end) {
@@ -520,13 +531,15 @@ impl State {
             }
         }
         let options = TransferOptions { swap_mac: false, absent: DropReason::PeerDown, hertz: tsc::hertz() };
-        Ok(Box::new(Transfer::resumed(sink.map(|(_, _, sink)| sink), sources, options, desk)))
+        let sink = sink.map(|(_, _, sink)| sink);
+        Ok(Box::new(Transfer::resumed(sink, sources, options, desk, announcement)))
     }
 
     fn take_bridge(
         &mut self,
         members: &[EndKey],
         stations: &Arc<Stations>,
+        news: &Arc<AtomicBool>,
     ) -> std::io::Result<Box<dyn Pump>> {
         // What can fail comes first: nothing is taken then.
         let desk = self.desk(members)?;
@@ -541,6 +554,7 @@ impl State {
                 sources: Vec::new(),
                 sinks: Vec::new(),
                 flood: known.flood.take(),
+                announcement: Arc::clone(&known.announcement),
             });
             match side {
                 Side::Source(source) => port.sources.push((end.queue, source)),
@@ -548,7 +562,8 @@ impl State {
             }
         }
         let ports = ports.into_values().collect();
-        Ok(Box::new(Bridge::new(ports, fdb, Arc::clone(stations), tsc::hertz(), desk)))
+        let (stations, news) = (Arc::clone(stations), Arc::clone(news));
+        Ok(Box::new(Bridge::new(ports, fdb, stations, news, tsc::hertz(), desk)))
     }
 }
 
@@ -618,6 +633,7 @@ impl Port {
             is_leaving: Arc::clone(is_leaving),
             berth: berth.clone(),
             flood: self.flood_pps.map(|pps| RateLimit::new(pps, burst_of(pps), tsc::hertz())),
+            announcement: Arc::clone(&self.announcement),
             ended: Vec::new(),
         });
         port.berth = berth.clone();
@@ -662,6 +678,18 @@ impl Port {
         }
         state.mark(&keys);
         self.fabric.withdraw(&mut state, within)
+    }
+
+    /// Has the network told that this address is behind the port, once the port's transmit queues run. None: what waits is
+    /// not sent any more.
+    pub fn announce(&self, mac: Option<Mac>) {
+        self.announcement.set(mac);
+        if mac.is_none() {
+            return;
+        }
+        let state = self.lock();
+        let of_port = |running: &&Running| running.members.iter().any(|end| end.port == self.id);
+        state.pumps.values().filter(of_port).for_each(|running| running.placed.wake());
     }
 
     /// True if a queue of the group is in service.

@@ -19,7 +19,7 @@ use ringway_ring::split::device::SplitDevice;
 use super::end::{End, PortRules};
 use super::frame::{Frame, Head, Ingress};
 use super::netdev::{NetdevSink, NetdevSource};
-use super::offload::Offloads;
+use super::offload::{Offload, Offloads};
 use super::receive::{Desk, Passage, Receiver, Refused};
 use crate::counters::{DropReason, Tally};
 use crate::vdpa::QueueBinding;
@@ -135,6 +135,11 @@ impl Source {
         }
     }
 
+    /// True while what is sent is taken and goes somewhere.
+    pub(super) fn is_usable(&self) -> bool {
+        self.is_enabled() && !self.is_faulted()
+    }
+
     /// True once it is left alone.
     #[inline]
     pub(super) fn is_faulted(&self) -> bool {
@@ -204,6 +209,16 @@ impl Sink {
             // A ring that broke the rules in the middle of a burst lacks no buffers: it is stopped.
             let reason = if self.is_usable() { DropReason::NoRxBuffer } else { DropReason::RxDisabled };
             self.count_drops(reason, left as u64);
+        }
+    }
+
+    /// Takes one frame of our own, which asks for nothing to be done; counted if there is no room.
+    #[cold]
+    pub(super) fn give(&mut self, frame: &[u8]) {
+        match each!(end in self => Receiver::put_bytes(&mut **end, frame, &[], Offload::None)) {
+            Ok(()) | Err(Refused::Faulted) => {}
+            Err(Refused::Starved) => self.count_drops(DropReason::NoRxBuffer, 1),
+            Err(Refused::Drop(reason)) => self.count_drops(reason, 1),
         }
     }
 

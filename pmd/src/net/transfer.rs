@@ -14,9 +14,11 @@
 //! a kernel netdev.
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use ringway_engine::{Armed, Budget, Polled, Pump};
 
+use super::announce::{self, Announcement};
 use super::frame::{Frames, prefetch};
 use super::offload::Offloads;
 use super::receive::Desk;
@@ -48,6 +50,8 @@ pub struct Transfer {
     frames: Box<Frames>,
     desk: Desk,
     options: TransferOptions,
+    /// Of the port that the sources are of.
+    announcement: Option<Arc<Announcement>>,
     blocked_cycles: u64,
     /// When the receiver was first found without a buffer for the frame in line; None while it takes frames.
     blocked_since: Option<u64>,
@@ -87,16 +91,19 @@ impl Transfer {
         let takes = sink.as_ref().map_or(Offloads::ALL, Sink::takes);
         let is_needed = sources.iter().any(|source| !takes.contains(source.ingress().may));
         let desk = Desk::new(is_needed)?;
-        Ok(Transfer::resumed(sink, sources.into_iter().map(|source| (source, 0)).collect(), options, desk))
+        let sources = sources.into_iter().map(|source| (source, 0)).collect();
+        Ok(Transfer::resumed(sink, sources, options, desk, None))
     }
 
     /// Binds the two sides, each source with the segments of its frame in line that this sink has got already. The desk
-    /// is one with room if any source may leave more to be done than the sink takes.
+    /// is one with room if any source may leave more to be done than the sink takes. What is announced comes before what
+    /// the sources send.
     pub(super) fn resumed(
         sink: Option<Sink>,
         sources: Vec<(Source, u32)>,
         options: TransferOptions,
         desk: Desk,
+        announcement: Option<Arc<Announcement>>,
     ) -> Transfer {
         let feeder = |(source, resume)| Feeder { source, resume, held: 0 };
         Transfer {
@@ -106,6 +113,7 @@ impl Transfer {
             frames: Frames::new(false),
             desk,
             options,
+            announcement,
             blocked_cycles: (u128::from(BLOCKED_NS) * u128::from(options.hertz) / 1_000_000_000) as u64,
             blocked_since: None,
             now: 0,
@@ -194,6 +202,18 @@ impl Transfer {
         Step::Moved(frames.len() as u32)
     }
 
+    /// Sends what waits to be announced, as if a source that runs had sent it. How many frames were done with.
+    #[cold]
+    fn announce(&mut self) -> u32 {
+        let Some(feeder) = self.sources.iter_mut().find(|feeder| feeder.source.is_usable()) else { return 0 };
+        let Some(mac) = self.announcement.as_ref().and_then(|waiting| waiting.take()) else { return 0 };
+        match self.sink.as_mut().filter(|sink| sink.is_usable()) {
+            Some(sink) => sink.give(&announce::frame(mac)),
+            None => feeder.source.count_drops(self.options.absent, 1),
+        }
+        1
+    }
+
     /// Gives back what the receiver has finished with. False: it still reads.
     fn release(&mut self) -> bool {
         if let Some(sink) = &mut self.sink {
@@ -232,6 +252,9 @@ impl Pump for Transfer {
             return Polled::Idle;
         }
         let (mut moved, mut is_blocked) = (0, false);
+        if self.announcement.as_ref().is_some_and(|waiting| waiting.is_waiting()) {
+            moved = self.announce();
+        }
         let count = self.sources.len();
         for turn in 0..count {
             let at = (self.first + turn) % count;

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use ringway_pmd::counters::DropReason;
+use ringway_pmd::net::Mac;
 use ringway_pmd::vdpa::Class;
 use ringway_ring::features::Features;
 use ringway_ring::guest::GuestMap;
@@ -133,6 +135,20 @@ impl Backend {
         let mtu = u16::try_from(mtu).map_err(|_| Refusal::soft("mtu", format!("{mtu} is no MTU")))?;
         plane.device().set_mtu(mtu).map_err(|e| Refusal::soft("mtu", e.to_string()))?;
         plane.report(Report::Mtu(mtu));
+        Ok(Answer::Ack)
+    }
+
+    /// SEND_RARP, which QEMU sends for a guest that arrived and does not announce itself: also before it has told the
+    /// features.
+    pub(super) fn announce(&self, plane: &mut dyn Plane, address: u64) -> Result<Answer, Refusal> {
+        // The address's first byte comes first, in whatever order of bytes.
+        let [a, b, c, d, e, f, ..] = address.to_ne_bytes();
+        let mac = Mac([a, b, c, d, e, f]);
+        if mac.is_multicast() || mac == Mac([0; 6]) {
+            return Err(Refusal::soft("announced_address", format!("SEND_RARP of {mac}, which no NIC has")));
+        }
+        let name = DropReason::SpoofedMac.name();
+        plane.device().announce(Some(mac)).map_err(|e| Refusal::soft(name, e.to_string()))?;
         Ok(Answer::Ack)
     }
 

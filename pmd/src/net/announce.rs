@@ -1,0 +1,112 @@
+//! Announcements: a guest has arrived here, and the frame by which bridges and switches learn it.
+//!
+//! A front-end whose guest does not announce itself has its back-end do it (SEND_RARP of vhost-user). The session leaves
+//! the address at the port; the pump that has the port's running transmit queues sends the frame, as if the guest had sent
+//! it. Until there is such a pump, it waits; a later one takes its place.
+//!
+//! Budget of the pump's side: one relaxed load a poll; no allocation, no lock, no system call, no panic.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::Mac;
+
+/// What waits to be announced at one port. Written by its session, taken by its pump.
+#[derive(Debug)]
+pub struct Announcement {
+    /// The address in the low 48 bits, [`WAITS`] above; 0 for none.
+    waiting: AtomicU64,
+    /// Of the fabric's ports, one may have something to announce.
+    news: Arc<AtomicBool>,
+}
+
+impl Announcement {
+    /// Nothing waits. `news` is shared by the ports that one pump may serve.
+    pub fn new(news: Arc<AtomicBool>) -> Announcement {
+        Announcement { waiting: AtomicU64::new(0), news }
+    }
+
+    /// Leaves an address to be announced; None takes back what waits.
+    pub fn set(&self, mac: Option<Mac>) {
+        let word = mac.map_or(0, |mac| WAITS | mac.to_bits());
+        self.waiting.store(word, Ordering::Relaxed);
+        // Release: pairs with the Acquire of a pump that looks at all its ports. The address is all that there is to see.
+        self.news.store(true, Ordering::Release);
+    }
+
+    /// Something waits.
+    #[inline]
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) != 0
+    }
+
+    /// Takes what waits.
+    pub fn take(&self) -> Option<Mac> {
+        // Relaxed: the word is all that there is.
+        let word = self.waiting.swap(0, Ordering::Relaxed);
+        (word != 0).then(|| Mac::from_bits(word))
+    }
+}
+
+/// The frame: a request of RFC 903 by which nothing is asked and everybody learns where the address is, as QEMU and the
+/// kernel send it when a guest has moved. Padded to the shortest Ethernet frame.
+pub fn frame(mac: Mac) -> [u8; FRAME_BYTES] {
+    let mut frame = [0; FRAME_BYTES];
+    let parts: [(usize, &[u8]); 6] = [
+        (0, &[0xff; 6]),
+        (6, &mac.0),
+        // EtherType RARP; Ethernet, IPv4, the lengths of their addresses, request reverse.
+        (12, &[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]),
+        // Sender, its IPv4 address 0.0.0.0 behind it.
+        (22, &mac.0),
+        // Target, the same.
+        (32, &mac.0),
+        (38, &[0; 4]),
+    ];
+    for (at, part) in parts {
+        if let Some(to) = frame.get_mut(at..at + part.len()) {
+            to.copy_from_slice(part);
+        }
+    }
+    frame
+}
+
+/// Bytes of an announcement: the shortest Ethernet frame, without its checksum.
+pub const FRAME_BYTES: usize = 60;
+
+/// An address waits.
+const WAITS: u64 = 1 << 48;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frame_is_that_of_rfc_903() {
+        let mac = Mac([0x52, 0x54, 0, 1, 2, 3]);
+        let frame = frame(mac);
+        assert_eq!(frame[..6], [0xff; 6]);
+        assert_eq!(frame[6..12], mac.0);
+        assert_eq!(frame[12..22], [0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
+        assert_eq!((&frame[22..28], &frame[32..38]), (&mac.0[..], &mac.0[..]));
+        assert_eq!((&frame[28..32], &frame[38..42]), (&[0; 4][..], &[0; 4][..]));
+        assert!(frame[42..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn latest_waits_until_it_is_taken_once_or_taken_back() {
+        let news = Arc::new(AtomicBool::new(false));
+        let announcement = Announcement::new(Arc::clone(&news));
+        assert!(!announcement.is_waiting() && announcement.take().is_none());
+        for last in [2, 1] {
+            announcement.set(Some(Mac([0, 0, 0, 0, 0, last])));
+        }
+        assert!(news.load(Ordering::Relaxed) && announcement.is_waiting());
+        assert_eq!(announcement.take(), Some(Mac([0, 0, 0, 0, 0, 1])));
+        assert!(announcement.take().is_none());
+        announcement.set(Some(Mac([0; 6])));
+        assert!(announcement.is_waiting(), "an address of zeros is one");
+        announcement.set(None);
+        assert!(!announcement.is_waiting());
+    }
+}
