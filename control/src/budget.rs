@@ -55,8 +55,7 @@ impl Budget {
     /// That of this process, by its limits now.
     pub fn of_process() -> Budget {
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        let reserve = (limit / 4).max(LEAST_DESCRIPTORS_KEPT).min(limit / 2);
-        Budget::new(limit - reserve, ADDRESS_SPACE - ADDRESS_SPACE / 8)
+        Budget::new(limit - kept_back(limit), ADDRESS_SPACE - ADDRESS_SPACE / 8)
     }
 
     /// Descriptors and bytes of address space for all front-ends together.
@@ -83,6 +82,11 @@ impl Budget {
         drop(held);
         Ok(Lease { budget: self.clone(), session, device: device.to_owned(), base })
     }
+}
+
+/// Of so many descriptors, those that no front-end gets.
+fn kept_back(limit: u64) -> u64 {
+    (limit / 4).max(LEAST_DESCRIPTORS_KEPT).min(limit / 2)
 }
 
 impl Pool {
@@ -239,6 +243,13 @@ mod tests {
         }
         assert!(leases[0].take(regions(509), regions(509)).is_err());
         budget.admit(9, "late", 2).unwrap();
+    }
+
+    #[test]
+    fn part_of_the_descriptors_is_kept_back() {
+        for (limit, kept) in [(0, 0), (126, 63), (128, 64), (130, 64), (252, 64), (256, 64), (260, 65)] {
+            assert_eq!(kept_back(limit), kept, "{limit}");
+        }
     }
 
     #[test]

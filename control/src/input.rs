@@ -52,6 +52,10 @@ mod tests {
         let file = std::fs::File::create(&large).unwrap();
         file.set_len(LARGEST + 1).unwrap();
         assert_eq!(read(&large).unwrap_err().to_string(), "it is larger than 64 MiB");
+        for len in [LARGEST - 1, LARGEST] {
+            file.set_len(len).unwrap();
+            assert_eq!(read(&large).unwrap().len() as u64, len);
+        }
         file.set_len(3).unwrap();
         assert_eq!(read(&large).unwrap(), [0; 3]);
         assert_eq!(read(&dir.path().join("none")).unwrap_err().kind(), io::ErrorKind::NotFound);

@@ -417,6 +417,31 @@ mod tests {
     }
 
     #[test]
+    fn request_and_answers_are_taken_up_to_their_bounds() {
+        for (len, is_good) in
+            [(LONGEST_REQUEST - 1, true), (LONGEST_REQUEST, true), (LONGEST_REQUEST + 1, false)]
+        {
+            let (mut client, _theirs) = client();
+            // The newline is one of them.
+            client.inbox = [vec![b' '; len - 1], vec![b'\n']].concat();
+            assert!(client.has_line());
+            assert_eq!(!matches!(client.take_line(), Some(Line::Oversize(_))), is_good, "{len}");
+        }
+        for (len, is_full) in [(OUTBOX_PAUSE - 1, false), (OUTBOX_PAUSE, true), (OUTBOX_PAUSE + 1, true)] {
+            let (mut client, _theirs) = client();
+            client.outbox = vec![b' '; len];
+            client.inbox = b"{}\n".to_vec();
+            assert_eq!(
+                (client.is_full(), client.wants_to_read(), client.has_line()),
+                (is_full, !is_full, !is_full)
+            );
+            // What was written of it waits no more.
+            client.sent = 2;
+            assert!(!client.is_full() && client.take_line().is_some());
+        }
+    }
+
+    #[test]
     fn client_that_does_not_read_is_paused_then_dropped() {
         let (mut client, theirs) = client();
         let message = json!("x".repeat(10_000));

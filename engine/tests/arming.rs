@@ -224,6 +224,10 @@ fn wake_sources_that_cannot_be_watched_are_refused() {
             self.0.iter().map(std::os::fd::AsFd::as_fd).collect()
         }
     }
+    // Each of them is an eventfd and a duplicate of it.
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let room = rustix::process::Rlimit { current: most, maximum: most };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, room).expect("may be raised so far");
     let engine = engine(&cores()[..1], IdlePolicy::Adaptive);
     let refuse = |sources| {
         let placed = engine.place(engine.cores()[0], "p", Box::new(Sources(sources)), Queue::new());
@@ -238,6 +242,12 @@ fn wake_sources_that_cannot_be_watched_are_refused() {
     assert!(matches!(why, ringway_engine::PlaceError::WakeSource(_)), "{why:?}");
     let why = refuse((0..=ringway_engine::pump::MAX_WAKE_SOURCES).map(|_| event()).collect());
     assert!(matches!(why, ringway_engine::PlaceError::TooManySources(4097)), "{why:?}");
+    // Any fewer are watched.
+    for count in [ringway_engine::pump::MAX_WAKE_SOURCES - 1, ringway_engine::pump::MAX_WAKE_SOURCES] {
+        let pump = Box::new(Sources((0..count).map(|_| event()).collect()));
+        let placed = engine.place(engine.cores()[0], "p", pump, Queue::new());
+        placed.map_err(|refused| refused.why).expect("watched").retire(LONG).expect("given back");
+    }
 }
 
 /// What the kernel says a thread of this process has used of its core.

@@ -113,11 +113,19 @@ mod tests {
         assert!(!writer.join().unwrap());
     }
 
+    /// How many writes can be begun one within the other.
+    fn writes_at_once() -> usize {
+        as_writer(writes_at_once).map_or(0, |more| more + 1)
+    }
+
+    // In one test, since both use the same places.
     #[test]
-    fn writer_is_seen_for_as_long_as_it_writes() {
+    fn as_many_write_as_can_be_watched() {
         let own = rustix::thread::gettid().as_raw_nonzero().get();
         assert_eq!(as_writer(|| writers().contains(&own)), Some(true));
         assert!(!writers().contains(&own));
+        assert_eq!(writes_at_once(), WRITERS);
+        assert_eq!(writers(), [0; WRITERS]);
     }
 
     #[test]

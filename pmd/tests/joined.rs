@@ -1082,6 +1082,14 @@ fn port_that_is_dropped_waits_neither_for_a_worker_nor_for_the_lock() {
 }
 
 #[test]
+fn joined_devices_have_as_many_pairs_as_simulated_ones() {
+    for (pairs, is_good) in [(0, false), (1, true), (15, true), (16, true), (17, false)] {
+        let spec = DeviceSpec { name: "p".into(), max_vqp: Some(pairs), ..DeviceSpec::default() };
+        assert_eq!(link().create(&spec).is_ok(), is_good, "{pairs}");
+    }
+}
+
+#[test]
 fn places_of_a_bridge_are_bounded_with_those_that_wind_up_and_refused_by_name() {
     let engine = engine(1);
     let mut bridge = bridge(&engine);

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use ringway_engine::{Armed, Budget, Polled, Pump};
 use ringway_pmd::counters::{DropReason, QueueCounters};
 use ringway_pmd::drivers::sim_net::SimNet;
+use ringway_pmd::net::transfer::BLOCKED_NS;
 use ringway_pmd::net::{F_MRG_RXBUF, header_len};
 use ringway_pmd::notify::EventFd;
 use ringway_pmd::vdpa::{DeviceSpec, DriverError, FaultReporter, ManagementDevice, QueueBinding, VdpaDevice};
@@ -438,6 +439,28 @@ fn arming_finds_work_that_came_meanwhile() {
 }
 
 #[test]
+fn frame_waits_for_a_buffer_as_long_as_it_may_and_no_longer() {
+    let mut bed = Bed::new(Setup::default());
+    let long = (u128::from(BLOCKED_NS) * u128::from(tsc::hertz()) / 1_000_000_000) as u64;
+    bed.send(0, &frame(60, 1), &[]);
+    let poll =
+        |bed: &mut Bed, now| (bed.pump.poll(&Budget::default(), now), bed.drops(DropReason::NoRxBuffer));
+    assert_eq!(poll(&mut bed, 1000), (Polled::Blocked, 0));
+    assert_eq!(poll(&mut bed, 1000 + long - 1), (Polled::Blocked, 0));
+    assert_eq!(poll(&mut bed, 1000 + long), (Polled::Moved(1), 1));
+    // Those that follow do not wait anew, until a buffer comes.
+    bed.send(1, &frame(60, 1), &[]);
+    assert_eq!(poll(&mut bed, 1000 + long + 1), (Polled::Moved(1), 2));
+    bed.post(0, &[2048]);
+    bed.send(2, &frame(60, 1), &[]);
+    assert_eq!(poll(&mut bed, 1000 + long + 2), (Polled::Moved(1), 2));
+    bed.send(3, &frame(60, 1), &[]);
+    assert_eq!(poll(&mut bed, 1000 + long + 3), (Polled::Blocked, 2));
+    assert_eq!(poll(&mut bed, 1000 + 2 * long + 2), (Polled::Blocked, 2));
+    assert_eq!(poll(&mut bed, 1000 + 2 * long + 3), (Polled::Moved(1), 3));
+}
+
+#[test]
 fn front_end_without_kicks_cannot_be_slept_on() {
     let mut bed = Bed::new(Setup { kick: false, ..Setup::default() });
     assert_eq!(bed.pump.arm(), Armed::CannotSleep);
@@ -463,7 +486,13 @@ fn devices_are_refused_with_the_reason_when_asked_for_what_cannot_be() {
     let named = |spec: DeviceSpec| create(DeviceSpec { name: "x".into(), ..spec }).err().unwrap().to_string();
     assert!(named(DeviceSpec { max_vqp: Some(17), ..DeviceSpec::default() }).contains("1 to 16"));
     assert!(named(DeviceSpec { max_vqp: Some(0), ..DeviceSpec::default() }).contains("1 to 16"));
-    assert!(named(DeviceSpec { mtu: Some(67), ..DeviceSpec::default() }).contains("68 to 9000"));
+    for mtu in [67, 9001] {
+        assert!(named(DeviceSpec { mtu: Some(mtu), ..DeviceSpec::default() }).contains("68 to 9000"));
+    }
+    for (mtu, pairs) in [(68, 1), (8999, 15), (9000, 16)] {
+        let spec = DeviceSpec { mtu: Some(mtu), max_vqp: Some(pairs), ..DeviceSpec::default() };
+        create(DeviceSpec { name: "x".into(), ..spec }).unwrap();
+    }
     let mac = Some("01:00:00:00:00:01".parse().unwrap());
     assert!(named(DeviceSpec { mac, ..DeviceSpec::default() }).contains("unicast"));
     let device_features = Some(Features(1 << 60));

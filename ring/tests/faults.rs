@@ -570,6 +570,12 @@ fn size_that_its_format_cannot_have_is_refused() {
     for size in [0, 3, 32769, 65536, 0x1_0008] {
         assert_eq!(RingSize::new(Format::Split, size), Err(SetupError::Size { size }));
     }
+    for (format, size) in
+        [(Format::Split, 16384), (Format::Split, 32768), (Format::Packed, 32767), (Format::Packed, 32768)]
+    {
+        assert!(RingSize::new(format, size).is_ok());
+    }
+    assert_eq!(RingSize::new(Format::Packed, 32769), Err(SetupError::Size { size: 32769 }));
     assert_eq!(RingSize::new(Format::Packed, 0x1_0008), Err(SetupError::Size { size: 0x1_0008 }));
     // A size made for the other format does not get by.
     let map = support::memory();

@@ -439,6 +439,23 @@ mod tests {
     }
 
     #[test]
+    fn as_many_descriptors_as_a_message_may_have_are_kept() {
+        for count in [MAX_FDS - 1, MAX_FDS, MAX_FDS + 1] {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let files: Vec<_> = (0..count).map(|_| a_file("border")).collect();
+            let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(20))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+            let wire = header(Request::GetFeatures).encode();
+            sendmsg(&theirs, &[IoSlice::new(&wire)], &mut control, SendFlags::empty()).unwrap();
+            let frame = FrameReader::default().read(&ours, Instant::now()).unwrap().unwrap();
+            let lost = (count > MAX_FDS).then_some(LostFds::TooMany);
+            assert_eq!((frame.fds.len(), frame.lost_fds), (count.min(MAX_FDS), lost));
+        }
+    }
+
+    #[test]
     fn half_a_message_with_descriptors_leaks_none_when_dropped() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let file = a_file("half");
@@ -466,6 +483,39 @@ mod tests {
         assert!(reader.read(&ours, Instant::now()).unwrap().unwrap().payload().is_none());
         let next = reader.read(&ours, Instant::now()).unwrap().unwrap();
         assert_eq!(next.header.request, Request::GetFeatures as u32);
+    }
+
+    #[test]
+    fn lengths_at_the_borders_are_kept_skipped_or_the_end() {
+        for (len, is_kept) in [(MAX_PAYLOAD - 1, true), (MAX_PAYLOAD, true), (MAX_PAYLOAD + 1, false)] {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            send_frame(&theirs, header(Request::SetConfig), &vec![7; len], &[], soon()).unwrap();
+            let frame = FrameReader::default().read(&ours, Instant::now()).unwrap().unwrap();
+            assert_eq!(frame.payload().map(<[u8]>::len), is_kept.then_some(len));
+        }
+        for (len, is_skipped) in [(MAX_SKIPPED - 1, true), (MAX_SKIPPED, true), (MAX_SKIPPED + 1, false)] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(&Header { size: len as u32, ..header(Request::SetConfig) }.encode()).unwrap();
+            theirs.write_all(&vec![7; len]).unwrap();
+            match FrameReader::default().read(&ours, Instant::now()) {
+                Ok(frame) => assert!(is_skipped && frame.unwrap().payload().is_none(), "{len}"),
+                Err(why) => assert!(!is_skipped && matches!(why, Broken::Oversize { .. }), "{len}: {why:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn half_a_message_has_until_the_deadline() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (began, mut reader) = (Instant::now(), FrameReader::default());
+        assert!(reader.read(&ours, began).unwrap().is_none());
+        assert_eq!(reader.deadline(), None, "silence is no half of a message");
+        theirs.write_all(&[1]).unwrap();
+        assert!(reader.read(&ours, began).unwrap().is_none());
+        // More of it does not move the deadline.
+        theirs.write_all(&[0]).unwrap();
+        assert!(reader.read(&ours, began + Duration::from_secs(1)).unwrap().is_none());
+        assert_eq!(reader.deadline(), Some(began + PEER_DEADLINE));
     }
 
     #[test]

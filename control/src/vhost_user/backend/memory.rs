@@ -131,3 +131,19 @@ fn bounded(count: usize, sizes: impl Iterator<Item = u64>) -> Result<Memory, Mem
     let bytes = sizes.fold(0u64, u64::saturating_add);
     if bytes > MAX_BYTES { Err(MemoryError::Bytes(bytes)) } else { Ok(Memory { regions: count, bytes }) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_and_bytes_are_taken_up_to_the_bound_and_not_beyond() {
+        for (count, is_good) in [(508, true), (509, true), (510, false)] {
+            assert_eq!(bounded(count, std::iter::repeat_n(4096, count)).is_ok(), is_good, "{count}");
+        }
+        for (bytes, is_good) in [(MAX_BYTES - 1, true), (MAX_BYTES, true), (MAX_BYTES + 1, false)] {
+            assert_eq!(bounded(2, [bytes - 4096, 4096].into_iter()).is_ok(), is_good, "{bytes}");
+        }
+        assert!(matches!(bounded(2, [u64::MAX; 2].into_iter()), Err(MemoryError::Bytes(u64::MAX))));
+    }
+}

@@ -562,3 +562,47 @@ fn headers_that_hide_which_addresses_the_checksum_covers_are_refused() {
         assert_eq!(verdict.is_ok(), is_good, "{options:?}: {verdict:?}");
     }
 }
+
+#[test]
+fn frame_is_cut_into_as_many_as_may_be_and_one_more_is_refused() {
+    let shape = Shape { is_v6: false, is_udp: false, vlan: false, options: false };
+    let most = MOST_SEGMENTS as usize;
+    for (payload, is_good) in [(most * 10 - 10, true), (most * 10, true), (most * 10 + 1, false)] {
+        let (frame, claim) = large(shape, &vec![7; payload], 10, false);
+        match verdict(claim, Offloads::ALL, &frame) {
+            Ok(offload) => {
+                assert!(is_good, "{payload}");
+                let mut segments = Segments::new(&frame, offload, Finish::Full);
+                let count = std::iter::from_fn(|| segments.next(&mut [0; HEAD_BYTES])).count();
+                assert_eq!(count, payload / 10);
+            }
+            Err(why) => assert_eq!((why, is_good), (BadOffload::Size, false), "{payload}"),
+        }
+    }
+}
+
+#[test]
+fn headers_are_understood_as_far_as_they_are_looked_at() {
+    // Headers begin behind the 14 bytes of Ethernet and have whole words, so that all together have two more than a number
+    // of words: 190 is the last that fits, 194 the first that does not.
+    for (vlan, options, headers, is_good) in
+        [(false, 120, 182, true), (false, 128, 190, true), (true, 128, 194, false), (false, 136, 198, false)]
+    {
+        let shape = Shape { is_v6: true, is_udp: true, vlan, options: false };
+        let (mut frame, claim) = large(shape, &[7; 3000], 1000, false);
+        let network = 14 + if vlan { 4 } else { 0 };
+        // Destination options of padding alone, in one header.
+        let mut extension = vec![17, (options / 8 - 1) as u8, 1, (options - 4) as u8];
+        extension.resize(options, 0);
+        frame[network + 6] = 60;
+        frame.splice(network + 40..network + 40, extension);
+        let payload = (frame.len() - network - 40) as u16;
+        frame[network + 4..network + 6].copy_from_slice(&payload.to_be_bytes());
+        let claim = NetHeader { csum_start: claim.csum_start + options as u16, ..claim };
+        let found = verdict(claim, Offloads::ALL, &frame);
+        match found {
+            Ok(Offload::Segment { header, .. }) => assert_eq!((header, is_good), (headers, true)),
+            other => assert_eq!((other, is_good), (Err(BadOffload::Headers), false), "{headers}"),
+        }
+    }
+}

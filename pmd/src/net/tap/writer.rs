@@ -275,15 +275,86 @@ mod tests {
 
     use super::*;
 
+    /// A writer to a socket of datagrams that stands for the interface, its other end, and memory for frames.
+    fn scene() -> (TapWriter, UnixDatagram, Arc<GuestMap>, Burst, HostMemory) {
+        let (netdev, host) = UnixDatagram::pair().unwrap();
+        let writer = TapWriter::new(netdev.into()).unwrap();
+        let memory = HostMemory::allocate("test", 1 << 20).unwrap();
+        let map = Arc::new(memory.guest_map(0).unwrap());
+        let burst = Burst::try_new(Arc::clone(&map)).unwrap();
+        (writer, host, map, burst, memory)
+    }
+
+    #[test]
+    fn frame_of_as_many_pieces_as_there_are_vectors_is_not_copied_and_one_of_more_is() {
+        let (mut writer, host, map, burst, _memory) = scene();
+        const LEN: usize = 600;
+        let frame: Vec<u8> = (0..LEN).map(|at| at as u8 | 1).collect();
+        map.resolve(0, LEN as u64).unwrap().write(&frame);
+        // Two vectors are the header's and what was looked at.
+        for (pieces, is_copied) in [(VECTORS - 3, false), (VECTORS - 2, false), (VECTORS - 1, true)] {
+            // The first holds the head, and more.
+            let cuts: Vec<u64> = (0..=pieces).map(|n| (n * LEN / pieces) as u64).collect();
+            let parts = cuts.windows(2).map(|cut| map.resolve(cut[0], cut[1] - cut[0]).unwrap());
+            assert!(writer.push([0; HEADER_BYTES], &frame[..14], &burst, parts, 0, LEN));
+            let index = usize::from((0..SLOTS as u16).find(|slot| !writer.free.contains(slot)).unwrap());
+            let bounce = writer.room(index as u16).as_mut_ptr();
+            assert_eq!(writer.slots[index].vectors[1].iov_base == bounce.cast(), is_copied, "{pieces}");
+            writer.submit();
+            let mut got = [0; 2048];
+            let len = host.recv(&mut got).unwrap();
+            assert!(got[HEADER_BYTES..len] == frame[..], "{pieces}");
+        }
+    }
+
+    #[test]
+    fn frame_as_long_as_a_buffer_is_taken_and_a_longer_one_is_not() {
+        let (mut writer, host, ..) = scene();
+        for (len, is_taken) in [(BUFFER_BYTES - 1, true), (BUFFER_BYTES, true), (BUFFER_BYTES + 1, false)] {
+            let payload = vec![7; len - 54];
+            assert_eq!(writer.push_bytes([0; HEADER_BYTES], &[1; 54], &payload), is_taken, "{len}");
+            writer.submit();
+            if is_taken {
+                let mut got = vec![0; 2 * BUFFER_BYTES];
+                assert_eq!(host.recv(&mut got).unwrap(), HEADER_BYTES + len);
+            }
+        }
+    }
+
+    #[test]
+    fn batch_takes_as_many_frames_as_there_are_slots_and_hands_them_over_in_one_call() {
+        let (mut writer, host, map, burst, _memory) = scene();
+        host.set_nonblocking(true).unwrap();
+        let push = |writer: &mut TapWriter| {
+            writer.push([0; HEADER_BYTES], &[], &burst, [map.resolve(0, 64).unwrap()].into_iter(), 0, 64)
+        };
+        for frames in [SLOTS - 1, SLOTS, SLOTS + 1] {
+            let pushed = (0..frames).filter(|_| push(&mut writer)).count();
+            assert_eq!(pushed, frames.min(SLOTS));
+            assert_eq!(push(&mut writer), frames < SLOTS);
+            // A socket takes fewer at once than an interface does.
+            let mut received = 0;
+            writer.submit();
+            let calls = writer.written.calls;
+            while received < pushed || writer.outstanding() > 0 {
+                received += usize::from(host.recv(&mut [0; 2048]).is_ok());
+                writer.reap();
+                if writer.written.no_memory > 0 {
+                    break;
+                }
+            }
+            assert_eq!(calls, 1);
+            let written = writer.take_written();
+            assert_eq!((written.frames + written.no_memory) as usize, pushed + usize::from(frames < SLOTS));
+            while host.recv(&mut [0; 2048]).is_ok() {}
+        }
+    }
+
     /// The kernel reads the frame long after it was checked. A socket of datagrams stands for the interface.
     #[test]
     fn kernel_is_given_the_bytes_that_were_looked_at_and_not_those_that_a_guest_puts_in_their_place() {
         const LEN: usize = 300;
-        let (netdev, host) = UnixDatagram::pair().unwrap();
-        let mut writer = TapWriter::new(netdev.into()).unwrap();
-        let memory = HostMemory::allocate("test", 1 << 20).unwrap();
-        let map = Arc::new(memory.guest_map(0).unwrap());
-        let burst = Burst::try_new(Arc::clone(&map)).unwrap();
+        let (mut writer, host, map, burst, _memory) = scene();
         let frame: Vec<u8> = (0..LEN).map(|at| at as u8 | 1).collect();
         map.resolve(10, LEN as u64).unwrap().write(&frame);
         let stop = Arc::new(AtomicBool::new(false));
