@@ -195,7 +195,8 @@ impl Backend {
     pub fn attend(&mut self, plane: &mut dyn Plane) -> Result<(), PlaneError> {
         for group in self.all_groups() {
             let faulty = |ring: &Ring| ring.reporter.as_ref().and_then(FaultReporter::reported).is_some();
-            if self.members(group).any(|index| faulty(&self.rings[index])) {
+            let owing = |ring: &Ring| ring.placed && ring.owes_call && ring.call.sink().is_some();
+            if self.members(group).map(|index| &self.rings[index]).any(|ring| faulty(ring) || owing(ring)) {
                 self.refresh(plane, group)?;
             }
         }

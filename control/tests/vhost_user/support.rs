@@ -25,8 +25,8 @@ use ringway_ring::features::Features;
 use ringway_ring::guest::GuestMap;
 use ringway_ring::layout::{DriverConfig, Layout};
 use ringway_ring::memory::{HostMemory, PageKind};
-use ringway_ring::position::{Position, PositionPage};
-use ringway_ring::queue::{Completion, DriverBuffer, DriverRing, Format, RingSize};
+use ringway_ring::position::{Position, PositionPage, PositionSlot};
+use ringway_ring::queue::{Completion, DeviceRing, DriverBuffer, DriverRing, Format, QueueConfig, RingSize};
 use ringway_ring::tsc;
 use rustix::event::PollFlags;
 
@@ -46,10 +46,15 @@ pub fn new_engine() -> Engine {
 
 /// An engine with so many workers, fewer if there are not so many cores.
 pub fn engine_on(cores: usize) -> Engine {
+    engine_with(cores, IdlePolicy::Adaptive)
+}
+
+/// The same, whose workers do this when they are idle.
+pub fn engine_with(cores: usize, idle: IdlePolicy) -> Engine {
     let allowed = rustix::thread::sched_getaffinity(None).unwrap();
     let cores = (0..1024).rev().filter(|core| allowed.is_set(*core)).take(cores).collect();
     let clock = Clock { cycles: tsc::cycles, hertz: tsc::hertz() };
-    Engine::start(EngineConfig { cores, idle: IdlePolicy::Adaptive, clock }).unwrap()
+    Engine::start(EngineConfig { cores, idle, clock }).unwrap()
 }
 
 /// A `sim/net` device.
@@ -256,6 +261,26 @@ impl Rig {
         match self.format {
             Format::Split => Box::new(config.start_split().unwrap()),
             Format::Packed => Box::new(config.start_packed().unwrap()),
+        }
+    }
+
+    /// The device's side of a ring, as a predecessor of the session had it that kept its position in `keeper`.
+    pub fn predecessor(&self, index: u32, keeper: PositionSlot) -> Box<dyn DeviceRing> {
+        let addr = self.addr(index);
+        let config = QueueConfig {
+            size: self.size,
+            features: self.features,
+            map: Arc::clone(&self.map),
+            desc_user_addr: addr.desc,
+            driver_user_addr: addr.driver,
+            device_user_addr: addr.device,
+            position: Position::START,
+            keeper,
+            skip_used: false,
+        };
+        match self.format {
+            Format::Split => Box::new(config.activate_split().unwrap()),
+            Format::Packed => Box::new(config.activate_packed().unwrap()),
         }
     }
 

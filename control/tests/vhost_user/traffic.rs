@@ -1,13 +1,16 @@
 //! Traffic from the built-in guest through a session and `sim/net` and back.
 
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringway_control::guest::{Guest, GuestOptions};
 use ringway_control::session::{Command, Report};
 use ringway_control::vhost_user::frontend::{Frontend, FrontendListener};
+use ringway_engine::IdlePolicy;
 use ringway_pmd::notify::EventFd;
+use ringway_ring::chain::Burst;
 use ringway_ring::position::Position;
 use ringway_ring::queue::Format;
 
@@ -71,7 +74,7 @@ fn both_socket_modes_carry_traffic() {
     std::fs::remove_file(&path).unwrap();
     // Client mode: the front-end does.
     let listener = FrontendListener::bind(&path).unwrap();
-    let stream = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    let stream = UnixStream::connect(&path).unwrap();
     let device = sim_net("client", 1);
     let shared_client = shared("client", &*device);
     let _running = start_on(device, shared_client, stream);
@@ -124,6 +127,50 @@ fn driver_that_may_have_missed_a_call_gets_one_when_it_is_connected_again() {
     frontend.set_vring_call(1, Some(call.as_fd())).unwrap();
     // Nothing is available that would bring one.
     eventually(|| call.clear());
+}
+
+#[test]
+fn call_that_a_predecessor_died_before_is_made_up_whatever_the_workers_do_when_idle() {
+    for idle in [IdlePolicy::Poll, IdlePolicy::Adaptive] {
+        let engine = engine_with(1, idle);
+        for format in [Format::Split, Format::Packed] {
+            let device = sim_net("owed", 1);
+            let kept = shared("owed", &*device);
+            let rig = Rig::new(format, 2);
+            let mut pair = HandPair::new(&rig, 0, Position::START);
+            // It publishes what was sent, and dies before it calls.
+            pair.send(2);
+            let mut predecessor = rig.predecessor(1, kept.positions.slot(1).unwrap());
+            let mut burst = Burst::new(Arc::clone(&rig.map));
+            assert_eq!(predecessor.peek(&mut burst, 32).unwrap(), 2);
+            predecessor.consume(burst.chains());
+            burst.chains().iter().for_each(|chain| predecessor.complete(chain, 0));
+            assert!(predecessor.publish(), "the driver waits for a call");
+            drop(predecessor);
+
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let running = start_with(device, Arc::clone(&kept), ours, engine.clone());
+            let mut frontend = Frontend::from_stream(theirs);
+            rig.introduce(&mut frontend);
+            let calls = [EventFd::new().unwrap(), EventFd::new().unwrap()];
+            for (index, call) in (0..).zip(&calls) {
+                let base = if format == Format::Split && index == 1 { 2 } else { rig.fresh() };
+                let call = Some(call.as_fd());
+                frontend.start_ring(index, Rig::SIZE.into(), base, rig.addr(index), None, call).unwrap();
+                frontend.enable_ring(index, true).unwrap();
+            }
+            // The driver makes nothing available that would bring a call by itself.
+            calls.iter().for_each(|call| eventually(|| call.clear()));
+            pair.settle(2, false);
+            // Each was called once, and it was counted.
+            assert_eq!([0, 1].map(|queue| kept.counters[queue].snapshot().calls), [1, 1], "{format:?}");
+            // A descriptor that is replaced is called too: whoever waits at it heard nothing of the old one.
+            let anew = EventFd::new().unwrap();
+            frontend.set_vring_call(0, Some(anew.as_fd())).unwrap();
+            eventually(|| anew.clear());
+            drop(running.close());
+        }
+    }
 }
 
 #[test]

@@ -452,10 +452,8 @@ impl Pump for Bridge {
         }
         let now = self.now;
         self.stations.show(&self.fdb, now);
-        self.sinks().for_each(Sink::pay_call);
         let (mut has_work, mut cannot) = (false, false);
         for source in self.sources() {
-            source.pay_call();
             match source.arm() {
                 Some(true) => has_work = true,
                 Some(false) => {}

@@ -55,9 +55,6 @@ pub struct End<Q> {
     call: Option<Arc<EventFd>>,
     fault: FaultReporter,
     faulted: bool,
-    /// A predecessor may have died between publishing and calling. The driver may be waiting for that call, and make
-    /// nothing available until then that would bring the next. So may that of a ring which stands where a fresh one does.
-    owes_call: bool,
 }
 
 impl End<SplitDevice> {
@@ -103,7 +100,6 @@ impl<Q: DeviceRing> End<Q> {
             call: binding.call,
             fault: binding.fault,
             faulted: false,
-            owes_call: true,
         }))
     }
 
@@ -162,19 +158,6 @@ impl<Q: DeviceRing> End<Q> {
             self.faulted = true;
             self.counters.add_fault(fault);
             self.fault.report(fault);
-        }
-    }
-
-    /// Makes the call that a predecessor may have owed, once. One too many does no harm.
-    pub(super) fn pay_call(&mut self) {
-        if std::mem::take(&mut self.owes_call)
-            && !self.faulted
-            && let Some(call) = &self.call
-        {
-            self.counters.add_call();
-            if !call.call() {
-                self.fail(RingFault::CallBlocked);
-            }
         }
     }
 

@@ -155,15 +155,6 @@ impl Source {
         }
     }
 
-    /// See [`Sink::pay_call`].
-    pub(super) fn pay_call(&mut self) {
-        match self {
-            Source::Split(end) => end.pay_call(),
-            Source::Packed(end) => end.pay_call(),
-            Source::Netdev(_) => {}
-        }
-    }
-
     /// Asks to be told of frames. None: there is no way. Some(true): frames are there already.
     pub(super) fn arm(&mut self) -> Option<bool> {
         each!(end in self => end.arm())
@@ -267,15 +258,6 @@ impl Sink {
             Sink::Split(end) => end.is_usable(),
             Sink::Packed(end) => end.is_usable(),
             Sink::Netdev(end) => !end.is_faulted(),
-        }
-    }
-
-    /// Makes the call that a predecessor may have owed.
-    pub(super) fn pay_call(&mut self) {
-        match self {
-            Sink::Split(end) => end.pay_call(),
-            Sink::Packed(end) => end.pay_call(),
-            Sink::Netdev(_) => {}
         }
     }
 

@@ -291,13 +291,6 @@ impl Pump for Transfer {
     }
 
     fn arm(&mut self) -> Armed {
-        // Not in `poll`: a ring that moves calls by itself.
-        if let Some(sink) = &mut self.sink {
-            sink.pay_call();
-        }
-        for feeder in &mut self.sources {
-            feeder.source.pay_call();
-        }
         if self.sink.as_ref().is_some_and(|sink| sink.outstanding() > 0) {
             return Armed::CannotSleep;
         }

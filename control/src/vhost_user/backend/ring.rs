@@ -75,6 +75,9 @@ pub(super) struct Ring {
     pub(super) slot: PositionSlot,
     /// It ran since it was started, so that its position is the kept one, not the base.
     pub(super) begun: bool,
+    /// Its driver is to be called once, when it is served: a predecessor may have died between publishing and calling, and
+    /// the driver may wait for that call, and make nothing available until then that would bring the next.
+    pub(super) owes_call: bool,
     /// It is part of a pump that was placed.
     pub(super) placed: bool,
     /// Told by the pump.
@@ -96,6 +99,7 @@ impl Ring {
             err: None,
             slot,
             begun: false,
+            owes_call: true,
             placed: false,
             reporter: None,
             fault: None,
@@ -118,6 +122,7 @@ impl Ring {
     pub(super) fn stop(&mut self) {
         self.slot.clear();
         self.begun = false;
+        self.owes_call = true;
         self.reporter = None;
     }
 

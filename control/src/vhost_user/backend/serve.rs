@@ -78,7 +78,8 @@ impl Backend {
                 self.fault(plane, index, fault.name());
             }
             match self.bind(plane, index) {
-                Ok(Some(binding)) => queues.push(binding),
+                Ok(Some(binding)) if self.pay_call(plane, index) => queues.push(binding),
+                Ok(Some(_)) => self.fault(plane, index, RingFault::CallBlocked.name()),
                 Ok(None) => {}
                 Err(name) => self.cannot_run(plane, index, name),
             }
@@ -105,6 +106,25 @@ impl Backend {
             }
         }
         Ok(())
+    }
+
+    /// Calls the driver of a ring that is about to be served, if it is owed a call: one too many does no harm. No pump has
+    /// the ring, so that its counters are this thread's. False: the call blocked, and the watchdog ended it.
+    fn pay_call(&mut self, plane: &dyn Plane, index: usize) -> bool {
+        let ring = &mut self.rings[index];
+        let (true, Some(call)) = (ring.owes_call, ring.call.sink()) else { return true };
+        let Some(called) = interrupt::as_writer(|| call.call()) else {
+            // Too many threads write to what their peers made block: it is owed until the session looks again.
+            plane.attention().signal();
+            return true;
+        };
+        ring.owes_call = false;
+        let counters = plane.counters(index as u16);
+        counters.add_call();
+        if !called {
+            counters.add_fault(RingFault::CallBlocked);
+        }
+        called
     }
 
     /// The queue of a ring, if it is to be served.

@@ -113,6 +113,8 @@ impl Backend {
             None if in_band => Call::InBand(Arc::new(own_eventfd()?)),
             None => Call::Never,
         };
+        // Who waits at the new descriptor did not hear what the old one was told.
+        self.rings[index].owes_call = true;
         self.refresh_ring(plane, index)
     }
 
@@ -122,6 +124,7 @@ impl Backend {
         for index in 0..self.rings.len() {
             if matches!(self.rings[index].call, Call::Unheard) {
                 self.rings[index].call = Call::InBand(Arc::new(own_eventfd()?));
+                self.rings[index].owes_call = true;
                 self.refresh_ring(plane, index)?;
             }
         }
