@@ -140,6 +140,9 @@ pub struct Hello {
     pub clients: usize,
     /// Clients that were dropped, by reason.
     pub dropped_clients: BTreeMap<String, u64>,
+    /// Lines of the log that were lost, since whoever reads standard error was too slow.
+    #[serde(default)]
+    pub lost_log_lines: u64,
 }
 
 /// One of several things, or all.

@@ -48,6 +48,7 @@ mod endpoint;
 mod events;
 mod guard;
 mod input;
+mod log;
 mod mgmtdevs;
 mod ops;
 mod peer;

@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser, ValueEnum};
 use ringway_engine::IdlePolicy;
@@ -13,6 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::config::{self, Desired, Settings};
 use crate::daemon::idle_name;
 use crate::fault::{Fault, Kind};
+use crate::log::Log;
 use crate::placement::parse_cores;
 use crate::subsystem::{Options, Subsystem};
 use crate::{drivers, paths, single};
@@ -82,16 +84,23 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
             return fault.kind.exit_code();
         }
     };
-    match run(args) {
-        Ok(()) => 0,
-        Err(fault) => {
-            let _ = writeln!(io::stderr(), "{fault}");
-            fault.kind.exit_code()
+    let mut log = None;
+    let outcome = run(args, &mut log);
+    if let Err(fault) = &outcome {
+        match &log {
+            // Nobody may read standard error any more.
+            Some(log) => log.add(format!("{fault}\n").as_bytes()),
+            None => drop(writeln!(io::stderr(), "{fault}")),
         }
     }
+    if let Some(log) = log {
+        log.flush(FLUSH_WITHIN);
+    }
+    outcome.map_or_else(|fault| fault.kind.exit_code(), |()| 0)
 }
 
-fn run(args: Ringwayd) -> Result<(), Fault> {
+/// Runs until told to stop. `log` is set once there is one.
+fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
     if args.print_capabilities {
         return writeln!(io::stdout(), "{}", single::CAPABILITIES)
             .map_err(|error| Fault::system("cannot write", error));
@@ -100,7 +109,7 @@ fn run(args: Ringwayd) -> Result<(), Fault> {
         Some(file) => config::read(file, &drivers::known())?,
         None => Desired::default(),
     };
-    start_log(args.log.as_deref().or(desired.log.as_deref()))?;
+    *log = Some(start_log(args.log.as_deref().or(desired.log.as_deref()))?);
     // Nothing that this process makes is for others, not even for a moment.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o007));
     let descriptors = raise_descriptors();
@@ -161,13 +170,13 @@ fn run(args: Ringwayd) -> Result<(), Fault> {
     tracing::info!(descriptors, "{}; {workers}; idle policy {idle} ({idle_from})", host());
     tracing::info!("devices are kept in {} ({state_from})", state_dir.display());
     tracing::info!("ringwayd {} ready at {} ({ctl_from})", env!("CARGO_PKG_VERSION"), ctl.display());
-    notify_manager("READY=1");
+    notify_manager("READY=1", READY_WITHIN);
     subsystem.wait();
-    notify_manager("STOPPING=1");
+    notify_manager("STOPPING=1", STOPPING_WITHIN);
     Ok(())
 }
 
-fn start_log(wanted: Option<&str>) -> Result<(), Fault> {
+fn start_log(wanted: Option<&str>) -> Result<Log, Fault> {
     let variable = std::env::var("RINGWAY_LOG").ok().filter(|text| !text.is_empty());
     let wanted = wanted.map(str::to_owned).or(variable).unwrap_or_else(|| "info".to_owned());
     // A word alone would be taken for the name of a module, and a mistyped level would silence everything.
@@ -179,16 +188,26 @@ fn start_log(wanted: Option<&str>) -> Result<(), Fault> {
     let filter = tracing_subscriber::EnvFilter::try_new(&wanted).map_err(|error| {
         Fault::usage(format!("log `{wanted}`: {error}")).at("log").hint("error, warn, info, debug or trace")
     })?;
+    let log =
+        Log::start(io::stderr()).map_err(|error| Fault::system("cannot start the log's thread", error))?;
+    log.take_panics();
     let made = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
+        .with_writer(log.clone())
         .with_ansi(false)
         .with_target(false)
         // A line that cannot be written is lost; telling so on the same stream would panic.
         .log_internal_errors(false)
         .try_init();
-    made.map_err(|error| Fault::new(Kind::Runtime, error.to_string()))
+    made.map_err(|error| Fault::new(Kind::Runtime, error.to_string()))?;
+    Ok(log)
 }
+
+/// How long a process that ends waits for the reader of its log.
+const FLUSH_WITHIN: Duration = Duration::from_millis(500);
+/// How long the service manager is waited for: it ends a service that never says that it is ready.
+const READY_WITHIN: Duration = Duration::from_secs(2);
+const STOPPING_WITHIN: Duration = Duration::from_millis(200);
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
@@ -251,15 +270,18 @@ fn workers(cores: &[usize]) -> String {
     format!("{} {noun} {list}, of {usable} usable cores{more}", cores.len())
 }
 
-/// Tells the service manager, if there is one: a datagram to `NOTIFY_SOCKET`.
-fn notify_manager(state: &str) {
+/// Tells the service manager, if there is one: a datagram to `NOTIFY_SOCKET`. A manager that takes none is waited for so
+/// long, by the program's first thread, which serves nobody.
+fn notify_manager(state: &str, within: Duration) {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let address = match path.to_string_lossy().strip_prefix('@') {
         Some(name) => SocketAddr::from_abstract_name(name.as_bytes()),
         None => SocketAddr::from_pathname(&path),
     };
-    let sent = UnixDatagram::unbound()
-        .and_then(|socket| address.and_then(|address| socket.send_to_addr(state.as_bytes(), &address)));
+    let sent = UnixDatagram::unbound().and_then(|socket| {
+        socket.set_write_timeout(Some(within))?;
+        socket.send_to_addr(state.as_bytes(), &address?)
+    });
     if let Err(error) = sent {
         tracing::warn!(%error, "cannot tell the service manager {state}");
     }

@@ -44,6 +44,7 @@ impl Daemon {
             state_dir: self.state.as_ref().map(|state| state.path().to_owned()),
             clients: self.clients.len(),
             dropped_clients: self.clients.dropped.clone(),
+            lost_log_lines: crate::log::lost(),
         }
     }
 

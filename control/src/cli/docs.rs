@@ -137,6 +137,11 @@ pub fn ringwayd_page() -> String {
     page.section("SIGNALS");
     page.item(vec![bold("SIGTERM, SIGINT")], "close every session, remove the sockets, end");
     page.item(vec![bold("SIGHUP")], "does nothing: the configuration file is read at the start only");
+    page.section("LOG");
+    page.text(
+        "It goes to standard error. A reader that stops delays nobody: lines that find no room are lost, counted by \
+         ringway hello, and told when it reads on.",
+    );
     page.section("ENVIRONMENT");
     page.item(vec![bold("RINGWAY_CTL")], "the operator socket, unless --ctl names it");
     page.item(

@@ -413,6 +413,13 @@ pub(super) fn hello(hello: &Hello) -> String {
     for (reason, count) in &hello.dropped_clients {
         let _ = writeln!(text, "  dropped clients: {reason} {count}");
     }
+    if hello.lost_log_lines > 0 {
+        let _ = writeln!(
+            text,
+            "  lost lines of the log: {} (whoever reads ringwayd's standard error is too slow)",
+            hello.lost_log_lines
+        );
+    }
     text
 }
 
