@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::api::Mode;
 use crate::budget::{Lease, Short};
-use crate::daemon::{Daemon, Message, Token};
+use crate::daemon::{Daemon, Token};
 use crate::device::{Connection, Facts, Refused};
 use crate::endpoint;
 use crate::fault::reason;
@@ -243,7 +243,7 @@ impl Daemon {
             self.remake(id);
         }
         let session = self.next_session;
-        let (remote, engine) = (self.remote(), self.engine.clone());
+        let ((reporter, reports), engine) = (self.remote.reports(), self.engine.clone());
         let Some(device) = self.registry.by_id(id) else { return };
         let Some(held) = device.held.take() else { return };
         if device.life.apply(LifeEvent::Connect).is_err() {
@@ -258,14 +258,12 @@ impl Daemon {
             device: held,
             shared: Arc::clone(&device.shared),
             engine,
-            reports: Arc::new(move |session, report| {
-                remote.send(Message::Report(session, report));
-            }),
+            reports: reporter,
         };
         match session::spawn_netdev(setup) {
             Ok(handle) => {
                 device.connection = Some(Connection::new(handle, Caller::own()));
-                self.sessions.insert(session, id);
+                self.sessions.insert(session, (id, reports));
             }
             Err(error) => {
                 self.session_over(id, None, format!("cannot start a session: {error}"), None);
@@ -280,8 +278,7 @@ impl Daemon {
             self.remake(id);
         }
         let session = self.next_session;
-        let remote = self.remote();
-        let engine = self.engine.clone();
+        let ((reporter, reports), engine) = (self.remote.reports(), self.engine.clone());
         let Some(device) = self.registry.by_id(id) else { return };
         let Some(held) = device.held.take() else { return };
         if let Err(error) = device.life.apply(LifeEvent::Connect) {
@@ -301,9 +298,7 @@ impl Daemon {
             stream,
             engine,
             lease,
-            reports: Arc::new(move |session, report| {
-                remote.send(Message::Report(session, report));
-            }),
+            reports: reporter,
         };
         match session::spawn(setup) {
             Ok(handle) => {
@@ -311,7 +306,7 @@ impl Daemon {
                 device.connection = Some(Connection::new(handle, caller));
                 let is_loop = device.repeated.is_on();
                 let is_told = !is_loop && device.quota.take("session.connected");
-                self.sessions.insert(session, id);
+                self.sessions.insert(session, (id, reports));
                 if is_told {
                     self.events.push("session.connected", Some(&name), details);
                 }
@@ -358,8 +353,16 @@ impl Daemon {
     }
 
     /// A session told something.
-    pub(crate) fn take_report(&mut self, session: u64, report: Report) {
-        let Some(id) = self.sessions.get(&session).copied() else { return };
+    pub(crate) fn take_reports(&mut self, session: u64) {
+        let Some((id, reports)) = self.sessions.get(&session) else { return };
+        let id = *id;
+        for (report, times) in reports.take() {
+            self.take_report(session, id, report, times);
+        }
+    }
+
+    /// A report that stands for so many of its kind.
+    fn take_report(&mut self, session: u64, id: u64, report: Report, times: u64) {
         if let Report::Ended { device, reason, last } = report {
             self.sessions.remove(&session);
             self.session_over(id, device, reason, last);
@@ -394,17 +397,17 @@ impl Daemon {
                 (connection.regions, connection.bytes) = (regions, bytes);
             }
             Report::RingFault { queue, fault } => {
-                *device.history.ring_faults.entry(fault.to_owned()).or_default() += 1;
+                *device.history.ring_faults.entry(fault.to_owned()).or_default() += times;
                 event = Some(("ring.fault", json!({ "qidx": queue, "fault": fault })));
             }
             Report::PeerMisbehaved { what, detail } => {
-                *device.history.breaches.entry(what.to_owned()).or_default() += 1;
+                *device.history.breaches.entry(what.to_owned()).or_default() += times;
                 let detail = tame(&detail);
                 event = Some(("session.breach", json!({ "what": what, "detail": detail.clone() })));
                 device.history.last_breach = Some(detail);
             }
             Report::HostFailed { what, detail } => {
-                *device.history.host_failures.entry(what.to_owned()).or_default() += 1;
+                *device.history.host_failures.entry(what.to_owned()).or_default() += times;
                 let detail = tame(&detail);
                 event = Some((
                     "session.host_failed",
@@ -417,7 +420,7 @@ impl Daemon {
                 event = Some(("session.mtu", json!({ "mtu": mtu })));
             }
             Report::PumpEnded { group, how: Ended::Panicked(message) } => {
-                device.history.pump_panics += 1;
+                device.history.pump_panics += times;
                 event = Some(("pump.panicked", json!({ "group": group, "message": tame(&message) })));
             }
             Report::PumpEnded { group, how: Ended::NotPlaced(why) } => {

@@ -41,8 +41,9 @@ use crate::life::LifeEvent;
 use crate::peer::Caller;
 use crate::placement::{Placement, allowed_cores, choose_cores};
 use crate::registry::{MgmtOrigin, Registry};
+use crate::reports::Reports;
 use crate::rpc::Clients;
-use crate::session::{Command, Report};
+use crate::session::{Command, Reporter};
 use crate::single::Inherited;
 use crate::state::StateDir;
 use crate::subsystem::Options;
@@ -51,8 +52,8 @@ use crate::watchdog::Watchdog;
 
 /// What reaches the control thread from other threads.
 pub(crate) enum Message {
-    /// A session's.
-    Report(u64, Report),
+    /// A session that had told nothing has told something.
+    News(u64),
     /// A request from within the process.
     Call { method: String, params: Value, reply: Sender<Result<Value, Fault>> },
     /// Make a device on a socket that came with the process.
@@ -61,7 +62,8 @@ pub(crate) enum Message {
     Stop,
 }
 
-/// How other threads reach the control thread.
+/// How other threads reach the control thread. What waits there is bounded by who sends: one word of news from each
+/// session, one call from each thread that waits for its answer.
 #[derive(Clone)]
 pub(crate) struct Remote {
     sender: Sender<Message>,
@@ -69,6 +71,18 @@ pub(crate) struct Remote {
 }
 
 impl Remote {
+    /// How a session that is about to start reports, and where its reports are taken from.
+    pub(crate) fn reports(&self) -> (Reporter, Arc<Reports>) {
+        let (remote, reports) = (self.clone(), Arc::<Reports>::default());
+        let pending = Arc::clone(&reports);
+        let reporter = move |session, report| {
+            if pending.put(report) {
+                remote.send(Message::News(session));
+            }
+        };
+        (Arc::new(reporter), reports)
+    }
+
     /// Never waits. False: the control thread is gone.
     pub(crate) fn send(&self, message: Message) -> bool {
         let sent = self.sender.send(message).is_ok();
@@ -141,8 +155,8 @@ pub(crate) struct Daemon {
     pub(crate) epoll: rustix::fd::OwnedFd,
     pub(crate) watch: Watch,
     pub(crate) clients: Clients,
-    /// Which device each session has; a device that was removed is not in the registry any more.
-    pub(crate) sessions: HashMap<u64, u64>,
+    /// Which device each session has, and what it told; a device that was removed is not in the registry any more.
+    pub(crate) sessions: HashMap<u64, (u64, Arc<Reports>)>,
     pub(crate) next_session: u64,
     /// The process ends with this device's session.
     pub(crate) ends_with: Option<u64>,
@@ -170,8 +184,8 @@ const LATER_WITHIN: Duration = Duration::from_millis(500);
 const RETRY_ABSENT: Duration = Duration::from_secs(2);
 /// The same, the first time.
 const RETRY_SOON: Duration = Duration::from_millis(300);
-/// Reports taken in one turn.
-const REPORTS_PER_TURN: usize = 256;
+/// Sessions' news and calls taken in one turn.
+const MESSAGES_PER_TURN: usize = 256;
 
 impl Daemon {
     /// Takes the locks, starts the workers, opens the operator socket and makes the devices that state and
@@ -425,9 +439,9 @@ impl Daemon {
     }
 
     fn take_messages(&mut self) {
-        for _ in 0..REPORTS_PER_TURN {
+        for _ in 0..MESSAGES_PER_TURN {
             match self.inbox.try_recv() {
-                Ok(Message::Report(session, report)) => self.take_report(session, report),
+                Ok(Message::News(session)) => self.take_reports(session),
                 Ok(Message::Call { method, params, reply }) => {
                     let result = self.call(&method, params, &Caller::own());
                     let _ = reply

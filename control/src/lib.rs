@@ -52,6 +52,7 @@ mod log;
 mod mgmtdevs;
 mod ops;
 mod peer;
+mod reports;
 mod rpc;
 mod show;
 mod single;

@@ -68,7 +68,7 @@ pub struct SessionSetup {
     /// What it may take of the process.
     pub lease: Lease,
     /// Where reports go; must not block.
-    pub reports: Arc<dyn Fn(u64, Report) + Send + Sync>,
+    pub reports: Reporter,
 }
 
 impl fmt::Debug for SessionSetup {
@@ -91,7 +91,7 @@ pub struct NetdevSetup {
     /// Where pumps run.
     pub engine: Engine,
     /// Where reports go; must not block.
-    pub reports: Arc<dyn Fn(u64, Report) + Send + Sync>,
+    pub reports: Reporter,
 }
 
 impl fmt::Debug for NetdevSetup {
@@ -234,6 +234,9 @@ impl fmt::Debug for Report {
         }
     }
 }
+
+/// Takes a session's reports; called with its number.
+pub type Reporter = Arc<dyn Fn(u64, Report) + Send + Sync>;
 
 /// Control's hold on a session. Dropping it does not end the session.
 #[derive(Debug)]

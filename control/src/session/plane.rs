@@ -9,7 +9,7 @@ use ringway_pmd::notify::EventFd;
 use ringway_pmd::vdpa::{Berth, Ended, QueueBinding, ServiceError, VdpaDevice};
 use ringway_ring::position::PositionSlot;
 
-use super::{DeviceShared, Inbox, Report};
+use super::{DeviceShared, Inbox, Report, Reporter};
 use crate::budget::Lease;
 use crate::vhost_user::backend::{Plane, PlaneError};
 
@@ -21,7 +21,7 @@ pub(super) struct EnginePlane<'session> {
     engine: Engine,
     inbox: &'session Inbox,
     pub(super) lease: Lease,
-    reports: Arc<dyn Fn(u64, Report) + Send + Sync>,
+    reports: Reporter,
     /// By group.
     placed: Vec<Option<Placed>>,
     /// A worker did not let go in time: the next ones get little time.
@@ -44,7 +44,7 @@ impl<'session> EnginePlane<'session> {
         shared: Arc<DeviceShared>,
         engine: Engine,
         lease: Lease,
-        reports: Arc<dyn Fn(u64, Report) + Send + Sync>,
+        reports: Reporter,
         inbox: &'session Inbox,
     ) -> EnginePlane<'session> {
         EnginePlane { id, device, shared, engine, inbox, lease, reports, placed: Vec::new(), stuck: false }
