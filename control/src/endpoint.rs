@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _}
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -158,14 +159,12 @@ pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
-/// Whether the peer of a connection has hung up without a word.
+/// Whether the peer of a connection has hung up: it will read no answer, whatever it sent before. One that only ended its
+/// own side still listens.
 pub(crate) fn has_left(stream: &UnixStream) -> bool {
-    use rustix::net::RecvFlags;
-    let peeked = rustix::net::recv(stream, &mut [0u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT);
-    match peeked {
-        Ok((n, _)) => n == 0,
-        Err(error) => error != rustix::io::Errno::WOULDBLOCK && error != rustix::io::Errno::INTR,
-    }
+    let mut look = [PollFd::new(stream, PollFlags::empty())];
+    poll(&mut look, Some(&Timespec::default())).is_ok()
+        && look[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
 }
 
 /// The number of a user or a group, from a number or a name in `table` (`/etc/passwd`, `/etc/group`).
@@ -341,12 +340,16 @@ mod tests {
     }
 
     #[test]
-    fn peer_that_hung_up_is_told_from_one_that_is_there_or_has_spoken() {
+    fn peer_that_hung_up_is_told_from_one_that_is_there_or_still_listens() {
         use std::io::Write as _;
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         assert!(!has_left(&ours));
         theirs.write_all(b"x").unwrap();
         assert!(!has_left(&ours));
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(!has_left(&ours));
+        drop(theirs);
+        assert!(has_left(&ours), "what it sent is of no use any more");
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(theirs);
         assert!(has_left(&ours));
