@@ -12,5 +12,6 @@ mod front_ends;
 mod joined;
 mod programs;
 mod restarts;
+mod scarce;
 mod support;
 mod taps;

@@ -97,16 +97,27 @@ impl Daemon {
         daemon
     }
 
+    /// Starts this command, which is or becomes `ringwayd`, in a directory of its own.
+    pub(crate) fn start_as(command: Command, stderr: impl Into<Stdio>) -> Daemon {
+        let temp = tempfile::tempdir_in("/tmp").unwrap();
+        let mut daemon = Daemon { dir: temp.path().to_owned(), child: None, _temp: Some(temp) };
+        daemon.spawn(command, &[], stderr.into());
+        daemon
+    }
+
     /// Starts the daemon in its directory and waits until it answers.
     pub(crate) fn start_again(&mut self, args: &[&str]) {
-        assert!(self.child.is_none());
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.join("log")).unwrap();
-        let mut command = ringwayd();
+        self.spawn(ringwayd(), args, log.into());
+    }
+
+    fn spawn(&mut self, mut command: Command, args: &[&str], stderr: Stdio) {
+        assert!(self.child.is_none());
         command.arg("--ctl").arg(self.ctl());
         if !args.contains(&"--state-dir") {
             command.arg("--state-dir").arg(self.dir.join("state"));
         }
-        let mut child = command.args(args).stderr(log).spawn().unwrap();
+        let mut child = command.args(args).stderr(stderr).spawn().unwrap();
         wait_for("the daemon answers", || {
             assert!(child.try_wait().unwrap().is_none(), "{}", self.log());
             UnixStream::connect(self.ctl()).is_ok()
@@ -158,6 +169,25 @@ impl Daemon {
         self.signal(rustix::process::Signal::TERM);
         let status = self.child.take().unwrap().wait().unwrap();
         (status.code().unwrap_or(-1), before.elapsed())
+    }
+
+    /// Processor time of its control thread, in ticks of 10 ms.
+    pub(crate) fn control_ticks(&self) -> u64 {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        let is_control = |task: &PathBuf| {
+            std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "control")
+        };
+        let task = tasks.map(|task| task.unwrap().path()).find(is_control).unwrap();
+        let stat = std::fs::read_to_string(task.join("stat")).unwrap();
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+
+    /// Memory that it has touched, in KiB.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// Open descriptors of the daemon.
