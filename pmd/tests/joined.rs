@@ -34,6 +34,10 @@ use ringway_ring::tsc;
 mod announce;
 #[path = "joined/races.rs"]
 mod races;
+#[path = "../src/net/tap/scene.rs"]
+mod scene;
+#[path = "joined/taps.rs"]
+mod taps;
 
 const GPA: u64 = 0x4000_0000;
 const MEMORY: u64 = 32 << 20;

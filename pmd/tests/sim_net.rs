@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 use ringway_engine::{Armed, Budget, Polled, Pump};
@@ -499,4 +500,81 @@ fn devices_are_refused_with_the_reason_when_asked_for_what_cannot_be() {
     assert!(named(DeviceSpec { device_features, ..DeviceSpec::default() }).contains("bits 60"));
     let attributes = BTreeMap::from([("swap".into(), "maybe".into())]);
     assert!(named(DeviceSpec { attributes, ..DeviceSpec::default() }).contains("on or off"));
+}
+
+/// A guest's second processor changes addresses and header of a frame while they are exchanged: each frame that arrives has
+/// addresses that stood there, the other way round, nothing of the header, and the rest as it is.
+#[test]
+fn exchanged_addresses_are_read_once_however_they_are_timed() {
+    const ONE: [u8; 12] = [2; 12];
+    const OTHER: [u8; 12] = [4; 12];
+    for (format, pieces) in [(Format::Split, 1), (Format::Packed, 1), (Format::Split, 2), (Format::Packed, 8)]
+    {
+        let mut bed = Bed::new(Setup { format, swap: true, size: 128, ..Setup::default() });
+        let rest = frame(300, 7);
+        let sent = [&[0; 12][..], &ONE, &rest].concat();
+        let gpa = bed.buffer(sent.len());
+        bed.map.resolve(gpa, sent.len() as u64).unwrap().write(&sent);
+        let cuts = match pieces {
+            1 => vec![0, sent.len()],
+            2 => vec![0, 12 + 7, sent.len()],
+            _ => vec![0, 5, 12, 12 + 1, 12 + 6, 12 + 11, 12 + 13, 12 + 40, sent.len()],
+        };
+        let chain: Vec<DriverBuffer> = cuts
+            .windows(2)
+            .map(|cut| DriverBuffer {
+                gpa: gpa + cut[0] as u64,
+                len: (cut[1] - cut[0]) as u32,
+                writable: false,
+            })
+            .collect();
+        let stop = Arc::new(AtomicBool::new(false));
+        let flipper = {
+            let (map, stop) = (Arc::clone(&bed.map), Arc::clone(&stop));
+            std::thread::spawn(move || {
+                let place = map.resolve(gpa, 24).unwrap();
+                // A claim of TSO.
+                let claim = [1, 1, 54, 0, 0, 1, 34, 0, 16, 0, 0, 0];
+                while !stop.load(Ordering::Relaxed) {
+                    for (header, addresses) in [(claim, OTHER), ([0; 12], ONE)] {
+                        place.write(&[header, addresses].concat());
+                        (0..40).for_each(|_| std::hint::spin_loop());
+                    }
+                }
+            })
+        };
+        let room = (0..64).map(|_| DriverBuffer { gpa: bed.buffer(400), len: 400, writable: true });
+        let room: Vec<DriverBuffer> = room.collect();
+        let begun = std::time::Instant::now();
+        let (mut seen, mut count) = ([false; 2], 0);
+        // On a machine whose only processor is taken, both may not be seen: then for so long.
+        while count < 4_000 || (seen != [true; 2] && begun.elapsed().as_secs() < 20) {
+            for (token, buffer) in room.iter().enumerate().take(bed.tx.free_slots() / chain.len()) {
+                bed.rx.add(&[*buffer], token as u32).unwrap();
+                bed.tx.add(&chain, 0).unwrap();
+            }
+            bed.rx.publish();
+            bed.tx.publish();
+            while bed.poll() != Polled::Idle {}
+            bed.sent();
+            bed.sent();
+            loop {
+                let done = bed.received();
+                for completion in &done {
+                    let got = bed.read(&[room[completion.token as usize]], completion.written as usize);
+                    assert_eq!((got.len(), &got[..10]), (sent.len(), &[0; 10][..]), "{format:?} {pieces}");
+                    assert!(got[24..] == rest[..], "{format:?} {pieces}");
+                    // Two processors may write and read half of each.
+                    assert!(got[12..24].iter().all(|byte| [2, 4].contains(byte)), "{:?}", &got[12..24]);
+                    seen = [seen[0] || got[12..24] == ONE, seen[1] || got[12..24] == OTHER];
+                }
+                count += done.len();
+                if done.is_empty() {
+                    break;
+                }
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        flipper.join().unwrap();
+    }
 }

@@ -497,6 +497,27 @@ mod tests {
     }
 
     #[test]
+    fn batches_of_the_kernels_side_are_shown_and_a_guests_queue_has_none() {
+        let queue = |packets: u64, netdev_calls: u64| {
+            serde_json::from_value(serde_json::json!({
+                "queue_type": "rx", "received_desc": 0, "completed_desc": 0, "qidx": 0, "packets": packets, "bytes": 0,
+                "calls": 0, "bursts": 0, "netdev_calls": netdev_calls, "drops": {}, "faults": {},
+            }))
+            .unwrap()
+        };
+        for (packets, calls, line) in [
+            (640, 20, Some("  queue 0 kernel: 20 system calls, 32.0 frames each\n")),
+            (33, 2, Some("  queue 0 kernel: 2 system calls, 16.5 frames each\n")),
+            (0, 1, Some("  queue 0 kernel: 1 system calls, 0.0 frames each\n")),
+            (640, 0, None),
+        ] {
+            let answer = VstatsShow { vstats: named("h0", Vstats::One(queue(packets, calls))) };
+            let shown = vstats(&answer);
+            assert!(line.map_or(!shown.contains("kernel:"), |line| shown.contains(line)), "{shown}");
+        }
+    }
+
+    #[test]
     fn mgmtdev_lines_are_those_of_vdpa() {
         let info = MgmtdevInfo {
             supported_classes: vec!["net".into()],

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::scene::in_own_namespace;
+use super::taps::Wire;
 use super::*;
 
 /// What a guest sends over and over, and what its second processor does to it meanwhile.
@@ -20,6 +22,22 @@ struct Attack {
 fn race(
     a: &mut Nic,
     b: &mut Nic,
+    attack: &Attack,
+    caught: Option<DropReason>,
+    look: impl FnMut(&NetHeader, &[u8]),
+) {
+    let receive = || {
+        let have = b.posted[0].len();
+        b.post(0, 200usize.saturating_sub(have));
+        b.received(0)
+    };
+    race_to(receive, a, attack, caught, look);
+}
+
+/// The same, with whatever receives.
+fn race_to(
+    mut receive: impl FnMut() -> Vec<(NetHeader, Vec<u8>)>,
+    a: &mut Nic,
     attack: &Attack,
     caught: Option<DropReason>,
     mut look: impl FnMut(&NetHeader, &[u8]),
@@ -58,8 +76,6 @@ fn race(
     let mut came = 0;
     while came < ENOUGH || caught.is_some_and(|reason| a.drops(1, reason) == 0) {
         assert!(Instant::now() < deadline, "{came} came: {:?}", a.stats(1));
-        let have = b.posted[0].len();
-        b.post(0, 200usize.saturating_sub(have));
         let ring = &mut a.rings[1];
         for _ in 0..32 {
             if ring.free_slots() < chain.len() {
@@ -69,7 +85,7 @@ fn race(
         }
         ring.publish();
         let _ = ring.collect(&mut [Completion::default(); 64]).unwrap();
-        for (header, frame) in b.received(0) {
+        for (header, frame) in receive() {
             came += 1;
             look(&header, &frame);
         }
@@ -211,4 +227,41 @@ fn frame_that_is_changed_when_half_of_its_segments_went_takes_nothing_from_the_n
         whole.extend(b.received(0).iter().flat_map(|(_, frame)| payload(frame)));
     }
     assert!(whole == sent[54..]);
+}
+
+#[test]
+fn kernel_is_given_what_was_checked_and_sends_it_on() {
+    in_own_namespace(|| {
+        for (is_spoof, pieces) in [(true, 1), (true, 8), (false, 1), (false, 8)] {
+            let engine = engine(1);
+            let mut wire = Wire::new(&engine);
+            let setup = Setup { features: LARGE, spoofchk: is_spoof, buffer: 4096, ..Setup::default() };
+            let mut a = Nic::new(&mut *wire.tap, "a", setup, &engine);
+            a.start(1);
+            let own = a.mac;
+            let everybody = Mac([0xff; 6]);
+            let (attack, caught) = if is_spoof {
+                let good = frame(everybody, own, 60, 1);
+                let claim = NetHeader::default();
+                (Attack { claim, good, at: 6, other: FALSE.0.to_vec(), pieces }, DropReason::SpoofedMac)
+            } else {
+                (offload_attack(everybody, own, pieces), DropReason::BadOffload)
+            };
+            let rest = attack.good[14..].to_vec();
+            // The kernel has something to say of its own.
+            let receive = || {
+                let mut frames = wire.sent_on();
+                frames.retain(|(_, frame)| frame.get(14..) == Some(&rest[..]));
+                frames
+            };
+            race_to(receive, &mut a, &attack, Some(caught), |header, frame| {
+                if is_spoof {
+                    assert_eq!(frame[6..12], own.0, "{pieces} pieces");
+                } else {
+                    // The kernel believes the header, and tells the next what it was told.
+                    assert!(!header.needs_head() || frame[12..14] == [8, 0], "{header:?} {:?}", &frame[..60]);
+                }
+            });
+        }
+    });
 }

@@ -51,6 +51,12 @@ fn large(shape: Shape, payload: &[u8], mss: u16, cwr: bool) -> (Vec<u8>, NetHead
     } else {
         network!(ethernet)
     }
+    let claim = leave_to_device(&mut frame, shape, mss, cwr);
+    (frame, claim)
+}
+
+/// Leaves a whole frame's checksum to the device, as a driver does: that of the pseudo header alone stays; and the claim.
+fn leave_to_device(frame: &mut [u8], shape: Shape, mss: u16, cwr: bool) -> NetHeader {
     let head = &frame[..frame.len().min(HEAD_BYTES)];
     let packet = Packet::parse(head, frame.len() as u32).unwrap();
     let kind = match (shape.is_udp, shape.is_v6) {
@@ -74,7 +80,7 @@ fn large(shape: Shape, payload: &[u8], mss: u16, cwr: bool) -> (Vec<u8>, NetHead
         header: packet.header,
         start: packet.transport_at,
     };
-    (frame, offload.to_header())
+    offload.to_header()
 }
 
 /// Ones' complement arithmetic, one word at a time: slow and plain.
@@ -147,7 +153,86 @@ fn head(frame: &[u8]) -> &[u8] {
     &frame[..frame.len().min(HEAD_BYTES)]
 }
 
+/// Options of IPv4 that do not change where the packet goes: at most 40 bytes, padded to whole words.
+fn ipv4_options() -> impl Strategy<Value = Vec<u8>> {
+    // Record route, timestamp, security, stream, router alert, and one that nobody knows.
+    let kinds = prop_oneof![Just(7u8), Just(68), Just(130), Just(136), Just(148), Just(222)];
+    let option = prop_oneof![
+        Just(vec![1]),
+        (kinds, prop::collection::vec(any::<u8>(), 0..12))
+            .prop_map(|(kind, body)| { [&[kind, body.len() as u8 + 2][..], &body].concat() }),
+    ];
+    prop::collection::vec(option, 0..6).prop_map(|options| {
+        let mut all = Vec::new();
+        for option in options {
+            if all.len() + option.len() <= 40 {
+                all.extend(option);
+            }
+        }
+        all.resize(all.len().next_multiple_of(4), 0);
+        all
+    })
+}
+
 proptest! {
+    /// Behind no, one or two VLAN tags and whatever options of IPv4: tags and options are those of the frame, lengths and
+    /// checksums right (`etherparse` computes them anew), and no two segments have one identification, so that fragments
+    /// of one are not taken for the other's (RFC 791 §3.2; RFC 6864 §4.1 asks for nothing where DF is set).
+    #[test]
+    fn segments_of_ipv4_keep_tags_and_options_and_have_identifications_of_their_own(
+        options in ipv4_options(),
+        tags in prop::collection::vec((prop_oneof![Just(0x8100u16), Just(0x88a8)], any::<u16>()), 0..=2),
+        first in prop_oneof![any::<u16>(), Just(0xffff), Just(0xfffe)],
+        dont_fragment in any::<bool>(),
+        ecn in 0..4u8,
+        is_udp in any::<bool>(),
+        payload in prop::collection::vec(any::<u8>(), 1000..6000),
+        mss in 60u16..999,
+    ) {
+        let protocol = if is_udp { etherparse::IpNumber::UDP } else { etherparse::IpNumber::TCP };
+        let mut header = etherparse::Ipv4Header::new(0, 64, protocol, [10, 0, 0, 1], [10, 0, 0, 2]).unwrap();
+        header.options = etherparse::Ipv4Options::try_from(&options[..]).unwrap();
+        (header.identification, header.dont_fragment) = (first, dont_fragment);
+        header.ecn = etherparse::IpEcn::try_new(ecn).unwrap();
+        let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
+            .ip(etherparse::IpHeaders::Ipv4(header, Default::default()));
+        let mut frame = Vec::new();
+        if is_udp {
+            builder.udp(4000, 5000).write(&mut frame, &payload).unwrap();
+        } else {
+            builder.tcp(4000, 5000, 7, 1000).write(&mut frame, &payload).unwrap();
+        }
+        let tagged: Vec<u8> =
+            tags.iter().flat_map(|(kind, tag)| [kind.to_be_bytes(), tag.to_be_bytes()].concat()).collect();
+        frame.splice(12..12, tagged.iter().copied());
+        let shape = Shape { is_v6: false, is_udp, vlan: false, options: false };
+        let claim = leave_to_device(&mut frame, shape, mss, false);
+        let offload = check(claim, Offloads::ALL, frame.len() as u32, head(&frame)).unwrap();
+        let network = 14 + tagged.len();
+        let (mut bytes, mut all, mut known) = ([0; HEAD_BYTES], Vec::new(), std::collections::BTreeSet::new());
+        let mut segments = Segments::new(&frame, offload, Finish::Full);
+        let mut expected = first;
+        while let Some(piece) = segments.next(&mut bytes) {
+            let mut out = bytes[..piece.head_len].to_vec();
+            out.extend_from_slice(&frame[piece.payload.clone()]);
+            prop_assert_eq!(&out[..network + 2], &frame[..network + 2]);
+            prop_assert_eq!(&out[network + 6..network + 10], &frame[network + 6..network + 10]);
+            prop_assert_eq!(&out[network + 12..network + 20 + options.len()], &frame[network + 12..network + 20 + options.len()]);
+            // As on a wire without tags, so that whatever their kinds are the rest is looked at.
+            out.drain(12..12 + tagged.len());
+            all.extend(verified(&out).0);
+            let packet = SlicedPacket::from_ethernet(&out).unwrap();
+            let Some(etherparse::NetSlice::Ipv4(ip)) = packet.net else { panic!() };
+            let ip = ip.header().to_header();
+            prop_assert_eq!(usize::from(ip.total_len), out.len() - 14);
+            prop_assert_eq!((ip.dont_fragment, ip.more_fragments), (dont_fragment, false));
+            prop_assert_eq!(ip.identification, expected);
+            prop_assert!(known.insert(ip.identification));
+            expected = expected.wrapping_add(1);
+        }
+        prop_assert_eq!(all, payload);
+    }
+
     #[test]
     fn segments_carry_the_payload_with_right_checksums(
         shape in shapes(),

@@ -1,0 +1,106 @@
+//! A guest whose wire is a kernel TAP interface, and what the kernel makes of its frames.
+
+use ringway_pmd::drivers::tap::TapBus;
+use ringway_pmd::net::tap::{HEADER_BYTES, TapNetdev, TapReader, TapSpec, TapWriter};
+
+use super::scene::{in_own_namespace, run};
+use super::*;
+
+/// The interface, joined by a bridge of the kernel's with another one, from which is read what it sends on.
+pub(super) struct Wire {
+    pub(super) tap: Box<dyn ManagementDevice>,
+    host: Box<dyn VdpaDevice>,
+    /// Of what the kernel is given, and of what it sends.
+    counters: Vec<Arc<QueueCounters>>,
+    reader: TapReader,
+    _writer: TapWriter,
+    _other: TapNetdev,
+}
+
+impl Wire {
+    /// In a namespace that this thread has for itself.
+    pub(super) fn new(engine: &Engine) -> Wire {
+        let core = engine.cores()[0];
+        let mut tap = TapBus.make("rwx0", &BTreeMap::new(), core).unwrap();
+        let spec = DeviceSpec { name: "a".to_owned(), ..DeviceSpec::default() };
+        let mut host = tap.create(&tap.implied(&spec).unwrap()).unwrap();
+        let counters: Vec<Arc<QueueCounters>> = (0..2).map(|_| Arc::default()).collect();
+        let berth = Berth {
+            name: "rwx0".to_owned(),
+            engine: engine.clone(),
+            core_of: Arc::new(move |_| core),
+            watcher: Arc::new(Nobody),
+        };
+        let attention = Arc::new(EventFd::new().unwrap());
+        host.netdev().unwrap().open(&counters, attention, &berth, WITHIN).unwrap();
+        let other = TapSpec { name: "rwx1".into(), netns: None, queues: 1, mtu: 1500, seed: None };
+        let other = TapNetdev::open(&other, true).unwrap();
+        let (reader, writer) = other.queues().unwrap().remove(0);
+        run("for i in rwx0 rwx1; do sysctl -qw net.ipv6.conf.$i.disable_ipv6=1; ip link set $i up; done");
+        run("ip link show br0 >/dev/null 2>&1 || ip link add br0 type bridge; ip link set br0 up");
+        run(
+            "sysctl -qw net.ipv6.conf.br0.disable_ipv6=1; ip link set rwx0 master br0; ip link set rwx1 master br0",
+        );
+        Wire { tap, host, counters, reader, _writer: writer, _other: other }
+    }
+
+    /// Frames that came out at the other interface.
+    pub(super) fn sent_on(&mut self) -> Vec<(NetHeader, Vec<u8>)> {
+        let count = self.reader.peek(32).unwrap();
+        let burst = self.reader.burst();
+        let frame = |chain| {
+            let parts = burst.readable(chain);
+            let mut bytes = vec![0; parts.clone().map(|part| part.len()).sum()];
+            let mut at = 0;
+            parts.for_each(|part| at += part.read(&mut bytes[at..]));
+            (
+                NetHeader::from_bytes(&bytes[..HEADER_BYTES].try_into().unwrap()),
+                bytes[HEADER_BYTES..].to_vec(),
+            )
+        };
+        let frames = burst.chains().iter().map(frame).collect();
+        self.reader.consume(count);
+        frames
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.host.service().unwrap().stop(0, WITHIN).unwrap();
+        self.host.removed();
+    }
+}
+
+#[test]
+fn backlog_of_a_guest_goes_to_the_kernel_in_batches() {
+    in_own_namespace(|| {
+        let engine = engine(1);
+        let mut wire = Wire::new(&engine);
+        let mut a = Nic::new(&mut *wire.tap, "a", Setup::default(), &engine);
+        a.start(1);
+        let bytes = [&[0; 12][..], &frame(Mac([0xff; 6]), a.mac, 60, 1)].concat();
+        let gpa = a.allocate(bytes.len());
+        a.map.resolve(gpa, bytes.len() as u64).unwrap().write(&bytes);
+        let deadline = Instant::now() + SOON;
+        for round in 1..=20 {
+            // Seen all at once.
+            for _ in 0..32 {
+                let buffer = DriverBuffer { gpa, len: bytes.len() as u32, writable: false };
+                a.rings[1].add(&[buffer], 0).unwrap();
+            }
+            a.rings[1].publish();
+            let mut came = 0;
+            while came < 32 {
+                assert!(Instant::now() < deadline, "{came} of round {round}: {:?}", a.stats(1));
+                came += wire.sent_on().len();
+            }
+            while a.rings[1].free_slots() < usize::from(RING) {
+                assert!(Instant::now() < deadline);
+                a.rings[1].collect(&mut [Completion::default(); 64]).unwrap();
+            }
+        }
+        let written = wire.counters[0].snapshot();
+        assert_eq!(written.packets, 20 * 32);
+        assert!(written.netdev_calls <= written.packets / 16, "{} calls", written.netdev_calls);
+    });
+}
