@@ -17,7 +17,10 @@ use std::sync::Arc;
 
 use memmap2::MmapMut;
 
-use crate::guest::{GuestMap, HostSlice};
+use crate::guest::{GuestMap, HostSlice, Miss};
+
+mod windows;
+use windows::Windows;
 
 /// The most descriptors in one chain, indirect ones included: QEMU's own limit (`VIRTQUEUE_MAX_SIZE`).
 pub const MAX_CHAIN: usize = 1024;
@@ -50,10 +53,25 @@ impl Chain {
     }
 }
 
+/// A piece of a chain, found in the map of the burst that it is in, and made nowhere but here and in [`windows`].
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Segment {
-    pub(crate) start: *mut u8,
+struct Segment {
+    start: *mut u8,
+    /// Guest physical.
+    gpa: u64,
+    len: u32,
+}
+
+/// A chain of one descriptor, as it was read: claims of the driver.
+pub(crate) struct Single {
+    /// What completes it.
+    pub(crate) id: u16,
+    /// Guest physical address of its buffer.
+    pub(crate) gpa: u64,
+    /// Bytes.
     pub(crate) len: u32,
+    /// The device writes it.
+    pub(crate) write: bool,
 }
 
 /// Chains peeked from one queue in one go, with their segments translated: scratch memory of the pump that owns the
@@ -61,6 +79,8 @@ pub(crate) struct Segment {
 pub struct Burst {
     /// Every segment lies in it.
     map: Arc<GuestMap>,
+    /// Regions of `map`.
+    windows: Windows,
     scratch: Scratch,
     /// Of the scratch memory's chains, those that were peeked.
     chain_count: usize,
@@ -91,7 +111,8 @@ impl Burst {
     /// # Errors
     /// The kernel gave no mapping.
     pub fn try_new(map: Arc<GuestMap>) -> io::Result<Burst> {
-        Ok(Burst { map, scratch: Scratch::new()?, chain_count: 0, segment_count: 0 })
+        let windows = Windows::default();
+        Ok(Burst { map, windows, scratch: Scratch::new()?, chain_count: 0, segment_count: 0 })
     }
 
     /// Forgets what was peeked.
@@ -105,8 +126,8 @@ impl Burst {
     #[inline]
     pub fn chains(&self) -> &[Chain] {
         let peeked = self.scratch.chains.get(..self.chain_count).unwrap_or_default();
-        // SAFETY: `chain_count` grows only in `commit_singles` and `push`, over places that were written before, by
-        // `Singles::push` and by `push` itself. Nothing unwrites them.
+        // SAFETY: `chain_count` grows only in `put_singles` and `Open::finish`, each over places that it wrote before.
+        // Nothing unwrites them.
         unsafe { peeked.assume_init_ref() }
     }
 
@@ -142,14 +163,23 @@ impl Burst {
         self.slices(0, self.segment_count)
     }
 
+    /// Where the guest has the segments of a chain of this burst, in order, readable ones first: what a device that reads
+    /// and writes the guest's memory itself is told, and what a log of written pages is.
+    #[inline]
+    pub fn addresses(&self, chain: &Chain) -> impl ExactSizeIterator<Item = u64> + Clone {
+        self.segments(chain.first as usize, chain.segments()).iter().map(|segment| segment.gpa)
+    }
+
     #[inline]
     fn slice(&self, index: usize) -> Option<HostSlice<'_>> {
-        self.segments(index, 1).first().map(Segment::slice)
+        self.slices(index, 1).next()
     }
 
     #[inline]
     fn slices(&self, first: usize, count: usize) -> impl ExactSizeIterator<Item = HostSlice<'_>> + Clone {
-        self.segments(first, count).iter().map(Segment::slice)
+        // SAFETY: every segment was found in `map` since the burst last took hold of one, and the slice borrows the burst,
+        // which holds it meanwhile.
+        self.segments(first, count).iter().map(|segment| unsafe { segment.slice() })
     }
 
     /// Some of the segments of the chains peeked; none if not all of them are.
@@ -160,9 +190,9 @@ impl Burst {
         if end > self.segment_count {
             return &[];
         }
-        // SAFETY: they are below `segment_count`, which grows only in `commit_singles` and `push`, over places that were
-        // written before: by `Place::put`, each chain's one, and by `Gather::add`, as many as the chain counts. So all
-        // of them are places of the scratch memory, and written; nothing unwrites them.
+        // SAFETY: they are below `segment_count`, which grows only in `put_singles`, by the segments that it wrote, and in
+        // `Open::finish`, by those that `Open::put` wrote. So all of them are places of the scratch memory, and written;
+        // nothing unwrites them.
         unsafe { self.scratch.segments.get_unchecked(first..end).assume_init_ref() }
     }
 
@@ -172,6 +202,7 @@ impl Burst {
         self.clear();
         if !Arc::ptr_eq(&self.map, map) {
             self.map = Arc::clone(map);
+            self.windows = Windows::default();
         }
     }
 
@@ -185,13 +216,7 @@ impl Burst {
     /// our own. False: it does not, or there is no room.
     #[inline]
     pub fn push_own(&mut self, id: u16, gpa: u64, len: u32) -> bool {
-        let Ok(slice) = self.map.resolve(gpa, len.into()) else { return false };
-        let segment = Segment { start: slice.start, len };
-        if !self.singles().push(id, segment, false) {
-            return false;
-        }
-        self.commit_singles(1);
-        true
+        self.put_single(&Single { id, gpa, len, write: false }) == Put::Done
     }
 
     /// Chains in it.
@@ -200,39 +225,195 @@ impl Burst {
         self.chain_count
     }
 
-    /// Room for chains of one segment each, behind what was peeked; they are part of the burst once they were
-    /// [committed](Burst::commit_singles).
+    /// Adds chains of one descriptor in a region where others lay: those that `read` makes of `heads`, in order, to the
+    /// first that is not such a chain. `read` returns what the caller goes on with then, beside the chain if it is one.
+    /// Returns how many were added, and that.
     #[inline(always)]
-    pub(crate) fn singles(&mut self) -> Singles<'_> {
+    pub(crate) fn put_singles<Head, Rest>(
+        &mut self,
+        heads: impl Iterator<Item = Head>,
+        mut read: impl FnMut(Head) -> Option<(Option<Single>, Rest)>,
+    ) -> (u16, Option<Rest>) {
+        let windows = self.windows;
+        let first = self.segment_count as u32;
         let Room { chains, segments } = &mut *self.scratch;
-        Singles {
-            chains: chains.get_mut(self.chain_count..).unwrap_or_default().iter_mut(),
-            segments: segments.get_mut(self.segment_count..).unwrap_or_default().iter_mut(),
-            first: self.segment_count as u32,
+        let chains = chains.get_mut(self.chain_count..).unwrap_or_default();
+        let segments = segments.get_mut(self.segment_count..).unwrap_or_default();
+        let (mut done, mut rest) = (0u32, None);
+        for (head, (chain, segment)) in heads.zip(chains.iter_mut().zip(segments)) {
+            let Some((single, other)) = read(head) else { break };
+            // Looked up before anything is made of it: this loop has more to keep than there are registers.
+            let found = single.and_then(|single| Some((windows.find(single.gpa, single.len)?, single)));
+            let Some((found, single)) = found else {
+                rest = Some(other);
+                break;
+            };
+            segment.write(found);
+            chain.write(single.write_at(first + done));
+            done += 1;
+        }
+        self.chain_count += done as usize;
+        self.segment_count += done as usize;
+        (done as u16, rest)
+    }
+
+    /// Adds a chain of one descriptor whose buffer lies in one region, wherever.
+    #[inline]
+    pub(crate) fn put_single(&mut self, single: &Single) -> Put {
+        let found = self.windows.find(single.gpa, single.len);
+        let Some(segment) = found.or_else(|| self.windows.look_up(&self.map, single.gpa, single.len)) else {
+            return Put::Elsewhere;
+        };
+        let Room { chains, segments } = &mut *self.scratch;
+        let (Some(chain), Some(place)) =
+            (chains.get_mut(self.chain_count), segments.get_mut(self.segment_count))
+        else {
+            return Put::Full;
+        };
+        place.write(segment);
+        chain.write(single.write_at(self.segment_count as u32));
+        self.chain_count += 1;
+        self.segment_count += 1;
+        Put::Done
+    }
+
+    /// Begins a chain behind those that are there.
+    #[inline(always)]
+    pub(crate) fn open(&mut self) -> Open<'_> {
+        let Burst { map, windows, scratch, chain_count, segment_count } = self;
+        let Room { chains, segments } = &mut **scratch;
+        Open {
+            map,
+            windows,
+            chain: chains.get_mut(*chain_count),
+            segments: segments.get_mut(*segment_count..).unwrap_or_default().iter_mut(),
+            chain_count,
+            segment_count,
+            readable: 0,
+            writable: 0,
+        }
+    }
+}
+
+/// How it went with a chain of one descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Put {
+    /// It is in the burst.
+    Done,
+    /// Its buffer does not lie in one region.
+    Elsewhere,
+    /// No room.
+    Full,
+}
+
+impl Single {
+    /// The chain over the one segment at `first`.
+    #[inline(always)]
+    fn write_at(&self, first: u32) -> Chain {
+        let Single { id, len, write, .. } = *self;
+        let writable = u16::from(write);
+        // All bits or none.
+        let writable_bytes = len & u32::from(writable).wrapping_neg();
+        Chain {
+            id,
+            slots: 1,
+            first,
+            readable: writable ^ 1,
+            writable,
+            readable_bytes: len ^ writable_bytes,
+            writable_bytes,
+        }
+    }
+}
+
+/// A chain of any number of descriptors that is being put behind those of a burst; part of it once it is finished.
+pub(crate) struct Open<'burst> {
+    map: &'burst GuestMap,
+    windows: &'burst mut Windows,
+    /// Where it goes; none if there is no room.
+    chain: Option<&'burst mut MaybeUninit<Chain>>,
+    /// Room for its segments, behind those that were put.
+    segments: std::slice::IterMut<'burst, MaybeUninit<Segment>>,
+    chain_count: &'burst mut usize,
+    segment_count: &'burst mut usize,
+    /// Segments put.
+    readable: u16,
+    writable: u16,
+}
+
+impl<'burst> Open<'burst> {
+    /// True if the burst has no other: what does not fit now never will.
+    #[inline(always)]
+    pub(crate) fn is_alone(&self) -> bool {
+        *self.chain_count == 0
+    }
+
+    /// True if a buffer that the device writes was put.
+    #[inline(always)]
+    pub(crate) fn has_writable(&self) -> bool {
+        self.writable > 0
+    }
+
+    /// Puts a buffer, mostly as one segment. False: there is no room.
+    ///
+    /// # Errors
+    /// No region covers it.
+    #[inline(always)]
+    pub(crate) fn put(&mut self, gpa: u64, len: u32, write: bool) -> Result<bool, Miss> {
+        match self.windows.find(gpa, len) {
+            Some(segment) => Ok(self.put_segment(segment, write)),
+            None => self.put_elsewhere(gpa, len, write),
         }
     }
 
-    /// Makes `count` chains that were pushed as [`Burst::singles`] part of the burst.
-    #[inline(always)]
-    pub(crate) fn commit_singles(&mut self, count: usize) {
-        self.chain_count += count;
-        self.segment_count += count;
+    /// Puts a buffer that lies elsewhere than the last ones, or crosses adjoining regions.
+    #[inline(never)]
+    fn put_elsewhere(&mut self, mut gpa: u64, len: u32, write: bool) -> Result<bool, Miss> {
+        if let Some(segment) = self.windows.look_up(self.map, gpa, len) {
+            return Ok(self.put_segment(segment, write));
+        }
+        let mut left = len;
+        loop {
+            // A buffer of length 0 must have an address that exists, too.
+            let slice = self.lookup(gpa, left)?;
+            if !self.put_segment(Segment::new(slice, gpa), write) {
+                return Ok(false);
+            }
+            if slice.len() >= left as usize {
+                return Ok(true);
+            }
+            left -= slice.len() as u32;
+            gpa = gpa.checked_add(slice.len() as u64).ok_or(Miss { address: gpa, len: left.into() })?;
+        }
     }
 
-    /// Room for the segments of one chain behind those of the peeked ones. Segments put there must lie in the burst's
-    /// map; [`Burst::push`] makes them part of the burst.
     #[inline(always)]
-    pub(crate) fn room(&mut self) -> std::slice::IterMut<'_, MaybeUninit<Segment>> {
-        self.scratch.segments.get_mut(self.segment_count..).unwrap_or_default().iter_mut()
+    fn put_segment(&mut self, segment: Segment, write: bool) -> bool {
+        let Some(place) = self.segments.next() else { return false };
+        place.write(segment);
+        match write {
+            true => self.writable += 1,
+            false => self.readable += 1,
+        }
+        true
     }
 
-    /// Adds a chain over the segments put behind the others. False: no room.
+    /// What there is in one piece of memory that is no part of the chain: a table of descriptors.
     #[inline(always)]
-    pub(crate) fn push(&mut self, chain: Chain) -> bool {
-        let Some(slot) = self.scratch.chains.get_mut(self.chain_count) else { return false };
-        slot.write(Chain { first: self.segment_count as u32, ..chain });
-        self.chain_count += 1;
-        self.segment_count += chain.segments();
+    pub(crate) fn lookup(&mut self, gpa: u64, len: u32) -> Result<HostSlice<'burst>, Miss> {
+        self.map.lookup(&mut self.windows.hint, gpa, len)
+    }
+
+    /// Makes it part of the burst. False: there is no room.
+    #[inline(always)]
+    pub(crate) fn finish(self, id: u16, slots: u16, readable_bytes: u32, writable_bytes: u32) -> bool {
+        let Open { chain, chain_count, segment_count, readable, writable, .. } = self;
+        let Some(place) = chain else { return false };
+        let first = *segment_count as u32;
+        let chain = Chain { id, slots, first, readable, writable, readable_bytes, writable_bytes };
+        place.write(chain);
+        *chain_count += 1;
+        *segment_count += chain.segments();
         true
     }
 }
@@ -272,58 +453,6 @@ impl DerefMut for Scratch {
     }
 }
 
-/// Where chains of one segment each are put.
-pub(crate) struct Singles<'burst> {
-    chains: std::slice::IterMut<'burst, MaybeUninit<Chain>>,
-    segments: std::slice::IterMut<'burst, MaybeUninit<Segment>>,
-    /// Index of the next segment.
-    first: u32,
-}
-
-/// Where a chain of one segment is put.
-pub(crate) struct Place<'burst> {
-    chain: &'burst mut MaybeUninit<Chain>,
-    segment: &'burst mut MaybeUninit<Segment>,
-    /// Index of the segment.
-    first: u32,
-}
-
-impl<'burst> Singles<'burst> {
-    /// The places, in order.
-    #[inline(always)]
-    pub(crate) fn places(self) -> impl Iterator<Item = Place<'burst>> {
-        let first = self.first;
-        let places = self.chains.zip(self.segments).enumerate();
-        places.map(move |(nth, (chain, segment))| Place { chain, segment, first: first + nth as u32 })
-    }
-
-    /// Puts a chain of one segment, which must lie in the burst's map. False: no room.
-    #[inline(always)]
-    pub(crate) fn push(&mut self, id: u16, segment: Segment, write: bool) -> bool {
-        let (Some(chain), Some(slot)) = (self.chains.next(), self.segments.next()) else { return false };
-        Place { chain, segment: slot, first: self.first }.put(id, segment, write);
-        self.first += 1;
-        true
-    }
-}
-
-impl Place<'_> {
-    /// Puts a chain of one segment, which must lie in the burst's map.
-    #[inline(always)]
-    pub(crate) fn put(self, id: u16, segment: Segment, write: bool) {
-        self.segment.write(segment);
-        self.chain.write(Chain {
-            id,
-            slots: 1,
-            first: self.first,
-            readable: u16::from(!write),
-            writable: u16::from(write),
-            readable_bytes: if write { 0 } else { segment.len },
-            writable_bytes: if write { segment.len } else { 0 },
-        });
-    }
-}
-
 impl fmt::Debug for Burst {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Burst")
@@ -334,8 +463,17 @@ impl fmt::Debug for Burst {
 }
 
 impl Segment {
+    /// Of bytes that were found at `gpa`, 2^32 - 1 at most.
     #[inline(always)]
-    fn slice<'map>(&self) -> HostSlice<'map> {
-        HostSlice { start: self.start, len: self.len as usize, map: std::marker::PhantomData }
+    fn new(slice: HostSlice<'_>, gpa: u64) -> Segment {
+        Segment { start: slice.as_ptr(), gpa, len: slice.len() as u32 }
+    }
+
+    /// # Safety
+    /// The map that it was found in is held for as long as `'map`.
+    #[inline(always)]
+    unsafe fn slice<'map>(&self) -> HostSlice<'map> {
+        // SAFETY: it was made of a slice of the map that the caller holds.
+        unsafe { HostSlice::new(self.start, self.len as usize) }
     }
 }

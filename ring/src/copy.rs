@@ -8,8 +8,6 @@
 //!
 //! Any thread, on slices that it holds. Budget of every method: no allocation, no lock, no system call, no panic.
 
-use std::marker::PhantomData;
-
 use crate::guest::HostSlice;
 
 #[cfg(target_arch = "aarch64")]
@@ -20,47 +18,22 @@ mod machine;
 mod machine;
 
 impl<'map> HostSlice<'map> {
-    /// Bytes.
-    #[inline]
-    #[allow(clippy::len_without_is_empty)]
-    pub fn len(self) -> usize {
-        self.len
-    }
-    /// Where it begins: for I/O vectors that the kernel reads or writes. Valid for as long as the map is held; whoever
-    /// passes it on sees to that. No Rust reference may be made of it.
-    #[inline]
-    pub fn as_ptr(self) -> *mut u8 {
-        self.start
-    }
-    /// The part from `at` on, at most `len` bytes; empty if `at` is beyond the end.
-    #[inline]
-    #[must_use]
-    pub fn part(self, at: usize, len: usize) -> Self {
-        let at = at.min(self.len);
-        HostSlice { start: self.start.wrapping_add(at), len: len.min(self.len - at), map: PhantomData }
-    }
-    /// The `len` bytes from `at` on; None if they are not all inside.
-    #[inline(always)]
-    pub fn get(self, at: usize, len: usize) -> Option<Self> {
-        let holds = at <= self.len && len <= self.len - at;
-        holds.then(|| HostSlice { start: self.start.wrapping_add(at), len, map: PhantomData })
-    }
     /// Copies the first `into.len()` bytes out, or as many as there are; returns how many.
     #[inline]
     pub fn read(self, into: &mut [u8]) -> usize {
-        let len = into.len().min(self.len);
+        let len = into.len().min(self.len());
         // SAFETY: `len` bytes can be written at `into` and read at `start`, which its map keeps mapped. The two are
         // disjoint: `into` is borrowed exclusively and guest memory is never borrowed.
-        unsafe { copy(into.as_mut_ptr(), self.start, len) };
+        unsafe { copy(into.as_mut_ptr(), self.as_ptr(), len) };
         len
     }
     /// Copies bytes in, as many as fit; returns how many.
     #[inline]
     pub fn write(self, from: &[u8]) -> usize {
-        let len = from.len().min(self.len);
+        let len = from.len().min(self.len());
         // SAFETY: `len` bytes can be read at `from` and written at `start`, which its map keeps mapped. No Rust
         // reference to guest memory exists, so that nothing borrowed is changed.
-        unsafe { copy(self.start, from.as_ptr(), len) };
+        unsafe { copy(self.as_ptr(), from.as_ptr(), len) };
         len
     }
     /// The 8 bytes from `at` on as a little-endian number; 0 if not all of them are inside.
@@ -73,38 +46,38 @@ impl<'map> HostSlice<'map> {
             return 0;
         }
         // SAFETY: 8 bytes can be read there; the map keeps them mapped.
-        u64::from_le(unsafe { machine::load_word(self.start.wrapping_add(at)) })
+        u64::from_le(unsafe { machine::load_word(self.as_ptr().wrapping_add(at)) })
     }
     /// Writes a little-endian number of 8 bytes from `at` on; nothing if not all of them are inside.
     #[inline(always)]
     pub fn put_word(self, at: usize, word: u64) {
         if self.holds_word(at) {
             // SAFETY: 8 bytes can be written there; the map keeps them mapped, and no Rust reference to them exists.
-            unsafe { machine::store_word(self.start.wrapping_add(at), word.to_le()) }
+            unsafe { machine::store_word(self.as_ptr().wrapping_add(at), word.to_le()) }
         }
     }
     #[inline(always)]
     fn holds_word(self, at: usize) -> bool {
-        at <= self.len && self.len - at >= size_of::<u64>()
+        at <= self.len() && self.len() - at >= size_of::<u64>()
     }
     /// Copies from another slice, as many as both have; returns how many. The two may overlap only if a guest made
     /// them so; the bytes are then unspecified.
     #[inline]
     pub fn copy_from(self, from: HostSlice<'_>) -> usize {
-        let len = from.len.min(self.len);
+        let len = from.len().min(self.len());
         // SAFETY: `len` bytes can be read at one and written at the other; both maps keep them mapped.
-        unsafe { copy(self.start, from.start, len) };
+        unsafe { copy(self.as_ptr(), from.as_ptr(), len) };
         len
     }
     /// Asks for the line of byte `at` to be read into the cache.
     #[inline]
     pub fn prefetch_read(self, at: usize) {
-        prefetch_read(self.start.wrapping_add(at));
+        prefetch_read(self.as_ptr().wrapping_add(at));
     }
     /// Asks for the line of byte `at` to be owned by this core's cache.
     #[inline]
     pub fn prefetch_write(self, at: usize) {
-        prefetch_write(self.start.wrapping_add(at));
+        prefetch_write(self.as_ptr().wrapping_add(at));
     }
 }
 

@@ -305,12 +305,11 @@ unsafe impl Sync for GuestMap {}
 /// since the guest writes to them at the same time. Access goes through [`crate::copy`].
 #[derive(Debug, Clone, Copy)]
 pub struct HostSlice<'map> {
-    /// Where.
-    pub(crate) start: *mut u8,
+    start: *mut u8,
     /// Bytes.
-    pub(crate) len: usize,
+    len: usize,
     /// Held for as long as the map.
-    pub(crate) map: PhantomData<&'map GuestMap>,
+    map: PhantomData<&'map GuestMap>,
 }
 
 /// The region that the last lookup hit, kept by each queue so that most lookups cost one comparison.
@@ -456,6 +455,38 @@ impl Entry {
 }
 
 impl HostSlice<'_> {
+    /// # Safety
+    /// The bytes are mapped, readable and writable, and stay so for as long as the slice's lifetime.
+    #[inline(always)]
+    pub(crate) unsafe fn new(start: *mut u8, len: usize) -> Self {
+        HostSlice { start, len, map: PhantomData }
+    }
+
+    /// Bytes.
+    #[inline]
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(self) -> usize {
+        self.len
+    }
+    /// Where it begins: for I/O vectors that the kernel reads or writes. Valid for as long as the map is held; whoever
+    /// passes it on sees to that. No Rust reference may be made of it.
+    #[inline]
+    pub fn as_ptr(self) -> *mut u8 {
+        self.start
+    }
+    /// The part from `at` on, at most `len` bytes; empty if `at` is beyond the end.
+    #[inline]
+    #[must_use]
+    pub fn part(self, at: usize, len: usize) -> Self {
+        let at = at.min(self.len);
+        HostSlice { start: self.start.wrapping_add(at), len: len.min(self.len - at), map: PhantomData }
+    }
+    /// The `len` bytes from `at` on; None if they are not all inside.
+    #[inline(always)]
+    pub fn get(self, at: usize, len: usize) -> Option<Self> {
+        let holds = at <= self.len && len <= self.len - at;
+        holds.then(|| HostSlice { start: self.start.wrapping_add(at), len, map: PhantomData })
+    }
     /// Makes the pages under the slice present and writable now, so that no first touch waits for the kernel to zero
     /// them. Takes time in proportion to the length: for sessions, in steps, never for workers.
     ///

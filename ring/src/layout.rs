@@ -132,14 +132,14 @@ fn resolve<'map>(
         }
         let slice = lookup(address, len).map_err(|_| SetupError::Unmapped { address, len })?;
         // A region may be mapped so that the front-end's alignment is not ours.
-        if !(slice.start.addr() as u64).is_multiple_of(align) {
+        if !(slice.as_ptr().addr() as u64).is_multiple_of(align) {
             return Err(SetupError::Misaligned { address, align });
         }
         // SAFETY: validity: the slice is inside the map, which the ring holds beside these words and drops after
         // them. Alignment: checked above. Bounds: the ring's code derives offsets from indexes below the size that
         // `len` was computed from, which `Areas::check` makes sure of. Concurrency: no reference to this memory
         // is ever made; the other side accesses it at any time.
-        Ok(unsafe { RawWords::new(slice.start, len as usize) })
+        Ok(unsafe { RawWords::new(slice.as_ptr(), len as usize) })
     };
     let len = sizes(format, size);
     Ok(Areas {

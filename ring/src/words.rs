@@ -171,10 +171,10 @@ struct Pair(u64);
 /// Guests may place tables at any alignment.
 #[inline]
 pub(crate) fn read_descriptor(table: HostSlice<'_>, at: usize) -> Option<(u64, u64)> {
-    if at.checked_add(16)? > table.len {
+    if at.checked_add(16)? > table.len() {
         return None;
     }
-    let start = table.start.wrapping_add(at);
+    let start = table.as_ptr().wrapping_add(at);
     if start.cast::<u64>().is_aligned() {
         // SAFETY: aligned (checked above), inside `table` (checked above), which is valid while its map is held; no
         // reference to guest memory exists, and other writers are tolerated by atomics.

@@ -365,6 +365,49 @@ fn address_outside_memory_is_a_fault_whatever_the_length() {
 }
 
 #[test]
+fn every_piece_of_a_chain_tells_where_the_guest_has_it() {
+    for format in BOTH {
+        let ring = ring(format, 8);
+        let border = DATA_GPA + DATA_BYTES;
+        let desc = |slot: u16, addr: u64, len, flags| {
+            let link = if format == Format::Split { slot + 1 } else { 0 };
+            ring.desc(slot, Desc { addr, len, flags, link });
+        };
+        desc(0, DATA_GPA + 5, 7, NEXT);
+        // Over a border.
+        desc(1, border - 3, 8, NEXT);
+        desc(2, border + 64, 0, WRITE);
+        ring.offer(&[0]);
+        let mut device = ring.device();
+        let mut burst = Burst::new(Arc::clone(&ring.map));
+        assert_eq!(device.peek(&mut burst, 1), Ok(1), "{format:?}");
+        let chain = burst.chains()[0];
+        let addresses: Vec<u64> = burst.addresses(&chain).collect();
+        assert_eq!(addresses, [DATA_GPA + 5, border - 3, border, border + 64], "{format:?}");
+        // Each is the address of the bytes that the slice beside it shows.
+        for (gpa, slice) in addresses.iter().zip(burst.readable(&chain).chain(burst.writable(&chain))) {
+            assert_eq!(ring.map.resolve(*gpa, slice.len() as u64).unwrap().as_ptr(), slice.as_ptr());
+        }
+    }
+}
+
+#[test]
+fn burst_that_goes_over_to_another_map_finds_nothing_in_the_one_before() {
+    for format in BOTH {
+        let (one, two) = (ring(format, 8), ring(format, 8));
+        let mut burst = Burst::new(Arc::clone(&one.map));
+        for ring in [&one, &two, &one] {
+            ring.desc(0, good(64));
+            ring.offer(&[0]);
+            let mut device = ring.device();
+            assert_eq!(device.peek(&mut burst, 8), Ok(1), "{format:?}");
+            let slice = burst.single_readable(&burst.chains()[0]).unwrap();
+            assert_eq!(slice.as_ptr(), ring.map.resolve(DATA_GPA, 64).unwrap().as_ptr());
+        }
+    }
+}
+
+#[test]
 fn buffer_over_a_region_border_comes_in_pieces() {
     for format in BOTH {
         let ring = ring(format, 8);

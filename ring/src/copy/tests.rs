@@ -25,7 +25,8 @@ fn aligned(buffer: &[u8]) -> usize {
 }
 
 fn slice(bytes: &mut [u8]) -> HostSlice<'_> {
-    HostSlice { start: bytes.as_mut_ptr(), len: bytes.len(), map: PhantomData }
+    // SAFETY: borrowed exclusively for as long as the slice.
+    unsafe { HostSlice::new(bytes.as_mut_ptr(), bytes.len()) }
 }
 
 #[test]

@@ -36,7 +36,7 @@ fn three() -> GuestMap {
 
 fn lookup(map: &GuestMap, gpa: u64, len: u32) -> Option<(u64, usize)> {
     let found = map.lookup(&mut LastHit::default(), gpa, len).ok()?;
-    Some((found.start.addr() as u64, found.len()))
+    Some((found.as_ptr().addr() as u64, found.len()))
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn hint_of_another_map_is_harmless() {
     map.lookup(&mut hint, 8 * PAGE, 1).unwrap();
     assert_eq!(hint.0, 2);
     let found = other.lookup(&mut hint, 7, 1).unwrap();
-    assert_eq!(found.start.addr() as u64, other.regions()[0].host_address() + 7);
+    assert_eq!(found.as_ptr().addr() as u64, other.regions()[0].host_address() + 7);
     assert!(GuestMap::new(Vec::new()).unwrap().lookup(&mut LastHit(2), 0, 1).is_err());
 }
 
@@ -119,9 +119,9 @@ fn as_many_regions_as_allowed_are_all_found_and_one_more_is_refused() {
     for (index, region) in regions.iter().enumerate() {
         let (gpa, user_addr) = at(index as u64);
         let found = map.lookup(&mut hint, gpa + PAGE - 1, 1).unwrap();
-        assert_eq!(found.start.addr() as u64, region.host_address() + PAGE - 1);
+        assert_eq!(found.as_ptr().addr() as u64, region.host_address() + PAGE - 1);
         assert!(map.lookup(&mut hint, gpa + PAGE, 1).is_err());
-        assert_eq!(map.resolve_user(user_addr, PAGE).unwrap().start.addr() as u64, region.host_address());
+        assert_eq!(map.resolve_user(user_addr, PAGE).unwrap().as_ptr().addr() as u64, region.host_address());
     }
     assert!(matches!(map.with(region(0, PAGE, 0)), Err(MapError::TooMany { count: 513 })));
 }
@@ -355,12 +355,12 @@ proptest! {
             let host = |index: usize, at: u64| map.regions()[index].host_address() + at;
             let found = map.lookup(&mut hint, gpa, len).ok();
             prop_assert_eq!(
-                found.map(|slice| (slice.start.addr() as u64, slice.len() as u64)),
+                found.map(|slice| (slice.as_ptr().addr() as u64, slice.len() as u64)),
                 wanted.map(|(index, at, len)| (host(index, at), len))
             );
             let whole = wanted.filter(|found| found.2 == u64::from(len));
             prop_assert_eq!(
-                map.resolve(gpa, len.into()).ok().map(|slice| slice.start.addr() as u64),
+                map.resolve(gpa, len.into()).ok().map(|slice| slice.as_ptr().addr() as u64),
                 whole.map(|(index, at, _)| host(index, at))
             );
             // The same claim by the front-end's addresses, where the regions lie in reverse order and apart.

@@ -10,15 +10,15 @@
 
 use std::sync::Arc;
 
-use crate::chain::{Burst, Chain, MAX_CHAIN};
+use crate::chain::{Burst, Chain, MAX_CHAIN, Put, Single};
 use crate::features::Features;
-use crate::guest::{GuestMap, LastHit};
+use crate::guest::GuestMap;
 use crate::layout::Areas;
 use crate::packed::{ADDR, Cursor, F_BOTH, FLAGS, ID, LEN, Suppression, available, field, passed, used};
 use crate::position::{Position, PositionSlot};
 use crate::queue::{DeviceRing, Format, QueueConfig, RingFault, SetupError};
 use crate::sync::{Ordering, fence};
-use crate::walk::{F_INDIRECT, F_NEXT, F_WRITE, Gather, Stop, Windows};
+use crate::walk::{F_INDIRECT, F_NEXT, F_WRITE, Gather, Stop};
 use crate::words::{RawWords, Words};
 
 /// The device's side of a running packed virtqueue.
@@ -30,8 +30,6 @@ pub struct PackedDevice<W: Words = RawWords> {
     areas: Areas<W>,
     /// Keeps the memory of areas and buffers.
     map: Arc<GuestMap>,
-    hint: LastHit,
-    windows: Windows,
     size: u16,
     indirect: bool,
     event_idx: bool,
@@ -72,6 +70,16 @@ struct Head {
     word: u64,
 }
 
+impl Head {
+    /// The chain, if it is this one descriptor in a ring of `size`.
+    #[inline(always)]
+    fn single(&self, size: u16) -> Option<Single> {
+        let (len, id, flags) = (self.word as u32, (self.word >> 32) as u16, (self.word >> 48) as u16);
+        let is_single = flags & (F_NEXT | F_INDIRECT) == 0 && id < size;
+        is_single.then_some(Single { id, gpa: self.addr, len, write: flags & F_WRITE != 0 })
+    }
+}
+
 /// A used descriptor to be written.
 #[derive(Debug, Clone, Copy)]
 struct Used {
@@ -104,8 +112,6 @@ impl<W: Words> PackedDevice<W> {
         Ok(PackedDevice {
             areas,
             map: config.map,
-            hint: LastHit::default(),
-            windows: Windows::NONE,
             size,
             indirect: config.features.contains(Features::INDIRECT_DESC),
             event_idx: config.features.contains(Features::EVENT_IDX),
@@ -131,14 +137,12 @@ impl<W: Words> PackedDevice<W> {
     /// chain.
     #[inline(always)]
     fn add_singles(&self, burst: &mut Burst, at: &mut Cursor, count: u16) -> (u16, Option<Head>) {
-        let windows = self.windows;
-        let (mut done, mut other) = (0, None);
         // To the end of the ring, so that all have one wrap counter.
         let end = at.slot() + count.min(self.size - at.slot());
-        for (slot, place) in (at.slot()..end).zip(burst.singles().places()) {
+        let (done, other) = burst.put_singles(at.slot()..end, |slot| {
             let flags = self.areas.desc.read_u16(field(slot, FLAGS));
             if flags & F_BOTH != available(at.wrap()) {
-                break;
+                return None;
             }
             // Acquire: pairs with the Release before the store of a batch's first flags in `PackedDriver::publish`
             // (virtio 1.3 §2.8.21.1); the rest of the descriptor, and of its chain, is read after it.
@@ -146,44 +150,27 @@ impl<W: Words> PackedDevice<W> {
             let addr = self.areas.desc.read_u64(field(slot, ADDR));
             // The upper 16 bits are the flags once more: not used, those that were read before are.
             let word = self.areas.desc.read_u64(field(slot, LEN));
-            let (len, id) = (word as u32, (word >> 32) as u16);
-            let segment = windows.find(addr, len);
-            let (Some(segment), 0, true) = (segment, flags & (F_NEXT | F_INDIRECT), id < self.size) else {
-                other = Some(Head { addr, word: u64::from(flags) << 48 | word & LEN_AND_ID });
-                break;
-            };
-            place.put(id, segment, flags & F_WRITE != 0);
-            done += 1;
-        }
+            let head = Head { addr, word: u64::from(flags) << 48 | word & LEN_AND_ID };
+            Some((head.single(self.size), head))
+        });
         at.advance(done, self.size);
-        burst.commit_singles(done.into());
         (done, other)
     }
 
     /// Adds any chain; `at` is its head's place, `room` the slots it may take. Returns those that it takes.
     #[inline(never)]
-    fn add(&mut self, burst: &mut Burst, at: Cursor, head: Head, room: u16) -> Result<u16, Stop> {
-        let Head { addr, word } = head;
-        let (len, id, flags) = (word as u32, (word >> 32) as u16, (word >> 48) as u16);
-        if flags & (F_NEXT | F_INDIRECT) == 0
-            && let Some(segment) = self.windows.look_up(&self.map, &mut self.hint, addr, len)
-        {
-            if id >= self.size {
-                return Err(RingFault::BufferId.into());
-            }
-            if !burst.singles().push(id, segment, flags & F_WRITE != 0) {
-                return Err(Stop::Full);
-            }
-            burst.commit_singles(1);
-            return Ok(1);
+    fn add(&self, burst: &mut Burst, at: Cursor, head: Head, room: u16) -> Result<u16, Stop> {
+        match head.single(self.size).map_or(Put::Elsewhere, |single| burst.put_single(&single)) {
+            Put::Done => Ok(1),
+            Put::Full => Err(Stop::Full),
+            Put::Elsewhere => self.add_chain(burst, at, head, room),
         }
-        self.add_chain(burst, at, head, room)
     }
 
     /// Adds a chain of several descriptors, an indirect one, or one whose buffer crosses regions.
-    fn add_chain(&mut self, burst: &mut Burst, mut at: Cursor, head: Head, room: u16) -> Result<u16, Stop> {
+    fn add_chain(&self, burst: &mut Burst, mut at: Cursor, head: Head, room: u16) -> Result<u16, Stop> {
         let Head { mut addr, mut word } = head;
-        let mut gather = Gather::new(burst, &self.map, &mut self.hint, &mut self.windows);
+        let mut gather = Gather::new(burst);
         let mut slots = 1;
         loop {
             let (len, id, flags) = (word as u32, (word >> 32) as u16, (word >> 48) as u16);
@@ -201,8 +188,7 @@ impl<W: Words> PackedDevice<W> {
                 if id >= self.size {
                     return Err(RingFault::BufferId.into());
                 }
-                let chain = gather.finish(id, slots)?;
-                return if burst.push(chain) { Ok(slots) } else { Err(Stop::Full) };
+                return gather.finish(id, slots).map(|()| slots);
             }
             // The driver made the head's flags visible last (virtio 1.3 §2.8.21), so the rest needs no look at its
             // AVAIL bits; a chain that runs into slots that the device still has is not one.

@@ -11,15 +11,15 @@
 
 use std::sync::Arc;
 
-use crate::chain::{Burst, Chain, MAX_CHAIN};
+use crate::chain::{Burst, Chain, MAX_CHAIN, Put, Single};
 use crate::features::Features;
-use crate::guest::{GuestMap, LastHit};
+use crate::guest::GuestMap;
 use crate::layout::Areas;
 use crate::position::{Position, PositionSlot};
 use crate::queue::{DeviceRing, Format, QueueConfig, RingFault, SetupError, need_event};
 use crate::split::{F_NO_NOTIFICATION, FLAGS, IDX, Index, avail_at, desc_at, used_at};
 use crate::sync::{Ordering, fence};
-use crate::walk::{F_INDIRECT, F_NEXT, F_WRITE, Gather, Stop, Windows};
+use crate::walk::{F_INDIRECT, F_NEXT, F_WRITE, Gather, Stop};
 use crate::words::{RawWords, Words};
 
 /// The device's side of a running split virtqueue.
@@ -31,8 +31,6 @@ pub struct SplitDevice<W: Words = RawWords> {
     areas: Areas<W>,
     /// Keeps the memory of areas and buffers.
     map: Arc<GuestMap>,
-    hint: LastHit,
-    windows: Windows,
     size: u16,
     /// Size minus 1.
     mask: u16,
@@ -83,6 +81,13 @@ impl Head {
     fn is_single(&self) -> bool {
         (self.word >> 32) as u16 & (F_NEXT | F_INDIRECT) == 0
     }
+
+    /// That chain.
+    #[inline(always)]
+    fn single(&self) -> Option<Single> {
+        let (len, flags) = (self.word as u32, (self.word >> 32) as u16);
+        self.is_single().then_some(Single { id: self.id, gpa: self.addr, len, write: flags & F_WRITE != 0 })
+    }
 }
 
 impl QueueConfig {
@@ -104,8 +109,6 @@ impl<W: Words> SplitDevice<W> {
         Ok(SplitDevice {
             areas,
             map: config.map,
-            hint: LastHit::default(),
-            windows: Windows::NONE,
             size,
             mask: size - 1,
             indirect: config.features.contains(Features::INDIRECT_DESC),
@@ -171,42 +174,24 @@ impl<W: Words> SplitDevice<W> {
     /// consists of. Returns how many, and the head and descriptor of the first that is not such a chain.
     #[inline(always)]
     fn add_singles(&self, burst: &mut Burst, from: u16, count: u16) -> (u16, Option<Head>) {
-        let windows = self.windows;
         let place = usize::from(from) % HEADS;
         let end = (place + usize::from(count)).min(HEADS);
-        let mut done = 0;
-        let mut other = None;
         let heads = self.heads.get(place..end).unwrap_or_default();
-        for (&id, place) in heads.iter().zip(burst.singles().places()) {
+        burst.put_singles(heads.iter(), |&id| {
             if id >= self.size {
-                other = Some(Head { id, addr: 0, word: 0 });
-                break;
+                return Some((None, Head { id, addr: 0, word: 0 }));
             }
             let addr = self.areas.desc.read_u64(desc_at(id));
             let word = self.areas.desc.read_u64(desc_at(id) + 8);
-            let (len, flags) = (word as u32, (word >> 32) as u16);
-            let segment = windows.find(addr, len);
-            let (Some(segment), 0) = (segment, flags & (F_NEXT | F_INDIRECT)) else {
-                other = Some(Head { id, addr, word });
-                break;
-            };
-            place.put(id, segment, flags & F_WRITE != 0);
-            done += 1;
-        }
-        burst.commit_singles(done.into());
-        (done, other)
+            let head = Head { id, addr, word };
+            Some((head.single(), head))
+        })
     }
 
     /// Adds any chain, and those behind it for as long as they are no singles either: up to `count`, from the one at
     /// `from` on, whose head was read already. Returns how many, and why the next one could not be added.
     #[inline(always)]
-    fn add_run(
-        &mut self,
-        burst: &mut Burst,
-        mut head: Head,
-        from: u16,
-        count: u16,
-    ) -> (u16, Result<(), Stop>) {
+    fn add_run(&self, burst: &mut Burst, mut head: Head, from: u16, count: u16) -> (u16, Result<(), Stop>) {
         let mut done = 0;
         loop {
             let is_single = head.is_single();
@@ -228,32 +213,23 @@ impl<W: Words> SplitDevice<W> {
 
     /// Adds any chain.
     #[inline(never)]
-    fn add(&mut self, burst: &mut Burst, head: Head) -> Result<(), Stop> {
+    fn add(&self, burst: &mut Burst, head: Head) -> Result<(), Stop> {
         let Head { id, addr, word } = head;
         if id >= self.size {
             return Err(RingFault::DescIndex.into());
         }
-        let (len, flags) = (word as u32, (word >> 32) as u16);
-        if head.is_single()
-            && let Some(segment) = self
-                .windows
-                .find(addr, len)
-                .or_else(|| self.windows.look_up(&self.map, &mut self.hint, addr, len))
-        {
-            if !burst.singles().push(id, segment, flags & F_WRITE != 0) {
-                return Err(Stop::Full);
-            }
-            burst.commit_singles(1);
-            return Ok(());
+        match head.single().map_or(Put::Elsewhere, |single| burst.put_single(&single)) {
+            Put::Done => Ok(()),
+            Put::Full => Err(Stop::Full),
+            Put::Elsewhere => self.add_chain(burst, id, addr, word),
         }
-        self.add_chain(burst, id, addr, word)
     }
 
     /// Adds a chain of several descriptors, an indirect one, or one whose buffer crosses regions. `addr` and `word` are
     /// its first descriptor.
     #[inline(always)]
-    fn add_chain(&mut self, burst: &mut Burst, head: u16, mut addr: u64, mut word: u64) -> Result<(), Stop> {
-        let mut gather = Gather::new(burst, &self.map, &mut self.hint, &mut self.windows);
+    fn add_chain(&self, burst: &mut Burst, head: u16, mut addr: u64, mut word: u64) -> Result<(), Stop> {
+        let mut gather = Gather::new(burst);
         // A ring of N descriptors has no longer chain without a loop.
         let limit = usize::from(self.size).min(MAX_CHAIN);
         let mut visited = 1;
@@ -281,8 +257,7 @@ impl<W: Words> SplitDevice<W> {
             addr = self.areas.desc.read_u64(desc_at(next));
             word = self.areas.desc.read_u64(desc_at(next) + 8);
         }
-        let chain = gather.finish(head, 1)?;
-        if burst.push(chain) { Ok(()) } else { Err(Stop::Full) }
+        gather.finish(head, 1)
     }
 
     /// Writes the completed entries into the ring, not visible to the driver yet.
