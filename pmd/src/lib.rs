@@ -17,3 +17,5 @@ pub mod interrupt;
 pub mod notify;
 // What a driver must offer, and what it is given.
 pub mod vdpa;
+// Memory that the kernel works on.
+mod uring;

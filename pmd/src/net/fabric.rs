@@ -461,7 +461,11 @@ impl Fabric {
 }
 
 impl State {
-    fn put_back(&mut self, end: EndKey, side: Side, half: Option<Half>) {
+    fn put_back(&mut self, end: EndKey, mut side: Side, half: Option<Half>) {
+        // Who leaves takes its memory along.
+        if let Side::Sink(sink) = &mut side {
+            sink.let_go();
+        }
         if let Some(member) = self.ends.get_mut(&end) {
             member.place = Place::Free(side);
             member.half = half;

@@ -176,6 +176,10 @@ impl NetdevSink {
         }
     }
 
+    pub(super) fn let_go(&mut self) {
+        self.writer.let_go();
+    }
+
     pub(super) fn outstanding(&self) -> usize {
         self.writer.outstanding()
     }
@@ -198,13 +202,12 @@ impl Receiver for NetdevSink {
         }
         let header = offload.to_header().to_bytes();
         let (len, skip) = (from.frame.len as usize, from.skip);
-        let parts = || from.burst.readable(from.chain);
-        if self.writer.push(header, from.head(), from.burst, parts(), skip, len) {
+        if self.writer.push(header, from.head(), from.burst, from.chain, skip, len) {
             return Ok(());
         }
         // A batch is full: handed over, and there is room.
         self.publish();
-        let is_in = self.writer.push(header, from.head(), from.burst, parts(), skip, len);
+        let is_in = self.writer.push(header, from.head(), from.burst, from.chain, skip, len);
         if is_in { Ok(()) } else { Err(Refused::Starved) }
     }
 

@@ -244,6 +244,13 @@ impl Sink {
         }
     }
 
+    /// Holds no guest's memory any more. Not on a worker.
+    pub(super) fn let_go(&mut self) {
+        if let Sink::Netdev(end) = self {
+            end.let_go();
+        }
+    }
+
     /// Looks which of those it has finished.
     pub(super) fn reap(&mut self) {
         if let Sink::Netdev(end) = self {

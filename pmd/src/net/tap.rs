@@ -15,8 +15,6 @@ mod link;
 mod netdev;
 // Frames from the kernel.
 mod reader;
-// The io_uring and its unsafe calls.
-mod ring;
 // A namespace for tests.
 #[cfg(test)]
 mod scene;

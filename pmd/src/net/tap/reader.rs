@@ -10,22 +10,19 @@
 //! Owned by one pump. Budget of `peek` and `consume`: no allocation, no lock, one system call at most, no panic.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use ringway_ring::chain::Burst;
-use ringway_ring::guest::GuestMap;
-use ringway_ring::memory::{HostMemory, PageKind};
 use ringway_ring::tsc;
 
-use super::ring::Ring;
 use super::{BUFFER_BYTES, Gone, HEADER_BYTES};
+use crate::uring::ReadRing;
 
 /// See the module's head.
 #[derive(Debug)]
 pub struct TapReader {
-    /// Dropped before the memory that its reads go to.
-    ring: Ring,
+    ring: ReadRing,
     burst: Burst,
     /// Buffers without a frame.
     free: Vec<u16>,
@@ -33,7 +30,6 @@ pub struct TapReader {
     ready: Vec<(u16, u32)>,
     /// Reads of the last batch, to be put in order: by their place, buffer and result.
     batch: Vec<(u16, i32)>,
-    is_registered: bool,
     /// Reads of a batch are one chain.
     is_chained: bool,
     /// Entries into the kernel that found something, since it was last asked.
@@ -44,38 +40,24 @@ pub struct TapReader {
     not_before: u64,
     pause: u64,
     is_gone: bool,
-    map: Arc<GuestMap>,
-    _memory: HostMemory,
 }
 
 impl TapReader {
     /// Allocates.
     pub(super) fn new(netdev: OwnedFd) -> io::Result<TapReader> {
-        let bytes = (BUFFERS * BUFFER_BYTES) as u64;
-        // On base pages: huge ones would be there whether or not a frame comes.
-        let memory = HostMemory::allocate_on(PageKind::Base, "ringway-tap", bytes)?;
-        let map = Arc::new(memory.guest_map(0).map_err(io::Error::other)?);
-        let mut ring = Ring::new(netdev, BUFFERS as u32)?;
-        let buffers: Vec<libc::iovec> = (0..BUFFERS)
-            .filter_map(|index| map.resolve((index * BUFFER_BYTES) as u64, BUFFER_BYTES as u64).ok())
-            .map(|slice| libc::iovec { iov_base: slice.as_ptr().cast(), iov_len: slice.len() })
-            .collect();
-        let is_registered = ring.register(&buffers);
+        let ring = ReadRing::new(netdev, "ringway-tap", BUFFERS as u16, BUFFER_BYTES as u32)?;
         Ok(TapReader {
+            burst: Burst::try_new(Arc::clone(ring.map()))?,
             ring,
-            burst: Burst::try_new(Arc::clone(&map))?,
             free: (0..BUFFERS as u16).collect(),
             ready: Vec::with_capacity(BUFFERS),
             batch: Vec::with_capacity(BUFFERS),
-            is_registered,
             is_chained: true,
             calls: 0,
             depth: 1,
             not_before: 0,
             pause: tsc::hertz() / 1_000_000 * PAUSE_US,
             is_gone: false,
-            map,
-            _memory: memory,
         })
     }
 
@@ -94,7 +76,7 @@ impl TapReader {
         }
         self.burst.clear();
         for (buffer, len) in self.ready.iter().take(most) {
-            if !self.burst.push_own(*buffer, u64::from(*buffer) * BUFFER_BYTES as u64, *len) {
+            if !self.burst.push_own(*buffer, self.ring.address(*buffer), *len) {
                 break;
             }
         }
@@ -126,12 +108,12 @@ impl TapReader {
     /// Looks once more, whatever the pause: true if a frame is there, or the interface is gone.
     pub fn arm(&mut self) -> bool {
         self.not_before = 0;
-        !self.is_gone && self.peek(1).is_ok_and(|frames| frames > 0)
+        self.peek(1).map_or(true, |frames| frames > 0)
     }
 
     /// What becomes readable when a frame comes.
     pub fn wake_source(&self) -> BorrowedFd<'_> {
-        self.ring.netdev().as_fd()
+        self.ring.file()
     }
 
     /// One batch.
@@ -156,11 +138,7 @@ impl TapReader {
         self.batch.clear();
         for place in 0..count {
             let Some(buffer) = self.free.pop() else { break };
-            let slice = self.map.resolve(u64::from(buffer) * BUFFER_BYTES as u64, BUFFER_BYTES as u64);
-            let Ok(slice) = slice else { break };
-            let (to, len) = (slice.as_ptr(), slice.len() as u32);
-            let registered = self.is_registered.then_some(buffer);
-            if !self.ring.read(place as u64, to, len, registered, self.is_chained && place + 1 < count) {
+            if !self.ring.read(place as u64, buffer, self.is_chained && place + 1 < count) {
                 self.free.push(buffer);
                 break;
             }
@@ -203,12 +181,6 @@ impl TapReader {
         if got == 0 {
             self.not_before = tsc::cycles() + self.pause;
         }
-    }
-}
-
-impl Drop for TapReader {
-    fn drop(&mut self) {
-        self.ring.settle();
     }
 }
 
@@ -280,6 +252,18 @@ mod tests {
                 assert!(whole >= 11 && frames >= calls * 16, "{frames} frames, {calls} calls: {sizes:?}");
             });
         }
+    }
+
+    #[test]
+    fn interface_that_is_gone_is_told_by_who_arms() {
+        in_own_namespace(|| {
+            let spec = TapSpec { name: "rwx0".into(), netns: None, queues: 1, mtu: 1500, seed: None };
+            let netdev = TapNetdev::open(&spec, true).unwrap();
+            let (mut reader, _writer) = netdev.queues().unwrap().remove(0);
+            run("ip link del rwx0");
+            assert!(reader.arm(), "who sleeps now is never woken");
+            assert_eq!(reader.peek(1), Err(Gone));
+        });
     }
 
     #[test]

@@ -9,46 +9,28 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
-use memmap2::MmapMut;
-use ringway_ring::chain::Burst;
-use ringway_ring::guest::{GuestMap, HostSlice};
+use ringway_ring::chain::{Burst, Chain};
+use ringway_ring::guest::HostSlice;
 
-use super::ring::Ring;
 use super::{BUFFER_BYTES, HEADER_BYTES};
 use crate::net::offload::HEAD_BYTES;
+use crate::uring::{FromGuest, Put, WriteRing};
 
 /// See the module's head.
+#[derive(Debug)]
 pub struct TapWriter {
-    ring: Ring,
-    /// What the kernel reads while a write is out. None of it moves.
-    slots: Box<[Slot]>,
+    /// Before each frame go its header and what was looked at of it. The room of a slot is for frames that are not in guest
+    /// memory, or in more pieces than one write can have.
+    ring: WriteRing<{ HEADER_BYTES + HEAD_BYTES }>,
     /// Slots without a write.
     free: Vec<u16>,
-    /// Room for frames that are not in guest memory, or in more pieces than a slot has vectors for: one a slot, whose
-    /// pages are there once they were used.
-    bounce: MmapMut,
-    /// Holds the memory of what is outstanding.
-    map: Option<Arc<GuestMap>>,
+    /// Bytes of the frames in the others.
+    lengths: [u32; SLOTS],
     /// Writes that were put in and not handed over.
     is_new: bool,
     written: Written,
 }
-
-/// One write.
-struct Slot {
-    header: [u8; HEADER_BYTES],
-    /// The frame's beginning, as far as it was looked at.
-    head: [u8; HEAD_BYTES],
-    vectors: [libc::iovec; VECTORS],
-    /// Bytes of the frame.
-    len: u32,
-}
-
-// SAFETY: the pointers lead into memory that the writer holds, and are read by the kernel alone; nothing in it is tied to
-// a thread.
-unsafe impl Send for TapWriter {}
 
 /// What became of writes, since it was last asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -72,133 +54,88 @@ pub struct Written {
 impl TapWriter {
     /// Allocates.
     pub(super) fn new(netdev: OwnedFd) -> io::Result<TapWriter> {
-        let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-        let slot = |_| Slot {
-            header: [0; HEADER_BYTES],
-            head: [0; HEAD_BYTES],
-            vectors: [nothing; VECTORS],
-            len: 0,
-        };
         Ok(TapWriter {
-            ring: Ring::new(netdev, SLOTS as u32)?,
-            slots: (0..SLOTS).map(slot).collect(),
+            ring: WriteRing::new(netdev, SLOTS as u16, BUFFER_BYTES)?,
             free: (0..SLOTS as u16).collect(),
-            bounce: MmapMut::map_anon(SLOTS * BUFFER_BYTES)?,
-            map: None,
+            lengths: [0; SLOTS],
             is_new: false,
             written: Written::default(),
         })
     }
 
-    /// Puts a frame in of `len` bytes: `head`, at most [`HEAD_BYTES`], and then what `parts`, which lie in the map of
-    /// `burst`, have behind the first `skip` bytes and as many as `head` has. False: no room now, or frames of another map
-    /// are out.
-    pub fn push<'map>(
+    /// Puts a frame in of `len` bytes: `head`, at most [`HEAD_BYTES`], and then what a chain has behind the first `skip`
+    /// bytes and as many as `head` has. False: no room now, or frames of another map are out.
+    pub fn push(
         &mut self,
         header: [u8; HEADER_BYTES],
         head: &[u8],
-        burst: &'map Burst,
-        parts: impl Iterator<Item = HostSlice<'map>> + Clone,
+        burst: &Burst,
+        chain: &Chain,
         skip: usize,
         len: usize,
     ) -> bool {
-        let is_held = self.map.as_ref().is_some_and(|map| Arc::ptr_eq(map, burst.map()));
-        if !is_held {
-            if self.outstanding() > 0 {
-                return false;
-            }
-            self.map = Some(Arc::clone(burst.map()));
-        }
-        let Some(&index) = self.free.last() else { return false };
-        let Some(slot) = self.slots.get_mut(usize::from(index)) else { return false };
-        slot.header = header;
-        let (skip, len_behind) = (skip + head.len(), len.saturating_sub(head.len()));
-        let whole_skip = skip;
-        let (mut count, mut skip, mut left) = (1, skip, len_behind);
-        if !head.is_empty() {
-            let Some(room) = slot.head.get_mut(..head.len()) else { return false };
-            room.copy_from_slice(head);
-            slot.vectors[1] = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: head.len() };
-            count = 2;
-        }
-        for part in parts.clone() {
-            if left == 0 {
-                break;
-            }
-            let step = skip.min(part.len());
-            let piece = part.part(step, left);
-            skip -= step;
-            if piece.len() == 0 {
-                continue;
-            }
-            // More pieces than vectors: copied together.
-            let Some(vector) = slot.vectors.get_mut(count) else {
-                return self.push_copied(index, head, parts, whole_skip, len);
-            };
-            *vector = libc::iovec { iov_base: piece.as_ptr().cast(), iov_len: piece.len() };
-            left -= piece.len();
-            count += 1;
-        }
-        self.put(index, count, len - left)
+        let Some(own) = self.begin(header, head) else { return false };
+        let Some(&slot) = self.free.last() else { return false };
+        let (skip, rest) = (skip + head.len(), len.saturating_sub(head.len()));
+        let put = match self.ring.write(slot, own, FromGuest { burst, chain, skip, len: rest }) {
+            Put::ManyPieces => self.copy_together(slot, own, burst.readable(chain), skip, rest),
+            put => put,
+        };
+        self.note(slot, head.len(), put)
     }
 
-    /// Puts a frame of many pieces in, by way of the bounce memory.
+    /// Puts a frame in of many pieces, by way of the slot's room.
     #[cold]
-    fn push_copied<'map>(
+    fn copy_together<'map>(
         &mut self,
-        index: u16,
-        head: &[u8],
+        slot: u16,
+        own: usize,
         parts: impl Iterator<Item = HostSlice<'map>>,
         mut skip: usize,
         len: usize,
-    ) -> bool {
-        let room = self.room(index).get_mut(..len).unwrap_or_default();
-        let Some(begin) = room.get_mut(..head.len()) else { return false };
-        begin.copy_from_slice(head);
-        let mut at = head.len();
+    ) -> Put {
+        let Some((_, room)) = self.ring.own(slot) else { return Put::Busy };
+        let room = room.get_mut(..len).unwrap_or_default();
+        let mut at = 0;
         for part in parts {
             let step = skip.min(part.len());
             skip -= step;
             at += part.part(step, usize::MAX).read(room.get_mut(at..).unwrap_or_default());
         }
-        self.put_bounced(index, at)
+        self.ring.write_room(slot, own, at)
     }
 
     /// Puts a frame in that is not in guest memory: two parts of our own, which are copied.
     pub fn push_bytes(&mut self, header: [u8; HEADER_BYTES], head: &[u8], payload: &[u8]) -> bool {
-        let Some(&index) = self.free.last() else { return false };
+        let Some(own) = self.begin(header, &[]) else { return false };
+        let Some(&slot) = self.free.last() else { return false };
+        let Some((_, room)) = self.ring.own(slot) else { return false };
         let len = head.len() + payload.len();
-        let room = self.room(index);
-        let (Some(first), true) = (room.get_mut(..head.len()), len <= BUFFER_BYTES) else { return false };
-        first.copy_from_slice(head);
-        if let Some(rest) = room.get_mut(head.len()..len) {
-            rest.copy_from_slice(payload);
-        }
-        if let Some(slot) = self.slots.get_mut(usize::from(index)) {
-            slot.header = header;
-        }
-        self.put_bounced(index, len)
-    }
-
-    fn room(&mut self, index: u16) -> &mut [u8] {
-        let start = usize::from(index) * BUFFER_BYTES;
-        self.bounce.get_mut(start..start + BUFFER_BYTES).unwrap_or_default()
-    }
-
-    fn put_bounced(&mut self, index: u16, len: usize) -> bool {
-        let start = self.room(index).as_mut_ptr();
-        let Some(slot) = self.slots.get_mut(usize::from(index)) else { return false };
-        slot.vectors[1] = libc::iovec { iov_base: start.cast(), iov_len: len };
-        self.put(index, 2, len)
-    }
-
-    fn put(&mut self, index: u16, count: usize, len: usize) -> bool {
-        let Some(slot) = self.slots.get_mut(usize::from(index)) else { return false };
-        slot.vectors[0] = libc::iovec { iov_base: slot.header.as_mut_ptr().cast(), iov_len: HEADER_BYTES };
-        slot.len = len as u32;
-        let vectors = slot.vectors.as_ptr();
-        if !self.ring.write(index.into(), vectors, count as u32) {
+        let Some((first, rest)) = room.get_mut(..len).and_then(|room| room.split_at_mut_checked(head.len()))
+        else {
             return false;
+        };
+        first.copy_from_slice(head);
+        rest.copy_from_slice(payload);
+        let put = self.ring.write_room(slot, own, len);
+        self.note(slot, 0, put)
+    }
+
+    /// Writes what goes before a frame into the next free slot. Returns its bytes.
+    fn begin(&mut self, header: [u8; HEADER_BYTES], head: &[u8]) -> Option<usize> {
+        let (own, _) = self.ring.own(*self.free.last()?)?;
+        let bytes = HEADER_BYTES + head.len();
+        let (to_header, to_head) = own.get_mut(..bytes)?.split_at_mut_checked(HEADER_BYTES)?;
+        to_header.copy_from_slice(&header);
+        to_head.copy_from_slice(head);
+        Some(bytes)
+    }
+
+    /// Takes note of what was put into a slot, the next free one. False: nothing was.
+    fn note(&mut self, slot: u16, head: usize, put: Put) -> bool {
+        let Put::In(bytes) = put else { return false };
+        if let Some(length) = self.lengths.get_mut(usize::from(slot)) {
+            *length = (head + bytes) as u32;
         }
         self.free.pop();
         self.is_new = true;
@@ -219,7 +156,7 @@ impl TapWriter {
         while let Some(done) = self.ring.reap() {
             let index = done.tag as u16;
             self.free.push(index);
-            let len = self.slots.get(usize::from(index)).map_or(0, |slot| u64::from(slot.len));
+            let len = self.lengths.get(usize::from(index)).map_or(0, |len| u64::from(*len));
             match -done.result {
                 ..=0 => {
                     self.written.frames += 1;
@@ -231,6 +168,12 @@ impl TapWriter {
                 _ => self.written.refused += 1,
             }
         }
+    }
+
+    /// Holds no guest's memory any more, if nothing of it is out: for whoever takes the writer from its worker, so that a
+    /// guest's memory goes with it.
+    pub fn let_go(&mut self) {
+        self.ring.let_go();
     }
 
     /// Frames whose memory must stay.
@@ -245,65 +188,85 @@ impl TapWriter {
     }
 }
 
-impl Drop for TapWriter {
-    fn drop(&mut self) {
-        self.ring.settle();
-        if self.ring.pending() > 0 {
-            // The kernel may read it still.
-            std::mem::forget(self.map.take());
-        }
-    }
-}
-
-impl std::fmt::Debug for TapWriter {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TapWriter").field("ring", &self.ring).finish_non_exhaustive()
-    }
-}
-
 /// Frames in one batch.
 const SLOTS: usize = 64;
-/// Pieces of one frame, the header's included: what a Linux driver makes of its largest, and some.
-const VECTORS: usize = 24;
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixDatagram;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
+    use ringway_ring::features::Features;
+    use ringway_ring::guest::GuestMap;
+    use ringway_ring::layout::{DriverConfig, Layout};
     use ringway_ring::memory::HostMemory;
+    use ringway_ring::position::{Position, PositionPage};
+    use ringway_ring::queue::{DeviceRing, DriverBuffer, DriverRing, Format, QueueConfig, RingSize};
 
     use super::*;
+    use crate::uring::VECTORS;
 
     /// A writer to a socket of datagrams that stands for the interface, its other end, and memory for frames.
-    fn scene() -> (TapWriter, UnixDatagram, Arc<GuestMap>, Burst, HostMemory) {
+    fn scene() -> (TapWriter, UnixDatagram, Arc<GuestMap>, HostMemory) {
         let (netdev, host) = UnixDatagram::pair().unwrap();
         let writer = TapWriter::new(netdev.into()).unwrap();
         let memory = HostMemory::allocate("test", 1 << 20).unwrap();
         let map = Arc::new(memory.guest_map(0).unwrap());
-        let burst = Burst::try_new(Arc::clone(&map)).unwrap();
-        (writer, host, map, burst, memory)
+        (writer, host, map, memory)
+    }
+
+    /// A burst of one chain: `len` bytes at the start of the memory, in as many pieces.
+    fn burst_of(memory: &HostMemory, map: &Arc<GuestMap>, pieces: usize, len: usize) -> Burst {
+        let size = RingSize::new(Format::Split, 256).unwrap();
+        let layout = Layout::new(Format::Split, size);
+        let areas = layout.at(memory.address() + (512 << 10));
+        let features = Features::VERSION_1;
+        let config = QueueConfig {
+            size,
+            features,
+            map: Arc::clone(map),
+            desc_user_addr: areas.desc,
+            driver_user_addr: areas.driver,
+            device_user_addr: areas.device,
+            position: Position::START,
+            keeper: PositionPage::anonymous().unwrap().slot(0).unwrap(),
+            skip_used: false,
+        };
+        let (map_, position, areas) = (Arc::clone(map), Position::START, layout.at(512 << 10));
+        let mut driver = DriverConfig { size, features, map: map_, areas, position }.start_split().unwrap();
+        let cuts: Vec<usize> = (0..=pieces).map(|n| n * len / pieces).collect();
+        let buffer = |cut: &[usize]| DriverBuffer {
+            gpa: cut[0] as u64,
+            len: (cut[1] - cut[0]) as u32,
+            writable: false,
+        };
+        let chain: Vec<DriverBuffer> = cuts.windows(2).map(buffer).collect();
+        driver.add(&chain, 0).unwrap();
+        driver.publish();
+        let mut burst = Burst::try_new(Arc::clone(map)).unwrap();
+        assert_eq!(config.activate_split().unwrap().peek(&mut burst, 1), Ok(1));
+        burst
     }
 
     #[test]
     fn frame_of_as_many_pieces_as_there_are_vectors_is_not_copied_and_one_of_more_is() {
-        let (mut writer, host, map, burst, _memory) = scene();
         const LEN: usize = 600;
+        let (mut writer, host, map, memory) = scene();
         let frame: Vec<u8> = (0..LEN).map(|at| at as u8 | 1).collect();
         map.resolve(0, LEN as u64).unwrap().write(&frame);
-        // Two vectors are the header's and what was looked at.
-        for (pieces, is_copied) in [(VECTORS - 3, false), (VECTORS - 2, false), (VECTORS - 1, true)] {
-            // The first holds the head, and more.
-            let cuts: Vec<u64> = (0..=pieces).map(|n| (n * LEN / pieces) as u64).collect();
-            let parts = cuts.windows(2).map(|cut| map.resolve(cut[0], cut[1] - cut[0]).unwrap());
-            assert!(writer.push([0; HEADER_BYTES], &frame[..14], &burst, parts, 0, LEN));
-            let index = usize::from((0..SLOTS as u16).find(|slot| !writer.free.contains(slot)).unwrap());
-            let bounce = writer.room(index as u16).as_mut_ptr();
-            assert_eq!(writer.slots[index].vectors[1].iov_base == bounce.cast(), is_copied, "{pieces}");
+        // One vector is the header's and what was looked at; the first piece holds that, and more.
+        for (pieces, is_copied) in [(VECTORS - 2, false), (VECTORS - 1, false), (VECTORS, true)] {
+            let burst = burst_of(&memory, &map, pieces, LEN);
+            assert!(writer.push([0; HEADER_BYTES], &frame[..14], &burst, &burst.chains()[0], 0, LEN));
+            let slot = (0..SLOTS as u16).find(|slot| !writer.free.contains(slot)).unwrap();
             writer.submit();
             let mut got = [0; 2048];
             let len = host.recv(&mut got).unwrap();
             assert!(got[HEADER_BYTES..len] == frame[..], "{pieces}");
+            // Rooms are empty before they are used.
+            let (_, room) = writer.ring.own(slot).unwrap();
+            assert_eq!(room[..LEN - 14] == frame[14..], is_copied, "{pieces}");
         }
     }
 
@@ -323,11 +286,11 @@ mod tests {
 
     #[test]
     fn batch_takes_as_many_frames_as_there_are_slots_and_hands_them_over_in_one_call() {
-        let (mut writer, host, map, burst, _memory) = scene();
+        let (mut writer, host, map, memory) = scene();
         host.set_nonblocking(true).unwrap();
-        let push = |writer: &mut TapWriter| {
-            writer.push([0; HEADER_BYTES], &[], &burst, [map.resolve(0, 64).unwrap()].into_iter(), 0, 64)
-        };
+        let burst = burst_of(&memory, &map, 1, 64);
+        let push =
+            |writer: &mut TapWriter| writer.push([0; HEADER_BYTES], &[], &burst, &burst.chains()[0], 0, 64);
         for frames in [SLOTS - 1, SLOTS, SLOTS + 1] {
             let pushed = (0..frames).filter(|_| push(&mut writer)).count();
             assert_eq!(pushed, frames.min(SLOTS));
@@ -350,11 +313,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn memory_of_a_guest_that_left_is_let_go() {
+        let (mut writer, host, map, memory) = scene();
+        let held = Arc::downgrade(&map);
+        let burst = burst_of(&memory, &map, 1, 64);
+        assert!(writer.push([0; HEADER_BYTES], &[], &burst, &burst.chains()[0], 0, 64));
+        writer.let_go();
+        drop((burst, map));
+        assert!(held.upgrade().is_some(), "the kernel may read it still");
+        writer.submit();
+        host.recv(&mut [0; 2048]).unwrap();
+        writer.reap();
+        writer.let_go();
+        assert!(held.upgrade().is_none());
+    }
+
     /// The kernel reads the frame long after it was checked. A socket of datagrams stands for the interface.
     #[test]
     fn kernel_is_given_the_bytes_that_were_looked_at_and_not_those_that_a_guest_puts_in_their_place() {
         const LEN: usize = 300;
-        let (mut writer, host, map, burst, _memory) = scene();
+        let (mut writer, host, map, memory) = scene();
         let frame: Vec<u8> = (0..LEN).map(|at| at as u8 | 1).collect();
         map.resolve(10, LEN as u64).unwrap().write(&frame);
         let stop = Arc::new(AtomicBool::new(false));
@@ -370,12 +349,11 @@ mod tests {
         };
         // In one piece, cut inside of what was looked at, and in more pieces than a slot has vectors for.
         for pieces in [1, 2, 7, 100] {
-            let cuts: Vec<usize> = (0..=pieces).map(|n| n * (LEN + 10) / pieces).collect();
-            let parts =
-                || cuts.windows(2).map(|cut| map.resolve(cut[0] as u64, (cut[1] - cut[0]) as u64).unwrap());
+            let burst = burst_of(&memory, &map, pieces, LEN + 10);
+            let chain = &burst.chains()[0];
             for head in [12, 14, HEAD_BYTES] {
                 for _ in 0..500 {
-                    let is_in = writer.push([7; HEADER_BYTES], &frame[..head], &burst, parts(), 10, LEN);
+                    let is_in = writer.push([7; HEADER_BYTES], &frame[..head], &burst, chain, 10, LEN);
                     assert!(is_in);
                     writer.submit();
                     let mut got = [0; 2048];
