@@ -243,7 +243,7 @@ impl<Q: DeviceRing> NullPump<Q> {
         activate: fn(QueueBinding) -> Result<Q, ringway_ring::queue::SetupError>,
     ) -> Result<NullPump<Q>, DriverError> {
         let header_len = header_len(rx.config.features);
-        let queue = |binding: QueueBinding| {
+        let queue = |binding: QueueBinding| -> Result<Queue<Q>, DriverError> {
             let burst = Burst::new(Arc::clone(&binding.config.map));
             let mut ring = activate(binding)
                 .map_err(|error| DriverError::PeerMisbehaved(format!("ring set-up: {error}")))?;

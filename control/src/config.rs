@@ -20,6 +20,8 @@
 //!
 //! An unknown key is an error that names its line and the nearest key.
 
+mod whole;
+
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -29,11 +31,10 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::api::{DeviceEntry, Dump, MgmtEntry, Mode};
-use crate::fault::{Fault, Kind, nearest};
-use crate::placement::{list, parse_cores};
-use crate::registry::{
-    ATTRIBUTES, Known, check_entry, check_mgmt_entry, host_interface, number_of, printable,
-};
+use crate::config::whole::{AllPlaces, Places};
+use crate::fault::{Fault, nearest};
+use crate::placement::parse_cores;
+use crate::registry::{ATTRIBUTES, Known, check_entry, check_mgmt_entry, number_of, printable};
 
 /// Workers and what they do when idle.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +68,8 @@ pub struct Desired {
     pub mgmtdevs: Vec<MgmtEntry>,
     /// Devices, in the file's order.
     pub devices: Vec<DeviceEntry>,
+    /// Where all that stands.
+    places: AllPlaces,
 }
 
 /// Keys of `[daemon]`.
@@ -104,33 +107,19 @@ pub fn parse(text: &str, file: &str, known: &Known) -> Result<Desired, Fault> {
         source.fault(at, error.message().to_owned())
     })?;
     let mut desired = Desired::default();
-    let mut places = Vec::new();
     for (key, value) in table.get_ref() {
         match (key.get_ref().as_ref(), value.get_ref()) {
-            ("daemon", DeValue::Table(table)) => source.daemon(table, &mut desired)?,
+            ("daemon", DeValue::Table(table)) => {
+                desired.places.daemon = source.places(key.span(), table);
+                source.daemon(table, &mut desired)?;
+            }
             ("device", DeValue::Array(devices)) => {
                 for device in devices.iter() {
                     let DeValue::Table(table) = device.get_ref() else {
                         return Err(source.fault(device.span(), "a device is a table: [[device]]"));
                     };
-                    let entry = source.device(device.span(), table, known)?;
-                    if desired.devices.iter().any(|other| other.name == entry.name) {
-                        let why = format!("a second device is named {}", entry.name);
-                        return Err(source.fault(source.key_span(table, "name", device.span()), why));
-                    }
-                    let interface = host_interface(&entry);
-                    let twin = desired
-                        .devices
-                        .iter()
-                        .find(|other| interface.is_some() && host_interface(other) == interface);
-                    if let Some(twin) = twin {
-                        let why = format!("{} has the same interface as {}", entry.name, twin.name);
-                        let place = source.key_span(table, "tap", device.span());
-                        let fault = source.fault(place, why).held_by(format!("device {}", twin.name));
-                        return Err(Fault { kind: Kind::Conflict, ..fault });
-                    }
-                    places.push(source.key_span(table, "core", device.span()));
-                    desired.devices.push(entry);
+                    desired.devices.push(source.device(device.span(), table, known)?);
+                    desired.places.devices.push(source.places(device.span(), table));
                 }
             }
             ("mgmtdev", DeValue::Array(mgmtdevs)) => {
@@ -140,12 +129,8 @@ pub fn parse(text: &str, file: &str, known: &Known) -> Result<Desired, Fault> {
                             source.fault(mgmtdev.span(), "a management device is a table: [[mgmtdev]]")
                         );
                     };
-                    let entry = source.mgmtdev(mgmtdev.span(), table, known)?;
-                    if desired.mgmtdevs.iter().any(|other| other.name == entry.name) {
-                        let why = format!("a second management device is named {}", entry.name);
-                        return Err(source.fault(source.key_span(table, "name", mgmtdev.span()), why));
-                    }
-                    desired.mgmtdevs.push(entry);
+                    desired.mgmtdevs.push(source.mgmtdev(mgmtdev.span(), table, known)?);
+                    desired.places.mgmtdevs.push(source.places(mgmtdev.span(), table));
                 }
             }
             ("mgmtdev", _) => {
@@ -157,14 +142,7 @@ pub fn parse(text: &str, file: &str, known: &Known) -> Result<Desired, Fault> {
         }
     }
     // The order of tables is free, so this waits for the last.
-    if let Some(cores) = desired.cores.as_ref().filter(|cores| !cores.is_empty()) {
-        for (entry, place) in desired.devices.iter().zip(places) {
-            if let Some(core) = entry.core.filter(|core| !cores.contains(core)) {
-                let why = format!("no worker runs on core {core}: [daemon] cores is {}", list(cores));
-                return Err(source.fault(place, why).hint("one of these cores, or add it to them"));
-            }
-        }
-    }
+    desired.check_whole(known)?;
     Ok(desired)
 }
 
@@ -197,6 +175,11 @@ impl Source<'_> {
             Some(near) => fault.hint(format!("did you mean {near}?")),
             None => fault.hint(format!("one of: {}", known.into_iter().collect::<Vec<_>>().join(", "))),
         }
+    }
+
+    fn places(&self, at: Range<usize>, table: &DeTable<'_>) -> Places {
+        let keys = table.iter().map(|(key, _)| (key.get_ref().to_string(), self.place(&key.span())));
+        Places(keys.chain([(String::new(), self.place(&at))]).collect())
     }
 
     fn key_span(&self, table: &DeTable<'_>, key: &str, otherwise: Range<usize>) -> Range<usize> {
@@ -306,7 +289,11 @@ impl Source<'_> {
     fn scalar(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Result<String, Fault> {
         match value.get_ref() {
             DeValue::Boolean(is_on) => Ok(if *is_on { "on" } else { "off" }.to_owned()),
-            DeValue::Integer(_) => Ok(self.number::<u64>(key, value)?.to_string()),
+            // One that is no good is refused by whoever knows what would be.
+            DeValue::Integer(text) => {
+                let number = u64::from_str_radix(text.as_str(), text.radix());
+                Ok(number.map_or_else(|_| text.as_str().to_owned(), |number| number.to_string()))
+            }
             _ => self.string(value).map_err(|_| {
                 self.fault(value.span(), format!("{key} must be a string, a number or a switch"))
             }),
@@ -403,6 +390,7 @@ mod tests {
             features: Features::VERSION_1 | F_MAC | F_MTU,
             attributes: vec![AttributeInfo { name: "swap", value: "on|off", help: "" }],
             summary: "",
+            check: |_, _| Ok(()),
         }];
         Known { mgmtdevs, ..crate::drivers::known() }
     }
@@ -438,7 +426,7 @@ mod tests {
             mgmtdev = "sim/net"
             mtu = 9000
             device_features = ["MTU", "VERSION_1"]
-            mode = "client"
+            mode = "server"
             socket = "/tmp/a.sock"
             group = 107
             swap = true
@@ -451,7 +439,7 @@ mod tests {
         assert_eq!(desired.idle, Some(IdlePolicy::Poll));
         let vm0 = &desired.devices[0];
         assert_eq!(vm0.device_features.as_deref(), Some("MTU,VERSION_1"));
-        assert_eq!((vm0.mode, vm0.group.as_deref(), vm0.mtu), (Some(Mode::Client), Some("107"), Some(9000)));
+        assert_eq!((vm0.mode, vm0.group.as_deref(), vm0.mtu), (Some(Mode::Server), Some("107"), Some(9000)));
         assert_eq!(vm0.attributes["swap"], "on");
         assert_eq!(desired.devices.len(), 2);
     }
@@ -505,13 +493,18 @@ mod tests {
                 mtu: Some(1500),
                 max_vqp: Some(2),
                 socket: Some("/tmp/with \"quotes\" and \\.sock".into()),
-                mode: Some(Mode::Client),
+                mode: Some(Mode::Server),
                 core: Some(3),
                 owner: Some("root".into()),
                 attributes: [("swap".into(), "on".into())].into(),
                 ..DeviceEntry::default()
             },
-            DeviceEntry { name: "vm1".into(), mgmtdev: "sim/net".into(), ..DeviceEntry::default() },
+            DeviceEntry {
+                name: "vm1".into(),
+                mgmtdev: "sim/net".into(),
+                mode: Some(Mode::Client),
+                ..DeviceEntry::default()
+            },
         ];
         let settings = Settings { cores: vec![1, 3], idle: IdlePolicy::Poll };
         let bridge =

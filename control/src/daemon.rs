@@ -35,7 +35,7 @@ use crate::config::Settings;
 use crate::device::Origin;
 use crate::endpoint::Listening;
 use crate::events::Events;
-use crate::fault::Fault;
+use crate::fault::{Fault, Kind};
 use crate::guard::Guard;
 use crate::life::LifeEvent;
 use crate::peer::Caller;
@@ -128,12 +128,14 @@ impl Token {
     }
 }
 
-/// A device that was asked for and could not be made; tried again now and then, and kept.
+/// A device that was asked for and could not be made: kept, and tried again now and then where that may help.
 #[derive(Debug)]
 pub(crate) struct Absent {
     pub(crate) entry: DeviceEntry,
     pub(crate) origin: Origin,
     pub(crate) why: String,
+    /// It fails as it is, for as long as this process runs.
+    pub(crate) is_final: bool,
 }
 
 /// Everything that the control thread owns.
@@ -303,6 +305,7 @@ impl Daemon {
                     entry,
                     origin,
                     why: "a device of this name is in the configuration file".to_owned(),
+                    is_final: false,
                 });
                 continue;
             }
@@ -310,17 +313,19 @@ impl Daemon {
                 Ok(()) => made += 1,
                 Err(fault) => {
                     let (held_by, hint) = (fault.held_by.as_deref(), fault.hint.as_deref());
-                    tracing::error!(
-                        dev = entry.name,
-                        held_by,
-                        hint,
-                        "device cannot be made, it is tried again every {} s: {}",
-                        RETRY_ABSENT.as_secs(),
-                        fault.message
-                    );
-                    self.absent.push(Absent { entry, origin, why: fault.message });
-                    // Soon at first: a process that is just dying may hold what it needs.
-                    self.retry_absent_at = Some(Instant::now() + RETRY_SOON);
+                    let is_final = fault.kind == Kind::Usage || self.check_for_good(&entry).is_err();
+                    let again = if is_final {
+                        "it is kept and not tried again".to_owned()
+                    } else {
+                        format!("it is tried again every {} s", RETRY_ABSENT.as_secs())
+                    };
+                    let why = &fault.message;
+                    tracing::error!(dev = entry.name, held_by, hint, "device cannot be made, {again}: {why}");
+                    self.absent.push(Absent { entry, origin, why: fault.message, is_final });
+                    if !is_final {
+                        // Soon at first: a process that is just dying may hold what it needs.
+                        self.retry_absent_at = Some(Instant::now() + RETRY_SOON);
+                    }
                 }
             }
         }
@@ -332,6 +337,10 @@ impl Daemon {
     fn retry_absent(&mut self) {
         self.retry_absent_at = None;
         for absent in std::mem::take(&mut self.absent) {
+            if absent.is_final {
+                self.absent.push(absent);
+                continue;
+            }
             let is_taken = self.registry.is_taken(&absent.entry.name);
             match if is_taken {
                 Err(Fault::conflict(absent.why.clone()))

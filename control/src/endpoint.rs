@@ -98,6 +98,11 @@ impl Made {
     }
 }
 
+/// Where a device's socket is that was given no path.
+pub(crate) fn default_path(runtime_dir: &Path, name: &str) -> PathBuf {
+    runtime_dir.join("dev").join(format!("{name}.sock"))
+}
+
 /// Checks that a path can be a socket's address.
 pub(crate) fn check_path(path: &Path) -> Result<(), Fault> {
     use std::os::unix::ffi::OsStrExt as _;

@@ -121,11 +121,22 @@ impl Daemon {
         self.events.push("dev.added", Some(name), details);
     }
 
+    /// Checks what stays as it is for as long as this process runs: a device that fails here need not be tried again.
+    pub(crate) fn check_for_good(&self, entry: &DeviceEntry) -> Result<DeviceSpec, Fault> {
+        let spec = check_entry(entry, &self.registry.known())?;
+        if let Some(core) = entry.core {
+            self.placement.check(core)?;
+        }
+        if !entry.attributes.contains_key("tap") {
+            endpoint::check_path(entry.socket.as_ref().unwrap_or(&self.default_socket(&entry.name)))?;
+        }
+        Ok(spec)
+    }
+
     /// Makes a device and opens its endpoint. Nothing is left behind if it fails.
     pub(crate) fn make_device(&mut self, entry: DeviceEntry, origin: Origin) -> Result<(), Fault> {
-        let known = self.registry.known();
-        let spec = check_entry(&entry, &known)?;
-        let most = known.find(&entry.mgmtdev).and_then(|info| info.max_devices);
+        let spec = self.check_for_good(&entry)?;
+        let most = self.registry.known().find(&entry.mgmtdev).and_then(|info| info.max_devices);
         let made = self.registry.made_by(&entry.mgmtdev);
         if self.registry.is_taken(&entry.name) {
             return Err(Fault::conflict(format!("device {} is there already", entry.name))
@@ -142,14 +153,10 @@ impl Daemon {
             .held_by(made.join(", "))
             .hint("another management device, or ringway dev del of one of these"));
         }
-        if let Some(core) = entry.core {
-            self.placement.check(core)?;
-        }
         let owner = entry.owner.as_deref().map(endpoint::user_id).transpose()?;
         let group = entry.group.as_deref().map(endpoint::group_id).transpose()?;
         let mode = entry.mode.unwrap_or_default();
         let socket = entry.socket.clone().unwrap_or_else(|| self.default_socket(&entry.name));
-        endpoint::check_path(&socket)?;
         if let Some(other) =
             self.registry.devices().find(|device| device.socket == socket && device.netdev.is_none())
         {
@@ -157,13 +164,6 @@ impl Daemon {
                 .at("socket")
                 .held_by(format!("device {}", other.name())));
         }
-        if mode == Mode::Client && (owner.is_some() || group.is_some()) {
-            return Err(Fault::usage(
-                "owner and group are of a socket that Ringway makes; in client mode the VMM does",
-            )
-            .at("mode"));
-        }
-
         if let Some((ifname, namespace)) = host_interface(&entry) {
             self.check_interface(ifname, &namespace)?;
         }
@@ -238,24 +238,7 @@ impl Daemon {
         let facts = Facts::of(&*made);
         let netdev = made.netdev().map(|netdev| netdev.ifname().to_owned());
         let (mode, socket) = match &netdev {
-            Some(ifname) => {
-                let given = [
-                    (entry.socket.is_some(), "socket"),
-                    (entry.mode.is_some(), "mode"),
-                    (entry.owner.is_some(), "owner"),
-                    (entry.group.is_some(), "group"),
-                ];
-                if let Some((_, word)) = given.iter().find(|(is_given, _)| *is_given) {
-                    return Err(Fault::usage(format!(
-                        "{word}: {ifname} is the host's interface and has no socket"
-                    ))
-                    .at(*word));
-                }
-                (Mode::Netdev, PathBuf::new())
-            }
-            None if mode == Mode::Netdev => {
-                return Err(Fault::usage("mode netdev is that of a device with tap IFNAME").at("mode"));
-            }
+            Some(_) => (Mode::Netdev, PathBuf::new()),
             None => (mode, socket),
         };
         let listening = match mode {
@@ -349,7 +332,7 @@ impl Daemon {
     }
 
     pub(crate) fn default_socket(&self, name: &str) -> PathBuf {
-        self.runtime_dir.join("dev").join(format!("{name}.sock"))
+        endpoint::default_path(&self.runtime_dir, name)
     }
 
     fn positions_file(&self, name: &str) -> PathBuf {

@@ -4,6 +4,7 @@
 //! queues goes to the worker with the fewest groups; ties go to the worker named first.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use crate::fault::{Fault, Kind};
 
@@ -74,11 +75,17 @@ impl Placement {
 /// run on, ascending.
 ///
 /// # Errors
-/// A core was asked for twice, or the process may not run on it.
+/// A core was asked for twice, is not there, or the process may not run on it.
 pub fn choose_cores(allowed: &[usize], wanted: &[usize]) -> Result<Vec<usize>, Fault> {
     for (n, core) in wanted.iter().enumerate() {
         if wanted[..n].contains(core) {
             return Err(Fault::usage(format!("core {core} is named twice")).at("cores"));
+        }
+        if !allowed.contains(core) && !Path::new(CORES).join(format!("cpu{core}")).exists() {
+            return Err(Fault::not_found(format!("there is no core {core}"))
+                .at("cores")
+                .held_by(format!("this process may run on {}", list(allowed)))
+                .hint("a core of those"));
         }
         if !allowed.contains(core) {
             return Err(Fault::new(Kind::Runtime, format!("this process may not run on core {core}"))
@@ -93,6 +100,9 @@ pub fn choose_cores(allowed: &[usize], wanted: &[usize]) -> Result<Vec<usize>, F
     let best = allowed.iter().rev().find(|core| **core != 0).or(allowed.first());
     Ok(best.map(|core| vec![*core]).unwrap_or_default())
 }
+
+/// Where the kernel tells of the cores that there are.
+const CORES: &str = "/sys/devices/system/cpu";
 
 /// The cores that this process may run on, ascending.
 ///

@@ -6,13 +6,13 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
-use ringway_pmd::net::tap::{check_ifname, namespace_path};
+use ringway_pmd::net::tap::namespace_path;
 use ringway_pmd::net::{F_MAC, F_MQ, F_MTU, MAX_MTU, MIN_MTU, Mac};
-use ringway_pmd::vdpa::{BusInfo, Class, DeviceSpec, ManagementBus, ManagementDevice, MgmtInfo};
+use ringway_pmd::vdpa::{BusInfo, Class, DeviceSpec, ManagementBus, ManagementDevice, MgmtInfo, Unfit};
 use ringway_ring::features::Features;
 
 use crate::addresses::Addresses;
-use crate::api::{DeviceEntry, MgmtEntry};
+use crate::api::{DeviceEntry, MgmtEntry, Mode};
 use crate::device::Device;
 use crate::fault::{Fault, is_invisible, nearest};
 use crate::names::{feature_names, parse_features};
@@ -383,11 +383,8 @@ pub fn check_entry(entry: &DeviceEntry, known: &Known) -> Result<DeviceSpec, Fau
         .at("max_vqp"));
     }
     check_attributes(entry.attributes.keys().map(String::as_str), info)?;
-    if let Some((ifname, _)) = host_interface(entry) {
-        check_ifname(ifname).map_err(|why| Fault::usage(why).at("tap"))?;
-    }
     check_socket(entry)?;
-    Ok(DeviceSpec {
+    let spec = DeviceSpec {
         name: entry.name.clone(),
         mac,
         seed: known.addresses.seed_of(&entry.name),
@@ -395,13 +392,20 @@ pub fn check_entry(entry: &DeviceEntry, known: &Known) -> Result<DeviceSpec, Fau
         max_vqp: entry.max_vqp,
         device_features: features,
         attributes: entry.attributes.clone(),
-    })
+    };
+    (info.check)(&info.name, &spec).map_err(unfit)?;
+    Ok(spec)
+}
+
+/// What a driver says can never be.
+fn unfit(unfit: Unfit) -> Fault {
+    Fault::usage(unfit.why).at(unfit.attribute)
 }
 
 /// Checks a request for a management device, or changes to one, against what its bus says of itself.
 ///
 /// # Errors
-/// There is no such bus, the name cannot be one, or the bus has no such attribute.
+/// There is no such bus, the name cannot be one, or the bus has no such attribute or does not take its value.
 pub fn check_mgmt_entry(entry: &MgmtEntry, known: &Known) -> Result<(), Fault> {
     if entry.name.is_empty() {
         return Err(Fault::usage("management device handle not set.")
@@ -411,7 +415,7 @@ pub fn check_mgmt_entry(entry: &MgmtEntry, known: &Known) -> Result<(), Fault> {
     if known.mgmtdevs.iter().any(|info| info.name == entry.name) && known.bus(&entry.name).is_err() {
         return Err(Fault::usage(format!("{} is a driver's own and has no settings", entry.name)).at("name"));
     }
-    let (bus, _) = known.bus(&entry.name).map_err(|fault| fault.at("name"))?;
+    let (bus, rest) = known.bus(&entry.name).map_err(|fault| fault.at("name"))?;
     for name in entry.attributes.keys() {
         let own = bus.attributes.iter().map(|attribute| attribute.name);
         if own.clone().any(|attribute| attribute == name) {
@@ -424,7 +428,7 @@ pub fn check_mgmt_entry(entry: &MgmtEntry, known: &Known) -> Result<(), Fault> {
             None => fault.hint(format!("one of: {}", own.collect::<Vec<_>>().join(", "))),
         });
     }
-    Ok(())
+    (bus.check)(rest, &entry.attributes).map_err(unfit)
 }
 
 /// Checks that the driver declared these attributes.
@@ -453,7 +457,30 @@ pub(crate) fn host_interface(entry: &DeviceEntry) -> Option<(&str, PathBuf)> {
     Some((ifname, namespace_path(entry.attributes.get("netns").map(String::as_str))))
 }
 
+/// The device that comes by itself with a guest's, of the interface that joins the two.
+pub(crate) fn implied_name(entry: &DeviceEntry) -> Option<&str> {
+    entry.mgmtdev.strip_prefix("tap/").filter(|_| !entry.attributes.contains_key("tap"))
+}
+
 fn check_socket(entry: &DeviceEntry) -> Result<(), Fault> {
+    let words = [
+        (entry.socket.is_some(), "socket"),
+        (entry.mode.is_some(), "mode"),
+        (entry.owner.is_some(), "owner"),
+        (entry.group.is_some(), "group"),
+    ];
+    let given = words.iter().find(|(is_given, _)| *is_given).map(|(_, word)| *word);
+    if let (Some(ifname), Some(word)) = (entry.attributes.get("tap"), given) {
+        let why = format!("{word}: {ifname} is the host's interface and has no socket");
+        return Err(Fault::usage(why).at(word));
+    }
+    if entry.mode == Some(Mode::Netdev) {
+        return Err(Fault::usage("mode netdev is that of a device with tap IFNAME").at("mode"));
+    }
+    if entry.mode == Some(Mode::Client) && (entry.owner.is_some() || entry.group.is_some()) {
+        let why = "owner and group are of a socket that Ringway makes; in client mode the VMM does";
+        return Err(Fault::usage(why).at("mode"));
+    }
     if let Some(path) = &entry.socket {
         crate::endpoint::check_path(path)?;
         if path.as_os_str().as_bytes().ends_with(b"/") {
@@ -512,6 +539,7 @@ mod tests {
             features: Features::VERSION_1 | F_MAC | F_MTU | F_MQ,
             attributes: vec![AttributeInfo { name: "swap", value: "on|off", help: "" }],
             summary: "",
+            check: |_, _| Ok(()),
         }];
         Known { mgmtdevs, ..crate::drivers::known() }
     }

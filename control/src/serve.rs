@@ -124,7 +124,7 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
     let settings = Settings {
         cores: match &args.cores {
             Some(text) => parse_cores(text).map_err(|why| Fault::usage(why).at("cores"))?,
-            None => desired.cores.unwrap_or_default(),
+            None => desired.cores.clone().unwrap_or_default(),
         },
         idle: match args.idle {
             Some(Idle::Poll) => IdlePolicy::Poll,
@@ -153,6 +153,7 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
     };
     let state_from = from(args.state_dir.is_some(), desired.state_dir.is_some());
     let state_dir = paths::state_dir(args.state_dir.as_deref().or(desired.state_dir.as_deref()));
+    desired.check_start(&ctl, &settings.cores)?;
     let runtime_dir = ctl.parent().unwrap_or(Path::new("/")).to_owned();
     let subsystem = Subsystem::start(Options {
         ctl: Some(ctl.clone()),
@@ -179,15 +180,7 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
 fn start_log(wanted: Option<&str>) -> Result<Log, Fault> {
     let variable = std::env::var("RINGWAY_LOG").ok().filter(|text| !text.is_empty());
     let wanted = wanted.map(str::to_owned).or(variable).unwrap_or_else(|| "info".to_owned());
-    // A word alone would be taken for the name of a module, and a mistyped level would silence everything.
-    let is_level = |word: &&str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
-    if let Some(word) = wanted.split(',').find(|word| !word.contains('=') && !is_level(&word.trim())) {
-        let fault = Fault::usage(format!("log `{wanted}`: `{word}` is not a level")).at("log");
-        return Err(fault.hint("error, warn, info, debug, trace, or MODULE=LEVEL"));
-    }
-    let filter = tracing_subscriber::EnvFilter::try_new(&wanted).map_err(|error| {
-        Fault::usage(format!("log `{wanted}`: {error}")).at("log").hint("error, warn, info, debug or trace")
-    })?;
+    let filter = log_filter(&wanted)?;
     let log =
         Log::start(io::stderr()).map_err(|error| Fault::system("cannot start the log's thread", error))?;
     log.take_panics();
@@ -208,6 +201,19 @@ const FLUSH_WITHIN: Duration = Duration::from_millis(500);
 /// How long the service manager is waited for: it ends a service that never says that it is ready.
 const READY_WITHIN: Duration = Duration::from_secs(2);
 const STOPPING_WITHIN: Duration = Duration::from_millis(200);
+
+/// Reads what is to be logged.
+pub(crate) fn log_filter(wanted: &str) -> Result<tracing_subscriber::EnvFilter, Fault> {
+    // A word alone would be taken for the name of a module, and a mistyped level would silence everything.
+    let is_level = |word: &&str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
+    if let Some(word) = wanted.split(',').find(|word| !word.contains('=') && !is_level(&word.trim())) {
+        let fault = Fault::usage(format!("log `{wanted}`: `{word}` is not a level")).at("log");
+        return Err(fault.hint("error, warn, info, debug, trace, or MODULE=LEVEL"));
+    }
+    tracing_subscriber::EnvFilter::try_new(wanted).map_err(|error| {
+        Fault::usage(format!("log `{wanted}`: {error}")).at("log").hint("error, warn, info, debug or trace")
+    })
+}
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 

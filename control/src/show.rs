@@ -114,7 +114,17 @@ impl Daemon {
                 message: format!("{}: not made: {}", absent.entry.name, absent.why),
                 ..fault
             }
-            .hint("it is kept and tried again every 2 s; ringway dev del removes it"));
+            .hint(if absent.is_final {
+                format!(
+                    "it is kept and not tried again: ringway dev del {}, then add it as it can be",
+                    absent.entry.name
+                )
+            } else {
+                format!(
+                    "it is kept and tried again every 2 s; ringway dev del {} removes it",
+                    absent.entry.name
+                )
+            }));
         }
         let dev =
             self.selected(&select)?.into_iter().map(|device| (device.name().to_owned(), dev_info(device)));

@@ -82,6 +82,32 @@ pub struct MgmtInfo {
     pub attributes: Vec<AttributeInfo>,
     /// One line for operators.
     pub summary: &'static str,
+    /// Checks of a request all that can be told without making the device: values, and what goes with what. It is given the
+    /// management device's name.
+    pub check: fn(&str, &DeviceSpec) -> Result<(), Unfit>,
+}
+
+/// What an operator asked for and can never be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{why}")]
+pub struct Unfit {
+    /// The attribute that is at fault.
+    pub attribute: &'static str,
+    /// Why, for operators.
+    pub why: String,
+}
+
+impl Unfit {
+    /// This attribute is at fault.
+    pub fn new(attribute: &'static str, why: impl Into<String>) -> Unfit {
+        Unfit { attribute, why: why.into() }
+    }
+}
+
+impl From<Unfit> for DriverError {
+    fn from(unfit: Unfit) -> DriverError {
+        DriverError::Misconfigured(unfit.why)
+    }
 }
 
 /// An attribute of a driver's own.
@@ -239,6 +265,8 @@ pub struct BusInfo {
     pub shares_core: bool,
     /// What each management device says of itself, but for its name.
     pub device: MgmtInfo,
+    /// Checks the name (behind the `/`) and the attributes of a management device that is to be made or changed.
+    pub check: fn(&str, &BTreeMap<String, String>) -> Result<(), Unfit>,
 }
 
 /// What a bridge has learned.

@@ -74,10 +74,13 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
         }
         Some(Object::Config { command: ConfigCommand::Check { file } }) => {
             let desired = config::read(&file, &drivers::known())?;
+            let notes = desired.check_host()?;
             let count = desired.devices.len();
             output.print(&json!({ "file": file, "devices": count }), || {
                 format!("{}: good, {count} device{}\n", file.display(), if count == 1 { "" } else { "s" })
-            })
+            })?;
+            output.tell(&notes);
+            Ok(())
         }
         Some(Object::Hello) => {
             let hello: Hello = connect()?.call("hello", &json!({}))?;

@@ -131,3 +131,180 @@ fn settings_come_from_the_command_line_then_from_the_file() {
     assert!(daemon.run("core show").good().contains(" policy adaptive "));
     assert!(daemon.log().contains(" ready at "));
 }
+
+/// Every mistake that a value can be, with what is said of it: `[daemon]` and tables, the line, the exit code, the words.
+const MISTAKES: &[(&str, u32, i32, &str)] = &[
+    // Values of a driver's own attributes, as text, number and switch.
+    ("mgmtdev = \"bridge/b\"\nflood_pps = \"-5\"", 4, 2, "flood_pps -5: must be a number of frames, or off"),
+    ("mgmtdev = \"bridge/b\"\nflood_pps = -5", 4, 2, "flood_pps -5: must be a number"),
+    ("mgmtdev = \"bridge/b\"\nflood_pps = 0", 4, 2, "flood_pps 0: must be a number"),
+    ("mgmtdev = \"bridge/b\"\nflood_pps = \"18446744073709551616\"", 4, 2, "must be a number of frames"),
+    ("mgmtdev = \"bridge/b\"\nflood_pps = true", 4, 2, "flood_pps on: must be a number of frames"),
+    ("mgmtdev = \"bridge/b\"\nflood_pps = 1.5", 4, 2, "flood_pps must be a string, a number or a switch"),
+    ("mgmtdev = \"bridge/b\"\nspoofchk = \"maybe\"", 4, 2, "spoofchk maybe: must be on or off"),
+    ("mgmtdev = \"link/l\"\nspoofchk = 1", 4, 2, "spoofchk 1: must be on or off"),
+    ("mgmtdev = \"tap/t\"\nspoofchk = \"ON\"", 4, 2, "spoofchk ON: must be on or off"),
+    ("mgmtdev = \"sim/net\"\nswap = \"\"", 4, 2, "swap : must be on or off"),
+    // What a class does not have, and what does not go together.
+    ("mgmtdev = \"link/l\"\nflood_pps = 5", 4, 2, "unknown key `flood_pps`"),
+    ("mgmtdev = \"sim/net\"\nspoofchk = true", 4, 2, "unknown key `spoofchk`"),
+    ("mgmtdev = \"bridge/b\"\nnetns = \"n\"", 4, 2, "netns: goes with tap IFNAME"),
+    ("mgmtdev = \"tap/t\"\nnetns = \"../n\"", 4, 2, "must be a name as `ip netns list` has it"),
+    ("mgmtdev = \"tap/t\"\nnetns = \"\"", 4, 2, "must be a name as `ip netns list` has it"),
+    ("mgmtdev = \"bridge/b\"\ntap = \"t\"\nmac = \"52:54:00:00:00:01\"", 5, 2, "mac: the host gives"),
+    ("mgmtdev = \"bridge/b\"\ntap = \"t\"\nspoofchk = true", 5, 2, "spoofchk: the host is trusted"),
+    ("mgmtdev = \"bridge/b\"\ntap = \"t\"\nsocket = \"/tmp/s\"", 5, 2, "socket: t is the host's interface"),
+    ("mgmtdev = \"link/l\"\ntap = \"t\"\nowner = \"root\"", 5, 2, "owner: t is the host's interface"),
+    ("mgmtdev = \"link/l\"\ntap = \"a/b\"", 4, 2, "not a name that the kernel takes"),
+    ("mgmtdev = \"tap/sixteen-bytes-xx\"", 3, 2, "at most 15 bytes"),
+    ("mgmtdev = \"tap/d\"", 2, 2, "d is the name of the host's device"),
+    ("mgmtdev = \"tap/t\"\ntap = \"u\"", 4, 2, "joins a guest with t, whose device comes by itself"),
+    (
+        "mgmtdev = \"sim/net\"\nmode = \"client\"\nsocket = \"/tmp/s\"\ngroup = 0",
+        4,
+        2,
+        "in client mode the VMM does",
+    ),
+    ("mgmtdev = \"sim/net\"\nowner = \"no such user\"", 4, 3, "there is no user `no such user`"),
+    ("mgmtdev = \"sim/net\"\ngroup = \"no such group\"", 4, 3, "there is no group `no such group`"),
+    // Management devices.
+    (
+        "mgmtdev = \"sim/net\"\n[[mgmtdev]]\nname = \"bridge/b\"\nageing = -1",
+        6,
+        2,
+        "ageing -1: must be 1 to 1000000",
+    ),
+    (
+        "mgmtdev = \"sim/net\"\n[[mgmtdev]]\nname = \"bridge/b\"\nageing = \"1000001\"",
+        6,
+        2,
+        "must be 1 to 1000000",
+    ),
+    (
+        "mgmtdev = \"sim/net\"\n[[mgmtdev]]\nname = \"bridge/b\"\nageing = true",
+        6,
+        2,
+        "ageing on: must be 1 to",
+    ),
+    (
+        "mgmtdev = \"sim/net\"\n[[mgmtdev]]\nname = \"bridge/b\"\ncore = \"x\"",
+        6,
+        2,
+        "core x: must be the number of a core",
+    ),
+    ("mgmtdev = \"sim/net\"\n[[mgmtdev]]\nname = \"link/l\"\nageing = 5", 6, 2, "link/l has none"),
+    ("mgmtdev = \"sim/net\"\n[[mgmtdev]]\nname = \"tap/sixteen-bytes-xx\"", 5, 2, "at most 15 bytes"),
+    // What is there twice, or too often.
+    (
+        "mgmtdev = \"sim/net\"\nsocket = \"/tmp/s\"\n[[device]]\nname = \"e\"\nmgmtdev = \"sim/net\"\nsocket = \"/tmp/../tmp//s\"",
+        8,
+        4,
+        "held by: device d",
+    ),
+    (
+        "mgmtdev = \"sim/net\"\n[[device]]\nname = \"e\"\nmgmtdev = \"sim/net\"\nsocket = \"CTL/dev/d.sock\"",
+        7,
+        4,
+        "held by: device d",
+    ),
+    ("mgmtdev = \"sim/net\"\nsocket = \"CTL/ctl.sock\"", 4, 4, "held by: the operator socket"),
+    (
+        "mgmtdev = \"link/l\"\n[[device]]\nname = \"e\"\nmgmtdev = \"link/l\"\n[[device]]\nname = \"f\"\nmgmtdev = \"link/l\"",
+        9,
+        4,
+        "link/l has as many devices as it can: 2\n  held by: d, e",
+    ),
+    (
+        "mgmtdev = \"tap/t\"\n[[device]]\nname = \"e\"\nmgmtdev = \"tap/t\"\nnetns = \"n\"",
+        6,
+        4,
+        "tap/t has as many devices as it can: 2\n  held by: d, t",
+    ),
+    ("mgmtdev = \"tap/t\"\n[[device]]\nname = \"t\"\nmgmtdev = \"sim/net\"", 5, 4, "held by: device d"),
+    ("mgmtdev = \"sim/net\"\n[[device]]\nname = \"e\"\nmgmtdev = \"tap/d\"", 6, 4, "held by: device d"),
+    ("mgmtdev = \"sim/net\"\n[daemon]\ncores = [1, 1]", 5, 2, "core 1 is named twice"),
+    ("mgmtdev = \"sim/net\"\n[daemon]\ncores = \"0-1,1\"", 5, 2, "core 1 is named twice"),
+    ("mgmtdev = \"sim/net\"\n[daemon]\ncores = \"4099\"", 5, 3, "there is no core 4099"),
+    ("mgmtdev = \"sim/net\"\n[daemon]\nlog = \"loud\"", 5, 2, "`loud` is not a level"),
+    (
+        "mgmtdev = \"sim/net\"\n[[mgmtdev]]\nname = \"bridge/b\"\ncore = 4098\n[daemon]\ncores = [0]",
+        6,
+        3,
+        "no worker runs on core 4098",
+    ),
+];
+
+#[test]
+fn what_can_never_be_is_found_by_the_check_and_at_the_start_with_its_line() {
+    let temp = tempfile::tempdir_in("/tmp").unwrap();
+    let dir = temp.path();
+    let file = dir.join("r.toml");
+    for (text, line, code, said) in MISTAKES {
+        let text = text.replace("CTL", dir.to_str().unwrap());
+        std::fs::write(&file, format!("[[device]]\nname = \"d\"\n{text}\n")).unwrap();
+        let place = format!("error: {}:{line}: ", file.display());
+        let mut check = std::process::Command::new(env!("CARGO_BIN_EXE_ringway"));
+        check.env("RINGWAY_CTL", dir.join("ctl.sock")).args(["config", "check"]).arg(&file);
+        let told = finish(check).bad(*code);
+        assert!(told.starts_with(&place) && told.contains(said), "{text}: {told}");
+        // Who is to own a socket may come to be known later, by a directory service that starts behind the daemon.
+        if said.contains("there is no user") || said.contains("there is no group") {
+            continue;
+        }
+        let mut start = ringwayd();
+        start.arg("--ctl").arg(dir.join("ctl.sock")).arg("--state-dir").arg(dir.join("state"));
+        start.arg("--config").arg(&file);
+        let told = finish(start).bad(*code);
+        assert!(told.starts_with(&place) && told.contains(said), "start: {text}: {told}");
+    }
+}
+
+#[test]
+fn core_of_a_device_without_a_worker_is_told_by_the_check_and_ends_the_start() {
+    let temp = tempfile::tempdir_in("/tmp").unwrap();
+    let dir = temp.path();
+    let file = dir.join("r.toml");
+    std::fs::write(&file, "[[device]]\nname = \"d\"\nmgmtdev = \"sim/net\"\ncore = 4097\n").unwrap();
+    let done = ringway(&dir.join("ctl.sock"), &format!("config check {}", file.display()));
+    assert!(done.code == 0 && done.err.contains(":4: no worker runs on core 4097"), "{done:?}");
+    let mut start = ringwayd();
+    start.arg("--ctl").arg(dir.join("ctl.sock")).arg("--state-dir").arg(dir.join("state"));
+    let told = finish({
+        start.arg("--config").arg(&file);
+        start
+    })
+    .bad(3);
+    assert!(told.contains("r.toml:4: no worker runs on core 4097\n  held by: workers run on core"), "{told}");
+}
+
+#[test]
+fn device_that_the_state_directory_keeps_and_that_can_never_be_is_not_tried_again() {
+    let temp = tempfile::tempdir_in("/tmp").unwrap();
+    let state = temp.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    let kept = r#"{"format":1,"generation":3,"devices":[
+        {"name":"a","mgmtdev":"tap/a-name-of-more-than-15"},
+        {"name":"b","mgmtdev":"bridge/b","attributes":{"flood_pps":"-5"}},
+        {"name":"c","mgmtdev":"sim/net","core":4097},
+        {"name":"e","mgmtdev":"sim/no"},
+        {"name":"f","mgmtdev":"sim/net","socket":"/nowhere/at/all/f.sock"},
+        {"name":"g","mgmtdev":"sim/net"}]}"#;
+    std::fs::write(state.join("devices.json"), kept).unwrap();
+    let daemon = Daemon::start_with(&["--state-dir", state.to_str().unwrap()]);
+    for name in ["a", "b", "c", "e"] {
+        let told = daemon.run(&format!("dev show {name}")).bad(3);
+        let cure = format!("kept and not tried again: ringway dev del {name}");
+        assert!(told.contains("not made: ") && told.contains(&cure), "{told}");
+    }
+    let told = daemon.run("dev show f").bad(3);
+    assert!(told.contains("tried again every 2 s"), "{told}");
+    assert!(daemon.run("dev show").good().contains("a: not made: interface a-name-of-more-than-15"));
+    assert_eq!(daemon.log().matches("it is kept and not tried again").count(), 4);
+    // All are kept until they are removed.
+    daemon.run("dev del b").good();
+    let kept = std::fs::read_to_string(state.join("devices.json")).unwrap();
+    for name in ["a", "c", "e", "f", "g"] {
+        assert!(kept.contains(&format!("\"name\": \"{name}\"")), "{kept}");
+    }
+    assert!(!kept.contains("flood_pps"), "{kept}");
+}

@@ -13,12 +13,12 @@ use ringway_ring::tsc;
 
 use super::host_port::{HostPort, NETNS, TAP};
 use super::joined::{FEATURES, JoinedDevice, MAX_PAIRS, Members};
-use super::link::CHECK;
+use super::link::{self, CHECK};
 use crate::net::fabric::{Fabric, MOST_PORTS};
 use crate::net::plan::{Offer, switch, word};
 use crate::vdpa::{
     AttributeInfo, BusInfo, Class, DeviceSpec, DriverError, Learned, ManagementBus, ManagementDevice,
-    MgmtInfo, VdpaDevice,
+    MgmtInfo, Unfit, VdpaDevice,
 };
 
 /// The bus.
@@ -32,6 +32,10 @@ impl ManagementBus for BridgeBus {
             attributes: vec![AGEING, CORE],
             shares_core: true,
             device: describe(String::new()),
+            check: |_, attributes| {
+                ageing(attributes)?;
+                core(attributes).map(drop)
+            },
         }
     }
 
@@ -76,13 +80,7 @@ impl ManagementDevice for Bridge {
         }
         let plan = Offer { mgmtdev: "bridge", features: FEATURES, max_pairs: MAX_PAIRS }.plan(spec)?;
         let is_checked = switch(spec, CHECK.name)?;
-        let flood = match spec.attributes.get(FLOOD.name).map(String::as_str) {
-            None => Some(DEFAULT_FLOOD),
-            Some("off") => None,
-            Some(text) => Some(text.parse::<u64>().ok().filter(|pps| *pps > 0).ok_or_else(|| {
-                DriverError::misconfigured(format!("flood_pps {text}: must be a number of frames, or off"))
-            })?),
-        };
+        let flood = flood(spec)?;
         let attributes = BTreeMap::from([
             (CHECK.name.to_owned(), word(is_checked)),
             (FLOOD.name.to_owned(), flood.map_or_else(|| "off".to_owned(), |pps| pps.to_string())),
@@ -108,8 +106,8 @@ impl ManagementDevice for Bridge {
             self.ageing = ageing;
             self.fabric.set_ageing(Duration::from_secs(ageing));
         }
-        // Checked by control, which knows the cores.
-        let core = attributes.get(CORE.name).and_then(|core| core.parse().ok());
+        // Control knows whether there is a worker on it.
+        let core = core(attributes)?;
         if let Some(core) = core {
             self.core = core;
             self.fabric.set_core(core);
@@ -140,16 +138,52 @@ fn describe(name: String) -> MgmtInfo {
         features: FEATURES,
         attributes: vec![CHECK, FLOOD, TAP, NETNS],
         summary: "any number of devices joined by a learning bridge",
+        check,
+    }
+}
+
+fn check(name: &str, spec: &DeviceSpec) -> Result<(), Unfit> {
+    link::check(name, spec)?;
+    flood(spec).map(drop)
+}
+
+/// How many frames a second may go to everybody; None for any number.
+fn flood(spec: &DeviceSpec) -> Result<Option<u64>, Unfit> {
+    match spec.attributes.get(FLOOD.name).map(String::as_str) {
+        None => Ok(Some(DEFAULT_FLOOD)),
+        Some("off") => Ok(None),
+        Some(text) => match text.parse() {
+            Ok(pps @ 1..) => Ok(Some(pps)),
+            _ => {
+                let why = "must be a number of frames, or off";
+                Err(Unfit::new(FLOOD.name, format!("flood_pps {}: {why}", text.escape_debug())))
+            }
+        },
+    }
+}
+
+/// The core that is asked for.
+fn core(attributes: &BTreeMap<String, String>) -> Result<Option<usize>, Unfit> {
+    let Some(text) = attributes.get(CORE.name) else { return Ok(None) };
+    match text.parse() {
+        Ok(core) => Ok(Some(core)),
+        Err(_) => {
+            let why = format!("core {}: must be the number of a core", text.escape_debug());
+            Err(Unfit::new(CORE.name, why))
+        }
     }
 }
 
 /// The ageing time that is asked for, in seconds.
-fn ageing(attributes: &BTreeMap<String, String>) -> Result<Option<u64>, DriverError> {
+fn ageing(attributes: &BTreeMap<String, String>) -> Result<Option<u64>, Unfit> {
     let Some(text) = attributes.get(AGEING.name) else { return Ok(None) };
     // IEEE 802.1Q §8.8.3, table 8-10.
     match text.parse() {
         Ok(seconds @ 1..=1_000_000) => Ok(Some(seconds)),
-        _ => Err(DriverError::misconfigured(format!("ageing {text}: must be 1 to 1000000 seconds"))),
+        _ => {
+            let why = format!("ageing {}: must be 1 to 1000000 seconds", text.escape_debug());
+            Err(Unfit::new(AGEING.name, why))
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use crate::net::tap::{TapError, TapNetdev, TapSpec, check_ifname};
 use crate::notify::EventFd;
 use crate::vdpa::{
     AttributeInfo, Berth, Class, DataPath, DeviceConfig, DeviceSpec, DriverError, Ended, Netdev,
-    QueueBinding, QueueLimits, Service, ServiceError, VdpaDevice,
+    QueueBinding, QueueLimits, Service, ServiceError, Unfit, VdpaDevice,
 };
 
 /// The attribute that makes a device the host's.
@@ -51,26 +51,27 @@ pub(super) struct HostPort {
 
 impl HostPort {
     /// The interface that a device is to be, if it is to be one.
-    pub(super) fn asked(spec: &DeviceSpec) -> Result<Option<TapSpec>, DriverError> {
-        let netns = spec.attributes.get(NETNS.name).cloned();
+    pub(super) fn asked(spec: &DeviceSpec) -> Result<Option<TapSpec>, Unfit> {
+        let netns = netns(spec)?;
         let Some(name) = spec.attributes.get(TAP.name).cloned() else {
             return match netns {
-                Some(_) => Err(DriverError::misconfigured("netns: goes with tap IFNAME")),
+                Some(_) => Err(Unfit::new(NETNS.name, "netns: goes with tap IFNAME")),
                 None => Ok(None),
             };
         };
-        check_ifname(&name).map_err(DriverError::Misconfigured)?;
-        for (is_given, what) in [
+        check_ifname(&name).map_err(|why| Unfit::new(TAP.name, why))?;
+        for (is_given, attribute, why) in [
             (
                 spec.mac.is_some(),
-                "mac: the host gives its interface an address (ip link set IFNAME address MAC)",
+                "mac",
+                "the host gives its interface an address (ip link set IFNAME address MAC)",
             ),
-            (spec.device_features.is_some(), "device_features: there is no guest to offer them to"),
-            (spec.attributes.contains_key("spoofchk"), "spoofchk: the host is trusted"),
-            (spec.attributes.contains_key("flood_pps"), "flood_pps: the host is trusted"),
+            (spec.device_features.is_some(), "device_features", "there is no guest to offer them to"),
+            (spec.attributes.contains_key("spoofchk"), "spoofchk", "the host is trusted"),
+            (spec.attributes.contains_key("flood_pps"), "flood_pps", "the host is trusted"),
         ] {
             if is_given {
-                return Err(DriverError::misconfigured(what));
+                return Err(Unfit::new(attribute, format!("{attribute}: {why}")));
             }
         }
         let (queues, mtu) = (spec.max_vqp.unwrap_or(1), spec.mtu.unwrap_or(1500));
@@ -94,6 +95,17 @@ impl HostPort {
         let is_own = netdev.as_ref().is_none_or(TapNetdev::is_own);
         Ok(HostPort { port, plan, spec: tap, netdev, is_own, watch: None })
     }
+}
+
+/// The network namespace that is asked for: a name of `ip netns`, or the path of one.
+pub(super) fn netns(spec: &DeviceSpec) -> Result<Option<String>, Unfit> {
+    let Some(netns) = spec.attributes.get(NETNS.name) else { return Ok(None) };
+    let is_name = !netns.contains('/') && !["", ".", ".."].contains(&netns.as_str());
+    if netns.chars().any(char::is_control) || !(is_name || netns.starts_with('/')) {
+        let why = "must be a name as `ip netns list` has it, or a path that begins with a slash";
+        return Err(Unfit::new(NETNS.name, format!("netns {}: {why}", netns.escape_debug())));
+    }
+    Ok(Some(netns.clone()))
 }
 
 /// How this process is named as a holder.

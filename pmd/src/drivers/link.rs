@@ -12,7 +12,7 @@ use super::joined::{FEATURES, JoinedDevice, MAX_PAIRS, Members};
 use crate::net::fabric::Fabric;
 use crate::net::plan::{Offer, switch, word};
 use crate::vdpa::{
-    AttributeInfo, BusInfo, Class, DeviceSpec, DriverError, ManagementBus, ManagementDevice, MgmtInfo,
+    AttributeInfo, BusInfo, Class, DeviceSpec, DriverError, ManagementBus, ManagementDevice, MgmtInfo, Unfit,
     VdpaDevice,
 };
 
@@ -22,7 +22,13 @@ pub struct LinkBus;
 
 impl ManagementBus for LinkBus {
     fn info(&self) -> BusInfo {
-        BusInfo { name: "link", attributes: Vec::new(), shares_core: false, device: describe(String::new()) }
+        BusInfo {
+            name: "link",
+            attributes: Vec::new(),
+            shares_core: false,
+            device: describe(String::new()),
+            check: |_, _| Ok(()),
+        }
     }
 
     fn make(
@@ -78,7 +84,16 @@ fn describe(name: String) -> MgmtInfo {
         features: FEATURES,
         attributes: vec![CHECK, TAP, NETNS],
         summary: "two devices joined, each the other's wire",
+        check,
     }
+}
+
+/// What a port of a link can be: a guest's, or the host's.
+pub(super) fn check(_name: &str, spec: &DeviceSpec) -> Result<(), Unfit> {
+    if HostPort::asked(spec)?.is_none() {
+        switch(spec, CHECK.name)?;
+    }
+    Ok(())
 }
 
 /// Named as the kernel's attribute of a VF.

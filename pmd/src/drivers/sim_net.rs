@@ -17,7 +17,7 @@ use crate::net::side::{Sink, Source};
 use crate::net::transfer::{Transfer, TransferOptions};
 use crate::vdpa::{
     AttributeInfo, Class, DataPath, DeviceConfig, DeviceSpec, DriverError, ManagementDevice, MgmtInfo,
-    QueueBinding, QueueLimits, VdpaDevice,
+    QueueBinding, QueueLimits, Unfit, VdpaDevice,
 };
 
 /// The management device.
@@ -45,6 +45,7 @@ impl ManagementDevice for SimNet {
                 help: "exchange the MAC addresses of each frame that comes back (default off)",
             }],
             summary: "network device whose wire is a loop",
+            check,
         }
     }
 
@@ -53,6 +54,10 @@ impl ManagementDevice for SimNet {
         let swap_mac = switch(spec, SWAP)?;
         Ok(Box::new(SimNetDevice { mtu_in_use: plan.config.mtu, plan, swap_mac }))
     }
+}
+
+fn check(_name: &str, spec: &DeviceSpec) -> Result<(), Unfit> {
+    switch(spec, SWAP).map(drop)
 }
 
 /// A device.

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use super::host_port::{NETNS, TAP};
+use super::host_port::{HostPort, NETNS, TAP, netns};
 use super::link::{CHECK, LinkBus};
+use crate::net::plan::switch;
 use crate::net::tap::check_ifname;
 use crate::vdpa::{
-    AttributeInfo, BusInfo, DeviceSpec, DriverError, ManagementBus, ManagementDevice, MgmtInfo, VdpaDevice,
+    AttributeInfo, BusInfo, DeviceSpec, DriverError, ManagementBus, ManagementDevice, MgmtInfo, Unfit,
+    VdpaDevice,
 };
 
 /// The bus.
@@ -17,7 +19,8 @@ pub struct TapBus;
 impl ManagementBus for TapBus {
     fn info(&self) -> BusInfo {
         let link = LinkBus.info();
-        BusInfo { name: "tap", attributes: Vec::new(), device: describe(link.device), ..link }
+        let check = |name: &str, _: &BTreeMap<String, String>| check_bus_name(name);
+        BusInfo { name: "tap", attributes: Vec::new(), device: describe(link.device), check, ..link }
     }
 
     fn make(
@@ -26,7 +29,7 @@ impl ManagementBus for TapBus {
         attributes: &BTreeMap<String, String>,
         core: usize,
     ) -> Result<Box<dyn ManagementDevice>, DriverError> {
-        check_ifname(name).map_err(DriverError::Misconfigured)?;
+        check_bus_name(name)?;
         let link = LinkBus.make(name, attributes, core)?;
         Ok(Box::new(Tap { ifname: name.to_owned(), link }))
     }
@@ -35,7 +38,34 @@ impl ManagementBus for TapBus {
 fn describe(link: MgmtInfo) -> MgmtInfo {
     let host = AttributeInfo { help: "the host's own side, which comes by itself", ..TAP };
     let attributes = vec![CHECK, NETNS, host];
-    MgmtInfo { attributes, summary: "a guest joined with the kernel's TAP interface of that name", ..link }
+    let summary = "a guest joined with the kernel's TAP interface of that name";
+    MgmtInfo { attributes, summary, check, ..link }
+}
+
+/// The name behind `tap/` is that of an interface.
+fn check_bus_name(name: &str) -> Result<(), Unfit> {
+    check_ifname(name).map_err(|why| Unfit::new("name", why))
+}
+
+/// The guest's side may say where the interface is; the host's is of the interface's name.
+fn check(name: &str, spec: &DeviceSpec) -> Result<(), Unfit> {
+    let own = name.strip_prefix("tap/").unwrap_or(name);
+    check_ifname(own).map_err(|why| Unfit::new("mgmtdev", why))?;
+    match spec.attributes.get(TAP.name) {
+        None if spec.name == own => Err(Unfit::new(
+            "name",
+            format!("{own} is the name of the host's device, which comes with the guest's"),
+        )),
+        None => {
+            netns(spec)?;
+            switch(spec, CHECK.name).map(drop)
+        }
+        Some(ifname) if *ifname == own && spec.name == own => HostPort::asked(spec).map(drop),
+        Some(_) => {
+            let why = format!("tap: {name} joins a guest with {own}, whose device comes by itself");
+            Err(Unfit::new(TAP.name, why))
+        }
+    }
 }
 
 /// One of them.
@@ -52,15 +82,11 @@ impl ManagementDevice for Tap {
 
     /// The guest's side, or the host's.
     fn create(&mut self, spec: &DeviceSpec) -> Result<Box<dyn VdpaDevice>, DriverError> {
+        check(&self.ifname, spec)?;
         let mut spec = spec.clone();
-        match spec.attributes.get(TAP.name) {
-            Some(ifname) if *ifname != self.ifname => {
-                let why = format!("tap {ifname}: this joins a guest with {}", self.ifname);
-                return Err(DriverError::misconfigured(why));
-            }
-            Some(_) => {}
+        if !spec.attributes.contains_key(TAP.name) {
             // Of the other side.
-            None => drop(spec.attributes.remove(NETNS.name)),
+            spec.attributes.remove(NETNS.name);
         }
         self.link.create(&spec)
     }

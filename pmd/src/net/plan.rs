@@ -3,7 +3,7 @@
 use ringway_ring::features::Features;
 
 use super::{MAX_MTU, MIN_MTU, Mac, NetConfig};
-use crate::vdpa::{DeviceSpec, DriverError};
+use crate::vdpa::{DeviceSpec, DriverError, Unfit};
 
 /// What a driver of network devices can make.
 #[derive(Debug, Clone, Copy)]
@@ -82,11 +82,11 @@ impl Plan {
 ///
 /// # Errors
 /// It is another word.
-pub fn switch(spec: &DeviceSpec, name: &str) -> Result<bool, DriverError> {
+pub fn switch(spec: &DeviceSpec, name: &'static str) -> Result<bool, Unfit> {
     match spec.attributes.get(name).map(String::as_str) {
         None | Some("off") => Ok(false),
         Some("on") => Ok(true),
-        Some(other) => Err(DriverError::misconfigured(format!("{name} {other}: must be on or off"))),
+        Some(other) => Err(Unfit::new(name, format!("{name} {}: must be on or off", other.escape_debug()))),
     }
 }
 

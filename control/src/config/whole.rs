@@ -1,0 +1,203 @@
+//! What only the whole of a file tells: what is there twice, what there is too much of, and what this host lacks for it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::Desired;
+use crate::api::DeviceEntry;
+use crate::endpoint;
+use crate::fault::{Fault, Kind};
+use crate::placement::{allowed_cores, choose_cores, list};
+use crate::registry::{Known, host_interface, implied_name};
+
+/// Where the keys of a table stand, as `FILE:LINE`; the table itself stands under the empty key.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Places(pub(super) BTreeMap<String, String>);
+
+impl Places {
+    /// Puts the place of a key, or of its table, before what is wrong.
+    fn fault(&self, key: &str, fault: Fault) -> Fault {
+        match self.0.get(key).or_else(|| self.0.get("")) {
+            Some(place) => {
+                Fault { message: format!("{place}: {}", fault.message), path: Some(place.clone()), ..fault }
+            }
+            None => fault,
+        }
+    }
+}
+
+/// The places of everything in a file, in its order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct AllPlaces {
+    pub(super) daemon: Places,
+    pub(super) mgmtdevs: Vec<Places>,
+    pub(super) devices: Vec<Places>,
+}
+
+impl Desired {
+    fn placed(&self) -> impl Iterator<Item = (&DeviceEntry, &Places)> {
+        self.devices.iter().zip(&self.places.devices)
+    }
+
+    /// What is there twice, or more often than it can be.
+    pub(super) fn check_whole(&self, known: &Known) -> Result<(), Fault> {
+        let of_daemon = |key: &str, fault: Fault| Err(self.places.daemon.fault(key, fault));
+        if let Some(Err(fault)) = self.log.as_deref().map(crate::serve::log_filter) {
+            return of_daemon("log", fault);
+        }
+        let cores = self.cores.as_deref().unwrap_or_default();
+        if let Some((_, core)) = cores.iter().enumerate().find(|(n, core)| cores[..*n].contains(core)) {
+            return of_daemon("cores", Fault::usage(format!("core {core} is named twice")));
+        }
+        for (n, (entry, places)) in self.mgmtdevs.iter().zip(&self.places.mgmtdevs).enumerate() {
+            if self.mgmtdevs[..n].iter().any(|other| other.name == entry.name) {
+                let why = format!("a second management device is named {}", entry.name);
+                return Err(places.fault("name", Fault::usage(why)));
+            }
+        }
+        for (n, (entry, places)) in self.placed().enumerate() {
+            self.check_beside(entry, &self.devices[..n], known)
+                .map_err(|(key, fault)| places.fault(key, fault))?;
+            if let Some(core) = entry.core.filter(|core| !cores.is_empty() && !cores.contains(core)) {
+                let why = format!("no worker runs on core {core}: [daemon] cores is {}", list(cores));
+                let fault = Fault::usage(why).hint("one of these cores, or add it to them");
+                return Err(places.fault("core", fault));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks a device beside those before it; a fault comes with the key that is at fault.
+    fn check_beside(
+        &self,
+        entry: &DeviceEntry,
+        before: &[DeviceEntry],
+        known: &Known,
+    ) -> Result<(), (&'static str, Fault)> {
+        let twin = |fault: String, other: &DeviceEntry| {
+            Fault::conflict(fault).held_by(format!("device {}", other.name))
+        };
+        if before.iter().any(|other| other.name == entry.name) {
+            return Err(("name", Fault::usage(format!("a second device is named {}", entry.name))));
+        }
+        if let Some(interface) = host_interface(entry)
+            && let Some(other) =
+                before.iter().find(|other| host_interface(other).as_ref() == Some(&interface))
+        {
+            let key = if entry.attributes.contains_key("tap") { "tap" } else { "mgmtdev" };
+            return Err((
+                key,
+                twin(format!("{} has the same interface as {}", entry.name, other.name), other),
+            ));
+        }
+        // A device that comes by itself takes a name, too.
+        for other in before {
+            if implied_name(other) == Some(&entry.name) {
+                let why = format!(
+                    "{} is the name of the host's device, which comes with {}",
+                    entry.name, other.name
+                );
+                return Err(("name", twin(why, other)));
+            }
+            if let Some(name) = implied_name(entry).filter(|name| *name == other.name) {
+                let why = format!(
+                    "{name}, the host's device that comes with {}, is the name of another",
+                    entry.name
+                );
+                return Err(("mgmtdev", twin(why, other)));
+            }
+        }
+        if let Some(most) = known.find(&entry.mgmtdev).and_then(|info| info.max_devices) {
+            let others: Vec<&str> = before
+                .iter()
+                .filter(|other| other.mgmtdev == entry.mgmtdev)
+                .flat_map(|other| [Some(other.name.as_str()), implied_name(other)].into_iter().flatten())
+                .collect();
+            if others.len() + 1 + usize::from(implied_name(entry).is_some()) > most {
+                let why = format!("{} has as many devices as it can: {most}", entry.mgmtdev);
+                let fault = Fault::conflict(why).held_by(others.join(", ")).hint("another management device");
+                return Err(("mgmtdev", fault));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks what a daemon with this operator socket and these cores (empty: the default) finds on this host.
+    ///
+    /// # Errors
+    /// The first thing that can never succeed, with file and line.
+    pub(crate) fn check_start(&self, ctl: &Path, cores: &[usize]) -> Result<(), Fault> {
+        self.check_sockets(ctl)?;
+        self.check_cores(cores)
+    }
+
+    /// Checks what a daemon that is given this file alone would find on this host, and who is to own its sockets. Returns
+    /// what may be otherwise where it runs.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with file and line.
+    pub(crate) fn check_host(&self) -> Result<Vec<String>, Fault> {
+        self.check_sockets(&crate::paths::ctl(self.ctl.as_deref()))?;
+        for (entry, places) in self.placed() {
+            let owner = entry.owner.as_deref().map(endpoint::user_id).transpose();
+            owner.map_err(|fault| places.fault("owner", fault))?;
+            let group = entry.group.as_deref().map(endpoint::group_id).transpose();
+            group.map_err(|fault| places.fault("group", fault))?;
+        }
+        match &self.cores {
+            Some(cores) => self.check_cores(cores).map(|()| Vec::new()),
+            // The daemon's own choice, which its unit may narrow.
+            None => Ok(self.check_cores(&[]).err().map(|fault| fault.message).into_iter().collect()),
+        }
+    }
+
+    fn check_cores(&self, wanted: &[usize]) -> Result<(), Fault> {
+        let allowed = allowed_cores().map_err(|error| Fault::system("cannot read the cpuset", error))?;
+        let workers = choose_cores(&allowed, wanted).map_err(|fault| {
+            let is_of_file = self.cores.as_deref() == Some(wanted);
+            if is_of_file { self.places.daemon.fault("cores", fault) } else { fault }
+        })?;
+        let of_devices = self.placed().map(|(entry, places)| (entry.core, places));
+        let of_mgmtdevs =
+            self.mgmtdevs.iter().zip(&self.places.mgmtdevs).map(|(entry, places)| {
+                (entry.attributes.get("core").and_then(|core| core.parse().ok()), places)
+            });
+        for (core, places) in of_mgmtdevs.chain(of_devices) {
+            if let Some(core) = core.filter(|core| !workers.contains(core)) {
+                let fault = Fault::not_found(format!("no worker runs on core {core}"))
+                    .held_by(format!("workers run on cores {}", list(&workers)))
+                    .hint("one of these cores, or [daemon] cores with it among them");
+                return Err(places.fault("core", fault));
+            }
+        }
+        Ok(())
+    }
+
+    /// One socket is one device's, and none is the daemon's own.
+    fn check_sockets(&self, ctl: &Path) -> Result<(), Fault> {
+        if let Err(fault) = endpoint::check_path(ctl) {
+            return Err(if self.ctl.is_some() { self.places.daemon.fault("ctl", fault) } else { fault });
+        }
+        let runtime_dir = ctl.parent().unwrap_or(Path::new("/"));
+        let mut taken = BTreeMap::from([(real(ctl), "the operator socket".to_owned())]);
+        for (entry, places) in self.placed().filter(|(entry, _)| !entry.attributes.contains_key("tap")) {
+            let key = if entry.socket.is_some() { "socket" } else { "name" };
+            let socket =
+                entry.socket.clone().unwrap_or_else(|| endpoint::default_path(runtime_dir, &entry.name));
+            endpoint::check_path(&socket).map_err(|fault| places.fault(key, fault))?;
+            if let Some(holder) = taken.insert(real(&socket), format!("device {}", entry.name)) {
+                let fault = Fault::new(Kind::Conflict, format!("socket {} is taken", socket.display()));
+                return Err(places.fault(key, fault.held_by(holder).hint("another path")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A socket's path without detours, as far as its directory is there.
+fn real(path: &Path) -> PathBuf {
+    match (path.parent().map(Path::canonicalize), path.file_name()) {
+        (Some(Ok(dir)), Some(name)) => dir.join(name),
+        _ => path.to_owned(),
+    }
+}
