@@ -905,13 +905,14 @@ impl ringway_engine::Pump for Holder {
     }
 }
 
-/// Has the one worker held until the switch is off.
+/// Has the first worker held until the switch is off.
 fn hold(engine: &Engine) -> (Arc<std::sync::atomic::AtomicBool>, ringway_engine::Placed) {
     let holds = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let pump = Box::new(Holder(Arc::clone(&holds)));
     let placed = engine.place(engine.cores()[0], "holder", pump, Arc::new(Deaf)).unwrap();
     let begun = Instant::now();
-    while engine.stuck(Duration::from_millis(2)).is_empty() {
+    // Another pump's worker may be without a CPU for as long.
+    while !engine.stuck(Duration::from_millis(2)).iter().any(|stuck| stuck.pump == "holder") {
         assert!(begun.elapsed() < SOON);
     }
     (holds, placed)
@@ -1037,14 +1038,81 @@ fn start_that_a_held_worker_does_not_answer_leaves_nothing_behind() {
     assert!(matches!(refused, ServiceError::Stuck(_)), "{refused}");
     assert!(!c.device.service().unwrap().is_started(0), "it is told that none is in service");
     holds.store(false, std::sync::atomic::Ordering::SeqCst);
-    // A change of another port does not serve what was refused.
+    // The others go on, though nobody asks for a change.
+    passes(&mut a, &mut b, 1);
+    // Nor does one serve what was refused.
     b.stop();
     b.start(1);
     assert!(!c.device.service().unwrap().is_started(0));
-    passes(&mut a, &mut b, 1);
+    passes(&mut a, &mut b, 2);
     c.within = WITHIN;
     c.start(1);
-    passes(&mut a, &mut c, 2);
+    passes(&mut a, &mut c, 3);
+}
+
+#[test]
+fn stop_that_a_held_worker_does_not_answer_leaves_the_others_in_service() {
+    for is_bridge in [true, false] {
+        let engine = engine(1);
+        let mut mgmtdev = if is_bridge { bridge(&engine) } else { link() };
+        // A third port of the bridge stops, or the second pair of the link's end.
+        let pairs = if is_bridge { 1 } else { 2 };
+        let setup = || Setup { pairs, ..Setup::default() };
+        let mut a = Nic::new(&mut *mgmtdev, "a", setup(), &engine);
+        let mut b = Nic::new(&mut *mgmtdev, "b", setup(), &engine);
+        let mut c = is_bridge.then(|| Nic::new(&mut *mgmtdev, "c", setup(), &engine));
+        [&mut a, &mut b].into_iter().chain(&mut c).for_each(|nic| nic.start(pairs));
+        passes(&mut a, &mut b, 1);
+        let (holds, _holder) = hold(&engine);
+        let group = pairs - 1;
+        let service = c.as_mut().unwrap_or(&mut b).device.service().unwrap();
+        let stuck = service.stop(group, Duration::from_millis(20)).unwrap_err();
+        assert!(matches!(stuck, ServiceError::Stuck(_)), "{stuck}");
+        assert!(service.is_started(group), "a worker has it");
+        holds.store(false, std::sync::atomic::Ordering::SeqCst);
+        passes(&mut a, &mut b, 2);
+        passes(&mut b, &mut a, 3);
+        let stopped = c.as_mut().unwrap_or(&mut b);
+        assert!(!stopped.device.service().unwrap().is_started(group), "it is out in the end");
+        stopped.start_pair(group, true).unwrap();
+        passes(&mut a, &mut b, 4);
+    }
+}
+
+#[test]
+fn move_that_a_held_worker_does_not_answer_leaves_all_in_service() {
+    for is_bridge in [true, false] {
+        let engine = engine(2);
+        let mut mgmtdev = if is_bridge { bridge(&engine) } else { link() };
+        let mut a = Nic::new(&mut *mgmtdev, "a", Setup::default(), &engine);
+        let mut b = Nic::new(&mut *mgmtdev, "b", Setup::default(), &engine);
+        let core = Arc::new(std::sync::atomic::AtomicUsize::new(engine.cores()[0]));
+        for nic in [&mut a, &mut b] {
+            let core = Arc::clone(&core);
+            nic.berth.core_of = Arc::new(move |_| core.load(std::sync::atomic::Ordering::SeqCst));
+            nic.start(1);
+        }
+        passes(&mut a, &mut b, 1);
+        let (holds, _holder) = hold(&engine);
+        core.store(engine.cores()[1], std::sync::atomic::Ordering::SeqCst);
+        bridge_core(&mut *mgmtdev, is_bridge, engine.cores()[1]);
+        let stuck = a.device.service().unwrap().follow_cores(Duration::from_millis(20)).unwrap_err();
+        assert!(matches!(stuck, ServiceError::Stuck(_)), "{stuck}");
+        // It is to stay where it was after all, so that nothing is left to move.
+        core.store(engine.cores()[0], std::sync::atomic::Ordering::SeqCst);
+        bridge_core(&mut *mgmtdev, is_bridge, engine.cores()[0]);
+        holds.store(false, std::sync::atomic::Ordering::SeqCst);
+        passes(&mut a, &mut b, 2);
+        passes(&mut b, &mut a, 3);
+        assert_eq!(a.device.service().unwrap().core(0), Some(engine.cores()[0]));
+    }
+}
+
+/// Decides on the core of a bridge; a link has none of its own.
+fn bridge_core(mgmtdev: &mut dyn ManagementDevice, is_bridge: bool, core: usize) {
+    if is_bridge {
+        mgmtdev.set(&BTreeMap::from([("core".to_owned(), core.to_string())])).unwrap();
+    }
 }
 
 #[test]

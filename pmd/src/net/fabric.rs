@@ -13,7 +13,9 @@
 //! is taken out by a thread that may wait ([`crate::later`]).
 //!
 //! A change that fails costs whoever asked for it alone: a pump that no worker takes comes back, is taken apart, and what
-//! ran before is placed again.
+//! ran before is placed again. A pump that its worker was told to give back and has not given back in time is polled by
+//! nobody from the moment the worker turns again: it is unsettled, and left to the same thread, which takes it back then
+//! and has what still runs served, whether or not anybody asks for another change.
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
@@ -93,6 +95,8 @@ struct State {
     fdb: Option<Box<Fdb>>,
     /// Slots whose stations are to be forgotten once the database is here.
     forget: Vec<u16>,
+    /// What is unsettled was left to [`later`].
+    is_settling: bool,
 }
 
 struct PortState {
@@ -151,6 +155,8 @@ const BRIDGE: PumpKey = PumpKey { port: 0, queue: 0 };
 struct Running {
     members: Vec<EndKey>,
     placed: Placed,
+    /// Its worker was told to give it back, and had not when that was last waited for.
+    is_unsettled: bool,
 }
 
 /// Tells every session whose queues a pump had that it was taken out.
@@ -276,12 +282,12 @@ impl Fabric {
     /// # Errors
     /// A worker did not let go, or took none: what is free and in no pump then is [given up](Fabric::give_up), or
     /// reconciled once more without whom it failed for.
-    fn reconcile(&self, state: &mut State, within: Duration) -> Result<(), ServiceError> {
+    fn reconcile(self: &Arc<Fabric>, state: &mut State, within: Duration) -> Result<(), ServiceError> {
         let plan = self.plan(state);
         let outdated: Vec<PumpKey> = state
             .pumps
             .iter()
-            .filter(|(key, running)| plan.get(key) != Some(&running.members) || running.placed.has_ended())
+            .filter(|(key, running)| running.is_over() || plan.get(key) != Some(&running.members))
             .map(|(key, _)| *key)
             .collect();
         let mut outcome = Ok(());
@@ -307,7 +313,7 @@ impl Fabric {
     }
 
     /// Takes what is marked as leaving out, and has the others served as before.
-    fn withdraw(&self, state: &mut State, within: Duration) -> Result<(), ServiceError> {
+    fn withdraw(self: &Arc<Fabric>, state: &mut State, within: Duration) -> Result<(), ServiceError> {
         match self.reconcile(state, within) {
             Err(ServiceError::NotPlaced(why)) => {
                 self.give_up(state, &why);
@@ -327,12 +333,19 @@ impl Fabric {
     }
 
     /// Takes a pump back from its worker, and apart.
-    fn take_down(&self, state: &mut State, key: PumpKey, within: Duration) -> Result<(), ServiceError> {
+    fn take_down(
+        self: &Arc<Fabric>,
+        state: &mut State,
+        key: PumpKey,
+        within: Duration,
+    ) -> Result<(), ServiceError> {
         let Some(mut running) = state.pumps.remove(&key) else { return Ok(()) };
         let retired = match running.placed.retire(within) {
             Ok(retired) => retired,
             Err(error @ PlaceError::Timeout { .. }) => {
+                running.is_unsettled = true;
                 state.pumps.insert(key, running);
+                self.settle_later(state);
                 return Err(ServiceError::Stuck(error.to_string()));
             }
             Err(error) => {
@@ -346,6 +359,33 @@ impl Fabric {
         }
         self.take_apart(state, &running.members, retired.pump);
         Ok(())
+    }
+
+    /// Has what is unsettled settled once its worker turns again.
+    fn settle_later(self: &Arc<Fabric>, state: &mut State) {
+        if !std::mem::replace(&mut state.is_settling, true) {
+            let fabric = Arc::clone(self);
+            later::run_until(move || fabric.settle());
+        }
+    }
+
+    /// Has the pumps be what the running queues ask for, if nobody is changing them just now. False: a worker has not let
+    /// go yet.
+    fn settle(self: &Arc<Fabric>) -> bool {
+        let Some(mut state) = self.try_lock() else { return false };
+        let _ = self.withdraw(&mut state, LATER_WITHIN);
+        state.is_settling = state.pumps.values().any(|running| running.is_unsettled);
+        !state.is_settling
+    }
+
+    /// The state, unless somebody changes it, who may wait for a worker: no work that was left to the same thread waits with
+    /// it.
+    fn try_lock(&self) -> Option<MutexGuard<'_, State>> {
+        match self.state.try_lock() {
+            Ok(state) => Some(state),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// Puts the ends of a pump back, each where it came from.
@@ -438,7 +478,7 @@ impl Fabric {
                         member.place = Place::In(key);
                     }
                 }
-                state.pumps.insert(key, Running { members, placed });
+                state.pumps.insert(key, Running { members, placed, is_unsettled: false });
                 Ok(())
             }
             Err(NotPlaced { why, pump }) => {
@@ -568,6 +608,13 @@ impl State {
         let ports = ports.into_values().collect();
         let (stations, news) = (Arc::clone(stations), Arc::clone(news));
         Ok(Box::new(Bridge::new(ports, fdb, stations, news, tsc::hertz(), desk)))
+    }
+}
+
+impl Running {
+    /// No worker polls it any more, or will for long.
+    fn is_over(&self) -> bool {
+        self.is_unsettled || self.placed.has_ended()
     }
 }
 
@@ -727,6 +774,8 @@ impl Port {
                 continue;
             }
             if let Err(error @ PlaceError::Timeout { .. }) = running.placed.move_to(core, within) {
+                running.is_unsettled = true;
+                self.fabric.settle_later(&mut state);
                 return Err(ServiceError::Stuck(error.to_string()));
             }
         }
@@ -754,11 +803,7 @@ impl Drop for Port {
         self.is_leaving.store(true, Ordering::Relaxed);
         let departure = Departure { fabric: Arc::clone(&self.fabric), id: self.id, slot: self.slot };
         // Mostly nothing runs any more, and nobody has the lock.
-        let is_out = match self.fabric.state.try_lock() {
-            Ok(mut state) => departure.forget(&mut state),
-            Err(TryLockError::Poisoned(poisoned)) => departure.forget(&mut poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => false,
-        };
+        let is_out = self.fabric.try_lock().is_some_and(|mut state| departure.forget(&mut state));
         if !is_out {
             // Its session ended badly, or others change the fabric just now.
             later::run_until(move || departure.is_over());
@@ -776,16 +821,11 @@ struct Departure {
 impl Departure {
     /// Takes out what is left of it. False: a worker has not let go yet.
     fn is_over(&self) -> bool {
-        // Whoever changes the fabric may wait for a worker: no work that was left to the same thread waits with it.
-        let mut state = match self.fabric.state.try_lock() {
-            Ok(state) => state,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return false,
-        };
+        let Some(mut state) = self.fabric.try_lock() else { return false };
         let keys: Vec<EndKey> = state.ends.keys().filter(|key| key.port == self.id).copied().collect();
         if !keys.is_empty() {
             state.mark(&keys);
-            let _ = self.fabric.withdraw(&mut state, LEAVE_WITHIN);
+            let _ = self.fabric.withdraw(&mut state, LATER_WITHIN);
         }
         self.forget(&mut state)
     }
@@ -828,9 +868,9 @@ fn burst_of(pps: u64) -> u64 {
     pps.clamp(BURST_LEAST, BURST_MOST)
 }
 
-/// How long one attempt to take out what a dropped port left waits for a worker, under the fabric's lock: long for a
-/// worker that turns, short for the sessions that wait for the lock while it does not.
-const LEAVE_WITHIN: Duration = Duration::from_millis(20);
+/// How long one attempt at what was left to [`later`] waits for a worker, under the fabric's lock: long for a worker that
+/// turns, short for the sessions that wait for the lock while it does not.
+const LATER_WITHIN: Duration = Duration::from_millis(20);
 /// Stations that a bridge knows at most, and behind one port, so that no guest fills the table for the others.
 pub const STATIONS: u32 = 8192;
 /// See [`STATIONS`].
