@@ -2,9 +2,10 @@
 //!
 //! The call descriptor of a queue is the peer's: it can fill the counter and clear `O_NONBLOCK`, and the worker that
 //! calls it then hangs, with every other guest on its core. Whoever watches the workers sends such a thread a signal,
-//! whose handler does nothing and restarts nothing, so that the write ends with `EINTR` and the ring is faulted.
+//! whose handler does nothing and restarts nothing, so that the write ends with `EINTR` and the ring is faulted. It does not
+//! happen again: see [`crate::notify::CallGate`].
 //!
-//! Threads that are no workers write to a peer's eventfd too (its error descriptor): they enter themselves as writers for
+//! Threads that are no workers write to a peer's eventfd too (its error descriptor, calls that are owed): they enter themselves as writers for
 //! as long, with [`as_writer`].
 
 use std::io;
@@ -78,14 +79,15 @@ mod tests {
     use rustix::event::{EventfdFlags, eventfd};
 
     use super::*;
-    use crate::notify::EventFd;
+    use crate::notify::{CallFd, CallGate, EventFd};
 
     #[test]
     fn call_that_a_peer_made_block_is_ended_and_told() {
         let interrupter = Interrupter::install().unwrap();
         let fd: OwnedFd = eventfd(0, EventfdFlags::empty()).unwrap();
         let peer = fd.try_clone().unwrap();
-        let call = Arc::new(EventFd::from_peer(fd).unwrap());
+        let gate = CallGate::new(Arc::new(EventFd::new().unwrap()));
+        let call = Arc::new(CallFd::of_peer(EventFd::from_peer(fd).unwrap(), &gate));
         assert!(call.call(), "an honest one takes it");
         // The counter is full, and the description blocks again.
         rustix::io::write(&peer, &(u64::MAX - 2).to_ne_bytes()).unwrap();

@@ -28,7 +28,7 @@ use ringway_ring::queue::{Format, QueueConfig};
 
 use crate::counters::QueueCounters;
 use crate::net::{AddressSeed, Mac, NetConfig};
-use crate::notify::EventFd;
+use crate::notify::{CallFd, EventFd};
 
 /// What kind of virtio device (virtio 1.3 §5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -440,7 +440,7 @@ pub struct QueueBinding {
     /// Becomes readable when the driver kicks. None: the front-end polls and never kicks.
     pub kick: Option<Arc<EventFd>>,
     /// To be signalled when the driver asked for it. None: never.
-    pub call: Option<Arc<EventFd>>,
+    pub call: Option<Arc<CallFd>>,
     /// Its counters.
     pub counters: Arc<QueueCounters>,
     /// Where a fault of the ring is told.

@@ -32,7 +32,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use ringway_pmd::notify::EventFd;
+use ringway_pmd::notify::{CallGate, EventFd};
 use ringway_pmd::vdpa::{Class, Ended, FaultReporter};
 use ringway_ring::features::Features;
 use ringway_ring::guest::GuestMap;
@@ -112,11 +112,16 @@ pub struct Backend {
     untold: u64,
     /// What the last message cost beyond its reading.
     cost: u32,
+    /// What its call descriptors have in common.
+    gate: Arc<CallGate>,
+    /// It has paid for a call that blocked a core: it can make none block again.
+    paid_for_blocking: bool,
 }
 
 impl Backend {
     /// A new connection.
     pub fn new(plane: &mut dyn Plane, now: Instant) -> Backend {
+        let attention = plane.attention();
         let device = plane.device();
         let (class, limits) = (device.class(), device.limits());
         let offered = device.features() | Features::PROTOCOL_FEATURES;
@@ -144,6 +149,8 @@ impl Backend {
             breaches: Bucket::new(BREACH_BURST, BREACHES_PER_SECOND, now),
             untold: 0,
             cost: 0,
+            gate: CallGate::new(attention),
+            paid_for_blocking: false,
         }
     }
 
@@ -200,6 +207,7 @@ impl Backend {
                 self.refresh(plane, group)?;
             }
         }
+        self.make_owed_calls(plane)?;
         self.report_rings(plane);
         Ok(())
     }
@@ -251,7 +259,7 @@ impl Backend {
     /// The eventfds by which pumps ask for calls as messages, with their rings.
     pub fn in_band_calls(&self) -> impl Iterator<Item = (u16, &EventFd)> {
         self.rings.iter().enumerate().filter_map(|(index, ring)| match &ring.call {
-            Call::InBand(fd) => Some((index as u16, &**fd)),
+            Call::InBand(fd) => Some((index as u16, fd.event())),
             _ => None,
         })
     }
@@ -259,7 +267,7 @@ impl Backend {
     /// A pump asked for a call of this ring as a message.
     pub fn call_in_band(&mut self, index: u16) {
         if let Some(Call::InBand(fd)) = self.rings.get(usize::from(index)).map(|ring| &ring.call) {
-            fd.clear();
+            fd.event().clear();
             if let Some(channel) = &mut self.channel {
                 channel.call(index);
             }

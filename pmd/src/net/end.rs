@@ -15,7 +15,7 @@ use super::frame::{Ingress, longest_frame};
 use super::offload::Offloads;
 use super::{F_MRG_RXBUF, Mac, header_len};
 use crate::counters::{QueueCounters, Tally};
-use crate::notify::EventFd;
+use crate::notify::{CallFd, EventFd};
 use crate::vdpa::{FaultReporter, QueueBinding};
 
 /// What holds for every queue of a device, beside what guest and device agreed on.
@@ -52,7 +52,7 @@ pub struct End<Q> {
     pub(super) enabled: bool,
     map: Arc<GuestMap>,
     kick: Option<Arc<EventFd>>,
-    call: Option<Arc<EventFd>>,
+    call: Option<Arc<CallFd>>,
     fault: FaultReporter,
     faulted: bool,
 }

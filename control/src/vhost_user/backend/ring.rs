@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ringway_pmd::notify::EventFd;
+use ringway_pmd::notify::{CallFd, EventFd};
 use ringway_pmd::vdpa::FaultReporter;
 use ringway_ring::features::Features;
 use ringway_ring::guest::GuestMap;
@@ -41,13 +41,13 @@ pub(super) enum Call {
     /// By VRING_CALL messages, once there is a channel for them.
     Unheard,
     /// By the front-end's eventfd.
-    Fd(Arc<EventFd>),
+    Fd(Arc<CallFd>),
     /// By VRING_CALL messages; the pump signals our own eventfd, the session sends the message.
-    InBand(Arc<EventFd>),
+    InBand(Arc<CallFd>),
 }
 
 impl Call {
-    pub(super) fn sink(&self) -> Option<Arc<EventFd>> {
+    pub(super) fn sink(&self) -> Option<Arc<CallFd>> {
         match self {
             Call::Never | Call::Unheard => None,
             Call::Fd(fd) | Call::InBand(fd) => Some(Arc::clone(fd)),

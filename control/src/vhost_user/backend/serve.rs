@@ -1,6 +1,7 @@
 //! Rings in and out of service: which of them make queues, their pumps, their faults, and what is reported of them.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ringway_pmd::interrupt;
 use ringway_pmd::vdpa::{Class, Ended, FaultReporter, QueueBinding};
@@ -113,7 +114,7 @@ impl Backend {
     fn pay_call(&mut self, plane: &dyn Plane, index: usize) -> bool {
         let ring = &mut self.rings[index];
         let (true, Some(call)) = (ring.owes_call, ring.call.sink()) else { return true };
-        let Some(called) = interrupt::as_writer(|| call.call()) else {
+        let Some(called) = interrupt::as_writer(|| call.call_as_session()) else {
             // Too many threads write to what their peers made block: it is owed until the session looks again.
             plane.attention().signal();
             return true;
@@ -181,7 +182,9 @@ impl Backend {
         if name == RingFault::CallBlocked.name() {
             // It held a core that others share for as long as a watchdog takes: not at once again.
             ring.call = Call::Never;
-            self.cost += COST_OF_BLOCKING;
+            if !std::mem::replace(&mut self.paid_for_blocking, true) {
+                self.cost += COST_OF_BLOCKING;
+            }
         }
         self.signal_error(index);
         if !std::mem::replace(&mut self.needs_reset, true) {
@@ -189,6 +192,34 @@ impl Backend {
         }
         plane.report(Report::RingFault { queue: index as u16, fault: name });
         plane.report(Report::Status(self.status_now()));
+    }
+
+    /// Makes the calls that workers left to the session. Its descriptor was made non-blocking a moment before: a ring whose
+    /// call blocks all the same is stopped like one that blocked a worker. Nobody but this peer waits for that.
+    pub(super) fn make_owed_calls(&mut self, plane: &mut dyn Plane) -> Result<(), PlaneError> {
+        for index in 0..self.rings.len() {
+            let Call::Fd(call) = &self.rings[index].call else { continue };
+            let call = Arc::clone(call);
+            if !call.take_owed() {
+                continue;
+            }
+            match interrupt::as_writer(|| call.call_as_session()) {
+                Some(true) => {}
+                Some(false) => {
+                    let Some(reporter) = &self.rings[index].reporter else { continue };
+                    reporter.report(RingFault::CallBlocked);
+                    self.refresh(plane, self.groups[index])?;
+                    // Its pump was taken back, so nobody else counts.
+                    plane.counters(index as u16).add_fault(RingFault::CallBlocked);
+                }
+                // Too many sessions write just now: again in a moment.
+                None => {
+                    std::thread::sleep(WRITERS_FULL);
+                    call.owe();
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Tells the front-end of a ring's error by descriptor, else by message.
@@ -271,5 +302,7 @@ impl Backend {
 /// What retiring or placing a pump costs, in messages: it takes time of a worker that others share.
 const COST_OF_PLACING: u32 = 12;
 /// What a call that blocked costs, in messages: beyond any burst, so that the peer is not heard for two seconds at least.
-/// A worker is held for some 10 ms by one.
+/// A worker is held for some 10 ms by one, once a connection: its session makes those that follow.
 const COST_OF_BLOCKING: u32 = 100_000;
+/// How long a session that found no place among those who write to peers' descriptors waits before it looks again.
+const WRITERS_FULL: Duration = Duration::from_millis(1);

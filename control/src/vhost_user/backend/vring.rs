@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use ringway_pmd::notify::EventFd;
+use ringway_pmd::notify::{CallFd, EventFd};
 
 use super::super::life::{RingEvent, State};
 use super::super::message::{Request, VRING_NO_FD, VringAddrs, VringState, protocol};
@@ -108,9 +108,9 @@ impl Backend {
         let (index, fd) = self.ring_fd(Request::SetVringCall, payload, fds)?;
         let in_band = self.protocol & protocol::INBAND_NOTIFICATIONS != 0;
         self.rings[index].call = match fd {
-            Some(fd) => Call::Fd(Arc::new(fd)),
+            Some(fd) => Call::Fd(Arc::new(CallFd::of_peer(fd, &self.gate))),
             None if in_band && self.channel.is_none() => Call::Unheard,
-            None if in_band => Call::InBand(Arc::new(own_eventfd()?)),
+            None if in_band => Call::InBand(Arc::new(CallFd::own(own_eventfd()?))),
             None => Call::Never,
         };
         // Who waits at the new descriptor did not hear what the old one was told.
@@ -123,7 +123,7 @@ impl Backend {
         self.channel = Some(channel);
         for index in 0..self.rings.len() {
             if matches!(self.rings[index].call, Call::Unheard) {
-                self.rings[index].call = Call::InBand(Arc::new(own_eventfd()?));
+                self.rings[index].call = Call::InBand(Arc::new(CallFd::own(own_eventfd()?)));
                 self.rings[index].owes_call = true;
                 self.refresh_ring(plane, index)?;
             }
@@ -199,7 +199,8 @@ impl Backend {
         match fds.pop() {
             None if none => Ok((index, None)),
             Some(fd) if !none => {
-                let fd = event_fd(fd)
+                // Made non-blocking, which is what VMMs make them to begin with, so that signalling it waits for nobody.
+                let fd = EventFd::from_peer(fd)
                     .map_err(|e| Refusal::system("not_an_eventfd", format!("{name}: {e}"), &e))?;
                 Ok((index, Some(fd)))
             }
@@ -207,15 +208,6 @@ impl Backend {
             None => Err(Refusal::breach("message_fds", format!("{name} without its descriptor"))),
         }
     }
-}
-
-/// An eventfd of a peer. Made non-blocking, which is what VMMs make them to begin with, so that signalling it waits for
-/// nobody.
-fn event_fd(fd: OwnedFd) -> std::io::Result<EventFd> {
-    let fd = EventFd::from_peer(fd)?;
-    let flags = rustix::fs::fcntl_getfl(&fd)?;
-    rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
-    Ok(fd)
 }
 
 fn own_eventfd() -> Result<EventFd, Refusal> {
