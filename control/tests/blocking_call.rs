@@ -119,6 +119,32 @@ fn core_is_held_once_by_all_descriptors_of_all_front_ends_together() {
 }
 
 #[test]
+fn front_end_in_debt_that_hangs_up_is_let_go_of_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let plane = Subsystem::start(Options::embedded(folder.path())).unwrap();
+    let bad = add(&plane, "bad", PAIRS);
+    let mut hostile = ByHand::connect(&bad, PAIRS);
+    make_block(&hostile.rings[1].call);
+    hostile.rings[1].offer();
+    let faulted = wait_for_fault(&plane, "bad", 1);
+    let is_served = || plane.engine().workers().iter().any(|worker| !worker.pumps.is_empty());
+    assert!(is_served(), "its other rings are");
+    drop(hostile);
+    while is_served() {
+        assert!(faulted.elapsed() < SOON, "its rings are served for ever");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let let_go = faulted.elapsed();
+    wait_for_connection(&bad);
+    assert!(
+        2 * let_go < faulted.elapsed(),
+        "let go of after {let_go:?}, debt paid after {:?}",
+        faulted.elapsed()
+    );
+    plane.stop();
+}
+
+#[test]
 fn front_end_that_makes_its_session_block_too_pays_once_and_loses_those_rings() {
     let folder = tempfile::tempdir().unwrap();
     let plane = Subsystem::start(Options::embedded(folder.path())).unwrap();

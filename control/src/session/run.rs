@@ -111,6 +111,8 @@ struct Session<'inbox> {
 #[derive(Default)]
 struct Ready {
     wake: bool,
+    /// The peer is gone, while its socket is not read.
+    hung_up: bool,
     socket: bool,
     channel_in: bool,
     channel_out: bool,
@@ -150,6 +152,9 @@ impl Session<'_> {
             }
             self.backend.serve_channel(ready.channel_in, now);
         }
+        if ready.hung_up {
+            return Err(self.broken(Broken::Closed, now));
+        }
         if ready.socket {
             self.serve_socket(now)?;
         }
@@ -162,13 +167,15 @@ impl Session<'_> {
         let pause = self.bucket.wait(Instant::now());
         let mut fds = Vec::with_capacity(3);
         fds.push(PollFd::new(&*self.inbox.wake, PollFlags::IN));
-        // While the peer leaves an answer unread, no further request of it is read. While it is over its rate, its
-        // socket is not looked at.
+        // While the peer leaves an answer unread, no further request of it is read. While it is over its rate, nothing of its
+        // socket is looked at but whether it hung up, which is told unasked.
         let socket_at = fds.len();
-        let socket = if self.outbox.is_empty() { PollFlags::IN } else { PollFlags::OUT };
-        if pause.is_none() {
-            fds.push(PollFd::new(&self.stream, socket));
-        }
+        let socket = match pause {
+            Some(_) => PollFlags::empty(),
+            None if self.outbox.is_empty() => PollFlags::IN,
+            None => PollFlags::OUT,
+        };
+        fds.push(PollFd::new(&self.stream, socket));
         let channel_at = fds.len();
         let channel = self.backend.channel().filter(|_| pause.is_none());
         if let Some((channel, wants_out)) = channel {
@@ -193,6 +200,7 @@ impl Session<'_> {
         Ok(Ready {
             wake: is_ready(0),
             socket: pause.is_none() && is_ready(socket_at),
+            hung_up: pause.is_some() && is_ready(socket_at),
             channel_in: channel.is_some() && fds[channel_at].revents().intersects(!out),
             channel_out: channel.is_some() && fds[channel_at].revents().contains(out),
             calls: (calls_at..)
