@@ -138,8 +138,11 @@ pub struct Guest {
     pairs: Vec<Pair>,
     page_kind: PageKind,
     features: Features,
+    options: GuestOptions,
+    /// Where each region of its memory begins and ends.
+    regions: Vec<(u64, u64)>,
     /// The memory outlives the rings in it.
-    _memory: HostMemory,
+    memory: HostMemory,
 }
 
 impl Guest {
@@ -168,7 +171,6 @@ impl Guest {
         if !offered.contains(features) {
             return Err(GuestError::Features { missing: features.without(offered).0 });
         }
-        frontend.set_features(features)?;
 
         let size = RingSize::new(options.format, options.queue_size.into())?;
         let plan = Plan::new(&options, size, features)?;
@@ -179,20 +181,6 @@ impl Guest {
         }
         .map_err(|source| GuestError::Memory { bytes, source })?;
         let map = Arc::new(memory.guest_map(GPA)?);
-        for (number, (start, end)) in plan.regions(options.pairs, memory.size()).into_iter().enumerate() {
-            let region = MemoryRegion {
-                gpa: GPA + start,
-                size: end - start,
-                user_addr: memory.address() + start,
-                file_offset: start,
-                file: memory.file(),
-            };
-            match number {
-                0 => frontend.set_mem_table(&[region])?,
-                _ => frontend.add_mem_reg(&region)?,
-            }
-        }
-
         let mut pairs = Vec::with_capacity(options.pairs.into());
         for index in 0..options.pairs {
             pairs.push(Pair::new(PairSetup {
@@ -213,25 +201,64 @@ impl Guest {
                 kick: [event_fd()?, event_fd()?],
             })?);
         }
+        let regions = plan.regions(options.pairs, memory.size());
+        let mut guest =
+            Guest { frontend, pairs, page_kind: memory.kind(), features, options, regions, memory };
         let base = Position::START.to_vhost_base(options.format);
-        for pair in &pairs {
+        guest.introduce(|_| base)?;
+        Ok(guest)
+    }
+
+    /// Connects again after the back-end was lost, as a VMM does whose guest has gone on: with the rings as they are.
+    pub fn reconnect(&mut self, socket: &Path) -> Result<(), GuestError> {
+        self.frontend = Frontend::connect(socket, self.options.patience)?;
+        let offered = self.frontend.handshake()?;
+        if !offered.contains(self.features) {
+            return Err(GuestError::Features { missing: self.features.without(offered).0 });
+        }
+        // QEMU's bases: it reads those of split rings in the rings, and repeats those of packed ones from their start.
+        let format = self.options.format;
+        self.introduce(|used_idx| match format {
+            Format::Split => used_idx.into(),
+            Format::Packed => Position::START.to_vhost_base(format),
+        })
+    }
+
+    /// Tells the back-end everything, and starts every ring at the base that belongs to the used index in it.
+    fn introduce(&mut self, base: impl Fn(u16) -> u32) -> Result<(), GuestError> {
+        self.frontend.set_features(self.features)?;
+        for (number, &(start, end)) in self.regions.iter().enumerate() {
+            let region = MemoryRegion {
+                gpa: GPA + start,
+                size: end - start,
+                user_addr: self.memory.address() + start,
+                file_offset: start,
+                file: self.memory.file(),
+            };
+            match number {
+                0 => self.frontend.set_mem_table(&[region])?,
+                _ => self.frontend.add_mem_reg(&region)?,
+            }
+        }
+        for pair in &self.pairs {
             for (direction, address) in pair.ring_addresses().into_iter().enumerate() {
                 let queue = u32::from(pair.index()) * 2 + direction as u32;
+                let base = base(pair.used_idx(direction));
                 let address = VringAddr {
                     desc: address.desc,
                     driver: address.driver,
                     device: address.device,
                     log: None,
                 };
-                let kick = pair.kick(direction);
-                frontend.start_ring(queue, size.get().into(), base, address, Some(kick), None)?;
+                let (size, kick) = (self.options.queue_size.into(), pair.kick(direction));
+                self.frontend.start_ring(queue, size, base, address, Some(kick), None)?;
             }
         }
-        frontend.set_status(DRIVER_OK)?;
-        for queue in 0..u32::from(options.pairs) * 2 {
-            frontend.enable_ring(queue, true)?;
+        self.frontend.set_status(DRIVER_OK)?;
+        for queue in 0..u32::from(self.options.pairs) * 2 {
+            self.frontend.enable_ring(queue, true)?;
         }
-        Ok(Guest { frontend, pairs, page_kind: memory.kind(), features, _memory: memory })
+        Ok(())
     }
 
     /// The pages that its memory stands on.

@@ -153,6 +153,18 @@ impl Pair {
         }
     }
 
+    /// The used index that is in a split ring.
+    pub(super) fn used_idx(&self, direction: usize) -> u16 {
+        let (map, addresses) = match &self.inner {
+            Either::Split(traffic) => (&traffic.map, &traffic.addresses),
+            Either::Packed(traffic) => (&traffic.map, &traffic.addresses),
+        };
+        let mut idx = [0; 2];
+        let place = addresses.get(direction).and_then(|areas| map.resolve_user(areas.device + 2, 2).ok());
+        place.map(|place| place.read(&mut idx));
+        u16::from_le_bytes(idx)
+    }
+
     /// What the device is kicked by: 0 receive, 1 transmit.
     pub(super) fn kick(&self, direction: usize) -> BorrowedFd<'_> {
         let [rx, tx] = match &self.inner {

@@ -70,7 +70,16 @@ pub(crate) fn ringway(ctl: &Path, line: &str) -> Done {
 
 /// `ringwayd`, not yet started, in a clean environment.
 pub(crate) fn ringwayd() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ringwayd"));
+    in_a_clean_environment(Path::new(env!("CARGO_BIN_EXE_ringwayd")))
+}
+
+/// Where the programs of this build are.
+fn programs() -> PathBuf {
+    Path::new(env!("CARGO_BIN_EXE_ringwayd")).parent().unwrap().to_owned()
+}
+
+fn in_a_clean_environment(program: &Path) -> Command {
+    let mut command = Command::new(program);
     command.env_remove("RINGWAY_CTL").env_remove("RINGWAY_LOG").env_remove("NOTIFY_SOCKET");
     command.stdin(Stdio::null()).stdout(Stdio::null());
     command
@@ -79,6 +88,8 @@ pub(crate) fn ringwayd() -> Command {
 /// A daemon in a directory of its own. Killed when dropped.
 pub(crate) struct Daemon {
     pub(crate) dir: PathBuf,
+    /// Where `ringwayd` and `ringway` are.
+    pub(crate) programs: PathBuf,
     child: Option<Child>,
     /// Kept until the end, unless it belongs to an earlier start.
     _temp: Option<tempfile::TempDir>,
@@ -92,7 +103,8 @@ impl Daemon {
     pub(crate) fn start_with(args: &[&str]) -> Daemon {
         // A short path, whatever TMPDIR says: a socket's address holds 107 bytes.
         let temp = tempfile::tempdir_in("/tmp").unwrap();
-        let mut daemon = Daemon { dir: temp.path().to_owned(), child: None, _temp: Some(temp) };
+        let mut daemon =
+            Daemon { dir: temp.path().to_owned(), programs: programs(), child: None, _temp: Some(temp) };
         daemon.start_again(args);
         daemon
     }
@@ -100,7 +112,8 @@ impl Daemon {
     /// Starts this command, which is or becomes `ringwayd`, in a directory of its own.
     pub(crate) fn start_as(command: Command, stderr: impl Into<Stdio>) -> Daemon {
         let temp = tempfile::tempdir_in("/tmp").unwrap();
-        let mut daemon = Daemon { dir: temp.path().to_owned(), child: None, _temp: Some(temp) };
+        let mut daemon =
+            Daemon { dir: temp.path().to_owned(), programs: programs(), child: None, _temp: Some(temp) };
         daemon.spawn(command, &[], stderr.into());
         daemon
     }
@@ -108,7 +121,8 @@ impl Daemon {
     /// Starts the daemon in its directory and waits until it answers.
     pub(crate) fn start_again(&mut self, args: &[&str]) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.join("log")).unwrap();
-        self.spawn(ringwayd(), args, log.into());
+        let command = in_a_clean_environment(&self.programs.join("ringwayd"));
+        self.spawn(command, args, log.into());
     }
 
     fn spawn(&mut self, mut command: Command, args: &[&str], stderr: Stdio) {
@@ -143,7 +157,9 @@ impl Daemon {
 
     /// Runs `ringway` against this daemon.
     pub(crate) fn run(&self, line: &str) -> Done {
-        ringway(&self.ctl(), line)
+        let mut command = Command::new(self.programs.join("ringway"));
+        command.env("RINGWAY_CTL", self.ctl()).args(line.split_whitespace());
+        finish(command)
     }
 
     /// One device as `dev show -j` has it.
@@ -154,6 +170,12 @@ impl Daemon {
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
         rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Kills it from another thread.
+    pub(crate) fn killer(&self) -> impl FnOnce() + Send + use<> {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
+        move || rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap()
     }
 
     /// SIGKILL, and waits for the end.

@@ -10,11 +10,11 @@ use ringway_control::vhost_user::frontend::Frontend;
 use crate::support::{Daemon, SOON, wait_for};
 
 /// A namespace that `ip netns` knows.
-struct Namespace(String);
+pub(crate) struct Namespace(pub(crate) String);
 
 impl Namespace {
     /// None without the rights for it, which `deploy/test` has.
-    fn new(name: &str) -> Option<Namespace> {
+    pub(crate) fn new(name: &str) -> Option<Namespace> {
         let name = format!("rwo-{name}-{}", std::process::id());
         let is_there = Path::new("/dev/net/tun").exists()
             && rustix::process::geteuid().is_root()
@@ -30,7 +30,7 @@ impl Namespace {
         Command::new("ip").args(["-n", &self.0]).args(words).output().unwrap().status.success()
     }
 
-    fn link(&self, name: &str) -> String {
+    pub(crate) fn link(&self, name: &str) -> String {
         let shown = Command::new("ip").args(["-n", &self.0, "-o", "link", "show", name]).output().unwrap();
         String::from_utf8(shown.stdout).unwrap()
     }
