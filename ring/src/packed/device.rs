@@ -61,6 +61,8 @@ pub struct PackedDevice<W: Words = RawWords> {
     published: Cursor,
     /// A publication since the start asked for its notification by descriptor, so that the next one can rely on it.
     event_known: bool,
+    /// Slots of the first lap since the start that are not yet published: among them may be such that others completed.
+    first_lap: u16,
     keeper: PositionSlot,
 }
 
@@ -96,6 +98,18 @@ impl QueueConfig {
         let areas = self.resolve(Format::Packed)?;
         PackedDevice::over(self, areas)
     }
+
+    /// Gives back empty what a predecessor died in the midst of giving back: a chain that is still available, and the used
+    /// ones behind it, which the driver sees with it. For receive rings whose frames may take several chains, before a
+    /// successor is activated: it would put another frame where one began whose rest is in the ring already.
+    ///
+    /// A driver counts an empty buffer as a frame too short and uses it again. A ring that cannot be activated is left as
+    /// it is.
+    pub fn give_back_torn(&mut self) {
+        let Ok(mut device) = self.clone().activate_packed() else { return };
+        device.give_back_torn();
+        self.position = device.position();
+    }
 }
 
 impl<W: Words> PackedDevice<W> {
@@ -128,6 +142,7 @@ impl<W: Words> PackedDevice<W> {
             held: None,
             published: start,
             event_known: false,
+            first_lap: size,
             keeper: config.keeper,
         })
     }
@@ -302,6 +317,26 @@ impl<W: Words> PackedDevice<W> {
         }
     }
 
+    /// Takes the chains right behind the burst that others completed into it: once the driver sees the burst, it sees them
+    /// too, and may make their slots available again before the next look at them.
+    #[cold]
+    fn publish_more(&mut self) {
+        let mut left = self.size - (self.in_flight as u16).min(self.size);
+        while left > 0
+            && (self.avail.slot(), self.avail.wrap()) == (self.completed.slot(), self.completed.wrap())
+            && self.is_used(self.avail)
+            && self.areas.desc.read_u64(field(self.avail.slot(), ADDR)) != 0
+        {
+            let slots = self.used_slots(left);
+            left -= slots;
+            self.in_flight += u32::from(slots);
+            self.pending += u32::from(slots);
+            self.avail.advance(slots, self.size);
+            self.completed.advance(slots, self.size);
+        }
+        self.first_lap = self.first_lap.saturating_sub(self.pending as u16);
+    }
+
     /// How many slots, up to `most`, the used descriptor at the position stands for. Of a chain of several only the first
     /// is marked, with the id that the last one has.
     fn used_slots(&self, most: u16) -> u16 {
@@ -317,6 +352,54 @@ impl<W: Words> PackedDevice<W> {
             }
         }
         slots
+    }
+
+    /// See [`QueueConfig::give_back_torn`].
+    fn give_back_torn(&mut self) {
+        if !self.is_available(self.avail) {
+            return;
+        }
+        let Some(first) = self.available_chain() else { return };
+        let mut behind = self.avail;
+        behind.advance(first.slots, self.size);
+        let mut left = self.size - first.slots;
+        let is_torn = |device: &Self, at: Cursor, left: u16| {
+            left > 0 && device.is_used(at) && device.areas.desc.read_u64(field(at.slot(), ADDR)) != 0
+        };
+        if !is_torn(self, behind, left) {
+            return;
+        }
+        self.give_back(first);
+        while is_torn(self, self.avail, left) {
+            let id = self.areas.desc.read_u16(field(self.avail.slot(), ID));
+            let slots = self.used_slots(left);
+            left -= slots;
+            self.give_back(Used { written: 0, id, slots });
+        }
+        self.publish();
+    }
+
+    /// The available chain at the position, as it is to be given back empty; None if it is none.
+    fn available_chain(&self) -> Option<Used> {
+        let mut at = self.avail;
+        for slots in 1..=self.size {
+            let word = self.areas.desc.read_u64(field(at.slot(), LEN));
+            if (word >> 48) as u16 & F_NEXT == 0 {
+                return Some(Used { written: 0, id: (word >> 32) as u16, slots });
+            }
+            at.advance(1, self.size);
+        }
+        None
+    }
+
+    fn give_back(&mut self, entry: Used) {
+        self.in_flight += u32::from(entry.slots);
+        self.avail.advance(entry.slots, self.size);
+        if self.shadow_len == SHADOW {
+            self.flush();
+        }
+        self.shadow[self.shadow_len % SHADOW] = entry;
+        self.shadow_len += 1;
     }
 
     #[cold]
@@ -395,6 +478,9 @@ impl<W: Words> DeviceRing for PackedDevice<W> {
         self.flush();
         if self.pending == 0 {
             return false;
+        }
+        if self.first_lap > 0 {
+            self.publish_more();
         }
         self.keeper.store(self.position_with_burst());
         if let Some((slot, word)) = self.held.take() {

@@ -32,9 +32,17 @@
 //!
 //! While no back-end is there, QEMU completes what a guest sends itself, from the place on where it set the ring up. Such
 //! descriptors lie ahead of the position, in its lap or the next, and count as available; the ring passes over them when
-//! it comes to them. (A full ring that stands at the start of a lap with wrap counter 1 looks like the latter. It is
-//! where a front-end's base is right, if that is the first one; the position of a ring whose chains cross its end can
-//! be missed there.)
+//! it comes to them.
+//!
+//! One position cannot be told: that of a full ring in a lap with wrap counter 1 whose last chain (or batch in order)
+//! crossed the ring's end, so that nothing before the position was marked used. Its flags are those of a ring that was
+//! filled for the first time, and all else in it is the driver's choice. The base holds; it is right for the latter, which
+//! is met at each boot of a guest.
+//!
+//! What a process that was killed had written of a burst behind a first descriptor that it had not is seen by the driver
+//! with the successor's first burst, which takes it along. On a receive ring whose frames may span buffers that would put
+//! another frame before the rest of one: there the whole of it is given back empty, and the senders' buffers, which are given
+//! back after the receiver's, still hold the frames.
 
 use ringway_ring::guest::GuestMap;
 use ringway_ring::position::Position;

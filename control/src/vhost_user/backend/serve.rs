@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringway_pmd::interrupt;
+use ringway_pmd::net::F_MRG_RXBUF;
 use ringway_pmd::vdpa::{Class, Ended, FaultReporter, QueueBinding};
 use ringway_ring::features::Features;
-use ringway_ring::queue::RingFault;
+use ringway_ring::queue::{Format, RingFault};
 
 use super::super::life::{RingEvent, State, Status};
 use super::super::message::protocol;
@@ -139,7 +140,12 @@ impl Backend {
         // Transmit queues of a network device complete everything with length 0.
         let skip_used = self.class == Class::Net && index % 2 == 1;
         let ring = &mut self.rings[index];
-        let Some(config) = ring.configure(features, map, skip_used)? else { return Ok(None) };
+        let Some(mut config) = ring.configure(features, map, skip_used)? else { return Ok(None) };
+        let spans_chains =
+            self.class == Class::Net && index.is_multiple_of(2) && features.contains(F_MRG_RXBUF);
+        if !ring.begun && spans_chains && format_of(features) == Format::Packed {
+            config.give_back_torn();
+        }
         let fault = FaultReporter::new(plane.attention());
         // Kept from now on: if the process dies before the first burst, its successor finds the true position.
         ring.slot.store(config.position);
