@@ -3,6 +3,7 @@
 //! is needed first.
 //!
 //! It does one thing after the other, in the order given; what cannot be done yet is tried again, and holds up nothing.
+//! What is asked for its result ([`within`]) has a thread of its own.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -48,6 +49,15 @@ pub fn run(job: impl FnOnce() + Send + 'static) {
         }
         true
     });
+}
+
+/// Has something done on a thread of its own, and waits so long for it. None: it is not done yet; what comes of it is
+/// dropped on that thread.
+pub fn within<T: Send + 'static>(time: Duration, job: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (told, done) = channel();
+    let thread = std::thread::Builder::new().name("rw-within".to_owned());
+    thread.spawn(move || drop(told.send(job()))).ok()?;
+    done.recv_timeout(time).ok()
 }
 
 /// Waits until all that was given is done, for a process that ends. False: not in time.
@@ -124,5 +134,19 @@ mod tests {
         assert!(begun.elapsed() < RETRY, "the caller did not wait");
         assert!(settle(Duration::from_secs(20)));
         assert_eq!((tries.load(Ordering::SeqCst), done.load(Ordering::SeqCst)), (3, 1));
+    }
+
+    #[test]
+    fn what_is_not_done_in_time_is_waited_for_no_longer() {
+        assert_eq!(within(Duration::from_secs(20), || 7), Some(7));
+        let (release, held) = channel::<()>();
+        let (told, done) = channel();
+        let late = within(Duration::from_millis(20), move || {
+            let _ = held.recv();
+            told.send(()).unwrap();
+        });
+        assert_eq!(late, None);
+        drop(release);
+        done.recv_timeout(Duration::from_secs(20)).unwrap();
     }
 }

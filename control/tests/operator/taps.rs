@@ -183,3 +183,18 @@ fn arrival_of_a_guest_is_told_to_the_hosts_network() {
     same.send_rarp([0x52, 0x54, 0, 0, 0, 0x72]).unwrap();
     wait_for("the kernel to learn another", || is_learned("52:54:00:00:00:72"));
 }
+
+/// A pipe without a writer, where a namespace should be: whoever opens it waits.
+#[test]
+fn namespace_that_is_a_pipe_is_refused_and_waited_for_by_nobody() {
+    let daemon = Daemon::start();
+    let pipe = daemon.dir.join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for kind in ["bridge/b tap rwt0", "link/l tap rwt0", "tap/rwt0"] {
+        let line = format!("dev add name h mgmtdev {kind} netns {}", pipe.display());
+        let told = daemon.run(&line).bad(1);
+        assert!(told.contains("cannot enter the network namespace"), "{told}");
+    }
+    daemon.run("hello").good();
+    assert!(daemon.run("dev show").good().is_empty());
+}

@@ -1,6 +1,6 @@
 //! The host as a port of a link or a bridge: a device whose other side is a kernel TAP, and no guest.
 //!
-//! It is opened when it is made, so that what is wrong is told at once, and again by its session whenever the interface
+//! It is opened when it is made, so that what is wrong is told at once if the kernel answers in time, and again by its session whenever the interface
 //! went away. Its receive queues are what the kernel is given, its transmit queues what the kernel sends.
 
 use std::collections::BTreeMap;
@@ -11,6 +11,7 @@ use ringway_ring::features::Features;
 
 use super::joined::{FEATURES, MAX_PAIRS};
 use crate::counters::QueueCounters;
+use crate::later;
 use crate::net::fabric::{Port, Side};
 use crate::net::netdev::{NetdevSink, NetdevSource, NetdevWatch};
 use crate::net::plan::{Offer, Plan};
@@ -86,10 +87,15 @@ impl HostPort {
     /// Opens the interface.
     pub(super) fn open(port: Port, spec: &DeviceSpec, tap: TapSpec) -> Result<HostPort, DriverError> {
         let mut plan = Offer { mgmtdev: "the host", features: FEATURES, max_pairs: MAX_PAIRS }.plan(spec)?;
-        let netdev = match TapNetdev::open(&tap, true) {
+        let wanted = tap.clone();
+        let netdev = match later::within(OPEN_WITHIN, move || TapNetdev::open(&wanted, true)) {
             // Of a device that was removed just now, whose session winds up: this one's session waits for it.
-            Err(TapError::Conflict { held_by: Some(holder), .. }) if holder.ends_with(&own_pid()) => None,
-            other => Some(other.map_err(driver_error)?),
+            Some(Err(TapError::Conflict { held_by: Some(holder), .. })) if holder.ends_with(&own_pid()) => {
+                None
+            }
+            Some(other) => Some(other.map_err(driver_error)?),
+            // The kernel takes its time (somebody else changes interfaces): it is the session that waits for it.
+            None => None,
         };
         plan.config.mac = netdev.as_ref().map_or_else(|| tap.own_mac(), TapNetdev::mac);
         let is_own = netdev.as_ref().is_none_or(TapNetdev::is_own);
@@ -107,6 +113,9 @@ pub(super) fn netns(spec: &DeviceSpec) -> Result<Option<String>, Unfit> {
     }
     Ok(Some(netns.clone()))
 }
+
+/// How long control waits for the kernel's interface; what is wrong with one that takes longer is told by its session.
+const OPEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// How this process is named as a holder.
 fn own_pid() -> String {

@@ -5,7 +5,7 @@
 //! device. What is found otherwise is left as it is. The descriptors stay good when an operator moves the interface to
 //! another namespace.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -123,7 +123,10 @@ impl TapNetdev {
     pub fn open(spec: &TapSpec, may_make: bool) -> Result<TapNetdev, TapError> {
         check_ifname(&spec.name).map_err(TapError::Misconfigured)?;
         let Some(path) = spec.namespace()? else { return open_here(spec, may_make) };
-        let namespace = File::open(&path).map_err(|source| match source.kind() {
+        // Whatever else stands there, as a pipe, is not waited for.
+        let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+        let namespace = OpenOptions::new().read(true).custom_flags(flags).open(&path);
+        let namespace = namespace.map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => TapError::NotFound(format!(
                 "there is no network namespace {} (ip netns list)",
                 path.display()
@@ -324,7 +327,7 @@ fn in_use(name: &str) -> TapError {
 }
 
 /// A process that has an interface of that name open, as `/proc` tells; of which namespace it does not. On a host of many
-/// processes it looks at as many as it can in some milliseconds.
+/// processes it looks at as many as it can in a fifth of a second.
 fn holder(name: &str) -> Option<String> {
     let until = Instant::now() + LOOK_FOR;
     let numbered = |path: &Path| path.file_name()?.to_str()?.parse::<u32>().ok();
@@ -352,7 +355,7 @@ fn holder(name: &str) -> Option<String> {
 }
 
 /// How long a look for the holder of an interface may take.
-const LOOK_FOR: Duration = Duration::from_millis(20);
+const LOOK_FOR: Duration = Duration::from_millis(200);
 const CLONE_DEVICE: &str = "/dev/net/tun";
 const NAMED: &str = "/run/netns";
 
