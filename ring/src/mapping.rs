@@ -66,6 +66,25 @@ impl Mapping {
         Ok(Mapping { start, len, page_bytes, watch, range })
     }
 
+    /// Has the whole range show another file from its start on, from one access to the next: the kernel holds up those
+    /// that come in between. The caller has checked that the file is long enough.
+    pub(crate) fn show(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        let (start, len) = self.pages();
+        // SAFETY: MAP_FIXED replaces the range that this value owns and nothing else, by a mapping of the same length,
+        // readable and writable as before. Whoever accesses it expects any content, by accesses that tolerate other writers.
+        unsafe {
+            rustix::mm::mmap(
+                start.cast(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED | MapFlags::FIXED,
+                file,
+                0,
+            )?;
+        }
+        Ok(())
+    }
+
     /// First byte.
     #[inline]
     pub(crate) fn start(&self) -> *mut u8 {

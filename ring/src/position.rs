@@ -21,15 +21,16 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileExt, MetadataExt as _, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, OFlags};
 use rustix::io::Errno;
 
+use crate::mapping::Mapping;
 use crate::queue::Format;
 
 /// How far a queue has come (virtio 1.3 §2.7, §2.8). For a split ring the wrap counters are unused and the indexes run
@@ -115,7 +116,21 @@ impl Position {
 /// One page of positions for up to [`PositionPage::QUEUES`] queues of one device.
 #[derive(Debug)]
 pub struct PositionPage {
-    map: MmapRaw,
+    map: Mapping,
+    /// What the page shows. Held, so that no other file has its number meanwhile. Locked by those who look at the words,
+    /// so that none looks while they are taken over into a new file; never by a worker.
+    file: Mutex<File>,
+}
+
+/// What the file of a page is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageFile {
+    /// The number of its file system.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
+    /// It has its length still: nobody cut it.
+    pub is_whole: bool,
 }
 
 /// The slot of one queue in a [`PositionPage`].
@@ -134,7 +149,7 @@ impl PositionPage {
     pub fn anonymous() -> io::Result<Arc<PositionPage>> {
         let file = File::from(rustix::fs::memfd_create("ringway-positions", MemfdFlags::CLOEXEC)?);
         file.set_len(PAGE_BYTES)?;
-        PositionPage::map(&file)
+        PositionPage::map(file)
     }
 
     /// A page in a file, kept over restarts; made if it is not there, readable and writable for its owner alone.
@@ -190,7 +205,7 @@ impl PositionPage {
                 return Err(error);
             }
         }
-        PositionPage::map(&file)
+        PositionPage::map(file)
     }
 
     /// The slot of queue `index`, or None beyond [`PositionPage::QUEUES`].
@@ -198,9 +213,71 @@ impl PositionPage {
         (index < PositionPage::QUEUES).then(|| PositionSlot { page: Arc::clone(self), index })
     }
 
-    fn map(file: &File) -> io::Result<Arc<PositionPage>> {
-        Ok(Arc::new(PositionPage { map: MmapOptions::new().len(PAGE_BYTES as usize).map_raw(file)? }))
+    /// What its file is now.
+    pub fn file(&self) -> io::Result<PageFile> {
+        let facts = self.lock().metadata()?;
+        let is_whole = facts.len() == PAGE_BYTES;
+        Ok(PageFile { device: facts.dev(), inode: facts.ino(), is_whole })
     }
+
+    /// Goes on in a new file at `path`, where there must be none, with the positions that it has: the old file was taken
+    /// away, or cut. Workers may store meanwhile; nothing that they keep is lost.
+    ///
+    /// # Errors
+    /// Those of making and mapping the file. The page is as before then.
+    pub fn renew(&self, path: &Path) -> io::Result<()> {
+        let mut old = self.lock();
+        let before = std::array::from_fn(|index| word_of(&self.map, index).load(Ordering::Acquire));
+        let mut page = [0; PAGE_BYTES as usize];
+        for (slot, word) in page.chunks_exact_mut(SLOT_BYTES).zip(before) {
+            slot[..size_of::<u64>()].copy_from_slice(&u64::to_ne_bytes(word));
+        }
+        page[MARK_AT..][..MARK.len()].copy_from_slice(&MARK);
+        let new = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+        if let Err(error) = new.write_all_at(&page, 0).and_then(|()| self.map.show(new.as_fd())) {
+            // Made by this call, and of no use.
+            let _ = std::fs::remove_file(path);
+            return Err(error);
+        }
+        self.take_over(&before, &old);
+        *old = new;
+        Ok(())
+    }
+
+    /// Takes over what was kept in the `old` file after its words were read, unless something newer was kept since.
+    fn take_over(&self, before: &[u64; PositionPage::QUEUES], old: &File) {
+        for (index, &word) in before.iter().enumerate() {
+            let mut last = [0; size_of::<u64>()];
+            // One that was cut has nothing newer.
+            if old.read_exact_at(&mut last, (index * SLOT_BYTES) as u64).is_err() {
+                return;
+            }
+            let last = u64::from_ne_bytes(last);
+            if last != word {
+                let order = (Ordering::AcqRel, Ordering::Relaxed);
+                let _ = word_of(&self.map, index).compare_exchange(word, last, order.0, order.1);
+            }
+        }
+    }
+
+    fn map(file: File) -> io::Result<Arc<PositionPage>> {
+        let map = Mapping::new(file.as_fd(), 0, PAGE_BYTES as usize, rustix::param::page_size())?;
+        Ok(Arc::new(PositionPage { map, file: Mutex::new(file) }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, File> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The word of slot `index`, which is below [`PositionPage::QUEUES`].
+#[inline(always)]
+fn word_of(map: &Mapping, index: usize) -> &AtomicU64 {
+    debug_assert!(index < PositionPage::QUEUES);
+    // SAFETY: `index` is below QUEUES, so that the word lies inside the page, aligned to its slot; the page is mapped for
+    // as long as `map` lives and only ever accessed as atomics. What it shows may change from one access to the next (see
+    // `Mapping::show`), and a file that is cut becomes a page of zeros (see `crate::sigbus`).
+    unsafe { AtomicU64::from_ptr(map.start().add(index * SLOT_BYTES).cast()) }
 }
 
 impl PositionSlot {
@@ -221,6 +298,7 @@ impl PositionSlot {
 
     /// The position kept, or None if none was stored since [`PositionSlot::clear`].
     pub fn load(&self) -> Option<Position> {
+        let _whole = self.page.lock();
         // Acquire: pairs with the Release in `store`.
         let bits = self.word().load(Ordering::Acquire);
         (bits & VALID != 0).then(|| Position::from_bits(bits))
@@ -228,6 +306,7 @@ impl PositionSlot {
 
     /// Forgets the position and begins a new epoch. Only while no worker owns the queue.
     pub fn clear(&self) {
+        let _whole = self.page.lock();
         let word = self.word();
         let epoch = word.load(Ordering::Relaxed).wrapping_add(EPOCH_ONE) & EPOCH_MASK;
         word.store(epoch, Ordering::Relaxed);
@@ -240,10 +319,7 @@ impl PositionSlot {
 
     #[inline(always)]
     fn word(&self) -> &AtomicU64 {
-        // SAFETY: `index` is below QUEUES, so that the word lies inside the page, aligned to its slot; the page is
-        // mapped for as long as `self.page` lives and only ever accessed as atomics. A file is this process's own
-        // (mode 0600); nobody truncates it.
-        unsafe { AtomicU64::from_ptr(self.page.map.as_mut_ptr().add(self.index * SLOT_BYTES).cast()) }
+        word_of(&self.page.map, self.index)
     }
 }
 
@@ -385,6 +461,87 @@ mod tests {
         )
         .unwrap();
         assert!(refused(&pipe).contains("not a regular file"));
+    }
+
+    /// The position that a new opener finds.
+    fn kept(path: &Path, index: usize) -> Option<Position> {
+        PositionPage::open(path).unwrap().slot(index).unwrap().load()
+    }
+
+    #[test]
+    fn page_whose_file_was_taken_away_goes_on_in_a_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("positions");
+        let page = PositionPage::open(&path).unwrap();
+        let slot = page.slot(5).unwrap();
+        slot.clear();
+        slot.store(position(3, true, 3, true));
+        std::fs::remove_file(&path).unwrap();
+        let before = page.file().unwrap();
+        page.renew(&path).unwrap();
+        let after = page.file().unwrap();
+        assert!(after != before && after.is_whole);
+        assert_eq!((slot.load(), slot.epoch()), (Some(position(3, true, 3, true)), 1));
+        slot.store(position(9, false, 8, true));
+        assert_eq!(kept(&path, 5), Some(position(9, false, 8, true)));
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+
+        // What somebody put there is left alone.
+        std::fs::write(&path, "his").unwrap();
+        assert_eq!(page.renew(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read(&path).unwrap(), b"his");
+    }
+
+    #[test]
+    fn positions_kept_while_the_file_is_made_anew_are_not_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("positions");
+        let page = PositionPage::open(&path).unwrap();
+        let is_over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let slot = page.slot(1).unwrap();
+            let keeper = scope.spawn(|| {
+                let slot = slot;
+                let mut last = 0u16;
+                while !is_over.load(Ordering::Relaxed) {
+                    // Pauses, so that many a renewal sees the last store of a row.
+                    for _ in 0..3 {
+                        last = last.wrapping_add(1);
+                        slot.store(position(last, true, last, true));
+                    }
+                    for _ in 0..u32::from(last) % 4096 {
+                        std::hint::spin_loop();
+                    }
+                    assert_eq!(slot.load(), Some(position(last, true, last, true)));
+                }
+                last
+            });
+            for _ in 0..2000 {
+                std::fs::remove_file(&path).unwrap();
+                page.renew(&path).unwrap();
+            }
+            is_over.store(true, Ordering::Relaxed);
+            let last = keeper.join().unwrap();
+            assert_eq!(kept(&path, 1), Some(position(last, true, last, true)));
+        });
+    }
+
+    #[test]
+    fn page_whose_file_was_cut_kills_nobody_and_is_made_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("positions");
+        let page = PositionPage::open(&path).unwrap();
+        let slot = page.slot(2).unwrap();
+        for round in 1..3 {
+            std::fs::File::create(&path).unwrap();
+            assert!(!page.file().unwrap().is_whole);
+            slot.store(position(round, true, round, true));
+            std::fs::remove_file(&path).unwrap();
+            page.renew(&path).unwrap();
+            assert_eq!(kept(&path, 2), Some(position(round, true, round, true)));
+            slot.store(position(7, true, 7, true));
+            assert_eq!(kept(&path, 2), Some(position(7, true, 7, true)));
+        }
     }
 
     #[test]
