@@ -17,6 +17,9 @@ use crate::api::DeviceEntry;
 use crate::fault::{Fault, Kind};
 use crate::input;
 
+/// The name of the file.
+pub(crate) const FILE: &str = "addresses.json";
+
 /// Where default addresses come from.
 #[derive(Debug, Clone, Default)]
 pub struct Addresses {
@@ -43,7 +46,7 @@ impl Addresses {
 
     /// Those of a state directory, and what is kept there of an earlier version.
     pub(crate) fn open(dir: &Path, kept: &[DeviceEntry]) -> Result<Addresses, Fault> {
-        let path = dir.join("addresses.json");
+        let path = dir.join(FILE);
         let text = match input::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Addresses::begin(&path, kept),

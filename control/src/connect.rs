@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringway_pmd::vdpa::{Ended, VdpaDevice};
+use ringway_pmd::vdpa::{Ended, NetdevChange, VdpaDevice};
 use rustix::event::epoll::EventFlags;
 use serde_json::json;
 
@@ -368,6 +368,9 @@ impl Daemon {
             self.session_over(id, device, reason, last);
             return;
         }
+        if let Report::Netdev(changes) = report {
+            return self.netdev_changed(id, changes);
+        }
         let Some(device) = self.registry.by_id(id) else { return };
         let Some(connection) = &mut device.connection else { return };
         let connection_lasts = connection.since.elapsed() >= SHORT_SESSION;
@@ -428,7 +431,7 @@ impl Daemon {
                 device.history.last_failure = Some(format!("pair {group} is not served: {why}"));
                 event = Some(("pump.not_placed", json!({ "group": group, "why": why })));
             }
-            Report::Ended { .. } => {}
+            Report::Netdev(_) | Report::Ended { .. } => {}
         }
         // In a loop of short connections, what each says is not told; one that lasts is told with what it has come to.
         let event = event.filter(|(kind, _)| {
@@ -446,6 +449,26 @@ impl Daemon {
         if let Some(why) = not_run {
             let details = json!({ "why": why.what(), "try": why.cure() });
             self.events.push("session.not_run", Some(&name), details);
+        }
+    }
+
+    /// What others changed of a device's interface: told once by name.
+    fn netdev_changed(&mut self, id: u64, changes: Vec<NetdevChange>) {
+        let Some(device) = self.registry.by_id(id) else { return };
+        let (name, ifname) = (device.name().to_owned(), device.netdev.clone());
+        let before = std::mem::replace(&mut device.netdev_changes, changes.clone());
+        let mut told = Vec::new();
+        for change in changes.iter().filter(|change| !before.contains(change)) {
+            if device.quota.take("netdev.changed") {
+                let details = json!({ "netdev": ifname, "what": change.what, "try": change.cure });
+                told.push(("netdev.changed", details));
+            }
+        }
+        if changes.is_empty() && device.quota.take("netdev.restored") {
+            told.push(("netdev.restored", json!({ "netdev": ifname })));
+        }
+        for (kind, details) in told {
+            self.events.push(kind, Some(&name), details);
         }
     }
 
@@ -467,6 +490,7 @@ impl Daemon {
         let was_short = ended.as_ref().is_none_or(|c| c.since.elapsed() < SHORT_SESSION);
         device.held = held;
         device.refuse_at = None;
+        device.netdev_changes.clear();
         let reason = tame(&reason);
         // An interface that stays away is looked for again and again, and told of once.
         let is_known = device.mode == Mode::Netdev && device.history.last_end.as_deref() == Some(&reason);

@@ -28,7 +28,7 @@ use ringway_pmd::notify::EventFd;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use serde_json::Value;
 
-use crate::addresses::Addresses;
+use crate::addresses::{self, Addresses};
 use crate::api::DeviceEntry;
 use crate::budget::Budget;
 use crate::config::Settings;
@@ -47,6 +47,7 @@ use crate::session::{Command, Reporter};
 use crate::single::Inherited;
 use crate::state::StateDir;
 use crate::subsystem::Options;
+use crate::upkeep::{LOOK_EVERY, Looks, Missing};
 use crate::watch::Watch;
 use crate::watchdog::Watchdog;
 
@@ -173,9 +174,13 @@ pub(crate) struct Daemon {
     pub(crate) accept_again_at: Option<Instant>,
     /// It was logged that clients cannot be accepted; until one is.
     pub(crate) accept_failed: bool,
+    /// What somebody took away and cannot be made again as things are.
+    pub(crate) missing: Vec<Missing>,
+    pub(crate) looks: Looks,
+    look_again_at: Instant,
     /// Once stopping: until when sessions may take to end.
     stop_by: Option<Instant>,
-    _guards: Vec<Guard>,
+    pub(crate) guards: Vec<Guard>,
 }
 
 /// How long sessions may take to end when the process stops.
@@ -219,7 +224,7 @@ impl Daemon {
         let lock = options.runtime_dir.join("ringwayd.lock");
         let shown = options.runtime_dir.display().to_string();
         guards.push(Guard::take(&lock, "runtime directory", &shown)?);
-        let (state, kept) = match options.state_dir.as_deref().map(StateDir::open).transpose()? {
+        let (mut state, kept) = match options.state_dir.as_deref().map(StateDir::open).transpose()? {
             Some((state, kept)) => (Some(state), kept),
             None => (None, Default::default()),
         };
@@ -227,8 +232,12 @@ impl Daemon {
         let allowed = allowed_cores().map_err(|error| Fault::system("cannot read the cpuset", error))?;
         let mut settings = options.settings;
         settings.cores = choose_cores(&allowed, &settings.cores)?;
-        let addresses = match &state {
-            Some(state) => Addresses::open(state.path(), &kept.devices)?,
+        let addresses = match &mut state {
+            Some(state) => {
+                let addresses = Addresses::open(state.path(), &kept.devices)?;
+                state.also(addresses::FILE)?;
+                addresses
+            }
             None => Addresses::of_machine(),
         };
         let registry = Registry::new(options.mgmtdevs, options.buses, addresses)?;
@@ -265,8 +274,11 @@ impl Daemon {
             retry_absent_at: None,
             accept_again_at: None,
             accept_failed: false,
+            missing: Vec::new(),
+            looks: Looks::default(),
+            look_again_at: Instant::now() + LOOK_EVERY,
             stop_by: None,
-            _guards: guards,
+            guards,
         };
         daemon.epoll_add(&*wake, Token::Inbox)?;
         daemon.epoll_add(&daemon.watch, Token::Watch)?;
@@ -421,7 +433,8 @@ impl Daemon {
         let now = Instant::now();
         let next = self.timers.peek().map(|Reverse((at, _))| *at);
         let tick = self.clients.any_waiting().then(|| now + Duration::from_secs(1));
-        [next, tick, self.retry_absent_at, self.accept_again_at, self.stop_by]
+        let look = self.stop_by.is_none().then_some(self.look_again_at);
+        [next, tick, self.retry_absent_at, self.accept_again_at, self.stop_by, look]
             .into_iter()
             .flatten()
             .min()
@@ -445,6 +458,10 @@ impl Daemon {
             self.accept_again();
         }
         self.clients.drop_stalled();
+        if self.look_again_at <= now && self.stop_by.is_none() {
+            self.look_after();
+            self.look_again_at = now + LOOK_EVERY;
+        }
     }
 
     fn take_messages(&mut self) {
@@ -530,7 +547,7 @@ pub(crate) fn idle_name(idle: IdlePolicy) -> &'static str {
 }
 
 /// Makes a directory of mode 0750 if it is not there; one that another user owns is refused.
-fn make_dir(path: &Path) -> Result<(), Fault> {
+pub(crate) fn make_dir(path: &Path) -> Result<(), Fault> {
     let shown = path.display();
     fs::DirBuilder::new()
         .recursive(true)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use ringway_pmd::vdpa::{Class, DataPath, DeviceConfig, QueueLimits, VdpaDevice};
+use ringway_pmd::vdpa::{Class, DataPath, DeviceConfig, NetdevChange, QueueLimits, VdpaDevice};
 use ringway_ring::features::Features;
 use serde_json::{Value, json};
 
@@ -294,6 +294,8 @@ pub(crate) struct Device {
     pub(crate) mode: Mode,
     /// The kernel's interface that is its other side.
     pub(crate) netdev: Option<String>,
+    /// What somebody changed of it.
+    pub(crate) netdev_changes: Vec<NetdevChange>,
     /// Server mode: the listening socket.
     pub(crate) listening: Option<Listening>,
     /// Client mode: what it waits for.

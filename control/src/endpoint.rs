@@ -14,6 +14,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use crate::api::SocketAccess;
 use crate::fault::{Fault, Kind};
 use crate::peer::Caller;
+use crate::standing::{Identity, Standing};
 
 /// The longest path that fits a Unix socket's address, in bytes.
 pub(crate) const LONGEST_PATH: usize = 107;
@@ -22,8 +23,9 @@ pub(crate) const LONGEST_PATH: usize = 107;
 #[derive(Debug)]
 pub(crate) struct Listening {
     pub(crate) socket: UnixListener,
-    /// The file that is ours, and its device and inode; none for a socket that came with the process.
-    file: Option<(PathBuf, u64, u64)>,
+    /// The file that is ours; none for a socket that came with the process. The kernel keeps it for as long as the
+    /// socket.
+    file: Option<(PathBuf, Identity)>,
 }
 
 impl Listening {
@@ -31,6 +33,12 @@ impl Listening {
     /// replaced; one that somebody listens on is a fault that names the holder.
     pub(crate) fn open(path: &Path, owner: Option<u32>, group: Option<u32>) -> Result<Listening, Fault> {
         check_path(path)?;
+        remove_stale(path)?;
+        Listening::make(path, owner, group)
+    }
+
+    /// The same, where nothing must stand in the way.
+    pub(crate) fn make(path: &Path, owner: Option<u32>, group: Option<u32>) -> Result<Listening, Fault> {
         let shown = path.display().to_string();
         let failed = |error: io::Error| {
             let fault = Fault::system(format!("cannot listen on {shown}"), error).at(shown.clone());
@@ -39,10 +47,9 @@ impl Listening {
                 _ => fault,
             }
         };
-        remove_stale(path)?;
         let socket = UnixListener::bind(path).map_err(failed)?;
         let made = Made::find(path).map_err(failed)?;
-        let listening = Listening { socket, file: Some((path.to_owned(), made.device, made.inode)) };
+        let listening = Listening { socket, file: Some((path.to_owned(), made.identity)) };
         listening.socket.set_nonblocking(true).map_err(failed)?;
         fs::set_permissions(made.path(), fs::Permissions::from_mode(0o660)).map_err(failed)?;
         if owner.is_some() || group.is_some() {
@@ -62,12 +69,17 @@ impl Listening {
             .map_err(|error| Fault::system("cannot use the inherited socket", error))?;
         Ok(Listening { socket, file: None })
     }
+
+    /// What stands where its file was made.
+    pub(crate) fn standing(&self) -> Standing {
+        self.file.as_ref().map_or(Standing::Ours, |(path, identity)| identity.standing(path))
+    }
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        let Some((path, device, inode)) = &self.file else { return };
-        if fs::symlink_metadata(path).is_ok_and(|meta| meta.dev() == *device && meta.ino() == *inode) {
+        let Some((path, identity)) = &self.file else { return };
+        if matches!(identity.standing(path), Standing::Ours) {
             let _ = fs::remove_file(path);
         }
     }
@@ -77,8 +89,7 @@ impl Drop for Listening {
 /// place, and what is done by name would then be done to the file that the link names.
 struct Made {
     file: OwnedFd,
-    device: u64,
-    inode: u64,
+    identity: Identity,
 }
 
 impl Made {
@@ -89,7 +100,7 @@ impl Made {
         if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::Socket {
             return Err(io::Error::other("something else was put in its place"));
         }
-        Ok(Made { file, device: stat.st_dev, inode: stat.st_ino })
+        Ok(Made { file, identity: Identity { device: stat.st_dev, inode: stat.st_ino } })
     }
 
     /// A path that leads to this file and no other.

@@ -56,6 +56,8 @@ mod reports;
 mod rpc;
 mod show;
 mod single;
+mod standing;
 mod state;
+mod upkeep;
 mod watch;
 mod watchdog;

@@ -25,7 +25,9 @@ use crate::peer::Caller;
 use crate::registry::{MgmtOrigin, check_attributes, check_entry, check_mac, host_interface};
 use crate::session::{Command, DeviceShared};
 use crate::single::Inherited;
-use crate::state::Kept;
+use crate::standing::Standing;
+use crate::state::{Kept, StateDir};
+use crate::upkeep::{Finding, standing_of};
 
 /// Positions kept of devices that are gone: 4 MiB.
 const KEPT_POSITIONS: usize = 1024;
@@ -283,6 +285,7 @@ impl Daemon {
             socket,
             mode,
             netdev,
+            netdev_changes: Vec::new(),
             listening,
             awaited: None,
             backoff: Backoff::default(),
@@ -335,7 +338,7 @@ impl Daemon {
         endpoint::default_path(&self.runtime_dir, name)
     }
 
-    fn positions_file(&self, name: &str) -> PathBuf {
+    pub(crate) fn positions_file(&self, name: &str) -> PathBuf {
         self.runtime_dir.join("positions").join(name)
     }
 
@@ -409,7 +412,9 @@ impl Daemon {
                 .all(|slot| slot.load().is_none())
         };
         let file = self.positions_file(name);
-        if device.connection.is_none() && has_none() {
+        if !matches!(standing_of(positions, &file), Standing::Ours) {
+            // Somebody else's, or taken away.
+        } else if device.connection.is_none() && has_none() {
             let _ = std::fs::remove_file(&file);
         } else {
             // A store into the mapped page does not count as a change of the file.
@@ -550,7 +555,13 @@ impl Daemon {
 
     pub(crate) fn keep_without(&mut self, name: Option<&str>) -> Result<(), Fault> {
         let generation = self.generation + 1;
-        if let Some(state) = &self.state {
+        // A directory that was just taken away is no reason to refuse a change.
+        for finding in self.state.as_mut().map(StateDir::look_after).unwrap_or_default() {
+            if let Finding::Remade { what, path } = finding {
+                self.tell_remade(None, what, &path);
+            }
+        }
+        if let Some(state) = &mut self.state {
             let made = self.registry.devices().filter(|device| device.origin == Origin::Operator);
             let absent = self.absent.iter().filter(|absent| absent.origin == Origin::Operator);
             let devices = made

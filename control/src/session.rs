@@ -27,7 +27,7 @@ use crossbeam::queue::SegQueue;
 use ringway_engine::Engine;
 use ringway_pmd::counters::QueueCounters;
 use ringway_pmd::notify::EventFd;
-use ringway_pmd::vdpa::{Ended, VdpaDevice};
+use ringway_pmd::vdpa::{Ended, NetdevChange, VdpaDevice};
 use ringway_ring::features::Features;
 use ringway_ring::position::PositionPage;
 
@@ -181,6 +181,8 @@ pub enum Report {
         /// Details for people.
         detail: String,
     },
+    /// What somebody changed of the kernel's interface: all that is changed now.
+    Netdev(Vec<NetdevChange>),
     /// The front-end set the MTU.
     Mtu(u16),
     /// A pump was taken out, or could not be placed; its rings are stopped.
@@ -221,6 +223,7 @@ impl fmt::Debug for Report {
             Report::HostFailed { what, detail } => {
                 f.debug_struct("HostFailed").field("what", what).field("detail", detail).finish()
             }
+            Report::Netdev(changes) => f.debug_tuple("Netdev").field(changes).finish(),
             Report::Mtu(mtu) => f.debug_tuple("Mtu").field(mtu).finish(),
             Report::PumpEnded { group, how } => {
                 f.debug_struct("PumpEnded").field("group", group).field("how", how).finish()

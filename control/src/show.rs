@@ -22,6 +22,7 @@ use crate::fault::Fault;
 use crate::life::Life;
 use crate::names::feature_names;
 use crate::registry::MgmtOrigin;
+use crate::upkeep::Missing;
 use crate::vhost_user::message::protocol;
 
 /// `VIRTIO_NET_F_RSS`.
@@ -126,8 +127,8 @@ impl Daemon {
                 )
             }));
         }
-        let dev =
-            self.selected(&select)?.into_iter().map(|device| (device.name().to_owned(), dev_info(device)));
+        let info = |device: &Device| (device.name().to_owned(), dev_info(device, &self.missing));
+        let dev = self.selected(&select)?.into_iter().map(info);
         let absent = self.absent.iter().map(|absent| (absent.entry.name.clone(), absent.why.clone()));
         let absent = if select.name.is_none() { absent.collect() } else { Named::default() };
         Ok(DevShow { dev: dev.collect(), absent })
@@ -228,13 +229,16 @@ fn learned(learned: ringway_pmd::vdpa::Learned) -> LearnedInfo {
     LearnedInfo { stations: stations.map(station).collect(), refused: learned.refused }
 }
 
-fn dev_info(device: &Device) -> DevInfo {
+fn dev_info(device: &Device, missing: &[Missing]) -> DevInfo {
     let facts = &device.facts;
     let connection = device.connection.as_ref();
     let mut notes = device.notes.clone();
     if device.is_outdated {
         notes.push("changed by dev set: in force when the next front-end connects".to_owned());
     }
+    let of_it = missing.iter().filter(|missing| missing.dev.as_deref() == Some(device.name()));
+    notes.extend(of_it.map(|missing| format!("{}; try: {}", missing.why, missing.cure)));
+    notes.extend(device.netdev_changes.iter().map(|change| format!("{}; try: {}", change.what, change.cure)));
     if let Some(ring) = connection.and_then(|c| c.rings.iter().find(|ring| ring.started && !ring.kicks)) {
         notes
             .push(format!("the front-end polls queue {} and never kicks: its core cannot sleep", ring.index));

@@ -7,8 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,11 @@ use crate::api::{DeviceEntry, MgmtEntry};
 use crate::fault::{Fault, Kind};
 use crate::guard::Guard;
 use crate::registry::printable;
+use crate::standing::{Identity, Standing, noun};
+use crate::upkeep::{Finding, Missing};
 
+/// The name of the file.
+const FILE: &str = "devices.json";
 /// The format of the file.
 const FORMAT: u32 = 1;
 
@@ -78,23 +83,116 @@ pub(crate) struct StateDir {
     path: PathBuf,
     /// What the file holds beyond what this version knows.
     unknown: Unknown,
-    _guard: Guard,
+    /// Its files, as they were last read or written.
+    own: Vec<Own>,
+    guard: Guard,
+}
+
+/// A file as this process left it.
+#[derive(Debug)]
+struct Own {
+    name: &'static str,
+    text: Vec<u8>,
+    mark: Mark,
+}
+
+/// By what it is seen that nobody has touched a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Mark {
+    identity: Identity,
+    len: u64,
+    modified: Option<SystemTime>,
+}
+
+impl Mark {
+    fn of(facts: &fs::Metadata) -> Mark {
+        Mark { identity: Identity::of(facts), len: facts.len(), modified: facts.modified().ok() }
+    }
+}
+
+impl Own {
+    /// What stands in its place. A file that says the same is as good.
+    fn standing(&mut self, dir: &Path) -> Standing {
+        let path = dir.join(self.name);
+        let facts = match fs::metadata(&path) {
+            Ok(facts) => facts,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Standing::Gone,
+            Err(error) => return Standing::Hidden(error),
+        };
+        let mark = Mark::of(&facts);
+        if mark == self.mark {
+            return Standing::Ours;
+        }
+        if facts.is_file() && crate::input::read(&path).is_ok_and(|text| text == self.text) {
+            self.mark = mark;
+            return Standing::Ours;
+        }
+        Standing::Foreign(noun(facts.file_type()))
+    }
+
+    /// Writes it again, where there must be nothing.
+    fn restore(&mut self, dir: &Path) -> io::Result<()> {
+        let path = dir.join(self.name);
+        let mut beside = tempfile::Builder::new()
+            .prefix(self.name)
+            .permissions(fs::Permissions::from_mode(0o640))
+            .tempfile_in(dir)?;
+        beside.write_all(&self.text)?;
+        beside.as_file().sync_all()?;
+        beside.persist_noclobber(&path)?;
+        self.mark = Mark::of(&fs::metadata(&path)?);
+        Ok(())
+    }
 }
 
 impl StateDir {
     /// Takes the directory, makes it if it is not there, and reads what is kept.
     pub(crate) fn open(path: &Path) -> Result<(StateDir, Kept), Fault> {
         let shown = path.display();
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o750)
-            .create(path)
-            .map_err(|error| Fault::system(format!("cannot make the state directory {shown}"), error))
-            .map_err(|fault| fault.hint("ringwayd --state-dir DIRECTORY"))?;
+        make(path)?;
         let guard = Guard::take(&path.join("lock"), "state directory", &shown.to_string())?;
-        let mut dir = StateDir { path: path.to_owned(), unknown: Unknown::default(), _guard: guard };
+        let mut dir = StateDir { path: path.to_owned(), unknown: Unknown::default(), own: Vec::new(), guard };
         let kept = dir.read()?;
+        if dir.file().exists() {
+            dir.also(FILE)?;
+        }
         Ok((dir, kept))
+    }
+
+    /// Sees to a file of the directory from now on, as it is.
+    pub(crate) fn also(&mut self, name: &'static str) -> Result<(), Fault> {
+        let path = self.path.join(name);
+        let read = crate::input::read(&path).and_then(|text| Ok((text, fs::metadata(&path)?)));
+        let (text, facts) =
+            read.map_err(|error| Fault::system(format!("cannot read {}", path.display()), error))?;
+        self.own.retain(|own| own.name != name);
+        self.own.push(Own { name, text, mark: Mark::of(&facts) });
+        Ok(())
+    }
+
+    /// Looks at the directory and what it holds, and makes again what is gone.
+    pub(crate) fn look_after(&mut self) -> Vec<Finding> {
+        let StateDir { path: dir, own, guard, .. } = self;
+        let mut found = Vec::new();
+        if !dir.exists() {
+            found.extend(Finding::of("the state directory", dir, Standing::Gone, || make(dir)));
+        }
+        if found.iter().any(|finding| matches!(finding, Finding::Missing(_))) {
+            return found;
+        }
+        let lock = guard.path().to_owned();
+        found.extend(Finding::of("the lock file", &lock, guard.standing(), || guard.renew()));
+        for own in own {
+            let (path, standing) = (dir.join(own.name), own.standing(dir));
+            let finding = Finding::of("the file", &path, standing, || {
+                own.restore(dir).map_err(|error| Fault::system("it cannot be written", error))
+            });
+            found.extend(finding.map(|finding| match finding {
+                Finding::Missing(missing) if path.exists() => Finding::Missing(changed(missing)),
+                other => other,
+            }));
+        }
+        found
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -102,7 +200,7 @@ impl StateDir {
     }
 
     fn file(&self) -> PathBuf {
-        self.path.join("devices.json")
+        self.path.join(FILE)
     }
 
     fn read(&mut self) -> Result<Kept, Fault> {
@@ -151,15 +249,28 @@ impl StateDir {
     }
 
     /// Replaces what is kept. When this returns Ok, it is on disk.
-    pub(crate) fn write(&self, kept: &Kept) -> Result<(), Fault> {
+    ///
+    /// What somebody else wrote there is not overwritten.
+    pub(crate) fn write(&mut self, kept: &Kept) -> Result<(), Fault> {
         let file = self.file();
+        let dir = self.path.clone();
+        let is_foreign = match self.own.iter_mut().find(|own| own.name == FILE) {
+            Some(own) => matches!(own.standing(&dir), Standing::Foreign(_)),
+            None => file.exists(),
+        };
+        if is_foreign {
+            let shown = file.display().to_string();
+            return Err(Fault::conflict(format!("somebody else wrote {shown}: the change was not made"))
+                .at(shown)
+                .hint(CHANGED_CURE));
+        }
         self.replace(&file, kept).map_err(|error| {
             Fault::system(format!("cannot keep the change in {}", file.display()), error)
                 .hint("free space or mend the state directory; the change was not made")
         })
     }
 
-    fn replace(&self, file: &Path, kept: &Kept) -> io::Result<()> {
+    fn replace(&mut self, file: &Path, kept: &Kept) -> io::Result<()> {
         let beside = self.path.join("devices.json.new");
         let mut value = serde_json::to_value(kept)?;
         for list in LISTS {
@@ -178,9 +289,32 @@ impl StateDir {
         new.write_all(&text)?;
         new.sync_all()?;
         fs::rename(&beside, file)?;
-        File::open(&self.path)?.sync_all()
+        File::open(&self.path)?.sync_all()?;
+        let mark = Mark::of(&fs::metadata(file)?);
+        self.own.retain(|own| own.name != FILE);
+        self.own.push(Own { name: FILE, text, mark });
+        Ok(())
     }
 }
+
+/// Makes the directory if it is not there.
+fn make(path: &Path) -> Result<(), Fault> {
+    let made = DirBuilder::new().recursive(true).mode(0o750).create(path);
+    made.map_err(|error| {
+        Fault::system(format!("cannot make the state directory {}", path.display()), error)
+            .hint("ringwayd --state-dir DIRECTORY")
+    })
+}
+
+/// How it is told that a file there says something else than this process wrote.
+fn changed(missing: Missing) -> Missing {
+    let why =
+        format!("somebody else wrote {}: it is left alone, and has no effect yet", missing.path.display());
+    Missing { why, cure: CHANGED_CURE.to_owned(), ..missing }
+}
+
+const CHANGED_CURE: &str =
+    "move it away and ringwayd writes its own again; or start ringwayd anew, which then goes by that file";
 
 #[cfg(test)]
 mod tests {
@@ -200,7 +334,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let kept = Kept::new(7, Vec::new(), vec![entry("b"), entry("a")]);
         {
-            let (state, empty) = StateDir::open(&dir.path().join("deep/er")).unwrap();
+            let (mut state, empty) = StateDir::open(&dir.path().join("deep/er")).unwrap();
             assert_eq!(empty, Kept::default());
             state.write(&kept).unwrap();
         }
@@ -227,7 +361,7 @@ mod tests {
             "mgmtdevs":[{"name":"bridge/b","colour":"red"}],
             "devices":[{"name":"a","mgmtdev":"sim/net","mtu":9000,"rate":7,"burst":null},{"name":"b","mgmtdev":"sim/net","rate":1}]}"#;
         fs::write(&file, newer).unwrap();
-        let (state, mut kept) = StateDir::open(dir.path()).unwrap();
+        let (mut state, mut kept) = StateDir::open(dir.path()).unwrap();
         assert_eq!((kept.devices[0].clone(), kept.devices.len()), (entry("a"), 2));
         kept.devices.truncate(1);
         kept.devices.push(entry("c"));

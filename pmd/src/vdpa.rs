@@ -382,6 +382,17 @@ pub trait Netdev {
     ) -> Result<(), DriverError>;
     /// It is gone.
     fn is_gone(&self) -> bool;
+    /// What somebody set otherwise since it was opened, as it is now. Asks the kernel.
+    fn changes(&mut self) -> Vec<NetdevChange>;
+}
+
+/// Something of a kernel's interface that somebody else changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetdevChange {
+    /// What was changed, and of which interface.
+    pub what: String,
+    /// What sets it back.
+    pub cure: String,
 }
 
 /// Where a service places its pumps.

@@ -220,6 +220,11 @@ impl PositionPage {
         Ok(PageFile { device: facts.dev(), inode: facts.ino(), is_whole })
     }
 
+    /// True once its file was cut and somebody found it so (see [`crate::sigbus`]).
+    pub fn is_poisoned(&self) -> bool {
+        self.map.is_poisoned()
+    }
+
     /// Goes on in a new file at `path`, where there must be none, with the positions that it has: the old file was taken
     /// away, or cut. Workers may store meanwhile; nothing that they keep is lost.
     ///

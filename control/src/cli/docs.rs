@@ -156,6 +156,11 @@ pub fn ringwayd_page() -> String {
         "where its queues stand, so that a restarted daemon goes on from there",
     );
     page.item(vec![italic("/var/lib/ringway/devices.json")], "the devices that operators added");
+    page.text(
+        "What of these, and of its directories and interfaces, somebody takes away is made again within a second (event \
+         host.remade). What is in the place of one is left alone and told (host.missing); what others change of an \
+         interface is told (netdev.changed) and left as it is.",
+    );
     page.section("SEE ALSO");
     page.text("ringway(8), vdpa(8), qemu(1)");
     page.finish()

@@ -1,18 +1,20 @@
 //! The session of a device whose other side is a kernel's interface: no front-end and no socket, else as any session. It
-//! opens the interface, obeys commands, and ends when the interface is gone, so that control has it opened again.
+//! opens the interface, obeys commands, looks now and then at what others change of the interface, and ends when the interface is gone, so that control has it opened again.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use ringway_pmd::vdpa::Ended;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::plane::EnginePlane;
 use super::run::text_of;
 use super::{Command, DeviceShared, Inbox, NetdevSetup, Report, RingReport};
 use crate::budget::Lease;
+use crate::upkeep::LOOK_EVERY;
 use crate::vhost_user::backend::Plane;
 
 /// Runs a session to its end.
@@ -41,8 +43,11 @@ fn serve(plane: &mut EnginePlane<'_>, shared: &DeviceShared, inbox: &Inbox) -> (
         return (why, inbox.leave.load(Ordering::Relaxed));
     }
     report_rings(plane, shared);
+    let (mut changes, mut look_at) = (Vec::new(), Instant::now() + LOOK_EVERY);
     loop {
-        match poll(&mut [PollFd::new(&*inbox.wake, PollFlags::IN)], None) {
+        let wait = look_at.saturating_duration_since(Instant::now());
+        let wait = Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos()) };
+        match poll(&mut [PollFd::new(&*inbox.wake, PollFlags::IN)], Some(&wait)) {
             Ok(_) => {
                 inbox.wake.clear();
             }
@@ -70,6 +75,14 @@ fn serve(plane: &mut EnginePlane<'_>, shared: &DeviceShared, inbox: &Inbox) -> (
         }
         if plane.device.netdev().is_some_and(|netdev| netdev.is_gone()) {
             return ("the kernel's interface is gone".to_owned(), false);
+        }
+        if Instant::now() >= look_at {
+            look_at = Instant::now() + LOOK_EVERY;
+            let now = plane.device.netdev().map(|netdev| netdev.changes()).unwrap_or_default();
+            if now != changes {
+                changes.clone_from(&now);
+                plane.report(Report::Netdev(now));
+            }
         }
     }
 }

@@ -15,4 +15,5 @@ mod programs;
 mod restarts;
 mod scarce;
 mod support;
+mod taken;
 mod taps;

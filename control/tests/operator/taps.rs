@@ -129,6 +129,55 @@ fn interface_that_ringway_made_comes_back_and_one_that_it_found_is_waited_for() 
 }
 
 #[test]
+fn what_others_change_of_an_interface_is_told_once_and_not_undone() {
+    let Some(host) = Namespace::new("set") else { return };
+    let daemon = Daemon::start();
+    daemon.run(&format!("dev add name own mgmtdev bridge/b tap rwt3 mtu 1400 netns {}", host.0)).good();
+    assert!(host.ip("tuntap add dev found mode tap multi_queue"));
+    daemon.run(&format!("dev add name his mgmtdev bridge/b tap found netns {}", host.0)).good();
+    let is_in_service = |name: &str| daemon.device(name)["state"] == "connected";
+    wait_for("both to be in service", || is_in_service("own") && is_in_service("his"));
+    let told = |kind: &str| daemon.run(&format!("-j events --once --since 0 --type {kind}")).good();
+    let times = |kind: &str| told(kind).lines().count();
+    let cases = [
+        ("own", "rwt3", "link set rwt3 down", "rwt3 was set down", "link set rwt3 up"),
+        ("own", "rwt3", "link set rwt3 mtu 9000", "changed from 1400 to 9000", "link set rwt3 mtu 1400"),
+        ("own", "rwt3", "link set rwt3 name other", "was renamed to other", "link set other name rwt3"),
+        ("his", "found", "link set found mtu 1300", "changed from 1500 to 1300", "link set found mtu 1500"),
+    ];
+    let (mut changed, mut restored) = (0, 0);
+    for (name, ifname, change, said, cure) in cases {
+        assert!(host.ip(change), "{change}");
+        wait_for("it is told", || daemon.run(&format!("dev show {name}")).good().contains(said));
+        let shown = daemon.run(&format!("dev show {name}")).good();
+        assert!(shown.contains(&format!("ip -n {} {cure}", host.0)), "{shown}");
+        changed += 1;
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        assert_eq!(times("netdev.changed"), changed, "once: {}", told("netdev.changed"));
+        // The operator's will stands.
+        assert!(daemon.run(&format!("dev show {name}")).good().contains(said), "{change}");
+        assert!(is_in_service(name));
+        // A name can be changed of what is down alone.
+        assert!(
+            host.ip(cure) || (host.ip("link set other down") && host.ip(cure) && host.ip("link set rwt3 up"))
+        );
+        restored += 1;
+        wait_for("it is as it was", || times("netdev.restored") >= restored);
+        restored = times("netdev.restored");
+        changed = times("netdev.changed");
+        assert!(!daemon.run(&format!("dev show {name}")).good().contains(said), "{ifname}");
+    }
+    let before = host.link("rwt3").split("link/ether ").nth(1).unwrap()[..17].to_owned();
+    assert!(host.ip("link set rwt3 address 52:54:00:00:00:01"));
+    wait_for("the address is told", || {
+        let shown = daemon.run("dev show own").good();
+        shown.contains(&format!("changed from {before} to 52:54:00:00:00:01"))
+            && shown.contains(&format!("link set rwt3 address {before}"))
+    });
+    assert!(host.link("rwt3").contains("52:54:00:00:00:01"));
+}
+
+#[test]
 fn one_interface_twice_in_a_file_is_found_without_a_daemon() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("c.toml");

@@ -20,7 +20,7 @@ use crate::net::tap::{TapError, TapNetdev, TapSpec, check_ifname};
 use crate::notify::EventFd;
 use crate::vdpa::{
     AttributeInfo, Berth, Class, DataPath, DeviceConfig, DeviceSpec, DriverError, Ended, Netdev,
-    QueueBinding, QueueLimits, Service, ServiceError, Unfit, VdpaDevice,
+    NetdevChange, QueueBinding, QueueLimits, Service, ServiceError, Unfit, VdpaDevice,
 };
 
 /// The attribute that makes a device the host's.
@@ -223,6 +223,10 @@ impl Netdev for HostPort {
 
     fn is_gone(&self) -> bool {
         self.watch.as_ref().is_some_and(|watch| watch.is_gone())
+    }
+
+    fn changes(&mut self) -> Vec<NetdevChange> {
+        self.netdev.as_mut().map(TapNetdev::changes).unwrap_or_default()
     }
 }
 

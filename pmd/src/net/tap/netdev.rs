@@ -21,6 +21,7 @@ use super::sys;
 use super::writer::TapWriter;
 use crate::net::offload::Offloads;
 use crate::net::{AddressSeed, Mac};
+use crate::vdpa::NetdevChange;
 
 /// Which interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,6 +98,32 @@ pub struct TapNetdev {
     is_own: bool,
     /// What the kernel may be left to do, and may leave to us.
     offloads: Offloads,
+    /// In its network namespace.
+    socket: OwnedFd,
+    /// As it was asked for.
+    name: String,
+    netns: Option<String>,
+    /// How it was set when it was opened.
+    setting: Setting,
+}
+
+/// What of an interface others may change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Setting {
+    is_up: bool,
+    mtu: u32,
+    mac: Mac,
+}
+
+impl Setting {
+    fn of(socket: &OwnedFd, name: &str) -> io::Result<Setting> {
+        let socket = socket.as_fd();
+        Ok(Setting {
+            is_up: sys::is_up(socket, name)?,
+            mtu: sys::mtu(socket, name)?,
+            mac: sys::mac(socket, name)?,
+        })
+    }
 }
 
 /// Checks a name as the kernel does.
@@ -189,6 +216,58 @@ impl TapNetdev {
     /// What the kernel may be left to do for frames that it is given, and leaves to be done for those that it gives.
     pub fn offloads(&self) -> Offloads {
         self.offloads
+    }
+
+    /// What is set otherwise than when the interface was opened, each with the command that sets it back. It may have been
+    /// down then: nothing is said of one that was never up. Of one that is gone, nothing either.
+    pub fn changes(&mut self) -> Vec<NetdevChange> {
+        let Some(name) = self.queues.first().and_then(|queue| sys::name(queue.as_fd()).ok()) else {
+            return Vec::new();
+        };
+        let ip = match &self.netns {
+            Some(netns) => format!("ip -n {netns} link set {name}"),
+            None => format!("ip link set {name}"),
+        };
+        let mut changes = Vec::new();
+        let mut tell = |what: String, cure: String| changes.push(NetdevChange { what, cure });
+        if name != self.name {
+            tell(
+                format!("interface {} was renamed to {name}", self.name),
+                format!("{ip} name {}: after a restart ringwayd looks for that name", self.name),
+            );
+        }
+        let was = self.setting;
+        let is = match Setting::of(&self.socket, &name) {
+            Ok(setting) => setting,
+            Err(error) => {
+                if error.raw_os_error() == Some(libc::ENODEV) {
+                    tell(
+                        format!("interface {name} was moved to another network namespace"),
+                        "move it back (ip -n THERE link set NAME netns HERE): after a restart ringwayd looks for it here"
+                            .to_owned(),
+                    );
+                }
+                return changes;
+            }
+        };
+        self.setting.is_up |= is.is_up;
+        if was.is_up && !is.is_up {
+            tell(format!("interface {name} was set down: no frame passes"), format!("{ip} up"));
+        }
+        if is.mtu != was.mtu {
+            tell(
+                format!("the MTU of interface {name} was changed from {} to {}", was.mtu, is.mtu),
+                format!("{ip} mtu {}; or ringway dev set name DEVICE mtu {}", was.mtu, is.mtu),
+            );
+        }
+        if is.mac != was.mac {
+            let own = if self.is_own { ": by that ringwayd knows its own interfaces again" } else { "" };
+            tell(
+                format!("the address of interface {name} was changed from {} to {}", was.mac, is.mac),
+                format!("{ip} address {}{own}", was.mac),
+            );
+        }
+        changes
     }
 
     /// Has the interface go with its descriptors, if Ringway made it.
@@ -289,7 +368,9 @@ fn open_here(spec: &TapSpec, may_make: bool) -> Result<TapNetdev, TapError> {
                 .map_err(resource(format!("cannot set the MTU of {name} to {}", spec.mtu)))?;
         }
     }
-    Ok(TapNetdev { queues, mac, is_own, offloads })
+    let setting = Setting::of(&socket, name).map_err(resource(format!("cannot read how {name} is set")))?;
+    let (name, netns) = (spec.name.clone(), spec.netns.clone());
+    Ok(TapNetdev { queues, mac, is_own, offloads, socket, name, netns, setting })
 }
 
 /// Why the kernel did not attach.

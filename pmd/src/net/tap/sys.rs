@@ -95,6 +95,22 @@ pub(super) fn set_mtu(socket: BorrowedFd<'_>, name: &str, mtu: u16) -> io::Resul
     with_ifreq(socket, libc::SIOCSIFMTU, &mut request)
 }
 
+/// TUNGETIFF: the name that the interface has now.
+pub(super) fn name(queue: BorrowedFd<'_>) -> io::Result<String> {
+    let mut request = request("");
+    with_ifreq(queue, libc::TUNGETIFF as c_ulong, &mut request)?;
+    let bytes = request.ifr_name.iter().map(|byte| *byte as u8).take_while(|byte| *byte != 0);
+    Ok(String::from_utf8_lossy(&bytes.collect::<Vec<u8>>()).into_owned())
+}
+
+/// SIOCGIFFLAGS: whether the interface is up.
+pub(super) fn is_up(socket: BorrowedFd<'_>, name: &str) -> io::Result<bool> {
+    let mut request = request(name);
+    with_ifreq(socket, libc::SIOCGIFFLAGS, &mut request)?;
+    // SAFETY: the kernel filled in the flags.
+    Ok(unsafe { request.ifr_ifru.ifru_flags } & libc::IFF_UP as c_short != 0)
+}
+
 /// SIOCSIFFLAGS: sets the interface up.
 pub(super) fn set_up(socket: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     let mut request = request(name);
