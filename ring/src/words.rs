@@ -69,7 +69,12 @@ pub trait Words: Send {
 /// A ring area in shared memory.
 ///
 /// Bounds are checked once, when a ring is made over it ([`Words::size`]); single accesses check them in debug builds
-/// only.
+/// only. So nobody outside of this crate can have one: its rings alone are made of it, and none hands it out.
+///
+/// ```compile_fail,E0624
+/// let mut area = [0u64; 2];
+/// let words = unsafe { ringway_ring::words::RawWords::new(area.as_mut_ptr().cast(), 16) };
+/// ```
 #[derive(Debug)]
 pub struct RawWords {
     start: *mut u8,
@@ -91,7 +96,7 @@ impl RawWords {
     /// - Bounds: whoever holds the value passes only offsets of words that lie in the area.
     /// - Aliasing and concurrency: no Rust reference to the bytes exists; others may read and write them at any time,
     ///   by accesses as relaxed as these.
-    pub unsafe fn new(start: *mut u8, len: usize) -> RawWords {
+    pub(crate) unsafe fn new(start: *mut u8, len: usize) -> RawWords {
         RawWords { start, len }
     }
 
