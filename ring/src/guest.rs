@@ -17,13 +17,22 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{FileType, SealFlags};
 use rustix::mm::Advice;
 
 use crate::mapping::Mapping;
 use crate::sigbus;
+
+use poison::LastLook;
+
+mod poison;
+
+/// What `poison` is made of: the process's own atomics even under loom, since maps are made outside of models. The model below
+/// has loom's.
+mod atomics {
+    pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+}
 
 /// The most regions in one map. vhost-user front-ends use up to 509 memory slots.
 pub const MAX_REGIONS: usize = 512;
@@ -281,10 +290,7 @@ pub struct GuestMap {
     regions: Box<[Arc<Region>]>,
     /// Indexes of the regions by the front-end's address.
     by_user: Box<[u16]>,
-    /// How many regions of this process were poisoned when those of this map were last looked at.
-    looked_at: AtomicU64,
-    /// What was found then.
-    poisoned: AtomicBool,
+    last_look: LastLook,
 }
 
 /// A region as lookups see it: 24 bytes.
@@ -338,8 +344,7 @@ impl GuestMap {
             regions: regions.into(),
             by_user: by_user.into(),
             // No count: the first question looks.
-            looked_at: AtomicU64::new(u64::MAX),
-            poisoned: AtomicBool::new(false),
+            last_look: LastLook::new(),
         })
     }
 
@@ -405,22 +410,7 @@ impl GuestMap {
     #[inline]
     pub fn is_poisoned(&self) -> bool {
         let regions = sigbus::poisoned_regions();
-        // Acquire: pairs with the Release in `look_for_poison`.
-        if regions == self.looked_at.load(Ordering::Acquire) {
-            return self.poisoned.load(Ordering::Relaxed);
-        }
-        self.look_for_poison(regions)
-    }
-
-    /// Looks at every region, since one in this process was poisoned after the last look.
-    #[cold]
-    fn look_for_poison(&self, regions: u64) -> bool {
-        if self.regions.iter().any(|region| region.is_poisoned()) {
-            self.poisoned.store(true, Ordering::Relaxed);
-        }
-        // Release: pairs with the Acquire in `is_poisoned`: who sees this count sees what was found.
-        self.looked_at.store(regions, Ordering::Release);
-        self.poisoned.load(Ordering::Relaxed)
+        self.last_look.is_poisoned(regions, || self.regions.iter().any(|region| region.is_poisoned()))
     }
 
     /// The last region that begins at or below `gpa`, if it reaches so far.
@@ -535,5 +525,8 @@ fn refuse_overlap(mut ranges: impl Iterator<Item = (u64, u64)>) -> Result<(), Ma
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 
+#[cfg(test)]
+#[cfg(loom)]
+mod model;
 #[cfg(test)]
 mod tests;
