@@ -86,6 +86,31 @@ fn place_on_a_core_without_worker_is_refused_and_gives_the_pump_back() {
 }
 
 #[test]
+fn worker_that_is_full_refuses_one_more_by_name_and_gives_it_back_until_another_goes() {
+    let core = cores()[0];
+    let engine = engine(&[core], IdlePolicy::Adaptive);
+    let queue = Queue::new();
+    let mut placed = Vec::new();
+    let refused = loop {
+        match engine.place(core, "p", TestPump::new(&queue), queue.clone()) {
+            Ok(one) => placed.push(one),
+            Err(refused) => break refused,
+        }
+        assert!(placed.len() < 1 << 20, "it is never full");
+    };
+    println!("{} pumps on one worker", placed.len());
+    assert!(matches!(refused.why, PlaceError::Full(on) if on == core), "{refused}");
+    assert!(refused.to_string().contains("serve the device by another core"), "{refused}");
+    assert!(queue.dropped_on.get().is_none(), "it came back");
+    // Again, as often as one likes; nothing is used up by being refused.
+    let refused = engine.place(core, "p", refused.pump, queue.clone()).expect_err("it is full still");
+    placed.pop().expect("one").retire(LONG).expect("retires");
+    placed.push(engine.place(core, "p", refused.pump, queue.clone()).expect("there is room for it now"));
+    assert_eq!(engine.workers()[0].pumps.len(), placed.len());
+    assert!(engine.place(core, "p", TestPump::new(&queue), queue.clone()).is_err());
+}
+
+#[test]
 fn retirement_waits_for_work_in_flight_and_times_out_usably() {
     let core = cores()[0];
     let engine = engine(&[core], IdlePolicy::Adaptive);
