@@ -100,6 +100,8 @@ struct Nic {
     device: Box<dyn VdpaDevice>,
     rings: Vec<Box<dyn DriverRing>>,
     counters: Vec<Arc<QueueCounters>>,
+    /// Its queues start where they stopped.
+    goes_on: bool,
     setup: Setup,
     features: Features,
     memory: HostMemory,
@@ -151,6 +153,7 @@ impl Nic {
             device,
             rings: Vec::new(),
             counters: (0..setup.pairs * 2).map(|_| Arc::default()).collect(),
+            goes_on: false,
             posted: vec![BTreeMap::new(); setup.pairs.into()],
             next_token: 0,
             free: GPA + (1 << 20),
@@ -206,6 +209,7 @@ impl Nic {
             let kicks = [group * 2, group * 2 + 1].map(|index| (index, Arc::new(EventFd::new().unwrap())));
             self.kicked.extend(kicks);
         }
+        let kept = |index: u16| self.positions.slot(index.into()).unwrap().load();
         let binding = |index: u16| {
             let areas =
                 layout.at(self.memory.address() + u64::from(index) * layout.total.next_multiple_of(64));
@@ -220,7 +224,7 @@ impl Nic {
                     desc_user_addr: areas.desc,
                     driver_user_addr: areas.driver,
                     device_user_addr: areas.device,
-                    position: Position::START,
+                    position: kept(index).filter(|_| self.goes_on).unwrap_or(Position::START),
                     keeper: self.positions.slot(index.into()).unwrap(),
                     skip_used: false,
                 },
@@ -1013,7 +1017,13 @@ fn port_whose_pump_cannot_be_placed_any_more_is_told_so_and_not_of_a_panic() {
     // A core that has no worker: neither the new plan nor the old one can be placed.
     bridge.set(&BTreeMap::from([("core".to_owned(), "999".to_owned())])).unwrap();
     b.stop();
-    assert!(!a.device.service().unwrap().is_started(0));
+    // It is tried again for a while first.
+    assert!(a.device.service().unwrap().take_ended(WITHIN).is_empty());
+    let begun = Instant::now();
+    while a.device.service().unwrap().is_started(0) {
+        assert!(begun.elapsed() < SOON);
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let ended = a.device.service().unwrap().take_ended(WITHIN);
     assert!(matches!(&ended[..], [(0, Ended::NotPlaced(why))] if why.contains("core 999")), "{ended:?}");
     bridge.set(&BTreeMap::from([("core".to_owned(), engine.cores()[0].to_string())])).unwrap();
@@ -1021,6 +1031,28 @@ fn port_whose_pump_cannot_be_placed_any_more_is_told_so_and_not_of_a_panic() {
         nic.start(1);
     }
     passes(&mut a, &mut b, 1);
+}
+
+#[test]
+fn port_whose_pump_cannot_be_placed_for_a_moment_is_served_again_and_told_nothing() {
+    let engine = engine(1);
+    let mut bridge = bridge(&engine);
+    // Watched by nobody: none of them may be told that a pump ended.
+    let mut a = Nic::new(&mut *bridge, "a", Setup::default(), &engine);
+    let mut b = Nic::new(&mut *bridge, "b", Setup::default(), &engine);
+    let mut c = Nic::new(&mut *bridge, "c", Setup::default(), &engine);
+    for nic in [&mut a, &mut b, &mut c] {
+        nic.start(1);
+    }
+    bridge.set(&BTreeMap::from([("core".to_owned(), "999".to_owned())])).unwrap();
+    c.stop();
+    assert_eq!(a.device.service().unwrap().core(0), None, "nobody serves it");
+    bridge.set(&BTreeMap::from([("core".to_owned(), engine.cores()[0].to_string())])).unwrap();
+    passes(&mut a, &mut b, 1);
+    passes(&mut b, &mut a, 2);
+    for nic in [&mut a, &mut b] {
+        assert!(nic.device.service().unwrap().take_ended(WITHIN).is_empty());
+    }
 }
 
 #[test]
@@ -1210,4 +1242,40 @@ fn frame_of_which_some_segments_were_delivered_goes_on_where_it_was_when_pumps_a
     a.send(0, claim, &bytes);
     let got: Vec<u8> = b.expect(0, 10).iter().flat_map(|(_, frame)| payload(frame)).collect();
     assert!(got == sent);
+}
+
+#[test]
+fn frame_whose_sender_stops_in_the_middle_of_it_is_neither_delivered_twice_nor_lost_untold() {
+    for format in [Format::Split, Format::Packed] {
+        let engine = patient_engine();
+        let mut link = link();
+        let features = Setup::default().features | F_CSUM | F_HOST_TSO4;
+        let mut a = Nic::new(&mut *link, "a", Setup { format, features, ..Setup::default() }, &engine);
+        let mut b = Nic::new(&mut *link, "b", Setup::default(), &engine);
+        a.goes_on = true;
+        a.start(1);
+        b.start(1);
+        let (bytes, claim) = large(b.mac, a.mac, 10_000, 1000);
+        // Room for three segments of ten.
+        b.post(0, 3);
+        a.send(0, claim, &bytes);
+        let first = b.expect(0, 3);
+        a.stop();
+        assert_eq!(a.drops(1, DropReason::TxDisabled), 1, "{format:?}: the rest of it is counted");
+        a.start_pair(0, true).unwrap();
+        b.post(0, 20);
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(b.received(0).is_empty(), "{format:?}: delivered twice");
+        // The next one is whole, and a stop between two frames loses none.
+        for _ in 0..2 {
+            a.send(0, claim, &bytes);
+            let got: Vec<u8> = b.expect(0, 10).iter().flat_map(|(_, frame)| payload(frame)).collect();
+            let sent: Vec<u8> = (0..10_000usize).map(|at| (at * 7) as u8).collect();
+            assert!(got == sent && payload(&first[0].1) == sent[..1000]);
+            a.stop();
+            a.start_pair(0, true).unwrap();
+            b.post(0, 20);
+        }
+        assert_eq!(a.drops(1, DropReason::TxDisabled), 1);
+    }
 }

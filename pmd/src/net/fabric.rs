@@ -13,16 +13,17 @@
 //! is taken out by a thread that may wait ([`crate::later`]).
 //!
 //! A change that fails costs whoever asked for it alone: a pump that no worker takes comes back, is taken apart, and what
-//! ran before is placed again. A pump that its worker was told to give back and has not given back in time is polled by
-//! nobody from the moment the worker turns again: it is unsettled, and left to the same thread, which takes it back then
-//! and has what still runs served, whether or not anybody asks for another change.
+//! ran before is placed again; if that fails as well, it is tried again for a second before its sessions are told. A pump
+//! that its worker was told to give back and has not given back in time is polled by nobody from the moment the worker
+//! turns again: it is unsettled, and left to the same thread, which takes it back then and has what still runs served,
+//! whether or not anybody asks for another change.
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringway_engine::{End as HowEnded, NotPlaced, PlaceError, Placed, Pump, Watcher};
 use ringway_ring::tsc;
@@ -93,6 +94,8 @@ struct State {
     pumps: BTreeMap<PumpKey, Running>,
     /// The bridge's, while no pump has it.
     fdb: Option<Box<Fdb>>,
+    /// Until when what no worker takes is tried again, if something is.
+    give_up_at: Option<Instant>,
     /// Slots whose stations are to be forgotten once the database is here.
     forget: Vec<u16>,
     /// What is unsettled was left to [`later`].
@@ -296,6 +299,13 @@ impl Fabric {
                 outcome = Err(error);
             }
         }
+        for member in state.ends.values_mut().filter(|member| member.is_leaving) {
+            if let Place::Free(Side::Source(source)) = &mut member.place
+                && member.half.take().is_some()
+            {
+                source.abandon();
+            }
+        }
         state.ends.retain(|_, member| !(member.is_leaving && matches!(member.place, Place::Free(_))));
         if let Some(fdb) = &mut state.fdb {
             state.forget.drain(..).for_each(|slot| fdb.forget_port(slot));
@@ -312,15 +322,46 @@ impl Fabric {
         outcome
     }
 
-    /// Takes what is marked as leaving out, and has the others served as before.
+    /// Takes what is marked as leaving out, and has the others served as before: at once, or as soon as a worker takes them.
     fn withdraw(self: &Arc<Fabric>, state: &mut State, within: Duration) -> Result<(), ServiceError> {
         match self.reconcile(state, within) {
-            Err(ServiceError::NotPlaced(why)) => {
-                self.give_up(state, &why);
+            Err(ServiceError::NotPlaced(_)) => {
+                self.persist(state);
                 Ok(())
             }
             outcome => outcome,
         }
+    }
+
+    /// What no worker takes now (there is no descriptor, no memory) may be taken soon: tried again for a while, and only
+    /// then [given up](Fabric::give_up).
+    fn persist(self: &Arc<Fabric>, state: &mut State) {
+        if state.give_up_at.is_some() {
+            return;
+        }
+        state.give_up_at = Some(Instant::now() + PLACE_WITHIN);
+        let fabric = Arc::clone(self);
+        later::run_until(move || fabric.is_settled());
+    }
+
+    /// Tries once more to have served what waits for a worker. True: there is nothing more to try.
+    fn is_settled(self: &Arc<Fabric>) -> bool {
+        let mut state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        let Some(at) = state.give_up_at else { return true };
+        let why = match self.reconcile(&mut state, LATER_WITHIN) {
+            Ok(()) => None,
+            Err(_) if Instant::now() < at => return false,
+            Err(error) => Some(error),
+        };
+        state.give_up_at = None;
+        if let Some(ServiceError::NotPlaced(why)) = why {
+            self.give_up(&mut state, &why);
+        }
+        true
     }
 
     /// What no worker takes is out of service: its sessions are told.
@@ -871,6 +912,8 @@ fn burst_of(pps: u64) -> u64 {
 /// How long one attempt at what was left to [`later`] waits for a worker, under the fabric's lock: long for a worker that
 /// turns, short for the sessions that wait for the lock while it does not.
 const LATER_WITHIN: Duration = Duration::from_millis(20);
+/// How long it is tried to have pumps served that ran before, until their sessions are told that they are not.
+const PLACE_WITHIN: Duration = Duration::from_secs(1);
 /// Stations that a bridge knows at most, and behind one port, so that no guest fills the table for the others.
 pub const STATIONS: u32 = 8192;
 /// See [`STATIONS`].

@@ -126,6 +126,16 @@ impl Source {
         each!(end in self => end.counters.add_drops(reason, frames));
     }
 
+    /// Gives up the frame in line, of which a receiver has got the first segments: from its start, the next who takes the
+    /// queue up would deliver these once more. What is left of it is counted as dropped.
+    pub(super) fn abandon(&mut self) {
+        if self.peek(1) == 1 {
+            self.finish(1);
+            self.count_drops(DropReason::TxDisabled, 1);
+            self.publish();
+        }
+    }
+
     /// True while what is sent goes somewhere: else it is dropped.
     pub(super) fn is_enabled(&self) -> bool {
         match self {
