@@ -32,6 +32,8 @@ use ringway_ring::tsc;
 
 #[path = "joined/announce.rs"]
 mod announce;
+#[path = "joined/quiet.rs"]
+mod quiet;
 #[path = "joined/races.rs"]
 mod races;
 #[path = "../src/net/tap/scene.rs"]

@@ -151,7 +151,7 @@ fn resolve<'map>(
 
 /// virtio 1.3 §2.7, in bytes.
 const SPLIT_ALIGN: Areas<u64> = Areas { desc: 16, driver: 2, device: 4 };
-/// virtio 1.3 §2.8.10, in bytes.
+/// virtio 1.3 §2.8.10.1, in bytes.
 const PACKED_ALIGN: Areas<u64> = Areas { desc: 16, driver: 4, device: 4 };
 
 #[cfg(test)]

@@ -120,7 +120,7 @@ impl<'burst> Gather<'burst> {
     #[inline(always)]
     pub(crate) fn finish(self, id: u16, slots: u16) -> Result<(), Stop> {
         let Gather { open, readable_bytes, writable_bytes, .. } = self;
-        // virtio 1.3 §2.7.4.1, §2.8.5: the bytes of all descriptors of a chain together must not exceed 2^32.
+        // virtio 1.3 §2.7.5.2: the bytes of all descriptors of a chain together must not exceed 2^32.
         if readable_bytes + writable_bytes > u64::from(u32::MAX) {
             return Err(RingFault::Overflow.into());
         }

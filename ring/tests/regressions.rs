@@ -191,7 +191,7 @@ fn completing_what_was_not_consumed_changes_nothing() {
     assert_eq!(driver.collect(&mut [Completion::default(); 2]), Ok(0));
 }
 
-/// virtio 1.3 §2.7.9, §2.8.9: one used entry may stand for a batch, and tells the length of its last buffer only.
+/// virtio 1.3 §2.7.9, §2.8.8: one used entry may stand for a batch, and tells the length of its last buffer only.
 #[test]
 fn one_used_entry_of_a_foreign_device_completes_a_batch_in_any_pieces() {
     for format in BOTH {

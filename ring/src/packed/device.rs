@@ -226,7 +226,7 @@ impl<W: Words> PackedDevice<W> {
                 break;
             }
             self.pending += u32::from(entry.slots);
-            // virtio 1.3 §2.8.5: WRITE in a used descriptor says that its length is valid.
+            // virtio 1.3 §2.8.4: WRITE in a used descriptor says that its length is valid.
             let flags = used(self.completed.wrap()) | if entry.written > 0 { F_WRITE } else { 0 };
             let word = u64::from(entry.written) | u64::from(entry.id) << 32 | u64::from(flags) << 48;
             if self.held.is_none() {
@@ -239,7 +239,7 @@ impl<W: Words> PackedDevice<W> {
         self.shadow_len = 0;
     }
 
-    /// virtio 1.3 §2.8.9: in order, one used descriptor, with the id of the last buffer, stands for a batch.
+    /// virtio 1.3 §2.8.8: in order, one used descriptor, with the id of the last buffer, stands for a batch.
     #[inline]
     fn extend_run(&mut self, chain: &Chain, written: u32) -> bool {
         match self.shadow.get_mut(self.shadow_len.wrapping_sub(1)) {

@@ -163,7 +163,7 @@ impl<W: Words> PackedDriver<W> {
         self.release(id, written).map(Some)
     }
 
-    /// virtio 1.3 §2.8.9: one used descriptor may stand for all chains up to the one whose id it has. Returns how many
+    /// virtio 1.3 §2.8.8: one used descriptor may stand for all chains up to the one whose id it has. Returns how many
     /// these are.
     #[inline]
     fn batch_to(&self, id: u16) -> Result<u32, RingFault> {

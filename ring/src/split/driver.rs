@@ -342,7 +342,7 @@ impl<W: Words> DriverRing for SplitDriver<W> {
             return false;
         }
         // Release: pairs with the Acquire after the load of avail.idx in `SplitDevice::look`: descriptors and entries
-        // are visible before the index (virtio 1.3 §2.7.13.2).
+        // are visible before the index (virtio 1.3 §2.7.13.3.1).
         fence(Ordering::Release);
         self.areas.driver.write_u16(IDX, new.get());
         self.avail_published = new;
