@@ -19,6 +19,15 @@ use crate::{ensure, fail};
 pub enum Role {
     /// A front-end with virtio-user's rings on each port; queues and ring sizes are equal. Two ports forward to each other.
     FrontEnds(Vec<FrontEnd>),
+    /// A front-end, joined with a TAP interface that it makes in a namespace of the host.
+    FrontEndAndTap {
+        /// The front-end.
+        front: FrontEnd,
+        /// The interface's name.
+        interface: String,
+        /// The namespace.
+        netns: String,
+    },
     /// A back-end, which sends back what it gets by its forward mode, or from each of two ports to the other.
     BackEnds {
         /// The sockets that it owns, a port for each.
@@ -135,10 +144,15 @@ impl Testpmd {
     pub fn start(lab: &Lab, name: &str, role: &Role, forward: &str) -> Result<Testpmd> {
         require_testpmd()?;
         // testpmd's own output goes through the C library's buffer: have that written a line at a time.
-        let mut arguments: Vec<String> = ["-oL", TESTPMD].map(String::from).to_vec();
+        let mut arguments: Vec<String> = Vec::new();
+        if let Role::FrontEndAndTap { netns, .. } = role {
+            arguments.extend(["netns", "exec", netns, STDBUF].map(String::from));
+        }
+        arguments.extend(["-oL", TESTPMD].map(String::from));
         arguments.extend(arguments_for(name, role, forward, huge_pages_free()));
+        let program = if matches!(role, Role::FrontEndAndTap { .. }) { IP } else { STDBUF };
         let log = lab.path(&format!("{name}-testpmd.log"));
-        let (process, input, output) = Process::start_talking("/usr/bin/stdbuf", &arguments, &log)?;
+        let (process, input, output) = Process::start_talking(program, &arguments, &log)?;
         let mut testpmd = Testpmd { process, input, output, log };
         testpmd.until_prompt("its start", Duration::from_secs(40))?;
         lab.say(format_args!("{name}: testpmd is up"));
@@ -270,6 +284,10 @@ fn arguments_for(name: &str, role: &Role, forward: &str, huge_pages: u64) -> Vec
             let first = fronts.first();
             (1, vdevs, first.map_or(1, |front| front.queues), first.map_or(1024, |front| front.queue_size))
         }
+        Role::FrontEndAndTap { front, interface, .. } => {
+            let vdevs = vec![front.vdev(0), format!("net_tap0,iface={interface}")];
+            (1, vdevs, front.queues, front.queue_size)
+        }
         Role::BackEnds { sockets, queues } => {
             let vdevs = sockets
                 .iter()
@@ -291,6 +309,7 @@ fn arguments_for(name: &str, role: &Role, forward: &str, huge_pages: u64) -> Vec
     }
     let fronts = match role {
         Role::FrontEnds(fronts) => fronts.as_slice(),
+        Role::FrontEndAndTap { front, .. } => std::slice::from_ref(front),
         Role::BackEnds { .. } => &[],
     };
     if fronts.iter().any(|front| front.vectorized) {
@@ -322,6 +341,8 @@ fn field(text: &str, name: &str) -> Option<u64> {
 
 /// The program; an absolute path, since releases share its name.
 pub const TESTPMD: &str = "/usr/bin/dpdk-testpmd";
+const STDBUF: &str = "/usr/bin/stdbuf";
+const IP: &str = "/sbin/ip";
 const PROMPT: &str = "testpmd> ";
 const MEMORY_MIB: u64 = 256;
 const MBUFS: u32 = 24_000;

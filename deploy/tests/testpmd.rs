@@ -5,11 +5,13 @@
 
 use std::time::Duration;
 
+use ringway_lab::agent::Offload;
 use ringway_lab::daemon::Daemon;
-use ringway_lab::ensure;
 use ringway_lab::error::Result;
 use ringway_lab::lab::{Lab, wait_for};
+use ringway_lab::netns::Netns;
 use ringway_lab::testpmd::{FrontEnd, Role, Testpmd};
+use ringway_lab::{ensure, exchange, fail};
 
 #[test]
 #[ignore = "needs dpdk-testpmd: run deploy/test"]
@@ -37,6 +39,61 @@ fn testpmd_owns_the_socket_and_is_replaced() {
             // A killed testpmd leaves its socket, and the next one does not replace it.
             std::fs::remove_file(&socket)?;
         }
+        daemon.terminate()
+    });
+}
+
+/// Linux sends TCP behind a routing header (RFC 8754), as large frames through a TAP, to a front-end that takes none: what is
+/// cut up here has checksums that the receiver's kernel finds right.
+#[test]
+#[ignore = "makes network namespaces, needs dpdk-testpmd: run deploy/test as root"]
+fn segments_behind_a_routing_header_in_two_namespaces_have_right_checksums() {
+    Lab::run("testpmd-routing-header", |lab| {
+        let mut daemon = Daemon::start(lab, &["--cores", "1"])?;
+        let (sends, takes) = (Netns::new("sends")?, Netns::new("takes")?);
+        daemon.add_to("bridge/b", "a", &["tap", "rwa", "netns", sends.name()])?;
+        daemon.add_to("bridge/b", "v", &[])?;
+        let front = FrontEnd { queue_size: 256, ..FrontEnd::new(daemon.socket("v")) };
+        let (interface, netns) = ("rwb".to_owned(), takes.name().to_owned());
+        let role = Role::FrontEndAndTap { front, interface, netns };
+        let mut testpmd = Testpmd::start(lab, "front", &role, "io")?;
+        testpmd.command("start")?;
+        for (netns, interface, address) in [(&sends, "rwa", "fd00::1/64"), (&takes, "rwb", "fd00::2/64")] {
+            netns.ip(&["link", "set", "lo", "up"])?;
+            netns.ip(&["addr", "add", address, "dev", interface, "nodad"])?;
+            netns.ip(&["link", "set", interface, "up"])?;
+        }
+        for setting in ["all/seg6_enabled", "rwb/seg6_enabled", "all/forwarding"] {
+            takes.sysctl(&format!("net/ipv6/conf/{setting}"), "1")?;
+        }
+        // By way of the first to the second, both of which the receiver has.
+        let (first, last) = ("fd00:2::2", "fd00:9::9");
+        for address in [first, last] {
+            takes.ip(&["-6", "addr", "add", &format!("{address}/128"), "dev", "lo"])?;
+        }
+        sends.ip(&["-6", "route", "add", &format!("{last}/128"), "via", "fd00::2"])?;
+        let to_first = format!("{first}/128");
+        let by_segments = ["encap", "seg6", "mode", "inline", "segs", last, "via", "fd00::2", "dev", "rwa"];
+        sends.ip(&[&["-6", "route", "add", &to_first][..], &by_segments].concat())?;
+        let (mut from, mut to) = (sends.station(lab, "sends")?, takes.station(lab, "takes")?);
+        // The receiver finds every checksum for itself.
+        for offload in [Offload::TxChecksum, Offload::Tso, Offload::Gso, Offload::Gro] {
+            to.set_offload("rwb", offload, false)?;
+        }
+        exchange::serve(&mut to)?;
+        for address in ["fd00::2", first] {
+            let report = exchange::tcp(&mut from, &mut to, address.parse().unwrap(), BYTES)?;
+            lab.say(format_args!("{address}: {report:?}"));
+        }
+        let shown = daemon.ctl(&["dev", "vstats", "show", "v"])?;
+        lab.say(&shown);
+        ensure!(shown.contains("large frames cut into"), "nothing was cut: {shown}");
+        let counters = to.shell("busybox grep ^Tcp: /proc/net/snmp")?.output;
+        let mut lines = counters.lines().map(str::split_whitespace);
+        let (Some(names), Some(values)) = (lines.next(), lines.next()) else { fail!("{counters}") };
+        let wrong = names.zip(values).find(|(name, _)| *name == "InCsumErrors");
+        ensure!(wrong.is_some_and(|(_, count)| count == "0"), "wrong checksums: {counters}");
+        testpmd.quit()?;
         daemon.terminate()
     });
 }
@@ -159,6 +216,7 @@ fn vectorized_is_possible(front: &FrontEnd) -> Result<bool> {
     Ok(front.vectorized && !front.mergeable && order_fits)
 }
 
+const BYTES: u64 = 40_000_000;
 const DURATION: Duration = Duration::from_millis(1500);
 /// Some 3,000 a second: far below what the slowest machine moves, far above a wedged ring's handful.
 const MINIMUM: u64 = 5000;
