@@ -72,7 +72,7 @@ impl Budget {
     /// # Errors
     /// There are not so many descriptors left.
     pub fn admit(&self, session: u64, device: &str, rings: usize) -> Result<Lease, Short> {
-        let base = BASE_DESCRIPTORS + 3 * rings as u64;
+        let base = BASE_DESCRIPTORS + DESCRIPTORS_PER_RING * rings as u64;
         let pool = &self.0.descriptors;
         let mut held = pool.lock();
         if base > pool.free(&held, session) {
@@ -212,6 +212,8 @@ pub struct Memory {
 const ADDRESS_SPACE: u64 = 1 << 47;
 /// Descriptors kept back at least, unless that is half of them.
 const LEAST_DESCRIPTORS_KEPT: u64 = 64;
+/// Descriptors of a ring: kick, call and error, and the kick once more for the worker that it wakes.
+const DESCRIPTORS_PER_RING: u64 = 4;
 /// Regions that a front-end may always have: as many as one SET_MEM_TABLE brings.
 const BASE_REGIONS: u64 = 8;
 /// Its socket and eventfd, the back-end channel, those regions, and a message's descriptors on their way.
@@ -254,14 +256,14 @@ mod tests {
 
     #[test]
     fn base_is_granted_at_the_border_and_not_beyond() {
-        let base = BASE_DESCRIPTORS + 6;
+        let base = BASE_DESCRIPTORS + 2 * DESCRIPTORS_PER_RING;
         let budget = Budget::new(2 * base, 1 << 40);
         let first = budget.admit(1, "a", 2).unwrap();
         first.take(regions(8), regions(8)).unwrap();
         assert!(first.take(regions(9), regions(9)).is_err());
         let _second = budget.admit(2, "b", 2).unwrap();
         let refused = budget.admit(3, "c", 2).unwrap_err().to_string();
-        assert!(refused.contains("a 25") && refused.contains("LimitNOFILE"), "{refused}");
+        assert!(refused.contains("a 27") && refused.contains("LimitNOFILE"), "{refused}");
         drop(first);
         budget.admit(3, "c", 2).unwrap();
     }
