@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam::utils::CachePadded;
 use ringway_ring::queue::RingFault;
 
+use crate::net::Mac;
+
 /// Why a frame or request was dropped by the data path, without fault of the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(usize)]
@@ -132,6 +134,36 @@ impl DropReason {
     }
 }
 
+/// What tells one dropped frame from others of its reason: the last one's stands for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Example {
+    /// The address for which it was dropped.
+    Address(Mac),
+    /// Its length, of each frame that is made of it.
+    Bytes(u32),
+}
+
+impl Example {
+    /// In one word, never 0.
+    fn to_word(self) -> u64 {
+        match self {
+            Example::Address(mac) => ADDRESS | mac.to_bits(),
+            Example::Bytes(bytes) => BYTES | u64::from(bytes),
+        }
+    }
+
+    fn from_word(word: u64) -> Option<Example> {
+        match word & (ADDRESS | BYTES) {
+            ADDRESS => Some(Example::Address(Mac::from_bits(word))),
+            BYTES => Some(Example::Bytes(word as u32)),
+            _ => None,
+        }
+    }
+}
+
+const ADDRESS: u64 = 1 << 62;
+const BYTES: u64 = 1 << 63;
+
 /// What a pump did on one queue and has not counted yet: one pass over the counters a burst.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Tally {
@@ -170,6 +202,8 @@ struct Inner {
     segments: AtomicU64,
     netdev_calls: AtomicU64,
     drops: [AtomicU64; DropReason::ALL.len()],
+    /// The last [`Example`] of each reason; 0 where there is none.
+    examples: [AtomicU64; DropReason::ALL.len()],
     faults: [AtomicU64; RingFault::ALL.len() + 1],
 }
 
@@ -209,6 +243,10 @@ impl QueueCounters {
     pub fn add_drops(&self, reason: DropReason, frames: u64) {
         add(&self.inner.drops[reason as usize], frames);
     }
+    /// Notes what the last dropped frame of a reason was like: one store.
+    pub fn set_example(&self, reason: DropReason, example: Example) {
+        self.inner.examples[reason as usize].store(example.to_word(), Ordering::Relaxed);
+    }
     /// Counts a fault of the ring.
     pub fn add_fault(&self, fault: RingFault) {
         add(&self.inner.faults[fault as usize], 1);
@@ -229,6 +267,13 @@ impl QueueCounters {
             segments: read(&self.inner.segments),
             netdev_calls: read(&self.inner.netdev_calls),
             drops: DropReason::ALL.map(|reason| (reason, read(&self.inner.drops[reason as usize]))).into(),
+            examples: DropReason::ALL
+                .into_iter()
+                .filter_map(|reason| {
+                    Example::from_word(read(&self.inner.examples[reason as usize]))
+                        .map(|example| (reason, example))
+                })
+                .collect(),
             faults: RingFault::ALL.map(|fault| (fault, read(&self.inner.faults[fault as usize]))).into(),
         }
     }
@@ -259,6 +304,8 @@ pub struct QueueStats {
     pub netdev_calls: u64,
     /// Dropped frames by reason, every reason.
     pub drops: Vec<(DropReason, u64)>,
+    /// The last dropped frame of those reasons that have an example.
+    pub examples: Vec<(DropReason, Example)>,
     /// Faults by reason, every reason.
     pub faults: Vec<(RingFault, u64)>,
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringway_engine::{Clock, Engine, EngineConfig, IdlePolicy, Watcher};
-use ringway_pmd::counters::{DropReason, QueueCounters, QueueStats};
+use ringway_pmd::counters::{DropReason, Example, QueueCounters, QueueStats};
 use ringway_pmd::drivers::bridge::BridgeBus;
 use ringway_pmd::drivers::link::LinkBus;
 use ringway_pmd::net::offload::{HEAD_BYTES, NetHeader, Offload, Offloads, check, complete_checksum};
@@ -340,6 +340,10 @@ impl Nic {
         self.counters[usize::from(queue)].snapshot()
     }
 
+    fn example(&self, queue: u16, reason: DropReason) -> Option<Example> {
+        self.stats(queue).examples.into_iter().find(|(other, _)| *other == reason).map(|(_, example)| example)
+    }
+
     fn drops(&self, queue: u16, reason: DropReason) -> u64 {
         self.stats(queue).drops.into_iter().find(|(other, _)| *other == reason).unwrap().1
     }
@@ -533,8 +537,10 @@ fn mtu_of_sender_and_receiver_is_enforced_apart() {
     a.post(0, 4);
     a.send_plain(0, &frame(b.mac, a.mac, 9018, 1));
     b.expect_drops(0, DropReason::RxOversize, 1);
+    assert_eq!(b.example(0, DropReason::RxOversize), Some(Example::Bytes(9018)));
     a.send_plain(0, &frame(b.mac, a.mac, 9019, 1));
     a.expect_drops(1, DropReason::Oversize, 1);
+    assert_eq!(a.example(1, DropReason::Oversize), Some(Example::Bytes(9019)));
     b.send_plain(0, &frame(a.mac, b.mac, 1519, 1));
     b.expect_drops(1, DropReason::Oversize, 1);
     a.send_plain(0, &frame(b.mac, a.mac, 1518, 1));
@@ -688,8 +694,11 @@ fn bridge_floods_what_it_does_not_know_and_sends_the_rest_to_one_port() {
     // Between bridge and neighbours only; and to a station behind the same port.
     nics[0].send_plain(0, &frame(Mac([1, 0x80, 0xc2, 0, 0, 0]), macs[0], 64, 1));
     nics[0].expect_drops(1, DropReason::ReservedAddress, 1);
+    let reserved = Some(Example::Address(Mac([1, 0x80, 0xc2, 0, 0, 0])));
+    assert_eq!(nics[0].example(1, DropReason::ReservedAddress), reserved);
     nics[0].send_plain(0, &frame(macs[0], Mac([2, 0, 0, 0, 0, 9]), 64, 1));
     nics[0].expect_drops(1, DropReason::SamePort, 1);
+    assert_eq!(nics[0].example(1, DropReason::SamePort), Some(Example::Address(macs[0])));
     // The table, as operators see it.
     let deadline = Instant::now() + SOON;
     loop {
@@ -779,8 +788,11 @@ fn spoofed_addresses_and_floods_are_bounded_where_the_operator_asks() {
     a.start(1);
     b.start(1);
     b.post(0, 200);
-    a.send_plain(0, &frame(b.mac, Mac([2, 9, 9, 9, 9, 9]), 64, 1));
-    a.expect_drops(1, DropReason::SpoofedMac, 1);
+    for last in [8, 9] {
+        a.send_plain(0, &frame(b.mac, Mac([2, 9, 9, 9, 9, last]), 64, 1));
+    }
+    a.expect_drops(1, DropReason::SpoofedMac, 2);
+    assert_eq!(a.example(1, DropReason::SpoofedMac), Some(Example::Address(Mac([2, 9, 9, 9, 9, 9]))));
     a.send_plain(0, &frame(b.mac, a.mac, 64, 1));
     b.expect(0, 1);
     // The default of 20,000 a second, with at most 1,024 at once.
@@ -797,10 +809,11 @@ fn spoofed_addresses_and_floods_are_bounded_where_the_operator_asks() {
             b.received(0);
         }
         sent += 1000;
-        while a.stats(1).completed_desc < sent + 2 {
+        while a.stats(1).completed_desc < sent + 3 {
             assert!(begun.elapsed() < SOON, "{:?}", a.stats(1));
         }
     }
+    assert_eq!(a.example(1, DropReason::FloodLimit), Some(Example::Address(Mac([0xff; 6]))));
     let flooded = a.stats(1).packets - 1;
     assert_eq!(flooded + a.drops(1, DropReason::FloodLimit), sent);
     assert!(

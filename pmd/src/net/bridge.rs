@@ -205,6 +205,9 @@ impl Bridge {
             if way == Way::Flood && is_heard(&self.ports, at, queue) {
                 let granted = take_floods(self.ports.get_mut(at), end - begin, self.now);
                 if granted == 0 {
+                    if let Some(frame) = all.get(begin) {
+                        source.note_drop(DropReason::FloodLimit, frame, self.frames.heads().get(begin));
+                    }
                     drops[DropReason::FloodLimit as usize] += (end - begin) as u64;
                     begin = end;
                     continue;
@@ -223,6 +226,9 @@ impl Bridge {
             let reached = match way {
                 Way::Drop(reason) => {
                     drops[reason as usize] += count as u64;
+                    if let Some(frame) = load.frames.last() {
+                        source.note_drop(reason, frame, load.heads.last());
+                    }
                     continue;
                 }
                 Way::Port(index) => {

@@ -15,7 +15,7 @@ use ringway_ring::queue::RingFault;
 use super::cursor::Cursor;
 use super::offload::{HEAD_BYTES, NetHeader, Offload, Offloads, check};
 use super::{ETHERNET_HEADER, Mac, VLAN_TAG};
-use crate::counters::DropReason;
+use crate::counters::{DropReason, Example};
 
 /// What frames that come from one end must obey.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +49,25 @@ pub struct Frame {
 }
 
 const EMPTY: Frame = Frame { len: 0, offload: Offload::None, dropped: None, looked_at: 0 };
+
+impl Frame {
+    /// What the frame is an example of, dropped for this reason.
+    #[cold]
+    pub fn example(&self, reason: DropReason, head: &Head) -> Option<Example> {
+        let is_known = usize::from(self.looked_at) >= ADDRESSES;
+        match reason {
+            DropReason::SpoofedMac if is_known => Some(Example::Address(addresses(head).source)),
+            DropReason::FloodLimit | DropReason::ReservedAddress | DropReason::SamePort if is_known => {
+                Some(Example::Address(addresses(head).destination))
+            }
+            DropReason::Oversize
+            | DropReason::Runt
+            | DropReason::RxOversize
+            | DropReason::RxBufferTooSmall => Some(Example::Bytes(self.offload.longest_frame(self.len))),
+            _ => None,
+        }
+    }
+}
 
 /// The beginning of a frame, read once: as many bytes as [`Frame::looked_at`] says. They are the frame's from then on.
 pub type Head = [u8; HEAD_BYTES];

@@ -13,7 +13,7 @@ use super::frame::{Frame, Ingress, longest_frame};
 use super::offload::{Offload, Offloads};
 use super::receive::{Desk, Passage, Receiver, Refused, finish};
 use super::tap::{Gone, HEADER_BYTES, TapReader, TapWriter};
-use crate::counters::{DropReason, QueueCounters, Tally};
+use crate::counters::{DropReason, Example, QueueCounters, Tally};
 use crate::notify::EventFd;
 
 /// Tells who opened a netdev that it is gone.
@@ -213,6 +213,10 @@ impl Receiver for NetdevSink {
 
     fn count_drops(&mut self, reason: DropReason, frames: u64) {
         self.counters.add_drops(reason, frames);
+    }
+
+    fn set_example(&mut self, reason: DropReason, example: Example) {
+        self.counters.set_example(reason, example);
     }
 
     fn takes(&self) -> Offloads {

@@ -12,7 +12,7 @@ use super::cursor::Cursor;
 use super::end::End;
 use super::frame::{ADDRESSES, Frame, Head, copy_out};
 use super::offload::{Finish, HEAD_BYTES, Offload, Offloads, Segments, complete_checksum};
-use crate::counters::{DropReason, Tally};
+use crate::counters::{DropReason, Example, Tally};
 
 /// Where frames are to go, whatever it is: a receive queue, a kernel netdev.
 pub(super) trait Receiver {
@@ -24,6 +24,9 @@ pub(super) trait Receiver {
 
     /// Counts frames that were for it and did not reach it.
     fn count_drops(&mut self, reason: DropReason, frames: u64);
+
+    /// Notes what the last of them was like.
+    fn set_example(&mut self, reason: DropReason, example: Example);
 
     /// What it finishes itself.
     fn takes(&self) -> Offloads;
@@ -145,6 +148,10 @@ impl<R: DeviceRing> Receiver for End<R> {
 
     fn count_drops(&mut self, reason: DropReason, frames: u64) {
         self.counters.add_drops(reason, frames);
+    }
+
+    fn set_example(&mut self, reason: DropReason, example: Example) {
+        self.counters.set_example(reason, example);
     }
 
     fn takes(&self) -> Offloads {

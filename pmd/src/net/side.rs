@@ -136,6 +136,13 @@ impl Source {
         }
     }
 
+    /// Notes what the last frame was like that was dropped for a reason.
+    pub(super) fn note_drop(&self, reason: DropReason, frame: &Frame, head: Option<&Head>) {
+        if let Some(example) = head.and_then(|head| frame.example(reason, head)) {
+            each!(end in self => end.counters.set_example(reason, example));
+        }
+    }
+
     /// True while what is sent goes somewhere: else it is dropped.
     pub(super) fn is_enabled(&self) -> bool {
         match self {
@@ -341,7 +348,12 @@ fn carry<R: Receiver>(to: &mut R, load: Load<'_>, way: Way, desk: &mut Desk) -> 
             let passage = Passage { burst, chain, skip, frame, heads, nth, swap: way.swap };
             match to.deliver(passage, desk) {
                 Ok(()) => {}
-                Err(Refused::Drop(reason)) => to.count_drops(reason, 1),
+                Err(Refused::Drop(reason)) => {
+                    if let Some(example) = heads.get(nth).and_then(|head| frame.example(reason, head)) {
+                        to.set_example(reason, example);
+                    }
+                    to.count_drops(reason, 1);
+                }
                 Err(Refused::Starved) => {
                     done.is_starved = true;
                     return done;

@@ -160,8 +160,9 @@ impl Transfer {
         let carried = sink.carry(load, way, &mut self.desk);
         feeder.resume = if feeder.resume > 0 && carried.frames > 0 { 0 } else { self.desk.resume };
 
-        for frame in frames.iter().take(carried.frames) {
+        for (nth, frame) in frames.iter().take(carried.frames).enumerate() {
             if let Some(reason) = frame.dropped {
+                source.note_drop(reason, frame, heads.get(nth));
                 source.count_drops(reason, 1);
             }
         }
