@@ -396,6 +396,10 @@ impl Daemon {
                     event = Some(("session.rings", json!({ "running": after })));
                 }
             }
+            Report::Lacks { queue, lack } => {
+                let details = json!({ "qidx": queue, "why": lack.what(), "try": lack.cure() });
+                event = Some((lack.event(), details));
+            }
             Report::Memory { regions, bytes } => {
                 (connection.regions, connection.bytes) = (regions, bytes);
             }
@@ -438,17 +442,9 @@ impl Daemon {
             *kind == "session.host_failed" || !device.repeated.is_on() || connection_lasts
         });
         let told = event.filter(|(kind, _)| device.quota.take(kind));
-        let not_run = device.connection.as_mut().and_then(|connection| {
-            let why = connection.not_run()?;
-            (!std::mem::replace(&mut connection.not_run_told, true)).then_some(why)
-        });
         let name = device.name().to_owned();
         if let Some((kind, details)) = told {
             self.events.push(kind, Some(&name), details);
-        }
-        if let Some(why) = not_run {
-            let details = json!({ "why": why.what(), "try": why.cure() });
-            self.events.push("session.not_run", Some(&name), details);
         }
     }
 

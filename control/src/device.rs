@@ -85,30 +85,6 @@ pub(crate) struct Connection {
     pub(crate) regions: usize,
     pub(crate) bytes: u64,
     pub(crate) mtu: Option<u16>,
-    /// That its rings do not run was told.
-    pub(crate) not_run_told: bool,
-}
-
-/// Why rings that the front-end started do not run, though nothing is wrong with them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NotRun {
-    /// The VMM shares no memory of its guest.
-    NoMemory,
-}
-
-impl NotRun {
-    pub(crate) fn what(self) -> &'static str {
-        match self {
-            NotRun::NoMemory => "no guest memory: the VMM shares none",
-        }
-    }
-    pub(crate) fn cure(self) -> &'static str {
-        match self {
-            NotRun::NoMemory => {
-                "QEMU: -object memory-backend-memfd,id=m,size=SIZE,share=on -machine memory-backend=m; libvirt: <memoryBacking><source type='memfd'/><access mode='shared'/>"
-            }
-        }
-    }
 }
 
 impl Connection {
@@ -124,15 +100,12 @@ impl Connection {
             regions: 0,
             bytes: 0,
             mtu: None,
-            not_run_told: false,
         }
     }
 
-    /// Why its started rings do not run, once its driver is ready.
-    pub(crate) fn not_run(&self) -> Option<NotRun> {
-        let is_ready = self.status.is_none_or(|status| status & DRIVER_OK != 0);
-        let is_started = self.rings.iter().any(|ring| ring.started);
-        (is_ready && is_started && self.regions == 0).then_some(NotRun::NoMemory)
+    /// True unless the front-end says that its guest's driver is not ready.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.status.is_none_or(|status| status & DRIVER_OK != 0)
     }
 }
 

@@ -51,6 +51,7 @@ fn is_same(one: &Report, other: &Report) -> bool {
             Report::RingFault { queue, fault },
             Report::RingFault { queue: other_queue, fault: other_fault },
         ) => (queue, fault) == (other_queue, other_fault),
+        (Report::Lacks { lack, .. }, Report::Lacks { lack: other, .. }) => lack == other,
         (Report::PeerMisbehaved { what, .. }, Report::PeerMisbehaved { what: other, .. })
         | (Report::HostFailed { what, .. }, Report::HostFailed { what: other, .. }) => what == other,
         (Report::PumpEnded { group, how }, Report::PumpEnded { group: other_group, how: other_how }) => {
@@ -76,6 +77,7 @@ mod tests {
             kicks: true,
             fault: None,
             runs: enabled,
+            lacks: None,
             core: None,
         };
         Report::Rings(vec![ring])

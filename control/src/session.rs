@@ -136,8 +136,45 @@ pub struct RingReport {
     pub fault: Option<&'static str>,
     /// A core serves it: it is started and enabled, and nothing that it needs is missing.
     pub runs: bool,
+    /// What it lacks to be of use, though nothing is wrong with it.
+    pub lacks: Option<Lack>,
     /// The core its pump runs on.
     pub core: Option<usize>,
+}
+
+/// What a started ring may lack, for its VMM's or its guest's part, without a fault of either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lack {
+    /// The VMM shares no memory of its guest: it cannot run.
+    Memory,
+    /// The guest has posted no receive buffers since it was started: nothing can be delivered.
+    Buffers,
+}
+
+impl Lack {
+    /// As operators read it.
+    pub fn what(self) -> &'static str {
+        match self {
+            Lack::Memory => "started, not run: no guest memory: the VMM shares none",
+            Lack::Buffers => "no receive buffers posted yet",
+        }
+    }
+    /// What to do.
+    pub fn cure(self) -> &'static str {
+        match self {
+            Lack::Memory => {
+                "QEMU: -object memory-backend-memfd,id=m,size=SIZE,share=on -machine memory-backend=m; libvirt: <memoryBacking><source type='memfd'/><access mode='shared'/>"
+            }
+            Lack::Buffers => "bring the interface up in the guest (ip link set IFNAME up)",
+        }
+    }
+    /// The event that tells of it.
+    pub fn event(self) -> &'static str {
+        match self {
+            Lack::Memory => "session.not_run",
+            Lack::Buffers => "session.no_buffers",
+        }
+    }
 }
 
 /// What a session tells control.
@@ -153,6 +190,13 @@ pub enum Report {
     Status(u8),
     /// Rings started, stopped or changed: the whole set.
     Rings(Vec<RingReport>),
+    /// A ring lacks something for long: told once a connection for each thing.
+    Lacks {
+        /// Which queue.
+        queue: u16,
+        /// What.
+        lack: Lack,
+    },
     /// The memory table changed.
     Memory {
         /// Regions.
@@ -211,6 +255,9 @@ impl fmt::Debug for Report {
             }
             Report::Status(status) => f.debug_tuple("Status").field(status).finish(),
             Report::Rings(rings) => f.debug_tuple("Rings").field(rings).finish(),
+            Report::Lacks { queue, lack } => {
+                f.debug_struct("Lacks").field("queue", queue).field("lack", lack).finish()
+            }
             Report::Memory { regions, bytes } => {
                 f.debug_struct("Memory").field("regions", regions).field("bytes", bytes).finish()
             }

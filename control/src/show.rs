@@ -1,7 +1,7 @@
 //! What operators read: the registry, the devices, their queues, the workers and the events, as the protocol's
 //! answers. Nothing here changes anything.
 
-use ringway_pmd::counters::{DropReason, QueueStats};
+use ringway_pmd::counters::{DropReason, Example, QueueStats};
 use ringway_pmd::net::{F_MAC, F_MQ, F_MTU, F_STATUS};
 use ringway_pmd::vdpa::{Class, DataPath, DeviceConfig};
 use ringway_ring::features::Features;
@@ -22,8 +22,12 @@ use crate::fault::Fault;
 use crate::life::Life;
 use crate::names::feature_names;
 use crate::registry::MgmtOrigin;
+use crate::session::Lack;
 use crate::upkeep::Missing;
 use crate::vhost_user::message::protocol;
+
+/// Devices that a hint names at most.
+const MOST_NAMED: usize = 8;
 
 /// `VIRTIO_NET_F_RSS`.
 const F_RSS: Features = Features(1 << 60);
@@ -144,13 +148,14 @@ impl Daemon {
         let device = self.registry.find(&queue.name)?;
         let all = || device.shared.counters.iter().enumerate();
         let info = |(index, counters): (usize, &std::sync::Arc<ringway_pmd::counters::QueueCounters>)| {
-            let mut info = queue_info(device.facts.class, index as u32, &counters.snapshot());
-            let connection = device.connection.as_ref();
-            let is_started = |c: &&Connection| c.rings.get(index).is_some_and(|ring| ring.started);
-            info.not_run = connection
-                .filter(is_started)
-                .and_then(Connection::not_run)
-                .map(|why| format!("started, not run: {}; try: {}", why.what(), why.cure()));
+            let facts = &device.facts;
+            let mut info = queue_info(facts.class, &facts.config, index as u32, &counters.snapshot());
+            let ring = device.connection.as_ref().and_then(|connection| connection.rings.get(index));
+            info.not_run = ring.and_then(|ring| ring.lacks).map(lack_text);
+            let is_alone = |why: &&mut Explained| why.name == DropReason::PeerDown.name();
+            if let Some(why) = info.explain.iter_mut().find(is_alone) {
+                why.cure = self.peers(device);
+            }
             info
         };
         let vstats = match queue.qidx {
@@ -167,6 +172,23 @@ impl Daemon {
             },
         };
         Ok(VstatsShow { vstats: Named(vec![(queue.name, vstats)]) })
+    }
+
+    /// Who is at the other end of a device, as far as nothing can be delivered there.
+    fn peers(&self, device: &Device) -> String {
+        let mgmtdev = &device.entry.mgmtdev;
+        let others = self.registry.devices().filter(|other| other.entry.mgmtdev == *mgmtdev);
+        let mut others = others.filter(|other| other.id != device.id).peekable();
+        if others.peek().is_none() {
+            return format!("{mgmtdev} has no other device: ringway dev add name NAME mgmtdev {mgmtdev}");
+        }
+        let down: Vec<String> =
+            others.filter_map(|other| Some(format!("{}: {}", other.name(), not_reached(other)?))).collect();
+        match down.get(MOST_NAMED..) {
+            None | Some([]) if down.is_empty() => "none: by now every device there receives".to_owned(),
+            None | Some([]) => down.join("; "),
+            Some(more) => format!("{}; and {} more", down[..MOST_NAMED].join("; "), more.len()),
+        }
     }
 
     pub(crate) fn show_cores(&self) -> CoreShow {
@@ -243,8 +265,21 @@ fn dev_info(device: &Device, missing: &[Missing]) -> DevInfo {
         notes
             .push(format!("the front-end polls queue {} and never kicks: its core cannot sleep", ring.index));
     }
-    if let Some(why) = connection.and_then(Connection::not_run) {
-        notes.push(format!("started, not run: {}; try: {}", why.what(), why.cure()));
+    let lacks = |what: Lack| {
+        connection.and_then(|connection| connection.rings.iter().find(|ring| ring.lacks == Some(what)))
+    };
+    if lacks(Lack::Memory).is_some() {
+        notes.push(lack_text(Lack::Memory));
+    } else if let Some(ring) = lacks(Lack::Buffers) {
+        notes.push(format!("queue {}: {}", ring.index, lack_text(Lack::Buffers)));
+    }
+    for (index, counters) in device.shared.counters.iter().enumerate() {
+        let stats = counters.snapshot();
+        let spoofed = stats.drops.iter().find(|(reason, _)| *reason == DropReason::SpoofedMac);
+        if let Some((reason, times)) = spoofed.filter(|(_, times)| *times > 0) {
+            let example = example(*reason, &stats, &facts.config).unwrap_or_default();
+            notes.push(format!("queue {index} {} {times}: {example}; try: {}", reason.name(), reason.cure()));
+        }
     }
     if let Some(refused) = &device.refused {
         notes.push(format!(
@@ -374,7 +409,42 @@ fn config_info(device: &Device) -> ConfigInfo {
     info
 }
 
-fn queue_info(class: Class, qidx: u32, stats: &QueueStats) -> QueueInfo {
+fn lack_text(lack: Lack) -> String {
+    format!("{}; try: {}", lack.what(), lack.cure())
+}
+
+/// Why nothing can be delivered to a device, if nothing can.
+fn not_reached(device: &Device) -> Option<String> {
+    let Some(connection) = &device.connection else {
+        return Some(
+            if device.life == Life::Waiting { "no front-end" } else { device.life.name() }.to_owned(),
+        );
+    };
+    let mut receives = connection.rings.iter().filter(|ring| ring.index.is_multiple_of(2));
+    if receives.clone().any(|ring| ring.runs && ring.lacks.is_none()) {
+        return None;
+    }
+    let why = receives.clone().find_map(|ring| ring.fault.map(|fault| format!("fault {fault}")));
+    let lack = || receives.find_map(|ring| ring.lacks).map(|lack| lack.what().to_owned());
+    Some(why.or_else(lack).unwrap_or_else(|| {
+        if connection.is_ready() { "no receive queue runs" } else { "driver not up" }.to_owned()
+    }))
+}
+
+/// What the last frame was like that was dropped for a reason.
+fn example(reason: DropReason, stats: &QueueStats, config: &DeviceConfig) -> Option<String> {
+    let DeviceConfig::Net(config) = config;
+    let (_, example) = stats.examples.iter().find(|(known, _)| *known == reason)?;
+    Some(match (reason, example) {
+        (DropReason::SpoofedMac, Example::Address(from)) => {
+            format!("last from {from}, the device's is {}", config.mac)
+        }
+        (_, Example::Address(to)) => format!("last to {to}"),
+        (_, Example::Bytes(bytes)) => format!("last of {bytes} bytes"),
+    })
+}
+
+fn queue_info(class: Class, config: &DeviceConfig, qidx: u32, stats: &QueueStats) -> QueueInfo {
     let queue_type = match class {
         Class::Net if qidx.is_multiple_of(2) => "rx",
         Class::Net => "tx",
@@ -384,16 +454,23 @@ fn queue_info(class: Class, qidx: u32, stats: &QueueStats) -> QueueInfo {
         stats.drops.iter().map(|(reason, count)| (reason.name().to_owned(), (*count).into())).collect();
     let faults: Map<String, Value> =
         stats.faults.iter().map(|(fault, count)| (fault.name().to_owned(), (*count).into())).collect();
+    // Nothing was ever taken from the ring.
+    let never = |reason: DropReason| {
+        (reason == DropReason::NoRxBuffer && stats.received_desc == 0 && queue_type == "rx")
+            .then_some(Lack::Buffers)
+    };
     let dropped = stats.drops.iter().filter(|(_, count)| *count > 0).map(|(reason, count)| Explained {
         name: reason.name().to_owned(),
         count: *count,
-        meaning: drop_meaning(*reason).to_owned(),
-        cure: reason.cure().to_owned(),
+        meaning: never(*reason).map_or(drop_meaning(*reason), Lack::what).to_owned(),
+        example: example(*reason, stats, config),
+        cure: never(*reason).map_or(reason.cure(), Lack::cure).to_owned(),
     });
     let faulted = stats.faults.iter().filter(|(_, count)| *count > 0).map(|(fault, count)| Explained {
         name: fault.name().to_owned(),
         count: *count,
         meaning: fault.to_string(),
+        example: None,
         cure: fault_cure(*fault).to_owned(),
     });
     QueueInfo {
@@ -492,6 +569,8 @@ fn preemptions(tid: i32) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use ringway_pmd::net::{Mac, NetConfig};
+
     use super::*;
 
     #[test]
@@ -499,11 +578,30 @@ mod tests {
         let counters = ringway_pmd::counters::QueueCounters::default();
         counters.add_drops(DropReason::NoRxBuffer, 3);
         counters.add_fault(RingFault::Unmapped);
-        let info = queue_info(Class::Net, 1, &counters.snapshot());
+        let config = NetConfig { mac: Mac([2; 6]), mtu: 1500, max_vq_pairs: 1, link_up: true };
+        let config = DeviceConfig::Net(config);
+        let info = queue_info(Class::Net, &config, 1, &counters.snapshot());
         let names: Vec<_> = info.explain.iter().map(|e| (e.name.as_str(), e.count)).collect();
         assert_eq!(names, [("no_rx_buffer", 3), ("unmapped", 1)]);
         assert!(info.explain.iter().all(|e| !e.meaning.is_empty() && !e.cure.is_empty()));
         assert_eq!((info.queue_type.as_str(), &info.drops["runt"]), ("tx", &Value::from(0)));
+        // The last one stands for all.
+        for (reason, example, text) in [
+            (
+                DropReason::SpoofedMac,
+                Example::Address(Mac([6; 6])),
+                "last from 06:06:06:06:06:06, the device's is 02:02:02:02:02:02",
+            ),
+            (DropReason::SamePort, Example::Address(Mac([0; 6])), "last to 00:00:00:00:00:00"),
+            (DropReason::Oversize, Example::Bytes(9019), "last of 9019 bytes"),
+        ] {
+            counters.add_drops(reason, 1);
+            counters.set_example(reason, Example::Bytes(1));
+            counters.set_example(reason, example);
+            let info = queue_info(Class::Net, &config, 1, &counters.snapshot());
+            let shown = info.explain.iter().find(|why| why.name == reason.name()).unwrap();
+            assert_eq!(shown.example.as_deref(), Some(text));
+        }
     }
 
     #[test]

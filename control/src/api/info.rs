@@ -285,7 +285,7 @@ pub struct QueueInfo {
     pub drops: Map<String, Value>,
     /// Faults of the ring by name, every name.
     pub faults: Map<String, Value>,
-    /// Why it is not served though it is started, and what to do.
+    /// What it lacks to be of use though it is started, and what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_run: Option<String>,
     /// What the drops and faults that occurred mean and what clears them.
@@ -302,6 +302,9 @@ pub struct Explained {
     pub count: u64,
     /// What it means.
     pub meaning: String,
+    /// What the last one was like, where that tells more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub example: Option<String>,
     /// What clears it.
     pub cure: String,
 }

@@ -341,8 +341,9 @@ fn batches(text: &mut String, queue: &QueueInfo) {
 }
 
 fn explained(text: &mut String, queue: &QueueInfo) {
-    for Explained { name, count, meaning, cure } in &queue.explain {
-        let _ = writeln!(text, "  queue {} {name} {count}: {meaning}", queue.qidx);
+    for Explained { name, count, meaning, example, cure } in &queue.explain {
+        let _ = write!(text, "  queue {} {name} {count}: {meaning}", queue.qidx);
+        let _ = writeln!(text, "{}", example.as_ref().map(|last| format!("; {last}")).unwrap_or_default());
         let _ = writeln!(text, "    try: {cure}");
     }
 }

@@ -96,6 +96,7 @@ fn report_rings(plane: &mut EnginePlane<'_>, shared: &DeviceShared) {
         kicks: true,
         fault: None,
         runs: true,
+        lacks: None,
         core: plane.core(index / 2),
     });
     let rings = rings.collect();

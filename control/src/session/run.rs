@@ -158,6 +158,9 @@ impl Session<'_> {
         if ready.socket {
             self.serve_socket(now)?;
         }
+        if self.backend.look_at().is_some_and(|at| at <= now) {
+            self.backend.look(&mut self.plane);
+        }
         self.check_deadlines(now)
     }
 
@@ -188,7 +191,8 @@ impl Session<'_> {
             calls.push(index);
             fds.push(PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN));
         }
-        let deadline = [self.reader.deadline(), self.outbox.deadline()].into_iter().flatten().min();
+        let deadlines = [self.reader.deadline(), self.outbox.deadline(), self.backend.look_at()];
+        let deadline = deadlines.into_iter().flatten().min();
         let until_deadline = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let timeout = [until_deadline, pause].into_iter().flatten().min().map(timespec);
         match poll(&mut fds, timeout.as_ref()) {

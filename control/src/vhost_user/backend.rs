@@ -50,7 +50,7 @@ use super::message::{
     FLAG_REPLY, FLAG_VERSION, Header, MAX_MEM_SLOTS, MemRegion, Request, Rule, VringAddrs, VringState,
     decode_mem_table, decode_u64, protocol,
 };
-use crate::session::RingReport;
+use crate::session::{Lack, RingReport};
 
 /// What became of a message.
 #[derive(Debug, PartialEq, Eq)]
@@ -107,6 +107,10 @@ pub struct Backend {
     channel: Option<Channel>,
     /// What was last reported of the rings.
     reported: Vec<RingReport>,
+    /// When to look at the rings again, without a message.
+    look_at: Option<Instant>,
+    /// What rings lack for long, as far as it was told.
+    lacks_told: Vec<Lack>,
     /// Bounds reports of misbehaviour; those beyond are counted and told with the next.
     breaches: Bucket,
     untold: u64,
@@ -146,6 +150,8 @@ impl Backend {
             map: None,
             channel: None,
             reported: Vec::new(),
+            look_at: None,
+            lacks_told: Vec::new(),
             breaches: Bucket::new(BREACH_BURST, BREACHES_PER_SECOND, now),
             untold: 0,
             cost: 0,
@@ -224,6 +230,16 @@ impl Backend {
                 Ended::NotPlaced(_) => self.cannot_run(plane, index, NOT_PLACED),
             }
         }
+        self.report_rings(plane);
+    }
+
+    /// When [`Backend::look`] is to be called; None while no message or attention is missing for what is told of the rings.
+    pub fn look_at(&self) -> Option<Instant> {
+        self.look_at
+    }
+
+    /// Looks whether rings have got what they lacked, or lack it for too long.
+    pub fn look(&mut self, plane: &mut dyn Plane) {
         self.report_rings(plane);
     }
 

@@ -1,15 +1,24 @@
 //! How front-ends come to devices and leave them: connecting, reconnecting, refusing, revoking.
 
 use std::io::Read as _;
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringway_control::guest::{Guest, GuestOptions};
-use ringway_control::vhost_user::frontend::{Frontend, FrontendListener};
+use ringway_control::vhost_user::frontend::{Frontend, FrontendListener, MemoryRegion, VringAddr};
+use ringway_control::vhost_user::message::protocol;
 use ringway_pmd::net::F_MTU;
+use ringway_pmd::notify::EventFd;
 use ringway_ring::features::Features;
+use ringway_ring::guest::GuestMap;
+use ringway_ring::layout::{DriverConfig, Layout};
+use ringway_ring::memory::HostMemory;
+use ringway_ring::position::Position;
+use ringway_ring::queue::{DriverBuffer, DriverRing, Format, RingSize};
 use serde_json::json;
 
 use crate::support::{Daemon, SOON, wait_for};
@@ -350,7 +359,7 @@ fn memory_that_is_not_shared_is_named_once_with_its_cure() {
     let daemon = with_device("");
     let mut frontend = connect(&daemon);
     frontend.set_features(Features::VERSION_1).unwrap();
-    let kick = ringway_pmd::notify::EventFd::new().unwrap();
+    let kick = EventFd::new().unwrap();
     for ring in 0..2u32 {
         frontend.set_vring_kick(ring, Some(std::os::fd::AsFd::as_fd(&kick))).unwrap();
         frontend.enable_ring(ring, true).unwrap();
@@ -427,4 +436,179 @@ fn waiting_device_tells_who_may_open_its_socket() {
     let _frontend = connect(&daemon);
     is_state(&daemon, "connected");
     assert!(daemon.device("vm0")["access"].is_null());
+}
+
+/// A queue pair whose rings are empty, in memory of the test's own.
+struct EmptyPair {
+    memory: HostMemory,
+    map: Arc<GuestMap>,
+    format: Format,
+    layout: Layout,
+    kick: EventFd,
+}
+
+impl EmptyPair {
+    const GPA: u64 = 1 << 30;
+
+    fn new(format: Format) -> EmptyPair {
+        let memory = HostMemory::allocate("test", 1 << 20).unwrap();
+        let map = Arc::new(memory.guest_map(EmptyPair::GPA).unwrap());
+        let layout = Layout::new(format, RingSize::new(format, 256).unwrap());
+        EmptyPair { memory, map, format, layout, kick: EventFd::new().unwrap() }
+    }
+
+    fn features(&self) -> Features {
+        let packed = if self.format == Format::Packed { Features::RING_PACKED } else { Features::NONE };
+        Features::VERSION_1 | packed
+    }
+
+    fn share(&self, frontend: &mut Frontend) {
+        let region = MemoryRegion {
+            gpa: EmptyPair::GPA,
+            size: self.memory.size(),
+            user_addr: self.memory.address(),
+            file_offset: 0,
+            file: self.memory.file(),
+        };
+        frontend.set_mem_table(&[region]).unwrap();
+    }
+
+    fn start(&self, frontend: &mut Frontend) {
+        for queue in 0..2u32 {
+            let areas = self.layout.at(self.memory.address() + u64::from(queue) * (64 << 10));
+            let address =
+                VringAddr { desc: areas.desc, driver: areas.driver, device: areas.device, log: None };
+            let base = Position::START.to_vhost_base(self.format);
+            frontend.start_ring(queue, 256, base, address, Some(self.kick.as_fd()), None).unwrap();
+            frontend.enable_ring(queue, true).unwrap();
+        }
+    }
+
+    /// Posts one receive buffer.
+    fn post(&self) {
+        let config = DriverConfig {
+            size: RingSize::new(self.format, 256).unwrap(),
+            features: self.features(),
+            map: Arc::clone(&self.map),
+            areas: self.layout.at(EmptyPair::GPA),
+            position: Position::START,
+        };
+        let mut ring: Box<dyn DriverRing> = match self.format {
+            Format::Split => Box::new(config.start_split().unwrap()),
+            Format::Packed => Box::new(config.start_packed().unwrap()),
+        };
+        let buffer = DriverBuffer { gpa: EmptyPair::GPA + (512 << 10), len: 2048, writable: true };
+        ring.add(&[buffer], 0).unwrap();
+        ring.publish();
+    }
+}
+
+/// The guest's driver is there and its interface is down.
+#[test]
+fn guest_that_has_posted_no_receive_buffers_is_named_until_it_has() {
+    for format in [Format::Split, Format::Packed] {
+        let daemon = with_device("");
+        let mut frontend = connect(&daemon);
+        let pair = EmptyPair::new(format);
+        frontend.set_features(pair.features()).unwrap();
+        pair.share(&mut frontend);
+        pair.start(&mut frontend);
+        frontend.set_status(15).unwrap();
+        let shown = || daemon.run("dev show vm0").good();
+        let counted = || daemon.run("dev vstats show vm0").good();
+        wait_for("it is named", || shown().contains("note: queue 0: no receive buffers posted yet; try: "));
+        let said = counted();
+        assert!(
+            said.contains("queue 0 no receive buffers posted yet; try: bring the interface up"),
+            "{said}"
+        );
+        assert!(!said.contains("queue 1 no"), "{said}");
+        let told = || daemon.run("events --once --since 0 --type session.no_buffers").good();
+        wait_for("one event", || told().lines().count() == 1);
+        assert!(told().contains("ip link set"), "{}", told());
+        pair.post();
+        wait_for("it is over", || {
+            !shown().contains("no receive buffers") && !counted().contains("no receive")
+        });
+        assert_eq!(told().lines().count(), 1);
+    }
+}
+
+/// Without a status, a front-end may start its rings before it tells the memory.
+#[test]
+fn rings_that_are_started_before_the_memory_is_told_are_not_called_without_memory() {
+    let daemon = with_device("");
+    let mut frontend = Frontend::connect(&daemon.socket("vm0"), SOON).unwrap();
+    frontend.set_timeout(SOON);
+    frontend.handshake_with(!protocol::STATUS).unwrap();
+    let pair = EmptyPair::new(Format::Split);
+    frontend.set_features(pair.features()).unwrap();
+    pair.start(&mut frontend);
+    let told = || daemon.run("events --once --since 0 --type session.not_run").good();
+    assert!(!daemon.run("dev show vm0").good().contains("no guest memory"));
+    pair.share(&mut frontend);
+    pair.post();
+    wait_for("they run", || daemon.device("vm0")["rings"][0]["runs"] == true);
+    assert_eq!(told(), "");
+    // One that never tells it is told of, once it had its time.
+    drop(frontend);
+    is_state(&daemon, "waiting");
+    let mut frontend = Frontend::connect(&daemon.socket("vm0"), SOON).unwrap();
+    frontend.set_timeout(SOON);
+    frontend.handshake_with(!protocol::STATUS).unwrap();
+    frontend.set_features(pair.features()).unwrap();
+    pair.start(&mut frontend);
+    wait_for("it is told", || told().lines().count() == 1);
+    assert!(daemon.run("dev show vm0").good().contains("no guest memory"));
+}
+
+/// On a bridge the hint names each device that keeps frames from going anywhere, and its state.
+#[test]
+fn frames_to_nobody_name_the_devices_at_the_other_end_and_their_state() {
+    let daemon = Daemon::start();
+    daemon.run("dev add name a mgmtdev link/l mac 52:54:00:00:00:01 spoofchk on").good();
+    let mut source = [0x52, 0x54, 0, 0, 0, 1];
+    let options = GuestOptions { source, ..GuestOptions::default() };
+    let mut guest = Guest::connect(&daemon.socket("a"), options).unwrap();
+    guest.turn(1).unwrap();
+    let hint = || daemon.run("dev vstats show a qidx 1").good();
+    wait_for("no other device", || hint().contains("link/l has no other device: ringway dev add"));
+    daemon.run("dev add name b mgmtdev link/l").good();
+    assert!(hint().contains("try: b: no front-end"), "{}", hint());
+    let mut frontend = Frontend::connect(&daemon.socket("b"), SOON).unwrap();
+    frontend.set_timeout(SOON);
+    frontend.handshake().unwrap();
+    frontend.set_status(3).unwrap();
+    wait_for("its driver is not up", || hint().contains("try: b: driver not up"));
+    let pair = EmptyPair::new(Format::Split);
+    frontend.set_features(pair.features()).unwrap();
+    pair.share(&mut frontend);
+    pair.start(&mut frontend);
+    frontend.set_status(15).unwrap();
+    wait_for("no buffers", || hint().contains("try: b: no receive buffers posted yet"));
+    pair.post();
+    wait_for("it receives", || hint().contains("try: none: by now every device there receives"));
+    // The hint's length is bounded.
+    for n in 0..10 {
+        daemon.run(&format!("dev add name p{n} mgmtdev bridge/b")).good();
+    }
+    let mut port = Guest::connect(&daemon.socket("p0"), GuestOptions::default()).unwrap();
+    port.turn(1).unwrap();
+    wait_for("eight are named", || {
+        let said = daemon.run("dev vstats show p0 qidx 1").good();
+        said.contains("p8: no front-end; and 1 more") && !said.contains("p9")
+    });
+    // A frame from another address: which one is shown, beside the device's.
+    drop(guest);
+    wait_for("it leaves", || daemon.device("a")["state"] == "waiting");
+    source[5] = 0x66;
+    let options = GuestOptions { source, ..GuestOptions::default() };
+    let mut guest = Guest::connect(&daemon.socket("a"), options).unwrap();
+    guest.turn(1).unwrap();
+    let last = "last from 52:54:00:00:00:66, the device's is 52:54:00:00:00:01";
+    wait_for("it is shown", || hint().contains(last));
+    assert!(daemon.run("dev show a").good().contains(last));
+    let json = daemon.run("-j dev vstats show a qidx 1").json();
+    let explain = json["vstats"]["a"]["explain"].as_array().unwrap().clone();
+    assert!(explain.iter().any(|why| why["example"] == last), "{explain:?}");
 }

@@ -73,6 +73,17 @@ pub(super) fn decide(
     }
 }
 
+/// True unless a ring that stands here is as one that no driver has put anything into yet.
+pub(super) fn is_used(format: Format, map: &GuestMap, addrs: &VringAddrs, at: Position) -> bool {
+    if at != Position::START {
+        return true;
+    }
+    match format {
+        Format::Split => idx(map, addrs.driver) != Some(0),
+        Format::Packed => descriptor(map, addrs.desc, 0).is_none_or(|first| first.avail),
+    }
+}
+
 /// Where a split ring starts whose indexes in memory are `avail` and `used`.
 fn split(size: RingSize, avail: u16, used: u16, base: Position, kept: Option<Position>) -> Position {
     let restarted = base.used_idx == 0 && avail.wrapping_sub(used) <= size.get();

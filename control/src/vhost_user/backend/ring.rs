@@ -1,6 +1,7 @@
 //! One ring of a session: what the front-end said of it, and whether that makes a queue.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use ringway_pmd::notify::{CallFd, EventFd};
 use ringway_pmd::vdpa::FaultReporter;
@@ -82,6 +83,10 @@ pub(super) struct Ring {
     pub(super) placed: bool,
     /// Told by the pump.
     pub(super) reporter: Option<FaultReporter>,
+    /// Its driver has posted a buffer since it was started.
+    pub(super) posted: bool,
+    /// Since when it lacks something.
+    pub(super) lacks_since: Option<Instant>,
     /// Why it was stopped, or why it cannot run as it was set up; until it is started anew or set up rightly.
     pub(super) fault: Option<&'static str>,
 }
@@ -102,6 +107,8 @@ impl Ring {
             owes_call: true,
             placed: false,
             reporter: None,
+            posted: false,
+            lacks_since: None,
             fault: None,
         }
     }
@@ -123,7 +130,17 @@ impl Ring {
         self.slot.clear();
         self.begun = false;
         self.owes_call = true;
+        self.posted = false;
         self.reporter = None;
+    }
+
+    /// Whether its driver has posted a buffer since it was started. Once it has, it is not asked again.
+    pub(super) fn has_posted(&mut self, format: Format, map: &GuestMap) -> bool {
+        if !self.posted {
+            let at = self.slot.load().unwrap_or(Position::START);
+            self.posted = self.addrs.is_none_or(|addrs| resume::is_used(format, map, &addrs, at));
+        }
+        self.posted
     }
 
     /// Where it stands, as a base on the wire: the used position, so that buffers taken but not filled are taken

@@ -15,7 +15,7 @@ use super::plane::{Plane, PlaneError};
 use super::refusal::Refusal;
 use super::ring::{Call, Kick, Ring, format_of};
 use super::{Answer, Backend};
-use crate::session::{Report, RingReport};
+use crate::session::{Lack, Report, RingReport};
 
 impl Backend {
     pub(super) fn all_groups(&self) -> std::ops::Range<u16> {
@@ -284,9 +284,54 @@ impl Backend {
         plane.report(report(detail));
     }
 
+    /// What a ring lacks, once it has lacked it for long enough; sets when to look again.
+    fn lacks(&mut self, plane: &mut dyn Plane, index: usize, now: Instant) -> Option<Lack> {
+        let has_memory = self.map.as_ref().is_some_and(|map| !map.regions().is_empty());
+        let format = format_of(self.features.without(Features::PROTOCOL_FEATURES));
+        // virtio 1.3 §5.1.2: even is receive.
+        let is_receive = self.class == Class::Net && index.is_multiple_of(2);
+        let ring = &mut self.rings[index];
+        let lack = if !ring.life.is_started() || ring.fault.is_some() {
+            None
+        } else if !has_memory {
+            // Before the driver is ready it needs none.
+            (!self.status_used || self.status == Status::DriverOk).then_some(Lack::Memory)
+        } else {
+            let serves = is_receive && ring.placed && ring.life.is_enabled();
+            let lacks = serves && !self.map.as_ref().is_some_and(|map| ring.has_posted(format, map));
+            lacks.then_some(Lack::Buffers)
+        };
+        let Some(lack) = lack else {
+            ring.lacks_since = None;
+            return None;
+        };
+        // Once its driver is ready, it will not get any.
+        let is_certain = lack == Lack::Memory && self.status_used;
+        let since = now.saturating_duration_since(*ring.lacks_since.get_or_insert(now));
+        let (is_shown, is_long) = match is_certain {
+            true => (true, true),
+            false => {
+                (since >= LACKS_AFTER, since >= if lack == Lack::Memory { LACKS_AFTER } else { LACKS_LONG })
+            }
+        };
+        if !is_certain {
+            let next = now + LACKS_AFTER;
+            self.look_at = Some(self.look_at.map_or(next, |at| at.min(next)));
+        }
+        if is_long && !self.lacks_told.contains(&lack) {
+            self.lacks_told.push(lack);
+            plane.report(Report::Lacks { queue: index as u16, lack });
+        }
+        is_shown.then_some(lack)
+    }
+
     /// Reports the rings if they are not what was last reported.
     pub(super) fn report_rings(&mut self, plane: &mut dyn Plane) {
-        let report = |(index, ring): (usize, &Ring)| RingReport {
+        let now = Instant::now();
+        self.look_at = None;
+        let lacks: Vec<Option<Lack>> =
+            (0..self.rings.len()).map(|index| self.lacks(plane, index, now)).collect();
+        let report = |((index, ring), lacks): ((usize, &Ring), Option<Lack>)| RingReport {
             index: index as u16,
             // Bounded by the device's largest size when it was set.
             size: ring.size.unwrap_or(0) as u16,
@@ -295,15 +340,22 @@ impl Backend {
             kicks: !matches!(ring.kick, Kick::Polled),
             fault: ring.fault,
             runs: ring.placed && ring.life.is_started() && ring.life.is_enabled(),
+            lacks,
             core: plane.core(self.groups[index]).filter(|_| ring.placed),
         };
-        let rings: Vec<RingReport> = self.rings.iter().enumerate().map(report).collect();
+        let rings: Vec<RingReport> = self.rings.iter().enumerate().zip(lacks).map(report).collect();
         if rings != self.reported {
             plane.report(Report::Rings(rings.clone()));
             self.reported = rings;
         }
     }
 }
+
+/// How long a ring may lack something before it is shown: front-ends without a status start rings before they tell the
+/// memory, and drivers fill a ring after it was started. Also between two looks at a ring that lacks it.
+const LACKS_AFTER: Duration = Duration::from_secs(1);
+/// How long it may before an event tells of it: a guest that boots brings its interface up some seconds after its driver.
+const LACKS_LONG: Duration = Duration::from_secs(10);
 
 /// What retiring or placing a pump costs, in messages: it takes time of a worker that others share.
 const COST_OF_PLACING: u32 = 12;
