@@ -9,7 +9,10 @@ use ringway_lab::daemon::{Daemon, DeviceStats};
 use ringway_lab::ensure;
 use ringway_lab::error::{Context, Result};
 use ringway_lab::lab::{Lab, wait_for};
-use ringway_lab::qemu::{Chardev, Guest, Nic, all_came_back, every_length, steady_traffic};
+use ringway_lab::process::Process;
+use ringway_lab::qemu::{
+    Chardev, Guest, Nic, QEMU, all_came_back, every_length, require_qemu, steady_traffic,
+};
 
 /// Who connects, from the device's side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -300,6 +303,41 @@ fn traffic_resumes_by_itself_after_the_daemon_is_stopped_and_started() {
             pair.frames(lab, &daemon, &mut guest, every_length(&pair.nic, 1500))?;
         }
         guest.power_off()?;
+        daemon.terminate()
+    });
+}
+
+/// The network boot ROM drives the NIC; no kernel is needed.
+#[test]
+#[ignore = "needs QEMU >= 8: run deploy/test"]
+fn memory_that_a_vmm_does_not_share_is_named_where_the_operator_looks() {
+    Lab::run("memory-not-shared", |lab| {
+        lab.say(format_args!("QEMU {}", require_qemu()?));
+        let mut daemon = Daemon::start(lab, &["--cores", "1"])?;
+        let pair = Pair::new(lab, 0, Mode::Server, 1);
+        pair.add(&daemon)?;
+        let words = [
+            "-accel tcg -m 256 -nodefaults -display none -netdev vhost-user,id=n,chardev=c",
+            "-device virtio-net-pci,netdev=n,bootindex=0",
+        ];
+        let mut arguments: Vec<String> =
+            words.join(" ").split_whitespace().map(|word| word.to_string()).collect();
+        let socket = pair.nic.socket.display();
+        // Before the netdev that names it.
+        arguments.splice(0..0, ["-chardev".into(), format!("socket,id=c,path={socket}")]);
+        let mut vmm = Process::start(QEMU, &arguments, &lab.path("qemu.log"))?;
+        let note = "note: started, not run: no guest memory";
+        let shown = wait_for("the note", Duration::from_secs(90), || {
+            vmm.check()?;
+            Ok(Some(daemon.ctl(&["dev", "show", "vm0"])?).filter(|shown| shown.contains(note)))
+        })?;
+        ensure!(shown.contains("share=on") && shown.contains("memory 0 regions"), "{shown}");
+        let counted = daemon.ctl(&["dev", "vstats", "show", "vm0"])?;
+        ensure!(counted.contains("queue 0 started, not run: no guest memory"), "{counted}");
+        let events = daemon.ctl(&["events", "--once", "--since", "0"])?;
+        ensure!(events.matches("session.not_run").count() == 1, "{events}");
+        ensure!(!events.contains("running=2"), "{events}");
+        vmm.kill()?;
         daemon.terminate()
     });
 }
