@@ -6,38 +6,19 @@
 //! What is asked for its result ([`within`]) has a thread of its own.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::mpsc::channel;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Something to do; true once it is done.
 type Job = Box<dyn FnMut() -> bool + Send>;
 
-/// The way to the thread, once it runs.
-static THREAD: Mutex<Option<Sender<Job>>> = Mutex::new(None);
-
-/// What was given and is not done.
-static LEFT: AtomicUsize = AtomicUsize::new(0);
+/// What was given, and the thread that does it.
+static LINE: Line = Line::new();
 
 /// Has something done, now and then until it says that it is. Never waits.
 pub fn run_until(job: impl FnMut() -> bool + Send + 'static) {
-    LEFT.fetch_add(1, Ordering::Relaxed);
-    let mut thread = THREAD.lock().unwrap_or_else(PoisonError::into_inner);
-    if thread.is_none() {
-        let (sender, receiver) = channel();
-        let started = std::thread::Builder::new().name("rw-later".to_owned()).spawn(move || work(&receiver));
-        // Without a thread, what is given waits for the next attempt to start one.
-        *thread = started.is_ok().then_some(sender);
-    }
-    match &*thread {
-        Some(sender) => {
-            let _ = sender.send(Box::new(job));
-        }
-        // The host gives no thread: it is left undone, as the process is about to fail anyway.
-        None => {
-            LEFT.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
+    LINE.give(Box::new(job), start);
 }
 
 /// Has something done once. Never waits.
@@ -63,7 +44,7 @@ pub fn within<T: Send + 'static>(time: Duration, job: impl FnOnce() -> T + Send 
 /// Waits until all that was given is done, for a process that ends. False: not in time.
 pub fn settle(within: Duration) -> bool {
     let begun = Instant::now();
-    while LEFT.load(Ordering::Relaxed) > 0 {
+    while LINE.left.load(Ordering::Relaxed) > 0 {
         if begun.elapsed() >= within {
             return false;
         }
@@ -72,38 +53,88 @@ pub fn settle(within: Duration) -> bool {
     true
 }
 
-/// The thread.
-fn work(jobs: &Receiver<Job>) {
-    let mut again: Vec<Job> = Vec::new();
-    loop {
-        let next = if again.is_empty() {
-            jobs.recv().map_err(|_| RecvTimeoutError::Disconnected)
-        } else {
-            jobs.recv_timeout(RETRY)
-        };
-        match next {
-            Ok(job) => again.extend(attempt(job)),
-            Err(RecvTimeoutError::Timeout) => {
-                again = std::mem::take(&mut again).into_iter().filter_map(attempt).collect();
-            }
-            Err(RecvTimeoutError::Disconnected) => return,
+/// Jobs on their way to the thread.
+struct Line {
+    waiting: Mutex<Waiting>,
+    news: Condvar,
+    /// What was given and is not done.
+    left: AtomicUsize,
+}
+
+struct Waiting {
+    jobs: Vec<Job>,
+    has_thread: bool,
+}
+
+impl Line {
+    const fn new() -> Line {
+        let waiting = Waiting { jobs: Vec::new(), has_thread: false };
+        Line { waiting: Mutex::new(waiting), news: Condvar::new(), left: AtomicUsize::new(0) }
+    }
+
+    /// Hands a job over. `start` starts the thread and tells whether the host gave one; else the job waits for the next that
+    /// is given, which tries again.
+    fn give(&self, job: Job, start: impl FnOnce() -> bool) {
+        self.left.fetch_add(1, Ordering::Relaxed);
+        let mut waiting = self.lock();
+        waiting.jobs.push(job);
+        waiting.has_thread = waiting.has_thread || start();
+        self.news.notify_one();
+    }
+
+    /// The thread's: what was given since, once there is any or the time has come.
+    fn take(&self, due: Option<Instant>) -> Vec<Job> {
+        let mut waiting = self.lock();
+        while waiting.jobs.is_empty() {
+            waiting = match due.map(|due| due.saturating_duration_since(Instant::now())) {
+                Some(Duration::ZERO) => break,
+                Some(left) => self.news.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0,
+                None => self.news.wait(waiting).unwrap_or_else(PoisonError::into_inner),
+            };
         }
+        std::mem::take(&mut waiting.jobs)
+    }
+
+    /// Does a job; it comes back if it is not done. One that panics is.
+    fn attempt(&self, mut job: Job) -> Option<Job> {
+        let is_done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let is_done = job();
+            (is_done, job)
+        }));
+        match is_done {
+            Ok((false, job)) => Some(job),
+            Ok((true, _)) | Err(_) => {
+                self.left.fetch_sub(1, Ordering::Relaxed);
+                None
+            }
+        }
+    }
+
+    /// The thread. However many new jobs there are, those that could not be done are tried again when they are due.
+    fn work(&self) {
+        let (mut again, mut due) = (Vec::new(), Instant::now());
+        loop {
+            let was_empty = again.is_empty();
+            again.extend(
+                self.take((!was_empty).then_some(due)).into_iter().filter_map(|job| self.attempt(job)),
+            );
+            if was_empty {
+                due = Instant::now() + RETRY;
+            } else if Instant::now() >= due {
+                again = again.into_iter().filter_map(|job| self.attempt(job)).collect();
+                due = Instant::now() + RETRY;
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Does a job; it comes back if it is not done. One that panics is.
-fn attempt(mut job: Job) -> Option<Job> {
-    let is_done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let is_done = job();
-        (is_done, job)
-    }));
-    match is_done {
-        Ok((false, job)) => Some(job),
-        Ok((true, _)) | Err(_) => {
-            LEFT.fetch_sub(1, Ordering::Relaxed);
-            None
-        }
-    }
+/// Starts the thread. False: the host gives none.
+fn start() -> bool {
+    std::thread::Builder::new().name("rw-later".to_owned()).spawn(|| LINE.work()).is_ok()
 }
 
 /// Between two attempts at what could not be done.
@@ -134,6 +165,37 @@ mod tests {
         assert!(begun.elapsed() < RETRY, "the caller did not wait");
         assert!(settle(Duration::from_secs(20)));
         assert_eq!((tries.load(Ordering::SeqCst), done.load(Ordering::SeqCst)), (3, 1));
+    }
+
+    #[test]
+    fn what_cannot_be_done_yet_is_tried_again_however_much_is_given() {
+        let tries = Arc::new(AtomicUsize::new(0));
+        let told = Arc::clone(&tries);
+        run_until(move || told.fetch_add(1, Ordering::SeqCst) == 3);
+        let begun = Instant::now();
+        // Always sooner than the next attempt would be if each put it off.
+        while tries.load(Ordering::SeqCst) < 4 {
+            assert!(begun.elapsed() < RETRY * 100, "{tries:?}");
+            run(|| {});
+            std::thread::sleep(RETRY / 20);
+        }
+    }
+
+    #[test]
+    fn what_is_given_while_there_is_no_thread_waits_for_one() {
+        let line = Line::new();
+        let done = Arc::new(AtomicUsize::new(0));
+        for has_thread in [false, false, true] {
+            let done = Arc::clone(&done);
+            let job = move || done.fetch_add(1, Ordering::SeqCst) < 9;
+            line.give(Box::new(job), || has_thread);
+        }
+        let jobs = line.take(None);
+        assert_eq!((jobs.len(), line.left.load(Ordering::SeqCst)), (3, 3));
+        assert!(jobs.into_iter().all(|job| line.attempt(job).is_none()));
+        assert_eq!((done.load(Ordering::SeqCst), line.left.load(Ordering::SeqCst)), (3, 0));
+        // It has one from now on.
+        line.give(Box::new(|| true), || panic!("a second thread"));
     }
 
     #[test]
