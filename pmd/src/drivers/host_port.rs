@@ -16,7 +16,7 @@ use crate::net::fabric::{Port, Side};
 use crate::net::netdev::{NetdevSink, NetdevSource, NetdevWatch};
 use crate::net::plan::{Offer, Plan};
 use crate::net::side::{Sink, Source};
-use crate::net::tap::{TapError, TapNetdev, TapSpec, check_ifname};
+use crate::net::tap::{TapError, TapNetdev, TapSpec, check_ifname, check_namespace, namespace_path};
 use crate::notify::EventFd;
 use crate::vdpa::{
     AttributeInfo, Berth, Class, DataPath, DeviceConfig, DeviceSpec, DriverError, Ended, Netdev,
@@ -111,6 +111,7 @@ pub(super) fn netns(spec: &DeviceSpec) -> Result<Option<String>, Unfit> {
         let why = "must be a name as `ip netns list` has it, or a path that begins with a slash";
         return Err(Unfit::new(NETNS.name, format!("netns {}: {why}", netns.escape_debug())));
     }
+    check_namespace(&namespace_path(Some(netns))).map_err(|why| Unfit::new(NETNS.name, why))?;
     Ok(Some(netns.clone()))
 }
 

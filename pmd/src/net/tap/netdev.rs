@@ -5,7 +5,7 @@
 //! device. What is found otherwise is left as it is. The descriptors stay good when an operator moves the interface to
 //! another namespace.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -150,19 +150,7 @@ impl TapNetdev {
     pub fn open(spec: &TapSpec, may_make: bool) -> Result<TapNetdev, TapError> {
         check_ifname(&spec.name).map_err(TapError::Misconfigured)?;
         let Some(path) = spec.namespace()? else { return open_here(spec, may_make) };
-        // Whatever else stands there, as a pipe, is not waited for.
-        let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-        let namespace = OpenOptions::new().read(true).custom_flags(flags).open(&path);
-        let namespace = namespace.map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => TapError::NotFound(format!(
-                "there is no network namespace {} (ip netns list)",
-                path.display()
-            )),
-            _ => TapError::Resource {
-                what: format!("cannot open the network namespace {}", path.display()),
-                source,
-            },
-        })?;
+        let namespace = open_namespace(&path)?;
         // A thread of its own, whose namespace goes with it: the caller's never changes.
         let open = || {
             use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -276,6 +264,45 @@ impl TapNetdev {
             // It fails only where the interface is gone already.
             let _ = sys::set_persistent(queue.as_fd(), false);
         }
+    }
+}
+
+/// The file of a network namespace. Never waits, whatever the path leads to: a pipe has no writer yet.
+fn open_namespace(path: &Path) -> Result<File, TapError> {
+    let cannot = |source| TapError::Resource {
+        what: format!("cannot open the network namespace {}", path.display()),
+        source,
+    };
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY);
+    let file = options.open(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => {
+            TapError::NotFound(format!("there is no network namespace {} (ip netns list)", path.display()))
+        }
+        _ => cannot(source),
+    })?;
+    let system = rustix::fs::fstatfs(&file).map_err(|errno| cannot(errno.into()))?;
+    // statfs(2) has the types as 32-bit numbers, whatever the width of the field.
+    if u64::from(system.f_type as u32) != NSFS_MAGIC {
+        return Err(TapError::NotFound(format!(
+            "{} is no network namespace (ip netns list)",
+            path.display()
+        )));
+    }
+    Ok(file)
+}
+
+/// Refuses what a network namespace's path leads to if it can never be one: they are regular files. One that is not there
+/// may still come.
+///
+/// # Errors
+/// A sentence that says what is wrong.
+pub fn check_namespace(path: &Path) -> Result<(), String> {
+    match std::fs::metadata(path) {
+        Ok(facts) if !facts.is_file() => {
+            Err(format!("netns: {} is no network namespace (ip netns list)", path.display()))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -439,6 +466,8 @@ fn holder(name: &str) -> Option<String> {
 const LOOK_FOR: Duration = Duration::from_millis(200);
 const CLONE_DEVICE: &str = "/dev/net/tun";
 const NAMED: &str = "/run/netns";
+/// The type of the file system of namespaces, as `statfs(2)` has it.
+const NSFS_MAGIC: u64 = 0x6e73_6673;
 
 #[cfg(test)]
 mod tests {
@@ -469,5 +498,34 @@ mod tests {
         assert!(
             TapNetdev::open(&spec, true).unwrap_err().to_string().contains("a name, or an absolute path")
         );
+    }
+
+    #[test]
+    fn namespace_that_is_something_else_is_refused_at_once() {
+        let dir = std::env::temp_dir().join(format!("ringway-netns-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (pipe, file) = (dir.join("pipe"), dir.join("file"));
+        let mode = rustix::fs::Mode::RWXU;
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        std::fs::write(&file, "").unwrap();
+        let (told, answer) = std::sync::mpsc::channel();
+        let paths = [pipe.clone(), dir.clone(), PathBuf::from("/dev/null"), file.clone()];
+        // A thread of its own: an open that waits fails the test rather than holding it up.
+        std::thread::spawn(move || paths.map(|path| told.send(open_namespace(&path))));
+        for _ in 0..4 {
+            let error = answer.recv_timeout(Duration::from_secs(20)).expect("it waits").unwrap_err();
+            assert!(
+                matches!(&error, TapError::NotFound(why) if why.contains("no network namespace")),
+                "{error}"
+            );
+        }
+        open_namespace(Path::new("/proc/self/ns/net")).unwrap();
+        for never in [pipe.as_path(), &dir, Path::new("/dev/null")] {
+            assert!(check_namespace(never).unwrap_err().contains("no network namespace"));
+        }
+        for perhaps in [dir.join("to come").as_path(), &file, Path::new("/proc/self/ns/net")] {
+            check_namespace(perhaps).unwrap();
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }
