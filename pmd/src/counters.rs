@@ -218,6 +218,13 @@ impl QueueCounters {
     #[inline]
     pub fn add(&self, tally: &mut Tally) {
         let done = std::mem::take(tally);
+        // Before anything has moved there may be a call to the kernel, or segments of a frame that is not done with.
+        if done.checksums | done.segmented | done.segments | done.netdev_calls != 0 {
+            add(&self.inner.checksums, done.checksums);
+            add(&self.inner.segmented, done.segmented);
+            add(&self.inner.segments, done.segments);
+            add(&self.inner.netdev_calls, done.netdev_calls);
+        }
         if done.chains | done.packets == 0 {
             return;
         }
@@ -226,12 +233,6 @@ impl QueueCounters {
         add(&self.inner.completed, done.chains);
         add(&self.inner.packets, done.packets);
         add(&self.inner.bytes, done.bytes);
-        if done.checksums | done.segmented | done.segments | done.netdev_calls != 0 {
-            add(&self.inner.checksums, done.checksums);
-            add(&self.inner.segmented, done.segmented);
-            add(&self.inner.segments, done.segments);
-            add(&self.inner.netdev_calls, done.netdev_calls);
-        }
     }
     /// Counts a call (a notification sent to the driver).
     #[inline]
@@ -308,4 +309,23 @@ pub struct QueueStats {
     pub examples: Vec<(DropReason, Example)>,
     /// Faults by reason, every reason.
     pub faults: Vec<(RingFault, u64)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_moved_no_frame_is_counted_all_the_same() {
+        let counters = QueueCounters::default();
+        let mut tally =
+            Tally { netdev_calls: 1, checksums: 2, segments: 3, segmented: 4, ..Tally::default() };
+        counters.add(&mut tally);
+        assert_eq!(tally, Tally::default());
+        tally.chains = 1;
+        counters.add(&mut tally);
+        let now = counters.snapshot();
+        assert_eq!((now.netdev_calls, now.checksums, now.segments, now.segmented), (1, 2, 3, 4));
+        assert_eq!((now.bursts, now.received_desc), (1, 1));
+    }
 }

@@ -1201,6 +1201,31 @@ fn port_that_is_dropped_waits_neither_for_a_worker_nor_for_the_lock() {
 }
 
 #[test]
+fn frames_that_are_wrong_are_not_counted_as_the_receivers_want_of_buffers() {
+    let engine = engine(1);
+    let mut link = link();
+    let mut a = Nic::new(&mut *link, "a", Setup { spoofchk: true, ..Setup::default() }, &engine);
+    let mut b = Nic::new(&mut *link, "b", Setup::default(), &engine);
+    a.start(1);
+    b.start(1);
+    let (to, from) = (b.mac, a.mac);
+    // Behind a frame that waits for a buffer in vain.
+    let good = frame(to, from, 100, 1);
+    let forged = frame(to, Mac([2; 6]), 100, 2);
+    for bytes in [&good[..], &good[..10], &forged[..], &good[..]] {
+        a.send_plain(0, bytes);
+    }
+    b.expect_drops(0, DropReason::NoRxBuffer, 2);
+    a.expect_drops(1, DropReason::Runt, 1);
+    a.expect_drops(1, DropReason::SpoofedMac, 1);
+    let begun = Instant::now();
+    while (a.stats(1).packets, a.stats(1).bytes) != (2, 200) {
+        assert!(begun.elapsed() < SOON, "{:?}", a.stats(1));
+    }
+    assert_eq!(b.drops(0, DropReason::NoRxBuffer), 2);
+}
+
+#[test]
 fn joined_devices_have_as_many_pairs_as_simulated_ones() {
     for (pairs, is_good) in [(0, false), (1, true), (15, true), (16, true), (17, false)] {
         let spec = DeviceSpec { name: "p".into(), max_vqp: Some(pairs), ..DeviceSpec::default() };

@@ -194,10 +194,16 @@ impl Transfer {
         }
         // `blocked_since` stays: until buffers come, later frames do not wait anew.
         feeder.resume = 0;
-        let bytes: u64 = frames.iter().map(|frame| u64::from(frame.len)).sum();
-        sink.count_drops(DropReason::NoRxBuffer, frames.len() as u64);
+        let (mut lost, mut bytes) = (0, 0);
+        for frame in frames {
+            match frame.dropped {
+                Some(reason) => feeder.source.count_drops(reason, 1),
+                None => (lost, bytes) = (lost + 1, bytes + u64::from(frame.len)),
+            }
+        }
+        sink.count_drops(DropReason::NoRxBuffer, lost);
         let tally = feeder.source.tally();
-        tally.packets += frames.len() as u64;
+        tally.packets += lost;
         tally.bytes += bytes;
         feeder.source.finish(frames.len());
         Step::Moved(frames.len() as u32)
