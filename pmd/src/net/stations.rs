@@ -1,10 +1,12 @@
 //! What a bridge has learned, for those who ask: a copy of its forwarding database, made by its pump now and then, and
 //! the addresses that it refused to learn.
 //!
-//! The pump writes, from its worker, and never waits: while somebody reads, it leaves the old copy. Any thread reads.
+//! The pump writes, from its worker, and never waits: while somebody reads, it leaves the old copy. Any thread reads, and
+//! waits for the worker neither in the lock, so that the worker has nobody to wake, nor for long.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 use super::Mac;
 use super::fdb::{Fdb, FdbOptions};
@@ -25,6 +27,8 @@ pub struct Station {
 pub struct Stations {
     /// Has room for all that the database can hold.
     seen: Mutex<Vec<Station>>,
+    /// What was read last, for whoever reads while a worker makes a copy and gets no CPU to finish it. No worker's.
+    read: Mutex<Vec<Station>>,
     refused: AtomicU64,
     /// How long a station is kept, in cycles; decided by control, looked at by the pump.
     ageing: AtomicU64,
@@ -36,6 +40,7 @@ impl Stations {
     pub fn new(options: FdbOptions) -> Stations {
         Stations {
             seen: Mutex::new(Vec::with_capacity(options.capacity as usize)),
+            read: Mutex::default(),
             refused: AtomicU64::new(0),
             ageing: AtomicU64::new(options.ageing),
             options,
@@ -77,13 +82,52 @@ impl Stations {
         self.refused.store(refused + 1, Ordering::Relaxed);
     }
 
-    /// The last copy.
+    /// The last copy; while a worker does not finish one, what was read before.
     pub fn seen(&self) -> Vec<Station> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = Instant::now();
+        while begun.elapsed() < COPY_WITHIN {
+            match self.seen.try_lock() {
+                Ok(seen) => read.clone_from(&seen),
+                Err(TryLockError::Poisoned(poisoned)) => read.clone_from(&poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) => {
+                    std::thread::sleep(COPY_STEP);
+                    continue;
+                }
+            }
+            break;
+        }
+        read.clone()
     }
 
     /// Addresses that were not learned, for want of room.
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
+    }
+}
+
+/// How long whoever reads waits for a worker that makes a copy: several times what that takes.
+const COPY_WITHIN: Duration = Duration::from_millis(5);
+const COPY_STEP: Duration = Duration::from_micros(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reader_waits_for_no_copy_that_is_not_finished() {
+        let options = FdbOptions { capacity: 4, ports: 1, per_port: 4, ageing: 1000, seed: [1, 2] };
+        let stations = Stations::new(options);
+        let mut fdb = stations.empty_fdb().unwrap();
+        fdb.learn(Mac([2, 0, 0, 0, 0, 1]), 0, 1);
+        stations.show(&fdb, 1);
+        assert_eq!(stations.seen().len(), 1);
+        fdb.learn(Mac([2, 0, 0, 0, 0, 2]), 0, 1);
+        stations.show(&fdb, 1);
+        {
+            let _copying = stations.seen.lock().unwrap();
+            assert_eq!(stations.seen().len(), 1, "what was read before");
+        }
+        assert_eq!(stations.seen().len(), 2);
     }
 }
