@@ -360,6 +360,8 @@ pub trait Service {
     fn stop(&mut self, group: u16, within: Duration) -> Result<(), ServiceError>;
     /// A queue of the group is in service.
     fn is_started(&self, group: u16) -> bool;
+    /// Queues, of other devices too, that are out of service for a moment when those of one group change.
+    fn running(&self) -> usize;
     /// The core on which the group is served.
     fn core(&self, group: u16) -> Option<usize>;
     /// Moves what serves the queues to the cores that control decided on.

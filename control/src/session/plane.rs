@@ -207,6 +207,11 @@ impl Plane for EnginePlane<'_> {
         self.placed.get(usize::from(group)).is_some_and(Option::is_some)
     }
 
+    fn running(&mut self) -> usize {
+        // Any other pump has its own queues alone.
+        self.device.service().map_or(0, |service| service.running())
+    }
+
     fn core(&mut self, group: u16) -> Option<usize> {
         if let Some(service) = self.device.service() {
             return service.core(group);

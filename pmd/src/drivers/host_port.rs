@@ -250,6 +250,10 @@ impl Service for HostPort {
         self.port.is_started(group)
     }
 
+    fn running(&self) -> usize {
+        self.port.running()
+    }
+
     fn core(&self, group: u16) -> Option<usize> {
         self.port.core(group)
     }

@@ -106,7 +106,8 @@ struct PortState {
     slot: u16,
     is_leaving: Arc<AtomicBool>,
     berth: Berth,
-    /// A bridge's, while no pump has it.
+    flood_pps: Option<u64>,
+    /// A bridge's, while no pump has it. One that went with a pump that panicked is made anew.
     flood: Option<RateLimit>,
     announcement: Arc<Announcement>,
     /// Groups whose pump ended without being asked to, and why, until the session takes note.
@@ -453,9 +454,10 @@ impl Fabric {
                 Ok(bridge) => {
                     let (ports, fdb) = bridge.into_parts();
                     state.fdb = Some(fdb);
+                    let ids: BTreeMap<u16, u64> =
+                        state.ports.iter().map(|(id, known)| (known.slot, *id)).collect();
                     for port in ports {
-                        let id = state.ports.iter().find(|(_, known)| known.slot == port.slot);
-                        let Some(id) = id.map(|(id, _)| *id) else { continue };
+                        let Some(&id) = ids.get(&port.slot) else { continue };
                         if let Some(known) = state.ports.get_mut(&id) {
                             known.flood = port.flood;
                         }
@@ -638,7 +640,7 @@ impl State {
                 slot: known.slot,
                 sources: Vec::new(),
                 sinks: Vec::new(),
-                flood: known.flood.take(),
+                flood: known.take_flood(),
                 announcement: Arc::clone(&known.announcement),
             });
             match side {
@@ -663,6 +665,12 @@ impl PortState {
     fn is_leaving(&self) -> bool {
         // Relaxed: it publishes nothing else.
         self.is_leaving.load(Ordering::Relaxed)
+    }
+
+    /// The bound on its floods, for a pump.
+    fn take_flood(&mut self) -> Option<RateLimit> {
+        let anew = || Some(self.flood_pps?).map(|pps| RateLimit::new(pps, burst_of(pps), tsc::hertz()));
+        self.flood.take().or_else(anew)
     }
 }
 
@@ -724,7 +732,8 @@ impl Port {
             slot,
             is_leaving: Arc::clone(is_leaving),
             berth: berth.clone(),
-            flood: self.flood_pps.map(|pps| RateLimit::new(pps, burst_of(pps), tsc::hertz())),
+            flood_pps: self.flood_pps,
+            flood: None,
             announcement: Arc::clone(&self.announcement),
             ended: Vec::new(),
         });
@@ -788,6 +797,11 @@ impl Port {
     pub fn is_started(&self, group: u16) -> bool {
         let state = self.lock();
         state.ends.keys().any(|key| key.port == self.id && key.queue / 2 == group)
+    }
+
+    /// Queues in service on the fabric, which are taken out and put back when those of one group change.
+    pub fn running(&self) -> usize {
+        self.lock().ends.len()
     }
 
     /// The core on which frames for a group are delivered; else the one on which they are taken.
@@ -964,6 +978,44 @@ mod tests {
         assert_eq!(fdb.learn(mac(late.into(), 0), late, 1), Learned::Full);
         fdb.forget_port(0);
         assert_eq!(fdb.learn(mac(late.into(), 0), late, 1), Learned::New);
+    }
+
+    #[test]
+    fn bound_on_floods_outlives_the_pump_that_had_it() {
+        let mut port = PortState {
+            slot: 0,
+            is_leaving: Arc::default(),
+            berth: berth(),
+            flood_pps: Some(1),
+            flood: None,
+            announcement: Arc::new(Announcement::new(Arc::default())),
+            ended: Vec::new(),
+        };
+        let mut flood = port.take_flood().unwrap();
+        (0..BURST_LEAST).for_each(|_| assert!(flood.take(1)));
+        // Given back, it is as it was.
+        port.flood = Some(flood);
+        assert!(!port.take_flood().unwrap().take(1));
+        // Gone with a pump that panicked, there is a new one.
+        let mut flood = port.take_flood().unwrap();
+        (0..BURST_LEAST).for_each(|_| assert!(flood.take(1)));
+        assert!(!flood.take(1));
+        port.flood_pps = None;
+        assert!(port.take_flood().is_none());
+    }
+
+    fn berth() -> Berth {
+        struct Deaf;
+        impl Watcher for Deaf {
+            fn pump_ended(&self) {}
+        }
+        let clock = ringway_engine::Clock { cycles: tsc::cycles, hertz: tsc::hertz() };
+        let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+        let core = (0..1024).find(|core| allowed.is_set(*core)).unwrap();
+        let idle = ringway_engine::IdlePolicy::Adaptive;
+        let config = ringway_engine::EngineConfig { cores: vec![core], idle, clock };
+        let engine = ringway_engine::Engine::start(config).unwrap();
+        Berth { name: "p".to_owned(), engine, core_of: Arc::new(move |_| core), watcher: Arc::new(Deaf) }
     }
 
     #[test]

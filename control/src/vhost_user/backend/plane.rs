@@ -26,6 +26,8 @@ pub trait Plane {
     fn retire(&mut self, group: u16) -> Result<(), PlaneError>;
     /// A pump of the group is placed.
     fn is_placed(&mut self, group: u16) -> bool;
+    /// Queues, of other devices too, that are out of service for a moment when those of one group change.
+    fn running(&mut self) -> usize;
     /// The core that the pump of a group runs on.
     fn core(&mut self, group: u16) -> Option<usize>;
     /// What the front-end may take of the process.

@@ -13,6 +13,7 @@ use super::super::life::{RingEvent, State, Status};
 use super::super::message::protocol;
 use super::plane::{Plane, PlaneError};
 use super::refusal::Refusal;
+use super::resume;
 use super::ring::{Call, Kick, Ring, format_of};
 use super::{Answer, Backend};
 use crate::session::{Lack, Report, RingReport};
@@ -69,7 +70,7 @@ impl Backend {
     /// Takes the pump of a group back and places one for what its rings are now.
     pub(super) fn refresh(&mut self, plane: &mut dyn Plane, group: u16) -> Result<(), PlaneError> {
         if plane.is_placed(group) {
-            self.cost += COST_OF_PLACING;
+            self.cost += cost_of_placing(plane.running());
             plane.retire(group)?;
         }
         let mut queues = Vec::new();
@@ -89,7 +90,7 @@ impl Backend {
         if queues.is_empty() {
             return Ok(());
         }
-        self.cost += COST_OF_PLACING;
+        self.cost += cost_of_placing(plane.running());
         let indexes: Vec<usize> = queues.iter().map(|queue| queue.index.into()).collect();
         if !self.told {
             // They were accepted before; a driver that refuses them now refuses the pump.
@@ -147,8 +148,9 @@ impl Backend {
             config.give_back_torn();
         }
         let fault = FaultReporter::new(plane.attention());
-        // Kept from now on: if the process dies before the first burst, its successor finds the true position.
-        ring.slot.store(config.position);
+        // Kept from now on: if the process dies before the first burst, its successor finds the true position. Halves of a
+        // base that differ name chains that were taken and not given back; in the slot they would be a burst under way.
+        ring.slot.store(resume::rewound(config.position));
         ring.begun = true;
         ring.reporter = Some(fault.clone());
         ring.fault = None;
@@ -357,10 +359,31 @@ const LACKS_AFTER: Duration = Duration::from_secs(1);
 /// How long it may before an event tells of it: a guest that boots brings its interface up some seconds after its driver.
 const LACKS_LONG: Duration = Duration::from_secs(10);
 
-/// What retiring or placing a pump costs, in messages: it takes time of a worker that others share.
+/// What retiring or placing a pump costs, in messages: it takes time of a worker that others share, and of every queue that
+/// runs beside it on a bridge or link.
+fn cost_of_placing(running: usize) -> u32 {
+    COST_OF_PLACING.saturating_add(COST_OF_A_QUEUE.saturating_mul(u32::try_from(running).unwrap_or(u32::MAX)))
+}
+
+/// See [`cost_of_placing`]: a pump by itself.
 const COST_OF_PLACING: u32 = 12;
+/// See [`cost_of_placing`]: some times as long as one queue is out of service for it, so that who starts and stops without
+/// end leaves the others most of the time.
+const COST_OF_A_QUEUE: u32 = 2;
 /// What a call that blocked costs, in messages: beyond any burst, so that the peer is not heard for two seconds at least.
 /// A worker is held for some 10 ms by one, once a connection: its session makes those that follow.
 const COST_OF_BLOCKING: u32 = 100_000;
 /// How long a session that found no place among those who write to peers' descriptors waits before it looks again.
 const WRITERS_FULL: Duration = Duration::from_millis(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placing_costs_what_it_takes_of_all_that_run_beside() {
+        for (running, cost) in [(0, 12), (1, 14), (1024, 2060), (usize::MAX, u32::MAX)] {
+            assert_eq!(cost_of_placing(running), cost, "{running}");
+        }
+    }
+}
