@@ -11,8 +11,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use crate::accounts::Account;
 use crate::api::SocketAccess;
-use crate::fault::{Fault, Kind};
+use crate::fault::Fault;
 use crate::peer::Caller;
 use crate::standing::{Identity, Standing};
 
@@ -183,56 +184,14 @@ pub(crate) fn has_left(stream: &UnixStream) -> bool {
         && look[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
 }
 
-/// The number of a user or a group, from a number or a name in `table` (`/etc/passwd`, `/etc/group`).
-fn id_of(word: &str, what: &str, table: &str) -> Result<u32, Fault> {
-    if let Ok(id) = word.parse::<u32>() {
-        return Ok(id);
-    }
-    let text =
-        fs::read_to_string(table).map_err(|error| Fault::system(format!("cannot read {table}"), error))?;
-    let mut lines = text.lines().map(|line| line.split(':'));
-    lines
-        .find_map(|mut fields| {
-            let name = fields.next()?;
-            let id = fields.nth(1)?;
-            (name == word).then(|| id.parse().ok())?
-        })
-        .ok_or_else(|| {
-            Fault::new(Kind::NotFound, format!("there is no {what} `{word}`"))
-                .at(if what == "user" { "owner" } else { "group" })
-                .hint(format!("a name in {table}, or a number"))
-        })
-}
-
-/// The name of a number in `table`, or the number.
-fn name_of(id: u32, table: &str) -> String {
-    let text = fs::read_to_string(table).unwrap_or_default();
-    let named = text.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(id)).then(|| name.to_owned())
-    });
-    named.unwrap_or_else(|| id.to_string())
-}
-
 /// Who may open a socket, as the file system has it; None without a socket.
 pub(crate) fn access(path: &Path) -> Option<SocketAccess> {
     let meta = fs::metadata(path).ok().filter(|meta| meta.file_type().is_socket())?;
     Some(SocketAccess {
-        owner: name_of(meta.uid(), "/etc/passwd"),
-        group: name_of(meta.gid(), "/etc/group"),
+        owner: Account::User.name(meta.uid()),
+        group: Account::Group.name(meta.gid()),
         mode: format!("{:04o}", meta.mode() & 0o7777),
     })
-}
-
-/// The number of a user.
-pub(crate) fn user_id(word: &str) -> Result<u32, Fault> {
-    id_of(word, "user", "/etc/passwd")
-}
-
-/// The number of a group.
-pub(crate) fn group_id(word: &str) -> Result<u32, Fault> {
-    id_of(word, "group", "/etc/group")
 }
 
 /// The first directory above `path` that a user or group cannot pass, if any: its socket is then out of reach,
@@ -251,6 +210,7 @@ pub(crate) fn unreachable_for(path: &Path, owner: Option<u32>, group: Option<u32
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault::Kind;
 
     #[test]
     fn socket_has_mode_0660_and_goes_with_its_listener() {
@@ -369,13 +329,6 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(theirs);
         assert!(has_left(&ours));
-    }
-
-    #[test]
-    fn users_and_groups_are_found_by_name_and_number() {
-        assert_eq!(user_id("root").unwrap(), 0);
-        assert_eq!(group_id("12345").unwrap(), 12345);
-        assert_eq!(group_id("no such group").unwrap_err().kind, Kind::NotFound);
     }
 
     #[test]

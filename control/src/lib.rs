@@ -39,6 +39,7 @@ pub mod session;
 // The vhost-user protocol: messages, framing, both sides.
 pub mod vhost_user;
 
+mod accounts;
 mod addresses;
 mod clients;
 mod connect;

@@ -15,6 +15,7 @@ use ringway_ring::position::PositionPage;
 use rustix::event::epoll;
 use serde_json::{Value, json};
 
+use crate::accounts::{A_MOMENT, Account};
 use crate::api::{DevAdded, DevChanged, DevDeleted, DevSet, DeviceEntry, MgmtEntry, Mode, Target};
 use crate::daemon::{Daemon, Token};
 use crate::device::{Backoff, Device, Facts, Origin, Quota, Repeated};
@@ -155,8 +156,8 @@ impl Daemon {
             .held_by(made.join(", "))
             .hint("another management device, or ringway dev del of one of these"));
         }
-        let owner = entry.owner.as_deref().map(endpoint::user_id).transpose()?;
-        let group = entry.group.as_deref().map(endpoint::group_id).transpose()?;
+        let owner = entry.owner.as_deref().map(|name| Account::User.id(name, A_MOMENT)).transpose()?;
+        let group = entry.group.as_deref().map(|name| Account::Group.id(name, A_MOMENT)).transpose()?;
         let mode = entry.mode.unwrap_or_default();
         let socket = entry.socket.clone().unwrap_or_else(|| self.default_socket(&entry.name));
         if let Some(other) =

@@ -19,9 +19,10 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
+use crate::accounts::{A_MOMENT, Account};
 use crate::daemon::{Daemon, Token, make_dir};
 use crate::device::Device;
-use crate::endpoint::{self, Listening};
+use crate::endpoint::Listening;
 use crate::fault::{Fault, reason};
 use crate::standing::{Identity, Standing, noun};
 
@@ -211,8 +212,8 @@ impl Daemon {
     fn listen_again(&mut self, id: u64) -> Result<(), Fault> {
         let Some(device) = self.registry.by_id(id) else { return Ok(()) };
         let (entry, socket) = (device.entry.clone(), device.socket.clone());
-        let owner = entry.owner.as_deref().map(endpoint::user_id).transpose()?;
-        let group = entry.group.as_deref().map(endpoint::group_id).transpose()?;
+        let owner = entry.owner.as_deref().map(|name| Account::User.id(name, A_MOMENT)).transpose()?;
+        let group = entry.group.as_deref().map(|name| Account::Group.id(name, A_MOMENT)).transpose()?;
         let listening = Listening::make(&socket, owner, group)?;
         self.epoll_add(&listening.socket, Token::Device(id))?;
         if let Some(device) = self.registry.by_id(id) {

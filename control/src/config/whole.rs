@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::Desired;
+use crate::accounts::{A_WHILE, Account};
 use crate::api::DeviceEntry;
 use crate::endpoint;
 use crate::fault::{Fault, Kind};
@@ -139,9 +140,9 @@ impl Desired {
     pub(crate) fn check_host(&self) -> Result<Vec<String>, Fault> {
         self.check_sockets(&crate::paths::ctl(self.ctl.as_deref()))?;
         for (entry, places) in self.placed() {
-            let owner = entry.owner.as_deref().map(endpoint::user_id).transpose();
+            let owner = entry.owner.as_deref().map(|name| Account::User.id(name, A_WHILE)).transpose();
             owner.map_err(|fault| places.fault("owner", fault))?;
-            let group = entry.group.as_deref().map(endpoint::group_id).transpose();
+            let group = entry.group.as_deref().map(|name| Account::Group.id(name, A_WHILE)).transpose();
             group.map_err(|fault| places.fault("group", fault))?;
         }
         match &self.cores {
