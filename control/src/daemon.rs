@@ -31,6 +31,7 @@ use serde_json::Value;
 use crate::addresses::{self, Addresses};
 use crate::api::DeviceEntry;
 use crate::budget::Budget;
+use crate::claims::Claims;
 use crate::config::Settings;
 use crate::device::Origin;
 use crate::endpoint::Listening;
@@ -144,6 +145,7 @@ pub(crate) struct Daemon {
     pub(crate) registry: Registry,
     pub(crate) absent: Vec<Absent>,
     pub(crate) placement: Placement,
+    pub(crate) claims: Claims,
     pub(crate) engine: Engine,
     pub(crate) budget: Budget,
     /// Held for as long as the workers run.
@@ -232,6 +234,10 @@ impl Daemon {
         let allowed = allowed_cores().map_err(|error| Fault::system("cannot read the cpuset", error))?;
         let mut settings = options.settings;
         settings.cores = choose_cores(&allowed, &settings.cores)?;
+        let claims = match options.claims_cores {
+            true => Claims::take(&settings.cores, settings.idle)?,
+            false => Claims::default(),
+        };
         let addresses = match &mut state {
             Some(state) => {
                 let addresses = Addresses::open(state.path(), &kept.devices)?;
@@ -249,6 +255,7 @@ impl Daemon {
             registry,
             absent: Vec::new(),
             placement: Placement::new(&settings.cores),
+            claims,
             engine,
             budget: Budget::of_process(),
             _watchdog: watchdog,

@@ -41,6 +41,7 @@ pub mod vhost_user;
 
 mod accounts;
 mod addresses;
+mod claims;
 mod clients;
 mod connect;
 mod daemon;

@@ -160,6 +160,7 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
         runtime_dir,
         state_dir: Some(state_dir.clone()),
         settings,
+        claims_cores: true,
         devices: desired.devices,
         config_file: args.config,
         mgmtdevs: drivers::all(),

@@ -223,6 +223,7 @@ impl Daemon {
                         cannot_sleep: pump.cannot_sleep,
                     })
                     .collect(),
+                others: self.claims.others(worker.core),
             };
             (worker.core.to_string(), info)
         });

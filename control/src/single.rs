@@ -48,8 +48,12 @@ pub(crate) fn serve(
         ..DeviceEntry::default()
     };
     let inherited = fd.map(inherit).transpose()?;
-    let subsystem =
-        Subsystem::start(Options { settings, signals: Some(signals), ..Options::embedded(runtime.path()) })?;
+    let subsystem = Subsystem::start(Options {
+        settings,
+        claims_cores: true,
+        signals: Some(signals),
+        ..Options::embedded(runtime.path())
+    })?;
     match inherited {
         None => {
             subsystem.add(&entry)?;

@@ -28,6 +28,8 @@ pub struct Options {
     pub state_dir: Option<PathBuf>,
     /// Workers and their idle policy.
     pub settings: Settings,
+    /// Whether the workers' cores are claimed for the host to see, as a daemon does.
+    pub claims_cores: bool,
     /// Devices of the configuration file, made at the start.
     pub devices: Vec<DeviceEntry>,
     /// The configuration file, for what is said of its devices.
@@ -50,6 +52,7 @@ impl Options {
             runtime_dir: runtime_dir.to_owned(),
             state_dir: None,
             settings: Settings::default(),
+            claims_cores: false,
             devices: Vec::new(),
             config_file: None,
             mgmtdevs: crate::drivers::all(),

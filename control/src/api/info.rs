@@ -352,6 +352,9 @@ pub struct CoreInfo {
     pub preemptions: Option<u64>,
     /// Pumps that panicked on it.
     pub panics: u64,
+    /// Other processes that are seen to work on this core, and how.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<String>,
     /// Groups of queues placed on it by control, connected or not.
     pub groups: usize,
     /// What runs on it.

@@ -179,6 +179,10 @@ fn daemon_key_help(key: &str) -> &'static str {
 /// Writes both pages into a directory.
 ///
 /// # Errors
+    page.item(
+        vec![italic("/run/lock/ringway-core-N, /run/lock/ringway-core-N.poll")],
+        "locks, by which the daemons of a host see each other on core N; with --idle poll the second is one daemon's alone",
+    );
 /// The directory cannot be written to.
 pub fn write_manual(dir: &Path) -> Result<(), Fault> {
     for (name, page) in [("ringway.8", ringway_page()), ("ringwayd.8", ringwayd_page())] {

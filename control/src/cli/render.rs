@@ -391,6 +391,9 @@ fn work(text: &mut String, info: &CoreInfo) {
     }
     let _ = write!(text, " wakeups {} longest_turn_us {}", info.wakeups, info.longest_turn_ns / 1000);
     if let Some(preemptions) = info.preemptions {
+        for other in &info.others {
+            let _ = writeln!(text, "  shared with {other}");
+        }
         let _ = write!(text, " preemptions {preemptions}");
     }
     text.push('\n');

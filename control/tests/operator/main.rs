@@ -7,6 +7,7 @@
 mod clients;
 mod commands;
 mod config;
+mod cores;
 mod deaths;
 mod exits;
 mod front_ends;
