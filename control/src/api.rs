@@ -26,6 +26,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::path::PathBuf;
 
+use ringway_pmd::vdpa::{AttributeInfo, BusInfo};
 use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -178,6 +179,40 @@ pub struct Queue {
 pub struct MgmtdevShow {
     /// By name.
     pub mgmtdev: Named<MgmtdevInfo>,
+    /// Kinds of management devices that come to be by being named.
+    #[serde(default, skip_serializing_if = "Named::is_empty")]
+    pub kinds: Named<KindInfo>,
+}
+
+/// A kind of management devices, of which there is one of any name once it is named.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KindInfo {
+    /// What one is.
+    pub summary: String,
+    /// The command that makes one with its first device.
+    pub add: String,
+    /// The most devices that one can have; absent: any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_devices: Option<usize>,
+    /// Attributes of its own that `dev add` takes.
+    pub attributes: Vec<AttributeHelp>,
+    /// Attributes of the management device itself: of `mgmtdev add` and `mgmtdev set`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<AttributeHelp>,
+}
+
+impl KindInfo {
+    /// What a bus makes.
+    pub fn of(bus: &BusInfo) -> KindInfo {
+        let name = if bus.name == "tap" { "IFNAME" } else { "NAME" };
+        KindInfo {
+            summary: bus.device.summary.to_owned(),
+            add: format!("ringway dev add name DEVICE mgmtdev {}/{name}", bus.name),
+            max_devices: bus.device.max_devices,
+            attributes: AttributeHelp::all(&bus.device.attributes),
+            settings: AttributeHelp::all(&bus.attributes),
+        }
+    }
 }
 
 /// A management device.
@@ -271,6 +306,18 @@ pub struct AttributeHelp {
     pub value: String,
     /// One line of help.
     pub help: String,
+}
+
+impl AttributeHelp {
+    /// What a driver declares.
+    pub fn all(declared: &[AttributeInfo]) -> Vec<AttributeHelp> {
+        let help = |attribute: &AttributeInfo| AttributeHelp {
+            name: attribute.name.to_owned(),
+            value: attribute.value.to_owned(),
+            help: attribute.help.to_owned(),
+        };
+        declared.iter().map(help).collect()
+    }
 }
 
 /// Who owns a device's socket.

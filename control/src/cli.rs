@@ -98,19 +98,21 @@ pub enum Object {
 /// Commands of `mgmtdev`.
 #[derive(Debug, Subcommand)]
 pub enum MgmtdevCommand {
-    /// Show management devices: what they make, how large, with which attributes
+    /// Show management devices: what they make, how large, with which attributes; and which kinds there can be
     #[command(visible_alias = "list")]
     Show {
-        /// One of them, as BUS/NAME or NAME
+        /// One of them, as BUS/NAME or NAME; BUS alone shows what can be made there
         name: Option<String>,
     },
-    /// Add a management device, to have it before its first device or with other settings: `link/NAME`, `bridge/NAME`
+    /// Add a management device, to have it before its first device or with other settings
+    #[command(after_help = grammar::kinds_help())]
     Add {
         /// `name BUS/NAME`, then attributes, each followed by its value
         #[arg(value_name = "KEYWORD VALUE", num_args = 0..)]
         words: Vec<String>,
     },
     /// Change a management device, also while its devices are in use
+    #[command(after_help = grammar::kinds_help())]
     Set {
         /// `name BUS/NAME`, then attributes, each followed by its new value
         #[arg(value_name = "KEYWORD VALUE", num_args = 0..)]
@@ -127,7 +129,7 @@ pub enum MgmtdevCommand {
 #[derive(Debug, Subcommand)]
 pub enum DevCommand {
     /// Show devices: one in full, or all
-    #[command(visible_alias = "list")]
+    #[command(visible_alias = "list", after_help = grammar::show_help())]
     Show(DevShowArgs),
     /// Add a device
     #[command(after_help = grammar::add_help())]

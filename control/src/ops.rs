@@ -144,7 +144,7 @@ impl Daemon {
         if self.registry.is_taken(&entry.name) {
             return Err(Fault::conflict(format!("device {} is there already", entry.name))
                 .at("name")
-                .hint(format!("another name, or ringway dev del {}", entry.name)));
+                .hint(format!("another name, or {}", self.how_to_remove(&entry.name))));
         }
         if most.is_some_and(|most| made.len() >= most) {
             return Err(Fault::conflict(format!(
@@ -220,7 +220,7 @@ impl Daemon {
         Err(Fault::conflict(format!("interface {ifname} is taken"))
             .at("tap")
             .held_by(format!("device {}", holder.name()))
-            .hint(format!("another interface, or ringway dev del {}", holder.name())))
+            .hint(format!("another interface, or {}", self.how_to_remove(holder.name()))))
     }
 
     /// The part of making a device that changes something.
@@ -371,12 +371,24 @@ impl Daemon {
 
     /// The fault of changing a device that another one brought.
     fn comes_with(&self, name: &str) -> Fault {
-        let mgmtdev = self.registry.find(name).map(|device| device.entry.mgmtdev.clone()).unwrap_or_default();
-        let others = self.registry.made_by(&mgmtdev).into_iter().filter(|other| other != name);
-        let others = others.collect::<Vec<_>>().join(", ");
+        let others = self.brought_by(name);
         Fault::conflict(format!("{name} comes and goes with {others}"))
             .at("name")
             .hint(format!("ringway dev del {others}"))
+    }
+
+    /// Who brought a device that came by itself.
+    fn brought_by(&self, name: &str) -> String {
+        let mgmtdev = self.registry.find(name).map(|device| device.entry.mgmtdev.clone()).unwrap_or_default();
+        let others = self.registry.made_by(&mgmtdev).into_iter().filter(|other| other != name);
+        others.collect::<Vec<_>>().join(", ")
+    }
+
+    /// The command after which a device is gone.
+    fn how_to_remove(&self, name: &str) -> String {
+        let comes_by_itself = self.registry.find(name).is_ok_and(|device| device.origin == Origin::Implied);
+        let name = if comes_by_itself { self.brought_by(name) } else { name.to_owned() };
+        format!("ringway dev del {name}")
     }
 
     /// Takes a device out: its name and its socket are free at once, its session is told and not waited for.

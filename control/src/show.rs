@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 
 use crate::api::{
     AttributeHelp, ConfigInfo, ConfigShow, CoreInfo, CoreShow, DevInfo, DevShow, DeviceEntry, Dump,
-    Explained, FrontEnd, Hello, LearnedInfo, MgmtEntry, MgmtdevInfo, MgmtdevShow, Named, Provisioned,
-    PumpInfo, Queue, QueueInfo, Ring, Select, StationInfo, VERSION, Vstats, VstatsShow,
+    Explained, FrontEnd, Hello, KindInfo, LearnedInfo, MgmtEntry, MgmtdevInfo, MgmtdevShow, Named,
+    Provisioned, PumpInfo, Queue, QueueInfo, Ring, Select, StationInfo, VERSION, Vstats, VstatsShow,
 };
 use crate::config;
 use crate::connect::REPEATED_CURE;
@@ -68,15 +68,7 @@ impl Daemon {
                     supported_classes: vec![info.class.class_name().to_owned()],
                     max_supported_vqs: info.max_supported_vqs,
                     dev_features: feature_names(info.class, info.features),
-                    attributes: info
-                        .attributes
-                        .iter()
-                        .map(|attribute| AttributeHelp {
-                            name: attribute.name.to_owned(),
-                            value: attribute.value.to_owned(),
-                            help: attribute.help.to_owned(),
-                        })
-                        .collect(),
+                    attributes: AttributeHelp::all(&info.attributes),
                     summary: info.summary.to_owned(),
                     devices: count(&info.name),
                     max_devices: info.max_devices,
@@ -87,8 +79,13 @@ impl Daemon {
                 (info.name, shown)
             })
             .collect();
+        // One is asked for by its bus's name alone.
+        let is_wanted = |name: &str| wanted.is_none_or(|wanted| wanted.trim_end_matches('/') == name);
+        let buses = self.registry.known().buses.into_iter().filter(|bus| is_wanted(bus.name));
+        let kinds: Named<KindInfo> =
+            buses.map(|bus| (format!("{}/NAME", bus.name), KindInfo::of(&bus))).collect();
         match wanted {
-            Some(name) if mgmtdev.0.is_empty() => {
+            Some(name) if mgmtdev.0.is_empty() && kinds.0.is_empty() => {
                 let known = self.registry.known().mgmtdevs;
                 let known: Vec<String> = known.into_iter().map(|info| info.name).collect();
                 let fault = Fault::not_found(format!(
@@ -100,7 +97,7 @@ impl Daemon {
                     None => fault.hint("ringway mgmtdev show"),
                 })
             }
-            _ => Ok(MgmtdevShow { mgmtdev }),
+            _ => Ok(MgmtdevShow { mgmtdev, kinds }),
         }
     }
 
@@ -210,6 +207,7 @@ impl Daemon {
                 longest_turn_ns: nanoseconds(worker.longest_turn_cycles, hertz),
                 preemptions: preemptions(worker.tid),
                 panics: worker.panics,
+                others: self.claims.others(worker.core),
                 groups: self.placement.groups_on(worker.core),
                 pumps: worker
                     .pumps
@@ -223,7 +221,6 @@ impl Daemon {
                         cannot_sleep: pump.cannot_sleep,
                     })
                     .collect(),
-                others: self.claims.others(worker.core),
             };
             (worker.core.to_string(), info)
         });
@@ -239,6 +236,23 @@ impl Daemon {
             .map(|mgmtdev| MgmtEntry { name: mgmtdev.device.info().name, attributes: mgmtdev.asked.clone() })
             .collect();
         Ok(config::dump(&self.settings, self.ctl_path.as_deref(), state_dir, &mgmtdevs, &devices))
+    }
+}
+
+/// Whether a device can receive from those that it is joined with, and what it lacks.
+fn receives(device: &Device) -> &'static str {
+    let Some(connection) = &device.connection else {
+        return match device.netdev {
+            Some(_) => "its interface is away",
+            None => "no front-end is connected: start its VM",
+        };
+    };
+    if connection.rings.iter().any(|ring| ring.index.is_multiple_of(2) && ring.runs) {
+        return "receives now";
+    }
+    match connection.not_run() {
+        Some(why) => why.what(),
+        None => "its driver is not up: bring the interface up in the guest",
     }
 }
 

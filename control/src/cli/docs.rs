@@ -8,7 +8,7 @@ use clap_complete::Shell;
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 
 use crate::cli::command;
-use crate::cli::grammar::{KEYWORDS, Keyword};
+use crate::cli::grammar::{KEYWORDS, Keyword, SHOWN};
 use crate::fault::{Fault, Kind};
 
 /// The completion script of a shell, keywords of `dev add` and `dev set` included.
@@ -70,7 +70,30 @@ pub fn ringway_page() -> String {
         let mark = if keyword.is_settable { " *" } else { "" };
         page.item(vec![bold(keyword.name), roman(" "), italic(keyword.value), roman(mark)], keyword.help);
     }
-    page.text("A driver's own attributes are further keywords; ringway mgmtdev show lists them.");
+    page.text("A driver's own attributes are further keywords:");
+    page.section("MANAGEMENT DEVICES");
+    page.text(
+        "What makes devices. Those of a driver are there; of the kinds BUS/NAME there is one of any name as soon as it is \
+         named in dev add, until its last device is removed. Added by mgmtdev add, or changed by mgmtdev set, it stays.",
+    );
+    let known = crate::drivers::known();
+    let of_drivers = known.mgmtdevs.iter().map(|info| (info.name.clone(), info, &[][..]));
+    let kinds =
+        known.buses.iter().map(|bus| (format!("{}/NAME", bus.name), &bus.device, &bus.attributes[..]));
+    for (name, info, settings) in of_drivers.chain(kinds) {
+        page.item(vec![bold(name.as_str())], info.summary);
+        for (command, attributes) in [("dev add", &info.attributes[..]), ("mgmtdev add", settings)] {
+            for attribute in attributes {
+                let term = [bold(attribute.name), roman(" "), italic(attribute.value)];
+                let of = roman(format!(" ({command}, {name})"));
+                page.item(term.into_iter().chain([of]).collect(), attribute.help);
+            }
+        }
+    }
+    page.section("WORDS OF DEV SHOW");
+    for (word, meaning) in SHOWN {
+        page.item(vec![bold(word)], meaning);
+    }
     page.section("EXAMPLES");
     for (line, help) in [
         ("ringway mgmtdev show", "what devices there can be, and which attributes they take"),
@@ -152,6 +175,10 @@ pub fn ringwayd_page() -> String {
     page.section("FILES");
     page.item(vec![italic("dev/NAME.sock")], "a device's socket, beside the operator socket");
     page.item(
+        vec![italic("/run/lock/ringway-core-N, /run/lock/ringway-core-N.poll")],
+        "locks, by which the daemons of a host see each other on core N; with --idle poll the second is one daemon's alone",
+    );
+    page.item(
         vec![italic("positions/NAME")],
         "where its queues stand, so that a restarted daemon goes on from there",
     );
@@ -179,10 +206,6 @@ fn daemon_key_help(key: &str) -> &'static str {
 /// Writes both pages into a directory.
 ///
 /// # Errors
-    page.item(
-        vec![italic("/run/lock/ringway-core-N, /run/lock/ringway-core-N.poll")],
-        "locks, by which the daemons of a host see each other on core N; with --idle poll the second is one daemon's alone",
-    );
 /// The directory cannot be written to.
 pub fn write_manual(dir: &Path) -> Result<(), Fault> {
     for (name, page) in [("ringway.8", ringway_page()), ("ringwayd.8", ringwayd_page())] {
@@ -323,6 +346,13 @@ mod tests {
         assert!(wanted.len() > 25, "{wanted:?}");
         wanted.extend(KEYWORDS.iter().map(|keyword| format!("{} {}", keyword.name, keyword.value)));
         wanted.extend(Kind::ALL.iter().map(|kind| format!("{}\n{}", kind.exit_code(), kind.meaning())));
+        let known = crate::drivers::known();
+        for bus in &known.buses {
+            wanted.push(format!("{}/NAME", bus.name));
+            let attributes = bus.device.attributes.iter().chain(&bus.attributes);
+            wanted.extend(attributes.map(|attribute| format!("{} {}", attribute.name, attribute.value)));
+        }
+        wanted.extend(SHOWN.iter().map(|(word, meaning)| format!("{word}\n{meaning}")));
         for word in wanted {
             assert!(page.contains(&word), "ringway.8 lacks `{word}`:\n{page}");
         }

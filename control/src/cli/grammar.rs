@@ -87,6 +87,44 @@ pub(crate) fn set_help() -> String {
     format!("Keywords:\n{words}\n  Attributes of the driver's own, as `ringway mgmtdev show` lists them.")
 }
 
+/// Words of `dev show`, and what they mean.
+pub(crate) const SHOWN: [(&str, &str); 9] = [
+    ("state", "waiting for a front-end, connected, or on the way between the two"),
+    ("server", "Ringway makes the socket and listens; the VMM connects"),
+    ("client", "the VMM makes the socket and listens; Ringway connects"),
+    (
+        "origin",
+        "who asked for it: operator (kept in the state directory), config (the file), implied (it came with another)",
+    ),
+    ("provisioned", "its configuration as it was given, whatever the guest has read of it"),
+    ("connections", "front-ends that were let in since the device was added"),
+    ("refused", "further front-ends that were turned away because one was connected"),
+    ("left", "front-ends that were gone again before they were let in"),
+    ("breach", "what a front-end did against the vhost-user protocol, by name"),
+];
+
+/// What stands below the help of `dev show`.
+pub(crate) fn show_help() -> String {
+    let lines = SHOWN.iter().map(|(word, meaning)| format!("  {word:<12} {meaning}"));
+    format!("Words of it:\n{}", lines.collect::<Vec<_>>().join("\n"))
+}
+
+/// What stands below the help of `mgmtdev add` and `mgmtdev set`.
+pub(crate) fn kinds_help() -> String {
+    let mut text = String::from("Kinds, of which there is one of any name once it is named:");
+    for bus in crate::drivers::known().buses {
+        text.push_str(&format!("\n  {:<28} {}", format!("{}/NAME", bus.name), bus.device.summary));
+        for setting in bus.attributes {
+            text.push_str(&format!(
+                "\n    {:<26} {}",
+                format!("{} {}", setting.name, setting.value),
+                setting.help
+            ));
+        }
+    }
+    text
+}
+
 /// The first of `known` that `word` begins; `matches()` of iproute2.
 fn shortened<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     known.iter().copied().find(|full| !word.is_empty() && full.starts_with(word))

@@ -6,6 +6,7 @@ use crate::api::{
     ConfigShow, CoreInfo, CoreShow, DevInfo, DevShow, Event, EventPage, Explained, Hello, History,
     MgmtdevShow, Provisioned, QueueInfo, Vstats, VstatsShow,
 };
+use crate::cli::grammar::SHOWN;
 use crate::names::FeatureName;
 
 fn features(names: &[FeatureName]) -> String {
@@ -43,7 +44,24 @@ pub(super) fn mgmtdevs(answer: &MgmtdevShow) -> String {
             }
         }
     }
+    for (name, kind) in &answer.kinds.0 {
+        let _ = writeln!(text, "{name}: {}; one comes to be by being named", kind.summary);
+        let _ = writeln!(text, "  add {}", kind.add);
+        if let Some(most) = kind.max_devices {
+            let _ = writeln!(text, "  devices {most} at most");
+        }
+        for (what, list) in [("attribute", &kind.attributes), ("setting", &kind.settings)] {
+            for attribute in list {
+                let _ = writeln!(text, "  {what} {} {}: {}", attribute.name, attribute.value, attribute.help);
+            }
+        }
+    }
     text
+}
+
+/// What a word of `dev show` means.
+fn meaning(word: &str) -> &'static str {
+    SHOWN.iter().find(|(name, _)| *name == word).map_or("", |(_, meaning)| *meaning)
 }
 
 /// `dev show`: one line of Ringway's own per device, or everything.
@@ -90,6 +108,9 @@ fn device_details(text: &mut String, info: &DevInfo) {
     if !info.attributes.is_empty() {
         let list: Vec<String> = info.attributes.iter().map(|(key, value)| format!("{key} {value}")).collect();
         let _ = writeln!(text, "  attributes {}", list.join(" "));
+    }
+    if info.netdev.is_none() {
+        let _ = writeln!(text, "  mode {}: {}", info.mode.name(), meaning(info.mode.name()));
     }
     let cores: Vec<String> = info.cores.iter().map(usize::to_string).collect();
     let _ = writeln!(text, "  cores {}", cores.join(" "));
@@ -155,6 +176,11 @@ fn history(text: &mut String, history: &History) {
         "  connections {} refused {} left {}",
         history.connections, history.refused, history.left
     );
+    for (word, count) in [("refused", history.refused), ("left", history.left)] {
+        if count > 0 {
+            let _ = writeln!(text, "    {word} {count}: {}", meaning(word));
+        }
+    }
     for (what, count) in &history.breaches {
         let _ = writeln!(text, "  breach {what} {count}: the front-end broke the vhost-user protocol");
     }
@@ -365,6 +391,9 @@ pub(super) fn cores(answer: &CoreShow) -> String {
             info.groups
         );
         work(&mut text, info);
+        for other in &info.others {
+            let _ = writeln!(text, "  shared with {other}");
+        }
         for pump in &info.pumps {
             let state = match (pump.cannot_sleep, pump.asleep) {
                 (true, _) => "cannot sleep",
@@ -391,9 +420,6 @@ fn work(text: &mut String, info: &CoreInfo) {
     }
     let _ = write!(text, " wakeups {} longest_turn_us {}", info.wakeups, info.longest_turn_ns / 1000);
     if let Some(preemptions) = info.preemptions {
-        for other in &info.others {
-            let _ = writeln!(text, "  shared with {other}");
-        }
         let _ = write!(text, " preemptions {preemptions}");
     }
     text.push('\n');
@@ -535,7 +561,8 @@ mod tests {
             settings: Default::default(),
             learned: None,
         };
-        let answer = MgmtdevShow { mgmtdev: named("pci/0000:3b:00.1", info) };
+        let mgmtdev = named("pci/0000:3b:00.1", info);
+        let answer = MgmtdevShow { mgmtdev, kinds: Named::default() };
         let expected = "pci/0000:3b:00.1: \n  supported_classes net\n  max_supported_vqs 257\n  dev_features CSUM bit_52\n";
         assert!(mgmtdevs(&answer).starts_with(expected));
         let expected = "{\"mgmtdev\":{\"pci/0000:3b:00.1\":{\"supported_classes\":[\"net\"],\

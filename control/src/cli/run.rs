@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::api::{
     ConfigShow, CoreShow, DevAdded, DevChanged, DevDeleted, DevShow, Dump, Event, EventPage, Follow, Hello,
-    MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, Queue, Select, Target, VstatsShow,
+    MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, Named, Queue, Select, Target, VstatsShow,
 };
 use crate::cli::{
     Cli, ConfigCommand, DevCommand, DevConfigCommand, DevShowArgs, DevVstatsCommand, EventsArgs,
@@ -45,7 +45,10 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
         None => help(&[]),
         Some(Object::Mgmtdev { command: None }) => help(&["mgmtdev"]),
         Some(Object::Mgmtdev { command: Some(MgmtdevCommand::Show { name }) }) => {
-            let answer: MgmtdevShow = connect()?.call("mgmtdev.show", &Select { name })?;
+            let mut answer: MgmtdevShow = connect()?.call("mgmtdev.show", &Select { name })?;
+            if is_vdpa {
+                answer.kinds = Named::default();
+            }
             output.print(&answer, || render::mgmtdevs(&answer))
         }
         Some(Object::Mgmtdev { command: Some(MgmtdevCommand::Add { words }) }) => {

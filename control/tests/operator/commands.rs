@@ -22,13 +22,59 @@ fn mgmtdev_show_has_the_lines_and_keys_of_vdpa_first() {
         format!("sim/net: \n  supported_classes net\n  max_supported_vqs 32\n  dev_features {FEATURES}");
     assert!(text.starts_with(&start), "{text}");
     assert!(text.contains("  attribute swap on|off: "), "{text}");
-    for line in ["mgmtdev show sim/net", "mgmtdev list", "m s", "mgmtdev li sim/net"] {
+    for line in ["mgmtdev list", "m s"] {
         assert_eq!(daemon.run(line).good(), text, "{line}");
     }
+    let one = daemon.run("mgmtdev show sim/net").good();
+    assert!(text.starts_with(&one) && one.ends_with("  devices 0\n"), "{one}");
+    assert_eq!(daemon.run("mgmtdev li sim/net").good(), one);
     let out = daemon.run("-j mgmtdev show").good();
     let start = "{\"mgmtdev\":{\"sim/net\":{\"supported_classes\":[\"net\"],\"max_supported_vqs\":32,\
                  \"dev_features\":[\"MTU\",\"MAC\",\"MRG_RXBUF\",\"STATUS\"";
     assert!(out.starts_with(start) && out.ends_with("}\n"), "{out}");
+}
+
+#[test]
+fn kinds_that_come_to_be_by_being_named_are_shown_with_how_to_make_one() {
+    let daemon = Daemon::start();
+    let text = daemon.run("mgmtdev show").good();
+    for (line, settings) in [
+        ("link/NAME: two devices joined, each the other's wire; one comes to be by being named\n", 0),
+        ("bridge/NAME: any number of devices joined by a learning bridge; one comes to be", 2),
+        ("tap/NAME: a guest joined with the kernel's TAP interface of that name; one comes to be", 0),
+    ] {
+        assert!(text.contains(line), "{text}");
+        let bus = line.split('/').next().unwrap();
+        let one = daemon.run(&format!("mgmtdev show {bus}")).good();
+        assert!(one.starts_with(line) && text.contains(&one), "{one}");
+        assert!(one.contains(&format!("  add ringway dev add name DEVICE mgmtdev {bus}/")), "{one}");
+        assert!(one.contains("  attribute spoofchk on|off: "), "{one}");
+        assert_eq!(one.matches("  setting ").count(), settings, "{one}");
+        let help = daemon.run("mgmtdev add --help").good();
+        assert!(help.contains(&format!("{bus}/NAME")), "{help}");
+    }
+    assert!(daemon.run("mgmtdev add --help").good().contains("ageing SECONDS"));
+    let json = daemon.run("-j mgmtdev show").json();
+    assert_eq!(json["kinds"]["bridge/NAME"]["settings"][0]["name"], "ageing");
+    assert_eq!(json["mgmtdev"].as_object().unwrap().len(), 1);
+    daemon.run("mgmtdev show bridge/nosuch").bad(3);
+}
+
+#[test]
+fn words_of_dev_show_are_explained_where_they_stand_and_in_the_help() {
+    let daemon = with_device("");
+    daemon.run("dev add name vm1 mgmtdev sim/net mode client").good();
+    let shown = daemon.run("dev show vm0").good();
+    assert!(
+        shown.contains("  mode server: Ringway makes the socket and listens; the VMM connects"),
+        "{shown}"
+    );
+    assert!(!shown.contains("    refused "), "{shown}");
+    assert!(daemon.run("dev show vm1").good().contains("  mode client: the VMM makes the socket"));
+    let help = daemon.run("dev show --help").good();
+    for word in ["server", "client", "refused", "left", "origin"] {
+        assert!(help.contains(&format!("  {word} ")), "{help}");
+    }
 }
 
 #[test]

@@ -67,6 +67,38 @@ fn interface_of_one_device_is_refused_to_another_by_whatever_way() {
 }
 
 #[test]
+fn hint_names_the_device_that_can_be_removed() {
+    let Some(host) = Namespace::new("hint") else { return };
+    let daemon = Daemon::start();
+    let ns = &host.0;
+    daemon.run(&format!("dev add name g mgmtdev tap/rwt3 netns {ns}")).good();
+    for line in [
+        format!("dev add name h mgmtdev bridge/b tap rwt3 netns {ns}"),
+        "dev add name rwt3 mgmtdev sim/net".to_owned(),
+    ] {
+        let told = daemon.run(&line).bad(4);
+        assert!(told.ends_with("or ringway dev del g\n"), "{line}: {told}");
+    }
+}
+
+#[test]
+fn interfaces_of_one_name_on_two_hosts_have_addresses_of_their_own() {
+    let (Some(here), Some(there)) = (Namespace::new("here"), Namespace::new("there")) else { return };
+    let addresses = [&here, &there].map(|host| {
+        let daemon = Daemon::start();
+        daemon.run("dev add name vm0 mgmtdev bridge/br0").good();
+        daemon.run(&format!("dev add name host0 mgmtdev bridge/br0 tap rwt5 netns {}", host.0)).good();
+        let guest = daemon.device("vm0")["provisioned"]["mac"].as_str().unwrap().to_owned();
+        let shown = host.link("rwt5");
+        let own = shown.split("link/ether ").nth(1).unwrap()[..17].to_owned();
+        assert_eq!(daemon.device("host0")["provisioned"]["mac"], own.as_str());
+        [guest, own]
+    });
+    let all: std::collections::BTreeSet<&String> = addresses.iter().flatten().collect();
+    assert_eq!(all.len(), 4, "{addresses:?}");
+}
+
+#[test]
 fn interface_that_an_earlier_daemon_left_is_taken() {
     let Some(host) = Namespace::new("left") else { return };
     let mut daemon = Daemon::start();
