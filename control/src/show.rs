@@ -239,23 +239,6 @@ impl Daemon {
     }
 }
 
-/// Whether a device can receive from those that it is joined with, and what it lacks.
-fn receives(device: &Device) -> &'static str {
-    let Some(connection) = &device.connection else {
-        return match device.netdev {
-            Some(_) => "its interface is away",
-            None => "no front-end is connected: start its VM",
-        };
-    };
-    if connection.rings.iter().any(|ring| ring.index.is_multiple_of(2) && ring.runs) {
-        return "receives now";
-    }
-    match connection.not_run() {
-        Some(why) => why.what(),
-        None => "its driver is not up: bring the interface up in the guest",
-    }
-}
-
 fn learned(learned: ringway_pmd::vdpa::Learned) -> LearnedInfo {
     let stations = learned.stations.into_iter();
     let station = |(mac, dev, age_s): (ringway_pmd::net::Mac, String, u64)| StationInfo {
