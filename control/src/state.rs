@@ -266,7 +266,7 @@ impl StateDir {
         }
         self.replace(&file, kept).map_err(|error| {
             Fault::system(format!("cannot keep the change in {}", file.display()), error)
-                .hint("free space or mend the state directory; the change was not made")
+                .hint("mend what is named (space, permissions, or more descriptors: LimitNOFILE); the change was not made")
         })
     }
 
@@ -285,12 +285,15 @@ impl StateDir {
         }
         let mut text = serde_json::to_vec_pretty(&value)?;
         text.push(b'\n');
+        // What can lack comes before the rename: a change that is refused is not in the file.
+        let dir = File::open(&self.path)?;
         let mut new = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&beside)?;
         new.write_all(&text)?;
         new.sync_all()?;
         fs::rename(&beside, file)?;
-        File::open(&self.path)?.sync_all()?;
-        let mark = Mark::of(&fs::metadata(file)?);
+        let mark = Mark::of(&new.metadata()?);
+        // Made either way; a power failure now may take it back.
+        let _ = dir.sync_all();
         self.own.retain(|own| own.name != FILE);
         self.own.push(Own { name: FILE, text, mark });
         Ok(())

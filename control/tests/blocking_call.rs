@@ -145,6 +145,37 @@ fn front_end_in_debt_that_hangs_up_is_let_go_of_at_once() {
 }
 
 #[test]
+fn front_end_that_leaves_while_its_call_blocks_pays_as_one_that_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let plane = Subsystem::start(Options::embedded(folder.path())).unwrap();
+    let (stays, leaves) = (add(&plane, "stays", 1), add(&plane, "leaves", 1));
+    let mut hostile = ByHand::connect(&stays, 1);
+    make_block(&hostile.rings[1].call);
+    hostile.rings[1].offer();
+    let faulted = wait_for_fault(&plane, "stays", 1);
+    drop(hostile);
+    wait_for_connection(&stays);
+    let debt = faulted.elapsed();
+
+    // Its worker makes no call for a while.
+    std::thread::sleep(Duration::from_millis(300));
+    let mut hostile = ByHand::connect(&leaves, 1);
+    make_block(&hostile.rings[1].call);
+    hostile.rings[1].offer();
+    let begun = Instant::now();
+    while plane.engine().stuck(Duration::from_micros(100)).is_empty()
+        && blocked_calls_of(&plane, "leaves", 1) == 0
+    {
+        assert!(begun.elapsed() < SOON, "no call blocked");
+    }
+    let left = Instant::now();
+    drop(hostile);
+    wait_for_connection(&leaves);
+    assert!(2 * left.elapsed() > debt, "let in anew after {:?}, who stayed after {debt:?}", left.elapsed());
+    plane.stop();
+}
+
+#[test]
 fn front_end_that_makes_its_session_block_too_pays_once_and_loses_those_rings() {
     let folder = tempfile::tempdir().unwrap();
     let plane = Subsystem::start(Options::embedded(folder.path())).unwrap();

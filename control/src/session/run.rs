@@ -65,6 +65,7 @@ pub(super) fn run(setup: SessionSetup, inbox: &Inbox) {
         Ok(Err(error)) => reason.push_str(&format!("; {error}")),
         Err(panic) => reason.push_str(&format!("; bug: closing panicked: {}", text_of(&**panic))),
     }
+    bucket.spend(backend.take_cost(), Instant::now());
     drop(backend);
     serve_sentence(&mut bucket, inbox);
     inbox.over.store(true, Ordering::Relaxed);

@@ -296,8 +296,9 @@ impl Backend {
         self.connection = self.connection.after(ConnectionEvent::Close).unwrap_or(Connection::Closed);
         let mut outcome = Ok(());
         for group in self.all_groups() {
-            if let Err(error) = plane.retire(group) {
-                outcome = Err(error);
+            match plane.retire(group) {
+                Ok(()) => self.take_reported(plane, group),
+                Err(error) => outcome = Err(error),
             }
         }
         // The next guest is another one. To take back what waits is never refused.

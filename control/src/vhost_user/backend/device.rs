@@ -209,6 +209,7 @@ impl Backend {
         let next = self.status.after(StatusEvent::Reset)?;
         for group in self.all_groups() {
             plane.retire(group)?;
+            self.take_reported(plane, group);
         }
         for ring in &mut self.rings {
             ring.life = ring.life.after(RingEvent::Reset)?;

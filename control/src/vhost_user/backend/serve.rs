@@ -67,19 +67,27 @@ impl Backend {
         Ok(Answer::Ack)
     }
 
+    /// What the pump of a group had to tell of its rings, once it was taken back: nothing is forgotten before, or who
+    /// leaves in time pays for nothing.
+    pub(super) fn take_reported(&mut self, plane: &mut dyn Plane, group: u16) {
+        for index in self.members(group).collect::<Vec<_>>() {
+            let reported = self.rings[index].reporter.take().and_then(|reporter| reporter.reported());
+            if let Some(fault) = reported {
+                self.fault(plane, index, fault.name());
+            }
+        }
+    }
+
     /// Takes the pump of a group back and places one for what its rings are now.
     pub(super) fn refresh(&mut self, plane: &mut dyn Plane, group: u16) -> Result<(), PlaneError> {
         if plane.is_placed(group) {
             self.cost += cost_of_placing(plane.running());
             plane.retire(group)?;
         }
+        self.take_reported(plane, group);
         let mut queues = Vec::new();
         for index in self.members(group).collect::<Vec<_>>() {
             self.rings[index].placed = false;
-            let reported = self.rings[index].reporter.take().and_then(|reporter| reporter.reported());
-            if let Some(fault) = reported {
-                self.fault(plane, index, fault.name());
-            }
             match self.bind(plane, index) {
                 Ok(Some(binding)) if self.pay_call(plane, index) => queues.push(binding),
                 Ok(Some(_)) => self.fault(plane, index, RingFault::CallBlocked.name()),

@@ -53,6 +53,7 @@ impl Backend {
         let group = self.groups[index];
         if self.rings[index].begun {
             plane.retire(group)?;
+            self.take_reported(plane, group);
             self.rings[index].stop();
         }
         self.rings[index].base = state.num;
@@ -66,6 +67,7 @@ impl Backend {
     ) -> Result<Answer, Refusal> {
         let index = self.index(state.index)?;
         plane.retire(self.groups[index])?;
+        self.take_reported(plane, self.groups[index]);
         let format = format_of(self.features);
         let ring = &mut self.rings[index];
         ring.life = ring.life.after(RingEvent::Stop)?;
