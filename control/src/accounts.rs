@@ -39,10 +39,15 @@ impl Account {
 
     /// The number of a name or of a number; `within` is how long the name service has.
     pub(crate) fn id(self, word: &str, within: Duration) -> Result<u32, Fault> {
-        if let Ok(id) = word.parse::<u32>() {
-            return Ok(id);
-        }
         let (noun, keyword) = self.words();
+        match word.parse::<u32>() {
+            // chown(2) takes it for "as it is".
+            Ok(u32::MAX) => {
+                return Err(Fault::usage(format!("{keyword}: {} is no {noun}", u32::MAX)).at(keyword));
+            }
+            Ok(id) => return Ok(id),
+            Err(_) => {}
+        }
         let shown = crate::registry::printable(word);
         if let Some(id) = find(self.table(), |name, _| name == word).map(|(_, id)| id) {
             return Ok(id);

@@ -274,7 +274,11 @@ impl Source<'_> {
     }
 
     fn path(&self, value: &Spanned<DeValue<'_>>) -> Result<PathBuf, Fault> {
-        Ok(PathBuf::from(self.string(value)?))
+        let path = self.string(value)?;
+        if path.is_empty() {
+            return Err(self.fault(value.span(), "a path cannot be empty: leave the key out for the default"));
+        }
+        Ok(PathBuf::from(path))
     }
 
     fn number<T: TryFrom<u64>>(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Result<T, Fault> {

@@ -194,9 +194,9 @@ pub(crate) fn access(path: &Path) -> Option<SocketAccess> {
     })
 }
 
-/// The first directory above `path` that a user or group cannot pass, if any: its socket is then out of reach,
-/// whatever the socket's own mode.
-pub(crate) fn unreachable_for(path: &Path, owner: Option<u32>, group: Option<u32>) -> Option<PathBuf> {
+/// The directories above `path` that a user or group cannot pass, if any: its socket is then out of reach, whatever the
+/// socket's own mode.
+pub(crate) fn unreachable_for(path: &Path, owner: Option<u32>, group: Option<u32>) -> Vec<PathBuf> {
     let passes = |dir: &Path| {
         let Ok(meta) = fs::metadata(dir) else { return true };
         let mode = meta.mode();
@@ -204,7 +204,7 @@ pub(crate) fn unreachable_for(path: &Path, owner: Option<u32>, group: Option<u32
             || (mode & 0o010 != 0 && group == Some(meta.gid()))
             || (mode & 0o100 != 0 && owner.is_some_and(|uid| uid == 0 || uid == meta.uid()))
     };
-    path.ancestors().skip(1).find(|dir| !passes(dir)).map(Path::to_owned)
+    path.ancestors().skip(1).filter(|dir| !passes(dir)).map(Path::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -337,7 +337,7 @@ mod tests {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o750)).unwrap();
         let path = dir.path().join("a.sock");
         let meta = fs::metadata(dir.path()).unwrap();
-        assert_eq!(unreachable_for(&path, Some(54321), Some(54321)).as_deref(), Some(dir.path()));
-        assert_eq!(unreachable_for(&path, None, Some(meta.gid())), None);
+        assert_eq!(unreachable_for(&path, Some(54321), Some(54321)), [dir.path()]);
+        assert!(unreachable_for(&path, None, Some(meta.gid())).is_empty());
     }
 }

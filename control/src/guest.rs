@@ -60,6 +60,9 @@ pub struct GuestOptions {
     pub regions: Option<u16>,
     /// How long the back-end may take for an answer.
     pub patience: Duration,
+    /// How long nothing may come before all that is under way counts as lost; what comes later is stale. Longer than any
+    /// thread is without a processor, where nothing is lost.
+    pub give_up: Duration,
 }
 
 impl Default for GuestOptions {
@@ -77,6 +80,7 @@ impl Default for GuestOptions {
             pages: None,
             regions: None,
             patience: Duration::from_secs(5),
+            give_up: Duration::from_millis(500),
         }
     }
 }
@@ -197,6 +201,7 @@ impl Guest {
                 slot_bytes: plan.slot_bytes,
                 frame_len: options.frame_len,
                 window: options.window.unwrap_or(size.get()).min(size.get()),
+                give_up: options.give_up,
                 addresses: [options.destination, options.source],
                 kick: [event_fd()?, event_fd()?],
             })?);

@@ -255,13 +255,16 @@ impl Daemon {
             self.epoll_add(&listening.socket, Token::Device(id))?;
         }
         let mut notes = Vec::new();
-        if (owner.is_some() || group.is_some())
-            && let Some(dir) = endpoint::unreachable_for(&socket, owner, group)
-        {
-            notes.push(format!(
-                "{} does not let the socket's owner or group through: chmod o+x it, or choose another socket path",
-                dir.display()
-            ));
+        if owner.is_some() || group.is_some() {
+            let closed = endpoint::unreachable_for(&socket, owner, group);
+            let closed: Vec<String> = closed.iter().map(|dir| dir.display().to_string()).collect();
+            if !closed.is_empty() {
+                notes.push(format!(
+                    "the socket's owner or group cannot pass {}: chmod o+x {}, or choose another socket path",
+                    closed.join(" and "),
+                    closed.join(" ")
+                ));
+            }
         }
         let cores = match shared_core {
             Some(core) => vec![core; facts.groups],

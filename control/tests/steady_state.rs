@@ -176,7 +176,9 @@ fn child(way: Way, format: Format, plant: Plant) -> ! {
             lease: ringway_control::budget::Lease::alone(),
             reports: Arc::new(|_, _| {}),
         }));
-        let options = GuestOptions { format, ..GuestOptions::default() };
+        // On a busy machine a worker has no processor for longer than half a second.
+        let give_up = Duration::from_secs(60);
+        let options = GuestOptions { format, give_up, ..GuestOptions::default() };
         guests.push(Guest::start(Frontend::from_stream(ours), options).unwrap());
     }
 

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use ringway_pmd::net::header_len;
@@ -43,6 +44,8 @@ pub(super) struct PairSetup {
     pub(super) frame_len: u16,
     /// Frames under way at most: no more than the ring's size.
     pub(super) window: u16,
+    /// After so long without a frame, those under way are given up.
+    pub(super) give_up: Duration,
     /// Destination and source of its frames.
     pub(super) addresses: [[u8; 6]; 2],
     /// Kicks of the receive and of the transmit queue.
@@ -64,6 +67,8 @@ pub struct PairStats {
     pub stale: u64,
     /// Frames that failed their check.
     pub corrupt: u64,
+    /// Receive buffers that were given back empty: by the successor of a device that died over them.
+    pub empty: u64,
     /// Kicks that the device asked for.
     pub kicks: u64,
     /// From sending to receiving, in cycles, of one frame in [`SAMPLE`].
@@ -83,6 +88,7 @@ impl PairStats {
         self.skipped += other.skipped;
         self.stale += other.stale;
         self.corrupt += other.corrupt;
+        self.empty += other.empty;
         self.kicks += other.kicks;
         match (&mut self.latency_cycles, &other.latency_cycles) {
             // Same bounds and precision: adding cannot fail.
@@ -195,6 +201,7 @@ struct Traffic<D> {
     header_len: u32,
     frame_len: u16,
     window: u16,
+    give_up_cycles: u64,
     /// Transmit buffers that the device does not hold.
     free: Vec<u32>,
     next_sequence: u64,
@@ -237,6 +244,7 @@ impl<D: DriverRing> Traffic<D> {
             header_len: header_len(setup.features) as u32,
             frame_len: setup.frame_len,
             window: setup.window,
+            give_up_cycles: (setup.give_up.as_nanos() * u128::from(tsc::hertz()) / 1_000_000_000) as u64,
             free: (0..ring_size).rev().collect(),
             next_sequence: 0,
             expected_sequence: 0,
@@ -323,6 +331,10 @@ impl<D: DriverRing> Traffic<D> {
     /// Checks a frame that came back.
     #[inline]
     fn check(&mut self, completion: Completion, now: u64) {
+        if completion.written == 0 {
+            self.stats.empty += 1;
+            return;
+        }
         let gpa = self.receive_gpa(completion.token) + u64::from(self.header_len);
         let Ok(frame) = self.map.lookup(&mut self.hint, gpa, self.frame_len.into()) else { return };
         let mut stamp = [0u8; STAMP_BYTES];
@@ -402,7 +414,7 @@ impl<D: DriverRing> Traffic<D> {
         // What comes may be another's, whose numbers run ahead of ours.
         let under_way = self.next_sequence.saturating_sub(self.expected_sequence);
         let window = u64::from(self.window).saturating_sub(under_way) as u32;
-        if window == 0 && now.saturating_sub(self.last_progress) > tsc::hertz() / GIVE_UP_PER_SECOND {
+        if window == 0 && now.saturating_sub(self.last_progress) > self.give_up_cycles {
             // The whole tail is missing: it is lost, and must not stop what follows.
             self.expected_sequence = self.next_sequence;
             self.last_progress = now;
@@ -429,9 +441,6 @@ pub(super) fn scattered_slots(ring_size: u64) -> u64 {
 
 /// Between consecutive scattered buffers, in slots; odd.
 const SCATTER: u64 = 331;
-
-/// Frames that are missing are given up after half a second.
-const GIVE_UP_PER_SECOND: u64 = 2;
 
 /// Completions taken at once, and frames sent at once at most.
 pub const BATCH: usize = 32;

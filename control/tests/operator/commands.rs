@@ -330,9 +330,7 @@ fn owner_and_group_are_given_to_the_socket() {
         let done = daemon.run(&format!("dev add name vm1 mgmtdev sim/net owner {owner}"));
         assert!(done.code == 0 && done.err.starts_with("note: "), "{done:?}");
         // The directory above is closed to that user: the socket's owner is told so.
-        assert!(
-            device["notes"][0].as_str().unwrap().contains("does not let the socket's owner or group through")
-        );
+        assert!(device["notes"][0].as_str().unwrap().contains("the socket's owner or group cannot pass"));
     }
 }
 

@@ -19,12 +19,21 @@ struct Vm {
 impl Vm {
     fn boot(daemon: &Daemon, name: &'static str, format: Format, in_order: bool) -> Vm {
         daemon.run(&format!("dev add name {name} mgmtdev sim/net")).good();
-        let options = GuestOptions { format, in_order, queue_size: 64, ..GuestOptions::default() };
+        let give_up = SOON;
+        let options = GuestOptions { format, in_order, queue_size: 64, give_up, ..GuestOptions::default() };
         Vm { name, guest: Guest::connect(&daemon.socket(name), options).unwrap() }
     }
 
     fn reconnect(&mut self, daemon: &Daemon) {
         self.guest.reconnect(&daemon.socket(self.name)).unwrap();
+    }
+
+    fn counts(&self) -> String {
+        let stats = self.guest.stats();
+        format!(
+            "sent {} transmitted {} received {} skipped {} stale {} corrupt {}",
+            stats.sent, stats.transmitted, stats.received, stats.skipped, stats.stale, stats.corrupt
+        )
     }
 
     /// Frames that came for the first time.
@@ -58,7 +67,7 @@ fn exchange(vms: &mut [Vm], frames: u64) {
     let wanted: Vec<u64> = vms.iter().map(|vm| vm.guest.stats().received + frames).collect();
     while vms.iter().zip(&wanted).any(|(vm, wanted)| vm.guest.stats().received < *wanted) {
         turn(vms);
-        let stuck = || vms.iter().map(|vm| (vm.name, vm.guest.stats())).collect::<Vec<_>>();
+        let stuck = || vms.iter().map(|vm| (vm.name, vm.counts())).collect::<Vec<_>>();
         assert!(begun.elapsed() < SOON, "{wanted:?} {:?}", stuck());
     }
 }
@@ -87,13 +96,13 @@ fn settle(vms: &mut [Vm], deaths: u64) {
         let begun = Instant::now();
         while vm.unique() < vm.guest.stats().sent {
             vm.guest.turn(0).unwrap();
-            assert!(begun.elapsed() < SOON, "{}: {:?}", vm.name, vm.guest.stats());
+            assert!(begun.elapsed() < SOON, "{}: {}", vm.name, vm.counts());
         }
         let stats = vm.guest.stats();
         println!("{}: {} frames, {} of them twice, {deaths} deaths", vm.name, stats.sent, stats.stale);
-        assert_eq!((stats.corrupt, stats.skipped), (0, 0), "{}: {stats:?}", vm.name);
+        assert_eq!((stats.corrupt, stats.skipped), (0, 0), "{}: {}", vm.name, vm.counts());
         // What was delivered of the one burst that was not yet given back to its sender.
-        assert!(stats.stale <= deaths * 32, "{}: {stats:?}", vm.name);
+        assert!(stats.stale <= deaths * 32, "{}: {}", vm.name, vm.counts());
     }
 }
 

@@ -273,8 +273,8 @@ fn namespace_that_is_a_pipe_is_refused_and_waited_for_by_nobody() {
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     for kind in ["bridge/b tap rwt0", "link/l tap rwt0", "tap/rwt0"] {
         let line = format!("dev add name h mgmtdev {kind} netns {}", pipe.display());
-        let told = daemon.run(&line).bad(1);
-        assert!(told.contains("cannot enter the network namespace"), "{told}");
+        let told = daemon.run(&line).bad(2);
+        assert!(told.contains("is no network namespace"), "{told}");
     }
     daemon.run("hello").good();
     assert!(daemon.run("dev show").good().is_empty());

@@ -245,7 +245,7 @@ impl TapNetdev {
         if is.mtu != was.mtu {
             tell(
                 format!("the MTU of interface {name} was changed from {} to {}", was.mtu, is.mtu),
-                format!("{ip} mtu {}; or ringway dev set name DEVICE mtu {}", was.mtu, is.mtu),
+                format!("{ip} mtu {}", was.mtu),
             );
         }
         if is.mac != was.mac {
