@@ -208,7 +208,7 @@ fn changes_are_logged_with_who_asked() {
     let daemon = Daemon::start();
     daemon.run("dev add name vm0 mgmtdev sim/net").good();
     daemon.run("dev del nobody").bad(3);
-    let log = daemon.log();
+    let log = daemon.logged("there is no device `nobody`");
     let uid = rustix::process::getuid().as_raw();
     let line = log.lines().find(|line| line.contains("dev.add") && line.contains("operator")).unwrap();
     assert!(line.contains(&format!("uid={uid}")) && line.contains("comm=\"ringway\""), "{line}");

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::support::{Daemon, finish, ringway, ringwayd};
+use crate::support::{Daemon, finish, ringway, ringwayd, wait_for};
 
 fn check(text: &str) -> crate::support::Done {
     let dir = tempfile::tempdir().unwrap();
@@ -129,7 +129,7 @@ fn settings_come_from_the_command_line_then_from_the_file() {
     let daemon =
         Daemon::start_with(&["--config", file.to_str().unwrap(), "--idle", "adaptive", "--log", "info"]);
     assert!(daemon.run("core show").good().contains(" policy adaptive "));
-    assert!(daemon.log().contains(" ready at "));
+    daemon.logged(" ready at ");
 }
 
 /// Every mistake that a value can be, with what is said of it: `[daemon]` and tables, the line, the exit code, the words.
@@ -299,7 +299,7 @@ fn device_that_the_state_directory_keeps_and_that_can_never_be_is_not_tried_agai
     let told = daemon.run("dev show f").bad(3);
     assert!(told.contains("tried again every 2 s"), "{told}");
     assert!(daemon.run("dev show").good().contains("a: not made: interface a-name-of-more-than-15"));
-    assert_eq!(daemon.log().matches("it is kept and not tried again").count(), 4);
+    wait_for("all four to be told", || daemon.log().matches("it is kept and not tried again").count() == 4);
     // All are kept until they are removed.
     daemon.run("dev del b").good();
     let kept = std::fs::read_to_string(state.join("devices.json")).unwrap();

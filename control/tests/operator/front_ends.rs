@@ -377,7 +377,7 @@ fn memory_that_is_not_shared_is_named_once_with_its_cure() {
     let events = daemon.run("events --once --since 0").good();
     assert_eq!(events.matches("session.not_run").count(), 1, "{events}");
     assert!(!events.contains("running=2") && !events.contains("running=1"), "{events}");
-    let log = daemon.log();
+    let log = daemon.logged("share=on");
     assert!(log.lines().any(|line| line.contains("WARN") && line.contains("share=on")), "{log}");
 }
 

@@ -134,8 +134,7 @@ fn device_that_cannot_be_made_at_the_start_is_kept_and_comes_when_it_can() {
     assert!(daemon.run("dev show a").bad(3).contains("not made"));
     // A change to another device does not lose it.
     daemon.run("dev add name b mgmtdev sim/net").good();
-    let log = daemon.log();
-    assert!(log.contains("0 of 1 devices made at the start"), "{log}");
+    let log = daemon.logged("0 of 1 devices made at the start");
     let failure = log.lines().find(|line| line.contains("device cannot be made")).unwrap();
     assert!(failure.contains("in use") && failure.contains("dev=\"a\""), "{log}");
     drop(held);
@@ -192,7 +191,7 @@ fn state_file_of_a_newer_version_keeps_nobody_off_the_network() {
     std::fs::write(&file, text.replacen("\"generation\"", "\"newkey\": 5, \"generation\"", 1)).unwrap();
     daemon.start_again(&[]);
     daemon.run("dev show a").good();
-    assert!(daemon.log().contains("does not know are kept and have no effect: newkey"), "{}", daemon.log());
+    daemon.logged("does not know are kept and have no effect: newkey");
     daemon.run("dev add name b mgmtdev sim/net").good();
     assert!(std::fs::read_to_string(&file).unwrap().contains("\"newkey\": 5"));
 }

@@ -151,6 +151,12 @@ impl Daemon {
         std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 
+    /// What it logged, once that has `text` in it: the log is written by a thread that nobody waits for.
+    pub(crate) fn logged(&self, text: &str) -> String {
+        wait_for(text, || self.log().contains(text));
+        self.log()
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
     }

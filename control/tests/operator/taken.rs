@@ -286,7 +286,7 @@ fn operator_who_is_connected_stays_so_and_others_come_by_the_new_socket() {
     while !told().contains("host.missing") {
         assert!(Instant::now() < until);
     }
-    assert!(daemon.log().contains("another socket is in its place"), "{}", daemon.log());
+    daemon.logged("another socket is in its place");
     unlink(&daemon.ctl());
     wait_for("ours is there again", || daemon.run("hello").code == 0);
 }

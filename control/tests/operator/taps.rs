@@ -106,7 +106,7 @@ fn interface_that_an_earlier_daemon_left_is_taken() {
     daemon.kill();
     daemon.start_again(&[]);
     wait_for("the interface to be in service", || daemon.device("rwt1")["state"] == "connected");
-    let log = daemon.log();
+    let log = daemon.logged("1 of 1 devices made");
     assert!(log.contains("1 of 1 devices made") && !log.contains("2 of 1"), "{log}");
 }
 
