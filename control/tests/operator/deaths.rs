@@ -17,9 +17,8 @@ struct Vm {
 }
 
 impl Vm {
-    fn boot(daemon: &Daemon, name: &'static str, format: Format, in_order: bool) -> Vm {
+    fn boot(daemon: &Daemon, name: &'static str, format: Format, in_order: bool, give_up: Duration) -> Vm {
         daemon.run(&format!("dev add name {name} mgmtdev sim/net")).good();
-        let give_up = SOON;
         let options = GuestOptions { format, in_order, queue_size: 64, give_up, ..GuestOptions::default() };
         Vm { name, guest: Guest::connect(&daemon.socket(name), options).unwrap() }
     }
@@ -44,14 +43,14 @@ impl Vm {
 }
 
 /// One guest of each kind of ring.
-fn boot(daemon: &Daemon) -> Vec<Vm> {
+fn boot(daemon: &Daemon, give_up: Duration) -> Vec<Vm> {
     [
         ("split", Format::Split, false),
         ("packed", Format::Packed, false),
         ("split-in-order", Format::Split, true),
         ("packed-in-order", Format::Packed, true),
     ]
-    .map(|(name, format, in_order)| Vm::boot(daemon, name, format, in_order))
+    .map(|(name, format, in_order)| Vm::boot(daemon, name, format, in_order, give_up))
     .into()
 }
 
@@ -90,17 +89,18 @@ fn kill_under_traffic(daemon: &mut Daemon, next: &Path, vms: &mut [Vm], after: D
     vms.iter_mut().for_each(|vm| vm.reconnect(daemon));
 }
 
-/// Everything that was sent came back, nothing was spoiled, and no more came twice than deaths explain.
-fn settle(vms: &mut [Vm], deaths: u64) {
+/// Everything that was sent came back but so many, nothing was spoiled, and no more came twice than deaths explain. The
+/// previous revision loses the burst that a death cut.
+fn settle(vms: &mut [Vm], deaths: u64, lost: u64) {
     for vm in vms {
         let begun = Instant::now();
-        while vm.unique() < vm.guest.stats().sent {
+        while vm.unique() + lost < vm.guest.stats().sent {
             vm.guest.turn(0).unwrap();
             assert!(begun.elapsed() < SOON, "{}: {}", vm.name, vm.counts());
         }
         let stats = vm.guest.stats();
         println!("{}: {} frames, {} of them twice, {deaths} deaths", vm.name, stats.sent, stats.stale);
-        assert_eq!((stats.corrupt, stats.skipped), (0, 0), "{}: {}", vm.name, vm.counts());
+        assert!(stats.corrupt == 0 && stats.skipped <= lost, "{}: {}", vm.name, vm.counts());
         // What was delivered of the one burst that was not yet given back to its sender.
         assert!(stats.stale <= deaths * 32, "{}: {}", vm.name, vm.counts());
     }
@@ -111,7 +111,7 @@ fn frames_come_back_whenever_the_daemon_is_killed() {
     const DEATHS: u64 = 24;
     let mut daemon = Daemon::start();
     let programs = daemon.programs.clone();
-    let mut vms = boot(&daemon);
+    let mut vms = boot(&daemon, SOON);
     for death in 0..DEATHS {
         // Another moment at each run.
         let after = (u64::from(std::process::id()) + death).wrapping_mul(7919) % 10_000;
@@ -119,7 +119,7 @@ fn frames_come_back_whenever_the_daemon_is_killed() {
         kill_under_traffic(&mut daemon, &programs, &mut vms, Duration::from_micros(after));
     }
     exchange(&mut vms, 200);
-    settle(&mut vms, DEATHS);
+    settle(&mut vms, DEATHS, 0);
 }
 
 /// The revision whose state directory, positions and interfaces the present one takes over.
@@ -180,7 +180,7 @@ fn what_the_previous_revision_left_is_taken_over_and_handed_back() {
     daemon.programs.clone_from(&previous);
     daemon.start_again(&[]);
 
-    let mut vms = boot(&daemon);
+    let mut vms = boot(&daemon, Duration::from_millis(500));
     daemon.run("dev add name joined mgmtdev bridge/b max_vqp 2 mtu 9000").good();
     if let Some(host) = &host {
         daemon.run(&format!("dev add name h0 mgmtdev bridge/b tap rwp0 netns {}", host.0)).good();
@@ -210,13 +210,13 @@ fn what_the_previous_revision_left_is_taken_over_and_handed_back() {
         }
     }
     exchange(&mut vms, 200);
-    settle(&mut vms, deaths);
+    settle(&mut vms, deaths, deaths * 64);
     // In order, too.
     daemon.terminate();
     daemon.programs = present;
     daemon.start_again(&[]);
     vms.iter_mut().for_each(|vm| vm.reconnect(&daemon));
     exchange(&mut vms, 200);
-    settle(&mut vms, deaths);
+    settle(&mut vms, deaths, deaths * 64);
     assert_eq!(kept(&daemon), before);
 }
