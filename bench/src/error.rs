@@ -1,8 +1,8 @@
 //! Why a measurement could not be made.
 
-use ringway_control::vhost_user::frontend::FrontendError;
 use ringway_ring::guest::MapError;
 use ringway_ring::queue::{RingFault, RingFull, SetupError};
+use ringway_vhost_user::frontend::FrontendError;
 
 use crate::daemon::DaemonError;
 

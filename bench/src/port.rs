@@ -11,7 +11,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use ringway_control::vhost_user::frontend::{Frontend, FrontendError, MemoryRegion, VringAddr};
 use ringway_pmd::net::{F_MRG_RXBUF, header_len};
 use ringway_pmd::notify::EventFd;
 use ringway_ring::features::Features;
@@ -19,6 +18,7 @@ use ringway_ring::layout::{Areas, Layout};
 use ringway_ring::memory::{HostMemory, PageKind};
 use ringway_ring::position::Position;
 use ringway_ring::queue::RingSize;
+use ringway_vhost_user::frontend::{Frontend, FrontendError, MemoryRegion, VringAddr};
 
 use crate::error::BenchError;
 use crate::lane::{Lane, LaneSetup};

@@ -27,8 +27,8 @@ use ringway_ring::memory::{HostMemory, PageKind};
 use ringway_ring::position::Position;
 use ringway_ring::queue::{Format, RingSize, SetupError};
 
-use crate::vhost_user::frontend::{Frontend, FrontendError, MemoryRegion, VringAddr};
 use pair::{Pair, PairSetup, PairStats};
+use ringway_vhost_user::frontend::{Frontend, FrontendError, MemoryRegion, VringAddr};
 
 /// What the guest shall be like.
 #[derive(Debug, Clone, Copy)]

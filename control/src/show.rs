@@ -24,7 +24,7 @@ use crate::names::feature_names;
 use crate::registry::MgmtOrigin;
 use crate::session::Lack;
 use crate::upkeep::Missing;
-use crate::vhost_user::message::protocol;
+use ringway_vhost_user::message::protocol;
 
 /// Devices that a hint names at most.
 const MOST_NAMED: usize = 8;

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use ringway_control::api::{DeviceEntry, Queue, VstatsShow};
 use ringway_control::guest::{Guest, GuestOptions};
 use ringway_control::subsystem::{Options, Subsystem};
-use ringway_control::vhost_user::frontend::{Frontend, MemoryRegion, VringAddr};
 use ringway_ring::features::Features;
 use ringway_ring::layout::{DriverConfig, Layout};
 use ringway_ring::memory::HostMemory;
 use ringway_ring::position::Position;
 use ringway_ring::queue::{Completion, DriverBuffer, DriverRing, Format, RingSize};
+use ringway_vhost_user::frontend::{Frontend, MemoryRegion, VringAddr};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::OFlags;
 

@@ -20,7 +20,6 @@ use std::time::{Duration, Instant};
 use ringway_control::guest::pair::BATCH;
 use ringway_control::guest::{Guest, GuestOptions};
 use ringway_control::session::{self, DeviceShared, SessionSetup};
-use ringway_control::vhost_user::frontend::Frontend;
 use ringway_engine::{Armed, Budget, Clock, Engine, EngineConfig, IdlePolicy, Polled, Pump, Watcher};
 use ringway_pmd::drivers::bridge::BridgeBus;
 use ringway_pmd::drivers::link::LinkBus;
@@ -30,6 +29,7 @@ use ringway_pmd::vdpa::{DeviceSpec, ManagementBus, ManagementDevice};
 use ringway_ring::position::PositionPage;
 use ringway_ring::queue::Format;
 use ringway_ring::tsc;
+use ringway_vhost_user::frontend::Frontend;
 
 /// Counts what a thread allocates and frees once it has asked for it.
 struct Counting;

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use ringway_control::guest::Guest;
-use ringway_control::vhost_user::frontend::Frontend;
+use ringway_vhost_user::frontend::Frontend;
 use serde::{Deserialize, Serialize};
 
 use super::curve::turns;

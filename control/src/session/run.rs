@@ -11,10 +11,10 @@ use rustix::io::Errno;
 
 use super::plane::EnginePlane;
 use super::{Command, Inbox, Report, SessionSetup};
-use crate::vhost_user::Bucket;
 use crate::vhost_user::backend::{Backend, PlaneError, Verdict};
-use crate::vhost_user::connection::{Broken, FrameReader, Outbox, PEER_DEADLINE, timespec};
-use crate::vhost_user::message::Request;
+use ringway_vhost_user::bucket::Bucket;
+use ringway_vhost_user::connection::{Broken, FrameReader, Outbox, PEER_DEADLINE, timespec};
+use ringway_vhost_user::message::Request;
 
 /// How a session ends.
 struct End {

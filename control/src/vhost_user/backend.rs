@@ -2,7 +2,7 @@
 //!
 //! A pure state machine: it neither reads a socket nor waits for one. Messages come in whole ([`Backend::handle`]),
 //! verdicts go out; what moves descriptors is reached through [`Plane`]. Everything a front-end says is a claim:
-//! compared with [`super::message::RULES`] first, then checked where it is used.
+//! compared with [`ringway_vhost_user::message::RULES`] first, then checked where it is used.
 //!
 //! - A ring *starts* with SET_VRING_KICK and is *served* once size, addresses, memory and features are there, and, if
 //!   the front-end uses SET_STATUS, DRIVER_OK. What changes while it is served retires the pump of its group, changes,
@@ -43,14 +43,14 @@ use self::plane::NOT_PLACED;
 pub use self::plane::{Plane, PlaneError};
 use self::refusal::{Kind, Refusal};
 use self::ring::{Call, Kick, Ring};
-use super::bucket::Bucket;
-use super::connection::{Frame, LostFds};
 use super::life::{Connection, ConnectionEvent, RingEvent, State, Status};
-use super::message::{
+use crate::session::{Lack, RingReport};
+use ringway_vhost_user::bucket::Bucket;
+use ringway_vhost_user::connection::{Frame, LostFds};
+use ringway_vhost_user::message::{
     FLAG_REPLY, FLAG_VERSION, Header, MAX_MEM_SLOTS, MemRegion, Request, Rule, VringAddrs, VringState,
     decode_mem_table, decode_u64, protocol,
 };
-use crate::session::{Lack, RingReport};
 
 /// What became of a message.
 #[derive(Debug, PartialEq, Eq)]

@@ -9,8 +9,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringway_control::guest::{Guest, GuestOptions};
-use ringway_control::vhost_user::frontend::{Frontend, FrontendListener, MemoryRegion, VringAddr};
-use ringway_control::vhost_user::message::protocol;
 use ringway_pmd::net::F_MTU;
 use ringway_pmd::notify::EventFd;
 use ringway_ring::features::Features;
@@ -19,6 +17,8 @@ use ringway_ring::layout::{DriverConfig, Layout};
 use ringway_ring::memory::HostMemory;
 use ringway_ring::position::Position;
 use ringway_ring::queue::{DriverBuffer, DriverRing, Format, RingSize};
+use ringway_vhost_user::frontend::{Frontend, FrontendListener, MemoryRegion, VringAddr};
+use ringway_vhost_user::message::protocol;
 use serde_json::json;
 
 use crate::support::{Daemon, SOON, wait_for};

@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 
-use ringway_control::vhost_user::frontend::Frontend;
+use ringway_vhost_user::frontend::Frontend;
 use serde_json::json;
 
 use crate::support::{Daemon, SOON, finish, ringway, ringwayd, wait_for};

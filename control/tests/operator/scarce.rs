@@ -7,8 +7,8 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ringway_control::vhost_user::frontend::{Frontend, MemoryRegion};
 use ringway_ring::features::Features;
+use ringway_vhost_user::frontend::{Frontend, MemoryRegion};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::json;
 

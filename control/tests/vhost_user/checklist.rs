@@ -4,14 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use ringway_control::session::{Command, Report};
-use ringway_control::vhost_user::frontend::{
-    BackendMessage, Frontend, FrontendError, MemoryRegion, VringAddr,
-};
 use ringway_control::vhost_user::life::status;
-use ringway_control::vhost_user::message::{
-    ConfigRange, FLAG_NEED_REPLY, MemRegion, Request, VRING_NO_FD, VringAddrs, VringState, encode_mem_table,
-    protocol,
-};
 use ringway_pmd::counters::DropReason;
 use ringway_pmd::net::MIN_MTU;
 use ringway_pmd::notify::EventFd;
@@ -19,6 +12,11 @@ use ringway_ring::features::Features;
 use ringway_ring::memory::{HostMemory, PageKind};
 use ringway_ring::position::Position;
 use ringway_ring::queue::Format;
+use ringway_vhost_user::frontend::{BackendMessage, Frontend, FrontendError, MemoryRegion, VringAddr};
+use ringway_vhost_user::message::{
+    ConfigRange, FLAG_NEED_REPLY, MemRegion, Request, VRING_NO_FD, VringAddrs, VringState, encode_mem_table,
+    protocol,
+};
 
 use crate::support::*;
 

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ringway_control::session::{Command, Report};
-use ringway_control::vhost_user::frontend::{Frontend, FrontendError};
 use ringway_control::vhost_user::life::status;
 use ringway_engine::{Armed, Budget, Engine, Polled, Pump};
 use ringway_pmd::net::{Mac, NetConfig};
@@ -15,6 +14,7 @@ use ringway_pmd::vdpa::{
 };
 use ringway_ring::features::Features;
 use ringway_ring::queue::Format;
+use ringway_vhost_user::frontend::{Frontend, FrontendError};
 
 use crate::support::*;
 

@@ -11,12 +11,7 @@ use std::time::{Duration, Instant};
 
 use ringway_control::guest::{Guest, GuestOptions};
 use ringway_control::session::{Command, NetdevSetup, Report, spawn_netdev};
-use ringway_control::vhost_user::frontend::{BackendMessage, Frontend, MemoryRegion};
 use ringway_control::vhost_user::life::status;
-use ringway_control::vhost_user::message::{
-    FLAG_NEED_REPLY, FLAG_VERSION, Header, MAX_PAYLOAD, MemRegion, RULES, Request, Rule, VringState,
-    encode_mem_table, protocol,
-};
 use ringway_pmd::counters::DropReason;
 use ringway_pmd::drivers::tap::TapBus;
 use ringway_pmd::notify::EventFd;
@@ -24,6 +19,11 @@ use ringway_pmd::vdpa::{DeviceSpec, ManagementBus};
 use ringway_ring::features::Features;
 use ringway_ring::position::Position;
 use ringway_ring::queue::{Completion, DriverBuffer, Format};
+use ringway_vhost_user::frontend::{BackendMessage, Frontend, MemoryRegion};
+use ringway_vhost_user::message::{
+    FLAG_NEED_REPLY, FLAG_VERSION, Header, MAX_PAYLOAD, MemRegion, RULES, Request, Rule, VringState,
+    encode_mem_table, protocol,
+};
 
 use crate::support::*;
 

@@ -9,14 +9,14 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use ringway_control::guest::{Guest, GuestOptions};
 use ringway_control::session::Report;
-use ringway_control::vhost_user::frontend::MemoryRegion;
-use ringway_control::vhost_user::message::{
-    ConfigRange, FLAG_NEED_REPLY, MemRegion, Request, Rule, VRING_NO_FD, VringAddrs, VringState,
-    encode_mem_table, protocol,
-};
 use ringway_pmd::notify::EventFd;
 use ringway_ring::features::Features;
 use ringway_ring::queue::Format;
+use ringway_vhost_user::frontend::MemoryRegion;
+use ringway_vhost_user::message::{
+    ConfigRange, FLAG_NEED_REPLY, MemRegion, Request, Rule, VRING_NO_FD, VringAddrs, VringState,
+    encode_mem_table, protocol,
+};
 
 use crate::support::*;
 

@@ -11,11 +11,6 @@ use std::time::{Duration, Instant};
 use ringway_control::session::{
     Command, DeviceShared, Report, RingReport, SessionHandle, SessionSetup, spawn,
 };
-use ringway_control::vhost_user::connection::{Broken, Frame, FrameReader, send_frame, wait_for};
-use ringway_control::vhost_user::frontend::{Frontend, MemoryRegion, VringAddr};
-use ringway_control::vhost_user::message::{
-    FLAG_NEED_REPLY, FLAG_VERSION, Header, Request, decode_u64, protocol,
-};
 use ringway_engine::{Clock, Engine, EngineConfig, IdlePolicy};
 use ringway_pmd::counters::QueueCounters;
 use ringway_pmd::drivers::sim_net::SimNet;
@@ -28,6 +23,9 @@ use ringway_ring::memory::{HostMemory, PageKind};
 use ringway_ring::position::{Position, PositionPage, PositionSlot};
 use ringway_ring::queue::{Completion, DeviceRing, DriverBuffer, DriverRing, Format, QueueConfig, RingSize};
 use ringway_ring::tsc;
+use ringway_vhost_user::connection::{Broken, Frame, FrameReader, send_frame, wait_for};
+use ringway_vhost_user::frontend::{Frontend, MemoryRegion, VringAddr};
+use ringway_vhost_user::message::{FLAG_NEED_REPLY, FLAG_VERSION, Header, Request, decode_u64, protocol};
 use rustix::event::PollFlags;
 
 /// How long anything that should happen may take on a machine that is busy.

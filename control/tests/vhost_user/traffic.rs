@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use ringway_control::guest::{Guest, GuestOptions};
 use ringway_control::session::{Command, Report};
-use ringway_control::vhost_user::frontend::{Frontend, FrontendListener};
 use ringway_engine::IdlePolicy;
 use ringway_pmd::notify::EventFd;
 use ringway_ring::chain::Burst;
 use ringway_ring::position::Position;
 use ringway_ring::queue::Format;
+use ringway_vhost_user::frontend::{Frontend, FrontendListener};
 
 use crate::support::*;
 

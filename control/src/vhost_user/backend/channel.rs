@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use rustix::net::{AddressFamily, RecvFlags, SocketType, recv, sockopt};
 
-use super::super::connection::Outbox;
-use super::super::message::{BackendRequest, FLAG_VERSION, Header, VringState};
+use ringway_vhost_user::connection::Outbox;
+use ringway_vhost_user::message::{BackendRequest, FLAG_VERSION, Header, VringState};
 
 /// The channel.
 #[derive(Debug)]
@@ -98,8 +98,8 @@ fn take_lowest(bits: &mut u64) -> Option<u32> {
 mod tests {
     use std::os::unix::net::UnixStream;
 
-    use super::super::super::connection::FrameReader;
     use super::*;
+    use ringway_vhost_user::connection::FrameReader;
 
     #[test]
     fn front_end_that_never_reads_gets_each_thing_once_when_it_does() {

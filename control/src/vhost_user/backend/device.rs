@@ -9,12 +9,12 @@ use ringway_ring::features::Features;
 use ringway_ring::guest::GuestMap;
 
 use super::super::life::{Connection, ConnectionEvent, RingEvent, State, StatusEvent, status};
-use super::super::message::{ConfigRange, MAX_CONFIG_BYTES, Request, protocol};
 use super::memory::MemoryError;
 use super::plane::Plane;
 use super::refusal::{Kind, Refusal};
 use super::{Answer, Backend, memory};
 use crate::session::Report;
+use ringway_vhost_user::message::{ConfigRange, MAX_CONFIG_BYTES, Request, protocol};
 
 impl Backend {
     pub(super) fn protocol_offered(&self) -> u64 {

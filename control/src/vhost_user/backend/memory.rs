@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ringway_ring::guest::{GuestMap, MapError, Region, RegionSpec};
 
-use super::super::message::{MAX_MEM_SLOTS, MemRegion};
 use crate::budget::{Lease, Memory, Short};
+use ringway_vhost_user::message::{MAX_MEM_SLOTS, MemRegion};
 
 /// The most bytes that one front-end may have mapped here: a peer with sparse files must not fill the address space
 /// that all devices share. How much of it is there for one more: see [`Lease`].

@@ -7,10 +7,10 @@ use ringway_ring::guest::MapError;
 use rustix::io::Errno;
 
 use super::super::life::Illegal;
-use super::super::message::Malformed;
 use super::memory::MemoryError;
 use super::plane::PlaneError;
 use crate::budget::Short;
+use ringway_vhost_user::message::Malformed;
 
 /// A request that is not obeyed.
 #[derive(Debug)]

@@ -48,7 +48,7 @@ use ringway_ring::guest::GuestMap;
 use ringway_ring::position::Position;
 use ringway_ring::queue::{Format, RingSize};
 
-use super::super::message::VringAddrs;
+use ringway_vhost_user::message::VringAddrs;
 
 /// The position at which everything taken is also given back: what was taken and not completed is taken anew.
 pub(super) fn rewound(kept: Position) -> Position {

@@ -11,8 +11,8 @@ use ringway_ring::position::{Position, PositionSlot};
 use ringway_ring::queue::{Format, QueueConfig, RingSize};
 
 use super::super::life::RingLife;
-use super::super::message::VringAddrs;
 use super::resume;
+use ringway_vhost_user::message::VringAddrs;
 
 /// How the driver's kicks come.
 #[derive(Debug, Clone)]

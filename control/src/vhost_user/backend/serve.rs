@@ -10,13 +10,13 @@ use ringway_ring::features::Features;
 use ringway_ring::queue::{Format, RingFault};
 
 use super::super::life::{RingEvent, State, Status};
-use super::super::message::protocol;
 use super::plane::{Plane, PlaneError};
 use super::refusal::Refusal;
 use super::resume;
 use super::ring::{Call, Kick, Ring, format_of};
 use super::{Answer, Backend};
 use crate::session::{Lack, Report, RingReport};
+use ringway_vhost_user::message::protocol;
 
 impl Backend {
     pub(super) fn all_groups(&self) -> std::ops::Range<u16> {

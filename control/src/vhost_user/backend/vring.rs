@@ -6,12 +6,12 @@ use std::sync::Arc;
 use ringway_pmd::notify::{CallFd, EventFd};
 
 use super::super::life::{RingEvent, State};
-use super::super::message::{Request, VRING_NO_FD, VringAddrs, VringState, protocol};
 use super::channel::Channel;
 use super::plane::Plane;
 use super::refusal::Refusal;
 use super::ring::{Call, Kick, format_of};
 use super::{Answer, Backend};
+use ringway_vhost_user::message::{Request, VRING_NO_FD, VringAddrs, VringState, protocol};
 
 impl Backend {
     pub(super) fn set_vring_num(

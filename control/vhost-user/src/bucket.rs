@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// Tokens that refill over time. Time is given from outside.
 #[derive(Debug)]
-pub(crate) struct Bucket {
+pub struct Bucket {
     capacity: u32,
     per_second: u32,
     tokens: f64,
@@ -13,18 +13,18 @@ pub(crate) struct Bucket {
 
 impl Bucket {
     /// A full bucket.
-    pub(crate) fn new(capacity: u32, per_second: u32, now: Instant) -> Bucket {
+    pub fn new(capacity: u32, per_second: u32, now: Instant) -> Bucket {
         Bucket { capacity, per_second, tokens: capacity.into(), at: now }
     }
 
     /// Takes tokens, into debt if need be: what was asked is done, what comes next waits.
-    pub(crate) fn spend(&mut self, tokens: u32, now: Instant) {
+    pub fn spend(&mut self, tokens: u32, now: Instant) {
         self.refill(now);
         self.tokens -= f64::from(tokens);
     }
 
     /// Takes one token if there is one.
-    pub(crate) fn take(&mut self, now: Instant) -> bool {
+    pub fn take(&mut self, now: Instant) -> bool {
         self.refill(now);
         let there = self.tokens >= 1.0;
         if there {
@@ -34,7 +34,7 @@ impl Bucket {
     }
 
     /// How long until a token is there; None if one is.
-    pub(crate) fn wait(&mut self, now: Instant) -> Option<Duration> {
+    pub fn wait(&mut self, now: Instant) -> Option<Duration> {
         self.refill(now);
         (self.tokens < 1.0).then(|| Duration::from_secs_f64((1.0 - self.tokens) / f64::from(self.per_second)))
     }

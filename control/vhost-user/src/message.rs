@@ -1,6 +1,6 @@
 //! Messages: request numbers, flags, protocol features and payloads, decoded and encoded by hand.
 //!
-//! What it is not: no socket ([`super::connection`] frames them), no state ([`super::backend`] obeys them).
+//! What it is not: no socket ([`crate::connection`] frames them), no state (a back-end's rules are elsewhere).
 //!
 //! ```text
 //!   u32 request | u32 flags | u32 size | size bytes of payload        host byte order, at most 8 descriptors beside

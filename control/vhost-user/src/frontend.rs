@@ -12,8 +12,8 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-use super::connection::{Broken, Frame, FrameReader, send_frame, wait_for};
-use super::message::{
+use crate::connection::{Broken, Frame, FrameReader, send_frame, wait_for};
+use crate::message::{
     BackendRequest, ConfigRange, FLAG_NEED_REPLY, FLAG_VERSION, Header, MemRegion, Request, VRING_NO_FD,
     VringAddrs, VringState, decode_u64, encode_mem_table, protocol,
 };

@@ -24,7 +24,7 @@ use rustix::net::{
 };
 use rustix::time::Timespec;
 
-use super::message::{
+use crate::message::{
     FLAG_VERSION, FLAG_VERSION_MASK, HEADER_BYTES, Header, MAX_FDS, MAX_PAYLOAD, MAX_SKIPPED,
 };
 
@@ -330,7 +330,7 @@ pub fn wait_for(socket: impl AsFd, what: PollFlags, deadline: Instant) -> io::Re
 }
 
 /// A duration as the kernel takes it.
-pub(crate) fn timespec(duration: Duration) -> Timespec {
+pub fn timespec(duration: Duration) -> Timespec {
     Timespec {
         tv_sec: duration.as_secs().min(i32::MAX as u64) as i64,
         tv_nsec: duration.subsec_nanos().into(),
@@ -342,8 +342,8 @@ mod tests {
     use std::io::Write;
     use std::os::unix::net::UnixStream;
 
-    use super::super::message::{FLAG_NEED_REPLY, MemRegion, Request, encode_mem_table};
     use super::*;
+    use crate::message::{FLAG_NEED_REPLY, MemRegion, Request, encode_mem_table};
 
     fn header(request: Request) -> Header {
         Header { request: request as u32, flags: FLAG_VERSION, size: 0 }
