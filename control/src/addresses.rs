@@ -58,6 +58,13 @@ impl Addresses {
                 .at(path.display().to_string())
                 .hint("mend it, or move it away: devices without a `mac` of their own then get new addresses")
         };
+        if text.is_empty() {
+            let why = refuse("it is empty, as a crash of the host may leave it".to_owned());
+            return Err(Fault { hint: None, ..why }.hint(format!(
+                "put a copy of it back, or rm {}: devices without a `mac` of their own then get new addresses",
+                path.display()
+            )));
+        }
         let file: File = serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
         let seed =
             u128::from_str_radix(&file.seed, 16).map_err(|_| refuse("the seed is no number".into()))?;

@@ -323,13 +323,22 @@ impl Source<'_> {
     }
 }
 
-/// Writes what runs as a file that makes it, and as data.
+/// A device that was asked for and could not be made.
+pub(crate) struct NotMade<'a> {
+    pub(crate) entry: &'a DeviceEntry,
+    pub(crate) why: &'a str,
+    /// As it is, it never can be.
+    pub(crate) is_final: bool,
+}
+
+/// Writes what runs as a file that makes it, and as data. What could not be made follows; what never can be, as a comment.
 pub(crate) fn dump(
     settings: &Settings,
     ctl: Option<&Path>,
     state_dir: Option<&Path>,
     mgmtdevs: &[MgmtEntry],
     devices: &[DeviceEntry],
+    not_made: &[NotMade<'_>],
 ) -> Dump {
     let mut daemon = Map::new();
     daemon.insert("cores".into(), json!(settings.cores));
@@ -351,7 +360,24 @@ pub(crate) fn dump(
         toml.push_str("\n[[device]]\n");
         write_table(&mut toml, device);
     }
-    Dump { toml, config: json!({ "daemon": daemon, "mgmtdev": mgmtdevs, "device": devices }) }
+    let mut config = json!({ "daemon": daemon, "mgmtdev": mgmtdevs, "device": devices });
+    for NotMade { entry, why, is_final } in not_made {
+        let why: String = why.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        toml.push_str(&format!("\n# not made: {why}\n"));
+        let mut table = String::from("[[device]]\n");
+        write_table(&mut table, &flat(entry));
+        for line in table.lines() {
+            // Else no daemon would start with the file.
+            toml.push_str(if *is_final { "# " } else { "" });
+            toml.push_str(line);
+            toml.push('\n');
+        }
+        config["not_made"][&entry.name] = json!(why);
+        if !is_final && let Some(devices) = config["device"].as_array_mut() {
+            devices.push(flat(entry).into());
+        }
+    }
+    Dump { toml, config }
 }
 
 /// A device's keys side by side, the driver's own last.
@@ -514,7 +540,7 @@ mod tests {
         let bridge =
             MgmtEntry { name: "bridge/b".into(), attributes: [("ageing".into(), "9".into())].into() };
         let mgmtdevs = [bridge];
-        let dump = dump(&settings, Some(Path::new("/run/c.sock")), None, &mgmtdevs, &devices);
+        let dump = dump(&settings, Some(Path::new("/run/c.sock")), None, &mgmtdevs, &devices, &[]);
         let read = parse(&dump.toml, "dump", &known()).unwrap();
         assert_eq!((&read.devices[..], &read.mgmtdevs[..]), (&devices[..], &mgmtdevs[..]));
         assert_eq!((read.cores, read.idle), (Some(vec![1, 3]), Some(IdlePolicy::Poll)));

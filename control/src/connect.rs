@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::api::Mode;
 use crate::budget::{Lease, Short};
 use crate::daemon::{Daemon, Token};
-use crate::device::{Connection, Facts, Refused};
+use crate::device::{Away, Connection, Device, Facts, Refused};
 use crate::endpoint;
 use crate::fault::reason;
 use crate::life::{Life, LifeEvent};
@@ -374,7 +374,7 @@ impl Daemon {
         let Some(device) = self.registry.by_id(id) else { return };
         let Some(connection) = &mut device.connection else { return };
         let connection_lasts = connection.since.elapsed() >= SHORT_SESSION;
-        let mut event = None;
+        let (mut event, mut back) = (None, None);
         match report {
             Report::Negotiated { features, protocol } => {
                 connection.negotiated = Some(features);
@@ -395,6 +395,9 @@ impl Daemon {
                 if before != after {
                     event = Some(("session.rings", json!({ "running": after })));
                 }
+                if let Some(away) = device.netdev_away.take() {
+                    back = Some((away.is_own, device.netdev.clone()));
+                }
             }
             Report::Lacks { queue, lack } => {
                 let details = json!({ "qidx": queue, "why": lack.what(), "try": lack.cure() });
@@ -410,7 +413,8 @@ impl Daemon {
             Report::PeerMisbehaved { what, detail } => {
                 *device.history.breaches.entry(what.to_owned()).or_default() += times;
                 let detail = tame(&detail);
-                event = Some(("session.breach", json!({ "what": what, "detail": detail.clone() })));
+                let details = json!({ "what": what, "detail": detail, "try": breach_cure(what) });
+                event = Some(("session.breach", details));
                 device.history.last_breach = Some(detail);
             }
             Report::HostFailed { what, detail } => {
@@ -443,6 +447,16 @@ impl Daemon {
         });
         let told = event.filter(|(kind, _)| device.quota.take(kind));
         let name = device.name().to_owned();
+        match back {
+            Some((true, ifname)) => {
+                let details = json!({ "what": THE_INTERFACE, "path": ifname });
+                self.events.push("host.remade", Some(&name), details);
+            }
+            Some((false, ifname)) => {
+                self.events.push("netdev.restored", Some(&name), json!({ "netdev": ifname }));
+            }
+            None => {}
+        }
         if let Some((kind, details)) = told {
             self.events.push(kind, Some(&name), details);
         }
@@ -476,6 +490,7 @@ impl Daemon {
         reason: String,
         last: Option<&'static str>,
     ) {
+        let is_stopping = self.is_stopping();
         // A device that was removed meanwhile is dropped here.
         let Some(device) = self.registry.by_id(id) else { return };
         let event = if held.is_some() { LifeEvent::Ended } else { LifeEvent::Lost };
@@ -488,6 +503,11 @@ impl Daemon {
         device.refuse_at = None;
         device.netdev_changes.clear();
         let reason = tame(&reason);
+        let was_open = ended.as_ref().is_some_and(|connection| !connection.rings.is_empty());
+        let missing = match device.mode {
+            Mode::Netdev if !is_stopping => netdev_lost(device, was_open, &reason),
+            _ => None,
+        };
         // An interface that stays away is looked for again and again, and told of once.
         let is_known = device.mode == Mode::Netdev && device.history.last_end.as_deref() == Some(&reason);
         device.history.last_end = Some(reason.clone());
@@ -498,6 +518,10 @@ impl Daemon {
         let is_repeated = counts && times > 1;
         if let Some(refused) = refused {
             self.events.push("session.refused", Some(&name), refused.details());
+        }
+        let is_told = missing.is_some();
+        if let Some(details) = missing {
+            self.events.push("host.missing", Some(&name), details);
         }
         let mut details = json!({ "reason": reason });
         if let Some(last) = last {
@@ -511,6 +535,7 @@ impl Daemon {
                 self.events.push("session.repeated", Some(&name), details);
             }
         } else if !is_known
+            && !is_told
             && let Some(device) = self.registry.by_id(id)
             && device.quota.take("session.ended")
         {
@@ -548,9 +573,54 @@ impl Daemon {
     }
 }
 
+/// What an interface is called where it is told that it is gone, or there again.
+const THE_INTERFACE: &str = "the interface";
+
+/// The session of an interface is over: what is to be told if that cannot be had, once.
+fn netdev_lost(device: &mut Device, was_open: bool, reason: &str) -> Option<serde_json::Value> {
+    let is_own = device.held.as_mut().and_then(|held| Some(held.netdev()?.is_own())).unwrap_or(true);
+    if was_open && reason != session::GONE {
+        return None;
+    }
+    let ifname = device.netdev.clone().unwrap_or_default();
+    let cure = match (is_own, device.entry.attributes.get("netns")) {
+        (true, _) => "it is made again as soon as it can be".to_owned(),
+        (false, Some(netns)) if !netns.starts_with('/') => {
+            format!("ip -n {netns} tuntap add dev {ifname} mode tap multi_queue")
+        }
+        (false, _) => format!("ip tuntap add dev {ifname} mode tap multi_queue"),
+    };
+    let why = (!was_open).then(|| reason.to_owned());
+    let before = device.netdev_away.replace(Away { is_own, why: why.clone(), cure: cure.clone() });
+    let is_news = why != before.and_then(|away| away.why);
+    why.filter(|_| is_news)
+        .map(|why| json!({ "what": THE_INTERFACE, "path": ifname, "why": why, "try": cure }))
+}
+
 /// What a session says for people, which a peer may have had a part in: short and without control characters.
 fn tame(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(400).collect()
+}
+
+/// What a front-end did, in few words.
+pub(crate) fn breach_meaning(what: &str) -> &'static str {
+    match what {
+        "mtu" => "the front-end wants a larger MTU than the device's: its guest has no network",
+        "spoofed_mac" | "announced_address" => "the front-end announced an address that the device may not have",
+        _ => "the front-end broke the vhost-user protocol",
+    }
+}
+
+/// What to do about it.
+pub(crate) fn breach_cure(what: &str) -> &'static str {
+    match what {
+        "mtu" => {
+            "remove the device and add it with that mtu (QEMU with reconnect-ms then comes back by itself), or restart the VM with \
+             a host_mtu that is not above the device's"
+        }
+        "spoofed_mac" => "give the guest the device's address, or set spoofchk off",
+        _ => "another version of the VMM; report this with its version",
+    }
 }
 
 /// What to do where this host lacks something.

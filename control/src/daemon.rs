@@ -29,7 +29,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use serde_json::Value;
 
 use crate::addresses::{self, Addresses};
-use crate::api::DeviceEntry;
+use crate::api::{DeviceEntry, MgmtEntry};
 use crate::budget::Budget;
 use crate::claims::Claims;
 use crate::config::Settings;
@@ -144,6 +144,8 @@ pub(crate) struct Absent {
 pub(crate) struct Daemon {
     pub(crate) registry: Registry,
     pub(crate) absent: Vec<Absent>,
+    /// Management devices that the state directory keeps and that do not run as it has them: it keeps them on.
+    pub(crate) absent_mgmtdevs: Vec<MgmtEntry>,
     pub(crate) placement: Placement,
     pub(crate) claims: Claims,
     pub(crate) engine: Engine,
@@ -254,6 +256,7 @@ impl Daemon {
         let mut daemon = Daemon {
             registry,
             absent: Vec::new(),
+            absent_mgmtdevs: Vec::new(),
             placement: Placement::new(&settings.cores),
             claims,
             engine,

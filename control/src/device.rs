@@ -246,6 +246,17 @@ impl Quota {
     }
 }
 
+/// A kernel's interface that is not there, or not to be had, until it is open again.
+#[derive(Debug, Clone)]
+pub(crate) struct Away {
+    /// Ringway makes it again.
+    pub(crate) is_own: bool,
+    /// Why it cannot be opened, once that was tried.
+    pub(crate) why: Option<String>,
+    /// What to do about that.
+    pub(crate) cure: String,
+}
+
 /// A device. Owned by the registry, on the control thread.
 pub(crate) struct Device {
     /// Its number in this process; never reused.
@@ -269,6 +280,8 @@ pub(crate) struct Device {
     pub(crate) netdev: Option<String>,
     /// What somebody changed of it.
     pub(crate) netdev_changes: Vec<NetdevChange>,
+    /// It is not there.
+    pub(crate) netdev_away: Option<Away>,
     /// Server mode: the listening socket.
     pub(crate) listening: Option<Listening>,
     /// Client mode: what it waits for.

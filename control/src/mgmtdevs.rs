@@ -19,12 +19,16 @@ impl Daemon {
         for entry in entries {
             if self.registry.has_mgmtdev(&entry.name) {
                 tracing::warn!(mgmtdev = entry.name, "also in the configuration file, which goes first");
+                self.absent_mgmtdevs.push(entry);
                 continue;
             }
             let checked = check_mgmt_entry(&entry, &self.registry.known());
             let made = checked.and_then(|()| self.make_mgmtdev(&entry.name, &entry.attributes, origin));
             if let Err(fault) = made {
                 tracing::error!(mgmtdev = entry.name, "management device cannot be made: {}", fault.message);
+                if origin == MgmtOrigin::Operator {
+                    self.absent_mgmtdevs.push(entry);
+                }
             }
         }
     }
@@ -155,7 +159,12 @@ impl Daemon {
         }
         // Those that could not be made as well, or they would make it anew.
         self.absent.retain(|absent| absent.entry.mgmtdev != *name);
+        self.absent_mgmtdevs.retain(|entry| entry.name != *name);
         for device in &devices {
+            // One that came by itself may have gone with another.
+            if !self.registry.is_taken(device) {
+                continue;
+            }
             self.drop_device(device);
             self.events.push("dev.removed", Some(device), json!({}));
         }

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use ringway_pmd::counters::QueueCounters;
 use ringway_pmd::later;
-use ringway_pmd::vdpa::{DeviceSpec, DriverError};
+use ringway_pmd::vdpa::{DeviceConfig, DeviceSpec, DriverError};
 use ringway_ring::position::PositionPage;
 use rustix::event::epoll;
 use serde_json::{Value, json};
@@ -290,6 +290,7 @@ impl Daemon {
             mode,
             netdev,
             netdev_changes: Vec::new(),
+            netdev_away: None,
             listening,
             awaited: None,
             backoff: Backoff::default(),
@@ -349,11 +350,11 @@ impl Daemon {
     fn delete(&mut self, target: &Target) -> Result<DevDeleted, Fault> {
         let name = &target.name;
         let mut notes = Vec::new();
-        let was_absent = self.absent.iter().any(|absent| absent.entry.name == *name);
-        let origin = match self.registry.find(name) {
-            Ok(device) => device.origin,
-            Err(_) if was_absent => Origin::Operator,
-            Err(fault) => return Err(fault),
+        let absent = self.absent.iter().find(|absent| absent.entry.name == *name).map(|absent| absent.origin);
+        let origin = match (self.registry.find(name), absent) {
+            (Ok(device), _) => device.origin,
+            (Err(_), Some(origin)) => origin,
+            (Err(fault), None) => return Err(fault),
         };
         if origin == Origin::Implied {
             return Err(self.comes_with(name));
@@ -456,7 +457,7 @@ impl Daemon {
     }
 
     fn set(&mut self, set: &DevSet) -> Result<DevChanged, Fault> {
-        let id = self.registry.id_of(&set.name)?;
+        let id = self.registry.id_of(&set.name).map_err(|fault| self.if_absent(&set.name, fault))?;
         if set.mac.is_none() && set.mtu.is_none() && set.core.is_none() && set.attributes.is_empty() {
             return Err(
                 Fault::usage("nothing to set").hint("mac MAC, mtu N, core N, or an attribute of the driver")
@@ -467,6 +468,9 @@ impl Daemon {
             return Err(Fault::not_found("the device is gone"));
         };
         let (before, life, origin) = (device.entry.clone(), device.life, device.origin);
+        let DeviceConfig::Net(config) = &device.facts.config;
+        // The host's own interface takes whatever is set.
+        let mtu_before = device.netdev.is_none().then(|| before.mtu.unwrap_or(config.mtu));
         if origin == Origin::Implied && (set.mac.is_some() || set.mtu.is_some() || !set.attributes.is_empty())
         {
             return Err(self.comes_with(&set.name));
@@ -486,6 +490,19 @@ impl Daemon {
             self.placement.check(core)?;
         }
 
+        let in_use = self.mtu_in_use(id);
+        if let (Some(mtu), Some((used, holder))) = (set.mtu, in_use)
+            && mtu < used
+        {
+            return Err(Fault::conflict(format!(
+                "the VM of {} uses MTU {used}: with a device of {mtu} its VMM would be refused when it connects again, and the \
+                 guest have no network",
+                set.name
+            ))
+            .at("mtu")
+            .held_by(holder)
+            .hint(format!("end that VM, ringway dev set name {} mtu {mtu}, start it with host_mtu={mtu}", set.name)));
+        }
         let is_new_device =
             entry.mac != before.mac || entry.mtu != before.mtu || entry.attributes != before.attributes;
         let put_back = |daemon: &mut Daemon| {
@@ -531,6 +548,12 @@ impl Daemon {
                 );
             }
         }
+        if let Some(mtu) = set.mtu.filter(|mtu| Some(*mtu) < mtu_before) {
+            notes.push(format!(
+                "a VMM that asks for a larger MTU than {mtu} (QEMU: host_mtu) is refused when it connects next, and its guest has \
+                 no network: start it with host_mtu={mtu}"
+            ));
+        }
         if let (Origin::Config, Some(file)) = (origin, &self.config_file) {
             notes.push(format!(
                 "{} still says otherwise and goes first when ringwayd starts again",
@@ -544,6 +567,13 @@ impl Daemon {
         let details = json!({ "applied": !is_deferred, "set": changed });
         self.events.push("dev.changed", Some(&set.name), details);
         Ok(DevChanged { changed: set.name.clone(), applied: !is_deferred, notes })
+    }
+
+    /// The MTU that the connected front-end has set or will set, as far as that is known, and who it is.
+    fn mtu_in_use(&mut self, id: u64) -> Option<(u16, String)> {
+        let device = self.registry.by_id(id)?;
+        let connection = device.connection.as_ref().filter(|_| device.netdev.is_none())?;
+        Some((connection.mtu?, connection.caller.to_string()))
     }
 
     /// Moves every group of a device to one core, under traffic if there is any.
@@ -587,12 +617,16 @@ impl Daemon {
                 .cloned()
                 .collect();
             let mgmtdevs = self.registry.mgmtdevs().filter(|mgmtdev| mgmtdev.origin == MgmtOrigin::Operator);
-            let mgmtdevs = mgmtdevs
+            let mut mgmtdevs: Vec<MgmtEntry> = mgmtdevs
                 .map(|mgmtdev| MgmtEntry {
                     name: mgmtdev.device.info().name,
                     attributes: mgmtdev.asked.clone(),
                 })
                 .collect();
+            let absent = self.absent_mgmtdevs.iter();
+            let absent = absent.filter(|entry| mgmtdevs.iter().all(|other| other.name != entry.name));
+            let absent: Vec<MgmtEntry> = absent.cloned().collect();
+            mgmtdevs.extend(absent);
             state.write(&Kept::new(generation, mgmtdevs, devices))?;
         }
         self.generation = generation;

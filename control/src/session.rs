@@ -18,6 +18,8 @@ mod netdev;
 mod plane;
 mod run;
 
+pub(crate) use netdev::GONE;
+
 use std::fmt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;

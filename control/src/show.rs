@@ -101,33 +101,31 @@ impl Daemon {
         }
     }
 
+    /// A device by its name; of one that could not be made, why.
+    pub(crate) fn find(&self, name: &str) -> Result<&Device, Fault> {
+        self.registry.find(name).map_err(|fault| self.if_absent(name, fault))
+    }
+
+    /// The fault of a device that is not there: if it was asked for, why it could not be made.
+    pub(crate) fn if_absent(&self, name: &str, fault: Fault) -> Fault {
+        let Some(absent) = self.absent.iter().find(|absent| absent.entry.name == name) else { return fault };
+        let cure = if absent.is_final {
+            format!("it is kept and not tried again: ringway dev del {name}, then add it as it can be")
+        } else {
+            format!("it is kept and tried again every 2 s; ringway dev del {name} removes it")
+        };
+        Fault { message: format!("{name}: not made: {}", absent.why), ..fault }.hint(cure)
+    }
+
     /// The devices asked for: one, or all.
     fn selected(&self, select: &Select) -> Result<Vec<&Device>, Fault> {
         match &select.name {
-            Some(name) => Ok(vec![self.registry.find(name)?]),
+            Some(name) => Ok(vec![self.find(name)?]),
             None => Ok(self.registry.devices().collect()),
         }
     }
 
     pub(crate) fn show_devices(&self, select: Select) -> Result<DevShow, Fault> {
-        let absent = self.absent.iter().find(|absent| Some(&absent.entry.name) == select.name.as_ref());
-        if let (Some(absent), Err(fault)) = (absent, self.selected(&select)) {
-            return Err(Fault {
-                message: format!("{}: not made: {}", absent.entry.name, absent.why),
-                ..fault
-            }
-            .hint(if absent.is_final {
-                format!(
-                    "it is kept and not tried again: ringway dev del {}, then add it as it can be",
-                    absent.entry.name
-                )
-            } else {
-                format!(
-                    "it is kept and tried again every 2 s; ringway dev del {} removes it",
-                    absent.entry.name
-                )
-            }));
-        }
         let info = |device: &Device| (device.name().to_owned(), dev_info(device, &self.missing));
         let dev = self.selected(&select)?.into_iter().map(info);
         let absent = self.absent.iter().map(|absent| (absent.entry.name.clone(), absent.why.clone()));
@@ -142,7 +140,7 @@ impl Daemon {
     }
 
     pub(crate) fn show_vstats(&self, queue: Queue) -> Result<VstatsShow, Fault> {
-        let device = self.registry.find(&queue.name)?;
+        let device = self.find(&queue.name)?;
         let all = || device.shared.counters.iter().enumerate();
         let info = |(index, counters): (usize, &std::sync::Arc<ringway_pmd::counters::QueueCounters>)| {
             let facts = &device.facts;
@@ -230,12 +228,22 @@ impl Daemon {
     pub(crate) fn dump(&self) -> Result<Dump, Fault> {
         let own = self.registry.devices().filter(|device| device.origin != Origin::Implied);
         let devices: Vec<DeviceEntry> = own.map(in_force).collect();
+        // What could not be made is asked for all the same. One name stands once.
+        let not_made = self.absent.iter().filter(|absent| !self.registry.is_taken(&absent.entry.name));
+        let not_made: Vec<config::NotMade<'_>> = not_made
+            .map(|absent| config::NotMade {
+                entry: &absent.entry,
+                why: &absent.why,
+                is_final: absent.is_final,
+            })
+            .collect();
         let state_dir = self.state.as_ref().map(crate::state::StateDir::path);
         let named = self.registry.mgmtdevs().filter(|mgmtdev| mgmtdev.origin != MgmtOrigin::Driver);
         let mgmtdevs: Vec<MgmtEntry> = named
             .map(|mgmtdev| MgmtEntry { name: mgmtdev.device.info().name, attributes: mgmtdev.asked.clone() })
             .collect();
-        Ok(config::dump(&self.settings, self.ctl_path.as_deref(), state_dir, &mgmtdevs, &devices))
+        let ctl = self.ctl_path.as_deref();
+        Ok(config::dump(&self.settings, ctl, state_dir, &mgmtdevs, &devices, &not_made))
     }
 }
 
@@ -258,6 +266,9 @@ fn dev_info(device: &Device, missing: &[Missing]) -> DevInfo {
     }
     let of_it = missing.iter().filter(|missing| missing.dev.as_deref() == Some(device.name()));
     notes.extend(of_it.map(|missing| format!("{}; try: {}", missing.why, missing.cure)));
+    if let Some((away, why)) = device.netdev_away.as_ref().and_then(|away| Some((away, away.why.as_ref()?))) {
+        notes.push(format!("{why}; try: {}", away.cure));
+    }
     notes.extend(device.netdev_changes.iter().map(|change| format!("{}; try: {}", change.what, change.cure)));
     if let Some(ring) = connection.and_then(|c| c.rings.iter().find(|ring| ring.started && !ring.kicks)) {
         notes

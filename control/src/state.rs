@@ -26,6 +26,8 @@ use crate::upkeep::{Finding, Missing};
 const FILE: &str = "devices.json";
 /// The format of the file.
 const FORMAT: u32 = 1;
+/// Of a file's mode, what says who may do what.
+const PERMISSIONS: u32 = 0o777;
 
 /// What is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +95,7 @@ pub(crate) struct StateDir {
 struct Own {
     name: &'static str,
     text: Vec<u8>,
+    mode: u32,
     mark: Mark,
 }
 
@@ -135,7 +138,7 @@ impl Own {
         let path = dir.join(self.name);
         let mut beside = tempfile::Builder::new()
             .prefix(self.name)
-            .permissions(fs::Permissions::from_mode(0o640))
+            .permissions(fs::Permissions::from_mode(self.mode))
             .tempfile_in(dir)?;
         beside.write_all(&self.text)?;
         beside.as_file().sync_all()?;
@@ -166,7 +169,8 @@ impl StateDir {
         let (text, facts) =
             read.map_err(|error| Fault::system(format!("cannot read {}", path.display()), error))?;
         self.own.retain(|own| own.name != name);
-        self.own.push(Own { name, text, mark: Mark::of(&facts) });
+        let mode = facts.permissions().mode() & PERMISSIONS;
+        self.own.push(Own { name, text, mode, mark: Mark::of(&facts) });
         Ok(())
     }
 
@@ -215,6 +219,14 @@ impl StateDir {
                 .at(file.display().to_string())
                 .hint("mend it, or move it away to start without the devices it holds; nothing was changed")
         };
+        if text.is_empty() {
+            let shown = file.display();
+            return Err(Fault { hint: None, ..refuse("it is empty, as a crash of the host may leave it".to_owned()) }
+                .hint(format!(
+                    "put a copy of it back, or rm {shown}: ringwayd then starts without the devices that operators added, which \
+                     ringway dev add brings back"
+                )));
+        }
         let mut value: Value = serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
         if let Some(other) = value.get("format").and_then(Value::as_u64).filter(|it| *it != u64::from(FORMAT))
         {
@@ -291,11 +303,12 @@ impl StateDir {
         new.write_all(&text)?;
         new.sync_all()?;
         fs::rename(&beside, file)?;
-        let mark = Mark::of(&new.metadata()?);
+        let facts = new.metadata()?;
+        let (mark, mode) = (Mark::of(&facts), facts.permissions().mode() & PERMISSIONS);
         // Made either way; a power failure now may take it back.
         let _ = dir.sync_all();
         self.own.retain(|own| own.name != FILE);
-        self.own.push(Own { name: FILE, text, mark });
+        self.own.push(Own { name: FILE, text, mode, mark });
         Ok(())
     }
 }

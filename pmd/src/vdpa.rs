@@ -382,6 +382,8 @@ pub trait Netdev {
         berth: &Berth,
         within: Duration,
     ) -> Result<(), DriverError>;
+    /// Ringway made it, and makes it again if it is gone.
+    fn is_own(&self) -> bool;
     /// It is gone.
     fn is_gone(&self) -> bool;
     /// What somebody set otherwise since it was opened, as it is now. Asks the kernel.

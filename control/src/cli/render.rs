@@ -182,11 +182,11 @@ fn history(text: &mut String, history: &History) {
         }
     }
     for (what, count) in &history.breaches {
-        let _ = writeln!(text, "  breach {what} {count}: the front-end broke the vhost-user protocol");
+        let _ = writeln!(text, "  breach {what} {count}: {}", crate::connect::breach_meaning(what));
+        let _ = writeln!(text, "    try: {}", crate::connect::breach_cure(what));
     }
     if let Some(detail) = &history.last_breach {
         let _ = writeln!(text, "    last: {detail}");
-        let _ = writeln!(text, "    try: another version of the VMM; report this with its version");
     }
     for (what, count) in &history.host_failures {
         let _ =

@@ -17,6 +17,9 @@ use crate::budget::Lease;
 use crate::upkeep::LOOK_EVERY;
 use crate::vhost_user::backend::Plane;
 
+/// Why a session ends whose interface somebody took away.
+pub(crate) const GONE: &str = "the kernel's interface is gone";
+
 /// Runs a session to its end.
 pub(super) fn run(setup: NetdevSetup, inbox: &Inbox) {
     let NetdevSetup { id, device, shared, engine, reports } = setup;
@@ -74,7 +77,7 @@ fn serve(plane: &mut EnginePlane<'_>, shared: &DeviceShared, inbox: &Inbox) -> (
             Some((_, Ended::NotPlaced(why))) => return (why, false),
         }
         if plane.device.netdev().is_some_and(|netdev| netdev.is_gone()) {
-            return ("the kernel's interface is gone".to_owned(), false);
+            return (GONE.to_owned(), false);
         }
         if Instant::now() >= look_at {
             look_at = Instant::now() + LOOK_EVERY;

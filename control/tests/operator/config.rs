@@ -300,6 +300,19 @@ fn device_that_the_state_directory_keeps_and_that_can_never_be_is_not_tried_agai
     assert!(told.contains("tried again every 2 s"), "{told}");
     assert!(daemon.run("dev show").good().contains("a: not made: interface a-name-of-more-than-15"));
     wait_for("all four to be told", || daemon.log().matches("it is kept and not tried again").count() == 4);
+    // What waits is dumped as it is; what can never be is no part of a file that a daemon can start with.
+    let dump = daemon.run("config dump").good();
+    assert!(dump.contains("\n# not made: cannot listen on /nowhere/at/all/f.sock"), "{dump}");
+    assert!(dump.contains("\n[[device]]\nname = \"f\"\n") && dump.contains("\n# name = \"a\"\n"), "{dump}");
+    let json = daemon.run("-j config dump").json();
+    assert_eq!((json["device"].as_array().unwrap().len(), &json["device"][1]["name"]), (2, &"f".into()));
+    assert_eq!(json["not_made"].as_object().unwrap().len(), 5, "{json}");
+    std::fs::write(temp.path().join("dump.toml"), &dump).unwrap();
+    ringway(Path::new("/x"), &format!("config check {}", temp.path().join("dump.toml").display())).good();
+    for line in ["dev config show f", "dev vstats show f", "dev set name f mtu 1400"] {
+        let told = daemon.run(line).bad(3);
+        assert!(told.contains("f: not made: cannot listen") && told.contains("ringway dev del f"), "{told}");
+    }
     // All are kept until they are removed.
     daemon.run("dev del b").good();
     let kept = std::fs::read_to_string(state.join("devices.json")).unwrap();

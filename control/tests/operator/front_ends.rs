@@ -93,6 +93,34 @@ fn front_end_process() {
 }
 
 #[test]
+fn mtu_that_the_vmm_would_be_refused_for_is_not_set_under_it() {
+    let daemon = with_device("mtu 1500");
+    let mut frontend = connect(&daemon);
+    frontend.set_features(Features::VERSION_1 | F_MTU).unwrap();
+    frontend.set_mtu(1500).unwrap();
+    wait_for("the MTU is told", || daemon.device("vm0")["front_end"]["mtu"] == 1500);
+    let told = daemon.run("dev set name vm0 mtu 1400").bad(4);
+    assert!(told.contains("the VM of vm0 uses MTU 1500") && told.contains("host_mtu=1400"), "{told}");
+    assert!(told.contains(&format!("(pid {}", std::process::id())), "{told}");
+    assert_eq!(daemon.device("vm0")["provisioned"]["mtu"], 1500);
+    daemon.run("dev set name vm0 mtu 1500").good();
+    daemon.run("dev set name vm0 mtu 2000").bad(65);
+    drop(frontend);
+    is_state(&daemon, "waiting");
+    // Of a VMM that is not connected nobody knows what it will ask for.
+    let done = daemon.run("dev set name vm0 mtu 1400");
+    assert!(done.code == 0 && done.err.contains("larger MTU than 1400") && done.err.contains("host_mtu=1400"), "{done:?}");
+    let mut frontend = connect(&daemon);
+    frontend.set_features(Features::VERSION_1 | F_MTU).unwrap();
+    frontend.set_mtu(1500).unwrap_err();
+    wait_for("it is told", || daemon.device("vm0")["history"]["breaches"]["mtu"] == 1);
+    let shown = daemon.run("dev show vm0").good();
+    assert!(shown.contains("breach mtu 1: the front-end wants a larger MTU than the device's"), "{shown}");
+    assert!(shown.contains("try: remove the device and add it with that mtu"), "{shown}");
+    assert!(!shown.contains("another version of the VMM"), "{shown}");
+}
+
+#[test]
 fn connected_device_tells_who_and_what_was_agreed_on() {
     let daemon = with_device("mtu 2000");
     let mut frontend = connect(&daemon);

@@ -70,6 +70,9 @@ fn every_file_that_is_unlinked_comes_back() {
         comes_back(&daemon, &path, unlink);
     }
     // As good as the first ones.
+    for (file, mode) in [("addresses.json", 0o600), ("devices.json", 0o640)] {
+        assert_eq!(fs::metadata(daemon.dir.join("state").join(file)).unwrap().mode() & 0o777, mode, "{file}");
+    }
     let mode = fs::metadata(daemon.socket("vm0")).unwrap().mode();
     assert_eq!(mode & 0o777, 0o660);
     let dir = daemon.dir.clone();

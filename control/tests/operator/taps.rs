@@ -150,6 +150,9 @@ fn interface_that_ringway_made_comes_back_and_one_that_it_found_is_waited_for() 
         assert_eq!(mac(&host.link("rwt2")), before);
         println!("made again after {:?}", taken.elapsed());
     }
+    let events = |kind: &str| daemon.run(&format!("-j events --once --since 0 --type {kind}")).good();
+    wait_for("it is told", || events("host.remade").matches("\"path\":\"rwt2\"").count() == 2);
+    assert_eq!(events("host.missing"), "");
 
     assert!(host.ip("link del found"));
     wait_for("it to be told", || daemon.run("dev show his").good().contains("found, which was there before"));
@@ -158,6 +161,23 @@ fn interface_that_ringway_made_comes_back_and_one_that_it_found_is_waited_for() 
     assert!(told.contains("taken again once it is back"), "{told}");
     assert!(host.ip("tuntap add dev found mode tap multi_queue"));
     wait_for("it to be taken again", || is_in_service("his"));
+    assert!(told.contains(&format!("try: ip -n {} tuntap add dev found mode tap multi_queue", host.0)), "{told}");
+    assert_eq!(events("host.missing").matches("\"path\":\"found\"").count(), 1, "{}", events("host.missing"));
+    wait_for("its return is told", || events("netdev.restored").contains("\"netdev\":\"found\""));
+    assert!(!daemon.run("dev show his").good().contains("note:"));
+}
+
+#[test]
+fn removal_of_each_device_of_a_tap_is_told_once() {
+    let Some(host) = Namespace::new("gone") else { return };
+    let daemon = Daemon::start();
+    for remove in ["mgmtdev del tap/rwt4", "dev del g"] {
+        daemon.run(&format!("dev add name g mgmtdev tap/rwt4 netns {}", host.0)).good();
+        let before = daemon.run("-j hello").json()["seq"].as_u64().unwrap();
+        daemon.run(remove).good();
+        let told = daemon.run(&format!("-j events --once --since {before} --type dev.removed")).good();
+        assert_eq!(told.lines().count(), 2, "{remove}: {told}");
+    }
 }
 
 #[test]

@@ -222,6 +222,10 @@ impl Netdev for HostPort {
         Ok(())
     }
 
+    fn is_own(&self) -> bool {
+        self.is_own
+    }
+
     fn is_gone(&self) -> bool {
         self.watch.as_ref().is_some_and(|watch| watch.is_gone())
     }

@@ -72,7 +72,7 @@ impl Plan {
             Ok(mtu)
         } else {
             Err(DriverError::PeerMisbehaved(format!(
-                "set MTU {mtu}, the device has {max}: add it with mtu {mtu}"
+                "set MTU {mtu}, the device has {max}"
             )))
         }
     }
