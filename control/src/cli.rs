@@ -33,10 +33,10 @@ pub struct Cli {
     /// Print JSON, one line
     #[arg(short = 'j', long, global = true)]
     pub json: bool,
-    /// Print JSON indented by four blanks
+    /// With -j: indent the JSON by four blanks; text stays as it is
     #[arg(short = 'p', long, global = true)]
     pub pretty: bool,
-    /// The operator socket [env: RINGWAY_CTL] [default: /run/ringway/ctl.sock for root, else $XDG_RUNTIME_DIR/ringway/ctl.sock]
+    /// The operator socket [env: RINGWAY_CTL] [default: /run/ringway/ctl.sock for root, else $XDG_RUNTIME_DIR/ringway/ctl.sock, without that /tmp/ringway-UID/ctl.sock]
     #[arg(long, global = true, value_name = "PATH", value_hint = clap::ValueHint::FilePath)]
     pub ctl: Option<PathBuf>,
     /// How long the daemon may take to answer
@@ -71,6 +71,7 @@ pub enum Object {
         command: Option<CoreCommand>,
     },
     /// Follow what happens
+    #[command(after_help = grammar::events_help())]
     Events(EventsArgs),
     /// The configuration file
     Config {
@@ -204,14 +205,14 @@ pub enum DevVstatsCommand {
 #[derive(Debug, Subcommand)]
 pub enum CoreCommand {
     /// Show workers: busy, idle, asleep, cycles per packet, packets per burst, and what runs on them
-    #[command(visible_alias = "list")]
+    #[command(visible_alias = "list", after_help = grammar::core_help())]
     Show,
 }
 
 /// What to follow.
 #[derive(Debug, Args)]
 pub struct EventsArgs {
-    /// Begin after this event: a number, or INSTANCE:NUMBER as `-j` prints them
+    /// Begin after this event: a number, or INSTANCE:NUMBER as `-j` prints them; of an earlier daemon's, and beyond the last: everything
     #[arg(long, value_name = "SEQ")]
     pub since: Option<String>,
     /// Only events of this type, as in `dev` or `dev.added`; can be given more than once
@@ -309,9 +310,12 @@ pub(crate) fn usage(error: &clap::Error, program: &str) -> Fault {
     let mut parts = text.splitn(2, "\n\n");
     let message: Vec<&str> = parts.next().unwrap_or_default().lines().map(str::trim).collect();
     let rest = parts.next().unwrap_or_default();
-    let hint = rest.lines().map(str::trim).find_map(|line| {
-        line.strip_prefix("tip: ").or_else(|| line.strip_prefix("Usage: ")).map(str::to_owned)
-    });
+    // That what was taken for an option may be a value is seldom so, and never the cure.
+    let lines = rest.lines().map(str::trim).filter(|line| !line.contains("use '-- "));
+    let hint = lines
+        .filter_map(|line| line.strip_prefix("tip: ").or_else(|| line.strip_prefix("Usage: ")))
+        .next()
+        .map(str::to_owned);
     Fault::usage(message.join(" ")).hint(hint.unwrap_or_else(|| format!("{program} --help")))
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::api::{EventPage, Follow};
 use crate::daemon::{Daemon, Token};
-use crate::events::wanted;
+use crate::events::{check_instance, check_types, wanted};
 use crate::fault::{Fault, reason};
 use crate::peer::Caller;
 use crate::rpc::{Line, Subscription, answer, error_answer, no_such_method};
@@ -143,6 +143,8 @@ impl Daemon {
     fn subscribe(&mut self, client: u64, params: Value) -> Result<Value, Fault> {
         let follow: Follow =
             serde_json::from_value(params).map_err(|error| Fault::usage(format!("parameters: {error}")))?;
+        check_types(&follow.types)?;
+        follow.instance.as_deref().map(check_instance).transpose()?;
         let is_other = follow.instance.as_ref().is_some_and(|instance| *instance != self.instance);
         let since = if is_other { Some(0) } else { follow.since };
         let last = self.events.last();

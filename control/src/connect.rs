@@ -606,7 +606,9 @@ fn tame(text: &str) -> String {
 pub(crate) fn breach_meaning(what: &str) -> &'static str {
     match what {
         "mtu" => "the front-end wants a larger MTU than the device's: its guest has no network",
-        "spoofed_mac" | "announced_address" => "the front-end announced an address that the device may not have",
+        "spoofed_mac" | "announced_address" => {
+            "the front-end announced an address that the device may not have"
+        }
         _ => "the front-end broke the vhost-user protocol",
     }
 }

@@ -576,8 +576,12 @@ pub(crate) fn make_dir(path: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
+fn since_1970() -> u128 {
+    std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos()
+}
+
 fn random_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/uuid")
         .map(|id| id.trim().to_owned())
-        .unwrap_or_else(|_| format!("{}-{:?}", std::process::id(), Instant::now()))
+        .unwrap_or_else(|_| format!("{:08x}-{:032x}", std::process::id(), since_1970()))
 }

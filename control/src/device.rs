@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use ringway_ring::features::Features;
 use serde_json::{Value, json};
 
 use crate::api::{DeviceEntry, History, Mode};
-use crate::endpoint::Listening;
+use crate::endpoint::{self, Listening};
 use crate::life::Life;
 use crate::peer::Caller;
 use crate::session::{DeviceShared, RingReport, SessionHandle};
@@ -114,6 +115,8 @@ impl Connection {
 pub(crate) struct Refused {
     pub(crate) caller: Caller,
     pub(crate) holder: String,
+    /// When the last of them came.
+    last: Instant,
     /// Refusals, and how many of them were told.
     pub(crate) times: u64,
     pub(crate) told: u64,
@@ -130,11 +133,13 @@ impl Refused {
         let known = refused.get_or_insert_with(|| Refused {
             caller: caller.clone(),
             holder: holder.to_string(),
+            last: Instant::now(),
             times: 0,
             told: 0,
             pids: Vec::new(),
         });
         known.times += 1;
+        known.last = Instant::now();
         let is_news = known.pids.len() < Refused::MOST && !known.pids.contains(&caller.pid);
         known.caller = caller;
         is_news.then(|| {
@@ -144,15 +149,26 @@ impl Refused {
         })
     }
 
+    /// It asks again and again: what it wants now.
+    pub(crate) fn is_on(&self) -> bool {
+        self.last.elapsed() < ASKS_AGAIN_WITHIN
+    }
+
     pub(crate) fn details(&self) -> Value {
         json!({
             "front_end": self.caller.to_string(),
             "held_by": self.holder,
             "times": self.times,
-            "try": "end one of the two, or give the second VMM a device of its own",
+            "try": REFUSED_CURE,
         })
     }
 }
+
+/// What to do about a second front-end.
+pub(crate) const REFUSED_CURE: &str = "end one of the two, or give the second VMM a device of its own";
+
+/// Who has not come again for so long has given up: VMMs that connect again do so every few seconds at most.
+const ASKS_AGAIN_WITHIN: Duration = Duration::from_secs(30);
 
 /// Connections that ended one after another, soon and at the same request.
 #[derive(Debug, Default)]
@@ -160,20 +176,27 @@ pub(crate) struct Repeated {
     pub(crate) at: Option<&'static str>,
     pub(crate) reason: String,
     pub(crate) times: u64,
+    /// When the last one ended.
+    last: Option<Instant>,
 }
 
 impl Repeated {
     /// A connection ended soon; how many did so in the same way, this one included.
     pub(crate) fn again(&mut self, at: Option<&'static str>, reason: &str) -> u64 {
         if (self.at, self.reason.as_str()) != (at, reason) {
-            *self = Repeated { at, reason: reason.to_owned(), times: 0 };
+            *self = Repeated { at, reason: reason.to_owned(), times: 0, last: None };
         }
         self.times += 1;
+        self.last = Some(Instant::now());
         self.times
     }
     /// A connection lasted; how many had not before it.
     pub(crate) fn end(&mut self) -> u64 {
         std::mem::take(self).times
+    }
+    /// It goes on: none has lasted, and the front-end has not given up.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.is_on() && self.last.is_some_and(|last| last.elapsed() < ASKS_AGAIN_WITHIN)
     }
     /// More than one ended in the same way, and none has lasted since.
     pub(crate) fn is_on(&self) -> bool {
@@ -298,7 +321,6 @@ pub(crate) struct Device {
     pub(crate) repeated: Repeated,
     pub(crate) history: History,
     pub(crate) quota: Quota,
-    pub(crate) notes: Vec<String>,
 }
 
 impl fmt::Debug for Device {
@@ -310,6 +332,25 @@ impl fmt::Debug for Device {
 impl Device {
     pub(crate) fn name(&self) -> &str {
         &self.entry.name
+    }
+
+    /// A note if those whom its socket was given to cannot come to it, as the directories above are now.
+    pub(crate) fn closed_to_its_owner(&self) -> Option<String> {
+        let (owner, group) = (self.entry.owner.is_some(), self.entry.group.is_some());
+        if !owner && !group {
+            return None;
+        }
+        let socket = std::fs::symlink_metadata(&self.socket).ok()?;
+        let (owner, group) = (owner.then(|| socket.uid()), group.then(|| socket.gid()));
+        let closed = endpoint::unreachable_for(&self.socket, owner, group);
+        let closed: Vec<String> = closed.iter().map(|dir| dir.display().to_string()).collect();
+        (!closed.is_empty()).then(|| {
+            format!(
+                "the socket's owner or group cannot pass {}: chmod o+x {}, or choose another socket path",
+                closed.join(" and "),
+                closed.join(" ")
+            )
+        })
     }
 
     /// The core of each group.

@@ -9,6 +9,61 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value, json};
 
 use crate::api::Event;
+use crate::fault::{Fault, nearest};
+use crate::registry::printable;
+
+/// The types of events, as they are told and asked for.
+pub(crate) const TYPES: [&str; 26] = [
+    "daemon.stopping",
+    "dev.added",
+    "dev.changed",
+    "dev.removed",
+    "events.lost",
+    "host.missing",
+    "host.remade",
+    "mgmtdev.added",
+    "mgmtdev.changed",
+    "mgmtdev.removed",
+    "netdev.changed",
+    "netdev.restored",
+    "pump.not_placed",
+    "pump.panicked",
+    "ring.fault",
+    "session.breach",
+    "session.connected",
+    "session.ended",
+    "session.host_failed",
+    "session.mtu",
+    "session.negotiated",
+    "session.no_buffers",
+    "session.not_run",
+    "session.refused",
+    "session.repeated",
+    "session.rings",
+];
+
+/// Checks what a follower asks for: types that there are, by their whole names or the part before the point.
+pub(crate) fn check_types(types: &[String]) -> Result<(), Fault> {
+    let parts = || TYPES.iter().flat_map(|kind| [*kind, kind.split('.').next().unwrap_or(kind)]);
+    let Some(unknown) = types.iter().find(|wanted| parts().all(|known| known != wanted.as_str())) else {
+        return Ok(());
+    };
+    let fault = Fault::usage(format!("there is no event of type `{}`", printable(unknown))).at("types");
+    Err(fault.hint(match nearest(unknown, parts()) {
+        Some(near) => format!("did you mean {near}? There are {}", TYPES.join(", ")),
+        None => format!("one of: {}", TYPES.join(", ")),
+    }))
+}
+
+/// Checks what a follower calls the daemon that it last listened to.
+pub(crate) fn check_instance(instance: &str) -> Result<(), Fault> {
+    if instance.len() >= 8 && instance.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-') {
+        return Ok(());
+    }
+    Err(Fault::usage(format!("`{}` is no daemon's instance", printable(instance)))
+        .at("instance")
+        .hint("the number of an event alone, or INSTANCE:NUMBER as ringway -j events prints them"))
+}
 
 /// Events kept for followers that come late or are slow.
 pub(crate) const HISTORY: usize = 4096;
@@ -124,6 +179,30 @@ mod tests {
     #[test]
     fn number_of_an_earlier_instance_gives_everything() {
         assert_eq!(seqs(&filled(2), 900), [1, 2]);
+    }
+
+    #[test]
+    fn every_type_that_the_sources_tell_is_in_the_list_and_others_are_refused() {
+        let mut told = std::collections::BTreeSet::new();
+        let parts: std::collections::BTreeSet<&str> =
+            TYPES.iter().filter_map(|kind| Some(kind.split_once('.')?.0)).collect();
+        let sources = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
+        for name in ["clients", "connect", "daemon", "events", "mgmtdevs", "ops", "session", "upkeep"] {
+            let text = std::fs::read_to_string(format!("{sources}/{name}.rs")).unwrap();
+            for word in text.split("#[cfg(test)]").next().unwrap().split('"') {
+                let is_kind = word.split_once('.').is_some_and(|(part, rest)| {
+                    parts.contains(part) && rest.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+                });
+                // A method of the socket is called likewise.
+                if is_kind && !crate::api::METHODS.contains(&word) {
+                    told.insert(word.to_owned());
+                }
+            }
+        }
+        assert_eq!(told.iter().map(String::as_str).collect::<Vec<_>>(), TYPES);
+        check_types(&["dev".into(), "host.remade".into()]).unwrap();
+        let fault = check_types(&["dev".into(), "dev.aded".into()]).unwrap_err().to_string();
+        assert!(fault.contains("did you mean dev.added?") && fault.contains("session.rings"), "{fault}");
     }
 
     #[test]

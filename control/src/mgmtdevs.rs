@@ -96,7 +96,15 @@ impl Daemon {
         self.registry.mgmtdev(name).map_err(|fault| fault.at("name"))?;
         check_mgmt_entry(entry, &self.registry.known())?;
         if entry.attributes.is_empty() {
-            return Err(Fault::usage("nothing to set").hint("an attribute and its value, as in ageing 600"));
+            let known = self.registry.known();
+            let settings = &known.bus(name)?.0.attributes;
+            let settings: Vec<String> =
+                settings.iter().map(|it| format!("{} {}", it.name, it.value)).collect();
+            return Err(if settings.is_empty() {
+                Fault::usage(format!("{name} has no settings"))
+            } else {
+                Fault::usage("nothing to set").hint(settings.join(", or "))
+            });
         }
         let wanted = wanted_core(&entry.attributes)?;
         if let Some(core) = wanted {

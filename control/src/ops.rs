@@ -112,7 +112,7 @@ impl Daemon {
             socket: device.socket.clone(),
             mode: device.mode,
             cores: device.cores(),
-            notes: device.notes.clone(),
+            notes: device.closed_to_its_owner().into_iter().collect(),
         })
     }
 
@@ -254,18 +254,6 @@ impl Daemon {
         if let Some(listening) = &listening {
             self.epoll_add(&listening.socket, Token::Device(id))?;
         }
-        let mut notes = Vec::new();
-        if owner.is_some() || group.is_some() {
-            let closed = endpoint::unreachable_for(&socket, owner, group);
-            let closed: Vec<String> = closed.iter().map(|dir| dir.display().to_string()).collect();
-            if !closed.is_empty() {
-                notes.push(format!(
-                    "the socket's owner or group cannot pass {}: chmod o+x {}, or choose another socket path",
-                    closed.join(" and "),
-                    closed.join(" ")
-                ));
-            }
-        }
         let cores = match shared_core {
             Some(core) => vec![core; facts.groups],
             None => self.placement.place(facts.groups, entry.core)?,
@@ -301,7 +289,6 @@ impl Daemon {
             refused: None,
             repeated: Repeated::default(),
             quota: Quota::new(),
-            notes,
         });
         match mode {
             Mode::Server => {}

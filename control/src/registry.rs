@@ -354,10 +354,10 @@ pub fn check_entry(entry: &DeviceEntry, known: &Known) -> Result<DeviceSpec, Fau
         }
     };
     let shares_core = known.bus(&entry.mgmtdev).is_ok_and(|(bus, _)| bus.shares_core);
-    if shares_core && entry.core.is_some() {
+    if let Some(core) = entry.core.filter(|_| shares_core) {
         return Err(Fault::usage(format!("{} serves all its devices on one core", info.name))
             .at("core")
-            .hint(format!("ringway mgmtdev set name {} core N", info.name)));
+            .hint(format!("ringway mgmtdev set name {} core {core}", info.name)));
     }
     if info.class != Class::Net && (mac.is_some() || entry.mtu.is_some() || entry.max_vqp.is_some()) {
         return Err(Fault::usage("All provided attributes are not supported").at("mac").hint(format!(

@@ -27,7 +27,7 @@ use crate::{drivers, paths, single};
     about = "A userspace vDPA data plane; see ringway(8) for its operators"
 )]
 pub struct Ringwayd {
-    /// The operator socket [env: RINGWAY_CTL] [default: /run/ringway/ctl.sock for root, else $XDG_RUNTIME_DIR/ringway/ctl.sock]
+    /// The operator socket [env: RINGWAY_CTL] [default: /run/ringway/ctl.sock for root, else $XDG_RUNTIME_DIR/ringway/ctl.sock, without that /tmp/ringway-UID/ctl.sock]
     #[arg(long, value_name = "PATH")]
     pub ctl: Option<PathBuf>,
     /// Where devices that operators add are kept [default: /var/lib/ringway for root, else $XDG_STATE_HOME/ringway]

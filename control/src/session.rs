@@ -167,7 +167,9 @@ impl Lack {
             Lack::Memory => {
                 "QEMU: -object memory-backend-memfd,id=m,size=SIZE,share=on -machine memory-backend=m; libvirt: <memoryBacking><source type='memfd'/><access mode='shared'/>"
             }
-            Lack::Buffers => "bring the interface up in the guest (ip link set IFNAME up)",
+            Lack::Buffers => {
+                "bring the interface up in the guest; if it is up, the guest's memory is not shared (QEMU: share=on)"
+            }
         }
     }
     /// The event that tells of it.

@@ -16,7 +16,7 @@ use crate::api::{
 use crate::config;
 use crate::connect::REPEATED_CURE;
 use crate::daemon::{Daemon, idle_name};
-use crate::device::{Connection, Device, Origin};
+use crate::device::{Connection, Device, Origin, REFUSED_CURE};
 use crate::endpoint;
 use crate::fault::Fault;
 use crate::life::Life;
@@ -260,9 +260,12 @@ fn learned(learned: ringway_pmd::vdpa::Learned) -> LearnedInfo {
 fn dev_info(device: &Device, missing: &[Missing]) -> DevInfo {
     let facts = &device.facts;
     let connection = device.connection.as_ref();
-    let mut notes = device.notes.clone();
+    let mut notes: Vec<String> = device.closed_to_its_owner().into_iter().collect();
     if device.is_outdated {
-        notes.push("changed by dev set: in force when the next front-end connects".to_owned());
+        notes.push(format!(
+            "{} changed by dev set: in force when the next front-end connects",
+            changed(device).join(", ")
+        ));
     }
     let of_it = missing.iter().filter(|missing| missing.dev.as_deref() == Some(device.name()));
     notes.extend(of_it.map(|missing| format!("{}; try: {}", missing.why, missing.cure)));
@@ -290,13 +293,13 @@ fn dev_info(device: &Device, missing: &[Missing]) -> DevInfo {
             notes.push(format!("queue {index} {} {times}: {example}; try: {}", reason.name(), reason.cure()));
         }
     }
-    if let Some(refused) = &device.refused {
+    if let Some(refused) = device.refused.as_ref().filter(|refused| refused.is_on()) {
         notes.push(format!(
-            "refused {} times: {} wants it, {} holds it",
+            "refused {} times: {} wants it, {} holds it; try: {REFUSED_CURE}",
             refused.times, refused.caller, refused.holder
         ));
     }
-    if device.repeated.is_on() {
+    if device.repeated.goes_on() {
         notes.push(format!(
             "{} connections ended one after another, each at {}: {}; try: {REPEATED_CURE}",
             device.repeated.times,
@@ -340,6 +343,22 @@ fn dev_info(device: &Device, missing: &[Missing]) -> DevInfo {
         history: device.history.clone(),
         notes,
     }
+}
+
+/// What was set of a device and is not in force yet.
+fn changed(device: &Device) -> Vec<&str> {
+    let DeviceConfig::Net(config) = &device.facts.config;
+    let entry = &device.entry;
+    let mut keys = Vec::new();
+    if entry.mac.as_ref().is_some_and(|mac| *mac != config.mac.to_string()) {
+        keys.push("mac");
+    }
+    if entry.mtu.is_some_and(|mtu| mtu != config.mtu) {
+        keys.push("mtu");
+    }
+    let own = entry.attributes.iter().filter(|(key, value)| device.facts.attributes.get(*key) != Some(value));
+    keys.extend(own.map(|(key, _)| key.as_str()));
+    keys
 }
 
 fn front_end(class: Class, connection: &Connection) -> FrontEnd {

@@ -8,7 +8,7 @@ use clap_complete::Shell;
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 
 use crate::cli::command;
-use crate::cli::grammar::{KEYWORDS, Keyword, SHOWN};
+use crate::cli::grammar::{CORE_SHOWN, KEYWORDS, Keyword, SHOWN};
 use crate::fault::{Fault, Kind};
 
 /// The completion script of a shell, keywords of `dev add` and `dev set` included.
@@ -94,6 +94,12 @@ pub fn ringway_page() -> String {
     for (word, meaning) in SHOWN {
         page.item(vec![bold(word)], meaning);
     }
+    page.section("WORDS OF CORE SHOW");
+    for (word, meaning) in CORE_SHOWN {
+        page.item(vec![bold(word)], meaning);
+    }
+    page.section("TYPES OF EVENTS");
+    page.text(&format!("{}.", crate::events::TYPES.join(", ")));
     page.section("EXAMPLES");
     for (line, help) in [
         ("ringway mgmtdev show", "what devices there can be, and which attributes they take"),
@@ -182,7 +188,19 @@ pub fn ringwayd_page() -> String {
         vec![italic("positions/NAME")],
         "where its queues stand, so that a restarted daemon goes on from there",
     );
-    page.item(vec![italic("/var/lib/ringway/devices.json")], "the devices that operators added");
+    page.item(
+        vec![italic("ctl.sock.lock, ringwayd.lock")],
+        "locks, beside the operator socket: one daemon alone uses it and its directory",
+    );
+    page.item(
+        vec![italic("/var/lib/ringway/devices.json")],
+        "the devices that operators added (for users: below $XDG_STATE_HOME/ringway)",
+    );
+    page.item(
+        vec![italic("/var/lib/ringway/addresses.json")],
+        "the random number that addresses are made of which were not given; to be removed from an image of which hosts are made",
+    );
+    page.item(vec![italic("/var/lib/ringway/lock")], "a lock: one daemon alone uses the directory");
     page.text(
         "What of these, and of its directories and interfaces, somebody takes away is made again within a second (event \
          host.remade). What is in the place of one is left alone and told (host.missing); what others change of an \

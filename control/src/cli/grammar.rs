@@ -88,7 +88,7 @@ pub(crate) fn set_help() -> String {
 }
 
 /// Words of `dev show`, and what they mean.
-pub(crate) const SHOWN: [(&str, &str); 9] = [
+pub(crate) const SHOWN: [(&str, &str); 10] = [
     ("state", "waiting for a front-end, connected, or on the way between the two"),
     ("server", "Ringway makes the socket and listens; the VMM connects"),
     ("client", "the VMM makes the socket and listens; Ringway connects"),
@@ -97,6 +97,10 @@ pub(crate) const SHOWN: [(&str, &str); 9] = [
         "who asked for it: operator (kept in the state directory), config (the file), implied (it came with another)",
     ),
     ("provisioned", "its configuration as it was given, whatever the guest has read of it"),
+    (
+        "device_features",
+        "what it offers; with -j and in events those without a name in vdpa(8) are numbers: 54 is GUEST_USO4, 55 GUEST_USO6, 56 HOST_USO",
+    ),
     ("connections", "front-ends that were let in since the device was added"),
     ("refused", "further front-ends that were turned away because one was connected"),
     ("left", "front-ends that were gone again before they were let in"),
@@ -107,6 +111,35 @@ pub(crate) const SHOWN: [(&str, &str); 9] = [
 pub(crate) fn show_help() -> String {
     let lines = SHOWN.iter().map(|(word, meaning)| format!("  {word:<12} {meaning}"));
     format!("Words of it:\n{}", lines.collect::<Vec<_>>().join("\n"))
+}
+
+/// Words of `core show`, and what they mean.
+pub(crate) const CORE_SHOWN: [(&str, &str); 8] = [
+    ("busy, idle, sleep", "shares of the time since ringwayd started"),
+    (
+        "groups",
+        "what was placed on the core: each pair of queues of a device, or a whole bridge or link as one",
+    ),
+    ("packets, bursts", "what the core moved since ringwayd started, and in how many goes"),
+    ("wakeups", "how often it was woken from sleep"),
+    ("longest_turn_us", "the longest that one round over all its pumps took"),
+    ("preemptions", "how often the kernel gave the core to something else meanwhile"),
+    ("shared with", "another daemon that polls on the core"),
+    (
+        "pump",
+        "what serves queues; its counters begin at 0 whenever it is made anew, as a bridge's is when a port comes or goes",
+    ),
+];
+
+/// What stands below the help of `core show`.
+pub(crate) fn core_help() -> String {
+    let lines = CORE_SHOWN.iter().map(|(word, meaning)| format!("  {word:<18} {meaning}"));
+    format!("Words of it:\n{}", lines.collect::<Vec<_>>().join("\n"))
+}
+
+/// What stands below the help of `events`.
+pub(crate) fn events_help() -> String {
+    format!("Types: {}", crate::events::TYPES.join(", "))
 }
 
 /// What stands below the help of `mgmtdev add` and `mgmtdev set`.
@@ -122,6 +155,7 @@ pub(crate) fn kinds_help() -> String {
             ));
         }
     }
+    text.push_str("\nAdded so, tap/NAME keeps to its interface's name from one guest's device to the next; it has no settings.");
     text
 }
 
@@ -312,7 +346,7 @@ pub fn set_request(words: &[String]) -> Result<DevSet, Fault> {
     if set.name.is_empty() {
         return Err(Fault::usage("device name is not set.")
             .at("name")
-            .hint("ringway dev set name NAME mac MAC"));
+            .hint("the device's name behind the word name"));
     }
     Ok(set)
 }

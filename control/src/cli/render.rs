@@ -83,7 +83,7 @@ pub(super) fn devices(answer: &DevShow, is_full: bool) -> String {
         };
         let _ = writeln!(text, "  state {} {other_side}{peer}", info.state);
         if is_full {
-            device_details(&mut text, info);
+            device_details(&mut text, name, info);
         }
         for note in &info.notes {
             let _ = writeln!(text, "  note: {note}");
@@ -95,7 +95,7 @@ pub(super) fn devices(answer: &DevShow, is_full: bool) -> String {
     text
 }
 
-fn device_details(text: &mut String, info: &DevInfo) {
+fn device_details(text: &mut String, name: &str, info: &DevInfo) {
     let _ = write!(text, "  origin {} data_path {}", info.origin, info.data_path);
     for (key, value) in [("owner", &info.owner), ("group", &info.group)] {
         if let Some(value) = value {
@@ -139,7 +139,7 @@ fn device_details(text: &mut String, info: &DevInfo) {
     if let Some(access) = &info.access {
         let _ = writeln!(
             text,
-            "  socket_access owner {} group {} mode {}: a VMM of another user cannot open it; try: dev add .. owner USER group GROUP",
+            "  socket_access owner {} group {} mode {}: a VMM of another user cannot open it; try: ringway dev del {name}, then add it with owner or group as the VMM's",
             access.owner, access.group, access.mode
         );
     }
@@ -470,7 +470,13 @@ pub(super) fn event(event: &Event) -> String {
         let _ = write!(text, " {dev}");
     }
     for (key, value) in &event.details {
-        let _ = write!(text, " {key}={value}");
+        match (key.as_str(), serde_json::from_value::<Vec<FeatureName>>(value.clone())) {
+            ("features", Ok(names)) => {
+                let names: Vec<String> = names.iter().map(FeatureName::shown).collect();
+                let _ = write!(text, " {key}={}", serde_json::json!(names));
+            }
+            _ => drop(write!(text, " {key}={value}")),
+        }
     }
     text.push('\n');
     text

@@ -244,9 +244,23 @@ fn events_are_numbered_followed_and_filtered() {
     assert_eq!(lines[1]["type"], "dev.removed");
     let text = daemon.run(&format!("events --once --since {seq} --type dev.added")).good();
     assert!(text.contains(" dev.added vm1 mgmtdev=\"sim/net\""), "{text}");
-    let stranger = daemon.run(&format!("events --once --since another-instance:{seq}")).good();
+    let stranger =
+        daemon.run(&format!("events --once --since 00000000-0000-4000-8000-000000000000:{seq}")).good();
     assert_eq!(stranger.lines().count(), usize::try_from(seq).unwrap() + 2);
-    daemon.run("events --once --since x").bad(2);
+    for (line, said) in [
+        ("events --once --since x", "`x` is not the number of an event"),
+        ("events --once --since foo:3", "`foo` is no daemon's instance"),
+        (
+            "events --once --type foo",
+            "there is no event of type `foo`\n  try: one of: daemon.stopping, dev.added",
+        ),
+        ("events --once --type dev --type hots", "did you mean host? There are daemon.stopping"),
+        ("events --once --since -3", "unexpected argument '-3'"),
+    ] {
+        let told = daemon.run(line).bad(2);
+        assert!(told.contains(said) && !told.contains("-- -3"), "{told}");
+    }
+    assert!(daemon.run("events --help").good().contains("Types: daemon.stopping, dev.added"));
 }
 
 #[test]
@@ -331,6 +345,16 @@ fn owner_and_group_are_given_to_the_socket() {
         assert!(done.code == 0 && done.err.starts_with("note: "), "{done:?}");
         // The directory above is closed to that user: the socket's owner is told so.
         assert!(device["notes"][0].as_str().unwrap().contains("the socket's owner or group cannot pass"));
+        // Until it is open to that user.
+        use std::os::unix::fs::PermissionsExt as _;
+        for dir in [daemon.dir.clone(), daemon.dir.join("dev")] {
+            std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o751)).unwrap();
+        }
+        assert!(
+            daemon.device("vm0")["notes"].as_array().is_none_or(Vec::is_empty),
+            "{}",
+            daemon.device("vm0")
+        );
     }
 }
 

@@ -161,7 +161,10 @@ fn interface_that_ringway_made_comes_back_and_one_that_it_found_is_waited_for() 
     assert!(told.contains("taken again once it is back"), "{told}");
     assert!(host.ip("tuntap add dev found mode tap multi_queue"));
     wait_for("it to be taken again", || is_in_service("his"));
-    assert!(told.contains(&format!("try: ip -n {} tuntap add dev found mode tap multi_queue", host.0)), "{told}");
+    assert!(
+        told.contains(&format!("try: ip -n {} tuntap add dev found mode tap multi_queue", host.0)),
+        "{told}"
+    );
     assert_eq!(events("host.missing").matches("\"path\":\"found\"").count(), 1, "{}", events("host.missing"));
     wait_for("its return is told", || events("netdev.restored").contains("\"netdev\":\"found\""));
     assert!(!daemon.run("dev show his").good().contains("note:"));

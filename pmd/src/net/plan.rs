@@ -71,9 +71,7 @@ impl Plan {
         if (MIN_MTU..=max).contains(&mtu) {
             Ok(mtu)
         } else {
-            Err(DriverError::PeerMisbehaved(format!(
-                "set MTU {mtu}, the device has {max}"
-            )))
+            Err(DriverError::PeerMisbehaved(format!("set MTU {mtu}, the device has {max}")))
         }
     }
 }

@@ -231,8 +231,14 @@ impl TapNetdev {
                 if error.raw_os_error() == Some(libc::ENODEV) {
                     tell(
                         format!("interface {name} was moved to another network namespace"),
-                        "move it back (ip -n THERE link set NAME netns HERE): after a restart ringwayd looks for it here"
-                            .to_owned(),
+                        format!(
+                            "where it is now, ip link set {name} netns {}: after a restart ringwayd looks for it there",
+                            match &self.netns {
+                                Some(netns) => netns.clone(),
+                                // Of a process: the namespace that it is in.
+                                None => std::process::id().to_string(),
+                            }
+                        ),
                     );
                 }
                 return changes;
