@@ -1,0 +1,230 @@
+//! A bridge: it learns, floods within bounds, and a slow port costs the others nothing.
+
+use super::*;
+
+#[test]
+fn bridge_floods_what_it_does_not_know_and_sends_the_rest_to_one_port() {
+    let engine = engine(1);
+    let mut bridge = bridge(&engine);
+    let formats = [Format::Split, Format::Packed, Format::Split, Format::Packed];
+    let mut nics: Vec<Nic> = formats
+        .into_iter()
+        .enumerate()
+        .map(|(n, format)| {
+            Nic::new(&mut *bridge, &format!("p{n}"), Setup { format, ..Setup::default() }, &engine)
+        })
+        .collect();
+    for nic in &mut nics {
+        nic.start(1);
+        nic.post(0, 64);
+    }
+    let macs: Vec<Mac> = nics.iter().map(|nic| nic.mac).collect();
+    // Unknown: to all others.
+    let unknown = frame(macs[1], macs[0], 100, 1);
+    nics[0].send_plain(0, &unknown);
+    for nic in &mut nics[1..] {
+        assert_eq!(nic.expect(0, 1)[0].1, unknown);
+    }
+    // Known by now: back to one port only.
+    let answer = frame(macs[0], macs[1], 100, 2);
+    nics[1].send_plain(0, &answer);
+    assert_eq!(nics[0].expect(0, 1)[0].1, answer);
+    nics[0].send_plain(0, &unknown);
+    assert_eq!(nics[1].expect(0, 1)[0].1, unknown);
+    let everybody = frame(Mac([0xff; 6]), macs[3], 300, 3);
+    nics[3].send_plain(0, &everybody);
+    for nic in &mut nics[..3] {
+        assert_eq!(nic.expect(0, 1)[0].1, everybody);
+    }
+    // Between bridge and neighbours only; and to a station behind the same port.
+    nics[0].send_plain(0, &frame(Mac([1, 0x80, 0xc2, 0, 0, 0]), macs[0], 64, 1));
+    nics[0].expect_drops(1, DropReason::ReservedAddress, 1);
+    let reserved = Some(Example::Address(Mac([1, 0x80, 0xc2, 0, 0, 0])));
+    assert_eq!(nics[0].example(1, DropReason::ReservedAddress), reserved);
+    nics[0].send_plain(0, &frame(macs[0], Mac([2, 0, 0, 0, 0, 9]), 64, 1));
+    nics[0].expect_drops(1, DropReason::SamePort, 1);
+    assert_eq!(nics[0].example(1, DropReason::SamePort), Some(Example::Address(macs[0])));
+    // The table, as operators see it.
+    let deadline = Instant::now() + SOON;
+    loop {
+        let learned = bridge.stations().unwrap();
+        let mut devices: Vec<String> = learned.stations.iter().map(|(_, device, _)| device.clone()).collect();
+        devices.sort();
+        if devices == ["p0", "p0", "p1", "p3"] {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{learned:?}");
+    }
+    // Moved to another port; its station is there from then on.
+    nics[2].send_plain(0, &frame(macs[0], macs[1], 64, 7));
+    assert_eq!(nics[0].expect(0, 1).len(), 1);
+    nics[0].send_plain(0, &frame(macs[1], macs[0], 64, 8));
+    assert_eq!(nics[2].expect(0, 1).len(), 1);
+    assert!(nics[1].received(0).is_empty());
+    // A port that stops is forgotten: what is for it is flooded again, then dropped where nobody else is.
+    nics[2].stop();
+    let lost = frame(macs[1], macs[0], 64, 9);
+    nics[0].send_plain(0, &lost);
+    for nic in [1, 3] {
+        assert_eq!(nics[nic].expect(0, 1)[0].1, lost);
+    }
+}
+
+#[test]
+fn sixty_four_ports_hear_everybody_and_each_other() {
+    let engine = engine(1);
+    let mut bridge = bridge(&engine);
+    let mut nics: Vec<Nic> = (0..64)
+        .map(|n| {
+            let format = if n % 2 == 0 { Format::Split } else { Format::Packed };
+            Nic::new(&mut *bridge, &format!("p{n}"), Setup { format, ..Setup::default() }, &engine)
+        })
+        .collect();
+    for nic in &mut nics {
+        nic.start(1);
+        nic.post(0, 80);
+    }
+    for n in 0..64 {
+        let from = nics[n].mac;
+        nics[n].send_plain(0, &frame(Mac([0xff; 6]), from, 64, n as u8));
+        for (other, nic) in nics.iter_mut().enumerate().filter(|(other, _)| *other != n) {
+            assert_eq!(nic.expect(0, 1)[0].1[6..12], from.0, "{n} to {other}");
+        }
+    }
+    // All are known by now.
+    for n in 0..64 {
+        let (from, to) = (nics[n].mac, nics[(n + 1) % 64].mac);
+        nics[n].send_plain(0, &frame(to, from, 64, n as u8));
+        assert_eq!(nics[(n + 1) % 64].expect(0, 1)[0].1[6..12], from.0);
+    }
+    for nic in &mut nics {
+        assert!(nic.received(0).is_empty());
+        assert_eq!((nic.stats(0).packets, nic.stats(1).packets), (64, 2));
+    }
+}
+
+#[test]
+fn slow_port_of_a_bridge_costs_the_others_nothing() {
+    let engine = engine(1);
+    let mut bridge = bridge(&engine);
+    let mut nics: Vec<Nic> =
+        (0..3).map(|n| Nic::new(&mut *bridge, &format!("p{n}"), Setup::default(), &engine)).collect();
+    for nic in &mut nics {
+        nic.start(1);
+    }
+    nics[0].post(0, 200);
+    // Port 1 posts nothing.
+    nics[2].post(0, 10);
+    let everybody = frame(Mac([0xff; 6]), nics[2].mac, 64, 1);
+    for _ in 0..100 {
+        nics[2].send_plain(0, &everybody);
+    }
+    nics[0].expect(0, 100);
+    nics[1].expect_drops(0, DropReason::NoRxBuffer, 100);
+    assert_eq!(nics[2].stats(1).packets, 100);
+}
+
+#[test]
+fn spoofed_addresses_and_floods_are_bounded_where_the_operator_asks() {
+    let engine = engine(1);
+    let mut bridge = bridge(&engine);
+    let mut a = Nic::new(&mut *bridge, "a", Setup { spoofchk: true, ..Setup::default() }, &engine);
+    let mut b = Nic::new(&mut *bridge, "b", Setup::default(), &engine);
+    a.start(1);
+    b.start(1);
+    b.post(0, 200);
+    for last in [8, 9] {
+        a.send_plain(0, &frame(b.mac, Mac([2, 9, 9, 9, 9, last]), 64, 1));
+    }
+    a.expect_drops(1, DropReason::SpoofedMac, 2);
+    assert_eq!(a.example(1, DropReason::SpoofedMac), Some(Example::Address(Mac([2, 9, 9, 9, 9, 9]))));
+    a.send_plain(0, &frame(b.mac, a.mac, 64, 1));
+    b.expect(0, 1);
+    // The default of 20,000 a second, with at most 1,024 at once.
+    let everybody = frame(Mac([0xff; 6]), a.mac, 64, 1);
+    let (begun, mut sent) = (Instant::now(), 0);
+    // A busy machine may send fewer than that for a while.
+    while a.drops(1, DropReason::FloodLimit) == 0 {
+        assert!(begun.elapsed() < SOON, "{:?}", a.stats(1));
+        for _ in 0..1000 {
+            a.send_plain(0, &everybody);
+            if b.posted[0].len() < 100 {
+                b.post(0, 100);
+            }
+            b.received(0);
+        }
+        sent += 1000;
+        while a.stats(1).completed_desc < sent + 3 {
+            assert!(begun.elapsed() < SOON, "{:?}", a.stats(1));
+        }
+    }
+    assert_eq!(a.example(1, DropReason::FloodLimit), Some(Example::Address(Mac([0xff; 6]))));
+    let flooded = a.stats(1).packets - 1;
+    assert_eq!(flooded + a.drops(1, DropReason::FloodLimit), sent);
+    assert!(
+        flooded as f64 <= 1024.0 + 20_000.0 * begun.elapsed().as_secs_f64(),
+        "{flooded} in {:?}",
+        begun.elapsed()
+    );
+}
+
+#[test]
+fn frames_that_nobody_would_get_take_nothing_of_the_bound_on_floods() {
+    // Its clock is so slow that no further token comes while this runs.
+    let engine = patient_engine();
+    let mut bridge = bridge(&engine);
+    let sends = Setup { pairs: 2, flood_pps: Some("1"), ..Setup::default() };
+    let mut a = Nic::new(&mut *bridge, "a", sends, &engine);
+    let mut b = Nic::new(&mut *bridge, "b", Setup { pairs: 2, ..Setup::default() }, &engine);
+    let everybody = frame(Mac([0xff; 6]), a.mac, 64, 1);
+    a.start(2);
+    let flood =
+        |a: &mut Nic, pair: u16, frames: usize| (0..frames).for_each(|_| a.send_plain(pair, &everybody));
+    // Nobody else is there; then one is, but with receiving disabled.
+    flood(&mut a, 0, 100);
+    a.expect_drops(1, DropReason::PeerDown, 100);
+    b.try_start(0).unwrap();
+    flood(&mut a, 1, 100);
+    a.expect_drops(3, DropReason::PeerDown, 100);
+    assert_eq!(a.drops(1, DropReason::FloodLimit) + a.drops(3, DropReason::FloodLimit), 0);
+    // Once somebody would get them: as many as the least burst, and not one more.
+    b.stop();
+    b.try_start(1).unwrap();
+    b.post(0, 100);
+    flood(&mut a, 0, 31);
+    b.expect(0, 31);
+    flood(&mut a, 0, 1);
+    b.expect(0, 1);
+    assert_eq!(a.drops(1, DropReason::FloodLimit), 0);
+    flood(&mut a, 0, 1);
+    a.expect_drops(1, DropReason::FloodLimit, 1);
+    // In one burst with what passes: addressed frames are none of these.
+    b.send_plain(0, &frame(a.mac, b.mac, 64, 1));
+    let deadline = Instant::now() + SOON;
+    while b.stats(1).completed_desc == 0 {
+        assert!(Instant::now() < deadline);
+    }
+    a.send_plain(0, &frame(b.mac, a.mac, 64, 1));
+    flood(&mut a, 0, 2);
+    a.send_plain(0, &frame(b.mac, a.mac, 64, 1));
+    b.expect(0, 2);
+    a.expect_drops(1, DropReason::FloodLimit, 3);
+}
+
+#[test]
+fn places_of_a_bridge_are_bounded_with_those_that_wind_up_and_refused_by_name() {
+    let engine = engine(1);
+    let mut bridge = bridge(&engine);
+    let mut create = |at: usize| {
+        bridge
+            .create(&DeviceSpec { name: format!("p{at}"), ..DeviceSpec::default() })
+            .map_err(|why| why.to_string())
+    };
+    let most = usize::from(ringway_pmd::net::fabric::MOST_PORTS);
+    let mut devices: Vec<_> = (0..most).map(|at| create(at).unwrap()).collect();
+    // Its session has not ended: the device is not dropped, though the registry has forgotten it.
+    let refused = create(most).err().unwrap();
+    assert!(refused.contains("no place on bridge/b") && refused.contains("try again"), "{refused}");
+    devices.pop();
+    create(most).unwrap();
+}
