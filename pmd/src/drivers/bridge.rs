@@ -14,7 +14,7 @@ use ringway_ring::tsc;
 use super::host_port::{HostPort, NETNS, TAP};
 use super::joined::{FEATURES, JoinedDevice, MAX_PAIRS, Members};
 use super::link::{self, CHECK};
-use crate::net::fabric::{Fabric, MOST_PORTS};
+use crate::net::fabric::{BridgeSettings, Fabric, MOST_PORTS};
 use crate::net::plan::{Offer, switch, word};
 use crate::vdpa::{
     AttributeInfo, BusInfo, Class, DeviceSpec, DriverError, Learned, ManagementBus, ManagementDevice,
@@ -49,9 +49,8 @@ impl ManagementBus for BridgeBus {
         let name = format!("bridge/{name}");
         // Two independent numbers that no guest can know: the standard library's keys are random.
         let seed = [0u8, 1].map(|nth| RandomState::new().hash_one(nth));
-        let fabric = Fabric::bridge(&name, Duration::from_secs(ageing), seed);
-        fabric.set_core(core);
-        Ok(Box::new(Bridge { name, fabric, ageing, core, members: Members::default() }))
+        let (fabric, settings) = Fabric::bridge(&name, core, Duration::from_secs(ageing), seed);
+        Ok(Box::new(Bridge { name, fabric, settings, ageing, core, members: Members::default() }))
     }
 }
 
@@ -60,6 +59,7 @@ impl ManagementBus for BridgeBus {
 struct Bridge {
     name: String,
     fabric: Arc<Fabric>,
+    settings: Arc<BridgeSettings>,
     /// In seconds.
     ageing: u64,
     core: usize,
@@ -104,13 +104,13 @@ impl ManagementDevice for Bridge {
     fn set(&mut self, attributes: &BTreeMap<String, String>) -> Result<bool, DriverError> {
         if let Some(ageing) = ageing(attributes)? {
             self.ageing = ageing;
-            self.fabric.set_ageing(Duration::from_secs(ageing));
+            self.settings.set_ageing(Duration::from_secs(ageing));
         }
         // Control knows whether there is a worker on it.
         let core = core(attributes)?;
         if let Some(core) = core {
             self.core = core;
-            self.fabric.set_core(core);
+            self.settings.set_core(core);
         }
         Ok(core.is_some())
     }
@@ -120,7 +120,7 @@ impl ManagementDevice for Bridge {
     }
 
     fn stations(&self) -> Option<Learned> {
-        let stations = self.fabric.stations();
+        let stations = self.settings.stations();
         let seen = stations.seen().into_iter().map(|station| {
             let device = self.members.at(station.slot).unwrap_or("?").to_owned();
             (station.mac, device, station.age / tsc::hertz().max(1))

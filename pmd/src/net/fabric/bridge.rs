@@ -1,0 +1,258 @@
+//! Any number of ports, joined by a learning bridge: every queue of every port in one pump.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use ringway_engine::Pump;
+use ringway_ring::tsc;
+
+use super::MOST_PORTS;
+use super::ends::{EndKey, Ends, PumpKey, Side};
+use super::kind::{Foreign, Kind};
+use crate::net::bridge::{Bridge as BridgePump, BridgePort};
+use crate::net::fdb::{Fdb, FdbOptions};
+use crate::net::rate::RateLimit;
+use crate::net::stations::Stations;
+
+/// See the module's head.
+#[derive(Debug)]
+pub(super) struct Bridge {
+    settings: Arc<BridgeSettings>,
+    /// While no pump has it.
+    fdb: Option<Box<Fdb>>,
+    /// Slots whose stations are to be forgotten once the database is here.
+    forget: Vec<u16>,
+    /// Bounds on what ports send to everybody, by slot, while no pump has them.
+    floods: BTreeMap<u16, RateLimit>,
+}
+
+/// What control decides of a bridge and reads of it, without waiting for anybody.
+#[derive(Debug)]
+pub struct BridgeSettings {
+    /// The core of its pump.
+    core: AtomicUsize,
+    stations: Arc<Stations>,
+}
+
+impl BridgeSettings {
+    /// What it has learned.
+    pub fn stations(&self) -> &Stations {
+        &self.stations
+    }
+
+    /// The core of its pump from now on; sessions follow when they are told to.
+    pub fn set_core(&self, core: usize) {
+        self.core.store(core, Ordering::Relaxed);
+    }
+
+    /// Changes how long stations are kept; in force within half a second of traffic.
+    pub fn set_ageing(&self, ageing: Duration) {
+        self.stations.set_ageing(cycles_of(ageing));
+    }
+}
+
+impl Bridge {
+    /// One whose database keeps a station for `ageing` after it was last heard of. `seed`: random bits that no guest can
+    /// know.
+    pub(super) fn new(core: usize, ageing: Duration, seed: [u64; 2]) -> Bridge {
+        let (capacity, ports, per_port) = (STATIONS, MOST_PORTS, STATIONS_PER_PORT);
+        let options = FdbOptions { capacity, ports, per_port, ageing: cycles_of(ageing), seed };
+        let stations = Arc::new(Stations::new(options));
+        let settings = Arc::new(BridgeSettings { core: AtomicUsize::new(core), stations });
+        Bridge { settings, fdb: None, forget: Vec::new(), floods: BTreeMap::new() }
+    }
+
+    pub(super) fn settings(&self) -> Arc<BridgeSettings> {
+        Arc::clone(&self.settings)
+    }
+
+    /// The bound on a port's floods, for a pump. One that went with a pump that panicked is made anew.
+    fn take_flood(&mut self, slot: u16, flood_pps: Option<u64>) -> Option<RateLimit> {
+        let pps = flood_pps?;
+        let anew = || RateLimit::new(pps, burst_of(pps), tsc::hertz());
+        Some(self.floods.remove(&slot).unwrap_or_else(anew))
+    }
+}
+
+impl Kind for Bridge {
+    fn plan(&self, ends: &Ends) -> BTreeMap<PumpKey, Vec<EndKey>> {
+        let sources: Vec<EndKey> = ends.sources().collect();
+        if sources.is_empty() {
+            return BTreeMap::new();
+        }
+        BTreeMap::from([(ALL, sources.into_iter().chain(ends.sinks()).collect())])
+    }
+
+    fn name(&self, fabric: &str, _key: PumpKey, _ends: &Ends) -> String {
+        fabric.to_owned()
+    }
+
+    fn core(&self, _key: PumpKey, _members: &[EndKey], _ends: &Ends) -> usize {
+        self.settings.core.load(Ordering::Relaxed)
+    }
+
+    fn make(&mut self, ends: &mut Ends, members: &[EndKey]) -> io::Result<Box<dyn Pump>> {
+        // What can fail comes first: nothing is taken then.
+        let desk = ends.desk(members)?;
+        // The first time, or it went with a pump that panicked.
+        let mut fdb = self.fdb.take().map_or_else(|| self.settings.stations.empty_fdb(), Ok)?;
+        self.forget.drain(..).for_each(|slot| fdb.forget_port(slot));
+        let mut ports: BTreeMap<u64, BridgePort> = BTreeMap::new();
+        for end in members {
+            let Some((side, _)) = ends.take(*end) else { continue };
+            let Some(known) = ends.ports.get(&end.port) else { continue };
+            let port = ports.entry(end.port).or_insert_with(|| BridgePort {
+                slot: known.slot,
+                sources: Vec::new(),
+                sinks: Vec::new(),
+                flood: self.take_flood(known.slot, known.flood_pps),
+                announcement: Arc::clone(&known.announcement),
+            });
+            match side {
+                Side::Source(source) => port.sources.push((end.queue, source)),
+                Side::Sink(sink) => port.sinks.push((end.queue, sink)),
+            }
+        }
+        let ports = ports.into_values().collect();
+        let (stations, news) = (Arc::clone(&self.settings.stations), Arc::clone(&ends.news));
+        Ok(Box::new(BridgePump::new(ports, fdb, stations, news, tsc::hertz(), desk)))
+    }
+
+    fn take_apart(
+        &mut self,
+        ends: &mut Ends,
+        _members: &[EndKey],
+        pump: Box<dyn Any>,
+    ) -> Result<(), Foreign> {
+        let bridge = pump.downcast::<BridgePump>().map_err(|_| Foreign)?;
+        let (ports, fdb) = bridge.into_parts();
+        self.fdb = Some(fdb);
+        let ids: BTreeMap<u16, u64> = ends.ports.iter().map(|(id, known)| (known.slot, *id)).collect();
+        for port in ports {
+            let Some(&id) = ids.get(&port.slot) else { continue };
+            if let Some(flood) = port.flood {
+                self.floods.insert(port.slot, flood);
+            }
+            for (queue, source) in port.sources {
+                ends.put_back(EndKey { port: id, queue }, Side::Source(source), None);
+            }
+            for (queue, sink) in port.sinks {
+                ends.put_back(EndKey { port: id, queue }, Side::Sink(sink), None);
+            }
+        }
+        Ok(())
+    }
+
+    fn port_stops(&mut self, slot: u16) {
+        self.forget.push(slot);
+    }
+
+    fn port_leaves(&mut self, slot: u16) {
+        self.forget.push(slot);
+        self.floods.remove(&slot);
+    }
+}
+
+fn cycles_of(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos() * u128::from(tsc::hertz()) / 1_000_000_000).unwrap_or(u64::MAX)
+}
+
+/// Frames that may be flooded at once: a second's worth, within bounds.
+fn burst_of(pps: u64) -> u64 {
+    pps.clamp(BURST_LEAST, BURST_MOST)
+}
+
+/// Its one pump.
+const ALL: PumpKey = PumpKey { port: 0, queue: 0 };
+
+/// Stations that a bridge knows at most, and behind one port, so that no guest fills the table for the others.
+pub const STATIONS: u32 = 8192;
+/// See [`STATIONS`].
+pub const STATIONS_PER_PORT: u32 = 1024;
+
+/// See [`burst_of`].
+const BURST_LEAST: u64 = 32;
+const BURST_MOST: u64 = 1024;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+mod tests {
+    use super::super::Fabric;
+    use super::super::port::Port;
+    use super::*;
+    use crate::net::Mac;
+    use crate::net::fdb::Learned;
+
+    #[test]
+    fn floods_at_once_are_a_second_of_them_within_bounds() {
+        let cases =
+            [(0, 32), (1, 32), (31, 32), (32, 32), (33, 33), (1023, 1023), (1024, 1024), (1025, 1024)];
+        for (pps, burst) in cases.into_iter().chain([(u64::MAX, 1024)]) {
+            assert_eq!(burst_of(pps), burst, "{pps}");
+        }
+    }
+
+    #[test]
+    fn address_beyond_a_ports_share_or_the_tables_is_refused() {
+        let bridge = Bridge::new(0, Duration::from_secs(300), [1, 2]);
+        let mut fdb = bridge.settings.stations.empty_fdb().unwrap();
+        let mac = |port: u32, station: u32| {
+            let [.., a, b, c] = (port << 16 | station).to_be_bytes();
+            Mac([2, 0, 0, a, b, c])
+        };
+        let ports = STATIONS / STATIONS_PER_PORT;
+        for port in 0..ports {
+            for station in 0..STATIONS_PER_PORT {
+                let learned = fdb.learn(mac(port, station), port as u16, 1);
+                assert_eq!(learned, Learned::New, "{port} {station}");
+            }
+            let beyond = fdb.learn(mac(port, STATIONS_PER_PORT), port as u16, 1);
+            let full = if port + 1 == ports { Learned::Full } else { Learned::PortFull };
+            assert!([full, Learned::PortFull].contains(&beyond), "{port}: {beyond:?}");
+        }
+        // The table is full for a port that has nothing yet, and has a place again once another forgets.
+        let late = ports as u16;
+        assert_eq!(fdb.learn(mac(late.into(), 0), late, 1), Learned::Full);
+        fdb.forget_port(0);
+        assert_eq!(fdb.learn(mac(late.into(), 0), late, 1), Learned::New);
+    }
+
+    #[test]
+    fn bound_on_floods_outlives_the_pump_that_had_it() {
+        let mut bridge = Bridge::new(0, Duration::from_secs(300), [1, 2]);
+        let mut flood = bridge.take_flood(7, Some(1)).unwrap();
+        (0..BURST_LEAST).for_each(|_| assert!(flood.take(1)));
+        // Given back, it is as it was, also after its port has stopped.
+        bridge.floods.insert(7, flood);
+        bridge.port_stops(7);
+        assert!(!bridge.take_flood(7, Some(1)).unwrap().take(1));
+        // Gone with a pump that panicked, there is a new one.
+        let mut flood = bridge.take_flood(7, Some(1)).unwrap();
+        (0..BURST_LEAST).for_each(|_| assert!(flood.take(1)));
+        assert!(!flood.take(1));
+        // The next port of the same number begins anew.
+        bridge.floods.insert(7, flood);
+        bridge.port_leaves(7);
+        assert!(bridge.take_flood(7, Some(1)).unwrap().take(1));
+        assert!(bridge.take_flood(7, None).is_none());
+    }
+
+    #[test]
+    fn every_port_that_a_bridge_takes_is_learned_from_and_one_more_is_refused() {
+        let (fabric, settings) = Fabric::bridge("b", 0, Duration::from_secs(300), [1, 2]);
+        let mut ports: Vec<Port> = (0..MOST_PORTS).map(|_| fabric.port(None).unwrap()).collect();
+        let mut fdb = settings.stations.empty_fdb().unwrap();
+        for port in &ports {
+            let [high, low] = port.slot().to_be_bytes();
+            let learned = fdb.learn(Mac([2, 0, 0, 0, high, low]), port.slot(), 1);
+            assert_eq!(learned, Learned::New, "{}", port.slot());
+        }
+        assert!(fabric.port(None).is_err());
+        let freed = ports.swap_remove(7).slot();
+        assert_eq!(fabric.port(None).unwrap().slot(), freed);
+    }
+}

@@ -1,0 +1,226 @@
+//! The queues of a fabric's ports that run, and where each is: free, or in a pump.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::net::announce::Announcement;
+use crate::net::offload::Offloads;
+use crate::net::receive::Desk;
+use crate::net::side::{Sink, Source};
+use crate::vdpa::{Berth, Ended};
+
+/// One side of one running queue.
+#[derive(Debug)]
+pub enum Side {
+    /// Frames come from it.
+    Source(Source),
+    /// Frames go to it.
+    Sink(Sink),
+}
+
+/// See the module's head.
+#[derive(Default)]
+pub(super) struct Ends {
+    pub(super) ports: BTreeMap<u64, PortState>,
+    pub(super) running: BTreeMap<EndKey, End>,
+    /// One of the ports may have something to announce.
+    pub(super) news: Arc<AtomicBool>,
+}
+
+/// What is known of a port whose queues were started.
+pub(super) struct PortState {
+    /// Its number, below that of the fabric's places.
+    pub(super) slot: u16,
+    /// Its device was removed: it is nobody's peer any more.
+    pub(super) is_leaving: Arc<AtomicBool>,
+    pub(super) berth: Berth,
+    /// What it may send to everybody, in frames a second.
+    pub(super) flood_pps: Option<u64>,
+    pub(super) announcement: Arc<Announcement>,
+    /// Groups whose pump ended without being asked to, and why, until the session takes note.
+    pub(super) ended: Vec<(u16, Ended)>,
+}
+
+/// A queue of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct EndKey {
+    pub(super) port: u64,
+    pub(super) queue: u16,
+}
+
+/// A pump of a fabric, as its kind numbers them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct PumpKey {
+    pub(super) port: u64,
+    pub(super) queue: u16,
+}
+
+/// A running queue.
+pub(super) struct End {
+    pub(super) is_sink: bool,
+    /// A sink that frames may be delivered to.
+    pub(super) is_enabled: bool,
+    /// It is to be out of service; it stays here for as long as a worker has it.
+    pub(super) is_leaving: bool,
+    place: Place,
+    /// Of a source that no pump has: what its frame in line came to.
+    half: Option<Half>,
+}
+
+/// A frame that was cut while it was carried, of which a receiver has got the first segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Half {
+    pub(super) sink: EndKey,
+    /// How it was cut depends on it.
+    pub(super) takes: Offloads,
+    pub(super) segments: u32,
+}
+
+enum Place {
+    Free(Side),
+    /// Whoever took it says what becomes of it.
+    Taken,
+    In(PumpKey),
+}
+
+impl Ends {
+    /// The queues that go on, in the order of their keys.
+    pub(super) fn staying(&self) -> impl Iterator<Item = (&EndKey, &End)> + Clone {
+        self.running.iter().filter(|(key, end)| {
+            !end.is_leaving && self.ports.get(&key.port).is_some_and(|port| !port.is_leaving())
+        })
+    }
+
+    /// The sources among those that go on.
+    pub(super) fn sources(&self) -> impl Iterator<Item = EndKey> {
+        self.staying().filter(|(_, end)| !end.is_sink).map(|(key, _)| *key)
+    }
+
+    /// The sinks among those that go on that frames may be delivered to.
+    pub(super) fn sinks(&self) -> impl Iterator<Item = EndKey> {
+        self.staying().filter(|(_, end)| end.is_sink && end.is_enabled).map(|(key, _)| *key)
+    }
+
+    /// Adds a queue that no pump has yet.
+    pub(super) fn add(&mut self, key: EndKey, is_enabled: bool, side: Side) {
+        let is_sink = matches!(side, Side::Sink(_));
+        let end = End { is_sink, is_enabled, is_leaving: false, place: Place::Free(side), half: None };
+        self.running.insert(key, end);
+    }
+
+    /// The queues of a port that `which` says.
+    pub(super) fn of_port(&self, port: u64, which: impl Fn(u16) -> bool) -> Vec<EndKey> {
+        self.running.keys().filter(|key| key.port == port && which(key.queue)).copied().collect()
+    }
+
+    /// These are to be out of service.
+    pub(super) fn mark(&mut self, leaving: &[EndKey]) {
+        for (_, end) in self.running.iter_mut().filter(|(key, _)| leaving.contains(key)) {
+            end.is_leaving = true;
+        }
+    }
+
+    /// Drops what is to be out of service and in no pump.
+    pub(super) fn drop_leaving(&mut self) {
+        for end in self.running.values_mut().filter(|end| end.is_leaving) {
+            if let Place::Free(Side::Source(source)) = &mut end.place
+                && end.half.take().is_some()
+            {
+                source.abandon();
+            }
+        }
+        self.running.retain(|_, end| !(end.is_leaving && matches!(end.place, Place::Free(_))));
+    }
+
+    /// True if no pump has any of them.
+    pub(super) fn are_free(&self, keys: &[EndKey]) -> bool {
+        let is_free =
+            |key: &EndKey| self.running.get(key).is_some_and(|end| matches!(end.place, Place::Free(_)));
+        keys.iter().all(is_free)
+    }
+
+    /// The pump that has a queue.
+    pub(super) fn pump_of(&self, key: EndKey) -> Option<PumpKey> {
+        match self.running.get(&key)?.place {
+            Place::In(pump) => Some(pump),
+            Place::Free(_) | Place::Taken => None,
+        }
+    }
+
+    /// They are in a pump from now on.
+    pub(super) fn put_in(&mut self, keys: &[EndKey], pump: PumpKey) {
+        for key in keys {
+            if let Some(end) = self.running.get_mut(key) {
+                end.place = Place::In(pump);
+            }
+        }
+    }
+
+    /// Takes a free end out of its place, and what its frame in line came to.
+    pub(super) fn take(&mut self, key: EndKey) -> Option<(Side, Option<Half>)> {
+        let end = self.running.get_mut(&key)?;
+        match std::mem::replace(&mut end.place, Place::Taken) {
+            Place::Free(side) => Some((side, end.half.take())),
+            elsewhere => {
+                end.place = elsewhere;
+                None
+            }
+        }
+    }
+
+    /// An end is free again.
+    pub(super) fn put_back(&mut self, key: EndKey, mut side: Side, half: Option<Half>) {
+        // Who leaves takes its memory along.
+        if let Side::Sink(sink) = &mut side {
+            sink.let_go();
+        }
+        if let Some(end) = self.running.get_mut(&key) {
+            end.place = Place::Free(side);
+            end.half = half;
+        }
+    }
+
+    /// A desk for a pump of ends that are free.
+    pub(super) fn desk(&self, members: &[EndKey]) -> io::Result<Desk> {
+        let free = |key: &EndKey| match &self.running.get(key)?.place {
+            Place::Free(side) => Some(side),
+            Place::Taken | Place::In(_) => None,
+        };
+        let (mut may, mut takes) = (Vec::new(), Vec::new());
+        for side in members.iter().filter_map(free) {
+            match side {
+                Side::Source(source) => may.push(source.ingress().may),
+                Side::Sink(sink) => takes.push(sink.takes()),
+            }
+        }
+        Desk::new(may.iter().any(|may| takes.iter().any(|takes| !takes.contains(*may))))
+    }
+
+    /// The core that control decided on for a group of a port.
+    pub(super) fn core_of(&self, port: u64, group: u16) -> usize {
+        self.ports.get(&port).map_or(0, |port| (port.berth.core_of)(group))
+    }
+
+    /// These are gone with their pump: their sessions are told.
+    pub(super) fn lose(&mut self, keys: &[EndKey], why: &Ended) {
+        for key in keys {
+            self.running.remove(key);
+            let Some(port) = self.ports.get_mut(&key.port) else { continue };
+            let group = key.queue / 2;
+            if !port.ended.iter().any(|(known, _)| *known == group) {
+                port.ended.push((group, why.clone()));
+            }
+            port.berth.watcher.pump_ended();
+        }
+    }
+}
+
+impl PortState {
+    /// True once its device was removed.
+    pub(super) fn is_leaving(&self) -> bool {
+        // Relaxed: it publishes nothing else.
+        self.is_leaving.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,245 @@
+//! Has the pumps be what the running queues ask for: taken back from their workers, made anew, and placed.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ringway_engine::{End as HowEnded, NotPlaced, PlaceError, Placed, Pump, Watcher};
+
+use super::ends::{EndKey, PumpKey};
+use super::{Fabric, State};
+use crate::later;
+use crate::vdpa::{Ended, ServiceError};
+
+/// A pump that was placed.
+pub(super) struct Running {
+    pub(super) members: Vec<EndKey>,
+    pub(super) placed: Placed,
+    /// Its worker was told to give it back, and had not when that was last waited for.
+    pub(super) is_unsettled: bool,
+}
+
+/// Tells every session whose queues a pump had that it was taken out.
+struct Everybody(Vec<Arc<dyn Watcher>>);
+
+impl Watcher for Everybody {
+    fn pump_ended(&self) {
+        self.0.iter().for_each(|watcher| watcher.pump_ended());
+    }
+}
+
+impl Fabric {
+    /// Has the pumps be what the running queues ask for.
+    ///
+    /// # Errors
+    /// A worker did not let go, or took none: what is free and in no pump then is [given up](State::give_up), or
+    /// reconciled once more without whom it failed for.
+    pub(super) fn reconcile(
+        self: &Arc<Fabric>,
+        state: &mut State,
+        within: Duration,
+    ) -> Result<(), ServiceError> {
+        let plan = state.kind.plan(&state.ends);
+        let outdated: Vec<PumpKey> = state
+            .pumps
+            .iter()
+            .filter(|(key, running)| running.is_over() || plan.get(key) != Some(&running.members))
+            .map(|(key, _)| *key)
+            .collect();
+        let mut outcome = Ok(());
+        for key in outdated {
+            if let Err(error) = self.take_down(state, key, within) {
+                outcome = Err(error);
+            }
+        }
+        state.ends.drop_leaving();
+        // A pump that panicked took its ends with it: planned anew.
+        for (key, members) in state.kind.plan(&state.ends) {
+            if state.is_unplaced(key, &members)
+                && let Err(why) = state.set_up(&self.name, key, members)
+                && outcome.is_ok()
+            {
+                outcome = Err(ServiceError::NotPlaced(why));
+            }
+        }
+        outcome
+    }
+
+    /// Takes what is marked as leaving out, and has the others served as before: at once, or as soon as a worker takes them.
+    pub(super) fn withdraw(
+        self: &Arc<Fabric>,
+        state: &mut State,
+        within: Duration,
+    ) -> Result<(), ServiceError> {
+        match self.reconcile(state, within) {
+            Err(ServiceError::NotPlaced(_)) => {
+                self.persist(state);
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// What no worker takes now (there is no descriptor, no memory) may be taken soon: tried again for a while, and only
+    /// then [given up](State::give_up).
+    fn persist(self: &Arc<Fabric>, state: &mut State) {
+        if state.give_up_at.is_some() {
+            return;
+        }
+        state.give_up_at = Some(Instant::now() + PLACE_WITHIN);
+        let fabric = Arc::clone(self);
+        later::run_until(move || fabric.is_settled());
+    }
+
+    /// Tries once more to have served what waits for a worker. True: there is nothing more to try.
+    fn is_settled(self: &Arc<Fabric>) -> bool {
+        let Some(mut state) = self.try_lock() else { return false };
+        let Some(at) = state.give_up_at else { return true };
+        let why = match self.reconcile(&mut state, LATER_WITHIN) {
+            Ok(()) => None,
+            Err(_) if Instant::now() < at => return false,
+            Err(error) => Some(error),
+        };
+        state.give_up_at = None;
+        if let Some(ServiceError::NotPlaced(why)) = why {
+            state.give_up(&why);
+        }
+        true
+    }
+
+    /// Takes a pump back from its worker, and apart.
+    fn take_down(
+        self: &Arc<Fabric>,
+        state: &mut State,
+        key: PumpKey,
+        within: Duration,
+    ) -> Result<(), ServiceError> {
+        let Some(mut running) = state.pumps.remove(&key) else { return Ok(()) };
+        let retired = match running.placed.retire(within) {
+            Ok(retired) => retired,
+            Err(error @ PlaceError::Timeout { .. }) => {
+                running.is_unsettled = true;
+                state.pumps.insert(key, running);
+                self.settle_later(state);
+                return Err(ServiceError::Stuck(error.to_string()));
+            }
+            Err(error) => {
+                state.ends.lose(&running.members, &Ended::NotPlaced(error.to_string()));
+                return Ok(());
+            }
+        };
+        if let HowEnded::Panicked(message) = retired.end {
+            state.ends.lose(&running.members, &Ended::Panicked(message));
+            return Ok(());
+        }
+        state.take_apart(&running.members, retired.pump);
+        Ok(())
+    }
+
+    /// Moves the pumps to the cores that control decided on.
+    ///
+    /// # Errors
+    /// A worker did not let go in time.
+    pub(super) fn follow_cores(self: &Arc<Fabric>, within: Duration) -> Result<(), ServiceError> {
+        let mut state = self.lock();
+        let keys: Vec<PumpKey> = state.pumps.keys().copied().collect();
+        for key in keys {
+            let Some(running) = state.pumps.get(&key) else { continue };
+            let core = state.kind.core(key, &running.members, &state.ends);
+            let Some(running) = state.pumps.get_mut(&key) else { continue };
+            if running.placed.core() == core {
+                continue;
+            }
+            if let Err(error @ PlaceError::Timeout { .. }) = running.placed.move_to(core, within) {
+                running.is_unsettled = true;
+                self.settle_later(&mut state);
+                return Err(ServiceError::Stuck(error.to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Has what is unsettled settled once its worker turns again.
+    fn settle_later(self: &Arc<Fabric>, state: &mut State) {
+        if !std::mem::replace(&mut state.is_settling, true) {
+            let fabric = Arc::clone(self);
+            later::run_until(move || fabric.settle());
+        }
+    }
+
+    /// Has the pumps be what the running queues ask for, if nobody is changing them just now. False: a worker has not let
+    /// go yet.
+    fn settle(self: &Arc<Fabric>) -> bool {
+        let Some(mut state) = self.try_lock() else { return false };
+        let _ = self.withdraw(&mut state, LATER_WITHIN);
+        state.is_settling = state.pumps.values().any(|running| running.is_unsettled);
+        !state.is_settling
+    }
+}
+
+impl State {
+    /// True if a pump of the plan does not run and could.
+    fn is_unplaced(&self, key: PumpKey, members: &[EndKey]) -> bool {
+        !self.pumps.contains_key(&key) && self.ends.are_free(members)
+    }
+
+    /// What no worker takes is out of service: its sessions are told.
+    fn give_up(&mut self, why: &str) {
+        for (key, members) in self.kind.plan(&self.ends) {
+            if self.is_unplaced(key, &members) {
+                self.ends.lose(&members, &Ended::NotPlaced(why.to_owned()));
+            }
+        }
+    }
+
+    /// Puts the ends of a pump back, each where it came from.
+    fn take_apart(&mut self, members: &[EndKey], pump: Box<dyn Pump>) {
+        let pump: Box<dyn Any> = pump;
+        if let Err(bug) = self.kind.take_apart(&mut self.ends, members, pump) {
+            self.ends.lose(members, &Ended::NotPlaced(bug.to_string()));
+        }
+    }
+
+    /// Makes a pump of ends that are free, and places it. They are free again if that fails; the text says why.
+    fn set_up(&mut self, fabric: &str, key: PumpKey, members: Vec<EndKey>) -> Result<(), String> {
+        let Some(port) = members.first().and_then(|end| self.ends.ports.get(&end.port)) else {
+            return Ok(());
+        };
+        let engine = port.berth.engine.clone();
+        let core = self.kind.core(key, &members, &self.ends);
+        let name = self.kind.name(fabric, key, &self.ends);
+        let watchers: BTreeMap<u64, Arc<dyn Watcher>> = members
+            .iter()
+            .filter_map(|end| Some((end.port, Arc::clone(&self.ends.ports.get(&end.port)?.berth.watcher))))
+            .collect();
+        let pump = self.kind.make(&mut self.ends, &members);
+        let pump =
+            pump.map_err(|error| format!("no memory for the pump: {error}; free some, or run fewer queues"))?;
+        let watcher = Arc::new(Everybody(watchers.into_values().collect()));
+        match engine.place(core, &name, pump, watcher) {
+            Ok(placed) => {
+                self.ends.put_in(&members, key);
+                self.pumps.insert(key, Running { members, placed, is_unsettled: false });
+                Ok(())
+            }
+            Err(NotPlaced { why, pump }) => {
+                self.take_apart(&members, pump);
+                Err(why.to_string())
+            }
+        }
+    }
+}
+
+impl Running {
+    /// No worker polls it any more, or will for long.
+    fn is_over(&self) -> bool {
+        self.is_unsettled || self.placed.has_ended()
+    }
+}
+
+/// How long one attempt at what was left to [`later`] waits for a worker, under the fabric's lock: long for a worker that
+/// turns, short for the sessions that wait for the lock while it does not.
+pub(super) const LATER_WITHIN: Duration = Duration::from_millis(20);
+/// How long it is tried to have pumps served that ran before, until their sessions are told that they are not.
+const PLACE_WITHIN: Duration = Duration::from_secs(1);

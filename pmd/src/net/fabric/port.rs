@@ -1,0 +1,250 @@
+//! A device's place on a fabric, by which its session has its queues served.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
+
+use super::ends::{EndKey, PortState};
+use super::placing::{LATER_WITHIN, Running};
+use super::{Fabric, Side, State, lock};
+use crate::later;
+use crate::net::Mac;
+use crate::net::announce::Announcement;
+use crate::net::end::PortRules;
+use crate::net::side::{Sink, Source};
+use crate::vdpa::{Berth, Ended, QueueBinding, ServiceError};
+
+/// See the module's head. It is let go when dropped, whatever still runs there.
+pub struct Port {
+    fabric: Arc<Fabric>,
+    id: u64,
+    /// Its number among the fabric's places.
+    slot: u16,
+    /// Its device was removed: it is nobody's peer any more.
+    is_leaving: Arc<AtomicBool>,
+    flood_pps: Option<u64>,
+    announcement: Arc<Announcement>,
+}
+
+impl Port {
+    /// At a slot that is taken for it.
+    pub(super) fn new(fabric: &Arc<Fabric>, slot: u16, flood_pps: Option<u64>) -> Port {
+        Port {
+            fabric: Arc::clone(fabric),
+            id: fabric.next_port.fetch_add(1, Ordering::Relaxed),
+            slot,
+            is_leaving: Arc::default(),
+            flood_pps,
+            announcement: Arc::new(Announcement::new(Arc::clone(&fabric.news))),
+        }
+    }
+
+    /// Set once the device was removed: from then on it is nobody's peer, though its session may have to wind up.
+    pub fn leaving(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.is_leaving)
+    }
+
+    /// Its number among the ports of its fabric, as [`super::stations::Station::slot`] has it.
+    pub fn slot(&self) -> u16 {
+        self.slot
+    }
+
+    /// Puts started queues of a front-end into service.
+    ///
+    /// # Errors
+    /// See [`ServiceError`]; none of them is in service then.
+    pub fn start(
+        &self,
+        queues: Vec<QueueBinding>,
+        rules: PortRules,
+        berth: &Berth,
+        within: Duration,
+    ) -> Result<(), ServiceError> {
+        let mut sides = Vec::with_capacity(queues.len());
+        for queue in queues {
+            let (index, is_enabled) = (queue.index, queue.enabled);
+            // virtio 1.3 §5.1.2: even is receive, odd is transmit.
+            let side = if index % 2 == 0 {
+                Sink::queue(queue, rules).map(Side::Sink)
+            } else {
+                Source::queue(queue, rules).map(Side::Source)
+            };
+            let side = side.map_err(|why| ServiceError::Refused(format!("queue {index}: {why}")))?;
+            sides.push((index, is_enabled, side));
+        }
+        self.attach(sides, berth, within)
+    }
+
+    /// Puts sides into service, whatever they are: queue number, whether frames may be delivered to it, side.
+    ///
+    /// # Errors
+    /// See [`ServiceError`]; none of them is in service then, and the other ports are as they were.
+    pub fn attach(
+        &self,
+        sides: Vec<(u16, bool, Side)>,
+        berth: &Berth,
+        within: Duration,
+    ) -> Result<(), ServiceError> {
+        let mut state = self.lock();
+        for (queue, ..) in &sides {
+            if state.ends.running.contains_key(&EndKey { port: self.id, queue: *queue }) {
+                return Err(ServiceError::Stuck(format!("queue {queue} is still with one")));
+            }
+        }
+        let (slot, is_leaving) = (self.slot, &self.is_leaving);
+        let port = state.ends.ports.entry(self.id).or_insert_with(|| PortState {
+            slot,
+            is_leaving: Arc::clone(is_leaving),
+            berth: berth.clone(),
+            flood_pps: self.flood_pps,
+            announcement: Arc::clone(&self.announcement),
+            ended: Vec::new(),
+        });
+        port.berth = berth.clone();
+        // How the group ended before has not been told yet: not to be taken for the end of what starts now.
+        let of = |group: u16| sides.iter().any(|(queue, ..)| queue / 2 == group);
+        if let Some((group, _)) = port.ended.iter().find(|(group, _)| of(*group)) {
+            return Err(ServiceError::Refused(format!("group {group} has just ended")));
+        }
+        let mut keys = Vec::with_capacity(sides.len());
+        for (queue, is_enabled, side) in sides {
+            let key = EndKey { port: self.id, queue };
+            keys.push(key);
+            state.ends.add(key, is_enabled, side);
+        }
+        let Err(error) = self.fabric.reconcile(&mut state, within) else { return Ok(()) };
+        state.ends.mark(&keys);
+        // It tells of the same worker, or of none.
+        let _ = self.fabric.withdraw(&mut state, within);
+        Err(error)
+    }
+
+    /// Takes the queues of a group out of service: once it returns Ok, no worker touches them or their memory.
+    ///
+    /// # Errors
+    /// A worker did not let go in time.
+    pub fn stop(&self, group: u16, within: Duration) -> Result<(), ServiceError> {
+        self.detach(|queue| queue / 2 == group, within)
+    }
+
+    fn detach(&self, which: impl Fn(u16) -> bool, within: Duration) -> Result<(), ServiceError> {
+        let mut state = self.lock();
+        let keys = state.ends.of_port(self.id, which);
+        if keys.is_empty() {
+            return Ok(());
+        }
+        if state.ends.of_port(self.id, |_| true).len() == keys.len() {
+            state.kind.port_stops(self.slot);
+        }
+        state.ends.mark(&keys);
+        self.fabric.withdraw(&mut state, within)
+    }
+
+    /// Has the network told that this address is behind the port, once the port's transmit queues run. None: what waits is
+    /// not sent any more.
+    pub fn announce(&self, mac: Option<Mac>) {
+        self.announcement.set(mac);
+        if mac.is_none() {
+            return;
+        }
+        let state = self.lock();
+        let of_port = |running: &&Running| running.members.iter().any(|end| end.port == self.id);
+        state.pumps.values().filter(of_port).for_each(|running| running.placed.wake());
+    }
+
+    /// True if a queue of the group is in service.
+    pub fn is_started(&self, group: u16) -> bool {
+        let state = self.lock();
+        !state.ends.of_port(self.id, |queue| queue / 2 == group).is_empty()
+    }
+
+    /// Queues in service on the fabric, which are taken out and put back when those of one group change.
+    pub fn running(&self) -> usize {
+        self.lock().ends.running.len()
+    }
+
+    /// The core on which frames for a group are delivered; else the one on which they are taken.
+    pub fn core(&self, group: u16) -> Option<usize> {
+        let state = self.lock();
+        let of = |queue: u16| {
+            let pump = state.ends.pump_of(EndKey { port: self.id, queue })?;
+            state.pumps.get(&pump).map(|running| running.placed.core())
+        };
+        of(group * 2).or_else(|| of(group * 2 + 1))
+    }
+
+    /// Moves the fabric's pumps to the cores that control decided on.
+    ///
+    /// # Errors
+    /// A worker did not let go in time.
+    pub fn follow_cores(&self, within: Duration) -> Result<(), ServiceError> {
+        self.fabric.follow_cores(within)
+    }
+
+    /// The groups of this port whose pump ended without being asked to, and why, once. Puts what else ran there back into
+    /// service.
+    pub fn take_ended(&self, within: Duration) -> Vec<(u16, Ended)> {
+        let mut state = self.lock();
+        if state.pumps.values().any(|running| running.placed.has_ended()) {
+            let _ = self.fabric.withdraw(&mut state, within);
+        }
+        state.ends.ports.get_mut(&self.id).map(|port| std::mem::take(&mut port.ended)).unwrap_or_default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.fabric.lock()
+    }
+}
+
+impl Drop for Port {
+    /// Never waits: its holder may be control.
+    fn drop(&mut self) {
+        self.is_leaving.store(true, Ordering::Relaxed);
+        let departure = Departure { fabric: Arc::clone(&self.fabric), id: self.id, slot: self.slot };
+        // Mostly nothing runs any more, and nobody has the lock.
+        let is_out = self.fabric.try_lock().is_some_and(|mut state| departure.forget(&mut state));
+        if !is_out {
+            // Its session ended badly, or others change the fabric just now.
+            later::run_until(move || departure.is_over());
+        }
+    }
+}
+
+/// A port that was dropped, and what it may have left.
+struct Departure {
+    fabric: Arc<Fabric>,
+    id: u64,
+    slot: u16,
+}
+
+impl Departure {
+    /// Takes out what is left of it. False: a worker has not let go yet.
+    fn is_over(&self) -> bool {
+        let Some(mut state) = self.fabric.try_lock() else { return false };
+        let keys = state.ends.of_port(self.id, |_| true);
+        if !keys.is_empty() {
+            state.ends.mark(&keys);
+            let _ = self.fabric.withdraw(&mut state, LATER_WITHIN);
+        }
+        self.forget(&mut state)
+    }
+
+    /// Forgets the port, if nothing of it is left. Its place is free from then on.
+    fn forget(&self, state: &mut State) -> bool {
+        if !state.ends.of_port(self.id, |_| true).is_empty() {
+            return false;
+        }
+        if state.ends.ports.remove(&self.id).is_some() {
+            state.kind.port_leaves(self.slot);
+        }
+        lock(&self.fabric.slots).remove(&self.slot);
+        true
+    }
+}
+
+impl fmt::Debug for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Port").field("fabric", &self.fabric).field("id", &self.id).finish_non_exhaustive()
+    }
+}
