@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
 #![allow(unreachable_pub, dead_code, reason = "modules of one test program, which needs a part of them")]
 
+#[path = "shared/pace.rs"]
+mod pace;
 #[path = "vhost_user/support.rs"]
 mod support;
 

@@ -161,12 +161,13 @@ fn pump_without_kick_is_served_by_a_worker_that_naps() {
         wait_until("the work is done", || queue.done() == round);
     }
     let before = engine.workers().remove(0);
-    let cpu_before = cpu_time_ns(before.tid);
+    let (cpu_before, begun) = (cpu_time_ns(before.tid), Instant::now());
     std::thread::sleep(Duration::from_millis(500));
     let after = engine.workers().remove(0);
     assert!(after.wakeups > before.wakeups, "it naps");
     let used = Duration::from_nanos(cpu_time_ns(after.tid) - cpu_before);
-    assert!(used < Duration::from_millis(350), "{used:?} of 500 ms used by a pump without work");
+    let passed = begun.elapsed();
+    assert!(used * 10 < passed * 7, "{used:?} of {passed:?} used by a pump without work");
 }
 
 /// Pumps are kicked, placed and retired at once; a pump that panics while it is armed is no wake source any more.

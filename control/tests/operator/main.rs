@@ -12,6 +12,8 @@ mod deaths;
 mod exits;
 mod front_ends;
 mod joined;
+#[path = "../shared/pace.rs"]
+mod pace;
 mod programs;
 mod restarts;
 mod scarce;

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// How long anything that should happen may take on a machine that is busy.
+use crate::pace::Pace;
+
+/// Nothing is measured by it: it ends a test that waits for what does not happen, and is far longer than a busy machine needs.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// Waits until `what` is true.
@@ -91,6 +93,7 @@ pub(crate) struct Daemon {
     /// Where `ringwayd` and `ringway` are.
     pub(crate) programs: PathBuf,
     child: Option<Child>,
+    started_in: Duration,
     /// Kept until the end, unless it belongs to an earlier start.
     _temp: Option<tempfile::TempDir>,
 }
@@ -103,17 +106,20 @@ impl Daemon {
     pub(crate) fn start_with(args: &[&str]) -> Daemon {
         // A short path, whatever TMPDIR says: a socket's address holds 107 bytes.
         let temp = tempfile::tempdir_in("/tmp").unwrap();
-        let mut daemon =
-            Daemon { dir: temp.path().to_owned(), programs: programs(), child: None, _temp: Some(temp) };
+        let mut daemon = Daemon::in_folder(temp);
         daemon.start_again(args);
         daemon
+    }
+
+    fn in_folder(temp: tempfile::TempDir) -> Daemon {
+        let dir = temp.path().to_owned();
+        Daemon { dir, programs: programs(), child: None, started_in: Duration::ZERO, _temp: Some(temp) }
     }
 
     /// Starts this command, which is or becomes `ringwayd`, in a directory of its own.
     pub(crate) fn start_as(command: Command, stderr: impl Into<Stdio>) -> Daemon {
         let temp = tempfile::tempdir_in("/tmp").unwrap();
-        let mut daemon =
-            Daemon { dir: temp.path().to_owned(), programs: programs(), child: None, _temp: Some(temp) };
+        let mut daemon = Daemon::in_folder(temp);
         daemon.spawn(command, &[], stderr.into());
         daemon
     }
@@ -131,12 +137,19 @@ impl Daemon {
         if !args.contains(&"--state-dir") {
             command.arg("--state-dir").arg(self.dir.join("state"));
         }
+        let begun = Instant::now();
         let mut child = command.args(args).stderr(stderr).spawn().unwrap();
         wait_for("the daemon answers", || {
             assert!(child.try_wait().unwrap().is_none(), "{}", self.log());
             UnixStream::connect(self.ctl()).is_ok()
         });
         self.child = Some(child);
+        self.started_in = begun.elapsed();
+    }
+
+    /// How long a program takes here to start and to answer.
+    pub(crate) fn pace(&self) -> Pace {
+        Pace(self.started_in)
     }
 
     pub(crate) fn ctl(&self) -> PathBuf {

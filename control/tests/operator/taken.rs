@@ -172,6 +172,7 @@ fn front_end_stays_connected_and_its_positions_are_kept_on() {
     let shown = daemon.device("vm0");
     assert_eq!((&shown["state"], &shown["history"]["connections"]), (&"connected".into(), &1.into()));
     drop(guest);
+    wait_for("its end is seen", || daemon.device("vm0")["state"] != "connected");
     // The new socket is the device's.
     let mut again = Guest::connect(&daemon.socket("vm0"), GuestOptions::default()).unwrap();
     again.turn(8).unwrap();

@@ -264,20 +264,21 @@ fn count_eventfds() -> usize {
 
 #[test]
 fn one_byte_then_silence_costs_no_time_and_delays_nobody() {
+    let pace = pace_of_revoking();
     let mut neighbour = Neighbour::new();
     let (running, mut stream) = start_sim("silent", 1);
     stream.write_all(&[1]).unwrap();
     neighbour.proceeds();
     let thread = thread_named("rw-silent");
-    let before = cpu_ticks(thread);
+    let (before, began) = (cpu_ticks(thread), Instant::now());
     std::thread::sleep(Duration::from_millis(1500));
-    let spent = cpu_ticks(thread) - before;
-    assert!(spent <= 5, "{spent} ticks of 10 ms in 1.5 s");
+    let (spent, passed) = (cpu_ticks(thread) - before, began.elapsed());
+    assert!(TICK * u32::try_from(spent).unwrap() < passed / 25, "{spent} ticks of 10 ms in {passed:?}");
     // And it is removed at once all the same.
     let began = Instant::now();
     assert!(running.handle.send(Command::Revoke));
     assert!(running.wait_for_end().0.is_none());
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    pace.allows_since(REVOKED_WITHIN, began);
     neighbour.proceeds();
 }
 
@@ -303,6 +304,7 @@ fn silence_between_messages_is_no_offence() {
 
 #[test]
 fn peer_that_never_reads_answers_is_dropped_and_can_be_revoked_before() {
+    let pace = pace_of_revoking();
     for revoke in [false, true] {
         let (mut running, stream) = start_sim("deaf", 1);
         stream.set_nonblocking(true).unwrap();
@@ -321,7 +323,7 @@ fn peer_that_never_reads_answers_is_dropped_and_can_be_revoked_before() {
         if revoke {
             assert!(running.handle.send(Command::Revoke));
             assert!(running.wait_for_end().0.is_none());
-            assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+            pace.allows_since(REVOKED_WITHIN, began);
         } else {
             assert_eq!(running.wait_for_breach(), "answer_unread");
             assert!(running.wait_for_end().0.is_some());
@@ -331,6 +333,7 @@ fn peer_that_never_reads_answers_is_dropped_and_can_be_revoked_before() {
 
 #[test]
 fn flood_of_messages_is_slowed_down_and_delays_no_command() {
+    let pace = pace_of_revoking();
     let mut neighbour = Neighbour::new();
     let (running, stream) = start_sim("flood", 1);
     let flooding = std::thread::spawn(move || {
@@ -343,15 +346,15 @@ fn flood_of_messages_is_slowed_down_and_delays_no_command() {
     std::thread::sleep(Duration::from_millis(2500));
     // By now the burst is spent: what is left is the rate, at a few microseconds each.
     let thread = thread_named("rw-flood");
-    let before = cpu_ticks(thread);
+    let (before, began) = (cpu_ticks(thread), Instant::now());
     std::thread::sleep(Duration::from_millis(1000));
-    let spent = cpu_ticks(thread) - before;
-    assert!(spent <= 80, "{spent} ticks of 10 ms in a second");
+    let (spent, passed) = (cpu_ticks(thread) - before, began.elapsed());
+    assert!(TICK * u32::try_from(spent).unwrap() * 5 < passed * 4, "{spent} ticks of 10 ms in {passed:?}");
     neighbour.proceeds();
     let began = Instant::now();
     assert!(running.handle.send(Command::Revoke));
     running.wait_for_end();
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    pace.allows_since(REVOKED_WITHIN, began);
     flooding.join().unwrap();
 }
 
@@ -382,7 +385,9 @@ fn thread_named(name: &str) -> u32 {
     found.unwrap()
 }
 
-/// User and system time of a task, in ticks of 10 ms.
+const TICK: Duration = Duration::from_millis(10);
+
+/// User and system time of a task, in ticks.
 fn cpu_ticks(task: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/self/task/{task}/stat")).unwrap();
     let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();

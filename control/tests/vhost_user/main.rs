@@ -8,6 +8,8 @@ mod checklist;
 mod drivers;
 mod hostile;
 mod model;
+#[path = "../shared/pace.rs"]
+mod pace;
 mod peer;
 mod support;
 mod traffic;

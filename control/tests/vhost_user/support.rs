@@ -28,6 +28,8 @@ use ringway_vhost_user::frontend::{Frontend, MemoryRegion, VringAddr};
 use ringway_vhost_user::message::{FLAG_NEED_REPLY, FLAG_VERSION, Header, Request, decode_u64, protocol};
 use rustix::event::PollFlags;
 
+use crate::pace::Pace;
+
 /// How long anything that should happen may take on a machine that is busy.
 pub const SOON: Duration = Duration::from_secs(20);
 
@@ -131,6 +133,19 @@ pub fn sim_with_frontend(name: &str, pairs: u16) -> (Running, Frontend) {
     let (running, stream) = start_sim(name, pairs);
     (running, Frontend::from_stream(stream))
 }
+
+/// How long it takes to remove a device that nobody disturbs.
+pub fn pace_of_revoking() -> Pace {
+    Pace::of(|| {
+        let (running, mut frontend) = sim_with_frontend("plain", 1);
+        frontend.handshake().unwrap();
+        assert!(running.handle.send(Command::Revoke));
+        assert!(running.wait_for_end().0.is_none());
+    })
+}
+
+/// So many times as long as that a removal may take.
+pub const REVOKED_WITHIN: u32 = 50;
 
 /// A folder for sockets, removed with the value.
 pub fn folder() -> (tempfile::TempDir, PathBuf) {
