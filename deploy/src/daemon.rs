@@ -12,6 +12,7 @@ use crate::ensure;
 use crate::error::{Context, Error, Result};
 use crate::image::cargo;
 use crate::lab::{self, Lab, wait_for};
+use crate::pace::{Pace, WATCHDOG};
 use crate::process::{self, Finished, Process};
 
 /// A running `ringwayd`, on a folder of its own.
@@ -25,6 +26,8 @@ pub struct Daemon {
     state: PathBuf,
     log: PathBuf,
     options: Vec<String>,
+    /// How long its starts took.
+    starts: Pace,
 }
 
 /// What one queue has done, as `dev vstats show` gives it.
@@ -127,6 +130,7 @@ impl Daemon {
             state: lab.path("state"),
             log: lab.path("ringwayd.log"),
             options: options.iter().map(|option| (*option).to_string()).collect(),
+            starts: Pace::default(),
         };
         daemon.start_again()?;
         Ok(daemon)
@@ -140,21 +144,23 @@ impl Daemon {
         arguments.extend(self.options.iter().cloned());
         let started = Instant::now();
         let mut process = Process::start(self.binaries.join("ringwayd"), &arguments, &self.log)?;
-        wait_for("an answer of ringwayd", Duration::from_secs(10), || {
+        wait_for("an answer of ringwayd", WATCHDOG, || {
             process.check()?;
             Ok(self.ctl_raw(&["mgmtdev", "show"]).ok().filter(|finished| finished.code == 0))
         })?;
         self.process = Some(process);
+        self.starts.saw(started.elapsed());
         Ok(started)
     }
 
     /// Ends it with SIGTERM, as a service manager does; it must end well, and soon.
     pub fn terminate(&mut self) -> Result<()> {
         let mut process = self.process.take().ok_or_else(|| Error::new("ringwayd does not run"))?;
+        let begun = Instant::now();
         process.signal(Signal::TERM)?;
-        let status = process.wait(Duration::from_secs(5))?;
+        let status = process.wait(WATCHDOG)?;
         ensure!(status.success(), "ringwayd ended with {status} after SIGTERM");
-        Ok(())
+        self.starts.allows("the end of ringwayd", ENDS_WITHIN_STARTS, begun.elapsed())
     }
 
     /// Ends it with SIGKILL.
@@ -196,7 +202,7 @@ impl Daemon {
     pub fn ctl_raw(&self, words: &[&str]) -> Result<Finished> {
         let mut arguments = vec!["--ctl".to_string(), self.sockets.join("ctl.sock").display().to_string()];
         arguments.extend(words.iter().map(|word| (*word).to_string()));
-        process::run(self.binaries.join("ringway"), &arguments, Duration::from_secs(10))
+        process::run(self.binaries.join("ringway"), &arguments, WATCHDOG)
     }
 
     /// Adds a `sim/net` device with these further words.
@@ -214,6 +220,16 @@ impl Daemon {
         let start = Instant::now();
         self.ctl(&["dev", "del", name])?;
         Ok(start.elapsed())
+    }
+
+    /// How long it takes to add and remove a device that nobody uses.
+    pub fn pace(&self) -> Result<Pace> {
+        Pace::of(|| {
+            let begun = Instant::now();
+            self.add("spare", &[])?;
+            self.delete("spare")?;
+            Ok(begun.elapsed())
+        })
     }
 
     /// Where a device's socket lies when the daemon chooses.
@@ -264,6 +280,9 @@ fn queue_stats(queue: &Value) -> QueueStats {
         faults: reasons("faults"),
     }
 }
+
+/// It ends within so many times what its start took.
+const ENDS_WITHIN_STARTS: u32 = 50;
 
 /// The folder of the release binaries, which are built if they are not up to date; once in a process.
 fn binaries() -> Result<PathBuf> {

@@ -7,6 +7,7 @@ use crate::agent::{EchoOrder, EchoReport, TcpEnd, TcpOrder, TcpReport, UdpOrder,
 use crate::ensure;
 use crate::error::Result;
 use crate::lab::wait_for;
+use crate::pace::WATCHDOG;
 use crate::station::Station;
 
 /// The port on which [`serve`] has a station serve TCP.
@@ -61,7 +62,7 @@ pub fn tcp(from: &mut Station, to: &mut Station, address: IpAddr, bytes: u64) ->
 pub fn same_at_both_ends(report: &TcpReport, server: &mut Station, bytes: u64) -> Result<()> {
     let mut served: Vec<TcpEnd> = Vec::new();
     // A connection's end is seen by its server a little later.
-    wait_for("the server's ends of both transfers", Duration::from_secs(10), || {
+    wait_for("the server's ends of both transfers", WATCHDOG, || {
         served.extend(server.tcp_served(TCP_PORT)?);
         Ok((served.len() >= 2).then_some(()))
     })?;

@@ -10,6 +10,7 @@
 //! | [`process`] | a program that ends with its owner |
 //! | [`image`] | the guest's kernel, modules and initramfs |
 //! | [`agent`] | what harness and agent say to each other |
+//! | [`pace`] | limits of time, as multiples of what the machine takes undisturbed |
 //! | [`content`] | bytes that follow from a number |
 //! | [`frame`] | the frames that guests send and recognise |
 //! | [`station`] | one end of the traffic: an agent, in a guest or in a namespace |
@@ -31,6 +32,7 @@ pub mod frame;
 pub mod image;
 pub mod lab;
 pub mod netns;
+pub mod pace;
 pub mod process;
 pub mod qemu;
 pub mod station;

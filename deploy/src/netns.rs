@@ -4,12 +4,12 @@
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use crate::ensure;
 use crate::error::{Context, Result};
 use crate::image::agent;
 use crate::lab::Lab;
+use crate::pace::WATCHDOG;
 use crate::process::{self, Process};
 use crate::station::Station;
 
@@ -69,7 +69,7 @@ impl Netns {
         arguments.extend([agent()?.display().to_string(), "--serve-on-stdio".into()]);
         let process = Process::start_on(IP, &arguments, theirs, &log)?;
         let mut station = Station::new(name, process, ours, log);
-        station.wait_until_ready(START_LIMIT)?;
+        station.wait_until_ready(WATCHDOG)?;
         Ok(station)
     }
 }
@@ -96,7 +96,7 @@ fn sweep() -> Result<()> {
 /// Runs `ip`, which must succeed.
 fn host_ip(words: &[&str]) -> Result<String> {
     let arguments: Vec<String> = words.iter().map(|word| (*word).to_string()).collect();
-    let finished = process::run(IP, &arguments, Duration::from_secs(10))?;
+    let finished = process::run(IP, &arguments, WATCHDOG)?;
     ensure!(
         finished.code == 0,
         "ip {}: exit code {}\n{}{}",
@@ -111,4 +111,3 @@ fn host_ip(words: &[&str]) -> Result<String> {
 const IP: &str = "/sbin/ip";
 const NAMESPACES: &str = "/run/netns";
 const PREFIX: &str = "rwlab-";
-const START_LIMIT: Duration = Duration::from_secs(10);

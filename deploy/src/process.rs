@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal};
 use crate::ensure;
 use crate::error::{Context, Error, Result};
 use crate::lab::{tail, wait_for};
+use crate::pace::WATCHDOG;
 
 /// A running program.
 #[derive(Debug)]
@@ -109,7 +110,7 @@ impl Process {
     /// Ends it with SIGKILL, and waits until it is gone.
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill().context(|| format!("kill {}", self.name))?;
-        self.wait(Duration::from_secs(10)).map(|_| ())
+        self.wait(WATCHDOG).map(|_| ())
     }
 }
 

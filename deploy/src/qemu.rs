@@ -20,6 +20,7 @@ use crate::agent::{Command, FramesOrder, FramesReport, TrafficOrder};
 use crate::error::{Context, Error, Result};
 use crate::image::{Kernel, write_initramfs};
 use crate::lab::{Lab, wait_for};
+use crate::pace::WATCHDOG;
 use crate::process::{self, Process};
 use crate::station::Station;
 use crate::{ensure, fail};
@@ -254,7 +255,7 @@ impl Guest {
         let start = Instant::now();
         let mut process = Process::start(QEMU, &arguments, &lab.path(&format!("{name}-qemu.log")))?;
         // QEMU makes the socket before it runs the guest, so no word of the agent is lost.
-        let port = wait_for("QEMU's socket to the agent", Duration::from_secs(10), || {
+        let port = wait_for("QEMU's socket to the agent", WATCHDOG, || {
             process.check()?;
             Ok(UnixStream::connect(&agent).ok())
         })?;
@@ -277,7 +278,7 @@ impl Guest {
     /// Has the guest end itself; returns when QEMU has ended.
     pub fn power_off(mut self) -> Result<()> {
         self.station.say(&Command::PowerOff)?;
-        let status = self.station.process.wait(Duration::from_secs(30))?;
+        let status = self.station.process.wait(WATCHDOG)?;
         ensure!(status.success(), "QEMU ended with {status}");
         Ok(())
     }

@@ -19,6 +19,7 @@ use crate::agent::{
 use crate::error::{Context, Error, Result};
 use crate::fail;
 use crate::lab::{tail, wait_for};
+use crate::pace::WATCHDOG;
 use crate::process::Process;
 
 /// A running agent.
@@ -82,9 +83,16 @@ impl Station {
     /// Sets a link up and waits until the device says that it is there.
     pub fn link_up(&mut self, mac: &str) -> Result<Nic> {
         self.set_up(mac)?;
-        wait_for(&format!("carrier of {mac}"), Duration::from_secs(10), || {
-            Ok(Some(self.nic(mac)?).filter(|nic| nic.carrier))
-        })
+        wait_for(
+            &format!("carrier of {mac}"),
+            WATCHDOG,
+            || Ok(Some(self.nic(mac)?).filter(|nic| nic.carrier)),
+        )
+    }
+
+    /// Waits until the device says that a link is not there.
+    pub fn link_lost(&mut self, mac: &str) -> Result<()> {
+        wait_for(&format!("no carrier of {mac}"), WATCHDOG, || Ok((!self.nic(mac)?.carrier).then_some(())))
     }
 
     /// Sets a link down.
@@ -138,15 +146,23 @@ impl Station {
     }
 
     /// Waits until a pulse has had more replies than `received`; gives how long after `since` that was.
-    pub fn pulse_resumed(
-        &mut self,
-        to: IpAddr,
-        received: u64,
-        since: Instant,
-        limit: Duration,
-    ) -> Result<Duration> {
-        wait_for(&format!("replies of {to} to {} again", self.name), limit, || {
+    pub fn pulse_resumed(&mut self, to: IpAddr, received: u64, since: Instant) -> Result<Duration> {
+        wait_for(&format!("replies of {to} to {} again", self.name), WATCHDOG, || {
             Ok((self.pulse(to)?.received > received).then(|| since.elapsed()))
+        })
+    }
+
+    /// Waits until a pulse has had no reply for a while; gives what it has seen.
+    pub fn pulse_stalled(&mut self, to: IpAddr) -> Result<TrafficReport> {
+        wait_for(&format!("no more replies of {to} to {}", self.name), WATCHDOG, || {
+            Ok(Some(self.pulse(to)?).filter(|report| report.since_last_ms >= STALLED_MS))
+        })
+    }
+
+    /// The same of background traffic.
+    pub fn traffic_stalled(&mut self, mac: &str) -> Result<TrafficReport> {
+        wait_for(&format!("no more frames of {mac} to {}", self.name), WATCHDOG, || {
+            Ok(Some(self.traffic(mac)?).filter(|report| report.since_last_ms >= STALLED_MS))
         })
     }
 
@@ -285,5 +301,7 @@ impl Station {
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// For what moves data: an emulated guest on a busy machine is slow.
 const ORDER_LIMIT: Duration = Duration::from_secs(180);
+/// Many times longer than a pulse or background traffic pauses by itself.
+const STALLED_MS: u64 = 250;
 /// As `ping` sends.
 const PULSE_BYTES: usize = 56;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Result};
 use crate::lab::{Lab, wait_for};
+use crate::pace::WATCHDOG;
 use crate::process::{self, Process};
 use crate::{ensure, fail};
 
@@ -154,7 +155,7 @@ impl Testpmd {
         let log = lab.path(&format!("{name}-testpmd.log"));
         let (process, input, output) = Process::start_talking(program, &arguments, &log)?;
         let mut testpmd = Testpmd { process, input, output, log };
-        testpmd.until_prompt("its start", Duration::from_secs(40))?;
+        testpmd.until_prompt("its start", WATCHDOG)?;
         lab.say(format_args!("{name}: testpmd is up"));
         Ok(testpmd)
     }
@@ -162,7 +163,7 @@ impl Testpmd {
     /// Gives it one command and returns what it wrote before its next prompt.
     pub fn command(&mut self, line: &str) -> Result<String> {
         writeln!(self.input, "{line}").context(|| format!("testpmd, {line}"))?;
-        self.until_prompt(line, Duration::from_secs(20))
+        self.until_prompt(line, WATCHDOG)
     }
 
     /// The paths that virtio-user chose, in its own words: what was asked for is only a wish to it.
@@ -201,7 +202,7 @@ impl Testpmd {
         self.command("set fwd rxonly")?;
         self.command("start")?;
         let mut last = Vec::new();
-        wait_for("counters that stand still", Duration::from_secs(5), || {
+        wait_for("counters that stand still", WATCHDOG, || {
             let stats = (0..ports).map(|port| self.port_stats(port)).collect::<Result<Vec<_>>>()?;
             if stats == last {
                 return Ok(Some(stats));
@@ -230,7 +231,7 @@ impl Testpmd {
     /// Ends it as its user would, and says how it ended.
     pub fn quit(mut self) -> Result<()> {
         writeln!(self.input, "quit").context(|| "testpmd, quit".into())?;
-        let status = self.process.wait(Duration::from_secs(20))?;
+        let status = self.process.wait(WATCHDOG)?;
         ensure!(status.success(), "testpmd ended with {status}");
         Ok(())
     }

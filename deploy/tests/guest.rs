@@ -9,6 +9,7 @@ use ringway_lab::daemon::{Daemon, DeviceStats};
 use ringway_lab::ensure;
 use ringway_lab::error::{Context, Result};
 use ringway_lab::lab::{Lab, wait_for};
+use ringway_lab::pace::{Pace, WATCHDOG};
 use ringway_lab::process::Process;
 use ringway_lab::qemu::{
     Chardev, Guest, Nic, QEMU, all_came_back, every_length, require_qemu, steady_traffic,
@@ -107,16 +108,16 @@ impl Pair {
     }
 
     /// Waits until more frames are back than `received`; gives how long after `since` that was.
-    fn resumed(&self, guest: &mut Guest, received: u64, since: Instant, limit: Duration) -> Result<Duration> {
-        wait_for(&format!("{}: traffic again", self.device), limit, || {
+    fn resumed(&self, guest: &mut Guest, received: u64, since: Instant) -> Result<Duration> {
+        wait_for(&format!("{}: traffic again", self.device), WATCHDOG, || {
             Ok((guest.traffic(&self.nic.mac)?.received > received).then(|| since.elapsed()))
         })
     }
 
     /// Waits until each queue of each pair has moved frames since its device was made.
-    fn every_queue_carries(&self, daemon: &Daemon, limit: Duration) -> Result<()> {
+    fn every_queue_carries(&self, daemon: &Daemon) -> Result<()> {
         let mut last = DeviceStats::default();
-        let carried = wait_for(&format!("{}: traffic on every queue", self.device), limit, || {
+        let carried = wait_for(&format!("{}: traffic on every queue", self.device), WATCHDOG, || {
             last = daemon.stats(&self.device)?;
             let carried = |queue_type: &str| {
                 let queues = last.queues.iter().filter(|queue| queue.queue_type == queue_type);
@@ -125,6 +126,35 @@ impl Pair {
             Ok((carried("rx") == self.nic.pairs && carried("tx") == self.nic.pairs).then_some(()))
         });
         carried.context(|| format!("{last:?}"))
+    }
+
+    /// How long a device that is removed and added again takes until its guest's link is there, while nothing is sent.
+    fn pace_of_return(&self, daemon: &Daemon, guest: &mut Guest) -> Result<Pace> {
+        Pace::of(|| {
+            daemon.delete(&self.device)?;
+            guest.link_lost(&self.nic.mac)?;
+            let added = Instant::now();
+            self.add(daemon)?;
+            guest.link_up(&self.nic.mac)?;
+            Ok(added.elapsed())
+        })
+    }
+
+    /// The longest gap of background traffic that nothing has disturbed yet.
+    fn quiet(&self, guest: &mut Guest) -> Result<Pace> {
+        let mut quiet = Pace::default();
+        quiet.saw(Duration::from_millis(guest.traffic(&self.nic.mac)?.longest_gap_ms));
+        Ok(quiet)
+    }
+
+    /// Its traffic goes on, and has had no gap that matters.
+    fn undisturbed(&self, lab: &Lab, guest: &mut Guest, quiet: Pace) -> Result<()> {
+        let received = guest.traffic(&self.nic.mac)?.received;
+        self.resumed(guest, received, Instant::now())?;
+        let report = guest.traffic(&self.nic.mac)?;
+        lab.say(format_args!("meanwhile beside it: {report:?}; undisturbed at most {quiet:?}"));
+        ensure!(report.corrupt == 0, "another guest was disturbed: {report:?}");
+        quiet.allows("a gap beside it", GAP, Duration::from_millis(report.longest_gap_ms))
     }
 
     /// Stops background traffic, which must have moved, and shown nothing changed.
@@ -183,7 +213,9 @@ fn life(lab: &Lab, mode: Mode, packed: bool, pairs: u32) -> Result<()> {
     }
 
     pair.frames(lab, &daemon, &mut guest, every_length(&pair.nic, 1500))?;
-    pair.every_queue_carries(&daemon, Duration::from_secs(1))?;
+    pair.every_queue_carries(&daemon)?;
+
+    let returns = pair.pace_of_return(&daemon, &mut guest)?;
 
     let device = nic.device;
     guest.unbind(&device)?;
@@ -207,10 +239,10 @@ fn life(lab: &Lab, mode: Mode, packed: bool, pairs: u32) -> Result<()> {
     guest.start_traffic(steady_traffic(&pair.nic))?;
     std::thread::sleep(Duration::from_millis(500));
     ensure!(guest.traffic(mac)?.received > 0, "no traffic before the device is removed");
+    let pace = daemon.pace()?;
     let took = daemon.delete(&pair.device)?;
-    let after_removal = guest.traffic(mac)?.received;
-    lab.say(format_args!("device removed under traffic in {} ms", took.as_millis()));
-    ensure!(took < Duration::from_secs(1), "removal took {took:?}");
+    lab.say(format_args!("device removed under traffic in {took:?}, an unused one in {pace:?}"));
+    pace.allows("the removal", REMOVED, took)?;
     let shown = daemon.ctl(&["dev", "show"])?;
     ensure!(!shown.contains(&pair.device), "removed, but still shown: {shown}");
     ensure!(
@@ -218,19 +250,16 @@ fn life(lab: &Lab, mode: Mode, packed: bool, pairs: u32) -> Result<()> {
         "removed, but {} is still there",
         pair.nic.socket.display()
     );
-    std::thread::sleep(Duration::from_millis(300));
-    let stalled = guest.traffic(mac)?;
-    ensure!(
-        stalled.since_last_ms >= 200,
-        "frames came back from a removed device: {after_removal} {stalled:?}"
-    );
+    let stalled = guest.traffic_stalled(mac)?;
     let added = Instant::now();
     pair.add(&daemon)?;
-    pair.resumed(&mut guest, stalled.received, added, Duration::from_secs(5))?;
-    pair.every_queue_carries(&daemon, Duration::from_secs(5))?;
+    pair.resumed(&mut guest, stalled.received, added)?;
+    pair.every_queue_carries(&daemon)?;
     let took = added.elapsed();
-    lab.say(format_args!("traffic on every queue {} ms after the device was added again", took.as_millis()));
-    ensure!(took < Duration::from_secs(1), "traffic came back only after {took:?}");
+    lab.say(format_args!(
+        "traffic on every queue {took:?} after the device was added again, the link {returns:?}"
+    ));
+    returns.allows("traffic's return", BACK, took)?;
     pair.stop_traffic(lab, &mut guest)?;
     pair.frames(lab, &daemon, &mut guest, every_length(&pair.nic, 1500))?;
     guest.power_off()?;
@@ -256,6 +285,20 @@ fn traffic_resumes_by_itself_after_the_daemon_is_stopped_and_started() {
         let mut guest = Guest::boot(lab, "guest", 2, &nics)?;
         for pair in &devices {
             pair.use_all_pairs(&mut guest)?;
+        }
+        let mut returns = Pace::default();
+        for _ in 0..2 {
+            daemon.terminate()?;
+            for pair in &devices {
+                guest.link_lost(&pair.nic.mac)?;
+            }
+            let started = daemon.start_again()?;
+            for pair in &devices {
+                guest.link_up(&pair.nic.mac)?;
+            }
+            returns.saw(started.elapsed());
+        }
+        for pair in &devices {
             guest.start_traffic(steady_traffic(&pair.nic))?;
         }
         // Where a ring stands when the daemon ends is a matter of chance: several rounds.
@@ -266,22 +309,17 @@ fn traffic_resumes_by_itself_after_the_daemon_is_stopped_and_started() {
                 "SIGTERM" => daemon.terminate()?,
                 _ => daemon.kill()?,
             }
-            std::thread::sleep(Duration::from_millis(400));
             let mut before = Vec::new();
             for pair in &devices {
-                let report = guest.traffic(&pair.nic.mac)?;
-                ensure!(
-                    report.received > 0 && report.since_last_ms >= 300,
-                    "{} without a daemon: {report:?}",
-                    pair.device
-                );
+                let report = guest.traffic_stalled(&pair.nic.mac)?;
+                ensure!(report.received > 0, "{} before the daemon's end: {report:?}", pair.device);
                 before.push(report.received);
             }
             let started = daemon.start_again()?;
             let mut slowest = Duration::ZERO;
             for (pair, received) in devices.iter().zip(before) {
-                let took = pair.resumed(&mut guest, received, started, Duration::from_secs(10))?;
-                pair.every_queue_carries(&daemon, Duration::from_secs(5))?;
+                let took = pair.resumed(&mut guest, received, started)?;
+                pair.every_queue_carries(&daemon)?;
                 let all = started.elapsed();
                 lab.say(format_args!(
                     "round {round}, {how}: {} again after {} ms, seen on every queue after {} ms",
@@ -291,10 +329,7 @@ fn traffic_resumes_by_itself_after_the_daemon_is_stopped_and_started() {
                 ));
                 slowest = slowest.max(all);
             }
-            ensure!(
-                slowest < Duration::from_secs(1),
-                "{how}: traffic came back only {slowest:?} after the start"
-            );
+            returns.allows(&format!("traffic's return after {how}"), BACK, slowest)?;
         }
         for pair in &devices {
             pair.stop_traffic(lab, &mut guest)?;
@@ -327,7 +362,7 @@ fn memory_that_a_vmm_does_not_share_is_named_where_the_operator_looks() {
         arguments.splice(0..0, ["-chardev".into(), format!("socket,id=c,path={socket}")]);
         let mut vmm = Process::start(QEMU, &arguments, &lab.path("qemu.log"))?;
         let note = "note: started, not run: no guest memory";
-        let shown = wait_for("the note", Duration::from_secs(90), || {
+        let shown = wait_for("the note", WATCHDOG, || {
             vmm.check()?;
             Ok(Some(daemon.ctl(&["dev", "show", "vm0"])?).filter(|shown| shown.contains(note)))
         })?;
@@ -368,14 +403,10 @@ fn a_device_whose_vmm_was_killed_accepts_the_next_one_at_once() {
         for pair in &devices {
             ensure!(first.traffic(&pair.nic.mac)?.received > 0, "no traffic before the kill");
         }
+        let quiet = bystander.quiet(&mut other)?;
         first.kill()?;
         std::thread::sleep(Duration::from_millis(700));
-        let report = other.traffic(&bystander.nic.mac)?;
-        lab.say(format_args!("meanwhile beside it: {report:?}"));
-        ensure!(
-            report.longest_gap_ms < 500 && report.corrupt == 0,
-            "another guest was disturbed: {report:?}"
-        );
+        bystander.undisturbed(lab, &mut other, quiet)?;
 
         let mut next = Guest::boot(lab, "next", 1, &nics)?;
         for pair in &devices {
@@ -407,25 +438,21 @@ fn a_frozen_vmm_delays_neither_its_devices_removal_nor_another_guest() {
         std::thread::sleep(Duration::from_millis(700));
         let before = guest.traffic(&frozen.nic.mac)?;
         ensure!(before.received > 0, "no traffic before the freeze: {before:?}");
+        let (quiet, pace) = (bystander.quiet(&mut other)?, daemon.pace()?);
 
         guest.freeze()?;
         let took = daemon.delete(&frozen.device)?;
-        lab.say(format_args!("device of a frozen VMM removed in {} ms", took.as_millis()));
-        ensure!(took < Duration::from_secs(1), "removal took {took:?}");
+        lab.say(format_args!("device of a frozen VMM removed in {took:?}, an unused one in {pace:?}"));
+        pace.allows("the removal", REMOVED, took)?;
         let added = Instant::now();
         frozen.add(&daemon)?;
-        ensure!(added.elapsed() < Duration::from_secs(1), "adding it again took {:?}", added.elapsed());
-        let report = other.traffic(&bystander.nic.mac)?;
-        lab.say(format_args!("meanwhile beside it: {report:?}"));
-        ensure!(
-            report.longest_gap_ms < 500 && report.corrupt == 0,
-            "another guest was disturbed: {report:?}"
-        );
+        pace.allows("adding it again", REMOVED, added.elapsed())?;
+        bystander.undisturbed(lab, &mut other, quiet)?;
 
         let thawed = Instant::now();
         guest.thaw()?;
         let before = guest.traffic(&frozen.nic.mac)?.received;
-        let took = frozen.resumed(&mut guest, before, thawed, Duration::from_secs(10))?;
+        let took = frozen.resumed(&mut guest, before, thawed)?;
         lab.say(format_args!("thawed: traffic again after {} ms", took.as_millis()));
         frozen.stop_traffic(lab, &mut guest)?;
         frozen.frames(lab, &daemon, &mut guest, every_length(&frozen.nic, 1500))?;
@@ -492,6 +519,12 @@ fn frames_return_whatever_the_driver_negotiates() {
 }
 
 const ROUNDS: u32 = 8;
+/// In multiples of what an unused device's addition and removal take.
+const REMOVED: u32 = 30;
+/// In multiples of what the link's return takes while nothing is sent.
+const BACK: u32 = 10;
+/// In multiples of the longest gap before.
+const GAP: u32 = 20;
 const VIRTIO_NET_F_MTU: u32 = 3;
 const VIRTIO_NET_F_MRG_RXBUF: u32 = 15;
 const VIRTIO_NET_F_MQ: u32 = 22;

@@ -10,6 +10,7 @@ use ringway_lab::error::Result;
 use ringway_lab::image::{Archive, Kernel};
 use ringway_lab::lab::{Lab, wait_for};
 use ringway_lab::netns::Netns;
+use ringway_lab::pace::WATCHDOG;
 use ringway_lab::qemu::{Boot, Guest, Nic, all_came_back, every_length, steady_traffic};
 use ringway_lab::station::Station;
 use ringway_lab::testpmd::{FrontEnd, Role, Testpmd};
@@ -127,7 +128,7 @@ fn dpdk_front_ends_of_every_kind_talk_to_a_dpdk_back_end() {
             front.command("stop")?;
             front.command("set fwd rxonly")?;
             front.command("start")?;
-            let stats = wait_for("every frame back", Duration::from_secs(5), || {
+            let stats = wait_for("every frame back", WATCHDOG, || {
                 Ok(Some(front.stats()?).filter(|stats| stats.rx_packets == stats.tx_packets))
             })?;
             lab.say(format_args!("{name}: {stats:?}"));
@@ -200,7 +201,7 @@ fn two_guests_exchange_everything_over_a_dpdk_back_end() {
         let lost_before = back.port_stats(0)?.rx_packets - back.port_stats(1)?.tx_packets;
         let (sent, received) = exchange::udp(&mut one, &mut other, FOUR_OF_OTHER, (20_000, 1000, 0))?;
         lab.say(format_args!("flood: {sent:?} {received:?}"));
-        wait_for("equal counters of guests and testpmd", Duration::from_secs(10), || {
+        wait_for("equal counters of guests and testpmd", WATCHDOG, || {
             // A driver counts what it sent when it gets it back, for which it takes its time until it is spoken to.
             let few = EchoOrder { longest: 3, ..exchange::every_size(FOUR_OF_OTHER, 1500) };
             exchange::echo(&mut one, few)?;
@@ -231,7 +232,7 @@ fn two_guests_exchange_everything_over_a_dpdk_back_end() {
         let before = other.nic(&nics[1].mac)?.rx_packets;
         let destination = nics[1].mac.clone();
         one.cast(CastOrder { nic: nic.into(), destination, source, length: 100, frames: 50 })?;
-        wait_for("50 frames of another source", Duration::from_secs(5), || {
+        wait_for("50 frames of another source", WATCHDOG, || {
             Ok((other.nic(&nics[1].mac)?.rx_packets >= before + 50).then_some(()))
         })?;
         one.power_off()?;

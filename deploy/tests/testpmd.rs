@@ -10,6 +10,7 @@ use ringway_lab::daemon::Daemon;
 use ringway_lab::error::Result;
 use ringway_lab::lab::{Lab, wait_for};
 use ringway_lab::netns::Netns;
+use ringway_lab::pace::WATCHDOG;
 use ringway_lab::testpmd::{FrontEnd, Role, Testpmd};
 use ringway_lab::{ensure, exchange, fail};
 
@@ -169,7 +170,7 @@ fn exchange(
     // Frames that were under way are in the receive rings by now, or soon: take them without sending them again.
     testpmd.command("set fwd rxonly")?;
     testpmd.command("start")?;
-    let stats = wait_for("every frame back", Duration::from_secs(5), || {
+    let stats = wait_for("every frame back", WATCHDOG, || {
         let stats = testpmd.stats()?;
         Ok(Some(stats).filter(|stats| stats.rx_packets == stats.tx_packets))
     });
