@@ -26,6 +26,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use ringway_engine::IdlePolicy;
+use ringway_pmd::vdpa::MgmtInfo;
 use serde_json::{Map, Value, json};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -82,18 +83,23 @@ const TABLES: [&str; 3] = ["daemon", "mgmtdev", "device"];
 /// # Errors
 /// The first thing that is wrong, with file and line.
 pub fn read(path: &Path, known: &Known) -> Result<Desired, Fault> {
+    first(read_all(path, known)?)
+}
+
+/// Reads a file and tells all that is wrong with it.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn read_all(path: &Path, known: &Known) -> Result<(Desired, Vec<Fault>), Fault> {
     let shown = path.display().to_string();
-    let text = crate::input::read(path).map_err(|error| {
-        let is_missing = error.kind() == std::io::ErrorKind::NotFound;
-        let fault = Fault::system(format!("cannot read {shown}"), error);
-        if is_missing { Fault { kind: crate::fault::Kind::NotFound, ..fault } } else { fault }
-    })?;
+    let text =
+        crate::input::read(path).map_err(|error| Fault::system(format!("cannot read {shown}"), error))?;
     let text = String::from_utf8(text).map_err(|error| {
         let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let place = format!("{shown}:{}", before.iter().filter(|byte| **byte == b'\n').count() + 1);
         Fault::usage(format!("{place}: this is not UTF-8")).at(place)
     })?;
-    parse(&text, &shown, known)
+    Ok(parse_all(&text, &shown, known))
 }
 
 /// Reads and checks a file's text; `file` is what it is called in faults.
@@ -101,49 +107,74 @@ pub fn read(path: &Path, known: &Known) -> Result<Desired, Fault> {
 /// # Errors
 /// The first thing that is wrong, with file and line.
 pub fn parse(text: &str, file: &str, known: &Known) -> Result<Desired, Fault> {
+    first(parse_all(text, file, known))
+}
+
+fn first((desired, faults): (Desired, Vec<Fault>)) -> Result<Desired, Fault> {
+    match faults.into_iter().next() {
+        None => Ok(desired),
+        Some(fault) => Err(fault),
+    }
+}
+
+/// What a text asks for, as far as it is good, and all that is wrong with it.
+fn parse_all(text: &str, file: &str, known: &Known) -> (Desired, Vec<Fault>) {
     let source = Source { text, file };
-    let table = DeTable::parse(text).map_err(|error| {
-        let at = error.span().unwrap_or(0..0);
-        source.fault(at, error.message().to_owned())
-    })?;
-    let mut desired = Desired::default();
+    let (mut desired, mut faults) = (Desired::default(), Vec::new());
+    let table = match DeTable::parse(text) {
+        Ok(table) => table,
+        Err(error) => {
+            let at = error.span().unwrap_or(0..0);
+            return (desired, vec![source.fault(at, error.message().to_owned())]);
+        }
+    };
     for (key, value) in table.get_ref() {
         match (key.get_ref().as_ref(), value.get_ref()) {
             ("daemon", DeValue::Table(table)) => {
                 desired.places.daemon = source.places(key.span(), table);
-                source.daemon(table, &mut desired)?;
+                source.daemon(table, &mut desired, &mut faults);
             }
             ("device", DeValue::Array(devices)) => {
                 for device in devices.iter() {
                     let DeValue::Table(table) = device.get_ref() else {
-                        return Err(source.fault(device.span(), "a device is a table: [[device]]"));
+                        faults.push(source.fault(device.span(), "a device is a table: [[device]]"));
+                        continue;
                     };
-                    desired.devices.push(source.device(device.span(), table, known)?);
-                    desired.places.devices.push(source.places(device.span(), table));
+                    if let Some(entry) = source.device(device.span(), table, known, &mut faults) {
+                        desired.devices.push(entry);
+                        desired.places.devices.push(source.places(device.span(), table));
+                    }
                 }
             }
             ("mgmtdev", DeValue::Array(mgmtdevs)) => {
                 for mgmtdev in mgmtdevs.iter() {
                     let DeValue::Table(table) = mgmtdev.get_ref() else {
-                        return Err(
-                            source.fault(mgmtdev.span(), "a management device is a table: [[mgmtdev]]")
-                        );
+                        let why = "a management device is a table: [[mgmtdev]]";
+                        faults.push(source.fault(mgmtdev.span(), why));
+                        continue;
                     };
-                    desired.mgmtdevs.push(source.mgmtdev(mgmtdev.span(), table, known)?);
-                    desired.places.mgmtdevs.push(source.places(mgmtdev.span(), table));
+                    match source.mgmtdev(mgmtdev.span(), table, known) {
+                        Ok(entry) => {
+                            desired.mgmtdevs.push(entry);
+                            desired.places.mgmtdevs.push(source.places(mgmtdev.span(), table));
+                        }
+                        Err(fault) => faults.push(fault),
+                    }
                 }
             }
             ("mgmtdev", _) => {
-                return Err(source.fault(key.span(), "`mgmtdev` is a list of tables: [[mgmtdev]]"));
+                faults.push(source.fault(key.span(), "`mgmtdev` is a list of tables: [[mgmtdev]]"));
             }
-            ("daemon", _) => return Err(source.fault(key.span(), "`daemon` is a table: [daemon]")),
-            ("device", _) => return Err(source.fault(key.span(), "`device` is a list of tables: [[device]]")),
-            (other, _) => return Err(source.unknown(key.span(), other, TABLES)),
+            ("daemon", _) => faults.push(source.fault(key.span(), "`daemon` is a table: [daemon]")),
+            ("device", _) => {
+                faults.push(source.fault(key.span(), "`device` is a list of tables: [[device]]"));
+            }
+            (other, _) => faults.push(source.unknown(key.span(), other, TABLES)),
         }
     }
     // The order of tables is free, so this waits for the last.
-    desired.check_whole(known)?;
-    Ok(desired)
+    faults.extend(desired.check_whole(known));
+    (desired, faults)
 }
 
 /// A text and what it is called.
@@ -186,68 +217,100 @@ impl Source<'_> {
         table.iter().find(|(name, _)| name.get_ref() == key).map_or(otherwise, |(name, _)| name.span())
     }
 
-    fn daemon(&self, table: &DeTable<'_>, desired: &mut Desired) -> Result<(), Fault> {
+    fn daemon(&self, table: &DeTable<'_>, desired: &mut Desired, faults: &mut Vec<Fault>) {
         for (key, value) in table {
-            match key.get_ref().as_ref() {
-                "cores" => desired.cores = Some(self.cores(value)?),
-                "idle" => {
-                    desired.idle = Some(match self.string(value)?.as_str() {
-                        "poll" => IdlePolicy::Poll,
-                        "adaptive" => IdlePolicy::Adaptive,
-                        _ => return Err(self.fault(value.span(), "idle is \"adaptive\" or \"poll\"")),
-                    });
-                }
-                "ctl" => desired.ctl = Some(self.path(value)?),
-                "state_dir" => desired.state_dir = Some(self.path(value)?),
-                "log" => desired.log = Some(self.string(value)?),
-                other => return Err(self.unknown(key.span(), other, DAEMON_KEYS)),
+            faults.extend(self.daemon_key(key, value, desired).err());
+        }
+    }
+
+    fn daemon_key(
+        &self,
+        key: &Spanned<std::borrow::Cow<'_, str>>,
+        value: &Spanned<DeValue<'_>>,
+        desired: &mut Desired,
+    ) -> Result<(), Fault> {
+        match key.get_ref().as_ref() {
+            "cores" => desired.cores = Some(self.cores(value)?),
+            "idle" => {
+                desired.idle = Some(match self.string(value)?.as_str() {
+                    "poll" => IdlePolicy::Poll,
+                    "adaptive" => IdlePolicy::Adaptive,
+                    _ => return Err(self.fault(value.span(), "idle is \"adaptive\" or \"poll\"")),
+                });
             }
+            "ctl" => desired.ctl = Some(self.path(value)?),
+            "state_dir" => desired.state_dir = Some(self.path(value)?),
+            "log" => desired.log = Some(self.string(value)?),
+            other => return Err(self.unknown(key.span(), other, DAEMON_KEYS)),
         }
         Ok(())
     }
 
-    fn device(&self, at: Range<usize>, table: &DeTable<'_>, known: &Known) -> Result<DeviceEntry, Fault> {
+    /// A device, if it is good in itself.
+    fn device(
+        &self,
+        at: Range<usize>,
+        table: &DeTable<'_>,
+        known: &Known,
+        faults: &mut Vec<Fault>,
+    ) -> Option<DeviceEntry> {
         let mut entry = DeviceEntry::default();
         let mgmtdev = table.get("mgmtdev").and_then(|value| value.get_ref().as_str()).unwrap_or_default();
         let info = known.find(mgmtdev);
-        let own = info.as_ref().map(|info| info.attributes.as_slice()).unwrap_or_default();
+        let before = faults.len();
         for (key, value) in table {
-            match key.get_ref().as_ref() {
-                "name" => entry.name = self.string(value)?,
-                "mgmtdev" => entry.mgmtdev = self.string(value)?,
-                "mac" => entry.mac = Some(self.string(value)?),
-                "mtu" => entry.mtu = Some(self.number("mtu", value)?),
-                "max_vqp" => entry.max_vqp = Some(self.number("max_vqp", value)?),
-                "device_features" => entry.device_features = Some(self.words(value)?),
-                "socket" => entry.socket = Some(self.path(value)?),
-                "mode" => {
-                    entry.mode = Some(match self.string(value)?.as_str() {
-                        "server" => Mode::Server,
-                        "client" => Mode::Client,
-                        _ => return Err(self.fault(value.span(), "mode is \"server\" or \"client\"")),
-                    });
-                }
-                "core" => entry.core = Some(self.number("core", value)?),
-                "owner" => entry.owner = Some(self.scalar("owner", value)?),
-                "group" => entry.group = Some(self.scalar("group", value)?),
-                other if own.iter().any(|attribute| attribute.name == other) => {
-                    entry.attributes.insert(other.to_owned(), self.scalar(other, value)?);
-                }
-                // Without its driver, no telling which words are right: the driver's name is the error then.
-                _ if info.is_none() => {}
-                other => {
-                    let own = own.iter().map(|attribute| attribute.name);
-                    let words: Vec<&str> = ATTRIBUTES.into_iter().chain(own).collect();
-                    return Err(self.unknown(key.span(), other, words));
-                }
-            }
+            faults.extend(self.device_key(key, value, info.as_ref(), &mut entry).err());
         }
-        check_entry(&entry, known).map_err(|fault| {
+        if faults.len() > before {
+            return None;
+        }
+        let checked = check_entry(&entry, known).map_err(|fault| {
             let key = fault.path.clone().unwrap_or_default();
             let place = self.place(&self.key_span(table, &key, at));
             Fault { message: format!("{place}: {}", fault.message), path: Some(place), ..fault }
-        })?;
-        Ok(entry)
+        });
+        faults.extend(checked.err());
+        (faults.len() == before).then_some(entry)
+    }
+
+    fn device_key(
+        &self,
+        key: &Spanned<std::borrow::Cow<'_, str>>,
+        value: &Spanned<DeValue<'_>>,
+        info: Option<&MgmtInfo>,
+        entry: &mut DeviceEntry,
+    ) -> Result<(), Fault> {
+        let own = info.map(|info| info.attributes.as_slice()).unwrap_or_default();
+        match key.get_ref().as_ref() {
+            "name" => entry.name = self.string(value)?,
+            "mgmtdev" => entry.mgmtdev = self.string(value)?,
+            "mac" => entry.mac = Some(self.string(value)?),
+            "mtu" => entry.mtu = Some(self.number("mtu", value)?),
+            "max_vqp" => entry.max_vqp = Some(self.number("max_vqp", value)?),
+            "device_features" => entry.device_features = Some(self.words(value)?),
+            "socket" => entry.socket = Some(self.path(value)?),
+            "mode" => {
+                entry.mode = Some(match self.string(value)?.as_str() {
+                    "server" => Mode::Server,
+                    "client" => Mode::Client,
+                    _ => return Err(self.fault(value.span(), "mode is \"server\" or \"client\"")),
+                });
+            }
+            "core" => entry.core = Some(self.number("core", value)?),
+            "owner" => entry.owner = Some(self.scalar("owner", value)?),
+            "group" => entry.group = Some(self.scalar("group", value)?),
+            other if own.iter().any(|attribute| attribute.name == other) => {
+                entry.attributes.insert(other.to_owned(), self.scalar(other, value)?);
+            }
+            // Without its driver, no telling which words are right: the driver's name is the error then.
+            _ if info.is_none() => {}
+            other => {
+                let own = own.iter().map(|attribute| attribute.name);
+                let words: Vec<&str> = ATTRIBUTES.into_iter().chain(own).collect();
+                return Err(self.unknown(key.span(), other, words));
+            }
+        }
+        Ok(())
     }
 
     fn mgmtdev(&self, at: Range<usize>, table: &DeTable<'_>, known: &Known) -> Result<MgmtEntry, Fault> {
@@ -317,6 +380,9 @@ impl Source<'_> {
 
     fn cores(&self, value: &Spanned<DeValue<'_>>) -> Result<Vec<usize>, Fault> {
         match value.get_ref() {
+            DeValue::Array(cores) if cores.is_empty() => {
+                Err(self.fault(value.span(), "cores names no core: leave the key out for the default"))
+            }
             DeValue::Array(cores) => cores.iter().map(|core| self.number("cores", core)).collect(),
             _ => parse_cores(&self.string(value)?).map_err(|why| self.fault(value.span(), why)),
         }
@@ -408,7 +474,7 @@ fn write_table(toml: &mut String, table: &Map<String, Value>) {
 mod tests {
     use super::*;
     use ringway_pmd::net::{F_MAC, F_MTU};
-    use ringway_pmd::vdpa::{AttributeInfo, Class, MgmtInfo};
+    use ringway_pmd::vdpa::{AttributeInfo, Class};
     use ringway_ring::features::Features;
 
     fn known() -> Known {

@@ -62,7 +62,7 @@ impl Kind {
             Kind::Runtime => "something failed while it was done",
             Kind::Usage => "the command line or the request is wrong",
             Kind::NotFound => "what was named is not there",
-            Kind::Conflict => "it exists already, or another holds it",
+            Kind::Conflict => "it exists already, is something else, or another holds it",
             Kind::Permission => "not permitted",
             Kind::Unreachable => "the daemon is not reachable",
             Kind::Timeout => "no answer in time",
@@ -117,11 +117,15 @@ impl Fault {
     pub fn conflict(message: impl Into<String>) -> Fault {
         Fault::new(Kind::Conflict, message)
     }
-    /// The system refused; permission errors get their own kind.
+    /// The system refused: its reason decides the kind, so that one cause has one exit code, whoever met it.
     pub fn system(what: impl fmt::Display, error: impl Into<std::io::Error>) -> Fault {
         let error = error.into();
         let kind = match error.kind() {
             std::io::ErrorKind::PermissionDenied => Kind::Permission,
+            std::io::ErrorKind::NotFound => Kind::NotFound,
+            std::io::ErrorKind::AlreadyExists
+            | std::io::ErrorKind::IsADirectory
+            | std::io::ErrorKind::NotADirectory => Kind::Conflict,
             _ => Kind::Runtime,
         };
         Fault::new(kind, format!("{what}: {}", reason(&error)))

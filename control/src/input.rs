@@ -18,10 +18,11 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     let file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
     let facts = file.metadata()?;
     if facts.is_dir() {
-        return Err(io::Error::other("it is a directory"));
+        return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a directory"));
     }
     if !facts.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
+        // Something else is there, as for whoever would make it.
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is not a regular file"));
     }
     let too_large = || io::Error::other(format!("it is larger than {} MiB", LARGEST >> 20));
     if facts.len() > LARGEST {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::fault::{Fault, Kind};
+use crate::fault::Fault;
 
 /// How many groups stand on each worker. Owned by the control thread.
 #[derive(Debug, Clone)]
@@ -88,7 +88,7 @@ pub fn choose_cores(allowed: &[usize], wanted: &[usize]) -> Result<Vec<usize>, F
                 .hint("a core of those"));
         }
         if !allowed.contains(core) {
-            return Err(Fault::new(Kind::Runtime, format!("this process may not run on core {core}"))
+            return Err(Fault::not_found(format!("this process may not run on core {core}"))
                 .at("cores")
                 .held_by(format!("its cpuset is {}", list(allowed)))
                 .hint("a core of that set, or a wider cpuset (AllowedCPUs= in the unit)"));
@@ -143,6 +143,7 @@ pub(crate) fn list(cores: &[usize]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault::Kind;
 
     #[test]
     fn default_is_the_last_core_and_core_0_only_alone() {

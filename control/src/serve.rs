@@ -113,6 +113,12 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
     // Nothing that this process makes is for others, not even for a moment.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o007));
     let descriptors = raise_descriptors();
+    if descriptors < LEAST_DESCRIPTORS {
+        tracing::warn!(
+            "{descriptors} file descriptors are few: some guests will have to wait; raise LimitNOFILE= of the unit (ulimit -n) \
+             to {LEAST_DESCRIPTORS} or more"
+        );
+    }
     // Where each setting came from is said at the start: of several sources the operator may have forgotten one.
     let file = args.config.as_ref().map_or_else(String::new, |file| file.display().to_string());
     let from = |is_option: bool, is_in_file: bool| match (is_option, is_in_file) {
@@ -197,6 +203,8 @@ fn start_log(wanted: Option<&str>) -> Result<Log, Fault> {
     Ok(log)
 }
 
+/// With fewer descriptors than this not even some guests of many queues are served beside operators.
+const LEAST_DESCRIPTORS: u64 = 1024;
 /// How long a process that ends waits for the reader of its log.
 const FLUSH_WITHIN: Duration = Duration::from_millis(500);
 /// How long the service manager is waited for: it ends a service that never says that it is ready.

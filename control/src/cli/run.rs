@@ -76,8 +76,15 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
             output.print(&dump.config, || dump.toml.clone())
         }
         Some(Object::Config { command: ConfigCommand::Check { file } }) => {
-            let desired = config::read(&file, &drivers::known())?;
-            let notes = desired.check_host()?;
+            let (desired, mut faults) = config::read_all(&file, &drivers::known())?;
+            let (of_host, notes) = desired.check_host();
+            // What is wrong in the file may be wrong on the host as well, at the same place.
+            for fault in of_host {
+                if faults.iter().all(|other| other.path.is_none() || other.path != fault.path) {
+                    faults.push(fault);
+                }
+            }
+            refuse(&file.display().to_string(), faults)?;
             let count = desired.devices.len();
             output.print(&json!({ "file": file, "devices": count }), || {
                 format!("{}: good, {count} device{}\n", file.display(), if count == 1 { "" } else { "s" })
@@ -93,6 +100,20 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
         Some(Object::Completion { shell }) => write(&docs::completion(shell)),
         Some(Object::Man { dir }) => docs::write_manual(&dir),
     }
+}
+
+/// Tells all that is wrong with a file in the order of its lines. The exit code is that of the first.
+fn refuse(file: &str, mut faults: Vec<Fault>) -> Result<(), Fault> {
+    let line = |fault: &Fault| -> Option<usize> { fault.path.as_ref()?.rsplit(':').next()?.parse().ok() };
+    faults.sort_by_key(line);
+    let (Some(first), count) = (faults.first(), faults.len()) else { return Ok(()) };
+    if count == 1 {
+        return Err(first.clone());
+    }
+    for fault in &faults {
+        let _ = writeln!(io::stderr(), "{fault}");
+    }
+    Err(Fault::new(first.kind, format!("{file}: {count} mistakes")))
 }
 
 fn dev(

@@ -41,31 +41,32 @@ impl Desired {
     }
 
     /// What is there twice, or more often than it can be.
-    pub(super) fn check_whole(&self, known: &Known) -> Result<(), Fault> {
-        let of_daemon = |key: &str, fault: Fault| Err(self.places.daemon.fault(key, fault));
+    pub(super) fn check_whole(&self, known: &Known) -> Vec<Fault> {
+        let of_daemon = |key: &str, fault: Fault| self.places.daemon.fault(key, fault);
+        let mut faults = Vec::new();
         if let Some(Err(fault)) = self.log.as_deref().map(crate::serve::log_filter) {
-            return of_daemon("log", fault);
+            faults.push(of_daemon("log", fault));
         }
         let cores = self.cores.as_deref().unwrap_or_default();
         if let Some((_, core)) = cores.iter().enumerate().find(|(n, core)| cores[..*n].contains(core)) {
-            return of_daemon("cores", Fault::usage(format!("core {core} is named twice")));
+            faults.push(of_daemon("cores", Fault::usage(format!("core {core} is named twice"))));
         }
         for (n, (entry, places)) in self.mgmtdevs.iter().zip(&self.places.mgmtdevs).enumerate() {
             if self.mgmtdevs[..n].iter().any(|other| other.name == entry.name) {
                 let why = format!("a second management device is named {}", entry.name);
-                return Err(places.fault("name", Fault::usage(why)));
+                faults.push(places.fault("name", Fault::conflict(why)));
             }
         }
         for (n, (entry, places)) in self.placed().enumerate() {
-            self.check_beside(entry, &self.devices[..n], known)
-                .map_err(|(key, fault)| places.fault(key, fault))?;
+            let beside = self.check_beside(entry, &self.devices[..n], known);
+            faults.extend(beside.err().map(|(key, fault)| places.fault(key, fault)));
             if let Some(core) = entry.core.filter(|core| !cores.is_empty() && !cores.contains(core)) {
                 let why = format!("no worker runs on core {core}: [daemon] cores is {}", list(cores));
-                let fault = Fault::usage(why).hint("one of these cores, or add it to them");
-                return Err(places.fault("core", fault));
+                let fault = Fault::not_found(why).hint("one of these cores, or add it to them");
+                faults.push(places.fault("core", fault));
             }
         }
-        Ok(())
+        faults
     }
 
     /// Checks a device beside those before it; a fault comes with the key that is at fault.
@@ -79,7 +80,7 @@ impl Desired {
             Fault::conflict(fault).held_by(format!("device {}", other.name))
         };
         if before.iter().any(|other| other.name == entry.name) {
-            return Err(("name", Fault::usage(format!("a second device is named {}", entry.name))));
+            return Err(("name", Fault::conflict(format!("a second device is named {}", entry.name))));
         }
         if let Some(interface) = host_interface(entry)
             && let Some(other) =
@@ -128,56 +129,78 @@ impl Desired {
     /// # Errors
     /// The first thing that can never succeed, with file and line.
     pub(crate) fn check_start(&self, ctl: &Path, cores: &[usize]) -> Result<(), Fault> {
-        self.check_sockets(ctl)?;
-        self.check_cores(cores)
+        let mut faults = self.check_sockets(ctl);
+        faults.extend(self.check_cores(cores));
+        faults.into_iter().next().map_or(Ok(()), Err)
     }
 
-    /// Checks what a daemon that is given this file alone would find on this host, and who is to own its sockets. Returns
-    /// what may be otherwise where it runs.
-    ///
-    /// # Errors
-    /// The first thing that is wrong, with file and line.
-    pub(crate) fn check_host(&self) -> Result<Vec<String>, Fault> {
-        self.check_sockets(&crate::paths::ctl(self.ctl.as_deref()))?;
+    /// Checks what a daemon that is given this file alone would find on this host, who is to own its sockets, and what a
+    /// daemon takes and is a mistake all the same. Returns all that is wrong, and what may be otherwise where it runs.
+    pub(crate) fn check_host(&self) -> (Vec<Fault>, Vec<String>) {
+        let mut faults = self.check_sockets(&crate::paths::ctl(self.ctl.as_deref()));
         for (entry, places) in self.placed() {
             let owner = entry.owner.as_deref().map(|name| Account::User.id(name, A_WHILE)).transpose();
-            owner.map_err(|fault| places.fault("owner", fault))?;
+            faults.extend(owner.err().map(|fault| places.fault("owner", fault)));
             let group = entry.group.as_deref().map(|name| Account::Group.id(name, A_WHILE)).transpose();
-            group.map_err(|fault| places.fault("group", fault))?;
+            faults.extend(group.err().map(|fault| places.fault("group", fault)));
         }
+        faults.extend(self.check_addresses());
         match &self.cores {
-            Some(cores) => self.check_cores(cores).map(|()| Vec::new()),
+            Some(cores) => {
+                faults.extend(self.check_cores(cores));
+                (faults, Vec::new())
+            }
             // The daemon's own choice, which its unit may narrow.
-            None => Ok(self.check_cores(&[]).err().map(|fault| fault.message).into_iter().collect()),
+            None => (faults, self.check_cores(&[]).into_iter().map(|fault| fault.message).collect()),
         }
     }
 
-    fn check_cores(&self, wanted: &[usize]) -> Result<(), Fault> {
-        let allowed = allowed_cores().map_err(|error| Fault::system("cannot read the cpuset", error))?;
-        let workers = choose_cores(&allowed, wanted).map_err(|fault| {
-            let is_of_file = self.cores.as_deref() == Some(wanted);
-            if is_of_file { self.places.daemon.fault("cores", fault) } else { fault }
-        })?;
+    /// One address is one device's of those that are joined. A daemon takes it: a guest that moves from one device to the
+    /// other has both for a while.
+    fn check_addresses(&self) -> Vec<Fault> {
+        let mut taken = BTreeMap::new();
+        let mut faults = Vec::new();
+        for (entry, places) in self.placed() {
+            let bus = entry.mgmtdev.split('/').next().unwrap_or_default();
+            let is_joined = crate::drivers::known().buses.iter().any(|known| known.name == bus);
+            let Some(mac) = entry.mac.as_ref().filter(|_| is_joined) else { continue };
+            if let Some(other) = taken.insert((&entry.mgmtdev, mac.to_ascii_lowercase()), &entry.name) {
+                let why = format!("{} has the mac of {other}, and both are on {}", entry.name, entry.mgmtdev);
+                let fault = Fault::conflict(why).held_by(format!("device {other}"));
+                faults.push(places.fault("mac", fault.hint("another mac, or none: one is then made")));
+            }
+        }
+        faults
+    }
+
+    fn check_cores(&self, wanted: &[usize]) -> Vec<Fault> {
+        let is_of_file = self.cores.as_deref() == Some(wanted);
+        let allowed = allowed_cores().map_err(|error| Fault::system("cannot read the cpuset", error));
+        let workers = match allowed.and_then(|allowed| choose_cores(&allowed, wanted)) {
+            Ok(workers) => workers,
+            Err(fault) if is_of_file => return vec![self.places.daemon.fault("cores", fault)],
+            Err(fault) => return vec![fault],
+        };
         let of_devices = self.placed().map(|(entry, places)| (entry.core, places));
         let of_mgmtdevs =
             self.mgmtdevs.iter().zip(&self.places.mgmtdevs).map(|(entry, places)| {
                 (entry.attributes.get("core").and_then(|core| core.parse().ok()), places)
             });
-        for (core, places) in of_mgmtdevs.chain(of_devices) {
-            if let Some(core) = core.filter(|core| !workers.contains(core)) {
-                let fault = Fault::not_found(format!("no worker runs on core {core}"))
-                    .held_by(format!("workers run on cores {}", list(&workers)))
-                    .hint("one of these cores, or [daemon] cores with it among them");
-                return Err(places.fault("core", fault));
-            }
-        }
-        Ok(())
+        let without = of_mgmtdevs.chain(of_devices).filter_map(|(core, places)| {
+            let core = core.filter(|core| !workers.contains(core))?;
+            let fault = Fault::not_found(format!("no worker runs on core {core}"))
+                .held_by(format!("workers run on cores {}", list(&workers)))
+                .hint("one of these cores, or [daemon] cores with it among them");
+            Some(places.fault("core", fault))
+        });
+        without.collect()
     }
 
     /// One socket is one device's, and none is the daemon's own.
-    fn check_sockets(&self, ctl: &Path) -> Result<(), Fault> {
+    fn check_sockets(&self, ctl: &Path) -> Vec<Fault> {
+        let mut faults = Vec::new();
         if let Err(fault) = endpoint::check_path(ctl) {
-            return Err(if self.ctl.is_some() { self.places.daemon.fault("ctl", fault) } else { fault });
+            faults.push(if self.ctl.is_some() { self.places.daemon.fault("ctl", fault) } else { fault });
         }
         let runtime_dir = ctl.parent().unwrap_or(Path::new("/"));
         let mut taken = BTreeMap::from([(real(ctl), "the operator socket".to_owned())]);
@@ -185,13 +208,14 @@ impl Desired {
             let key = if entry.socket.is_some() { "socket" } else { "name" };
             let socket =
                 entry.socket.clone().unwrap_or_else(|| endpoint::default_path(runtime_dir, &entry.name));
-            endpoint::check_path(&socket).map_err(|fault| places.fault(key, fault))?;
-            if let Some(holder) = taken.insert(real(&socket), format!("device {}", entry.name)) {
+            if let Err(fault) = endpoint::check_path(&socket) {
+                faults.push(places.fault(key, fault));
+            } else if let Some(holder) = taken.insert(real(&socket), format!("device {}", entry.name)) {
                 let fault = Fault::new(Kind::Conflict, format!("socket {} is taken", socket.display()));
-                return Err(places.fault(key, fault.held_by(holder).hint("another path")));
+                faults.push(places.fault(key, fault.held_by(holder).hint("another path")));
             }
         }
-        Ok(())
+        faults
     }
 }
 

@@ -33,14 +33,14 @@ fn unknown_key_names_line_and_nearest() {
     assert!(check("[[device]\n").bad(2).starts_with("error: FILE:1: "));
     let device = "[[device]]\nname = \"a\"\nmgmtdev = \"sim/net\"\ncore = 9\n";
     check(device).good();
-    let error = check(&format!("{device}[daemon]\ncores = [1, 2]\n")).bad(2);
+    let error = check(&format!("{device}[daemon]\ncores = [1, 2]\n")).bad(3);
     assert!(error.starts_with("error: FILE:4: no worker runs on core 9: [daemon] cores is 1"), "{error}");
 }
 
 #[test]
 fn what_is_no_file_of_text_is_refused_at_once() {
     for path in ["/dev/zero", "/dev/stdin"] {
-        let error = ringway(Path::new("/x"), &format!("config check {path}")).bad(1);
+        let error = ringway(Path::new("/x"), &format!("config check {path}")).bad(4);
         assert!(error.contains("it is not a regular file"), "{error}");
     }
     let dir = tempfile::tempdir().unwrap();
@@ -222,6 +222,13 @@ const MISTAKES: &[(&str, u32, i32, &str)] = &[
     ),
     ("mgmtdev = \"tap/t\"\n[[device]]\nname = \"t\"\nmgmtdev = \"sim/net\"", 5, 4, "held by: device d"),
     ("mgmtdev = \"sim/net\"\n[[device]]\nname = \"e\"\nmgmtdev = \"tap/d\"", 6, 4, "held by: device d"),
+    (
+        "mgmtdev = \"sim/net\"\n[[device]]\nname = \"d\"\nmgmtdev = \"sim/net\"",
+        5,
+        4,
+        "a second device is named d",
+    ),
+    ("mgmtdev = \"sim/net\"\n[daemon]\ncores = []", 5, 2, "cores names no core: leave the key out"),
     ("mgmtdev = \"sim/net\"\n[daemon]\ncores = [1, 1]", 5, 2, "core 1 is named twice"),
     ("mgmtdev = \"sim/net\"\n[daemon]\ncores = \"0-1,1\"", 5, 2, "core 1 is named twice"),
     ("mgmtdev = \"sim/net\"\n[daemon]\ncores = \"4099\"", 5, 3, "there is no core 4099"),
@@ -256,6 +263,32 @@ fn what_can_never_be_is_found_by_the_check_and_at_the_start_with_its_line() {
         start.arg("--config").arg(&file);
         let told = finish(start).bad(*code);
         assert!(told.starts_with(&place) && told.contains(said), "start: {text}: {told}");
+    }
+}
+
+#[test]
+fn check_tells_every_mistake_in_order_and_how_many_there_are() {
+    let text = "[daemon]\nidel = \"poll\"\nlog = \"loud\"\n[[device]]\nname = \"a\"\nmgmtdev = \"sim/net\"\nmtu = 5\nmax_vpq = 2\n\
+                [[device]]\nname = \"b\"\nmgmtdev = \"bridge/b\"\nmac = \"52:54:00:00:00:0a\"\n\
+                [[device]]\nname = \"c\"\nmgmtdev = \"bridge/b\"\nmac = \"52:54:00:00:00:0A\"\n\
+                [[device]]\nname = \"c\"\nmgmtdev = \"bridge/e\"\nmac = \"52:54:00:00:00:0a\"\n";
+    let told = check(text).bad(2);
+    let heads: Vec<&str> = told.lines().filter_map(|line| line.strip_prefix("error: FILE:")).collect();
+    assert_eq!(heads.len(), 6, "{told}");
+    for (head, said) in heads.iter().zip([
+        "2: unknown key `idel`",
+        "3: log `loud`",
+        "8: unknown key `max_vpq`",
+        "16: c has the mac of b, and both are on bridge/b",
+        "18: a second device is named c",
+        " 5 mistakes",
+    ]) {
+        assert!(head.starts_with(said), "{said}: {told}");
+    }
+    // A guest that moves within a host has both devices for a while: a daemon takes that.
+    let daemon = Daemon::start();
+    for name in ["b", "c"] {
+        daemon.run(&format!("dev add name {name} mgmtdev bridge/b mac 52:54:00:00:00:0a")).good();
     }
 }
 

@@ -22,8 +22,89 @@ fn success_is_0_and_help_too() {
 
 #[test]
 fn something_that_fails_is_1() {
-    let error = ringway("/x".as_ref(), "man /nonexistent/dir").bad(1);
-    assert!(error.starts_with("error: cannot write /nonexistent/dir/ringway.8: No such file"), "{error}");
+    let error = ringway("/x".as_ref(), "man /proc/self").bad(3);
+    assert!(error.starts_with("error: cannot write /proc/self/ringway.8: No such file"), "{error}");
+    // A device without room.
+    let dir = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("/dev/full", dir.path().join("ringway.8")).unwrap();
+    let error = ringway("/x".as_ref(), &format!("man {}", dir.path().display())).bad(1);
+    assert!(error.contains("No space left"), "{error}");
+}
+
+/// One cause has one code, by whatever way it is met.
+#[test]
+fn one_cause_has_one_exit_code() {
+    let daemon = Daemon::start();
+    let dir = daemon.dir.clone();
+    let file = dir.join("file");
+    std::fs::write(&file, "").unwrap();
+    let shown = file.display().to_string();
+    daemon.run("dev add name vm0 mgmtdev sim/net").good();
+    let check = |text: &str| {
+        std::fs::write(dir.join("c.toml"), text).unwrap();
+        daemon.run(&format!("config check {}", dir.join("c.toml").display())).code
+    };
+    let start = |args: &[&str]| {
+        let mut command = crate::support::ringwayd();
+        command.args(["--ctl", dir.join("o/ctl.sock").to_str().unwrap()]);
+        if !args.contains(&"--state-dir") {
+            command.args(["--state-dir", dir.join("o/state").to_str().unwrap()]);
+        }
+        command.args(args);
+        finish(command).code
+    };
+    let device = "[[device]]\nname = \"a\"\nmgmtdev = \"sim/net\"\n";
+    let causes: [(&str, i32, Vec<i32>); 5] = [
+        (
+            "a name that is taken",
+            4,
+            vec![daemon.run("dev add name vm0 mgmtdev sim/net").code, check(&device.repeat(2))],
+        ),
+        (
+            "a core without a worker",
+            3,
+            vec![
+                daemon.run("dev add name a mgmtdev sim/net core 4095").code,
+                daemon.run("dev set name vm0 core 4095").code,
+                check("[daemon]\ncores = [4095]\n"),
+                check(&format!("{device}core = 4095\n[daemon]\ncores = [0]\n")),
+                start(&["--cores", "4095"]),
+            ],
+        ),
+        (
+            "a path that is something else",
+            4,
+            vec![
+                daemon.run(&format!("dev add name a mgmtdev sim/net socket {shown}")).code,
+                daemon.run(&format!("dev add name a mgmtdev sim/net socket {shown}/a.sock")).code,
+                daemon.run(&format!("config check {}", dir.display())).code,
+                daemon.run(&format!("man {shown}")).code,
+                start(&["--state-dir", &shown]),
+                start(&["--config", dir.to_str().unwrap()]),
+            ],
+        ),
+        (
+            "a path that is not there",
+            3,
+            vec![
+                daemon.run("dev add name a mgmtdev sim/net socket /nonexistent/a.sock").code,
+                daemon.run("config check /nonexistent.toml").code,
+                daemon.run("man /nonexistent").code,
+                start(&["--config", "/nonexistent.toml"]),
+            ],
+        ),
+        (
+            "a user that nobody knows",
+            3,
+            vec![
+                daemon.run("dev add name a mgmtdev sim/net owner no-such-user").code,
+                check(&format!("{device}owner = \"no-such-user\"\n")),
+            ],
+        ),
+    ];
+    for (cause, code, codes) in causes {
+        assert!(codes.iter().all(|other| *other == code), "{cause}: {code}, not {codes:?}");
+    }
 }
 
 #[test]

@@ -108,16 +108,16 @@ fn state_that_cannot_be_written_fails_the_change_and_makes_nothing() {
     let state = daemon.dir.join("state");
     // A directory in the place of the file that is written first: no right of root's gets past it.
     std::fs::create_dir(state.join("devices.json.new")).unwrap();
-    let error = daemon.run("dev add name a mgmtdev sim/net").bad(1);
+    let error = daemon.run("dev add name a mgmtdev sim/net").bad(4);
     assert!(error.contains("cannot keep the change in "), "{error}");
     assert_eq!(daemon.run("-j dev show").good(), "{\"dev\":{}}\n");
     assert!(!daemon.socket("a").exists());
     std::fs::remove_dir(state.join("devices.json.new")).unwrap();
     daemon.run("dev add name a mgmtdev sim/net").good();
     std::fs::create_dir(state.join("devices.json.new")).unwrap();
-    daemon.run("dev del a").bad(1);
+    daemon.run("dev del a").bad(4);
     daemon.run("dev show a").good();
-    daemon.run("dev set name a mtu 2000").bad(1);
+    daemon.run("dev set name a mtu 2000").bad(4);
     assert_eq!(daemon.device("a")["provisioned"]["mtu"], 1500);
 }
 
