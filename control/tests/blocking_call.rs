@@ -176,6 +176,51 @@ fn front_end_that_leaves_while_its_call_blocks_pays_as_one_that_stays() {
 }
 
 #[test]
+fn front_end_whose_error_descriptor_blocks_pays_and_is_told_of_no_error_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let plane = Subsystem::start(Options::embedded(folder.path())).unwrap();
+    let socket = add(&plane, "bad", 2);
+    let mut hostile = ByHand::connect(&socket, 2);
+    let errs = [0; 2].map(|_| eventfd(0, EventfdFlags::NONBLOCK).unwrap());
+    for (ring, err) in [1, 3].into_iter().zip(&errs) {
+        hostile.frontend.set_vring_err(ring, Some(err.as_fd())).unwrap();
+    }
+    hostile.frontend.queue_num().unwrap();
+    make_block(&errs[0]);
+    // Each fault, of whatever kind, is told at the ring's error descriptor.
+    let fault = |hostile: &mut ByHand, ring: usize| {
+        hostile.rings[ring].buffer.gpa = 0x10;
+        hostile.rings[ring].offer();
+        let begun = Instant::now();
+        while faults_of(&plane, "bad", ring as u16) == 0 {
+            assert!(begun.elapsed() < SOON, "no fault of ring {ring}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    fault(&mut hostile, 1);
+    fault(&mut hostile, 3);
+    let faulted = Instant::now();
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(rustix::io::read(&errs[1], &mut [0u8; 8]).is_err(), "an error was told");
+    // It pays as one whose call blocked does.
+    drop(hostile);
+    wait_for_connection(&socket);
+    assert!(faulted.elapsed() > Duration::from_millis(1500), "{:?}", faulted.elapsed());
+
+    // One that does not block is told.
+    let late: OwnedFd = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+    let good = add(&plane, "good", 1);
+    let mut honest = ByHand::connect(&good, 1);
+    honest.frontend.set_vring_err(1, Some(late.as_fd())).unwrap();
+    honest.frontend.queue_num().unwrap();
+    honest.rings[1].buffer.gpa = 0x10;
+    honest.rings[1].offer();
+    let within = Timespec { tv_sec: SOON.as_secs() as i64, tv_nsec: 0 };
+    assert_eq!(poll(&mut [PollFd::new(&late, PollFlags::IN)], Some(&within)), Ok(1), "no error was told");
+    plane.stop();
+}
+
+#[test]
 fn front_end_that_makes_its_session_block_too_pays_once_and_loses_those_rings() {
     let folder = tempfile::tempdir().unwrap();
     let plane = Subsystem::start(Options::embedded(folder.path())).unwrap();
@@ -385,6 +430,16 @@ fn wait_for_fault(plane: &Subsystem, name: &str, queue: u16) -> Instant {
 /// How often queues of a device with all pairs were faulted for their call descriptors.
 fn blocked_calls(plane: &Subsystem, name: &str) -> u64 {
     (0..2 * PAIRS as u16).map(|queue| blocked_calls_of(plane, name, queue)).sum()
+}
+
+/// How often a queue was faulted, for whatever reason.
+fn faults_of(plane: &Subsystem, name: &str, queue: u16) -> u64 {
+    let asked = Queue { name: name.into(), qidx: Some(queue.into()) };
+    let shown: serde_json::Value = plane.call("dev.vstats.show", &asked).unwrap();
+    let text = shown.to_string();
+    let (_, faults) = text.split_once("\"faults\":{").unwrap();
+    let faults = faults.split('}').next().unwrap();
+    faults.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse::<u64>().ok()).sum()
 }
 
 fn blocked_calls_of(plane: &Subsystem, name: &str, queue: u16) -> u64 {

@@ -52,7 +52,8 @@ impl EventFd {
     /// Signals a peer. False: the write blocked, and was ended by [`crate::interrupt`]. A full counter that does not block
     /// already means "signalled".
     #[inline]
-    fn call(&self) -> bool {
+    #[must_use]
+    pub fn call(&self) -> bool {
         rustix::io::write(&self.0, &1u64.to_ne_bytes()) != Err(rustix::io::Errno::INTR)
     }
 
@@ -136,7 +137,12 @@ impl CallFd {
         }
     }
 
-    /// True, once, if a worker left a call to the session.
+    /// The session's own: leaves a call to a later look of its.
+    pub fn put_off(&self) {
+        self.owed.store(true, Ordering::Release);
+    }
+
+    /// True, once, if a worker left a call to the session, or it put one off.
     pub fn take_owed(&self) -> bool {
         self.owed.load(Ordering::Relaxed) && self.owed.swap(false, Ordering::AcqRel)
     }

@@ -160,7 +160,8 @@ impl Session<'_> {
             self.serve_socket(now)?;
         }
         if self.backend.look_at().is_some_and(|at| at <= now) {
-            self.backend.look(&mut self.plane);
+            self.backend.look(&mut self.plane, now)?;
+            self.bucket.spend(self.backend.take_cost(), now);
         }
         self.check_deadlines(now)
     }

@@ -118,8 +118,12 @@ pub struct Backend {
     cost: u32,
     /// What its call descriptors have in common.
     gate: Arc<CallGate>,
-    /// It has paid for a call that blocked a core: it can make none block again.
+    /// It has paid for a descriptor that blocked a core, or its session: it can make none block a core again.
     paid_for_blocking: bool,
+    /// An error descriptor of it blocked: none is written to any more.
+    hears_no_errors: bool,
+    /// When to write again to those descriptors for which there were too many writers.
+    write_at: Option<Instant>,
 }
 
 impl Backend {
@@ -157,6 +161,8 @@ impl Backend {
             cost: 0,
             gate: CallGate::new(attention),
             paid_for_blocking: false,
+            hears_no_errors: false,
+            write_at: None,
         }
     }
 
@@ -208,8 +214,7 @@ impl Backend {
     pub fn attend(&mut self, plane: &mut dyn Plane) -> Result<(), PlaneError> {
         for group in self.all_groups() {
             let faulty = |ring: &Ring| ring.reporter.as_ref().and_then(FaultReporter::reported).is_some();
-            let owing = |ring: &Ring| ring.placed && ring.owes_call && ring.call.sink().is_some();
-            if self.members(group).map(|index| &self.rings[index]).any(|ring| faulty(ring) || owing(ring)) {
+            if self.members(group).map(|index| &self.rings[index]).any(faulty) {
                 self.refresh(plane, group)?;
             }
         }
@@ -233,14 +238,21 @@ impl Backend {
         self.report_rings(plane);
     }
 
-    /// When [`Backend::look`] is to be called; None while no message or attention is missing for what is told of the rings.
+    /// When [`Backend::look`] is to be called; None while nothing waits for the time.
     pub fn look_at(&self) -> Option<Instant> {
-        self.look_at
+        [self.look_at, self.write_at].into_iter().flatten().min()
     }
 
-    /// Looks whether rings have got what they lacked, or lack it for too long.
-    pub fn look(&mut self, plane: &mut dyn Plane) {
+    /// Looks whether rings have got what they lacked, or lack it for too long, and writes what found no writer.
+    ///
+    /// # Errors
+    /// As [`Backend::attend`].
+    pub fn look(&mut self, plane: &mut dyn Plane, now: Instant) -> Result<(), PlaneError> {
+        if self.write_at.is_some_and(|at| at <= now) {
+            self.write_again(plane)?;
+        }
         self.report_rings(plane);
+        Ok(())
     }
 
     /// The core of a group changed: it is told with the rings.

@@ -72,6 +72,8 @@ pub(super) struct Ring {
     pub(super) kick: Kick,
     pub(super) call: Call,
     pub(super) err: Option<EventFd>,
+    /// An error is yet to be told there.
+    pub(super) owes_error: bool,
     /// Where its position is kept.
     pub(super) slot: PositionSlot,
     /// It ran since it was started, so that its position is the kept one, not the base.
@@ -102,6 +104,7 @@ impl Ring {
             kick: Kick::Polled,
             call: Call::Never,
             err: None,
+            owes_error: false,
             slot,
             begun: false,
             owes_call: true,

@@ -1,10 +1,10 @@
 //! Rings in and out of service: which of them make queues, their pumps, their faults, and what is reported of them.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringway_pmd::interrupt;
 use ringway_pmd::net::F_MRG_RXBUF;
+use ringway_pmd::notify::CallFd;
 use ringway_pmd::vdpa::{Class, Ended, FaultReporter, QueueBinding};
 use ringway_ring::features::Features;
 use ringway_ring::queue::{Format, RingFault};
@@ -124,18 +124,41 @@ impl Backend {
     fn pay_call(&mut self, plane: &dyn Plane, index: usize) -> bool {
         let ring = &mut self.rings[index];
         let (true, Some(call)) = (ring.owes_call, ring.call.sink()) else { return true };
-        let Some(called) = interrupt::as_writer(|| call.call_as_session()) else {
-            // Too many threads write to what their peers made block: it is owed until the session looks again.
-            plane.attention().signal();
-            return true;
-        };
         ring.owes_call = false;
         let counters = plane.counters(index as u16);
         counters.add_call();
-        if !called {
-            counters.add_fault(RingFault::CallBlocked);
+        match interrupt::as_writer(|| call.call_as_session()) {
+            Some(true) => true,
+            Some(false) => {
+                counters.add_fault(RingFault::CallBlocked);
+                false
+            }
+            None => {
+                self.put_off(&call);
+                true
+            }
         }
-        called
+    }
+
+    /// Leaves a call to a later look: too many threads write to what their peers made block.
+    fn put_off(&mut self, call: &CallFd) {
+        call.put_off();
+        self.write_again_soon();
+    }
+
+    fn write_again_soon(&mut self) {
+        self.write_at.get_or_insert_with(|| Instant::now() + WRITERS_FULL);
+    }
+
+    /// Makes the calls, and tells the errors, that found no place among the writers.
+    pub(super) fn write_again(&mut self, plane: &mut dyn Plane) -> Result<(), PlaneError> {
+        self.write_at = None;
+        for index in 0..self.rings.len() {
+            if std::mem::take(&mut self.rings[index].owes_error) {
+                self.signal_error(index);
+            }
+        }
+        self.make_owed_calls(plane)
     }
 
     /// The queue of a ring, if it is to be served.
@@ -198,9 +221,7 @@ impl Backend {
         if name == RingFault::CallBlocked.name() {
             // It held a core that others share for as long as a watchdog takes: not at once again.
             ring.call = Call::Never;
-            if !std::mem::replace(&mut self.paid_for_blocking, true) {
-                self.cost += COST_OF_BLOCKING;
-            }
+            self.pay_for_blocking();
         }
         self.signal_error(index);
         if !std::mem::replace(&mut self.needs_reset, true) {
@@ -210,29 +231,33 @@ impl Backend {
         plane.report(Report::Status(self.status_now()));
     }
 
+    /// One of its descriptors blocked who wrote to it: paid for once.
+    fn pay_for_blocking(&mut self) {
+        if !std::mem::replace(&mut self.paid_for_blocking, true) {
+            self.cost += COST_OF_BLOCKING;
+        }
+    }
+
     /// Makes the calls that workers left to the session. Its descriptor was made non-blocking a moment before: a ring whose
     /// call blocks all the same is stopped like one that blocked a worker. Nobody but this peer waits for that.
     pub(super) fn make_owed_calls(&mut self, plane: &mut dyn Plane) -> Result<(), PlaneError> {
         for index in 0..self.rings.len() {
-            let Call::Fd(call) = &self.rings[index].call else { continue };
-            let call = Arc::clone(call);
-            if !call.take_owed() {
-                continue;
-            }
+            let Some(call) = self.rings[index].call.sink().filter(|call| call.take_owed()) else { continue };
             match interrupt::as_writer(|| call.call_as_session()) {
                 Some(true) => {}
                 Some(false) => {
-                    let Some(reporter) = &self.rings[index].reporter else { continue };
+                    let Some(reporter) = &self.rings[index].reporter else {
+                        // No pump has it: there is nothing to stop.
+                        self.rings[index].call = Call::Never;
+                        self.pay_for_blocking();
+                        continue;
+                    };
                     reporter.report(RingFault::CallBlocked);
                     self.refresh(plane, self.groups[index])?;
                     // Its pump was taken back, so nobody else counts.
                     plane.counters(index as u16).add_fault(RingFault::CallBlocked);
                 }
-                // Too many sessions write just now: again in a moment.
-                None => {
-                    std::thread::sleep(WRITERS_FULL);
-                    call.owe();
-                }
+                None => self.put_off(&call),
             }
         }
         Ok(())
@@ -241,10 +266,19 @@ impl Backend {
     /// Tells the front-end of a ring's error by descriptor, else by message.
     pub(super) fn signal_error(&mut self, index: usize) {
         match &self.rings[index].err {
-            Some(fd) => {
-                // A peer that makes its descriptor block is not told: the watchdog ends the write.
-                interrupt::as_writer(|| fd.signal());
-            }
+            Some(fd) => match interrupt::as_writer(|| fd.call()) {
+                Some(true) => {}
+                // The watchdog ended the write. Who made it block is told of no error any more.
+                Some(false) => {
+                    self.hears_no_errors = true;
+                    self.rings.iter_mut().for_each(|ring| ring.err = None);
+                    self.pay_for_blocking();
+                }
+                None => {
+                    self.rings[index].owes_error = true;
+                    self.write_again_soon();
+                }
+            },
             None if self.protocol & protocol::INBAND_NOTIFICATIONS != 0 => {
                 if let Some(channel) = &mut self.channel {
                     channel.ring_error(index as u16);
@@ -381,7 +415,7 @@ const COST_OF_A_QUEUE: u32 = 2;
 /// What a call that blocked costs, in messages: beyond any burst, so that the peer is not heard for two seconds at least.
 /// A worker is held for some 10 ms by one, once a connection: its session makes those that follow.
 const COST_OF_BLOCKING: u32 = 100_000;
-/// How long a session that found no place among those who write to peers' descriptors waits before it looks again.
+/// When a session that found no place among those who write to peers' descriptors tries again.
 const WRITERS_FULL: Duration = Duration::from_millis(1);
 
 #[cfg(test)]

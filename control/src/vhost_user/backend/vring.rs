@@ -135,7 +135,7 @@ impl Backend {
 
     pub(super) fn set_vring_err(&mut self, payload: u64, fds: Vec<OwnedFd>) -> Result<Answer, Refusal> {
         let (index, fd) = self.ring_fd(Request::SetVringErr, payload, fds)?;
-        self.rings[index].err = fd;
+        self.rings[index].err = fd.filter(|_| !self.hears_no_errors);
         Ok(Answer::Ack)
     }
 
