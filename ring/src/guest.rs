@@ -13,6 +13,7 @@
 //!
 //! Sessions build maps; any number of workers read them. Addresses and sizes are in bytes.
 
+use std::any::Any;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -137,6 +138,20 @@ pub struct Miss {
     pub len: u64,
 }
 
+impl RegionSpec {
+    /// Addresses of this process that the region takes once it is mapped: whole pages of its file around the bytes claimed,
+    /// which may be far more than those.
+    ///
+    /// # Errors
+    /// The file is none that would be mapped.
+    pub fn mapped_bytes(&self) -> Result<u64, MapError> {
+        let page = FileFacts::read(self.file.as_fd())?.page_bytes as u64;
+        let lead = self.file_offset & (page - 1);
+        let whole = lead.checked_add(self.size).and_then(|bytes| bytes.checked_next_multiple_of(page));
+        Ok(whole.unwrap_or(u64::MAX))
+    }
+}
+
 impl Region {
     /// Checks the claims against the file (a regular file on tmpfs or hugetlbfs, large enough) and maps it.
     ///
@@ -202,6 +217,10 @@ impl Region {
     /// Size in bytes.
     pub fn size(&self) -> u64 {
         self.mapping.len() as u64
+    }
+    /// Addresses of this process that it takes: see [`RegionSpec::mapped_bytes`].
+    pub fn mapped_bytes(&self) -> u64 {
+        self.mapping.pages().1 as u64
     }
     /// Front-end's address of the first byte.
     pub fn user_addr(&self) -> u64 {
@@ -291,6 +310,8 @@ pub struct GuestMap {
     /// Indexes of the regions by the front-end's address.
     by_user: Box<[u16]>,
     last_look: LastLook,
+    /// After the regions, so that it is dropped when they are unmapped.
+    _kept: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// A region as lookups see it: 24 bytes.
@@ -345,7 +366,13 @@ impl GuestMap {
             by_user: by_user.into(),
             // No count: the first question looks.
             last_look: LastLook::new(),
+            _kept: None,
         })
+    }
+
+    /// The same map, which keeps `what` for as long as anybody holds it. Maps made from it do not.
+    pub fn keeping(self, what: Arc<dyn Any + Send + Sync>) -> GuestMap {
+        GuestMap { _kept: Some(what), ..self }
     }
 
     /// A map with one region more; the others are shared (vhost-user `ADD_MEM_REG`).

@@ -23,8 +23,15 @@ pub(crate) const GONE: &str = "the kernel's interface is gone";
 /// Runs a session to its end.
 pub(super) fn run(setup: NetdevSetup, inbox: &Inbox) {
     let NetdevSetup { id, device, shared, engine, reports } = setup;
-    let mut plane =
-        EnginePlane::new(id, device, Arc::clone(&shared), engine, Lease::alone(), reports.clone(), inbox);
+    let mut plane = EnginePlane::new(
+        id,
+        device,
+        Arc::clone(&shared),
+        engine,
+        Arc::new(Lease::alone()),
+        reports.clone(),
+        inbox,
+    );
     let (mut reason, is_revoked) = catch_unwind(AssertUnwindSafe(|| serve(&mut plane, &shared, inbox)))
         .unwrap_or_else(|panic| (format!("bug: the session panicked: {}", text_of(&*panic)), false));
     for group in 0..shared.cores.len() as u16 {

@@ -20,7 +20,7 @@ pub(super) struct EnginePlane<'session> {
     shared: Arc<DeviceShared>,
     engine: Engine,
     inbox: &'session Inbox,
-    pub(super) lease: Lease,
+    pub(super) lease: Arc<Lease>,
     reports: Reporter,
     /// By group.
     placed: Vec<Option<Placed>>,
@@ -43,7 +43,7 @@ impl<'session> EnginePlane<'session> {
         device: Box<dyn VdpaDevice>,
         shared: Arc<DeviceShared>,
         engine: Engine,
-        lease: Lease,
+        lease: Arc<Lease>,
         reports: Reporter,
         inbox: &'session Inbox,
     ) -> EnginePlane<'session> {
@@ -147,7 +147,7 @@ impl Plane for EnginePlane<'_> {
         Arc::clone(&self.inbox.wake)
     }
 
-    fn lease(&self) -> &Lease {
+    fn lease(&self) -> &Arc<Lease> {
         &self.lease
     }
 

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -38,7 +39,7 @@ impl From<PlaneError> for End {
 /// Runs a session to its end. A panic here is a bug of ours; it ends this session and is told.
 pub(super) fn run(setup: SessionSetup, inbox: &Inbox) {
     let SessionSetup { id, device, shared, stream, engine, lease, reports } = setup;
-    let mut plane = EnginePlane::new(id, device, shared, engine, lease, reports.clone(), inbox);
+    let mut plane = EnginePlane::new(id, device, shared, engine, Arc::new(lease), reports.clone(), inbox);
     let now = Instant::now();
     let backend = Backend::new(&mut plane, now);
     let mut session = Session {
@@ -69,7 +70,7 @@ pub(super) fn run(setup: SessionSetup, inbox: &Inbox) {
     drop(backend);
     serve_sentence(&mut bucket, inbox);
     inbox.over.store(true, Ordering::Relaxed);
-    // Before it is told: whoever comes next may need it.
+    // Before it is told: whoever comes next may need it. Given back unless a worker did not let go, whose map keeps it.
     drop(plane.lease);
     let device = Some(plane.device).filter(|_| !end.revoked);
     reports(id, Report::Ended { device, reason, last });

@@ -1,7 +1,5 @@
 //! Requests that concern the device as a whole: features, memory, configuration, status, reset.
 
-use std::sync::Arc;
-
 use ringway_pmd::counters::DropReason;
 use ringway_pmd::net::Mac;
 use ringway_pmd::vdpa::Class;
@@ -123,7 +121,7 @@ impl Backend {
         for group in self.all_groups() {
             plane.retire(group)?;
         }
-        self.map = Some(Arc::new(map));
+        self.map = Some(memory::in_force(map, plane.lease()));
         plane.report(Report::Memory { regions, bytes });
         for group in self.all_groups() {
             self.refresh(plane, group)?;

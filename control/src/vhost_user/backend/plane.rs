@@ -31,7 +31,7 @@ pub trait Plane {
     /// The core that the pump of a group runs on.
     fn core(&mut self, group: u16) -> Option<usize>;
     /// What the front-end may take of the process.
-    fn lease(&self) -> &Lease;
+    fn lease(&self) -> &Arc<Lease>;
     /// The device is being removed: give up what takes long.
     fn is_revoked(&self) -> bool;
     /// Tells control.
