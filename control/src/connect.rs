@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::api::Mode;
 use crate::budget::{Lease, Short};
 use crate::daemon::{Daemon, Token};
-use crate::device::{Away, Connection, Device, Facts, Refused};
+use crate::device::{Away, Connection, Device, Facts, Held, Refused};
 use crate::endpoint;
 use crate::fault::reason;
 use crate::life::{Life, LifeEvent};
@@ -245,11 +245,10 @@ impl Daemon {
         let session = self.next_session;
         let ((reporter, reports), engine) = (self.remote.reports(), self.engine.clone());
         let Some(device) = self.registry.by_id(id) else { return };
-        let Some(held) = device.held.take() else { return };
-        if device.life.apply(LifeEvent::Connect).is_err() {
-            device.held = Some(held);
+        if device.held.is_none() || device.life.apply(LifeEvent::Connect).is_err() {
             return;
         }
+        let Some(held) = device.held.take().and_then(Held::into_device) else { return };
         self.next_session += 1;
         device.retry_at = None;
         device.history.connections += 1;
@@ -280,12 +279,14 @@ impl Daemon {
         let session = self.next_session;
         let ((reporter, reports), engine) = (self.remote.reports(), self.engine.clone());
         let Some(device) = self.registry.by_id(id) else { return };
-        let Some(held) = device.held.take() else { return };
-        if let Err(error) = device.life.apply(LifeEvent::Connect) {
-            tracing::error!(dev = device.name(), %error, "front-end turned away");
-            device.held = Some(held);
+        if device.held.is_none() {
             return;
         }
+        if let Err(error) = device.life.apply(LifeEvent::Connect) {
+            tracing::error!(dev = device.name(), %error, "front-end turned away");
+            return;
+        }
+        let Some(held) = device.held.take().and_then(Held::into_device) else { return };
         self.next_session += 1;
         device.retry_at = None;
         device.history.connections += 1;
@@ -328,8 +329,9 @@ impl Daemon {
         let known = self.registry.known();
         let Some(device) = self.registry.by_id(id) else { return };
         let entry = device.entry.clone();
-        // A driver may be unable to make a second device while the first one lives.
-        device.held = None;
+        if let Some(before) = device.held.take() {
+            before.let_go();
+        }
         let made = check_entry(&entry, &known).and_then(|spec| {
             self.registry.mgmtdev(&entry.mgmtdev)?.device.create(&spec).map_err(crate::ops::driver_fault)
         });
@@ -337,7 +339,7 @@ impl Daemon {
         match made {
             Ok(made) => {
                 device.facts = Facts::of(&*made);
-                device.held = Some(made);
+                device.held = Some(Held::new(made));
                 device.is_outdated = false;
                 if device.life == Life::Failed {
                     let _ = device.life.apply(LifeEvent::Remade);
@@ -491,8 +493,12 @@ impl Daemon {
         last: Option<&'static str>,
     ) {
         let is_stopping = self.is_stopping();
-        // A device that was removed meanwhile is dropped here.
-        let Some(device) = self.registry.by_id(id) else { return };
+        let held = held.map(Held::new);
+        let Some(device) = self.registry.by_id(id) else {
+            // It was removed meanwhile.
+            held.into_iter().for_each(Held::remove);
+            return;
+        };
         let event = if held.is_some() { LifeEvent::Ended } else { LifeEvent::Lost };
         if let Err(error) = device.life.apply(event) {
             tracing::error!(dev = device.name(), %error, "unexpected end of a session");
@@ -578,7 +584,7 @@ const THE_INTERFACE: &str = "the interface";
 
 /// The session of an interface is over: what is to be told if that cannot be had, once.
 fn netdev_lost(device: &mut Device, was_open: bool, reason: &str) -> Option<serde_json::Value> {
-    let is_own = device.held.as_mut().and_then(|held| Some(held.netdev()?.is_own())).unwrap_or(true);
+    let is_own = device.held.as_mut().and_then(Held::netdev).is_none_or(|netdev| netdev.is_own());
     if was_open && reason != session::GONE {
         return None;
     }

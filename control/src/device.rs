@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use ringway_pmd::vdpa::{Class, DataPath, DeviceConfig, NetdevChange, QueueLimits, VdpaDevice};
+use ringway_pmd::later;
+use ringway_pmd::vdpa::{Class, DataPath, DeviceConfig, Netdev, NetdevChange, QueueLimits, VdpaDevice};
 use ringway_ring::features::Features;
 use serde_json::{Value, json};
 
@@ -280,6 +281,51 @@ pub(crate) struct Away {
     pub(crate) cure: String,
 }
 
+/// A driver's device while no session has it. Whoever drops one waits for nothing: what it has on the host is let go of by
+/// the kernel, which may take its time.
+pub(crate) struct Held(Option<Box<dyn VdpaDevice>>);
+
+impl Held {
+    pub(crate) fn new(device: Box<dyn VdpaDevice>) -> Held {
+        Held(Some(device))
+    }
+
+    /// For a session.
+    pub(crate) fn into_device(mut self) -> Option<Box<dyn VdpaDevice>> {
+        self.0.take()
+    }
+
+    /// Its interface, if it is a device of the host's.
+    pub(crate) fn netdev(&mut self) -> Option<&mut dyn Netdev> {
+        self.0.as_mut()?.netdev()
+    }
+
+    /// Lets go of it, and waits for that a little: the driver may be unable to make a second one while it lives.
+    pub(crate) fn let_go(self) {
+        let device = self.into_device();
+        later::within(LET_GO_WITHIN, move || drop(device));
+    }
+
+    /// Takes away what it has on the host, as a device that does not come back.
+    pub(crate) fn remove(self) {
+        if let Some(mut device) = self.into_device() {
+            later::run(move || device.removed());
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(device) = self.0.take() {
+            later::run(move || drop(device));
+        }
+    }
+}
+
+/// How long control waits for a device that is made anew to let go of what it has on the host; what takes longer is tried
+/// again like any device that cannot be made.
+const LET_GO_WITHIN: Duration = Duration::from_secs(1);
+
 /// A device. Owned by the registry, on the control thread.
 pub(crate) struct Device {
     /// Its number in this process; never reused.
@@ -292,7 +338,7 @@ pub(crate) struct Device {
     /// It is served by the core of its management device.
     pub(crate) shares_core: bool,
     /// The driver's device, unless a session has it.
-    pub(crate) held: Option<Box<dyn VdpaDevice>>,
+    pub(crate) held: Option<Held>,
     /// True if the driver's device must be made anew before the next front-end, to bring changes into force.
     pub(crate) is_outdated: bool,
     pub(crate) shared: Arc<DeviceShared>,
@@ -362,6 +408,56 @@ impl Device {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A device that takes its time to let go of what it has on the host.
+    struct Slow(std::sync::mpsc::Receiver<()>, std::sync::mpsc::Sender<std::thread::ThreadId>);
+
+    impl VdpaDevice for Slow {
+        fn class(&self) -> Class {
+            Class::Net
+        }
+        fn data_path(&self) -> DataPath {
+            DataPath::Pumped
+        }
+        fn features(&self) -> Features {
+            Features::NONE
+        }
+        fn limits(&self) -> QueueLimits {
+            QueueLimits { max_vqs: 2, max_vq_size: 64 }
+        }
+        fn config(&self) -> DeviceConfig {
+            unreachable!("nobody asks")
+        }
+        fn attributes(&self) -> BTreeMap<String, String> {
+            BTreeMap::new()
+        }
+        fn group_of(&self, index: u16) -> u16 {
+            index / 2
+        }
+    }
+
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            let _ = self.0.recv();
+            let _ = self.1.send(std::thread::current().id());
+        }
+    }
+
+    #[test]
+    fn device_is_let_go_of_on_another_thread_however_long_that_takes() {
+        let ways: [(fn(Held), Duration); 3] =
+            [(drop, Duration::ZERO), (Held::remove, Duration::ZERO), (Held::let_go, LET_GO_WITHIN)];
+        for (way, at_most) in ways {
+            let (release, held) = std::sync::mpsc::channel();
+            let (told, by) = std::sync::mpsc::channel();
+            let begun = Instant::now();
+            way(Held::new(Box::new(Slow(held, told))));
+            assert!(by.try_recv().is_err(), "it was not waited for");
+            assert!(begun.elapsed() < at_most + Duration::from_secs(5));
+            release.send(()).unwrap();
+            assert_ne!(by.recv_timeout(Duration::from_secs(20)).unwrap(), std::thread::current().id());
+        }
+    }
 
     #[test]
     fn backoff_doubles_to_64_ms_and_slows_down_in_the_end() {

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use ringway_pmd::counters::QueueCounters;
-use ringway_pmd::later;
 use ringway_pmd::vdpa::{DeviceConfig, DeviceSpec, DriverError};
 use ringway_ring::position::PositionPage;
 use rustix::event::epoll;
@@ -18,7 +17,7 @@ use serde_json::{Value, json};
 use crate::accounts::{A_MOMENT, Account};
 use crate::api::{DevAdded, DevChanged, DevDeleted, DevSet, DeviceEntry, MgmtEntry, Mode, Target};
 use crate::daemon::{Daemon, Token};
-use crate::device::{Backoff, Device, Facts, Origin, Quota, Repeated};
+use crate::device::{Backoff, Device, Facts, Held, Origin, Quota, Repeated};
 use crate::endpoint::{self, Listening};
 use crate::fault::{Fault, Kind};
 use crate::life::{Life, LifeEvent};
@@ -240,6 +239,7 @@ impl Daemon {
         let mut made = mgmtdev.create(spec).map_err(driver_fault)?;
         let facts = Facts::of(&*made);
         let netdev = made.netdev().map(|netdev| netdev.ifname().to_owned());
+        let made = Held::new(made);
         let (mode, socket) = match &netdev {
             Some(_) => (Mode::Netdev, PathBuf::new()),
             None => (mode, socket),
@@ -390,9 +390,8 @@ impl Daemon {
         if let Some(connection) = &device.connection {
             connection.handle.send(Command::Revoke);
         }
-        // What it has on the host is taken away by the kernel, which may take its time: not awaited here.
-        if let Some(mut held) = device.held.take() {
-            later::run(move || held.removed());
+        if let Some(held) = device.held.take() {
+            held.remove();
         }
         if let Some(listening) = device.listening.take() {
             let _ = epoll::delete(&self.epoll, &listening.socket);

@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Something to do; true once it is done.
@@ -35,9 +35,31 @@ pub fn run(job: impl FnOnce() + Send + 'static) {
 /// Has something done on a thread of its own, and waits so long for it. None: it is not done yet; what comes of it is
 /// dropped on that thread.
 pub fn within<T: Send + 'static>(time: Duration, job: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    within_by(time, job, |work| std::thread::Builder::new().name("rw-within".to_owned()).spawn(work).is_ok())
+}
+
+/// See [`within`]. `spawn` tells whether the host gave a thread; without one the job waits its turn like any other, and is
+/// neither done nor dropped on the caller's.
+fn within_by<T: Send + 'static>(
+    time: Duration,
+    job: impl FnOnce() -> T + Send + 'static,
+    spawn: impl FnOnce(Box<dyn FnOnce() + Send>) -> bool,
+) -> Option<T> {
     let (told, done) = channel();
-    let thread = std::thread::Builder::new().name("rw-within".to_owned());
-    thread.spawn(move || drop(told.send(job()))).ok()?;
+    // Where both can take it: who gives no thread drops what it was given.
+    let job = Arc::new(Mutex::new(Some(move || drop(told.send(job())))));
+    let again = Arc::clone(&job);
+    let take = |job: &Mutex<Option<_>>| job.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let work = move || {
+        if let Some(job) = take(&job) {
+            job();
+        }
+    };
+    if !spawn(Box::new(work))
+        && let Some(job) = take(&again)
+    {
+        run(job);
+    }
     done.recv_timeout(time).ok()
 }
 
@@ -143,8 +165,6 @@ const STEP: Duration = Duration::from_millis(1);
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     #[test]
@@ -210,5 +230,9 @@ mod tests {
         assert_eq!(late, None);
         drop(release);
         done.recv_timeout(Duration::from_secs(20)).unwrap();
+        // Nor on the caller's thread where the host gives none.
+        let caller = std::thread::current().id();
+        let by = within_by(Duration::from_secs(20), || std::thread::current().id(), |_| false);
+        assert!(by.is_some_and(|by| by != caller));
     }
 }
