@@ -179,6 +179,10 @@ pub struct Queue {
 pub struct MgmtdevShow {
     /// By name.
     pub mgmtdev: Named<MgmtdevInfo>,
+    /// Those that were asked for and could not be made at the start, and why: kept, and tried again at the next. Its devices
+    /// have made one of defaults where it is among the others all the same.
+    #[serde(default, skip_serializing_if = "Named::is_empty")]
+    pub absent: Named<String>,
     /// Kinds of management devices that come to be by being named.
     #[serde(default, skip_serializing_if = "Named::is_empty")]
     pub kinds: Named<KindInfo>,

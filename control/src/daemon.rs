@@ -140,12 +140,20 @@ pub(crate) struct Absent {
     pub(crate) is_final: bool,
 }
 
+/// A management device that could not be made at the start as it was asked for: kept, for the next one.
+#[derive(Debug)]
+pub(crate) struct AbsentMgmtdev {
+    pub(crate) entry: MgmtEntry,
+    pub(crate) origin: MgmtOrigin,
+    pub(crate) why: String,
+}
+
 /// Everything that the control thread owns.
 pub(crate) struct Daemon {
     pub(crate) registry: Registry,
     pub(crate) absent: Vec<Absent>,
-    /// Management devices that the state directory keeps and that do not run as it has them: it keeps them on.
-    pub(crate) absent_mgmtdevs: Vec<MgmtEntry>,
+    /// Management devices that do not run as they were asked for: the state directory keeps its own on.
+    pub(crate) absent_mgmtdevs: Vec<AbsentMgmtdev>,
     pub(crate) placement: Placement,
     pub(crate) claims: Claims,
     pub(crate) engine: Engine,

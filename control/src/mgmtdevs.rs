@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use serde_json::json;
 
 use crate::api::{MgmtEntry, MgmtdevChanged, MgmtdevDeleted, Target};
-use crate::daemon::Daemon;
+use crate::daemon::{AbsentMgmtdev, Daemon};
 use crate::device::{Device, Origin};
 use crate::fault::Fault;
 use crate::ops::driver_fault;
@@ -14,23 +14,30 @@ use crate::registry::{MgmtOrigin, check_mgmt_entry};
 use crate::session::Command;
 
 impl Daemon {
-    /// Makes those of a list at the start. What cannot be made is told; its devices make it with defaults.
+    /// Makes those of a list at the start. What cannot be made is told and kept; its devices make it with defaults.
     pub(crate) fn make_mgmtdevs(&mut self, entries: Vec<MgmtEntry>, origin: MgmtOrigin) {
         for entry in entries {
-            if self.registry.has_mgmtdev(&entry.name) {
+            let why = if self.registry.has_mgmtdev(&entry.name) {
                 tracing::warn!(mgmtdev = entry.name, "also in the configuration file, which goes first");
-                self.absent_mgmtdevs.push(entry);
-                continue;
-            }
-            let checked = check_mgmt_entry(&entry, &self.registry.known());
-            let made = checked.and_then(|()| self.make_mgmtdev(&entry.name, &entry.attributes, origin));
-            if let Err(fault) = made {
-                tracing::error!(mgmtdev = entry.name, "management device cannot be made: {}", fault.message);
-                if origin == MgmtOrigin::Operator {
-                    self.absent_mgmtdevs.push(entry);
-                }
-            }
+                "a management device of this name is in the configuration file".to_owned()
+            } else {
+                let checked = check_mgmt_entry(&entry, &self.registry.known());
+                let made = checked.and_then(|()| self.make_mgmtdev(&entry.name, &entry.attributes, origin));
+                let Err(fault) = made else { continue };
+                let why = fault.message;
+                tracing::error!(
+                    mgmtdev = entry.name,
+                    "management device cannot be made, it is kept and tried again at the next start: {why}"
+                );
+                why
+            };
+            self.absent_mgmtdevs.push(AbsentMgmtdev { entry, origin, why });
         }
+    }
+
+    /// Forgets one that could not be made at the start: it was made, set, or removed since. What it was is returned.
+    fn forget_absent(&mut self, name: &str) -> Vec<AbsentMgmtdev> {
+        self.absent_mgmtdevs.extract_if(.., |absent| absent.entry.name == name).collect()
     }
 
     /// Makes `BUS/NAME`, on a core of its own if its devices share one.
@@ -83,7 +90,9 @@ impl Daemon {
                 .hint(format!("another name, or ringway mgmtdev set name {}", entry.name)));
         }
         self.make_mgmtdev(&entry.name, &entry.attributes, MgmtOrigin::Operator)?;
+        let forgotten = self.forget_absent(&entry.name);
         if let Err(fault) = self.keep() {
+            self.absent_mgmtdevs.extend(forgotten);
             self.drop_mgmtdev(&entry.name);
             return Err(fault);
         }
@@ -117,6 +126,7 @@ impl Daemon {
         // What was set is worth keeping, also by a bridge that came with its first device.
         if mgmtdev.origin == MgmtOrigin::Device {
             mgmtdev.origin = MgmtOrigin::Operator;
+            self.forget_absent(name);
         }
         if let Some(core) = wanted.filter(|_| moves) {
             self.placement.release(before.as_slice());
@@ -146,8 +156,13 @@ impl Daemon {
     /// Removes a management device with all that it made.
     pub(crate) fn delete_mgmtdev(&mut self, target: &Target) -> Result<MgmtdevDeleted, Fault> {
         let name = &target.name;
-        let mgmtdev = self.registry.mgmtdev(name).map_err(|fault| fault.at("name"))?;
-        let origin = mgmtdev.origin;
+        let absent = self.absent_mgmtdevs.iter().find(|absent| absent.entry.name == *name);
+        let absent = absent.map(|absent| absent.origin);
+        let origin = match (self.registry.mgmtdev(name), absent) {
+            (Ok(mgmtdev), _) => mgmtdev.origin,
+            (Err(_), Some(origin)) => origin,
+            (Err(fault), None) => return Err(fault.at("name")),
+        };
         if origin == MgmtOrigin::Driver {
             return Err(Fault::usage(format!("{name} belongs to a driver and stays"))
                 .at("name")
@@ -167,7 +182,6 @@ impl Daemon {
         }
         // Those that could not be made as well, or they would make it anew.
         self.absent.retain(|absent| absent.entry.mgmtdev != *name);
-        self.absent_mgmtdevs.retain(|entry| entry.name != *name);
         for device in &devices {
             // One that came by itself may have gone with another.
             if !self.registry.is_taken(device) {
@@ -179,6 +193,7 @@ impl Daemon {
         if self.registry.has_mgmtdev(name) {
             self.drop_mgmtdev(name);
         }
+        self.forget_absent(name);
         self.keep()?;
         self.events.push("mgmtdev.removed", None, json!({ "mgmtdev": name, "devices": devices }));
         Ok(MgmtdevDeleted { deleted: name.clone(), devices, notes })

@@ -609,7 +609,8 @@ impl Daemon {
                     attributes: mgmtdev.asked.clone(),
                 })
                 .collect();
-            let absent = self.absent_mgmtdevs.iter();
+            let absent = self.absent_mgmtdevs.iter().filter(|absent| absent.origin == MgmtOrigin::Operator);
+            let absent = absent.map(|absent| &absent.entry);
             let absent = absent.filter(|entry| mgmtdevs.iter().all(|other| other.name != entry.name));
             let absent: Vec<MgmtEntry> = absent.cloned().collect();
             mgmtdevs.extend(absent);

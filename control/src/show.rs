@@ -84,8 +84,12 @@ impl Daemon {
         let buses = self.registry.known().buses.into_iter().filter(|bus| is_wanted(bus.name));
         let kinds: Named<KindInfo> =
             buses.map(|bus| (format!("{}/NAME", bus.name), KindInfo::of(&bus))).collect();
+        let absent =
+            self.absent_mgmtdevs.iter().filter(|absent| wanted.is_none_or(|name| absent.entry.name == name));
+        let absent: Named<String> =
+            absent.map(|absent| (absent.entry.name.clone(), absent.why.clone())).collect();
         match wanted {
-            Some(name) if mgmtdev.0.is_empty() && kinds.0.is_empty() => {
+            Some(name) if mgmtdev.0.is_empty() && kinds.0.is_empty() && absent.0.is_empty() => {
                 let known = self.registry.known().mgmtdevs;
                 let known: Vec<String> = known.into_iter().map(|info| info.name).collect();
                 let fault = Fault::not_found(format!(
@@ -97,7 +101,7 @@ impl Daemon {
                     None => fault.hint("ringway mgmtdev show"),
                 })
             }
-            _ => Ok(MgmtdevShow { mgmtdev, kinds }),
+            _ => Ok(MgmtdevShow { mgmtdev, absent, kinds }),
         }
     }
 

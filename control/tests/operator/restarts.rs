@@ -182,6 +182,47 @@ fn default_addresses_are_the_daemons_own_and_stay_and_kept_ones_are_kept() {
 }
 
 #[test]
+fn management_device_that_cannot_be_made_at_the_start_is_kept_and_shown() {
+    let mut daemon = Daemon::start();
+    daemon.run("mgmtdev add name bridge/b ageing 77").good();
+    daemon.run("mgmtdev add name bridge/good ageing 60").good();
+    daemon.kill();
+    let file = daemon.dir.join("state/devices.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    // As of a host that has fewer cores than before.
+    let broken = text.replacen("\"ageing\": \"77\"", "\"ageing\": \"77\", \"core\": \"9999\"", 1);
+    assert_ne!(broken, text);
+    std::fs::write(&file, broken).unwrap();
+    daemon.start_again(&[]);
+    daemon.logged("management device cannot be made, it is kept");
+    for line in ["mgmtdev show", "mgmtdev show bridge/b"] {
+        let shown = daemon.run(line).good();
+        assert!(shown.contains("bridge/b: not made as it was asked for: "), "{shown}");
+    }
+    // Its devices make one of defaults; what was asked for stays through every change.
+    daemon.run("dev add name a mgmtdev bridge/b").good();
+    daemon.run("mgmtdev set name bridge/good ageing 61").good();
+    let shown = daemon.run("mgmtdev show bridge/good").good();
+    let own_core = shown.split("setting core ").nth(1).unwrap().lines().next().unwrap();
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains("\"9999\"") && text.contains("\"77\""), "{text}");
+    daemon.kill();
+    std::fs::write(&file, text.replacen("9999", own_core, 1)).unwrap();
+    daemon.start_again(&[]);
+    let shown = daemon.run("mgmtdev show bridge/b").good();
+    assert!(shown.contains("setting ageing 77") && !shown.contains("not made"), "{shown}");
+    // It goes by being removed, also one that was not made.
+    daemon.kill();
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replacen("\"77\"", "\"a week\"", 1)).unwrap();
+    daemon.start_again(&[]);
+    assert!(daemon.run("mgmtdev show").good().contains("bridge/b: not made"));
+    daemon.run("mgmtdev del bridge/b").good();
+    assert!(!std::fs::read_to_string(&file).unwrap().contains("a week"));
+    assert!(!daemon.run("mgmtdev show").good().contains("not made"));
+}
+
+#[test]
 fn state_file_of_a_newer_version_keeps_nobody_off_the_network() {
     let mut daemon = Daemon::start();
     daemon.run("dev add name a mgmtdev sim/net").good();
