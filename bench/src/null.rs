@@ -140,6 +140,7 @@ fn accept(
             name: spec.name,
             counters: (0..queues).map(|_| Arc::default()).collect(),
             positions,
+            lease: None,
             cores: (0..queues).map(|_| AtomicUsize::new(core)).collect(),
         };
         let device = NullDevice { model, options, done_wrong: Arc::clone(done_wrong) };

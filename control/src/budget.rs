@@ -3,7 +3,8 @@
 //! A quarter of the descriptors and an eighth of the address space are kept back for operators, devices, workers and
 //! state. Of the rest, a front-end may hold only so much that a fair part stays free after it (see `Pool::share`). What
 //! every front-end needs (its socket, its rings' descriptors, a few regions) is set aside when it comes, so that only
-//! further memory can be refused.
+//! further memory can be refused. So is what a device needs whose other side is a kernel's interface, which is refused
+//! where there is less.
 //!
 //! Sessions take and give back here, control lets them in. The lock is held for a few comparisons, never across a
 //! system call.
@@ -72,7 +73,23 @@ impl Budget {
     /// # Errors
     /// There are not so many descriptors left.
     pub fn admit(&self, session: u64, device: &str, rings: usize) -> Result<Lease, Short> {
-        let base = BASE_DESCRIPTORS + DESCRIPTORS_PER_RING * rings as u64;
+        self.set_aside(session, device, BASE_DESCRIPTORS + DESCRIPTORS_PER_RING * rings as u64)
+    }
+
+    /// Sets aside what a device needs whose other side is a kernel's interface of so many queues. `holder` is a session's
+    /// number that no session has.
+    ///
+    /// # Errors
+    /// There are not so many descriptors left.
+    pub fn admit_interface(&self, holder: u64, device: &str, queues: usize) -> Result<Lease, Short> {
+        self.set_aside(
+            holder,
+            device,
+            INTERFACE_DESCRIPTORS + DESCRIPTORS_PER_INTERFACE_QUEUE * queues as u64,
+        )
+    }
+
+    fn set_aside(&self, session: u64, device: &str, base: u64) -> Result<Lease, Short> {
         let pool = &self.0.descriptors;
         let mut held = pool.lock();
         if base > pool.free(&held, session) {
@@ -119,14 +136,14 @@ impl Pool {
         let (what, cure) = match self.what {
             Kind::Descriptors => (
                 "descriptors",
-                "raise LimitNOFILE= of ringwayd's unit (ulimit -n), or give the VMs fewer memory slots",
+                "raise LimitNOFILE= of ringwayd's unit (ulimit -n), or give the VMs fewer memory slots, or TAPs fewer queues (max_vqp)",
             ),
             Kind::Space => {
                 ("address space", "give the VMs less memory, or spread them over several ringwayd")
             }
         };
         Short(format!(
-            "not enough {what}: {device} would hold {wanted}, may hold {most}; front-ends share {total}, held by: {}; {cure}",
+            "not enough {what}: {device} would hold {wanted}, may hold {most}; front-ends and TAPs share {total}, held by: {}; {cure}",
             if named.is_empty() { "nobody" } else { &named }
         ))
     }
@@ -214,6 +231,11 @@ const ADDRESS_SPACE: u64 = 1 << 47;
 const LEAST_DESCRIPTORS_KEPT: u64 = 64;
 /// Descriptors of a ring: kick, call and error, and the kick once more for the worker that it wakes.
 const DESCRIPTORS_PER_RING: u64 = 4;
+/// Descriptors of a queue of a kernel's interface: the queue's own, and for either direction one more of it, its io_uring,
+/// and what wakes the worker.
+const DESCRIPTORS_PER_INTERFACE_QUEUE: u64 = 7;
+/// Its socket, its session's eventfd, and one by which it is looked at.
+const INTERFACE_DESCRIPTORS: u64 = 3;
 /// Regions that a front-end may always have: as many as one SET_MEM_TABLE brings.
 const BASE_REGIONS: u64 = 8;
 /// Its socket and eventfd, the back-end channel, those regions, and a message's descriptors on their way.
@@ -266,6 +288,20 @@ mod tests {
         assert!(refused.contains("a 27") && refused.contains("LimitNOFILE"), "{refused}");
         drop(first);
         budget.admit(3, "c", 2).unwrap();
+    }
+
+    #[test]
+    fn interface_is_granted_what_its_queues_need_and_one_queue_more_is_refused() {
+        let needs = |queues: u64| INTERFACE_DESCRIPTORS + queues * DESCRIPTORS_PER_INTERFACE_QUEUE;
+        let budget = Budget::new(needs(16) + needs(1), 1 << 40);
+        let first = budget.admit_interface(1, "h0", 16).unwrap();
+        let refused = budget.admit_interface(2, "h1", 2).unwrap_err().to_string();
+        assert!(refused.contains("h1 would hold 17") && refused.contains("held by: h0 115"), "{refused}");
+        assert!(refused.contains("LimitNOFILE") && refused.contains("max_vqp"), "{refused}");
+        let _second = budget.admit_interface(2, "h1", 1).unwrap();
+        assert!(budget.admit(3, "vm0", 2).is_err(), "front-ends have of the same");
+        drop(first);
+        budget.admit(3, "vm0", 2).unwrap();
     }
 
     #[test]

@@ -234,6 +234,15 @@ impl Daemon {
         owner: Option<u32>,
         group: Option<u32>,
     ) -> Result<(), Fault> {
+        let lease = match host_interface(&entry) {
+            None => None,
+            Some(_) => {
+                self.next_session += 1;
+                let queues = entry.max_vqp.unwrap_or(1).into();
+                let admitted = self.budget.admit_interface(self.next_session - 1, &entry.name, queues);
+                Some(admitted.map_err(|short| Fault::new(Kind::Runtime, short.to_string()))?)
+            }
+        };
         let mgmtdev = &mut self.registry.mgmtdev(&entry.mgmtdev)?.device;
         let shared_core = mgmtdev.shared_core();
         let mut made = mgmtdev.create(spec).map_err(driver_fault)?;
@@ -262,6 +271,7 @@ impl Daemon {
             name: entry.name.clone(),
             counters: (0..facts.limits.max_vqs).map(|_| Arc::new(QueueCounters::default())).collect(),
             positions,
+            lease,
             cores: cores.into_iter().map(AtomicUsize::new).collect(),
         });
         self.registry.insert(Device {

@@ -44,6 +44,8 @@ pub struct DeviceShared {
     pub counters: Vec<Arc<QueueCounters>>,
     /// Where each queue stands.
     pub positions: Arc<PositionPage>,
+    /// What a device without front-end holds of the process, until its last session has ended.
+    pub lease: Option<Lease>,
     /// The core of each group of queues, decided by control. Read when a pump is placed.
     pub cores: Vec<AtomicUsize>,
 }

@@ -169,6 +169,7 @@ fn child(way: Way, format: Format, plant: Plant) -> ! {
                 name: spec.name,
                 counters: (0..2).map(|_| Arc::default()).collect(),
                 positions: PositionPage::anonymous().unwrap(),
+                lease: None,
                 cores: vec![AtomicUsize::new(core)],
             }),
             stream: theirs,

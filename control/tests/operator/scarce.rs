@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::pace::Pace;
 use crate::support::{Daemon, SOON, finish, ringwayd, wait_for};
+use crate::taps::Namespace;
 
 fn connect(daemon: &Daemon, name: &str) -> Frontend {
     let mut frontend = Frontend::connect(&daemon.socket(name), SOON).unwrap();
@@ -175,6 +176,39 @@ fn front_ends_that_use_all_their_memory_slots_leave_descriptors_for_the_others_a
     wait_for("others can have it", || {
         let mut frontend = connect(&daemon, "d");
         take_slots(&mut frontend, file.as_fd(), 100) == 100
+    });
+}
+
+#[test]
+fn interfaces_leave_what_is_kept_for_the_operator() {
+    let Some(host) = Namespace::new("scarce") else { return };
+    let mut limited = Command::new("/bin/sh");
+    limited.args(["-c", "ulimit -n 256; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_ringwayd")]);
+    limited.env_remove("RINGWAY_CTL").env_remove("RINGWAY_LOG").env_remove("NOTIFY_SOCKET");
+    let daemon = Daemon::start_as(limited, Stdio::null());
+    let count = || std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
+    let before = count();
+    let add = |n: usize| {
+        let what = format!("dev add name h{n} mgmtdev bridge/b tap rwq{n} netns {} max_vqp 4", host.0);
+        let made = daemon.run(&what);
+        if made.code == 0 {
+            wait_for("it is in service", || daemon.device(&format!("h{n}"))["state"] == "connected");
+        }
+        made
+    };
+    add(0).good();
+    let each = count() - before;
+    assert!(each <= 3 + 4 * 7, "an interface of 4 queues has {each} descriptors");
+    let refused = (1..16).map(add).find(|made| made.code != 0).expect("one is refused");
+    let told = refused.bad(1);
+    assert!(told.contains("not enough descriptors: h") && told.contains("held by: h0 31"), "{told}");
+    assert!(told.contains("LimitNOFILE") && told.contains("max_vqp"), "{told}");
+    assert!(count() - before <= 256 - 64, "{} descriptors, {before} before", count());
+    daemon.run("dev add name vm0 mgmtdev sim/net").good();
+    daemon.run("dev del h0").good();
+    wait_for("another has them", || {
+        daemon.run(&format!("dev add name last mgmtdev bridge/b tap rwl netns {} max_vqp 4", host.0)).code
+            == 0
     });
 }
 

@@ -72,6 +72,7 @@ pub fn shared(name: &str, device: &dyn VdpaDevice) -> Arc<DeviceShared> {
         name: name.to_owned(),
         counters: (0..queues).map(|_| Arc::new(QueueCounters::default())).collect(),
         positions: PositionPage::anonymous().unwrap(),
+        lease: None,
         cores: (0..queues).map(|_| AtomicUsize::new(core)).collect(),
     })
 }
