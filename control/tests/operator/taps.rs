@@ -48,6 +48,10 @@ fn interface_of_one_device_is_refused_to_another_by_whatever_way() {
     let (daemon, other) = (Daemon::start(), Daemon::start());
     let ns = &host.0;
     daemon.run(&format!("dev add name h0 mgmtdev bridge/b tap rwt0 netns {ns}")).good();
+    // One of that name in another namespace is another one, and a younger process is looked at first.
+    let Some(elsewhere) = Namespace::new("elsewhere") else { return };
+    let stray = Daemon::start();
+    stray.run(&format!("dev add name h0 mgmtdev bridge/b tap rwt0 netns {}", elsewhere.0)).good();
     for line in [
         format!("dev add name h1 mgmtdev bridge/b tap rwt0 netns {ns}"),
         format!("dev add name h1 mgmtdev link/l tap rwt0 netns {ns}"),

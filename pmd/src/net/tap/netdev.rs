@@ -5,6 +5,7 @@
 //! device. What is found otherwise is left as it is. The descriptors stay good when an operator moves the interface to
 //! another namespace.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -440,8 +441,9 @@ fn in_use(name: &str) -> TapError {
     }
 }
 
-/// A process that has an interface of that name open, as `/proc` tells; of which namespace it does not. On a host of many
-/// processes it looks at as many as it can in a fifth of a second.
+/// A process that has an interface of that name, of this thread's network namespace, open, as `/proc` tells. On a host of
+/// many processes it looks at as many as it can in a fifth of a second. Where the kernel does not say of which namespace a
+/// process's interface is, it is taken for that one, unless another is known to be.
 fn holder(name: &str) -> Option<String> {
     let until = Instant::now() + LOOK_FOR;
     let numbered = |path: &Path| path.file_name()?.to_str()?.parse::<u32>().ok();
@@ -450,22 +452,51 @@ fn holder(name: &str) -> Option<String> {
         std::fs::read_dir("/proc").ok()?.flatten().filter_map(|e| numbered(&e.path())).collect();
     processes.sort_unstable_by(|a, b| b.cmp(a));
     let line = format!("iff:\t{name}");
+    let own = namespace_of_thread();
+    let mut perhaps = None;
     for pid in processes {
         let Ok(files) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
         for file in files.flatten() {
             if Instant::now() >= until {
-                return None;
+                return perhaps;
             }
             let is_tun = std::fs::read_link(file.path()).is_ok_and(|to| to == Path::new(CLONE_DEVICE));
             let number = file.file_name();
             let facts = || std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", number.display()));
-            if is_tun && facts().is_ok_and(|facts| facts.lines().any(|said| said == line)) {
+            if !is_tun || !facts().is_ok_and(|facts| facts.lines().any(|said| said == line)) {
+                continue;
+            }
+            let said = || {
                 let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-                return Some(format!("{} (pid {pid})", comm.trim()));
+                format!("{} (pid {pid})", comm.trim())
+            };
+            match namespace_of_queue(pid, &number) {
+                Some(namespace) if Some(namespace) == own => return Some(said()),
+                Some(_) if own.is_some() => {}
+                _ => perhaps = perhaps.or_else(|| Some(said())),
             }
         }
     }
-    None
+    perhaps
+}
+
+/// The network namespace of this thread, by device and inode.
+fn namespace_of_thread() -> Option<(u64, u64)> {
+    identity(&File::open("/proc/thread-self/ns/net").ok()?)
+}
+
+/// That of the interface that another process has open. None: the kernel does not say.
+fn namespace_of_queue(pid: u32, number: &OsStr) -> Option<(u64, u64)> {
+    use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+    let process = pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()?;
+    let number = number.to_str()?.parse().ok()?;
+    let queue = pidfd_getfd(process, number, PidfdGetfdFlags::empty()).ok()?;
+    identity(&sys::namespace(queue.as_fd()).ok()?)
+}
+
+fn identity(namespace: impl AsFd) -> Option<(u64, u64)> {
+    let facts = rustix::fs::fstat(namespace).ok()?;
+    Some((facts.st_dev, facts.st_ino))
 }
 
 /// How long a look for the holder of an interface may take.

@@ -1,7 +1,7 @@
 //! The ioctls of TAP and of network interfaces. Nothing here knows what they are for.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libc::{c_int, c_short, c_uint, c_ulong, ifreq};
 
@@ -101,6 +101,15 @@ pub(super) fn name(queue: BorrowedFd<'_>) -> io::Result<String> {
     with_ifreq(queue, libc::TUNGETIFF as c_ulong, &mut request)?;
     let bytes = request.ifr_name.iter().map(|byte| *byte as u8).take_while(|byte| *byte != 0);
     Ok(String::from_utf8_lossy(&bytes.collect::<Vec<u8>>()).into_owned())
+}
+
+/// TUNGETDEVNETNS: the network namespace that the interface is in.
+pub(super) fn namespace(queue: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: no argument; nothing is read or written.
+    let fd = unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNGETDEVNETNS as _) };
+    outcome(fd)?;
+    // SAFETY: the kernel made this descriptor for the call above; nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// SIOCGIFFLAGS: whether the interface is up.
