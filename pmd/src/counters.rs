@@ -239,7 +239,8 @@ impl QueueCounters {
     pub fn add_call(&self) {
         add(&self.inner.calls, 1);
     }
-    /// Counts dropped frames.
+    /// Counts dropped frames; among them announcements that reach nobody, which are no frames of the queue and are counted
+    /// nowhere else.
     #[inline]
     pub fn add_drops(&self, reason: DropReason, frames: u64) {
         add(&self.inner.drops[reason as usize], frames);

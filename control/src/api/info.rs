@@ -281,7 +281,8 @@ pub struct QueueInfo {
     /// 0 for a guest's queue.
     #[serde(default)]
     pub netdev_calls: u64,
-    /// Dropped frames by reason, every reason.
+    /// Dropped frames by reason, every reason. Of what a front-end has announced for its guest (SEND_RARP), which came from no
+    /// ring, that which reaches nobody is here, and nothing in any other counter.
     pub drops: Map<String, Value>,
     /// Faults of the ring by name, every name.
     pub faults: Map<String, Value>,
