@@ -22,8 +22,12 @@ pub mod offload;
 pub mod plan;
 // A limit on how often something may happen.
 pub mod rate;
+// Frames that sinks still read.
+mod in_flight;
 // How a receive queue takes frames.
 mod receive;
+// Frames that do not go on as they are.
+pub mod scratch;
 // The two sides of a path.
 pub mod side;
 // What a bridge has learned, for those who ask.
@@ -32,6 +36,8 @@ pub mod stations;
 pub mod tap;
 // The pump that carries frames from sources to one destination.
 pub mod transfer;
+// How a transmit queue gives frames.
+mod transmit;
 
 use std::fmt;
 use std::str::FromStr;

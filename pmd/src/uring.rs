@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   ReadRing:   operations + rooms of ours, which are seen like guest memory
-//!   WriteRing:  operations + own bytes, vectors, rooms to copy to + the map of the guest whose memory is out
+//!   WriteRing:  operations + own bytes, vectors, rooms to copy to + the maps of the guests whose memory is out
 //! ```
 //!
 //! What an operation works on belongs to the same value as the ring it was put into, does not move, and stays until the

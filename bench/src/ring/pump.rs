@@ -10,7 +10,7 @@ use ringway_engine::{Budget, Polled, Pump};
 use ringway_pmd::counters::DropReason;
 use ringway_pmd::drivers::sim_net::SimNet;
 use ringway_pmd::net::end::PortRules;
-use ringway_pmd::net::side::{Sink, Source};
+use ringway_pmd::net::side::{receive_queue, transmit_queue};
 use ringway_pmd::net::transfer::{Transfer, TransferOptions};
 use ringway_pmd::net::{F_MRG_RXBUF, header_len};
 use ringway_pmd::notify::EventFd;
@@ -109,8 +109,8 @@ fn loopback(
 /// What the fabric of a link places on a worker: see `ringway_pmd::net::fabric`.
 fn link(rx_binding: QueueBinding, tx_binding: QueueBinding) -> Result<Box<dyn Pump>, BenchError> {
     let rules = PortRules { mtu: 1500, only: None };
-    let sink = Sink::queue(rx_binding, rules)?;
-    let source = Source::queue(tx_binding, rules)?;
+    let sink = receive_queue(rx_binding, rules)?;
+    let source = transmit_queue(tx_binding, rules)?;
     let options = TransferOptions { swap_mac: false, absent: DropReason::PeerDown, hertz: tsc::hertz() };
     let transfer = Transfer::new(Some(sink), vec![source], options);
     Ok(Box::new(transfer.map_err(BenchError::system("cannot make a pump"))?))

@@ -15,7 +15,6 @@ use crate::later;
 use crate::net::fabric::{Port, Side};
 use crate::net::netdev::{NetdevSink, NetdevSource, NetdevWatch};
 use crate::net::plan::{Offer, Plan};
-use crate::net::side::{Sink, Source};
 use crate::net::tap::{TapError, TapNetdev, TapSpec, check_ifname, check_namespace, namespace_path};
 use crate::notify::EventFd;
 use crate::vdpa::{
@@ -212,8 +211,8 @@ impl Netdev for HostPort {
             let (rx, tx) = (pair * 2, pair * 2 + 1);
             let sink = NetdevSink::new(writer, offloads, mtu, counted(rx), Arc::clone(&watch));
             let source = NetdevSource::new(reader, offloads, mtu, counted(tx), Arc::clone(&watch));
-            sides.push((rx as u16, true, Side::Sink(Sink::Netdev(Box::new(sink)))));
-            sides.push((tx as u16, true, Side::Source(Source::Netdev(Box::new(source)))));
+            sides.push((rx as u16, true, Side::Sink(Box::new(sink))));
+            sides.push((tx as u16, true, Side::Source(Box::new(source))));
         }
         self.port
             .attach(sides, berth, within)

@@ -13,7 +13,7 @@ use crate::counters::DropReason;
 use crate::net::NIC;
 use crate::net::end::PortRules;
 use crate::net::plan::{Offer, Plan, switch, word};
-use crate::net::side::{Sink, Source};
+use crate::net::side::{receive_queue, transmit_queue};
 use crate::net::transfer::{Transfer, TransferOptions};
 use crate::vdpa::{
     AttributeInfo, Class, DataPath, DeviceConfig, DeviceSpec, DriverError, ManagementDevice, MgmtInfo,
@@ -112,9 +112,9 @@ impl VdpaDevice for SimNetDevice {
             let index = queue.index;
             let refused = |why| DriverError::PeerMisbehaved(format!("queue {index}: {why}"));
             if index % 2 == 0 {
-                sink = Some(Sink::queue(queue, rules).map_err(refused)?);
+                sink = Some(receive_queue(queue, rules).map_err(refused)?);
             } else {
-                source = Some(Source::queue(queue, rules).map_err(refused)?);
+                source = Some(transmit_queue(queue, rules).map_err(refused)?);
             }
         }
         let options =

@@ -11,6 +11,9 @@
 //! the others nothing. Frames to groups and to unknown addresses are bounded for each sending port. One bridge is one
 //! pump on one core; several bridges may be on several.
 //!
+//! A sink may read frames for longer than one poll (io_uring, DMA): they go back to their sources in order as it finishes,
+//! and the pump goes on meanwhile.
+//!
 //! Lives on one worker. Budget: no allocation, no lock that is waited for, no panic; no system call but the calls that
 //! drivers asked for, and one a burst for a kernel netdev.
 
@@ -25,8 +28,9 @@ use super::Mac;
 use super::announce::{self, Announcement};
 use super::fdb::{Fdb, Learned};
 use super::frame::{Frames, addresses, prefetch};
+use super::in_flight::InFlight;
 use super::rate::RateLimit;
-use super::receive::Desk;
+use super::scratch::Scratch;
 use super::side::{Load, Sink, Source};
 use super::stations::Stations;
 use crate::counters::DropReason;
@@ -37,9 +41,9 @@ pub struct BridgePort {
     /// Its number in the forwarding database: it stays when the pump is made anew.
     pub slot: u16,
     /// Transmit queues, each with its number.
-    pub sources: Vec<(u16, Source)>,
+    pub sources: Vec<(u16, Box<dyn Source>)>,
     /// Enabled receive queues, each with its number.
-    pub sinks: Vec<(u16, Sink)>,
+    pub sinks: Vec<(u16, Box<dyn Sink>)>,
     /// What it may send to everybody.
     pub flood: Option<RateLimit>,
     /// What its session has announced.
@@ -59,13 +63,15 @@ pub struct Bridge {
     /// Which port is asked first in the next poll.
     first: usize,
     frames: Box<Frames>,
-    desk: Desk,
+    scratch: Scratch,
+    /// What sinks still read that finish later.
+    in_flight: InFlight,
+    /// One of the sinks does.
+    is_later: bool,
     /// Cycles between two looks at the table for those who ask.
     view_every: u64,
     next_view: u64,
     now: u64,
-    /// A netdev has not finished with frames that it was given.
-    is_held: bool,
     is_stopping: bool,
 }
 
@@ -73,8 +79,17 @@ pub struct Bridge {
 #[derive(Debug)]
 struct Lane {
     port: BridgePort,
-    /// By source: frames done with whose receivers still read their memory.
-    held: Vec<usize>,
+    /// The number of its first source among those of all ports.
+    first_source: usize,
+    /// By sink: its number among those that finish later, if it is one.
+    later: Vec<Option<usize>>,
+}
+
+/// Frames of one source, which are numbered from `first` on.
+#[derive(Clone, Copy)]
+struct Origin {
+    source: usize,
+    first: u64,
 }
 
 /// Where a frame goes.
@@ -89,14 +104,14 @@ enum Way {
 }
 
 impl Bridge {
-    /// Binds what runs. The desk is one with room if any source may leave more to be done than any sink takes.
+    /// Binds what runs. The scratch is one with room if any source may leave more to be done than any sink takes.
     pub(super) fn new(
         ports: Vec<BridgePort>,
         fdb: Box<Fdb>,
         stations: Arc<Stations>,
         news: Arc<AtomicBool>,
         hertz: u64,
-        desk: Desk,
+        scratch: Scratch,
     ) -> Bridge {
         // What waited for a port to run may be sent now.
         news.store(true, Ordering::Relaxed);
@@ -105,20 +120,34 @@ impl Bridge {
         for (index, port) in ports.iter().enumerate() {
             by_slot[usize::from(port.slot)] = Some(index as u16);
         }
-        let lane = |port: BridgePort| Lane { held: vec![0; port.sources.len()], port };
+        let (mut sources, mut sinks) = (0, 0);
+        let mut lane = |port: BridgePort| {
+            let first_source = sources;
+            sources += port.sources.len();
+            let number = |(_, sink): &(u16, Box<dyn Sink>)| {
+                sink.defers().then(|| {
+                    sinks += 1;
+                    sinks - 1
+                })
+            };
+            let later = port.sinks.iter().map(number).collect();
+            Lane { port, first_source, later }
+        };
+        let ports: Vec<Lane> = ports.into_iter().map(&mut lane).collect();
         Bridge {
-            ports: ports.into_iter().map(lane).collect(),
+            ports,
             by_slot,
             fdb,
             stations,
             news,
             first: 0,
             frames: Frames::new(true),
-            desk,
+            scratch,
+            in_flight: InFlight::new(sources, sinks),
+            is_later: sinks > 0,
             view_every: hertz / 2,
             next_view: 0,
             now: 0,
-            is_held: false,
             is_stopping: false,
         }
     }
@@ -132,29 +161,21 @@ impl Bridge {
     fn serve(&mut self, at: usize, budget: &Budget) -> u32 {
         // Taken out while they are served, so that the receivers can be reached beside them. Nothing is allocated.
         let Some(lane) = self.ports.get_mut(at) else { return 0 };
+        let first_source = lane.first_source;
         let mut sources = std::mem::take(&mut lane.port.sources);
         let mut cost = 0;
         for (nth, (queue, source)) in sources.iter_mut().enumerate() {
-            let (copies, frames) = self.step(at, *queue, source, budget);
+            let number = first_source + nth;
+            let from = Origin { source: number, first: self.in_flight.next(number) };
+            let (copies, frames) = self.step(at, from, *queue, &mut **source, budget);
             cost += copies;
             if frames == 0 {
                 continue;
             }
-            // A netdev reads the frames when it is told to, and is told before they are given back.
-            let is_held = self.submit();
-            if let Some(held) =
-                self.ports.get_mut(at).and_then(|lane| lane.held.get_mut(nth)).filter(|_| is_held)
-            {
-                *held = frames;
-                self.is_held = true;
-                break;
-            }
-            source.finish(frames);
-            if let Some(fault) = self.frames.fault {
-                source.publish();
+            self.in_flight.settle(number, from.first, &mut **source, frames);
+            source.publish();
+            if let Some(fault) = self.frames.fault.filter(|_| !self.in_flight.holds(number)) {
                 source.fail(fault);
-            } else {
-                source.publish();
             }
         }
         if let Some(lane) = self.ports.get_mut(at) {
@@ -164,11 +185,26 @@ impl Bridge {
     }
 
     /// One burst of one source; how many copies were made, and how many frames are done with.
-    fn step(&mut self, at: usize, queue: u16, source: &mut Source, budget: &Budget) -> (u32, usize) {
+    fn step(
+        &mut self,
+        at: usize,
+        from: Origin,
+        queue: u16,
+        source: &mut dyn Source,
+        budget: &Budget,
+    ) -> (u32, usize) {
         if source.is_faulted() {
             return (0, 0);
         }
-        let peeked = source.peek((budget.chains as usize).min(BURST));
+        let mut most = (budget.chains as usize).min(BURST);
+        if self.is_later {
+            // As many as may be out; none, while all of those are.
+            most = most.min(self.in_flight.room(from.source));
+            if most == 0 {
+                return (0, 0);
+            }
+        }
+        let peeked = source.peek(most);
         if peeked == 0 {
             return (0, 0);
         }
@@ -182,7 +218,7 @@ impl Bridge {
         self.frames.inspect(source.burst(), &ingress);
         if self.frames.as_slice().is_empty() {
             // The first chain is at fault.
-            if let Some(fault) = self.frames.fault {
+            if let Some(fault) = self.frames.fault.filter(|_| !self.in_flight.holds(from.source)) {
                 source.fail(fault);
             }
             return (0, 0);
@@ -222,6 +258,7 @@ impl Bridge {
                 heads: self.frames.heads().get(begin..end).unwrap_or_default(),
             };
             let count = end - begin;
+            let run = Origin { first: from.first + begin as u64, ..from };
             begin = end;
             let reached = match way {
                 Way::Drop(reason) => {
@@ -233,12 +270,14 @@ impl Bridge {
                 }
                 Way::Port(index) => {
                     let to = self.ports.get_mut(usize::from(index));
-                    to.map_or(0, |to| u32::from(hand_over(to, queue, load, &mut self.desk)))
+                    to.map_or(0, |to| {
+                        u32::from(hand_over(to, queue, load, run, &mut self.scratch, &mut self.in_flight))
+                    })
                 }
                 Way::Flood => {
-                    let desk = &mut self.desk;
+                    let (scratch, out) = (&mut self.scratch, &mut self.in_flight);
                     let others = self.ports.iter_mut().enumerate().filter(|(index, _)| *index != at);
-                    others.map(|(_, to)| u32::from(hand_over(to, queue, load, desk))).sum()
+                    others.map(|(_, to)| u32::from(hand_over(to, queue, load, run, scratch, out))).sum()
                 }
             };
             cost += count as u32 * reached.max(1);
@@ -295,9 +334,7 @@ impl Bridge {
     fn announce(&mut self) -> u32 {
         // Acquire: pairs with the Release of whoever left something, which is seen below.
         self.news.swap(false, Ordering::Acquire);
-        let cost = (0..self.ports.len()).map(|at| self.announce_from(at)).sum();
-        self.is_held |= self.submit();
-        cost
+        (0..self.ports.len()).map(|at| self.announce_from(at)).sum()
     }
 
     /// Sends what one port has to announce as if its guest had, under the same limit. It waits while the port sends nothing.
@@ -316,7 +353,7 @@ impl Bridge {
         } else {
             let (frame, mut copies) = (announce::frame(mac), 0);
             for (_, lane) in self.ports.iter_mut().enumerate().filter(|(index, _)| *index != at) {
-                if let Some(sink) = receiver(lane, queue) {
+                if let Some((_, sink)) = receiver(lane, queue) {
                     sink.give(&frame);
                     copies += 1;
                 }
@@ -329,47 +366,41 @@ impl Bridge {
         1
     }
 
-    /// Has the netdevs take what they were given. True: one has not finished.
-    fn submit(&mut self) -> bool {
-        let mut is_out = false;
-        for (_, sink) in self.ports.iter_mut().flat_map(|lane| &mut lane.port.sinks) {
-            if sink.outstanding() > 0 {
-                sink.publish();
-                is_out |= sink.outstanding() > 0;
-            }
+    /// Gives back what sinks have finished with. How many frames that are.
+    fn give_back(&mut self) -> u32 {
+        if self.in_flight.is_empty() {
+            return 0;
         }
-        is_out
-    }
-
-    /// Gives back what netdevs have finished with. False: one still reads.
-    fn release(&mut self) -> bool {
-        if !self.is_held {
-            return true;
-        }
-        for (_, sink) in self.ports.iter_mut().flat_map(|lane| &mut lane.port.sinks) {
-            sink.reap();
-            if sink.outstanding() > 0 {
-                return false;
-            }
-        }
+        let mut count = 0;
         for lane in &mut self.ports {
-            for (held, (_, source)) in lane.held.iter_mut().zip(&mut lane.port.sources) {
-                let held = std::mem::take(held);
-                if held > 0 {
-                    source.finish(held);
-                    source.publish();
+            for (number, (_, sink)) in lane.later.iter().zip(&mut lane.port.sinks) {
+                if let Some(number) = number {
+                    self.in_flight.finished(*number, sink.finished());
                 }
             }
         }
-        self.is_held = false;
-        true
+        for lane in &mut self.ports {
+            for (number, (_, source)) in (lane.first_source..).zip(&mut lane.port.sources) {
+                let done = self.in_flight.give_back(number);
+                if done > 0 {
+                    source.give_back(done);
+                    source.publish();
+                    count += done as u32;
+                }
+            }
+        }
+        count
     }
 
-    fn sources(&mut self) -> impl Iterator<Item = &mut Source> {
-        self.ports.iter_mut().flat_map(|lane| &mut lane.port.sources).map(|(_, source)| source)
+    /// Those of its sinks that have not finished with what they were given.
+    fn out(&mut self) -> impl Iterator<Item = &mut Box<dyn Sink>> {
+        let lanes = self.ports.iter_mut().filter(|_| self.is_later);
+        let sinks = lanes.flat_map(|lane| lane.later.iter().zip(&mut lane.port.sinks));
+        let later = sinks.filter_map(|(number, (_, sink))| number.map(|_| sink));
+        later.filter_map(|sink| (sink.finished() < sink.given()).then_some(sink))
     }
 
-    fn sinks(&mut self) -> impl Iterator<Item = &mut Sink> {
+    fn sinks(&mut self) -> impl Iterator<Item = &mut Box<dyn Sink>> {
         self.ports.iter_mut().flat_map(|lane| &mut lane.port.sinks).map(|(_, sink)| sink)
     }
 }
@@ -403,26 +434,47 @@ fn take_floods(from: Option<&mut Lane>, frames: usize, now: u64) -> usize {
 }
 
 /// Gives frames to a port, which keeps what it can. False: nothing there runs.
-fn hand_over(to: &mut Lane, queue: u16, load: Load<'_>, desk: &mut Desk) -> bool {
-    let Some(sink) = receiver(to, queue) else { return false };
-    sink.carry_or_drop(load, desk);
+fn hand_over(
+    to: &mut Lane,
+    queue: u16,
+    load: Load<'_>,
+    from: Origin,
+    scratch: &mut Scratch,
+    in_flight: &mut InFlight,
+) -> bool {
+    let Some((later, sink)) = receiver(to, queue) else { return false };
+    let Some(number) = later else {
+        sink.carry_or_drop(load, scratch);
+        return true;
+    };
+    // As many as may be out at one sink.
+    let room = in_flight.room_at(number).min(load.frames.len());
+    let (now, lost) = load.frames.split_at_checked(room).unwrap_or_default();
+    let carried = sink.carry_or_drop(Load { frames: now, ..load }, scratch);
+    let lost = lost.iter().filter(|frame| frame.dropped.is_none()).count();
+    if lost > 0 {
+        sink.count_drops(DropReason::NoRxBuffer, lost as u64);
+    }
+    for (mark, frame) in scratch.marks.iter().take(carried).zip(from.first..) {
+        in_flight.read_by(number, *mark, from.source, frame);
+    }
     true
 }
 
-/// The receive queue of a port that a sender's queue feeds, if it runs: queue i feeds queue i mod n.
+/// The receive queue of a port that a sender's queue feeds, if it runs: queue i feeds queue i mod n. With its number, if it
+/// finishes later.
 #[inline]
-fn receiver(to: &mut Lane, queue: u16) -> Option<&mut Sink> {
+fn receiver(to: &mut Lane, queue: u16) -> Option<(Option<usize>, &mut dyn Sink)> {
     let nth = usize::from(queue).checked_rem(to.port.sinks.len())?;
+    let later = to.later.get(nth).copied().flatten();
     let (_, sink) = to.port.sinks.get_mut(nth)?;
-    Some(sink).filter(|sink| sink.is_usable())
+    sink.is_usable().then_some((later, &mut **sink))
 }
 
 impl Pump for Bridge {
     fn poll(&mut self, budget: &Budget, now: u64) -> Polled {
         self.now = now;
-        if !self.release() {
-            return Polled::Blocked;
-        }
+        let back = self.give_back();
         if self.is_stopping {
             return Polled::Idle;
         }
@@ -430,19 +482,20 @@ impl Pump for Bridge {
         if self.news.load(Ordering::Relaxed) {
             cost = self.announce();
         }
-        let count = if self.is_held { 0 } else { self.ports.len() };
+        let count = self.ports.len();
         for turn in 0..count {
             let at = (self.first + turn) % count;
             cost += self.serve(at, budget);
-            if cost >= budget.chains || self.is_held {
+            if cost >= budget.chains {
                 self.first = (at + 1) % count;
                 break;
             }
         }
         if cost == 0 {
-            return Polled::Idle;
+            return if back > 0 { Polled::Moved(back) } else { Polled::Idle };
         }
-        self.sinks().for_each(Sink::publish);
+        self.sinks().for_each(|sink| sink.publish());
+        self.give_back();
         if now >= self.next_view {
             self.next_view = now.saturating_add(self.view_every);
             self.fdb.set_ageing(self.stations.ageing());
@@ -453,19 +506,23 @@ impl Pump for Bridge {
     }
 
     fn arm(&mut self) -> Armed {
-        if self.is_held {
-            return Armed::CannotSleep;
-        }
         let now = self.now;
         self.stations.show(&self.fdb, now);
         let (mut has_work, mut cannot) = (false, false);
-        for source in self.sources() {
-            match source.arm() {
-                Some(true) => has_work = true,
-                Some(false) => {}
-                None => cannot = true,
+        let mut note = |armed: Option<bool>| match armed {
+            Some(true) => has_work = true,
+            Some(false) => {}
+            None => cannot = true,
+        };
+        for lane in &mut self.ports {
+            for (number, (_, source)) in (lane.first_source..).zip(&mut lane.port.sources) {
+                // Of one that has as many out as may be, it is the sinks that bring news.
+                if self.in_flight.room(number) > 0 {
+                    note(source.arm());
+                }
             }
         }
+        self.out().for_each(|sink| note(sink.arm()));
         if has_work {
             self.disarm();
             return Armed::HasWork;
@@ -474,7 +531,11 @@ impl Pump for Bridge {
     }
 
     fn disarm(&mut self) {
-        self.sources().for_each(Source::disarm);
+        for lane in &mut self.ports {
+            lane.port.sources.iter_mut().for_each(|(_, source)| source.disarm());
+            let sinks = lane.later.iter().zip(&mut lane.port.sinks).filter(|(number, _)| number.is_some());
+            sinks.for_each(|(_, (_, sink))| sink.disarm());
+        }
     }
 
     fn begin_stop(&mut self) -> bool {
@@ -483,7 +544,8 @@ impl Pump for Bridge {
     }
 
     fn stopped(&mut self) -> bool {
-        let is_stopped = self.release();
+        self.give_back();
+        let is_stopped = self.in_flight.is_empty() && self.out().next().is_none();
         // It may be placed again.
         self.is_stopping = !is_stopped;
         is_stopped
@@ -491,7 +553,10 @@ impl Pump for Bridge {
 
     fn wake_sources(&self) -> Vec<BorrowedFd<'_>> {
         let sources = self.ports.iter().flat_map(|lane| &lane.port.sources);
-        sources.filter_map(|(_, source)| source.wake_source()).collect()
+        let sinks = self.ports.iter().flat_map(|lane| lane.later.iter().zip(&lane.port.sinks));
+        let later =
+            sinks.filter(|(number, _)| number.is_some()).filter_map(|(_, (_, sink))| sink.wake_source());
+        sources.filter_map(|(_, source)| source.wake_source()).chain(later).collect()
     }
 }
 

@@ -2,10 +2,11 @@
 //!
 //! Owned by the pump that owns the queue; lives on its worker.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use ringway_ring::chain::Burst;
+use ringway_ring::chain::{Burst, Chain};
 use ringway_ring::guest::GuestMap;
 use ringway_ring::packed::device::PackedDevice;
 use ringway_ring::queue::{DeviceRing, RingFault, SetupError};
@@ -50,6 +51,8 @@ pub struct End<Q> {
     pub(super) mergeable: bool,
     /// False: what the driver sends is dropped, nothing is delivered to it.
     pub(super) enabled: bool,
+    /// Chains of frames that were taken and not given back, in order.
+    pub(super) taken: VecDeque<Chain>,
     map: Arc<GuestMap>,
     kick: Option<Arc<EventFd>>,
     call: Option<Arc<CallFd>>,
@@ -93,6 +96,7 @@ impl<Q: DeviceRing> End<Q> {
             },
             takes: Offloads::received(features),
             used: 0,
+            taken: VecDeque::new(),
             capacity: 1526,
             mergeable: features.contains(F_MRG_RXBUF),
             enabled: binding.enabled,

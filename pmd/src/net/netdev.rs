@@ -3,15 +3,18 @@
 //!
 //! Each belongs to the pump that has it. Whoever opened the netdev is told when it is gone.
 
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ringway_ring::chain::Burst;
+use ringway_ring::queue::RingFault;
 
-use super::frame::{Frame, Ingress, longest_frame};
+use super::frame::{Ingress, longest_frame};
 use super::offload::{Offload, Offloads};
-use super::receive::{Desk, Passage, Receiver, Refused, finish};
+use super::scratch::{Scratch, finish};
+use super::side::{Passage, Refused, Sink, Source};
 use super::tap::{Gone, HEADER_BYTES, TapReader, TapWriter};
 use crate::counters::{DropReason, Example, QueueCounters, Tally};
 use crate::notify::EventFd;
@@ -47,9 +50,9 @@ impl NetdevWatch {
 #[derive(Debug)]
 pub struct NetdevSource {
     reader: TapReader,
-    pub(super) counters: Arc<QueueCounters>,
-    pub(super) tally: Tally,
-    pub(super) ingress: Ingress,
+    counters: Arc<QueueCounters>,
+    tally: Tally,
+    ingress: Ingress,
     watch: Arc<NetdevWatch>,
     is_gone: bool,
 }
@@ -58,9 +61,9 @@ pub struct NetdevSource {
 #[derive(Debug)]
 pub struct NetdevSink {
     writer: TapWriter,
-    pub(super) counters: Arc<QueueCounters>,
-    pub(super) tally: Tally,
-    pub(super) takes: Offloads,
+    counters: Arc<QueueCounters>,
+    tally: Tally,
+    takes: Offloads,
     max_frame: u32,
     watch: Arc<NetdevWatch>,
     is_gone: bool,
@@ -79,8 +82,18 @@ impl NetdevSource {
             Ingress { header_len: HEADER_BYTES, max_frame: longest_frame(mtu), may: offloads, only: None };
         NetdevSource { reader, counters, tally: Tally::default(), ingress, watch, is_gone: false }
     }
+}
 
-    pub(super) fn peek(&mut self, frames: usize) -> usize {
+impl Source for NetdevSource {
+    fn ingress(&self) -> Ingress {
+        self.ingress
+    }
+
+    fn is_faulted(&self) -> bool {
+        self.is_gone
+    }
+
+    fn peek(&mut self, frames: usize) -> usize {
         match self.reader.peek(frames) {
             Ok(frames) => frames,
             Err(Gone) => {
@@ -91,32 +104,52 @@ impl NetdevSource {
         }
     }
 
-    pub(super) fn burst(&self) -> &Burst {
+    fn burst(&self) -> &Burst {
         self.reader.burst()
     }
 
-    pub(super) fn finish(&mut self, frames: usize) {
-        self.reader.consume(frames);
+    /// It has room for as many as it has buffers.
+    fn reserve(&mut self, _frames: usize) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn take(&mut self, frames: usize) {
+        self.reader.take(frames);
         self.tally.chains += frames as u64;
     }
 
-    pub(super) fn publish(&mut self) {
+    fn give_back(&mut self, frames: usize) {
+        self.reader.give_back(frames);
+    }
+
+    fn publish(&mut self) {
         self.tally.netdev_calls += self.reader.take_calls();
         self.counters.add(&mut self.tally);
     }
 
-    pub(super) fn is_faulted(&self) -> bool {
-        self.is_gone
+    fn tally(&mut self) -> &mut Tally {
+        &mut self.tally
     }
 
-    pub(super) fn arm(&mut self) -> Option<bool> {
+    fn count_drops(&mut self, reason: DropReason, frames: u64) {
+        self.counters.add_drops(reason, frames);
+    }
+
+    fn set_example(&self, reason: DropReason, example: Example) {
+        self.counters.set_example(reason, example);
+    }
+
+    /// Not reached: chains of ours break no rules.
+    fn fail(&mut self, _fault: RingFault) {}
+
+    fn arm(&mut self) -> Option<bool> {
         Some(!self.is_gone && self.reader.arm())
     }
 
     /// Nothing to take back: its descriptor tells of frames whether or not it is asked to.
-    pub(super) fn disarm(&self) {}
+    fn disarm(&mut self) {}
 
-    pub(super) fn wake_source(&self) -> Option<BorrowedFd<'_>> {
+    fn wake_source(&self) -> Option<BorrowedFd<'_>> {
         Some(self.reader.wake_source())
     }
 }
@@ -142,16 +175,6 @@ impl NetdevSink {
         }
     }
 
-    pub(super) fn publish(&mut self) {
-        self.writer.submit();
-        self.note();
-    }
-
-    pub(super) fn reap(&mut self) {
-        self.writer.reap();
-        self.note();
-    }
-
     /// Counts what became of frames.
     fn note(&mut self) {
         let written = self.writer.take_written();
@@ -175,30 +198,24 @@ impl NetdevSink {
             self.watch.tell();
         }
     }
-
-    pub(super) fn let_go(&mut self) {
-        self.writer.let_go();
-    }
-
-    pub(super) fn outstanding(&self) -> usize {
-        self.writer.outstanding()
-    }
-
-    pub(super) fn is_faulted(&self) -> bool {
-        self.is_gone
-    }
 }
 
-impl Receiver for NetdevSink {
-    fn prepare(&mut self, _frames: &[Frame]) {}
+impl Sink for NetdevSink {
+    fn takes(&self) -> Offloads {
+        self.takes
+    }
 
-    fn deliver(&mut self, from: Passage<'_>, desk: &mut Desk) -> Result<(), Refused> {
+    fn is_usable(&self) -> bool {
+        !self.is_gone
+    }
+
+    fn deliver(&mut self, from: Passage<'_>, scratch: &mut Scratch) -> Result<(), Refused> {
         let offload = from.frame.offload;
         if offload.longest_frame(from.frame.len) > self.max_frame {
             return Err(Refused::Drop(DropReason::RxOversize));
         }
         if !self.takes.contains(offload.needs()) {
-            return finish(self, from, offload, desk);
+            return finish(self, from, offload, scratch);
         }
         let header = offload.to_header().to_bytes();
         let (len, skip) = (from.frame.len as usize, from.skip);
@@ -219,10 +236,6 @@ impl Receiver for NetdevSink {
         self.counters.set_example(reason, example);
     }
 
-    fn takes(&self) -> Offloads {
-        self.takes
-    }
-
     fn put_bytes(&mut self, head: &[u8], payload: &[u8], offload: Offload) -> Result<(), Refused> {
         let header = offload.to_header().to_bytes();
         if self.writer.push_bytes(header, head, payload) {
@@ -234,5 +247,41 @@ impl Receiver for NetdevSink {
 
     fn tally(&mut self) -> &mut Tally {
         &mut self.tally
+    }
+    fn publish(&mut self) {
+        self.writer.submit();
+        self.note();
+    }
+
+    /// It has room again when its kernel has memory, of which nothing tells: looked at in time. So are frames that it has
+    /// not finished with.
+    fn arm(&mut self) -> Option<bool> {
+        (self.writer.outstanding() == 0).then_some(false)
+    }
+
+    fn disarm(&mut self) {}
+
+    fn wake_source(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    #[inline(always)]
+    fn defers(&self) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn given(&self) -> u64 {
+        self.writer.given()
+    }
+
+    fn finished(&mut self) -> u64 {
+        self.writer.reap();
+        self.note();
+        self.writer.finished()
+    }
+
+    fn let_go(&mut self) {
+        self.writer.let_go();
     }
 }

@@ -3,116 +3,22 @@
 //!
 //! Part of the pump that owns the queue. Budget: no allocation, no lock, no system call, no panic.
 
-use memmap2::MmapMut;
+use std::fmt;
+use std::os::fd::BorrowedFd;
+
 use ringway_ring::chain::{Burst, Chain};
 use ringway_ring::guest::HostSlice;
 use ringway_ring::queue::{DeviceRing, RingFault};
 
 use super::cursor::Cursor;
 use super::end::End;
-use super::frame::{ADDRESSES, Frame, Head, copy_out};
-use super::offload::{Finish, HEAD_BYTES, Offload, Offloads, Segments, complete_checksum};
+use super::frame::{ADDRESSES, Frame};
+use super::offload::{Offload, Offloads};
+use super::scratch::{Scratch, finish};
+use super::side::{Passage, Refused, Sink};
 use crate::counters::{DropReason, Example, Tally};
 
-/// Where frames are to go, whatever it is: a receive queue, a kernel netdev.
-pub(super) trait Receiver {
-    /// Gets ready for these frames, which come next: looks for buffers and asks for their lines.
-    fn prepare(&mut self, frames: &[Frame]);
-
-    /// Delivers one frame: `len` bytes of `chain` behind its sender's header.
-    fn deliver(&mut self, from: Passage<'_>, desk: &mut Desk) -> Result<(), Refused>;
-
-    /// Counts frames that were for it and did not reach it.
-    fn count_drops(&mut self, reason: DropReason, frames: u64);
-
-    /// Notes what the last of them was like.
-    fn set_example(&mut self, reason: DropReason, example: Example);
-
-    /// What it finishes itself.
-    fn takes(&self) -> Offloads;
-
-    /// Delivers a frame of our own, in two parts.
-    fn put_bytes(&mut self, head: &[u8], payload: &[u8], offload: Offload) -> Result<(), Refused>;
-
-    /// What is counted at the next publication.
-    fn tally(&mut self) -> &mut Tally;
-}
-
-/// A frame on its way.
-#[derive(Clone, Copy)]
-pub(super) struct Passage<'a> {
-    /// Where its chain was peeked.
-    pub(super) burst: &'a Burst,
-    pub(super) chain: &'a Chain,
-    /// Bytes of its sender's header.
-    pub(super) skip: usize,
-    pub(super) frame: &'a Frame,
-    /// The beginnings of its burst's frames, and which is its own.
-    pub(super) heads: &'a [Head],
-    pub(super) nth: usize,
-    /// Exchange its addresses.
-    pub(super) swap: bool,
-}
-
-impl<'a> Passage<'a> {
-    /// The frame's beginning, as far as it was looked at: these bytes go on, whatever stands in their place by now.
-    #[inline(always)]
-    pub(super) fn head(&self) -> &'a [u8] {
-        match self.frame.looked_at {
-            0 => &[],
-            bytes => self.heads.get(self.nth).and_then(|head| head.get(..bytes.into())).unwrap_or_default(),
-        }
-    }
-}
-
-/// Why a frame was not delivered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refused {
-    /// No buffers now.
-    Starved,
-    /// It never can be.
-    Drop(DropReason),
-    /// The receiver is left alone from now on.
-    Faulted,
-}
-
-/// Where frames are worked on whose receiver does not take them as they are. One a pump.
-#[derive(Debug)]
-pub(super) struct Desk {
-    /// Pages of its own, which are not there before they are touched; None where it is never needed.
-    pub(super) frame: Option<MmapMut>,
-    /// Segments of the frame in line that were delivered before its receiver ran out of buffers.
-    pub(super) resume: u32,
-}
-
-impl Desk {
-    /// With room for a frame if `is_needed`.
-    pub(super) fn new(is_needed: bool) -> std::io::Result<Desk> {
-        let frame = is_needed.then(|| MmapMut::map_anon(DESK_BYTES)).transpose()?;
-        Ok(Desk { frame, resume: 0 })
-    }
-}
-
-/// A private copy of a frame.
-pub(super) fn private_copy<'desk>(room: &'desk mut [u8], from: &Passage<'_>) -> &'desk mut [u8] {
-    let copy = room.get_mut(..from.frame.len as usize).unwrap_or_default();
-    copy_out(from.burst, from.chain, from.skip, copy);
-    let head = from.head();
-    if let Some(begin) = copy.get_mut(..head.len()) {
-        begin.copy_from_slice(head);
-    }
-    if from.swap
-        && let Some((to, source)) = copy.get_mut(..12).and_then(|both| both.split_at_mut_checked(6))
-    {
-        to.swap_with_slice(source);
-    }
-    copy
-}
-
-/// Room for the largest frame that passes the checks, in bytes: an IP packet of 64 KiB with an Ethernet header and tags.
-const DESK_BYTES: usize = (64 << 10) + 4096;
-
-impl<R: DeviceRing> Receiver for End<R> {
+impl<R: DeviceRing + fmt::Debug> Sink for End<R> {
     #[inline]
     fn prepare(&mut self, frames: &[Frame]) {
         let mut wanted = frames.len();
@@ -132,7 +38,7 @@ impl<R: DeviceRing> Receiver for End<R> {
     }
 
     #[inline]
-    fn deliver(&mut self, from: Passage<'_>, desk: &mut Desk) -> Result<(), Refused> {
+    fn deliver(&mut self, from: Passage<'_>, scratch: &mut Scratch) -> Result<(), Refused> {
         let frame = from.frame;
         match frame.offload {
             Offload::None if frame.len <= self.ingress.max_frame => self.put_frame(from, (0, 0)),
@@ -142,7 +48,7 @@ impl<R: DeviceRing> Receiver for End<R> {
             offload if self.takes.contains(offload.needs()) => {
                 self.put_frame(from, offload.to_header().to_words())
             }
-            offload => finish(self, from, offload, desk),
+            offload => finish(self, from, offload, scratch),
         }
     }
 
@@ -177,6 +83,28 @@ impl<R: DeviceRing> Receiver for End<R> {
 
     fn tally(&mut self) -> &mut Tally {
         &mut self.tally
+    }
+
+    #[inline]
+    fn publish(&mut self) {
+        End::publish(self);
+    }
+
+    #[inline]
+    fn is_usable(&self) -> bool {
+        End::is_usable(self)
+    }
+
+    fn arm(&mut self) -> Option<bool> {
+        End::arm(self)
+    }
+
+    fn disarm(&mut self) {
+        End::disarm(self);
+    }
+
+    fn wake_source(&self) -> Option<BorrowedFd<'_>> {
+        End::wake_source(self)
     }
 }
 
@@ -303,60 +231,6 @@ impl<R: DeviceRing> End<R> {
         }
         self.take(count, len);
         Ok(())
-    }
-}
-
-/// Finishes what a receiver did not agree to finish, on a copy, and delivers what came of it.
-#[inline(never)]
-pub(super) fn finish<R: Receiver>(
-    to: &mut R,
-    from: Passage<'_>,
-    offload: Offload,
-    desk: &mut Desk,
-) -> Result<(), Refused> {
-    let Desk { frame: room, resume } = desk;
-    let frame = private_copy(room.as_deref_mut().unwrap_or_default(), &from);
-    if frame.len() < from.frame.len as usize {
-        // Not reached: a pump whose sources may leave more to be done than its sinks take has a desk.
-        return Err(Refused::Drop(DropReason::BadOffload));
-    }
-    match offload {
-        Offload::None => to.put_bytes(frame, &[], Offload::None),
-        Offload::Checksum { start, offset } => {
-            complete_checksum(frame, start, offset);
-            to.put_bytes(frame, &[], Offload::None)?;
-            to.tally().checksums += 1;
-            Ok(())
-        }
-        Offload::Segment { .. } => {
-            let finish = if to.takes().contains(Offloads::CHECKSUM) { Finish::Partial } else { Finish::Full };
-            let mut segments = Segments::new(frame, offload, finish);
-            let mut head = [0; HEAD_BYTES];
-            let mut done = 0;
-            while let Some(piece) = segments.next(&mut head) {
-                done += 1;
-                // Those before were delivered when the frame was in line before.
-                if done <= *resume {
-                    continue;
-                }
-                let bytes = head.get(..piece.head_len).unwrap_or_default();
-                let payload = frame.get(piece.payload.clone()).unwrap_or_default();
-                match to.put_bytes(bytes, payload, piece.offload) {
-                    Ok(()) => to.tally().segments += 1,
-                    Err(Refused::Starved) => {
-                        *resume = done - 1;
-                        return Err(Refused::Starved);
-                    }
-                    Err(other) => {
-                        *resume = 0;
-                        return Err(other);
-                    }
-                }
-            }
-            *resume = 0;
-            to.tally().segmented += 1;
-            Ok(())
-        }
     }
 }
 

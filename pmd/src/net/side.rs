@@ -2,59 +2,268 @@
 //!
 //! ```text
 //!   guest's TX ring --+                                  +--> guest's RX ring
-//!                     +--> [ Source ] --> pump --> [ Sink ] --+
-//!   kernel's netdev --+                                  +--> kernel's netdev
+//!   kernel's netdev --+--> [ Source ] --> pump --> [ Sink ] --+--> kernel's netdev
+//!   a driver's own ---+                                  +--> a driver's own
 //! ```
 //!
-//! Which kind it is, is asked once a burst; the loops over frames are compiled for each kind. Owned by one pump, on one
-//! worker.
+//! A driver brings its own by implementing the trait. Its methods are called once a burst, whatever it is; the loop over
+//! frames is [`Sink::carry`], which is compiled for each implementation. Owned by one pump, on one worker, whose rules hold:
+//! no allocation, no lock, no blocking, no panic.
+//!
+//! A sink may still read frames after it took them (io_uring, DMA): it [finishes later](Sink::defers), in the order in which
+//! it took them. Meanwhile their source keeps their memory ([`Source::take`]), and the pump goes on with everything else.
 
+use std::fmt;
+use std::io;
 use std::os::fd::BorrowedFd;
 
 use ringway_ring::chain::{Burst, Chain};
-use ringway_ring::packed::device::PackedDevice;
 use ringway_ring::queue::{Format, RingFault, SetupError};
-use ringway_ring::split::device::SplitDevice;
 
 use super::end::{End, PortRules};
-use super::frame::{Frame, Head, Ingress};
-use super::netdev::{NetdevSink, NetdevSource};
+use super::frame::{Frame, Head, Ingress, copy_out};
 use super::offload::{Offload, Offloads};
-use super::receive::{Desk, Passage, Receiver, Refused};
-use crate::counters::{DropReason, Tally};
+use super::scratch::Scratch;
+use crate::counters::{DropReason, Example, Tally};
 use crate::vdpa::QueueBinding;
 
 /// Where frames come from.
-#[derive(Debug)]
-pub enum Source {
-    /// A split transmit queue.
-    Split(Box<End<SplitDevice>>),
-    /// A packed transmit queue.
-    Packed(Box<End<PackedDevice>>),
-    /// A kernel netdev.
-    Netdev(Box<NetdevSource>),
+pub trait Source: Send + fmt::Debug {
+    /// What its frames must obey; stays as it is.
+    fn ingress(&self) -> Ingress;
+
+    /// True while what is sent goes somewhere: else it is dropped. Stays as it is.
+    fn is_enabled(&self) -> bool {
+        true
+    }
+
+    /// True once it is left alone.
+    fn is_faulted(&self) -> bool;
+
+    /// Peeks up to `frames`; how many there are. Those that were not taken are peeked again next time.
+    fn peek(&mut self, frames: usize) -> usize;
+
+    /// What was peeked, a chain a frame.
+    fn burst(&self) -> &Burst;
+
+    /// There will be up to `frames` taken and not given back at a time. Where it may allocate.
+    ///
+    /// # Errors
+    /// No memory.
+    fn reserve(&mut self, frames: usize) -> io::Result<()>;
+
+    /// Takes the first `frames` of what was peeked; their memory stays as it is.
+    fn take(&mut self, frames: usize);
+
+    /// Gives the oldest `frames` of those that were taken back.
+    fn give_back(&mut self, frames: usize);
+
+    /// Takes the first `frames` of what was peeked and gives them back at once. While none is taken.
+    fn finish(&mut self, frames: usize) {
+        self.take(frames);
+        self.give_back(frames);
+    }
+
+    /// Makes what was given back visible, and the counters up to date.
+    fn publish(&mut self);
+
+    /// What is counted at the next publication.
+    fn tally(&mut self) -> &mut Tally;
+
+    /// Counts frames that go no further.
+    fn count_drops(&mut self, reason: DropReason, frames: u64);
+
+    /// Notes what the last of them was like.
+    fn set_example(&self, reason: DropReason, example: Example);
+
+    /// What was peeked breaks the rules.
+    fn fail(&mut self, fault: RingFault);
+
+    /// Asks to be told of frames. None: there is no way. Some(true): frames are there already.
+    fn arm(&mut self) -> Option<bool>;
+
+    /// Takes that back.
+    fn disarm(&mut self);
+
+    /// What becomes readable when frames come.
+    fn wake_source(&self) -> Option<BorrowedFd<'_>>;
+
+    /// True while what is sent is taken and goes somewhere.
+    fn is_usable(&self) -> bool {
+        self.is_enabled() && !self.is_faulted()
+    }
+
+    /// Notes what the last frame was like that was dropped for a reason.
+    fn note_drop(&self, reason: DropReason, frame: &Frame, head: Option<&Head>) {
+        if let Some(example) = head.and_then(|head| frame.example(reason, head)) {
+            self.set_example(reason, example);
+        }
+    }
+
+    /// Gives up the frame in line, of which a receiver has got the first segments: from its start, the next who takes the
+    /// queue up would deliver these once more. What is left of it is counted as dropped.
+    fn abandon(&mut self) {
+        if self.peek(1) == 1 {
+            self.finish(1);
+            self.count_drops(DropReason::TxDisabled, 1);
+            self.publish();
+        }
+    }
 }
 
 /// Where frames go.
-#[derive(Debug)]
-pub enum Sink {
-    /// A split receive queue.
-    Split(Box<End<SplitDevice>>),
-    /// A packed receive queue.
-    Packed(Box<End<PackedDevice>>),
-    /// A kernel netdev.
-    Netdev(Box<NetdevSink>),
+pub trait Sink: Send + fmt::Debug {
+    /// What its frames may leave to be done; stays as it is.
+    fn takes(&self) -> Offloads;
+
+    /// True while frames can be delivered to it.
+    fn is_usable(&self) -> bool;
+
+    /// Gets ready for these frames, which come next.
+    fn prepare(&mut self, _frames: &[Frame]) {}
+
+    /// Delivers one frame. What it does not take as it is, it leaves to [`finish`](super::scratch::finish).
+    ///
+    /// # Errors
+    /// It is not delivered; the reason says whether it may be later.
+    fn deliver(&mut self, from: Passage<'_>, scratch: &mut Scratch) -> Result<(), Refused>;
+
+    /// Delivers a frame of our own, in two parts, which are copied.
+    ///
+    /// # Errors
+    /// As for [`Sink::deliver`].
+    fn put_bytes(&mut self, head: &[u8], payload: &[u8], offload: Offload) -> Result<(), Refused>;
+
+    /// Makes what was delivered visible, and the counters up to date.
+    fn publish(&mut self);
+
+    /// What is counted at the next publication.
+    fn tally(&mut self) -> &mut Tally;
+
+    /// Counts frames that were for it and did not reach it.
+    fn count_drops(&mut self, reason: DropReason, frames: u64);
+
+    /// Notes what the last of them was like.
+    fn set_example(&mut self, reason: DropReason, example: Example);
+
+    /// Asks to be told of room, and of frames that are finished. None: there is no way. Some(true): there are already.
+    fn arm(&mut self) -> Option<bool>;
+
+    /// Takes that back.
+    fn disarm(&mut self);
+
+    /// What becomes readable then.
+    fn wake_source(&self) -> Option<BorrowedFd<'_>>;
+
+    /// True if it may read frames after [`Sink::deliver`] has returned. It holds the map that they lie in
+    /// ([`Burst::map`]) until it is finished with them, says how far it is by the two below, and waits for nobody's leave to
+    /// finish. Stays as it is.
+    #[inline(always)]
+    fn defers(&self) -> bool {
+        false
+    }
+
+    /// How much it was given since it was made, in units of its own, if it defers.
+    #[inline(always)]
+    fn given(&self) -> u64 {
+        0
+    }
+
+    /// Looks how much of that it is finished with, from the first on: what lies behind something unfinished is not counted.
+    fn finished(&mut self) -> u64 {
+        0
+    }
+
+    /// Holds no memory of frames that it is finished with any more. Not on a worker.
+    fn let_go(&mut self) {}
+
+    /// Takes frames, until it has no room or enough bytes have gone. A frame that is dropped already is passed over.
+    fn carry(&mut self, load: Load<'_>, way: Way, scratch: &mut Scratch) -> Carried {
+        let mut done = Carried::default();
+        let Load { burst, skip, heads, .. } = load;
+        for (nth, (chain, frame)) in load.chains.iter().zip(load.frames).enumerate() {
+            if frame.dropped.is_none() {
+                let passage = Passage { burst, chain, skip, frame, heads, nth, swap: way.swap };
+                match self.deliver(passage, scratch) {
+                    Ok(()) => {}
+                    Err(Refused::Drop(reason)) => {
+                        if let Some(example) = heads.get(nth).and_then(|head| frame.example(reason, head)) {
+                            self.set_example(reason, example);
+                        }
+                        self.count_drops(reason, 1);
+                    }
+                    Err(Refused::Starved) => {
+                        done.is_starved = true;
+                        return done;
+                    }
+                    Err(Refused::Faulted) => return done,
+                }
+                done.sent += 1;
+                done.bytes += u64::from(frame.len);
+            }
+            if self.defers()
+                && let Some(mark) = scratch.marks.get_mut(nth)
+            {
+                *mark = self.given();
+            }
+            done.frames += 1;
+            if done.bytes >= way.most_bytes {
+                return done;
+            }
+        }
+        done
+    }
+
+    /// Takes frames without waiting for room: what cannot be delivered now is dropped and counted. How many were passed on.
+    fn carry_or_drop(&mut self, load: Load<'_>, scratch: &mut Scratch) -> usize {
+        self.prepare(load.frames);
+        let way = Way { swap: false, most_bytes: u64::MAX };
+        scratch.resume = 0;
+        let carried = self.carry(load, way, scratch);
+        scratch.resume = 0;
+        let left = load.frames.get(carried.frames..).unwrap_or_default();
+        let left = left.iter().filter(|frame| frame.dropped.is_none()).count();
+        if left > 0 {
+            // A ring that broke the rules in the middle of a burst lacks no buffers: it is stopped.
+            let reason = if self.is_usable() { DropReason::NoRxBuffer } else { DropReason::RxDisabled };
+            self.count_drops(reason, left as u64);
+        }
+        carried.frames
+    }
+
+    /// Takes one frame of our own, which asks for nothing to be done; counted if there is no room.
+    #[cold]
+    fn give(&mut self, frame: &[u8]) {
+        match self.put_bytes(frame, &[], Offload::None) {
+            Ok(()) | Err(Refused::Faulted) => {}
+            Err(Refused::Starved) => self.count_drops(DropReason::NoRxBuffer, 1),
+            Err(Refused::Drop(reason)) => self.count_drops(reason, 1),
+        }
+    }
 }
 
-/// Does the same with whatever stands there.
-macro_rules! each {
-    ($side:ident in $of:expr => $what:expr) => {
-        match $of {
-            Self::Split($side) => $what,
-            Self::Packed($side) => $what,
-            Self::Netdev($side) => $what,
-        }
-    };
+/// A started transmit queue.
+///
+/// # Errors
+/// The ring cannot be served as it is, or there is no memory.
+pub fn transmit_queue(mut binding: QueueBinding, rules: PortRules) -> Result<Box<dyn Source>, SetupError> {
+    // Transmit queues complete everything with length 0.
+    binding.config.skip_used = true;
+    Ok(match binding.format {
+        Format::Split => End::split(binding, rules)?,
+        Format::Packed => End::packed(binding, rules)?,
+    })
+}
+
+/// A started receive queue.
+///
+/// # Errors
+/// As for [`transmit_queue`].
+pub fn receive_queue(binding: QueueBinding, rules: PortRules) -> Result<Box<dyn Sink>, SetupError> {
+    Ok(match binding.format {
+        Format::Split => End::split(binding, rules)?,
+        Format::Packed => End::packed(binding, rules)?,
+    })
 }
 
 /// What became of frames that were to go to one sink.
@@ -70,303 +279,85 @@ pub struct Carried {
     pub is_starved: bool,
 }
 
-impl Source {
-    /// A started transmit queue.
-    pub fn queue(mut binding: QueueBinding, rules: PortRules) -> Result<Source, SetupError> {
-        // Transmit queues complete everything with length 0.
-        binding.config.skip_used = true;
-        Ok(match binding.format {
-            Format::Split => Source::Split(End::split(binding, rules)?),
-            Format::Packed => Source::Packed(End::packed(binding, rules)?),
-        })
-    }
-
-    /// Peeks up to `frames`; how many there are.
-    #[inline]
-    pub(super) fn peek(&mut self, frames: usize) -> usize {
-        each!(end in self => end.peek(frames))
-    }
-
-    /// What was peeked.
-    #[inline]
-    pub(super) fn burst(&self) -> &Burst {
-        match self {
-            Source::Split(end) => &end.burst,
-            Source::Packed(end) => &end.burst,
-            Source::Netdev(end) => end.burst(),
-        }
-    }
-
-    /// What its frames must obey.
-    #[inline]
-    pub(super) fn ingress(&self) -> Ingress {
-        each!(end in self => end.ingress)
-    }
-
-    /// Gives the first `frames` of what was peeked back.
-    #[inline]
-    pub(super) fn finish(&mut self, frames: usize) {
-        each!(end in self => end.finish(frames));
-    }
-
-    /// What is counted at the next publication.
-    #[inline]
-    pub(super) fn tally(&mut self) -> &mut Tally {
-        each!(end in self => &mut end.tally)
-    }
-
-    /// Makes what was given back visible.
-    #[inline]
-    pub(super) fn publish(&mut self) {
-        each!(end in self => end.publish());
-    }
-
-    /// Counts frames that go no further.
-    pub(super) fn count_drops(&mut self, reason: DropReason, frames: u64) {
-        each!(end in self => end.counters.add_drops(reason, frames));
-    }
-
-    /// Gives up the frame in line, of which a receiver has got the first segments: from its start, the next who takes the
-    /// queue up would deliver these once more. What is left of it is counted as dropped.
-    pub(super) fn abandon(&mut self) {
-        if self.peek(1) == 1 {
-            self.finish(1);
-            self.count_drops(DropReason::TxDisabled, 1);
-            self.publish();
-        }
-    }
-
-    /// Notes what the last frame was like that was dropped for a reason.
-    pub(super) fn note_drop(&self, reason: DropReason, frame: &Frame, head: Option<&Head>) {
-        if let Some(example) = head.and_then(|head| frame.example(reason, head)) {
-            each!(end in self => end.counters.set_example(reason, example));
-        }
-    }
-
-    /// True while what is sent goes somewhere: else it is dropped.
-    pub(super) fn is_enabled(&self) -> bool {
-        match self {
-            Source::Split(end) => end.enabled,
-            Source::Packed(end) => end.enabled,
-            Source::Netdev(_) => true,
-        }
-    }
-
-    /// True while what is sent is taken and goes somewhere.
-    pub(super) fn is_usable(&self) -> bool {
-        self.is_enabled() && !self.is_faulted()
-    }
-
-    /// True once it is left alone.
-    #[inline]
-    pub(super) fn is_faulted(&self) -> bool {
-        each!(end in self => end.is_faulted())
-    }
-
-    /// It broke the rules.
-    pub(super) fn fail(&mut self, fault: RingFault) {
-        match self {
-            Source::Split(end) => end.fail(fault),
-            Source::Packed(end) => end.fail(fault),
-            Source::Netdev(_) => {}
-        }
-    }
-
-    /// Asks to be told of frames. None: there is no way. Some(true): frames are there already.
-    pub(super) fn arm(&mut self) -> Option<bool> {
-        each!(end in self => end.arm())
-    }
-
-    /// Takes that back.
-    pub(super) fn disarm(&mut self) {
-        each!(end in self => end.disarm());
-    }
-
-    /// What becomes readable when frames come.
-    pub(super) fn wake_source(&self) -> Option<BorrowedFd<'_>> {
-        each!(end in self => end.wake_source())
-    }
-}
-
-impl Sink {
-    /// A started receive queue.
-    pub fn queue(binding: QueueBinding, rules: PortRules) -> Result<Sink, SetupError> {
-        Ok(match binding.format {
-            Format::Split => Sink::Split(End::split(binding, rules)?),
-            Format::Packed => Sink::Packed(End::packed(binding, rules)?),
-        })
-    }
-
-    /// Takes frames, until it has no room or enough bytes have gone. A frame that is dropped already is passed over.
-    #[inline]
-    pub(super) fn carry(&mut self, load: Load<'_>, way: Way, desk: &mut Desk) -> Carried {
-        each!(end in self => carry(&mut **end, load, way, desk))
-    }
-
-    /// Takes frames without waiting for room: what cannot be delivered now is dropped and counted.
-    #[inline]
-    pub(super) fn carry_or_drop(&mut self, load: Load<'_>, desk: &mut Desk) {
-        self.prepare(load.frames);
-        let way = Way { swap: false, most_bytes: u64::MAX };
-        desk.resume = 0;
-        let carried = self.carry(load, way, desk);
-        desk.resume = 0;
-        let left = load.frames.get(carried.frames..).unwrap_or_default();
-        let left = left.iter().filter(|frame| frame.dropped.is_none()).count();
-        if left > 0 {
-            // A ring that broke the rules in the middle of a burst lacks no buffers: it is stopped.
-            let reason = if self.is_usable() { DropReason::NoRxBuffer } else { DropReason::RxDisabled };
-            self.count_drops(reason, left as u64);
-        }
-    }
-
-    /// Takes one frame of our own, which asks for nothing to be done; counted if there is no room.
-    #[cold]
-    pub(super) fn give(&mut self, frame: &[u8]) {
-        match each!(end in self => Receiver::put_bytes(&mut **end, frame, &[], Offload::None)) {
-            Ok(()) | Err(Refused::Faulted) => {}
-            Err(Refused::Starved) => self.count_drops(DropReason::NoRxBuffer, 1),
-            Err(Refused::Drop(reason)) => self.count_drops(reason, 1),
-        }
-    }
-
-    /// What its frames may leave to be done.
-    pub(super) fn takes(&self) -> Offloads {
-        each!(end in self => end.takes)
-    }
-
-    /// Gets ready for these frames.
-    #[inline]
-    pub(super) fn prepare(&mut self, frames: &[Frame]) {
-        each!(end in self => end.prepare(frames));
-    }
-
-    /// Counts frames that were for it and did not reach it.
-    pub(super) fn count_drops(&mut self, reason: DropReason, frames: u64) {
-        each!(end in self => Receiver::count_drops(&mut **end, reason, frames));
-    }
-
-    /// Makes what was delivered visible.
-    #[inline]
-    pub(super) fn publish(&mut self) {
-        each!(end in self => end.publish());
-    }
-
-    /// Frames that it was given and has not finished: their memory must stay, and their chains too.
-    #[inline]
-    pub(super) fn outstanding(&self) -> usize {
-        match self {
-            Sink::Split(_) | Sink::Packed(_) => 0,
-            Sink::Netdev(end) => end.outstanding(),
-        }
-    }
-
-    /// Holds no guest's memory any more. Not on a worker.
-    pub(super) fn let_go(&mut self) {
-        if let Sink::Netdev(end) = self {
-            end.let_go();
-        }
-    }
-
-    /// Looks which of those it has finished.
-    pub(super) fn reap(&mut self) {
-        if let Sink::Netdev(end) = self {
-            end.reap();
-        }
-    }
-
-    /// True while frames can be delivered to it.
-    #[inline]
-    pub(super) fn is_usable(&self) -> bool {
-        match self {
-            Sink::Split(end) => end.is_usable(),
-            Sink::Packed(end) => end.is_usable(),
-            Sink::Netdev(end) => !end.is_faulted(),
-        }
-    }
-
-    /// Asks to be told of room. None: there is no way. Some(true): there is room already.
-    pub(super) fn arm(&mut self) -> Option<bool> {
-        match self {
-            Sink::Split(end) => end.arm(),
-            Sink::Packed(end) => end.arm(),
-            // It has room again when its kernel has memory, of which nothing tells: looked at in time.
-            Sink::Netdev(_) => Some(false),
-        }
-    }
-
-    /// Takes that back.
-    pub(super) fn disarm(&mut self) {
-        match self {
-            Sink::Split(end) => end.disarm(),
-            Sink::Packed(end) => end.disarm(),
-            Sink::Netdev(_) => {}
-        }
-    }
-
-    /// What becomes readable when there is room.
-    pub(super) fn wake_source(&self) -> Option<BorrowedFd<'_>> {
-        match self {
-            Sink::Split(end) => end.wake_source(),
-            Sink::Packed(end) => end.wake_source(),
-            Sink::Netdev(_) => None,
-        }
-    }
+/// Why a frame was not delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// No buffers now.
+    Starved,
+    /// It never can be.
+    Drop(DropReason),
+    /// The receiver is left alone from now on.
+    Faulted,
 }
 
 /// Frames that are to go somewhere.
-#[derive(Clone, Copy)]
-pub(super) struct Load<'a> {
+#[derive(Debug, Clone, Copy)]
+pub struct Load<'a> {
     /// Where they were peeked.
-    pub(super) burst: &'a Burst,
+    pub burst: &'a Burst,
     /// Their chains.
-    pub(super) chains: &'a [Chain],
+    pub chains: &'a [Chain],
     /// Bytes of their sender's header.
-    pub(super) skip: usize,
+    pub skip: usize,
     /// The frames, one for each chain.
-    pub(super) frames: &'a [Frame],
+    pub frames: &'a [Frame],
     /// Their beginnings, one for each frame.
-    pub(super) heads: &'a [Head],
+    pub heads: &'a [Head],
 }
 
 /// How frames go.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Way {
+pub struct Way {
     /// Exchange the addresses of each.
-    pub(super) swap: bool,
+    pub swap: bool,
     /// Begin no further frame once so many bytes have gone.
-    pub(super) most_bytes: u64,
+    pub most_bytes: u64,
 }
 
-/// The loop over frames, for one kind of receiver.
-#[inline]
-fn carry<R: Receiver>(to: &mut R, load: Load<'_>, way: Way, desk: &mut Desk) -> Carried {
-    let mut done = Carried::default();
-    let Load { burst, skip, heads, .. } = load;
-    for (nth, (chain, frame)) in load.chains.iter().zip(load.frames).enumerate() {
-        if frame.dropped.is_none() {
-            let passage = Passage { burst, chain, skip, frame, heads, nth, swap: way.swap };
-            match to.deliver(passage, desk) {
-                Ok(()) => {}
-                Err(Refused::Drop(reason)) => {
-                    if let Some(example) = heads.get(nth).and_then(|head| frame.example(reason, head)) {
-                        to.set_example(reason, example);
-                    }
-                    to.count_drops(reason, 1);
-                }
-                Err(Refused::Starved) => {
-                    done.is_starved = true;
-                    return done;
-                }
-                Err(Refused::Faulted) => return done,
-            }
-            done.sent += 1;
-            done.bytes += u64::from(frame.len);
-        }
-        done.frames += 1;
-        if done.bytes >= way.most_bytes {
-            return done;
+/// A frame on its way: `frame.len` bytes of `chain` behind its sender's header, the first of them as [`Passage::head`] has
+/// them.
+#[derive(Debug, Clone, Copy)]
+pub struct Passage<'a> {
+    /// Where its chain was peeked.
+    pub burst: &'a Burst,
+    /// Its chain.
+    pub chain: &'a Chain,
+    /// Bytes of its sender's header.
+    pub skip: usize,
+    /// What was found out of it.
+    pub frame: &'a Frame,
+    /// The beginnings of its burst's frames.
+    pub heads: &'a [Head],
+    /// Which of them is its own.
+    pub nth: usize,
+    /// Exchange its addresses.
+    pub swap: bool,
+}
+
+impl<'a> Passage<'a> {
+    /// The frame's beginning, as far as it was looked at: these bytes go on, whatever stands in their place by now.
+    #[inline(always)]
+    pub fn head(&self) -> &'a [u8] {
+        match self.frame.looked_at {
+            0 => &[],
+            bytes => self.heads.get(self.nth).and_then(|head| head.get(..bytes.into())).unwrap_or_default(),
         }
     }
-    done
+
+    /// Copies the frame as it is to go on; as much of it as there is room for.
+    pub fn copy<'room>(&self, room: &'room mut [u8]) -> &'room mut [u8] {
+        let len = room.len().min(self.frame.len as usize);
+        let copy = room.get_mut(..len).unwrap_or_default();
+        copy_out(self.burst, self.chain, self.skip, copy);
+        let head = self.head();
+        if let Some(begin) = copy.get_mut(..head.len()) {
+            begin.copy_from_slice(head);
+        }
+        if self.swap
+            && let Some((to, source)) = copy.get_mut(..12).and_then(|both| both.split_at_mut_checked(6))
+        {
+            to.swap_with_slice(source);
+        }
+        copy
+    }
 }

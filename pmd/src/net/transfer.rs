@@ -7,6 +7,9 @@
 //!        +-- complete, publish once          complete, publish once --+
 //! ```
 //!
+//! A sink may read frames for longer than one poll (io_uring, DMA): they go back to their sources in order as it finishes,
+//! and the pump goes on meanwhile.
+//!
 //! The pump owns every ring and lives on one worker. Without a buffer on the receiving side the senders' descriptors
 //! stay for at most [`BLOCKED_NS`]; then their frames are dropped and counted, burst by burst, until buffers come.
 //!
@@ -19,9 +22,10 @@ use std::sync::Arc;
 use ringway_engine::{Armed, Budget, Polled, Pump};
 
 use super::announce::{self, Announcement};
-use super::frame::{Frames, prefetch};
+use super::frame::{Frames, Ingress, prefetch};
+use super::in_flight::{InFlight, MOST};
 use super::offload::Offloads;
-use super::receive::Desk;
+use super::scratch::Scratch;
 use super::side::{Load, Sink, Source, Way};
 use crate::counters::DropReason;
 
@@ -43,12 +47,15 @@ pub struct TransferOptions {
 /// A destination and the sources that feed it. It may be absent while its guest has not started it.
 #[derive(Debug)]
 pub struct Transfer {
-    sink: Option<Sink>,
+    sink: Option<Box<dyn Sink>>,
     sources: Vec<Feeder>,
+    /// What the sink still reads, if it is one that finishes later.
+    in_flight: InFlight,
+    is_later: bool,
     /// Which source is asked first in the next poll.
     first: usize,
     frames: Box<Frames>,
-    desk: Desk,
+    scratch: Scratch,
     options: TransferOptions,
     /// Of the port that the sources are of.
     announcement: Option<Arc<Announcement>>,
@@ -64,11 +71,21 @@ pub struct Transfer {
 /// A source, and how far the frame in line has come.
 #[derive(Debug)]
 struct Feeder {
-    source: Source,
+    source: Box<dyn Source>,
+    /// As the source has them, asked for once.
+    ingress: Ingress,
+    is_enabled: bool,
     /// Segments of it that were delivered.
     resume: u32,
-    /// Frames done with whose receiver still reads their memory.
-    held: usize,
+}
+
+/// What a transfer joins.
+#[derive(Debug)]
+pub(super) struct Sides {
+    /// It may be absent.
+    pub(super) sink: Option<Box<dyn Sink>>,
+    /// Each with the segments of its frame in line that this sink has got already.
+    pub(super) sources: Vec<(Box<dyn Source>, u32)>,
 }
 
 /// What one source's burst came to.
@@ -82,36 +99,43 @@ impl Transfer {
     /// Binds the two sides.
     ///
     /// # Errors
-    /// The kernel gave no memory to finish frames in.
+    /// The kernel gave no memory to finish frames in, or to keep them while the sink reads them.
     pub fn new(
-        sink: Option<Sink>,
-        sources: Vec<Source>,
+        sink: Option<Box<dyn Sink>>,
+        mut sources: Vec<Box<dyn Source>>,
         options: TransferOptions,
     ) -> std::io::Result<Transfer> {
-        let takes = sink.as_ref().map_or(Offloads::ALL, Sink::takes);
-        let is_needed = sources.iter().any(|source| !takes.contains(source.ingress().may));
-        let desk = Desk::new(is_needed)?;
+        let takes = sink.as_ref().map_or(Offloads::ALL, |sink| sink.takes());
+        let scratch = Scratch::new(sources.iter().any(|source| !takes.contains(source.ingress().may)))?;
+        if sink.as_ref().is_some_and(|sink| sink.defers()) {
+            sources.iter_mut().try_for_each(|source| source.reserve(MOST))?;
+        }
         let sources = sources.into_iter().map(|source| (source, 0)).collect();
-        Ok(Transfer::resumed(sink, sources, options, desk, None))
+        Ok(Transfer::resumed(Sides { sink, sources }, options, scratch, None))
     }
 
-    /// Binds the two sides, each source with the segments of its frame in line that this sink has got already. The desk
-    /// is one with room if any source may leave more to be done than the sink takes. What is announced comes before what
+    /// Binds what was bound before, or may have been. The scratch is one with room if any source may leave more to be done than the sink takes. What is announced comes before what
     /// the sources send.
     pub(super) fn resumed(
-        sink: Option<Sink>,
-        sources: Vec<(Source, u32)>,
+        sides: Sides,
         options: TransferOptions,
-        desk: Desk,
+        scratch: Scratch,
         announcement: Option<Arc<Announcement>>,
     ) -> Transfer {
-        let feeder = |(source, resume)| Feeder { source, resume, held: 0 };
+        let Sides { sink, sources } = sides;
+        let feeder = |(source, resume): (Box<dyn Source>, u32)| {
+            let (ingress, is_enabled) = (source.ingress(), source.is_enabled());
+            Feeder { source, ingress, is_enabled, resume }
+        };
+        let is_later = sink.as_ref().is_some_and(|sink| sink.defers());
         Transfer {
             sink,
+            in_flight: InFlight::new(sources.len(), is_later.into()),
+            is_later,
             sources: sources.into_iter().map(feeder).collect(),
             first: 0,
             frames: Frames::new(false),
-            desk,
+            scratch,
             options,
             announcement,
             blocked_cycles: (u128::from(BLOCKED_NS) * u128::from(options.hertz) / 1_000_000_000) as u64,
@@ -121,9 +145,10 @@ impl Transfer {
         }
     }
 
-    /// Takes the two sides apart again; each source with the segments of its frame in line that the sink has got.
-    pub(super) fn into_sides(self) -> (Option<Sink>, Vec<(Source, u32)>) {
-        (self.sink, self.sources.into_iter().map(|feeder| (feeder.source, feeder.resume)).collect())
+    /// Takes the two sides apart again.
+    pub(super) fn into_sides(self) -> Sides {
+        let sources = self.sources.into_iter().map(|feeder| (feeder.source, feeder.resume));
+        Sides { sink: self.sink, sources: sources.collect() }
     }
 
     /// One burst of one source.
@@ -134,31 +159,39 @@ impl Transfer {
         if source.is_faulted() {
             return Step::Idle;
         }
-        let peeked = source.peek((budget.chains as usize).min(BURST));
+        let mut most = (budget.chains as usize).min(BURST);
+        if self.is_later {
+            // As many as may be out; none, while all of those are.
+            most = most.min(self.in_flight.room(at)).min(self.in_flight.room_at(0));
+            if most == 0 {
+                return Step::Idle;
+            }
+        }
+        let peeked = source.peek(most);
         if peeked == 0 {
             return Step::Idle;
         }
-        if !source.is_enabled() {
-            return drop_waiting(feeder, peeked, DropReason::TxDisabled);
+        if !feeder.is_enabled {
+            return self.drop_waiting(at, peeked, DropReason::TxDisabled);
         }
         let Some(sink) = self.sink.as_mut().filter(|sink| sink.is_usable()) else {
-            return drop_waiting(feeder, peeked, self.options.absent);
+            return self.drop_waiting(at, peeked, self.options.absent);
         };
-        prefetch(source.burst());
-        self.frames.inspect(source.burst(), &source.ingress());
+        let burst = source.burst();
+        prefetch(burst);
+        self.frames.inspect(burst, &feeder.ingress);
         let frames = self.frames.as_slice();
         sink.prepare(frames);
         let way = Way { swap: self.options.swap_mac, most_bytes: budget.bytes };
-        self.desk.resume = feeder.resume;
-        let burst = source.burst();
-        let (skip, heads) = (source.ingress().header_len, self.frames.heads());
+        self.scratch.resume = feeder.resume;
+        let (skip, heads) = (feeder.ingress.header_len, self.frames.heads());
         // A frame of which segments went before goes alone: should its sender have made another of it meanwhile, what was
         // delivered of it is not missing from the next.
         let in_line = if feeder.resume > 0 { 1 } else { frames.len() };
         let in_line = frames.get(..in_line).unwrap_or_default();
         let load = Load { burst, chains: burst.chains(), skip, frames: in_line, heads };
-        let carried = sink.carry(load, way, &mut self.desk);
-        feeder.resume = if feeder.resume > 0 && carried.frames > 0 { 0 } else { self.desk.resume };
+        let carried = sink.carry(load, way, &mut self.scratch);
+        feeder.resume = if feeder.resume > 0 && carried.frames > 0 { 0 } else { self.scratch.resume };
 
         for (nth, frame) in frames.iter().take(carried.frames).enumerate() {
             if let Some(reason) = frame.dropped {
@@ -169,13 +202,17 @@ impl Transfer {
         let tally = source.tally();
         tally.packets += carried.sent;
         tally.bytes += carried.bytes;
-        if sink.outstanding() == 0 {
-            source.finish(carried.frames);
-        } else {
-            feeder.held = carried.frames;
+        let number = self.in_flight.next(at);
+        if self.is_later {
+            for (mark, frame) in self.scratch.marks.iter().take(carried.frames).zip(number..) {
+                self.in_flight.read_by(0, *mark, at, frame);
+            }
         }
+        self.in_flight.settle(at, number, &mut **source, carried.frames);
         if let Some(fault) = self.frames.fault
             && carried.frames == frames.len()
+            // While some are out, it is found again.
+            && !self.in_flight.holds(at)
         {
             // What precedes it was carried and is given back.
             source.publish();
@@ -205,7 +242,7 @@ impl Transfer {
         let tally = feeder.source.tally();
         tally.packets += lost;
         tally.bytes += bytes;
-        feeder.source.finish(frames.len());
+        self.in_flight.settle(at, number, &mut *feeder.source, frames.len());
         Step::Moved(frames.len() as u32)
     }
 
@@ -221,40 +258,47 @@ impl Transfer {
         1
     }
 
-    /// Gives back what the receiver has finished with. False: it still reads.
-    fn release(&mut self) -> bool {
-        if let Some(sink) = &mut self.sink {
-            sink.reap();
-            if sink.outstanding() > 0 {
-                return false;
-            }
-        }
-        for feeder in &mut self.sources {
-            let held = std::mem::take(&mut feeder.held);
-            if held > 0 {
-                feeder.source.finish(held);
-                feeder.source.publish();
-            }
-        }
-        true
+    /// Drops `count` frames that wait at a source.
+    #[cold]
+    fn drop_waiting(&mut self, at: usize, count: usize, reason: DropReason) -> Step {
+        let Some(feeder) = self.sources.get_mut(at) else { return Step::Idle };
+        feeder.resume = 0;
+        self.in_flight.settle(at, self.in_flight.next(at), &mut *feeder.source, count);
+        feeder.source.count_drops(reason, count as u64);
+        Step::Moved(count as u32)
     }
-}
 
-/// Drops `count` frames that wait at a source.
-#[cold]
-fn drop_waiting(feeder: &mut Feeder, count: usize, reason: DropReason) -> Step {
-    feeder.resume = 0;
-    feeder.source.finish(count);
-    feeder.source.count_drops(reason, count as u64);
-    Step::Moved(count as u32)
+    /// Gives back what the sink has finished with. How many frames that are.
+    fn give_back(&mut self) -> u32 {
+        if self.in_flight.is_empty() {
+            return 0;
+        }
+        if let Some(sink) = &mut self.sink {
+            self.in_flight.finished(0, sink.finished());
+        }
+        let mut count = 0;
+        for (at, feeder) in self.sources.iter_mut().enumerate() {
+            let done = self.in_flight.give_back(at);
+            if done > 0 {
+                feeder.source.give_back(done);
+                feeder.source.publish();
+                count += done as u32;
+            }
+        }
+        count
+    }
+
+    /// True while the sink has not finished with what it was given.
+    fn is_out(&mut self) -> bool {
+        let sink = self.sink.as_mut().filter(|_| self.is_later);
+        !self.in_flight.is_empty() || sink.is_some_and(|sink| sink.finished() < sink.given())
+    }
 }
 
 impl Pump for Transfer {
     fn poll(&mut self, budget: &Budget, now: u64) -> Polled {
         self.now = now;
-        if !self.release() {
-            return Polled::Blocked;
-        }
+        let back = self.give_back();
         if self.is_stopping {
             return Polled::Idle;
         }
@@ -270,8 +314,7 @@ impl Pump for Transfer {
                 Step::Moved(frames) => moved += frames,
                 Step::Blocked => is_blocked = true,
             }
-            let is_out = self.sink.as_ref().is_some_and(|sink| sink.outstanding() > 0);
-            if is_blocked || is_out || moved >= budget.chains {
+            if is_blocked || moved >= budget.chains {
                 self.first = at + 1;
                 break;
             }
@@ -280,7 +323,7 @@ impl Pump for Transfer {
             if let Some(sink) = &mut self.sink {
                 sink.publish();
             }
-            self.release();
+            self.give_back();
             for feeder in &mut self.sources {
                 feeder.source.publish();
             }
@@ -294,13 +337,11 @@ impl Pump for Transfer {
             return Polled::Blocked;
         }
         self.blocked_since = None;
-        Polled::Idle
+        if back > 0 { Polled::Moved(back) } else { Polled::Idle }
     }
 
     fn arm(&mut self) -> Armed {
-        if self.sink.as_ref().is_some_and(|sink| sink.outstanding() > 0) {
-            return Armed::CannotSleep;
-        }
+        let is_out = self.is_out();
         let (mut has_work, mut cannot, mut within_ns) = (false, false, None);
         let mut note = |armed: Option<bool>| match armed {
             Some(true) => has_work = true,
@@ -316,7 +357,17 @@ impl Pump for Transfer {
                     note(sink.arm());
                 }
             }
-            None => self.sources.iter_mut().for_each(|feeder| note(feeder.source.arm())),
+            None => {
+                for (at, feeder) in self.sources.iter_mut().enumerate() {
+                    // Of one that has as many out as may be, it is the sink that brings news.
+                    if self.in_flight.room(at) > 0 {
+                        note(feeder.source.arm());
+                    }
+                }
+                if is_out && let Some(sink) = &mut self.sink {
+                    note(sink.arm());
+                }
+            }
         }
         if has_work {
             self.disarm();
@@ -340,14 +391,15 @@ impl Pump for Transfer {
     }
 
     fn stopped(&mut self) -> bool {
-        let is_stopped = self.release();
+        self.give_back();
+        let is_stopped = !self.is_out();
         // It may be placed again.
         self.is_stopping = !is_stopped;
         is_stopped
     }
 
     fn wake_sources(&self) -> Vec<BorrowedFd<'_>> {
-        let sink = self.sink.as_ref().and_then(Sink::wake_source);
+        let sink = self.sink.as_ref().and_then(|sink| sink.wake_source());
         let sources = self.sources.iter().filter_map(|feeder| feeder.source.wake_source());
         sink.into_iter().chain(sources).collect()
     }

@@ -23,14 +23,14 @@ struct Memory<const OWN: usize> {
     slots: Box<[Slot<OWN>]>,
     /// A room a slot, whose pages are there once they were used.
     rooms: MmapMut,
-    /// Holds the guest's memory that is out.
-    guest: Option<Arc<GuestMap>>,
 }
 
 /// One write.
 struct Slot<const OWN: usize> {
     own: [u8; OWN],
     vectors: [libc::iovec; VECTORS],
+    /// Holds the guest's memory that the vectors lead into.
+    guest: Option<Arc<GuestMap>>,
     /// The kernel may read what is here and what it points to.
     is_out: bool,
 }
@@ -57,7 +57,7 @@ pub(crate) struct FromGuest<'burst> {
 pub(crate) enum Put {
     /// So many bytes of the guest's go out, or of the room's.
     In(usize),
-    /// Too many are out, or one of another guest.
+    /// It is out, or too many are.
     Busy,
     /// It is in more pieces than a write can be.
     ManyPieces,
@@ -70,11 +70,10 @@ impl<const OWN: usize> WriteRing<OWN> {
     /// No memory, or no descriptor.
     pub(crate) fn new(file: OwnedFd, count: u16, room_bytes: usize) -> io::Result<WriteRing<OWN>> {
         let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-        let slot = |_| Slot { own: [0; OWN], vectors: [nothing; VECTORS], is_out: false };
+        let slot = |_| Slot { own: [0; OWN], vectors: [nothing; VECTORS], guest: None, is_out: false };
         let memory = Memory {
             slots: (0..count).map(slot).collect(),
             rooms: MmapMut::map_anon(usize::from(count) * room_bytes)?,
-            guest: None,
         };
         Ok(WriteRing { operations: Operations::new(file, count.into(), memory)?, room_bytes })
     }
@@ -91,17 +90,13 @@ impl<const OWN: usize> WriteRing<OWN> {
     /// at once or not at all.
     pub(crate) fn write(&mut self, slot: u16, own: usize, from: FromGuest<'_>) -> Put {
         let FromGuest { burst, chain, skip, len } = from;
-        let is_idle = self.operations.pending == 0;
-        let Memory { slots, guest, .. } = &mut self.operations.parts.memory;
-        if !guest.as_ref().is_some_and(|map| Arc::ptr_eq(map, burst.map())) {
-            if !is_idle {
-                return Put::Busy;
-            }
-            *guest = Some(Arc::clone(burst.map()));
-        }
+        let slots = &mut self.operations.parts.memory.slots;
         let Some(slot_) = slots.get_mut(usize::from(slot)).filter(|slot| !slot.is_out) else {
             return Put::Busy;
         };
+        if !slot_.guest.as_ref().is_some_and(|map| Arc::ptr_eq(map, burst.map())) {
+            slot_.guest = Some(Arc::clone(burst.map()));
+        }
         let (mut count, mut skip, mut left) = (slot_.put_own(own), skip, len);
         for part in burst.readable(chain) {
             if left == 0 {
@@ -141,8 +136,8 @@ impl<const OWN: usize> WriteRing<OWN> {
         let entry =
             opcode::Writev::new(file, slot_.vectors.as_ptr(), count as u32).rw_flags(libc::RWF_NOWAIT);
         // SAFETY: the vectors lead to the slot's own bytes and room, which `own` gives to nobody while it is out, and into
-        // the guest's memory, which is never borrowed. `guest` holds that: it is replaced only while nothing is out. All of
-        // it is part of the memory, and slots are never moved.
+        // the guest's memory, which is never borrowed. The slot holds that too, and is changed only while it is not out. All
+        // of it is part of the memory, and slots are never moved.
         let is_in = unsafe { self.operations.push(&entry.build().user_data(slot.into())) };
         if let Some(slot) = self.operations.parts.memory.slots.get_mut(usize::from(slot)) {
             slot.is_out = is_in;
@@ -153,7 +148,7 @@ impl<const OWN: usize> WriteRing<OWN> {
     /// Holds no guest's memory any more, if nothing is out. Unmaps it, if nobody else holds it: not on a worker.
     pub(crate) fn let_go(&mut self) {
         if self.operations.pending == 0 {
-            self.operations.parts.memory.guest = None;
+            self.operations.parts.memory.slots.iter_mut().for_each(|slot| slot.guest = None);
         }
     }
 

@@ -97,7 +97,7 @@ impl Kind for Bridge {
 
     fn make(&mut self, ends: &mut Ends, members: &[EndKey]) -> io::Result<Box<dyn Pump>> {
         // What can fail comes first: nothing is taken then.
-        let desk = ends.desk(members)?;
+        let scratch = ends.scratch(members)?;
         // The first time, or it went with a pump that panicked.
         let mut fdb = self.fdb.take().map_or_else(|| self.settings.stations.empty_fdb(), Ok)?;
         self.forget.drain(..).for_each(|slot| fdb.forget_port(slot));
@@ -119,7 +119,7 @@ impl Kind for Bridge {
         }
         let ports = ports.into_values().collect();
         let (stations, news) = (Arc::clone(&self.settings.stations), Arc::clone(&ends.news));
-        Ok(Box::new(BridgePump::new(ports, fdb, stations, news, tsc::hertz(), desk)))
+        Ok(Box::new(BridgePump::new(ports, fdb, stations, news, tsc::hertz(), scratch)))
     }
 
     fn take_apart(

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::net::announce::Announcement;
+use crate::net::in_flight::MOST;
 use crate::net::offload::Offloads;
-use crate::net::receive::Desk;
+use crate::net::scratch::Scratch;
 use crate::net::side::{Sink, Source};
 use crate::vdpa::{Berth, Ended};
 
@@ -15,9 +16,9 @@ use crate::vdpa::{Berth, Ended};
 #[derive(Debug)]
 pub enum Side {
     /// Frames come from it.
-    Source(Source),
+    Source(Box<dyn Source>),
     /// Frames go to it.
-    Sink(Sink),
+    Sink(Box<dyn Sink>),
 }
 
 /// See the module's head.
@@ -182,20 +183,28 @@ impl Ends {
         }
     }
 
-    /// A desk for a pump of ends that are free.
-    pub(super) fn desk(&self, members: &[EndKey]) -> io::Result<Desk> {
-        let free = |key: &EndKey| match &self.running.get(key)?.place {
-            Place::Free(side) => Some(side),
-            Place::Taken | Place::In(_) => None,
-        };
-        let (mut may, mut takes) = (Vec::new(), Vec::new());
-        for side in members.iter().filter_map(free) {
-            match side {
-                Side::Source(source) => may.push(source.ingress().may),
-                Side::Sink(sink) => takes.push(sink.takes()),
+    /// What a pump of ends that are free works with, which it is all that can fail about making one: the sources are ready
+    /// for a sink that finishes later.
+    pub(super) fn scratch(&mut self, members: &[EndKey]) -> io::Result<Scratch> {
+        let (mut may, mut takes, mut is_later) = (Vec::new(), Vec::new(), false);
+        for key in members {
+            match self.running.get(key).map(|end| &end.place) {
+                Some(Place::Free(Side::Source(source))) => may.push(source.ingress().may),
+                Some(Place::Free(Side::Sink(sink))) => {
+                    takes.push(sink.takes());
+                    is_later |= sink.defers();
+                }
+                _ => {}
             }
         }
-        Desk::new(may.iter().any(|may| takes.iter().any(|takes| !takes.contains(*may))))
+        for key in members.iter().filter(|_| is_later) {
+            if let Some(Place::Free(Side::Source(source))) =
+                self.running.get_mut(key).map(|end| &mut end.place)
+            {
+                source.reserve(MOST)?;
+            }
+        }
+        Scratch::new(may.iter().any(|may| takes.iter().any(|takes| !takes.contains(*may))))
     }
 
     /// The core that control decided on for a group of a port.

@@ -11,8 +11,7 @@ use ringway_ring::tsc;
 use super::ends::{EndKey, Ends, Half, PumpKey, Side};
 use super::kind::{Foreign, Kind};
 use crate::counters::DropReason;
-use crate::net::side::Sink;
-use crate::net::transfer::{Transfer, TransferOptions};
+use crate::net::transfer::{Sides, Transfer, TransferOptions};
 
 /// See the module's head. A pump's key is that of its receive queue; what is sent to nobody has the sender's, with queue
 /// [`NOBODY`].
@@ -51,7 +50,7 @@ impl Kind for Link {
     }
 
     fn make(&mut self, ends: &mut Ends, members: &[EndKey]) -> io::Result<Box<dyn Pump>> {
-        let desk = ends.desk(members)?;
+        let scratch = ends.scratch(members)?;
         let (mut sink, mut sources) = (None, Vec::new());
         // The sources are of one port, and stand behind the sink.
         let from = members.last().and_then(|end| ends.ports.get(&end.port));
@@ -71,13 +70,13 @@ impl Kind for Link {
         }
         let options = TransferOptions { swap_mac: false, absent: DropReason::PeerDown, hertz: tsc::hertz() };
         let sink = sink.map(|(_, _, sink)| sink);
-        Ok(Box::new(Transfer::resumed(sink, sources, options, desk, announcement)))
+        Ok(Box::new(Transfer::resumed(Sides { sink, sources }, options, scratch, announcement)))
     }
 
     fn take_apart(&mut self, ends: &mut Ends, members: &[EndKey], pump: Box<dyn Any>) -> Result<(), Foreign> {
         let transfer = pump.downcast::<Transfer>().map_err(|_| Foreign)?;
-        let (sink, sources) = transfer.into_sides();
-        let to = sink.as_ref().map(Sink::takes).zip(members.first().copied());
+        let Sides { sink, sources } = transfer.into_sides();
+        let to = sink.as_ref().map(|sink| sink.takes()).zip(members.first().copied());
         let sources = sources.into_iter().map(|(source, segments)| {
             let half = to.filter(|_| segments > 0);
             (Side::Source(source), half.map(|(takes, sink)| Half { sink, takes, segments }))

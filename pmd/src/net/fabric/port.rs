@@ -12,7 +12,7 @@ use crate::later;
 use crate::net::Mac;
 use crate::net::announce::Announcement;
 use crate::net::end::PortRules;
-use crate::net::side::{Sink, Source};
+use crate::net::side::{receive_queue, transmit_queue};
 use crate::vdpa::{Berth, Ended, QueueBinding, ServiceError};
 
 /// See the module's head. It is let go when dropped, whatever still runs there.
@@ -66,9 +66,9 @@ impl Port {
             let (index, is_enabled) = (queue.index, queue.enabled);
             // virtio 1.3 §5.1.2: even is receive, odd is transmit.
             let side = if index % 2 == 0 {
-                Sink::queue(queue, rules).map(Side::Sink)
+                receive_queue(queue, rules).map(Side::Sink)
             } else {
-                Source::queue(queue, rules).map(Side::Source)
+                transmit_queue(queue, rules).map(Side::Source)
             };
             let side = side.map_err(|why| ServiceError::Refused(format!("queue {index}: {why}")))?;
             sides.push((index, is_enabled, side));

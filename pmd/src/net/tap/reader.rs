@@ -7,8 +7,9 @@
 //! find something and follows what was found when they do not; after one that found nothing, the next try waits for some
 //! microseconds.
 //!
-//! Owned by one pump. Budget of `peek` and `consume`: no allocation, no lock, one system call at most, no panic.
+//! Owned by one pump. Budget of all but making and dropping: no allocation, no lock, one system call at most, no panic.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -26,8 +27,10 @@ pub struct TapReader {
     burst: Burst,
     /// Buffers without a frame.
     free: Vec<u16>,
-    /// Frames that were read and not consumed, in order: buffer, bytes.
+    /// Frames that were read and not taken, in order: buffer, bytes.
     ready: Vec<(u16, u32)>,
+    /// Buffers of frames that were taken and not given back, in order.
+    taken: VecDeque<u16>,
     /// Reads of the last batch, to be put in order: by their place, buffer and result.
     batch: Vec<(u16, i32)>,
     /// Reads of a batch are one chain.
@@ -51,6 +54,7 @@ impl TapReader {
             ring,
             free: (0..BUFFERS as u16).collect(),
             ready: Vec::with_capacity(BUFFERS),
+            taken: VecDeque::with_capacity(BUFFERS),
             batch: Vec::with_capacity(BUFFERS),
             is_chained: true,
             calls: 0,
@@ -62,7 +66,7 @@ impl TapReader {
     }
 
     /// How many frames wait, up to `most`; reads more if fewer do. They are the chains of [`TapReader::burst`], each the
-    /// header and the frame, and are peeked again until they are consumed.
+    /// header and the frame, and are peeked again until they are taken.
     ///
     /// # Errors
     /// The interface is gone, and no frame of it is left.
@@ -88,10 +92,22 @@ impl TapReader {
         &self.burst
     }
 
-    /// The first `frames` of what was peeked are done with.
-    pub fn consume(&mut self, frames: usize) {
+    /// Takes the first `frames` of what was peeked; their bytes stay.
+    pub fn take(&mut self, frames: usize) {
         let frames = frames.min(self.ready.len());
-        self.free.extend(self.ready.drain(..frames).map(|(buffer, _)| buffer));
+        self.taken.extend(self.ready.drain(..frames).map(|(buffer, _)| buffer));
+    }
+
+    /// The oldest `frames` of those that were taken are done with.
+    pub fn give_back(&mut self, frames: usize) {
+        let frames = frames.min(self.taken.len());
+        self.free.extend(self.taken.drain(..frames));
+    }
+
+    /// The first `frames` of what was peeked are done with, and none was taken before.
+    pub fn consume(&mut self, frames: usize) {
+        self.take(frames);
+        self.give_back(frames);
     }
 
     /// Entries into the kernel that found something, since this was last asked.

@@ -23,9 +23,13 @@ pub struct TapWriter {
     /// Before each frame go its header and what was looked at of it. The room of a slot is for frames that are not in guest
     /// memory, or in more pieces than one write can have.
     ring: WriteRing<{ HEADER_BYTES + HEAD_BYTES }>,
-    /// Slots without a write.
-    free: Vec<u16>,
-    /// Bytes of the frames in the others.
+    /// Frames that were put in since it was made; each has the slot of its number.
+    given: u64,
+    /// How many of them are finished, from the first on.
+    finished: u64,
+    /// By slot: finished while one before it is not.
+    is_done: [bool; SLOTS],
+    /// Bytes of the frames in the slots.
     lengths: [u32; SLOTS],
     /// Writes that were put in and not handed over.
     is_new: bool,
@@ -56,7 +60,9 @@ impl TapWriter {
     pub(super) fn new(netdev: OwnedFd) -> io::Result<TapWriter> {
         Ok(TapWriter {
             ring: WriteRing::new(netdev, SLOTS as u16, BUFFER_BYTES)?,
-            free: (0..SLOTS as u16).collect(),
+            given: 0,
+            finished: 0,
+            is_done: [false; SLOTS],
             lengths: [0; SLOTS],
             is_new: false,
             written: Written::default(),
@@ -64,7 +70,7 @@ impl TapWriter {
     }
 
     /// Puts a frame in of `len` bytes: `head`, at most [`HEAD_BYTES`], and then what a chain has behind the first `skip`
-    /// bytes and as many as `head` has. False: no room now, or frames of another map are out.
+    /// bytes and as many as `head` has. False: no room now.
     pub fn push(
         &mut self,
         header: [u8; HEADER_BYTES],
@@ -75,7 +81,7 @@ impl TapWriter {
         len: usize,
     ) -> bool {
         let Some(own) = self.begin(header, head) else { return false };
-        let Some(&slot) = self.free.last() else { return false };
+        let Some(slot) = self.next_slot() else { return false };
         let (skip, rest) = (skip + head.len(), len.saturating_sub(head.len()));
         let put = match self.ring.write(slot, own, FromGuest { burst, chain, skip, len: rest }) {
             Put::ManyPieces => self.copy_together(slot, own, burst.readable(chain), skip, rest),
@@ -108,7 +114,7 @@ impl TapWriter {
     /// Puts a frame in that is not in guest memory: two parts of our own, which are copied.
     pub fn push_bytes(&mut self, header: [u8; HEADER_BYTES], head: &[u8], payload: &[u8]) -> bool {
         let Some(own) = self.begin(header, &[]) else { return false };
-        let Some(&slot) = self.free.last() else { return false };
+        let Some(slot) = self.next_slot() else { return false };
         let Some((_, room)) = self.ring.own(slot) else { return false };
         let len = head.len() + payload.len();
         let Some((first, rest)) = room.get_mut(..len).and_then(|room| room.split_at_mut_checked(head.len()))
@@ -123,7 +129,7 @@ impl TapWriter {
 
     /// Writes what goes before a frame into the next free slot. Returns its bytes.
     fn begin(&mut self, header: [u8; HEADER_BYTES], head: &[u8]) -> Option<usize> {
-        let (own, _) = self.ring.own(*self.free.last()?)?;
+        let (own, _) = self.ring.own(self.next_slot()?)?;
         let bytes = HEADER_BYTES + head.len();
         let (to_header, to_head) = own.get_mut(..bytes)?.split_at_mut_checked(HEADER_BYTES)?;
         to_header.copy_from_slice(&header);
@@ -137,7 +143,7 @@ impl TapWriter {
         if let Some(length) = self.lengths.get_mut(usize::from(slot)) {
             *length = (head + bytes) as u32;
         }
-        self.free.pop();
+        self.given += 1;
         self.is_new = true;
         true
     }
@@ -155,7 +161,9 @@ impl TapWriter {
     pub fn reap(&mut self) {
         while let Some(done) = self.ring.reap() {
             let index = done.tag as u16;
-            self.free.push(index);
+            if let Some(is_done) = self.is_done.get_mut(usize::from(index)) {
+                *is_done = true;
+            }
             let len = self.lengths.get(usize::from(index)).map_or(0, |len| u64::from(*len));
             match -done.result {
                 ..=0 => {
@@ -168,6 +176,29 @@ impl TapWriter {
                 _ => self.written.refused += 1,
             }
         }
+        while self.finished < self.given
+            && let Some(is_done) = self.is_done.get_mut(self.finished as usize % SLOTS)
+            && std::mem::take(is_done)
+        {
+            self.finished += 1;
+        }
+    }
+
+    /// The slot of the next frame, if it is free.
+    fn next_slot(&self) -> Option<u16> {
+        (self.given - self.finished < SLOTS as u64).then_some((self.given % SLOTS as u64) as u16)
+    }
+
+    /// Frames that were put in since it was made.
+    #[inline]
+    pub fn given(&self) -> u64 {
+        self.given
+    }
+
+    /// How many of them are finished, from the first on.
+    #[inline]
+    pub fn finished(&self) -> u64 {
+        self.finished
     }
 
     /// Holds no guest's memory any more, if nothing of it is out: for whoever takes the writer from its worker, so that a
@@ -259,7 +290,7 @@ mod tests {
         for (pieces, is_copied) in [(VECTORS - 2, false), (VECTORS - 1, false), (VECTORS, true)] {
             let burst = burst_of(&memory, &map, pieces, LEN);
             assert!(writer.push([0; HEADER_BYTES], &frame[..14], &burst, &burst.chains()[0], 0, LEN));
-            let slot = (0..SLOTS as u16).find(|slot| !writer.free.contains(slot)).unwrap();
+            let slot = ((writer.given() - 1) % SLOTS as u64) as u16;
             writer.submit();
             let mut got = [0; 2048];
             let len = host.recv(&mut got).unwrap();

@@ -1,0 +1,96 @@
+//! How a transmit queue gives frames: peeked, and completed with nothing written once they have gone, at once or later.
+//!
+//! Part of the pump that owns the queue. Budget: no allocation but in `reserve`, no lock, no system call, no panic.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use ringway_ring::chain::Burst;
+use ringway_ring::queue::{DeviceRing, RingFault};
+
+use super::end::End;
+use super::frame::Ingress;
+use super::side::Source;
+use crate::counters::{DropReason, Example, Tally};
+
+impl<R: DeviceRing + fmt::Debug> Source for End<R> {
+    fn ingress(&self) -> Ingress {
+        self.ingress
+    }
+
+    fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    fn is_faulted(&self) -> bool {
+        End::is_faulted(self)
+    }
+
+    fn peek(&mut self, frames: usize) -> usize {
+        End::peek(self, frames)
+    }
+
+    fn burst(&self) -> &Burst {
+        &self.burst
+    }
+
+    fn reserve(&mut self, frames: usize) -> io::Result<()> {
+        let more = frames.saturating_sub(self.taken.len());
+        VecDeque::try_reserve(&mut self.taken, more).map_err(|_| io::ErrorKind::OutOfMemory.into())
+    }
+
+    fn take(&mut self, frames: usize) {
+        let taken = self.burst.chains().get(..frames).unwrap_or_default();
+        self.ring.consume(taken);
+        self.taken.extend(taken);
+        self.tally.chains += taken.len() as u64;
+    }
+
+    fn give_back(&mut self, frames: usize) {
+        // A ring that broke the rules is not touched any more.
+        let is_whole = !End::is_faulted(self);
+        for chain in self.taken.drain(..frames.min(self.taken.len())) {
+            if is_whole {
+                self.ring.complete(&chain, 0);
+            }
+        }
+    }
+
+    fn finish(&mut self, frames: usize) {
+        End::finish(self, frames);
+    }
+
+    fn publish(&mut self) {
+        End::publish(self);
+    }
+
+    fn tally(&mut self) -> &mut Tally {
+        &mut self.tally
+    }
+
+    fn count_drops(&mut self, reason: DropReason, frames: u64) {
+        self.counters.add_drops(reason, frames);
+    }
+
+    fn set_example(&self, reason: DropReason, example: Example) {
+        self.counters.set_example(reason, example);
+    }
+
+    fn fail(&mut self, fault: RingFault) {
+        End::fail(self, fault);
+    }
+
+    fn arm(&mut self) -> Option<bool> {
+        End::arm(self)
+    }
+
+    fn disarm(&mut self) {
+        End::disarm(self);
+    }
+
+    fn wake_source(&self) -> Option<BorrowedFd<'_>> {
+        End::wake_source(self)
+    }
+}

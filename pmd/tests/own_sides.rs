@@ -1,0 +1,370 @@
+//! A driver's own source and sink, outside of the data path's own: a sink that finishes frames when it likes, in order, while
+//! everything else goes on; on a pump of their own and on a bridge.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use ringway_engine::{Armed, Budget, Clock, Engine, EngineConfig, IdlePolicy, Polled, Pump, Watcher};
+use ringway_pmd::counters::{DropReason, Example, Tally};
+use ringway_pmd::net::Mac;
+use ringway_pmd::net::fabric::{Fabric, Port, Side};
+use ringway_pmd::net::frame::Ingress;
+use ringway_pmd::net::offload::{Offload, Offloads};
+use ringway_pmd::net::scratch::Scratch;
+use ringway_pmd::net::side::{Passage, Refused, Sink, Source};
+use ringway_pmd::net::transfer::{Transfer, TransferOptions};
+use ringway_pmd::vdpa::{Berth, ServiceError};
+use ringway_ring::chain::Burst;
+use ringway_ring::guest::GuestMap;
+use ringway_ring::memory::HostMemory;
+use ringway_ring::queue::RingFault;
+use ringway_ring::tsc;
+
+const FRAME: usize = 64;
+const SLOTS: u64 = 512;
+
+/// A source of numbered frames that lie in memory of its own, a slot each.
+#[derive(Debug)]
+struct Frames {
+    shared: Arc<FramesShared>,
+    map: Arc<GuestMap>,
+    burst: Burst,
+    to: Mac,
+    from: Mac,
+    taken: u64,
+    tally: Tally,
+}
+
+/// What a test sees of it, and sets.
+#[derive(Debug, Default)]
+struct FramesShared {
+    /// How many it has to send, and how many it was given back.
+    has: AtomicU64,
+    back: AtomicU64,
+    dropped: AtomicU64,
+}
+
+impl Frames {
+    fn new(to: Mac, from: Mac) -> (Box<Frames>, Arc<FramesShared>) {
+        let memory = HostMemory::allocate("test", SLOTS * FRAME as u64).unwrap();
+        let map = Arc::new(memory.guest_map(0).unwrap());
+        let shared = Arc::<FramesShared>::default();
+        let burst = Burst::try_new(Arc::clone(&map)).unwrap();
+        let (to_test, tally) = (Arc::clone(&shared), Tally::default());
+        (Box::new(Frames { shared, map, burst, to, from, taken: 0, tally }), to_test)
+    }
+}
+
+impl Source for Frames {
+    fn ingress(&self) -> Ingress {
+        Ingress { header_len: 0, max_frame: 1518, may: Offloads::default(), only: None }
+    }
+    fn is_faulted(&self) -> bool {
+        false
+    }
+    fn peek(&mut self, frames: usize) -> usize {
+        self.burst.clear();
+        let end = self.shared.has.load(Ordering::SeqCst).min(self.taken + frames as u64);
+        for number in self.taken..end {
+            let at = number % SLOTS * FRAME as u64;
+            let mut bytes = [0; FRAME];
+            bytes[..6].copy_from_slice(&self.to.0);
+            bytes[6..12].copy_from_slice(&self.from.0);
+            bytes[20..28].copy_from_slice(&number.to_le_bytes());
+            self.map.resolve(at, FRAME as u64).unwrap().write(&bytes);
+            assert!(self.burst.push_own(number as u16, at, FRAME as u32));
+        }
+        self.burst.chains().len()
+    }
+    fn burst(&self) -> &Burst {
+        &self.burst
+    }
+    fn reserve(&mut self, frames: usize) -> std::io::Result<()> {
+        assert!(frames as u64 <= SLOTS);
+        Ok(())
+    }
+    fn take(&mut self, frames: usize) {
+        self.taken += frames as u64;
+    }
+    fn give_back(&mut self, frames: usize) {
+        let back = self.shared.back.fetch_add(frames as u64, Ordering::SeqCst) + frames as u64;
+        assert!(back <= self.taken);
+    }
+    fn publish(&mut self) {}
+    fn tally(&mut self) -> &mut Tally {
+        &mut self.tally
+    }
+    fn count_drops(&mut self, _reason: DropReason, frames: u64) {
+        self.shared.dropped.fetch_add(frames, Ordering::SeqCst);
+    }
+    fn set_example(&self, _reason: DropReason, _example: Example) {}
+    fn fail(&mut self, _fault: RingFault) {}
+    fn arm(&mut self) -> Option<bool> {
+        None
+    }
+    fn disarm(&mut self) {}
+    fn wake_source(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+/// A sink that keeps frames where they are until it is told to go on.
+#[derive(Debug)]
+struct Later {
+    shared: Arc<LaterShared>,
+    /// Where the frames lie that it has not finished.
+    out: Vec<(Arc<GuestMap>, u64)>,
+    given: u64,
+    finished: u64,
+    tally: Tally,
+}
+
+/// What a test sees of it, and sets.
+#[derive(Debug, Default)]
+struct LaterShared {
+    /// How many it may finish.
+    may: AtomicU64,
+    /// By frame, in order: from whom, and its number, as they were when it finished with it.
+    got: Mutex<Vec<(Mac, u64)>>,
+    given: AtomicU64,
+    dropped: AtomicU64,
+}
+
+impl Later {
+    fn new() -> (Box<Later>, Arc<LaterShared>) {
+        let shared = Arc::<LaterShared>::default();
+        let to_test = Arc::clone(&shared);
+        (Box::new(Later { shared, out: Vec::new(), given: 0, finished: 0, tally: Tally::default() }), to_test)
+    }
+}
+
+impl Sink for Later {
+    fn takes(&self) -> Offloads {
+        Offloads::default()
+    }
+    fn is_usable(&self) -> bool {
+        true
+    }
+    fn deliver(&mut self, from: Passage<'_>, _scratch: &mut Scratch) -> Result<(), Refused> {
+        let gpa = from.burst.addresses(from.chain).next().unwrap();
+        self.out.push((Arc::clone(from.burst.map()), gpa));
+        self.given += 1;
+        self.shared.given.store(self.given, Ordering::SeqCst);
+        Ok(())
+    }
+    fn put_bytes(&mut self, _: &[u8], _: &[u8], _: Offload) -> Result<(), Refused> {
+        Err(Refused::Starved)
+    }
+    fn publish(&mut self) {}
+    fn tally(&mut self) -> &mut Tally {
+        &mut self.tally
+    }
+    fn count_drops(&mut self, _reason: DropReason, frames: u64) {
+        self.shared.dropped.fetch_add(frames, Ordering::SeqCst);
+    }
+    fn set_example(&mut self, _reason: DropReason, _example: Example) {}
+    fn arm(&mut self) -> Option<bool> {
+        None
+    }
+    fn disarm(&mut self) {}
+    fn wake_source(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    fn defers(&self) -> bool {
+        true
+    }
+    fn given(&self) -> u64 {
+        self.given
+    }
+    fn finished(&mut self) -> u64 {
+        let end = self.shared.may.load(Ordering::SeqCst).min(self.given);
+        for (map, gpa) in self.out.drain(..(end - self.finished) as usize) {
+            let mut bytes = [0; FRAME];
+            map.resolve(gpa, FRAME as u64).unwrap().read(&mut bytes);
+            let from = Mac(bytes[6..12].try_into().unwrap());
+            let number = u64::from_le_bytes(bytes[20..28].try_into().unwrap());
+            self.shared.got.lock().unwrap().push((from, number));
+        }
+        self.finished = end;
+        end
+    }
+}
+
+fn mac(last: u8) -> Mac {
+    Mac([2, 0, 0, 0, 0, last])
+}
+
+fn options() -> TransferOptions {
+    TransferOptions { swap_mac: false, absent: DropReason::PeerDown, hertz: 1_000_000_000 }
+}
+
+/// Every frame of a sender, in order.
+fn all_of(got: &LaterShared, from: Mac) -> Vec<u64> {
+    got.got.lock().unwrap().iter().filter(|(sender, _)| *sender == from).map(|(_, number)| *number).collect()
+}
+
+#[test]
+fn frames_that_are_out_go_back_in_order_as_they_are_finished_while_others_are_taken() {
+    let (a, a_state) = Frames::new(mac(9), mac(1));
+    let (b, b_state) = Frames::new(mac(9), mac(2));
+    let (sink, sink_state) = Later::new();
+    let mut pump = Transfer::new(Some(sink), vec![a, b], options()).unwrap();
+    let budget = Budget::default();
+    a_state.has.store(100, Ordering::SeqCst);
+    b_state.has.store(100, Ordering::SeqCst);
+    let mut now = 0;
+    let mut poll = |pump: &mut Transfer, times: usize| {
+        let mut last = Polled::Idle;
+        for _ in 0..times {
+            now += 1;
+            last = pump.poll(&budget, now);
+        }
+        last
+    };
+    // All of both are taken though nothing is finished.
+    assert_eq!(poll(&mut pump, 10), Polled::Idle);
+    assert_eq!(sink_state.given.load(Ordering::SeqCst), 200);
+    assert_eq!((a_state.back.load(Ordering::SeqCst), b_state.back.load(Ordering::SeqCst)), (0, 0));
+    // One by one they go back, each to its own.
+    for may in 1..=200 {
+        sink_state.may.store(may, Ordering::SeqCst);
+        assert_eq!(poll(&mut pump, 1), Polled::Moved(1));
+        let back = [&a_state, &b_state].map(|state| state.back.load(Ordering::SeqCst));
+        assert_eq!(back[0] + back[1], may);
+        let of_a = all_of(&sink_state, mac(1)).len() as u64;
+        assert_eq!(back, [of_a, may - of_a]);
+    }
+    let numbers: Vec<u64> = (0..100).collect();
+    assert_eq!((all_of(&sink_state, mac(1)), all_of(&sink_state, mac(2))), (numbers.clone(), numbers));
+    // A pump that is to stop takes nothing new, and is stopped once all is back.
+    a_state.has.store(110, Ordering::SeqCst);
+    poll(&mut pump, 1);
+    assert!(matches!(pump.arm(), Armed::CannotSleep));
+    pump.disarm();
+    assert!(!pump.begin_stop());
+    a_state.has.store(120, Ordering::SeqCst);
+    poll(&mut pump, 2);
+    assert!(!pump.stopped());
+    sink_state.may.store(210, Ordering::SeqCst);
+    poll(&mut pump, 1);
+    assert!(pump.stopped());
+    assert_eq!(a_state.back.load(Ordering::SeqCst), 110);
+    // It may be placed again.
+    poll(&mut pump, 1);
+    sink_state.may.store(220, Ordering::SeqCst);
+    poll(&mut pump, 1);
+    assert_eq!(a_state.back.load(Ordering::SeqCst), 120);
+    assert_eq!(a_state.dropped.load(Ordering::SeqCst) + sink_state.dropped.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn sink_that_finishes_nothing_is_given_as_much_as_may_be_out_and_no_more() {
+    let (source, state) = Frames::new(mac(9), mac(1));
+    let (sink, sink_state) = Later::new();
+    let mut pump = Transfer::new(Some(sink), vec![source], options()).unwrap();
+    state.has.store(400, Ordering::SeqCst);
+    for now in 0..100 {
+        pump.poll(&Budget::default(), now);
+    }
+    assert_eq!(sink_state.given.load(Ordering::SeqCst), 256);
+    assert!(matches!(pump.arm(), Armed::CannotSleep));
+    pump.disarm();
+    for may in [1, 300, 400] {
+        sink_state.may.store(may, Ordering::SeqCst);
+        for now in 0..100 {
+            pump.poll(&Budget::default(), now);
+        }
+    }
+    assert_eq!(state.back.load(Ordering::SeqCst), 400);
+    assert_eq!(all_of(&sink_state, mac(1)), (0..400).collect::<Vec<_>>());
+}
+
+struct Nobody;
+
+impl Watcher for Nobody {
+    fn pump_ended(&self) {}
+}
+
+fn wait(what: &str, is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
+        std::thread::yield_now();
+    }
+}
+
+/// A port of a bridge with a source and a sink of a driver's own.
+struct Own {
+    port: Port,
+    sends: Arc<FramesShared>,
+    gets: Arc<LaterShared>,
+}
+
+impl Own {
+    fn new(fabric: &Arc<Fabric>, berth: &Berth, to: Mac, from: Mac, may: u64) -> Own {
+        let port = fabric.port(None).unwrap();
+        let (source, sends) = Frames::new(to, from);
+        let (sink, gets) = Later::new();
+        gets.may.store(may, Ordering::SeqCst);
+        let sides = vec![(0, true, Side::Sink(sink)), (1, true, Side::Source(source))];
+        port.attach(sides, berth, Duration::from_secs(10)).unwrap();
+        Own { port, sends, gets }
+    }
+
+    fn send(&self, more: u64) {
+        self.sends.has.fetch_add(more, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn port_of_a_bridge_that_finishes_nothing_holds_up_nobody_but_who_sends_to_it() {
+    let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+    let core = (0..1024).rev().find(|core| allowed.is_set(*core)).unwrap();
+    let clock = Clock { cycles: tsc::cycles, hertz: tsc::hertz() };
+    let engine =
+        Engine::start(EngineConfig { cores: vec![core], idle: IdlePolicy::Adaptive, clock }).unwrap();
+    let (fabric, _settings) = Fabric::bridge("b", core, Duration::from_secs(300), [1, 2]);
+    let berth =
+        Berth { name: "p".into(), engine, core_of: Arc::new(move |_| core), watcher: Arc::new(Nobody) };
+    // 1 and 2 talk to each other, 3 to the one that finishes nothing.
+    let (one, two, three, stuck) = (mac(1), mac(2), mac(3), mac(9));
+    let stuck_port = Own::new(&fabric, &berth, one, stuck, u64::MAX);
+    let ports = [(two, one), (one, two), (stuck, three)]
+        .map(|(to, from)| Own::new(&fabric, &berth, to, from, u64::MAX));
+    // Each is heard of once, so that nothing is flooded after.
+    for own in [&stuck_port].into_iter().chain(&ports) {
+        own.send(1);
+        wait("heard of", || own.sends.back.load(Ordering::SeqCst) == 1);
+    }
+    let before = stuck_port.gets.given.load(Ordering::SeqCst);
+    stuck_port.gets.may.store(before, Ordering::SeqCst);
+    let [a, b, c] = &ports;
+    c.send(50);
+    wait("given to the one that is stuck", || stuck_port.gets.given.load(Ordering::SeqCst) == before + 50);
+    // The others go on.
+    for own in [a, b] {
+        own.send(1000);
+    }
+    for own in [a, b] {
+        wait("the others", || own.sends.back.load(Ordering::SeqCst) == 1001);
+    }
+    assert_eq!(c.sends.back.load(Ordering::SeqCst), 1, "finished before its receiver was");
+    // Its queues stay in service while it reads.
+    let stopped = c.port.stop(0, Duration::from_millis(20));
+    assert!(matches!(stopped, Err(ServiceError::Stuck(_))), "{stopped:?}");
+    assert!(c.port.is_started(0));
+    stuck_port.gets.may.store(before + 20, Ordering::SeqCst);
+    wait("the first twenty", || c.sends.back.load(Ordering::SeqCst) == 21);
+    stuck_port.gets.may.store(u64::MAX, Ordering::SeqCst);
+    wait("all", || c.sends.back.load(Ordering::SeqCst) == 51);
+    wait("out of service", || !c.port.is_started(0));
+    assert_eq!(all_of(&stuck_port.gets, three), (0..51).collect::<Vec<_>>());
+    a.send(1000);
+    wait("the others, after", || a.sends.back.load(Ordering::SeqCst) == 2001);
+    let lost = |own: &Own| own.sends.dropped.load(Ordering::SeqCst) + own.gets.dropped.load(Ordering::SeqCst);
+    assert_eq!(ports.iter().chain([&stuck_port]).map(lost).sum::<u64>(), 0);
+}
