@@ -13,12 +13,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{Backend, Identity, Testpmd};
 use crate::error::BenchError;
-use crate::frame::Sizes;
 use crate::generator::{Generator, Load, Round};
 use crate::limits::{self, Gauge, Limits};
 use crate::net::{Rounds, Series, most_tries};
 use crate::options::{Job, PortOptions};
 use crate::stats::{self, Spread};
+use ringway_guest::frame::Sizes;
 
 /// One side of a comparison.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -281,8 +281,8 @@ const MOST_CHANGE: f64 = 1.3;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::Counts;
     use crate::stats::Latency;
+    use ringway_guest::ledger::Counts;
 
     fn turn(ours: f64, peer: f64, gap_us: f64, line: [f64; 2]) -> Turn {
         let round = |mpps, gap_us| Round {

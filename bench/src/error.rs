@@ -1,39 +1,29 @@
 //! Why a measurement could not be made.
 
+use ringway_guest::GuestError;
 use ringway_ring::guest::MapError;
 use ringway_ring::queue::{RingFault, RingFull, SetupError};
-use ringway_vhost_user::frontend::FrontendError;
 
 use crate::daemon::DaemonError;
 
 /// Why a measurement could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
-    /// The back-end's socket or what it said there.
+    /// The guest at a port: its back-end, or its own memory.
     #[error("{socket}: {source}")]
-    Frontend {
-        /// Its socket.
+    Guest {
+        /// The back-end's socket.
         socket: String,
         /// What went wrong.
-        source: FrontendError,
+        source: GuestError,
     },
-    /// The back-end cannot do what was asked for.
-    #[error("{socket}: the back-end {what}")]
-    Unsupported {
-        /// Its socket.
-        socket: String,
-        /// What it lacks.
-        what: String,
-    },
-    /// The back-end broke the rules of a ring.
-    #[error("the back-end broke the rules of queue {queue} of port {port}: {fault}")]
-    Device {
-        /// The generator's port.
-        port: u16,
-        /// The queue.
-        queue: u16,
-        /// How.
-        fault: RingFault,
+    /// A queue pair, while it sent and received.
+    #[error("queue pair {flow} of the generator: {source}")]
+    Flow {
+        /// Its number, over all ports.
+        flow: u16,
+        /// What went wrong.
+        source: GuestError,
     },
     /// Memory of our own.
     #[error("cannot allocate {bytes} bytes of memory: {source}")]

@@ -6,25 +6,25 @@
 //!
 //! It knows nothing of what is behind the sockets.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use ringway_guest::guest::Flows;
+use ringway_guest::lane::{Lane, Offer, histogram};
+use ringway_guest::ledger::Counts;
+use ringway_guest::pace::Pace;
+use ringway_guest::presence::Presence;
+use ringway_guest::{Guest, GuestError};
 use ringway_ring::memory::PageKind;
 use ringway_ring::tsc;
+use ringway_vhost_user::frontend::Frontend;
 use serde::{Deserialize, Serialize};
 
 use crate::error::BenchError;
 use crate::host;
-use crate::lane::{Lane, Offer};
-use crate::ledger::Counts;
 use crate::options::PortOptions;
-use crate::pace::Pace;
-use crate::port::Port;
-use crate::presence::Presence;
-use crate::stats::{Latency, histogram};
+use crate::stats::Latency;
 
 /// How frames are offered.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -74,7 +74,7 @@ impl Round {
 /// Connected ports, ready to send.
 #[derive(Debug)]
 pub struct Generator {
-    ports: Vec<Port>,
+    ports: Vec<(String, Guest)>,
     cores: Vec<usize>,
     /// Faults of the rounds before: what was lost then does not come now.
     before: Counts,
@@ -89,17 +89,22 @@ impl Generator {
         cores: &[usize],
     ) -> Result<Generator, BenchError> {
         let flows = sockets.len() * usize::from(options.pairs);
-        let progress: Arc<[AtomicU64]> = (0..flows).map(|_| AtomicU64::new(0)).collect();
+        let mut flows = Flows::new(flows);
         let mut ports = Vec::with_capacity(sockets.len());
-        for (number, socket) in sockets.iter().enumerate() {
-            ports.push(Port::open(number as u16, socket, options, &progress)?);
+        for socket in sockets {
+            let name = socket.display().to_string();
+            match open(socket, options, &flows) {
+                Ok(guest) => ports.push((name, guest)),
+                Err(source) => return Err(BenchError::Guest { socket: name, source }),
+            }
+            flows.first += options.pairs;
         }
         Ok(Generator { ports, cores: cores.to_vec(), before: Counts::default() })
     }
 
     /// The pages that its memory stands on.
     pub fn page_kind(&self) -> Option<PageKind> {
-        self.ports.first().map(Port::page_kind)
+        self.ports.first().map(|(_, guest)| guest.page_kind())
     }
 
     /// One round: a warm-up that does not count, `duration` that does, a drain.
@@ -108,7 +113,8 @@ impl Generator {
             Load::Closed => CLOSED_SAMPLE,
             Load::Open { pps } => (pps / OPEN_SAMPLES_PER_SECOND).max(1.0) as u64,
         };
-        let mut lanes: Vec<&mut Lane> = self.ports.iter_mut().flat_map(|port| &mut port.lanes).collect();
+        let mut lanes: Vec<&mut Lane> =
+            self.ports.iter_mut().flat_map(|(_, guest)| guest.lanes_mut()).collect();
         let count = lanes.len();
         let cores = self.cores.len().clamp(1, count.max(1));
         // Lane i belongs to core i mod n.
@@ -151,7 +157,7 @@ impl Generator {
         self.before = all;
         let mut latency = histogram();
         let (mut kicks, mut set_aside) = (0, 0);
-        for lane in self.ports.iter_mut().flat_map(|port| &mut port.lanes) {
+        for lane in self.ports.iter_mut().flat_map(|(_, guest)| guest.lanes_mut()) {
             // Same bounds and precision: adding cannot fail.
             let _ = latency.add(lane.take_latency());
             kicks += lane.take_kicks();
@@ -172,14 +178,33 @@ impl Generator {
     }
 
     fn counts(&self) -> Counts {
-        let lanes = self.ports.iter().flat_map(|port| &port.lanes);
+        let lanes = self.ports.iter().flat_map(|(_, guest)| guest.lanes());
         lanes.fold(Counts::default(), |sum, lane| sum.plus(&lane.counts()))
     }
 
     /// Stops every ring in order and leaves.
     pub fn close(self) -> Result<(), BenchError> {
-        self.ports.into_iter().try_for_each(Port::close)
+        self.ports.into_iter().try_for_each(|(socket, guest)| {
+            guest.stop().map_err(|source| BenchError::Guest { socket, source })?;
+            Ok(())
+        })
     }
+}
+
+/// Connects to a back-end, or waits for it, and starts every ring.
+fn open(socket: &Path, options: &PortOptions, flows: &Flows) -> Result<Guest, GuestError> {
+    let frontend = if options.listen {
+        Frontend::listen(socket, options.patience)
+    } else {
+        Frontend::connect(socket, options.patience)
+    }?;
+    Guest::start_among(frontend, options.guest(), flows)
+}
+
+/// Names the queue pair in which something went wrong.
+fn of(lane: &Lane) -> impl FnOnce(GuestError) -> BenchError + use<> {
+    let flow = lane.flow();
+    move |source| BenchError::Flow { flow, source }
 }
 
 /// What one thread found.
@@ -254,7 +279,7 @@ fn turns(
                 None => Offer::All,
                 Some(pace) => Offer::Due(pace),
             };
-            lane.turn(offer, presence)?;
+            lane.turn(offer, presence).map_err(of(lane))?;
         }
         let now = tsc::cycles();
         gap = gap.max(now - last);
@@ -272,7 +297,7 @@ fn drain(lanes: &mut [&mut Lane], presence: &mut Presence) -> Result<(), BenchEr
     loop {
         let (mut under_way, mut received) = (0, 0);
         for lane in lanes.iter_mut() {
-            received += lane.turn(Offer::Nothing, presence)?;
+            received += lane.turn(Offer::Nothing, presence).map_err(of(lane))?;
             under_way += lane.under_way(tsc::cycles());
         }
         let now = tsc::cycles();

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ringway_control::guest::{Guest, GuestError, GuestOptions};
+use ringway_guest::{Guest, GuestError, GuestOptions};
 use ringway_ring::memory::PageKind;
 use serde::Serialize;
 

@@ -17,8 +17,6 @@ pub mod compare;
 pub mod daemon;
 // Why a measurement could not be made.
 pub mod error;
-// The frames that the generator makes.
-pub mod frame;
 // The load generator.
 pub mod generator;
 // The machine that a result was made on.
@@ -27,22 +25,12 @@ pub mod host;
 pub mod idle;
 // A back-end that does as little as can be.
 pub mod null;
-// One queue pair of a port.
-mod lane;
-// What became of the frames of one flow.
-pub mod ledger;
 // What this machine could do at best.
 pub mod limits;
 // Throughput and latency of a network back-end.
 pub mod net;
 // What ports shall be like.
 pub mod options;
-// When the frames of an open loop are due.
-pub mod pace;
-// A front-end with memory, rings and buffers.
-mod port;
-// When the generator was off its core.
-mod presence;
 // A line of progress.
 pub mod progress;
 // One result, as it is printed and read.

@@ -191,8 +191,8 @@ const TRIES: u32 = 4;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::Counts;
     use crate::stats::Latency;
+    use ringway_guest::ledger::Counts;
 
     fn round(mpps: f64, gap_us: f64) -> Round {
         let counts = Counts { sent: 100, received: 100, ..Counts::default() };

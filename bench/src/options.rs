@@ -4,11 +4,12 @@ use std::fmt;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use ringway_guest::GuestOptions;
+use ringway_guest::frame::{Addresses, Sizes};
+use ringway_guest::options;
 use ringway_ring::memory::PageKind;
 use ringway_ring::queue::Format;
 use serde::{Deserialize, Serialize};
-
-use crate::frame::Sizes;
 
 /// Ring layout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -147,11 +148,32 @@ impl Default for PortOptions {
 }
 
 impl PortOptions {
-    /// Bytes that a receive buffer tells the device it has: with mergeable buffers what a driver commonly takes, and a
-    /// longer frame fills several; without them room for the longest frame.
-    pub fn rx_buffer_bytes(&self, header_len: u32) -> u32 {
-        let whole = header_len + u32::from(self.size.max());
-        if self.mergeable { MERGEABLE_BUFFER } else { whole.max(MERGEABLE_BUFFER) }
+    /// The guest that stands at the port. With mergeable buffers they are as long as a driver commonly takes, and a
+    /// longer frame fills several; without them there is room for the longest frame.
+    pub fn guest(&self) -> GuestOptions {
+        // The longest header that there is.
+        let whole = 12 + u32::from(self.size.max());
+        GuestOptions {
+            format: self.ring.format(),
+            pairs: self.pairs,
+            queue_size: self.queue_size,
+            sizes: self.size,
+            touch: match self.touch {
+                Touch::Header => options::Touch::Header,
+                Touch::All => options::Touch::All,
+            },
+            whole_every: self.sampled.then_some(WHOLE_SAMPLE),
+            window: None,
+            mergeable: self.mergeable,
+            event_idx: self.event_idx,
+            in_order: self.in_order,
+            addresses: Addresses::OF_NOBODY,
+            rx_buffer: Some(if self.mergeable { MERGEABLE_BUFFER } else { whole.max(MERGEABLE_BUFFER) }),
+            pages: self.pages,
+            regions: (self.regions > 1).then_some(self.regions),
+            patience: self.patience,
+            give_up: GIVE_UP,
+        }
     }
 }
 
@@ -168,3 +190,9 @@ fn page_kind<S: serde::Serializer>(value: &Option<PageKind>, serializer: S) -> R
 
 /// Bytes of a mergeable receive buffer, header included.
 const MERGEABLE_BUFFER: u32 = 2048;
+
+/// One frame in so many is read as a whole, whatever is touched.
+const WHOLE_SAMPLE: u64 = 1024;
+
+/// Frames that are missing while nothing comes are given up after so long.
+const GIVE_UP: Duration = Duration::from_millis(250);

@@ -26,7 +26,8 @@ use std::time::Duration;
 use ringway_control::api::{CoreInfo, CoreShow, DeviceEntry};
 use ringway_control::client::Client;
 use ringway_control::fault::Fault;
-use ringway_control::guest::{Guest, GuestError, GuestOptions};
+use ringway_guest::frame::Sizes;
+use ringway_guest::{Guest, GuestError, GuestOptions};
 use ringway_ring::queue::Format;
 use serde_json::{Value, json};
 
@@ -166,7 +167,7 @@ impl Subject {
 
 /// What a driven guest is like.
 pub(crate) fn driven(options: &Options) -> GuestOptions {
-    GuestOptions { format: options.format, frame_len: options.frame_len, ..GuestOptions::default() }
+    GuestOptions { format: options.format, sizes: Sizes::Fixed(options.frame_len), ..GuestOptions::default() }
 }
 
 /// Does the work on a thread pinned to a core, so that what is started later does not inherit the pin.

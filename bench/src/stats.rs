@@ -106,17 +106,10 @@ impl Latency {
     }
 }
 
-/// A histogram for latencies in cycles, to three digits, up to 16 s at 4 GHz.
-pub fn histogram() -> Histogram<u64> {
-    // Bounds and precision are ones that the library takes; an empty histogram of its own choice otherwise.
-    let fixed = Histogram::new_with_bounds(1, LATENCY_MAX_CYCLES, 3).ok();
-    fixed.or_else(|| Histogram::new(3).ok()).unwrap_or_else(|| unreachable!("3 digits are allowed"))
-}
-
-const LATENCY_MAX_CYCLES: u64 = 1 << 36;
-
 #[cfg(test)]
 mod tests {
+    use ringway_guest::lane::histogram;
+
     use super::*;
 
     #[test]

@@ -5,11 +5,11 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ringway_bench::frame::Sizes;
 use ringway_bench::generator::{Generator, Load};
-use ringway_bench::ledger::Counts;
 use ringway_bench::null::{NullBackend, NullOptions, Wrong};
 use ringway_bench::options::{PortOptions, Ring, Touch};
+use ringway_guest::frame::Sizes;
+use ringway_guest::ledger::Counts;
 
 /// Sends frames until the back-end did `times` of them wrong, one in `every`; returns what was counted, and how many it
 /// did wrong.

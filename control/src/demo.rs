@@ -15,13 +15,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use ringway_guest::{Guest, GuestError, GuestOptions, load};
 use ringway_ring::queue::Format;
 use serde::Serialize;
 
 use crate::api::DeviceEntry;
 use crate::fault::{Fault, Kind};
-use crate::guest::load;
-use crate::guest::{Guest, GuestError, GuestOptions};
 use crate::subsystem::{self, Subsystem};
 
 /// What was asked for.
@@ -99,7 +98,7 @@ pub fn run(options: &Options, interrupted: &AtomicBool) -> Result<Report, Fault>
     let packets = guest.stats().received;
     load::drain(&mut guest).map_err(|error| failed(&error))?;
     progress.clear();
-    let memory = guest.page_kind().to_string();
+    let (memory, latency) = (guest.page_kind().to_string(), guest.latency());
     let stats = guest.stop().map_err(|error| failed(&error))?;
     plane.stop();
 
@@ -110,9 +109,9 @@ pub fn run(options: &Options, interrupted: &AtomicBool) -> Result<Report, Fault>
         mpps: packets as f64 / seconds / 1e6,
         lost: load::lost(&stats),
         latency_ns: Latency {
-            p50: load::latency_ns(&stats, 0.5),
-            p99: load::latency_ns(&stats, 0.99),
-            p999: load::latency_ns(&stats, 0.999),
+            p50: load::latency_ns(&latency, 0.5),
+            p99: load::latency_ns(&latency, 0.99),
+            p999: load::latency_ns(&latency, 0.999),
         },
         memory,
         ring: ring_name(options.format),

@@ -15,8 +15,6 @@ pub mod demo;
 pub mod drivers;
 // Why a request of an operator failed.
 pub mod fault;
-// The built-in guest: rings and traffic of our own, over a real socket.
-pub mod guest;
 // The life of a device.
 pub mod life;
 // Names of virtio feature bits.

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ringway_control::api::{DeviceEntry, Queue, VstatsShow};
-use ringway_control::guest::{Guest, GuestOptions};
 use ringway_control::subsystem::{Options, Subsystem};
+use ringway_guest::{Guest, GuestOptions};
 use ringway_ring::features::Features;
 use ringway_ring::layout::{DriverConfig, Layout};
 use ringway_ring::memory::HostMemory;

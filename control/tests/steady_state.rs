@@ -17,10 +17,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use ringway_control::guest::pair::BATCH;
-use ringway_control::guest::{Guest, GuestOptions};
 use ringway_control::session::{self, DeviceShared, SessionSetup};
 use ringway_engine::{Armed, Budget, Clock, Engine, EngineConfig, IdlePolicy, Polled, Pump, Watcher};
+use ringway_guest::load::BATCH;
+use ringway_guest::{Guest, GuestOptions};
 use ringway_pmd::drivers::bridge::BridgeBus;
 use ringway_pmd::drivers::link::LinkBus;
 use ringway_pmd::drivers::sim_net::SimNet;
@@ -219,7 +219,7 @@ fn traffic(guests: &mut [Guest], frames: u64) {
         assert!(begun.elapsed() < Duration::from_secs(60), "no traffic: {:?}", received(guests));
         for _ in 0..64 {
             for guest in &mut *guests {
-                guest.turn(BATCH as u32).unwrap();
+                guest.turn(BATCH).unwrap();
             }
         }
     }

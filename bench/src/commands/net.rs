@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use ringway_bench::backend::{Backend, Identity};
-use ringway_bench::frame::Sizes;
 use ringway_bench::generator::{Generator, Load};
 use ringway_bench::host::Watch;
 use ringway_bench::net::{self, Found, Rounds, Series};
@@ -12,6 +11,7 @@ use ringway_bench::null::{NullBackend, NullOptions, Wrong};
 use ringway_bench::options::{Job, PortOptions, Ring, Touch};
 use ringway_bench::progress;
 use ringway_bench::record::Record;
+use ringway_guest::frame::Sizes;
 use serde::Serialize;
 
 use super::{Failure, print_json};
@@ -306,7 +306,7 @@ fn print(arguments: &Arguments, outcome: &Outcome) {
         let counts = series
             .rounds
             .iter()
-            .fold(Default::default(), |sum: ringway_bench::ledger::Counts, round| sum.plus(&round.counts));
+            .fold(Default::default(), |sum: ringway_guest::ledger::Counts, round| sum.plus(&round.counts));
         let unsent: u64 = series.rounds.iter().map(|round| round.unsent).sum();
         println!(
             "  sent {} received {} lost {} duplicated {} reordered {} corrupt {} stale {} unsent {unsent}",

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use ringway_guest::lane::histogram;
 use ringway_pmd::notify::EventFd;
 use ringway_ring::tsc;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::curve::{Curve, Point};
 use super::load::{balance, round};
 use super::{Options, ScaleError, Subject, driven, on_core};
-use crate::stats::{Latency, histogram};
+use crate::stats::Latency;
 use crate::{host, idle, progress};
 
 /// What was found.

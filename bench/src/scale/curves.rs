@@ -8,7 +8,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ringway_control::guest::{Guest, GuestOptions};
+use ringway_guest::frame::Addresses;
+use ringway_guest::{Guest, GuestOptions};
 use ringway_ring::memory::PageKind;
 
 use super::curve::Curve;
@@ -81,8 +82,7 @@ pub fn ports(options: &Options) -> Result<Curve, ScaleError> {
         let subject = Subject::start(options, &[])?;
         let ports = (0..count).map(|port| GuestOptions {
             // 0 with 1, 2 with 3, ..
-            destination: address(port ^ 1),
-            source: address(port),
+            addresses: Addresses { to: address(port ^ 1), from: address(port) },
             window: Some(driven(options).queue_size / 2),
             ..driven(options)
         });

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use ringway_control::guest::{Guest, GuestError};
+use ringway_guest::{Guest, GuestError};
 use ringway_ring::tsc;
 use serde::{Deserialize, Serialize};
 

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use ringway_control::guest::Guest;
+use ringway_guest::Guest;
 use ringway_vhost_user::frontend::Frontend;
 use serde::{Deserialize, Serialize};
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use ringway_control::guest::{Guest, GuestOptions};
+use ringway_guest::{Guest, GuestOptions};
 use ringway_ring::memory::PageKind;
 use serde::{Deserialize, Serialize};
 

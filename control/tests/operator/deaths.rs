@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use ringway_control::guest::{Guest, GuestOptions};
+use ringway_guest::{Guest, GuestOptions};
 use ringway_ring::queue::Format;
 
 use crate::support::{Daemon, SOON};

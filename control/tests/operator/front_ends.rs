@@ -8,7 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringway_control::guest::{Guest, GuestOptions};
+use ringway_guest::frame::Addresses;
+use ringway_guest::{Guest, GuestOptions};
 use ringway_pmd::net::F_MTU;
 use ringway_pmd::notify::EventFd;
 use ringway_ring::features::Features;
@@ -611,7 +612,10 @@ fn frames_to_nobody_name_the_devices_at_the_other_end_and_their_state() {
     let daemon = Daemon::start();
     daemon.run("dev add name a mgmtdev link/l mac 52:54:00:00:00:01 spoofchk on").good();
     let mut source = [0x52, 0x54, 0, 0, 0, 1];
-    let options = GuestOptions { source, ..GuestOptions::default() };
+    let options = GuestOptions {
+        addresses: Addresses { from: source, ..Addresses::TO_ALL },
+        ..GuestOptions::default()
+    };
     let mut guest = Guest::connect(&daemon.socket("a"), options).unwrap();
     guest.turn(1).unwrap();
     let hint = || daemon.run("dev vstats show a qidx 1").good();
@@ -645,7 +649,10 @@ fn frames_to_nobody_name_the_devices_at_the_other_end_and_their_state() {
     drop(guest);
     wait_for("it leaves", || daemon.device("a")["state"] == "waiting");
     source[5] = 0x66;
-    let options = GuestOptions { source, ..GuestOptions::default() };
+    let options = GuestOptions {
+        addresses: Addresses { from: source, ..Addresses::TO_ALL },
+        ..GuestOptions::default()
+    };
     let mut guest = Guest::connect(&daemon.socket("a"), options).unwrap();
     guest.turn(1).unwrap();
     let last = "last from 52:54:00:00:00:66, the device's is 52:54:00:00:00:01";

@@ -1,6 +1,6 @@
 //! Links and bridges as operators make, see, change, keep and remove them.
 
-use ringway_control::guest::{Guest, GuestOptions};
+use ringway_guest::{Guest, GuestOptions};
 use ringway_vhost_user::frontend::Frontend;
 
 use crate::support::{Daemon, SOON, wait_for};

@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use ringway_control::guest::{Guest, GuestOptions};
+use ringway_guest::{Guest, GuestOptions};
 use ringway_ring::position::PositionPage;
 use serde_json::Value;
 

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use ringway_control::guest::{Guest, GuestOptions};
+use ringway_guest::{Guest, GuestOptions};
 use ringway_vhost_user::frontend::Frontend;
 
 use crate::support::{Daemon, SOON, wait_for};

@@ -5,9 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ringway_control::guest::{Guest, GuestOptions};
 use ringway_control::session::{Command, Report};
 use ringway_engine::IdlePolicy;
+use ringway_guest::{Guest, GuestOptions};
 use ringway_pmd::notify::EventFd;
 use ringway_ring::chain::Burst;
 use ringway_ring::position::Position;
@@ -55,7 +55,7 @@ fn four_pairs_all_carry_traffic() {
     let mut guest = Guest::start(frontend, GuestOptions { pairs: 4, ..options(Format::Packed) }).unwrap();
     exchange(&mut guest, 20_000);
     running.wait_for_rings(|rings| rings.len() == 8 && rings.iter().all(|ring| ring.core.is_some()));
-    for pair in guest.pairs_mut() {
+    for pair in guest.lanes() {
         assert!(pair.stats().received > 0);
     }
 }

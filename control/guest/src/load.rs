@@ -3,10 +3,12 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
 use ringway_ring::tsc;
 
-use super::pair::{BATCH, PairStats};
-use super::{Guest, GuestError};
+use crate::error::GuestError;
+use crate::guest::Guest;
+use crate::lane::Stats;
 
 /// Sends and receives as fast as it goes for `duration`; calls `tick` some times a second with the time gone and the
 /// frames received since the start, which may end it early. Returns how long it took.
@@ -20,7 +22,7 @@ pub fn run(
     loop {
         // The clock is looked at once in many turns.
         for _ in 0..TURNS {
-            guest.turn(BATCH as u32)?;
+            guest.turn(BATCH)?;
         }
         let gone = begun.elapsed();
         if gone >= duration {
@@ -51,15 +53,18 @@ pub fn drain(guest: &mut Guest) -> Result<(), GuestError> {
 }
 
 /// Frames that never came back, or came back damaged or more than once.
-pub fn lost(stats: &PairStats) -> u64 {
+pub fn lost(stats: &Stats) -> u64 {
     stats.sent.saturating_sub(stats.received) + stats.stale
 }
 
-/// The latency at a quantile from 0 to 1, in nanoseconds, from sending to receiving under the load there was.
-pub fn latency_ns(stats: &PairStats, quantile: f64) -> u64 {
-    let cycles = stats.latency_cycles.as_ref().map_or(0, |latency| latency.value_at_quantile(quantile));
+/// The latency at a quantile from 0 to 1, in nanoseconds, of a histogram in cycles.
+pub fn latency_ns(latency: &Histogram<u64>, quantile: f64) -> u64 {
+    let cycles = latency.value_at_quantile(quantile);
     (u128::from(cycles) * 1_000_000_000 / u128::from(tsc::hertz().max(1))) as u64
 }
+
+/// Frames that a guest under load sends at once at most.
+pub const BATCH: u32 = 32;
 
 /// Between two calls of `tick`.
 const TICK: Duration = Duration::from_millis(250);
@@ -77,8 +82,8 @@ mod tests {
 
     #[test]
     fn lost_counts_what_is_missing_damaged_or_doubled() {
-        let stats = PairStats { sent: 100, received: 97, stale: 2, corrupt: 1, ..PairStats::default() };
+        let stats = Stats { sent: 100, received: 97, stale: 2, corrupt: 1, ..Stats::default() };
         assert_eq!(lost(&stats), 5);
-        assert_eq!(lost(&PairStats { sent: 5, received: 5, ..PairStats::default() }), 0);
+        assert_eq!(lost(&Stats { sent: 5, received: 5, ..Stats::default() }), 0);
     }
 }

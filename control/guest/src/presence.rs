@@ -1,14 +1,14 @@
-//! When the generator's thread was off its core: an interrupt, another process, the hypervisor.
+//! When the thread that drives a guest was off its core: an interrupt, another process, the hypervisor.
 //!
-//! A frame that was due, under way or back meanwhile is late through the generator, and its latency says nothing of the
-//! back-end; those are set aside and counted. A back-end that stalls is not mistaken for that: the generator goes on
+//! A frame that was due, under way or back meanwhile is late through the thread, and its latency says nothing of the
+//! back-end; those are set aside and counted. A back-end that stalls is not mistaken for that: the thread goes on
 //! asking meanwhile, and what it then has to do at once is allowed for. Owned by one thread.
 
 use ringway_ring::tsc;
 
 /// What one thread knows of its absences.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Presence {
+pub struct Presence {
     /// When it last looked at the clock.
     looked_at: u64,
     /// Frames that it sent or received since.
@@ -23,7 +23,7 @@ pub(crate) struct Presence {
 
 impl Presence {
     /// Present from `now` on, on a clock of `hertz`.
-    pub(crate) fn new(now: u64, hertz: u64) -> Presence {
+    pub fn new(now: u64, hertz: u64) -> Presence {
         let cycles = |ns: u64| (u128::from(ns) * u128::from(hertz) / 1_000_000_000) as u64;
         Presence {
             looked_at: now,
@@ -35,13 +35,17 @@ impl Presence {
     }
 
     /// Present from now on.
-    pub(crate) fn begin() -> Presence {
+    pub fn begin() -> Presence {
         Presence::new(tsc::cycles(), tsc::hertz())
     }
 
+    /// Present however late it looks: for a thread that does other things between two turns.
+    pub const ASSUMED: Presence =
+        Presence { looked_at: 0, handled: 0, absent_until: 0, absences: 0, allowance: [u64::MAX, 0] };
+
     /// Looks at the clock, which says `now`; until when it was absent last.
     #[inline]
-    pub(crate) fn look(&mut self, now: u64) -> u64 {
+    pub fn look(&mut self, now: u64) -> u64 {
         let allowed = self.allowance[0] + self.allowance[1] * self.handled;
         if now.saturating_sub(self.looked_at) > allowed {
             self.absent_until = now;
@@ -53,12 +57,12 @@ impl Presence {
 
     /// Takes note of frames that were sent or received.
     #[inline]
-    pub(crate) fn handle(&mut self, frames: u32) {
+    pub fn handle(&mut self, frames: u32) {
         self.handled += u64::from(frames);
     }
 
     /// Absences so far.
-    pub(crate) fn absences(&self) -> u64 {
+    pub fn absences(&self) -> u64 {
         self.absences
     }
 }

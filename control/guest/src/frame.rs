@@ -1,4 +1,4 @@
-//! The frames that the generator makes, and how they are told apart.
+//! The frames that a guest makes, and how they are told apart.
 //!
 //! ```text
 //!   0     6     12   14     16      18    20     22         30        38      46            len
@@ -6,7 +6,8 @@
 //! ```
 //! Numbers are big-endian. `type` is 0x88b5, the IEEE's for local experiments. `flow` says which port and pair sent the
 //! frame, `filler` where in the [`Filler`] its payload begins, `sent at` is the cycle counter at the *intended* time of
-//! sending. `check` is a hash of all of them: a frame whose head was damaged, cut or made by somebody else fails it.
+//! sending. `check` is a hash of all of them: a frame whose head was damaged, cut or made by somebody else fails it. It holds
+//! for any two addresses, and for the two exchanged.
 //! Lengths are those of Ethernet frames without frame check sequence, in bytes.
 
 use std::fmt;
@@ -43,22 +44,22 @@ pub struct Stamp {
 impl Stamp {
     /// The words of the head that carries the stamp, at [`WORDS_AT`].
     #[inline]
-    pub fn to_words(self) -> [u64; 6] {
+    pub fn to_words(self, addresses: &Addresses) -> [u64; 6] {
         let lengths = u64::from(self.flow) << 48 | u64::from(self.filler) << 32 | u64::from(self.len) << 16;
-        let [to, from] = AS_SENT;
+        let [to, from] = addresses.words();
         [
             to,
             from,
             lengths.swap_bytes(),
             self.sequence.swap_bytes(),
             self.sent_at.swap_bytes(),
-            self.check().swap_bytes(),
+            self.check(hash_of_both(to, from)).swap_bytes(),
         ]
     }
 
-    /// Reads it back, with whether the addresses came exchanged; None for any other frame and for any damage.
+    /// Reads it back; None for any other frame and for any damage.
     #[inline]
-    pub fn from_words(words: [u64; 6]) -> Option<(Stamp, bool)> {
+    pub fn from_words(words: [u64; 6]) -> Option<Stamp> {
         let [to, from, lengths, sequence, sent_at, check] = words;
         let lengths = lengths.swap_bytes();
         let stamp = Stamp {
@@ -68,20 +69,65 @@ impl Stamp {
             sequence: sequence.swap_bytes(),
             sent_at: sent_at.swap_bytes(),
         };
-        let exchanged = [to, from] == EXCHANGED;
-        let intact = stamp.check() == check.swap_bytes()
+        let intact = stamp.check(hash_of_both(to, from)) == check.swap_bytes()
             && lengths as u16 == 0
-            && (exchanged || [to, from] == AS_SENT);
-        intact.then_some((stamp, exchanged))
+            && from >> 48 == u64::from(u16::from_le_bytes(ETHER_TYPE));
+        intact.then_some(stamp)
     }
 
     /// Rounds of multiply and fold: any single changed bit changes it.
     #[inline]
-    fn check(self) -> u64 {
+    fn check(self, addresses: u64) -> u64 {
         let small = u64::from(self.flow) | u64::from(self.filler) << 16 | u64::from(self.len) << 32;
         let mixed = (self.sequence ^ SEED).wrapping_mul(PRIME).rotate_left(29) ^ self.sent_at;
-        (mixed.wrapping_mul(PRIME).rotate_left(31) ^ small).wrapping_mul(PRIME) ^ self.sequence
+        let mixed = (mixed.wrapping_mul(PRIME).rotate_left(31) ^ small).wrapping_mul(PRIME) ^ self.sequence;
+        mixed.wrapping_add(addresses)
     }
+}
+
+/// Where frames go, and where they come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    /// Destination.
+    pub to: [u8; 6],
+    /// Source.
+    pub from: [u8; 6],
+}
+
+impl Addresses {
+    /// Two local addresses: of nobody, to nobody.
+    pub const OF_NOBODY: Addresses =
+        Addresses { to: [0x52, 0x57, 0, 0, 0, 2], from: [0x52, 0x57, 0, 0, 0, 1] };
+
+    /// From a local address to everybody.
+    pub const TO_ALL: Addresses = Addresses { to: [0xff; 6], from: [0x52, 0x57, 0, 0, 0, 1] };
+
+    /// The way back.
+    #[must_use]
+    pub const fn exchanged(self) -> Addresses {
+        Addresses { to: self.from, from: self.to }
+    }
+
+    /// The first two words of a frame, with its type.
+    #[inline]
+    pub(crate) const fn words(&self) -> [u64; 2] {
+        let Addresses { to, from } = self;
+        let [kind, of_kind] = ETHER_TYPE;
+        [
+            u64::from_le_bytes([to[0], to[1], to[2], to[3], to[4], to[5], from[0], from[1]]),
+            u64::from_le_bytes([from[0], from[1], from[2], from[3], from[4], from[5], kind, of_kind]),
+        ]
+    }
+}
+
+/// A hash of the two addresses in a frame's first two words, whichever is which.
+#[inline]
+const fn hash_of_both(to: u64, from: u64) -> u64 {
+    const fn hash(word: u64) -> u64 {
+        let mixed = (word << 16).wrapping_mul(PRIME);
+        mixed ^ mixed >> 32
+    }
+    hash(to).wrapping_add(hash(from))
 }
 
 /// Bytes without a pattern that a copy could get right by chance; payloads are cuts of it.
@@ -183,22 +229,8 @@ impl FromStr for Sizes {
     }
 }
 
-/// Two local addresses: of nobody, to nobody.
-const DESTINATION: [u8; 6] = [0x52, 0x57, 0, 0, 0, 2];
-const SOURCE: [u8; 6] = [0x52, 0x57, 0, 0, 0, 1];
+/// Their type, the IEEE's for local experiments.
 const ETHER_TYPE: [u8; 2] = [0x88, 0xb5];
-
-/// The first two words as they are sent, and with addresses exchanged.
-const AS_SENT: [u64; 2] = addresses(DESTINATION, SOURCE);
-const EXCHANGED: [u64; 2] = addresses(SOURCE, DESTINATION);
-
-const fn addresses(to: [u8; 6], from: [u8; 6]) -> [u64; 2] {
-    let [kind, of_kind] = ETHER_TYPE;
-    [
-        u64::from_le_bytes([to[0], to[1], to[2], to[3], to[4], to[5], from[0], from[1]]),
-        u64::from_le_bytes([from[0], from[1], from[2], from[3], from[4], from[5], kind, of_kind]),
-    ]
-}
 
 /// In an order that spreads the long ones.
 const IMIX: [u16; 12] = [64, 594, 64, 64, 594, 64, 1518, 64, 594, 64, 64, 594];
@@ -216,22 +248,22 @@ mod tests {
 
     fn head(stamp: Stamp) -> [u8; HEAD_BYTES] {
         let mut head = [0; HEAD_BYTES];
-        for (at, word) in WORDS_AT.into_iter().zip(stamp.to_words()) {
+        for (at, word) in WORDS_AT.into_iter().zip(stamp.to_words(&Addresses::OF_NOBODY)) {
             head[at..at + 8].copy_from_slice(&word.to_le_bytes());
         }
         head
     }
 
-    fn read(head: &[u8; HEAD_BYTES]) -> Option<(Stamp, bool)> {
+    fn read(head: &[u8; HEAD_BYTES]) -> Option<Stamp> {
         Stamp::from_words(WORDS_AT.map(|at| u64::from_le_bytes(head[at..at + 8].try_into().unwrap())))
     }
 
     #[test]
     fn stamp_survives_the_way_with_addresses_exchanged_or_not() {
         let mut head = head(STAMP);
-        assert_eq!(read(&head), Some((STAMP, false)));
+        assert_eq!(read(&head), Some(STAMP));
         head[0..12].rotate_left(6);
-        assert_eq!(read(&head), Some((STAMP, true)));
+        assert_eq!(read(&head), Some(STAMP));
     }
 
     #[test]
