@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use ringway_control::session::{self, DeviceShared, SessionSetup};
+use ringway_control::frontends::session::{self, DeviceShared, SessionSetup};
 use ringway_engine::{Armed, Budget, Clock, Engine, EngineConfig, IdlePolicy, Polled, Pump};
 use ringway_pmd::drivers::sim_net::SimNet;
 use ringway_pmd::net::header_len;
@@ -151,7 +151,7 @@ fn accept(
             shared: Arc::new(shared),
             stream,
             engine: engine.clone(),
-            lease: ringway_control::budget::Lease::alone(),
+            lease: ringway_control::frontends::budget::Lease::alone(),
             reports: Arc::new(|_, _| {}),
         });
     }

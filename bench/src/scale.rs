@@ -23,9 +23,9 @@ pub mod times;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ringway_control::api::{CoreInfo, CoreShow, DeviceEntry};
-use ringway_control::client::Client;
 use ringway_control::fault::Fault;
+use ringway_control::operator::api::{CoreInfo, CoreShow, DeviceEntry};
+use ringway_control::operator::client::Client;
 use ringway_guest::frame::Sizes;
 use ringway_guest::{Guest, GuestError, GuestOptions};
 use ringway_ring::queue::Format;

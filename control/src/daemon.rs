@@ -28,29 +28,29 @@ use ringway_pmd::notify::EventFd;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use serde_json::Value;
 
-use crate::addresses::{self, Addresses};
-use crate::api::{DeviceEntry, MgmtEntry};
-use crate::budget::Budget;
-use crate::claims::Claims;
-use crate::config::Settings;
-use crate::device::Origin;
-use crate::endpoint::Listening;
-use crate::events::Events;
+use crate::devices::addresses::{self, Addresses};
+use crate::devices::device::Origin;
+use crate::devices::life::LifeEvent;
+use crate::devices::placement::{Placement, allowed_cores, choose_cores};
+use crate::devices::registry::{MgmtOrigin, Registry};
+use crate::devices::state::StateDir;
+use crate::devices::upkeep::{LOOK_EVERY, Looks, Missing};
 use crate::fault::{Fault, Kind};
-use crate::guard::Guard;
-use crate::life::LifeEvent;
-use crate::peer::Caller;
-use crate::placement::{Placement, allowed_cores, choose_cores};
-use crate::registry::{MgmtOrigin, Registry};
-use crate::reports::Reports;
-use crate::rpc::Clients;
-use crate::session::{Command, Reporter};
-use crate::single::Inherited;
-use crate::state::StateDir;
+use crate::frontends::budget::Budget;
+use crate::frontends::reports::Reports;
+use crate::frontends::session::{Command, Reporter};
+use crate::host::claims::Claims;
+use crate::host::endpoint::Listening;
+use crate::host::guard::Guard;
+use crate::host::peer::Caller;
+use crate::host::watch::Watch;
+use crate::host::watchdog::Watchdog;
+use crate::operator::api::{DeviceEntry, MgmtEntry};
+use crate::operator::config::Settings;
+use crate::operator::events::Events;
+use crate::operator::rpc::Clients;
+use crate::operator::single::Inherited;
 use crate::subsystem::Options;
-use crate::upkeep::{LOOK_EVERY, Looks, Missing};
-use crate::watch::Watch;
-use crate::watchdog::Watchdog;
 
 /// What reaches the control thread from other threads.
 pub(crate) enum Message {
@@ -218,7 +218,7 @@ impl Daemon {
 
         let mut guards = Vec::new();
         if let Some(ctl) = &options.ctl {
-            crate::endpoint::check_path(ctl)?;
+            crate::host::endpoint::check_path(ctl)?;
             if ctl.is_dir() {
                 return Err(Fault::conflict(format!("{} is a directory", ctl.display()))
                     .at("ctl")

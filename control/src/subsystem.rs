@@ -12,11 +12,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::api::{DevAdded, DevDeleted, DevShow, DeviceEntry, MgmtEntry, Select, Target};
-use crate::config::Settings;
 use crate::daemon::{Daemon, Message, Remote};
 use crate::fault::{Fault, Kind};
-use crate::single::Inherited;
+use crate::operator::api::{DevAdded, DevDeleted, DevShow, DeviceEntry, MgmtEntry, Select, Target};
+use crate::operator::config::Settings;
+use crate::operator::single::Inherited;
 
 /// How to start the subsystem.
 pub struct Options {
@@ -55,8 +55,8 @@ impl Options {
             claims_cores: false,
             devices: Vec::new(),
             config_file: None,
-            mgmtdevs: crate::drivers::all(),
-            buses: crate::drivers::buses(),
+            mgmtdevs: crate::devices::drivers::all(),
+            buses: crate::devices::drivers::buses(),
             named: Vec::new(),
             signals: None,
         }
@@ -118,7 +118,7 @@ impl Subsystem {
         &self.engine
     }
 
-    /// Calls a method of the operator protocol (see [`crate::api`]).
+    /// Calls a method of the operator protocol (see [`crate::operator::api`]).
     ///
     /// # Errors
     /// The method's own, or the subsystem has stopped.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ringway_control::api::{DeviceEntry, Queue, VstatsShow};
+use ringway_control::operator::api::{DeviceEntry, Queue, VstatsShow};
 use ringway_control::subsystem::{Options, Subsystem};
 use ringway_guest::{Guest, GuestOptions};
 use ringway_ring::features::Features;

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use ringway_control::session::{self, DeviceShared, SessionSetup};
+use ringway_control::frontends::session::{self, DeviceShared, SessionSetup};
 use ringway_engine::{Armed, Budget, Clock, Engine, EngineConfig, IdlePolicy, Polled, Pump, Watcher};
 use ringway_guest::load::BATCH;
 use ringway_guest::{Guest, GuestOptions};
@@ -174,7 +174,7 @@ fn child(way: Way, format: Format, plant: Plant) -> ! {
             }),
             stream: theirs,
             engine: engine.clone(),
-            lease: ringway_control::budget::Lease::alone(),
+            lease: ringway_control::frontends::budget::Lease::alone(),
             reports: Arc::new(|_, _| {}),
         }));
         // On a busy machine a worker has no processor for longer than half a second.

@@ -4,9 +4,9 @@
 
 use std::time::{Duration, Instant};
 
-use ringway_control::api::DeviceEntry;
-use ringway_control::guest::{Guest, GuestOptions};
+use ringway_control::operator::api::DeviceEntry;
 use ringway_control::subsystem::{Options, Subsystem};
+use ringway_guest::{Guest, GuestOptions};
 use ringway_pmd::interrupt::as_writer;
 
 const SOON: Duration = Duration::from_secs(20);

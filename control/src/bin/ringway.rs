@@ -1,8 +1,8 @@
-//! The operator's command: see [`ringway_control::cli`].
+//! The operator's command: see [`ringway_control::operator::cli`].
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ExitCode::from(ringway_control::cli::main(std::env::args_os()))
+    ExitCode::from(ringway_control::operator::cli::main(std::env::args_os()))
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
-use ringway_control::session::Report;
+use ringway_control::frontends::session::Report;
 use ringway_guest::{Guest, GuestOptions};
 use ringway_pmd::notify::EventFd;
 use ringway_ring::features::Features;

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use ringway_control::session::{
+use ringway_control::frontends::session::{
     Command, DeviceShared, Report, RingReport, SessionHandle, SessionSetup, spawn,
 };
 use ringway_engine::{Clock, Engine, EngineConfig, IdlePolicy};
@@ -112,7 +112,7 @@ pub fn start_with(
         shared: Arc::clone(&shared),
         stream,
         engine,
-        lease: ringway_control::budget::Lease::alone(),
+        lease: ringway_control::frontends::budget::Lease::alone(),
         reports: Arc::new(move |_, report| {
             // Nobody listens any more once a test is over.
             let _ = sender.lock().unwrap().send(report);

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ringway_control::session::{Command, Report};
+use ringway_control::frontends::session::{Command, Report};
 use ringway_engine::IdlePolicy;
 use ringway_guest::{Guest, GuestOptions};
 use ringway_pmd::notify::EventFd;

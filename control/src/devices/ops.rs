@@ -1,0 +1,661 @@
+//! What operators change: adding, removing and setting devices. Each change is kept on disk before it is answered.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
+
+use ringway_pmd::counters::QueueCounters;
+use ringway_pmd::vdpa::{DeviceConfig, DeviceSpec, DriverError};
+use ringway_ring::position::PositionPage;
+use rustix::event::epoll;
+use serde_json::{Value, json};
+
+use crate::daemon::{Daemon, Token};
+use crate::devices::device::{Backoff, Device, Facts, Held, Origin, Quota, Repeated};
+use crate::devices::life::{Life, LifeEvent};
+use crate::devices::registry::{MgmtOrigin, check_attributes, check_entry, check_mac, host_interface};
+use crate::devices::state::{Kept, StateDir};
+use crate::devices::upkeep::{Finding, standing_of};
+use crate::fault::{Fault, Kind};
+use crate::frontends::session::{Command, DeviceShared};
+use crate::host::accounts::{A_MOMENT, Account};
+use crate::host::endpoint::{self, Listening};
+use crate::host::peer::Caller;
+use crate::host::standing::Standing;
+use crate::operator::api::{DevAdded, DevChanged, DevDeleted, DevSet, DeviceEntry, MgmtEntry, Mode, Target};
+use crate::operator::single::Inherited;
+
+/// Positions kept of devices that are gone: 4 MiB.
+const KEPT_POSITIONS: usize = 1024;
+
+/// What a driver's refusal is to an operator.
+pub(crate) fn driver_fault(error: DriverError) -> Fault {
+    match error {
+        DriverError::Misconfigured(why) => Fault::usage(why),
+        DriverError::NotFound(why) => Fault::not_found(why),
+        DriverError::Conflict { what, held_by, hint } => {
+            let fault = Fault::conflict(what).hint(hint);
+            match held_by {
+                Some(holder) => fault.held_by(holder),
+                None => fault,
+            }
+        }
+        DriverError::PeerMisbehaved(why) => Fault::new(Kind::Runtime, why),
+        DriverError::Resource { what, source } => Fault::system(what, source),
+    }
+}
+
+impl Daemon {
+    /// Calls a method. None: there is no such method.
+    pub(crate) fn call(
+        &mut self,
+        method: &str,
+        params: Value,
+        caller: &Caller,
+    ) -> Option<Result<Value, Fault>> {
+        let result = match method {
+            "hello" => none(params).and_then(|()| to_value(&self.hello())),
+            "mgmtdev.show" => read(params).and_then(|select| to_value(&self.show_mgmtdevs(select)?)),
+            "dev.show" => read(params).and_then(|select| to_value(&self.show_devices(select)?)),
+            "dev.config.show" => read(params).and_then(|select| to_value(&self.show_config(select)?)),
+            "dev.vstats.show" => read(params).and_then(|queue| to_value(&self.show_vstats(queue)?)),
+            "core.show" => none(params).and_then(|()| to_value(&self.show_cores())),
+            "config.dump" => none(params).and_then(|()| to_value(&self.dump()?)),
+            "dev.add" | "dev.del" | "dev.set" | "mgmtdev.add" | "mgmtdev.set" | "mgmtdev.del" => {
+                self.change(method, params, caller)
+            }
+            _ => return None,
+        };
+        Some(result)
+    }
+
+    fn change(&mut self, method: &str, params: Value, caller: &Caller) -> Result<Value, Fault> {
+        let asked = params.to_string();
+        let result = if self.is_stopping() {
+            Err(Fault::new(Kind::Runtime, "the daemon is stopping").retryable())
+        } else {
+            match method {
+                "dev.add" => read(params).and_then(|entry| to_value(&self.add(entry)?)),
+                "dev.del" => read(params).and_then(|target| to_value(&self.delete(&target)?)),
+                "mgmtdev.add" => read(params).and_then(|entry| to_value(&self.add_mgmtdev(entry)?)),
+                "mgmtdev.set" => read(params).and_then(|entry| to_value(&self.set_mgmtdev(&entry)?)),
+                "mgmtdev.del" => read(params).and_then(|target| to_value(&self.delete_mgmtdev(&target)?)),
+                _ => read(params).and_then(|set| to_value(&self.set(&set)?)),
+            }
+        };
+        let outcome = match &result {
+            Ok(_) => "ok",
+            Err(fault) => fault.message.as_str(),
+        };
+        tracing::info!(method, %asked, uid = caller.uid, pid = caller.pid, comm = caller.comm, outcome, "operator");
+        result
+    }
+
+    fn add(&mut self, entry: DeviceEntry) -> Result<DevAdded, Fault> {
+        let name = entry.name.clone();
+        self.make_device(entry, Origin::Operator)?;
+        // One that could not be made at the start gives way to the one that could.
+        self.absent.retain(|absent| absent.entry.name != name);
+        if let Err(fault) = self.keep() {
+            self.drop_device(&name);
+            return Err(fault);
+        }
+        self.tell_added(&name);
+        let device = self.registry.find(&name)?;
+        Ok(DevAdded {
+            added: name.clone(),
+            socket: device.socket.clone(),
+            mode: device.mode,
+            cores: device.cores(),
+            notes: device.closed_to_its_owner().into_iter().collect(),
+        })
+    }
+
+    /// Tells those who follow that a device is there.
+    pub(crate) fn tell_added(&mut self, name: &str) {
+        let Ok(device) = self.registry.find(name) else { return };
+        let details = json!({
+            "mgmtdev": device.entry.mgmtdev, "socket": device.socket, "cores": device.cores() });
+        self.events.push("dev.added", Some(name), details);
+    }
+
+    /// Checks what stays as it is for as long as this process runs: a device that fails here need not be tried again.
+    pub(crate) fn check_for_good(&self, entry: &DeviceEntry) -> Result<DeviceSpec, Fault> {
+        let spec = check_entry(entry, &self.registry.known())?;
+        if let Some(core) = entry.core {
+            self.placement.check(core)?;
+        }
+        if !entry.attributes.contains_key("tap") {
+            endpoint::check_path(entry.socket.as_ref().unwrap_or(&self.default_socket(&entry.name)))?;
+        }
+        Ok(spec)
+    }
+
+    /// Makes a device and opens its endpoint. Nothing is left behind if it fails.
+    pub(crate) fn make_device(&mut self, entry: DeviceEntry, origin: Origin) -> Result<(), Fault> {
+        let spec = self.check_for_good(&entry)?;
+        let most = self.registry.known().find(&entry.mgmtdev).and_then(|info| info.max_devices);
+        let made = self.registry.made_by(&entry.mgmtdev);
+        if self.registry.is_taken(&entry.name) {
+            return Err(Fault::conflict(format!("device {} is there already", entry.name))
+                .at("name")
+                .hint(format!("another name, or {}", self.how_to_remove(&entry.name))));
+        }
+        if most.is_some_and(|most| made.len() >= most) {
+            return Err(Fault::conflict(format!(
+                "{} has as many devices as it can: {}",
+                entry.mgmtdev,
+                made.len()
+            ))
+            .at("mgmtdev")
+            .held_by(made.join(", "))
+            .hint("another management device, or ringway dev del of one of these"));
+        }
+        let owner = entry.owner.as_deref().map(|name| Account::User.id(name, A_MOMENT)).transpose()?;
+        let group = entry.group.as_deref().map(|name| Account::Group.id(name, A_MOMENT)).transpose()?;
+        let mode = entry.mode.unwrap_or_default();
+        let socket = entry.socket.clone().unwrap_or_else(|| self.default_socket(&entry.name));
+        if let Some(other) =
+            self.registry.devices().find(|device| device.socket == socket && device.netdev.is_none())
+        {
+            return Err(Fault::conflict(format!("socket {} is taken", socket.display()))
+                .at("socket")
+                .held_by(format!("device {}", other.name())));
+        }
+        if let Some((ifname, namespace)) = host_interface(&entry) {
+            self.check_interface(ifname, &namespace)?;
+        }
+
+        if !self.registry.has_mgmtdev(&entry.mgmtdev) {
+            // By its name: it comes with its first device.
+            self.make_mgmtdev(&entry.mgmtdev, &BTreeMap::new(), MgmtOrigin::Device)?;
+        }
+        let mgmtdev = entry.mgmtdev.clone();
+        let mut outcome = self.make_of_mgmtdev(entry, origin, &spec, mode, socket, owner, group);
+        let implied = (origin != Origin::Implied)
+            .then(|| self.registry.mgmtdev(&mgmtdev).ok()?.device.implied(&spec))
+            .flatten();
+        if let (Ok(()), Some(implied)) = (&outcome, implied) {
+            let entry = DeviceEntry {
+                name: implied.name,
+                mgmtdev: mgmtdev.clone(),
+                mtu: implied.mtu,
+                max_vqp: implied.max_vqp,
+                attributes: implied.attributes,
+                ..DeviceEntry::default()
+            };
+            let name = entry.name.clone();
+            outcome = self.make_device(entry, Origin::Implied);
+            match outcome {
+                Ok(()) => self.tell_added(&name),
+                Err(_) => self.drop_device(&spec.name),
+            }
+        }
+        if outcome.is_err() {
+            if let Ok(mgmtdev) = self.registry.mgmtdev(&mgmtdev) {
+                mgmtdev.device.removed(&spec.name);
+            }
+            self.drop_empty_mgmtdev(&mgmtdev);
+        }
+        outcome
+    }
+
+    /// One interface is the other side of one device.
+    fn check_interface(&self, ifname: &str, namespace: &Path) -> Result<(), Fault> {
+        // One namespace may have several names.
+        let same = |other: &Path| {
+            let place = |path: &Path| std::fs::metadata(path).map(|facts| (facts.dev(), facts.ino())).ok();
+            other == namespace || place(other).is_some_and(|other| Some(other) == place(namespace))
+        };
+        let has_it = |device: &&Device| {
+            device.netdev.is_some()
+                && host_interface(&device.entry).is_some_and(|(name, other)| name == ifname && same(&other))
+        };
+        let Some(holder) = self.registry.devices().find(has_it) else { return Ok(()) };
+        Err(Fault::conflict(format!("interface {ifname} is taken"))
+            .at("tap")
+            .held_by(format!("device {}", holder.name()))
+            .hint(format!("another interface, or {}", self.how_to_remove(holder.name()))))
+    }
+
+    /// The part of making a device that changes something.
+    #[expect(clippy::too_many_arguments, reason = "what was checked before, one by one")]
+    fn make_of_mgmtdev(
+        &mut self,
+        entry: DeviceEntry,
+        origin: Origin,
+        spec: &DeviceSpec,
+        mode: Mode,
+        socket: PathBuf,
+        owner: Option<u32>,
+        group: Option<u32>,
+    ) -> Result<(), Fault> {
+        let lease = match host_interface(&entry) {
+            None => None,
+            Some(_) => {
+                self.next_session += 1;
+                let queues = entry.max_vqp.unwrap_or(1).into();
+                let admitted = self.budget.admit_interface(self.next_session - 1, &entry.name, queues);
+                Some(admitted.map_err(|short| Fault::new(Kind::Runtime, short.to_string()))?)
+            }
+        };
+        let mgmtdev = &mut self.registry.mgmtdev(&entry.mgmtdev)?.device;
+        let shared_core = mgmtdev.shared_core();
+        let mut made = mgmtdev.create(spec).map_err(driver_fault)?;
+        let facts = Facts::of(&*made);
+        let netdev = made.netdev().map(|netdev| netdev.ifname().to_owned());
+        let made = Held::new(made);
+        let (mode, socket) = match &netdev {
+            Some(_) => (Mode::Netdev, PathBuf::new()),
+            None => (mode, socket),
+        };
+        let listening = match mode {
+            Mode::Server => Some(Listening::open(&socket, owner, group)?),
+            Mode::Client | Mode::Netdev => None,
+        };
+        let positions = PositionPage::open(&self.positions_file(&entry.name))
+            .map_err(|error| Fault::system(format!("cannot keep positions for {}", entry.name), error))?;
+        let id = self.registry.next_id();
+        if let Some(listening) = &listening {
+            self.epoll_add(&listening.socket, Token::Device(id))?;
+        }
+        let cores = match shared_core {
+            Some(core) => vec![core; facts.groups],
+            None => self.placement.place(facts.groups, entry.core)?,
+        };
+        let shared = Arc::new(DeviceShared {
+            name: entry.name.clone(),
+            counters: (0..facts.limits.max_vqs).map(|_| Arc::new(QueueCounters::default())).collect(),
+            positions,
+            lease,
+            cores: cores.into_iter().map(AtomicUsize::new).collect(),
+        });
+        self.registry.insert(Device {
+            id,
+            entry,
+            origin,
+            facts,
+            life: Life::Waiting,
+            shares_core: shared_core.is_some(),
+            held: Some(made),
+            is_outdated: false,
+            shared,
+            socket,
+            mode,
+            netdev,
+            netdev_changes: Vec::new(),
+            netdev_away: None,
+            listening,
+            awaited: None,
+            backoff: Backoff::default(),
+            retry_at: None,
+            refuse_at: None,
+            connection: None,
+            history: Default::default(),
+            refused: None,
+            repeated: Repeated::default(),
+            quota: Quota::new(),
+        });
+        match mode {
+            Mode::Server => {}
+            Mode::Client => self.connect_to_vmm(id),
+            Mode::Netdev => self.open_netdev(id),
+        }
+        Ok(())
+    }
+
+    /// Makes a device on a socket that came with the process. With a connected one, the process ends with it.
+    pub(crate) fn adopt(&mut self, entry: DeviceEntry, socket: Inherited) -> Result<(), Fault> {
+        let name = entry.name.clone();
+        self.make_device(entry, Origin::Config)?;
+        let id = self.registry.id_of(&name)?;
+        let own = self.registry.by_id(id).and_then(|device| device.listening.take());
+        if let Some(own) = own {
+            let _ = epoll::delete(&self.epoll, &own.socket);
+        }
+        match socket {
+            Inherited::Listening(listener) => {
+                let listening = Listening::inherited(listener)?;
+                self.epoll_add(&listening.socket, Token::Device(id))?;
+                if let Some(device) = self.registry.by_id(id) {
+                    device.listening = Some(listening);
+                }
+            }
+            Inherited::Connected(stream) => {
+                let rings = self.registry.by_id(id).map_or(0, |device| device.shared.counters.len());
+                let admitted = self.budget.admit(self.next_session, &name, rings);
+                let lease = admitted.map_err(|short| Fault::new(Kind::Runtime, short.to_string()))?;
+                self.ends_with = Some(id);
+                self.start_session(id, stream, lease);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn default_socket(&self, name: &str) -> PathBuf {
+        endpoint::default_path(&self.runtime_dir, name)
+    }
+
+    pub(crate) fn positions_file(&self, name: &str) -> PathBuf {
+        self.runtime_dir.join("positions").join(name)
+    }
+
+    fn delete(&mut self, target: &Target) -> Result<DevDeleted, Fault> {
+        let name = &target.name;
+        let mut notes = Vec::new();
+        let absent = self.absent.iter().find(|absent| absent.entry.name == *name).map(|absent| absent.origin);
+        let origin = match (self.registry.find(name), absent) {
+            (Ok(device), _) => device.origin,
+            (Err(_), Some(origin)) => origin,
+            (Err(fault), None) => return Err(fault),
+        };
+        if origin == Origin::Implied {
+            return Err(self.comes_with(name));
+        }
+        // On disk first: what is answered as gone does not come back.
+        self.keep_without(Some(name))?;
+        if let (Origin::Config, Some(file)) = (origin, &self.config_file) {
+            notes.push(format!(
+                "{name} stays in {}: it comes back when ringwayd starts again",
+                file.display()
+            ));
+        }
+        self.absent.retain(|absent| absent.entry.name != *name);
+        self.drop_device(name);
+        self.events.push("dev.removed", Some(name), json!({}));
+        Ok(DevDeleted { deleted: name.clone(), notes })
+    }
+
+    /// The fault of changing a device that another one brought.
+    fn comes_with(&self, name: &str) -> Fault {
+        let others = self.brought_by(name);
+        Fault::conflict(format!("{name} comes and goes with {others}"))
+            .at("name")
+            .hint(format!("ringway dev del {others}"))
+    }
+
+    /// Who brought a device that came by itself.
+    fn brought_by(&self, name: &str) -> String {
+        let mgmtdev = self.registry.find(name).map(|device| device.entry.mgmtdev.clone()).unwrap_or_default();
+        let others = self.registry.made_by(&mgmtdev).into_iter().filter(|other| other != name);
+        others.collect::<Vec<_>>().join(", ")
+    }
+
+    /// The command after which a device is gone.
+    fn how_to_remove(&self, name: &str) -> String {
+        let comes_by_itself = self.registry.find(name).is_ok_and(|device| device.origin == Origin::Implied);
+        let name = if comes_by_itself { self.brought_by(name) } else { name.to_owned() };
+        format!("ringway dev del {name}")
+    }
+
+    /// Takes a device out: its name and its socket are free at once, its session is told and not waited for.
+    pub(crate) fn drop_device(&mut self, name: &str) {
+        let Ok(id) = self.registry.id_of(name) else { return };
+        let Some(mut device) = self.registry.remove(id) else { return };
+        let _ = device.life.apply(LifeEvent::Remove);
+        if let Some(connection) = &device.connection {
+            connection.handle.send(Command::Revoke);
+        }
+        if let Some(held) = device.held.take() {
+            held.remove();
+        }
+        if let Some(listening) = device.listening.take() {
+            let _ = epoll::delete(&self.epoll, &listening.socket);
+        }
+        if let Some(awaited) = device.awaited.take() {
+            self.watch.forget(&awaited);
+        }
+        if !device.shares_core {
+            self.placement.release(&device.cores());
+        }
+        if let Ok(mgmtdev) = self.registry.mgmtdev(&device.entry.mgmtdev) {
+            mgmtdev.device.removed(name);
+        }
+        self.drop_empty_mgmtdev(&device.entry.mgmtdev);
+        // Its positions stay: a guest that waits for a device of this name goes on where it was, also on packed rings,
+        // whose position no front-end can tell. They are used only where the ring's own memory bears them out.
+        let positions = &device.shared.positions;
+        let has_none = || {
+            (0..PositionPage::QUEUES)
+                .filter_map(|queue| positions.slot(queue))
+                .all(|slot| slot.load().is_none())
+        };
+        let file = self.positions_file(name);
+        if !matches!(standing_of(positions, &file), Standing::Ours) {
+            // Somebody else's, or taken away.
+        } else if device.connection.is_none() && has_none() {
+            let _ = std::fs::remove_file(&file);
+        } else {
+            // A store into the mapped page does not count as a change of the file.
+            let _ =
+                File::options().write(true).open(&file).and_then(|file| file.set_modified(SystemTime::now()));
+        }
+        self.forget_old_positions();
+    }
+
+    /// Positions of devices that are gone stay for the last [`KEPT_POSITIONS`] of them: names may never come again.
+    fn forget_old_positions(&self) {
+        let Ok(files) = std::fs::read_dir(self.runtime_dir.join("positions")) else { return };
+        let is_gone = |name: &str| {
+            !self.registry.is_taken(name) && !self.absent.iter().any(|absent| absent.entry.name == name)
+        };
+        let files = files.flatten().filter(|file| file.file_name().to_str().is_some_and(is_gone));
+        let mut files: Vec<_> = files.map(|file| file.path()).collect();
+        let Some(excess) = files.len().checked_sub(KEPT_POSITIONS) else { return };
+        files.sort_by_cached_key(|file| std::fs::metadata(file).and_then(|facts| facts.modified()).ok());
+        for file in files.iter().take(excess) {
+            let _ = std::fs::remove_file(file);
+        }
+    }
+
+    fn set(&mut self, set: &DevSet) -> Result<DevChanged, Fault> {
+        let id = self.registry.id_of(&set.name).map_err(|fault| self.if_absent(&set.name, fault))?;
+        if set.mac.is_none() && set.mtu.is_none() && set.core.is_none() && set.attributes.is_empty() {
+            return Err(
+                Fault::usage("nothing to set").hint("mac MAC, mtu N, core N, or an attribute of the driver")
+            );
+        }
+        let known = self.registry.known();
+        let Some(device) = self.registry.by_id(id) else {
+            return Err(Fault::not_found("the device is gone"));
+        };
+        let (before, life, origin) = (device.entry.clone(), device.life, device.origin);
+        let DeviceConfig::Net(config) = &device.facts.config;
+        // The host's own interface takes whatever is set.
+        let mtu_before = device.netdev.is_none().then(|| before.mtu.unwrap_or(config.mtu));
+        if origin == Origin::Implied && (set.mac.is_some() || set.mtu.is_some() || !set.attributes.is_empty())
+        {
+            return Err(self.comes_with(&set.name));
+        }
+        let mut entry = before.clone();
+        if let Some(mac) = &set.mac {
+            entry.mac = Some(check_mac(mac)?.to_string());
+        }
+        entry.mtu = set.mtu.or(entry.mtu);
+        entry.core = set.core.or(entry.core);
+        if let Some(info) = known.find(&entry.mgmtdev) {
+            check_attributes(set.attributes.keys().map(String::as_str), &info)?;
+        }
+        entry.attributes.extend(set.attributes.clone());
+        check_entry(&entry, &known)?;
+        if let Some(core) = set.core {
+            self.placement.check(core)?;
+        }
+
+        let in_use = self.mtu_in_use(id);
+        if let (Some(mtu), Some((used, holder))) = (set.mtu, in_use)
+            && mtu < used
+        {
+            return Err(Fault::conflict(format!(
+                "the VM of {} uses MTU {used}: with a device of {mtu} its VMM would be refused when it connects again, and the \
+                 guest have no network",
+                set.name
+            ))
+            .at("mtu")
+            .held_by(holder)
+            .hint(format!("end that VM, ringway dev set name {} mtu {mtu}, start it with host_mtu={mtu}", set.name)));
+        }
+        let is_new_device =
+            entry.mac != before.mac || entry.mtu != before.mtu || entry.attributes != before.attributes;
+        let put_back = |daemon: &mut Daemon| {
+            if let Some(device) = daemon.registry.by_id(id) {
+                device.entry = before.clone();
+            }
+            if is_new_device && life != Life::Connected {
+                daemon.remake(id);
+            }
+        };
+        if let Some(device) = self.registry.by_id(id) {
+            device.entry = entry.clone();
+        }
+        if is_new_device && life != Life::Connected {
+            self.remake(id);
+            let failure = self.registry.by_id(id).filter(|device| device.held.is_none());
+            if let Some(why) = failure.map(|device| device.history.last_failure.clone()) {
+                put_back(self);
+                return Err(Fault::usage(why.unwrap_or_else(|| "the driver refused".to_owned())));
+            }
+        }
+        if let Err(fault) = self.keep() {
+            put_back(self);
+            return Err(fault);
+        }
+
+        let mut notes = Vec::new();
+        if let Some(core) = set.core {
+            self.move_device(id, core);
+        }
+        let is_deferred = is_new_device && life == Life::Connected;
+        if is_deferred {
+            if let Some(device) = self.registry.by_id(id) {
+                device.is_outdated = true;
+            }
+            notes.push("a front-end is connected: in force when the next one connects".to_owned());
+            // The driver's own attributes are no matter of the VMM's.
+            if set.mac.is_some() || set.mtu.is_some() {
+                notes.push(
+                    "QEMU gives its guest the mac and host_mtu of its own -device virtio-net-pci: change them there \
+                     too"
+                        .to_owned(),
+                );
+            }
+        }
+        if let Some(mtu) = set.mtu.filter(|mtu| Some(*mtu) < mtu_before) {
+            notes.push(format!(
+                "a VMM that asks for a larger MTU than {mtu} (QEMU: host_mtu) is refused when it connects next, and its guest has \
+                 no network: start it with host_mtu={mtu}"
+            ));
+        }
+        if let (Origin::Config, Some(file)) = (origin, &self.config_file) {
+            notes.push(format!(
+                "{} still says otherwise and goes first when ringwayd starts again",
+                file.display()
+            ));
+        }
+        let mut changed = json!(set);
+        if let Value::Object(changed) = &mut changed {
+            changed.remove("name");
+        }
+        let details = json!({ "applied": !is_deferred, "set": changed });
+        self.events.push("dev.changed", Some(&set.name), details);
+        Ok(DevChanged { changed: set.name.clone(), applied: !is_deferred, notes })
+    }
+
+    /// The MTU that the connected front-end has set or will set, as far as that is known, and who it is.
+    fn mtu_in_use(&mut self, id: u64) -> Option<(u16, String)> {
+        let device = self.registry.by_id(id)?;
+        let connection = device.connection.as_ref().filter(|_| device.netdev.is_none())?;
+        Some((connection.mtu?, connection.caller.to_string()))
+    }
+
+    /// Moves every group of a device to one core, under traffic if there is any.
+    fn move_device(&mut self, id: u64, core: usize) {
+        let Some(device) = self.registry.by_id(id) else { return };
+        let before = device.cores();
+        for (group, slot) in device.shared.cores.iter().enumerate() {
+            slot.store(core, Ordering::Relaxed);
+            if before.get(group) != Some(&core)
+                && let Some(connection) = &device.connection
+                && let Ok(group) = u16::try_from(group)
+            {
+                connection.handle.send(Command::Move { group });
+            }
+        }
+        let groups = before.len();
+        self.placement.release(&before);
+        let _ = self.placement.place(groups, Some(core));
+    }
+
+    /// Keeps what operators added, as it is now.
+    pub(crate) fn keep(&mut self) -> Result<(), Fault> {
+        self.keep_without(None)
+    }
+
+    pub(crate) fn keep_without(&mut self, name: Option<&str>) -> Result<(), Fault> {
+        let generation = self.generation + 1;
+        // A directory that was just taken away is no reason to refuse a change.
+        for finding in self.state.as_mut().map(StateDir::look_after).unwrap_or_default() {
+            if let Finding::Remade { what, path } = finding {
+                self.tell_remade(None, what, &path);
+            }
+        }
+        if let Some(state) = &mut self.state {
+            let made = self.registry.devices().filter(|device| device.origin == Origin::Operator);
+            let absent = self.absent.iter().filter(|absent| absent.origin == Origin::Operator);
+            let devices = made
+                .map(|device| &device.entry)
+                .chain(absent.map(|absent| &absent.entry))
+                .filter(|entry| Some(entry.name.as_str()) != name)
+                .cloned()
+                .collect();
+            let mgmtdevs = self.registry.mgmtdevs().filter(|mgmtdev| mgmtdev.origin == MgmtOrigin::Operator);
+            let mut mgmtdevs: Vec<MgmtEntry> = mgmtdevs
+                .map(|mgmtdev| MgmtEntry {
+                    name: mgmtdev.device.info().name,
+                    attributes: mgmtdev.asked.clone(),
+                })
+                .collect();
+            let absent = self.absent_mgmtdevs.iter().filter(|absent| absent.origin == MgmtOrigin::Operator);
+            let absent = absent.map(|absent| &absent.entry);
+            let absent = absent.filter(|entry| mgmtdevs.iter().all(|other| other.name != entry.name));
+            let absent: Vec<MgmtEntry> = absent.cloned().collect();
+            mgmtdevs.extend(absent);
+            state.write(&Kept::new(generation, mgmtdevs, devices))?;
+        }
+        self.generation = generation;
+        Ok(())
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(params: Value) -> Result<T, Fault> {
+    serde_json::from_value(params).map_err(|error| {
+        let text = error.to_string();
+        let fault = Fault::usage(format!("parameters: {text}"));
+        match unknown_field(&text) {
+            Some((field, near)) => fault.at(field).hint(format!("did you mean {near}?")),
+            None => fault,
+        }
+    })
+}
+
+/// The unknown field that serde named, and the nearest of those that it expected.
+fn unknown_field(text: &str) -> Option<(&str, &str)> {
+    let mut words = text.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
+    let field = words.next()?;
+    Some((field, crate::fault::nearest(field, words)?))
+}
+
+fn none(params: Value) -> Result<(), Fault> {
+    match params {
+        Value::Object(map) if map.is_empty() => Ok(()),
+        _ => Err(Fault::usage("this method takes no parameters")),
+    }
+}
+
+fn to_value<T: serde::Serialize>(value: &T) -> Result<Value, Fault> {
+    serde_json::to_value(value).map_err(|error| Fault::new(Kind::Runtime, error.to_string()))
+}

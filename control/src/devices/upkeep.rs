@@ -1,0 +1,263 @@
+//! What the daemon made on the host and somebody took away: found by a look at every path, some times a second, and made
+//! again for as long as it is wanted. What somebody put in its place is left alone and told, once, with what to do.
+//!
+//! ```text
+//!   runtime directory   dev/NAME.sock   positions/NAME   CTL   CTL.lock   ringwayd.lock
+//!   state directory     devices.json    addresses.json   lock
+//! ```
+//!
+//! The control thread does it. A directory that has not changed is not looked through, so that a look costs a few system
+//! calls however many devices there are; now and then every device is looked at all the same. Front-ends that are connected
+//! notice nothing: they have their sockets, and workers go on in the page of positions that they have. Interfaces are looked
+//! after by their sessions.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde_json::json;
+
+use crate::daemon::{Daemon, Token, make_dir};
+use crate::devices::device::Device;
+use crate::fault::{Fault, reason};
+use crate::host::accounts::{A_MOMENT, Account};
+use crate::host::endpoint::Listening;
+use crate::host::standing::{Identity, Standing, noun};
+
+/// Between two looks: what was taken away is there again within a second, also on a host that is busy.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(400);
+
+/// Looks until one that goes through every directory: names may change without a trace in some file systems.
+const WHOLE_EVERY: u32 = 10;
+
+/// A directory that was changed so short a time ago may change again without being seen: its clock is a coarse one.
+const COARSE: Duration = Duration::from_secs(1);
+
+/// What was seen of directories in the last look.
+#[derive(Debug, Default)]
+pub(crate) struct Looks {
+    seen: HashMap<PathBuf, (Identity, SystemTime)>,
+    /// In this look: whether nothing was made in it or taken from it since the last one.
+    quiet: HashMap<PathBuf, bool>,
+    count: u32,
+}
+
+impl Looks {
+    /// Begins a look.
+    fn begin(&mut self) {
+        self.count = self.count.wrapping_add(1);
+        let of_this = &self.quiet;
+        self.seen.retain(|dir, _| of_this.contains_key(dir));
+        self.quiet.clear();
+    }
+
+    fn is_quiet(&mut self, dir: &Path) -> bool {
+        if let Some(is_quiet) = self.quiet.get(dir) {
+            return *is_quiet;
+        }
+        let now = fs::metadata(dir).and_then(|facts| Ok((Identity::of(&facts), facts.modified()?)));
+        let is_quiet = now.is_ok_and(|(identity, modified)| {
+            let before = self.seen.insert(dir.to_owned(), (identity, modified));
+            let is_old = SystemTime::now().duration_since(modified).is_ok_and(|age| age > COARSE);
+            is_old && before == Some((identity, modified))
+        });
+        let is_quiet = is_quiet && !self.count.is_multiple_of(WHOLE_EVERY);
+        self.quiet.insert(dir.to_owned(), is_quiet);
+        is_quiet
+    }
+}
+
+/// What was found of one thing that is not as it was made.
+#[derive(Debug)]
+pub(crate) enum Finding {
+    /// It was gone, and is there again.
+    Remade { what: &'static str, path: PathBuf },
+    /// It is not there, and will be once somebody has done something.
+    Missing(Missing),
+}
+
+/// What is missing on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Missing {
+    /// The device that it belongs to; none if it is the daemon's.
+    pub(crate) dev: Option<String>,
+    pub(crate) what: &'static str,
+    pub(crate) path: PathBuf,
+    pub(crate) why: String,
+    pub(crate) cure: String,
+}
+
+impl Finding {
+    /// What comes of a thing that was found so: if it is gone, it is made again.
+    pub(crate) fn of(
+        what: &'static str,
+        path: &Path,
+        standing: Standing,
+        remake: impl FnOnce() -> Result<(), Fault>,
+    ) -> Option<Finding> {
+        let shown = path.display();
+        let (why, cure) = match standing {
+            Standing::Ours => return None,
+            Standing::Gone => match remake() {
+                Ok(()) => return Some(Finding::Remade { what, path: path.to_owned() }),
+                Err(fault) => {
+                    let again = "it is tried again for as long as it is wanted".to_owned();
+                    let holder =
+                        fault.held_by.map(|holder| format!(", held by {holder}")).unwrap_or_default();
+                    (
+                        format!("{what} {shown} was taken away: {}{holder}", fault.message),
+                        fault.hint.unwrap_or(again),
+                    )
+                }
+            },
+            Standing::Foreign(noun) => (
+                format!("{what} {shown} was taken away, and {noun} is in its place"),
+                format!("move {shown} away: ringwayd then makes its own again"),
+            ),
+            Standing::Hidden(error) => (
+                format!("cannot look at {what} {shown}: {}", reason(&error)),
+                "let ringwayd's user through the directories above it".to_owned(),
+            ),
+        };
+        Some(Finding::Missing(Missing { dev: None, what, path: path.to_owned(), why, cure }))
+    }
+}
+
+/// A directory of ours: any will do, with what belongs into it.
+fn standing_of_directory(path: &Path) -> Standing {
+    match fs::metadata(path) {
+        Ok(facts) if facts.is_dir() => Standing::Ours,
+        Ok(facts) => Standing::Foreign(noun(facts.file_type())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Standing::Gone,
+        Err(error) => Standing::Hidden(error),
+    }
+}
+
+impl Daemon {
+    /// Looks at all that was made, and makes again what is gone.
+    pub(crate) fn look_after(&mut self) {
+        let mut found = Vec::new();
+        let runtime = self.runtime_dir.clone();
+        for path in [runtime.clone(), runtime.join("dev"), runtime.join("positions")] {
+            let standing = standing_of_directory(&path);
+            found.extend(Finding::of("the directory", &path, standing, || make_dir(&path)));
+        }
+        // Told once for all that belongs below it.
+        let blocked = |found: &[Finding], path: &Path| {
+            found.iter().any(|finding| match finding {
+                Finding::Missing(missing) => path != missing.path && path.starts_with(&missing.path),
+                Finding::Remade { .. } => false,
+            })
+        };
+        for guard in &mut self.guards {
+            let path = guard.path().to_owned();
+            if !blocked(&found, &path) {
+                found.extend(Finding::of("the lock file", &path, guard.standing(), || guard.renew()));
+            }
+        }
+        if let Some(state) = &mut self.state {
+            found.extend(state.look_after());
+        }
+        if let Some(path) = self.ctl_path.clone().filter(|path| !blocked(&found, path)) {
+            let standing = self.ctl.as_ref().map_or(Standing::Ours, Listening::standing);
+            let made = Finding::of("the operator socket", &path, standing, || {
+                let ctl = Listening::make(&path, None, None)?;
+                self.epoll_add(&ctl.socket, Token::Control)?;
+                self.ctl = Some(ctl);
+                Ok(())
+            });
+            found.extend(made);
+        }
+        let mut of_devices = Vec::new();
+        for id in self.devices_to_look_at() {
+            let Some(device) = self.registry.by_id(id) else { continue };
+            let (name, socket) = (device.name().to_owned(), device.socket.clone());
+            let standing = device.listening.as_ref().map_or(Standing::Ours, Listening::standing);
+            let positions = device.shared.positions.clone();
+            let mut own = Vec::new();
+            if !blocked(&found, &socket) {
+                own.extend(Finding::of("the socket", &socket, standing, || self.listen_again(id)));
+            }
+            let path = self.positions_file(&name);
+            if !blocked(&found, &path) {
+                let renew =
+                    || positions.renew(&path).map_err(|error| Fault::system("it cannot be made", error));
+                own.extend(Finding::of("the positions file", &path, standing_of(&positions, &path), renew));
+            }
+            of_devices.extend(own.into_iter().map(|finding| (Some(name.clone()), finding)));
+        }
+        let found = found.into_iter().map(|finding| (None, finding)).chain(of_devices).collect();
+        self.tell_found(found);
+    }
+
+    /// Those whose files may have changed.
+    fn devices_to_look_at(&mut self) -> Vec<u64> {
+        let Daemon { registry, looks, missing, runtime_dir, .. } = self;
+        looks.begin();
+        let are_positions_quiet = looks.is_quiet(&runtime_dir.join("positions"));
+        let mut changed = |device: &&Device| {
+            let is_quiet = match device.socket.parent().filter(|_| device.listening.is_some()) {
+                Some(dir) => looks.is_quiet(dir),
+                None => true,
+            };
+            let is_missing = || missing.iter().any(|missing| missing.dev.as_deref() == Some(device.name()));
+            !is_quiet || !are_positions_quiet || device.shared.positions.is_poisoned() || is_missing()
+        };
+        registry.devices().filter(|device| changed(device)).map(|device| device.id).collect()
+    }
+
+    /// Makes a device's socket again.
+    fn listen_again(&mut self, id: u64) -> Result<(), Fault> {
+        let Some(device) = self.registry.by_id(id) else { return Ok(()) };
+        let (entry, socket) = (device.entry.clone(), device.socket.clone());
+        let owner = entry.owner.as_deref().map(|name| Account::User.id(name, A_MOMENT)).transpose()?;
+        let group = entry.group.as_deref().map(|name| Account::Group.id(name, A_MOMENT)).transpose()?;
+        let listening = Listening::make(&socket, owner, group)?;
+        self.epoll_add(&listening.socket, Token::Device(id))?;
+        if let Some(device) = self.registry.by_id(id) {
+            device.listening = Some(listening);
+        }
+        Ok(())
+    }
+
+    /// Tells of what was gone and is there again.
+    pub(crate) fn tell_remade(&mut self, dev: Option<&str>, what: &str, path: &Path) {
+        self.events.push("host.remade", dev, json!({ "what": what, "path": path }));
+    }
+
+    fn tell_found(&mut self, found: Vec<(Option<String>, Finding)>) {
+        let mut missing = Vec::new();
+        for (dev, finding) in found {
+            match finding {
+                Finding::Remade { what, path } => self.tell_remade(dev.as_deref(), what, &path),
+                Finding::Missing(one) => {
+                    let one = Missing { dev, ..one };
+                    if !self.missing.contains(&one) {
+                        let details =
+                            json!({ "what": one.what, "path": one.path, "why": one.why, "try": one.cure });
+                        self.events.push("host.missing", one.dev.as_deref(), details);
+                    }
+                    missing.push(one);
+                }
+            }
+        }
+        self.missing = missing;
+    }
+}
+
+/// What stands where a device's positions are kept. A file of ours that somebody cut is as good as none, and goes.
+pub(crate) fn standing_of(positions: &ringway_ring::position::PositionPage, path: &Path) -> Standing {
+    let file = match positions.file() {
+        Ok(file) => file,
+        Err(error) => return Standing::Hidden(error),
+    };
+    match (Identity { device: file.device, inode: file.inode }).standing(path) {
+        Standing::Ours if !file.is_whole => match fs::remove_file(path) {
+            Ok(()) => Standing::Gone,
+            Err(error) => Standing::Hidden(error),
+        },
+        standing => standing,
+    }
+}

@@ -1,0 +1,11 @@
+//! Front-ends of devices: a session each, the protocol it speaks, what it may take.
+
+// What front-ends may take of the process's descriptors and address space.
+pub mod budget;
+// One front-end's connection to one device, on a thread of its own.
+pub mod session;
+// vhost-user, as a back-end speaks it.
+pub mod vhost_user;
+
+// What sessions told and control has not taken yet.
+pub(crate) mod reports;

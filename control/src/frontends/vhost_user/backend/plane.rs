@@ -1,0 +1,67 @@
+//! What the protocol needs of the data plane.
+
+use std::sync::Arc;
+
+use ringway_pmd::counters::QueueCounters;
+use ringway_pmd::notify::EventFd;
+use ringway_pmd::vdpa::{QueueBinding, VdpaDevice};
+use ringway_ring::position::PositionSlot;
+
+use crate::frontends::budget::Lease;
+use crate::frontends::session::Report;
+
+/// What the protocol needs of the data plane. The session has one over the engine.
+pub trait Plane {
+    /// The device.
+    fn device(&mut self) -> &mut dyn VdpaDevice;
+    /// The counters of a queue.
+    fn counters(&self, index: u16) -> Arc<QueueCounters>;
+    /// Where the position of a queue is kept.
+    fn slot(&self, index: u16) -> Option<PositionSlot>;
+    /// Signalled when the session shall look after its rings ([`super::Backend::attend`]).
+    fn attention(&self) -> Arc<EventFd>;
+    /// Makes the pump of a group and places it. None exists.
+    fn place(&mut self, group: u16, queues: Vec<QueueBinding>) -> Result<(), PlaneError>;
+    /// Takes the pump of a group back, if there is one: once this returns Ok nobody touches its rings.
+    fn retire(&mut self, group: u16) -> Result<(), PlaneError>;
+    /// A pump of the group is placed.
+    fn is_placed(&mut self, group: u16) -> bool;
+    /// Queues, of other devices too, that are out of service for a moment when those of one group change.
+    fn running(&mut self) -> usize;
+    /// The core that the pump of a group runs on.
+    fn core(&mut self, group: u16) -> Option<usize>;
+    /// What the front-end may take of the process.
+    fn lease(&self) -> &Arc<Lease>;
+    /// The device is being removed: give up what takes long.
+    fn is_revoked(&self) -> bool;
+    /// Tells control.
+    fn report(&mut self, report: Report);
+}
+
+/// Why a pump was not placed or not taken back.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaneError {
+    /// The driver did not make it.
+    #[error("the driver refused: {0}")]
+    Driver(String),
+    /// The engine did not take it.
+    #[error("no worker took it: {0}")]
+    Engine(String),
+    /// The worker did not give it back in time; its memory is still in use.
+    #[error("a worker did not let go: {0}")]
+    Stuck(String),
+}
+
+/// The name of a ring's fault when no worker took its pump.
+pub(super) const NOT_PLACED: &str = "worker_refused";
+
+impl PlaneError {
+    /// A stable short name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            PlaneError::Driver(_) => "driver_refused",
+            PlaneError::Engine(_) => NOT_PLACED,
+            PlaneError::Stuck(_) => "worker_stuck",
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! What the process takes of its host: files, sockets, locks, cores, accounts, its log.
+
+// Where things are unless told otherwise.
+pub(crate) mod paths;
+
+// Users and groups, looked up by a thread that may wait.
+pub(crate) mod accounts;
+// Cores, claimed among processes.
+pub(crate) mod claims;
+// Sockets that are listened at.
+pub(crate) mod endpoint;
+// Locks on directories and sockets.
+pub(crate) mod guard;
+// Files that are read whole, up to a bound.
+pub(crate) mod input;
+// The log, on a thread of its own.
+pub(crate) mod log;
+// Who is at the other end of a socket.
+pub(crate) mod peer;
+// What stands at a path.
+pub(crate) mod standing;
+// Directories, watched.
+pub(crate) mod watch;
+// Workers, watched.
+pub(crate) mod watchdog;

@@ -1,0 +1,27 @@
+//! What an operator sees and says: protocol, command, configuration, answers, events.
+
+// The operator protocol's requests and answers.
+pub mod api;
+// The command `ringway`: grammar, texts, manual.
+pub mod cli;
+// A client of the operator socket.
+pub mod client;
+// The configuration file.
+pub mod config;
+// The main job on an embedded default.
+pub mod demo;
+// Names of virtio feature bits.
+pub mod names;
+// The program `ringwayd`.
+pub mod serve;
+
+// Clients of the operator socket.
+pub(crate) mod clients;
+// The history of events.
+pub(crate) mod events;
+// Lines of JSON-RPC.
+pub(crate) mod rpc;
+// What is shown.
+pub(crate) mod show;
+// One device, without an operator.
+pub(crate) mod single;

@@ -1,0 +1,407 @@
+//! Completion scripts and manual pages, made from the definitions that the parsers are made from.
+
+use std::path::Path;
+
+use clap::Command;
+use clap::builder::PossibleValuesParser;
+use clap_complete::Shell;
+use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
+
+use crate::fault::{Fault, Kind};
+use crate::operator::cli::command;
+use crate::operator::cli::grammar::{CORE_SHOWN, KEYWORDS, Keyword, SHOWN};
+
+/// The completion script of a shell, keywords of `dev add` and `dev set` included.
+pub fn completion(shell: Shell) -> String {
+    let words = |is_wanted: fn(&&Keyword) -> bool| {
+        PossibleValuesParser::new(
+            KEYWORDS.iter().filter(is_wanted).map(|keyword| keyword.name).collect::<Vec<_>>(),
+        )
+    };
+    let mut command = command().mut_subcommand("dev", |dev| {
+        dev.mut_subcommand("add", |add| add.mut_arg("words", |arg| arg.value_parser(words(|_| true))))
+            .mut_subcommand("set", |set| {
+                let settable = words(|keyword| keyword.is_settable || keyword.name == "name");
+                set.mut_arg("words", |arg| arg.value_parser(settable))
+            })
+    });
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, "ringway", &mut script);
+    let mut script = String::from_utf8_lossy(&script).into_owned();
+    if shell == Shell::Fish {
+        script.push_str(&fish_keywords("add", &KEYWORDS));
+        let settable: Vec<_> =
+            KEYWORDS.into_iter().filter(|keyword| keyword.is_settable || keyword.name == "name").collect();
+        script.push_str(&fish_keywords("set", &settable));
+    }
+    script
+}
+
+/// Keywords for fish: clap_complete knows no values of positional arguments there.
+fn fish_keywords(sub: &str, keywords: &[Keyword]) -> String {
+    let is_there = format!("__fish_seen_subcommand_from dev; and __fish_seen_subcommand_from {sub}");
+    let line = |keyword: &Keyword| {
+        let help = keyword.help.replace('\'', "\\'");
+        format!("complete -c ringway -n \"{is_there}\" -f -a {} -d '{help}'\n", keyword.name)
+    };
+    keywords.iter().map(line).collect()
+}
+
+/// The manual page ringway(8).
+pub fn ringway_page() -> String {
+    let mut page = Page::new("RINGWAY", "ringway - show and change the vDPA devices of a running ringwayd");
+    let mut command = command();
+    command.build();
+    page.section("SYNOPSIS");
+    page.synopsis(&command);
+    page.section("DESCRIPTION");
+    page.text(
+        "The grammar is that of vdpa(8): an object, a command, then keywords, each followed by its value. The words \
+         of vdpa(8) may be shortened as there; options stand anywhere. With -j, the keys of vdpa(8) come first, in \
+         its spelling; what it lacks follows under keys of its own.",
+    );
+    page.section("OPTIONS");
+    page.options(&command);
+    page.section("COMMANDS");
+    page.commands(&command);
+    page.section("KEYWORDS");
+    page.text("Of dev add; those marked * also of dev set.");
+    for keyword in KEYWORDS {
+        let mark = if keyword.is_settable { " *" } else { "" };
+        page.item(vec![bold(keyword.name), roman(" "), italic(keyword.value), roman(mark)], keyword.help);
+    }
+    page.text("A driver's own attributes are further keywords:");
+    page.section("MANAGEMENT DEVICES");
+    page.text(
+        "What makes devices. Those of a driver are there; of the kinds BUS/NAME there is one of any name as soon as it is \
+         named in dev add, until its last device is removed. Added by mgmtdev add, or changed by mgmtdev set, it stays.",
+    );
+    let known = crate::devices::drivers::known();
+    let of_drivers = known.mgmtdevs.iter().map(|info| (info.name.clone(), info, &[][..]));
+    let kinds =
+        known.buses.iter().map(|bus| (format!("{}/NAME", bus.name), &bus.device, &bus.attributes[..]));
+    for (name, info, settings) in of_drivers.chain(kinds) {
+        page.item(vec![bold(name.as_str())], info.summary);
+        for (command, attributes) in [("dev add", &info.attributes[..]), ("mgmtdev add", settings)] {
+            for attribute in attributes {
+                let term = [bold(attribute.name), roman(" "), italic(attribute.value)];
+                let of = roman(format!(" ({command}, {name})"));
+                page.item(term.into_iter().chain([of]).collect(), attribute.help);
+            }
+        }
+    }
+    page.section("WORDS OF DEV SHOW");
+    for (word, meaning) in SHOWN {
+        page.item(vec![bold(word)], meaning);
+    }
+    page.section("WORDS OF CORE SHOW");
+    for (word, meaning) in CORE_SHOWN {
+        page.item(vec![bold(word)], meaning);
+    }
+    page.section("TYPES OF EVENTS");
+    page.text(&format!("{}.", crate::operator::events::TYPES.join(", ")));
+    page.section("EXAMPLES");
+    for (line, help) in [
+        ("ringway mgmtdev show", "what devices there can be, and which attributes they take"),
+        ("ringway dev add name vm0 mgmtdev sim/net max_vqp 4 mtu 9000", "a device with four pairs of queues"),
+        ("ringway dev show vm0 --qemu", "the arguments with which QEMU uses it"),
+        ("ringway dev vstats show vm0", "what its queues did, dropped and refused, and what to do about it"),
+        ("ringway core show", "what the workers spend their time on"),
+        ("ringway -j events", "every device, then everything that happens, a line each"),
+        ("ringway config dump", "what runs, as a file for ringwayd --config"),
+    ] {
+        page.item(vec![bold(line)], help);
+    }
+    page.section("EXIT STATUS");
+    page.item(vec![bold("0")], "done");
+    for kind in Kind::ALL {
+        page.item(vec![bold(kind.exit_code().to_string())], kind.meaning());
+    }
+    page.section("ENVIRONMENT");
+    page.item(vec![bold("RINGWAY_CTL")], "the operator socket, unless --ctl names it");
+    page.section("FILES");
+    page.item(vec![italic("/run/ringway/ctl.sock")], "the operator socket of root's daemon");
+    page.item(
+        vec![italic("$XDG_RUNTIME_DIR/ringway/ctl.sock")],
+        "that of a user's; /tmp/ringway-UID/ctl.sock without XDG_RUNTIME_DIR",
+    );
+    page.section("SEE ALSO");
+    page.text("ringwayd(8), vdpa(8), qemu(1)");
+    page.finish()
+}
+
+/// The manual page ringwayd(8).
+pub fn ringwayd_page() -> String {
+    let mut page = Page::new("RINGWAYD", "ringwayd - a userspace vDPA data plane");
+    let mut command = crate::operator::serve::command();
+    command.build();
+    page.section("SYNOPSIS");
+    page.synopsis(&command);
+    page.section("DESCRIPTION");
+    page.text(
+        "Gives virtual machines standard virtio devices over vhost-user sockets, moved by pinned cores. Operators use \
+         it by ringway(8). Devices that operators add are there again after a restart. Needs neither root nor \
+         hugepages; what it got, it says once when it starts.",
+    );
+    page.section("OPTIONS");
+    page.options(&command);
+    page.section("CONFIGURATION");
+    page.text(
+        "One TOML file holds the desired state: a table [daemon], a table [[device]] for each device, and a table \
+               [[mgmtdev]] for each link or bridge that is to differ from the default. An unknown key is an error.",
+    );
+    for key in crate::operator::config::DAEMON_KEYS {
+        page.item(vec![roman("[daemon] "), bold(key)], daemon_key_help(key));
+    }
+    page.text("A [[device]] takes the keywords of ringway dev add, the driver's own attributes among them:");
+    for keyword in KEYWORDS {
+        page.item(vec![roman("[[device]] "), bold(keyword.name)], keyword.help);
+    }
+    page.text(
+        "A [[mgmtdev]] has a name, as in bridge/br0, and the attributes that ringway mgmtdev add takes: for a bridge, \
+         ageing and core.",
+    );
+    page.section("EXIT STATUS");
+    page.text("0 when it was told to stop by SIGTERM or SIGINT; else as ringway(8).");
+    page.section("SIGNALS");
+    page.item(vec![bold("SIGTERM, SIGINT")], "close every session, remove the sockets, end");
+    page.item(vec![bold("SIGHUP")], "does nothing: the configuration file is read at the start only");
+    page.section("LOG");
+    page.text(
+        "It goes to standard error. A reader that stops delays nobody: lines that find no room are lost, counted by \
+         ringway hello, and told when it reads on.",
+    );
+    page.section("ENVIRONMENT");
+    page.item(vec![bold("RINGWAY_CTL")], "the operator socket, unless --ctl names it");
+    page.item(
+        vec![bold("RINGWAY_LOG")],
+        "what is logged, unless --log says: error, warn, info, debug, trace, or filters",
+    );
+    page.item(vec![bold("NOTIFY_SOCKET")], "told READY=1 when the daemon serves, and STOPPING=1");
+    page.section("FILES");
+    page.item(vec![italic("dev/NAME.sock")], "a device's socket, beside the operator socket");
+    page.item(
+        vec![italic("/run/lock/ringway-core-N, /run/lock/ringway-core-N.poll")],
+        "locks, by which the daemons of a host see each other on core N; with --idle poll the second is one daemon's alone",
+    );
+    page.item(
+        vec![italic("positions/NAME")],
+        "where its queues stand, so that a restarted daemon goes on from there",
+    );
+    page.item(
+        vec![italic("ctl.sock.lock, ringwayd.lock")],
+        "locks, beside the operator socket: one daemon alone uses it and its directory",
+    );
+    page.item(
+        vec![italic("/var/lib/ringway/devices.json")],
+        "the devices that operators added (for users: below $XDG_STATE_HOME/ringway)",
+    );
+    page.item(
+        vec![italic("/var/lib/ringway/addresses.json")],
+        "the random number that addresses are made of which were not given; to be removed from an image of which hosts are made",
+    );
+    page.item(vec![italic("/var/lib/ringway/lock")], "a lock: one daemon alone uses the directory");
+    page.text(
+        "What of these, and of its directories and interfaces, somebody takes away is made again within a second (event \
+         host.remade). What is in the place of one is left alone and told (host.missing); what others change of an \
+         interface is told (netdev.changed) and left as it is.",
+    );
+    page.section("SEE ALSO");
+    page.text("ringway(8), vdpa(8), qemu(1)");
+    page.finish()
+}
+
+fn daemon_key_help(key: &str) -> &'static str {
+    match key {
+        "cores" => "cores of the workers: a list, or a string as in \"2-3\"; restart to change",
+        "idle" => "what idle workers do: \"adaptive\" (sleep) or \"poll\" (spin); restart to change",
+        "ctl" => "the operator socket; restart to change",
+        "state_dir" => "where devices that operators add are kept; restart to change",
+        _ => "what is logged; restart to change",
+    }
+}
+
+/// Writes both pages into a directory.
+///
+/// # Errors
+/// The directory cannot be written to.
+pub fn write_manual(dir: &Path) -> Result<(), Fault> {
+    for (name, page) in [("ringway.8", ringway_page()), ("ringwayd.8", ringwayd_page())] {
+        let path = dir.join(name);
+        std::fs::write(&path, page)
+            .map_err(|error| Fault::system(format!("cannot write {}", path.display()), error))
+            .map_err(|fault| fault.hint("a directory that is there and that you may write to"))?;
+    }
+    Ok(())
+}
+
+/// A manual page in the making.
+struct Page {
+    roff: Roff,
+}
+
+impl Page {
+    fn new(title: &str, summary: &str) -> Page {
+        let mut roff = Roff::new();
+        let source = format!("Ringway {}", env!("CARGO_PKG_VERSION"));
+        roff.control("TH", [title, "8", "", source.as_str(), "Ringway"]);
+        let mut page = Page { roff };
+        page.section("NAME");
+        page.text(summary);
+        page
+    }
+
+    fn section(&mut self, title: &str) {
+        self.roff.control("SH", [title]);
+    }
+
+    fn text(&mut self, text: &str) {
+        self.roff.control("PP", []);
+        self.roff.text([roman(text)]);
+    }
+
+    fn item(&mut self, term: Vec<Inline>, text: &str) {
+        self.roff.control("TP", []);
+        self.roff.text(term);
+        self.roff.text([roman(text)]);
+    }
+
+    fn synopsis(&mut self, command: &Command) {
+        let usage = command.clone().render_usage().to_string();
+        self.text(usage.trim_start_matches("Usage: "));
+    }
+
+    /// Options and arguments of one command, those of every command left out below the top.
+    fn options(&mut self, command: &Command) {
+        for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
+            let mut term = Vec::new();
+            if let Some(short) = arg.get_short() {
+                term.push(bold(format!("-{short}")));
+            }
+            if let Some(long) = arg.get_long() {
+                if !term.is_empty() {
+                    term.push(roman(", "));
+                }
+                term.push(bold(format!("--{long}")));
+            }
+            if arg.is_positional() || arg.get_action().takes_values() {
+                let name = arg
+                    .get_value_names()
+                    .and_then(|names| names.first())
+                    .map_or(arg.get_id().as_str(), |n| n);
+                if !term.is_empty() {
+                    term.push(roman(" "));
+                }
+                term.push(italic(name));
+            }
+            let mut help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            let values: Vec<String> =
+                arg.get_possible_values().iter().map(|value| value.get_name().to_owned()).collect();
+            if !values.is_empty() && arg.get_action().takes_values() {
+                help.push_str(&format!(" [{}]", values.join(", ")));
+            }
+            // A flag's default is that it is not given.
+            let default = arg.get_default_values().first().filter(|_| arg.get_action().takes_values());
+            if let Some(default) = default {
+                help.push_str(&format!(" [default: {}]", default.to_string_lossy()));
+            }
+            self.item(term, &help);
+        }
+    }
+
+    fn commands(&mut self, command: &Command) {
+        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+            let aliases: Vec<&str> = sub.get_visible_aliases().collect();
+            self.roff.control("SS", []);
+            let usage = sub.clone().render_usage().to_string();
+            self.roff.text([bold(usage.trim_start_matches("Usage: "))]);
+            self.text(&sub.get_about().map(ToString::to_string).unwrap_or_default());
+            if !aliases.is_empty() {
+                self.text(&format!("Also: {}.", aliases.join(", ")));
+            }
+            let own = sub.clone();
+            let own = own.mut_args(|arg| {
+                let is_common = arg.is_global_set() || ["help", "version"].contains(&arg.get_id().as_str());
+                arg.hide(is_common)
+            });
+            self.options(&own);
+            self.commands(sub);
+        }
+    }
+
+    fn finish(self) -> String {
+        self.roff.to_roff()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every command's path and every long option of a definition.
+    fn everything(command: &Command, above: &str, found: &mut Vec<String>) {
+        for arg in command.get_arguments() {
+            found.extend(arg.get_long().map(|long| format!("--{long}")));
+        }
+        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+            let path = format!("{above} {}", sub.get_name());
+            found.push(path.clone());
+            everything(sub, &path, found);
+        }
+    }
+
+    fn plain(page: &str) -> String {
+        page.replace("\\-", "-").replace("\\fB", "").replace("\\fI", "").replace("\\fR", "")
+    }
+
+    #[test]
+    fn manual_has_every_command_option_keyword_and_exit_code() {
+        let page = plain(&ringway_page());
+        let mut wanted = Vec::new();
+        let mut command = command();
+        command.build();
+        everything(&command, "ringway", &mut wanted);
+        assert!(wanted.len() > 25, "{wanted:?}");
+        wanted.extend(KEYWORDS.iter().map(|keyword| format!("{} {}", keyword.name, keyword.value)));
+        wanted.extend(Kind::ALL.iter().map(|kind| format!("{}\n{}", kind.exit_code(), kind.meaning())));
+        let known = crate::devices::drivers::known();
+        for bus in &known.buses {
+            wanted.push(format!("{}/NAME", bus.name));
+            let attributes = bus.device.attributes.iter().chain(&bus.attributes);
+            wanted.extend(attributes.map(|attribute| format!("{} {}", attribute.name, attribute.value)));
+        }
+        wanted.extend(SHOWN.iter().map(|(word, meaning)| format!("{word}\n{meaning}")));
+        for word in wanted {
+            assert!(page.contains(&word), "ringway.8 lacks `{word}`:\n{page}");
+        }
+        assert!(!page.contains("[default: false]"), "{page}");
+        assert!(page.contains("[default: 3]"), "{page}");
+    }
+
+    #[test]
+    fn manual_of_the_daemon_has_every_option_and_key() {
+        let page = plain(&ringwayd_page());
+        let mut wanted = Vec::new();
+        everything(&crate::operator::serve::command(), "ringwayd", &mut wanted);
+        wanted.extend(crate::operator::config::DAEMON_KEYS.iter().map(|key| format!("[daemon] {key}")));
+        for word in wanted {
+            assert!(page.contains(&word), "ringwayd.8 lacks `{word}`:\n{page}");
+        }
+    }
+
+    #[test]
+    fn completion_of_every_shell_has_every_command_option_and_keyword() {
+        let mut wanted = Vec::new();
+        everything(&command(), "", &mut wanted);
+        wanted.extend(KEYWORDS.iter().map(|keyword| keyword.name.to_owned()));
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let script = completion(shell);
+            for word in &wanted {
+                let word = word.rsplit(' ').next().unwrap_or_default();
+                // fish writes a long option as `-l name`.
+                let word = if shell == Shell::Fish { word.trim_start_matches("--") } else { word };
+                assert!(script.contains(word), "{shell}: no `{word}`");
+            }
+        }
+    }
+}

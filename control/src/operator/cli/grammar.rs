@@ -1,0 +1,500 @@
+//! What the words of a command line mean: the shortened words of `vdpa(8)`, and keywords with values.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use crate::fault::{Fault, nearest};
+use crate::operator::api::{DevSet, DeviceEntry, MgmtEntry, Mode};
+
+/// A keyword of `dev add` or `dev set`.
+#[derive(Debug, Clone, Copy)]
+pub struct Keyword {
+    /// The word.
+    pub name: &'static str,
+    /// What its value looks like.
+    pub value: &'static str,
+    /// One line of help.
+    pub help: &'static str,
+    /// Whether `dev set` takes it too.
+    pub is_settable: bool,
+    /// Whether it may be shortened, as `vdpa(8)` does.
+    is_short: bool,
+}
+
+const fn word(name: &'static str, value: &'static str, help: &'static str) -> Keyword {
+    Keyword { name, value, help, is_settable: false, is_short: false }
+}
+
+/// Every keyword, those of `vdpa(8)` first and in its order.
+pub const KEYWORDS: [Keyword; 11] = [
+    Keyword {
+        is_short: true,
+        ..word("name", "NAME", "the device's name: ASCII letters, digits, `.`, `_`, `-`")
+    },
+    Keyword {
+        is_short: true,
+        ..word("mgmtdev", "MGMTDEV", "the management device that makes it, as BUS/NAME or NAME")
+    },
+    Keyword {
+        is_settable: true,
+        ..word(
+            "mac",
+            "MAC",
+            "Ethernet address [default: made of the name and a random number of this host's]",
+        )
+    },
+    Keyword { is_settable: true, ..word("mtu", "N", MTU_HELP) },
+    Keyword { is_short: true, ..word("max_vqp", "N", "pairs of queues [default: 1]") },
+    word(
+        "device_features",
+        "MASK|NAMES",
+        "features offered at most: a hexadecimal mask, or names joined by commas",
+    ),
+    word("socket", "PATH", "its socket [default: dev/NAME.sock beside the operator socket]"),
+    word("mode", "server|client", "who owns the socket: Ringway, or the VMM [default: server]"),
+    Keyword {
+        is_settable: true,
+        ..word("core", "N", "the core for all its queues [default: the least loaded worker]")
+    },
+    word("owner", "USER", "owner of the socket: a name or a number"),
+    word("group", "GROUP", "group of the socket: a name or a number"),
+];
+
+/// Its bounds are those of the drivers: a test holds it to them.
+const MTU_HELP: &str = "largest packet without its Ethernet header, 68 to 9000";
+
+/// The keywords as help text.
+fn keyword_help(is_wanted: impl Fn(&Keyword) -> bool) -> String {
+    let lines = KEYWORDS
+        .iter()
+        .filter(|keyword| is_wanted(keyword))
+        .map(|keyword| format!("  {:<28} {}", format!("{} {}", keyword.name, keyword.value), keyword.help));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// What stands below the help of `dev add`.
+pub(crate) fn add_help() -> String {
+    let words = keyword_help(|_| true);
+    format!(
+        "Keywords:\n{words}\n  Attributes of the driver's own, as `ringway mgmtdev show` lists them: `swap on`.\n\n\
+         Example: ringway dev add name vm0 mgmtdev sim/net max_vqp 4 mtu 9000"
+    )
+}
+
+/// What stands below the help of `dev set`.
+pub(crate) fn set_help() -> String {
+    let words = keyword_help(|keyword| keyword.is_settable || keyword.name == "name");
+    format!("Keywords:\n{words}\n  Attributes of the driver's own, as `ringway mgmtdev show` lists them.")
+}
+
+/// Words of `dev show`, and what they mean.
+pub(crate) const SHOWN: [(&str, &str); 10] = [
+    ("state", "waiting for a front-end, connected, or on the way between the two"),
+    ("server", "Ringway makes the socket and listens; the VMM connects"),
+    ("client", "the VMM makes the socket and listens; Ringway connects"),
+    (
+        "origin",
+        "who asked for it: operator (kept in the state directory), config (the file), implied (it came with another)",
+    ),
+    ("provisioned", "its configuration as it was given, whatever the guest has read of it"),
+    (
+        "device_features",
+        "what it offers; with -j and in events those without a name in vdpa(8) are numbers: 54 is GUEST_USO4, 55 GUEST_USO6, 56 HOST_USO",
+    ),
+    ("connections", "front-ends that were let in since the device was added"),
+    ("refused", "further front-ends that were turned away because one was connected"),
+    ("left", "front-ends that were gone again before they were let in"),
+    ("breach", "what a front-end did against the vhost-user protocol, by name"),
+];
+
+/// What stands below the help of `dev show`.
+pub(crate) fn show_help() -> String {
+    let lines = SHOWN.iter().map(|(word, meaning)| format!("  {word:<12} {meaning}"));
+    format!("Words of it:\n{}", lines.collect::<Vec<_>>().join("\n"))
+}
+
+/// Words of `core show`, and what they mean.
+pub(crate) const CORE_SHOWN: [(&str, &str); 8] = [
+    ("busy, idle, sleep", "shares of the time since ringwayd started"),
+    (
+        "groups",
+        "what was placed on the core: each pair of queues of a device, or a whole bridge or link as one",
+    ),
+    ("packets, bursts", "what the core moved since ringwayd started, and in how many goes"),
+    ("wakeups", "how often it was woken from sleep"),
+    ("longest_turn_us", "the longest that one round over all its pumps took"),
+    ("preemptions", "how often the kernel gave the core to something else meanwhile"),
+    ("shared with", "another daemon that polls on the core"),
+    (
+        "pump",
+        "what serves queues; its counters begin at 0 whenever it is made anew, as a bridge's is when a port comes or goes",
+    ),
+];
+
+/// What stands below the help of `core show`.
+pub(crate) fn core_help() -> String {
+    let lines = CORE_SHOWN.iter().map(|(word, meaning)| format!("  {word:<18} {meaning}"));
+    format!("Words of it:\n{}", lines.collect::<Vec<_>>().join("\n"))
+}
+
+/// What stands below the help of `events`.
+pub(crate) fn events_help() -> String {
+    format!("Types: {}", crate::operator::events::TYPES.join(", "))
+}
+
+/// What stands below the help of `mgmtdev add` and `mgmtdev set`.
+pub(crate) fn kinds_help() -> String {
+    let mut text = String::from("Kinds, of which there is one of any name once it is named:");
+    for bus in crate::devices::drivers::known().buses {
+        text.push_str(&format!("\n  {:<28} {}", format!("{}/NAME", bus.name), bus.device.summary));
+        for setting in bus.attributes {
+            text.push_str(&format!(
+                "\n    {:<26} {}",
+                format!("{} {}", setting.name, setting.value),
+                setting.help
+            ));
+        }
+    }
+    text.push_str("\nAdded so, tap/NAME keeps to its interface's name from one guest's device to the next; it has no settings.");
+    text
+}
+
+/// The first of `known` that `word` begins; `matches()` of iproute2.
+fn shortened<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    known.iter().copied().find(|full| !word.is_empty() && full.starts_with(word))
+}
+
+/// Writes shortened objects and commands of `vdpa(8)` in full, so that clap sees one spelling only.
+///
+/// # Errors
+/// An object or a command that there is not.
+pub fn normalise(args: Vec<OsString>) -> Result<Vec<OsString>, Fault> {
+    let mut full = args;
+    // Where the words are that are neither options nor an option's value.
+    let mut places = Vec::new();
+    let mut is_value = false;
+    for (at, arg) in full.iter().enumerate().skip(1) {
+        let text = arg.to_string_lossy();
+        if std::mem::take(&mut is_value) {
+            continue;
+        }
+        is_value =
+            ["--ctl", "--timeout", "--since", "--type", "--seconds", "--ring"].contains(&text.as_ref());
+        if !text.starts_with('-') {
+            places.push(at);
+        }
+    }
+    let word = |full: &[OsString], place: usize| full[place].to_string_lossy().into_owned();
+    let Some(&first) = places.first() else { return Ok(full) };
+    let object = resolve("Object", &word(&full, first), &["mgmtdev", "dev", "help"], OBJECTS)?;
+    full[first] = object.into();
+    let commands: &[&str] = match object {
+        "mgmtdev" => &["help", "show", "list"],
+        "dev" => &["help", "show", "list", "add", "del", "config"],
+        "core" | "config" => &[],
+        _ => return Ok(full),
+    };
+    let Some(&second) = places.get(1) else { return Ok(full) };
+    let more: &[&str] = match object {
+        "dev" => &["vstats", "set"],
+        "mgmtdev" => &["add", "set", "del"],
+        "core" => &["show", "list", "help"],
+        "config" => &["check", "dump", "help"],
+        _ => &[],
+    };
+    let command = resolve("Command", &word(&full, second), commands, more)?;
+    full[second] = command.into();
+    if let (("dev", "config"), Some(&third)) = ((object, command), places.get(2)) {
+        let command = resolve("Command", &word(&full, third), &["help", "show"], &[])?;
+        full[third] = command.into();
+    }
+    Ok(full)
+}
+
+const OBJECTS: &[&str] = &["core", "events", "config", "hello", "demo", "completion", "man"];
+
+/// A word in full: `short` may be shortened, `exact` may not; what is exact goes first.
+fn resolve<'a>(what: &str, word: &str, short: &[&'a str], exact: &[&'a str]) -> Result<&'a str, Fault> {
+    let found = exact.iter().copied().find(|full| *full == word).or_else(|| shortened(word, short));
+    found.ok_or_else(|| {
+        let all: Vec<&str> = short.iter().chain(exact).copied().filter(|full| *full != "help").collect();
+        let fault =
+            Fault::usage(format!("{what} \"{}\" not found", crate::devices::registry::printable(word)));
+        match nearest(word, all.iter().copied()) {
+            Some(near) => fault.hint(format!("did you mean {near}?")),
+            None => fault.hint(format!("one of: {}", all.join(", "))),
+        }
+    })
+}
+
+/// Keywords and values, a keyword once.
+fn pairs(words: &[String]) -> Result<Vec<(String, String)>, Fault> {
+    let mut found: Vec<(String, String)> = Vec::new();
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let key = keyword(word);
+        let Some(value) = words.next() else {
+            let is_number = KEYWORDS.iter().any(|keyword| keyword.name == key && keyword.value == "N");
+            let expected = if is_number { "number expected" } else { "String parameter expected" };
+            let hint = match KEYWORDS.iter().find(|keyword| keyword.name == key) {
+                Some(keyword) => format!("{} {}", keyword.name, keyword.value),
+                // Most often a name without its keyword: `dev add vm0 mgmtdev sim/net`.
+                None => format!(
+                    "each keyword has its value: name NAME mgmtdev MGMTDEV ...; `{}` stands last, without one",
+                    crate::devices::registry::printable(word)
+                ),
+            };
+            return Err(Fault::usage(expected).at(key).hint(hint));
+        };
+        if found.iter().any(|(other, _)| *other == key) {
+            return Err(Fault::usage(format!("{key} is given twice")).at(key));
+        }
+        found.push((key, value.clone()));
+    }
+    Ok(found)
+}
+
+/// A keyword in full: exact words go first, then those that may be shortened, in the order of `vdpa(8)`.
+pub(crate) fn keyword(word: &str) -> String {
+    let exact = KEYWORDS.iter().find(|keyword| keyword.name == word);
+    let short = KEYWORDS.iter().filter(|keyword| keyword.is_short).map(|keyword| keyword.name);
+    match exact {
+        Some(keyword) => keyword.name.to_owned(),
+        None => shortened(word, &short.collect::<Vec<_>>()).unwrap_or(word).to_owned(),
+    }
+}
+
+fn number<T: std::str::FromStr>(key: &str, value: &str) -> Result<T, Fault> {
+    value.parse().map_err(|_| {
+        let shown = crate::devices::registry::printable(value);
+        Fault::usage(format!("{key} `{shown}` is not {}", crate::devices::registry::number_of(key))).at(key)
+    })
+}
+
+/// What `dev add` asks for. Words that are no keywords are the driver's own attributes; the daemon knows them.
+///
+/// # Errors
+/// A value that is missing or cannot be read.
+pub fn add_entry(words: &[String]) -> Result<DeviceEntry, Fault> {
+    let mut entry = DeviceEntry::default();
+    for (key, value) in pairs(words)? {
+        match key.as_str() {
+            "name" => entry.name = value,
+            "mgmtdev" => entry.mgmtdev = value,
+            "mac" => entry.mac = Some(value),
+            "mtu" => entry.mtu = Some(number(&key, &value)?),
+            "max_vqp" => entry.max_vqp = Some(number(&key, &value)?),
+            "device_features" => entry.device_features = Some(value),
+            "socket" => {
+                // The daemon's working directory is not the operator's.
+                let path = std::path::absolute(&value).unwrap_or_else(|_| value.into());
+                entry.socket = Some(path);
+            }
+            "mode" => {
+                entry.mode = Some(match value.as_str() {
+                    "server" => Mode::Server,
+                    "client" => Mode::Client,
+                    other => {
+                        return Err(Fault::usage(format!(
+                            "mode `{}`",
+                            crate::devices::registry::printable(other)
+                        ))
+                        .at("mode")
+                        .hint("mode server, or mode client"));
+                    }
+                });
+            }
+            "core" => entry.core = Some(number(&key, &value)?),
+            "owner" => entry.owner = Some(value),
+            "group" => entry.group = Some(value),
+            _ => {
+                entry.attributes.insert(key, value);
+            }
+        }
+    }
+    if entry.mgmtdev.is_empty() {
+        return Err(Fault::usage("management device handle not set.")
+            .at("mgmtdev")
+            .hint("ringway mgmtdev show"));
+    }
+    if entry.name.is_empty() {
+        return Err(Fault::usage("device name is not set.").at("name").hint("name NAME"));
+    }
+    Ok(entry)
+}
+
+/// What `dev set` asks for.
+///
+/// # Errors
+/// A value that is missing or cannot be read, or a keyword that cannot be set.
+pub fn set_request(words: &[String]) -> Result<DevSet, Fault> {
+    let mut set = DevSet::default();
+    let mut attributes = BTreeMap::new();
+    for (key, value) in pairs(words)? {
+        match key.as_str() {
+            "name" => set.name = value,
+            "mac" => set.mac = Some(value),
+            "mtu" => set.mtu = Some(number(&key, &value)?),
+            "core" => set.core = Some(number(&key, &value)?),
+            other if KEYWORDS.iter().any(|keyword| keyword.name == other) => {
+                return Err(Fault::usage(format!("{other} cannot be changed"))
+                    .at(key.clone())
+                    .hint("remove the device and add it anew"));
+            }
+            _ => {
+                attributes.insert(key, value);
+            }
+        }
+    }
+    set.attributes = attributes;
+    if set.name.is_empty() {
+        return Err(Fault::usage("device name is not set.")
+            .at("name")
+            .hint("the device's name behind the word name"));
+    }
+    Ok(set)
+}
+
+/// What `mgmtdev add` and `mgmtdev set` ask for.
+///
+/// # Errors
+/// A value that is missing.
+pub fn mgmt_entry(words: &[String]) -> Result<MgmtEntry, Fault> {
+    let mut entry = MgmtEntry::default();
+    for (key, value) in pairs(words)? {
+        match key.as_str() {
+            "name" => entry.name = value,
+            _ => {
+                entry.attributes.insert(key, value);
+            }
+        }
+    }
+    if entry.name.is_empty() {
+        return Err(Fault::usage("management device handle not set.")
+            .at("name")
+            .hint("name BUS/NAME, as in bridge/br0"));
+    }
+    Ok(entry)
+}
+
+/// What `dev vstats show NAME` asks for beyond the name.
+///
+/// # Errors
+/// Something else than `qidx N`.
+pub fn qidx(words: &[String]) -> Result<Option<u32>, Fault> {
+    match words {
+        [] => Ok(None),
+        [key, value] if key == "qidx" => number("qidx", value).map(Some),
+        [key] if key == "qidx" => Err(Fault::usage("number expected").at("qidx").hint("qidx N")),
+        [other, ..] => {
+            Err(Fault::usage(format!("Unknown option \"{}\"", crate::devices::registry::printable(other)))
+                .hint("qidx N"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full(line: &str) -> String {
+        let args = line.split(' ').map(OsString::from).collect();
+        match normalise(args) {
+            Ok(args) => {
+                args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+            }
+            Err(fault) => fault.message,
+        }
+    }
+
+    fn words(line: &str) -> Vec<String> {
+        line.split(' ').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn words_of_vdpa_may_be_shortened_and_the_first_match_wins() {
+        assert_eq!(full("ringway m s"), "ringway mgmtdev show");
+        assert_eq!(full("ringway d l"), "ringway dev list");
+        assert_eq!(full("ringway -j de a name x"), "ringway -j dev add name x");
+        assert_eq!(full("ringway --ctl /x d c s vm0"), "ringway --ctl /x dev config show vm0");
+        assert_eq!(full("ringway dev d d"), "ringway dev del d");
+        assert_eq!(full("ringway h"), "ringway help");
+    }
+
+    #[test]
+    fn words_that_only_ringway_has_are_written_in_full() {
+        assert_eq!(full("ringway demo"), "ringway demo");
+        assert_eq!(full("ringway man /x"), "ringway man /x");
+        assert_eq!(full("ringway dev vs"), "Command \"vs\" not found");
+        assert_eq!(full("ringway dev se"), "Command \"se\" not found");
+        assert_eq!(full("ringway cor"), "Object \"cor\" not found");
+        assert_eq!(full("ringway nonsense"), "Object \"nonsense\" not found");
+    }
+
+    #[test]
+    fn keywords_follow_the_prefix_trap_of_vdpa() {
+        assert_eq!(keyword("m"), "mgmtdev");
+        assert_eq!(keyword("n"), "name");
+        assert_eq!(keyword("mac"), "mac");
+        assert_eq!(keyword("ma"), "max_vqp");
+        assert_eq!(keyword("mtu"), "mtu");
+        assert_eq!(keyword("mo"), "mo");
+        assert_eq!(keyword("swap"), "swap");
+    }
+
+    #[test]
+    fn add_reads_every_keyword() {
+        let entry = add_entry(&words(
+            "name a mgmtdev sim/net mac 52:54:00:00:00:01 mtu 1500 max_vqp 2 device_features 0x28 \
+             socket /tmp/a mode client core 1 owner root group 5 swap on",
+        ))
+        .unwrap();
+        assert_eq!(
+            (entry.mtu, entry.max_vqp, entry.core, entry.mode),
+            (Some(1500), Some(2), Some(1), Some(Mode::Client))
+        );
+        assert_eq!(entry.attributes["swap"], "on");
+        assert_eq!(entry.group.as_deref(), Some("5"));
+    }
+
+    #[test]
+    fn missing_and_bad_values_have_the_texts_of_vdpa() {
+        let refusal = |line| add_entry(&words(line)).unwrap_err().message;
+        assert_eq!(refusal("name"), "String parameter expected");
+        assert_eq!(refusal("name a mgmtdev b mtu"), "number expected");
+        assert_eq!(refusal("name a"), "management device handle not set.");
+        assert_eq!(refusal("mgmtdev b"), "device name is not set.");
+        assert_eq!(
+            refusal("name a mgmtdev b mtu 70000"),
+            "mtu `70000` is not a whole number from 68 to 9000"
+        );
+        assert_eq!(
+            refusal("name a mgmtdev b core -1"),
+            "core `-1` is not a whole number, the number of a core"
+        );
+        assert_eq!(refusal("name a name b"), "name is given twice");
+    }
+
+    #[test]
+    fn help_tells_the_bounds_that_drivers_accept() {
+        use ringway_pmd::net::{MAX_MTU, MIN_MTU};
+        assert!(MTU_HELP.ends_with(&format!("{MIN_MTU} to {MAX_MTU}")));
+    }
+
+    #[test]
+    fn set_refuses_what_cannot_change() {
+        assert!(
+            set_request(&words("name a socket /x")).unwrap_err().message.contains("socket cannot be changed")
+        );
+        assert_eq!(set_request(&words("name a mac 1")).unwrap().mac.as_deref(), Some("1"));
+    }
+
+    #[test]
+    fn qidx_is_one_number_or_nothing() {
+        assert_eq!(qidx(&[]), Ok(None));
+        assert_eq!(qidx(&words("qidx 3")), Ok(Some(3)));
+        assert!(
+            qidx(&words("qidx")).is_err() && qidx(&words("q 3")).is_err() && qidx(&words("qidx x")).is_err()
+        );
+    }
+}

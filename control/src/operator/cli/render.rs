@@ -1,0 +1,588 @@
+//! Answers as text: the lines of `vdpa(8)` first, byte for byte, then what it lacks, indented.
+
+use std::fmt::Write as _;
+
+use crate::operator::api::{
+    ConfigShow, CoreInfo, CoreShow, DevInfo, DevShow, Event, EventPage, Explained, Hello, History,
+    MgmtdevShow, Provisioned, QueueInfo, Vstats, VstatsShow,
+};
+use crate::operator::cli::grammar::SHOWN;
+use crate::operator::names::FeatureName;
+
+fn features(names: &[FeatureName]) -> String {
+    names.iter().map(FeatureName::shown).collect::<Vec<_>>().join(" ")
+}
+
+/// `mgmtdev show`.
+pub(super) fn mgmtdevs(answer: &MgmtdevShow) -> String {
+    let mut text = String::new();
+    for (name, info) in &answer.mgmtdev.0 {
+        let _ = writeln!(text, "{name}: ");
+        let _ = writeln!(text, "  supported_classes {}", info.supported_classes.join(" "));
+        let _ = writeln!(text, "  max_supported_vqs {}", info.max_supported_vqs);
+        let _ = writeln!(text, "  dev_features {}", features(&info.dev_features));
+        let _ = writeln!(text, "  summary {}", info.summary);
+        for attribute in &info.attributes {
+            let _ = writeln!(text, "  attribute {} {}: {}", attribute.name, attribute.value, attribute.help);
+        }
+        let _ = write!(text, "  devices {}", info.devices);
+        if let Some(most) = info.max_devices {
+            let _ = write!(text, " of {most}");
+        }
+        if !info.joined.is_empty() {
+            let _ = write!(text, ": {}", info.joined.join(" "));
+        }
+        text.push('\n');
+        for (name, value) in &info.settings {
+            let _ = writeln!(text, "  setting {name} {value}");
+        }
+        if let Some(learned) = &info.learned {
+            let _ = writeln!(text, "  stations {} refused {}", learned.stations.len(), learned.refused);
+            for station in &learned.stations {
+                let _ =
+                    writeln!(text, "  station {} dev {} age {} s", station.mac, station.dev, station.age_s);
+            }
+        }
+    }
+    for (name, why) in &answer.absent.0 {
+        let _ = writeln!(text, "{name}: not made as it was asked for: {why}");
+    }
+    for (name, kind) in &answer.kinds.0 {
+        let _ = writeln!(text, "{name}: {}; one comes to be by being named", kind.summary);
+        let _ = writeln!(text, "  add {}", kind.add);
+        if let Some(most) = kind.max_devices {
+            let _ = writeln!(text, "  devices {most} at most");
+        }
+        for (what, list) in [("attribute", &kind.attributes), ("setting", &kind.settings)] {
+            for attribute in list {
+                let _ = writeln!(text, "  {what} {} {}: {}", attribute.name, attribute.value, attribute.help);
+            }
+        }
+    }
+    text
+}
+
+/// What a word of `dev show` means.
+fn meaning(word: &str) -> &'static str {
+    SHOWN.iter().find(|(name, _)| *name == word).map_or("", |(_, meaning)| *meaning)
+}
+
+/// `dev show`: one line of Ringway's own per device, or everything.
+pub(super) fn devices(answer: &DevShow, is_full: bool) -> String {
+    let mut text = String::new();
+    for (name, info) in &answer.dev.0 {
+        let _ = writeln!(
+            text,
+            "{name}: type {} mgmtdev {} vendor_id {} max_vqs {} max_vq_size {}",
+            info.kind, info.mgmtdev, info.vendor_id, info.max_vqs, info.max_vq_size
+        );
+        let peer = match &info.front_end {
+            Some(peer) => format!(" front_end {} (pid {}, uid {})", peer.comm, peer.pid, peer.uid),
+            None => String::new(),
+        };
+        let other_side = match &info.netdev {
+            Some(ifname) => format!("netdev {ifname}"),
+            None => format!("socket {} mode {}", info.socket.display(), info.mode.name()),
+        };
+        let _ = writeln!(text, "  state {} {other_side}{peer}", info.state);
+        if is_full {
+            device_details(&mut text, name, info);
+        }
+        for note in &info.notes {
+            let _ = writeln!(text, "  note: {note}");
+        }
+    }
+    for (name, why) in &answer.absent.0 {
+        let _ = writeln!(text, "{name}: not made: {why}");
+    }
+    text
+}
+
+fn device_details(text: &mut String, name: &str, info: &DevInfo) {
+    let _ = write!(text, "  origin {} data_path {}", info.origin, info.data_path);
+    for (key, value) in [("owner", &info.owner), ("group", &info.group)] {
+        if let Some(value) = value {
+            let _ = write!(text, " {key} {value}");
+        }
+    }
+    text.push('\n');
+    let _ = writeln!(text, "  device_features {}", features(&info.device_features));
+    let _ = writeln!(text, "  provisioned {}", provisioned(&info.provisioned));
+    if !info.attributes.is_empty() {
+        let list: Vec<String> = info.attributes.iter().map(|(key, value)| format!("{key} {value}")).collect();
+        let _ = writeln!(text, "  attributes {}", list.join(" "));
+    }
+    if info.netdev.is_none() {
+        let _ = writeln!(text, "  mode {}: {}", info.mode.name(), meaning(info.mode.name()));
+    }
+    let cores: Vec<String> = info.cores.iter().map(usize::to_string).collect();
+    let _ = writeln!(text, "  cores {}", cores.join(" "));
+    if let Some(peer) = &info.front_end {
+        let _ = writeln!(
+            text,
+            "  connected {}.{:03} s, memory {} regions, {} bytes",
+            peer.connected_ms / 1000,
+            peer.connected_ms % 1000,
+            peer.memory_regions,
+            peer.memory_bytes
+        );
+        if let Some(names) = &peer.negotiated_features {
+            let _ = writeln!(text, "  negotiated_features {}", features(names));
+        }
+        if let Some(names) = &peer.protocol_features {
+            let _ = writeln!(text, "  protocol_features {}", names.join(" "));
+        }
+        if let Some(names) = &peer.status {
+            let _ = writeln!(text, "  status {}", names.join(" "));
+        }
+        if let Some(mtu) = peer.mtu {
+            let _ = writeln!(text, "  guest_mtu {mtu}");
+        }
+    }
+    if let Some(access) = &info.access {
+        let _ = writeln!(
+            text,
+            "  socket_access owner {} group {} mode {}: a VMM of another user cannot open it; try: ringway dev del {name}, then add it with owner or group as the VMM's",
+            access.owner, access.group, access.mode
+        );
+    }
+    for ring in &info.rings {
+        if !ring.started && ring.fault.is_none() {
+            let _ = writeln!(text, "  queue {} stopped", ring.qidx);
+            continue;
+        }
+        let _ = write!(text, "  queue {} size {}", ring.qidx, ring.size);
+        for (is, yes, no) in [
+            (ring.started, "started", "stopped"),
+            (ring.enabled, "enabled", "disabled"),
+            (ring.kicks, "kicks", "polls"),
+        ] {
+            let _ = write!(text, " {}", if is { yes } else { no });
+        }
+        if ring.started && ring.enabled && !ring.runs && ring.fault.is_none() {
+            text.push_str(" not running");
+        }
+        if let Some(core) = ring.core {
+            let _ = write!(text, " core {core}");
+        }
+        if let Some(fault) = &ring.fault {
+            let _ = write!(text, " fault {fault}");
+        }
+        text.push('\n');
+    }
+    history(text, &info.history);
+}
+
+fn history(text: &mut String, history: &History) {
+    let _ = writeln!(
+        text,
+        "  connections {} refused {} left {}",
+        history.connections, history.refused, history.left
+    );
+    for (word, count) in [("refused", history.refused), ("left", history.left)] {
+        if count > 0 {
+            let _ = writeln!(text, "    {word} {count}: {}", meaning(word));
+        }
+    }
+    for (what, count) in &history.breaches {
+        let _ = writeln!(text, "  breach {what} {count}: {}", crate::devices::connect::breach_meaning(what));
+        let _ = writeln!(text, "    try: {}", crate::devices::connect::breach_cure(what));
+    }
+    if let Some(detail) = &history.last_breach {
+        let _ = writeln!(text, "    last: {detail}");
+    }
+    for (what, count) in &history.host_failures {
+        let _ =
+            writeln!(text, "  host_failure {what} {count}: this host lacked something, not the front-end");
+        let _ = writeln!(text, "    try: {}", crate::devices::connect::host_cure(what));
+    }
+    if let Some(detail) = &history.last_host_failure {
+        let _ = writeln!(text, "    last: {detail}");
+    }
+    for (fault, count) in &history.ring_faults {
+        let _ = writeln!(
+            text,
+            "  ring_fault {fault} {count}: ringway dev vstats show tells its meaning and its cure"
+        );
+    }
+    if history.pump_panics > 0 {
+        let _ = writeln!(
+            text,
+            "  pump_panics {}: a fault of Ringway's own; please report it",
+            history.pump_panics
+        );
+    }
+    for (key, value) in [("last_end", &history.last_end), ("last_failure", &history.last_failure)] {
+        if let Some(value) = value {
+            let _ = writeln!(text, "  {key} {value}");
+        }
+    }
+}
+
+fn provisioned(provisioned: &Provisioned) -> String {
+    let mut parts = Vec::new();
+    if let Some(mac) = &provisioned.mac {
+        parts.push(format!("mac {mac}"));
+    }
+    if let Some(link) = &provisioned.link {
+        parts.push(format!("link {link}"));
+    }
+    if let Some(pairs) = provisioned.max_vq_pairs {
+        parts.push(format!("max_vq_pairs {pairs}"));
+    }
+    if let Some(mtu) = provisioned.mtu {
+        parts.push(format!("mtu {mtu}"));
+    }
+    parts.join(" ")
+}
+
+/// `dev config show`.
+pub(super) fn config(answer: &ConfigShow) -> String {
+    let mut text = String::new();
+    for (name, info) in &answer.config.0 {
+        let _ = write!(text, "{name}: ");
+        if let Some(mac) = &info.mac {
+            let _ = write!(text, "mac {mac} ");
+        }
+        if let Some(link) = &info.link {
+            let _ = write!(text, "link {link} ");
+        }
+        if let Some(announce) = info.link_announce {
+            let _ = write!(text, "link_announce {announce} ");
+        }
+        if let Some(pairs) = info.max_vq_pairs {
+            let _ = write!(text, "max_vq_pairs {pairs} ");
+        }
+        if let Some(mtu) = info.mtu {
+            let _ = write!(text, "mtu {mtu} ");
+        }
+        text.push('\n');
+        if let Some(names) = &info.negotiated_features {
+            let _ = writeln!(text, "  negotiated_features {}", features(names));
+        }
+        let _ = writeln!(text, "  provisioned {}", provisioned(&info.provisioned));
+        if let Some(mtu) = info.guest_mtu {
+            let _ = writeln!(text, "  guest_mtu {mtu}");
+        }
+    }
+    text
+}
+
+/// `dev vstats show`.
+pub(super) fn vstats(answer: &VstatsShow) -> String {
+    let mut text = String::new();
+    for (name, vstats) in &answer.vstats.0 {
+        match vstats {
+            Vstats::One(queue) => {
+                let _ = writeln!(
+                    text,
+                    "{name}: queue_type {} received_desc {} completed_desc {} ",
+                    queue.queue_type, queue.received_desc, queue.completed_desc
+                );
+                let _ = writeln!(
+                    text,
+                    "  qidx {} packets {} bytes {} calls {} bursts {}",
+                    queue.qidx, queue.packets, queue.bytes, queue.calls, queue.bursts
+                );
+                not_run(&mut text, queue);
+                finished(&mut text, queue);
+                batches(&mut text, queue);
+                explained(&mut text, queue);
+            }
+            Vstats::All { queues } => {
+                let _ = writeln!(text, "{name}: ");
+                let _ = writeln!(
+                    text,
+                    "  {:>4} {:<7} {:>14} {:>14} {:>14} {:>16} {:>12} {:>12} {:>10} {:>6}",
+                    "qidx",
+                    "type",
+                    "received_desc",
+                    "completed_desc",
+                    "packets",
+                    "bytes",
+                    "calls",
+                    "bursts",
+                    "drops",
+                    "faults"
+                );
+                for queue in queues {
+                    let _ = writeln!(
+                        text,
+                        "  {:>4} {:<7} {:>14} {:>14} {:>14} {:>16} {:>12} {:>12} {:>10} {:>6}",
+                        queue.qidx,
+                        queue.queue_type,
+                        queue.received_desc,
+                        queue.completed_desc,
+                        queue.packets,
+                        queue.bytes,
+                        queue.calls,
+                        queue.bursts,
+                        sum(&queue.drops),
+                        sum(&queue.faults)
+                    );
+                }
+                for queue in queues {
+                    not_run(&mut text, queue);
+                    finished(&mut text, queue);
+                    batches(&mut text, queue);
+                    explained(&mut text, queue);
+                }
+            }
+        }
+    }
+    text
+}
+
+fn sum(counters: &serde_json::Map<String, serde_json::Value>) -> u64 {
+    counters.values().filter_map(serde_json::Value::as_u64).sum()
+}
+
+/// Why it is not served.
+fn not_run(text: &mut String, queue: &QueueInfo) {
+    if let Some(why) = &queue.not_run {
+        let _ = writeln!(text, "  queue {} {why}", queue.qidx);
+    }
+}
+
+/// What was done for a guest that did not agree to do it.
+fn finished(text: &mut String, queue: &QueueInfo) {
+    if queue.sw_checksums | queue.sw_segmented != 0 {
+        let _ = writeln!(
+            text,
+            "  queue {} done for the guest: {} checksums, {} large frames cut into {}",
+            queue.qidx, queue.sw_checksums, queue.sw_segmented, queue.sw_segments
+        );
+    }
+}
+
+/// How many frames a system call moved, of a queue whose other side is the kernel.
+fn batches(text: &mut String, queue: &QueueInfo) {
+    if let Some(tenths) = queue.packets.saturating_mul(10).checked_div(queue.netdev_calls) {
+        let _ = writeln!(
+            text,
+            "  queue {} kernel: {} system calls, {}.{} frames each",
+            queue.qidx,
+            queue.netdev_calls,
+            tenths / 10,
+            tenths % 10
+        );
+    }
+}
+
+fn explained(text: &mut String, queue: &QueueInfo) {
+    for Explained { name, count, meaning, example, cure } in &queue.explain {
+        let _ = write!(text, "  queue {} {name} {count}: {meaning}", queue.qidx);
+        let _ = writeln!(text, "{}", example.as_ref().map(|last| format!("; {last}")).unwrap_or_default());
+        let _ = writeln!(text, "    try: {cure}");
+    }
+}
+
+/// `core show`.
+pub(super) fn cores(answer: &CoreShow) -> String {
+    let mut text = String::new();
+    for (core, info) in &answer.core.0 {
+        let all = (info.busy_cycles + info.idle_cycles + info.sleep_cycles).max(1);
+        let share = |cycles: u64| cycles as f64 * 100.0 / all as f64;
+        let _ = writeln!(
+            text,
+            "core {core}: busy {:.1}% idle {:.1}% sleep {:.1}% policy {} tid {} groups {}",
+            share(info.busy_cycles),
+            share(info.idle_cycles),
+            share(info.sleep_cycles),
+            info.idle_policy,
+            info.tid,
+            info.groups
+        );
+        work(&mut text, info);
+        for other in &info.others {
+            let _ = writeln!(text, "  shared with {other}");
+        }
+        for pump in &info.pumps {
+            let state = match (pump.cannot_sleep, pump.asleep) {
+                (true, _) => "cannot sleep",
+                (_, true) => "asleep",
+                _ => "awake",
+            };
+            let _ = writeln!(
+                text,
+                "  pump {}: {state} packets {} bursts {} busy_cycles {}",
+                pump.name, pump.packets, pump.bursts, pump.busy_cycles
+            );
+        }
+    }
+    text
+}
+
+fn work(text: &mut String, info: &CoreInfo) {
+    let _ = write!(text, "  packets {} bursts {}", info.packets, info.bursts);
+    if let Some(cycles) = info.cycles_per_packet {
+        let _ = write!(text, " cycles_per_packet {cycles}");
+    }
+    if let Some(packets) = info.packets_per_burst_x100 {
+        let _ = write!(text, " packets_per_burst {}.{:02}", packets / 100, packets % 100);
+    }
+    let _ = write!(text, " wakeups {} longest_turn_us {}", info.wakeups, info.longest_turn_ns / 1000);
+    if let Some(preemptions) = info.preemptions {
+        let _ = write!(text, " preemptions {preemptions}");
+    }
+    text.push('\n');
+    if info.panics > 0 {
+        let _ = writeln!(text, "  panics {}: a pump was taken out; ringway events tells which", info.panics);
+    }
+}
+
+/// `hello`.
+pub(super) fn hello(hello: &Hello) -> String {
+    let mut text = format!("{} (pid {}), api {}\n", hello.build, hello.pid, hello.api);
+    let _ = writeln!(text, "  instance {} generation {} seq {}", hello.instance, hello.generation, hello.seq);
+    let _ = writeln!(text, "  device sockets in {}", hello.device_dir.display());
+    match &hello.state_dir {
+        Some(dir) => {
+            let _ = writeln!(text, "  devices are kept in {}", dir.display());
+        }
+        None => text.push_str("  devices are not kept over a restart\n"),
+    }
+    let _ = writeln!(text, "  clients {}", hello.clients);
+    for (reason, count) in &hello.dropped_clients {
+        let _ = writeln!(text, "  dropped clients: {reason} {count}");
+    }
+    if hello.lost_log_lines > 0 {
+        let _ = writeln!(
+            text,
+            "  lost lines of the log: {} (whoever reads ringwayd's standard error is too slow)",
+            hello.lost_log_lines
+        );
+    }
+    text
+}
+
+/// The first line of `events`: what there is.
+pub(super) fn snapshot(page: &EventPage) -> String {
+    let mut text = format!("{} snapshot", page.seq);
+    for (name, state) in page.snapshot.iter().flat_map(|snapshot| &snapshot.0) {
+        let _ = write!(text, " {name}={state}");
+    }
+    text.push('\n');
+    text
+}
+
+/// An event as a line.
+pub(super) fn event(event: &Event) -> String {
+    let mut text = format!("{} {} {}", event.seq, timestamp(event.time_ns), event.kind);
+    if let Some(dev) = &event.dev {
+        let _ = write!(text, " {dev}");
+    }
+    for (key, value) in &event.details {
+        match (key.as_str(), serde_json::from_value::<Vec<FeatureName>>(value.clone())) {
+            ("features", Ok(names)) => {
+                let names: Vec<String> = names.iter().map(FeatureName::shown).collect();
+                let _ = write!(text, " {key}={}", serde_json::json!(names));
+            }
+            _ => drop(write!(text, " {key}={value}")),
+        }
+    }
+    text.push('\n');
+    text
+}
+
+/// Nanoseconds since 1970 as RFC 3339, in UTC, to the millisecond.
+fn timestamp(time_ns: u64) -> String {
+    let (seconds, millis) = (time_ns / 1_000_000_000, time_ns / 1_000_000 % 1000);
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Days to year, month and day in the Gregorian calendar, counted in eras of 400 years from March 1st of year 0.
+    let z = days + 719_468;
+    let (era, doe) = (z / 146_097, z % 146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let day = doy - (153 * mp + 2) / 5 + 1;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    let year = yoe + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operator::api::{ConfigInfo, MgmtdevInfo, Named};
+
+    fn named<T>(name: &str, value: T) -> Named<T> {
+        Named(vec![(name.to_owned(), value)])
+    }
+
+    fn names(list: &[&str]) -> Vec<FeatureName> {
+        list.iter().map(|name| FeatureName::Name((*name).to_owned())).collect()
+    }
+
+    #[test]
+    fn config_line_is_that_of_vdpa_once_features_are_agreed_on() {
+        let info = ConfigInfo {
+            mac: Some("00:11:22:33:44:55".into()),
+            link: Some("up".into()),
+            link_announce: Some(false),
+            max_vq_pairs: Some(8),
+            mtu: Some(1500),
+            negotiated_features: Some(names(&["CSUM", "GUEST_CSUM", "MTU", "MAC", "RING_PACKED"])),
+            ..ConfigInfo::default()
+        };
+        let answer = ConfigShow { config: named("vdpa0", info) };
+        let expected = "vdpa0: mac 00:11:22:33:44:55 link up link_announce false max_vq_pairs 8 mtu 1500 \n  \
+                        negotiated_features CSUM GUEST_CSUM MTU MAC RING_PACKED\n";
+        assert!(config(&answer).starts_with(expected), "{}", config(&answer));
+        let expected = "{\"config\":{\"vdpa0\":{\"mac\":\"00:11:22:33:44:55\",\"link \":\"up\",\
+                        \"link_announce \":false,\"max_vq_pairs\":8,\"mtu\":1500,\"negotiated_features\":[\"CSUM\"";
+        assert!(serde_json::to_string(&answer).unwrap().starts_with(expected));
+    }
+
+    #[test]
+    fn batches_of_the_kernels_side_are_shown_and_a_guests_queue_has_none() {
+        let queue = |packets: u64, netdev_calls: u64| {
+            serde_json::from_value(serde_json::json!({
+                "queue_type": "rx", "received_desc": 0, "completed_desc": 0, "qidx": 0, "packets": packets, "bytes": 0,
+                "calls": 0, "bursts": 0, "netdev_calls": netdev_calls, "drops": {}, "faults": {},
+            }))
+            .unwrap()
+        };
+        for (packets, calls, line) in [
+            (640, 20, Some("  queue 0 kernel: 20 system calls, 32.0 frames each\n")),
+            (33, 2, Some("  queue 0 kernel: 2 system calls, 16.5 frames each\n")),
+            (0, 1, Some("  queue 0 kernel: 1 system calls, 0.0 frames each\n")),
+            (640, 0, None),
+        ] {
+            let answer = VstatsShow { vstats: named("h0", Vstats::One(queue(packets, calls))) };
+            let shown = vstats(&answer);
+            assert!(line.map_or(!shown.contains("kernel:"), |line| shown.contains(line)), "{shown}");
+        }
+    }
+
+    #[test]
+    fn mgmtdev_lines_are_those_of_vdpa() {
+        let info = MgmtdevInfo {
+            supported_classes: vec!["net".into()],
+            max_supported_vqs: 257,
+            dev_features: vec![FeatureName::Name("CSUM".into()), FeatureName::Bit(52)],
+            attributes: Vec::new(),
+            summary: "a card".into(),
+            devices: 0,
+            max_devices: None,
+            joined: Vec::new(),
+            settings: Default::default(),
+            learned: None,
+        };
+        let mgmtdev = named("pci/0000:3b:00.1", info);
+        let answer = MgmtdevShow { mgmtdev, absent: Named::default(), kinds: Named::default() };
+        let expected = "pci/0000:3b:00.1: \n  supported_classes net\n  max_supported_vqs 257\n  dev_features CSUM bit_52\n";
+        assert!(mgmtdevs(&answer).starts_with(expected));
+        let expected = "{\"mgmtdev\":{\"pci/0000:3b:00.1\":{\"supported_classes\":[\"net\"],\
+                        \"max_supported_vqs\":257,\"dev_features\":[\"CSUM\",52]";
+        assert!(serde_json::to_string(&answer).unwrap().starts_with(expected));
+    }
+
+    #[test]
+    fn time_is_printed_as_rfc_3339() {
+        assert_eq!(timestamp(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(timestamp(1_709_210_096_789_000_000), "2024-02-29T12:34:56.789Z");
+        assert_eq!(timestamp(4_102_444_800_000_000_000), "2100-01-01T00:00:00.000Z");
+    }
+}

@@ -1,0 +1,286 @@
+//! What each command does: a request to the daemon, and its answer as text or JSON.
+
+use std::io::{self, Write as _};
+use std::time::Duration;
+
+use clap::CommandFactory as _;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::fault::{Fault, Kind};
+use crate::operator::api::{
+    ConfigShow, CoreShow, DevAdded, DevChanged, DevDeleted, DevShow, Dump, Event, EventPage, Follow, Hello,
+    MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, Named, Queue, Select, Target, VstatsShow,
+};
+use crate::operator::cli::{
+    Cli, ConfigCommand, DevCommand, DevConfigCommand, DevShowArgs, DevVstatsCommand, EventsArgs,
+    MgmtdevCommand, Object, compat, docs, grammar, render, vmm,
+};
+use crate::operator::client::Client;
+use crate::{devices::drivers, host::paths, operator::config};
+
+/// How output is written.
+#[derive(Debug, Clone, Copy)]
+struct Output {
+    json: bool,
+    pretty: bool,
+    /// Only what `vdpa(8)` prints.
+    is_vdpa: bool,
+}
+
+/// Runs a parsed command line.
+pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
+    let output = Output { json: cli.json, pretty: cli.pretty, is_vdpa };
+    if is_vdpa {
+        compat::check(cli.object.as_ref())?;
+    }
+    let ctl = paths::ctl(cli.ctl.as_deref());
+    let within = Duration::from_secs(cli.timeout);
+    let connect = || Client::connect(&ctl, within);
+    match cli.object {
+        None | Some(Object::Mgmtdev { command: None }) if is_vdpa => {
+            let _ = writeln!(io::stderr(), "{}", compat::USAGE);
+            Ok(())
+        }
+        None => help(&[]),
+        Some(Object::Mgmtdev { command: None }) => help(&["mgmtdev"]),
+        Some(Object::Mgmtdev { command: Some(MgmtdevCommand::Show { name }) }) => {
+            let mut answer: MgmtdevShow = connect()?.call("mgmtdev.show", &Select { name })?;
+            if is_vdpa {
+                answer.kinds = Named::default();
+            }
+            output.print(&answer, || render::mgmtdevs(&answer))
+        }
+        Some(Object::Mgmtdev { command: Some(MgmtdevCommand::Add { words }) }) => {
+            let answer: MgmtdevChanged = connect()?.call("mgmtdev.add", &grammar::mgmt_entry(&words)?)?;
+            output.print(&answer, String::new)
+        }
+        Some(Object::Mgmtdev { command: Some(MgmtdevCommand::Set { words }) }) => {
+            let answer: MgmtdevChanged = connect()?.call("mgmtdev.set", &grammar::mgmt_entry(&words)?)?;
+            output.print(&answer, String::new)
+        }
+        Some(Object::Mgmtdev { command: Some(MgmtdevCommand::Del { name }) }) => {
+            let answer: MgmtdevDeleted = connect()?.call("mgmtdev.del", &Target { name })?;
+            output.print(&answer, String::new)?;
+            output.tell(&answer.notes);
+            Ok(())
+        }
+        Some(Object::Dev { command }) => dev(command, output, connect),
+        Some(Object::Core { .. }) => {
+            let answer: CoreShow = connect()?.call("core.show", &json!({}))?;
+            output.print(&answer, || render::cores(&answer))
+        }
+        Some(Object::Events(args)) => events(&args, output, connect()?),
+        Some(Object::Config { command: ConfigCommand::Dump }) => {
+            let dump: Dump = connect()?.call("config.dump", &json!({}))?;
+            output.print(&dump.config, || dump.toml.clone())
+        }
+        Some(Object::Config { command: ConfigCommand::Check { file } }) => {
+            let (desired, mut faults) = config::read_all(&file, &drivers::known())?;
+            let (of_host, notes) = desired.check_host();
+            // What is wrong in the file may be wrong on the host as well, at the same place.
+            for fault in of_host {
+                if faults.iter().all(|other| other.path.is_none() || other.path != fault.path) {
+                    faults.push(fault);
+                }
+            }
+            refuse(&file.display().to_string(), faults)?;
+            let count = desired.devices.len();
+            output.print(&json!({ "file": file, "devices": count }), || {
+                format!("{}: good, {count} device{}\n", file.display(), if count == 1 { "" } else { "s" })
+            })?;
+            output.tell(&notes);
+            Ok(())
+        }
+        Some(Object::Hello) => {
+            let hello: Hello = connect()?.call("hello", &json!({}))?;
+            output.print(&hello, || render::hello(&hello))
+        }
+        Some(Object::Demo(args)) => super::run_demo(&args, output.json),
+        Some(Object::Completion { shell }) => write(&docs::completion(shell)),
+        Some(Object::Man { dir }) => docs::write_manual(&dir),
+    }
+}
+
+/// Tells all that is wrong with a file in the order of its lines. The exit code is that of the first.
+fn refuse(file: &str, mut faults: Vec<Fault>) -> Result<(), Fault> {
+    let line = |fault: &Fault| -> Option<usize> { fault.path.as_ref()?.rsplit(':').next()?.parse().ok() };
+    faults.sort_by_key(line);
+    let (Some(first), count) = (faults.first(), faults.len()) else { return Ok(()) };
+    if count == 1 {
+        return Err(first.clone());
+    }
+    for fault in &faults {
+        let _ = writeln!(io::stderr(), "{fault}");
+    }
+    Err(Fault::new(first.kind, format!("{file}: {count} mistakes")))
+}
+
+fn dev(
+    command: Option<DevCommand>,
+    output: Output,
+    connect: impl Fn() -> Result<Client, Fault>,
+) -> Result<(), Fault> {
+    let show_all = DevShowArgs { name: None, qemu: false, libvirt: false };
+    match command.unwrap_or(DevCommand::Show(show_all)) {
+        DevCommand::Show(DevShowArgs { name, qemu, libvirt }) => {
+            let answer: DevShow = connect()?.call("dev.show", &Select { name: name.clone() })?;
+            if let Some((name, ifname)) = name
+                .as_ref()
+                .filter(|_| qemu || libvirt)
+                .and_then(|name| Some((name, answer.dev.find(name)?.netdev.as_ref()?)))
+            {
+                return Err(Fault::usage(format!(
+                    "{name} is the host's interface {ifname}: no VMM connects to it"
+                )));
+            }
+            match (name.as_ref().and_then(|name| Some((name, answer.dev.find(name)?))), qemu, libvirt) {
+                (Some((name, info)), true, _) => {
+                    let arguments = vmm::qemu(name, info);
+                    output.print(&json!({ "qemu": { name: arguments } }), || vmm::shell_lines(&arguments))
+                }
+                (Some((name, info)), _, true) => {
+                    let xml = vmm::libvirt(info);
+                    output.print(&json!({ "libvirt": { name: xml } }), || xml.clone())
+                }
+                _ => output.print(&answer, || render::devices(&answer, name.is_some())),
+            }
+        }
+        DevCommand::Add { words } => {
+            let entry = grammar::add_entry(&words)?;
+            let answer: DevAdded = connect()?.call("dev.add", &entry)?;
+            output.print(&answer, String::new)?;
+            output.tell(&answer.notes);
+            Ok(())
+        }
+        DevCommand::Del { name } => {
+            let answer: DevDeleted = connect()?.call("dev.del", &Target { name })?;
+            output.print(&answer, String::new)?;
+            output.tell(&answer.notes);
+            Ok(())
+        }
+        DevCommand::Config { command } => {
+            let name = command.and_then(|DevConfigCommand::Show { name }| name);
+            let answer: ConfigShow = connect()?.call("dev.config.show", &Select { name })?;
+            output.print(&answer, || render::config(&answer))
+        }
+        DevCommand::Vstats { command: DevVstatsCommand::Show { name, words } } => {
+            let qidx = grammar::qidx(&words)?;
+            let answer: VstatsShow = connect()?.call("dev.vstats.show", &Queue { name, qidx })?;
+            output.print(&answer, || render::vstats(&answer))
+        }
+        DevCommand::Set { words } => {
+            let set = grammar::set_request(&words)?;
+            let answer: DevChanged = connect()?.call("dev.set", &set)?;
+            output.print(&answer, String::new)?;
+            if answer.applied {
+                output.tell(&answer.notes);
+                return Ok(());
+            }
+            let message = format!("{} is changed, but not in force yet", answer.changed);
+            Err(Fault::new(Kind::NotApplied, message).hint(answer.notes.join("; ")))
+        }
+    }
+}
+
+fn events(args: &EventsArgs, output: Output, mut client: Client) -> Result<(), Fault> {
+    let (instance, since) = match args.since.as_deref() {
+        None => (None, None),
+        Some(text) => {
+            let (instance, number) = match text.rsplit_once(':') {
+                Some((instance, number)) => (Some(instance.to_owned()), number),
+                None => (None, text),
+            };
+            let number = number
+                .parse()
+                .map_err(|_| Fault::usage(format!("`{text}` is not the number of an event")).at("since"))?;
+            (instance, Some(number))
+        }
+    };
+    let follow = Follow { since, instance, types: args.types.clone(), follow: !args.once };
+    let page: EventPage = client.call("events", &follow)?;
+    if let Some(snapshot) = &page.snapshot {
+        let line = json!({ "instance": page.instance, "seq": page.seq, "type": "snapshot", "dev": snapshot });
+        output.line(&line, || render::snapshot(&page))?;
+    }
+    let print = |event: &Event| {
+        let mut line = json!({ "instance": page.instance });
+        if let (Value::Object(line), Ok(Value::Object(event))) = (&mut line, serde_json::to_value(event)) {
+            line.extend(event);
+        }
+        output.line(&line, || render::event(event))
+    };
+    for event in &page.events {
+        print(event)?;
+    }
+    if args.once {
+        return Ok(());
+    }
+    loop {
+        print(&client.next_event()?)?;
+    }
+}
+
+/// Prints the help of a command; exit code 0, as `vdpa(8)` does.
+fn help(of: &[&str]) -> Result<(), Fault> {
+    let mut command = Cli::command();
+    command.build();
+    let mut command = &mut command;
+    for name in of {
+        command =
+            command.find_subcommand_mut(name).ok_or_else(|| Fault::usage(format!("no command {name}")))?;
+    }
+    write(&command.render_help().to_string())
+}
+
+/// Writes to standard output. A reader that went away (`ringway … | head`) is no failure.
+fn write(text: &str) -> Result<(), Fault> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Fault::system("cannot write", error)),
+        Err(_) => std::process::exit(0),
+        Ok(()) => Ok(()),
+    }
+}
+
+impl Output {
+    /// Says what else the operator should know.
+    fn tell(self, notes: &[String]) {
+        for note in notes.iter().filter(|_| !self.is_vdpa) {
+            let _ = writeln!(io::stderr(), "note: {note}");
+        }
+    }
+
+    /// Prints an answer.
+    fn print(self, answer: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Fault> {
+        match (self.json, self.is_vdpa) {
+            (false, false) => write(&text()),
+            (false, true) => write(&compat::text(&text())),
+            (true, false) => write(&(self.json_text(answer)? + "\n")),
+            (true, true) => {
+                let answer = serde_json::to_value(answer).map_err(|error| Fault::usage(error.to_string()))?;
+                match compat::json(answer) {
+                    Some(answer) => write(&(self.json_text(&answer)? + "\n")),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// Prints one line of many: JSON is never indented, so that each line stands alone.
+    fn line(self, answer: &Value, text: impl FnOnce() -> String) -> Result<(), Fault> {
+        if self.json { write(&format!("{answer}\n")) } else { write(&text()) }
+    }
+
+    fn json_text(self, answer: &impl Serialize) -> Result<String, Fault> {
+        let failed = |error: serde_json::Error| Fault::new(Kind::Runtime, error.to_string());
+        if !self.pretty {
+            return serde_json::to_string(answer).map_err(failed);
+        }
+        let mut text = Vec::new();
+        let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+        let mut serializer = serde_json::Serializer::with_formatter(&mut text, formatter);
+        answer.serialize(&mut serializer).map_err(failed)?;
+        String::from_utf8(text).map_err(|error| Fault::new(Kind::Runtime, error.to_string()))
+    }
+}

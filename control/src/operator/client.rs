@@ -1,0 +1,142 @@
+//! A client of the operator socket: one connection, one request at a time, a deadline on every answer.
+
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::fault::{Fault, Kind, reason};
+use crate::host::endpoint;
+use crate::operator::api::Event;
+
+/// A connection to a daemon.
+#[derive(Debug)]
+pub struct Client {
+    stream: BufReader<UnixStream>,
+    path: PathBuf,
+    within: Duration,
+    last: u64,
+}
+
+impl Client {
+    /// Connects to the daemon at `path`, which may take `within` for each answer.
+    ///
+    /// # Errors
+    /// Nobody listens there, or the caller may not connect.
+    pub fn connect(path: &Path, within: Duration) -> Result<Client, Fault> {
+        let until = Instant::now() + within;
+        let stream = loop {
+            match endpoint::connect(path) {
+                Ok(stream) => break stream,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(error) => return Err(unreachable(path, &error)),
+            }
+        };
+        stream
+            .set_read_timeout(Some(within))
+            .map_err(|error| Fault::system("cannot set a deadline", error))?;
+        stream
+            .set_write_timeout(Some(within))
+            .map_err(|error| Fault::system("cannot set a deadline", error))?;
+        Ok(Client { stream: BufReader::new(stream), path: path.to_owned(), within, last: 0 })
+    }
+
+    /// Calls a method (see [`crate::operator::api`]) and reads its answer.
+    ///
+    /// # Errors
+    /// The method's own, no answer in time, or a connection that broke.
+    pub fn call<P: Serialize, R: DeserializeOwned>(&mut self, method: &str, params: &P) -> Result<R, Fault> {
+        self.last += 1;
+        let request = json!({ "jsonrpc": "2.0", "id": self.last, "method": method, "params": params });
+        let sent = self.stream.get_mut().write_all(format!("{request}\n").as_bytes());
+        // The daemon may have answered and hung up before it read everything: its answer says why.
+        let answer = match (sent, self.read_line()) {
+            (_, Ok(answer)) => answer,
+            (Err(error), Err(_)) => return Err(self.broken(&error)),
+            (Ok(()), Err(fault)) => return Err(fault),
+        };
+        if let Some(error) = answer.get("error") {
+            return Err(fault_of(error));
+        }
+        let result = answer.get("result").cloned().unwrap_or(Value::Null);
+        serde_json::from_value(result).map_err(|error| {
+            Fault::new(Kind::Runtime, format!("the daemon's answer is not understood: {error}"))
+        })
+    }
+
+    /// Waits for the next event of a daemon that this client follows. No deadline.
+    ///
+    /// # Errors
+    /// The daemon is gone.
+    pub fn next_event(&mut self) -> Result<Event, Fault> {
+        let _ = self.stream.get_ref().set_read_timeout(None);
+        let mut message = self.read_line()?;
+        serde_json::from_value(message["params"].take()).map_err(|error| {
+            Fault::new(Kind::Runtime, format!("the daemon's event is not understood: {error}"))
+        })
+    }
+
+    fn read_line(&mut self) -> Result<Value, Fault> {
+        let mut line = Vec::new();
+        match self.stream.read_until(b'\n', &mut line) {
+            Ok(0) => Err(self.broken(&io::Error::other("the daemon closed the connection"))),
+            Ok(_) => serde_json::from_slice(&line).map_err(|error| {
+                Fault::new(Kind::Runtime, format!("the daemon's answer is not JSON: {error}"))
+            }),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Fault::new(
+                Kind::Timeout,
+                format!(
+                    "ringwayd at {} did not answer within {} s",
+                    self.path.display(),
+                    self.within.as_secs()
+                ),
+            )
+            .retryable()),
+            Err(error) => Err(self.broken(&error)),
+        }
+    }
+
+    fn broken(&self, error: &io::Error) -> Fault {
+        let message = format!("lost ringwayd at {}: {}", self.path.display(), reason(error));
+        Fault::new(Kind::Unreachable, message).retryable()
+    }
+}
+
+fn unreachable(path: &Path, error: &io::Error) -> Fault {
+    let message = format!("ringwayd is not reachable at {}: {}", path.display(), reason(error));
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        let fault = Fault::new(Kind::Permission, message).hint("join the socket's group, or ask its owner");
+        return match std::fs::metadata(path) {
+            Ok(meta) => fault.held_by(format!(
+                "uid {}, gid {}, mode {:o}",
+                meta.uid(),
+                meta.gid(),
+                meta.mode() & 0o777
+            )),
+            Err(_) => fault,
+        };
+    }
+    Fault::new(Kind::Unreachable, message)
+        .hint(format!("ringwayd --ctl {}; or name its socket by --ctl or RINGWAY_CTL", path.display()))
+        .retryable()
+}
+
+fn fault_of(error: &Value) -> Fault {
+    let data = &error["data"];
+    let text = |key: &str| data[key].as_str().map(str::to_owned);
+    Fault {
+        kind: serde_json::from_value(data["kind"].clone()).unwrap_or(Kind::Runtime),
+        message: error["message"].as_str().unwrap_or("the daemon refused").to_owned(),
+        held_by: text("held_by"),
+        hint: text("hint"),
+        path: text("path"),
+        retryable: data["retryable"].as_bool().unwrap_or(false),
+    }
+}

@@ -1,0 +1,170 @@
+//! The control thread's turns with the clients of the operator socket: letting them in, answering their requests,
+//! feeding those that follow. What a client is and how it is bounded: [`crate::operator::rpc`].
+
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll::{self, EventFlags};
+use serde_json::Value;
+
+use crate::daemon::{Daemon, Token};
+use crate::fault::{Fault, reason};
+use crate::host::peer::Caller;
+use crate::operator::api::{EventPage, Follow};
+use crate::operator::events::{check_instance, check_types, wanted};
+use crate::operator::rpc::{Line, Subscription, answer, error_answer, no_such_method};
+
+/// Requests of one client in one turn.
+const REQUESTS_PER_TURN: usize = 16;
+/// How long clients wait that cannot be accepted for want of a descriptor.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+impl Daemon {
+    pub(crate) fn accept_clients(&mut self) {
+        for _ in 0..16 {
+            let Some(ctl) = &self.ctl else { return };
+            let stream = match ctl.socket.accept() {
+                Ok((stream, _)) => {
+                    self.accept_failed = false;
+                    stream
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                // It waits there and stays readable, while this process cannot take it.
+                Err(error) => {
+                    if !std::mem::replace(&mut self.accept_failed, true) {
+                        let hint = "raise LimitNOFILE= of ringwayd's unit (ulimit -n)";
+                        tracing::error!(hint, "cannot accept an operator: {}", reason(&error));
+                    }
+                    self.accept_again_at = Some(Instant::now() + ACCEPT_AGAIN);
+                    return self.watch_ctl(false);
+                }
+            };
+            if stream.set_nonblocking(true).is_err() {
+                continue;
+            }
+            let caller = Caller::of(&stream);
+            if let Some(id) = self.clients.admit(stream, caller)
+                && let Some(client) = self.clients.by_id(id)
+                && epoll::add(&self.epoll, &client.stream, Token::Client(id).data(), EventFlags::IN).is_err()
+            {
+                self.clients.drop_client(id, "no_descriptor");
+            }
+        }
+    }
+
+    /// Looks again for the clients that could not be accepted.
+    pub(crate) fn accept_again(&mut self) {
+        self.accept_again_at = None;
+        self.watch_ctl(true);
+    }
+
+    fn watch_ctl(&self, is_on: bool) {
+        let flags = if is_on { EventFlags::IN } else { EventFlags::empty() };
+        if let Some(ctl) = &self.ctl {
+            let _ = epoll::modify(&self.epoll, &ctl.socket, Token::Control.data(), flags);
+        }
+    }
+
+    /// One turn with a client. True if it has more requests for the next turn.
+    pub(crate) fn serve_client(&mut self, id: u64) -> bool {
+        let Some(client) = self.clients.by_id(id) else { return false };
+        if !client.fill() {
+            self.clients.forget(id);
+            return false;
+        }
+        for _ in 0..REQUESTS_PER_TURN {
+            let Some(client) = self.clients.by_id(id) else { return false };
+            let Some(line) = client.take_line() else { break };
+            let caller = client.caller.clone();
+            let message = match line {
+                Line::Refused(refusal) => Some(refusal),
+                Line::Oversize(refusal) => {
+                    *self.clients.dropped.entry("oversize_request".to_owned()).or_default() += 1;
+                    Some(refusal)
+                }
+                Line::Request(request) => {
+                    let result = match request.method.as_str() {
+                        "events" => Some(self.subscribe(id, request.params)),
+                        method => self.call(method, request.params, &caller),
+                    };
+                    request.id.map(|id| match result {
+                        Some(Ok(result)) => answer(id, result),
+                        Some(Err(fault)) => error_answer(id, &fault),
+                        None => no_such_method(id, &request.method),
+                    })
+                }
+            };
+            if let (Some(client), Some(message)) = (self.clients.by_id(id), message) {
+                client.say(&message);
+            }
+        }
+        self.settle_client(id)
+    }
+
+    /// Writes what waits for a client and watches it for what it can do next. True if it has more requests.
+    pub(crate) fn settle_client(&mut self, id: u64) -> bool {
+        let Some(client) = self.clients.by_id(id) else { return false };
+        if !client.flush() || client.is_done() {
+            self.clients.forget(id);
+            return false;
+        }
+        let mut flags = EventFlags::empty();
+        flags.set(EventFlags::IN, client.wants_to_read());
+        flags.set(EventFlags::OUT, client.wants_to_write());
+        let has_line = client.has_line();
+        let _ = epoll::modify(&self.epoll, &client.stream, Token::Client(id).data(), flags);
+        has_line
+    }
+
+    /// Sends each follower the events that it has room for.
+    pub(crate) fn feed_subscribers(&mut self) {
+        let last = self.events.last();
+        for id in self.clients.ids() {
+            let Some(client) = self.clients.by_id(id) else { continue };
+            let Some(subscription) = client.subscription.clone() else { continue };
+            if subscription.cursor == last || client.is_full() {
+                continue;
+            }
+            let mut cursor = subscription.cursor;
+            for event in self.events.after(subscription.cursor) {
+                if client.is_full() {
+                    break;
+                }
+                cursor = event.seq;
+                if wanted(&subscription.types, &event.kind) {
+                    client.say(&serde_json::json!({ "jsonrpc": "2.0", "method": "event", "params": event }));
+                }
+            }
+            client.subscription = Some(Subscription { cursor, ..subscription });
+            self.settle_client(id);
+        }
+    }
+
+    /// Answers `events`, and makes the client a follower if it asks for that.
+    fn subscribe(&mut self, client: u64, params: Value) -> Result<Value, Fault> {
+        let follow: Follow =
+            serde_json::from_value(params).map_err(|error| Fault::usage(format!("parameters: {error}")))?;
+        check_types(&follow.types)?;
+        follow.instance.as_deref().map(check_instance).transpose()?;
+        let is_other = follow.instance.as_ref().is_some_and(|instance| *instance != self.instance);
+        let since = if is_other { Some(0) } else { follow.since };
+        let last = self.events.last();
+        let mut page = EventPage { instance: self.instance.clone(), seq: last, ..EventPage::default() };
+        match since {
+            None => {
+                let states = self.registry.devices().map(|d| (d.name().to_owned(), d.life.name().to_owned()));
+                page.snapshot = Some(states.collect());
+            }
+            Some(since) if !follow.follow => {
+                let events = self.events.after(since);
+                page.events = events.filter(|event| wanted(&follow.types, &event.kind)).collect();
+            }
+            Some(_) => {}
+        }
+        if follow.follow
+            && let Some(client) = self.clients.by_id(client)
+        {
+            client.subscription = Some(Subscription { cursor: since.unwrap_or(last), types: follow.types });
+        }
+        serde_json::to_value(page).map_err(|error| Fault::usage(error.to_string()))
+    }
+}

@@ -1,0 +1,228 @@
+//! What only the whole of a file tells: what is there twice, what there is too much of, and what this host lacks for it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::Desired;
+use crate::devices::placement::{allowed_cores, choose_cores, list};
+use crate::devices::registry::{Known, host_interface, implied_name};
+use crate::fault::{Fault, Kind};
+use crate::host::accounts::{A_WHILE, Account};
+use crate::host::endpoint;
+use crate::operator::api::DeviceEntry;
+
+/// Where the keys of a table stand, as `FILE:LINE`; the table itself stands under the empty key.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Places(pub(super) BTreeMap<String, String>);
+
+impl Places {
+    /// Puts the place of a key, or of its table, before what is wrong.
+    fn fault(&self, key: &str, fault: Fault) -> Fault {
+        match self.0.get(key).or_else(|| self.0.get("")) {
+            Some(place) => {
+                Fault { message: format!("{place}: {}", fault.message), path: Some(place.clone()), ..fault }
+            }
+            None => fault,
+        }
+    }
+}
+
+/// The places of everything in a file, in its order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct AllPlaces {
+    pub(super) daemon: Places,
+    pub(super) mgmtdevs: Vec<Places>,
+    pub(super) devices: Vec<Places>,
+}
+
+impl Desired {
+    fn placed(&self) -> impl Iterator<Item = (&DeviceEntry, &Places)> {
+        self.devices.iter().zip(&self.places.devices)
+    }
+
+    /// What is there twice, or more often than it can be.
+    pub(super) fn check_whole(&self, known: &Known) -> Vec<Fault> {
+        let of_daemon = |key: &str, fault: Fault| self.places.daemon.fault(key, fault);
+        let mut faults = Vec::new();
+        if let Some(Err(fault)) = self.log.as_deref().map(crate::operator::serve::log_filter) {
+            faults.push(of_daemon("log", fault));
+        }
+        let cores = self.cores.as_deref().unwrap_or_default();
+        if let Some((_, core)) = cores.iter().enumerate().find(|(n, core)| cores[..*n].contains(core)) {
+            faults.push(of_daemon("cores", Fault::usage(format!("core {core} is named twice"))));
+        }
+        for (n, (entry, places)) in self.mgmtdevs.iter().zip(&self.places.mgmtdevs).enumerate() {
+            if self.mgmtdevs[..n].iter().any(|other| other.name == entry.name) {
+                let why = format!("a second management device is named {}", entry.name);
+                faults.push(places.fault("name", Fault::conflict(why)));
+            }
+        }
+        for (n, (entry, places)) in self.placed().enumerate() {
+            let beside = self.check_beside(entry, &self.devices[..n], known);
+            faults.extend(beside.err().map(|(key, fault)| places.fault(key, fault)));
+            if let Some(core) = entry.core.filter(|core| !cores.is_empty() && !cores.contains(core)) {
+                let why = format!("no worker runs on core {core}: [daemon] cores is {}", list(cores));
+                let fault = Fault::not_found(why).hint("one of these cores, or add it to them");
+                faults.push(places.fault("core", fault));
+            }
+        }
+        faults
+    }
+
+    /// Checks a device beside those before it; a fault comes with the key that is at fault.
+    fn check_beside(
+        &self,
+        entry: &DeviceEntry,
+        before: &[DeviceEntry],
+        known: &Known,
+    ) -> Result<(), (&'static str, Fault)> {
+        let twin = |fault: String, other: &DeviceEntry| {
+            Fault::conflict(fault).held_by(format!("device {}", other.name))
+        };
+        if before.iter().any(|other| other.name == entry.name) {
+            return Err(("name", Fault::conflict(format!("a second device is named {}", entry.name))));
+        }
+        if let Some(interface) = host_interface(entry)
+            && let Some(other) =
+                before.iter().find(|other| host_interface(other).as_ref() == Some(&interface))
+        {
+            let key = if entry.attributes.contains_key("tap") { "tap" } else { "mgmtdev" };
+            return Err((
+                key,
+                twin(format!("{} has the same interface as {}", entry.name, other.name), other),
+            ));
+        }
+        // A device that comes by itself takes a name, too.
+        for other in before {
+            if implied_name(other) == Some(&entry.name) {
+                let why = format!(
+                    "{} is the name of the host's device, which comes with {}",
+                    entry.name, other.name
+                );
+                return Err(("name", twin(why, other)));
+            }
+            if let Some(name) = implied_name(entry).filter(|name| *name == other.name) {
+                let why = format!(
+                    "{name}, the host's device that comes with {}, is the name of another",
+                    entry.name
+                );
+                return Err(("mgmtdev", twin(why, other)));
+            }
+        }
+        if let Some(most) = known.find(&entry.mgmtdev).and_then(|info| info.max_devices) {
+            let others: Vec<&str> = before
+                .iter()
+                .filter(|other| other.mgmtdev == entry.mgmtdev)
+                .flat_map(|other| [Some(other.name.as_str()), implied_name(other)].into_iter().flatten())
+                .collect();
+            if others.len() + 1 + usize::from(implied_name(entry).is_some()) > most {
+                let why = format!("{} has as many devices as it can: {most}", entry.mgmtdev);
+                let fault = Fault::conflict(why).held_by(others.join(", ")).hint("another management device");
+                return Err(("mgmtdev", fault));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks what a daemon with this operator socket and these cores (empty: the default) finds on this host.
+    ///
+    /// # Errors
+    /// The first thing that can never succeed, with file and line.
+    pub(crate) fn check_start(&self, ctl: &Path, cores: &[usize]) -> Result<(), Fault> {
+        let mut faults = self.check_sockets(ctl);
+        faults.extend(self.check_cores(cores));
+        faults.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// Checks what a daemon that is given this file alone would find on this host, who is to own its sockets, and what a
+    /// daemon takes and is a mistake all the same. Returns all that is wrong, and what may be otherwise where it runs.
+    pub(crate) fn check_host(&self) -> (Vec<Fault>, Vec<String>) {
+        let mut faults = self.check_sockets(&crate::host::paths::ctl(self.ctl.as_deref()));
+        for (entry, places) in self.placed() {
+            let owner = entry.owner.as_deref().map(|name| Account::User.id(name, A_WHILE)).transpose();
+            faults.extend(owner.err().map(|fault| places.fault("owner", fault)));
+            let group = entry.group.as_deref().map(|name| Account::Group.id(name, A_WHILE)).transpose();
+            faults.extend(group.err().map(|fault| places.fault("group", fault)));
+        }
+        faults.extend(self.check_addresses());
+        match &self.cores {
+            Some(cores) => {
+                faults.extend(self.check_cores(cores));
+                (faults, Vec::new())
+            }
+            // The daemon's own choice, which its unit may narrow.
+            None => (faults, self.check_cores(&[]).into_iter().map(|fault| fault.message).collect()),
+        }
+    }
+
+    /// One address is one device's of those that are joined. A daemon takes it: a guest that moves from one device to the
+    /// other has both for a while.
+    fn check_addresses(&self) -> Vec<Fault> {
+        let mut taken = BTreeMap::new();
+        let mut faults = Vec::new();
+        for (entry, places) in self.placed() {
+            let bus = entry.mgmtdev.split('/').next().unwrap_or_default();
+            let is_joined = crate::devices::drivers::known().buses.iter().any(|known| known.name == bus);
+            let Some(mac) = entry.mac.as_ref().filter(|_| is_joined) else { continue };
+            if let Some(other) = taken.insert((&entry.mgmtdev, mac.to_ascii_lowercase()), &entry.name) {
+                let why = format!("{} has the mac of {other}, and both are on {}", entry.name, entry.mgmtdev);
+                let fault = Fault::conflict(why).held_by(format!("device {other}"));
+                faults.push(places.fault("mac", fault.hint("another mac, or none: one is then made")));
+            }
+        }
+        faults
+    }
+
+    fn check_cores(&self, wanted: &[usize]) -> Vec<Fault> {
+        let is_of_file = self.cores.as_deref() == Some(wanted);
+        let allowed = allowed_cores().map_err(|error| Fault::system("cannot read the cpuset", error));
+        let workers = match allowed.and_then(|allowed| choose_cores(&allowed, wanted)) {
+            Ok(workers) => workers,
+            Err(fault) if is_of_file => return vec![self.places.daemon.fault("cores", fault)],
+            Err(fault) => return vec![fault],
+        };
+        let of_devices = self.placed().map(|(entry, places)| (entry.core, places));
+        let of_mgmtdevs =
+            self.mgmtdevs.iter().zip(&self.places.mgmtdevs).map(|(entry, places)| {
+                (entry.attributes.get("core").and_then(|core| core.parse().ok()), places)
+            });
+        let without = of_mgmtdevs.chain(of_devices).filter_map(|(core, places)| {
+            let core = core.filter(|core| !workers.contains(core))?;
+            let fault = Fault::not_found(format!("no worker runs on core {core}"))
+                .held_by(format!("workers run on cores {}", list(&workers)))
+                .hint("one of these cores, or [daemon] cores with it among them");
+            Some(places.fault("core", fault))
+        });
+        without.collect()
+    }
+
+    /// One socket is one device's, and none is the daemon's own.
+    fn check_sockets(&self, ctl: &Path) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        if let Err(fault) = endpoint::check_path(ctl) {
+            faults.push(if self.ctl.is_some() { self.places.daemon.fault("ctl", fault) } else { fault });
+        }
+        let runtime_dir = ctl.parent().unwrap_or(Path::new("/"));
+        let mut taken = BTreeMap::from([(real(ctl), "the operator socket".to_owned())]);
+        for (entry, places) in self.placed().filter(|(entry, _)| !entry.attributes.contains_key("tap")) {
+            let key = if entry.socket.is_some() { "socket" } else { "name" };
+            let socket =
+                entry.socket.clone().unwrap_or_else(|| endpoint::default_path(runtime_dir, &entry.name));
+            if let Err(fault) = endpoint::check_path(&socket) {
+                faults.push(places.fault(key, fault));
+            } else if let Some(holder) = taken.insert(real(&socket), format!("device {}", entry.name)) {
+                let fault = Fault::new(Kind::Conflict, format!("socket {} is taken", socket.display()));
+                faults.push(places.fault(key, fault.held_by(holder).hint("another path")));
+            }
+        }
+        faults
+    }
+}
+
+/// A socket's path without detours, as far as its directory is there.
+fn real(path: &Path) -> PathBuf {
+    match (path.parent().map(Path::canonicalize), path.file_name()) {
+        (Some(Ok(dir)), Some(name)) => dir.join(name),
+        _ => path.to_owned(),
+    }
+}

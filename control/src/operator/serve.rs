@@ -1,0 +1,319 @@
+//! The program `ringwayd`: its options, its start, and what it says of the host.
+
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{CommandFactory, Parser, ValueEnum};
+use ringway_engine::IdlePolicy;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::daemon::idle_name;
+use crate::devices::placement::parse_cores;
+use crate::fault::{Fault, Kind};
+use crate::host::log::Log;
+use crate::operator::config::{self, Desired, Settings};
+use crate::subsystem::{Options, Subsystem};
+use crate::{devices::drivers, host::paths, operator::single};
+
+/// A userspace vDPA data plane.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ringwayd",
+    version,
+    about = "A userspace vDPA data plane; see ringway(8) for its operators"
+)]
+pub struct Ringwayd {
+    /// The operator socket [env: RINGWAY_CTL] [default: /run/ringway/ctl.sock for root, else $XDG_RUNTIME_DIR/ringway/ctl.sock, without that /tmp/ringway-UID/ctl.sock]
+    #[arg(long, value_name = "PATH")]
+    pub ctl: Option<PathBuf>,
+    /// Where devices that operators add are kept [default: /var/lib/ringway for root, else $XDG_STATE_HOME/ringway]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub state_dir: Option<PathBuf>,
+    /// The file with the desired state; options on the command line go before it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Cores of the workers, as in 1,3-5 [default: the last core that the process may use, not core 0]
+    #[arg(long, value_name = "LIST")]
+    pub cores: Option<String>,
+    /// What idle workers do [default: adaptive]
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub idle: Option<Idle>,
+    /// What is logged to standard error: error, warn, info, debug, trace, or filters [env: RINGWAY_LOG] [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub log: Option<String>,
+    /// Serve one sim/net device on this socket and nothing else (QEMU's convention for back-end programs)
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["fd", "config", "ctl", "state_dir"])]
+    pub socket_path: Option<PathBuf>,
+    /// Serve one sim/net device on this inherited socket and nothing else (QEMU's convention)
+    #[arg(long, value_name = "N", conflicts_with_all = ["config", "ctl", "state_dir"])]
+    pub fd: Option<i32>,
+    /// Print what the back-end can do as JSON and end (QEMU's convention)
+    #[arg(long)]
+    pub print_capabilities: bool,
+}
+
+/// What idle workers do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Idle {
+    /// Sleep until a guest wakes them
+    Adaptive,
+    /// Spin
+    Poll,
+}
+
+/// The definition, for the manual.
+pub fn command() -> clap::Command {
+    Ringwayd::command()
+}
+
+/// Runs the program with these arguments, its name first, and returns the exit code.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let args = match Ringwayd::try_parse_from(args) {
+        Ok(args) => args,
+        Err(error) if !error.use_stderr() => {
+            let _ = error.print();
+            return 0;
+        }
+        Err(error) => {
+            let fault = crate::operator::cli::usage(&error, "ringwayd");
+            let _ = writeln!(io::stderr(), "{fault}");
+            return fault.kind.exit_code();
+        }
+    };
+    let mut log = None;
+    let outcome = run(args, &mut log);
+    if let Err(fault) = &outcome {
+        match &log {
+            // Nobody may read standard error any more.
+            Some(log) => log.add(format!("{fault}\n").as_bytes()),
+            None => drop(writeln!(io::stderr(), "{fault}")),
+        }
+    }
+    if let Some(log) = log {
+        log.flush(FLUSH_WITHIN);
+    }
+    outcome.map_or_else(|fault| fault.kind.exit_code(), |()| 0)
+}
+
+/// Runs until told to stop. `log` is set once there is one.
+fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
+    if args.print_capabilities {
+        return writeln!(io::stdout(), "{}", single::CAPABILITIES)
+            .map_err(|error| Fault::system("cannot write", error));
+    }
+    let desired = match &args.config {
+        Some(file) => config::read(file, &drivers::known())?,
+        None => Desired::default(),
+    };
+    *log = Some(start_log(args.log.as_deref().or(desired.log.as_deref()))?);
+    // Nothing that this process makes is for others, not even for a moment.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o007));
+    let descriptors = raise_descriptors();
+    if descriptors < LEAST_DESCRIPTORS {
+        tracing::warn!(
+            "{descriptors} file descriptors are few: some guests will have to wait; raise LimitNOFILE= of the unit (ulimit -n) \
+             to {LEAST_DESCRIPTORS} or more"
+        );
+    }
+    // Where each setting came from is said at the start: of several sources the operator may have forgotten one.
+    let file = args.config.as_ref().map_or_else(String::new, |file| file.display().to_string());
+    let from = |is_option: bool, is_in_file: bool| match (is_option, is_in_file) {
+        (true, _) => "from the command line",
+        (false, true) => file.as_str(),
+        (false, false) => "default",
+    };
+    let idle_from = from(args.idle.is_some(), desired.idle.is_some());
+    let settings = Settings {
+        cores: match &args.cores {
+            Some(text) => parse_cores(text).map_err(|why| Fault::usage(why).at("cores"))?,
+            None => desired.cores.clone().unwrap_or_default(),
+        },
+        idle: match args.idle {
+            Some(Idle::Poll) => IdlePolicy::Poll,
+            Some(Idle::Adaptive) => IdlePolicy::Adaptive,
+            None => desired.idle.unwrap_or(IdlePolicy::Adaptive),
+        },
+    };
+    let idle = idle_name(settings.idle);
+    let signals = catch_signals().map_err(|error| Fault::system("cannot catch signals", error))?;
+    if args.socket_path.is_some() || args.fd.is_some() {
+        return single::serve(args.socket_path.as_deref(), args.fd, settings, signals);
+    }
+
+    let variable = std::env::var_os("RINGWAY_CTL").filter(|path| !path.is_empty());
+    let (ctl, ctl_from) = match (&args.ctl, variable, &desired.ctl) {
+        (Some(path), ..) => (paths::ctl(Some(path)), "from the command line"),
+        (None, Some(_), in_file) => {
+            let ctl = paths::ctl(None);
+            if in_file.as_ref().is_some_and(|path| *path != ctl) {
+                tracing::warn!("RINGWAY_CTL goes before `ctl` in {file}: unset it for the file's to count");
+            }
+            (ctl, "from RINGWAY_CTL")
+        }
+        (None, None, Some(path)) => (paths::ctl(Some(path)), file.as_str()),
+        (None, None, None) => (paths::ctl(None), "default"),
+    };
+    let state_from = from(args.state_dir.is_some(), desired.state_dir.is_some());
+    let state_dir = paths::state_dir(args.state_dir.as_deref().or(desired.state_dir.as_deref()));
+    desired.check_start(&ctl, &settings.cores)?;
+    let runtime_dir = ctl.parent().unwrap_or(Path::new("/")).to_owned();
+    let subsystem = Subsystem::start(Options {
+        ctl: Some(ctl.clone()),
+        runtime_dir,
+        state_dir: Some(state_dir.clone()),
+        settings,
+        claims_cores: true,
+        devices: desired.devices,
+        config_file: args.config,
+        mgmtdevs: drivers::all(),
+        buses: drivers::buses(),
+        named: desired.mgmtdevs,
+        signals: Some(signals),
+    })?;
+    let workers = workers(subsystem.engine().cores());
+    tracing::info!(descriptors, "{}; {workers}; idle policy {idle} ({idle_from})", host());
+    tracing::info!("devices are kept in {} ({state_from})", state_dir.display());
+    tracing::info!("ringwayd {} ready at {} ({ctl_from})", env!("CARGO_PKG_VERSION"), ctl.display());
+    notify_manager("READY=1", READY_WITHIN);
+    subsystem.wait();
+    notify_manager("STOPPING=1", STOPPING_WITHIN);
+    Ok(())
+}
+
+fn start_log(wanted: Option<&str>) -> Result<Log, Fault> {
+    let variable = std::env::var("RINGWAY_LOG").ok().filter(|text| !text.is_empty());
+    let wanted = wanted.map(str::to_owned).or(variable).unwrap_or_else(|| "info".to_owned());
+    let filter = log_filter(&wanted)?;
+    let log =
+        Log::start(io::stderr()).map_err(|error| Fault::system("cannot start the log's thread", error))?;
+    log.take_panics();
+    let made = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(log.clone())
+        .with_ansi(false)
+        .with_target(false)
+        // A line that cannot be written is lost; telling so on the same stream would panic.
+        .log_internal_errors(false)
+        .try_init();
+    made.map_err(|error| Fault::new(Kind::Runtime, error.to_string()))?;
+    Ok(log)
+}
+
+/// With fewer descriptors than this not even some guests of many queues are served beside operators.
+const LEAST_DESCRIPTORS: u64 = 1024;
+/// How long a process that ends waits for the reader of its log.
+const FLUSH_WITHIN: Duration = Duration::from_millis(500);
+/// How long the service manager is waited for: it ends a service that never says that it is ready.
+const READY_WITHIN: Duration = Duration::from_secs(2);
+const STOPPING_WITHIN: Duration = Duration::from_millis(200);
+
+/// Reads what is to be logged.
+pub(crate) fn log_filter(wanted: &str) -> Result<tracing_subscriber::EnvFilter, Fault> {
+    // A word alone would be taken for the name of a module, and a mistyped level would silence everything.
+    let is_level = |word: &&str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
+    if let Some(word) = wanted.split(',').find(|word| !word.contains('=') && !is_level(&word.trim())) {
+        let fault = Fault::usage(format!("log `{wanted}`: `{word}` is not a level")).at("log");
+        return Err(fault.hint("error, warn, info, debug, trace, or MODULE=LEVEL"));
+    }
+    tracing_subscriber::EnvFilter::try_new(wanted).map_err(|error| {
+        Fault::usage(format!("log `{wanted}`: {error}")).at("log").hint("error, warn, info, debug or trace")
+    })
+}
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// A stream on which a byte arrives for SIGTERM and SIGINT. SIGHUP, SIGPIPE, SIGUSR1, SIGUSR2 and SIGXFSZ do nothing: those who
+/// send them out of habit (rotators of logs, supervisors) must not stop a host's guests.
+fn catch_signals() -> io::Result<UnixStream> {
+    let (ours, handlers) = UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::low_level::pipe::register(signal, handlers.try_clone()?)?;
+    }
+    let ignored = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    for signal in [
+        signal_hook::consts::SIGHUP,
+        signal_hook::consts::SIGUSR1,
+        signal_hook::consts::SIGUSR2,
+        // A file at its largest (RLIMIT_FSIZE): the write fails instead, and is told by name.
+        signal_hook::consts::SIGXFSZ,
+    ] {
+        signal_hook::flag::register(signal, ignored.clone())?;
+    }
+    Ok(ours)
+}
+
+/// Raises the limit of open descriptors as far as it goes; returns it.
+fn raise_descriptors() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// What this host gives: who we are, and on which pages memory of our own will stand.
+fn host() -> String {
+    let uid = rustix::process::getuid();
+    let pages = free_hugepages(Path::new("/sys/kernel/mm/hugepages"));
+    format!("uid {}{}; {pages}", uid.as_raw(), if uid.is_root() { "" } else { " (unprivileged)" })
+}
+
+/// The free hugepages that the kernel tells of in `folder`, in words.
+fn free_hugepages(folder: &Path) -> String {
+    if !folder.is_dir() {
+        return format!("free hugepages: cannot tell, {} is not there", folder.display());
+    }
+    let free = |size: &str| -> u64 {
+        let path = folder.join(format!("hugepages-{size}kB/free_hugepages"));
+        std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    };
+    match (free("1048576"), free("2048")) {
+        (0, 0) => "no free hugepages: memory of our own stands on ordinary pages".to_owned(),
+        (gigantic, huge) => format!("free hugepages: {gigantic} of 1 GiB, {huge} of 2 MiB"),
+    }
+}
+
+/// How many of the cores that this process may use have a worker, and how there are more.
+fn workers(cores: &[usize]) -> String {
+    let usable = crate::devices::placement::allowed_cores().map_or(cores.len(), |allowed| allowed.len());
+    let list = crate::devices::placement::list(cores);
+    let noun = if cores.len() == 1 { "worker on core" } else { "workers on cores" };
+    let more = if usable > cores.len() + 1 { " (--cores for more)" } else { "" };
+    format!("{} {noun} {list}, of {usable} usable cores{more}", cores.len())
+}
+
+/// Tells the service manager, if there is one: a datagram to `NOTIFY_SOCKET`. A manager that takes none is waited for so
+/// long, by the program's first thread, which serves nobody.
+fn notify_manager(state: &str, within: Duration) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let address = match path.to_string_lossy().strip_prefix('@') {
+        Some(name) => SocketAddr::from_abstract_name(name.as_bytes()),
+        None => SocketAddr::from_pathname(&path),
+    };
+    let sent = UnixDatagram::unbound().and_then(|socket| {
+        socket.set_write_timeout(Some(within))?;
+        socket.send_to_addr(state.as_bytes(), &address?)
+    });
+    if let Err(error) = sent {
+        tracing::warn!(%error, "cannot tell the service manager {state}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hugepages_are_counted_only_where_the_kernel_tells() {
+        let dir = tempfile::tempdir().unwrap();
+        let nowhere = dir.path().join("none");
+        assert!(free_hugepages(&nowhere).starts_with("free hugepages: cannot tell, "));
+        assert!(free_hugepages(dir.path()).starts_with("no free hugepages"));
+        std::fs::create_dir(dir.path().join("hugepages-2048kB")).unwrap();
+        std::fs::write(dir.path().join("hugepages-2048kB/free_hugepages"), "512\n").unwrap();
+        assert_eq!(free_hugepages(dir.path()), "free hugepages: 0 of 1 GiB, 512 of 2 MiB");
+    }
+}
