@@ -6,7 +6,6 @@
 //! Runs in this process, on a worker of its own that is pinned to the back-end's core and polls; vhost-user is
 //! spoken by the same session that `ringwayd` has.
 
-use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -20,11 +19,10 @@ use ringway_engine::{Armed, Budget, Clock, Engine, EngineConfig, IdlePolicy, Pol
 use ringway_pmd::drivers::sim_net::SimNet;
 use ringway_pmd::net::header_len;
 use ringway_pmd::vdpa::{
-    Class, DataPath, DeviceConfig, DeviceSpec, DriverError, ManagementDevice, QueueBinding, QueueLimits,
-    VdpaDevice,
+    ClassOps, ConfigSpace, DeviceHost, DeviceSpec, DriverError, Facts, MakePump, ManagementDevice, NetSpec,
+    OwnPumps, QueueBinding, Queues, VdpaDevice,
 };
 use ringway_ring::chain::{Burst, Chain};
-use ringway_ring::features::Features;
 use ringway_ring::packed::device::PackedDevice;
 use ringway_ring::position::PositionPage;
 use ringway_ring::queue::{DeviceRing, Format};
@@ -126,16 +124,13 @@ fn accept(
             continue;
         };
         id += 1;
-        let spec = DeviceSpec {
-            name: format!("null{id}"),
-            mtu: Some(9000),
-            max_vqp: Some(16),
-            ..DeviceSpec::default()
-        };
-        let (Ok(model), Ok(positions)) = (SimNet::new().create(&spec), PositionPage::anonymous()) else {
+        let net = NetSpec { mtu: Some(9000), max_vqp: Some(16), ..NetSpec::default() };
+        let spec = DeviceSpec::net(format!("null{id}"), net);
+        let model = SimNet::new().create(&spec, DeviceHost::unheard());
+        let (Ok(model), Ok(positions)) = (model, PositionPage::anonymous()) else {
             continue;
         };
-        let queues = usize::from(model.limits().max_vqs);
+        let queues = usize::from(model.facts().limits.max_vqs);
         let shared = DeviceShared {
             name: spec.name,
             counters: (0..queues).map(|_| Arc::default()).collect(),
@@ -143,7 +138,8 @@ fn accept(
             lease: None,
             cores: (0..queues).map(|_| AtomicUsize::new(core)).collect(),
         };
-        let device = NullDevice { model, options, done_wrong: Arc::clone(done_wrong) };
+        let pumps = OwnPumps::new(NullPumps { options, done_wrong: Arc::clone(done_wrong) });
+        let device = NullDevice { model, pumps };
         // A front-end that cannot be served finds its socket closed.
         let _ = session::spawn(SessionSetup {
             id,
@@ -160,32 +156,32 @@ fn accept(
 /// Looks like `sim/net` to a front-end.
 struct NullDevice {
     model: Box<dyn VdpaDevice>,
+    pumps: OwnPumps<NullPumps>,
+}
+
+/// What its pumps are made from.
+#[derive(Debug)]
+struct NullPumps {
     options: NullOptions,
     done_wrong: Arc<AtomicU64>,
 }
 
 impl VdpaDevice for NullDevice {
-    fn class(&self) -> Class {
-        self.model.class()
+    fn facts(&self) -> Facts {
+        self.model.facts()
     }
-    fn data_path(&self) -> DataPath {
-        self.model.data_path()
-    }
-    fn features(&self) -> Features {
-        self.model.features()
-    }
-    fn limits(&self) -> QueueLimits {
-        self.model.limits()
-    }
-    fn config(&self) -> DeviceConfig {
+    fn config(&mut self) -> &mut dyn ConfigSpace {
         self.model.config()
     }
-    fn attributes(&self) -> BTreeMap<String, String> {
-        BTreeMap::new()
+    fn queues(&mut self) -> &mut dyn Queues {
+        &mut self.pumps
     }
-    fn group_of(&self, index: u16) -> u16 {
-        self.model.group_of(index)
+    fn class(&mut self) -> ClassOps<'_> {
+        self.model.class()
     }
+}
+
+impl MakePump for NullPumps {
     fn pump(&mut self, _group: u16, queues: Vec<QueueBinding>) -> Result<Box<dyn Pump>, DriverError> {
         let (mut rx, mut tx) = (None, None);
         for queue in queues {
@@ -240,7 +236,7 @@ impl<Q: DeviceRing> NullPump<Q> {
     fn new(
         rx: QueueBinding,
         tx: QueueBinding,
-        device: &NullDevice,
+        device: &NullPumps,
         activate: fn(QueueBinding) -> Result<Q, ringway_ring::queue::SetupError>,
     ) -> Result<NullPump<Q>, DriverError> {
         let header_len = header_len(rx.config.features);

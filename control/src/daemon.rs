@@ -23,8 +23,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use ringway_engine::{Clock, Engine, EngineConfig, IdlePolicy};
+use ringway_pmd::driver::Attachments;
 use ringway_pmd::later;
 use ringway_pmd::notify::EventFd;
+use ringway_pmd::vdpa::{DeviceHost, ManagementDevice};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use serde_json::Value;
 
@@ -56,8 +58,14 @@ use crate::subsystem::Options;
 pub(crate) enum Message {
     /// A session that had told nothing has told something.
     News(u64),
+    /// A device that had told nothing has told something.
+    Upcall(u64),
     /// A request from within the process.
     Call { method: String, params: Value, reply: Sender<Result<Value, Fault>> },
+    /// A driver within the process brings a management device.
+    Register { mgmtdev: Box<dyn ManagementDevice>, reply: Sender<Result<(), Fault>> },
+    /// It takes it back.
+    Unregister { name: String, why: String, reply: Sender<Result<(), Fault>> },
     /// Make a device on a socket that came with the process.
     Adopt { entry: DeviceEntry, socket: Inherited, reply: Sender<Result<(), Fault>> },
     /// Stop.
@@ -85,6 +93,14 @@ impl Remote {
         (Arc::new(reporter), reports)
     }
 
+    /// The line on which device `id` tells what it has to tell.
+    pub(crate) fn device_host(&self, id: u64) -> DeviceHost {
+        let remote = self.clone();
+        DeviceHost::new(move || {
+            remote.send(Message::Upcall(id));
+        })
+    }
+
     /// Never waits. False: the control thread is gone.
     pub(crate) fn send(&self, message: Message) -> bool {
         let sent = self.sender.send(message).is_ok();
@@ -102,6 +118,7 @@ pub(crate) enum Token {
     Watch,
     Inbox,
     Signals,
+    Bus(usize),
 }
 
 impl Token {
@@ -113,6 +130,7 @@ impl Token {
             Token::Watch => (3, 0),
             Token::Inbox => (4, 0),
             Token::Signals => (5, 0),
+            Token::Bus(at) => (6, at as u64),
         };
         EventData::new_u64(kind << 56 | id)
     }
@@ -125,6 +143,7 @@ impl Token {
             3 => Token::Watch,
             4 => Token::Inbox,
             5 => Token::Signals,
+            6 => Token::Bus(id as usize),
             _ => Token::Control,
         }
     }
@@ -151,6 +170,8 @@ pub(crate) struct AbsentMgmtdev {
 /// Everything that the control thread owns.
 pub(crate) struct Daemon {
     pub(crate) registry: Registry,
+    /// Buses, each with its drivers.
+    pub(crate) attachments: Vec<Box<dyn Attachments>>,
     pub(crate) absent: Vec<Absent>,
     /// Management devices that do not run as they were asked for: the state directory keeps its own on.
     pub(crate) absent_mgmtdevs: Vec<AbsentMgmtdev>,
@@ -181,7 +202,7 @@ pub(crate) struct Daemon {
     signals: Option<UnixStream>,
     pub(crate) ctl: Option<Listening>,
     pub(crate) ctl_path: Option<PathBuf>,
-    retry_absent_at: Option<Instant>,
+    pub(crate) retry_absent_at: Option<Instant>,
     /// Clients wait until then, for want of a descriptor.
     pub(crate) accept_again_at: Option<Instant>,
     /// It was logged that clients cannot be accepted; until one is.
@@ -200,7 +221,7 @@ const STOP_WITHIN: Duration = Duration::from_millis(700);
 /// How long a process that ends waits for what it left for later.
 const LATER_WITHIN: Duration = Duration::from_millis(500);
 /// How often a device that could not be made is tried again.
-const RETRY_ABSENT: Duration = Duration::from_secs(2);
+pub(crate) const RETRY_ABSENT: Duration = Duration::from_secs(2);
 /// The same, the first time.
 const RETRY_SOON: Duration = Duration::from_millis(300);
 /// Sessions' news and calls taken in one turn.
@@ -256,13 +277,14 @@ impl Daemon {
             }
             None => Addresses::of_machine(),
         };
-        let registry = Registry::new(options.mgmtdevs, options.buses, addresses)?;
+        let registry = Registry::new(options.mgmtdevs, options.kinds, addresses)?;
         let engine = start_engine(&settings)?;
         let watchdog = Watchdog::start(engine.clone())
             .map_err(|error| Fault::system("cannot start the watchdog of the workers", error))?;
 
         let mut daemon = Daemon {
             registry,
+            attachments: options.attachments,
             absent: Vec::new(),
             absent_mgmtdevs: Vec::new(),
             placement: Placement::new(&settings.cores),
@@ -302,6 +324,12 @@ impl Daemon {
         daemon.epoll_add(&daemon.watch, Token::Watch)?;
         if let Some(signals) = &daemon.signals {
             daemon.epoll_add(signals, Token::Signals)?;
+        }
+        for at in 0..daemon.attachments.len() {
+            if let Some(news) = daemon.attachments.get(at).and_then(|bus| bus.news()) {
+                daemon.epoll_add(news, Token::Bus(at))?;
+            }
+            daemon.take_bus_changes(at);
         }
         daemon.make_mgmtdevs(options.named, MgmtOrigin::Config);
         daemon.make_mgmtdevs(kept.mgmtdevs, MgmtOrigin::Operator);
@@ -343,7 +371,8 @@ impl Daemon {
                 Ok(()) => made += 1,
                 Err(fault) => {
                     let (held_by, hint) = (fault.held_by.as_deref(), fault.hint.as_deref());
-                    let is_final = fault.kind == Kind::Usage || self.check_for_good(&entry).is_err();
+                    let is_final = !self.may_come(&entry.mgmtdev)
+                        && (fault.kind == Kind::Usage || self.check_for_good(&entry).is_err());
                     let again = if is_final {
                         "it is kept and not tried again".to_owned()
                     } else {
@@ -362,6 +391,12 @@ impl Daemon {
         if wanted > 0 {
             tracing::info!(origin = origin.name(), "{made} of {wanted} devices made at the start");
         }
+    }
+
+    /// A bus may announce it.
+    fn may_come(&self, mgmtdev: &str) -> bool {
+        let bus = mgmtdev.split_once('/').map(|(bus, _)| bus);
+        !self.registry.has_mgmtdev(mgmtdev) && self.attachments.iter().any(|known| Some(known.name()) == bus)
     }
 
     fn retry_absent(&mut self) {
@@ -425,6 +460,7 @@ impl Daemon {
                         self.remote.wake.clear();
                     }
                     Token::Signals => self.take_signals(),
+                    Token::Bus(at) => self.take_bus_changes(at),
                 }
             }
             self.take_messages();
@@ -486,6 +522,13 @@ impl Daemon {
         for _ in 0..MESSAGES_PER_TURN {
             match self.inbox.try_recv() {
                 Ok(Message::News(session)) => self.take_reports(session),
+                Ok(Message::Upcall(id)) => self.take_upcalls(id),
+                Ok(Message::Register { mgmtdev, reply }) => {
+                    let _ = reply.send(self.register(mgmtdev));
+                }
+                Ok(Message::Unregister { name, why, reply }) => {
+                    let _ = reply.send(self.unregister(&name, &why));
+                }
                 Ok(Message::Call { method, params, reply }) => {
                     let result = self.call(&method, params, &Caller::own());
                     let _ = reply

@@ -19,6 +19,8 @@ pub(crate) mod device;
 pub(crate) mod mgmtdevs;
 // What is asked of devices.
 pub(crate) mod ops;
+// Management devices and devices that come and go by themselves.
+pub(crate) mod register;
 // The state directory.
 pub(crate) mod state;
 // What was taken away is made again.

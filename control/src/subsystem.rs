@@ -5,9 +5,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
-use crossbeam::channel::bounded;
+use crossbeam::channel::{Sender, bounded};
 use ringway_engine::Engine;
-use ringway_pmd::vdpa::{ManagementBus, ManagementDevice};
+use ringway_pmd::driver::Attachments;
+use ringway_pmd::vdpa::{ManagementDevice, MgmtKind};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -34,10 +35,12 @@ pub struct Options {
     pub devices: Vec<DeviceEntry>,
     /// The configuration file, for what is said of its devices.
     pub config_file: Option<PathBuf>,
-    /// What drivers register.
+    /// What drivers register from the start.
     pub mgmtdevs: Vec<Box<dyn ManagementDevice>>,
-    /// Buses that drivers register.
-    pub buses: Vec<Box<dyn ManagementBus>>,
+    /// Kinds of management devices that come to be by being named.
+    pub kinds: Vec<Box<dyn MgmtKind>>,
+    /// Buses with their drivers.
+    pub attachments: Vec<Box<dyn Attachments>>,
     /// Management devices of the configuration file, made at the start.
     pub named: Vec<MgmtEntry>,
     /// A byte on it stops the subsystem: the other end belongs to a signal handler.
@@ -56,7 +59,8 @@ impl Options {
             devices: Vec::new(),
             config_file: None,
             mgmtdevs: crate::devices::drivers::all(),
-            buses: crate::devices::drivers::buses(),
+            kinds: crate::devices::drivers::kinds(),
+            attachments: crate::devices::drivers::attachments(),
             named: Vec::new(),
             signals: None,
         }
@@ -123,24 +127,42 @@ impl Subsystem {
     /// # Errors
     /// The method's own, or the subsystem has stopped.
     pub fn call<P: Serialize, R: DeserializeOwned>(&self, method: &str, params: &P) -> Result<R, Fault> {
-        let gone = || Fault::new(Kind::Unreachable, "the subsystem has stopped");
         let params = serde_json::to_value(params).map_err(|error| Fault::usage(error.to_string()))?;
+        let result: Value = self.ask(|reply| Message::Call { method: method.to_owned(), params, reply })?;
+        serde_json::from_value(result).map_err(|error| Fault::new(Kind::Runtime, error.to_string()))
+    }
+
+    /// A driver brings a management device: operators can make devices with it from now on, and those that waited for it
+    /// are made.
+    ///
+    /// # Errors
+    /// There is one of its name, or the subsystem has stopped.
+    pub fn register(&self, mgmtdev: Box<dyn ManagementDevice>) -> Result<(), Fault> {
+        self.ask(|reply| Message::Register { mgmtdev, reply })
+    }
+
+    /// A driver takes its management device back: what it made is revoked at once, nobody is waited for.
+    ///
+    /// # Errors
+    /// There is none of this name, or the subsystem has stopped.
+    pub fn unregister(&self, name: &str, why: &str) -> Result<(), Fault> {
+        let (name, why) = (name.to_owned(), why.to_owned());
+        self.ask(|reply| Message::Unregister { name, why, reply })
+    }
+
+    /// Sends a message and waits for the answer.
+    fn ask<R>(&self, message: impl FnOnce(Sender<Result<R, Fault>>) -> Message) -> Result<R, Fault> {
+        let gone = || Fault::new(Kind::Unreachable, "the subsystem has stopped");
         let (reply, answered) = bounded(1);
-        if !self.remote.send(Message::Call { method: method.to_owned(), params, reply }) {
+        if !self.remote.send(message(reply)) {
             return Err(gone());
         }
-        let result: Value = answered.recv().map_err(|_| gone())??;
-        serde_json::from_value(result).map_err(|error| Fault::new(Kind::Runtime, error.to_string()))
+        answered.recv().map_err(|_| gone())?
     }
 
     /// Makes a device on a socket that came with the process.
     pub(crate) fn adopt(&self, entry: DeviceEntry, socket: Inherited) -> Result<(), Fault> {
-        let gone = || Fault::new(Kind::Unreachable, "the subsystem has stopped");
-        let (reply, answered) = bounded(1);
-        if !self.remote.send(Message::Adopt { entry, socket, reply }) {
-            return Err(gone());
-        }
-        answered.recv().map_err(|_| gone())?
+        self.ask(|reply| Message::Adopt { entry, socket, reply })
     }
 
     /// Adds a device.

@@ -21,11 +21,11 @@ use ringway_control::frontends::session::{self, DeviceShared, SessionSetup};
 use ringway_engine::{Armed, Budget, Clock, Engine, EngineConfig, IdlePolicy, Polled, Pump, Watcher};
 use ringway_guest::load::BATCH;
 use ringway_guest::{Guest, GuestOptions};
-use ringway_pmd::drivers::bridge::BridgeBus;
-use ringway_pmd::drivers::link::LinkBus;
+use ringway_pmd::drivers::bridge::BridgeKind;
+use ringway_pmd::drivers::link::LinkKind;
 use ringway_pmd::drivers::sim_net::SimNet;
 use ringway_pmd::notify::EventFd;
-use ringway_pmd::vdpa::{DeviceSpec, ManagementBus, ManagementDevice};
+use ringway_pmd::vdpa::{DeviceHost, DeviceSpec, ManagementDevice, MgmtKind, NetSpec};
 use ringway_ring::position::PositionPage;
 use ringway_ring::queue::Format;
 use ringway_ring::tsc;
@@ -150,21 +150,21 @@ fn child(way: Way, format: Format, plant: Plant) -> ! {
     let nothing = BTreeMap::new();
     let (mut mgmtdev, ends): (Box<dyn ManagementDevice>, u64) = match way {
         Way::Loop => (Box::new(SimNet::new()), 1),
-        Way::Link => (LinkBus.make("l", &nothing, core).unwrap(), 2),
-        Way::Bridge => (BridgeBus.make("b", &nothing, core).unwrap(), 2),
+        Way::Link => (LinkKind.make("l", &nothing, core).unwrap(), 2),
+        Way::Bridge => (BridgeKind.make("b", &nothing, core).unwrap(), 2),
     };
     let mut guests = Vec::new();
     let mut sessions = Vec::new();
     for end in 0..ends {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut spec = DeviceSpec { name: format!("steady{end}"), ..DeviceSpec::default() };
+        let mut spec = DeviceSpec::net(format!("steady{end}"), NetSpec::default());
         if way == Way::Bridge {
             // The guest sends to everybody.
             spec.attributes.insert("flood_pps".into(), "off".into());
         }
         sessions.push(session::spawn(SessionSetup {
             id: end + 1,
-            device: mgmtdev.create(&spec).unwrap(),
+            device: mgmtdev.create(&spec, DeviceHost::unheard()).unwrap(),
             shared: Arc::new(DeviceShared {
                 name: spec.name,
                 counters: (0..2).map(|_| Arc::default()).collect(),

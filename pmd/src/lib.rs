@@ -1,10 +1,16 @@
 //! Buses and hardware drivers: what stands behind a virtio device.
 //!
-//! A driver registers a [`vdpa::ManagementDevice`]; that makes [`vdpa::VdpaDevice`]s, which make the pumps that move
-//! their descriptors. No operator, no socket to a VMM lives here.
+//! A [`bus`] announces devices, a [`driver`] takes one over and registers a [`vdpa::ManagementDevice`]; that makes
+//! [`vdpa::VdpaDevice`]s, whose queues the subsystem has served. No operator, no socket to a VMM lives here.
 
+// Access to hardware.
+pub mod bus;
 // Counters of queues, written by one thread and read by any.
 pub mod counters;
+// How devices reach a guest's memory.
+pub mod dma;
+// Who drives what a bus announces.
+pub mod driver;
 // The drivers.
 pub mod drivers;
 // Work that may wait, for threads that may not.

@@ -18,6 +18,8 @@ pub mod frame;
 pub mod netdev;
 // Checksum and segmentation offloads: what a header claims, checked, and done in software.
 pub mod offload;
+// What network devices have in common as devices.
+pub mod nic;
 // What operators ask of a network device, checked.
 pub mod plan;
 // A limit on how often something may happen.

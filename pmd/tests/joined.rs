@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 
 use ringway_engine::{Clock, Engine, EngineConfig, IdlePolicy, Watcher};
 use ringway_pmd::counters::{DropReason, Example, QueueCounters, QueueStats};
-use ringway_pmd::drivers::bridge::BridgeBus;
-use ringway_pmd::drivers::link::LinkBus;
+use ringway_pmd::drivers::bridge::BridgeKind;
+use ringway_pmd::drivers::link::LinkKind;
 use ringway_pmd::net::offload::{HEAD_BYTES, NetHeader, Offload, Offloads, check, complete_checksum};
 use ringway_pmd::net::{F_CSUM, F_GUEST_CSUM, F_GUEST_TSO4, F_HOST_TSO4, F_MRG_RXBUF, Mac, header_len};
 use ringway_pmd::notify::EventFd;
 use ringway_pmd::vdpa::{
-    Berth, DeviceSpec, Ended, FaultReporter, ManagementBus, ManagementDevice, QueueBinding, ServiceError,
-    VdpaDevice,
+    Berth, DeviceHost, DeviceSpec, Ended, FaultReporter, ManagementDevice, MgmtKind, NetSpec, QueueBinding,
+    ServedBy, ServiceError, VdpaDevice,
 };
 use ringway_ring::features::Features;
 use ringway_ring::guest::GuestMap;
@@ -65,11 +65,11 @@ const SOON: Duration = Duration::from_secs(20);
 const WITHIN: Duration = Duration::from_secs(10);
 
 fn link() -> Box<dyn ManagementDevice> {
-    LinkBus.make("l", &BTreeMap::new(), 0).unwrap()
+    LinkKind.make("l", &BTreeMap::new(), 0).unwrap()
 }
 
 fn bridge(engine: &Engine) -> Box<dyn ManagementDevice> {
-    BridgeBus.make("b", &BTreeMap::new(), engine.cores()[0]).unwrap()
+    BridgeKind.make("b", &BTreeMap::new(), engine.cores()[0]).unwrap()
 }
 
 fn all_formats() -> impl Iterator<Item = (Format, Format)> {

@@ -10,11 +10,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use proptest::prelude::*;
 use ringway_engine::{Armed, Budget, Polled, Pump};
 use ringway_pmd::counters::{DropReason, QueueCounters};
-use ringway_pmd::drivers::sim_net::SimNet;
+use ringway_pmd::drivers::sim_net::{Loop, SimNet};
 use ringway_pmd::net::transfer::BLOCKED_NS;
 use ringway_pmd::net::{F_MRG_RXBUF, header_len};
 use ringway_pmd::notify::EventFd;
-use ringway_pmd::vdpa::{DeviceSpec, DriverError, FaultReporter, ManagementDevice, QueueBinding, VdpaDevice};
+use ringway_pmd::vdpa::{
+    ClassSpec, DeviceHost, DeviceSpec, DriverError, FaultReporter, MakePump as _, ManagementDevice, NetSpec,
+    QueueBinding, VdpaDevice,
+};
 use ringway_ring::features::Features;
 use ringway_ring::guest::GuestMap;
 use ringway_ring::layout::{DriverConfig, Layout};
@@ -129,15 +132,10 @@ impl Bed {
             });
         }
         let swap = if setup.swap { "on" } else { "off" };
-        let mut device = create(DeviceSpec {
-            name: "test".into(),
-            mtu: Some(setup.mtu),
-            attributes: BTreeMap::from([("swap".into(), swap.into())]),
-            ..DeviceSpec::default()
-        })
-        .unwrap();
-        device.negotiated(features).unwrap();
-        let pump = device.pump(0, bindings).unwrap();
+        let net = NetSpec { mtu: Some(setup.mtu), ..NetSpec::default() };
+        let mut spec = DeviceSpec::net("test", net);
+        spec.attributes.insert("swap".into(), swap.into());
+        let pump = Loop::new(&spec).unwrap().pump(0, bindings).unwrap();
         let tx = drivers.pop().unwrap();
         let rx = drivers.pop().unwrap();
         let header = header_len(features);
@@ -220,7 +218,7 @@ impl Bed {
 }
 
 fn create(spec: DeviceSpec) -> Result<Box<dyn VdpaDevice>, DriverError> {
-    SimNet::new().create(&spec)
+    SimNet::new().create(&spec, DeviceHost::unheard())
 }
 
 fn frame(len: usize, seed: u8) -> Vec<u8> {
@@ -484,22 +482,25 @@ fn counters_agree_with_what_was_moved() {
 
 #[test]
 fn devices_are_refused_with_the_reason_when_asked_for_what_cannot_be() {
-    let named = |spec: DeviceSpec| create(DeviceSpec { name: "x".into(), ..spec }).err().unwrap().to_string();
-    assert!(named(DeviceSpec { max_vqp: Some(17), ..DeviceSpec::default() }).contains("1 to 16"));
-    assert!(named(DeviceSpec { max_vqp: Some(0), ..DeviceSpec::default() }).contains("1 to 16"));
+    let spec = |net: NetSpec| DeviceSpec::net("x", net);
+    let refusal = |spec: DeviceSpec| create(spec).err().unwrap().to_string();
+    let named = |net: NetSpec| refusal(spec(net));
+    for pairs in [0, 17] {
+        assert!(named(NetSpec { max_vqp: Some(pairs), ..NetSpec::default() }).contains("1 to 16"));
+    }
     for mtu in [67, 9001] {
-        assert!(named(DeviceSpec { mtu: Some(mtu), ..DeviceSpec::default() }).contains("68 to 9000"));
+        assert!(named(NetSpec { mtu: Some(mtu), ..NetSpec::default() }).contains("68 to 9000"));
     }
     for (mtu, pairs) in [(68, 1), (8999, 15), (9000, 16)] {
-        let spec = DeviceSpec { mtu: Some(mtu), max_vqp: Some(pairs), ..DeviceSpec::default() };
-        create(DeviceSpec { name: "x".into(), ..spec }).unwrap();
+        create(spec(NetSpec { mtu: Some(mtu), max_vqp: Some(pairs), ..NetSpec::default() })).unwrap();
     }
     let mac = Some("01:00:00:00:00:01".parse().unwrap());
-    assert!(named(DeviceSpec { mac, ..DeviceSpec::default() }).contains("unicast"));
-    let device_features = Some(Features(1 << 60));
-    assert!(named(DeviceSpec { device_features, ..DeviceSpec::default() }).contains("bits 60"));
+    assert!(named(NetSpec { mac, ..NetSpec::default() }).contains("unicast"));
+    let features = Some(Features(1 << 60));
+    assert!(refusal(DeviceSpec { features, ..spec(NetSpec::default()) }).contains("bits 60"));
     let attributes = BTreeMap::from([("swap".into(), "maybe".into())]);
-    assert!(named(DeviceSpec { attributes, ..DeviceSpec::default() }).contains("on or off"));
+    assert!(refusal(DeviceSpec { attributes, ..spec(NetSpec::default()) }).contains("on or off"));
+    assert!(refusal(DeviceSpec { class: ClassSpec::Block, ..spec(NetSpec::default()) }).contains("network"));
 }
 
 /// A guest's second processor changes addresses and header of a frame while they are exchanged: each frame that arrives has

@@ -3,18 +3,17 @@
 //! What a `sim/net` device or a link's fabric would place on a worker; frames are as a driver sends them, receive
 //! buffers are always there.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ringway_engine::{Budget, Polled, Pump};
 use ringway_pmd::counters::DropReason;
-use ringway_pmd::drivers::sim_net::SimNet;
+use ringway_pmd::drivers::sim_net::Loop;
 use ringway_pmd::net::end::PortRules;
 use ringway_pmd::net::side::{receive_queue, transmit_queue};
 use ringway_pmd::net::transfer::{Transfer, TransferOptions};
 use ringway_pmd::net::{F_MRG_RXBUF, header_len};
 use ringway_pmd::notify::EventFd;
-use ringway_pmd::vdpa::{DeviceSpec, FaultReporter, ManagementDevice, QueueBinding, VdpaDevice};
+use ringway_pmd::vdpa::{DeviceSpec, FaultReporter, MakePump, NetSpec, QueueBinding};
 use ringway_ring::queue::{Completion, DriverBuffer, DriverRing};
 use ringway_ring::tsc;
 
@@ -54,7 +53,7 @@ pub(super) fn subject(job: Job, ring: Ring) -> Result<Box<dyn Subject>, BenchErr
     let tx_binding = binding(sender, TX)?;
     let (rx, tx) = (receiver.boxed_driver(RX)?, sender.boxed_driver(TX)?);
     let pump = match job {
-        Job::Loopback => loopback(receiver, rx_binding, tx_binding)?,
+        Job::Loopback => loopback(rx_binding, tx_binding)?,
         Job::Link => link(rx_binding, tx_binding)?,
     };
     let header_len = header_len(receiver.features());
@@ -91,19 +90,11 @@ pub(super) fn subject(job: Job, ring: Ring) -> Result<Box<dyn Subject>, BenchErr
 }
 
 /// What a `sim/net` device places on a worker.
-fn loopback(
-    bed: &Bed,
-    rx_binding: QueueBinding,
-    tx_binding: QueueBinding,
-) -> Result<Box<dyn Pump>, BenchError> {
-    let spec = DeviceSpec {
-        name: "bench".to_owned(),
-        attributes: BTreeMap::from([("swap".to_owned(), "on".to_owned())]),
-        ..DeviceSpec::default()
-    };
-    let mut device: Box<dyn VdpaDevice> = SimNet::new().create(&spec).map_err(refused)?;
-    device.negotiated(bed.features()).map_err(refused)?;
-    device.pump(0, vec![rx_binding, tx_binding]).map_err(refused)
+fn loopback(rx_binding: QueueBinding, tx_binding: QueueBinding) -> Result<Box<dyn Pump>, BenchError> {
+    let mut spec = DeviceSpec::net("bench", NetSpec::default());
+    spec.attributes.insert("swap".to_owned(), "on".to_owned());
+    let mut wire = Loop::new(&spec).map_err(refused)?;
+    wire.pump(0, vec![rx_binding, tx_binding]).map_err(refused)
 }
 
 /// What the fabric of a link places on a worker: see `ringway_pmd::net::fabric`.

@@ -326,6 +326,7 @@ impl Daemon {
 
     /// Makes the driver's device anew: after it was lost, or to bring changes into force.
     pub(crate) fn remake(&mut self, id: u64) {
+        let host = self.remote.device_host(id);
         let known = self.registry.known();
         let Some(device) = self.registry.by_id(id) else { return };
         let entry = device.entry.clone();
@@ -333,16 +334,14 @@ impl Daemon {
             before.let_go();
         }
         let made = check_entry(&entry, &known).and_then(|spec| {
-            self.registry
-                .mgmtdev(&entry.mgmtdev)?
-                .device
-                .create(&spec)
-                .map_err(crate::devices::ops::driver_fault)
+            let mgmtdev = &mut self.registry.mgmtdev(&entry.mgmtdev)?.device;
+            mgmtdev.create(&spec, host.clone()).map_err(crate::devices::ops::driver_fault)
         });
         let Some(device) = self.registry.by_id(id) else { return };
         match made {
-            Ok(made) => {
-                device.facts = Facts::of(&*made);
+            Ok(mut made) => {
+                device.facts = Facts::of(&mut *made);
+                device.host = host;
                 device.held = Some(Held::new(made));
                 device.is_outdated = false;
                 if device.life == Life::Failed {
@@ -409,6 +408,7 @@ impl Daemon {
                 let details = json!({ "qidx": queue, "why": lack.what(), "try": lack.cure() });
                 event = Some((lack.event(), details));
             }
+            Report::Config(config) => device.facts.config = config,
             Report::Memory { regions, bytes } => {
                 (connection.regions, connection.bytes) = (regions, bytes);
             }
@@ -444,6 +444,11 @@ impl Daemon {
                 let why = tame(&why);
                 device.history.last_failure = Some(format!("pair {group} is not served: {why}"));
                 event = Some(("pump.not_placed", json!({ "group": group, "why": why })));
+            }
+            Report::PumpEnded { group, how: Ended::DeviceLost(why) } => {
+                let why = tame(&why);
+                device.history.last_failure = Some(format!("pair {group} is not served: {why}"));
+                event = Some(("queues.lost", json!({ "group": group, "why": why })));
             }
             Report::Netdev(_) | Report::Ended { .. } => {}
         }
@@ -588,7 +593,7 @@ const THE_INTERFACE: &str = "the interface";
 
 /// The session of an interface is over: what is to be told if that cannot be had, once.
 fn netdev_lost(device: &mut Device, was_open: bool, reason: &str) -> Option<serde_json::Value> {
-    let is_own = device.held.as_mut().and_then(Held::netdev).is_none_or(|netdev| netdev.is_own());
+    let is_own = device.held.as_mut().and_then(Held::host_end).is_none_or(|end| end.is_own());
     if was_open && reason != session::GONE {
         return None;
     }
@@ -640,6 +645,12 @@ pub(crate) fn host_cure(what: &str) -> &'static str {
     match what {
         "worker_stuck" => {
             "a worker had no core for seconds: leave the cores of `ringway core show` to ringwayd alone, and see its preemptions"
+        }
+        "device_stuck" | "memory_lost" => {
+            "the device does not do what it is told: see the log of the kernel about it"
+        }
+        "memory_not_mapped" => {
+            "the host does not let the device reach the guest's memory: see LimitMEMLOCK of ringwayd's unit, and the detail"
         }
         "memory_map_failed" => {
             "the host has no memory or address space left: see ulimit -v and vm.max_map_count"

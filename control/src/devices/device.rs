@@ -8,12 +8,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ringway_pmd::later;
-use ringway_pmd::vdpa::{Class, DataPath, DeviceConfig, Netdev, NetdevChange, QueueLimits, VdpaDevice};
+use ringway_pmd::vdpa::{Class, DataPath, DeviceHost, HostEnd, NetdevChange, QueueLimits, VdpaDevice};
 use ringway_ring::features::Features;
 use serde_json::{Value, json};
 
 use crate::devices::life::Life;
-use crate::frontends::session::{DeviceShared, RingReport, SessionHandle};
+use crate::frontends::session::{DeviceConfig, DeviceShared, RingReport, SessionHandle};
 use crate::host::endpoint::{self, Listening};
 use crate::host::peer::Caller;
 use crate::host::watch::Awaited;
@@ -56,20 +56,17 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    pub(crate) fn of(device: &dyn VdpaDevice) -> Facts {
-        let limits = device.limits();
+    pub(crate) fn of(device: &mut dyn VdpaDevice) -> Facts {
+        let facts = device.facts();
         Facts {
-            class: device.class(),
-            data_path: device.data_path(),
-            features: device.features(),
-            limits,
-            config: device.config(),
-            vendor_id: device.vendor_id(),
+            class: facts.class,
+            data_path: facts.data_path,
+            features: facts.features,
+            limits: facts.limits,
+            config: DeviceConfig::of(device),
+            vendor_id: facts.vendor_id,
             attributes: device.attributes(),
-            groups: (0..limits.max_vqs)
-                .map(|queue| usize::from(device.group_of(queue)) + 1)
-                .max()
-                .unwrap_or(0),
+            groups: facts.groups().into(),
         }
     }
 }
@@ -296,8 +293,13 @@ impl Held {
     }
 
     /// Its interface, if it is a device of the host's.
-    pub(crate) fn netdev(&mut self) -> Option<&mut dyn Netdev> {
-        self.0.as_mut()?.netdev()
+    pub(crate) fn host_end(&mut self) -> Option<&mut dyn HostEnd> {
+        self.0.as_mut()?.host_end()
+    }
+
+    /// What it is, read anew.
+    pub(crate) fn facts(&mut self) -> Option<Facts> {
+        Some(Facts::of(&mut **self.0.as_mut()?))
     }
 
     /// Lets go of it, and waits for that a little: the driver may be unable to make a second one while it lives.
@@ -339,6 +341,8 @@ pub(crate) struct Device {
     pub(crate) shares_core: bool,
     /// The driver's device, unless a session has it.
     pub(crate) held: Option<Held>,
+    /// On which it tells what it has to tell.
+    pub(crate) host: DeviceHost,
     /// True if the driver's device must be made anew before the next front-end, to bring changes into force.
     pub(crate) is_outdated: bool,
     pub(crate) shared: Arc<DeviceShared>,
@@ -407,32 +411,25 @@ impl Device {
 
 #[cfg(test)]
 mod tests {
+    use ringway_pmd::vdpa::{ClassOps, ConfigSpace, Queues};
+
     use super::*;
 
     /// A device that takes its time to let go of what it has on the host.
     struct Slow(std::sync::mpsc::Receiver<()>, std::sync::mpsc::Sender<std::thread::ThreadId>);
 
     impl VdpaDevice for Slow {
-        fn class(&self) -> Class {
-            Class::Net
-        }
-        fn data_path(&self) -> DataPath {
-            DataPath::Pumped
-        }
-        fn features(&self) -> Features {
-            Features::NONE
-        }
-        fn limits(&self) -> QueueLimits {
-            QueueLimits { max_vqs: 2, max_vq_size: 64 }
-        }
-        fn config(&self) -> DeviceConfig {
+        fn facts(&self) -> ringway_pmd::vdpa::Facts {
             unreachable!("nobody asks")
         }
-        fn attributes(&self) -> BTreeMap<String, String> {
-            BTreeMap::new()
+        fn config(&mut self) -> &mut dyn ConfigSpace {
+            unreachable!("nobody asks")
         }
-        fn group_of(&self, index: u16) -> u16 {
-            index / 2
+        fn queues(&mut self) -> &mut dyn Queues {
+            unreachable!("nobody asks")
+        }
+        fn class(&mut self) -> ClassOps<'_> {
+            unreachable!("nobody asks")
         }
     }
 

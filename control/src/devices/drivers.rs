@@ -1,10 +1,11 @@
 //! The drivers that this build has: what `ringwayd` registers.
 
-use ringway_pmd::drivers::bridge::BridgeBus;
-use ringway_pmd::drivers::link::LinkBus;
+use ringway_pmd::driver::Attachments;
+use ringway_pmd::drivers::bridge::BridgeKind;
+use ringway_pmd::drivers::link::LinkKind;
 use ringway_pmd::drivers::sim_net::SimNet;
-use ringway_pmd::drivers::tap::TapBus;
-use ringway_pmd::vdpa::{ManagementBus, ManagementDevice};
+use ringway_pmd::drivers::tap::TapKind;
+use ringway_pmd::vdpa::{ManagementDevice, MgmtKind};
 
 use crate::devices::registry::Known;
 
@@ -13,16 +14,21 @@ pub fn all() -> Vec<Box<dyn ManagementDevice>> {
     vec![Box::new(SimNet::new())]
 }
 
-/// Every bus whose management devices come to be by being named.
-pub fn buses() -> Vec<Box<dyn ManagementBus>> {
-    vec![Box::new(LinkBus), Box::new(BridgeBus), Box::new(TapBus)]
+/// Every kind of management devices that come to be by being named.
+pub fn kinds() -> Vec<Box<dyn MgmtKind>> {
+    vec![Box::new(LinkKind), Box::new(BridgeKind), Box::new(TapKind)]
+}
+
+/// Every bus of the host's with its drivers.
+pub fn attachments() -> Vec<Box<dyn Attachments>> {
+    Vec::new()
 }
 
 /// What they say of themselves, for checks without a daemon.
 pub fn known() -> Known {
     Known {
         mgmtdevs: all().iter().map(|mgmtdev| mgmtdev.info()).collect(),
-        buses: buses().iter().map(|bus| bus.info()).collect(),
+        buses: kinds().iter().map(|kind| kind.info()).collect(),
         ..Known::default()
     }
 }

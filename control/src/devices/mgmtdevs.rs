@@ -139,7 +139,7 @@ impl Daemon {
                 device.shared.cores.iter().for_each(|slot| slot.store(core, Ordering::Relaxed));
                 // Whoever comes first moves what they share.
                 if let Some(connection) = &device.connection {
-                    connection.handle.send(Command::Move { group: 0 });
+                    connection.handle.send(Command::Move);
                 }
             }
         }

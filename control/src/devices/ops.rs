@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use ringway_pmd::counters::QueueCounters;
-use ringway_pmd::vdpa::{DeviceConfig, DeviceSpec, DriverError};
+use ringway_pmd::vdpa::{ClassSpec, DeviceSpec, DriverError};
 use ringway_ring::position::PositionPage;
 use rustix::event::epoll;
 use serde_json::{Value, json};
@@ -180,11 +180,15 @@ impl Daemon {
             .then(|| self.registry.mgmtdev(&mgmtdev).ok()?.device.implied(&spec))
             .flatten();
         if let (Ok(()), Some(implied)) = (&outcome, implied) {
+            let net = match implied.class {
+                ClassSpec::Net(net) => Some(net),
+                ClassSpec::Block => None,
+            };
             let entry = DeviceEntry {
                 name: implied.name,
                 mgmtdev: mgmtdev.clone(),
-                mtu: implied.mtu,
-                max_vqp: implied.max_vqp,
+                mtu: net.and_then(|net| net.mtu),
+                max_vqp: net.and_then(|net| net.max_vqp),
                 attributes: implied.attributes,
                 ..DeviceEntry::default()
             };
@@ -243,11 +247,13 @@ impl Daemon {
                 Some(admitted.map_err(|short| Fault::new(Kind::Runtime, short.to_string()))?)
             }
         };
+        let id = self.registry.next_id();
+        let host = self.remote.device_host(id);
         let mgmtdev = &mut self.registry.mgmtdev(&entry.mgmtdev)?.device;
         let shared_core = mgmtdev.shared_core();
-        let mut made = mgmtdev.create(spec).map_err(driver_fault)?;
-        let facts = Facts::of(&*made);
-        let netdev = made.netdev().map(|netdev| netdev.ifname().to_owned());
+        let mut made = mgmtdev.create(spec, host.clone()).map_err(driver_fault)?;
+        let facts = Facts::of(&mut *made);
+        let netdev = made.host_end().map(|end| end.name().to_owned());
         let made = Held::new(made);
         let (mode, socket) = match &netdev {
             Some(_) => (Mode::Netdev, PathBuf::new()),
@@ -259,7 +265,6 @@ impl Daemon {
         };
         let positions = PositionPage::open(&self.positions_file(&entry.name))
             .map_err(|error| Fault::system(format!("cannot keep positions for {}", entry.name), error))?;
-        let id = self.registry.next_id();
         if let Some(listening) = &listening {
             self.epoll_add(&listening.socket, Token::Device(id))?;
         }
@@ -282,6 +287,7 @@ impl Daemon {
             life: Life::Waiting,
             shares_core: shared_core.is_some(),
             held: Some(made),
+            host,
             is_outdated: false,
             shared,
             socket,
@@ -464,9 +470,9 @@ impl Daemon {
             return Err(Fault::not_found("the device is gone"));
         };
         let (before, life, origin) = (device.entry.clone(), device.life, device.origin);
-        let DeviceConfig::Net(config) = &device.facts.config;
         // The host's own interface takes whatever is set.
-        let mtu_before = device.netdev.is_none().then(|| before.mtu.unwrap_or(config.mtu));
+        let net = device.facts.config.net().filter(|_| device.netdev.is_none());
+        let mtu_before = net.map(|config| before.mtu.unwrap_or(config.mtu));
         if origin == Origin::Implied && (set.mac.is_some() || set.mtu.is_some() || !set.attributes.is_empty())
         {
             return Err(self.comes_with(&set.name));
@@ -576,14 +582,10 @@ impl Daemon {
     fn move_device(&mut self, id: u64, core: usize) {
         let Some(device) = self.registry.by_id(id) else { return };
         let before = device.cores();
-        for (group, slot) in device.shared.cores.iter().enumerate() {
-            slot.store(core, Ordering::Relaxed);
-            if before.get(group) != Some(&core)
-                && let Some(connection) = &device.connection
-                && let Ok(group) = u16::try_from(group)
-            {
-                connection.handle.send(Command::Move { group });
-            }
+        device.shared.cores.iter().for_each(|slot| slot.store(core, Ordering::Relaxed));
+        if let Some(connection) = device.connection.as_ref().filter(|_| before.iter().any(|old| *old != core))
+        {
+            connection.handle.send(Command::Move);
         }
         let groups = before.len();
         self.placement.release(&before);

@@ -8,7 +8,9 @@ use std::path::PathBuf;
 
 use ringway_pmd::net::tap::namespace_path;
 use ringway_pmd::net::{F_MAC, F_MQ, F_MTU, MAX_MTU, MIN_MTU, Mac};
-use ringway_pmd::vdpa::{BusInfo, Class, DeviceSpec, ManagementBus, ManagementDevice, MgmtInfo, Unfit};
+use ringway_pmd::vdpa::{
+    Class, ClassSpec, DeviceSpec, ManagementDevice, MgmtInfo, MgmtKind, MgmtKindInfo, NetSpec, Unfit,
+};
 use ringway_ring::features::Features;
 
 use crate::devices::addresses::Addresses;
@@ -26,7 +28,7 @@ pub struct Known {
     /// Management devices that are there.
     pub mgmtdevs: Vec<MgmtInfo>,
     /// Buses, on which any name makes one.
-    pub buses: Vec<BusInfo>,
+    pub buses: Vec<MgmtKindInfo>,
     /// What addresses are made of that are not given.
     pub addresses: Addresses,
 }
@@ -45,7 +47,7 @@ impl Known {
     ///
     /// # Errors
     /// No bus makes it, or the name cannot be one.
-    pub fn bus<'n>(&self, name: &'n str) -> Result<(&BusInfo, &'n str), Fault> {
+    pub fn bus<'n>(&self, name: &'n str) -> Result<(&MgmtKindInfo, &'n str), Fault> {
         let found = name.split_once('/');
         let found =
             found.and_then(|(bus, rest)| Some((self.buses.iter().find(|info| info.name == bus)?, rest)));
@@ -84,7 +86,7 @@ pub(crate) struct Mgmtdev {
 /// Management devices and devices. Owned by the control thread; no lock.
 pub(crate) struct Registry {
     mgmtdevs: Vec<Mgmtdev>,
-    buses: Vec<Box<dyn ManagementBus>>,
+    buses: Vec<Box<dyn MgmtKind>>,
     addresses: Addresses,
     devices: BTreeMap<u64, Device>,
     by_name: HashMap<String, u64>,
@@ -101,7 +103,7 @@ impl Registry {
     /// With what drivers register. Two of one name are the program's error and refused.
     pub(crate) fn new(
         mgmtdevs: Vec<Box<dyn ManagementDevice>>,
-        buses: Vec<Box<dyn ManagementBus>>,
+        buses: Vec<Box<dyn MgmtKind>>,
         addresses: Addresses,
     ) -> Result<Registry, Fault> {
         let mut registry = Registry {
@@ -113,13 +115,19 @@ impl Registry {
             next: 1,
         };
         for device in mgmtdevs {
-            let name = device.info().name;
-            if registry.has_mgmtdev(&name) {
-                return Err(Fault::conflict(format!("two drivers register a management device {name}")));
-            }
-            registry.mgmtdevs.push(Mgmtdev { device, origin: MgmtOrigin::Driver, asked: BTreeMap::new() });
+            registry.register(device)?;
         }
         Ok(registry)
+    }
+
+    /// A driver's management device comes in.
+    pub(crate) fn register(&mut self, device: Box<dyn ManagementDevice>) -> Result<(), Fault> {
+        let name = device.info().name;
+        if self.has_mgmtdev(&name) {
+            return Err(Fault::conflict(format!("two drivers register a management device {name}")));
+        }
+        self.mgmtdevs.push(Mgmtdev { device, origin: MgmtOrigin::Driver, asked: BTreeMap::new() });
+        Ok(())
     }
 
     pub(crate) fn mgmtdevs(&self) -> impl Iterator<Item = &Mgmtdev> + '_ {
@@ -384,15 +392,14 @@ pub fn check_entry(entry: &DeviceEntry, known: &Known) -> Result<DeviceSpec, Fau
     }
     check_attributes(entry.attributes.keys().map(String::as_str), info)?;
     check_socket(entry)?;
-    let spec = DeviceSpec {
-        name: entry.name.clone(),
-        mac,
-        seed: known.addresses.seed_of(&entry.name),
-        mtu: entry.mtu,
-        max_vqp: entry.max_vqp,
-        device_features: features,
-        attributes: entry.attributes.clone(),
+    let class = match info.class {
+        Class::Net => {
+            let seed = known.addresses.seed_of(&entry.name);
+            ClassSpec::Net(NetSpec { mac, seed, mtu: entry.mtu, max_vqp: entry.max_vqp })
+        }
+        Class::Block => ClassSpec::Block,
     };
+    let spec = DeviceSpec { name: entry.name.clone(), features, class, attributes: entry.attributes.clone() };
     (info.check)(&info.name, &spec).map_err(unfit)?;
     Ok(spec)
 }
@@ -612,8 +619,9 @@ mod tests {
             &known(),
         )
         .unwrap();
-        assert_eq!((spec.mtu, spec.max_vqp), (Some(1500), Some(4)));
-        assert_eq!(spec.device_features, Some(Features::VERSION_1 | F_MAC | F_MTU | F_MQ));
+        let ClassSpec::Net(net) = spec.class else { panic!("{spec:?}") };
+        assert_eq!((net.mtu, net.max_vqp), (Some(1500), Some(4)));
+        assert_eq!(spec.features, Some(Features::VERSION_1 | F_MAC | F_MTU | F_MQ));
     }
 
     #[test]

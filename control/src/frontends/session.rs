@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crossbeam::queue::SegQueue;
 use ringway_engine::Engine;
 use ringway_pmd::counters::QueueCounters;
+use ringway_pmd::net::NetConfig;
 use ringway_pmd::notify::EventFd;
 use ringway_pmd::vdpa::{Ended, NetdevChange, VdpaDevice};
 use ringway_ring::features::Features;
@@ -88,7 +89,7 @@ impl fmt::Debug for SessionSetup {
 pub struct NetdevSetup {
     /// Identifies the session in reports.
     pub id: u64,
-    /// The device, which has a [`ringway_pmd::vdpa::Netdev`].
+    /// The device, which has a [`ringway_pmd::vdpa::HostEnd`].
     pub device: Box<dyn VdpaDevice>,
     /// What is shared with control.
     pub shared: Arc<DeviceShared>,
@@ -107,6 +108,30 @@ impl fmt::Debug for NetdevSetup {
     }
 }
 
+/// A device's configuration by class, as control shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceConfig {
+    /// Of a network device.
+    Net(NetConfig),
+    /// A block device's is not shown.
+    Block,
+}
+
+impl DeviceConfig {
+    /// A device's as it is now.
+    pub fn of(device: &mut dyn VdpaDevice) -> DeviceConfig {
+        device.class().net().map_or(DeviceConfig::Block, |net| DeviceConfig::Net(net.net_config()))
+    }
+
+    /// Of a network device, if it is one.
+    pub fn net(&self) -> Option<&NetConfig> {
+        match self {
+            DeviceConfig::Net(config) => Some(config),
+            DeviceConfig::Block => None,
+        }
+    }
+}
+
 /// What control asks of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -114,13 +139,12 @@ pub enum Command {
     Revoke,
     /// The process stops: as `Revoke`, but the device is given back.
     Close,
-    /// Move the pump of a group to the core that `DeviceShared::cores` now says.
-    Move {
-        /// The group.
-        group: u16,
-    },
+    /// Have the queues served by the cores that `DeviceShared::cores` now says.
+    Move,
     /// The configuration space changed: tell the front-end (CONFIG_CHANGE_MSG), if it can be told.
     ConfigChanged,
+    /// The device does not work until it is reset: tell the front-end (DEVICE_NEEDS_RESET).
+    NeedsReset,
 }
 
 /// State of one ring, as operators see it.
@@ -231,6 +255,8 @@ pub enum Report {
         /// Details for people.
         detail: String,
     },
+    /// The device's configuration space is another.
+    Config(DeviceConfig),
     /// What somebody changed of the kernel's interface: all that is changed now.
     Netdev(Vec<NetdevChange>),
     /// The front-end set the MTU.
@@ -276,6 +302,7 @@ impl fmt::Debug for Report {
             Report::HostFailed { what, detail } => {
                 f.debug_struct("HostFailed").field("what", what).field("detail", detail).finish()
             }
+            Report::Config(config) => f.debug_tuple("Config").field(config).finish(),
             Report::Netdev(changes) => f.debug_tuple("Netdev").field(changes).finish(),
             Report::Mtu(mtu) => f.debug_tuple("Mtu").field(mtu).finish(),
             Report::PumpEnded { group, how } => {
@@ -283,7 +310,7 @@ impl fmt::Debug for Report {
             }
             Report::Ended { device, reason, last } => f
                 .debug_struct("Ended")
-                .field("device", &device.as_ref().map(|device| device.class()))
+                .field("device", &device.as_ref().map(|device| device.facts().class))
                 .field("reason", reason)
                 .field("last", last)
                 .finish(),

@@ -26,7 +26,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::path::PathBuf;
 
-use ringway_pmd::vdpa::{AttributeInfo, BusInfo};
+use ringway_pmd::vdpa::{AttributeInfo, MgmtKindInfo};
 use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -207,7 +207,7 @@ pub struct KindInfo {
 
 impl KindInfo {
     /// What a bus makes.
-    pub fn of(bus: &BusInfo) -> KindInfo {
+    pub fn of(bus: &MgmtKindInfo) -> KindInfo {
         let name = if bus.name == "tap" { "IFNAME" } else { "NAME" };
         KindInfo {
             summary: bus.device.summary.to_owned(),

@@ -170,7 +170,8 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
         devices: desired.devices,
         config_file: args.config,
         mgmtdevs: drivers::all(),
-        buses: drivers::buses(),
+        kinds: drivers::kinds(),
+        attachments: drivers::attachments(),
         named: desired.mgmtdevs,
         signals: Some(signals),
     })?;

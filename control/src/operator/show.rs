@@ -3,7 +3,7 @@
 
 use ringway_pmd::counters::{DropReason, Example, QueueStats};
 use ringway_pmd::net::{F_MAC, F_MQ, F_MTU, F_STATUS};
-use ringway_pmd::vdpa::{Class, DataPath, DeviceConfig};
+use ringway_pmd::vdpa::{Class, DataPath};
 use ringway_ring::features::Features;
 use ringway_ring::queue::RingFault;
 use serde_json::{Map, Value};
@@ -15,7 +15,7 @@ use crate::devices::life::Life;
 use crate::devices::registry::MgmtOrigin;
 use crate::devices::upkeep::Missing;
 use crate::fault::Fault;
-use crate::frontends::session::Lack;
+use crate::frontends::session::{DeviceConfig, Lack};
 use crate::host::endpoint;
 use crate::operator::api::{
     AttributeHelp, ConfigInfo, ConfigShow, CoreInfo, CoreShow, DevInfo, DevShow, DeviceEntry, Dump,
@@ -74,7 +74,7 @@ impl Daemon {
                     max_devices: info.max_devices,
                     joined: if is_joined { self.registry.made_by(&info.name) } else { Vec::new() },
                     settings: mgmtdev.device.attributes(),
-                    learned: mgmtdev.device.stations().map(learned),
+                    learned: mgmtdev.device.net().map(|net| learned(net.stations())),
                 };
                 (info.name, shown)
             })
@@ -351,14 +351,15 @@ fn dev_info(device: &Device, missing: &[Missing]) -> DevInfo {
 
 /// What was set of a device and is not in force yet.
 fn changed(device: &Device) -> Vec<&str> {
-    let DeviceConfig::Net(config) = &device.facts.config;
     let entry = &device.entry;
     let mut keys = Vec::new();
-    if entry.mac.as_ref().is_some_and(|mac| *mac != config.mac.to_string()) {
-        keys.push("mac");
-    }
-    if entry.mtu.is_some_and(|mtu| mtu != config.mtu) {
-        keys.push("mtu");
+    if let Some(config) = device.facts.config.net() {
+        if entry.mac.as_ref().is_some_and(|mac| *mac != config.mac.to_string()) {
+            keys.push("mac");
+        }
+        if entry.mtu.is_some_and(|mtu| mtu != config.mtu) {
+            keys.push("mtu");
+        }
     }
     let own = entry.attributes.iter().filter(|(key, value)| device.facts.attributes.get(*key) != Some(value));
     keys.extend(own.map(|(key, _)| key.as_str()));
@@ -414,6 +415,7 @@ fn provisioned(device: &Device) -> Provisioned {
             max_vq_pairs: Some(config.max_vq_pairs),
             mtu: Some(config.mtu),
         },
+        DeviceConfig::Block => Provisioned::default(),
     }
 }
 
@@ -429,13 +431,14 @@ fn config_info(device: &Device) -> ConfigInfo {
         ..ConfigInfo::default()
     };
     if let Some(negotiated) = connection.and_then(|connection| connection.negotiated) {
-        let DeviceConfig::Net(config) = &device.facts.config;
-        let with = |feature: Features| negotiated.contains(feature);
-        info.mac = with(F_MAC).then(|| config.mac.to_string());
-        info.link = with(F_STATUS).then(|| link(config.link_up).to_owned());
-        info.link_announce = with(F_STATUS).then_some(false);
-        info.max_vq_pairs = (with(F_MQ) || with(F_RSS)).then_some(config.max_vq_pairs);
-        info.mtu = with(F_MTU).then_some(config.mtu);
+        if let Some(config) = device.facts.config.net() {
+            let with = |feature: Features| negotiated.contains(feature);
+            info.mac = with(F_MAC).then(|| config.mac.to_string());
+            info.link = with(F_STATUS).then(|| link(config.link_up).to_owned());
+            info.link_announce = with(F_STATUS).then_some(false);
+            info.max_vq_pairs = (with(F_MQ) || with(F_RSS)).then_some(config.max_vq_pairs);
+            info.mtu = with(F_MTU).then_some(config.mtu);
+        }
         info.negotiated_features = Some(feature_names(device.facts.class, negotiated));
     }
     info
@@ -465,7 +468,7 @@ fn not_reached(device: &Device) -> Option<String> {
 
 /// What the last frame was like that was dropped for a reason.
 fn example(reason: DropReason, stats: &QueueStats, config: &DeviceConfig) -> Option<String> {
-    let DeviceConfig::Net(config) = config;
+    let config = config.net()?;
     let (_, example) = stats.examples.iter().find(|(known, _)| *known == reason)?;
     Some(match (reason, example) {
         (DropReason::SpoofedMac, Example::Address(from)) => {
@@ -571,16 +574,17 @@ fn fault_cure(fault: RingFault) -> &'static str {
 fn in_force(device: &Device) -> DeviceEntry {
     let mut entry = device.entry.clone();
     if !device.is_outdated {
-        let DeviceConfig::Net(config) = &device.facts.config;
-        let offers = |feature: Features| device.facts.features.contains(feature);
-        if offers(F_MAC) && device.netdev.is_none() {
-            entry.mac = Some(config.mac.to_string());
-        }
-        if offers(F_MTU) {
-            entry.mtu = Some(config.mtu);
-        }
-        if offers(F_MQ) || config.max_vq_pairs == 1 {
-            entry.max_vqp = Some(config.max_vq_pairs);
+        if let Some(config) = device.facts.config.net() {
+            let offers = |feature: Features| device.facts.features.contains(feature);
+            if offers(F_MAC) && device.netdev.is_none() {
+                entry.mac = Some(config.mac.to_string());
+            }
+            if offers(F_MTU) {
+                entry.mtu = Some(config.mtu);
+            }
+            if offers(F_MQ) || config.max_vq_pairs == 1 {
+                entry.max_vqp = Some(config.max_vq_pairs);
+            }
         }
         entry.attributes = device.facts.attributes.clone();
     }

@@ -1,18 +1,23 @@
 //! Drivers that fail: what becomes of the rings, the session and the device.
 
-use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ringway_control::frontends::session::{Command, Report};
 use ringway_control::frontends::vhost_user::life::status;
 use ringway_engine::{Armed, Budget, Engine, Polled, Pump};
+use ringway_pmd::dma::{Cancel, MapError};
+use ringway_pmd::net::nic::Nic;
+use ringway_pmd::net::plan::Plan;
 use ringway_pmd::net::{Mac, NetConfig};
 use ringway_pmd::vdpa::{
-    Class, DataPath, DeviceConfig, DriverError, Ended, QueueBinding, QueueLimits, VdpaDevice,
+    ClassOps, ConfigSpace, DriverError, Ended, Facts, MakePump, OwnPumps, QueueBinding, Queues, Stuck,
+    VdpaDevice,
 };
 use ringway_ring::features::Features;
+use ringway_ring::guest::GuestMap;
 use ringway_ring::queue::Format;
 use ringway_vhost_user::frontend::{Frontend, FrontendError};
 
@@ -29,6 +34,10 @@ enum Flaw {
     NoPump,
     /// It accepts no features.
     NoFeatures,
+    /// The host maps no memory for it.
+    NoMemory,
+    /// It does not come back from a reset.
+    NoReset,
 }
 
 struct Flawed {
@@ -63,34 +72,7 @@ impl Pump for FlawedPump {
     }
 }
 
-impl VdpaDevice for Flawed {
-    fn class(&self) -> Class {
-        Class::Net
-    }
-    fn data_path(&self) -> DataPath {
-        DataPath::Pumped
-    }
-    fn features(&self) -> Features {
-        Features::VERSION_1
-    }
-    fn limits(&self) -> QueueLimits {
-        QueueLimits { max_vqs: 4, max_vq_size: 64 }
-    }
-    fn config(&self) -> DeviceConfig {
-        DeviceConfig::Net(NetConfig { mac: Mac([2; 6]), mtu: 1500, max_vq_pairs: 2, link_up: true })
-    }
-    fn attributes(&self) -> BTreeMap<String, String> {
-        BTreeMap::new()
-    }
-    fn negotiated(&mut self, _: Features) -> Result<(), DriverError> {
-        if self.flaw == Flaw::NoFeatures {
-            return Err(DriverError::PeerMisbehaved("not these".into()));
-        }
-        Ok(())
-    }
-    fn group_of(&self, index: u16) -> u16 {
-        index / 2
-    }
+impl MakePump for Flawed {
     fn pump(&mut self, _: u16, queues: Vec<QueueBinding>) -> Result<Box<dyn Pump>, DriverError> {
         self.made += 1;
         let flaw = match self.flaw {
@@ -102,13 +84,59 @@ impl VdpaDevice for Flawed {
     }
 }
 
+struct FlawedDevice {
+    nic: Nic,
+    pumps: OwnPumps<Flawed>,
+}
+
+impl VdpaDevice for FlawedDevice {
+    fn facts(&self) -> Facts {
+        self.nic.facts()
+    }
+    fn config(&mut self) -> &mut dyn ConfigSpace {
+        &mut self.nic
+    }
+    fn queues(&mut self) -> &mut dyn Queues {
+        &mut self.pumps
+    }
+    fn class(&mut self) -> ClassOps<'_> {
+        ClassOps::Net(&mut self.nic)
+    }
+    fn negotiated(&mut self, _: Features) -> Result<(), DriverError> {
+        if self.pumps.maker.flaw == Flaw::NoFeatures {
+            return Err(DriverError::PeerMisbehaved("not these".into()));
+        }
+        Ok(())
+    }
+    fn set_map(&mut self, map: Option<&Arc<GuestMap>>, _: Cancel<'_>) -> Result<(), MapError> {
+        match map.and_then(|map| map.regions().first().map(|region| (region.gpa(), region.size()))) {
+            Some((gpa, len)) if self.pumps.maker.flaw == Flaw::NoMemory => {
+                Err(MapError::Host { gpa, len, source: std::io::Error::other("nothing can be pinned") })
+            }
+            _ => Ok(()),
+        }
+    }
+    fn reset(&mut self, _: Duration) -> Result<(), Stuck> {
+        if self.pumps.maker.flaw == Flaw::NoReset {
+            return Err(Stuck("the device does not come back".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+fn flawed(flaw: Flaw) -> Box<dyn VdpaDevice> {
+    let config = NetConfig { mac: Mac([2; 6]), mtu: 1500, max_vq_pairs: 2, link_up: true };
+    let nic = Nic::new(Plan { config, features: Features::VERSION_1 }, 64);
+    Box::new(FlawedDevice { nic, pumps: OwnPumps::new(Flawed { flaw, made: 0 }) })
+}
+
 fn session_of(flaw: Flaw) -> (Running, Frontend) {
     // Its own worker: what hangs here must not hold up other tests.
     session_on(new_engine(), flaw)
 }
 
 fn session_on(engine: Engine, flaw: Flaw) -> (Running, Frontend) {
-    let device = Box::new(Flawed { flaw, made: 0 });
+    let device = flawed(flaw);
     let shared = shared("flawed", &*device);
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     let running = start_with(device, shared, ours, engine);
@@ -135,7 +163,7 @@ fn pump_that_panics_stops_its_rings_and_no_others() {
     running.wait_for_rings(|rings| rings[2].core.is_some());
     frontend.reset_device().unwrap();
     assert_eq!(frontend.status().unwrap(), 0);
-    assert!(running.close().limits().max_vqs == 4);
+    assert!(running.close().facts().limits.max_vqs == 4);
 }
 
 #[test]
@@ -173,7 +201,7 @@ fn pump_that_a_hanging_worker_keeps_from_moving_ends_the_session() {
     running.wait_for_rings(|rings| rings[0].core.is_some());
     std::thread::sleep(Duration::from_millis(100));
     running.shared.cores[0].store(other, Ordering::Relaxed);
-    assert!(running.handle.send(Command::Move { group: 0 }));
+    assert!(running.handle.send(Command::Move));
     // Once it hangs no more, the worker lets go of the pump, and nobody would poll it.
     let (_, reason) = running.wait_for_end();
     assert!(reason.contains("did not let go"), "{reason}");
@@ -215,4 +243,34 @@ fn driver_without_pump_or_features_refuses_by_name() {
     let refused = frontend.set_features(Features::VERSION_1);
     assert!(matches!(refused, Err(FrontendError::Refused { .. })), "{refused:?}");
     assert_eq!(running.wait_for_breach(), "features");
+}
+
+#[test]
+fn memory_that_the_host_does_not_map_for_a_device_is_refused_and_the_host_named() {
+    let (mut running, mut frontend) = session_of(Flaw::NoMemory);
+    let rig = Rig::new(Format::Split, 4);
+    frontend.handshake().unwrap();
+    frontend.set_features(Features::VERSION_1).unwrap();
+    let refused = frontend.set_mem_table(&[rig.region()]);
+    assert!(matches!(refused, Err(FrontendError::Refused { .. })), "{refused:?}");
+    let what = running.wait_for(|report| match report {
+        Report::HostFailed { what, detail } => Some((*what, detail.clone())),
+        _ => None,
+    });
+    assert!(what.0 == "memory_not_mapped" && what.1.contains("nothing can be pinned"), "{what:?}");
+}
+
+#[test]
+fn device_that_does_not_come_back_from_a_reset_ends_its_session_and_is_not_given_back() {
+    let (mut running, mut frontend) = session_of(Flaw::NoReset);
+    frontend.handshake().unwrap();
+    frontend.set_features(Features::VERSION_1).unwrap();
+    let _ = frontend.reset_device();
+    let what = running.wait_for(|report| match report {
+        Report::HostFailed { what, .. } => Some(*what),
+        _ => None,
+    });
+    assert_eq!(what, "device_stuck");
+    let (device, reason) = running.wait_for_end();
+    assert!(device.is_none() && reason.contains("does not come back"), "{reason}");
 }

@@ -13,9 +13,9 @@ use ringway_control::frontends::session::{Command, NetdevSetup, Report, spawn_ne
 use ringway_control::frontends::vhost_user::life::status;
 use ringway_guest::{Guest, GuestOptions};
 use ringway_pmd::counters::DropReason;
-use ringway_pmd::drivers::tap::TapBus;
+use ringway_pmd::drivers::tap::TapKind;
 use ringway_pmd::notify::EventFd;
-use ringway_pmd::vdpa::{DeviceSpec, ManagementBus};
+use ringway_pmd::vdpa::{DeviceHost, DeviceSpec, MgmtKind, NetSpec};
 use ringway_ring::features::Features;
 use ringway_ring::position::Position;
 use ringway_ring::queue::{Completion, DriverBuffer, Format};
@@ -475,9 +475,9 @@ fn guest_memory_cut_off_under_a_ring_faults_that_device_alone() {
 #[test]
 #[ignore = "makes a TAP interface: needs root"]
 fn guest_memory_cut_off_under_a_netdev_that_reads_it_loses_that_frame_alone() {
-    let mut tap = TapBus.make("rwcut0", &BTreeMap::new(), engine().cores()[0]).unwrap();
-    let spec = DeviceSpec { name: "cutter".to_owned(), ..DeviceSpec::default() };
-    let host = tap.create(&tap.implied(&spec).unwrap()).unwrap();
+    let mut tap = TapKind.make("rwcut0", &BTreeMap::new(), engine().cores()[0]).unwrap();
+    let spec = DeviceSpec::net("cutter", NetSpec::default());
+    let host = tap.create(&tap.implied(&spec).unwrap(), DeviceHost::unheard()).unwrap();
     let (host_shared, reports) = (shared("rwcut0", &*host), Arc::new(Mutex::new(Vec::new())));
     let host = spawn_netdev(NetdevSetup {
         id: 2,
@@ -498,7 +498,7 @@ fn guest_memory_cut_off_under_a_netdev_that_reads_it_loses_that_frame_alone() {
             .iter()
             .any(|report| matches!(report, Report::Rings(rings) if rings.len() == 2))
     });
-    let guest = tap.create(&spec).unwrap();
+    let guest = tap.create(&spec, DeviceHost::unheard()).unwrap();
     let guest_shared = shared("cutter", &*guest);
     let (mut running, stream) = start(guest, guest_shared);
     let mut frontend = Frontend::from_stream(stream);

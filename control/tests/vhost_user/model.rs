@@ -406,7 +406,7 @@ fn run(ops: &[Op]) -> Result<(), TestCaseError> {
         }
     }
     let device = running.close();
-    prop_assert_eq!(device.limits().max_vqs, 2);
+    prop_assert_eq!(device.facts().limits.max_vqs, 2);
     Ok(())
 }
 

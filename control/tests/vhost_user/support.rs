@@ -15,7 +15,7 @@ use ringway_engine::{Clock, Engine, EngineConfig, IdlePolicy};
 use ringway_pmd::counters::QueueCounters;
 use ringway_pmd::drivers::sim_net::SimNet;
 use ringway_pmd::notify::EventFd;
-use ringway_pmd::vdpa::{DeviceSpec, ManagementDevice, VdpaDevice};
+use ringway_pmd::vdpa::{DeviceHost, DeviceSpec, ManagementDevice, NetSpec, VdpaDevice};
 use ringway_ring::features::Features;
 use ringway_ring::guest::GuestMap;
 use ringway_ring::layout::{DriverConfig, Layout};
@@ -59,14 +59,13 @@ pub fn engine_with(cores: usize, idle: IdlePolicy) -> Engine {
 
 /// A `sim/net` device.
 pub fn sim_net(name: &str, pairs: u16) -> Box<dyn VdpaDevice> {
-    let spec =
-        DeviceSpec { name: name.to_owned(), max_vqp: Some(pairs), mtu: Some(9000), ..DeviceSpec::default() };
-    SimNet::new().create(&spec).unwrap()
+    let net = NetSpec { max_vqp: Some(pairs), mtu: Some(9000), ..NetSpec::default() };
+    SimNet::new().create(&DeviceSpec::net(name, net), DeviceHost::unheard()).unwrap()
 }
 
 /// What control keeps of a device.
 pub fn shared(name: &str, device: &dyn VdpaDevice) -> Arc<DeviceShared> {
-    let queues = device.limits().max_vqs;
+    let queues = device.facts().limits.max_vqs;
     let core = engine().cores()[0];
     Arc::new(DeviceShared {
         name: name.to_owned(),

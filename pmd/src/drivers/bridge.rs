@@ -1,4 +1,4 @@
-//! `bridge/NAME`: any number of devices joined by a learning bridge. On no bus of the host's: the bus is made of names.
+//! `bridge/NAME`: any number of devices joined by a learning bridge. On no bus: it comes to be by being named.
 //!
 //! A frame goes to the port behind which its destination was last heard of, else to all others; one copy for each
 //! receiver. What a port cannot take at once is dropped and counted there. A bridge is served by one core.
@@ -17,17 +17,17 @@ use super::link::{self, CHECK};
 use crate::net::fabric::{BridgeSettings, Fabric, MOST_PORTS};
 use crate::net::plan::{Offer, switch, word};
 use crate::vdpa::{
-    AttributeInfo, BusInfo, Class, DeviceSpec, DriverError, Learned, ManagementBus, ManagementDevice,
-    MgmtInfo, Unfit, VdpaDevice,
+    AttributeInfo, Class, DeviceHost, DeviceSpec, DriverError, Learned, ManagementDevice, MgmtInfo, MgmtKind,
+    MgmtKindInfo, NetMgmt, Unfit, VdpaDevice,
 };
 
-/// The bus.
+/// The kind.
 #[derive(Debug, Default)]
-pub struct BridgeBus;
+pub struct BridgeKind;
 
-impl ManagementBus for BridgeBus {
-    fn info(&self) -> BusInfo {
-        BusInfo {
+impl MgmtKind for BridgeKind {
+    fn info(&self) -> MgmtKindInfo {
+        MgmtKindInfo {
             name: "bridge",
             attributes: vec![AGEING, CORE],
             shares_core: true,
@@ -71,7 +71,7 @@ impl ManagementDevice for Bridge {
         describe(self.name.clone())
     }
 
-    fn create(&mut self, spec: &DeviceSpec) -> Result<Box<dyn VdpaDevice>, DriverError> {
+    fn create(&mut self, spec: &DeviceSpec, _host: DeviceHost) -> Result<Box<dyn VdpaDevice>, DriverError> {
         if let Some(tap) = HostPort::asked(spec)? {
             let port = self.fabric.port(None)?;
             let device = HostPort::open(port, spec, tap)?;
@@ -119,13 +119,19 @@ impl ManagementDevice for Bridge {
         Some(self.core)
     }
 
-    fn stations(&self) -> Option<Learned> {
+    fn net(&self) -> Option<&dyn NetMgmt> {
+        Some(self)
+    }
+}
+
+impl NetMgmt for Bridge {
+    fn stations(&self) -> Learned {
         let stations = self.settings.stations();
         let seen = stations.seen().into_iter().map(|station| {
             let device = self.members.at(station.slot).unwrap_or("?").to_owned();
             (station.mac, device, station.age / tsc::hertz().max(1))
         });
-        Some(Learned { stations: seen.collect(), refused: stations.refused() })
+        Learned { stations: seen.collect(), refused: stations.refused() }
     }
 }
 

@@ -7,19 +7,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringway_ring::features::Features;
-
-use super::joined::{FEATURES, MAX_PAIRS};
+use super::joined::{FEATURES, MAX_PAIRS, served_by};
 use crate::counters::QueueCounters;
 use crate::later;
 use crate::net::fabric::{Port, Side};
 use crate::net::netdev::{NetdevSink, NetdevSource, NetdevWatch};
-use crate::net::plan::{Offer, Plan};
+use crate::net::nic::Nic;
+use crate::net::plan::Offer;
 use crate::net::tap::{TapError, TapNetdev, TapSpec, check_ifname, check_namespace, namespace_path};
 use crate::notify::EventFd;
 use crate::vdpa::{
-    AttributeInfo, Berth, Class, DataPath, DeviceConfig, DeviceSpec, DriverError, Ended, Netdev,
-    NetdevChange, QueueBinding, QueueLimits, Service, ServiceError, Unfit, VdpaDevice,
+    AttributeInfo, Berth, ClassOps, ClassSpec, ConfigSpace, DeviceSpec, DriverError, Ended, Facts, HostEnd,
+    NetdevChange, QueueBinding, Queues, ServedBy, ServiceError, Stopped, Stuck, Unfit, VdpaDevice,
 };
 
 /// The attribute that makes a device the host's.
@@ -40,7 +39,7 @@ pub(super) const NETNS: AttributeInfo = AttributeInfo {
 #[derive(Debug)]
 pub(super) struct HostPort {
     port: Port,
-    plan: Plan,
+    nic: Nic,
     spec: TapSpec,
     /// Open: to come into service, or in it, until the interface is gone.
     netdev: Option<TapNetdev>,
@@ -60,13 +59,16 @@ impl HostPort {
             };
         };
         check_ifname(&name).map_err(|why| Unfit::new(TAP.name, why))?;
+        let ClassSpec::Net(net) = spec.class else {
+            return Err(Unfit::new(TAP.name, "tap: goes with network devices"));
+        };
         for (is_given, attribute, why) in [
             (
-                spec.mac.is_some(),
+                net.mac.is_some(),
                 "mac",
                 "the host gives its interface an address (ip link set IFNAME address MAC)",
             ),
-            (spec.device_features.is_some(), "device_features", "there is no guest to offer them to"),
+            (spec.features.is_some(), "device_features", "there is no guest to offer them to"),
             (spec.attributes.contains_key("spoofchk"), "spoofchk", "the host is trusted"),
             (spec.attributes.contains_key("flood_pps"), "flood_pps", "the host is trusted"),
         ] {
@@ -74,8 +76,8 @@ impl HostPort {
                 return Err(Unfit::new(attribute, format!("{attribute}: {why}")));
             }
         }
-        let (queues, mtu) = (spec.max_vqp.unwrap_or(1), spec.mtu.unwrap_or(1500));
-        Ok(Some(TapSpec { name, netns, queues, mtu, seed: spec.seed }))
+        let (queues, mtu) = (net.max_vqp.unwrap_or(1), net.mtu.unwrap_or(1500));
+        Ok(Some(TapSpec { name, netns, queues, mtu, seed: net.seed }))
     }
 
     /// Its place.
@@ -85,7 +87,7 @@ impl HostPort {
 
     /// Opens the interface.
     pub(super) fn open(port: Port, spec: &DeviceSpec, tap: TapSpec) -> Result<HostPort, DriverError> {
-        let mut plan = Offer { mgmtdev: "the host", features: FEATURES, max_pairs: MAX_PAIRS }.plan(spec)?;
+        let plan = Offer { mgmtdev: "the host", features: FEATURES, max_pairs: MAX_PAIRS }.plan(spec)?;
         let wanted = tap.clone();
         let netdev = match later::within(OPEN_WITHIN, move || TapNetdev::open(&wanted, true)) {
             // Of a device that was removed just now, whose session winds up: this one's session waits for it.
@@ -96,9 +98,10 @@ impl HostPort {
             // The kernel takes its time (somebody else changes interfaces): it is the session that waits for it.
             None => None,
         };
-        plan.config.mac = netdev.as_ref().map_or_else(|| tap.own_mac(), TapNetdev::mac);
+        let mut nic = Nic::new(plan, 0);
+        nic.set_mac(netdev.as_ref().map_or_else(|| tap.own_mac(), TapNetdev::mac));
         let is_own = netdev.as_ref().is_none_or(TapNetdev::is_own);
-        Ok(HostPort { port, plan, spec: tap, netdev, is_own, watch: None })
+        Ok(HostPort { port, nic, spec: tap, netdev, is_own, watch: None })
     }
 }
 
@@ -132,24 +135,20 @@ fn driver_error(error: TapError) -> DriverError {
 }
 
 impl VdpaDevice for HostPort {
-    fn class(&self) -> Class {
-        Class::Net
+    fn facts(&self) -> Facts {
+        self.nic.facts()
     }
 
-    fn data_path(&self) -> DataPath {
-        DataPath::Pumped
+    fn config(&mut self) -> &mut dyn ConfigSpace {
+        &mut self.nic
     }
 
-    fn features(&self) -> Features {
-        self.plan.features
+    fn queues(&mut self) -> &mut dyn Queues {
+        self
     }
 
-    fn limits(&self) -> QueueLimits {
-        QueueLimits { max_vqs: self.plan.config.max_vq_pairs * 2, max_vq_size: 0 }
-    }
-
-    fn config(&self) -> DeviceConfig {
-        DeviceConfig::Net(self.plan.config)
+    fn class(&mut self) -> ClassOps<'_> {
+        ClassOps::Net(&mut self.nic)
     }
 
     fn attributes(&self) -> BTreeMap<String, String> {
@@ -158,15 +157,7 @@ impl VdpaDevice for HostPort {
         [tap].into_iter().chain(netns).collect()
     }
 
-    fn group_of(&self, index: u16) -> u16 {
-        index / 2
-    }
-
-    fn service(&mut self) -> Option<&mut dyn Service> {
-        Some(self)
-    }
-
-    fn netdev(&mut self) -> Option<&mut dyn Netdev> {
+    fn host_end(&mut self) -> Option<&mut dyn HostEnd> {
         Some(self)
     }
 
@@ -177,8 +168,8 @@ impl VdpaDevice for HostPort {
     }
 }
 
-impl Netdev for HostPort {
-    fn ifname(&self) -> &str {
+impl HostEnd for HostPort {
+    fn name(&self) -> &str {
         &self.spec.name
     }
 
@@ -198,7 +189,7 @@ impl Netdev for HostPort {
             None => {
                 let netdev = TapNetdev::open(&self.spec, self.is_own).map_err(driver_error)?;
                 self.is_own = netdev.is_own();
-                self.plan.config.mac = netdev.mac();
+                self.nic.set_mac(netdev.mac());
                 netdev
             }
         };
@@ -234,7 +225,7 @@ impl Netdev for HostPort {
     }
 }
 
-impl Service for HostPort {
+impl Queues for HostPort {
     fn start(
         &mut self,
         group: u16,
@@ -245,23 +236,21 @@ impl Service for HostPort {
         Err(ServiceError::Refused(format!("pair {group} is the host's and has no guest")))
     }
 
-    fn stop(&mut self, group: u16, within: Duration) -> Result<(), ServiceError> {
-        self.port.stop(group, within)
+    /// The kernel's queues have no position.
+    fn stop(&mut self, group: u16, within: Duration) -> Result<Stopped, Stuck> {
+        self.port.stop(group, within)?;
+        Ok(Stopped::default())
     }
 
-    fn is_started(&self, group: u16) -> bool {
-        self.port.is_started(group)
+    fn served_by(&self, group: u16) -> Option<ServedBy> {
+        served_by(&self.port, group)
     }
 
-    fn running(&self) -> usize {
+    fn beside(&self) -> usize {
         self.port.running()
     }
 
-    fn core(&self, group: u16) -> Option<usize> {
-        self.port.core(group)
-    }
-
-    fn follow_cores(&mut self, within: Duration) -> Result<(), ServiceError> {
+    fn follow(&mut self, within: Duration) -> Result<(), ServiceError> {
         self.port.follow_cores(within)
     }
 

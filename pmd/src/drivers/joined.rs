@@ -12,11 +12,12 @@ use ringway_ring::features::Features;
 
 use crate::net::end::PortRules;
 use crate::net::fabric::Port;
+use crate::net::nic::Nic;
 use crate::net::plan::Plan;
-use crate::net::{Mac, NIC, OFFLOADS};
+use crate::net::{Mac, NIC, NetConfig, OFFLOADS};
 use crate::vdpa::{
-    Berth, Class, DataPath, DeviceConfig, DriverError, Ended, QueueBinding, QueueLimits, Service,
-    ServiceError, VdpaDevice,
+    Berth, ClassOps, ConfigSpace, DriverError, Ended, Facts, Kept, NetOps, QueueBinding, Queues, ServedBy,
+    ServiceError, Stopped, Stuck, VdpaDevice,
 };
 
 /// What a joined device offers.
@@ -72,12 +73,11 @@ impl Members {
 #[derive(Debug)]
 pub(super) struct JoinedDevice {
     port: Port,
-    plan: Plan,
-    /// What the front-end told, at most what the operator gave.
-    mtu_in_use: u16,
+    nic: Nic,
     /// It may send from its own address only.
     is_checked: bool,
     attributes: BTreeMap<String, String>,
+    kept: Kept,
 }
 
 impl JoinedDevice {
@@ -88,42 +88,48 @@ impl JoinedDevice {
         is_checked: bool,
         attributes: BTreeMap<String, String>,
     ) -> JoinedDevice {
-        JoinedDevice { port, mtu_in_use: plan.config.mtu, plan, is_checked, attributes }
+        JoinedDevice { port, nic: Nic::new(plan, MAX_VQ_SIZE), is_checked, attributes, kept: Kept::default() }
     }
 }
 
 impl VdpaDevice for JoinedDevice {
-    fn class(&self) -> Class {
-        Class::Net
+    fn facts(&self) -> Facts {
+        self.nic.facts()
     }
 
-    fn data_path(&self) -> DataPath {
-        DataPath::Pumped
+    fn config(&mut self) -> &mut dyn ConfigSpace {
+        &mut self.nic
     }
 
-    fn features(&self) -> Features {
-        self.plan.features
+    fn queues(&mut self) -> &mut dyn Queues {
+        self
     }
 
-    fn limits(&self) -> QueueLimits {
-        QueueLimits { max_vqs: self.plan.config.max_vq_pairs * 2, max_vq_size: MAX_VQ_SIZE }
-    }
-
-    fn config(&self) -> DeviceConfig {
-        DeviceConfig::Net(self.plan.config)
+    fn class(&mut self) -> ClassOps<'_> {
+        ClassOps::Net(self)
     }
 
     fn attributes(&self) -> BTreeMap<String, String> {
         self.attributes.clone()
     }
 
-    fn set_mtu(&mut self, mtu: u16) -> Result<(), DriverError> {
-        self.mtu_in_use = self.plan.checked_mtu(mtu)?;
+    fn reset(&mut self, _within: Duration) -> Result<(), Stuck> {
+        self.nic.reset();
         Ok(())
+    }
+}
+
+impl NetOps for JoinedDevice {
+    fn net_config(&self) -> NetConfig {
+        self.nic.config()
+    }
+
+    fn set_mtu(&mut self, mtu: u16) -> Result<(), DriverError> {
+        self.nic.set_mtu(mtu)
     }
 
     fn announce(&mut self, mac: Option<Mac>) -> Result<(), DriverError> {
-        let own = self.plan.config.mac;
+        let own = self.nic.config().mac;
         if let Some(other) = mac.filter(|mac| self.is_checked && *mac != own) {
             return Err(DriverError::PeerMisbehaved(format!(
                 "announced {other}, and spoofchk holds the device to {own}"
@@ -132,49 +138,41 @@ impl VdpaDevice for JoinedDevice {
         self.port.announce(mac);
         Ok(())
     }
-
-    fn group_of(&self, index: u16) -> u16 {
-        index / 2
-    }
-
-    fn service(&mut self) -> Option<&mut dyn Service> {
-        Some(self)
-    }
-
-    fn reset(&mut self) {
-        self.mtu_in_use = self.plan.config.mtu;
-    }
 }
 
-impl Service for JoinedDevice {
+/// Who serves a group of a port's queues.
+pub(super) fn served_by(port: &Port, group: u16) -> Option<ServedBy> {
+    port.is_started(group).then(|| ServedBy::Core(port.core(group)))
+}
+
+/// The port's, with where the queues stand.
+impl Queues for JoinedDevice {
     fn start(
         &mut self,
-        _group: u16,
+        group: u16,
         queues: Vec<QueueBinding>,
         berth: &Berth,
         within: Duration,
     ) -> Result<(), ServiceError> {
-        let only = self.is_checked.then_some(self.plan.config.mac);
-        self.port.start(queues, PortRules { mtu: self.mtu_in_use, only }, berth, within)
+        self.kept.note(group, &queues);
+        let only = self.is_checked.then_some(self.nic.config().mac);
+        self.port.start(queues, PortRules { mtu: self.nic.mtu(), only }, berth, within)
     }
 
-    fn stop(&mut self, group: u16, within: Duration) -> Result<(), ServiceError> {
-        self.port.stop(group, within)
+    fn stop(&mut self, group: u16, within: Duration) -> Result<Stopped, Stuck> {
+        self.port.stop(group, within)?;
+        Ok(Stopped { positions: self.kept.take(group), ended: None })
     }
 
-    fn is_started(&self, group: u16) -> bool {
-        self.port.is_started(group)
+    fn served_by(&self, group: u16) -> Option<ServedBy> {
+        served_by(&self.port, group)
     }
 
-    fn running(&self) -> usize {
+    fn beside(&self) -> usize {
         self.port.running()
     }
 
-    fn core(&self, group: u16) -> Option<usize> {
-        self.port.core(group)
-    }
-
-    fn follow_cores(&mut self, within: Duration) -> Result<(), ServiceError> {
+    fn follow(&mut self, within: Duration) -> Result<(), ServiceError> {
         self.port.follow_cores(within)
     }
 

@@ -1,4 +1,4 @@
-//! `link/NAME`: two devices joined, each the other's wire. On no bus of the host's: the bus is made of names.
+//! `link/NAME`: two devices joined, each the other's wire. On no bus: it comes to be by being named.
 //!
 //! What one sends, the other receives, by one copy from buffer to buffer, on the core of the receiving queue; offloads
 //! that both sides agreed on pass through untouched. A receiver without buffers holds its sender back for 10 ms, then
@@ -12,17 +12,17 @@ use super::joined::{FEATURES, JoinedDevice, MAX_PAIRS, Members};
 use crate::net::fabric::Fabric;
 use crate::net::plan::{Offer, switch, word};
 use crate::vdpa::{
-    AttributeInfo, BusInfo, Class, DeviceSpec, DriverError, ManagementBus, ManagementDevice, MgmtInfo, Unfit,
-    VdpaDevice,
+    AttributeInfo, Class, DeviceHost, DeviceSpec, DriverError, ManagementDevice, MgmtInfo, MgmtKind,
+    MgmtKindInfo, Unfit, VdpaDevice,
 };
 
-/// The bus.
+/// The kind.
 #[derive(Debug, Default)]
-pub struct LinkBus;
+pub struct LinkKind;
 
-impl ManagementBus for LinkBus {
-    fn info(&self) -> BusInfo {
-        BusInfo {
+impl MgmtKind for LinkKind {
+    fn info(&self) -> MgmtKindInfo {
+        MgmtKindInfo {
             name: "link",
             attributes: Vec::new(),
             shares_core: false,
@@ -55,7 +55,7 @@ impl ManagementDevice for Link {
         describe(self.name.clone())
     }
 
-    fn create(&mut self, spec: &DeviceSpec) -> Result<Box<dyn VdpaDevice>, DriverError> {
+    fn create(&mut self, spec: &DeviceSpec, _host: DeviceHost) -> Result<Box<dyn VdpaDevice>, DriverError> {
         if let Some(tap) = HostPort::asked(spec)? {
             let port = self.fabric.port(None)?;
             let device = HostPort::open(port, spec, tap)?;

@@ -4,6 +4,7 @@
 //! It needs no hardware and no privilege, and makes two-way traffic with anything that drives a virtio NIC.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use ringway_engine::Pump;
 use ringway_ring::features::Features;
@@ -12,12 +13,13 @@ use ringway_ring::tsc;
 use crate::counters::DropReason;
 use crate::net::NIC;
 use crate::net::end::PortRules;
-use crate::net::plan::{Offer, Plan, switch, word};
+use crate::net::nic::Nic;
+use crate::net::plan::{Offer, switch, word};
 use crate::net::side::{receive_queue, transmit_queue};
 use crate::net::transfer::{Transfer, TransferOptions};
 use crate::vdpa::{
-    AttributeInfo, Class, DataPath, DeviceConfig, DeviceSpec, DriverError, ManagementDevice, MgmtInfo,
-    QueueBinding, QueueLimits, Unfit, VdpaDevice,
+    AttributeInfo, Class, ClassOps, ConfigSpace, DeviceHost, DeviceSpec, DriverError, Facts, MakePump,
+    ManagementDevice, MgmtInfo, OwnPumps, QueueBinding, Queues, Stuck, Unfit, VdpaDevice,
 };
 
 /// The management device.
@@ -49,10 +51,8 @@ impl ManagementDevice for SimNet {
         }
     }
 
-    fn create(&mut self, spec: &DeviceSpec) -> Result<Box<dyn VdpaDevice>, DriverError> {
-        let plan = Offer { mgmtdev: "sim/net", features: FEATURES, max_pairs: MAX_PAIRS }.plan(spec)?;
-        let swap_mac = switch(spec, SWAP)?;
-        Ok(Box::new(SimNetDevice { mtu_in_use: plan.config.mtu, plan, swap_mac }))
+    fn create(&mut self, spec: &DeviceSpec, _host: DeviceHost) -> Result<Box<dyn VdpaDevice>, DriverError> {
+        Ok(Box::new(SimNetDevice(OwnPumps::new(Loop::new(spec)?))))
     }
 }
 
@@ -62,51 +62,31 @@ fn check(_name: &str, spec: &DeviceSpec) -> Result<(), Unfit> {
 
 /// A device.
 #[derive(Debug)]
-struct SimNetDevice {
-    plan: Plan,
-    /// What the front-end told, at most what the operator gave.
-    mtu_in_use: u16,
+struct SimNetDevice(OwnPumps<Loop>);
+
+/// What its pumps are made from.
+#[derive(Debug)]
+pub struct Loop {
+    nic: Nic,
     swap_mac: bool,
 }
 
-impl VdpaDevice for SimNetDevice {
-    fn class(&self) -> Class {
-        Class::Net
+impl Loop {
+    /// As an operator asks for it.
+    ///
+    /// # Errors
+    /// Something was asked for that cannot be.
+    pub fn new(spec: &DeviceSpec) -> Result<Loop, DriverError> {
+        let plan = Offer { mgmtdev: "sim/net", features: FEATURES, max_pairs: MAX_PAIRS }.plan(spec)?;
+        Ok(Loop { nic: Nic::new(plan, MAX_VQ_SIZE), swap_mac: switch(spec, SWAP)? })
     }
+}
 
-    fn data_path(&self) -> DataPath {
-        DataPath::Pumped
-    }
-
-    fn features(&self) -> Features {
-        self.plan.features
-    }
-
-    fn limits(&self) -> QueueLimits {
-        QueueLimits { max_vqs: self.plan.config.max_vq_pairs * 2, max_vq_size: MAX_VQ_SIZE }
-    }
-
-    fn config(&self) -> DeviceConfig {
-        DeviceConfig::Net(self.plan.config)
-    }
-
-    fn attributes(&self) -> BTreeMap<String, String> {
-        BTreeMap::from([(SWAP.to_owned(), word(self.swap_mac))])
-    }
-
-    fn set_mtu(&mut self, mtu: u16) -> Result<(), DriverError> {
-        self.mtu_in_use = self.plan.checked_mtu(mtu)?;
-        Ok(())
-    }
-
-    fn group_of(&self, index: u16) -> u16 {
-        index / 2
-    }
-
+impl MakePump for Loop {
     /// Binds the receive and the transmit queue of one pair, as far as they are started (virtio 1.3 §5.1.2: even is
     /// receive, odd is transmit).
     fn pump(&mut self, _group: u16, queues: Vec<QueueBinding>) -> Result<Box<dyn Pump>, DriverError> {
-        let rules = PortRules { mtu: self.mtu_in_use, only: None };
+        let rules = PortRules { mtu: self.nic.mtu(), only: None };
         let (mut sink, mut source) = (None, None);
         for queue in queues {
             let index = queue.index;
@@ -123,9 +103,32 @@ impl VdpaDevice for SimNetDevice {
         let what = || "memory of the pump".to_owned();
         Ok(Box::new(transfer.map_err(|source| DriverError::Resource { what: what(), source })?))
     }
+}
 
-    fn reset(&mut self) {
-        self.mtu_in_use = self.plan.config.mtu;
+impl VdpaDevice for SimNetDevice {
+    fn facts(&self) -> Facts {
+        self.0.maker.nic.facts()
+    }
+
+    fn config(&mut self) -> &mut dyn ConfigSpace {
+        &mut self.0.maker.nic
+    }
+
+    fn queues(&mut self) -> &mut dyn Queues {
+        &mut self.0
+    }
+
+    fn class(&mut self) -> ClassOps<'_> {
+        ClassOps::Net(&mut self.0.maker.nic)
+    }
+
+    fn attributes(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([(SWAP.to_owned(), word(self.0.maker.swap_mac))])
+    }
+
+    fn reset(&mut self, _within: Duration) -> Result<(), Stuck> {
+        self.0.maker.nic.reset();
+        Ok(())
     }
 }
 

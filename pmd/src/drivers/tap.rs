@@ -4,23 +4,23 @@
 use std::collections::BTreeMap;
 
 use super::host_port::{HostPort, NETNS, TAP, netns};
-use super::link::{CHECK, LinkBus};
+use super::link::{CHECK, LinkKind};
 use crate::net::plan::switch;
 use crate::net::tap::check_ifname;
 use crate::vdpa::{
-    AttributeInfo, BusInfo, DeviceSpec, DriverError, ManagementBus, ManagementDevice, MgmtInfo, Unfit,
-    VdpaDevice,
+    AttributeInfo, ClassSpec, DeviceHost, DeviceSpec, DriverError, ManagementDevice, MgmtInfo, MgmtKind,
+    MgmtKindInfo, NetSpec, Unfit, VdpaDevice,
 };
 
-/// The bus.
+/// The kind.
 #[derive(Debug, Default)]
-pub struct TapBus;
+pub struct TapKind;
 
-impl ManagementBus for TapBus {
-    fn info(&self) -> BusInfo {
-        let link = LinkBus.info();
+impl MgmtKind for TapKind {
+    fn info(&self) -> MgmtKindInfo {
+        let link = LinkKind.info();
         let check = |name: &str, _: &BTreeMap<String, String>| check_bus_name(name);
-        BusInfo { name: "tap", attributes: Vec::new(), device: describe(link.device), check, ..link }
+        MgmtKindInfo { name: "tap", attributes: Vec::new(), device: describe(link.device), check, ..link }
     }
 
     fn make(
@@ -30,7 +30,7 @@ impl ManagementBus for TapBus {
         core: usize,
     ) -> Result<Box<dyn ManagementDevice>, DriverError> {
         check_bus_name(name)?;
-        let link = LinkBus.make(name, attributes, core)?;
+        let link = LinkKind.make(name, attributes, core)?;
         Ok(Box::new(Tap { ifname: name.to_owned(), link }))
     }
 }
@@ -81,14 +81,14 @@ impl ManagementDevice for Tap {
     }
 
     /// The guest's side, or the host's.
-    fn create(&mut self, spec: &DeviceSpec) -> Result<Box<dyn VdpaDevice>, DriverError> {
+    fn create(&mut self, spec: &DeviceSpec, host: DeviceHost) -> Result<Box<dyn VdpaDevice>, DriverError> {
         check(&self.ifname, spec)?;
         let mut spec = spec.clone();
         if !spec.attributes.contains_key(TAP.name) {
             // Of the other side.
             spec.attributes.remove(NETNS.name);
         }
-        self.link.create(&spec)
+        self.link.create(&spec, host)
     }
 
     fn implied(&self, spec: &DeviceSpec) -> Option<DeviceSpec> {
@@ -96,13 +96,9 @@ impl ManagementDevice for Tap {
         if let Some(netns) = spec.attributes.get(NETNS.name) {
             attributes.insert(NETNS.name.to_owned(), netns.clone());
         }
-        Some(DeviceSpec {
-            name: self.ifname.clone(),
-            mac: None,
-            device_features: None,
-            attributes,
-            ..spec.clone()
-        })
+        let ClassSpec::Net(net) = spec.class else { return None };
+        let class = ClassSpec::Net(NetSpec { mac: None, ..net });
+        Some(DeviceSpec { name: self.ifname.clone(), features: None, class, attributes })
     }
 
     fn removed(&mut self, name: &str) {

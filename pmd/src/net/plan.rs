@@ -3,7 +3,7 @@
 use ringway_ring::features::Features;
 
 use super::{MAX_MTU, MIN_MTU, Mac, NetConfig};
-use crate::vdpa::{DeviceSpec, DriverError, Unfit};
+use crate::vdpa::{ClassSpec, DeviceSpec, DriverError, Unfit};
 
 /// What a driver of network devices can make.
 #[derive(Debug, Clone, Copy)]
@@ -33,21 +33,24 @@ impl Offer {
     /// Something was asked for that cannot be; the text names it.
     pub fn plan(&self, spec: &DeviceSpec) -> Result<Plan, DriverError> {
         let (mgmtdev, max_pairs) = (self.mgmtdev, self.max_pairs);
-        let pairs = spec.max_vqp.unwrap_or(1);
+        let ClassSpec::Net(net) = spec.class else {
+            return Err(DriverError::misconfigured(format!("{mgmtdev} makes network devices")));
+        };
+        let pairs = net.max_vqp.unwrap_or(1);
         if !(1..=max_pairs).contains(&pairs) {
             let why = format!("max_vqp {pairs}: {mgmtdev} has 1 to {max_pairs} queue pairs");
             return Err(DriverError::misconfigured(why));
         }
-        let mtu = spec.mtu.unwrap_or(DEFAULT_MTU);
+        let mtu = net.mtu.unwrap_or(DEFAULT_MTU);
         if !(MIN_MTU..=MAX_MTU).contains(&mtu) {
             return Err(DriverError::misconfigured(format!("mtu {mtu}: must be {MIN_MTU} to {MAX_MTU}")));
         }
-        let mac = spec.mac.unwrap_or_else(|| Mac::default_of(spec.seed, &spec.name));
+        let mac = net.mac.unwrap_or_else(|| Mac::default_of(net.seed, &spec.name));
         if mac.is_multicast() {
             let why = format!("mac {mac}: is a group address, a device needs a unicast one");
             return Err(DriverError::misconfigured(why));
         }
-        let features = match spec.device_features {
+        let features = match spec.features {
             None => self.features,
             Some(wanted) if self.features.contains(wanted) => wanted,
             Some(wanted) => {

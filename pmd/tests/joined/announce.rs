@@ -42,7 +42,7 @@ fn bridge_peers_hear_of_an_arrival_and_the_table_moves_the_station() {
     for _ in 0..3 {
         // Whoever sleeps is woken.
         asleep(&engine);
-        nics[0].device.announce(Some(MOVED)).unwrap();
+        nics[0].device.class().net().unwrap().announce(Some(MOVED)).unwrap();
         for nic in &mut nics[1..] {
             assert_eq!(nic.expect(0, 1)[0].1, announcement(MOVED));
         }
@@ -67,7 +67,7 @@ fn link_tells_its_other_end() {
             nic.post(0, 8);
         }
         asleep(&engine);
-        a.device.announce(Some(MOVED)).unwrap();
+        a.device.class().net().unwrap().announce(Some(MOVED)).unwrap();
         assert_eq!(b.expect(0, 1)[0].1, announcement(MOVED));
         assert!(a.received(0).is_empty());
         a.stop();
@@ -84,9 +84,9 @@ fn arrival_waits_until_the_port_sends_and_is_told_once() {
         let mut b = Nic::new(&mut *mgmtdev, "b", Setup::default(), &engine);
         b.start(1);
         b.post(0, 8);
-        a.device.announce(Some(Mac([2; 6]))).unwrap();
+        a.device.class().net().unwrap().announce(Some(Mac([2; 6]))).unwrap();
         // Another one before it was told takes its place.
-        a.device.announce(Some(MOVED)).unwrap();
+        a.device.class().net().unwrap().announce(Some(MOVED)).unwrap();
         // Started, and what it sends goes nowhere yet.
         a.start(0);
         b.send_plain(0, &frame(a.mac, b.mac, 64, 1));
@@ -101,8 +101,8 @@ fn arrival_waits_until_the_port_sends_and_is_told_once() {
         assert_eq!(b.expect(0, 1)[0].1[6..12], a.mac.0, "not told again");
         // What was taken back is not told.
         a.stop();
-        a.device.announce(Some(MOVED)).unwrap();
-        a.device.announce(None).unwrap();
+        a.device.class().net().unwrap().announce(Some(MOVED)).unwrap();
+        a.device.class().net().unwrap().announce(None).unwrap();
         a.start(1);
         a.send_plain(0, &frame(b.mac, a.mac, 64, 3));
         assert_eq!(b.expect(0, 1)[0].1[6..12], a.mac.0);
@@ -117,11 +117,11 @@ fn arrival_that_nobody_hears_is_counted_as_any_frame() {
         let mut a = Nic::new(&mut *mgmtdev, "a", Setup::default(), &engine);
         let mut b = Nic::new(&mut *mgmtdev, "b", Setup::default(), &engine);
         a.start(1);
-        a.device.announce(Some(MOVED)).unwrap();
+        a.device.class().net().unwrap().announce(Some(MOVED)).unwrap();
         a.expect_drops(1, DropReason::PeerDown, 1);
         // A peer without buffers.
         b.start(1);
-        a.device.announce(Some(MOVED)).unwrap();
+        a.device.class().net().unwrap().announce(Some(MOVED)).unwrap();
         b.expect_drops(0, DropReason::NoRxBuffer, 1);
         assert_eq!(a.drops(1, DropReason::PeerDown), 1);
     }
@@ -139,9 +139,9 @@ fn address_of_an_arrival_is_held_against_spoofchk() {
             nic.start(1);
             nic.post(0, 8);
         }
-        let refused = a.device.announce(Some(MOVED)).unwrap_err().to_string();
+        let refused = a.device.class().net().unwrap().announce(Some(MOVED)).unwrap_err().to_string();
         assert!(refused.contains(&MOVED.to_string()) && refused.contains(&a.mac.to_string()), "{refused}");
-        a.device.announce(Some(a.mac)).unwrap();
+        a.device.class().net().unwrap().announce(Some(a.mac)).unwrap();
         assert_eq!(b.expect(0, 1)[0].1, announcement(a.mac));
     }
 }
@@ -157,7 +157,7 @@ fn arrivals_are_bounded_by_the_rate_of_the_port() {
     b.post(0, 200);
     let (begun, mut heard) = (Instant::now(), 0);
     for told in 1..=100 {
-        a.device.announce(Some(MOVED)).unwrap();
+        a.device.class().net().unwrap().announce(Some(MOVED)).unwrap();
         while heard + a.drops(1, DropReason::FloodLimit) < told {
             heard += b.received(0).len() as u64;
             assert!(begun.elapsed() < SOON, "{told}: {heard} {:?}", a.stats(1));

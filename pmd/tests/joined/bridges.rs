@@ -47,7 +47,7 @@ fn bridge_floods_what_it_does_not_know_and_sends_the_rest_to_one_port() {
     // The table, as operators see it.
     let deadline = Instant::now() + SOON;
     loop {
-        let learned = bridge.stations().unwrap();
+        let learned = bridge.net().unwrap().stations();
         let mut devices: Vec<String> = learned.stations.iter().map(|(_, device, _)| device.clone()).collect();
         devices.sort();
         if devices == ["p0", "p0", "p1", "p3"] {
@@ -217,7 +217,7 @@ fn places_of_a_bridge_are_bounded_with_those_that_wind_up_and_refused_by_name() 
     let mut bridge = bridge(&engine);
     let mut create = |at: usize| {
         bridge
-            .create(&DeviceSpec { name: format!("p{at}"), ..DeviceSpec::default() })
+            .create(&DeviceSpec::net(format!("p{at}"), NetSpec::default()), DeviceHost::unheard())
             .map_err(|why| why.to_string())
     };
     let most = usize::from(ringway_pmd::net::fabric::MOST_PORTS);

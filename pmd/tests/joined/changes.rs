@@ -26,7 +26,7 @@ fn moves_between_cores_and_ports_that_come_and_go_lose_nothing_of_the_others() {
         bridge
             .set(&BTreeMap::from([("core".to_owned(), cores[usize::from(round) % 2].to_string())]))
             .unwrap();
-        a.device.service().unwrap().follow_cores(WITHIN).unwrap();
+        a.device.queues().follow(WITHIN).unwrap();
         let mut c = Nic::new(&mut *bridge, "c", Setup::default(), &engine);
         c.start(1);
         c.stop();
@@ -69,11 +69,11 @@ fn refused_without_descriptors(is_bridge: bool, more: std::ops::Range<u64>) {
         let refused = with_descriptors(more, || newcomer.try_start(1)).unwrap_err();
         let is_named = matches!(&refused, ServiceError::NotPlaced(why) if why.contains("LimitNOFILE"));
         assert!(is_named, "{more}: {refused}");
-        assert!(!newcomer.device.service().unwrap().is_started(0));
-        assert!(newcomer.device.service().unwrap().take_ended(WITHIN).is_empty());
+        assert!(newcomer.device.queues().served_by(0).is_none());
+        assert!(newcomer.device.queues().take_ended(WITHIN).is_empty());
         for nic in &mut old {
-            assert!(nic.device.service().unwrap().is_started(0));
-            assert!(nic.device.service().unwrap().take_ended(WITHIN).is_empty());
+            assert!(nic.device.queues().served_by(0).is_some());
+            assert!(nic.device.queues().take_ended(WITHIN).is_empty());
         }
         if let [a, b] = &mut old[..] {
             passes(a, b, more as u8);
@@ -99,13 +99,13 @@ fn port_whose_pump_cannot_be_placed_any_more_is_told_so_and_not_of_a_panic() {
     bridge.set(&BTreeMap::from([("core".to_owned(), "999".to_owned())])).unwrap();
     b.stop();
     // It is tried again for a while first.
-    assert!(a.device.service().unwrap().take_ended(WITHIN).is_empty());
+    assert!(a.device.queues().take_ended(WITHIN).is_empty());
     let begun = Instant::now();
-    while a.device.service().unwrap().is_started(0) {
+    while a.device.queues().served_by(0).is_some() {
         assert!(begun.elapsed() < SOON);
         std::thread::sleep(Duration::from_millis(5));
     }
-    let ended = a.device.service().unwrap().take_ended(WITHIN);
+    let ended = a.device.queues().take_ended(WITHIN);
     assert!(matches!(&ended[..], [(0, Ended::NotPlaced(why))] if why.contains("core 999")), "{ended:?}");
     bridge.set(&BTreeMap::from([("core".to_owned(), engine.cores()[0].to_string())])).unwrap();
     for nic in [&mut a, &mut b] {
@@ -127,12 +127,12 @@ fn port_whose_pump_cannot_be_placed_for_a_moment_is_served_again_and_told_nothin
     }
     bridge.set(&BTreeMap::from([("core".to_owned(), "999".to_owned())])).unwrap();
     c.stop();
-    assert_eq!(a.device.service().unwrap().core(0), None, "nobody serves it");
+    assert_eq!(a.device.queues().served_by(0).and_then(ServedBy::core), None, "nobody serves it");
     bridge.set(&BTreeMap::from([("core".to_owned(), engine.cores()[0].to_string())])).unwrap();
     passes(&mut a, &mut b, 1);
     passes(&mut b, &mut a, 2);
     for nic in [&mut a, &mut b] {
-        assert!(nic.device.service().unwrap().take_ended(WITHIN).is_empty());
+        assert!(nic.device.queues().take_ended(WITHIN).is_empty());
     }
 }
 
@@ -149,14 +149,14 @@ fn start_that_a_held_worker_does_not_answer_leaves_nothing_behind() {
     c.within = Duration::from_millis(20);
     let refused = c.try_start(1).unwrap_err();
     assert!(matches!(refused, ServiceError::Stuck(_)), "{refused}");
-    assert!(!c.device.service().unwrap().is_started(0), "it is told that none is in service");
+    assert!(c.device.queues().served_by(0).is_none(), "it is told that none is in service");
     holds.store(false, std::sync::atomic::Ordering::SeqCst);
     // The others go on, though nobody asks for a change.
     passes(&mut a, &mut b, 1);
     // Nor does one serve what was refused.
     b.stop();
     b.start(1);
-    assert!(!c.device.service().unwrap().is_started(0));
+    assert!(c.device.queues().served_by(0).is_none());
     passes(&mut a, &mut b, 2);
     c.within = WITHIN;
     c.start(1);
@@ -178,15 +178,15 @@ fn stop_that_a_held_worker_does_not_answer_leaves_the_others_in_service() {
         passes(&mut a, &mut b, 1);
         let (holds, _holder) = hold(&engine);
         let group = pairs - 1;
-        let service = c.as_mut().unwrap_or(&mut b).device.service().unwrap();
+        let service = c.as_mut().unwrap_or(&mut b).device.queues();
         let stuck = service.stop(group, Duration::from_millis(20)).unwrap_err();
-        assert!(matches!(stuck, ServiceError::Stuck(_)), "{stuck}");
-        assert!(service.is_started(group), "a worker has it");
+        assert!(stuck.to_string().contains("did not"), "{stuck}");
+        assert!(service.served_by(group).is_some(), "a worker has it");
         holds.store(false, std::sync::atomic::Ordering::SeqCst);
         passes(&mut a, &mut b, 2);
         passes(&mut b, &mut a, 3);
         let stopped = c.as_mut().unwrap_or(&mut b);
-        assert!(!stopped.device.service().unwrap().is_started(group), "it is out in the end");
+        assert!(stopped.device.queues().served_by(group).is_none(), "it is out in the end");
         stopped.start_pair(group, true).unwrap();
         passes(&mut a, &mut b, 4);
     }
@@ -209,7 +209,7 @@ fn move_that_a_held_worker_does_not_answer_leaves_all_in_service() {
         let (holds, _holder) = hold(&engine);
         core.store(engine.cores()[1], std::sync::atomic::Ordering::SeqCst);
         bridge_core(&mut *mgmtdev, is_bridge, engine.cores()[1]);
-        let stuck = a.device.service().unwrap().follow_cores(Duration::from_millis(20)).unwrap_err();
+        let stuck = a.device.queues().follow(Duration::from_millis(20)).unwrap_err();
         assert!(matches!(stuck, ServiceError::Stuck(_)), "{stuck}");
         // It is to stay where it was after all, so that nothing is left to move.
         core.store(engine.cores()[0], std::sync::atomic::Ordering::SeqCst);
@@ -217,7 +217,7 @@ fn move_that_a_held_worker_does_not_answer_leaves_all_in_service() {
         holds.store(false, std::sync::atomic::Ordering::SeqCst);
         passes(&mut a, &mut b, 2);
         passes(&mut b, &mut a, 3);
-        assert_eq!(a.device.service().unwrap().core(0), Some(engine.cores()[0]));
+        assert_eq!(a.device.queues().served_by(0).and_then(ServedBy::core), Some(engine.cores()[0]));
     }
 }
 

@@ -19,7 +19,7 @@ fn frame_of_which_some_segments_were_delivered_goes_on_where_it_was_when_pumps_a
     let mut arrived = b.expect(0, 3);
     // Another pair of the sender stops and starts: the pump that holds the frame is made anew, several times.
     for _ in 0..5 {
-        a.device.service().unwrap().stop(1, WITHIN).unwrap();
+        a.device.queues().stop(1, WITHIN).unwrap();
         a.start_pair(1, true).unwrap();
     }
     b.post(0, 20);

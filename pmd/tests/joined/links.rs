@@ -168,7 +168,7 @@ fn frames_that_are_wrong_are_not_counted_as_the_receivers_want_of_buffers() {
 #[test]
 fn joined_devices_have_as_many_pairs_as_simulated_ones() {
     for (pairs, is_good) in [(0, false), (1, true), (15, true), (16, true), (17, false)] {
-        let spec = DeviceSpec { name: "p".into(), max_vqp: Some(pairs), ..DeviceSpec::default() };
-        assert_eq!(link().create(&spec).is_ok(), is_good, "{pairs}");
+        let spec = DeviceSpec::net("p", NetSpec { max_vqp: Some(pairs), ..NetSpec::default() });
+        assert_eq!(link().create(&spec, DeviceHost::unheard()).is_ok(), is_good, "{pairs}");
     }
 }

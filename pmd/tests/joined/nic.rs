@@ -71,20 +71,15 @@ impl Nic {
         let word = if setup.spoofchk { "on" } else { "off" };
         let flood = setup.flood_pps.map(|pps| ("flood_pps", pps));
         let attributes = [("spoofchk", word)].into_iter().chain(flood);
-        let spec = DeviceSpec {
-            name: name.to_owned(),
-            mac: Some(mac),
-            mtu: Some(setup.mtu),
-            max_vqp: Some(setup.pairs),
-            attributes: attributes.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
-            ..DeviceSpec::default()
-        };
-        let device = mgmtdev.create(&spec).unwrap();
+        let net = NetSpec { mac: Some(mac), seed: None, mtu: Some(setup.mtu), max_vqp: Some(setup.pairs) };
+        let mut spec = DeviceSpec::net(name, net);
+        spec.attributes = attributes.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+        let device = mgmtdev.create(&spec, DeviceHost::unheard()).unwrap();
         let features = match setup.format {
             Format::Split => setup.features,
             Format::Packed => setup.features | Features::RING_PACKED,
         };
-        assert!(device.features().contains(features));
+        assert!(device.facts().features.contains(features));
         let memory = HostMemory::allocate("test", MEMORY).unwrap();
         let map = Arc::new(memory.guest_map(GPA).unwrap());
         let core = engine.cores()[0];
@@ -180,12 +175,12 @@ impl Nic {
             }
         };
         let queues = vec![binding(group * 2), binding(group * 2 + 1)];
-        self.device.service().unwrap().start(group, queues, &self.berth, self.within)
+        self.device.queues().start(group, queues, &self.berth, self.within)
     }
 
     pub(super) fn stop(&mut self) {
         for group in 0..self.setup.pairs {
-            self.device.service().unwrap().stop(group, WITHIN).unwrap();
+            self.device.queues().stop(group, WITHIN).unwrap();
         }
     }
 

@@ -119,7 +119,7 @@ fn false_source_address_arrives_nowhere_and_is_not_learned_however_it_is_timed()
         race(&mut a, &mut b, &attack, Some(DropReason::SpoofedMac), |_, frame| {
             assert_ne!(frame[6..12], FALSE.0, "{format:?} in {pieces} pieces");
         });
-        let learned = bridge.stations().unwrap();
+        let learned = bridge.net().unwrap().stations();
         assert!(learned.stations.iter().all(|(mac, ..)| *mac != FALSE), "{learned:?}");
     }
 }

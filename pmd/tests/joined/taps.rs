@@ -1,6 +1,6 @@
 //! A guest whose wire is a kernel TAP interface, and what the kernel makes of its frames.
 
-use ringway_pmd::drivers::tap::TapBus;
+use ringway_pmd::drivers::tap::TapKind;
 use ringway_pmd::net::tap::{HEADER_BYTES, TapNetdev, TapReader, TapSpec, TapWriter};
 
 use super::scene::{in_own_namespace, run};
@@ -21,9 +21,9 @@ impl Wire {
     /// In a namespace that this thread has for itself.
     pub(super) fn new(engine: &Engine) -> Wire {
         let core = engine.cores()[0];
-        let mut tap = TapBus.make("rwx0", &BTreeMap::new(), core).unwrap();
-        let spec = DeviceSpec { name: "a".to_owned(), ..DeviceSpec::default() };
-        let mut host = tap.create(&tap.implied(&spec).unwrap()).unwrap();
+        let mut tap = TapKind.make("rwx0", &BTreeMap::new(), core).unwrap();
+        let spec = DeviceSpec::net("a", NetSpec::default());
+        let mut host = tap.create(&tap.implied(&spec).unwrap(), DeviceHost::unheard()).unwrap();
         let counters: Vec<Arc<QueueCounters>> = (0..2).map(|_| Arc::default()).collect();
         let berth = Berth {
             name: "rwx0".to_owned(),
@@ -32,7 +32,7 @@ impl Wire {
             watcher: Arc::new(Nobody),
         };
         let attention = Arc::new(EventFd::new().unwrap());
-        host.netdev().unwrap().open(&counters, attention, &berth, WITHIN).unwrap();
+        host.host_end().unwrap().open(&counters, attention, &berth, WITHIN).unwrap();
         let other = TapSpec { name: "rwx1".into(), netns: None, queues: 1, mtu: 1500, seed: None };
         let other = TapNetdev::open(&other, true).unwrap();
         let (reader, writer) = other.queues().unwrap().remove(0);
@@ -66,7 +66,7 @@ impl Wire {
 
 impl Drop for Wire {
     fn drop(&mut self) {
-        self.host.service().unwrap().stop(0, WITHIN).unwrap();
+        self.host.queues().stop(0, WITHIN).unwrap();
         self.host.removed();
     }
 }

@@ -49,7 +49,7 @@ pub(super) fn run(setup: NetdevSetup, inbox: &Inbox) {
 
 /// Serves until something ends it: why, and whether the device was removed.
 fn serve(plane: &mut EnginePlane<'_>, shared: &DeviceShared, inbox: &Inbox) -> (String, bool) {
-    if let Err(why) = plane.open_netdev() {
+    if let Err(why) = plane.open_host_end() {
         return (why, inbox.leave.load(Ordering::Relaxed));
     }
     report_rings(plane, shared);
@@ -68,27 +68,27 @@ fn serve(plane: &mut EnginePlane<'_>, shared: &DeviceShared, inbox: &Inbox) -> (
             match command {
                 Command::Revoke => return ("the device was removed".to_owned(), true),
                 Command::Close => return ("closed by ringway".to_owned(), false),
-                Command::Move { group } => {
-                    if let Err(error) = plane.follow_core(group) {
+                Command::Move => {
+                    if let Err(error) = plane.follow_cores() {
                         return (error.to_string(), false);
                     }
                     report_rings(plane, shared);
                 }
-                // Nobody reads its configuration space.
-                Command::ConfigChanged => {}
+                // Nobody reads its configuration space or its status.
+                Command::ConfigChanged | Command::NeedsReset => {}
             }
         }
         match plane.take_ended().into_iter().next() {
             None => {}
             Some((_, Ended::Panicked(_))) => return ("its pump panicked".to_owned(), false),
-            Some((_, Ended::NotPlaced(why))) => return (why, false),
+            Some((_, Ended::NotPlaced(why) | Ended::DeviceLost(why))) => return (why, false),
         }
-        if plane.device.netdev().is_some_and(|netdev| netdev.is_gone()) {
+        if plane.device.host_end().is_some_and(|end| end.is_gone()) {
             return (GONE.to_owned(), false);
         }
         if Instant::now() >= look_at {
             look_at = Instant::now() + LOOK_EVERY;
-            let now = plane.device.netdev().map(|netdev| netdev.changes()).unwrap_or_default();
+            let now = plane.device.host_end().map(|end| end.changes()).unwrap_or_default();
             if now != changes {
                 changes.clone_from(&now);
                 plane.report(Report::Netdev(now));

@@ -11,8 +11,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::plane::EnginePlane;
-use super::{Command, Inbox, Report, SessionSetup};
-use crate::frontends::vhost_user::backend::{Backend, PlaneError, Verdict};
+use super::{Command, DeviceConfig, Inbox, Report, SessionSetup};
+use crate::frontends::vhost_user::backend::{Backend, Plane, PlaneError, Verdict};
 use ringway_vhost_user::bucket::Bucket;
 use ringway_vhost_user::connection::{Broken, FrameReader, Outbox, PEER_DEADLINE, timespec};
 use ringway_vhost_user::message::Request;
@@ -60,9 +60,16 @@ pub(super) fn run(setup: SessionSetup, inbox: &Inbox) {
     // touch them any more.
     drop(stream);
     let mut reason = end.reason;
+    let mut is_lost = false;
     match &closed {
         Ok(Ok(())) if end.revoked => plane.device.removed(),
-        Ok(Ok(())) => plane.device.reset(),
+        Ok(Ok(())) => {
+            if let Err(error) = plane.reset() {
+                // Of no use to the next front-end: it is made anew.
+                is_lost = true;
+                reason.push_str(&format!("; {error}"));
+            }
+        }
         Ok(Err(error)) => reason.push_str(&format!("; {error}")),
         Err(panic) => reason.push_str(&format!("; bug: closing panicked: {}", text_of(&**panic))),
     }
@@ -72,7 +79,7 @@ pub(super) fn run(setup: SessionSetup, inbox: &Inbox) {
     inbox.over.store(true, Ordering::Relaxed);
     // Before it is told: whoever comes next may need it. Given back unless a worker did not let go, whose map keeps it.
     drop(plane.lease);
-    let device = Some(plane.device).filter(|_| !end.revoked);
+    let device = Some(plane.device).filter(|_| !end.revoked && !is_lost);
     reports(id, Report::Ended { device, reason, last });
 }
 
@@ -225,11 +232,16 @@ impl Session<'_> {
                     return Err(End { reason: "the device was removed".into(), revoked: true });
                 }
                 Command::Close => return Err(End::because("closed by ringway")),
-                Command::Move { group } => {
-                    self.plane.follow_core(group)?;
+                Command::Move => {
+                    self.plane.follow_cores()?;
                     self.backend.moved(&mut self.plane);
                 }
-                Command::ConfigChanged => self.backend.config_changed(),
+                Command::ConfigChanged => {
+                    let config = DeviceConfig::of(&mut *self.plane.device);
+                    self.plane.report(Report::Config(config));
+                    self.backend.config_changed();
+                }
+                Command::NeedsReset => self.backend.device_needs_reset(&mut self.plane),
             }
         }
         Ok(())

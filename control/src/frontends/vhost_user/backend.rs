@@ -44,7 +44,7 @@ pub use self::plane::{Plane, PlaneError};
 use self::refusal::{Kind, Refusal};
 use self::ring::{Call, Kick, Ring};
 use super::life::{Connection, ConnectionEvent, RingEvent, State, Status};
-use crate::frontends::session::{Lack, RingReport};
+use crate::frontends::session::{Lack, Report, RingReport};
 use ringway_vhost_user::bucket::Bucket;
 use ringway_vhost_user::connection::{Frame, LostFds};
 use ringway_vhost_user::message::{
@@ -130,12 +130,12 @@ impl Backend {
     /// A new connection.
     pub fn new(plane: &mut dyn Plane, now: Instant) -> Backend {
         let attention = plane.attention();
-        let device = plane.device();
-        let (class, limits) = (device.class(), device.limits());
-        let offered = device.features() | Features::PROTOCOL_FEATURES;
+        let facts = plane.device().facts();
+        let (class, limits) = (facts.class, facts.limits);
+        let offered = facts.features | Features::PROTOCOL_FEATURES;
         // The bits of `Channel` and the slots of a page bound the rings of one session.
         let count = limits.max_vqs.min(PositionPage::QUEUES as u16);
-        let groups: Vec<u16> = (0..count).map(|index| device.group_of(index)).collect();
+        let groups: Vec<u16> = (0..count).map(|index| facts.group_of(index)).collect();
         let rings = (0..count).map_while(|index| plane.slot(index)).map(Ring::new).collect();
         Backend {
             class,
@@ -232,6 +232,7 @@ impl Backend {
             }
             match how {
                 Ended::Panicked(_) => self.fault(plane, index, "pump_panicked"),
+                Ended::DeviceLost(_) => self.fault(plane, index, "device_lost"),
                 Ended::NotPlaced(_) => self.cannot_run(plane, index, NOT_PLACED),
             }
         }
@@ -258,6 +259,14 @@ impl Backend {
     /// The core of a group changed: it is told with the rings.
     pub fn moved(&mut self, plane: &mut dyn Plane) {
         self.report_rings(plane);
+    }
+
+    /// The device works no more until the driver resets it (virtio 1.3 §2.1.2).
+    pub fn device_needs_reset(&mut self, plane: &mut dyn Plane) {
+        if !std::mem::replace(&mut self.needs_reset, true) {
+            self.config_changed();
+            plane.report(Report::Status(self.status_now()));
+        }
     }
 
     /// Tells the front-end that configuration space changed, if it can be told.
@@ -314,7 +323,12 @@ impl Backend {
             }
         }
         // The next guest is another one. To take back what waits is never refused.
-        let _ = plane.device().announce(None);
+        if let Some(net) = plane.device().class().net() {
+            let _ = net.announce(None);
+        }
+        if outcome.is_ok() {
+            outcome = plane.set_map(None).map_err(|error| PlaneError::Device(error.to_string()));
+        }
         for ring in &mut self.rings {
             ring.placed = false;
             ring.kick = Kick::Polled;

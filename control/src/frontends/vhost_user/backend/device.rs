@@ -2,7 +2,7 @@
 
 use ringway_pmd::counters::DropReason;
 use ringway_pmd::net::Mac;
-use ringway_pmd::vdpa::Class;
+use ringway_pmd::vdpa::{Class, ConfigError};
 use ringway_ring::features::Features;
 use ringway_ring::guest::GuestMap;
 
@@ -121,7 +121,15 @@ impl Backend {
         for group in self.all_groups() {
             plane.retire(group)?;
         }
-        self.map = Some(memory::in_force(map, plane.lease()));
+        let map = memory::in_force(map, plane.lease());
+        if let Err(error) = plane.set_map(Some(&map)) {
+            // The one before is in force still.
+            for group in self.all_groups() {
+                self.refresh(plane, group)?;
+            }
+            return Err(MemoryError::from(error).into());
+        }
+        self.map = Some(map);
         plane.report(Report::Memory { regions, bytes });
         for group in self.all_groups() {
             self.refresh(plane, group)?;
@@ -131,7 +139,9 @@ impl Backend {
 
     pub(super) fn set_mtu(&self, plane: &mut dyn Plane, mtu: u64) -> Result<Answer, Refusal> {
         let mtu = u16::try_from(mtu).map_err(|_| Refusal::soft("mtu", format!("{mtu} is no MTU")))?;
-        plane.device().set_mtu(mtu).map_err(|e| Refusal::soft("mtu", e.to_string()))?;
+        let net = plane.device().class().net();
+        let net = net.ok_or_else(|| Refusal::soft("mtu", "it is no network device"))?;
+        net.set_mtu(mtu).map_err(|e| Refusal::soft("mtu", e.to_string()))?;
         plane.report(Report::Mtu(mtu));
         Ok(Answer::Ack)
     }
@@ -146,7 +156,9 @@ impl Backend {
             return Err(Refusal::soft("announced_address", format!("SEND_RARP of {mac}, which no NIC has")));
         }
         let name = DropReason::SpoofedMac.name();
-        plane.device().announce(Some(mac)).map_err(|e| Refusal::soft(name, e.to_string()))?;
+        let net = plane.device().class().net();
+        let net = net.ok_or_else(|| Refusal::soft(name, "it is no network device"))?;
+        net.announce(Some(mac)).map_err(|e| Refusal::soft(name, e.to_string()))?;
         Ok(Answer::Ack)
     }
 
@@ -159,16 +171,20 @@ impl Backend {
         Ok(Answer::Bytes(range.encode(bytes)))
     }
 
-    /// No field of a device here can be written by a driver; a migration may repeat what is there.
+    /// What a driver may write is the device's to say; a migration may repeat what is there.
     pub(super) fn set_config(&self, plane: &mut dyn Plane, payload: &[u8]) -> Result<Answer, Refusal> {
         let (range, bytes) = ConfigRange::decode(Request::SetConfig, payload)?;
-        let space = config_space(plane);
-        match slice_of(&space, &range) {
-            None => Err(Refusal::soft("config_range", format!("{} bytes at {}", range.size, range.offset))),
-            Some(there) if range.flags <= 1 && there == bytes => Ok(Answer::Ack),
-            Some(_) => {
-                Err(Refusal::soft("config_read_only", format!("{} bytes at {}", range.size, range.offset)))
-            }
+        let detail = || format!("{} bytes at {}", range.size, range.offset);
+        if slice_of(&[0; MAX_CONFIG_BYTES], &range).is_none() {
+            return Err(Refusal::soft("config_range", detail()));
+        }
+        if range.flags > 1 {
+            return Err(Refusal::soft("config_read_only", detail()));
+        }
+        match plane.device().config().write(range.offset as usize, bytes) {
+            Ok(()) => Ok(Answer::Ack),
+            Err(ConfigError::ReadOnly) => Err(Refusal::soft("config_read_only", detail())),
+            Err(ConfigError::Value) => Err(Refusal::soft("config_value", detail())),
         }
     }
 
@@ -216,7 +232,7 @@ impl Backend {
         }
         self.status = next;
         (self.status_bits, self.status_used, self.needs_reset) = (0, false, false);
-        plane.device().reset();
+        plane.reset()?;
         self.told = false;
         plane.report(Report::Status(0));
         if self.connection_has_features() && !self.features.contains(Features::PROTOCOL_FEATURES) {
@@ -229,9 +245,7 @@ impl Backend {
 /// Configuration space: the device's own bytes, zeros behind them.
 fn config_space(plane: &mut dyn Plane) -> [u8; MAX_CONFIG_BYTES] {
     let mut space = [0; MAX_CONFIG_BYTES];
-    for (to, from) in space.iter_mut().zip(plane.device().config().to_bytes()) {
-        *to = from;
-    }
+    plane.device().config().read(0, &mut space);
     space
 }
 

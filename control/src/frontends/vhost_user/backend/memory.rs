@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use ringway_pmd::dma::MapError as DmaError;
 use ringway_ring::guest::{GuestMap, MapError, Region, RegionSpec};
 
 use crate::frontends::budget::{Lease, Memory, Short};
@@ -25,6 +26,8 @@ pub(super) enum MemoryError {
     Short(#[from] Short),
     #[error("the device is being removed")]
     Revoked,
+    #[error(transparent)]
+    Device(#[from] DmaError),
 }
 
 impl MemoryError {
@@ -37,6 +40,7 @@ impl MemoryError {
                 error.raw_os_error().is_some_and(|raw| lacks.iter().any(|errno| errno.raw_os_error() == raw))
             }
             MemoryError::Revoked => true,
+            MemoryError::Device(error) => !matches!(error, DmaError::Beyond { .. }),
             _ => false,
         }
     }
@@ -52,7 +56,10 @@ impl MemoryError {
             MemoryError::Map(_) => "memory_region",
             MemoryError::Slots(_) | MemoryError::Bytes(_) => "memory_too_much",
             MemoryError::Short(_) => "share_exceeded",
-            MemoryError::Revoked => "revoked",
+            MemoryError::Revoked | MemoryError::Device(DmaError::Cancelled) => "revoked",
+            MemoryError::Device(DmaError::Beyond { .. }) => "memory_beyond_device",
+            MemoryError::Device(DmaError::Host { .. }) => "memory_not_mapped",
+            MemoryError::Device(DmaError::Lost(_)) => "memory_lost",
         }
     }
 }

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use ringway_pmd::counters::QueueCounters;
+use ringway_pmd::dma::MapError;
 use ringway_pmd::notify::EventFd;
 use ringway_pmd::vdpa::{QueueBinding, VdpaDevice};
+use ringway_ring::guest::GuestMap;
 use ringway_ring::position::PositionSlot;
 
 use crate::frontends::budget::Lease;
@@ -28,6 +30,13 @@ pub trait Plane {
     fn is_placed(&mut self, group: u16) -> bool;
     /// Queues, of other devices too, that are out of service for a moment when those of one group change.
     fn running(&mut self) -> usize;
+    /// Puts a guest's memory in force for the device; None: there is none any more. No pump is placed.
+    ///
+    /// # Errors
+    /// See there; what was in force is still, but where it says otherwise.
+    fn set_map(&mut self, map: Option<&Arc<GuestMap>>) -> Result<(), MapError>;
+    /// Brings the device back to what it was. No pump is placed.
+    fn reset(&mut self) -> Result<(), PlaneError>;
     /// The core that the pump of a group runs on.
     fn core(&mut self, group: u16) -> Option<usize>;
     /// What the front-end may take of the process.
@@ -50,6 +59,9 @@ pub enum PlaneError {
     /// The worker did not give it back in time; its memory is still in use.
     #[error("a worker did not let go: {0}")]
     Stuck(String),
+    /// The device did not come back in time.
+    #[error("the device did not come back: {0}")]
+    Device(String),
 }
 
 /// The name of a ring's fault when no worker took its pump.
@@ -62,6 +74,7 @@ impl PlaneError {
             PlaneError::Driver(_) => "driver_refused",
             PlaneError::Engine(_) => NOT_PLACED,
             PlaneError::Stuck(_) => "worker_stuck",
+            PlaneError::Device(_) => "device_stuck",
         }
     }
 }

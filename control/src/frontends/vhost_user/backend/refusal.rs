@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::io;
 
+use ringway_pmd::dma::MapError as DmaError;
 use ringway_ring::guest::MapError;
 use rustix::io::Errno;
 
@@ -87,6 +88,7 @@ impl From<MemoryError> for Refusal {
         match &error {
             MemoryError::Map(MapError::Map(io) | MapError::Stat(io)) => Refusal::system(name, detail, io),
             MemoryError::Short(_) => Refusal::short(name, detail),
+            MemoryError::Device(DmaError::Lost(_)) => Refusal { what: name, detail, kind: Kind::HostFatal },
             _ => {
                 let kind = if error.is_of_host() { Kind::Host } else { Kind::Breach };
                 Refusal { what: name, detail, kind }

@@ -1,0 +1,118 @@
+//! Management devices that drivers register and let go while the daemon runs, and what devices tell unasked.
+//!
+//! ```text
+//!   bus --announces--> driver --probe--> register ----> mgmtdev.registered, devices that waited for it are made
+//!       --withdraws--------------------> unregister --> dev.gone for each of its devices, mgmtdev.unregistered
+//!   device --gone, needs reset, config changed--> told to its session, shown
+//! ```
+//!
+//! A device that is gone is revoked like one that an operator removes, but stays asked for: it is made again as soon as it
+//! can be. Thread: control.
+
+use std::time::Instant;
+
+use ringway_pmd::driver::Change;
+use ringway_pmd::vdpa::{ManagementDevice, Upcall};
+use serde_json::json;
+
+use crate::daemon::{Absent, Daemon, RETRY_ABSENT};
+use crate::devices::device::Origin;
+use crate::fault::Fault;
+use crate::frontends::session::Command;
+
+impl Daemon {
+    /// Takes in what came and went on a bus.
+    pub(crate) fn take_bus_changes(&mut self, at: usize) {
+        let Some(bus) = self.attachments.get_mut(at) else { return };
+        for change in bus.take() {
+            match change {
+                Change::Attached(mgmtdev) => {
+                    if let Err(fault) = self.register(mgmtdev) {
+                        tracing::error!("a driver's management device is not registered: {}", fault.message);
+                    }
+                }
+                Change::Failed { name, driver, error } => {
+                    let why = error.to_string();
+                    let details = json!({ "mgmtdev": name, "driver": driver, "why": why });
+                    self.events.push("mgmtdev.failed", None, details);
+                }
+                Change::Detached { name, why } => {
+                    let _ = self.unregister(&name, &why);
+                }
+            }
+        }
+    }
+
+    /// A driver brings a management device.
+    pub(crate) fn register(&mut self, mgmtdev: Box<dyn ManagementDevice>) -> Result<(), Fault> {
+        let name = mgmtdev.info().name;
+        self.registry.register(mgmtdev)?;
+        self.events.push("mgmtdev.registered", None, json!({ "mgmtdev": name }));
+        // Devices may have waited for it.
+        if !self.absent.is_empty() {
+            self.retry_absent_at = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// A driver takes its management device back: what it made is revoked, and made again should it come back.
+    pub(crate) fn unregister(&mut self, name: &str, why: &str) -> Result<(), Fault> {
+        self.registry.mgmtdev(name)?;
+        for device in self.registry.made_by(name) {
+            self.lose_device(&device, &format!("{name} is gone: {why}"));
+        }
+        self.registry.remove_mgmtdev(name);
+        self.events.push("mgmtdev.unregistered", None, json!({ "mgmtdev": name, "why": why }));
+        Ok(())
+    }
+
+    /// Hears what a device told. One that was removed, or made anew meanwhile, is not heard any more.
+    pub(crate) fn take_upcalls(&mut self, id: u64) {
+        let Some(device) = self.registry.by_id(id) else { return };
+        for upcall in device.host.take() {
+            self.hear(id, upcall);
+        }
+    }
+
+    fn hear(&mut self, id: u64, upcall: Upcall) {
+        let Some(device) = self.registry.by_id(id) else { return };
+        let name = device.name().to_owned();
+        match upcall {
+            Upcall::ConfigChanged => match (&mut device.held, &device.connection) {
+                (Some(held), _) => device.facts = held.facts().unwrap_or_else(|| device.facts.clone()),
+                (None, Some(connection)) => {
+                    connection.handle.send(Command::ConfigChanged);
+                }
+                (None, None) => {}
+            },
+            Upcall::NeedsReset(why) => {
+                match &device.connection {
+                    Some(connection) => {
+                        connection.handle.send(Command::NeedsReset);
+                    }
+                    // Whoever connects next gets one that works.
+                    None => device.is_outdated = true,
+                }
+                device.history.last_failure = Some(format!("the device needs a reset: {why}"));
+                if device.quota.take("dev.needs_reset") {
+                    let cure = "the guest's driver resets it; else reload the driver, or restart the guest";
+                    self.events.push("dev.needs_reset", Some(&name), json!({ "why": why, "try": cure }));
+                }
+            }
+            Upcall::Gone(why) => self.lose_device(&name, &why),
+        }
+    }
+
+    /// A device is there no more, and nobody asked for that.
+    fn lose_device(&mut self, name: &str, why: &str) {
+        let Ok(device) = self.registry.find(name) else { return };
+        let (entry, origin) = (device.entry.clone(), device.origin);
+        self.drop_device(name);
+        self.events.push("dev.gone", Some(name), json!({ "why": why }));
+        // What came with another one comes with it again.
+        if origin != Origin::Implied {
+            self.absent.push(Absent { entry, origin, why: why.to_owned(), is_final: false });
+            self.retry_absent_at.get_or_insert_with(|| Instant::now() + RETRY_ABSENT);
+        }
+    }
+}

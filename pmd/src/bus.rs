@@ -1,0 +1,36 @@
+//! Buses: access to hardware, and nothing else. A bus announces the devices that it has and withdraws those that it loses,
+//! for as long as the process runs.
+
+use std::os::fd::BorrowedFd;
+
+/// A bus. Owned by the control thread; waits for nobody.
+pub trait Bus: Send {
+    /// Access to one of its devices. Whoever has it has the device; it is let go when dropped.
+    type Device;
+
+    /// Its name, which comes before the `/` in a management device's: `pci`.
+    fn name(&self) -> &'static str;
+    /// Readable when there may be something to take. None: it never changes after the first look.
+    fn news(&self) -> Option<BorrowedFd<'_>>;
+    /// What came and went since the last time, in order; at the first time, what is there.
+    fn take(&mut self) -> Vec<BusEvent<Self::Device>>;
+}
+
+/// What happened on a bus.
+#[derive(Debug)]
+pub enum BusEvent<D> {
+    /// A device is there.
+    Announced {
+        /// Where: unique on the bus, as its people write it (`0000:01:10.0`).
+        address: String,
+        /// Access to it.
+        device: D,
+    },
+    /// A device is not there any more.
+    Withdrawn {
+        /// Where it was.
+        address: String,
+        /// Why, for people.
+        why: String,
+    },
+}

@@ -1,0 +1,153 @@
+//! A window over a space that remembers, and that fails when told to.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use proptest::prelude::*;
+use ringway_ring::guest::RegionSpec;
+use ringway_ring::memory::HostMemory;
+
+use super::*;
+
+/// What is behind each address, and what fails.
+#[derive(Default)]
+struct Model {
+    mapped: Mutex<BTreeMap<u64, (u64, u64)>>,
+    /// Calls of `map` until one fails.
+    fails_after: Mutex<Option<usize>>,
+    calls: Mutex<Vec<u64>>,
+}
+
+impl DmaSpace for Model {
+    fn map(&self, iova: u64, region: &Region, at: u64, len: u64) -> io::Result<()> {
+        if let Some(left) = &mut *self.fails_after.lock().unwrap() {
+            if *left == 0 {
+                return Err(io::Error::other("no more memory can be pinned"));
+            }
+            *left -= 1;
+        }
+        self.calls.lock().unwrap().push(len);
+        let mut mapped = self.mapped.lock().unwrap();
+        let free = |(start, (length, _)): (&u64, &(u64, u64))| iova + len <= *start || start + length <= iova;
+        assert!(mapped.iter().all(free), "something is behind {iova:#x} already");
+        mapped.insert(iova, (len, region.host_address() + at));
+        Ok(())
+    }
+    fn unmap(&self, iova: u64, len: u64) -> io::Result<()> {
+        let there = self.mapped.lock().unwrap().remove(&iova);
+        assert_eq!(there.map(|(length, _)| length), Some(len), "as it was mapped");
+        Ok(())
+    }
+    fn ranges(&self) -> Vec<RangeInclusive<u64>> {
+        vec![0..=0xfedf_ffff, 0xfef0_0000..=(1 << 39) - 1]
+    }
+}
+
+/// A region of so many pages at a page of the guest's.
+fn region(page: u64, pages: u64) -> Arc<Region> {
+    let memory = HostMemory::allocate_on(ringway_ring::memory::PageKind::Base, "test", pages * 4096).unwrap();
+    let file = memory.file().try_clone_to_owned().unwrap();
+    let (gpa, size) = (page * 4096, pages * 4096);
+    Region::map(RegionSpec { gpa, size, user_addr: gpa, file_offset: 0, file }).unwrap()
+}
+
+fn map_of(regions: &[Arc<Region>]) -> GuestMap {
+    GuestMap::new(regions.to_vec()).unwrap()
+}
+
+fn behind(model: &Model) -> Vec<(u64, u64)> {
+    model.mapped.lock().unwrap().iter().map(|(iova, (len, _))| (*iova, *len)).collect()
+}
+
+#[test]
+fn change_of_a_map_touches_what_changes_alone() {
+    let model = Arc::new(Model::default());
+    let mut window = Window::new(model.clone(), 1 << 32, 1 << 32);
+    let (low, high) = (region(0, 4), region(16, 4));
+    window.set_map(Some(&map_of(&[low.clone(), high.clone()])), Cancel::never()).unwrap();
+    let base = 1u64 << 32;
+    assert_eq!(behind(&model), [(base, 16384), (base + 65536, 16384)]);
+    assert_eq!(window.iova(100, 50), Some(base + 100));
+    assert_eq!(window.iova(16380, 8), None, "beyond its region");
+    model.calls.lock().unwrap().clear();
+    let other = region(32, 1);
+    window.set_map(Some(&map_of(&[low, other])), Cancel::never()).unwrap();
+    assert_eq!(model.calls.lock().unwrap().as_slice(), [4096]);
+    assert_eq!(behind(&model), [(base, 16384), (base + 0x20000, 4096)]);
+    assert_eq!(Arc::strong_count(&high), 1, "what is not mapped is not held");
+    drop(window);
+    assert!(behind(&model).is_empty());
+}
+
+#[test]
+fn what_the_function_cannot_reach_is_refused_before_anything_is_touched() {
+    let model = Arc::new(Model::default());
+    let mut window = Window::new(model.clone(), 0, 1 << 40);
+    let good = map_of(&[region(0, 1)]);
+    window.set_map(Some(&good), Cancel::never()).unwrap();
+    // The interrupt range of x86, and the space's end.
+    for page in [0xfee00, (1 << 27) - 1] {
+        let bad = map_of(&[region(page, 2)]);
+        let refused = window.set_map(Some(&bad), Cancel::never()).unwrap_err();
+        assert!(matches!(refused, MapError::Beyond { .. }), "{refused}");
+        assert_eq!(behind(&model), [(0, 4096)]);
+    }
+    let mut small = Window::new(model, 1 << 20, 8192);
+    assert!(matches!(
+        small.set_map(Some(&map_of(&[region(1, 2)])), Cancel::never()),
+        Err(MapError::Beyond { .. })
+    ));
+}
+
+#[test]
+fn cancelled_map_leaves_the_one_before() {
+    let model = Arc::new(Model::default());
+    let mut window = Window::new(model.clone(), 0, 1 << 30);
+    let flag = AtomicBool::new(false);
+    window.set_map(Some(&map_of(&[region(0, 1)])), Cancel::on(&flag)).unwrap();
+    flag.store(true, Ordering::Relaxed);
+    let cancelled = window.set_map(Some(&map_of(&[region(0, 2)])), Cancel::on(&flag));
+    assert!(matches!(cancelled, Err(MapError::Cancelled)));
+    assert_eq!(behind(&model), [(0, 4096)]);
+}
+
+proptest! {
+    /// Whatever maps come one after the other, and whichever step fails: what is mapped is the new map, or the old one.
+    #[test]
+    fn map_is_in_force_as_a_whole_or_not_at_all(
+        maps in proptest::collection::vec(proptest::collection::vec((0u64..8, 1u64..4), 0..4), 1..6),
+        fails in proptest::collection::vec(proptest::option::of(0usize..4), 6),
+    ) {
+        let model = Arc::new(Model::default());
+        let mut window = Window::new(model.clone(), 0, 1 << 30);
+        let mut known: BTreeMap<(u64, u64), Arc<Region>> = BTreeMap::new();
+        let mut before = Vec::new();
+        for (pages, fails) in maps.into_iter().zip(fails) {
+            let mut regions = Vec::new();
+            for (page, count) in pages {
+                let one = known.entry((page, count)).or_insert_with(|| region(page, count)).clone();
+                if regions.iter().all(|other: &Arc<Region>| !overlap(other, &one)) {
+                    regions.push(one);
+                }
+            }
+            let map = map_of(&regions);
+            *model.fails_after.lock().unwrap() = fails;
+            let outcome = window.set_map(Some(&map), Cancel::never());
+            *model.fails_after.lock().unwrap() = None;
+            let mut wanted: Vec<(u64, u64)> = map.regions().iter().map(|one| (one.gpa(), one.size())).collect();
+            wanted.sort_unstable();
+            match outcome {
+                Ok(()) => before = wanted,
+                Err(MapError::Lost(_)) => {
+                    // Putting the old map back failed as well: nothing is left to compare with.
+                    window.set_map(None, Cancel::never()).unwrap();
+                    before = Vec::new();
+                }
+                Err(_) => {}
+            }
+            prop_assert_eq!(&behind(&model), &before);
+        }
+        window.set_map(None, Cancel::never()).unwrap();
+        prop_assert!(behind(&model).is_empty());
+    }
+}

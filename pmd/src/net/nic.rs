@@ -1,0 +1,85 @@
+//! What every network device of Ringway's has in common, beside its queues: configuration, features, the MTU in use.
+
+use ringway_ring::features::Features;
+
+use super::NetConfig;
+use super::plan::Plan;
+use crate::vdpa::{Class, ConfigSpace, DataPath, DriverError, Facts, NetOps, QueueLimits, VENDOR_ID};
+
+/// A network device whose rings are served by cores.
+#[derive(Debug, Clone, Copy)]
+pub struct Nic {
+    config: NetConfig,
+    features: Features,
+    max_vq_size: u16,
+    /// What the front-end told, at most what the operator gave.
+    mtu_in_use: u16,
+}
+
+impl Nic {
+    /// As an operator's request came out. `max_vq_size`: entries of a ring at most; 0 for what has no guest.
+    pub fn new(plan: Plan, max_vq_size: u16) -> Nic {
+        let Plan { config, features } = plan;
+        Nic { config, features, max_vq_size, mtu_in_use: config.mtu }
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> NetConfig {
+        self.config
+    }
+
+    /// The MTU that its guest uses.
+    pub fn mtu(&self) -> u16 {
+        self.mtu_in_use
+    }
+
+    /// It is the host's own, whose address is this.
+    pub fn set_mac(&mut self, mac: super::Mac) {
+        self.config.mac = mac;
+    }
+
+    /// Its link came up or went down.
+    pub fn set_link(&mut self, is_up: bool) {
+        self.config.link_up = is_up;
+    }
+
+    /// What it is, to the subsystem: pairs of queues, receive and transmit (virtio 1.3 §5.1.2).
+    pub fn facts(&self) -> Facts {
+        Facts {
+            class: Class::Net,
+            vendor_id: VENDOR_ID,
+            data_path: DataPath::Pumped,
+            features: self.features,
+            limits: QueueLimits { max_vqs: self.config.max_vq_pairs * 2, max_vq_size: self.max_vq_size },
+            queues_per_group: 2,
+        }
+    }
+
+    /// Back to what it was when it was made.
+    pub fn reset(&mut self) {
+        self.mtu_in_use = self.config.mtu;
+    }
+}
+
+impl NetOps for Nic {
+    fn net_config(&self) -> NetConfig {
+        self.config
+    }
+
+    fn set_mtu(&mut self, mtu: u16) -> Result<(), DriverError> {
+        self.mtu_in_use = Plan { config: self.config, features: self.features }.checked_mtu(mtu)?;
+        Ok(())
+    }
+}
+
+impl ConfigSpace for Nic {
+    fn size(&self) -> usize {
+        self.config.to_bytes().len()
+    }
+
+    fn read(&self, at: usize, bytes: &mut [u8]) {
+        let space = self.config.to_bytes();
+        let rest = space.iter().skip(at).chain(std::iter::repeat(&0));
+        bytes.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+    }
+}

@@ -1,0 +1,115 @@
+//! A device that a driver made: what control and a session hold, one at a time.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringway_ring::features::Features;
+use ringway_ring::guest::GuestMap;
+
+use super::{Class, ClassOps, ConfigSpace, DriverError, HostEnd, Queues, Stuck};
+use crate::dma::{Cancel, MapError};
+
+/// How a device's rings are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataPath {
+    /// The hardware consumes the guest's rings itself.
+    Hardware,
+    /// Cores move the descriptors.
+    Pumped,
+}
+
+/// Limits of a device's queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueLimits {
+    /// Virtqueues, without a control queue.
+    pub max_vqs: u16,
+    /// Entries at most.
+    pub max_vq_size: u16,
+}
+
+/// What a device is. It never changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// What kind of device.
+    pub class: Class,
+    /// Virtio vendor id.
+    pub vendor_id: u32,
+    /// How its rings are served.
+    pub data_path: DataPath,
+    /// What it offers to the guest, transport features included, a front-end protocol's own not. How a function is driven
+    /// is the driver's own matter.
+    pub features: Features,
+    /// Its queues.
+    pub limits: QueueLimits,
+    /// So many queues, one after the other, make a group: they are started and stopped together. 2 for a network device, whose
+    /// pairs are groups.
+    pub queues_per_group: u16,
+}
+
+impl Facts {
+    /// The group of a queue. Groups are numbered from 0 without gaps.
+    pub fn group_of(&self, index: u16) -> u16 {
+        index / self.queues_per_group.max(1)
+    }
+
+    /// How many groups there are.
+    pub fn groups(&self) -> u16 {
+        self.limits.max_vqs.div_ceil(self.queues_per_group.max(1))
+    }
+}
+
+/// A device that a driver made.
+pub trait VdpaDevice: Send {
+    /// What it is.
+    fn facts(&self) -> Facts;
+    /// Its configuration space.
+    fn config(&mut self) -> &mut dyn ConfigSpace;
+    /// Its queues.
+    fn queues(&mut self) -> &mut dyn Queues;
+    /// What its class does beside that.
+    fn class(&mut self) -> ClassOps<'_>;
+
+    /// The driver's own attributes as they are in force, for `config dump`.
+    fn attributes(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+
+    /// The features that guest and device agreed on. A subset of what was offered.
+    ///
+    /// # Errors
+    /// The device cannot work with these.
+    fn negotiated(&mut self, features: Features) -> Result<(), DriverError> {
+        let _ = features;
+        Ok(())
+    }
+
+    /// The guest's memory from now on; None: there is none any more. What was mapped for the device stays mapped until this
+    /// returns Ok, and as it was if it does not. Looks at `cancel` at least once a GiB. A device that reaches the guest's
+    /// memory by cores alone has nothing to do; for others there is [`crate::dma::Window`].
+    ///
+    /// # Errors
+    /// It was cancelled, or the host does not map it.
+    fn set_map(&mut self, map: Option<&Arc<GuestMap>>, cancel: Cancel<'_>) -> Result<(), MapError> {
+        let _ = (map, cancel);
+        Ok(())
+    }
+
+    /// The host's end that is in place of a front-end, for a device that has one.
+    fn host_end(&mut self) -> Option<&mut dyn HostEnd> {
+        None
+    }
+
+    /// Back to the state after creation, but for its map. Every queue is out of service.
+    ///
+    /// # Errors
+    /// The device did not come back within that time: it is of no use, and is made anew.
+    fn reset(&mut self, within: Duration) -> Result<(), Stuck> {
+        let _ = within;
+        Ok(())
+    }
+
+    /// An operator removed the device: what was made for it on the host goes, too. Every queue is out of service. Called
+    /// by its last holder, which may be control.
+    fn removed(&mut self) {}
+}

@@ -1,0 +1,40 @@
+//! The host's end of a device that has no front-end: an interface of the kernel's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Berth, DriverError};
+use crate::counters::QueueCounters;
+use crate::notify::EventFd;
+
+/// The host's end of a device without a front-end. Called by its session, which has no socket.
+pub trait HostEnd {
+    /// Its name on the host.
+    fn name(&self) -> &str;
+    /// Opens it, if it is not open, and puts its queues into service. `attention` is signalled when it is gone.
+    ///
+    /// # Errors
+    /// It cannot be opened, or nobody serves it.
+    fn open(
+        &mut self,
+        counters: &[Arc<QueueCounters>],
+        attention: Arc<EventFd>,
+        berth: &Berth,
+        within: Duration,
+    ) -> Result<(), DriverError>;
+    /// Ringway made it, and makes it again if it is gone.
+    fn is_own(&self) -> bool;
+    /// It is gone.
+    fn is_gone(&self) -> bool;
+    /// What somebody set otherwise since it was opened, as it is now. Asks the kernel.
+    fn changes(&mut self) -> Vec<NetdevChange>;
+}
+
+/// Something of a kernel's interface that somebody else changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetdevChange {
+    /// What was changed, and of which interface.
+    pub what: String,
+    /// What sets it back.
+    pub cure: String,
+}

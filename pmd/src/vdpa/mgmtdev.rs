@@ -1,0 +1,114 @@
+//! Management devices: what makes devices, and what operators are told of it.
+
+use std::collections::BTreeMap;
+
+use ringway_ring::features::Features;
+
+use super::{Class, DeviceHost, DeviceSpec, DriverError, NetMgmt, Unfit, VdpaDevice};
+
+/// What a management device says of itself.
+#[derive(Debug, Clone)]
+pub struct MgmtInfo {
+    /// `BUS/ADDRESS`, `KIND/NAME` or a bare name; what operators write behind `mgmtdev`.
+    pub name: String,
+    /// What it can make.
+    pub class: Class,
+    /// The most virtqueues one device may have.
+    pub max_supported_vqs: u32,
+    /// The most devices that it can have at a time; None for any number.
+    pub max_devices: Option<usize>,
+    /// Features it can offer.
+    pub features: Features,
+    /// Attributes of its own that `dev add` takes beside those of every device.
+    pub attributes: Vec<AttributeInfo>,
+    /// One line for operators.
+    pub summary: &'static str,
+    /// Checks of a request all that can be told without making the device: values, and what goes with what. It is given the
+    /// management device's name.
+    pub check: fn(&str, &DeviceSpec) -> Result<(), Unfit>,
+}
+
+/// An attribute of a driver's own.
+#[derive(Debug, Clone, Copy)]
+pub struct AttributeInfo {
+    /// The keyword.
+    pub name: &'static str,
+    /// What a value looks like, as in `on|off`.
+    pub value: &'static str,
+    /// One line of help, with the default.
+    pub help: &'static str,
+}
+
+/// Makes devices: what is registered. Called by the control thread; waits for nobody.
+pub trait ManagementDevice: Send {
+    /// What it is.
+    fn info(&self) -> MgmtInfo;
+    /// Makes a device, which tells by `host` what it has to tell.
+    ///
+    /// # Errors
+    /// It cannot be made; nothing of it is left.
+    fn create(&mut self, spec: &DeviceSpec, host: DeviceHost) -> Result<Box<dyn VdpaDevice>, DriverError>;
+    /// The device that comes with this one, and goes with it: the host's end of what joins the two.
+    fn implied(&self, spec: &DeviceSpec) -> Option<DeviceSpec> {
+        let _ = spec;
+        None
+    }
+    /// A device of this name was removed. Its session may still hold it.
+    fn removed(&mut self, name: &str) {
+        let _ = name;
+    }
+    /// Attributes of the management device itself as they are in force.
+    fn attributes(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+    /// Changes attributes of the management device itself: only names that its kind declared. Returns true if sessions are
+    /// to follow to other cores.
+    ///
+    /// # Errors
+    /// It cannot be so; nothing is changed.
+    fn set(&mut self, attributes: &BTreeMap<String, String>) -> Result<bool, DriverError> {
+        match attributes.keys().next() {
+            Some(name) => Err(DriverError::Misconfigured(format!("{name}: cannot be changed"))),
+            None => Ok(false),
+        }
+    }
+    /// The core on which all its devices are served, decided by control; None: each device is placed alone.
+    fn shared_core(&self) -> Option<usize> {
+        None
+    }
+    /// What it does beside that as a network, for one that forwards between its devices.
+    fn net(&self) -> Option<&dyn NetMgmt> {
+        None
+    }
+}
+
+/// A kind of management devices that come to be by being named, on no bus: `KIND/NAME` for any NAME.
+pub trait MgmtKind: Send {
+    /// What it is.
+    fn info(&self) -> MgmtKindInfo;
+    /// Makes the management device `KIND/name`. `core` is the one that control chose for what its devices share.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    fn make(
+        &mut self,
+        name: &str,
+        attributes: &BTreeMap<String, String>,
+        core: usize,
+    ) -> Result<Box<dyn ManagementDevice>, DriverError>;
+}
+
+/// What a kind of management devices says of itself.
+#[derive(Debug, Clone)]
+pub struct MgmtKindInfo {
+    /// Its name, which comes before the `/`.
+    pub name: &'static str,
+    /// Attributes of its management devices.
+    pub attributes: Vec<AttributeInfo>,
+    /// The devices of each management device share one core.
+    pub shares_core: bool,
+    /// What each management device says of itself, but for its name.
+    pub device: MgmtInfo,
+    /// Checks the name (behind the `/`) and the attributes of a management device that is to be made or changed.
+    pub check: fn(&str, &BTreeMap<String, String>) -> Result<(), Unfit>,
+}

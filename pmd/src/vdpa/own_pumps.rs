@@ -1,0 +1,121 @@
+//! A pump a group: the common way to serve queues. A driver makes the pump, this places it, moves it and takes it back.
+
+use std::time::Duration;
+
+use ringway_engine::{End, PlaceError, Placed, Pump};
+
+use super::{Berth, DriverError, Ended, Kept, QueueBinding, Queues, ServedBy, ServiceError, Stopped, Stuck};
+
+/// Makes pumps: what a driver brings.
+pub trait MakePump {
+    /// The pump of a group, for those of its queues that are started. Called anew, after the old one was taken back,
+    /// whenever one of them starts, stops or changes.
+    ///
+    /// # Errors
+    /// The queues cannot be served so.
+    fn pump(&mut self, group: u16, queues: Vec<QueueBinding>) -> Result<Box<dyn Pump>, DriverError>;
+}
+
+/// See the module's head.
+pub struct OwnPumps<M> {
+    /// What the pumps are made from.
+    pub maker: M,
+    /// By group.
+    running: Vec<Option<Running>>,
+    kept: Kept,
+}
+
+struct Running {
+    placed: Placed,
+    berth: Berth,
+}
+
+impl<M: std::fmt::Debug> std::fmt::Debug for OwnPumps<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OwnPumps").field("maker", &self.maker).finish_non_exhaustive()
+    }
+}
+
+impl<M: MakePump> OwnPumps<M> {
+    /// No queue is in service.
+    pub fn new(maker: M) -> OwnPumps<M> {
+        OwnPumps { maker, running: Vec::new(), kept: Kept::default() }
+    }
+
+    /// Takes the pump of a group back, if there is one; what it panicked with, if it did.
+    fn take_back(&mut self, group: u16, within: Duration) -> Result<Option<String>, Stuck> {
+        let Some(slot) = self.running.get_mut(usize::from(group)) else { return Ok(None) };
+        let Some(running) = slot else { return Ok(None) };
+        let end = match running.placed.retire(within) {
+            Ok(retired) => retired.end,
+            Err(error @ PlaceError::Timeout { .. }) => return Err(Stuck(error.to_string())),
+            // The pump is gone with its engine.
+            Err(_) => End::Retired,
+        };
+        *slot = None;
+        match end {
+            End::Panicked(message) => Ok(Some(message)),
+            End::Retired => Ok(None),
+        }
+    }
+}
+
+impl<M: MakePump> Queues for OwnPumps<M> {
+    fn start(
+        &mut self,
+        group: u16,
+        queues: Vec<QueueBinding>,
+        berth: &Berth,
+        _within: Duration,
+    ) -> Result<(), ServiceError> {
+        self.kept.note(group, &queues);
+        let pump =
+            self.maker.pump(group, queues).map_err(|error| ServiceError::Refused(error.to_string()))?;
+        let name = format!("{}.{group}", berth.name);
+        let placed = berth.engine.place((berth.core_of)(group), &name, pump, berth.watcher.clone());
+        let placed = placed.map_err(|error| ServiceError::NotPlaced(error.to_string()))?;
+        let at = usize::from(group);
+        if self.running.len() <= at {
+            self.running.resize_with(at + 1, || None);
+        }
+        self.running[at] = Some(Running { placed, berth: berth.clone() });
+        Ok(())
+    }
+
+    fn stop(&mut self, group: u16, within: Duration) -> Result<Stopped, Stuck> {
+        let panicked = self.take_back(group, within)?;
+        Ok(Stopped { positions: self.kept.take(group), ended: panicked.map(Ended::Panicked) })
+    }
+
+    fn served_by(&self, group: u16) -> Option<ServedBy> {
+        let running = self.running.get(usize::from(group))?.as_ref()?;
+        Some(ServedBy::Core(Some(running.placed.core())))
+    }
+
+    fn follow(&mut self, within: Duration) -> Result<(), ServiceError> {
+        let mut outcome = Ok(());
+        for (group, running) in (0u16..).zip(&mut self.running) {
+            let Some(running) = running else { continue };
+            let core = (running.berth.core_of)(group);
+            if running.placed.core() == core {
+                continue;
+            }
+            match running.placed.move_to(core, within) {
+                Ok(()) => {}
+                Err(error @ PlaceError::Timeout { .. }) => {
+                    return Err(ServiceError::Stuck(error.to_string()));
+                }
+                Err(error) => outcome = Err(ServiceError::NotPlaced(format!("group {group}: {error}"))),
+            }
+        }
+        outcome
+    }
+
+    fn take_ended(&mut self, within: Duration) -> Vec<(u16, Ended)> {
+        let ended = |running: &Option<Running>| running.as_ref().is_some_and(|own| own.placed.has_ended());
+        let groups: Vec<u16> =
+            (0u16..).zip(&self.running).filter(|(_, own)| ended(own)).map(|(group, _)| group).collect();
+        let taken = groups.into_iter().filter_map(|group| Some((group, self.take_back(group, within).ok()?)));
+        taken.map(|(group, message)| (group, Ended::Panicked(message.unwrap_or_default()))).collect()
+    }
+}

@@ -1,0 +1,183 @@
+//! Queues in and out of service, by whatever means: a pump a group, a fabric, a relay, the hardware itself.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringway_engine::{Engine, Watcher};
+use ringway_ring::position::{Position, PositionSlot};
+use ringway_ring::queue::{Format, QueueConfig};
+
+use super::FaultReporter;
+use crate::counters::QueueCounters;
+use crate::notify::{CallFd, EventFd};
+
+/// Puts the queues of a device into service and takes them out of it. Called by the session's thread; what it waits for
+/// are workers or the device, never a peer.
+pub trait Queues {
+    /// Puts the started queues of a group into service; none of the group is.
+    ///
+    /// # Errors
+    /// They are not in service then.
+    fn start(
+        &mut self,
+        group: u16,
+        queues: Vec<QueueBinding>,
+        berth: &Berth,
+        within: Duration,
+    ) -> Result<(), ServiceError>;
+    /// Takes the queues of a group out of service, if they are in it. Once this returns Ok, nobody touches them or their
+    /// memory.
+    ///
+    /// # Errors
+    /// Somebody still has them.
+    fn stop(&mut self, group: u16, within: Duration) -> Result<Stopped, Stuck>;
+    /// Who serves the group; None: it is not in service.
+    fn served_by(&self, group: u16) -> Option<ServedBy>;
+    /// Queues, of other devices too, that are out of service for a moment when those of one group change.
+    fn beside(&self) -> usize {
+        0
+    }
+    /// Moves what serves the queues to the cores that control decided on, by the berth that they were started with.
+    ///
+    /// # Errors
+    /// Not placed: some stay where they were. Stuck: somebody still has some who is not to have them any more, and then
+    /// nobody serves them.
+    fn follow(&mut self, within: Duration) -> Result<(), ServiceError>;
+    /// The groups that were taken out without being asked for, and why, once.
+    fn take_ended(&mut self, within: Duration) -> Vec<(u16, Ended)>;
+}
+
+/// What became of the queues of a group that is out of service.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Stopped {
+    /// Where each of them stands.
+    pub positions: Vec<(u16, Position)>,
+    /// It had been taken out before, unasked, and this was not told yet.
+    pub ended: Option<Ended>,
+}
+
+/// Who serves a group of queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServedBy {
+    /// The worker of this core. None: no worker has it just now, though it is in service.
+    Core(Option<usize>),
+    /// The device itself.
+    Hardware,
+}
+
+impl ServedBy {
+    /// The core, if one serves it.
+    pub fn core(self) -> Option<usize> {
+        match self {
+            ServedBy::Core(core) => core,
+            ServedBy::Hardware => None,
+        }
+    }
+}
+
+/// Where pumps are placed.
+#[derive(Clone)]
+pub struct Berth {
+    /// The device's name, for the names of pumps.
+    pub name: String,
+    /// The workers.
+    pub engine: Engine,
+    /// The core that control decided on for a group.
+    pub core_of: Arc<dyn Fn(u16) -> usize + Send + Sync>,
+    /// Told when a pump was taken out.
+    pub watcher: Arc<dyn Watcher>,
+}
+
+impl fmt::Debug for Berth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Berth").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// How a group of queues was taken out of service without being asked to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// Its pump panicked with this message.
+    Panicked(String),
+    /// The pump that was to go on with it could not be placed, for this reason.
+    NotPlaced(String),
+    /// The device lost it, for this reason.
+    DeviceLost(String),
+}
+
+/// Why queues are not in service.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// They cannot be served so.
+    #[error("{0}")]
+    Refused(String),
+    /// No worker took them.
+    #[error("no worker took them: {0}")]
+    NotPlaced(String),
+    /// A worker did not let go of others in time.
+    #[error("a worker did not let go: {0}")]
+    Stuck(String),
+}
+
+/// Somebody did not let go in time: a worker of queues, whose memory is still in use; a device of what it was doing.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Stuck(pub String);
+
+impl From<Stuck> for ServiceError {
+    fn from(stuck: Stuck) -> ServiceError {
+        ServiceError::Stuck(stuck.0)
+    }
+}
+
+/// To take queues out of service fails in one way.
+impl From<ServiceError> for Stuck {
+    fn from(error: ServiceError) -> Stuck {
+        match error {
+            ServiceError::Refused(why) | ServiceError::NotPlaced(why) | ServiceError::Stuck(why) => {
+                Stuck(why)
+            }
+        }
+    }
+}
+
+/// A started queue, as a driver gets it.
+#[derive(Debug)]
+pub struct QueueBinding {
+    /// Which queue.
+    pub index: u16,
+    /// False: started but disabled; net must not deliver to it, and consumes and drops what it sends.
+    pub enabled: bool,
+    /// Its layout.
+    pub format: Format,
+    /// Its ring, ready to activate.
+    pub config: QueueConfig,
+    /// Becomes readable when the driver kicks. None: the front-end polls and never kicks.
+    pub kick: Option<Arc<EventFd>>,
+    /// To be signalled when the driver asked for it. None: never.
+    pub call: Option<Arc<CallFd>>,
+    /// Its counters.
+    pub counters: Arc<QueueCounters>,
+    /// Where a fault of the ring is told.
+    pub fault: FaultReporter,
+}
+
+/// Where the queues in service keep their positions: what [`Queues::stop`] tells of queues whose rings a core works on.
+#[derive(Debug, Default)]
+pub struct Kept(BTreeMap<u16, Vec<(u16, PositionSlot)>>);
+
+impl Kept {
+    /// These come into service.
+    pub fn note(&mut self, group: u16, queues: &[QueueBinding]) {
+        let slots = queues.iter().map(|queue| (queue.index, queue.config.keeper.clone()));
+        self.0.insert(group, slots.collect());
+    }
+
+    /// The group is out of service: where its queues stand.
+    pub fn take(&mut self, group: u16) -> Vec<(u16, Position)> {
+        let slots = self.0.remove(&group).unwrap_or_default();
+        slots.into_iter().filter_map(|(index, slot)| Some((index, slot.load()?))).collect()
+    }
+}
