@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   ReadRing:   operations + rooms of ours, which are seen like guest memory
+//!   StreamRing: one read that goes on + rooms, and the ring in which the kernel is given them
 //!   WriteRing:  operations + own bytes, vectors, rooms to copy to + the maps of the guests whose memory is out
 //! ```
 //!
@@ -12,6 +13,7 @@
 //! Owned by one pump. Budget of all but making and dropping: no allocation, no lock, one system call to enter, no panic.
 
 mod read;
+mod stream;
 mod write;
 
 use std::io;
@@ -19,9 +21,10 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use io_uring::squeue::Entry;
-use io_uring::{IoUring, types};
+use io_uring::{IoUring, cqueue, types};
 
 pub(crate) use read::ReadRing;
+pub(crate) use stream::{Found, StreamRing};
 #[cfg(test)]
 pub(crate) use write::VECTORS;
 pub(crate) use write::{FromGuest, Put, WriteRing};
@@ -56,12 +59,12 @@ impl<Memory> Operations<Memory> {
     /// Room for `entries` operations on a file.
     fn new(file: OwnedFd, entries: u32, memory: Memory) -> io::Result<Operations<Memory>> {
         // A pump moves between threads, so neither SINGLE_ISSUER nor what needs it.
-        let ring = IoUring::builder().dontfork().build(entries)?;
-        Ok(Operations {
-            parts: ManuallyDrop::new(Parts { ring, file, memory }),
-            pending: 0,
-            is_refused: false,
-        })
+        Ok(Operations::on(IoUring::builder().dontfork().build(entries)?, file, memory))
+    }
+
+    /// The same, on a ring that is there.
+    fn on(ring: IoUring, file: OwnedFd, memory: Memory) -> Operations<Memory> {
+        Operations { parts: ManuallyDrop::new(Parts { ring, file, memory }), pending: 0, is_refused: false }
     }
 
     fn file(&self) -> types::Fd {
@@ -89,12 +92,19 @@ impl<Memory> Operations<Memory> {
 
     /// The next operation that is finished.
     fn reap(&mut self) -> Option<Finished> {
+        self.reap_flagged().map(|(finished, _)| finished)
+    }
+
+    /// The same, with the kernel's flags. One that goes on is not finished by what it has found.
+    fn reap_flagged(&mut self) -> Option<(Finished, u32)> {
         if self.is_refused {
             self.enter();
         }
         let entry = self.parts.ring.completion().next()?;
-        self.pending = self.pending.saturating_sub(1);
-        Some(Finished { tag: entry.user_data(), result: entry.result() })
+        if !cqueue::more(entry.flags()) {
+            self.pending = self.pending.saturating_sub(1);
+        }
+        Some((Finished { tag: entry.user_data(), result: entry.result() }, entry.flags()))
     }
 }
 

@@ -545,7 +545,9 @@ impl Pump for Bridge {
 
     fn stopped(&mut self) -> bool {
         self.give_back();
-        let is_stopped = self.in_flight.is_empty() && self.out().next().is_none();
+        let mut is_stopped = self.in_flight.is_empty() && self.out().next().is_none();
+        let sources = self.ports.iter_mut().flat_map(|lane| &mut lane.port.sources);
+        sources.for_each(|(_, source)| is_stopped &= source.rest());
         // It may be placed again.
         self.is_stopping = !is_stopped;
         is_stopped

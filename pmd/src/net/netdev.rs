@@ -152,6 +152,10 @@ impl Source for NetdevSource {
     fn wake_source(&self) -> Option<BorrowedFd<'_>> {
         Some(self.reader.wake_source())
     }
+
+    fn rest(&mut self) -> bool {
+        self.reader.rest()
+    }
 }
 
 impl NetdevSink {

@@ -88,6 +88,12 @@ pub trait Source: Send + fmt::Debug {
     /// What becomes readable when frames come.
     fn wake_source(&self) -> Option<BorrowedFd<'_>>;
 
+    /// Has nothing fetched ahead from now on until it is peeked again: its pump is about to leave its thread. False: something
+    /// still is; asked again soon.
+    fn rest(&mut self) -> bool {
+        true
+    }
+
     /// True while what is sent is taken and goes somewhere.
     fn is_usable(&self) -> bool {
         self.is_enabled() && !self.is_faulted()

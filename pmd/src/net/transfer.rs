@@ -392,7 +392,8 @@ impl Pump for Transfer {
 
     fn stopped(&mut self) -> bool {
         self.give_back();
-        let is_stopped = !self.is_out();
+        let mut is_stopped = !self.is_out();
+        self.sources.iter_mut().for_each(|feeder| is_stopped &= feeder.source.rest());
         // It may be placed again.
         self.is_stopping = !is_stopped;
         is_stopped

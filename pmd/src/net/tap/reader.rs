@@ -1,66 +1,84 @@
-//! Frames from the kernel: read in batches into buffers of ours, and seen like chains that were peeked from a transmit
-//! queue.
+//! Frames from the kernel: read into buffers of ours, and seen like chains that were peeked from a transmit queue.
 //!
-//! One entry into the kernel a burst, which never waits: a chain of linked reads, each of which runs after the one before,
-//! so that frames stay in order. Where the kernel cuts such a chain short, reads go in side by side from then on: none of
-//! them waits, so that they run one after the other too, within the same entry. How many are tried doubles while all
-//! find something and follows what was found when they do not; after one that found nothing, the next try waits for some
-//! microseconds.
+//! How they are read depends on the kernel: by one read that goes on by itself where it has such ([`stream`]), else in batches
+//! of reads ([`batches`]). Either way they come in order, looking never waits, and what is looked for costs one system call a
+//! batch at most.
 //!
 //! Owned by one pump. Budget of all but making and dropping: no allocation, no lock, one system call at most, no panic.
 
+// Reads in batches.
+mod batches;
+// One read that goes on.
+mod stream;
+
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use ringway_ring::chain::Burst;
-use ringway_ring::tsc;
 
-use super::{BUFFER_BYTES, Gone, HEADER_BYTES};
-use crate::uring::ReadRing;
+use super::{BUFFER_BYTES, Gone};
+use batches::Batches;
+use stream::Stream;
 
 /// See the module's head.
 #[derive(Debug)]
 pub struct TapReader {
-    ring: ReadRing,
+    reads: Reads,
     burst: Burst,
-    /// Buffers without a frame.
-    free: Vec<u16>,
-    /// Frames that were read and not taken, in order: buffer, bytes.
-    ready: Vec<(u16, u32)>,
+    /// Frames that were read and not taken, in order.
+    ready: VecDeque<Ready>,
     /// Buffers of frames that were taken and not given back, in order.
     taken: VecDeque<u16>,
-    /// Reads of the last batch, to be put in order: by their place, buffer and result.
-    batch: Vec<(u16, i32)>,
-    /// Reads of a batch are one chain.
-    is_chained: bool,
-    /// Entries into the kernel that found something, since it was last asked.
-    calls: u64,
-    /// Reads that are tried at once.
-    depth: usize,
-    /// No try before this time, in cycles.
-    not_before: u64,
-    pause: u64,
     is_gone: bool,
+}
+
+/// A frame that was read: its buffer, and its bytes with the header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ready {
+    buffer: u16,
+    len: u32,
+}
+
+#[derive(Debug)]
+enum Reads {
+    Stream(Stream),
+    Batches(Batches),
 }
 
 impl TapReader {
     /// Allocates.
     pub(super) fn new(netdev: OwnedFd) -> io::Result<TapReader> {
-        let ring = ReadRing::new(netdev, "ringway-tap", BUFFERS as u16, BUFFER_BYTES as u32)?;
+        let stream = Stream::new(netdev.as_fd())?;
+        let reads = match stream {
+            Some(stream) => Reads::Stream(stream),
+            None => Reads::Batches(Batches::new(netdev)?),
+        };
+        TapReader::by(reads)
+    }
+
+    /// The same, in batches, as where the kernel has nothing better.
+    #[cfg(test)]
+    pub(super) fn in_batches(self, is_chained: bool) -> TapReader {
+        let mut batches = match self.reads {
+            Reads::Stream(stream) => Batches::new(stream.file().try_clone_to_owned().unwrap()).unwrap(),
+            Reads::Batches(batches) => batches,
+        };
+        batches.is_chained = is_chained;
+        TapReader::by(Reads::Batches(batches)).unwrap()
+    }
+
+    fn by(reads: Reads) -> io::Result<TapReader> {
+        let map = match &reads {
+            Reads::Stream(stream) => stream.map(),
+            Reads::Batches(batches) => batches.map(),
+        };
         Ok(TapReader {
-            burst: Burst::try_new(Arc::clone(ring.map()))?,
-            ring,
-            free: (0..BUFFERS as u16).collect(),
-            ready: Vec::with_capacity(BUFFERS),
+            burst: Burst::try_new(Arc::clone(map))?,
+            reads,
+            ready: VecDeque::with_capacity(BUFFERS),
             taken: VecDeque::with_capacity(BUFFERS),
-            batch: Vec::with_capacity(BUFFERS),
-            is_chained: true,
-            calls: 0,
-            depth: 1,
-            not_before: 0,
-            pause: tsc::hertz() / 1_000_000 * PAUSE_US,
             is_gone: false,
         })
     }
@@ -72,15 +90,20 @@ impl TapReader {
     /// The interface is gone, and no frame of it is left.
     pub fn peek(&mut self, most: usize) -> Result<usize, Gone> {
         let most = most.min(BUFFERS);
-        if self.ready.len() < most && !self.is_gone && tsc::cycles() >= self.not_before {
-            self.read(most - self.ready.len());
+        if self.ready.len() < most && !self.is_gone {
+            let wanted = most - self.ready.len();
+            self.is_gone = match &mut self.reads {
+                Reads::Stream(stream) => stream.read(&mut self.ready),
+                Reads::Batches(batches) => batches.read(wanted, &mut self.ready),
+            }
+            .is_err();
         }
         if self.ready.is_empty() && self.is_gone {
             return Err(Gone);
         }
         self.burst.clear();
-        for (buffer, len) in self.ready.iter().take(most) {
-            if !self.burst.push_own(*buffer, self.ring.address(*buffer), *len) {
+        for ready in self.ready.iter().take(most) {
+            if !self.burst.push_own(ready.buffer, u64::from(ready.buffer) * BUFFER_BYTES as u64, ready.len) {
                 break;
             }
         }
@@ -95,13 +118,17 @@ impl TapReader {
     /// Takes the first `frames` of what was peeked; their bytes stay.
     pub fn take(&mut self, frames: usize) {
         let frames = frames.min(self.ready.len());
-        self.taken.extend(self.ready.drain(..frames).map(|(buffer, _)| buffer));
+        self.taken.extend(self.ready.drain(..frames).map(|ready| ready.buffer));
     }
 
     /// The oldest `frames` of those that were taken are done with.
     pub fn give_back(&mut self, frames: usize) {
-        let frames = frames.min(self.taken.len());
-        self.free.extend(self.taken.drain(..frames));
+        for buffer in self.taken.drain(..frames.min(self.taken.len())) {
+            match &mut self.reads {
+                Reads::Stream(stream) => stream.give_back(buffer),
+                Reads::Batches(batches) => batches.give_back(buffer),
+            }
+        }
     }
 
     /// The first `frames` of what was peeked are done with, and none was taken before.
@@ -112,124 +139,115 @@ impl TapReader {
 
     /// Entries into the kernel that found something, since this was last asked.
     pub fn take_calls(&mut self) -> u64 {
-        std::mem::take(&mut self.calls)
-    }
-
-    /// Has reads go in side by side, as where the kernel cuts chains short.
-    #[cfg(test)]
-    pub(super) fn unchain(&mut self) {
-        self.is_chained = false;
+        let calls = match &mut self.reads {
+            Reads::Stream(stream) => &mut stream.calls,
+            Reads::Batches(batches) => &mut batches.calls,
+        };
+        std::mem::take(calls)
     }
 
     /// Looks once more, whatever the pause: true if a frame is there, or the interface is gone.
     pub fn arm(&mut self) -> bool {
-        self.not_before = 0;
+        if let Reads::Batches(batches) = &mut self.reads {
+            batches.hurry();
+        }
         self.peek(1).map_or(true, |frames| frames > 0)
     }
 
     /// What becomes readable when a frame comes.
     pub fn wake_source(&self) -> BorrowedFd<'_> {
-        self.ring.file()
-    }
-
-    /// One batch.
-    fn read(&mut self, wanted: usize) {
-        if self.ring.pending() == 0 {
-            self.begin(wanted);
-        }
-        // Each is finished by now, since none waits for anything; should one not be, the batch is looked at again later.
-        while let Some(done) = self.ring.reap() {
-            if let Some(slot) = self.batch.get_mut(done.tag as usize) {
-                slot.1 = done.result;
-            }
-        }
-        if self.ring.pending() == 0 {
-            self.sort();
+        match &self.reads {
+            Reads::Stream(stream) => stream.wake_source(),
+            Reads::Batches(batches) => batches.wake_source(),
         }
     }
 
-    /// Puts a batch of reads in.
-    fn begin(&mut self, wanted: usize) {
-        let count = self.depth.min(wanted).min(self.free.len());
-        self.batch.clear();
-        for place in 0..count {
-            let Some(buffer) = self.free.pop() else { break };
-            if !self.ring.read(place as u64, buffer, self.is_chained && place + 1 < count) {
-                self.free.push(buffer);
-                break;
+    /// Reads nothing more by itself, until frames are looked for again: before another thread takes it. False: not yet.
+    pub fn rest(&mut self) -> bool {
+        match &mut self.reads {
+            Reads::Stream(stream) => {
+                self.is_gone |= stream.end(&mut self.ready).is_err();
+                stream.is_ended()
             }
-            self.batch.push((buffer, CANCELLED));
-        }
-        if !self.batch.is_empty() {
-            self.ring.enter();
-        }
-    }
-
-    /// Puts what was read in order, and judges how much to try next.
-    fn sort(&mut self) {
-        let (count, mut got) = (self.batch.len(), 0);
-        for index in 0..self.batch.len() {
-            let Some(&(buffer, result)) = self.batch.get(index) else { break };
-            match u32::try_from(result) {
-                Ok(len) if len as usize > HEADER_BYTES => {
-                    self.ready.push((buffer, len));
-                    got += 1;
-                }
-                _ => {
-                    self.free.push(buffer);
-                    // What ran before it found a frame, and still it did not run.
-                    self.is_chained &= !(result == CANCELLED && got > 0);
-                    self.is_gone |=
-                        result == -libc::EBADFD || result == -libc::ENODEV || result == -libc::EBADF;
-                }
-            }
-        }
-        self.batch.clear();
-        if count == 0 {
-            return;
-        }
-        if got == count {
-            self.depth = (self.depth * 2).min(BUFFERS);
-        } else {
-            self.depth = (got + 1).min(BUFFERS);
-        }
-        self.calls += u64::from(got > 0);
-        if got == 0 {
-            self.not_before = tsc::cycles() + self.pause;
+            Reads::Batches(_) => true,
         }
     }
 }
 
+/// True if this error number of a read says that there is no interface any more.
+fn says_gone(error: i32) -> bool {
+    [libc::EBADFD, libc::ENODEV, libc::EBADF].contains(&error)
+}
+
 /// Buffers, and so frames in one burst.
 const BUFFERS: usize = 32;
-/// How long nothing is tried after a read that found nothing: a frame waits for half of it on the average.
-const PAUSE_US: u64 = 4;
-/// The result of what did not run.
-const CANCELLED: i32 = -libc::ECANCELED;
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixDatagram;
+
     use super::super::scene::{in_own_namespace, run};
-    use super::super::{TapNetdev, TapSpec};
+    use super::super::{HEADER_BYTES, TapNetdev, TapSpec};
+    use super::batches::CANCELLED;
     use super::*;
 
     const BACKLOG: u16 = 400;
 
-    /// Reads a backlog of numbered datagrams: frames a call, call by call, once the depth has grown.
-    fn read_backlog(is_chained: bool) -> Vec<usize> {
+    /// How an interface is read.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum By {
+        Stream,
+        Chains,
+        SideBySide,
+    }
+
+    const EVERY_WAY: [By; 3] = [By::Stream, By::Chains, By::SideBySide];
+
+    /// An interface of this thread's namespace, and its reader.
+    fn scene(by: By) -> (TapNetdev, TapReader, super::super::TapWriter) {
         let spec = TapSpec { name: "rwx0".into(), netns: None, queues: 1, mtu: 1500, seed: None };
         let netdev = TapNetdev::open(&spec, true).unwrap();
+        let (reader, writer) = netdev.queues().unwrap().remove(0);
+        let reader = match by {
+            By::Stream => reader,
+            By::Chains => reader.in_batches(true),
+            By::SideBySide => reader.in_batches(false),
+        };
+        (netdev, reader, writer)
+    }
+
+    /// Something on the host that sends numbered datagrams through it.
+    fn host() -> std::net::UdpSocket {
         run("sysctl -qw net.ipv6.conf.rwx0.disable_ipv6=1; ip addr add 10.9.9.1/24 dev rwx0");
         run("ip neigh add 10.9.9.2 lladdr 02:00:00:00:00:02 dev rwx0");
-        let (mut reader, _writer) = netdev.queues().unwrap().remove(0);
-        if !is_chained {
-            reader.unchain();
-        }
-        let socket = std::net::UdpSocket::bind("10.9.9.1:0").unwrap();
-        for number in 0..BACKLOG {
-            socket.send_to(&number.to_be_bytes().repeat(30), "10.9.9.2:9").unwrap();
-        }
-        let (mut sizes, mut numbers, mut empty) = (Vec::new(), Vec::new(), 0);
+        std::net::UdpSocket::bind("10.9.9.1:0").unwrap()
+    }
+
+    fn send(host: &std::net::UdpSocket, number: u16) {
+        host.send_to(&number.to_be_bytes().repeat(30), "10.9.9.2:9").unwrap();
+    }
+
+    /// The numbers of the datagrams among what was peeked.
+    fn numbers(reader: &TapReader) -> Vec<u16> {
+        let number = |chain| {
+            let mut bytes = [0; 200];
+            let mut at = 0;
+            for part in reader.burst().readable(chain) {
+                at += part.read(&mut bytes[at..]);
+            }
+            // Behind the headers of virtio, Ethernet, IP and UDP.
+            let is_one = at == HEADER_BYTES + 14 + 20 + 8 + 60;
+            is_one.then(|| u16::from_be_bytes([bytes[HEADER_BYTES + 42], bytes[HEADER_BYTES + 43]]))
+        };
+        reader.burst().chains().iter().filter_map(number).collect()
+    }
+
+    /// Reads a backlog: frames a call, call by call.
+    fn read_backlog(by: By) -> Vec<usize> {
+        let (_netdev, mut reader, _writer) = scene(by);
+        let host = host();
+        (0..BACKLOG).for_each(|number| send(&host, number));
+        let (mut sizes, mut got, mut empty) = (Vec::new(), Vec::new(), 0);
         while empty < 1000 {
             let frames = reader.peek(32).unwrap();
             if frames == 0 {
@@ -237,71 +255,107 @@ mod tests {
                 std::thread::sleep(std::time::Duration::from_micros(5));
                 continue;
             }
-            for chain in reader.burst().chains() {
-                let mut bytes = [0; 200];
-                let mut at = 0;
-                for part in reader.burst().readable(chain) {
-                    at += part.read(&mut bytes[at..]);
-                }
-                // Behind the headers of virtio, Ethernet, IP and UDP.
-                if at == HEADER_BYTES + 14 + 20 + 8 + 60 {
-                    numbers.push(u16::from_be_bytes([bytes[HEADER_BYTES + 42], bytes[HEADER_BYTES + 43]]));
-                }
-            }
+            got.extend(numbers(&reader));
             sizes.push(frames);
             reader.consume(frames);
         }
-        assert_eq!(numbers, (0..BACKLOG).collect::<Vec<_>>(), "every frame once and in order");
-        assert_eq!(reader.is_chained, is_chained, "this kernel leaves chains whole");
+        assert_eq!(got, (0..BACKLOG).collect::<Vec<_>>(), "every frame once and in order");
+        if let Reads::Batches(batches) = &reader.reads {
+            assert_eq!(batches.is_chained, by == By::Chains, "this kernel leaves chains whole");
+        }
         assert_eq!(reader.take_calls(), sizes.len() as u64);
         sizes
     }
 
     #[test]
-    fn backlog_is_read_in_batches_chained_or_not() {
-        for is_chained in [true, false] {
+    fn backlog_is_read_in_batches_however_it_is_read() {
+        for by in EVERY_WAY {
             in_own_namespace(|| {
-                let sizes = read_backlog(is_chained);
+                let sizes = read_backlog(by);
                 let whole = sizes.iter().filter(|frames| **frames == 32).count();
                 let (frames, calls) = (sizes.iter().sum::<usize>(), sizes.len());
-                // 1, 2, 4, 8, 16, then 32 each.
-                assert!(whole >= 11 && frames >= calls * 16, "{frames} frames, {calls} calls: {sizes:?}");
+                // In batches 1, 2, 4, 8, 16, then 32 each.
+                assert!(
+                    whole >= 11 && frames >= calls * 16,
+                    "{by:?}: {frames} frames, {calls} calls: {sizes:?}"
+                );
+            });
+        }
+    }
+
+    #[test]
+    fn frames_that_come_one_by_one_are_read_in_one_thread_and_then_in_another() {
+        for by in EVERY_WAY {
+            in_own_namespace(|| {
+                let (_netdev, mut reader, _writer) = scene(by);
+                let host = host();
+                for number in 0..200 {
+                    let got = std::thread::scope(|scope| {
+                        let (reader, host) = (&mut reader, &host);
+                        let read = move || {
+                            // Some are there before it looks, some come after.
+                            if number % 2 == 0 {
+                                send(host, number);
+                            }
+                            let _ = reader.arm();
+                            if number % 2 == 1 {
+                                send(host, number);
+                            }
+                            let begun = std::time::Instant::now();
+                            let mut got = Vec::new();
+                            while got.is_empty() {
+                                assert!(begun.elapsed().as_secs() < 20);
+                                let frames = reader.peek(32).unwrap();
+                                got = numbers(reader);
+                                reader.take(frames);
+                                reader.give_back(frames);
+                            }
+                            while !reader.rest() {
+                                assert!(begun.elapsed().as_secs() < 20);
+                            }
+                            got
+                        };
+                        scope.spawn(read).join().unwrap()
+                    });
+                    assert_eq!(got, [number], "{by:?}");
+                }
             });
         }
     }
 
     #[test]
     fn interface_that_is_gone_is_told_by_who_arms() {
-        in_own_namespace(|| {
-            let spec = TapSpec { name: "rwx0".into(), netns: None, queues: 1, mtu: 1500, seed: None };
-            let netdev = TapNetdev::open(&spec, true).unwrap();
-            let (mut reader, _writer) = netdev.queues().unwrap().remove(0);
-            run("ip link del rwx0");
-            assert!(reader.arm(), "who sleeps now is never woken");
-            assert_eq!(reader.peek(1), Err(Gone));
-        });
+        for by in EVERY_WAY {
+            in_own_namespace(|| {
+                let (_netdev, mut reader, _writer) = scene(by);
+                if by == By::Stream {
+                    // It sleeps already.
+                    assert!(!reader.arm());
+                }
+                run("ip link del rwx0");
+                assert!(reader.arm(), "{by:?}: who sleeps now is never woken");
+                assert_eq!(reader.peek(1), Err(Gone));
+            });
+        }
     }
 
     #[test]
     fn chain_that_is_cut_short_is_the_last() {
-        in_own_namespace(|| {
-            let spec = TapSpec { name: "rwx0".into(), netns: None, queues: 1, mtu: 1500, seed: None };
-            let netdev = TapNetdev::open(&spec, true).unwrap();
-            let (mut reader, _writer) = netdev.queues().unwrap().remove(0);
-            let batch = |reader: &mut TapReader, results: [i32; 2]| {
-                for result in results {
-                    let buffer = reader.free.pop().unwrap();
-                    reader.batch.push((buffer, result));
-                }
-                reader.sort();
-                let ready = reader.ready.len();
-                reader.consume(ready);
-                (ready, reader.is_chained)
-            };
-            assert_eq!(batch(&mut reader, [-libc::EAGAIN, CANCELLED]), (0, true));
-            assert_eq!(batch(&mut reader, [72, -libc::EAGAIN]), (1, true));
-            assert_eq!(batch(&mut reader, [72, CANCELLED]), (1, false));
-            assert_eq!(reader.free.len(), BUFFERS);
-        });
+        let (netdev, _host) = UnixDatagram::pair().unwrap();
+        let mut batches = Batches::new(netdev.into()).unwrap();
+        let mut batch = |results: [i32; 2]| {
+            let mut ready = VecDeque::new();
+            for result in results {
+                let buffer = batches.free.pop().unwrap();
+                batches.batch.push((buffer, result));
+            }
+            assert_eq!(batches.sort(&mut ready), Ok(()));
+            let frames = ready.len();
+            ready.into_iter().for_each(|ready| batches.give_back(ready.buffer));
+            (frames, batches.is_chained, batches.free.len())
+        };
+        assert_eq!(batch([-libc::EAGAIN, CANCELLED]), (0, true, BUFFERS));
+        assert_eq!(batch([72, -libc::EAGAIN]), (1, true, BUFFERS));
+        assert_eq!(batch([72, CANCELLED]), (1, false, BUFFERS));
     }
 }
