@@ -63,6 +63,8 @@ pub struct PackedDevice<W: Words = RawWords> {
     event_known: bool,
     /// Slots of the first lap since the start that are not yet published: among them may be such that others completed.
     first_lap: u16,
+    /// More chains that others completed may be ahead than were passed over in one turn.
+    is_passing: bool,
     keeper: PositionSlot,
 }
 
@@ -89,6 +91,17 @@ struct Used {
     id: u16,
     /// Slots that it stands for.
     slots: u16,
+}
+
+/// A row of chains that others completed, as far as it was not gone over.
+#[derive(Debug, Clone, Copy)]
+struct Others {
+    /// The next one.
+    at: Cursor,
+    /// Slots that the row may still have.
+    left: u16,
+    /// Whether the descriptor there is used, if it was looked at already.
+    is_used: Option<bool>,
 }
 
 impl QueueConfig {
@@ -143,6 +156,7 @@ impl<W: Words> PackedDevice<W> {
             published: start,
             event_known: false,
             first_lap: size,
+            is_passing: false,
             keeper: config.keeper,
         })
     }
@@ -300,18 +314,17 @@ impl<W: Words> PackedDevice<W> {
     /// comes upon those chains as used ones, in their turn.
     #[cold]
     fn pass_over(&mut self) {
-        // Once round at most, whatever a guest writes there meanwhile.
-        let mut left = self.size;
-        while left > 0 && self.is_used(self.avail) {
-            // A zeroed descriptor looks used in laps whose wrap counter is 0, and is nobody's.
-            if self.areas.desc.read_u64(field(self.avail.slot(), ADDR)) == 0 {
+        let mut others = Others { at: self.avail, left: self.size, is_used: None };
+        // Once round at most in all, and in pieces: a guest may go on marking them.
+        self.is_passing = false;
+        while let Some(chain) = self.next_other(&mut others) {
+            self.avail.advance(chain.slots, self.size);
+            if self.size - others.left >= MOST_PASSED {
+                self.is_passing = true;
                 break;
             }
-            let slots = self.used_slots(left);
-            self.avail.advance(slots, self.size);
-            left -= slots;
         }
-        if left < self.size {
+        if self.avail != self.published {
             (self.completed, self.published) = (self.avail, self.avail);
             self.keeper.store(self.position());
         }
@@ -321,37 +334,57 @@ impl<W: Words> PackedDevice<W> {
     /// too, and may make their slots available again before the next look at them.
     #[cold]
     fn publish_more(&mut self) {
-        let mut left = self.size - (self.in_flight as u16).min(self.size);
-        while left > 0
-            && (self.avail.slot(), self.avail.wrap()) == (self.completed.slot(), self.completed.wrap())
-            && self.is_used(self.avail)
-            && self.areas.desc.read_u64(field(self.avail.slot(), ADDR)) != 0
-        {
-            let slots = self.used_slots(left);
-            left -= slots;
-            self.in_flight += u32::from(slots);
-            self.pending += u32::from(slots);
-            self.avail.advance(slots, self.size);
-            self.completed.advance(slots, self.size);
+        if self.avail == self.completed {
+            let left = self.size - (self.in_flight as u16).min(self.size);
+            let mut others = Others { at: self.avail, left, is_used: None };
+            while let Some(chain) = self.next_other(&mut others) {
+                self.in_flight += u32::from(chain.slots);
+                self.pending += u32::from(chain.slots);
+                self.avail.advance(chain.slots, self.size);
+                self.completed.advance(chain.slots, self.size);
+            }
         }
         self.first_lap = self.first_lap.saturating_sub(self.pending as u16);
     }
 
-    /// How many slots, up to `most`, the used descriptor at the position stands for. Of a chain of several only the first
-    /// is marked, with the id that the last one has.
-    fn used_slots(&self, most: u16) -> u16 {
-        let id = self.areas.desc.read_u16(field(self.avail.slot(), ID));
-        let (mut slots, mut at) = (1, self.avail);
-        for count in 2..=most.min(MAX_CHAIN as u16) {
+    /// The next of a row of chains that others completed, which `others` goes behind. Of a chain of several descriptors only
+    /// the first is marked, with the id that the last one has.
+    ///
+    /// What a row reads is bounded by what it goes over and one chain: a descriptor that was found available on the way to
+    /// the end of a chain and does not belong to it ends the row, whatever it is by then.
+    fn next_other(&self, others: &mut Others) -> Option<Used> {
+        let Others { at: head, left, is_used } = *others;
+        *others = Others { left: 0, ..*others };
+        if left == 0 || !is_used.unwrap_or_else(|| self.is_used(head)) {
+            return None;
+        }
+        // As for what is available.
+        fence(Ordering::Acquire);
+        // A zeroed descriptor looks used in laps whose wrap counter is 0, and is nobody's.
+        if self.areas.desc.read_u64(field(head.slot(), ADDR)) == 0 {
+            return None;
+        }
+        let id = self.areas.desc.read_u16(field(head.slot(), ID));
+        let most = left.min(MAX_CHAIN as u16);
+        let (mut slots, mut seen, mut at, mut is_next_used) = (1, 1, head, None);
+        while seen < most {
             at.advance(1, self.size);
-            if !self.is_available(at) {
+            let flags = self.areas.desc.read_u16(field(at.slot(), FLAGS)) & F_BOTH;
+            if flags != available(at.wrap()) {
+                is_next_used = Some(flags == used(at.wrap()));
                 break;
             }
+            fence(Ordering::Acquire);
+            seen += 1;
             if self.areas.desc.read_u16(field(at.slot(), ID)) == id {
-                slots = count;
+                slots = seen;
             }
         }
-        slots
+        if slots == seen {
+            others.at.advance(slots, self.size);
+            (others.left, others.is_used) = (left - slots, is_next_used);
+        }
+        Some(Used { written: 0, id, slots })
     }
 
     /// See [`QueueConfig::give_back_torn`].
@@ -360,21 +393,16 @@ impl<W: Words> PackedDevice<W> {
             return;
         }
         let Some(first) = self.available_chain() else { return };
-        let mut behind = self.avail;
-        behind.advance(first.slots, self.size);
-        let mut left = self.size - first.slots;
-        let is_torn = |device: &Self, at: Cursor, left: u16| {
-            left > 0 && device.is_used(at) && device.areas.desc.read_u64(field(at.slot(), ADDR)) != 0
-        };
-        if !is_torn(self, behind, left) {
+        let mut others = Others { at: self.avail, left: self.size - first.slots, is_used: None };
+        others.at.advance(first.slots, self.size);
+        let mut torn = self.next_other(&mut others);
+        if torn.is_none() {
             return;
         }
         self.give_back(first);
-        while is_torn(self, self.avail, left) {
-            let id = self.areas.desc.read_u16(field(self.avail.slot(), ID));
-            let slots = self.used_slots(left);
-            left -= slots;
-            self.give_back(Used { written: 0, id, slots });
+        while let Some(chain) = torn {
+            self.give_back(chain);
+            torn = self.next_other(&mut others);
         }
         self.publish();
     }
@@ -382,7 +410,7 @@ impl<W: Words> PackedDevice<W> {
     /// The available chain at the position, as it is to be given back empty; None if it is none.
     fn available_chain(&self) -> Option<Used> {
         let mut at = self.avail;
-        for slots in 1..=self.size {
+        for slots in 1..=self.size.min(MAX_CHAIN as u16) {
             let word = self.areas.desc.read_u64(field(at.slot(), LEN));
             if (word >> 48) as u16 & F_NEXT == 0 {
                 return Some(Used { written: 0, id: (word >> 32) as u16, slots });
@@ -511,7 +539,9 @@ impl<W: Words> DeviceRing for PackedDevice<W> {
     }
 
     fn has_available(&mut self) -> bool {
-        self.fault.is_none() && self.in_flight < u32::from(self.size) && self.is_available(self.avail)
+        self.fault.is_none()
+            && self.in_flight < u32::from(self.size)
+            && (self.is_available(self.avail) || self.is_passing && self.is_used(self.avail))
     }
 
     /// The position from which a successor has to go on: what was consumed but not published counts as not taken.
@@ -523,7 +553,12 @@ impl<W: Words> DeviceRing for PackedDevice<W> {
 
 /// Used descriptors held back at most; more are written to the ring early.
 const SHADOW: usize = Burst::CHAINS;
+/// Slots of chains that others completed which are passed over in one turn, but for the rest of the last chain.
+const MOST_PASSED: u16 = 4096;
 /// Descriptors in a cache line.
 const LINE: usize = 4;
 /// Length and id in the upper half of a descriptor.
 const LEN_AND_ID: u64 = (1 << 48) - 1;
+
+#[cfg(all(test, not(loom)))]
+mod tests;
