@@ -234,9 +234,9 @@ impl Burst {
         heads: impl Iterator<Item = Head>,
         mut read: impl FnMut(Head) -> Option<(Option<Single>, Rest)>,
     ) -> (u16, Option<Rest>) {
-        let windows = self.windows;
+        let Burst { windows, scratch, .. } = self;
         let first = self.segment_count as u32;
-        let Room { chains, segments } = &mut *self.scratch;
+        let Room { chains, segments } = &mut **scratch;
         let chains = chains.get_mut(self.chain_count..).unwrap_or_default();
         let segments = segments.get_mut(self.segment_count..).unwrap_or_default();
         let (mut done, mut rest) = (0u32, None);

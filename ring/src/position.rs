@@ -296,9 +296,14 @@ impl PositionSlot {
     /// process ended: a process that is killed has made the stores up to one place in the program, and none after it.
     #[inline]
     pub fn store(&self, position: Position) {
+        self.keeping().store(position);
+    }
+
+    /// For several stores while the same worker owns the queue: its epoch does not change meanwhile.
+    #[inline(always)]
+    pub(crate) fn keeping(&self) -> Keeping<'_> {
         let word = self.word();
-        let epoch = word.load(Ordering::Relaxed) & EPOCH_MASK;
-        word.store(position.to_bits() | epoch | VALID, Ordering::Release);
+        Keeping { word, life: word.load(Ordering::Relaxed) & EPOCH_MASK | VALID }
     }
 
     /// The position kept, or None if none was stored since [`PositionSlot::clear`].
@@ -325,6 +330,21 @@ impl PositionSlot {
     #[inline(always)]
     fn word(&self) -> &AtomicU64 {
         word_of(&self.page.map, self.index)
+    }
+}
+
+/// See [`PositionSlot::keeping`].
+pub(crate) struct Keeping<'slot> {
+    word: &'slot AtomicU64,
+    /// What a word has beside the position.
+    life: u64,
+}
+
+impl Keeping<'_> {
+    /// See [`PositionSlot::store`].
+    #[inline(always)]
+    pub(crate) fn store(&self, position: Position) {
+        self.word.store(position.to_bits() | self.life, Ordering::Release);
     }
 }
 

@@ -78,6 +78,7 @@ pub struct Frames {
     frames: [Frame; Burst::CHAINS],
     heads: [Head; Burst::CHAINS],
     count: usize,
+    has_dropped: bool,
     /// Whoever carries them decides by their addresses.
     by_address: bool,
     /// What the chain behind the last frame did wrong.
@@ -91,6 +92,7 @@ impl Frames {
             frames: [EMPTY; Burst::CHAINS],
             heads: [[0; HEAD_BYTES]; Burst::CHAINS],
             count: 0,
+            has_dropped: false,
             by_address,
             fault: None,
         })
@@ -108,6 +110,12 @@ impl Frames {
         self.heads.get(..self.count).unwrap_or_default()
     }
 
+    /// True if one of them is dropped.
+    #[inline]
+    pub fn has_dropped(&self) -> bool {
+        self.has_dropped
+    }
+
     /// Forgets them.
     pub fn clear(&mut self) {
         (self.count, self.fault) = (0, None);
@@ -116,7 +124,7 @@ impl Frames {
     /// Looks at every chain of a burst, up to the first that no transmit queue can have.
     #[inline]
     pub fn inspect(&mut self, burst: &Burst, ingress: &Ingress) {
-        (self.count, self.fault) = (0, None);
+        (self.count, self.fault, self.has_dropped) = (0, None, false);
         let by_address = self.by_address || ingress.only.is_some();
         let is_plain = ingress.may.is_empty() && !by_address;
         for (chain, frame) in burst.chains().iter().zip(&mut self.frames) {
@@ -130,16 +138,16 @@ impl Frames {
             };
             *frame = Frame { len, ..EMPTY };
             if len < ETHERNET_HEADER {
-                frame.dropped = Some(DropReason::Runt);
+                (frame.dropped, self.has_dropped) = (Some(DropReason::Runt), true);
             } else if is_plain {
                 // What a sender says that agreed on nothing is not even read.
                 if len > ingress.max_frame {
-                    frame.dropped = Some(DropReason::Oversize);
+                    (frame.dropped, self.has_dropped) = (Some(DropReason::Oversize), true);
                 }
             } else if let Some(head) = self.heads.get_mut(self.count)
                 && let Err(reason) = look(burst, chain, ingress, by_address, frame, head)
             {
-                frame.dropped = Some(reason);
+                (frame.dropped, self.has_dropped) = (Some(reason), true);
             }
             self.count += 1;
         }

@@ -186,18 +186,13 @@ pub trait Sink: Send + fmt::Debug {
     /// Takes frames, until it has no room or enough bytes have gone. A frame that is dropped already is passed over.
     fn carry(&mut self, load: Load<'_>, way: Way, scratch: &mut Scratch) -> Carried {
         let mut done = Carried::default();
-        let Load { burst, skip, heads, .. } = load;
-        for (nth, (chain, frame)) in load.chains.iter().zip(load.frames).enumerate() {
+        let Load { burst, skip, .. } = load;
+        for ((chain, frame), beginning) in load.chains.iter().zip(load.frames).zip(load.heads) {
             if frame.dropped.is_none() {
-                let passage = Passage { burst, chain, skip, frame, heads, nth, swap: way.swap };
+                let passage = Passage { burst, chain, skip, frame, beginning, swap: way.swap };
                 match self.deliver(passage, scratch) {
                     Ok(()) => {}
-                    Err(Refused::Drop(reason)) => {
-                        if let Some(example) = heads.get(nth).and_then(|head| frame.example(reason, head)) {
-                            self.set_example(reason, example);
-                        }
-                        self.count_drops(reason, 1);
-                    }
+                    Err(Refused::Drop(reason)) => self.refuse(reason, frame, beginning),
                     Err(Refused::Starved) => {
                         done.is_starved = true;
                         return done;
@@ -208,7 +203,7 @@ pub trait Sink: Send + fmt::Debug {
                 done.bytes += u64::from(frame.len);
             }
             if self.defers()
-                && let Some(mark) = scratch.marks.get_mut(nth)
+                && let Some(mark) = scratch.marks.get_mut(done.frames)
             {
                 *mark = self.given();
             }
@@ -218,6 +213,15 @@ pub trait Sink: Send + fmt::Debug {
             }
         }
         done
+    }
+
+    /// Counts a frame that it does not take.
+    #[cold]
+    fn refuse(&mut self, reason: DropReason, frame: &Frame, head: &Head) {
+        if let Some(example) = frame.example(reason, head) {
+            self.set_example(reason, example);
+        }
+        self.count_drops(reason, 1);
     }
 
     /// Takes frames without waiting for room: what cannot be delivered now is dropped and counted. How many were passed on.
@@ -332,10 +336,8 @@ pub struct Passage<'a> {
     pub skip: usize,
     /// What was found out of it.
     pub frame: &'a Frame,
-    /// The beginnings of its burst's frames.
-    pub heads: &'a [Head],
-    /// Which of them is its own.
-    pub nth: usize,
+    /// What of its beginning was looked at is there.
+    pub beginning: &'a Head,
     /// Exchange its addresses.
     pub swap: bool,
 }
@@ -346,7 +348,7 @@ impl<'a> Passage<'a> {
     pub fn head(&self) -> &'a [u8] {
         match self.frame.looked_at {
             0 => &[],
-            bytes => self.heads.get(self.nth).and_then(|head| head.get(..bytes.into())).unwrap_or_default(),
+            bytes => self.beginning.get(..bytes.into()).unwrap_or_default(),
         }
     }
 

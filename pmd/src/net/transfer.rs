@@ -22,7 +22,7 @@ use std::sync::Arc;
 use ringway_engine::{Armed, Budget, Polled, Pump};
 
 use super::announce::{self, Announcement};
-use super::frame::{Frames, Ingress, prefetch};
+use super::frame::{Frame, Frames, Head, Ingress, prefetch};
 use super::in_flight::{InFlight, MOST};
 use super::offload::Offloads;
 use super::scratch::Scratch;
@@ -193,11 +193,8 @@ impl Transfer {
         let carried = sink.carry(load, way, &mut self.scratch);
         feeder.resume = if feeder.resume > 0 && carried.frames > 0 { 0 } else { self.scratch.resume };
 
-        for (nth, frame) in frames.iter().take(carried.frames).enumerate() {
-            if let Some(reason) = frame.dropped {
-                source.note_drop(reason, frame, heads.get(nth));
-                source.count_drops(reason, 1);
-            }
+        if self.frames.has_dropped() {
+            count_dropped(&mut **source, frames, heads, carried.frames);
         }
         let tally = source.tally();
         tally.packets += carried.sent;
@@ -292,6 +289,17 @@ impl Transfer {
     fn is_out(&mut self) -> bool {
         let sink = self.sink.as_mut().filter(|_| self.is_later);
         !self.in_flight.is_empty() || sink.is_some_and(|sink| sink.finished() < sink.given())
+    }
+}
+
+/// Counts those of the first `count` frames that were dropped when they were looked at.
+#[cold]
+fn count_dropped(source: &mut dyn Source, frames: &[Frame], heads: &[Head], count: usize) {
+    for (frame, head) in frames.iter().zip(heads).take(count) {
+        if let Some(reason) = frame.dropped {
+            source.note_drop(reason, frame, Some(head));
+            source.count_drops(reason, 1);
+        }
     }
 }
 

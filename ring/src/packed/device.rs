@@ -510,7 +510,8 @@ impl<W: Words> DeviceRing for PackedDevice<W> {
         if self.first_lap > 0 {
             self.publish_more();
         }
-        self.keeper.store(self.position_with_burst());
+        let keeping = self.keeper.keeping();
+        keeping.store(self.position_with_burst());
         if let Some((slot, word)) = self.held.take() {
             // Whole or not at all: a successor takes a descriptor that is still available anew, by its length and id.
             // Release: pairs with the Acquire after the load of the flags in `PackedDriver::collect` (virtio 1.3
@@ -521,7 +522,7 @@ impl<W: Words> DeviceRing for PackedDevice<W> {
         let slots = std::mem::take(&mut self.pending);
         self.in_flight -= slots;
         self.published = self.completed;
-        self.keeper.store(self.position());
+        keeping.store(self.position());
         self.wants_call(slots as u16)
     }
 

@@ -399,13 +399,14 @@ impl<W: Words> DeviceRing for SplitDevice<W> {
         if old == new {
             return false;
         }
-        self.keeper.store(Position { avail_idx: new.get(), ..self.position() });
+        let keeping = self.keeper.keeping();
+        keeping.store(Position { avail_idx: new.get(), ..self.position() });
         // Release: pairs with the Acquire after the load of used.idx in `SplitDriver::collect` (virtio 1.3 §2.7.8.2):
         // entries and the bytes of buffers are visible before the index. So is the word that was kept, to a successor.
         fence(Ordering::Release);
         self.areas.device.write_u16(IDX, new.get());
         self.used_published = new;
-        self.keeper.store(self.position());
+        keeping.store(self.position());
         self.wants_call(old.get(), new.get())
     }
 
