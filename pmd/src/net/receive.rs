@@ -37,7 +37,8 @@ impl<R: DeviceRing + fmt::Debug> Sink for End<R> {
         }
     }
 
-    #[inline]
+    // Into the loop over frames, whatever else there is of it.
+    #[inline(always)]
     fn deliver(&mut self, from: Passage<'_>, scratch: &mut Scratch) -> Result<(), Refused> {
         let frame = from.frame;
         match frame.offload {
@@ -175,7 +176,7 @@ impl<R: DeviceRing> End<R> {
     }
 
     /// Copies one frame, as it is, into the buffers that it fits. The header comes without its number of buffers.
-    #[inline]
+    #[inline(always)]
     fn put_frame(&mut self, from: Passage<'_>, header: (u64, u16)) -> Result<(), Refused> {
         let (len, skip) = (from.frame.len as usize, from.skip);
         let ours = self.ingress.header_len;
