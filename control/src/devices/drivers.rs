@@ -28,7 +28,7 @@ pub fn attachments() -> Vec<Box<dyn Attachments>> {
 pub fn known() -> Known {
     Known {
         mgmtdevs: all().iter().map(|mgmtdev| mgmtdev.info()).collect(),
-        buses: kinds().iter().map(|kind| kind.info()).collect(),
+        kinds: kinds().iter().map(|kind| kind.info()).collect(),
         ..Known::default()
     }
 }

@@ -40,14 +40,14 @@ impl Daemon {
         self.absent_mgmtdevs.extract_if(.., |absent| absent.entry.name == name).collect()
     }
 
-    /// Makes `BUS/NAME`, on a core of its own if its devices share one.
+    /// Makes `KIND/NAME`, on a core of its own if its devices share one.
     pub(crate) fn make_mgmtdev(
         &mut self,
         name: &str,
         attributes: &BTreeMap<String, String>,
         origin: MgmtOrigin,
     ) -> Result<(), Fault> {
-        let shares_core = self.registry.known().bus(name)?.0.shares_core;
+        let shares_core = self.registry.known().kind(name)?.0.shares_core;
         let wanted = wanted_core(attributes)?;
         let cores = self.placement.place(usize::from(shares_core), wanted)?;
         let core = cores.first().copied().unwrap_or(0);
@@ -106,7 +106,7 @@ impl Daemon {
         check_mgmt_entry(entry, &self.registry.known())?;
         if entry.attributes.is_empty() {
             let known = self.registry.known();
-            let settings = &known.bus(name)?.0.attributes;
+            let settings = &known.kind(name)?.0.attributes;
             let settings: Vec<String> =
                 settings.iter().map(|it| format!("{} {}", it.name, it.value)).collect();
             return Err(if settings.is_empty() {

@@ -28,7 +28,7 @@ pub struct Known {
     /// Management devices that are there.
     pub mgmtdevs: Vec<MgmtInfo>,
     /// Buses, on which any name makes one.
-    pub buses: Vec<MgmtKindInfo>,
+    pub kinds: Vec<MgmtKindInfo>,
     /// What addresses are made of that are not given.
     pub addresses: Addresses,
 }
@@ -38,27 +38,27 @@ impl Known {
     pub fn find(&self, name: &str) -> Option<MgmtInfo> {
         let there = self.mgmtdevs.iter().find(|info| info.name == name).cloned();
         there.or_else(|| {
-            let (bus, _) = self.bus(name).ok()?;
-            Some(MgmtInfo { name: name.to_owned(), ..bus.device.clone() })
+            let (kind, _) = self.kind(name).ok()?;
+            Some(MgmtInfo { name: name.to_owned(), ..kind.device.clone() })
         })
     }
 
-    /// The bus of `BUS/NAME`, and the name.
+    /// The kind of `KIND/NAME`, and the name.
     ///
     /// # Errors
-    /// No bus makes it, or the name cannot be one.
-    pub fn bus<'n>(&self, name: &'n str) -> Result<(&MgmtKindInfo, &'n str), Fault> {
+    /// No kind makes it, or the name cannot be one.
+    pub fn kind<'n>(&self, name: &'n str) -> Result<(&MgmtKindInfo, &'n str), Fault> {
         let found = name.split_once('/');
         let found =
-            found.and_then(|(bus, rest)| Some((self.buses.iter().find(|info| info.name == bus)?, rest)));
-        let (bus, rest) = found.ok_or_else(|| no_such_mgmtdev(name, self))?;
+            found.and_then(|(kind, rest)| Some((self.kinds.iter().find(|info| info.name == kind)?, rest)));
+        let (kind, rest) = found.ok_or_else(|| no_such_mgmtdev(name, self))?;
         if rest.is_empty() {
             return Err(Fault::usage(format!("{name} lacks a name behind the slash"))
                 .at("mgmtdev")
-                .hint(format!("{}/NAME, a name of your choice", bus.name)));
+                .hint(format!("{}/NAME, a name of your choice", kind.name)));
         }
         check_name_of("a management device", rest).map_err(|fault| fault.at("mgmtdev"))?;
-        Ok((bus, rest))
+        Ok((kind, rest))
     }
 }
 
@@ -86,7 +86,7 @@ pub(crate) struct Mgmtdev {
 /// Management devices and devices. Owned by the control thread; no lock.
 pub(crate) struct Registry {
     mgmtdevs: Vec<Mgmtdev>,
-    buses: Vec<Box<dyn MgmtKind>>,
+    kinds: Vec<Box<dyn MgmtKind>>,
     addresses: Addresses,
     devices: BTreeMap<u64, Device>,
     by_name: HashMap<String, u64>,
@@ -103,12 +103,12 @@ impl Registry {
     /// With what drivers register. Two of one name are the program's error and refused.
     pub(crate) fn new(
         mgmtdevs: Vec<Box<dyn ManagementDevice>>,
-        buses: Vec<Box<dyn MgmtKind>>,
+        kinds: Vec<Box<dyn MgmtKind>>,
         addresses: Addresses,
     ) -> Result<Registry, Fault> {
         let mut registry = Registry {
             mgmtdevs: Vec::new(),
-            buses,
+            kinds,
             addresses,
             devices: BTreeMap::new(),
             by_name: HashMap::new(),
@@ -137,7 +137,7 @@ impl Registry {
     pub(crate) fn known(&self) -> Known {
         Known {
             mgmtdevs: self.mgmtdevs.iter().map(|mgmtdev| mgmtdev.device.info()).collect(),
-            buses: self.buses.iter().map(|bus| bus.info()).collect(),
+            kinds: self.kinds.iter().map(|kind| kind.info()).collect(),
             addresses: self.addresses.clone(),
         }
     }
@@ -155,7 +155,7 @@ impl Registry {
         }
     }
 
-    /// Makes `BUS/NAME`.
+    /// Makes `KIND/NAME`.
     pub(crate) fn make_mgmtdev(
         &mut self,
         name: &str,
@@ -164,11 +164,11 @@ impl Registry {
         origin: MgmtOrigin,
     ) -> Result<(), Fault> {
         let known = self.known();
-        let (info, rest) = known.bus(name)?;
-        let Some(bus) = self.buses.iter_mut().find(|bus| bus.info().name == info.name) else {
+        let (info, rest) = known.kind(name)?;
+        let Some(kind) = self.kinds.iter_mut().find(|kind| kind.info().name == info.name) else {
             return Err(no_such_mgmtdev(name, &known));
         };
-        let device = bus.make(rest, attributes, core).map_err(crate::devices::ops::driver_fault)?;
+        let device = kind.make(rest, attributes, core).map_err(crate::devices::ops::driver_fault)?;
         self.mgmtdevs.push(Mgmtdev { device, origin, asked: attributes.clone() });
         Ok(())
     }
@@ -239,11 +239,11 @@ fn no_such_mgmtdev(name: &str, known: &Known) -> Fault {
         printable(name)
     ))
     .at("mgmtdev");
-    // A bus that was written wrong.
-    let (bus, rest) = name.split_once('/').unwrap_or((name, ""));
-    let is_bus = known.buses.iter().any(|info| info.name == bus);
-    if let Some(near) = nearest(bus, known.buses.iter().map(|info| info.name))
-        .filter(|near| !is_bus && check_name_of(near, rest).is_ok())
+    // A kind that was written wrong.
+    let (kind, rest) = name.split_once('/').unwrap_or((name, ""));
+    let is_kind = known.kinds.iter().any(|info| info.name == kind);
+    if let Some(near) = nearest(kind, known.kinds.iter().map(|info| info.name))
+        .filter(|near| !is_kind && check_name_of(near, rest).is_ok())
     {
         return fault.hint(format!("did you mean {near}/{rest}?"));
     }
@@ -353,15 +353,15 @@ pub fn check_entry(entry: &DeviceEntry, known: &Known) -> Result<DeviceSpec, Fau
     }
     let info = match info {
         Some(info) => &info.clone(),
-        // The bus may be there and the name be none.
+        // The kind may be there and the name be none.
         None => {
             return Err(known
-                .bus(&entry.mgmtdev)
+                .kind(&entry.mgmtdev)
                 .err()
                 .unwrap_or_else(|| no_such_mgmtdev(&entry.mgmtdev, known)));
         }
     };
-    let shares_core = known.bus(&entry.mgmtdev).is_ok_and(|(bus, _)| bus.shares_core);
+    let shares_core = known.kind(&entry.mgmtdev).is_ok_and(|(kind, _)| kind.shares_core);
     if let Some(core) = entry.core.filter(|_| shares_core) {
         return Err(Fault::usage(format!("{} serves all its devices on one core", info.name))
             .at("core")
@@ -409,22 +409,22 @@ fn unfit(unfit: Unfit) -> Fault {
     Fault::usage(unfit.why).at(unfit.attribute)
 }
 
-/// Checks a request for a management device, or changes to one, against what its bus says of itself.
+/// Checks a request for a management device, or changes to one, against what its kind says of itself.
 ///
 /// # Errors
-/// There is no such bus, the name cannot be one, or the bus has no such attribute or does not take its value.
+/// There is no such kind, the name cannot be one, or the kind has no such attribute or does not take its value.
 pub fn check_mgmt_entry(entry: &MgmtEntry, known: &Known) -> Result<(), Fault> {
     if entry.name.is_empty() {
         return Err(Fault::usage("management device handle not set.")
             .at("name")
-            .hint("name BUS/NAME, as in bridge/br0"));
+            .hint("name KIND/NAME, as in bridge/br0"));
     }
-    if known.mgmtdevs.iter().any(|info| info.name == entry.name) && known.bus(&entry.name).is_err() {
+    if known.mgmtdevs.iter().any(|info| info.name == entry.name) && known.kind(&entry.name).is_err() {
         return Err(Fault::usage(format!("{} is a driver's own and has no settings", entry.name)).at("name"));
     }
-    let (bus, rest) = known.bus(&entry.name).map_err(|fault| fault.at("name"))?;
+    let (kind, rest) = known.kind(&entry.name).map_err(|fault| fault.at("name"))?;
     for name in entry.attributes.keys() {
-        let own = bus.attributes.iter().map(|attribute| attribute.name);
+        let own = kind.attributes.iter().map(|attribute| attribute.name);
         if own.clone().any(|attribute| attribute == name) {
             continue;
         }
@@ -435,7 +435,7 @@ pub fn check_mgmt_entry(entry: &MgmtEntry, known: &Known) -> Result<(), Fault> {
             None => fault.hint(format!("one of: {}", own.collect::<Vec<_>>().join(", "))),
         });
     }
-    (bus.check)(rest, &entry.attributes).map_err(unfit)
+    (kind.check)(rest, &entry.attributes).map_err(unfit)
 }
 
 /// Checks that the driver declared these attributes.

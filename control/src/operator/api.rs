@@ -206,15 +206,15 @@ pub struct KindInfo {
 }
 
 impl KindInfo {
-    /// What a bus makes.
-    pub fn of(bus: &MgmtKindInfo) -> KindInfo {
-        let name = if bus.name == "tap" { "IFNAME" } else { "NAME" };
+    /// What a kind makes.
+    pub fn of(kind: &MgmtKindInfo) -> KindInfo {
+        let name = if kind.name == "tap" { "IFNAME" } else { "NAME" };
         KindInfo {
-            summary: bus.device.summary.to_owned(),
-            add: format!("ringway dev add name DEVICE mgmtdev {}/{name}", bus.name),
-            max_devices: bus.device.max_devices,
-            attributes: AttributeHelp::all(&bus.device.attributes),
-            settings: AttributeHelp::all(&bus.attributes),
+            summary: kind.device.summary.to_owned(),
+            add: format!("ringway dev add name DEVICE mgmtdev {}/{name}", kind.name),
+            max_devices: kind.device.max_devices,
+            attributes: AttributeHelp::all(&kind.device.attributes),
+            settings: AttributeHelp::all(&kind.attributes),
         }
     }
 }
@@ -273,7 +273,7 @@ pub struct StationInfo {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MgmtEntry {
-    /// `BUS/NAME`.
+    /// `KIND/NAME`.
     pub name: String,
     /// Its attributes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -102,20 +102,20 @@ pub enum MgmtdevCommand {
     /// Show management devices: what they make, how large, with which attributes; and which kinds there can be
     #[command(visible_alias = "list")]
     Show {
-        /// One of them, as BUS/NAME or NAME; BUS alone shows what can be made there
+        /// One of them, as it is shown; a KIND alone shows what can be made of it
         name: Option<String>,
     },
     /// Add a management device, to have it before its first device or with other settings
     #[command(after_help = grammar::kinds_help())]
     Add {
-        /// `name BUS/NAME`, then attributes, each followed by its value
+        /// `name KIND/NAME`, then attributes, each followed by its value
         #[arg(value_name = "KEYWORD VALUE", num_args = 0..)]
         words: Vec<String>,
     },
     /// Change a management device, also while its devices are in use
     #[command(after_help = grammar::kinds_help())]
     Set {
-        /// `name BUS/NAME`, then attributes, each followed by its new value
+        /// `name KIND/NAME`, then attributes, each followed by its new value
         #[arg(value_name = "KEYWORD VALUE", num_args = 0..)]
         words: Vec<String>,
     },

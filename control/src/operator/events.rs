@@ -13,21 +13,27 @@ use crate::fault::{Fault, nearest};
 use crate::operator::api::Event;
 
 /// The types of events, as they are told and asked for.
-pub(crate) const TYPES: [&str; 26] = [
+pub(crate) const TYPES: [&str; 32] = [
     "daemon.stopping",
     "dev.added",
     "dev.changed",
+    "dev.gone",
+    "dev.needs_reset",
     "dev.removed",
     "events.lost",
     "host.missing",
     "host.remade",
     "mgmtdev.added",
     "mgmtdev.changed",
+    "mgmtdev.failed",
+    "mgmtdev.registered",
     "mgmtdev.removed",
+    "mgmtdev.unregistered",
     "netdev.changed",
     "netdev.restored",
     "pump.not_placed",
     "pump.panicked",
+    "queues.lost",
     "ring.fault",
     "session.breach",
     "session.connected",
@@ -192,6 +198,7 @@ mod tests {
             "devices/connect",
             "devices/mgmtdevs",
             "devices/ops",
+            "devices/register",
             "devices/upkeep",
             "frontends/session",
             "operator/clients",

@@ -79,11 +79,11 @@ impl Daemon {
                 (info.name, shown)
             })
             .collect();
-        // One is asked for by its bus's name alone.
+        // One is asked for by its kind's name alone.
         let is_wanted = |name: &str| wanted.is_none_or(|wanted| wanted.trim_end_matches('/') == name);
-        let buses = self.registry.known().buses.into_iter().filter(|bus| is_wanted(bus.name));
+        let kinds = self.registry.known().kinds.into_iter().filter(|kind| is_wanted(kind.name));
         let kinds: Named<KindInfo> =
-            buses.map(|bus| (format!("{}/NAME", bus.name), KindInfo::of(&bus))).collect();
+            kinds.map(|kind| (format!("{}/NAME", kind.name), KindInfo::of(&kind))).collect();
         let absent =
             self.absent_mgmtdevs.iter().filter(|absent| wanted.is_none_or(|name| absent.entry.name == name));
         let absent: Named<String> =

@@ -44,7 +44,7 @@ fn names_that_are_none_and_words_that_do_not_fit_say_what_would() {
         ("mgmtdev add name bridge/b agein 5", 2, "did you mean ageing?"),
         ("mgmtdev add name bridge/b ageing 0", 2, "must be 1 to 1000000 seconds"),
         ("mgmtdev add name bridge/b core 999", 3, "no worker runs on core 999"),
-        ("mgmtdev add ageing 5", 2, "name BUS/NAME"),
+        ("mgmtdev add ageing 5", 2, "name KIND/NAME"),
         ("mgmtdev set name sim/net", 2, "sim/net is a driver's own and has no settings"),
         ("mgmtdev set name bridge/b ageing 5", 3, "there is no `bridge/b`"),
         ("mgmtdev del sim/net", 2, "belongs to a driver and stays"),

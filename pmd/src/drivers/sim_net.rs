@@ -4,7 +4,6 @@
 //! It needs no hardware and no privilege, and makes two-way traffic with anything that drives a virtio NIC.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use ringway_engine::Pump;
 use ringway_ring::features::Features;
@@ -13,13 +12,13 @@ use ringway_ring::tsc;
 use crate::counters::DropReason;
 use crate::net::NIC;
 use crate::net::end::PortRules;
-use crate::net::nic::Nic;
+use crate::net::nic::{Nic, PumpedNic};
 use crate::net::plan::{Offer, switch, word};
 use crate::net::side::{receive_queue, transmit_queue};
 use crate::net::transfer::{Transfer, TransferOptions};
 use crate::vdpa::{
-    AttributeInfo, Class, ClassOps, ConfigSpace, DeviceHost, DeviceSpec, DriverError, Facts, MakePump,
-    ManagementDevice, MgmtInfo, OwnPumps, QueueBinding, Queues, Stuck, Unfit, VdpaDevice,
+    AttributeInfo, Class, DeviceHost, DeviceSpec, DriverError, MakePump, ManagementDevice, MgmtInfo,
+    OwnPumps, QueueBinding, VdpaDevice,
 };
 
 /// The management device.
@@ -47,24 +46,16 @@ impl ManagementDevice for SimNet {
                 help: "exchange the MAC addresses of each frame that comes back (default off)",
             }],
             summary: "network device whose wire is a loop",
-            check,
+            check: |_, spec| switch(spec, SWAP).map(drop),
         }
     }
 
     fn create(&mut self, spec: &DeviceSpec, _host: DeviceHost) -> Result<Box<dyn VdpaDevice>, DriverError> {
-        Ok(Box::new(SimNetDevice(OwnPumps::new(Loop::new(spec)?))))
+        Ok(Box::new(OwnPumps::new(Loop::new(spec)?)))
     }
 }
 
-fn check(_name: &str, spec: &DeviceSpec) -> Result<(), Unfit> {
-    switch(spec, SWAP).map(drop)
-}
-
-/// A device.
-#[derive(Debug)]
-struct SimNetDevice(OwnPumps<Loop>);
-
-/// What its pumps are made from.
+/// A device: what its pumps are made from. The rest of it is every NIC's.
 #[derive(Debug)]
 pub struct Loop {
     nic: Nic,
@@ -105,30 +96,17 @@ impl MakePump for Loop {
     }
 }
 
-impl VdpaDevice for SimNetDevice {
-    fn facts(&self) -> Facts {
-        self.0.maker.nic.facts()
+impl PumpedNic for Loop {
+    fn nic(&self) -> &Nic {
+        &self.nic
     }
 
-    fn config(&mut self) -> &mut dyn ConfigSpace {
-        &mut self.0.maker.nic
-    }
-
-    fn queues(&mut self) -> &mut dyn Queues {
-        &mut self.0
-    }
-
-    fn class(&mut self) -> ClassOps<'_> {
-        ClassOps::Net(&mut self.0.maker.nic)
+    fn nic_mut(&mut self) -> &mut Nic {
+        &mut self.nic
     }
 
     fn attributes(&self) -> BTreeMap<String, String> {
-        BTreeMap::from([(SWAP.to_owned(), word(self.0.maker.swap_mac))])
-    }
-
-    fn reset(&mut self, _within: Duration) -> Result<(), Stuck> {
-        self.0.maker.nic.reset();
-        Ok(())
+        BTreeMap::from([(SWAP.to_owned(), word(self.swap_mac))])
     }
 }
 
@@ -136,7 +114,5 @@ impl VdpaDevice for SimNetDevice {
 const SWAP: &str = "swap";
 
 const MAX_PAIRS: u16 = 16;
-
 const MAX_VQ_SIZE: u16 = 32768;
-
 const FEATURES: Features = NIC;

@@ -1,10 +1,17 @@
-//! What every network device of Ringway's has in common, beside its queues: configuration, features, the MTU in use.
+//! What every network device of Ringway's has in common, beside its queues: configuration, features, the MTU in use. With a
+//! pump for each pair it is a whole device.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use ringway_ring::features::Features;
 
 use super::NetConfig;
 use super::plan::Plan;
-use crate::vdpa::{Class, ConfigSpace, DataPath, DriverError, Facts, NetOps, QueueLimits, VENDOR_ID};
+use crate::vdpa::{
+    Class, ClassOps, ConfigSpace, DataPath, DriverError, Facts, MakePump, NetOps, OwnPumps, QueueLimits,
+    Queues, Stuck, VENDOR_ID, VdpaDevice,
+};
 
 /// A network device whose rings are served by cores.
 #[derive(Debug, Clone, Copy)]
@@ -81,5 +88,44 @@ impl ConfigSpace for Nic {
         let space = self.config.to_bytes();
         let rest = space.iter().skip(at).chain(std::iter::repeat(&0));
         bytes.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+    }
+}
+
+/// A NIC each of whose pairs has a pump of its own: what is left to bring for a device. See [`OwnPumps`].
+pub trait PumpedNic: MakePump + Send {
+    /// The NIC.
+    fn nic(&self) -> &Nic;
+    /// The NIC, to be changed.
+    fn nic_mut(&mut self) -> &mut Nic;
+    /// The driver's own attributes as they are in force.
+    fn attributes(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+}
+
+impl<M: PumpedNic> VdpaDevice for OwnPumps<M> {
+    fn facts(&self) -> Facts {
+        self.maker.nic().facts()
+    }
+
+    fn config(&mut self) -> &mut dyn ConfigSpace {
+        self.maker.nic_mut()
+    }
+
+    fn queues(&mut self) -> &mut dyn Queues {
+        self
+    }
+
+    fn class(&mut self) -> ClassOps<'_> {
+        ClassOps::Net(self.maker.nic_mut())
+    }
+
+    fn attributes(&self) -> BTreeMap<String, String> {
+        self.maker.attributes()
+    }
+
+    fn reset(&mut self, _within: Duration) -> Result<(), Stuck> {
+        self.maker.nic_mut().reset();
+        Ok(())
     }
 }

@@ -73,13 +73,13 @@ pub fn ringway_page() -> String {
     page.text("A driver's own attributes are further keywords:");
     page.section("MANAGEMENT DEVICES");
     page.text(
-        "What makes devices. Those of a driver are there; of the kinds BUS/NAME there is one of any name as soon as it is \
+        "What makes devices. Those of a driver are there; of the kinds KIND/NAME there is one of any name as soon as it is \
          named in dev add, until its last device is removed. Added by mgmtdev add, or changed by mgmtdev set, it stays.",
     );
     let known = crate::devices::drivers::known();
     let of_drivers = known.mgmtdevs.iter().map(|info| (info.name.clone(), info, &[][..]));
     let kinds =
-        known.buses.iter().map(|bus| (format!("{}/NAME", bus.name), &bus.device, &bus.attributes[..]));
+        known.kinds.iter().map(|kind| (format!("{}/NAME", kind.name), &kind.device, &kind.attributes[..]));
     for (name, info, settings) in of_drivers.chain(kinds) {
         page.item(vec![bold(name.as_str())], info.summary);
         for (command, attributes) in [("dev add", &info.attributes[..]), ("mgmtdev add", settings)] {
@@ -365,9 +365,9 @@ mod tests {
         wanted.extend(KEYWORDS.iter().map(|keyword| format!("{} {}", keyword.name, keyword.value)));
         wanted.extend(Kind::ALL.iter().map(|kind| format!("{}\n{}", kind.exit_code(), kind.meaning())));
         let known = crate::devices::drivers::known();
-        for bus in &known.buses {
-            wanted.push(format!("{}/NAME", bus.name));
-            let attributes = bus.device.attributes.iter().chain(&bus.attributes);
+        for kind in &known.kinds {
+            wanted.push(format!("{}/NAME", kind.name));
+            let attributes = kind.device.attributes.iter().chain(&kind.attributes);
             wanted.extend(attributes.map(|attribute| format!("{} {}", attribute.name, attribute.value)));
         }
         wanted.extend(SHOWN.iter().map(|(word, meaning)| format!("{word}\n{meaning}")));

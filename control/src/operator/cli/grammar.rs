@@ -145,9 +145,9 @@ pub(crate) fn events_help() -> String {
 /// What stands below the help of `mgmtdev add` and `mgmtdev set`.
 pub(crate) fn kinds_help() -> String {
     let mut text = String::from("Kinds, of which there is one of any name once it is named:");
-    for bus in crate::devices::drivers::known().buses {
-        text.push_str(&format!("\n  {:<28} {}", format!("{}/NAME", bus.name), bus.device.summary));
-        for setting in bus.attributes {
+    for kind in crate::devices::drivers::known().kinds {
+        text.push_str(&format!("\n  {:<28} {}", format!("{}/NAME", kind.name), kind.device.summary));
+        for setting in kind.attributes {
             text.push_str(&format!(
                 "\n    {:<26} {}",
                 format!("{} {}", setting.name, setting.value),
@@ -372,7 +372,7 @@ pub fn mgmt_entry(words: &[String]) -> Result<MgmtEntry, Fault> {
     if entry.name.is_empty() {
         return Err(Fault::usage("management device handle not set.")
             .at("name")
-            .hint("name BUS/NAME, as in bridge/br0"));
+            .hint("name KIND/NAME, as in bridge/br0"));
     }
     Ok(entry)
 }

@@ -161,8 +161,8 @@ impl Desired {
         let mut taken = BTreeMap::new();
         let mut faults = Vec::new();
         for (entry, places) in self.placed() {
-            let bus = entry.mgmtdev.split('/').next().unwrap_or_default();
-            let is_joined = crate::devices::drivers::known().buses.iter().any(|known| known.name == bus);
+            let kind = entry.mgmtdev.split('/').next().unwrap_or_default();
+            let is_joined = crate::devices::drivers::known().kinds.iter().any(|known| known.name == kind);
             let Some(mac) = entry.mac.as_ref().filter(|_| is_joined) else { continue };
             if let Some(other) = taken.insert((&entry.mgmtdev, mac.to_ascii_lowercase()), &entry.name) {
                 let why = format!("{} has the mac of {other}, and both are on {}", entry.name, entry.mgmtdev);
