@@ -6,6 +6,12 @@ pub mod budget;
 pub mod session;
 // vhost-user, as a back-end speaks it.
 pub mod vhost_user;
+// A device under a front-end, whatever protocol that speaks.
+pub mod virtdev;
+// The life cycles of a connection, the device's status and a ring.
+pub mod life;
+// What a session tells control.
+pub mod report;
 
 // What sessions told and control has not taken yet.
 pub(crate) mod reports;

@@ -116,17 +116,44 @@ fn sizes(format: Format, size: RingSize) -> Areas<u64> {
     }
 }
 
+/// What each area is aligned to.
+fn alignment(format: Format) -> Areas<u64> {
+    match format {
+        Format::Split => SPLIT_ALIGN,
+        Format::Packed => PACKED_ALIGN,
+    }
+}
+
+/// One area of a ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Area {
+    /// Where it is said to be.
+    pub address: u64,
+    /// Its bytes.
+    pub len: u64,
+    /// What its address must be a multiple of.
+    pub align: u64,
+}
+
+impl Areas<u64> {
+    /// Each area with its bytes and its alignment.
+    pub fn of(&self, format: Format, size: RingSize) -> [Area; 3] {
+        let (len, align) = (sizes(format, size), alignment(format));
+        [
+            Area { address: self.desc, len: len.desc, align: align.desc },
+            Area { address: self.driver, len: len.driver, align: align.driver },
+            Area { address: self.device, len: len.device, align: align.device },
+        ]
+    }
+}
+
 fn resolve<'map>(
     format: Format,
     size: RingSize,
     claims: Areas<u64>,
     lookup: impl Fn(u64, u64) -> Result<HostSlice<'map>, Miss>,
 ) -> Result<Areas<RawWords>, SetupError> {
-    let align = match format {
-        Format::Split => SPLIT_ALIGN,
-        Format::Packed => PACKED_ALIGN,
-    };
-    let area = |address: u64, align: u64, len: u64| {
+    let area = |Area { address, len, align }: Area| {
         if !address.is_multiple_of(align) {
             return Err(SetupError::Misaligned { address, align });
         }
@@ -141,12 +168,8 @@ fn resolve<'map>(
         // is ever made; the other side accesses it at any time.
         Ok(unsafe { RawWords::new(slice.as_ptr(), len as usize) })
     };
-    let len = sizes(format, size);
-    Ok(Areas {
-        desc: area(claims.desc, align.desc, len.desc)?,
-        driver: area(claims.driver, align.driver, len.driver)?,
-        device: area(claims.device, align.device, len.device)?,
-    })
+    let [desc, driver, device] = claims.of(format, size);
+    Ok(Areas { desc: area(desc)?, driver: area(driver)?, device: area(device)? })
 }
 
 /// virtio 1.3 §2.7, in bytes.

@@ -30,6 +30,8 @@ pub mod features;
 pub mod layout;
 // Packed virtqueues (virtio 1.3 §2.8).
 pub mod packed;
+// Where a ring goes on after its front-end, or this process, was lost.
+pub mod resume;
 // What both ring formats have in common: configuration, traits, faults.
 pub mod queue;
 // Split virtqueues (virtio 1.3 §2.7).

@@ -200,6 +200,7 @@ mod tests {
             "devices/ops",
             "devices/register",
             "devices/upkeep",
+            "frontends/report",
             "frontends/session",
             "operator/clients",
             "operator/events",

@@ -13,7 +13,7 @@ mod pace;
 #[expect(dead_code, reason = "shared with another test")]
 mod support;
 
-use ringway_control::frontends::vhost_user::life::status;
+use ringway_control::frontends::life::status;
 use ringway_control::operator::api::{DevShow, DeviceEntry, MgmtdevShow, Select};
 use ringway_control::subsystem::{Options, Subsystem};
 use ringway_pmd::driver::Attached;

@@ -3,8 +3,8 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use ringway_control::frontends::life::status;
 use ringway_control::frontends::session::{Command, Report};
-use ringway_control::frontends::vhost_user::life::status;
 use ringway_pmd::counters::DropReason;
 use ringway_pmd::net::MIN_MTU;
 use ringway_pmd::notify::EventFd;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use ringway_control::frontends::life::status;
 use ringway_control::frontends::session::{Command, Report};
-use ringway_control::frontends::vhost_user::life::status;
 use ringway_engine::{Armed, Budget, Engine, Polled, Pump};
 use ringway_pmd::dma::{Cancel, MapError};
 use ringway_pmd::net::nic::Nic;

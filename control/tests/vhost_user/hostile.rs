@@ -9,8 +9,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use ringway_control::frontends::life::status;
 use ringway_control::frontends::session::{Command, NetdevSetup, Report, spawn_netdev};
-use ringway_control::frontends::vhost_user::life::status;
 use ringway_guest::{Guest, GuestOptions};
 use ringway_pmd::counters::DropReason;
 use ringway_pmd::drivers::tap::TapKind;

@@ -15,8 +15,6 @@ pub const HEADER_BYTES: usize = 12;
 pub const MAX_FDS: usize = 8;
 /// The most regions in one SET_MEM_TABLE.
 pub const MAX_TABLE_REGIONS: usize = 8;
-/// Memory slots that we offer: what QEMU uses at most.
-pub const MAX_MEM_SLOTS: u64 = 509;
 /// The most configuration bytes in one message (QEMU's own bound).
 pub const MAX_CONFIG_BYTES: usize = 256;
 /// The longest payload that any supported message has: a configuration message. Longer ones are refused unread.

@@ -15,7 +15,7 @@ use super::run::text_of;
 use super::{Command, DeviceShared, Inbox, NetdevSetup, Report, RingReport};
 use crate::devices::upkeep::LOOK_EVERY;
 use crate::frontends::budget::Lease;
-use crate::frontends::vhost_user::backend::Plane;
+use crate::frontends::virtdev::Plane;
 
 /// Why a session ends whose interface somebody took away.
 pub(crate) const GONE: &str = "the kernel's interface is gone";

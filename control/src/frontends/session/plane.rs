@@ -13,7 +13,7 @@ use ringway_ring::position::PositionSlot;
 
 use super::{DeviceShared, Inbox, Report, Reporter};
 use crate::frontends::budget::Lease;
-use crate::frontends::vhost_user::backend::{Plane, PlaneError};
+use crate::frontends::virtdev::{Plane, PlaneError};
 
 /// See the module's head.
 pub(super) struct EnginePlane<'session> {

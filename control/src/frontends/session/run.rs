@@ -12,7 +12,8 @@ use rustix::io::Errno;
 
 use super::plane::EnginePlane;
 use super::{Command, DeviceConfig, Inbox, Report, SessionSetup};
-use crate::frontends::vhost_user::backend::{Backend, Plane, PlaneError, Verdict};
+use crate::frontends::vhost_user::{Backend, Verdict};
+use crate::frontends::virtdev::{Plane, PlaneError};
 use ringway_vhost_user::bucket::Bucket;
 use ringway_vhost_user::connection::{Broken, FrameReader, Outbox, PEER_DEADLINE, timespec};
 use ringway_vhost_user::message::Request;

@@ -44,43 +44,42 @@
 //! another frame before the rest of one: there the whole of it is given back empty, and the senders' buffers, which are given
 //! back after the receiver's, still hold the frames.
 
-use ringway_ring::guest::GuestMap;
-use ringway_ring::position::Position;
-use ringway_ring::queue::{Format, RingSize};
-
-use ringway_vhost_user::message::VringAddrs;
+use crate::guest::GuestMap;
+use crate::layout::Areas;
+use crate::position::Position;
+use crate::queue::{Format, RingSize};
 
 /// The position at which everything taken is also given back: what was taken and not completed is taken anew.
-pub(super) fn rewound(kept: Position) -> Position {
+pub fn rewound(kept: Position) -> Position {
     Position { avail_idx: kept.used_idx, avail_wrap: kept.used_wrap, ..kept }
 }
 
-/// Where to start a ring whose front-end says `base`.
-pub(super) fn decide(
+/// Where to start a ring whose front-end says `base`. Areas are by the front-end's addresses.
+pub fn decide(
     format: Format,
     size: RingSize,
     map: &GuestMap,
-    addrs: &VringAddrs,
+    areas: &Areas<u64>,
     base: Position,
     kept: Option<Position>,
 ) -> Position {
     match format {
-        Format::Split => match (idx(map, addrs.driver), idx(map, addrs.device)) {
+        Format::Split => match (idx(map, areas.driver), idx(map, areas.device)) {
             (Some(avail), Some(used)) => split(size, avail, used, base, kept),
             _ => base,
         },
-        Format::Packed => packed(size, kept, |index| descriptor(map, addrs.desc, index)).unwrap_or(base),
+        Format::Packed => packed(size, kept, |index| descriptor(map, areas.desc, index)).unwrap_or(base),
     }
 }
 
 /// True unless a ring that stands here is as one that no driver has put anything into yet.
-pub(super) fn is_used(format: Format, map: &GuestMap, addrs: &VringAddrs, at: Position) -> bool {
+pub fn is_used(format: Format, map: &GuestMap, areas: &Areas<u64>, at: Position) -> bool {
     if at != Position::START {
         return true;
     }
     match format {
-        Format::Split => idx(map, addrs.driver) != Some(0),
-        Format::Packed => descriptor(map, addrs.desc, 0).is_none_or(|first| first.avail),
+        Format::Split => idx(map, areas.driver) != Some(0),
+        Format::Packed => descriptor(map, areas.desc, 0).is_none_or(|first| first.avail),
     }
 }
 

@@ -1,16 +1,17 @@
 //! The guest's memory as a session maps it: the difference between the map that is and the one that is asked for.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ringway_pmd::dma::MapError as DmaError;
 use ringway_ring::guest::{GuestMap, MapError, Region, RegionSpec};
 
 use crate::frontends::budget::{Lease, Memory, Short};
-use ringway_vhost_user::message::{MAX_MEM_SLOTS, MemRegion};
 
-/// The most bytes that one front-end may have mapped here, in whole pages of its files: a peer with sparse files must not fill the address space
-/// that all devices share. How much of it is there for one more: see [`Lease`].
+/// The most regions of one front-end's memory: what QEMU uses.
+pub const MAX_REGIONS: u64 = 509;
+
+/// The most bytes that one front-end may have mapped here, in whole pages of its files: a peer with sparse files must not
+/// fill the address space that all devices share. How much of it is there for one more: see [`Lease`].
 const MAX_BYTES: u64 = 1 << 42;
 
 /// Why a memory table was refused. The one that was is still in force.
@@ -18,7 +19,7 @@ const MAX_BYTES: u64 = 1 << 42;
 pub(super) enum MemoryError {
     #[error(transparent)]
     Map(#[from] MapError),
-    #[error("{0} regions are more than the {MAX_MEM_SLOTS} offered")]
+    #[error("{0} regions are more than the {MAX_REGIONS} offered")]
     Slots(usize),
     #[error("{0:#x} bytes are more than the {MAX_BYTES:#x} that one guest may have")]
     Bytes(u64),
@@ -64,12 +65,6 @@ impl MemoryError {
     }
 }
 
-/// The claims of a region with its file.
-pub(super) fn spec(region: MemRegion, file: OwnedFd) -> RegionSpec {
-    let MemRegion { gpa, size, user_addr, mmap_offset } = region;
-    RegionSpec { gpa, size, user_addr, file_offset: mmap_offset, file }
-}
-
 /// The map for a whole new table. Regions that stay the same stay mapped; between two mappings, `revoked` is asked.
 pub(super) fn replace(
     old: Option<&GuestMap>,
@@ -109,8 +104,12 @@ pub(super) fn add(old: Option<&GuestMap>, spec: RegionSpec, lease: &Lease) -> Re
 }
 
 /// The map without one region.
-pub(super) fn remove(old: Option<&GuestMap>, region: &MemRegion) -> Result<GuestMap, MemoryError> {
-    let MemRegion { gpa, size, user_addr, .. } = *region;
+pub(super) fn remove(
+    old: Option<&GuestMap>,
+    gpa: u64,
+    user_addr: u64,
+    size: u64,
+) -> Result<GuestMap, MemoryError> {
     match old {
         Some(old) => Ok(old.without(gpa, user_addr, size)?),
         None => Err(MemoryError::Map(MapError::NoSuchRegion { gpa, user_addr, size })),
@@ -139,7 +138,7 @@ pub(super) fn same(old: Option<&GuestMap>, new: &GuestMap) -> bool {
 }
 
 fn bounded(count: usize, sizes: impl Iterator<Item = Result<u64, MapError>>) -> Result<Memory, MemoryError> {
-    if count as u64 > MAX_MEM_SLOTS {
+    if count as u64 > MAX_REGIONS {
         return Err(MemoryError::Slots(count));
     }
     let mut bytes = 0u64;
@@ -152,6 +151,8 @@ fn bounded(count: usize, sizes: impl Iterator<Item = Result<u64, MapError>>) -> 
 #[cfg(test)]
 mod tests {
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+    use std::os::fd::OwnedFd;
 
     use super::*;
     use crate::frontends::budget::Budget;

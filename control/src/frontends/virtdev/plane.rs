@@ -1,4 +1,4 @@
-//! What the protocol needs of the data plane.
+//! What a device under a front-end needs of the data plane.
 
 use std::sync::Arc;
 
@@ -10,9 +10,9 @@ use ringway_ring::guest::GuestMap;
 use ringway_ring::position::PositionSlot;
 
 use crate::frontends::budget::Lease;
-use crate::frontends::session::Report;
+use crate::frontends::report::Report;
 
-/// What the protocol needs of the data plane. The session has one over the engine.
+/// What a device under a front-end needs of the data plane. The session has one over the engine.
 pub trait Plane {
     /// The device.
     fn device(&mut self) -> &mut dyn VdpaDevice;
@@ -20,7 +20,7 @@ pub trait Plane {
     fn counters(&self, index: u16) -> Arc<QueueCounters>;
     /// Where the position of a queue is kept.
     fn slot(&self, index: u16) -> Option<PositionSlot>;
-    /// Signalled when the session shall look after its rings ([`super::Backend::attend`]).
+    /// Signalled when the session shall look after its rings ([`super::VirtDev::attend`]).
     fn attention(&self) -> Arc<EventFd>;
     /// Makes the pump of a group and places it. None exists.
     fn place(&mut self, group: u16, queues: Vec<QueueBinding>) -> Result<(), PlaneError>;

@@ -6,19 +6,17 @@ use ringway_pmd::interrupt;
 use ringway_pmd::net::F_MRG_RXBUF;
 use ringway_pmd::notify::CallFd;
 use ringway_pmd::vdpa::{Class, Ended, FaultReporter, QueueBinding};
-use ringway_ring::features::Features;
 use ringway_ring::queue::{Format, RingFault};
+use ringway_ring::resume;
 
-use super::super::life::{RingEvent, State, Status};
+use super::VirtDev;
 use super::plane::{Plane, PlaneError};
 use super::refusal::Refusal;
-use super::resume;
 use super::ring::{Call, Kick, Ring, format_of};
-use super::{Answer, Backend};
-use crate::frontends::session::{Lack, Report, RingReport};
-use ringway_vhost_user::message::protocol;
+use crate::frontends::life::{RingEvent, State, Status};
+use crate::frontends::report::{Lack, Report, RingReport};
 
-impl Backend {
+impl VirtDev {
     pub(super) fn all_groups(&self) -> std::ops::Range<u16> {
         0..self.groups.iter().max().map_or(0, |last| last + 1)
     }
@@ -28,11 +26,7 @@ impl Backend {
     }
 
     /// Makes something happen to every ring, and serves those that are to be served.
-    pub(super) fn for_every_ring(
-        &mut self,
-        plane: &mut dyn Plane,
-        event: RingEvent,
-    ) -> Result<Answer, Refusal> {
+    pub(super) fn for_every_ring(&mut self, plane: &mut dyn Plane, event: RingEvent) -> Result<(), Refusal> {
         for group in self.all_groups() {
             let mut changed = false;
             for index in self.members(group).collect::<Vec<_>>() {
@@ -46,13 +40,13 @@ impl Backend {
                 self.refresh(plane, group)?;
             }
         }
-        Ok(Answer::Ack)
+        Ok(())
     }
 
     /// True if a ring is to be served as far as the connection and the device go.
     pub(super) fn is_served(&self, index: usize) -> bool {
         let ring = &self.rings[index];
-        self.connection_has_features()
+        self.features.is_some()
             && self.map.is_some()
             && (!self.status_used || self.status == Status::DriverOk)
             && ring.life.is_started()
@@ -60,11 +54,11 @@ impl Backend {
     }
 
     /// Something about a ring changed.
-    pub(super) fn refresh_ring(&mut self, plane: &mut dyn Plane, index: usize) -> Result<Answer, Refusal> {
+    pub(super) fn refresh_ring(&mut self, plane: &mut dyn Plane, index: usize) -> Result<(), Refusal> {
         if self.rings[index].placed || self.is_served(index) || !plane.is_placed(self.groups[index]) {
             self.refresh(plane, self.groups[index])?;
         }
-        Ok(Answer::Ack)
+        Ok(())
     }
 
     /// What the pump of a group had to tell of its rings, once it was taken back: nothing is forgotten before, or who
@@ -168,7 +162,7 @@ impl Backend {
         index: usize,
     ) -> Result<Option<QueueBinding>, &'static str> {
         let (true, Some(map)) = (self.is_served(index), &self.map) else { return Ok(None) };
-        let features = self.features.without(Features::PROTOCOL_FEATURES);
+        let features = self.agreed();
         // Transmit queues of a network device complete everything with length 0.
         let skip_used = self.class == Class::Net && index % 2 == 1;
         let ring = &mut self.rings[index];
@@ -225,7 +219,7 @@ impl Backend {
         }
         self.signal_error(index);
         if !std::mem::replace(&mut self.needs_reset, true) {
-            self.config_changed();
+            self.notices.config_changed = true;
         }
         plane.report(Report::RingFault { queue: index as u16, fault: name });
         plane.report(Report::Status(self.status_now()));
@@ -263,7 +257,7 @@ impl Backend {
         Ok(())
     }
 
-    /// Tells the front-end of a ring's error by descriptor, else by message.
+    /// Tells the front-end of a ring's error by descriptor, else as the front-end's protocol can.
     pub(super) fn signal_error(&mut self, index: usize) {
         match &self.rings[index].err {
             Some(fd) => match interrupt::as_writer(|| fd.call()) {
@@ -279,24 +273,14 @@ impl Backend {
                     self.write_again_soon();
                 }
             },
-            None if self.protocol & protocol::INBAND_NOTIFICATIONS != 0 => {
-                if let Some(channel) = &mut self.channel {
-                    channel.ring_error(index as u16);
-                }
-            }
-            None => {}
+            // Indexes are below 64: see `VirtDev::new`.
+            None => self.notices.ring_errors |= 1 << (index % 64),
         }
     }
 
     /// Reports what this host lacked, unless there was too much lately: what a peer asks for in a loop may be lacking
     /// in a loop.
-    pub(super) fn host_failed(
-        &mut self,
-        plane: &mut dyn Plane,
-        what: &'static str,
-        detail: String,
-        now: Instant,
-    ) {
+    pub fn host_failed(&mut self, plane: &mut dyn Plane, what: &'static str, detail: String, now: Instant) {
         if self.breaches.take(now) {
             plane.report(Report::HostFailed { what, detail });
         } else {
@@ -331,7 +315,7 @@ impl Backend {
     /// What a ring lacks, once it has lacked it for long enough; sets when to look again.
     fn lacks(&mut self, plane: &mut dyn Plane, index: usize, now: Instant) -> Option<Lack> {
         let has_memory = self.map.as_ref().is_some_and(|map| !map.regions().is_empty());
-        let format = format_of(self.features.without(Features::PROTOCOL_FEATURES));
+        let format = format_of(self.agreed());
         // virtio 1.3 §5.1.2: even is receive.
         let is_receive = self.class == Class::Net && index.is_multiple_of(2);
         let ring = &mut self.rings[index];
@@ -369,8 +353,8 @@ impl Backend {
         is_shown.then_some(lack)
     }
 
-    /// Reports the rings if they are not what was last reported.
-    pub(super) fn report_rings(&mut self, plane: &mut dyn Plane) {
+    /// Reports the rings if they are not what was last reported: after what was said of them, and when a core changed.
+    pub fn report_rings(&mut self, plane: &mut dyn Plane) {
         let now = Instant::now();
         self.look_at = None;
         let lacks: Vec<Option<Lack>> =

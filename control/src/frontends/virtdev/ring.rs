@@ -7,12 +7,12 @@ use ringway_pmd::notify::{CallFd, EventFd};
 use ringway_pmd::vdpa::FaultReporter;
 use ringway_ring::features::Features;
 use ringway_ring::guest::GuestMap;
+use ringway_ring::layout::Areas;
 use ringway_ring::position::{Position, PositionSlot};
 use ringway_ring::queue::{Format, QueueConfig, RingSize};
+use ringway_ring::resume;
 
-use super::super::life::RingLife;
-use super::resume;
-use ringway_vhost_user::message::VringAddrs;
+use crate::frontends::life::RingLife;
 
 /// How the driver's kicks come.
 #[derive(Debug, Clone)]
@@ -21,15 +21,15 @@ pub(super) enum Kick {
     Polled,
     /// By the front-end's eventfd.
     Fd(Arc<EventFd>),
-    /// By VRING_KICK messages, which the session turns into signals of its own eventfd.
-    InBand(Arc<EventFd>),
+    /// By word of the front-end, which the session turns into signals of its own eventfd.
+    Told(Arc<EventFd>),
 }
 
 impl Kick {
     pub(super) fn source(&self) -> Option<Arc<EventFd>> {
         match self {
             Kick::Polled => None,
-            Kick::Fd(fd) | Kick::InBand(fd) => Some(Arc::clone(fd)),
+            Kick::Fd(fd) | Kick::Told(fd) => Some(Arc::clone(fd)),
         }
     }
 }
@@ -39,19 +39,19 @@ impl Kick {
 pub(super) enum Call {
     /// Not at all.
     Never,
-    /// By VRING_CALL messages, once there is a channel for them.
+    /// By word to the front-end, once there is a way to tell it.
     Unheard,
     /// By the front-end's eventfd.
     Fd(Arc<CallFd>),
-    /// By VRING_CALL messages; the pump signals our own eventfd, the session sends the message.
-    InBand(Arc<CallFd>),
+    /// By word to the front-end: the pump signals our own eventfd, the session tells the front-end.
+    Told(Arc<CallFd>),
 }
 
 impl Call {
     pub(super) fn sink(&self) -> Option<Arc<CallFd>> {
         match self {
             Call::Never | Call::Unheard => None,
-            Call::Fd(fd) | Call::InBand(fd) => Some(Arc::clone(fd)),
+            Call::Fd(fd) | Call::Told(fd) => Some(Arc::clone(fd)),
         }
     }
 }
@@ -63,11 +63,11 @@ pub(super) struct Ring {
     /// The front-end said whether it is enabled. Between the start and that word, a ring rests: what a guest left in
     /// it while nobody was connected is not to be dropped for that moment's sake.
     pub(super) enable_told: bool,
-    /// SET_VRING_NUM.
+    /// Entries, as the front-end says.
     pub(super) size: Option<u32>,
-    /// SET_VRING_ADDR.
-    pub(super) addrs: Option<VringAddrs>,
-    /// SET_VRING_BASE, as on the wire.
+    /// Where its areas are, by the front-end's addresses.
+    pub(super) areas: Option<Areas<u64>>,
+    /// Where it starts, as front-ends write it.
     pub(super) base: u32,
     pub(super) kick: Kick,
     pub(super) call: Call,
@@ -99,7 +99,7 @@ impl Ring {
             life: RingLife::Stopped,
             enable_told: false,
             size: None,
-            addrs: None,
+            areas: None,
             base: 0,
             kick: Kick::Polled,
             call: Call::Never,
@@ -121,7 +121,7 @@ impl Ring {
     pub(super) fn reset(&mut self) {
         self.enable_told = false;
         self.size = None;
-        self.addrs = None;
+        self.areas = None;
         self.base = 0;
         self.kick = Kick::Polled;
         self.fault = None;
@@ -141,12 +141,12 @@ impl Ring {
     pub(super) fn has_posted(&mut self, format: Format, map: &GuestMap) -> bool {
         if !self.posted {
             let at = self.slot.load().unwrap_or(Position::START);
-            self.posted = self.addrs.is_none_or(|addrs| resume::is_used(format, map, &addrs, at));
+            self.posted = self.areas.is_none_or(|areas| resume::is_used(format, map, &areas, at));
         }
         self.posted
     }
 
-    /// Where it stands, as a base on the wire: the used position, so that buffers taken but not filled are taken
+    /// Where it stands, as front-ends write it: the used position, so that buffers taken but not filled are taken
     /// anew.
     pub(super) fn base_now(&self, format: Format) -> u32 {
         match self.slot.load() {
@@ -163,14 +163,14 @@ impl Ring {
         map: &Arc<GuestMap>,
         skip_used: bool,
     ) -> Result<Option<QueueConfig>, &'static str> {
-        let (Some(size), Some(addrs)) = (self.size, self.addrs) else { return Ok(None) };
+        let (Some(size), Some(areas)) = (self.size, self.areas) else { return Ok(None) };
         if !self.life.is_started() {
             return Ok(None);
         }
         let format = format_of(features);
         let size = RingSize::new(format, size).map_err(|_| "ring_size")?;
-        for area in areas(format, size, &addrs) {
-            // virtio 1.3 §2.7, §2.8.10: alignment of each area. A ring area lies in one region.
+        for area in areas.of(format, size) {
+            // A ring area lies in one region.
             if area.address % area.align != 0 {
                 return Err("ring_misaligned");
             }
@@ -187,7 +187,7 @@ impl Ring {
             Some(kept) if self.begun => resume::rewound(kept),
             kept => {
                 let base = Position::from_vhost_base(format, self.base).map_err(|_| "ring_base")?;
-                resume::decide(format, size, map, &addrs, base, kept)
+                resume::decide(format, size, map, &areas, base, kept)
             }
         };
         if format == Format::Packed && position.avail_idx.max(position.used_idx) >= size.get() {
@@ -197,9 +197,9 @@ impl Ring {
             size,
             features,
             map: Arc::clone(map),
-            desc_user_addr: addrs.desc,
-            driver_user_addr: addrs.driver,
-            device_user_addr: addrs.device,
+            desc_user_addr: areas.desc,
+            driver_user_addr: areas.driver,
+            device_user_addr: areas.device,
             position,
             keeper: self.slot.clone(),
             skip_used,
@@ -210,31 +210,4 @@ impl Ring {
 /// The layout that features ask for.
 pub(super) fn format_of(features: Features) -> Format {
     if features.contains(Features::RING_PACKED) { Format::Packed } else { Format::Split }
-}
-
-/// One area of a ring.
-struct Area {
-    address: u64,
-    len: u64,
-    align: u64,
-}
-
-/// The areas of a ring.
-///
-/// | area | split (virtio 1.3 §2.7) | aligned | packed (§2.8) | aligned |
-/// | --- | --- | --- | --- | --- |
-/// | descriptors | 16 n | 16 | 16 n | 16 |
-/// | driver | 6 + 2 n | 2 | 4 | 4 |
-/// | device | 6 + 8 n | 4 | 4 | 4 |
-fn areas(format: Format, size: RingSize, addrs: &VringAddrs) -> [Area; 3] {
-    let n = u64::from(size.get());
-    let (driver, driver_align, device) = match format {
-        Format::Split => (6 + 2 * n, 2, 6 + 8 * n),
-        Format::Packed => (4, 4, 4),
-    };
-    [
-        Area { address: addrs.desc, len: 16 * n, align: 16 },
-        Area { address: addrs.driver, len: driver, align: driver_align },
-        Area { address: addrs.device, len: device, align: 4 },
-    ]
 }

@@ -7,24 +7,25 @@ use ringway_pmd::dma::MapError as DmaError;
 use ringway_ring::guest::MapError;
 use rustix::io::Errno;
 
-use super::super::life::Illegal;
 use super::memory::MemoryError;
 use super::plane::PlaneError;
 use crate::frontends::budget::Short;
-use ringway_vhost_user::message::Malformed;
+use crate::frontends::life::Illegal;
 
 /// A request that is not obeyed.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub struct Refusal {
     /// Stable short name.
-    pub(super) what: &'static str,
+    pub what: &'static str,
     /// For people.
-    pub(super) detail: String,
-    pub(super) kind: Kind,
+    pub detail: String,
+    /// What it means for the connection.
+    pub kind: Kind,
 }
 
+/// What a refusal means for the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
     /// The peer broke the protocol: refused, else closed.
     Breach,
     /// It asked for something that is not to be had, and can go on without: refused, else ignored.
@@ -38,27 +39,31 @@ pub(super) enum Kind {
 }
 
 impl Refusal {
-    pub(super) fn breach(what: &'static str, detail: impl Into<String>) -> Refusal {
+    /// The peer broke the protocol.
+    pub fn breach(what: &'static str, detail: impl Into<String>) -> Refusal {
         Refusal { what, detail: detail.into(), kind: Kind::Breach }
     }
-    pub(super) fn soft(what: &'static str, detail: impl Into<String>) -> Refusal {
+    /// Not to be had.
+    pub fn soft(what: &'static str, detail: impl Into<String>) -> Refusal {
         Refusal { what, detail: detail.into(), kind: Kind::Soft }
     }
 }
 
 impl Refusal {
     /// What the system refused: for want of something, else for what the peer gave.
-    pub(super) fn system(what: &'static str, detail: String, error: &io::Error) -> Refusal {
+    pub fn system(what: &'static str, detail: String, error: &io::Error) -> Refusal {
         match Errno::from_io_error(error) {
             Some(Errno::MFILE | Errno::NFILE) => Refusal::no_descriptor(detail),
             Some(Errno::NOMEM | Errno::AGAIN) => Refusal::short("memory_short", detail),
             _ => Refusal::breach(what, detail),
         }
     }
-    pub(super) fn short(what: &'static str, detail: impl Into<String>) -> Refusal {
+    /// This host lacks something.
+    pub fn short(what: &'static str, detail: impl Into<String>) -> Refusal {
         Refusal { what, detail: detail.into(), kind: Kind::Host }
     }
-    pub(super) fn no_descriptor(detail: impl Display) -> Refusal {
+    /// The process has no descriptor left.
+    pub fn no_descriptor(detail: impl Display) -> Refusal {
         let cure = "raise LimitNOFILE= of ringwayd's unit (ulimit -n)";
         Refusal::short("descriptors_short", format!("{detail}: no descriptor is left in the process; {cure}"))
     }
@@ -67,12 +72,6 @@ impl Refusal {
 impl From<Short> for Refusal {
     fn from(short: Short) -> Refusal {
         Refusal::short("share_exceeded", short.to_string())
-    }
-}
-
-impl From<Malformed> for Refusal {
-    fn from(malformed: Malformed) -> Refusal {
-        Refusal::breach(malformed.name(), malformed.to_string())
     }
 }
 

@@ -36,13 +36,13 @@ impl Channel {
     pub(super) fn config_changed(&mut self) {
         self.config_changed = true;
     }
-    /// VRING_CALL is to be sent. Indexes are below 64: see `Backend::new`.
+    /// VRING_CALL is to be sent. Indexes are below 64: see `VirtDev::new`.
     pub(super) fn call(&mut self, index: u16) {
         self.calls |= 1 << (index % 64);
     }
-    /// VRING_ERR is to be sent.
-    pub(super) fn ring_error(&mut self, index: u16) {
-        self.errors |= 1 << (index % 64);
+    /// VRING_ERR is to be sent, for each ring of these bits.
+    pub(super) fn ring_errors(&mut self, rings: u64) {
+        self.errors |= rings;
     }
 
     /// Something is left to be sent once the front-end takes it.
@@ -118,7 +118,7 @@ mod tests {
         for _ in 0..1000 {
             channel.config_changed();
             channel.call(63);
-            channel.ring_error(0);
+            channel.ring_errors(1 << 0);
             channel.flush(now).unwrap();
         }
         let mut reader = FrameReader::default();

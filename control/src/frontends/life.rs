@@ -206,9 +206,9 @@ pub enum RingLife {
 /// What happens to a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RingEvent {
-    /// SET_VRING_KICK.
+    /// The front-end starts it (vhost-user: SET_VRING_KICK).
     Start,
-    /// GET_VRING_BASE.
+    /// The front-end stops it (GET_VRING_BASE).
     Stop,
     /// SET_VRING_ENABLE 1, or features without PROTOCOL_FEATURES.
     Enable,

@@ -5,15 +5,15 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::Mutex;
 
-use ringway_ring::chain::Burst;
-use ringway_ring::features::Features;
-use ringway_ring::guest::{Region, RegionSpec};
-use ringway_ring::layout::{Areas, DriverConfig, Layout};
-use ringway_ring::packed::device::PackedDevice;
-use ringway_ring::position::{PositionPage, PositionSlot};
-use ringway_ring::queue::{Completion, DeviceRing, DriverBuffer, DriverRing, QueueConfig};
-use ringway_ring::split::device::SplitDevice;
-use ringway_ring::words::Words;
+use crate::chain::Burst;
+use crate::features::Features;
+use crate::guest::{Region, RegionSpec};
+use crate::layout::{Areas, DriverConfig, Layout};
+use crate::packed::device::PackedDevice;
+use crate::position::{PositionPage, PositionSlot};
+use crate::queue::{Completion, DeviceRing, DriverBuffer, DriverRing, QueueConfig};
+use crate::split::device::SplitDevice;
+use crate::words::Words;
 
 use super::*;
 
@@ -351,17 +351,6 @@ impl World {
         device.publish();
         count
     }
-
-    fn addrs(&self) -> VringAddrs {
-        VringAddrs {
-            index: 0,
-            flags: 0,
-            desc: self.areas.desc,
-            device: self.areas.device,
-            driver: self.areas.driver,
-            log: 0,
-        }
-    }
 }
 
 /// One life that ends at its `death`th store, and what comes after it. False: it made fewer stores.
@@ -408,7 +397,7 @@ fn live(case: Case, death: usize, after: bool) -> bool {
     if case.format == Format::Split {
         base = world.base();
     }
-    let position = decide(case.format, world.size(), &world.map, &world.addrs(), base, kept);
+    let position = decide(case.format, world.size(), &world.map, &world.areas, base, kept);
     // A ring without a trace of another lap is one that was filled first (see the head of `resume`): its base holds.
     let as_at_first = case.format == Format::Packed
         && (0..case.size).all(|at| descriptor(&world.map, world.areas.desc, at).unwrap().avail);
@@ -585,8 +574,7 @@ fn carry_and_die(format: Format, size: u16, span: usize, before: usize, death: u
     if death.is_multiple_of(2) {
         world.collect();
     }
-    let goes_on =
-        |side: &World, kept| decide(format, side.size(), &side.map, &side.addrs(), side.base(), kept);
+    let goes_on = |side: &World, kept| decide(format, side.size(), &side.map, &side.areas, side.base(), kept);
     let mut source = world.from.device(goes_on(&world.from, kept[0]), world.from.slot.clone());
     let mut config = world.to.config(goes_on(&world.to, kept[1]), world.to.slot.clone());
     if span > 1 {
@@ -682,7 +670,7 @@ fn full_ring_whose_last_chain_crossed_its_end_cannot_be_told_from_a_fresh_one() 
     assert_eq!(flags(&ran), flags(&fresh));
     for world in [&ran, &fresh] {
         let position =
-            decide(Format::Packed, world.size(), &world.map, &world.addrs(), world.base(), Some(kept));
+            decide(Format::Packed, world.size(), &world.map, &world.areas, world.base(), Some(kept));
         assert_eq!(position, Position::START);
     }
 }
