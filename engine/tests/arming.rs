@@ -210,21 +210,24 @@ fn kicks_during_hand_overs_reach_nobody_else() {
     });
 }
 
+/// Has wake sources and nothing to do.
+struct Sources(Vec<std::os::fd::OwnedFd>);
+
+impl ringway_engine::Pump for Sources {
+    fn poll(&mut self, _: &ringway_engine::Budget, _: u64) -> ringway_engine::Polled {
+        ringway_engine::Polled::Idle
+    }
+    fn arm(&mut self) -> ringway_engine::Armed {
+        ringway_engine::Armed::Sleep { within_ns: None }
+    }
+    fn disarm(&mut self) {}
+    fn wake_sources(&self) -> Vec<std::os::fd::BorrowedFd<'_>> {
+        self.0.iter().map(std::os::fd::AsFd::as_fd).collect()
+    }
+}
+
 #[test]
 fn wake_sources_that_cannot_be_watched_are_refused() {
-    struct Sources(Vec<std::os::fd::OwnedFd>);
-    impl ringway_engine::Pump for Sources {
-        fn poll(&mut self, _: &ringway_engine::Budget, _: u64) -> ringway_engine::Polled {
-            ringway_engine::Polled::Idle
-        }
-        fn arm(&mut self) -> ringway_engine::Armed {
-            ringway_engine::Armed::Sleep { within_ns: None }
-        }
-        fn disarm(&mut self) {}
-        fn wake_sources(&self) -> Vec<std::os::fd::BorrowedFd<'_>> {
-            self.0.iter().map(std::os::fd::AsFd::as_fd).collect()
-        }
-    }
     // Each of them is an eventfd and a duplicate of it.
     let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
     let room = rustix::process::Rlimit { current: most, maximum: most };
@@ -249,6 +252,61 @@ fn wake_sources_that_cannot_be_watched_are_refused() {
         let placed = engine.place(engine.cores()[0], "p", pump, Queue::new());
         placed.map_err(|refused| refused.why).expect("watched").retire(LONG).expect("given back");
     }
+}
+
+/// Runs a test of this file in a process of its own, whose limits it may change. True: this is that process.
+fn is_alone(test: &str) -> bool {
+    if std::env::var_os("RINGWAY_ALONE").is_some() {
+        return true;
+    }
+    let mut command = std::process::Command::new(std::env::current_exe().expect("a program"));
+    let output = command.args(["--exact", test]).env("RINGWAY_ALONE", "1").output().expect("runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    false
+}
+
+#[test]
+fn pump_whose_wake_sources_find_no_descriptors_comes_back_and_the_others_go_on() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    if !is_alone("pump_whose_wake_sources_find_no_descriptors_comes_back_and_the_others_go_on") {
+        return;
+    }
+    let engine = engine(&cores()[..1], IdlePolicy::Adaptive);
+    let queue = Queue::with_kick();
+    let mut other = place(&engine, &queue);
+    let before = getrlimit(Resource::Nofile);
+    let is_open = |fd: u64| std::path::Path::new(&format!("/proc/self/fd/{fd}")).symlink_metadata().is_ok();
+    let open = || (0..1024).filter(|fd| is_open(*fd)).count();
+    let mut pump: Box<dyn ringway_engine::Pump> = Box::new(Sources((0..3).map(|_| event()).collect()));
+    let held = open();
+    for room in 0..=3 {
+        wait_until("the other sleeps", || other.stats().asleep);
+        let limit = (0..).filter(|fd| !is_open(*fd)).nth(room);
+        setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: before.maximum }).expect("lowered");
+        let placed = engine.place(engine.cores()[0], "p", pump, Queue::new());
+        queue.send(1);
+        wait_until("the other is woken and works", || queue.done() == room as u64 + 1);
+        setrlimit(Resource::Nofile, before).expect("raised again");
+        pump = match placed {
+            Ok(mut placed) => {
+                assert_eq!(room, 3, "placed with less than it needs");
+                placed.retire(LONG).expect("given back").pump
+            }
+            Err(refused) => {
+                assert!(room < 3, "{refused}");
+                let error = match &refused.why {
+                    ringway_engine::PlaceError::WakeSource(error) => error.raw_os_error(),
+                    _ => None,
+                };
+                assert_eq!(error, Some(rustix::io::Errno::MFILE.raw_os_error()), "{refused}");
+                assert!(refused.to_string().contains("LimitNOFILE"), "{refused}");
+                refused.pump
+            }
+        };
+        assert_eq!(pump.wake_sources().len(), 3);
+        assert_eq!(open(), held, "those that it did find are free again");
+    }
+    other.retire(LONG).expect("given back");
 }
 
 /// What the kernel says a thread of this process has used of its core.

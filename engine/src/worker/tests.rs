@@ -458,6 +458,24 @@ fn stop_gives_everything_back_at_once_or_at_the_last_moment() {
 }
 
 #[test]
+fn pump_that_was_admitted_before_its_worker_stopped_and_comes_after_goes_back() {
+    let mut worker = worker(IdlePolicy::Adaptive);
+    let queue = Queue::with_kick();
+    let pump = TestPump::new(&queue);
+    let seat = Seat::new("p", pump.as_ref()).expect("a seat");
+    let slot = worker.desk.admit().expect("room");
+    seat.watch(&worker.desk.epoll, slot).expect("watched");
+    worker.desk.close();
+    let Err(tenant) = worker.desk.deliver(slot, Tenant::new(pump, queue.clone(), Arc::clone(&seat))) else {
+        panic!("nobody would ever take it");
+    };
+    worker.desk.release(slot, &seat);
+    while worker.turn() != Next::Stop {}
+    assert!(queue.dropped_on.get().is_none() && worker.desk.seats().is_empty());
+    assert_eq!((polls(&queue), tenant.pump.wake_sources().len()), (0, 1));
+}
+
+#[test]
 fn watcher_that_panics_does_not_take_the_worker_with_it() {
     struct Rude;
     impl crate::Watcher for Rude {
