@@ -132,7 +132,12 @@ impl Pool {
         holders.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
         let named = holders.iter().take(HOLDERS_NAMED).map(|(name, n)| format!("{name} {}", self.amount(*n)));
         let named = named.collect::<Vec<_>>().join(", ");
-        let (total, wanted, most) = (self.amount(self.total), self.amount(wanted), self.amount(most));
+        let (total, most) = (self.amount(self.total), self.amount(most));
+        // Rounded up: a page too much is seen to be too much.
+        let wanted = match self.what {
+            Kind::Descriptors => wanted.to_string(),
+            Kind::Space => format!("{} MiB", wanted.div_ceil(1 << 20)),
+        };
         let (what, cure) = match self.what {
             Kind::Descriptors => (
                 "descriptors",
@@ -159,9 +164,10 @@ impl Pool {
     fn take(&self, lease: &Lease, at_once: u64, lasting: u64, base: u64) -> Result<(), Short> {
         let mut held = self.lock();
         let free = self.free(&held, lease.session);
-        let most = self.share(free).max(base);
-        if lasting > most || at_once > free.max(base) {
-            return Err(self.short(&held, &lease.device, lasting, most));
+        for (wanted, most) in [(lasting, self.share(free).max(base)), (at_once, free.max(base))] {
+            if wanted > most {
+                return Err(self.short(&held, &lease.device, wanted, most));
+            }
         }
         held.insert(lease.session, (lease.device.clone(), at_once));
         Ok(())
@@ -318,6 +324,29 @@ mod tests {
             refused.contains("late would hold 4194304 MiB") && refused.contains("held by: d"),
             "{refused}"
         );
+    }
+
+    #[test]
+    fn address_space_of_the_process_is_given_out_to_the_last_page_and_no_further() {
+        const PAGE: u64 = 4096;
+        let all = ADDRESS_SPACE - ADDRESS_SPACE / 8;
+        let budget = Budget::new(u64::MAX, Budget::of_process().0.space.total);
+        let (first, second) = (budget.admit(1, "a", 2).unwrap(), budget.admit(2, "b", 2).unwrap());
+        // What lasts, up to the share.
+        first.take(bytes(all / 8), bytes(all / 8)).unwrap();
+        let refused = first.take(bytes(all / 8 + PAGE), bytes(all / 8 + PAGE)).unwrap_err().to_string();
+        assert!(
+            refused.contains("not enough address space: a would hold 14680065 MiB, may hold 14680064 MiB"),
+            "{refused}"
+        );
+        // What stands for a moment, up to all that the others leave.
+        second.settle(bytes(1 << 30));
+        let left = all - (1 << 30);
+        first.take(bytes(left), bytes(PAGE)).unwrap();
+        assert!(second.take(bytes((1 << 30) + PAGE), bytes(PAGE)).is_err(), "not a page is left");
+        let refused = first.take(bytes(left + PAGE), bytes(PAGE)).unwrap_err().to_string();
+        assert!(refused.contains("a would hold 117439489 MiB, may hold 117439488 MiB"), "{refused}");
+        assert!(refused.contains("share 117440512 MiB, held by: a 117439488 MiB, b 1024 MiB"), "{refused}");
     }
 
     #[test]
