@@ -251,3 +251,96 @@ impl VirtDev {
 /// Misbehaviour reported at once, and per second in the long run.
 const BREACH_BURST: u32 = 32;
 const BREACHES_PER_SECOND: u32 = 4;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ringway_pmd::counters::QueueCounters;
+    use ringway_pmd::dma::MapError;
+    use ringway_pmd::drivers::sim_net::SimNet;
+    use ringway_pmd::notify::EventFd;
+    use ringway_pmd::vdpa::{DeviceHost, DeviceSpec, ManagementDevice, NetSpec, QueueBinding, VdpaDevice};
+    use ringway_ring::position::PositionSlot;
+
+    use super::*;
+    use crate::frontends::budget::Lease;
+
+    /// A data plane that serves nothing and keeps what was told.
+    struct Silent {
+        device: Box<dyn VdpaDevice>,
+        lease: Arc<Lease>,
+        told: Vec<String>,
+    }
+
+    impl Plane for Silent {
+        fn device(&mut self) -> &mut dyn VdpaDevice {
+            &mut *self.device
+        }
+        fn counters(&self, _: u16) -> Arc<QueueCounters> {
+            Arc::default()
+        }
+        fn slot(&self, _: u16) -> Option<PositionSlot> {
+            None
+        }
+        fn attention(&self) -> Arc<EventFd> {
+            Arc::new(EventFd::new().unwrap())
+        }
+        fn place(&mut self, _: u16, _: Vec<QueueBinding>) -> Result<(), PlaneError> {
+            Ok(())
+        }
+        fn retire(&mut self, _: u16) -> Result<(), PlaneError> {
+            Ok(())
+        }
+        fn is_placed(&mut self, _: u16) -> bool {
+            false
+        }
+        fn running(&mut self) -> usize {
+            0
+        }
+        fn set_map(&mut self, _: Option<&Arc<GuestMap>>) -> Result<(), MapError> {
+            Ok(())
+        }
+        fn reset(&mut self) -> Result<(), PlaneError> {
+            Ok(())
+        }
+        fn core(&mut self, _: u16) -> Option<usize> {
+            None
+        }
+        fn lease(&self) -> &Arc<Lease> {
+            &self.lease
+        }
+        fn is_revoked(&self) -> bool {
+            false
+        }
+        fn report(&mut self, report: Report) {
+            if let Report::PeerMisbehaved { detail, .. } = report {
+                self.told.push(detail);
+            }
+        }
+    }
+
+    #[test]
+    fn breaches_are_told_up_to_the_burst_then_at_the_rate_and_the_others_counted() {
+        let spec = DeviceSpec::net("a", NetSpec::default());
+        let device = SimNet::new().create(&spec, DeviceHost::unheard()).unwrap();
+        let mut plane = Silent { device, lease: Arc::new(Lease::alone()), told: Vec::new() };
+        let start = Instant::now();
+        let mut dev = VirtDev::new(&mut plane, start);
+        let mut breach = |breaches: u32, ms: u64| {
+            for _ in 0..breaches {
+                dev.misbehaved(&mut plane, "x", "y".into(), start + Duration::from_millis(ms));
+            }
+            std::mem::take(&mut plane.told)
+        };
+        assert_eq!(breach(BREACH_BURST, 0), vec!["y"; BREACH_BURST as usize]);
+        assert!(breach(1, 0).is_empty(), "one beyond the burst");
+        let each = 1000 / u64::from(BREACHES_PER_SECOND);
+        assert!(breach(1, each - 1).is_empty(), "not yet");
+        // The next of them is told when its time has come, with those that were not; one, and no more.
+        assert_eq!(breach(2, each + 1), ["y (and 2 others since the last that was told)"]);
+        assert_eq!(breach(1, 2 * each + 2), ["y (and 1 others since the last that was told)"]);
+        // However long nothing was wrong, it is a burst and no more.
+        assert_eq!(breach(BREACH_BURST + 1, 1_000_000).len(), BREACH_BURST as usize);
+    }
+}

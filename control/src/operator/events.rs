@@ -183,6 +183,21 @@ mod tests {
     }
 
     #[test]
+    fn history_that_is_just_full_has_lost_nothing_and_one_event_more_loses_one() {
+        let mut events = filled(HISTORY);
+        assert!(seqs(&events, 0).into_iter().eq(1..=HISTORY as u64), "all of them, and no word of a loss");
+        events.push("dev.added", Some("a"), json!({}));
+        let told: Vec<Event> = events.after(0).collect();
+        assert_eq!(
+            (told[0].kind.as_str(), told[0].seq, &told[0].details["n"]),
+            ("events.lost", 1, &json!(1))
+        );
+        assert!(told[1..].iter().map(|event| event.seq).eq(2..=HISTORY as u64 + 1));
+        assert_eq!(seqs(&events, 1)[0], 2);
+        assert_eq!(events.after(1).count(), HISTORY, "who has seen the one that went has lost nothing");
+    }
+
+    #[test]
     fn number_of_an_earlier_instance_gives_everything() {
         assert_eq!(seqs(&filled(2), 900), [1, 2]);
     }

@@ -228,6 +228,28 @@ fn second_front_end_is_refused_after_a_moment_and_counted() {
 }
 
 #[test]
+fn second_front_end_is_refused_when_its_moment_is_over_and_not_before() {
+    let daemon = with_device("");
+    let _first = connect(&daemon);
+    is_state(&daemon, "connected");
+    let moment = Duration::from_millis(100);
+    // What it takes here and now to wait so long and to have a word from the daemon then.
+    let pace = Pace::of(|| {
+        std::thread::sleep(moment);
+        is_state(&daemon, "connected");
+    });
+    for refused in 1..=3 {
+        let begun = Instant::now();
+        let second = UnixStream::connect(daemon.socket("vm0")).unwrap();
+        assert!(hung_up(&second, SOON));
+        let took = begun.elapsed();
+        assert!(took >= moment, "refused after {took:?} already");
+        pace.allows(3, took);
+        wait_for("the refusal is counted", || daemon.device("vm0")["history"]["refused"] == refused);
+    }
+}
+
+#[test]
 fn second_front_end_that_waits_out_the_first_is_served() {
     let daemon = with_device("");
     let first = connect(&daemon);
