@@ -36,6 +36,8 @@ pub mod resume;
 pub mod queue;
 // Split virtqueues (virtio 1.3 §2.7).
 pub mod split;
+// What is kept of the chains that a device has.
+pub mod track;
 // Gathering one chain.
 mod walk;
 // Access to the words of a ring.

@@ -15,9 +15,10 @@ use crate::features::Features;
 use crate::guest::GuestMap;
 use crate::layout::Areas;
 use crate::packed::{ADDR, Cursor, F_BOTH, FLAGS, ID, LEN, Suppression, available, field, passed, used};
-use crate::position::{Position, PositionSlot};
+use crate::position::Position;
 use crate::queue::{DeviceRing, Format, QueueConfig, RingFault, SetupError};
 use crate::sync::{Ordering, fence};
+use crate::track::{InOrder, Track};
 use crate::walk::{F_INDIRECT, F_NEXT, F_WRITE, Gather, Stop};
 use crate::words::{RawWords, Words};
 
@@ -26,7 +27,7 @@ use crate::words::{RawWords, Words};
 /// The first publication after a start asks for a notification whatever descriptor the driver waits for: a predecessor
 /// may have died between publishing and notifying.
 #[derive(Debug)]
-pub struct PackedDevice<W: Words = RawWords> {
+pub struct PackedDevice<W: Words = RawWords, T: Track = InOrder> {
     areas: Areas<W>,
     /// Keeps the memory of areas and buffers.
     map: Arc<GuestMap>,
@@ -65,7 +66,7 @@ pub struct PackedDevice<W: Words = RawWords> {
     first_lap: u16,
     /// More chains that others completed may be ahead than were passed over in one turn.
     is_passing: bool,
-    keeper: PositionSlot,
+    track: T,
 }
 
 /// The head of a chain, read once: its address, and length, id and flags in one word.
@@ -129,6 +130,14 @@ impl<W: Words> PackedDevice<W> {
     /// Starts a ring over `areas`, whatever addresses `config` claims: [`QueueConfig::activate_packed`] for other
     /// kinds of memory.
     pub fn over(config: QueueConfig, areas: Areas<W>) -> Result<PackedDevice<W>, SetupError> {
+        let track = InOrder::new(config.keeper.clone());
+        PackedDevice::tracked(config, areas, track)
+    }
+}
+
+impl<W: Words, T: Track> PackedDevice<W, T> {
+    /// The same, with its chains followed by `track`.
+    pub fn tracked(config: QueueConfig, areas: Areas<W>, track: T) -> Result<PackedDevice<W, T>, SetupError> {
         areas.check(Format::Packed, config.size)?;
         let size = config.size.get();
         let Position { avail_idx, used_idx, used_wrap, .. } = config.position;
@@ -157,7 +166,7 @@ impl<W: Words> PackedDevice<W> {
             event_known: false,
             first_lap: size,
             is_passing: false,
-            keeper: config.keeper,
+            track,
         })
     }
 
@@ -291,13 +300,6 @@ impl<W: Words> PackedDevice<W> {
         }
     }
 
-    /// What is kept before a burst is published: from `published` to `completed`.
-    #[inline(always)]
-    fn position_with_burst(&self) -> Position {
-        let Position { used_idx, used_wrap, .. } = self.position();
-        Position { avail_idx: self.completed.slot(), avail_wrap: self.completed.wrap(), used_idx, used_wrap }
-    }
-
     #[inline(always)]
     fn is_available(&self, at: Cursor) -> bool {
         self.areas.desc.read_u16(field(at.slot(), FLAGS)) & F_BOTH == available(at.wrap())
@@ -326,7 +328,7 @@ impl<W: Words> PackedDevice<W> {
         }
         if self.avail != self.published {
             (self.completed, self.published) = (self.avail, self.avail);
-            self.keeper.store(self.position());
+            self.track.moved(self.position());
         }
     }
 
@@ -421,6 +423,8 @@ impl<W: Words> PackedDevice<W> {
     }
 
     fn give_back(&mut self, entry: Used) {
+        self.track.taken(entry.id);
+        self.track.completed(entry.id);
         self.in_flight += u32::from(entry.slots);
         self.avail.advance(entry.slots, self.size);
         if self.shadow_len == SHADOW {
@@ -439,7 +443,7 @@ impl<W: Words> PackedDevice<W> {
     }
 }
 
-impl<W: Words> DeviceRing for PackedDevice<W> {
+impl<W: Words, T: Track> DeviceRing for PackedDevice<W, T> {
     fn peek(&mut self, burst: &mut Burst, max_chains: usize) -> Result<usize, RingFault> {
         burst.begin(&self.map);
         if let Some(fault) = self.fault {
@@ -483,6 +487,7 @@ impl<W: Words> DeviceRing for PackedDevice<W> {
     #[inline]
     fn consume(&mut self, chains: &[Chain]) {
         let slots: u32 = chains.iter().map(|chain| u32::from(chain.slots)).sum();
+        chains.iter().for_each(|chain| self.track.taken(chain.id));
         debug_assert!(slots <= self.peeked, "consumes what was not peeked");
         let slots = slots.min(self.peeked);
         self.peeked -= slots;
@@ -492,14 +497,14 @@ impl<W: Words> DeviceRing for PackedDevice<W> {
 
     #[inline]
     fn complete(&mut self, chain: &Chain, written: u32) {
-        if self.skip_used && self.extend_run(chain, written) {
-            return;
+        if !self.skip_used || !self.extend_run(chain, written) {
+            if self.shadow_len == SHADOW {
+                self.flush();
+            }
+            self.shadow[self.shadow_len % SHADOW] = Used { written, id: chain.id, slots: chain.slots };
+            self.shadow_len += 1;
         }
-        if self.shadow_len == SHADOW {
-            self.flush();
-        }
-        self.shadow[self.shadow_len % SHADOW] = Used { written, id: chain.id, slots: chain.slots };
-        self.shadow_len += 1;
+        self.track.completed(chain.id);
     }
 
     fn publish(&mut self) -> bool {
@@ -510,19 +515,20 @@ impl<W: Words> DeviceRing for PackedDevice<W> {
         if self.first_lap > 0 {
             self.publish_more();
         }
-        let keeping = self.keeper.keeping();
-        keeping.store(self.position_with_burst());
-        if let Some((slot, word)) = self.held.take() {
+        let (with_burst, after) =
+            (position(self.completed, self.published), position(self.completed, self.completed));
+        let held = self.held.take();
+        self.track.publish(with_burst, after, || {
+            let Some((slot, word)) = held else { return };
             // Whole or not at all: a successor takes a descriptor that is still available anew, by its length and id.
             // Release: pairs with the Acquire after the load of the flags in `PackedDriver::collect` (virtio 1.3
             // §2.8.22): buffers and the other descriptors of the batch are visible before the first one's flags. So is
             // the word that was kept, to a successor.
             self.areas.desc.write_release_u64(field(slot, LEN), word);
-        }
+        });
         let slots = std::mem::take(&mut self.pending);
         self.in_flight -= slots;
         self.published = self.completed;
-        keeping.store(self.position());
         self.wants_call(slots as u16)
     }
 
@@ -547,9 +553,14 @@ impl<W: Words> DeviceRing for PackedDevice<W> {
 
     /// The position from which a successor has to go on: what was consumed but not published counts as not taken.
     fn position(&self) -> Position {
-        let (slot, wrap) = (self.published.slot(), self.published.wrap());
-        Position { avail_idx: slot, avail_wrap: wrap, used_idx: slot, used_wrap: wrap }
+        position(self.published, self.published)
     }
+}
+
+#[inline(always)]
+fn position(avail: Cursor, used: Cursor) -> Position {
+    let (avail_idx, avail_wrap) = (avail.slot(), avail.wrap());
+    Position { avail_idx, avail_wrap, used_idx: used.slot(), used_wrap: used.wrap() }
 }
 
 /// Used descriptors held back at most; more are written to the ring early.

@@ -15,10 +15,11 @@ use crate::chain::{Burst, Chain, MAX_CHAIN, Put, Single};
 use crate::features::Features;
 use crate::guest::GuestMap;
 use crate::layout::Areas;
-use crate::position::{Position, PositionSlot};
+use crate::position::Position;
 use crate::queue::{DeviceRing, Format, QueueConfig, RingFault, SetupError, need_event};
 use crate::split::{F_NO_NOTIFICATION, FLAGS, IDX, Index, avail_at, desc_at, used_at};
 use crate::sync::{Ordering, fence};
+use crate::track::{InOrder, Track};
 use crate::walk::{F_INDIRECT, F_NEXT, F_WRITE, Gather, Stop};
 use crate::words::{RawWords, Words};
 
@@ -27,7 +28,7 @@ use crate::words::{RawWords, Words};
 /// The first publication after a start always asks for a notification (if EVENT_IDX was negotiated): a predecessor may
 /// have died between publishing and notifying.
 #[derive(Debug)]
-pub struct SplitDevice<W: Words = RawWords> {
+pub struct SplitDevice<W: Words = RawWords, T: Track = InOrder> {
     areas: Areas<W>,
     /// Keeps the memory of areas and buffers.
     map: Arc<GuestMap>,
@@ -65,7 +66,7 @@ pub struct SplitDevice<W: Words = RawWords> {
     kicks: bool,
     /// A publication since the start asked for its notification by event index, so that the next one can rely on it.
     event_known: bool,
-    keeper: PositionSlot,
+    track: T,
 }
 
 /// The head of a chain, read once: its index, its address, and the other three fields in one word.
@@ -103,6 +104,14 @@ impl<W: Words> SplitDevice<W> {
     /// Starts a ring over `areas`, whatever addresses `config` claims: [`QueueConfig::activate_split`] for other kinds
     /// of memory.
     pub fn over(config: QueueConfig, areas: Areas<W>) -> Result<SplitDevice<W>, SetupError> {
+        let track = InOrder::new(config.keeper.clone());
+        SplitDevice::tracked(config, areas, track)
+    }
+}
+
+impl<W: Words, T: Track> SplitDevice<W, T> {
+    /// The same, with its chains followed by `track`.
+    pub fn tracked(config: QueueConfig, areas: Areas<W>, track: T) -> Result<SplitDevice<W, T>, SetupError> {
         areas.check(Format::Split, config.size)?;
         let size = config.size.get();
         let start = Index::new(config.position.used_idx);
@@ -127,7 +136,7 @@ impl<W: Words> SplitDevice<W> {
             kick_event: Index::new(0),
             kicks: true,
             event_known: false,
-            keeper: config.keeper,
+            track,
         })
     }
 
@@ -332,7 +341,7 @@ impl<W: Words> SplitDevice<W> {
     }
 }
 
-impl<W: Words> DeviceRing for SplitDevice<W> {
+impl<W: Words, T: Track> DeviceRing for SplitDevice<W, T> {
     fn peek(&mut self, burst: &mut Burst, max_chains: usize) -> Result<usize, RingFault> {
         burst.begin(&self.map);
         if let Some(fault) = self.fault {
@@ -378,11 +387,15 @@ impl<W: Words> DeviceRing for SplitDevice<W> {
     fn consume(&mut self, chains: &[Chain]) {
         let peeked = self.heads_read.since(self.avail_next);
         debug_assert!(chains.len() <= usize::from(peeked), "consumes what was not peeked");
+        for chain in chains {
+            self.track.taken(chain.id);
+        }
         self.avail_next.advance(peeked.min(chains.len() as u16));
     }
 
     #[inline]
     fn complete(&mut self, chain: &Chain, written: u32) {
+        self.track.completed(chain.id);
         if !self.skip_used && self.shadow_len < SHADOW {
             self.shadow[self.shadow_len % SHADOW] = used_entry(chain.id, written);
             self.shadow_len += 1;
@@ -399,14 +412,14 @@ impl<W: Words> DeviceRing for SplitDevice<W> {
         if old == new {
             return false;
         }
-        let keeping = self.keeper.keeping();
-        keeping.store(Position { avail_idx: new.get(), ..self.position() });
-        // Release: pairs with the Acquire after the load of used.idx in `SplitDriver::collect` (virtio 1.3 §2.7.8.2):
-        // entries and the bytes of buffers are visible before the index. So is the word that was kept, to a successor.
-        fence(Ordering::Release);
-        self.areas.device.write_u16(IDX, new.get());
+        let (with_burst, after) = (position(new, old), position(new, new));
+        self.track.publish(with_burst, after, || {
+            // Release: pairs with the Acquire after the load of used.idx in `SplitDriver::collect` (virtio 1.3 §2.7.8.2):
+            // entries and the bytes of buffers are visible before the index. So is the word that was kept, to a successor.
+            fence(Ordering::Release);
+            self.areas.device.write_u16(IDX, new.get());
+        });
         self.used_published = new;
-        keeping.store(self.position());
         self.wants_call(old.get(), new.get())
     }
 
@@ -441,9 +454,13 @@ impl<W: Words> DeviceRing for SplitDevice<W> {
 
     /// The position from which a successor has to go on: what was consumed but not published counts as not taken.
     fn position(&self) -> Position {
-        let used = self.used_published.get();
-        Position { avail_idx: used, avail_wrap: true, used_idx: used, used_wrap: true }
+        position(self.used_published, self.used_published)
     }
+}
+
+#[inline(always)]
+fn position(avail: Index, used: Index) -> Position {
+    Position { avail_idx: avail.get(), avail_wrap: true, used_idx: used.get(), used_wrap: true }
 }
 
 /// `struct virtq_used_elem` (virtio 1.3 §2.7.8).
