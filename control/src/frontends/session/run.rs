@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use ringway_pmd::vdpa::VdpaDevice;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
@@ -39,48 +40,11 @@ impl From<PlaneError> for End {
 
 /// Runs a session to its end. A panic here is a bug of ours; it ends this session and is told.
 pub(super) fn run(setup: SessionSetup, inbox: &Inbox) {
-    let SessionSetup { id, device, shared, stream, engine, lease, reports } = setup;
-    let mut plane = EnginePlane::new(id, device, shared, engine, Arc::new(lease), reports.clone(), inbox);
-    let now = Instant::now();
-    let backend = Backend::new(&mut plane, now);
-    let mut session = Session {
-        plane,
-        backend,
-        stream,
-        inbox,
-        reader: FrameReader::default(),
-        outbox: Outbox::default(),
-        bucket: Bucket::new(MESSAGE_BURST, MESSAGES_PER_SECOND, now),
-        last: None,
-    };
+    let (id, reports) = (setup.id, Arc::clone(&setup.reports));
+    let mut session = Session::new(setup, inbox);
     let end = catch_unwind(AssertUnwindSafe(|| session.serve()))
         .unwrap_or_else(|panic| End::because(format!("bug: the session panicked: {}", text_of(&*panic))));
-    let Session { mut plane, mut backend, stream, mut bucket, last, .. } = session;
-    let closed = catch_unwind(AssertUnwindSafe(|| backend.close(&mut plane)));
-    // Only now: a front-end that sees the connection end may give its rings to another device at once, so no core may
-    // touch them any more.
-    drop(stream);
-    let mut reason = end.reason;
-    let mut is_lost = false;
-    match &closed {
-        Ok(Ok(())) if end.revoked => plane.device.removed(),
-        Ok(Ok(())) => {
-            if let Err(error) = plane.reset() {
-                // Of no use to the next front-end: it is made anew.
-                is_lost = true;
-                reason.push_str(&format!("; {error}"));
-            }
-        }
-        Ok(Err(error)) => reason.push_str(&format!("; {error}")),
-        Err(panic) => reason.push_str(&format!("; bug: closing panicked: {}", text_of(&**panic))),
-    }
-    bucket.spend(backend.take_cost(), Instant::now());
-    drop(backend);
-    serve_sentence(&mut bucket, inbox);
-    inbox.over.store(true, Ordering::Relaxed);
-    // Before it is told: whoever comes next may need it. Given back unless a worker did not let go, whose map keeps it.
-    drop(plane.lease);
-    let device = Some(plane.device).filter(|_| !end.revoked && !is_lost);
+    let (device, reason, last) = session.close(end);
     reports(id, Report::Ended { device, reason, last });
 }
 
@@ -127,6 +91,58 @@ struct Ready {
     channel_in: bool,
     channel_out: bool,
     calls: Vec<u16>,
+}
+
+impl<'inbox> Session<'inbox> {
+    /// On the heap: what this thread's stack holds for as long as the session lasts is touched once for each session.
+    fn new(setup: SessionSetup, inbox: &'inbox Inbox) -> Box<Session<'inbox>> {
+        let SessionSetup { id, device, shared, stream, engine, lease, reports } = setup;
+        let mut plane = EnginePlane::new(id, device, shared, engine, Arc::new(lease), reports, inbox);
+        let now = Instant::now();
+        let backend = Backend::new(&mut plane, now);
+        Box::new(Session {
+            plane,
+            backend,
+            stream,
+            inbox,
+            reader: FrameReader::default(),
+            outbox: Outbox::default(),
+            bucket: Bucket::new(MESSAGE_BURST, MESSAGES_PER_SECOND, now),
+            last: None,
+        })
+    }
+
+    /// Takes every queue out of service and lets go of the connection: the device if it can serve another, why it ended, and
+    /// at which request.
+    fn close(self: Box<Self>, end: End) -> (Option<Box<dyn VdpaDevice>>, String, Option<&'static str>) {
+        let Session { mut plane, mut backend, stream, inbox, mut bucket, last, .. } = *self;
+        let closed = catch_unwind(AssertUnwindSafe(|| backend.close(&mut plane)));
+        // Only now: a front-end that sees the connection end may give its rings to another device at once, so no core may
+        // touch them any more.
+        drop(stream);
+        let mut reason = end.reason;
+        let mut is_lost = false;
+        match &closed {
+            Ok(Ok(())) if end.revoked => plane.device.removed(),
+            Ok(Ok(())) => {
+                if let Err(error) = plane.reset() {
+                    // Of no use to the next front-end: it is made anew.
+                    is_lost = true;
+                    reason.push_str(&format!("; {error}"));
+                }
+            }
+            Ok(Err(error)) => reason.push_str(&format!("; {error}")),
+            Err(panic) => reason.push_str(&format!("; bug: closing panicked: {}", text_of(&**panic))),
+        }
+        bucket.spend(backend.take_cost(), Instant::now());
+        drop(backend);
+        serve_sentence(&mut bucket, inbox);
+        inbox.over.store(true, Ordering::Relaxed);
+        // Before it is told: whoever comes next may need it. Given back unless a worker did not let go, whose map keeps it.
+        drop(plane.lease);
+        let device = Some(plane.device).filter(|_| !end.revoked && !is_lost);
+        (device, reason, last)
+    }
 }
 
 impl Session<'_> {
