@@ -5,7 +5,6 @@ use std::sync::Mutex;
 
 use proptest::prelude::*;
 use ringway_ring::guest::RegionSpec;
-use ringway_ring::memory::HostMemory;
 
 use super::*;
 
@@ -43,11 +42,11 @@ impl DmaSpace for Model {
     }
 }
 
-/// A region of so many pages at a page of the guest's.
+/// A region of so many pages at a page of the guest's, of which none was touched.
 fn region(page: u64, pages: u64) -> Arc<Region> {
-    let memory = HostMemory::allocate_on(ringway_ring::memory::PageKind::Base, "test", pages * 4096).unwrap();
-    let file = memory.file().try_clone_to_owned().unwrap();
+    let file = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     let (gpa, size) = (page * 4096, pages * 4096);
+    rustix::fs::ftruncate(&file, size).unwrap();
     Region::map(RegionSpec { gpa, size, user_addr: gpa, file_offset: 0, file }).unwrap()
 }
 
@@ -97,6 +96,24 @@ fn what_the_function_cannot_reach_is_refused_before_anything_is_touched() {
         small.set_map(Some(&map_of(&[region(1, 2)])), Cancel::never()),
         Err(MapError::Beyond { .. })
     ));
+}
+
+#[test]
+fn region_beyond_a_step_is_mapped_in_steps_and_unmapped_likewise() {
+    for (bytes, steps) in [
+        (STEP - 4096, vec![STEP - 4096]),
+        (STEP, vec![STEP]),
+        (STEP + 4096, vec![STEP, 4096]),
+        (2 * STEP + 4096, vec![STEP, STEP, 4096]),
+    ] {
+        let model = Arc::new(Model::default());
+        let mut window = Window::new(model.clone(), 0, 1 << 39);
+        window.set_map(Some(&map_of(&[region(1, bytes / 4096)])), Cancel::never()).unwrap();
+        assert_eq!(*model.calls.lock().unwrap(), steps);
+        // Each is taken away as it was put there: the model insists.
+        window.set_map(None, Cancel::never()).unwrap();
+        assert!(behind(&model).is_empty());
+    }
 }
 
 #[test]
