@@ -126,7 +126,8 @@ fn slow_port_of_a_bridge_costs_the_others_nothing() {
 
 #[test]
 fn spoofed_addresses_and_floods_are_bounded_where_the_operator_asks() {
-    let engine = engine(1);
+    // Its clock is so slow that any machine sends more than the bound, however busy it is.
+    let engine = patient_engine();
     let mut bridge = bridge(&engine);
     let mut a = Nic::new(&mut *bridge, "a", Setup { spoofchk: true, ..Setup::default() }, &engine);
     let mut b = Nic::new(&mut *bridge, "b", Setup::default(), &engine);
@@ -143,7 +144,6 @@ fn spoofed_addresses_and_floods_are_bounded_where_the_operator_asks() {
     // The default of 20,000 a second, with at most 1,024 at once.
     let everybody = frame(Mac([0xff; 6]), a.mac, 64, 1);
     let (begun, mut sent) = (Instant::now(), 0);
-    // A busy machine may send fewer than that for a while.
     while a.drops(1, DropReason::FloodLimit) == 0 {
         assert!(begun.elapsed() < SOON, "{:?}", a.stats(1));
         for _ in 0..1000 {
@@ -162,7 +162,7 @@ fn spoofed_addresses_and_floods_are_bounded_where_the_operator_asks() {
     let flooded = a.stats(1).packets - 1;
     assert_eq!(flooded + a.drops(1, DropReason::FloodLimit), sent);
     assert!(
-        flooded as f64 <= 1024.0 + 20_000.0 * begun.elapsed().as_secs_f64(),
+        flooded as f64 <= 1024.0 + 20_000.0 / 256.0 * begun.elapsed().as_secs_f64(),
         "{flooded} in {:?}",
         begun.elapsed()
     );
