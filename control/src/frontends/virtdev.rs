@@ -44,13 +44,10 @@ pub use self::rings::{CallTo, Setting};
 use super::life::Status;
 use super::report::{Lack, Report, RingReport};
 
-/// A device under a front-end.
-#[derive(Debug)]
-pub struct VirtDev {
-    class: Class,
-    /// Virtio features offered.
-    offered: Features,
-    max_vq_size: u16,
+/// What is known of a device beside its rings: plain data, as a successor of this process would need it. The guest's memory
+/// is its descriptors ([`GuestMap::regions`] keep them), each ring has a state of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct DevState {
     status: Status,
     /// As the front-end set them.
     status_bits: u8,
@@ -63,6 +60,29 @@ pub struct VirtDev {
     protocol: u64,
     /// The device knows the features.
     told: bool,
+}
+
+impl DevState {
+    /// Nothing was said yet.
+    const FRESH: DevState = DevState {
+        status: Status::Reset,
+        status_bits: 0,
+        status_used: false,
+        needs_reset: false,
+        features: None,
+        protocol: 0,
+        told: false,
+    };
+}
+
+/// A device under a front-end.
+#[derive(Debug)]
+pub struct VirtDev {
+    class: Class,
+    /// Virtio features offered.
+    offered: Features,
+    max_vq_size: u16,
+    state: DevState,
     rings: Vec<Ring>,
     /// Group by ring.
     groups: Vec<u16>,
@@ -113,13 +133,7 @@ impl VirtDev {
             class,
             offered,
             max_vq_size: limits.max_vq_size,
-            status: Status::Reset,
-            status_bits: 0,
-            status_used: false,
-            needs_reset: false,
-            features: None,
-            protocol: 0,
-            told: false,
+            state: DevState::FRESH,
             rings,
             groups,
             map: None,
@@ -210,7 +224,7 @@ impl VirtDev {
 
     /// The device works no more until the driver resets it (virtio 1.3 §2.1.2).
     pub fn device_needs_reset(&mut self, plane: &mut dyn Plane) {
-        if !std::mem::replace(&mut self.needs_reset, true) {
+        if !std::mem::replace(&mut self.state.needs_reset, true) {
             self.notices.config_changed = true;
             plane.report(Report::Status(self.status_now()));
         }
@@ -238,11 +252,11 @@ impl VirtDev {
         }
         for ring in &mut self.rings {
             ring.placed = false;
-            ring.kick = Kick::Polled;
-            ring.call = Call::Never;
-            ring.err = None;
+            ring.fds.kick = Kick::Polled;
+            ring.fds.call = Call::Never;
+            ring.fds.err = None;
         }
-        self.features = None;
+        self.state.features = None;
         self.map = None;
         outcome
     }

@@ -20,13 +20,13 @@ impl VirtDev {
         if unknown != Features::NONE {
             return Err(Refusal::breach("features", format!("{unknown:?} were not offered")));
         }
-        if self.features.is_some() && self.rings.iter().any(|ring| ring.life.is_started()) {
+        if self.state.features.is_some() && self.rings.iter().any(|ring| ring.state.life.is_started()) {
             return Err(Refusal::breach("features", "changed while rings run"));
         }
-        let before = self.features.replace(features);
+        let before = self.state.features.replace(features);
         let told = self.tell_features(plane);
         if told.is_err() {
-            self.features = before;
+            self.state.features = before;
         }
         told
     }
@@ -36,7 +36,7 @@ impl VirtDev {
     /// # Errors
     /// The driver refused them.
     pub fn repeat_features(&mut self, plane: &mut dyn Plane) -> Result<(), Refusal> {
-        if self.told { Ok(()) } else { self.tell_features(plane) }
+        if self.state.told { Ok(()) } else { self.tell_features(plane) }
     }
 
     /// Tells the device and control the features that are agreed on.
@@ -46,14 +46,14 @@ impl VirtDev {
             .device()
             .negotiated(features)
             .map_err(|e| Refusal::breach("features", format!("the driver refused them: {e}")))?;
-        self.told = true;
-        plane.report(Report::Negotiated { features, protocol: self.protocol });
+        self.state.told = true;
+        plane.report(Report::Negotiated { features, protocol: self.state.protocol });
         Ok(())
     }
 
     /// What the front-end's own protocol agreed on: told with the features.
     pub fn set_protocol(&mut self, bits: u64) {
-        self.protocol = bits;
+        self.state.protocol = bits;
     }
 
     /// Enables or disables every ring.
@@ -138,12 +138,12 @@ impl VirtDev {
         if event == StatusEvent::Reset {
             return self.reset(plane);
         }
-        self.status = self.status.after(event)?;
-        self.status_used = true;
-        self.status_bits = value & !status::NEEDS_RESET;
+        self.state.status = self.state.status.after(event)?;
+        self.state.status_used = true;
+        self.state.status_bits = value & !status::NEEDS_RESET;
         // virtio 1.3 §2.2.2: a device that did not accept features leaves FEATURES_OK off.
-        if self.features.is_none() {
-            self.status_bits &= !status::FEATURES_OK;
+        if self.state.features.is_none() {
+            self.state.status_bits &= !status::FEATURES_OK;
         }
         plane.report(Report::Status(self.status_now()));
         for group in self.all_groups() {
@@ -157,7 +157,7 @@ impl VirtDev {
 
     /// The device's status.
     pub fn status_now(&self) -> u8 {
-        self.status_bits | if self.needs_reset { status::NEEDS_RESET } else { 0 }
+        self.state.status_bits | if self.state.needs_reset { status::NEEDS_RESET } else { 0 }
     }
 
     /// The device's reset: rings stop and are disabled, status and positions are forgotten; the guest's memory and the
@@ -166,20 +166,20 @@ impl VirtDev {
     /// # Errors
     /// A worker did not give a ring back.
     pub fn reset(&mut self, plane: &mut dyn Plane) -> Result<(), Refusal> {
-        let next = self.status.after(StatusEvent::Reset)?;
+        let next = self.state.status.after(StatusEvent::Reset)?;
         for group in self.all_groups() {
             plane.retire(group)?;
             self.take_reported(plane, group);
         }
         for ring in &mut self.rings {
-            ring.life = ring.life.after(RingEvent::Reset)?;
+            ring.state.life = ring.state.life.after(RingEvent::Reset)?;
             ring.placed = false;
             ring.reset();
         }
-        self.status = next;
-        (self.status_bits, self.status_used, self.needs_reset) = (0, false, false);
+        self.state.status = next;
+        (self.state.status_bits, self.state.status_used, self.state.needs_reset) = (0, false, false);
         plane.reset()?;
-        self.told = false;
+        self.state.told = false;
         plane.report(Report::Status(0));
         Ok(())
     }

@@ -56,9 +56,9 @@ impl Call {
     }
 }
 
-/// One ring.
-#[derive(Debug)]
-pub(super) struct Ring {
+/// What is known of a ring: plain data, as a successor of this process would need it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RingState {
     pub(super) life: RingLife,
     /// The front-end said whether it is enabled. Between the start and that word, a ring rests: what a guest left in
     /// it while nobody was connected is not to be dropped for that moment's sake.
@@ -69,89 +69,101 @@ pub(super) struct Ring {
     pub(super) areas: Option<Areas<u64>>,
     /// Where it starts, as front-ends write it.
     pub(super) base: u32,
-    pub(super) kick: Kick,
-    pub(super) call: Call,
-    pub(super) err: Option<EventFd>,
-    /// An error is yet to be told there.
-    pub(super) owes_error: bool,
-    /// Where its position is kept.
-    pub(super) slot: PositionSlot,
     /// It ran since it was started, so that its position is the kept one, not the base.
     pub(super) begun: bool,
     /// Its driver is to be called once, when it is served: a predecessor may have died between publishing and calling, and
     /// the driver may wait for that call, and make nothing available until then that would bring the next.
     pub(super) owes_call: bool,
+    /// An error is yet to be told to the front-end's descriptor.
+    pub(super) owes_error: bool,
+    /// Its driver has posted a buffer since it was started.
+    pub(super) posted: bool,
+    /// Why it was stopped, or why it cannot run as it was set up; until it is started anew or set up rightly.
+    pub(super) fault: Option<&'static str>,
+}
+
+/// The descriptors of a ring, beside its state.
+#[derive(Debug)]
+pub(super) struct RingFds {
+    pub(super) kick: Kick,
+    pub(super) call: Call,
+    pub(super) err: Option<EventFd>,
+}
+
+/// One ring.
+#[derive(Debug)]
+pub(super) struct Ring {
+    pub(super) state: RingState,
+    pub(super) fds: RingFds,
+    /// Where its position is kept, in a page that outlives this process.
+    pub(super) slot: PositionSlot,
     /// It is part of a pump that was placed.
     pub(super) placed: bool,
     /// Told by the pump.
     pub(super) reporter: Option<FaultReporter>,
-    /// Its driver has posted a buffer since it was started.
-    pub(super) posted: bool,
     /// Since when it lacks something.
     pub(super) lacks_since: Option<Instant>,
-    /// Why it was stopped, or why it cannot run as it was set up; until it is started anew or set up rightly.
-    pub(super) fault: Option<&'static str>,
 }
 
 impl Ring {
     pub(super) fn new(slot: PositionSlot) -> Ring {
         Ring {
-            life: RingLife::Stopped,
-            enable_told: false,
-            size: None,
-            areas: None,
-            base: 0,
-            kick: Kick::Polled,
-            call: Call::Never,
-            err: None,
-            owes_error: false,
+            state: RingState {
+                life: RingLife::Stopped,
+                enable_told: false,
+                size: None,
+                areas: None,
+                base: 0,
+                begun: false,
+                owes_call: true,
+                owes_error: false,
+                posted: false,
+                fault: None,
+            },
+            fds: RingFds { kick: Kick::Polled, call: Call::Never, err: None },
             slot,
-            begun: false,
-            owes_call: true,
             placed: false,
             reporter: None,
-            posted: false,
             lacks_since: None,
-            fault: None,
         }
     }
 
     /// Forgets what a reset undoes. Call and error descriptors stay: front-ends pass them long before they start a
     /// ring and do not repeat them.
     pub(super) fn reset(&mut self) {
-        self.enable_told = false;
-        self.size = None;
-        self.areas = None;
-        self.base = 0;
-        self.kick = Kick::Polled;
-        self.fault = None;
+        self.state.enable_told = false;
+        self.state.size = None;
+        self.state.areas = None;
+        self.state.base = 0;
+        self.fds.kick = Kick::Polled;
+        self.state.fault = None;
         self.stop();
     }
 
     /// Forgets that it ran: the next start begins at the base.
     pub(super) fn stop(&mut self) {
         self.slot.clear();
-        self.begun = false;
-        self.owes_call = true;
-        self.posted = false;
+        self.state.begun = false;
+        self.state.owes_call = true;
+        self.state.posted = false;
         self.reporter = None;
     }
 
     /// Whether its driver has posted a buffer since it was started. Once it has, it is not asked again.
     pub(super) fn has_posted(&mut self, format: Format, map: &GuestMap) -> bool {
-        if !self.posted {
+        if !self.state.posted {
             let at = self.slot.load().unwrap_or(Position::START);
-            self.posted = self.areas.is_none_or(|areas| resume::is_used(format, map, &areas, at));
+            self.state.posted = self.state.areas.is_none_or(|areas| resume::is_used(format, map, &areas, at));
         }
-        self.posted
+        self.state.posted
     }
 
     /// Where it stands, as front-ends write it: the used position, so that buffers taken but not filled are taken
     /// anew.
     pub(super) fn base_now(&self, format: Format) -> u32 {
         match self.slot.load() {
-            Some(kept) if self.begun => resume::rewound(kept).to_vhost_base(format),
-            _ => self.base,
+            Some(kept) if self.state.begun => resume::rewound(kept).to_vhost_base(format),
+            _ => self.state.base,
         }
     }
 
@@ -163,8 +175,8 @@ impl Ring {
         map: &Arc<GuestMap>,
         skip_used: bool,
     ) -> Result<Option<QueueConfig>, &'static str> {
-        let (Some(size), Some(areas)) = (self.size, self.areas) else { return Ok(None) };
-        if !self.life.is_started() {
+        let (Some(size), Some(areas)) = (self.state.size, self.state.areas) else { return Ok(None) };
+        if !self.state.life.is_started() {
             return Ok(None);
         }
         let format = format_of(features);
@@ -175,7 +187,7 @@ impl Ring {
                 return Err("ring_misaligned");
             }
             let slice = map.resolve_user(area.address, area.len).map_err(|_| "ring_unmapped")?;
-            if !self.begun {
+            if !self.state.begun {
                 // So that no worker waits for the kernel to make a page of the ring. Before Linux 5.14 it does.
                 match slice.populate() {
                     Err(e) if e.kind() != std::io::ErrorKind::InvalidInput => return Err("ring_unmapped"),
@@ -184,9 +196,9 @@ impl Ring {
             }
         }
         let position = match self.slot.load() {
-            Some(kept) if self.begun => resume::rewound(kept),
+            Some(kept) if self.state.begun => resume::rewound(kept),
             kept => {
-                let base = Position::from_vhost_base(format, self.base).map_err(|_| "ring_base")?;
+                let base = Position::from_vhost_base(format, self.state.base).map_err(|_| "ring_base")?;
                 resume::decide(format, size, map, &areas, base, kept)
             }
         };

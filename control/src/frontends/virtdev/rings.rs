@@ -49,17 +49,17 @@ impl VirtDev {
                     let detail = format!("ring {index}: {size} is not 1 to {}", self.max_vq_size);
                     return Err(Refusal::breach("ring_size", detail));
                 }
-                self.rings[index].size = Some(size);
+                self.rings[index].state.size = Some(size);
             }
-            Setting::Areas(areas) => self.rings[index].areas = Some(areas),
+            Setting::Areas(areas) => self.rings[index].state.areas = Some(areas),
             Setting::Base(base) => {
                 let group = self.groups[index];
-                if self.rings[index].begun {
+                if self.rings[index].state.begun {
                     plane.retire(group)?;
                     self.take_reported(plane, group);
                     self.rings[index].stop();
                 }
-                self.rings[index].base = base;
+                self.rings[index].state.base = base;
             }
         }
         self.refresh_ring(plane, index)
@@ -76,9 +76,9 @@ impl VirtDev {
         kick: Option<EventFd>,
     ) -> Result<(), Refusal> {
         let ring = &mut self.rings[index];
-        ring.life = ring.life.after(RingEvent::Start)?;
-        ring.fault = None;
-        ring.kick = kick.map_or(Kick::Polled, |fd| Kick::Fd(Arc::new(fd)));
+        ring.state.life = ring.state.life.after(RingEvent::Start)?;
+        ring.state.fault = None;
+        ring.fds.kick = kick.map_or(Kick::Polled, |fd| Kick::Fd(Arc::new(fd)));
         self.refresh_ring(plane, index)
     }
 
@@ -91,15 +91,15 @@ impl VirtDev {
         self.take_reported(plane, self.groups[index]);
         let format = format_of(self.agreed());
         let ring = &mut self.rings[index];
-        ring.life = ring.life.after(RingEvent::Stop)?;
-        ring.base = ring.base_now(format);
-        ring.kick = Kick::Polled;
-        ring.fault = None;
+        ring.state.life = ring.state.life.after(RingEvent::Stop)?;
+        ring.state.base = ring.base_now(format);
+        ring.fds.kick = Kick::Polled;
+        ring.state.fault = None;
         // A position kept by a session before this one stays, for the start that has yet to come.
-        if ring.begun {
+        if ring.state.begun {
             ring.stop();
         }
-        let base = ring.base;
+        let base = ring.state.base;
         self.refresh_ring(plane, index)?;
         Ok(base)
     }
@@ -109,14 +109,14 @@ impl VirtDev {
     /// # Errors
     /// No eventfd can be had, or a worker did not give the ring back.
     pub fn set_call(&mut self, plane: &mut dyn Plane, index: usize, to: CallTo) -> Result<(), Refusal> {
-        self.rings[index].call = match to {
+        self.rings[index].fds.call = match to {
             CallTo::Nobody => Call::Never,
             CallTo::Peer(fd) => Call::Fd(Arc::new(CallFd::of_peer(fd, &self.gate))),
             CallTo::Frontend { can_hear: false } => Call::Unheard,
             CallTo::Frontend { can_hear: true } => Call::Told(Arc::new(CallFd::own(own_eventfd()?))),
         };
         // Who waits at the new descriptor did not hear what the old one was told.
-        self.rings[index].owes_call = true;
+        self.rings[index].state.owes_call = true;
         self.refresh_ring(plane, index)
     }
 
@@ -126,7 +126,7 @@ impl VirtDev {
     /// As [`VirtDev::set_call`].
     pub fn calls_are_heard(&mut self, plane: &mut dyn Plane) -> Result<(), Refusal> {
         for index in 0..self.rings.len() {
-            if matches!(self.rings[index].call, Call::Unheard) {
+            if matches!(self.rings[index].fds.call, Call::Unheard) {
                 self.set_call(plane, index, CallTo::Frontend { can_hear: true })?;
             }
         }
@@ -135,7 +135,7 @@ impl VirtDev {
 
     /// The descriptor by which the front-end is told of a ring's error.
     pub fn set_error(&mut self, index: usize, fd: Option<EventFd>) {
-        self.rings[index].err = fd.filter(|_| !self.hears_no_errors);
+        self.rings[index].fds.err = fd.filter(|_| !self.hears_no_errors);
     }
 
     /// Enables or disables a ring.
@@ -144,10 +144,10 @@ impl VirtDev {
     /// A worker did not give it back.
     pub fn enable(&mut self, plane: &mut dyn Plane, index: usize, on: bool) -> Result<(), Refusal> {
         let ring = &mut self.rings[index];
-        let before = (ring.life, ring.enable_told);
-        ring.life = ring.life.after(if on { RingEvent::Enable } else { RingEvent::Disable })?;
-        ring.enable_told = true;
-        if (ring.life, true) == before { Ok(()) } else { self.refresh_ring(plane, index) }
+        let before = (ring.state.life, ring.state.enable_told);
+        ring.state.life = ring.state.life.after(if on { RingEvent::Enable } else { RingEvent::Disable })?;
+        ring.state.enable_told = true;
+        if (ring.state.life, true) == before { Ok(()) } else { self.refresh_ring(plane, index) }
     }
 
     /// The front-end passes a kick on. The first one proves that it does, so that the ring need not be polled any more.
@@ -155,14 +155,14 @@ impl VirtDev {
     /// # Errors
     /// No eventfd can be had, or a worker did not give the ring back.
     pub fn kick(&mut self, plane: &mut dyn Plane, index: usize) -> Result<(), Refusal> {
-        match &self.rings[index].kick {
+        match &self.rings[index].fds.kick {
             Kick::Fd(_) => Ok(()),
             Kick::Told(fd) => {
                 fd.signal();
                 Ok(())
             }
-            Kick::Polled if self.rings[index].life.is_started() => {
-                self.rings[index].kick = Kick::Told(Arc::new(own_eventfd()?));
+            Kick::Polled if self.rings[index].state.life.is_started() => {
+                self.rings[index].fds.kick = Kick::Told(Arc::new(own_eventfd()?));
                 self.refresh_ring(plane, index)
             }
             Kick::Polled => Ok(()),
@@ -171,7 +171,7 @@ impl VirtDev {
 
     /// The eventfds by which pumps ask that the front-end be told of a call, with their rings.
     pub fn own_calls(&self) -> impl Iterator<Item = (u16, &EventFd)> {
-        self.rings.iter().enumerate().filter_map(|(index, ring)| match &ring.call {
+        self.rings.iter().enumerate().filter_map(|(index, ring)| match &ring.fds.call {
             Call::Told(fd) => Some((index as u16, fd.event())),
             _ => None,
         })
@@ -179,7 +179,7 @@ impl VirtDev {
 
     /// A pump asked that the front-end be told of a call of this ring: true if it is to be told.
     pub fn take_call(&mut self, index: u16) -> bool {
-        match self.rings.get(usize::from(index)).map(|ring| &ring.call) {
+        match self.rings.get(usize::from(index)).map(|ring| &ring.fds.call) {
             Some(Call::Told(fd)) => {
                 fd.event().clear();
                 true
@@ -203,7 +203,7 @@ impl VirtDev {
 
     /// The features that are agreed on; none before.
     pub(super) fn agreed(&self) -> Features {
-        self.features.unwrap_or(Features::NONE)
+        self.state.features.unwrap_or(Features::NONE)
     }
 }
 

@@ -31,10 +31,10 @@ impl VirtDev {
             let mut changed = false;
             for index in self.members(group).collect::<Vec<_>>() {
                 let ring = &mut self.rings[index];
-                let next = ring.life.after(event)?;
-                changed |= next != ring.life;
-                ring.life = next;
-                ring.enable_told = true;
+                let next = ring.state.life.after(event)?;
+                changed |= next != ring.state.life;
+                ring.state.life = next;
+                ring.state.enable_told = true;
             }
             if changed {
                 self.refresh(plane, group)?;
@@ -46,11 +46,11 @@ impl VirtDev {
     /// True if a ring is to be served as far as the connection and the device go.
     pub(super) fn is_served(&self, index: usize) -> bool {
         let ring = &self.rings[index];
-        self.features.is_some()
+        self.state.features.is_some()
             && self.map.is_some()
-            && (!self.status_used || self.status == Status::DriverOk)
-            && ring.life.is_started()
-            && (ring.life.is_enabled() || ring.enable_told)
+            && (!self.state.status_used || self.state.status == Status::DriverOk)
+            && ring.state.life.is_started()
+            && (ring.state.life.is_enabled() || ring.state.enable_told)
     }
 
     /// Something about a ring changed.
@@ -94,7 +94,7 @@ impl VirtDev {
         }
         self.cost += cost_of_placing(plane.running());
         let indexes: Vec<usize> = queues.iter().map(|queue| queue.index.into()).collect();
-        if !self.told {
+        if !self.state.told {
             // They were accepted before; a driver that refuses them now refuses the pump.
             let _ = self.tell_features(plane);
         }
@@ -117,8 +117,8 @@ impl VirtDev {
     /// the ring, so that its counters are this thread's. False: the call blocked, and the watchdog ended it.
     fn pay_call(&mut self, plane: &dyn Plane, index: usize) -> bool {
         let ring = &mut self.rings[index];
-        let (true, Some(call)) = (ring.owes_call, ring.call.sink()) else { return true };
-        ring.owes_call = false;
+        let (true, Some(call)) = (ring.state.owes_call, ring.fds.call.sink()) else { return true };
+        ring.state.owes_call = false;
         let counters = plane.counters(index as u16);
         counters.add_call();
         match interrupt::as_writer(|| call.call_as_session()) {
@@ -148,7 +148,7 @@ impl VirtDev {
     pub(super) fn write_again(&mut self, plane: &mut dyn Plane) -> Result<(), PlaneError> {
         self.write_at = None;
         for index in 0..self.rings.len() {
-            if std::mem::take(&mut self.rings[index].owes_error) {
+            if std::mem::take(&mut self.rings[index].state.owes_error) {
                 self.signal_error(index);
             }
         }
@@ -169,23 +169,23 @@ impl VirtDev {
         let Some(mut config) = ring.configure(features, map, skip_used)? else { return Ok(None) };
         let spans_chains =
             self.class == Class::Net && index.is_multiple_of(2) && features.contains(F_MRG_RXBUF);
-        if !ring.begun && spans_chains && format_of(features) == Format::Packed {
+        if !ring.state.begun && spans_chains && format_of(features) == Format::Packed {
             config.give_back_torn();
         }
         let fault = FaultReporter::new(plane.attention());
         // Kept from now on: if the process dies before the first burst, its successor finds the true position. Halves of a
         // base that differ name chains that were taken and not given back; in the slot they would be a burst under way.
         ring.slot.store(resume::rewound(config.position));
-        ring.begun = true;
+        ring.state.begun = true;
         ring.reporter = Some(fault.clone());
-        ring.fault = None;
+        ring.state.fault = None;
         Ok(Some(QueueBinding {
             index: index as u16,
-            enabled: ring.life.is_enabled(),
+            enabled: ring.state.life.is_enabled(),
             format: format_of(features),
             config,
-            kick: ring.kick.source(),
-            call: ring.call.sink(),
+            kick: ring.fds.kick.source(),
+            call: ring.fds.call.sink(),
             counters: plane.counters(index as u16),
             fault,
         }))
@@ -193,8 +193,8 @@ impl VirtDev {
 
     /// A ring that cannot run as it is set up. It may be set up better; until then it waits, and its fault is shown.
     pub(super) fn cannot_run(&mut self, plane: &mut dyn Plane, index: usize, name: &'static str) {
-        if self.rings[index].fault != Some(name) {
-            self.rings[index].fault = Some(name);
+        if self.rings[index].state.fault != Some(name) {
+            self.rings[index].state.fault = Some(name);
             self.signal_error(index);
             // A front-end can make a ring fail and recover with two messages: told as often as other breaches are.
             if self.breaches.take(Instant::now()) {
@@ -209,16 +209,16 @@ impl VirtDev {
     /// reset; the other rings go on.
     pub(super) fn fault(&mut self, plane: &mut dyn Plane, index: usize, name: &'static str) {
         let ring = &mut self.rings[index];
-        let Ok(next) = ring.life.after(RingEvent::Fault) else { return };
-        ring.life = next;
-        ring.fault = Some(name);
+        let Ok(next) = ring.state.life.after(RingEvent::Fault) else { return };
+        ring.state.life = next;
+        ring.state.fault = Some(name);
         if name == RingFault::CallBlocked.name() {
             // It held a core that others share for as long as a watchdog takes: not at once again.
-            ring.call = Call::Never;
+            ring.fds.call = Call::Never;
             self.pay_for_blocking();
         }
         self.signal_error(index);
-        if !std::mem::replace(&mut self.needs_reset, true) {
+        if !std::mem::replace(&mut self.state.needs_reset, true) {
             self.notices.config_changed = true;
         }
         plane.report(Report::RingFault { queue: index as u16, fault: name });
@@ -236,13 +236,15 @@ impl VirtDev {
     /// call blocks all the same is stopped like one that blocked a worker. Nobody but this peer waits for that.
     pub(super) fn make_owed_calls(&mut self, plane: &mut dyn Plane) -> Result<(), PlaneError> {
         for index in 0..self.rings.len() {
-            let Some(call) = self.rings[index].call.sink().filter(|call| call.take_owed()) else { continue };
+            let Some(call) = self.rings[index].fds.call.sink().filter(|call| call.take_owed()) else {
+                continue;
+            };
             match interrupt::as_writer(|| call.call_as_session()) {
                 Some(true) => {}
                 Some(false) => {
                     let Some(reporter) = &self.rings[index].reporter else {
                         // No pump has it: there is nothing to stop.
-                        self.rings[index].call = Call::Never;
+                        self.rings[index].fds.call = Call::Never;
                         self.pay_for_blocking();
                         continue;
                     };
@@ -259,17 +261,17 @@ impl VirtDev {
 
     /// Tells the front-end of a ring's error by descriptor, else as the front-end's protocol can.
     pub(super) fn signal_error(&mut self, index: usize) {
-        match &self.rings[index].err {
+        match &self.rings[index].fds.err {
             Some(fd) => match interrupt::as_writer(|| fd.call()) {
                 Some(true) => {}
                 // The watchdog ended the write. Who made it block is told of no error any more.
                 Some(false) => {
                     self.hears_no_errors = true;
-                    self.rings.iter_mut().for_each(|ring| ring.err = None);
+                    self.rings.iter_mut().for_each(|ring| ring.fds.err = None);
                     self.pay_for_blocking();
                 }
                 None => {
-                    self.rings[index].owes_error = true;
+                    self.rings[index].state.owes_error = true;
                     self.write_again_soon();
                 }
             },
@@ -319,13 +321,13 @@ impl VirtDev {
         // virtio 1.3 §5.1.2: even is receive.
         let is_receive = self.class == Class::Net && index.is_multiple_of(2);
         let ring = &mut self.rings[index];
-        let lack = if !ring.life.is_started() || ring.fault.is_some() {
+        let lack = if !ring.state.life.is_started() || ring.state.fault.is_some() {
             None
         } else if !has_memory {
             // Before the driver is ready it needs none.
-            (!self.status_used || self.status == Status::DriverOk).then_some(Lack::Memory)
+            (!self.state.status_used || self.state.status == Status::DriverOk).then_some(Lack::Memory)
         } else {
-            let serves = is_receive && ring.placed && ring.life.is_enabled();
+            let serves = is_receive && ring.placed && ring.state.life.is_enabled();
             let lacks = serves && !self.map.as_ref().is_some_and(|map| ring.has_posted(format, map));
             lacks.then_some(Lack::Buffers)
         };
@@ -334,7 +336,7 @@ impl VirtDev {
             return None;
         };
         // Once its driver is ready, it will not get any.
-        let is_certain = lack == Lack::Memory && self.status_used;
+        let is_certain = lack == Lack::Memory && self.state.status_used;
         let since = now.saturating_duration_since(*ring.lacks_since.get_or_insert(now));
         let (is_shown, is_long) = match is_certain {
             true => (true, true),
@@ -362,12 +364,12 @@ impl VirtDev {
         let report = |((index, ring), lacks): ((usize, &Ring), Option<Lack>)| RingReport {
             index: index as u16,
             // Bounded by the device's largest size when it was set.
-            size: ring.size.unwrap_or(0) as u16,
-            started: ring.life.is_started(),
-            enabled: ring.life.is_enabled(),
-            kicks: !matches!(ring.kick, Kick::Polled),
-            fault: ring.fault,
-            runs: ring.placed && ring.life.is_started() && ring.life.is_enabled(),
+            size: ring.state.size.unwrap_or(0) as u16,
+            started: ring.state.life.is_started(),
+            enabled: ring.state.life.is_enabled(),
+            kicks: !matches!(ring.fds.kick, Kick::Polled),
+            fault: ring.state.fault,
+            runs: ring.placed && ring.state.life.is_started() && ring.state.life.is_enabled(),
             lacks,
             core: plane.core(self.groups[index]).filter(|_| ring.placed),
         };
