@@ -14,7 +14,8 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 
 use crate::account::WorkerAccount;
 use crate::berth::Berth;
-use crate::engine::{IdlePolicy, PlaceError};
+use crate::config::IdlePolicy;
+use crate::error::PlaceError;
 use crate::mailbox::Mailbox;
 use crate::reaper::Alarm;
 use crate::tenant::{Seat, Tenant};

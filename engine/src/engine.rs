@@ -9,148 +9,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::berth::{LET_GO, RETIRE};
+use crate::config::{Clock, EngineConfig, IdlePolicy};
 use crate::desk::Desk;
+use crate::error::{NotPlaced, PlaceError, StartError};
 use crate::pace::{to_cycles, to_nanoseconds};
 use crate::pin::pin_to;
-use crate::pump::{MAX_WAKE_SOURCES, Pump};
+use crate::placed::{Placed, Watcher};
+use crate::pump::Pump;
 use crate::reaper::{self, Alarm};
-use crate::stats::{PumpStats, Stuck, WorkerStats};
-use crate::tenant::{Ending, Seat, Tenant};
+use crate::stats::{Stuck, WorkerStats};
+use crate::tenant::{Seat, Tenant};
 use crate::worker::Worker;
-
-/// How workers tell time: a cycle counter and its rate. Given from outside, since reading it is not this crate's
-/// business; tests give one of their own.
-#[derive(Debug, Clone, Copy)]
-pub struct Clock {
-    /// Reads the counter.
-    pub cycles: fn() -> u64,
-    /// Cycles per second.
-    pub hertz: u64,
-}
-
-/// What a worker does when none of its pumps has work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum IdlePolicy {
-    /// Spins.
-    Poll,
-    /// Spins for a while, then sleeps until a wake source or the mailbox wakes it.
-    Adaptive,
-}
-
-/// How to start an engine.
-#[derive(Debug, Clone)]
-pub struct EngineConfig {
-    /// The cores that become workers, one worker each.
-    pub cores: Vec<usize>,
-    /// What idle workers do.
-    pub idle: IdlePolicy,
-    /// How they tell time.
-    pub clock: Clock,
-}
-
-/// Why an engine did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// No core was given.
-    #[error("no core was given to work on")]
-    NoCores,
-    /// A core was named twice.
-    #[error("core {0} is named twice")]
-    Duplicate(usize),
-    /// The pin did not take: read back after setting it.
-    #[error("cannot pin a worker to core {core}: {why}")]
-    Pin {
-        /// The core.
-        core: usize,
-        /// What was found instead.
-        why: String,
-    },
-    /// The system refused a thread or a descriptor.
-    #[error("cannot start the worker of core {core}: {source}")]
-    System {
-        /// The core.
-        core: usize,
-        /// What the system said.
-        source: std::io::Error,
-    },
-}
-
-/// A pump that was not placed: it comes back as it was, for whoever made it to take apart or to place elsewhere.
-#[derive(thiserror::Error)]
-#[error("{why}")]
-pub struct NotPlaced {
-    /// Why.
-    pub why: PlaceError,
-    /// The pump.
-    pub pump: Box<dyn Pump>,
-}
-
-/// Why a pump was not placed, moved or retired.
-#[derive(Debug, thiserror::Error)]
-pub enum PlaceError {
-    /// No worker runs on that core.
-    #[error("no worker runs on core {0}")]
-    NoSuchCore(usize),
-    /// The worker's tables are full, or the engine is shutting down.
-    #[error(
-        "the worker of core {0} takes no more pumps: it has as many as it can, or ringwayd is stopping; serve the device by \
-         another core"
-    )]
-    Full(usize),
-    /// A wake source could not be watched.
-    #[error(
-        "no worker can watch its kicks: {0}; each running queue takes descriptors of ringwayd: raise its limit (LimitNOFILE, \
-         ulimit -n) or run fewer queues"
-    )]
-    WakeSource(std::io::Error),
-    /// More wake sources than one pump may have.
-    #[error(
-        "its {0} queues with kicks are more than one worker's pump can have, {MAX_WAKE_SOURCES}: run fewer queues"
-    )]
-    TooManySources(usize),
-    /// The worker did not acknowledge in time. The pump stays where it is and takes no new work; ask again.
-    #[error("the worker of core {core} did not acknowledge within {waited:?}")]
-    Timeout {
-        /// The core.
-        core: usize,
-        /// How long it was given.
-        waited: Duration,
-    },
-    /// No pump is placed by this handle any more: it was given back.
-    #[error("the pump was given back before")]
-    Gone,
-    /// The pump panicked and was taken out, so it cannot be moved; [`Placed::retire`] gives it back with the reason.
-    #[error("the pump was taken out because it panicked")]
-    Ended,
-}
-
-/// Told by a worker, on its thread, that a pump was taken out because it panicked. Must keep the worker's rules: no
-/// lock, no allocation, no waiting (write an eventfd).
-pub trait Watcher: Send + Sync {
-    /// The pump has been taken out; [`Placed::retire`] gives the reason.
-    fn pump_ended(&self);
-}
-
-/// How a pump ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum End {
-    /// It was retired.
-    Retired,
-    /// It panicked with this message (shortened) and was taken out.
-    Panicked(String),
-}
-
-/// A pump given back by its worker, which touches neither it nor its memory any more.
-pub struct Retired {
-    /// The pump.
-    pub pump: Box<dyn Pump>,
-    /// How it ended.
-    pub end: End,
-    /// It was given back before it had stopped ([`Pump::stopped`]): DMA or other work may still be out, and whoever
-    /// has the pump must end that before the memory goes.
-    pub in_flight: bool,
-}
+use crate::workers::Workers;
 
 /// The workers. Cheap to clone; the workers stop when [`Engine::shutdown`] is called or the last clone is dropped.
 #[derive(Clone)]
@@ -160,19 +30,12 @@ pub struct Engine {
 
 /// What ends with the last clone.
 struct Inner {
-    plant: Arc<Plant>,
+    workers: Arc<Workers>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     reaper: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// What the holders of placed pumps keep as well.
-struct Plant {
-    desks: Vec<Arc<Desk>>,
-    cores: Vec<usize>,
-    alarm: Arc<Alarm>,
-    clock: Clock,
-}
-
 impl Engine {
     /// Starts and pins one worker per core. With an error, none is left running.
     ///
@@ -197,20 +60,21 @@ impl Engine {
                     .map_err(|source| StartError::System { core, source })
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let plant = Arc::new(Plant { desks, cores: config.cores, alarm, clock: config.clock });
+        let workers = Arc::new(Workers { desks, cores: config.cores, alarm, clock: config.clock });
         // From here on, dropping it ends what was started.
-        let inner = Inner { plant: Arc::clone(&plant), threads: Mutex::default(), reaper: Mutex::default() };
-        for desk in &plant.desks {
+        let inner =
+            Inner { workers: Arc::clone(&workers), threads: Mutex::default(), reaper: Mutex::default() };
+        for desk in &workers.desks {
             let thread = start_worker(desk, config.clock)?;
             lock(&inner.threads).push(thread);
         }
-        let first = plant.cores[0];
+        let first = workers.cores[0];
         let reaper = {
-            let plant = Arc::clone(&plant);
+            let workers = Arc::clone(&workers);
             std::thread::Builder::new()
                 .name("rw-reaper".to_owned())
                 .stack_size(REAPER_STACK_BYTES)
-                .spawn(move || reaper::run(&plant.alarm, &plant.desks))
+                .spawn(move || reaper::run(&workers.alarm, &workers.desks))
                 .map_err(|source| StartError::System { core: first, source })?
         };
         *lock(&inner.reaper) = Some(reaper);
@@ -219,7 +83,7 @@ impl Engine {
 
     /// The cores that have workers, in the order given.
     pub fn cores(&self) -> &[usize] {
-        &self.inner.plant.cores
+        &self.inner.workers.cores
     }
 
     /// Hands a pump to the worker of `core`. Returns once it is in the mailbox.
@@ -233,10 +97,10 @@ impl Engine {
         pump: Box<dyn Pump>,
         watcher: Arc<dyn Watcher>,
     ) -> Result<Placed, NotPlaced> {
-        let plant = &self.inner.plant;
-        let reserved = plant.index_of(core).and_then(|index| {
+        let workers = &self.inner.workers;
+        let reserved = workers.index_of(core).and_then(|index| {
             let seat = Seat::new(name, pump.as_ref())?;
-            let slot = plant.reserve(index, &seat)?;
+            let slot = workers.reserve(index, &seat)?;
             Ok((index, seat, slot))
         });
         let (index, seat, slot) = match reserved {
@@ -244,25 +108,25 @@ impl Engine {
             Err(why) => return Err(NotPlaced { why, pump }),
         };
         let tenant = Tenant::new(pump, watcher, Arc::clone(&seat));
-        match plant.deliver(index, slot, tenant) {
-            Ok(()) => Ok(Placed { plant: Arc::clone(plant), index, slot: Some(slot), seat }),
+        match workers.deliver(index, slot, tenant) {
+            Ok(()) => Ok(Placed { workers: Arc::clone(workers), index, slot: Some(slot), seat }),
             Err(tenant) => Err(NotPlaced { why: PlaceError::Full(core), pump: tenant.pump }),
         }
     }
 
     /// What every worker did. Reading changes nothing.
     pub fn workers(&self) -> Vec<WorkerStats> {
-        self.inner.plant.desks.iter().map(|desk| self.inner.plant.read(desk)).collect()
+        self.inner.workers.desks.iter().map(|desk| self.inner.workers.read(desk)).collect()
     }
 
     /// The workers that have been inside one call of one pump for longer than `longer_than`. A pump's only system call
     /// is the write to a peer's eventfd, which a hostile peer can make block: whoever watches then interrupts the
     /// thread with a signal and faults the ring. Cheap enough to call every millisecond.
     pub fn stuck(&self, longer_than: Duration) -> Vec<Stuck> {
-        let clock = self.inner.plant.clock;
+        let clock = self.inner.workers.clock;
         let bound = to_cycles(u64::try_from(longer_than.as_nanos()).unwrap_or(u64::MAX), clock.hertz);
         let mut found = Vec::new();
-        for desk in &self.inner.plant.desks {
+        for desk in &self.inner.workers.desks {
             let Some((slot, since)) = desk.account.current() else { continue };
             let cycles = (clock.cycles)().saturating_sub(since);
             if cycles > bound
@@ -281,7 +145,7 @@ impl Engine {
 
     /// Changes the idle policy of every worker.
     pub fn set_idle(&self, idle: IdlePolicy) {
-        for desk in &self.inner.plant.desks {
+        for desk in &self.inner.workers.desks {
             desk.set_idle(idle);
         }
     }
@@ -299,7 +163,7 @@ impl Engine {
 
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Engine").field("cores", &self.inner.plant.cores).finish_non_exhaustive()
+        f.debug_struct("Engine").field("cores", &self.inner.workers.cores).finish_non_exhaustive()
     }
 }
 
@@ -307,7 +171,7 @@ impl Inner {
     fn stop(&self) {
         // Held while it waits, so that a second caller returns when all is done, too.
         let mut threads = lock(&self.threads);
-        for desk in &self.plant.desks {
+        for desk in &self.workers.desks {
             desk.close();
         }
         let asked = Instant::now();
@@ -320,13 +184,13 @@ impl Inner {
                 let _ = thread.join();
             }
         }
-        self.plant.alarm.stop();
+        self.workers.alarm.stop();
         match lock(&self.reaper).take() {
             Some(reaper) => {
                 let _ = reaper.join();
             }
             // Started half-way, or stopped before.
-            None => self.plant.desks.iter().for_each(|desk| desk.set_reaperless()),
+            None => self.workers.desks.iter().for_each(|desk| desk.set_reaperless()),
         }
     }
 }
@@ -334,195 +198,6 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-impl Plant {
-    fn index_of(&self, core: usize) -> Result<usize, PlaceError> {
-        self.cores.iter().position(|&known| known == core).ok_or(PlaceError::NoSuchCore(core))
-    }
-
-    /// Reserves a slot and has the worker's epoll watch the wake sources.
-    fn reserve(&self, index: usize, seat: &Seat) -> Result<u32, PlaceError> {
-        let desk = &self.desks[index];
-        let slot = desk.admit()?;
-        if let Err(error) = seat.watch(&desk.epoll, slot) {
-            desk.release(slot, seat);
-            return Err(error);
-        }
-        Ok(slot)
-    }
-
-    /// Hands a tenant to a worker. It comes back from one that is stopping.
-    fn deliver(&self, index: usize, slot: u32, tenant: Box<Tenant>) -> Result<(), Box<Tenant>> {
-        let seat = Arc::clone(&tenant.seat);
-        let desk = &self.desks[index];
-        desk.deliver(slot, tenant).inspect_err(|_| desk.release(slot, &seat))
-    }
-
-    fn read(&self, desk: &Desk) -> WorkerStats {
-        let window = crate::pace::Pace::of(self.clock).longest_turn_window;
-        let snapshot = desk.account.read((self.clock.cycles)(), window);
-        let tid = desk.tid.load(Ordering::Relaxed) as i32;
-        let current = desk.account.current().and_then(|(slot, since)| Some((desk.seat(slot)?, since)));
-        WorkerStats {
-            core: desk.core,
-            tid,
-            idle: desk.idle(),
-            busy_cycles: snapshot.busy_cycles,
-            idle_cycles: snapshot.idle_cycles,
-            sleep_cycles: snapshot.sleep_cycles,
-            turns: snapshot.turns,
-            bursts: snapshot.bursts,
-            items: snapshot.items,
-            wakeups: snapshot.wakeups,
-            longest_turn_cycles: snapshot.longest_turn,
-            panics: snapshot.panics,
-            preemptions: preemptions(tid),
-            current_pump: current.as_ref().map(|(seat, _)| seat.name.clone()),
-            stuck_since: current.map(|(_, since)| since),
-            pumps: desk.seats().iter().map(|seat| seat.account.read(&seat.name)).collect(),
-        }
-    }
-}
-
-/// A pump on a worker. Dropping it begins the retirement without waiting; the pump itself is then dropped on a thread
-/// that is not a worker.
-pub struct Placed {
-    plant: Arc<Plant>,
-    index: usize,
-    /// None once the pump was given back.
-    slot: Option<u32>,
-    seat: Arc<Seat>,
-}
-
-impl Placed {
-    /// Takes the pump back: once this returns Ok, the worker touches neither it nor its memory any more. The handle
-    /// stays usable after a timeout.
-    ///
-    /// # Errors
-    /// [`PlaceError::Timeout`]: the worker has not reached its quiescent point, or the pump has work in flight;
-    /// [`PlaceError::Gone`]: it was given back before.
-    pub fn retire(&mut self, within: Duration) -> Result<Retired, PlaceError> {
-        self.take_back(RETIRE, within)
-    }
-
-    /// Takes the pump back even though it has work in flight, at the worker's next quiescent point:
-    /// [`Retired::in_flight`] then tells that the work must be ended by other means (a reset of the function).
-    ///
-    /// # Errors
-    /// As [`Placed::retire`].
-    pub fn revoke(&mut self, within: Duration) -> Result<Retired, PlaceError> {
-        self.take_back(RETIRE | LET_GO, within)
-    }
-
-    /// Moves the pump to another core: retired there, placed here, under traffic. Its statistics go with it.
-    ///
-    /// # Errors
-    /// The pump stays where it is; after a [`PlaceError::Timeout`] it may have stopped, and goes on once it is moved.
-    pub fn move_to(&mut self, core: usize, within: Duration) -> Result<(), PlaceError> {
-        let index = self.plant.index_of(core)?;
-        let slot = self.slot.ok_or(PlaceError::Gone)?;
-        if self.seat.has_ended() {
-            return Err(PlaceError::Ended);
-        }
-        if index == self.index {
-            return Ok(());
-        }
-        // All that can fail on the other core comes before the pump leaves this one.
-        let new_slot = self.plant.reserve(index, &self.seat)?;
-        let (old, new) = (&self.plant.desks[self.index], &self.plant.desks[index]);
-        let mut tenant = match old.recall(slot, RETIRE, within) {
-            Ok(tenant) => tenant,
-            Err(error) => {
-                new.release(new_slot, &self.seat);
-                return Err(error);
-            }
-        };
-        if matches!(tenant.ending, Ending::Panicked(_)) {
-            new.release(new_slot, &self.seat);
-            old.keep(slot, tenant);
-            return Err(PlaceError::Ended);
-        }
-        tenant.renew();
-        if let Err(tenant) = self.plant.deliver(index, new_slot, tenant) {
-            old.keep(slot, tenant);
-            return Err(PlaceError::Full(core));
-        }
-        old.release(slot, &self.seat);
-        (self.index, self.slot) = (index, Some(new_slot));
-        Ok(())
-    }
-
-    /// Has the pump polled, should it sleep: its owner left it something to do. What was written before is seen by that
-    /// poll.
-    pub fn wake(&self) {
-        if let Some(slot) = self.slot {
-            self.plant.desks[self.index].wake(slot);
-        }
-    }
-
-    /// The core it is on.
-    pub fn core(&self) -> usize {
-        self.plant.cores[self.index]
-    }
-
-    /// True once the pump was taken out because it panicked.
-    pub fn has_ended(&self) -> bool {
-        self.seat.has_ended()
-    }
-
-    /// What it cost and did.
-    pub fn stats(&self) -> PumpStats {
-        self.seat.account.read(&self.seat.name)
-    }
-
-    fn take_back(&mut self, order: u32, within: Duration) -> Result<Retired, PlaceError> {
-        let slot = self.slot.ok_or(PlaceError::Gone)?;
-        let desk = &self.plant.desks[self.index];
-        let tenant = desk.recall(slot, order, within)?;
-        desk.release(slot, &self.seat);
-        self.slot = None;
-        self.seat.close_sources();
-        let Tenant { pump, ending, .. } = *tenant;
-        let (end, in_flight) = match ending {
-            Ending::Stopped => (End::Retired, false),
-            Ending::InFlight => (End::Retired, true),
-            Ending::Panicked(caught) => (End::Panicked(caught.message()), true),
-        };
-        Ok(Retired { pump, end, in_flight })
-    }
-}
-
-impl Drop for Placed {
-    fn drop(&mut self) {
-        if let Some(slot) = self.slot {
-            self.plant.desks[self.index].abandon(slot);
-        }
-    }
-}
-
-impl fmt::Debug for NotPlaced {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NotPlaced").field("why", &self.why).finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Placed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Placed")
-            .field("name", &self.seat.name)
-            .field("core", &self.core())
-            .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Retired {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Retired")
-            .field("end", &self.end)
-            .field("in_flight", &self.in_flight)
-            .finish_non_exhaustive()
     }
 }
 
@@ -560,16 +235,6 @@ fn start_worker(desk: &Arc<Desk>, clock: Clock) -> Result<JoinHandle<()>, StartE
             Err(StartError::System { core, source: std::io::Error::other("the thread ended at its start") })
         }
     }
-}
-
-/// How often the kernel took the core away from a thread of this process.
-fn preemptions(tid: i32) -> u64 {
-    let Ok(status) = std::fs::read_to_string(format!("/proc/self/task/{tid}/status")) else { return 0 };
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("nonvoluntary_ctxt_switches:"))
-        .and_then(|count| count.trim().parse().ok())
-        .unwrap_or(0)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -13,16 +13,22 @@ mod account;
 /// How a pump passes between its holder and a worker.
 #[doc(hidden)]
 pub mod berth;
+/// How an engine is started.
+pub mod config;
 mod contain;
 mod deadlines;
 mod desk;
 /// The engine: starts workers, places, moves and retires pumps.
 pub mod engine;
+/// Why something was not done.
+pub mod error;
 /// How a worker is told that there is something to see, and falls asleep without missing it.
 #[doc(hidden)]
 pub mod mailbox;
 mod pace;
 mod pin;
+/// A pump on a worker.
+pub mod placed;
 /// What a worker polls, and what it tells the worker.
 pub mod pump;
 mod reaper;
@@ -30,9 +36,11 @@ mod stats;
 mod sync;
 mod tenant;
 mod worker;
+mod workers;
 
-pub use engine::{
-    Clock, End, Engine, EngineConfig, IdlePolicy, NotPlaced, PlaceError, Placed, Retired, StartError, Watcher,
-};
+pub use config::{Clock, EngineConfig, IdlePolicy};
+pub use engine::Engine;
+pub use error::{NotPlaced, PlaceError, StartError};
+pub use placed::{End, Placed, Retired, Watcher};
 pub use pump::{Armed, Budget, Polled, Pump};
 pub use stats::{PumpStats, Stuck, WorkerStats};

@@ -1,6 +1,6 @@
 //! The worker's times, in nanoseconds as constants and in cycles of its clock as [`Pace`].
 
-use crate::engine::Clock;
+use crate::config::Clock;
 
 /// A pump that has moved nothing for this long is armed.
 pub(crate) const ARM_AFTER_NS: u64 = 50_000;

@@ -2,7 +2,7 @@
 
 use rustix::thread::{CpuSet, sched_getaffinity};
 
-use crate::engine::StartError;
+use crate::error::StartError;
 
 /// Pins the calling thread to exactly `core`.
 pub(crate) fn pin_to(core: usize) -> Result<(), StartError> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::engine::IdlePolicy;
+use crate::config::IdlePolicy;
 
 /// What one pump cost and did, since it was first placed; moves between cores do not reset it.
 #[derive(Debug, Clone, PartialEq, Eq)]

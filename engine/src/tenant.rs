@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::account::PumpAccount;
 use crate::contain::Caught;
-use crate::engine::{PlaceError, Watcher};
+use crate::error::PlaceError;
+use crate::placed::Watcher;
 use crate::pump::{MAX_WAKE_SOURCES, Pump};
 
 /// What a worker has of a pump. Allocated by the placer, dropped by whoever took it back; on the worker only moved.

@@ -15,10 +15,10 @@ use rustix::event::epoll;
 use rustix::time::Timespec;
 
 use crate::berth::{LET_GO, RETIRE};
+use crate::config::{Clock, IdlePolicy};
 use crate::contain::{Caught, contained};
 use crate::deadlines::Deadlines;
 use crate::desk::{BELL, Desk, SLOTS};
-use crate::engine::{Clock, IdlePolicy};
 use crate::pace::Pace;
 use crate::pump::{Armed, Budget, Polled};
 use crate::tenant::{Ending, State, Tenant};
