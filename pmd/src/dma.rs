@@ -72,6 +72,14 @@ pub enum MapError {
         /// How much of it.
         size: u64,
     },
+    /// The guest's memory, or its place in its file, is not whole pages.
+    #[error("guest memory at {gpa:#x}, {size:#x} bytes, is not whole pages: a device cannot reach it")]
+    Unaligned {
+        /// Where it is.
+        gpa: u64,
+        /// How much of it.
+        size: u64,
+    },
     /// The host did not map it.
     #[error("cannot map guest memory at {gpa:#x}, {len:#x} bytes, for the device: {source}")]
     Host {
@@ -93,7 +101,15 @@ pub struct Window {
     space: Arc<dyn DmaSpace>,
     base: u64,
     size: u64,
-    mapped: Vec<Arc<Region>>,
+    mapped: Vec<Mapped>,
+}
+
+/// A region, and what of it is mapped: all of it but while that changes, and after the host failed.
+struct Mapped {
+    region: Arc<Region>,
+    /// Where each step begins, and how long it is.
+    steps: Vec<(u64, u64)>,
+    is_whole: bool,
 }
 
 impl fmt::Debug for Window {
@@ -110,11 +126,18 @@ impl Window {
 
     /// The address by which the device reaches `len` bytes at `gpa`, if they are mapped as a whole, in one region.
     pub fn iova(&self, gpa: u64, len: u64) -> Option<u64> {
-        let inside = |region: &&Arc<Region>| {
-            let at = gpa.checked_sub(region.gpa());
-            at.and_then(|at| at.checked_add(len)).is_some_and(|end| end <= region.size())
-        };
-        self.mapped.iter().find(inside).map(|_| self.base + gpa)
+        self.whole().find(|region| is_within(gpa, len, region.gpa(), region.size())).map(|_| self.base + gpa)
+    }
+
+    /// The same for an address as a front-end writes it, as those of [`QueueConfig`](ringway_ring::queue::QueueConfig) are.
+    pub fn iova_of_user(&self, user: u64, len: u64) -> Option<u64> {
+        let region = self.whole().find(|region| is_within(user, len, region.user_addr(), region.size()))?;
+        Some(self.base + region.gpa() + (user - region.user_addr()))
+    }
+
+    /// The regions that are mapped.
+    fn whole(&self) -> impl Iterator<Item = &Arc<Region>> {
+        self.mapped.iter().filter(|mapped| mapped.is_whole).map(|mapped| &mapped.region)
     }
 
     /// Puts a guest's memory in force instead of what is mapped now; None: nothing is mapped then.
@@ -124,8 +147,12 @@ impl Window {
     pub fn set_map(&mut self, map: Option<&GuestMap>, cancel: Cancel<'_>) -> Result<(), MapError> {
         let wanted = map.map_or(&[][..], GuestMap::regions);
         let ranges = self.space.ranges();
+        let page = rustix::param::page_size() as u64;
         for region in wanted {
             let (gpa, size) = (region.gpa(), region.size());
+            if [gpa, size, region.file_offset()].iter().any(|number| !number.is_multiple_of(page)) {
+                return Err(MapError::Unaligned { gpa, size });
+            }
             let last = gpa.checked_add(size - 1).filter(|last| *last < self.size);
             let last = last.and_then(|last| self.base.checked_add(last));
             let holds = |range: &RangeInclusive<u64>, last| {
@@ -135,30 +162,33 @@ impl Window {
                 return Err(MapError::Beyond { gpa, size });
             }
         }
-        let is_in =
-            |list: &[Arc<Region>], region: &Arc<Region>| list.iter().any(|one| Arc::ptr_eq(one, region));
-        let news: Vec<&Arc<Region>> = wanted.iter().filter(|region| !is_in(&self.mapped, region)).collect();
-        let goes: Vec<Arc<Region>> =
-            self.mapped.iter().filter(|region| !is_in(wanted, region)).map(Arc::clone).collect();
+        let is_in = |region: &Arc<Region>| wanted.iter().any(|one| Arc::ptr_eq(one, region));
+        let is_there = |region: &Arc<Region>| self.whole().any(|one| Arc::ptr_eq(one, region));
+        let news: Vec<Arc<Region>> =
+            wanted.iter().filter(|region| !is_there(region)).map(Arc::clone).collect();
+        let goes = self.mapped.iter().map(|mapped| &mapped.region).filter(|region| !is_in(region));
         // What is in the way goes first; all else stays until the new map is in force.
         let (in_the_way, rest): (Vec<_>, Vec<_>) =
-            goes.into_iter().partition(|old| news.iter().any(|new| overlap(old, new)));
+            goes.map(Arc::clone).partition(|old| news.iter().any(|new| overlap(old, new)));
         for old in &in_the_way {
             self.take_away(old).map_err(MapError::Lost)?;
         }
         for (put, new) in news.iter().enumerate() {
-            if let Err(error) = self.put(new, cancel) {
-                for new in news.iter().take(put) {
-                    self.take_away(new).map_err(MapError::Lost)?;
-                }
-                for old in &in_the_way {
-                    self.put(old, Cancel::never()).map_err(|again| match again {
-                        MapError::Host { source, .. } => MapError::Lost(source),
-                        other => other,
-                    })?;
-                }
-                return Err(error);
+            let Err(error) = self.put(new, cancel) else { continue };
+            for new in news.iter().take(put + 1) {
+                self.take_away(new).map_err(MapError::Lost)?;
             }
+            // Who is being removed is not made to wait for what it had before.
+            if matches!(error, MapError::Cancelled) && !in_the_way.is_empty() {
+                return Err(MapError::Lost(io::Error::other("the device is being removed")));
+            }
+            for old in &in_the_way {
+                self.put(old, Cancel::never()).map_err(|again| match again {
+                    MapError::Host { source, .. } => MapError::Lost(source),
+                    other => other,
+                })?;
+            }
+            return Err(error);
         }
         for old in &rest {
             self.take_away(old).map_err(MapError::Lost)?;
@@ -166,48 +196,55 @@ impl Window {
         Ok(())
     }
 
-    /// Maps a region, all of it or nothing.
+    /// Maps a region. What of it was mapped when it fails, is to be taken away.
     fn put(&mut self, region: &Arc<Region>, cancel: Cancel<'_>) -> Result<(), MapError> {
+        let (space, base) = (Arc::clone(&self.space), self.base);
+        // Held from before its first byte can be reached.
+        self.mapped.push(Mapped { region: Arc::clone(region), steps: Vec::new(), is_whole: false });
+        let Some(mapped) = self.mapped.last_mut() else { return Ok(()) };
         for (at, len) in steps(region) {
-            let gpa = region.gpa() + at;
-            let mapped = if cancel.is_cancelled() {
-                Err(MapError::Cancelled)
-            } else {
-                let host = |source| MapError::Host { gpa, len, source };
-                self.space.map(self.base + gpa, region, at, len).map_err(host)
-            };
-            if let Err(error) = mapped {
-                for (at, len) in steps(region).take_while(|(before, _)| *before < at) {
-                    self.space.unmap(self.base + region.gpa() + at, len).map_err(MapError::Lost)?;
-                }
-                return Err(error);
+            if cancel.is_cancelled() {
+                return Err(MapError::Cancelled);
             }
+            let gpa = region.gpa() + at;
+            space.map(base + gpa, region, at, len).map_err(|source| MapError::Host { gpa, len, source })?;
+            mapped.steps.push((at, len));
         }
-        self.mapped.push(Arc::clone(region));
+        mapped.is_whole = true;
         Ok(())
     }
 
     /// Unmaps a region. It is held until nothing of it is mapped any more.
     fn take_away(&mut self, region: &Arc<Region>) -> io::Result<()> {
-        for (at, len) in steps(region) {
-            self.space.unmap(self.base + region.gpa() + at, len)?;
+        let (space, base) = (Arc::clone(&self.space), self.base);
+        for mapped in self.mapped.iter_mut().filter(|mapped| Arc::ptr_eq(&mapped.region, region)) {
+            mapped.is_whole = false;
+            while let Some((at, len)) = mapped.steps.last().copied() {
+                space.unmap(base + region.gpa() + at, len)?;
+                mapped.steps.pop();
+            }
         }
-        self.mapped.retain(|one| !Arc::ptr_eq(one, region));
+        self.mapped.retain(|mapped| !Arc::ptr_eq(&mapped.region, region));
         Ok(())
     }
 }
 
 impl Drop for Window {
     fn drop(&mut self) {
-        for region in std::mem::take(&mut self.mapped) {
-            let is_unmapped =
-                steps(&region).all(|(at, len)| self.space.unmap(self.base + region.gpa() + at, len).is_ok());
-            if !is_unmapped {
+        for Mapped { region, steps, .. } in std::mem::take(&mut self.mapped) {
+            let unmap =
+                |(at, len): &(u64, u64)| self.space.unmap(self.base + region.gpa() + at, *len).is_err();
+            if steps.iter().filter(|step| unmap(step)).count() > 0 {
                 // The device may write there still: the memory is not given to anybody else while this process lives.
                 std::mem::forget(region);
             }
         }
     }
+}
+
+/// All `len` bytes at `at` lie in the `size` bytes at `start`.
+fn is_within(at: u64, len: u64, start: u64, size: u64) -> bool {
+    at.checked_sub(start).and_then(|from| from.checked_add(len)).is_some_and(|end| end <= size)
 }
 
 /// Where the steps of a region begin, and how long each is.

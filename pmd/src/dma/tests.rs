@@ -12,6 +12,8 @@ use super::*;
 #[derive(Default)]
 struct Model {
     mapped: Mutex<BTreeMap<u64, (u64, u64)>>,
+    /// IOVAs that are not unmapped.
+    sticky: Mutex<Vec<u64>>,
     /// Calls of `map` until one fails.
     fails_after: Mutex<Option<usize>>,
     calls: Mutex<Vec<u64>>,
@@ -33,6 +35,9 @@ impl DmaSpace for Model {
         Ok(())
     }
     fn unmap(&self, iova: u64, len: u64) -> io::Result<()> {
+        if self.sticky.lock().unwrap().contains(&iova) {
+            return Err(io::Error::other("the IOMMU does not answer"));
+        }
         let there = self.mapped.lock().unwrap().remove(&iova);
         assert_eq!(there.map(|(length, _)| length), Some(len), "as it was mapped");
         Ok(())
@@ -68,6 +73,9 @@ fn change_of_a_map_touches_what_changes_alone() {
     assert_eq!(behind(&model), [(base, 16384), (base + 65536, 16384)]);
     assert_eq!(window.iova(100, 50), Some(base + 100));
     assert_eq!(window.iova(16380, 8), None, "beyond its region");
+    // The front-end's addresses of these regions are the guest's.
+    assert_eq!(window.iova_of_user(65536 + 5, 50), Some(base + 65536 + 5));
+    assert_eq!(window.iova_of_user(16380, 8), None);
     model.calls.lock().unwrap().clear();
     let other = region(32, 1);
     window.set_map(Some(&map_of(&[low, other])), Cancel::never()).unwrap();
@@ -117,15 +125,59 @@ fn region_beyond_a_step_is_mapped_in_steps_and_unmapped_likewise() {
 }
 
 #[test]
-fn cancelled_map_leaves_the_one_before() {
+fn memory_that_is_not_whole_pages_is_refused_and_what_was_mapped_stays() {
+    let model = Arc::new(Model::default());
+    let mut window = Window::new(model.clone(), 0, 1 << 30);
+    window.set_map(Some(&map_of(&[region(0, 1)])), Cancel::never()).unwrap();
+    for (gpa, size, file_offset) in [(0x2800, 4096, 0), (0x2000, 4000, 0), (0x2000, 4096, 2048)] {
+        let file = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, 16384).unwrap();
+        let odd = Region::map(RegionSpec { gpa, size, user_addr: gpa, file_offset, file }).unwrap();
+        let refused = window.set_map(Some(&map_of(&[odd])), Cancel::never());
+        assert!(matches!(refused, Err(MapError::Unaligned { .. })), "{refused:?}");
+        assert_eq!(behind(&model), [(0, 4096)]);
+    }
+}
+
+#[test]
+fn what_the_host_does_not_take_away_is_held_and_what_it_does_is_not_asked_for_twice() {
+    let model = Arc::new(Model::default());
+    let mut window = Window::new(model.clone(), 0, 1 << 39);
+    let (large, small) = (region(0, (2 * STEP + 4096) / 4096), region(1 << 20, 1));
+    window.set_map(Some(&map_of(&[large.clone(), small.clone()])), Cancel::never()).unwrap();
+    // Its middle stays.
+    model.sticky.lock().unwrap().push(STEP);
+    let lost = window.set_map(Some(&map_of(std::slice::from_ref(&small))), Cancel::never());
+    assert!(matches!(lost, Err(MapError::Lost(_))), "{lost:?}");
+    assert_eq!((window.iova(0, 1), window.iova(2 * STEP, 1)), (None, None), "no part of it is used");
+    assert_eq!(behind(&model), [(0, STEP), (STEP, STEP), (1 << 32, 4096)]);
+    // Once the host answers, the rest goes, and nothing is asked for that has gone.
+    model.sticky.lock().unwrap().clear();
+    window.set_map(Some(&map_of(std::slice::from_ref(&small))), Cancel::never()).unwrap();
+    assert_eq!(behind(&model), [(1 << 32, 4096)]);
+    assert_eq!(Arc::strong_count(&large), 1);
+    // A window that goes while the host does not answer keeps the memory, and takes away what it can.
+    window.set_map(Some(&map_of(&[large.clone(), small.clone()])), Cancel::never()).unwrap();
+    model.sticky.lock().unwrap().push(STEP);
+    drop(window);
+    assert_eq!(behind(&model), [(STEP, STEP)]);
+    assert_eq!((Arc::strong_count(&large), Arc::strong_count(&small)), (2, 1));
+}
+
+#[test]
+fn cancelled_map_leaves_the_one_before_unless_it_was_in_the_way() {
     let model = Arc::new(Model::default());
     let mut window = Window::new(model.clone(), 0, 1 << 30);
     let flag = AtomicBool::new(false);
     window.set_map(Some(&map_of(&[region(0, 1)])), Cancel::on(&flag)).unwrap();
     flag.store(true, Ordering::Relaxed);
-    let cancelled = window.set_map(Some(&map_of(&[region(0, 2)])), Cancel::on(&flag));
+    let cancelled = window.set_map(Some(&map_of(&[region(1, 2)])), Cancel::on(&flag));
     assert!(matches!(cancelled, Err(MapError::Cancelled)));
     assert_eq!(behind(&model), [(0, 4096)]);
+    // Who is removed does not wait for memory to be mapped that nobody will use.
+    let cancelled = window.set_map(Some(&map_of(&[region(0, 2)])), Cancel::on(&flag));
+    assert!(matches!(cancelled, Err(MapError::Lost(_))));
+    assert!(behind(&model).is_empty());
 }
 
 proptest! {
