@@ -37,6 +37,7 @@ struct Operations<Memory> {
     pending: usize,
     /// The kernel did not take all of them when it was asked to.
     is_refused: bool,
+    is_leaked: bool,
 }
 
 struct Parts<Memory> {
@@ -64,7 +65,12 @@ impl<Memory> Operations<Memory> {
 
     /// The same, on a ring that is there.
     fn on(ring: IoUring, file: OwnedFd, memory: Memory) -> Operations<Memory> {
-        Operations { parts: ManuallyDrop::new(Parts { ring, file, memory }), pending: 0, is_refused: false }
+        Operations {
+            parts: ManuallyDrop::new(Parts { ring, file, memory }),
+            pending: 0,
+            is_refused: false,
+            is_leaked: false,
+        }
     }
 
     fn file(&self) -> types::Fd {
@@ -90,6 +96,11 @@ impl<Memory> Operations<Memory> {
         self.is_refused = !self.parts.ring.submission().is_empty();
     }
 
+    /// Gives the memory up for good: nothing is waited for, and nothing of it is ever freed.
+    fn leak(&mut self) {
+        self.is_leaked = true;
+    }
+
     /// The next operation that is finished.
     fn reap(&mut self) -> Option<Finished> {
         self.reap_flagged().map(|(finished, _)| finished)
@@ -111,6 +122,9 @@ impl<Memory> Operations<Memory> {
 impl<Memory> Drop for Operations<Memory> {
     /// Waits until nothing is out. Not on a worker. Operations never wait for a peer.
     fn drop(&mut self) {
+        if self.is_leaked {
+            return;
+        }
         while self.pending > 0 {
             let waited = self.parts.ring.submit_and_wait(1);
             if waited.is_err_and(|error| error.kind() != io::ErrorKind::Interrupted) {

@@ -137,6 +137,11 @@ impl StreamRing {
         self.is_on
     }
 
+    /// The kernel did not take what was put in: it is handed over again at the next look.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.operations.is_refused
+    }
+
     /// Has the read begin. What is there at once is found when this returns.
     pub(crate) fn begin(&mut self) {
         if self.is_on {
@@ -205,7 +210,13 @@ impl StreamRing {
 impl Drop for StreamRing {
     /// Ends the read, for whose end the operations wait then. Not on a worker.
     fn drop(&mut self) {
-        if self.operations.pending > 0 {
+        // One that was put in and not taken would begin while its end is waited for.
+        if self.operations.is_refused {
+            self.operations.enter();
+        }
+        if self.operations.is_refused {
+            self.operations.leak();
+        } else if self.operations.pending > 0 {
             let _ = self.operations.parts.ring.submitter().register_sync_cancel(None, CancelBuilder::any());
         }
     }

@@ -146,12 +146,18 @@ impl TapReader {
         std::mem::take(calls)
     }
 
-    /// Looks once more, whatever the pause: true if a frame is there, or the interface is gone.
+    /// Looks once more, whatever the pause: true if a frame is there, the interface is gone, or nothing would tell of a frame.
     pub fn arm(&mut self) -> bool {
-        if let Reads::Batches(batches) = &mut self.reads {
-            batches.hurry();
+        match &mut self.reads {
+            Reads::Batches(batches) => batches.hurry(),
+            Reads::Stream(stream) => stream.hurry(),
         }
-        self.peek(1).map_or(true, |frames| frames > 0)
+        // A read that does not go on, for want of anything but buffers, wakes nobody: it is tried again.
+        let wakes = |reads: &Reads| match reads {
+            Reads::Batches(_) => true,
+            Reads::Stream(stream) => stream.wakes(),
+        };
+        self.peek(1).map_or(true, |frames| frames > 0) || !wakes(&self.reads)
     }
 
     /// What becomes readable when a frame comes.

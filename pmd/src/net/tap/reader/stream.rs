@@ -78,6 +78,16 @@ impl Stream {
         Ok(())
     }
 
+    /// Forgets a pause.
+    pub(super) fn hurry(&mut self) {
+        self.not_before = 0;
+    }
+
+    /// A frame that comes makes the wake source readable, or there is no buffer for it.
+    pub(super) fn wakes(&self) -> bool {
+        (self.ring.is_on() && !self.ring.is_refused()) || self.given == 0
+    }
+
     /// A buffer is free again.
     pub(super) fn give_back(&mut self, buffer: u16) {
         self.ring.give(buffer);
