@@ -367,6 +367,9 @@ impl<W: Words, T: Track> PackedDevice<W, T> {
             return None;
         }
         let id = self.areas.desc.read_u16(field(head.slot(), ID));
+        if id >= self.size {
+            return None;
+        }
         let most = left.min(MAX_CHAIN as u16);
         let (mut slots, mut seen, mut at, mut is_next_used) = (1, 1, head, None);
         while seen < most {
@@ -415,7 +418,9 @@ impl<W: Words, T: Track> PackedDevice<W, T> {
         for slots in 1..=self.size.min(MAX_CHAIN as u16) {
             let word = self.areas.desc.read_u64(field(at.slot(), LEN));
             if (word >> 48) as u16 & F_NEXT == 0 {
-                return Some(Used { written: 0, id: (word >> 32) as u16, slots });
+                // No driver has a chain of another number.
+                let id = (word >> 32) as u16;
+                return (id < self.size).then_some(Used { written: 0, id, slots });
             }
             at.advance(1, self.size);
         }

@@ -1,7 +1,7 @@
 //! Any number of ports, joined by a learning bridge: every queue of every port in one pump.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,7 +25,7 @@ pub(super) struct Bridge {
     /// While no pump has it.
     fdb: Option<Box<Fdb>>,
     /// Slots whose stations are to be forgotten once the database is here.
-    forget: Vec<u16>,
+    forget: BTreeSet<u16>,
     /// Bounds on what ports send to everybody, by slot, while no pump has them.
     floods: BTreeMap<u16, RateLimit>,
 }
@@ -63,7 +63,7 @@ impl Bridge {
         let options = FdbOptions { capacity, ports, per_port, ageing: cycles_of(ageing), seed };
         let stations = Arc::new(Stations::new(options));
         let settings = Arc::new(BridgeSettings { core: AtomicUsize::new(core), stations });
-        Bridge { settings, fdb: None, forget: Vec::new(), floods: BTreeMap::new() }
+        Bridge { settings, fdb: None, forget: BTreeSet::new(), floods: BTreeMap::new() }
     }
 
     pub(super) fn settings(&self) -> Arc<BridgeSettings> {
@@ -100,7 +100,7 @@ impl Kind for Bridge {
         let scratch = ends.scratch(members)?;
         // The first time, or it went with a pump that panicked.
         let mut fdb = self.fdb.take().map_or_else(|| self.settings.stations.empty_fdb(), Ok)?;
-        self.forget.drain(..).for_each(|slot| fdb.forget_port(slot));
+        std::mem::take(&mut self.forget).into_iter().for_each(|slot| fdb.forget_port(slot));
         let mut ports: BTreeMap<u64, BridgePort> = BTreeMap::new();
         for end in members {
             let Some((side, _)) = ends.take(*end) else { continue };
@@ -148,11 +148,11 @@ impl Kind for Bridge {
     }
 
     fn port_stops(&mut self, slot: u16) {
-        self.forget.push(slot);
+        self.forget.insert(slot);
     }
 
     fn port_leaves(&mut self, slot: u16) {
-        self.forget.push(slot);
+        self.forget.insert(slot);
         self.floods.remove(&slot);
     }
 }
