@@ -194,6 +194,8 @@ pub(crate) struct Daemon {
     /// Which device each session has, and what it told; a device that was removed is not in the registry any more.
     pub(crate) sessions: HashMap<u64, (u64, Arc<Reports>)>,
     pub(crate) next_session: u64,
+    /// Devices that were removed, by number, whose function their session still has: their management devices.
+    pub(crate) leaving: HashMap<u64, String>,
     /// The process ends with this device's session.
     pub(crate) ends_with: Option<u64>,
     pub(crate) timers: BinaryHeap<Reverse<(Instant, u64)>>,
@@ -304,6 +306,7 @@ impl Daemon {
             clients: Clients::default(),
             sessions: HashMap::new(),
             next_session: 1,
+            leaving: HashMap::new(),
             ends_with: None,
             timers: BinaryHeap::new(),
             remote: Remote { sender, wake: wake.clone() },

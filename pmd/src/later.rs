@@ -15,10 +15,12 @@ type Job = Box<dyn FnMut() -> bool + Send>;
 
 /// What was given, and the thread that does it.
 static LINE: Line = Line::new();
+/// What is let go of: apart, since one that hangs in the kernel must not keep others' queues from being served.
+static DISPOSALS: Line = Line::new();
 
 /// Has something done, now and then until it says that it is. Never waits.
 pub fn run_until(job: impl FnMut() -> bool + Send + 'static) {
-    LINE.give(Box::new(job), start);
+    LINE.give(Box::new(job), || spawn("rw-later", &LINE));
 }
 
 /// Has something done once. Never waits.
@@ -30,6 +32,19 @@ pub fn run(job: impl FnOnce() + Send + 'static) {
         }
         true
     });
+}
+
+/// Has something let go of that may take the kernel or hardware its time, once. Never waits, and holds up nothing but what is
+/// let go of after it.
+pub fn dispose(job: impl FnOnce() + Send + 'static) {
+    let mut job = Some(job);
+    let job = move || {
+        if let Some(job) = job.take() {
+            job();
+        }
+        true
+    };
+    DISPOSALS.give(Box::new(job), || spawn("rw-dispose", &DISPOSALS));
 }
 
 /// Has something done on a thread of its own, and waits so long for it. None: it is not done yet; what comes of it is
@@ -66,7 +81,7 @@ fn within_by<T: Send + 'static>(
 /// Waits until all that was given is done, for a process that ends. False: not in time.
 pub fn settle(within: Duration) -> bool {
     let begun = Instant::now();
-    while LINE.left.load(Ordering::Relaxed) > 0 {
+    while [&LINE, &DISPOSALS].iter().any(|line| line.left.load(Ordering::Relaxed) > 0) {
         if begun.elapsed() >= within {
             return false;
         }
@@ -154,9 +169,9 @@ impl Line {
     }
 }
 
-/// Starts the thread. False: the host gives none.
-fn start() -> bool {
-    std::thread::Builder::new().name("rw-later".to_owned()).spawn(|| LINE.work()).is_ok()
+/// Starts a line's thread. False: the host gives none.
+fn spawn(name: &str, line: &'static Line) -> bool {
+    std::thread::Builder::new().name(name.to_owned()).spawn(|| line.work()).is_ok()
 }
 
 /// Between two attempts at what could not be done.

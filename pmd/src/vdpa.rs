@@ -7,7 +7,8 @@
 //!   subsystem, session --operations--> VdpaDevice --upcalls--> DeviceHost
 //! ```
 //!
-//! Who knows the kernel's `vdpa.h` finds each of its operations here. *Control* is the control thread: it never waits, so
+//! Who knows the kernel's `vdpa.h` finds here what became of its operations; those not named (address space ids, `resume`,
+//! `get_vq_irq`, vendor statistics) have no counterpart. *Control* is the control thread: it never waits, so
 //! what it calls must not wait for a peer, a worker or the kernel. *Session* is the thread of the device's session, alone
 //! in having the device while it lasts: it may wait until the deadline that it gives. *R*: required; else there is a
 //! default that does nothing, or refuses by name.
@@ -15,20 +16,29 @@
 //! | operation | by | when | | pairs with | in the kernel |
 //! | --- | --- | --- | --- | --- | --- |
 //! | [`Driver::matches`](crate::driver::Driver::matches), `probe` | control | its bus announced a device | R | dropping the management device | `driver.probe`, `remove` |
+//! | [`Bus::news`](crate::bus::Bus::news), `take`, `name` | control | any | R | | `bus_type` |
 //! | [`ManagementDevice::info`] | control | any | R | | `vdpa_mgmt_dev` |
 //! | [`ManagementDevice::create`] | control | any | R | [`VdpaDevice::removed`], dropping the device | `dev_add`, `dev_del` |
 //! | [`ManagementDevice::set`] | control | any | | | `dev_set_attr` |
+//! | [`ManagementDevice::removed`] | control | a device was removed; its session may hold it still | | [`ManagementDevice::create`] | |
+//! | [`ManagementDevice::implied`], `attributes`, `shared_core`, `net` | control | any | | | |
+//! | [`MgmtKind::info`], `make` | control | it was named | R | dropping the management device | |
 //! | [`VdpaDevice::facts`] | any holder | any; they never change | R | | `get_device_id`, `get_vendor_id`, `get_device_features`, `get_vq_num_max`, `get_vq_num_min`, `get_vq_align`, `get_vq_group` |
-//! | [`VdpaDevice::config`] | session | any | R | [`DeviceHost::config_changed`] | `get_config`, `set_config`, `get_config_size`, `get_generation`, `set_config_cb` |
+//! | [`VdpaDevice::config`] | session | any | R | [`DeviceHost::config_changed`] | `get_config`, `set_config`, `get_generation`, `set_config_cb` |
 //! | [`VdpaDevice::negotiated`] | session | features settled, no queue in service | | [`VdpaDevice::reset`] | `set_driver_features` |
 //! | [`VdpaDevice::set_map`] | session | no queue in service | | itself, with no map | `set_map`, `dma_map`, `dma_unmap`, `reset_map` |
 //! | [`Queues::start`] | session | no queue of the group in service, map and features set | R | [`Queues::stop`] | `set_vq_address`, `set_vq_num`, `set_vq_state`, `set_vq_cb`, `set_vq_ready`, `kick_vq` |
 //! | [`Queues::stop`] | session | any | R | [`Queues::start`] | `set_vq_ready`, `get_vq_state`, `suspend` |
-//! | [`Queues::served_by`], `beside` | session | any | R | | `get_vq_notification` |
-//! | [`Queues::follow`] | session | cores were changed by control | | | `set_vq_affinity` |
-//! | [`Queues::take_ended`] | session | it was woken | | | |
+//! | [`VdpaDevice::queues`] | session | any | R | | |
+//! | [`Queues::served_by`] | session | any | R | | `get_vq_notification` |
+//! | [`Queues::beside`] | session | any | | | |
+//! | [`Queues::follow`] | session | cores were changed by control | R | | `set_vq_affinity` |
+//! | [`Queues::take_ended`] | session | it was woken | R | | |
 //! | [`VdpaDevice::reset`] | session | no queue in service | | [`VdpaDevice::negotiated`] | `reset`, `set_status` 0 |
-//! | [`VdpaDevice::class`] | session | any | R | | `mac`, `mtu` of `vdpa_dev_set_config` |
+//! | [`VdpaDevice::class`], `attributes` | session; control, while no session has it | any; waits for nobody | `class` R | | `mac`, `mtu` of `vdpa_dev_set_config` |
+//! | [`NetOps::set_mtu`], `announce` | session | any | `set_mtu` R | | |
+//! | [`VdpaDevice::host_end`] | session; control asks its name and whose it is | any | | | |
+//! | [`VdpaDevice::removed`] | session, or a thread that may wait | last, no queue in service | | [`ManagementDevice::create`] | `dev_del` |
 //! | [`DeviceHost::config_changed`], `needs_reset`, `gone` | the driver, any thread | any | | | `set_config_cb` |
 //!
 //! Status and its machine are the session's (`get_status`, `set_status`), as are kick and call descriptors, which a driver

@@ -239,7 +239,7 @@ impl Daemon {
 
     /// Hands a device of the host's over to a session that opens its interface.
     pub(crate) fn open_netdev(&mut self, id: u64) {
-        if self.registry.by_id(id).is_some_and(|device| device.is_outdated) {
+        if self.registry.by_id(id).is_some_and(|device| device.is_outdated || device.needs_reset) {
             self.remake(id);
         }
         let session = self.next_session;
@@ -273,7 +273,7 @@ impl Daemon {
     /// Hands the device over to a session of its own.
     pub(crate) fn start_session(&mut self, id: u64, stream: std::os::unix::net::UnixStream, lease: Lease) {
         let caller = Caller::of(&stream);
-        if self.registry.by_id(id).is_some_and(|device| device.is_outdated) {
+        if self.registry.by_id(id).is_some_and(|device| device.is_outdated || device.needs_reset) {
             self.remake(id);
         }
         let session = self.next_session;
@@ -343,7 +343,7 @@ impl Daemon {
                 device.facts = Facts::of(&mut *made);
                 device.host = host;
                 device.held = Some(Held::new(made));
-                device.is_outdated = false;
+                (device.is_outdated, device.needs_reset) = (false, false);
                 if device.life == Life::Failed {
                     let _ = device.life.apply(LifeEvent::Remade);
                     device.history.last_failure = None;
@@ -391,6 +391,7 @@ impl Daemon {
                 connection.status = Some(status);
                 if status == 0 {
                     connection.negotiated = None;
+                    device.needs_reset = false;
                 }
             }
             Report::Rings(rings) => {
@@ -506,6 +507,7 @@ impl Daemon {
         let Some(device) = self.registry.by_id(id) else {
             // It was removed meanwhile.
             held.into_iter().for_each(Held::remove);
+            self.leaving.remove(&id);
             return;
         };
         let event = if held.is_some() { LifeEvent::Ended } else { LifeEvent::Lost };
@@ -573,7 +575,7 @@ impl Daemon {
             return;
         }
         let Some(device) = self.registry.by_id(id) else { return };
-        if device.life == Life::Failed || device.is_outdated {
+        if device.life == Life::Failed || device.is_outdated || device.needs_reset {
             self.remake(id);
         }
         let mode = self.registry.by_id(id).map(|device| device.mode);

@@ -311,7 +311,7 @@ impl Held {
     /// Takes away what it has on the host, as a device that does not come back.
     pub(crate) fn remove(self) {
         if let Some(mut device) = self.into_device() {
-            later::run(move || device.removed());
+            later::dispose(move || device.removed());
         }
     }
 }
@@ -319,7 +319,7 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         if let Some(device) = self.0.take() {
-            later::run(move || drop(device));
+            later::dispose(move || drop(device));
         }
     }
 }
@@ -343,6 +343,8 @@ pub(crate) struct Device {
     pub(crate) held: Option<Held>,
     /// On which it tells what it has to tell.
     pub(crate) host: DeviceHost,
+    /// The driver's device said that it needs a reset, and had none since: it is made anew before the next front-end.
+    pub(crate) needs_reset: bool,
     /// True if the driver's device must be made anew before the next front-end, to bring changes into force.
     pub(crate) is_outdated: bool,
     pub(crate) shared: Arc<DeviceShared>,

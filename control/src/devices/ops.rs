@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use ringway_pmd::counters::QueueCounters;
-use ringway_pmd::vdpa::{ClassSpec, DeviceSpec, DriverError};
+use ringway_pmd::vdpa::{ClassSpec, DataPath, DeviceSpec, DriverError};
 use ringway_ring::position::PositionPage;
 use rustix::event::epoll;
 use serde_json::{Value, json};
@@ -144,6 +144,12 @@ impl Daemon {
             return Err(Fault::conflict(format!("device {} is there already", entry.name))
                 .at("name")
                 .hint(format!("another name, or {}", self.how_to_remove(&entry.name))));
+        }
+        // What hardware serves is not handed over before it is quiet.
+        let leaving = self.leaving.values().filter(|mgmtdev| **mgmtdev == entry.mgmtdev).count();
+        if leaving > 0 && most.is_some_and(|most| made.len() < most && made.len() + leaving >= most) {
+            let why = format!("{} still lets go of a device that was removed", entry.mgmtdev);
+            return Err(Fault::conflict(why).at("mgmtdev").hint("try again in a moment").retryable());
         }
         if most.is_some_and(|most| made.len() >= most) {
             return Err(Fault::conflict(format!(
@@ -288,6 +294,7 @@ impl Daemon {
             shares_core: shared_core.is_some(),
             held: Some(made),
             host,
+            needs_reset: false,
             is_outdated: false,
             shared,
             socket,
@@ -405,6 +412,9 @@ impl Daemon {
         let _ = device.life.apply(LifeEvent::Remove);
         if let Some(connection) = &device.connection {
             connection.handle.send(Command::Revoke);
+            if device.facts.data_path == DataPath::Hardware {
+                self.leaving.insert(id, device.entry.mgmtdev.clone());
+            }
         }
         if let Some(held) = device.held.take() {
             held.remove();

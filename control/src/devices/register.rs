@@ -12,11 +12,14 @@
 use std::time::Instant;
 
 use ringway_pmd::driver::Change;
+use ringway_pmd::later;
 use ringway_pmd::vdpa::{ManagementDevice, Upcall};
 use serde_json::json;
 
 use crate::daemon::{Absent, Daemon, RETRY_ABSENT};
 use crate::devices::device::Origin;
+use crate::devices::ops::driver_fault;
+use crate::devices::registry::MgmtOrigin;
 use crate::fault::Fault;
 use crate::frontends::session::Command;
 
@@ -27,14 +30,13 @@ impl Daemon {
         for change in bus.take() {
             match change {
                 Change::Attached(mgmtdev) => {
+                    let name = mgmtdev.info().name;
                     if let Err(fault) = self.register(mgmtdev) {
-                        tracing::error!("a driver's management device is not registered: {}", fault.message);
+                        self.tell_failed(&name, None, fault);
                     }
                 }
                 Change::Failed { name, driver, error } => {
-                    let why = error.to_string();
-                    let details = json!({ "mgmtdev": name, "driver": driver, "why": why });
-                    self.events.push("mgmtdev.failed", None, details);
+                    self.tell_failed(&name, Some(driver), driver_fault(error));
                 }
                 Change::Detached { name, why } => {
                     let _ = self.unregister(&name, &why);
@@ -43,13 +45,28 @@ impl Daemon {
         }
     }
 
+    fn tell_failed(&mut self, name: &str, driver: Option<&str>, fault: Fault) {
+        let cure = fault.hint.unwrap_or_else(|| "the log of the kernel may say more".to_owned());
+        let mut details = json!({ "mgmtdev": name, "why": fault.message, "try": cure });
+        for (key, value) in [("driver", driver.map(str::to_owned)), ("held_by", fault.held_by)] {
+            if let Some(value) = value {
+                details[key] = value.into();
+            }
+        }
+        self.events.push("mgmtdev.failed", None, details);
+    }
+
     /// A driver brings a management device.
     pub(crate) fn register(&mut self, mgmtdev: Box<dyn ManagementDevice>) -> Result<(), Fault> {
         let name = mgmtdev.info().name;
-        self.registry.register(mgmtdev)?;
+        if let Err((mgmtdev, fault)) = self.registry.register(mgmtdev) {
+            later::dispose(move || drop(mgmtdev));
+            return Err(fault);
+        }
         self.events.push("mgmtdev.registered", None, json!({ "mgmtdev": name }));
         // Devices may have waited for it.
-        if !self.absent.is_empty() {
+        for absent in self.absent.iter_mut().filter(|absent| absent.entry.mgmtdev == name) {
+            absent.is_final = false;
             self.retry_absent_at = Some(Instant::now());
         }
         Ok(())
@@ -57,11 +74,15 @@ impl Daemon {
 
     /// A driver takes its management device back: what it made is revoked, and made again should it come back.
     pub(crate) fn unregister(&mut self, name: &str, why: &str) -> Result<(), Fault> {
-        self.registry.mgmtdev(name)?;
+        if self.registry.mgmtdev(name)?.origin != MgmtOrigin::Driver {
+            return Err(Fault::conflict(format!("{name} was not registered by a driver")).at("name"));
+        }
         for device in self.registry.made_by(name) {
             self.lose_device(&device, &format!("{name} is gone: {why}"));
         }
-        self.registry.remove_mgmtdev(name);
+        // With it goes the function, which may take its time.
+        let mgmtdev = self.registry.take_mgmtdev(name);
+        later::dispose(move || drop(mgmtdev));
         self.events.push("mgmtdev.unregistered", None, json!({ "mgmtdev": name, "why": why }));
         Ok(())
     }
@@ -86,13 +107,11 @@ impl Daemon {
                 (None, None) => {}
             },
             Upcall::NeedsReset(why) => {
-                match &device.connection {
-                    Some(connection) => {
-                        connection.handle.send(Command::NeedsReset);
-                    }
-                    // Whoever connects next gets one that works.
-                    None => device.is_outdated = true,
+                if let Some(connection) = &device.connection {
+                    connection.handle.send(Command::NeedsReset);
                 }
+                // Unless this guest resets it, whoever connects next gets another one.
+                device.needs_reset = true;
                 device.history.last_failure = Some(format!("the device needs a reset: {why}"));
                 if device.quota.take("dev.needs_reset") {
                     let cure = "the guest's driver resets it; else reload the driver, or restart the guest";
@@ -107,9 +126,13 @@ impl Daemon {
     fn lose_device(&mut self, name: &str, why: &str) {
         let Ok(device) = self.registry.find(name) else { return };
         let (entry, origin) = (device.entry.clone(), device.origin);
+        // What came with another one comes with it again: that one is lost with it.
+        let bringer = self.registry.made_by(&entry.mgmtdev).into_iter().find(|other| other != name);
+        if let (Origin::Implied, Some(bringer)) = (origin, bringer) {
+            return self.lose_device(&bringer, why);
+        }
         self.drop_device(name);
         self.events.push("dev.gone", Some(name), json!({ "why": why }));
-        // What came with another one comes with it again.
         if origin != Origin::Implied {
             self.absent.push(Absent { entry, origin, why: why.to_owned(), is_final: false });
             self.retry_absent_at.get_or_insert_with(|| Instant::now() + RETRY_ABSENT);

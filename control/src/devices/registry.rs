@@ -27,7 +27,7 @@ pub const LONGEST_NAME: usize = 64;
 pub struct Known {
     /// Management devices that are there.
     pub mgmtdevs: Vec<MgmtInfo>,
-    /// Buses, on which any name makes one.
+    /// Kinds, of which any name makes one.
     pub kinds: Vec<MgmtKindInfo>,
     /// What addresses are made of that are not given.
     pub addresses: Addresses,
@@ -115,16 +115,20 @@ impl Registry {
             next: 1,
         };
         for device in mgmtdevs {
-            registry.register(device)?;
+            registry.register(device).map_err(|(_, fault)| fault)?;
         }
         Ok(registry)
     }
 
-    /// A driver's management device comes in.
-    pub(crate) fn register(&mut self, device: Box<dyn ManagementDevice>) -> Result<(), Fault> {
+    /// A driver's management device comes in; one of a name that there is comes back.
+    pub(crate) fn register(
+        &mut self,
+        device: Box<dyn ManagementDevice>,
+    ) -> Result<(), (Box<dyn ManagementDevice>, Fault)> {
         let name = device.info().name;
         if self.has_mgmtdev(&name) {
-            return Err(Fault::conflict(format!("two drivers register a management device {name}")));
+            let fault = Fault::conflict(format!("two drivers register a management device {name}"));
+            return Err((device, fault));
         }
         self.mgmtdevs.push(Mgmtdev { device, origin: MgmtOrigin::Driver, asked: BTreeMap::new() });
         Ok(())
@@ -171,6 +175,12 @@ impl Registry {
         let device = kind.make(rest, attributes, core).map_err(crate::devices::ops::driver_fault)?;
         self.mgmtdevs.push(Mgmtdev { device, origin, asked: attributes.clone() });
         Ok(())
+    }
+
+    /// Takes one out.
+    pub(crate) fn take_mgmtdev(&mut self, name: &str) -> Option<Mgmtdev> {
+        let at = self.mgmtdevs.iter().position(|mgmtdev| mgmtdev.device.info().name == name)?;
+        Some(self.mgmtdevs.remove(at))
     }
 
     pub(crate) fn remove_mgmtdev(&mut self, name: &str) {
@@ -246,6 +256,9 @@ fn no_such_mgmtdev(name: &str, known: &Known) -> Fault {
         .filter(|near| !is_kind && check_name_of(near, rest).is_ok())
     {
         return fault.hint(format!("did you mean {near}/{rest}?"));
+    }
+    if is_kind {
+        return fault.hint("ringway mgmtdev show");
     }
     match nearest(name, known.mgmtdevs.iter().map(|info| info.name.as_str())) {
         Some(near) => fault.hint(format!("did you mean {near}?")),
@@ -431,7 +444,9 @@ pub fn check_mgmt_entry(entry: &MgmtEntry, known: &Known) -> Result<(), Fault> {
         let fault = Fault::usage(format!("{} has no attribute `{}`", entry.name, printable(name))).at(name);
         return Err(match nearest(name, own.clone()) {
             Some(near) => fault.hint(format!("did you mean {near}?")),
-            None if own.clone().next().is_none() => fault.hint(format!("{} has none", entry.name)),
+            None if own.clone().next().is_none() => {
+                fault.hint("leave it out: those of a device go with ringway dev add")
+            }
             None => fault.hint(format!("one of: {}", own.collect::<Vec<_>>().join(", "))),
         });
     }

@@ -59,6 +59,7 @@ struct Hardware {
     /// Pairs that it gave up by itself.
     lost: Mutex<Vec<u16>>,
     reset_hangs: AtomicBool,
+    stop_hangs: AtomicBool,
 }
 
 struct Pair {
@@ -77,6 +78,7 @@ impl Card {
             pairs: Mutex::default(),
             lost: Mutex::default(),
             reset_hangs: AtomicBool::new(false),
+            stop_hangs: AtomicBool::new(false),
         }))
     }
 
@@ -136,7 +138,9 @@ impl Card {
     /// Takes them back; false: it still works on them.
     pub fn disable(&self, group: u16, within: Duration) -> bool {
         let Some(pair) = self.0.pairs.lock().unwrap().remove(&group) else { return true };
-        pair.stop.store(true, Ordering::Relaxed);
+        if !self.0.stop_hangs.load(Ordering::Relaxed) {
+            pair.stop.store(true, Ordering::Relaxed);
+        }
         let until = Instant::now() + within;
         while !pair.thread.is_finished() {
             if Instant::now() >= until {
@@ -183,6 +187,16 @@ impl Card {
         self.0.reset_hangs.store(hangs, Ordering::Relaxed);
     }
 
+    /// It goes on with rings that it is to give back.
+    pub fn stop_hangs(&self, hangs: bool) {
+        self.0.stop_hangs.store(hangs, Ordering::Relaxed);
+    }
+
+    /// The host does not take memory away from it.
+    pub fn unmap_fails(&self, fails: bool) {
+        self.0.space.unmap_fails.store(fails, Ordering::Relaxed);
+    }
+
     pub fn break_down(&self) {
         self.0.registers[STATUS].store(0, Ordering::Release);
     }
@@ -203,6 +217,7 @@ struct Space {
     /// By IOVA: the host's address, and the length.
     mapped: Mutex<BTreeMap<u64, (u64, u64)>>,
     limit: Mutex<Option<u64>>,
+    unmap_fails: AtomicBool,
 }
 
 impl Space {
@@ -221,6 +236,9 @@ impl DmaSpace for Space {
         Ok(())
     }
     fn unmap(&self, iova: u64, _len: u64) -> io::Result<()> {
+        if self.unmap_fails.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the IOMMU does not answer"));
+        }
         assert!(self.mapped.lock().unwrap().remove(&iova).is_some());
         Ok(())
     }

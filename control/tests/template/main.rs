@@ -44,9 +44,14 @@ impl Host {
     }
 
     fn empty(bus: ModelBus, card: Card) -> Host {
+        Host::with(bus, card, Vec::new())
+    }
+
+    fn with(bus: ModelBus, card: Card, devices: Vec<DeviceEntry>) -> Host {
         let folder = tempfile::tempdir().unwrap();
         let attached = Attached::new(bus.clone(), vec![Box::new(LoopCardDriver)]);
-        let options = Options { attachments: vec![Box::new(attached)], ..Options::embedded(folder.path()) };
+        let options =
+            Options { attachments: vec![Box::new(attached)], devices, ..Options::embedded(folder.path()) };
         Host { subsystem: Subsystem::start(options).unwrap(), bus, card, folder }
     }
 
@@ -143,7 +148,18 @@ fn card_that_is_pulled_out_under_traffic_takes_its_device_along_and_brings_it_ba
 }
 
 #[test]
-fn device_waits_for_a_card_that_is_not_plugged_in_yet_and_none_is_bound_that_no_driver_matches() {
+fn device_waits_for_a_card_that_is_not_plugged_in_yet() {
+    let host = Host::with(ModelBus::new(), Card::new(LOOP_CARD), vec![entry()]);
+    assert!(host.is_absent_because("Fail to find"));
+    host.bus.plug("slot0", &host.card);
+    eventually(|| host.field("state") == "waiting");
+    // One function has one device.
+    let second = DeviceEntry { name: "d1".to_owned(), ..entry() };
+    assert!(host.subsystem.add(&second).unwrap_err().message.contains("as many devices as it can"));
+}
+
+#[test]
+fn card_that_no_driver_matches_is_left_alone_and_one_that_is_broken_is_told_of() {
     let (bus, card) = (ModelBus::new(), Card::new(LOOP_CARD));
     bus.plug("slot1", &Card::new(1));
     let broken = Card::new(LOOP_CARD);
@@ -152,12 +168,60 @@ fn device_waits_for_a_card_that_is_not_plugged_in_yet_and_none_is_bound_that_no_
     let host = Host::empty(bus, card);
     assert!(host.mgmtdevs().iter().all(|name| !name.starts_with("model/")), "{:?}", host.mgmtdevs());
     assert!(host.subsystem.add(&entry()).is_err());
-    host.bus.plug("slot0", &host.card);
-    eventually(|| host.mgmtdevs().contains(&"model/slot0".to_owned()));
-    host.subsystem.add(&entry()).unwrap();
-    // One function has one device.
-    let second = DeviceEntry { name: "d1".to_owned(), ..entry() };
-    assert!(host.subsystem.add(&second).unwrap_err().message.contains("as many devices as it can"));
+}
+
+#[test]
+fn card_that_keeps_rings_or_memory_costs_the_session_and_is_not_given_to_the_next_as_it_is() {
+    for keeps_memory in [false, true] {
+        let host = Host::new();
+        let rig = Rig::new(Format::Split, 2);
+        let mut frontend = host.connect();
+        rig.introduce(&mut frontend);
+        let mut pair = HandPair::new(&rig, 0, Position::START);
+        pair.start(&mut frontend, 0);
+        pair.exchange(5);
+        if keeps_memory {
+            host.card.unmap_fails(true)
+        } else {
+            host.card.stop_hangs(true)
+        }
+        drop(frontend);
+        eventually(|| host.field("history/last_end").as_str().is_some_and(|end| end.contains("did not")));
+        host.card.unmap_fails(false);
+        host.card.stop_hangs(false);
+        assert!(host.card.disable(0, SOON));
+        // What could not be taken away is neither reused nor taken for somebody else's.
+        let kept = host.card.mapped();
+        assert_eq!(kept > 0, keeps_memory, "{kept}");
+        eventually(|| host.field("state") == "waiting");
+        let rig = Rig::new(Format::Packed, 2);
+        if !keeps_memory {
+            let mut frontend = host.connect();
+            rig.introduce(&mut frontend);
+            let mut pair = HandPair::new(&rig, 0, Position::START);
+            pair.start(&mut frontend, rig.fresh());
+            pair.exchange(5);
+        }
+    }
+}
+
+#[test]
+fn function_is_not_handed_over_before_it_is_quiet() {
+    let host = Host::new();
+    let rig = Rig::new(Format::Split, 2);
+    let mut frontend = host.connect();
+    rig.introduce(&mut frontend);
+    let mut pair = HandPair::new(&rig, 0, Position::START);
+    pair.start(&mut frontend, 0);
+    pair.exchange(5);
+    host.card.stop_hangs(true);
+    // Answered at once, though the card works on.
+    host.subsystem.remove("d0").unwrap();
+    let refused = host.subsystem.add(&entry()).unwrap_err();
+    assert!(refused.retryable && refused.message.contains("still lets go"), "{refused:?}");
+    eventually(|| host.subsystem.add(&entry()).is_ok());
+    host.card.stop_hangs(false);
+    assert!(host.card.disable(0, SOON) && host.card.mapped() == 0);
 }
 
 #[test]

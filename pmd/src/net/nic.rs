@@ -21,13 +21,14 @@ pub struct Nic {
     max_vq_size: u16,
     /// What the front-end told, at most what the operator gave.
     mtu_in_use: u16,
+    generation: u32,
 }
 
 impl Nic {
     /// As an operator's request came out. `max_vq_size`: entries of a ring at most; 0 for what has no guest.
     pub fn new(plan: Plan, max_vq_size: u16) -> Nic {
         let Plan { config, features } = plan;
-        Nic { config, features, max_vq_size, mtu_in_use: config.mtu }
+        Nic { config, features, max_vq_size, mtu_in_use: config.mtu, generation: 0 }
     }
 
     /// Its configuration.
@@ -42,12 +43,19 @@ impl Nic {
 
     /// It is the host's own, whose address is this.
     pub fn set_mac(&mut self, mac: super::Mac) {
-        self.config.mac = mac;
+        self.change(NetConfig { mac, ..self.config });
     }
 
     /// Its link came up or went down.
     pub fn set_link(&mut self, is_up: bool) {
-        self.config.link_up = is_up;
+        self.change(NetConfig { link_up: is_up, ..self.config });
+    }
+
+    fn change(&mut self, config: NetConfig) {
+        if config != self.config {
+            self.config = config;
+            self.generation = self.generation.wrapping_add(1);
+        }
     }
 
     /// What it is, to the subsystem: pairs of queues, receive and transmit (virtio 1.3 §5.1.2).
@@ -80,14 +88,14 @@ impl NetOps for Nic {
 }
 
 impl ConfigSpace for Nic {
-    fn size(&self) -> usize {
-        self.config.to_bytes().len()
-    }
-
     fn read(&self, at: usize, bytes: &mut [u8]) {
         let space = self.config.to_bytes();
         let rest = space.iter().skip(at).chain(std::iter::repeat(&0));
         bytes.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+    }
+
+    fn generation(&self) -> u32 {
+        self.generation
     }
 }
 

@@ -56,7 +56,8 @@ impl<'device> ClassOps<'device> {
     }
 }
 
-/// What only network devices do. Called by the session.
+/// What only network devices do. Called by the session; [`NetOps::net_config`] also by control, while no session has the
+/// device: it must not wait.
 pub trait NetOps {
     /// Its configuration, as the driver of the guest reads it from configuration space.
     fn net_config(&self) -> NetConfig;

@@ -2,8 +2,6 @@
 
 /// A device's configuration space. Read and written by the session, for the front-end.
 pub trait ConfigSpace {
-    /// Its bytes.
-    fn size(&self) -> usize;
     /// Reads `bytes.len()` bytes at `at`; zeros beyond its end.
     fn read(&self, at: usize, bytes: &mut [u8]);
     /// Writes bytes at `at`, all or none. The default takes what is there already, as a migration repeats it.

@@ -75,10 +75,11 @@ pub trait VdpaDevice: Send {
         BTreeMap::new()
     }
 
-    /// The features that guest and device agreed on. A subset of what was offered.
+    /// The features that guest and device agreed on, a subset of what was offered; told again after each `reset`, before
+    /// queues start.
     ///
     /// # Errors
-    /// The device cannot work with these.
+    /// The device cannot work with these. Where they are told again nobody hears it: `start` has to refuse then.
     fn negotiated(&mut self, features: Features) -> Result<(), DriverError> {
         let _ = features;
         Ok(())
@@ -109,7 +110,8 @@ pub trait VdpaDevice: Send {
         Ok(())
     }
 
-    /// An operator removed the device: what was made for it on the host goes, too. Every queue is out of service. Called
-    /// by its last holder, which may be control.
+    /// The device does not come back: what was made for it on the host goes, too. Called last, with every queue out of
+    /// service, by the session or by a thread that may wait, where it is dropped too; not if the session could not take its
+    /// queues out.
     fn removed(&mut self) {}
 }

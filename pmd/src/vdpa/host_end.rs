@@ -7,7 +7,8 @@ use super::{Berth, DriverError};
 use crate::counters::QueueCounters;
 use crate::notify::EventFd;
 
-/// The host's end of a device without a front-end. Called by its session, which has no socket.
+/// The host's end of a device without a front-end. Called by its session, which has no socket;
+/// [`HostEnd::name`] and [`HostEnd::is_own`] also by control.
 pub trait HostEnd {
     /// Its name on the host.
     fn name(&self) -> &str;

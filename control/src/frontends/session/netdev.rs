@@ -50,7 +50,9 @@ pub(super) fn run(setup: NetdevSetup, inbox: &Inbox) {
 /// Serves until something ends it: why, and whether the device was removed.
 fn serve(plane: &mut EnginePlane<'_>, shared: &DeviceShared, inbox: &Inbox) -> (String, bool) {
     if let Err(why) = plane.open_host_end() {
-        return (why, inbox.leave.load(Ordering::Relaxed));
+        let is_revoked =
+            std::iter::from_fn(|| inbox.commands.pop()).any(|command| command == Command::Revoke);
+        return (why, is_revoked);
     }
     report_rings(plane, shared);
     let (mut changes, mut look_at) = (Vec::new(), Instant::now() + LOOK_EVERY);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use ringway_pmd::vdpa::VdpaDevice;
+use ringway_pmd::vdpa::{DataPath, VdpaDevice};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
@@ -131,8 +131,16 @@ impl<'inbox> Session<'inbox> {
                     reason.push_str(&format!("; {error}"));
                 }
             }
-            Ok(Err(error)) => reason.push_str(&format!("; {error}")),
-            Err(panic) => reason.push_str(&format!("; bug: closing panicked: {}", text_of(&**panic))),
+            // Hardware may have its queues or its guest's memory still: of no use to the next front-end. What cores serve is
+            // kept by whoever has it, and touches nothing new.
+            Ok(Err(error)) => {
+                is_lost = plane.device.facts().data_path == DataPath::Hardware;
+                reason.push_str(&format!("; {error}"));
+            }
+            Err(panic) => {
+                is_lost = plane.device.facts().data_path == DataPath::Hardware;
+                reason.push_str(&format!("; bug: closing panicked: {}", text_of(&**panic)));
+            }
         }
         bucket.spend(backend.take_cost(), Instant::now());
         drop(backend);

@@ -115,9 +115,13 @@ impl VirtDev {
         }
         let map = memory::in_force(map, plane.lease());
         if let Err(error) = plane.set_map(Some(&map)) {
-            // The one before is in force still.
-            for group in self.all_groups() {
-                self.refresh(plane, group)?;
+            // The one before is in force still; unless neither is, or nobody wants it: then nothing is served, and the session
+            // ends.
+            use ringway_pmd::dma::MapError;
+            if !matches!(error, MapError::Lost(_) | MapError::Cancelled) {
+                for group in self.all_groups() {
+                    self.refresh(plane, group)?;
+                }
             }
             return Err(MemoryError::from(error).into());
         }

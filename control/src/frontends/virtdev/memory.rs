@@ -41,7 +41,9 @@ impl MemoryError {
                 error.raw_os_error().is_some_and(|raw| lacks.iter().any(|errno| errno.raw_os_error() == raw))
             }
             MemoryError::Revoked => true,
-            MemoryError::Device(error) => !matches!(error, DmaError::Beyond { .. }),
+            MemoryError::Device(error) => {
+                !matches!(error, DmaError::Beyond { .. } | DmaError::Unaligned { .. })
+            }
             _ => false,
         }
     }
@@ -58,7 +60,9 @@ impl MemoryError {
             MemoryError::Slots(_) | MemoryError::Bytes(_) => "memory_too_much",
             MemoryError::Short(_) => "share_exceeded",
             MemoryError::Revoked | MemoryError::Device(DmaError::Cancelled) => "revoked",
-            MemoryError::Device(DmaError::Beyond { .. }) => "memory_beyond_device",
+            MemoryError::Device(DmaError::Beyond { .. } | DmaError::Unaligned { .. }) => {
+                "memory_beyond_device"
+            }
             MemoryError::Device(DmaError::Host { .. }) => "memory_not_mapped",
             MemoryError::Device(DmaError::Lost(_)) => "memory_lost",
         }

@@ -70,10 +70,10 @@ pub fn ringway_page() -> String {
         let mark = if keyword.is_settable { " *" } else { "" };
         page.item(vec![bold(keyword.name), roman(" "), italic(keyword.value), roman(mark)], keyword.help);
     }
-    page.text("A driver's own attributes are further keywords:");
+    page.text("A driver's own attributes are further keywords: see MANAGEMENT DEVICES.");
     page.section("MANAGEMENT DEVICES");
     page.text(
-        "What makes devices. Those of a driver are there; of the kinds KIND/NAME there is one of any name as soon as it is \
+        "What makes devices. Those of a driver are there as long as what it drives is; of the kinds KIND/NAME there is one of any name as soon as it is \
          named in dev add, until its last device is removed. Added by mgmtdev add, or changed by mgmtdev set, it stays.",
     );
     let known = crate::devices::drivers::known();

@@ -33,7 +33,7 @@ pub const KEYWORDS: [Keyword; 11] = [
     },
     Keyword {
         is_short: true,
-        ..word("mgmtdev", "MGMTDEV", "the management device that makes it, as BUS/NAME or NAME")
+        ..word("mgmtdev", "MGMTDEV", "the management device that makes it: KIND/NAME, BUS/ADDRESS or NAME")
     },
     Keyword {
         is_settable: true,
@@ -88,7 +88,8 @@ pub(crate) fn set_help() -> String {
 }
 
 /// Words of `dev show`, and what they mean.
-pub(crate) const SHOWN: [(&str, &str); 10] = [
+pub(crate) const SHOWN: [(&str, &str); 11] = [
+    ("data_path", "pumped: cores move the descriptors; hardware: the device reads the guest's rings itself"),
     ("state", "waiting for a front-end, connected, or on the way between the two"),
     ("server", "Ringway makes the socket and listens; the VMM connects"),
     ("client", "the VMM makes the socket and listens; Ringway connects"),
@@ -240,7 +241,7 @@ fn pairs(words: &[String]) -> Result<Vec<(String, String)>, Fault> {
                 Some(keyword) => format!("{} {}", keyword.name, keyword.value),
                 // Most often a name without its keyword: `dev add vm0 mgmtdev sim/net`.
                 None => format!(
-                    "each keyword has its value: name NAME mgmtdev MGMTDEV ...; `{}` stands last, without one",
+                    "each keyword has its value, as in name NAME; `{}` stands last, without one",
                     crate::devices::registry::printable(word)
                 ),
             };
