@@ -333,6 +333,8 @@ mod tests {
     fn interface_that_is_gone_is_told_by_who_arms() {
         for by in EVERY_WAY {
             in_own_namespace(|| {
+                // Else the host sends frames of its own accord.
+                run("sysctl -qw net.ipv6.conf.default.disable_ipv6=1");
                 let (_netdev, mut reader, _writer) = scene(by);
                 if by == By::Stream {
                     // It sleeps already.
