@@ -45,7 +45,7 @@ impl Port {
         Arc::clone(&self.is_leaving)
     }
 
-    /// Its number among the ports of its fabric, as [`super::stations::Station::slot`] has it.
+    /// Its number among the ports of its fabric, as [`crate::net::stations::Station::slot`] has it.
     pub fn slot(&self) -> u16 {
         self.slot
     }
