@@ -60,12 +60,10 @@ impl Placement {
         if self.cores.contains(&core) {
             return Ok(());
         }
-        Err(Fault::not_found(format!(
-            "no worker runs on core {core}; workers run on cores {}",
-            list(&self.cores)
-        ))
-        .at("core")
-        .hint("one of these cores, or restart ringwayd with --cores to change them"))
+        Err(Fault::not_found(format!("no worker runs on core {core}"))
+            .at("core")
+            .held_by(format!("workers run on cores {}", list(&self.cores)))
+            .hint("one of these cores, or restart ringwayd with --cores to change them"))
     }
 
     fn least_loaded(&self) -> Option<usize> {

@@ -444,9 +444,7 @@ pub fn check_mgmt_entry(entry: &MgmtEntry, known: &Known) -> Result<(), Fault> {
         let fault = Fault::usage(format!("{} has no attribute `{}`", entry.name, printable(name))).at(name);
         return Err(match nearest(name, own.clone()) {
             Some(near) => fault.hint(format!("did you mean {near}?")),
-            None if own.clone().next().is_none() => {
-                fault.hint("leave it out: those of a device go with ringway dev add")
-            }
+            None if own.clone().next().is_none() => fault.hint(format!("{} has none", entry.name)),
             None => fault.hint(format!("one of: {}", own.collect::<Vec<_>>().join(", "))),
         });
     }

@@ -241,7 +241,7 @@ fn pairs(words: &[String]) -> Result<Vec<(String, String)>, Fault> {
                 Some(keyword) => format!("{} {}", keyword.name, keyword.value),
                 // Most often a name without its keyword: `dev add vm0 mgmtdev sim/net`.
                 None => format!(
-                    "each keyword has its value, as in name NAME; `{}` stands last, without one",
+                    "each keyword has its value: name NAME mgmtdev MGMTDEV ...; `{}` stands last, without one",
                     crate::devices::registry::printable(word)
                 ),
             };

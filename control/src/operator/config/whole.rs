@@ -188,10 +188,9 @@ impl Desired {
             });
         let without = of_mgmtdevs.chain(of_devices).filter_map(|(core, places)| {
             let core = core.filter(|core| !workers.contains(core))?;
-            let which = list(&workers);
-            let fault =
-                Fault::not_found(format!("no worker runs on core {core}; workers run on cores {which}"))
-                    .hint("one of these cores, or [daemon] cores with it among them");
+            let fault = Fault::not_found(format!("no worker runs on core {core}"))
+                .held_by(format!("workers run on cores {}", list(&workers)))
+                .hint("one of these cores, or [daemon] cores with it among them");
             Some(places.fault("core", fault))
         });
         without.collect()
