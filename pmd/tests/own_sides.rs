@@ -25,6 +25,8 @@ use ringway_ring::queue::RingFault;
 use ringway_ring::tsc;
 
 const FRAME: usize = 64;
+/// Bytes before the Ethernet header; a chain with fewer is a fault.
+const HEADER: usize = 12;
 const SLOTS: u64 = 512;
 
 /// A source of numbered frames that lie in memory of its own, a slot each.
@@ -36,35 +38,66 @@ struct Frames {
     to: Mac,
     from: Mac,
     taken: u64,
+    is_faulted: bool,
+    published: u64,
     tally: Tally,
 }
 
 /// What a test sees of it, and sets.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct FramesShared {
     /// How many it has to send, and how many it was given back.
     has: AtomicU64,
     back: AtomicU64,
     dropped: AtomicU64,
+    /// The first of them that is a fault.
+    broken: AtomicU64,
+    order: Arc<Order>,
+}
+
+/// What a source and a sink did, one after the other.
+#[derive(Debug, Default)]
+struct Order(Mutex<Vec<Done>>);
+
+impl Order {
+    fn note(&self, done: Done) {
+        self.0.lock().unwrap().push(done);
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Done {
+    /// The sink, with so many frames since it was made.
+    Delivered(u64),
+    /// The source, likewise.
+    GivenBack(u64),
+    Failed,
 }
 
 impl Frames {
     fn new(to: Mac, from: Mac) -> (Box<Frames>, Arc<FramesShared>) {
+        Frames::noted(to, from, Arc::default())
+    }
+
+    fn noted(to: Mac, from: Mac, order: Arc<Order>) -> (Box<Frames>, Arc<FramesShared>) {
         let memory = HostMemory::allocate("test", SLOTS * FRAME as u64).unwrap();
         let map = Arc::new(memory.guest_map(0).unwrap());
-        let shared = Arc::<FramesShared>::default();
+        let [has, back, dropped, broken] = [0, 0, 0, u64::MAX].map(AtomicU64::new);
+        let shared = Arc::new(FramesShared { has, back, dropped, broken, order });
         let burst = Burst::try_new(Arc::clone(&map)).unwrap();
         let (to_test, tally) = (Arc::clone(&shared), Tally::default());
-        (Box::new(Frames { shared, map, burst, to, from, taken: 0, tally }), to_test)
+        let frames =
+            Frames { shared, map, burst, to, from, taken: 0, is_faulted: false, published: 0, tally };
+        (Box::new(frames), to_test)
     }
 }
 
 impl Source for Frames {
     fn ingress(&self) -> Ingress {
-        Ingress { header_len: 0, max_frame: 1518, may: Offloads::default(), only: None }
+        Ingress { header_len: HEADER, max_frame: 1518, may: Offloads::default(), only: None }
     }
     fn is_faulted(&self) -> bool {
-        false
+        self.is_faulted
     }
     fn peek(&mut self, frames: usize) -> usize {
         self.burst.clear();
@@ -72,11 +105,14 @@ impl Source for Frames {
         for number in self.taken..end {
             let at = number % SLOTS * FRAME as u64;
             let mut bytes = [0; FRAME];
-            bytes[..6].copy_from_slice(&self.to.0);
-            bytes[6..12].copy_from_slice(&self.from.0);
-            bytes[20..28].copy_from_slice(&number.to_le_bytes());
+            let frame = &mut bytes[HEADER..];
+            frame[..6].copy_from_slice(&self.to.0);
+            frame[6..12].copy_from_slice(&self.from.0);
+            frame[20..28].copy_from_slice(&number.to_le_bytes());
             self.map.resolve(at, FRAME as u64).unwrap().write(&bytes);
-            assert!(self.burst.push_own(number as u16, at, FRAME as u32));
+            let is_broken = number == self.shared.broken.load(Ordering::SeqCst);
+            let len = if is_broken { HEADER - 1 } else { FRAME };
+            assert!(self.burst.push_own(number as u16, at, len as u32));
         }
         self.burst.chains().len()
     }
@@ -94,7 +130,13 @@ impl Source for Frames {
         let back = self.shared.back.fetch_add(frames as u64, Ordering::SeqCst) + frames as u64;
         assert!(back <= self.taken);
     }
-    fn publish(&mut self) {}
+    fn publish(&mut self) {
+        let back = self.shared.back.load(Ordering::SeqCst);
+        if back > self.published {
+            self.published = back;
+            self.shared.order.note(Done::GivenBack(back));
+        }
+    }
     fn tally(&mut self) -> &mut Tally {
         &mut self.tally
     }
@@ -102,7 +144,10 @@ impl Source for Frames {
         self.shared.dropped.fetch_add(frames, Ordering::SeqCst);
     }
     fn set_example(&self, _reason: DropReason, _example: Example) {}
-    fn fail(&mut self, _fault: RingFault) {}
+    fn fail(&mut self, _fault: RingFault) {
+        self.is_faulted = true;
+        self.shared.order.note(Done::Failed);
+    }
     fn arm(&mut self) -> Option<bool> {
         None
     }
@@ -112,10 +157,12 @@ impl Source for Frames {
     }
 }
 
-/// A sink that keeps frames where they are until it is told to go on.
+/// A sink that keeps frames where they are until it is told to go on; or, where `order` is, that is finished at once.
 #[derive(Debug)]
 struct Later {
     shared: Arc<LaterShared>,
+    order: Option<Arc<Order>>,
+    published: u64,
     /// Where the frames lie that it has not finished.
     out: Vec<(Arc<GuestMap>, u64)>,
     given: u64,
@@ -136,9 +183,14 @@ struct LaterShared {
 
 impl Later {
     fn new() -> (Box<Later>, Arc<LaterShared>) {
+        Later::noted(None)
+    }
+
+    fn noted(order: Option<Arc<Order>>) -> (Box<Later>, Arc<LaterShared>) {
         let shared = Arc::<LaterShared>::default();
-        let to_test = Arc::clone(&shared);
-        (Box::new(Later { shared, out: Vec::new(), given: 0, finished: 0, tally: Tally::default() }), to_test)
+        let (to_test, tally) = (Arc::clone(&shared), Tally::default());
+        let later = Later { shared, order, published: 0, out: Vec::new(), given: 0, finished: 0, tally };
+        (Box::new(later), to_test)
     }
 }
 
@@ -150,8 +202,10 @@ impl Sink for Later {
         true
     }
     fn deliver(&mut self, from: Passage<'_>, _scratch: &mut Scratch) -> Result<(), Refused> {
-        let gpa = from.burst.addresses(from.chain).next().unwrap();
-        self.out.push((Arc::clone(from.burst.map()), gpa));
+        if self.defers() {
+            let gpa = from.burst.addresses(from.chain).next().unwrap();
+            self.out.push((Arc::clone(from.burst.map()), gpa));
+        }
         self.given += 1;
         self.shared.given.store(self.given, Ordering::SeqCst);
         Ok(())
@@ -159,7 +213,12 @@ impl Sink for Later {
     fn put_bytes(&mut self, _: &[u8], _: &[u8], _: Offload) -> Result<(), Refused> {
         Err(Refused::Starved)
     }
-    fn publish(&mut self) {}
+    fn publish(&mut self) {
+        if self.given > self.published {
+            self.published = self.given;
+            self.order.iter().for_each(|order| order.note(Done::Delivered(self.given)));
+        }
+    }
     fn tally(&mut self) -> &mut Tally {
         &mut self.tally
     }
@@ -175,7 +234,7 @@ impl Sink for Later {
         None
     }
     fn defers(&self) -> bool {
-        true
+        self.order.is_none()
     }
     fn given(&self) -> u64 {
         self.given
@@ -185,8 +244,9 @@ impl Sink for Later {
         for (map, gpa) in self.out.drain(..(end - self.finished) as usize) {
             let mut bytes = [0; FRAME];
             map.resolve(gpa, FRAME as u64).unwrap().read(&mut bytes);
-            let from = Mac(bytes[6..12].try_into().unwrap());
-            let number = u64::from_le_bytes(bytes[20..28].try_into().unwrap());
+            let frame = &bytes[HEADER..];
+            let from = Mac(frame[6..12].try_into().unwrap());
+            let number = u64::from_le_bytes(frame[20..28].try_into().unwrap());
             self.shared.got.lock().unwrap().push((from, number));
         }
         self.finished = end;
@@ -307,9 +367,17 @@ struct Own {
 impl Own {
     fn new(fabric: &Arc<Fabric>, berth: &Berth, to: Mac, from: Mac, may: u64) -> Own {
         let port = fabric.port(None).unwrap();
-        let (source, sends) = Frames::new(to, from);
-        let (sink, gets) = Later::new();
-        gets.may.store(may, Ordering::SeqCst);
+        let (sends, gets) = (Frames::new(to, from), Later::new());
+        gets.1.may.store(may, Ordering::SeqCst);
+        Own::attach(port, berth, sends, gets)
+    }
+
+    fn attach(
+        port: Port,
+        berth: &Berth,
+        (source, sends): (Box<Frames>, Arc<FramesShared>),
+        (sink, gets): (Box<Later>, Arc<LaterShared>),
+    ) -> Own {
         let sides = vec![(0, true, Side::Sink(sink)), (1, true, Side::Source(source))];
         port.attach(sides, berth, Duration::from_secs(10)).unwrap();
         Own { port, sends, gets }
@@ -320,8 +388,8 @@ impl Own {
     }
 }
 
-#[test]
-fn port_of_a_bridge_that_finishes_nothing_holds_up_nobody_but_who_sends_to_it() {
+/// A bridge, and where its pump runs.
+fn bridge() -> (Berth, Arc<Fabric>) {
     let allowed = rustix::thread::sched_getaffinity(None).unwrap();
     let core = (0..1024).rev().find(|core| allowed.is_set(*core)).unwrap();
     let clock = Clock { cycles: tsc::cycles, hertz: tsc::hertz() };
@@ -330,6 +398,43 @@ fn port_of_a_bridge_that_finishes_nothing_holds_up_nobody_but_who_sends_to_it() 
     let (fabric, _settings) = Fabric::bridge("b", core, Duration::from_secs(300), [1, 2]);
     let berth =
         Berth { name: "p".into(), engine, core_of: Arc::new(move |_| core), watcher: Arc::new(Nobody) };
+    (berth, fabric)
+}
+
+/// Three frames and a fault, in one burst: all else is visible before anything of the sender's is.
+const ORDER: [Done; 3] = [Done::Delivered(3), Done::GivenBack(3), Done::Failed];
+
+#[test]
+fn receiver_is_published_before_its_sender_and_both_before_the_sender_fails() {
+    let order = Arc::<Order>::default();
+    let (source, state) = Frames::noted(mac(9), mac(1), Arc::clone(&order));
+    let (sink, _) = Later::noted(Some(Arc::clone(&order)));
+    let mut pump = Transfer::new(Some(sink), vec![source], options()).unwrap();
+    state.broken.store(3, Ordering::SeqCst);
+    state.has.store(5, Ordering::SeqCst);
+    for now in 0..3 {
+        pump.poll(&Budget::default(), now);
+    }
+    assert_eq!(*order.0.lock().unwrap(), ORDER);
+}
+
+#[test]
+fn receiver_on_a_bridge_is_published_before_its_sender_and_both_before_the_sender_fails() {
+    let order = Arc::<Order>::default();
+    let (berth, fabric) = bridge();
+    let gets = Later::noted(Some(Arc::clone(&order)));
+    let _receiver = Own::attach(fabric.port(None).unwrap(), &berth, Frames::new(mac(1), mac(2)), gets);
+    let sends = Frames::noted(mac(2), mac(1), Arc::clone(&order));
+    let sender = Own::attach(fabric.port(None).unwrap(), &berth, sends, Later::new());
+    sender.sends.broken.store(3, Ordering::SeqCst);
+    sender.send(5);
+    wait("the fault", || order.0.lock().unwrap().contains(&Done::Failed));
+    assert_eq!(*order.0.lock().unwrap(), ORDER);
+}
+
+#[test]
+fn port_of_a_bridge_that_finishes_nothing_holds_up_nobody_but_who_sends_to_it() {
+    let (berth, fabric) = bridge();
     // 1 and 2 talk to each other, 3 to the one that finishes nothing.
     let (one, two, three, stuck) = (mac(1), mac(2), mac(3), mac(9));
     let stuck_port = Own::new(&fabric, &berth, one, stuck, u64::MAX);

@@ -383,10 +383,10 @@ fn chain_shorter_than_its_header_faults_the_transmit_ring_by_name() {
         bed.send(0, &frame(60, 1), &[]);
         bed.send_raw(1, &[0; 11], &[3, 5]);
         assert_eq!(bed.poll(), Polled::Moved(1), "what came before goes through");
-        assert_eq!(bed.faults[1].reported(), Some(RingFault::TooShort));
-        assert_eq!(bed.faults[0].reported(), None);
         assert_eq!(bed.received().len(), 1);
         assert_eq!(bed.poll(), Polled::Idle);
+        assert_eq!(bed.faults[1].reported(), Some(RingFault::TooShort));
+        assert_eq!(bed.faults[0].reported(), None);
     }
 }
 

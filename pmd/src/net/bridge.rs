@@ -83,6 +83,8 @@ struct Lane {
     first_source: usize,
     /// By sink: its number among those that finish later, if it is one.
     later: Vec<Option<usize>>,
+    /// Frames of its sources are done with that are not published yet.
+    is_served: bool,
 }
 
 /// Frames of one source, which are numbered from `first` on.
@@ -131,7 +133,7 @@ impl Bridge {
                 })
             };
             let later = port.sinks.iter().map(number).collect();
-            Lane { port, first_source, later }
+            Lane { port, first_source, later, is_served: false }
         };
         let ports: Vec<Lane> = ports.into_iter().map(&mut lane).collect();
         Bridge {
@@ -157,31 +159,38 @@ impl Bridge {
         (self.ports.into_iter().map(|lane| lane.port).collect(), self.fdb)
     }
 
-    /// One burst of every source of a port; how many copies that came to.
+    /// One burst of every source of a port, published by [`Bridge::publish`]; how many copies that came to.
     fn serve(&mut self, at: usize, budget: &Budget) -> u32 {
         // Taken out while they are served, so that the receivers can be reached beside them. Nothing is allocated.
         let Some(lane) = self.ports.get_mut(at) else { return 0 };
         let first_source = lane.first_source;
         let mut sources = std::mem::take(&mut lane.port.sources);
-        let mut cost = 0;
+        let (mut cost, mut is_served) = (0, false);
         for (nth, (queue, source)) in sources.iter_mut().enumerate() {
             let number = first_source + nth;
             let from = Origin { source: number, first: self.in_flight.next(number) };
             let (copies, frames) = self.step(at, from, *queue, &mut **source, budget);
             cost += copies;
-            if frames == 0 {
-                continue;
-            }
-            self.in_flight.settle(number, from.first, &mut **source, frames);
-            source.publish();
-            if let Some(fault) = self.frames.fault.filter(|_| !self.in_flight.holds(number)) {
-                source.fail(fault);
+            if frames > 0 {
+                self.in_flight.settle(number, from.first, &mut **source, frames);
+                is_served = true;
             }
         }
         if let Some(lane) = self.ports.get_mut(at) {
             lane.port.sources = sources;
+            lane.is_served = is_served;
         }
         cost
+    }
+
+    /// Publishes what was done since the last time: receivers before senders, so that what a process had on the way when it
+    /// died is sent once more by the next.
+    fn publish(&mut self) {
+        self.sinks().for_each(|sink| sink.publish());
+        for lane in self.ports.iter_mut().filter(|lane| lane.is_served) {
+            lane.is_served = false;
+            lane.port.sources.iter_mut().for_each(|(_, source)| source.publish());
+        }
     }
 
     /// One burst of one source; how many copies were made, and how many frames are done with.
@@ -217,7 +226,7 @@ impl Bridge {
         prefetch(source.burst());
         self.frames.inspect(source.burst(), &ingress);
         if self.frames.as_slice().is_empty() {
-            // The first chain is at fault.
+            // The first chain is at fault. One that follows frames is found again once they are published.
             if let Some(fault) = self.frames.fault.filter(|_| !self.in_flight.holds(from.source)) {
                 source.fail(fault);
             }
@@ -494,7 +503,7 @@ impl Pump for Bridge {
         if cost == 0 {
             return if back > 0 { Polled::Moved(back) } else { Polled::Idle };
         }
-        self.sinks().for_each(|sink| sink.publish());
+        self.publish();
         self.give_back();
         if now >= self.next_view {
             self.next_view = now.saturating_add(self.view_every);

@@ -181,6 +181,14 @@ impl Transfer {
         prefetch(burst);
         self.frames.inspect(burst, &feeder.ingress);
         let frames = self.frames.as_slice();
+        if frames.is_empty() {
+            // The first chain is at fault. One that follows frames is found again once they are published; so is one while
+            // some are out.
+            if let Some(fault) = self.frames.fault.filter(|_| !self.in_flight.holds(at)) {
+                source.fail(fault);
+            }
+            return Step::Idle;
+        }
         sink.prepare(frames);
         let way = Way { swap: self.options.swap_mac, most_bytes: budget.bytes };
         self.scratch.resume = feeder.resume;
@@ -206,15 +214,6 @@ impl Transfer {
             }
         }
         self.in_flight.settle(at, number, &mut **source, carried.frames);
-        if let Some(fault) = self.frames.fault
-            && carried.frames == frames.len()
-            // While some are out, it is found again.
-            && !self.in_flight.holds(at)
-        {
-            // What precedes it was carried and is given back.
-            source.publish();
-            source.fail(fault);
-        }
         if carried.frames > 0 {
             self.blocked_since = None;
             return Step::Moved(carried.frames as u32);
