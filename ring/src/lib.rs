@@ -26,6 +26,8 @@ pub mod sigbus;
 pub mod chain;
 // Virtio transport features.
 pub mod features;
+// The two formats of rings.
+mod format;
 // Where the areas of a ring lie; the driver side's configuration.
 pub mod layout;
 // Packed virtqueues (virtio 1.3 §2.8).

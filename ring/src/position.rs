@@ -30,8 +30,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::{MemfdFlags, OFlags};
 use rustix::io::Errno;
 
+use crate::format::Format;
 use crate::mapping::Mapping;
-use crate::queue::Format;
 
 /// How far a queue has come (virtio 1.3 §2.7, §2.8). For a split ring the wrap counters are unused and the indexes run
 /// freely over 16 bits; for a packed ring they are below the ring's size.

@@ -7,14 +7,7 @@ use crate::features::Features;
 use crate::guest::GuestMap;
 use crate::position::{Position, PositionSlot};
 
-/// Ring layout.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// Split virtqueue (virtio 1.3 §2.7).
-    Split,
-    /// Packed virtqueue (virtio 1.3 §2.8).
-    Packed,
-}
+pub use crate::format::Format;
 
 /// A ring size that is legal for its format: 1 to 32,768, for split rings a power of two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
