@@ -13,11 +13,11 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
 use crate::account::WorkerAccount;
+use crate::alarm::Alarm;
 use crate::berth::Berth;
 use crate::config::IdlePolicy;
 use crate::error::PlaceError;
 use crate::mailbox::Mailbox;
-use crate::reaper::Alarm;
 use crate::tenant::{Seat, Tenant};
 
 /// One worker's desk. Shared by the worker, the engine, the holders of its pumps and the reaper.

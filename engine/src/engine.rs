@@ -9,14 +9,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::alarm::Alarm;
 use crate::config::{Clock, EngineConfig, IdlePolicy};
 use crate::desk::Desk;
 use crate::error::{NotPlaced, PlaceError, StartError};
 use crate::pace::{to_cycles, to_nanoseconds};
 use crate::pin::pin_to;
-use crate::placed::{Placed, Watcher};
-use crate::pump::Pump;
-use crate::reaper::{self, Alarm};
+use crate::placed::Placed;
+use crate::pump::{Pump, Watcher};
+use crate::reaper;
 use crate::stats::{Stuck, WorkerStats};
 use crate::tenant::{Seat, Tenant};
 use crate::worker::Worker;

@@ -10,6 +10,7 @@
 extern crate self as ringway_engine;
 
 mod account;
+mod alarm;
 /// How a pump passes between its holder and a worker.
 #[doc(hidden)]
 pub mod berth;
@@ -41,6 +42,6 @@ mod workers;
 pub use config::{Clock, EngineConfig, IdlePolicy};
 pub use engine::Engine;
 pub use error::{NotPlaced, PlaceError, StartError};
-pub use placed::{End, Placed, Retired, Watcher};
-pub use pump::{Armed, Budget, Polled, Pump};
+pub use placed::{End, Placed, Retired};
+pub use pump::{Armed, Budget, Polled, Pump, Watcher};
 pub use stats::{PumpStats, Stuck, WorkerStats};

@@ -11,13 +11,6 @@ use crate::stats::PumpStats;
 use crate::tenant::{Ending, Seat, Tenant};
 use crate::workers::Workers;
 
-/// Told by a worker, on its thread, that a pump was taken out because it panicked. Must keep the worker's rules: no
-/// lock, no allocation, no waiting (write an eventfd).
-pub trait Watcher: Send + Sync {
-    /// The pump has been taken out; [`Placed::retire`] gives the reason.
-    fn pump_ended(&self);
-}
-
 /// How a pump ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {

@@ -99,5 +99,12 @@ pub trait Pump: Send + Any {
     fn wake_sources(&self) -> Vec<BorrowedFd<'_>>;
 }
 
+/// Told by a worker, on its thread, that a pump was taken out because it panicked. Must keep the worker's rules: no
+/// lock, no allocation, no waiting (write an eventfd).
+pub trait Watcher: Send + Sync {
+    /// The pump has been taken out; [`retire`](crate::Placed::retire) gives the reason.
+    fn pump_ended(&self);
+}
+
 /// The most wake sources that one pump may have.
 pub const MAX_WAKE_SOURCES: usize = 4096;

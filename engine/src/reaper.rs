@@ -2,46 +2,20 @@
 //! may be the last of a guest's memory and take its time.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::alarm::Alarm;
 use crate::desk::Desk;
-use crate::sync::Futex;
-
-/// What the reaper sleeps on.
-#[derive(Debug)]
-pub(crate) struct Alarm {
-    /// Counts what was raised.
-    raised: Futex,
-    stop: AtomicBool,
-}
-
-impl Alarm {
-    pub(crate) fn new() -> Alarm {
-        Alarm { raised: Futex::new(), stop: AtomicBool::new(false) }
-    }
-
-    /// Wakes the reaper. Any thread; neither waits nor allocates.
-    pub(crate) fn raise(&self) {
-        self.raised.raise();
-    }
-
-    /// Asks the reaper to end.
-    pub(crate) fn stop(&self) {
-        self.stop.store(true, Ordering::Release);
-        self.raise();
-    }
-}
 
 /// The reaper's thread.
 pub(crate) fn run(alarm: &Alarm, desks: &[Arc<Desk>]) {
     loop {
         // Before the sweep: what is buried during it makes the wait return at once.
-        let seen = alarm.raised.seen();
+        let seen = alarm.seen();
         sweep(desks);
-        if alarm.stop.load(Ordering::Acquire) {
+        if alarm.must_stop() {
             break;
         }
-        alarm.raised.wait(seen, None);
+        alarm.wait(seen);
     }
     for desk in desks {
         desk.set_reaperless();

@@ -8,8 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::account::PumpAccount;
 use crate::contain::Caught;
 use crate::error::PlaceError;
-use crate::placed::Watcher;
-use crate::pump::{MAX_WAKE_SOURCES, Pump};
+use crate::pump::{MAX_WAKE_SOURCES, Pump, Watcher};
 
 /// What a worker has of a pump. Allocated by the placer, dropped by whoever took it back; on the worker only moved.
 pub(crate) struct Tenant {

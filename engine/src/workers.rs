@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::alarm::Alarm;
 use crate::config::Clock;
 use crate::desk::Desk;
 use crate::error::PlaceError;
-use crate::reaper::Alarm;
 use crate::stats::WorkerStats;
 use crate::tenant::{Seat, Tenant};
 

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 mod common;
 
 use super::*;
-use crate::reaper::Alarm;
+use crate::alarm::Alarm;
 use crate::tenant::Seat;
 use common::{Queue, TestPump, kick};
 
