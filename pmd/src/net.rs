@@ -12,6 +12,8 @@ pub mod end;
 pub mod fabric;
 // The forwarding database of a learning bridge.
 pub mod fdb;
+// Frames that do not go on as they are.
+pub mod finish;
 // The frames of one burst, looked at.
 pub mod frame;
 // A kernel netdev as a side of a path.
@@ -28,7 +30,7 @@ pub mod rate;
 mod in_flight;
 // How a receive queue takes frames.
 mod receive;
-// Frames that do not go on as they are.
+// Where a pump works on frames that do not go on as they are.
 pub mod scratch;
 // The two sides of a path.
 pub mod side;

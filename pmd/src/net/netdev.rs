@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ringway_ring::chain::Burst;
 use ringway_ring::queue::RingFault;
 
+use super::finish::finish;
 use super::frame::{Ingress, longest_frame};
 use super::offload::{Offload, Offloads};
-use super::scratch::{Scratch, finish};
+use super::scratch::Scratch;
 use super::side::{Passage, Refused, Sink, Source};
 use super::tap::{Gone, HEADER_BYTES, TapReader, TapWriter};
 use crate::counters::{DropReason, Example, QueueCounters, Tally};

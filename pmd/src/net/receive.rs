@@ -12,9 +12,10 @@ use ringway_ring::queue::{DeviceRing, RingFault};
 
 use super::cursor::Cursor;
 use super::end::End;
+use super::finish::finish;
 use super::frame::{ADDRESSES, Frame};
 use super::offload::{Offload, Offloads};
-use super::scratch::{Scratch, finish};
+use super::scratch::Scratch;
 use super::side::{Passage, Refused, Sink};
 use crate::counters::{DropReason, Example, Tally};
 

@@ -128,7 +128,7 @@ pub trait Sink: Send + fmt::Debug {
     /// Gets ready for these frames, which come next.
     fn prepare(&mut self, _frames: &[Frame]) {}
 
-    /// Delivers one frame. What it does not take as it is, it leaves to [`finish`](super::scratch::finish).
+    /// Delivers one frame. What it does not take as it is, it leaves to [`finish`](super::finish::finish).
     ///
     /// # Errors
     /// It is not delivered; the reason says whether it may be later.
