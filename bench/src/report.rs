@@ -12,12 +12,16 @@ pub mod chart;
 pub mod html;
 // The page.
 mod page;
+// Lenient readers of what records hold.
+mod reading;
 // Results of commands that have a form of their own.
 mod sections;
 // Results of any form, as tables.
 mod tables;
 // The targets that results are held against.
 mod targets;
+// What the results have of the targets.
+mod verdicts;
 
 use std::fs;
 use std::io;

@@ -6,7 +6,7 @@ use super::axis::short;
 use super::html::Html;
 use super::sections::{draw, knows, words};
 use super::tables::{any, table};
-use super::targets::verdicts;
+use super::verdicts::verdicts;
 use super::{Report, Sourced};
 use crate::host::Host;
 

@@ -2,25 +2,6 @@
 
 use serde_json::{Map, Value};
 
-use super::Sourced;
-use super::axis::short;
-use super::sections::{PEER, comparison, parameters, paths, plain, scaled};
-
-/// A target and what a result has of it.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Verdict {
-    /// What is aimed at, in words.
-    pub(crate) what: String,
-    /// The bound, in words.
-    pub(crate) target: String,
-    /// What was measured, in words.
-    pub(crate) measured: String,
-    /// Reached.
-    pub(crate) reached: bool,
-    /// Where it stands.
-    pub(crate) source: String,
-}
-
 /// The least ratio to the peer that a comparison aims at, by its parameters.
 pub(crate) fn ratio_target(parameters: &Map<String, Value>) -> Option<f64> {
     match (size(parameters)?, parameters.get("touch")?.as_str()?) {
@@ -34,152 +15,16 @@ pub(crate) fn ratio_target(parameters: &Map<String, Value>) -> Option<f64> {
 pub(crate) const LATENCY_TARGET: f64 = 0.8;
 
 /// The least of virtio-queue's cost beside ours: split rings, device side, batches of 32.
-const RING_TARGET: f64 = 4.0;
+pub(super) const RING_TARGET: f64 = 4.0;
 
 /// The frame size, if all frames have one.
-fn size(parameters: &Map<String, Value>) -> Option<u64> {
+pub(super) fn size(parameters: &Map<String, Value>) -> Option<u64> {
     let size = parameters.get("size")?;
     size.as_u64().or_else(|| size.as_str()?.parse().ok())
 }
 
 /// Share of the floor that does in place of the ratio, at 64 bytes.
-const OF_LIMIT: f64 = 0.7;
-
-/// All that the results have of the targets.
-pub(crate) fn verdicts(records: &[Sourced]) -> Vec<Verdict> {
-    let mut verdicts = Vec::new();
-    for sourced in records {
-        let record = &sourced.record;
-        match record.command.as_str() {
-            "compare" => verdicts.extend(of_comparison(sourced)),
-            "scale" => verdicts.extend(of_scale(sourced)),
-            "ring" => verdicts.extend(of_ring(sourced)),
-            _ => {}
-        }
-    }
-    verdicts
-}
-
-fn of_comparison(sourced: &Sourced) -> Vec<Verdict> {
-    let record = &sourced.record;
-    let parameters = parameters(record);
-    let Some(found) = comparison(record) else { return Vec::new() };
-    let mut verdicts = Vec::new();
-    let mut verdict = |what: String, target: String, measured: String, reached: bool| {
-        verdicts.push(Verdict { what, target, measured, reached, source: sourced.source.clone() });
-    };
-    if let Some(target) = ratio_target(&parameters) {
-        let small = size(&parameters) == Some(64);
-        let by_limit = small && found.of_limit.is_some_and(|share| share >= OF_LIMIT);
-        let limit = found.of_limit.map(|share| format!(", {} % of the floor", short(share * 100.0)));
-        verdict(
-            format!("throughput beside {}: {}", found.peer, found.name),
-            if small {
-                format!("≥ {target} ×, or ≥ 70 % of the floor")
-            } else {
-                format!("≥ {target} ×")
-            },
-            format!("{} ×{}", short(found.ratio.median), limit.unwrap_or_default()),
-            found.ratio.median >= target || by_limit,
-        );
-    }
-    for (name, ratio) in ["p50", "p99"].into_iter().zip(found.latency.iter().flatten()) {
-        verdict(
-            format!("latency {name} at half of the peer's peak beside {}: {}", found.peer, found.name),
-            format!("≤ {LATENCY_TARGET} ×"),
-            format!("{} ×", short(ratio.median)),
-            ratio.median <= LATENCY_TARGET,
-        );
-    }
-    verdicts
-}
-
-fn of_ring(sourced: &Sourced) -> Vec<Verdict> {
-    let found = paths(&sourced.record).into_iter().flatten();
-    let aimed = found.filter(|path| path.group == "ringway split device" && path.batch == Some(32));
-    aimed
-        .filter_map(|path| {
-            let ratio = path.ratio?.median;
-            Some(Verdict {
-                what: format!("{} beside {PEER}, {}", path.name, path.counted),
-                target: format!("≥ {RING_TARGET} ×"),
-                measured: format!("{} ×", short(ratio)),
-                reached: ratio >= RING_TARGET,
-                source: sourced.source.clone(),
-            })
-        })
-        .collect()
-}
-
-fn of_scale(sourced: &Sourced) -> Vec<Verdict> {
-    let found = scaled(&sourced.record);
-    let mut verdicts = Vec::new();
-    let mut verdict = |what: &str, target: &str, measured: String, reached: bool| {
-        let source = sourced.source.clone();
-        verdicts.push(Verdict {
-            what: what.to_owned(),
-            target: target.to_owned(),
-            measured,
-            reached,
-            source,
-        });
-    };
-    let thousand =
-        found.idle.as_ref().and_then(|curve| curve.points.iter().find(|point| point.count == 1000));
-    if let Some(ratio) = thousand.and_then(|point| point.ratio) {
-        let parameters = parameters(&sourced.record);
-        let part = |name: &str| parameters.get(name).map(plain).unwrap_or_default();
-        let (ring, size) = (part("ring"), part("size"));
-        verdict(
-            &format!("one busy device beside 1,000 idle ones, of its throughput alone: {ring}, {size} B"),
-            "≥ 0.95",
-            short(ratio.median),
-            ratio.median >= 0.95,
-        );
-    }
-    if let Some(start) = &found.start
-        && let Some(ours) = crate::scale::start::packet_ms(&start.ours)
-    {
-        let peer = start.peer.as_ref().and_then(|peer| {
-            let ms = crate::scale::start::packet_ms(&peer.launches)?;
-            Some(format!("; {}: {} ms", peer.version, short(ms.median)))
-        });
-        verdict(
-            "start of ringwayd to the first packet",
-            "≤ 100 ms",
-            format!("{} ms{}", short(ours.median), peer.unwrap_or_default()),
-            ours.median <= 100.0,
-        );
-    }
-    if let Some(adaptive) = &found.adaptive {
-        verdict(
-            "adaptive: processor time with 100 idle devices, of a core",
-            "< 1 %",
-            format!("{} %", short(adaptive.idle_cpu_percent)),
-            adaptive.idle_cpu_percent < 1.0,
-        );
-        let p99_us = adaptive.wake.latency.p99 as f64 / 1e3;
-        verdict(
-            "adaptive: waking, 99th percentile",
-            "< 100 µs",
-            format!(
-                "{} µs (a bare eventfd: {} µs)",
-                short(p99_us),
-                short(adaptive.wake.bare.p99 as f64 / 1e3)
-            ),
-            p99_us < 100.0,
-        );
-        if let Some(ratio) = adaptive.busy[1].ratio {
-            verdict(
-                "adaptive: throughput when busy, of that under poll",
-                "≥ 0.98",
-                short(ratio.median),
-                ratio.median >= 0.98,
-            );
-        }
-    }
-    verdicts
-}
+pub(super) const OF_LIMIT: f64 = 0.7;
 
 #[cfg(test)]
 mod tests {
@@ -198,19 +43,5 @@ mod tests {
         assert_eq!(target(json!(64), "all"), None);
         assert_eq!(target(json!("imix"), "header"), None);
         assert_eq!(ratio_target(&Map::new()), None);
-    }
-
-    #[test]
-    fn at_64_bytes_the_share_of_the_floor_does_too() {
-        let verdict = |size: &str, ratio: f64, of_limit: f64| {
-            let record = serde_json::from_value(json!({
-                "suite": "s", "schema": 1, "command": "compare", "words": [], "at": 0, "host": crate::host::Host::read(),
-                "parameters": {"size": size, "touch": "header"},
-                "peer": {}, "ratio": {"median": ratio, "low": ratio, "high": ratio}, "of_limit": of_limit,
-            }));
-            of_comparison(&Sourced { source: "f".into(), record: record.unwrap() })[0].reached
-        };
-        assert!(verdict("64", 1.5, 0.1) && verdict("64", 1.1, 0.7) && verdict("1518", 1.6, 0.1));
-        assert!(!verdict("64", 1.4, 0.69) && !verdict("1518", 1.4, 0.9));
     }
 }

@@ -6,9 +6,9 @@ use super::super::Sourced;
 use super::super::axis::short;
 use super::super::chart::{Bars, told};
 use super::super::html::Html;
+use super::super::reading::{parameters, plain, series, spread_of};
 use super::super::tables::table;
 use super::super::targets::{LATENCY_TARGET, ratio_target};
-use super::{parameters, plain, series, spread_of};
 use crate::record::Record;
 use crate::stats::Spread;
 

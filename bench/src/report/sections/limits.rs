@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::super::Sourced;
 use super::super::chart::Bars;
 use super::super::html::Html;
-use super::plain;
+use super::super::reading::plain;
 use crate::stats::Spread;
 
 /// Draws the floors of one run; what they follow from stands in its tables.

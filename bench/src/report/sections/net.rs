@@ -8,8 +8,8 @@ use super::super::Sourced;
 use super::super::axis::{Scale, short};
 use super::super::chart::{Line, Lines, told};
 use super::super::html::Html;
+use super::super::reading::{number, parameters, plain, spread_of};
 use super::super::tables::table;
-use super::{number, parameters, plain, spread_of};
 use crate::record::Record;
 use crate::stats::Spread;
 

@@ -6,8 +6,8 @@ use super::super::Sourced;
 use super::super::axis::Scale;
 use super::super::chart::{Bars, Line, Lines, told};
 use super::super::html::Html;
+use super::super::reading::series;
 use super::super::tables::{spread, table};
-use super::series;
 use crate::record::Record;
 use crate::stats::Spread;
 
