@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
-use ringway_engine::{Clock, Engine, EngineConfig, IdlePolicy};
+use ringway_engine::{Clock, Engine, EngineConfig};
 use ringway_pmd::driver::Attachments;
 use ringway_pmd::later;
 use ringway_pmd::notify::EventFd;
@@ -36,23 +36,21 @@ use crate::devices::life::LifeEvent;
 use crate::devices::placement::{Placement, allowed_cores, choose_cores};
 use crate::devices::registry::{MgmtOrigin, Registry};
 use crate::devices::state::StateDir;
-use crate::devices::upkeep::{LOOK_EVERY, Looks, Missing};
 use crate::fault::{Fault, Kind};
 use crate::frontends::budget::Budget;
 use crate::frontends::reports::Reports;
 use crate::frontends::session::{Command, Reporter};
 use crate::host::claims::Claims;
-use crate::host::endpoint::Listening;
+use crate::host::endpoint::{Inherited, Listening};
 use crate::host::guard::Guard;
+use crate::host::look::{LOOK_EVERY, Looks, Missing};
 use crate::host::peer::Caller;
 use crate::host::watch::Watch;
 use crate::host::watchdog::Watchdog;
 use crate::operator::api::{DeviceEntry, MgmtEntry};
-use crate::operator::config::Settings;
 use crate::operator::events::Events;
 use crate::operator::rpc::Clients;
-use crate::operator::single::Inherited;
-use crate::subsystem::Options;
+use crate::settings::{Options, Settings};
 
 /// What reaches the control thread from other threads.
 pub(crate) enum Message {
@@ -600,14 +598,6 @@ fn start_engine(settings: &Settings) -> Result<Engine, Fault> {
     let clock = Clock { cycles: ringway_ring::tsc::cycles, hertz: ringway_ring::tsc::hertz() };
     Engine::start(EngineConfig { cores: settings.cores.clone(), idle: settings.idle, clock })
         .map_err(|error| Fault::new(crate::fault::Kind::Runtime, error.to_string()).at("cores"))
-}
-
-/// The word for an idle policy.
-pub(crate) fn idle_name(idle: IdlePolicy) -> &'static str {
-    match idle {
-        IdlePolicy::Poll => "poll",
-        IdlePolicy::Adaptive => "adaptive",
-    }
 }
 
 /// Makes a directory of mode 0750 if it is not there; one that another user owns is refused.

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use clap::error::ErrorKind;
+use ringway_pmd::vdpa::DriverError;
 use serde::{Deserialize, Serialize};
 
 /// What sort of failure: stable names and exit codes.
@@ -130,6 +132,31 @@ impl Fault {
         };
         Fault::new(kind, format!("{what}: {}", reason(&error)))
     }
+    /// What clap found wrong with the command line of `program`.
+    pub(crate) fn of_clap(error: &clap::Error, program: &str) -> Fault {
+        let text = error.render().to_string();
+        if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            // The text is the whole help of what has no command.
+            let lines = text.lines().skip_while(|line| *line != "Commands:").skip(1);
+            let words = lines.take_while(|line| !line.is_empty()).filter_map(|line| {
+                let word = line.strip_prefix("  ")?.split(' ').next()?;
+                (!word.is_empty() && word != "help").then_some(word)
+            });
+            let words = words.collect::<Vec<_>>().join(", ");
+            return Fault::usage("a command is missing").hint(format!("one of: {words}"));
+        }
+        let text = text.strip_prefix("error: ").unwrap_or(&text);
+        let mut parts = text.splitn(2, "\n\n");
+        let message: Vec<&str> = parts.next().unwrap_or_default().lines().map(str::trim).collect();
+        let rest = parts.next().unwrap_or_default();
+        // That what was taken for an option may be a value is seldom so, and never the cure.
+        let lines = rest.lines().map(str::trim).filter(|line| !line.contains("use '-- "));
+        let hint = lines
+            .filter_map(|line| line.strip_prefix("tip: ").or_else(|| line.strip_prefix("Usage: ")))
+            .next()
+            .map(str::to_owned);
+        Fault::usage(message.join(" ")).hint(hint.unwrap_or_else(|| format!("{program} --help")))
+    }
     /// Adds what to do.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Fault {
@@ -156,6 +183,25 @@ impl Fault {
     }
 }
 
+/// What a driver's refusal is to an operator.
+impl From<DriverError> for Fault {
+    fn from(error: DriverError) -> Fault {
+        match error {
+            DriverError::Misconfigured(why) => Fault::usage(why),
+            DriverError::NotFound(why) => Fault::not_found(why),
+            DriverError::Conflict { what, held_by, hint } => {
+                let fault = Fault::conflict(what).hint(hint);
+                match held_by {
+                    Some(holder) => fault.held_by(holder),
+                    None => fault,
+                }
+            }
+            DriverError::PeerMisbehaved(why) => Fault::new(Kind::Runtime, why),
+            DriverError::Resource { what, source } => Fault::system(what, source),
+        }
+    }
+}
+
 /// What the system said, without Rust's `(os error N)`.
 pub(crate) fn reason(error: &std::io::Error) -> String {
     let text = error.to_string();
@@ -164,6 +210,20 @@ pub(crate) fn reason(error: &std::io::Error) -> String {
         None => text,
     }
 }
+
+/// What an operator wrote, safe to print: short, without characters that do something to a terminal or to the text
+/// around them.
+pub(crate) fn printable(text: &str) -> String {
+    let mut shown: String =
+        text.chars().take(LONGEST_SHOWN).map(|c| if is_invisible(c) { '?' } else { c }).collect();
+    if text.chars().nth(LONGEST_SHOWN).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// One more than a name may have: whoever wrote a longer one sees that it is.
+const LONGEST_SHOWN: usize = 65;
 
 /// A text that somebody else may have written, as a terminal can be given it: control characters, and those that change
 /// how the text around them is shown (direction, joining, invisible ones), are written as `\u{N}`. Lines stay lines.

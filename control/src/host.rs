@@ -13,6 +13,8 @@ pub(crate) mod endpoint;
 pub(crate) mod guard;
 // Files that are read whole, up to a bound.
 pub(crate) mod input;
+// Looks at what was made.
+pub(crate) mod look;
 // The log, on a thread of its own.
 pub(crate) mod log;
 // Who is at the other end of a socket.

@@ -3,6 +3,8 @@
 
 // Why a request of an operator failed.
 pub mod fault;
+// With what the subsystem is started.
+pub mod settings;
 // The subsystem as a value.
 pub mod subsystem;
 // Management devices and devices: their life, what is asked of them, where they run, what is kept of them.

@@ -1,83 +1,21 @@
 //! The subsystem as a value: started in a process, called, stopped. `ringwayd` is this with an operator socket; the
 //! demo and the tests are this without one.
 
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use crossbeam::channel::{Sender, bounded};
 use ringway_engine::Engine;
-use ringway_pmd::driver::Attachments;
-use ringway_pmd::vdpa::{ManagementDevice, MgmtKind};
+use ringway_pmd::vdpa::ManagementDevice;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::daemon::{Daemon, Message, Remote};
 use crate::fault::{Fault, Kind};
-use crate::operator::api::{DevAdded, DevDeleted, DevShow, DeviceEntry, MgmtEntry, Select, Target};
-use crate::operator::config::Settings;
-use crate::operator::single::Inherited;
+use crate::host::endpoint::Inherited;
+use crate::operator::api::{DevAdded, DevDeleted, DevShow, DeviceEntry, Select, Target};
 
-/// How to start the subsystem.
-pub struct Options {
-    /// The operator socket; none without it.
-    pub ctl: Option<PathBuf>,
-    /// Where device sockets (`dev/`) and positions (`positions/`) are. Made if missing.
-    pub runtime_dir: PathBuf,
-    /// Where devices that operators add are kept; nothing is kept without it.
-    pub state_dir: Option<PathBuf>,
-    /// Workers and their idle policy.
-    pub settings: Settings,
-    /// Whether the workers' cores are claimed for the host to see, as a daemon does.
-    pub claims_cores: bool,
-    /// Devices of the configuration file, made at the start.
-    pub devices: Vec<DeviceEntry>,
-    /// The configuration file, for what is said of its devices.
-    pub config_file: Option<PathBuf>,
-    /// What drivers register from the start.
-    pub mgmtdevs: Vec<Box<dyn ManagementDevice>>,
-    /// Kinds of management devices that come to be by being named.
-    pub kinds: Vec<Box<dyn MgmtKind>>,
-    /// Buses with their drivers.
-    pub attachments: Vec<Box<dyn Attachments>>,
-    /// Management devices of the configuration file, made at the start.
-    pub named: Vec<MgmtEntry>,
-    /// A byte on it stops the subsystem: the other end belongs to a signal handler.
-    pub signals: Option<UnixStream>,
-}
-
-impl Options {
-    /// Everything below one directory, no operator socket, nothing kept, default workers and every driver.
-    pub fn embedded(runtime_dir: &Path) -> Options {
-        Options {
-            ctl: None,
-            runtime_dir: runtime_dir.to_owned(),
-            state_dir: None,
-            settings: Settings::default(),
-            claims_cores: false,
-            devices: Vec::new(),
-            config_file: None,
-            mgmtdevs: crate::devices::drivers::all(),
-            kinds: crate::devices::drivers::kinds(),
-            attachments: crate::devices::drivers::attachments(),
-            named: Vec::new(),
-            signals: None,
-        }
-    }
-}
-
-impl std::fmt::Debug for Options {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Options")
-            .field("ctl", &self.ctl)
-            .field("runtime_dir", &self.runtime_dir)
-            .field("state_dir", &self.state_dir)
-            .field("settings", &self.settings)
-            .field("devices", &self.devices)
-            .finish_non_exhaustive()
-    }
-}
+pub use crate::settings::Options;
 
 /// A running subsystem. Stopped when dropped.
 pub struct Subsystem {

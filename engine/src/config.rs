@@ -19,6 +19,16 @@ pub enum IdlePolicy {
     Adaptive,
 }
 
+impl IdlePolicy {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            IdlePolicy::Poll => "poll",
+            IdlePolicy::Adaptive => "adaptive",
+        }
+    }
+}
+
 /// How to start an engine.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {

@@ -11,7 +11,7 @@ use crate::daemon::{Daemon, Token};
 use crate::devices::device::{Away, Connection, Device, Facts, Held, Refused};
 use crate::devices::life::{Life, LifeEvent};
 use crate::devices::registry::check_entry;
-use crate::fault::reason;
+use crate::fault::{Fault, reason};
 use crate::frontends::budget::{Lease, Short};
 use crate::frontends::session::{self, NetdevSetup, Report, SessionSetup};
 use crate::host::endpoint;
@@ -335,7 +335,7 @@ impl Daemon {
         }
         let made = check_entry(&entry, &known).and_then(|spec| {
             let mgmtdev = &mut self.registry.mgmtdev(&entry.mgmtdev)?.device;
-            mgmtdev.create(&spec, host.clone()).map_err(crate::devices::ops::driver_fault)
+            mgmtdev.create(&spec, host.clone()).map_err(Fault::from)
         });
         let Some(device) = self.registry.by_id(id) else { return };
         match made {

@@ -7,7 +7,6 @@ use serde_json::json;
 
 use crate::daemon::{AbsentMgmtdev, Daemon};
 use crate::devices::device::{Device, Origin};
-use crate::devices::ops::driver_fault;
 use crate::devices::registry::{MgmtOrigin, check_mgmt_entry};
 use crate::fault::Fault;
 use crate::frontends::session::Command;
@@ -121,7 +120,7 @@ impl Daemon {
         }
         let mgmtdev = self.registry.mgmtdev(name)?;
         let before = mgmtdev.device.shared_core();
-        let moves = mgmtdev.device.set(&entry.attributes).map_err(driver_fault)?;
+        let moves = mgmtdev.device.set(&entry.attributes).map_err(Fault::from)?;
         mgmtdev.asked.extend(entry.attributes.clone());
         // What was set is worth keeping, also by a bridge that came with its first device.
         if mgmtdev.origin == MgmtOrigin::Device {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use ringway_pmd::counters::QueueCounters;
-use ringway_pmd::vdpa::{ClassSpec, DataPath, DeviceSpec, DriverError};
+use ringway_pmd::vdpa::{ClassSpec, DataPath, DeviceSpec};
 use ringway_ring::position::PositionPage;
 use rustix::event::epoll;
 use serde_json::{Value, json};
@@ -19,35 +19,18 @@ use crate::devices::device::{Backoff, Device, Facts, Held, Origin, Quota, Repeat
 use crate::devices::life::{Life, LifeEvent};
 use crate::devices::registry::{MgmtOrigin, check_attributes, check_entry, check_mac, host_interface};
 use crate::devices::state::{Kept, StateDir};
-use crate::devices::upkeep::{Finding, standing_of};
+use crate::devices::upkeep::standing_of;
 use crate::fault::{Fault, Kind};
 use crate::frontends::session::{Command, DeviceShared};
 use crate::host::accounts::{A_MOMENT, Account};
-use crate::host::endpoint::{self, Listening};
+use crate::host::endpoint::{self, Inherited, Listening};
+use crate::host::look::Finding;
 use crate::host::peer::Caller;
 use crate::host::standing::Standing;
 use crate::operator::api::{DevAdded, DevChanged, DevDeleted, DevSet, DeviceEntry, MgmtEntry, Mode, Target};
-use crate::operator::single::Inherited;
 
 /// Positions kept of devices that are gone: 4 MiB.
 const KEPT_POSITIONS: usize = 1024;
-
-/// What a driver's refusal is to an operator.
-pub(crate) fn driver_fault(error: DriverError) -> Fault {
-    match error {
-        DriverError::Misconfigured(why) => Fault::usage(why),
-        DriverError::NotFound(why) => Fault::not_found(why),
-        DriverError::Conflict { what, held_by, hint } => {
-            let fault = Fault::conflict(what).hint(hint);
-            match held_by {
-                Some(holder) => fault.held_by(holder),
-                None => fault,
-            }
-        }
-        DriverError::PeerMisbehaved(why) => Fault::new(Kind::Runtime, why),
-        DriverError::Resource { what, source } => Fault::system(what, source),
-    }
-}
 
 impl Daemon {
     /// Calls a method. None: there is no such method.
@@ -257,7 +240,7 @@ impl Daemon {
         let host = self.remote.device_host(id);
         let mgmtdev = &mut self.registry.mgmtdev(&entry.mgmtdev)?.device;
         let shared_core = mgmtdev.shared_core();
-        let mut made = mgmtdev.create(spec, host.clone()).map_err(driver_fault)?;
+        let mut made = mgmtdev.create(spec, host.clone()).map_err(Fault::from)?;
         let facts = Facts::of(&mut *made);
         let netdev = made.host_end().map(|end| end.name().to_owned());
         let made = Held::new(made);

@@ -18,7 +18,6 @@ use serde_json::json;
 
 use crate::daemon::{Absent, Daemon, RETRY_ABSENT};
 use crate::devices::device::Origin;
-use crate::devices::ops::driver_fault;
 use crate::devices::registry::MgmtOrigin;
 use crate::fault::Fault;
 use crate::frontends::session::Command;
@@ -36,7 +35,7 @@ impl Daemon {
                     }
                 }
                 Change::Failed { name, driver, error } => {
-                    self.tell_failed(&name, Some(driver), driver_fault(error));
+                    self.tell_failed(&name, Some(driver), error.into());
                 }
                 Change::Detached { name, why } => {
                     let _ = self.unregister(&name, &why);

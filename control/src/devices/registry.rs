@@ -15,7 +15,7 @@ use ringway_ring::features::Features;
 
 use crate::devices::addresses::Addresses;
 use crate::devices::device::Device;
-use crate::fault::{Fault, is_invisible, nearest};
+use crate::fault::{Fault, nearest, printable};
 use crate::operator::api::{DeviceEntry, MgmtEntry, Mode};
 use crate::operator::names::{feature_names, parse_features};
 
@@ -172,7 +172,7 @@ impl Registry {
         let Some(kind) = self.kinds.iter_mut().find(|kind| kind.info().name == info.name) else {
             return Err(no_such_mgmtdev(name, &known));
         };
-        let device = kind.make(rest, attributes, core).map_err(crate::devices::ops::driver_fault)?;
+        let device = kind.make(rest, attributes, core).map_err(Fault::from)?;
         self.mgmtdevs.push(Mgmtdev { device, origin, asked: attributes.clone() });
         Ok(())
     }
@@ -264,17 +264,6 @@ fn no_such_mgmtdev(name: &str, known: &Known) -> Fault {
         Some(near) => fault.hint(format!("did you mean {near}?")),
         None => fault.hint("ringway mgmtdev show"),
     }
-}
-
-/// What an operator wrote, safe to print: short, without characters that do something to a terminal or to the text
-/// around them.
-pub(crate) fn printable(text: &str) -> String {
-    let mut shown: String =
-        text.chars().take(LONGEST_NAME + 1).map(|c| if is_invisible(c) { '?' } else { c }).collect();
-    if text.chars().nth(LONGEST_NAME + 1).is_some() {
-        shown.push('…');
-    }
-    shown
 }
 
 /// What the number of an attribute must be, in words.

@@ -15,10 +15,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::devices::registry::printable;
-use crate::devices::upkeep::{Finding, Missing};
-use crate::fault::{Fault, Kind};
+use crate::fault::{Fault, Kind, printable};
 use crate::host::guard::Guard;
+use crate::host::look::{Finding, Missing};
 use crate::host::standing::{Identity, Standing, noun};
 use crate::operator::api::{DeviceEntry, MgmtEntry};
 

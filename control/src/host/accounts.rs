@@ -48,7 +48,7 @@ impl Account {
             Ok(id) => return Ok(id),
             Err(_) => {}
         }
-        let shown = crate::devices::registry::printable(word);
+        let shown = crate::fault::printable(word);
         if let Some(id) = find(self.table(), |name, _| name == word).map(|(_, id)| id) {
             return Ok(id);
         }

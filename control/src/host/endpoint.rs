@@ -86,6 +86,15 @@ impl Drop for Listening {
     }
 }
 
+/// A socket that came with the process.
+#[derive(Debug)]
+pub(crate) enum Inherited {
+    /// Front-ends connect to it.
+    Listening(UnixListener),
+    /// The front-end is at its other end.
+    Connected(UnixStream),
+}
+
 /// A socket's file that was just made, held by a descriptor: whoever may write to its directory can put a link in its
 /// place, and what is done by name would then be done to the file that the link names.
 struct Made {

@@ -15,7 +15,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
+use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+
+use crate::fault::Fault;
 
 /// Lines that were lost in this process, which has one standard error.
 static LOST: AtomicU64 = AtomicU64::new(0);
@@ -24,6 +27,21 @@ static LOST: AtomicU64 = AtomicU64::new(0);
 pub(crate) fn lost() -> u64 {
     LOST.load(Ordering::Relaxed)
 }
+
+/// Reads what is to be logged.
+pub(crate) fn filter(wanted: &str) -> Result<EnvFilter, Fault> {
+    // A word alone would be taken for the name of a module, and a mistyped level would silence everything.
+    let is_level = |word: &&str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
+    if let Some(word) = wanted.split(',').find(|word| !word.contains('=') && !is_level(&word.trim())) {
+        let fault = Fault::usage(format!("log `{wanted}`: `{word}` is not a level")).at("log");
+        return Err(fault.hint("error, warn, info, debug, trace, or MODULE=LEVEL"));
+    }
+    EnvFilter::try_new(wanted).map_err(|error| {
+        Fault::usage(format!("log `{wanted}`: {error}")).at("log").hint("error, warn, info, debug or trace")
+    })
+}
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// Hands lines over to the log's thread. Cheap to clone.
 #[derive(Debug, Clone)]

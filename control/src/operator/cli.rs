@@ -280,7 +280,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
                 Ok(())
             }
             _ if is_vdpa => Err(compat::usage(&error)),
-            _ => Err(usage(&error, "ringway")),
+            _ => Err(Fault::of_clap(&error, "ringway")),
         },
     });
     let Err(fault) = outcome else { return 0 };
@@ -291,32 +291,6 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     }
     let _ = writeln!(std::io::stderr(), "{fault}");
     fault.kind.exit_code()
-}
-
-/// What clap found wrong, in Ringway's shape.
-pub(crate) fn usage(error: &clap::Error, program: &str) -> Fault {
-    let text = error.render().to_string();
-    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        // The text is the whole help of what has no command.
-        let lines = text.lines().skip_while(|line| *line != "Commands:").skip(1);
-        let words = lines.take_while(|line| !line.is_empty()).filter_map(|line| {
-            let word = line.strip_prefix("  ")?.split(' ').next()?;
-            (!word.is_empty() && word != "help").then_some(word)
-        });
-        let words = words.collect::<Vec<_>>().join(", ");
-        return Fault::usage("a command is missing").hint(format!("one of: {words}"));
-    }
-    let text = text.strip_prefix("error: ").unwrap_or(&text);
-    let mut parts = text.splitn(2, "\n\n");
-    let message: Vec<&str> = parts.next().unwrap_or_default().lines().map(str::trim).collect();
-    let rest = parts.next().unwrap_or_default();
-    // That what was taken for an option may be a value is seldom so, and never the cure.
-    let lines = rest.lines().map(str::trim).filter(|line| !line.contains("use '-- "));
-    let hint = lines
-        .filter_map(|line| line.strip_prefix("tip: ").or_else(|| line.strip_prefix("Usage: ")))
-        .next()
-        .map(str::to_owned);
-    Fault::usage(message.join(" ")).hint(hint.unwrap_or_else(|| format!("{program} --help")))
 }
 
 /// Runs the demo.

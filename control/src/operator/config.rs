@@ -32,25 +32,11 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::devices::placement::parse_cores;
-use crate::devices::registry::{ATTRIBUTES, Known, check_entry, check_mgmt_entry, number_of, printable};
-use crate::fault::{Fault, nearest};
+use crate::devices::registry::{ATTRIBUTES, Known, check_entry, check_mgmt_entry, number_of};
+use crate::fault::{Fault, nearest, printable};
 use crate::operator::api::{DeviceEntry, Dump, MgmtEntry, Mode};
 use crate::operator::config::whole::{AllPlaces, Places};
-
-/// Workers and what they do when idle.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// Their cores; empty: the default of [`crate::devices::placement`].
-    pub cores: Vec<usize>,
-    /// What idle workers do.
-    pub idle: IdlePolicy,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Settings { cores: Vec::new(), idle: IdlePolicy::Adaptive }
-    }
-}
+use crate::settings::Settings;
 
 /// What a file asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -408,7 +394,7 @@ pub(crate) fn dump(
 ) -> Dump {
     let mut daemon = Map::new();
     daemon.insert("cores".into(), json!(settings.cores));
-    daemon.insert("idle".into(), json!(crate::daemon::idle_name(settings.idle)));
+    daemon.insert("idle".into(), json!(settings.idle.name()));
     for (key, path) in [("ctl", ctl), ("state_dir", state_dir)] {
         if let Some(path) = path {
             daemon.insert(key.into(), json!(path));

@@ -8,8 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
-use crate::devices::registry::printable;
-use crate::fault::{Fault, nearest};
+use crate::fault::{Fault, nearest, printable};
 use crate::operator::api::Event;
 
 /// The types of events, as they are told and asked for.

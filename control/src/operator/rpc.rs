@@ -312,10 +312,7 @@ pub(crate) fn error_answer(id: Value, fault: &Fault) -> Value {
 /// The answer to a request for a method that there is not.
 pub(crate) fn no_such_method(id: Value, method: &str) -> Value {
     let near = crate::fault::nearest(method, crate::operator::api::METHODS);
-    let fault = Fault::new(
-        Kind::Usage,
-        format!("there is no method `{}`", crate::devices::registry::printable(method)),
-    );
+    let fault = Fault::new(Kind::Usage, format!("there is no method `{}`", crate::fault::printable(method)));
     let fault = match near {
         Some(near) => fault.hint(format!("did you mean {near}?")),
         None => fault.hint(crate::operator::api::METHODS.join(", ")),

@@ -11,12 +11,12 @@ use clap::{CommandFactory, Parser, ValueEnum};
 use ringway_engine::IdlePolicy;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::daemon::idle_name;
 use crate::devices::placement::parse_cores;
 use crate::fault::{Fault, Kind};
-use crate::host::log::Log;
-use crate::operator::config::{self, Desired, Settings};
-use crate::subsystem::{Options, Subsystem};
+use crate::host::log::{self, Log};
+use crate::operator::config::{self, Desired};
+use crate::settings::{Options, Settings};
+use crate::subsystem::Subsystem;
 use crate::{devices::drivers, host::paths, operator::single};
 
 /// A userspace vDPA data plane.
@@ -79,7 +79,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
             return 0;
         }
         Err(error) => {
-            let fault = crate::operator::cli::usage(&error, "ringwayd");
+            let fault = Fault::of_clap(&error, "ringwayd");
             let _ = writeln!(io::stderr(), "{fault}");
             return fault.kind.exit_code();
         }
@@ -138,7 +138,7 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
             None => desired.idle.unwrap_or(IdlePolicy::Adaptive),
         },
     };
-    let idle = idle_name(settings.idle);
+    let idle = settings.idle.name();
     let signals = catch_signals().map_err(|error| Fault::system("cannot catch signals", error))?;
     if args.socket_path.is_some() || args.fd.is_some() {
         return single::serve(args.socket_path.as_deref(), args.fd, settings, signals);
@@ -188,7 +188,7 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
 fn start_log(wanted: Option<&str>) -> Result<Log, Fault> {
     let variable = std::env::var("RINGWAY_LOG").ok().filter(|text| !text.is_empty());
     let wanted = wanted.map(str::to_owned).or(variable).unwrap_or_else(|| "info".to_owned());
-    let filter = log_filter(&wanted)?;
+    let filter = log::filter(&wanted)?;
     let log =
         Log::start(io::stderr()).map_err(|error| Fault::system("cannot start the log's thread", error))?;
     log.take_panics();
@@ -211,21 +211,6 @@ const FLUSH_WITHIN: Duration = Duration::from_millis(500);
 /// How long the service manager is waited for: it ends a service that never says that it is ready.
 const READY_WITHIN: Duration = Duration::from_secs(2);
 const STOPPING_WITHIN: Duration = Duration::from_millis(200);
-
-/// Reads what is to be logged.
-pub(crate) fn log_filter(wanted: &str) -> Result<tracing_subscriber::EnvFilter, Fault> {
-    // A word alone would be taken for the name of a module, and a mistyped level would silence everything.
-    let is_level = |word: &&str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
-    if let Some(word) = wanted.split(',').find(|word| !word.contains('=') && !is_level(&word.trim())) {
-        let fault = Fault::usage(format!("log `{wanted}`: `{word}` is not a level")).at("log");
-        return Err(fault.hint("error, warn, info, debug, trace, or MODULE=LEVEL"));
-    }
-    tracing_subscriber::EnvFilter::try_new(wanted).map_err(|error| {
-        Fault::usage(format!("log `{wanted}`: {error}")).at("log").hint("error, warn, info, debug or trace")
-    })
-}
-
-const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// A stream on which a byte arrives for SIGTERM and SIGINT. SIGHUP, SIGPIPE, SIGUSR1, SIGUSR2 and SIGXFSZ do nothing: those who
 /// send them out of habit (rotators of logs, supervisors) must not stop a host's guests.

@@ -8,15 +8,15 @@ use ringway_ring::features::Features;
 use ringway_ring::queue::RingFault;
 use serde_json::{Map, Value};
 
-use crate::daemon::{Daemon, idle_name};
+use crate::daemon::Daemon;
 use crate::devices::connect::REPEATED_CURE;
 use crate::devices::device::{Connection, Device, Origin, REFUSED_CURE};
 use crate::devices::life::Life;
 use crate::devices::registry::MgmtOrigin;
-use crate::devices::upkeep::Missing;
 use crate::fault::Fault;
 use crate::frontends::session::{DeviceConfig, Lack};
 use crate::host::endpoint;
+use crate::host::look::Missing;
 use crate::operator::api::{
     AttributeHelp, ConfigInfo, ConfigShow, CoreInfo, CoreShow, DevInfo, DevShow, DeviceEntry, Dump,
     Explained, FrontEnd, Hello, KindInfo, LearnedInfo, MgmtEntry, MgmtdevInfo, MgmtdevShow, Named,
@@ -94,7 +94,7 @@ impl Daemon {
                 let known: Vec<String> = known.into_iter().map(|info| info.name).collect();
                 let fault = Fault::not_found(format!(
                     "there is no management device `{}`",
-                    crate::devices::registry::printable(name)
+                    crate::fault::printable(name)
                 ));
                 Err(match crate::fault::nearest(name, known.iter().map(String::as_str)) {
                     Some(near) => fault.hint(format!("did you mean {near}?")),
@@ -195,7 +195,7 @@ impl Daemon {
         let core = self.engine.workers().into_iter().map(|worker| {
             let info = CoreInfo {
                 tid: worker.tid,
-                idle_policy: idle_name(worker.idle).to_owned(),
+                idle_policy: worker.idle.name().to_owned(),
                 tsc_hz: hertz,
                 busy_cycles: worker.busy_cycles,
                 idle_cycles: worker.idle_cycles,

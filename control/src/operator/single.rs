@@ -11,9 +11,10 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 
 use crate::devices::addresses::Addresses;
 use crate::fault::Fault;
+use crate::host::endpoint::Inherited;
 use crate::operator::api::{DeviceEntry, Mode};
-use crate::operator::config::Settings;
-use crate::subsystem::{Options, Subsystem};
+use crate::settings::{Options, Settings};
+use crate::subsystem::Subsystem;
 
 /// What `--print-capabilities` prints.
 pub(crate) const CAPABILITIES: &str = r#"{"type": "net", "features": []}"#;
@@ -63,15 +64,6 @@ pub(crate) fn serve(
     tracing::info!("serving one sim/net device on {}", describe(&socket, fd));
     subsystem.wait();
     Ok(())
-}
-
-/// A socket that came with the process.
-#[derive(Debug)]
-pub(crate) enum Inherited {
-    /// Front-ends connect to it.
-    Listening(UnixListener),
-    /// The front-end is at its other end.
-    Connected(UnixStream),
 }
 
 /// Takes descriptor `number` of this process over: a duplicate, made by the kernel from the number.

@@ -13,9 +13,9 @@ use rustix::io::Errno;
 use super::plane::EnginePlane;
 use super::run::text_of;
 use super::{Command, DeviceShared, Inbox, NetdevSetup, Report, RingReport};
-use crate::devices::upkeep::LOOK_EVERY;
 use crate::frontends::budget::Lease;
 use crate::frontends::virtdev::Plane;
+use crate::host::look::LOOK_EVERY;
 
 /// Why a session ends whose interface somebody took away.
 pub(crate) const GONE: &str = "the kernel's interface is gone";

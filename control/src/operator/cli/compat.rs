@@ -95,7 +95,7 @@ pub(super) fn usage(error: &clap::Error) -> Fault {
     let text = match error.kind() {
         ErrorKind::UnknownArgument => format!("Unknown option.\n{USAGE}"),
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => USAGE.to_owned(),
-        _ => crate::operator::cli::usage(error, "vdpa").message,
+        _ => Fault::of_clap(error, "vdpa").message,
     };
     Fault::usage(text)
 }

@@ -219,8 +219,7 @@ fn resolve<'a>(what: &str, word: &str, short: &[&'a str], exact: &[&'a str]) -> 
     let found = exact.iter().copied().find(|full| *full == word).or_else(|| shortened(word, short));
     found.ok_or_else(|| {
         let all: Vec<&str> = short.iter().chain(exact).copied().filter(|full| *full != "help").collect();
-        let fault =
-            Fault::usage(format!("{what} \"{}\" not found", crate::devices::registry::printable(word)));
+        let fault = Fault::usage(format!("{what} \"{}\" not found", crate::fault::printable(word)));
         match nearest(word, all.iter().copied()) {
             Some(near) => fault.hint(format!("did you mean {near}?")),
             None => fault.hint(format!("one of: {}", all.join(", "))),
@@ -242,7 +241,7 @@ fn pairs(words: &[String]) -> Result<Vec<(String, String)>, Fault> {
                 // Most often a name without its keyword: `dev add vm0 mgmtdev sim/net`.
                 None => format!(
                     "each keyword has its value: name NAME mgmtdev MGMTDEV ...; `{}` stands last, without one",
-                    crate::devices::registry::printable(word)
+                    crate::fault::printable(word)
                 ),
             };
             return Err(Fault::usage(expected).at(key).hint(hint));
@@ -267,7 +266,7 @@ pub(crate) fn keyword(word: &str) -> String {
 
 fn number<T: std::str::FromStr>(key: &str, value: &str) -> Result<T, Fault> {
     value.parse().map_err(|_| {
-        let shown = crate::devices::registry::printable(value);
+        let shown = crate::fault::printable(value);
         Fault::usage(format!("{key} `{shown}` is not {}", crate::devices::registry::number_of(key))).at(key)
     })
 }
@@ -296,12 +295,9 @@ pub fn add_entry(words: &[String]) -> Result<DeviceEntry, Fault> {
                     "server" => Mode::Server,
                     "client" => Mode::Client,
                     other => {
-                        return Err(Fault::usage(format!(
-                            "mode `{}`",
-                            crate::devices::registry::printable(other)
-                        ))
-                        .at("mode")
-                        .hint("mode server, or mode client"));
+                        return Err(Fault::usage(format!("mode `{}`", crate::fault::printable(other)))
+                            .at("mode")
+                            .hint("mode server, or mode client"));
                     }
                 });
             }
@@ -388,8 +384,7 @@ pub fn qidx(words: &[String]) -> Result<Option<u32>, Fault> {
         [key, value] if key == "qidx" => number("qidx", value).map(Some),
         [key] if key == "qidx" => Err(Fault::usage("number expected").at("qidx").hint("qidx N")),
         [other, ..] => {
-            Err(Fault::usage(format!("Unknown option \"{}\"", crate::devices::registry::printable(other)))
-                .hint("qidx N"))
+            Err(Fault::usage(format!("Unknown option \"{}\"", crate::fault::printable(other))).hint("qidx N"))
         }
     }
 }
