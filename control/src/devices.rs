@@ -1,12 +1,18 @@
 //! Management devices and devices: their life, what is asked of them, where they run, what is kept of them.
 
+// The checks of what is asked for.
+pub mod checks;
 // The drivers that this build has.
 pub mod drivers;
+// What there is to make devices with.
+pub mod known;
 // The life of a device.
 pub mod life;
+// The names that devices may have.
+pub mod naming;
 // Which cores become workers, and what goes where.
 pub mod placement;
-// Management devices, devices, and the checks of a new one.
+// Management devices and devices.
 pub mod registry;
 
 // MAC addresses: given, kept and drawn.

@@ -8,9 +8,9 @@ use rustix::event::epoll::EventFlags;
 use serde_json::json;
 
 use crate::daemon::{Daemon, Token};
+use crate::devices::checks::check_entry;
 use crate::devices::device::{Away, Connection, Device, Facts, Held, Refused};
 use crate::devices::life::{Life, LifeEvent};
-use crate::devices::registry::check_entry;
 use crate::fault::{Fault, reason};
 use crate::frontends::budget::{Lease, Short};
 use crate::frontends::session::{self, NetdevSetup, Report, SessionSetup};

@@ -7,7 +7,7 @@ use ringway_pmd::drivers::sim_net::SimNet;
 use ringway_pmd::drivers::tap::TapKind;
 use ringway_pmd::vdpa::{ManagementDevice, MgmtKind};
 
-use crate::devices::registry::Known;
+use crate::devices::known::Known;
 
 /// Every driver's management device.
 pub fn all() -> Vec<Box<dyn ManagementDevice>> {

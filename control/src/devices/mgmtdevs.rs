@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering;
 use serde_json::json;
 
 use crate::daemon::{AbsentMgmtdev, Daemon};
+use crate::devices::checks::check_mgmt_entry;
 use crate::devices::device::{Device, Origin};
-use crate::devices::registry::{MgmtOrigin, check_mgmt_entry};
+use crate::devices::registry::MgmtOrigin;
 use crate::fault::Fault;
 use crate::frontends::session::Command;
 use crate::operator::api::{MgmtEntry, MgmtdevChanged, MgmtdevDeleted, Target};

@@ -15,9 +15,10 @@ use rustix::event::epoll;
 use serde_json::{Value, json};
 
 use crate::daemon::{Daemon, Token};
+use crate::devices::checks::{check_attributes, check_entry, check_mac, host_interface};
 use crate::devices::device::{Backoff, Device, Facts, Held, Origin, Quota, Repeated};
 use crate::devices::life::{Life, LifeEvent};
-use crate::devices::registry::{MgmtOrigin, check_attributes, check_entry, check_mac, host_interface};
+use crate::devices::registry::MgmtOrigin;
 use crate::devices::state::{Kept, StateDir};
 use crate::devices::upkeep::standing_of;
 use crate::fault::{Fault, Kind};

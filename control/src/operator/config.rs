@@ -31,8 +31,9 @@ use serde_json::{Map, Value, json};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::devices::checks::{ATTRIBUTES, check_entry, check_mgmt_entry, number_of};
+use crate::devices::known::Known;
 use crate::devices::placement::parse_cores;
-use crate::devices::registry::{ATTRIBUTES, Known, check_entry, check_mgmt_entry, number_of};
 use crate::fault::{Fault, nearest, printable};
 use crate::operator::api::{DeviceEntry, Dump, MgmtEntry, Mode};
 use crate::operator::config::whole::{AllPlaces, Places};

@@ -267,7 +267,7 @@ pub(crate) fn keyword(word: &str) -> String {
 fn number<T: std::str::FromStr>(key: &str, value: &str) -> Result<T, Fault> {
     value.parse().map_err(|_| {
         let shown = crate::fault::printable(value);
-        Fault::usage(format!("{key} `{shown}` is not {}", crate::devices::registry::number_of(key))).at(key)
+        Fault::usage(format!("{key} `{shown}` is not {}", crate::devices::checks::number_of(key))).at(key)
     })
 }
 

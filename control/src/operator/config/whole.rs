@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::Desired;
+use crate::devices::checks::{host_interface, implied_name};
+use crate::devices::known::Known;
 use crate::devices::placement::{allowed_cores, choose_cores, list};
-use crate::devices::registry::{Known, host_interface, implied_name};
 use crate::fault::{Fault, Kind};
 use crate::host::accounts::{A_WHILE, Account};
 use crate::host::endpoint;
