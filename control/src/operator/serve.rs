@@ -4,71 +4,21 @@ use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use clap::{CommandFactory, Parser, ValueEnum};
+use clap::Parser as _;
 use ringway_engine::IdlePolicy;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::devices::placement::parse_cores;
 use crate::fault::{Fault, Kind};
 use crate::host::log::{self, Log};
+use crate::operator::cli::ringwayd::{Idle, Ringwayd};
 use crate::operator::config::{self, Desired};
 use crate::settings::{Options, Settings};
 use crate::subsystem::Subsystem;
 use crate::{devices::drivers, host::paths, operator::single};
-
-/// A userspace vDPA data plane.
-#[derive(Debug, Parser)]
-#[command(
-    name = "ringwayd",
-    version,
-    about = "A userspace vDPA data plane; see ringway(8) for its operators"
-)]
-pub struct Ringwayd {
-    /// The operator socket [env: RINGWAY_CTL] [default: /run/ringway/ctl.sock for root, else $XDG_RUNTIME_DIR/ringway/ctl.sock, without that /tmp/ringway-UID/ctl.sock]
-    #[arg(long, value_name = "PATH")]
-    pub ctl: Option<PathBuf>,
-    /// Where devices that operators add are kept [default: /var/lib/ringway for root, else $XDG_STATE_HOME/ringway]
-    #[arg(long, value_name = "DIRECTORY")]
-    pub state_dir: Option<PathBuf>,
-    /// The file with the desired state; options on the command line go before it
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Cores of the workers, as in 1,3-5 [default: the last core that the process may use, not core 0]
-    #[arg(long, value_name = "LIST")]
-    pub cores: Option<String>,
-    /// What idle workers do [default: adaptive]
-    #[arg(long, value_enum, value_name = "POLICY")]
-    pub idle: Option<Idle>,
-    /// What is logged to standard error: error, warn, info, debug, trace, or filters [env: RINGWAY_LOG] [default: info]
-    #[arg(long, value_name = "LEVEL")]
-    pub log: Option<String>,
-    /// Serve one sim/net device on this socket and nothing else (QEMU's convention for back-end programs)
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["fd", "config", "ctl", "state_dir"])]
-    pub socket_path: Option<PathBuf>,
-    /// Serve one sim/net device on this inherited socket and nothing else (QEMU's convention)
-    #[arg(long, value_name = "N", conflicts_with_all = ["config", "ctl", "state_dir"])]
-    pub fd: Option<i32>,
-    /// Print what the back-end can do as JSON and end (QEMU's convention)
-    #[arg(long)]
-    pub print_capabilities: bool,
-}
-
-/// What idle workers do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Idle {
-    /// Sleep until a guest wakes them
-    Adaptive,
-    /// Spin
-    Poll,
-}
-
-/// The definition, for the manual.
-pub fn command() -> clap::Command {
-    Ringwayd::command()
-}
 
 /// Runs the program with these arguments, its name first, and returns the exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {

@@ -8,7 +8,7 @@ use clap::error::ErrorKind;
 use serde_json::Value;
 
 use crate::fault::{Fault, Kind};
-use crate::operator::cli::{DevCommand, DevVstatsCommand, MgmtdevCommand, Object};
+use crate::operator::cli::ringway::{DevCommand, DevVstatsCommand, MgmtdevCommand, Object};
 
 /// Whether the program was called `vdpa`.
 pub(super) fn is_vdpa(args: &[OsString]) -> bool {

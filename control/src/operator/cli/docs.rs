@@ -8,8 +8,8 @@ use clap_complete::Shell;
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 
 use crate::fault::{Fault, Kind};
-use crate::operator::cli::command;
 use crate::operator::cli::grammar::{CORE_SHOWN, KEYWORDS, Keyword, SHOWN};
+use crate::operator::cli::ringway::command;
 
 /// The completion script of a shell, keywords of `dev add` and `dev set` included.
 pub fn completion(shell: Shell) -> String {
@@ -133,7 +133,7 @@ pub fn ringway_page() -> String {
 /// The manual page ringwayd(8).
 pub fn ringwayd_page() -> String {
     let mut page = Page::new("RINGWAYD", "ringwayd - a userspace vDPA data plane");
-    let mut command = crate::operator::serve::command();
+    let mut command = crate::operator::cli::ringwayd::command();
     command.build();
     page.section("SYNOPSIS");
     page.synopsis(&command);
@@ -382,7 +382,7 @@ mod tests {
     fn manual_of_the_daemon_has_every_option_and_key() {
         let page = plain(&ringwayd_page());
         let mut wanted = Vec::new();
-        everything(&crate::operator::serve::command(), "ringwayd", &mut wanted);
+        everything(&crate::operator::cli::ringwayd::command(), "ringwayd", &mut wanted);
         wanted.extend(crate::operator::config::DAEMON_KEYS.iter().map(|key| format!("[daemon] {key}")));
         for word in wanted {
             assert!(page.contains(&word), "ringwayd.8 lacks `{word}`:\n{page}");

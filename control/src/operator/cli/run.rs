@@ -4,6 +4,7 @@ use std::io::{self, Write as _};
 use std::time::Duration;
 
 use clap::CommandFactory as _;
+use ringway_ring::queue::Format;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -12,12 +13,13 @@ use crate::operator::api::{
     ConfigShow, CoreShow, DevAdded, DevChanged, DevDeleted, DevShow, Dump, Event, EventPage, Follow, Hello,
     MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, Named, Queue, Select, Target, VstatsShow,
 };
-use crate::operator::cli::{
-    Cli, ConfigCommand, DevCommand, DevConfigCommand, DevShowArgs, DevVstatsCommand, EventsArgs,
-    MgmtdevCommand, Object, compat, docs, grammar, render, vmm,
+use crate::operator::cli::ringway::{
+    Cli, ConfigCommand, DemoArgs, DemoRing, DevCommand, DevConfigCommand, DevShowArgs, DevVstatsCommand,
+    EventsArgs, MgmtdevCommand, Object,
 };
+use crate::operator::cli::{compat, docs, grammar, render, vmm};
 use crate::operator::client::Client;
-use crate::{devices::drivers, host::paths, operator::config};
+use crate::{devices::drivers, host::paths, operator::config, operator::demo};
 
 /// How output is written.
 #[derive(Debug, Clone, Copy)]
@@ -96,10 +98,19 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
             let hello: Hello = connect()?.call("hello", &json!({}))?;
             output.print(&hello, || render::hello(&hello))
         }
-        Some(Object::Demo(args)) => super::run_demo(&args, output.json),
+        Some(Object::Demo(args)) => run_demo(&args, output.json),
         Some(Object::Completion { shell }) => write(&docs::completion(shell)),
         Some(Object::Man { dir }) => docs::write_manual(&dir),
     }
+}
+
+/// Runs the demo.
+fn run_demo(args: &DemoArgs, json: bool) -> Result<(), Fault> {
+    let format = match args.ring {
+        DemoRing::Split => Format::Split,
+        DemoRing::Packed => Format::Packed,
+    };
+    demo::run_and_print(&demo::Options { duration: Duration::from_secs(args.seconds), format, json })
 }
 
 /// Tells all that is wrong with a file in the order of its lines. The exit code is that of the first.

@@ -1,0 +1,247 @@
+//! The definition of the command `ringway`.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use super::grammar;
+
+/// Show and change the vDPA devices of a running ringwayd.
+#[derive(Debug, Parser)]
+#[command(name = "ringway", version, propagate_version = true, disable_help_subcommand = false)]
+#[command(about = "Show and change the vDPA devices of a running ringwayd", after_help = AFTER_HELP)]
+pub struct Cli {
+    /// Print JSON, one line
+    #[arg(short = 'j', long, global = true)]
+    pub json: bool,
+    /// With -j: indent the JSON by four blanks; text stays as it is
+    #[arg(short = 'p', long, global = true)]
+    pub pretty: bool,
+    /// The operator socket [env: RINGWAY_CTL] [default: /run/ringway/ctl.sock for root, else $XDG_RUNTIME_DIR/ringway/ctl.sock, without that /tmp/ringway-UID/ctl.sock]
+    #[arg(long, global = true, value_name = "PATH", value_hint = clap::ValueHint::FilePath)]
+    pub ctl: Option<PathBuf>,
+    /// How long the daemon may take to answer
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub timeout: u64,
+    /// What to work on
+    #[command(subcommand)]
+    pub object: Option<Object>,
+}
+
+/// What to work on.
+#[derive(Debug, Subcommand)]
+pub enum Object {
+    /// Management devices, which make devices
+    #[command(subcommand_required = false)]
+    Mgmtdev {
+        /// What to do
+        #[command(subcommand)]
+        command: Option<MgmtdevCommand>,
+    },
+    /// Devices; alone, the same as `dev show`
+    Dev {
+        /// What to do
+        #[command(subcommand)]
+        command: Option<DevCommand>,
+    },
+    /// Workers; alone, the same as `core show`
+    Core {
+        /// What to do
+        #[command(subcommand)]
+        command: Option<CoreCommand>,
+    },
+    /// Follow what happens
+    #[command(after_help = grammar::events_help())]
+    Events(EventsArgs),
+    /// The configuration file
+    Config {
+        /// What to do
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Show who answers: version, process, instance, directories
+    Hello,
+    /// Run the data plane and a guest in this process, and measure: needs no daemon, no root, no hardware
+    Demo(DemoArgs),
+    /// Print a completion script for a shell
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages ringway.8 and ringwayd.8 into a directory
+    Man {
+        /// The directory
+        #[arg(value_hint = clap::ValueHint::DirPath)]
+        dir: PathBuf,
+    },
+}
+
+/// Commands of `mgmtdev`.
+#[derive(Debug, Subcommand)]
+pub enum MgmtdevCommand {
+    /// Show management devices: what they make, how large, with which attributes; and which kinds there can be
+    #[command(visible_alias = "list")]
+    Show {
+        /// One of them, as it is shown; a KIND alone shows what can be made of it
+        name: Option<String>,
+    },
+    /// Add a management device, to have it before its first device or with other settings
+    #[command(after_help = grammar::kinds_help())]
+    Add {
+        /// `name KIND/NAME`, then attributes, each followed by its value
+        #[arg(value_name = "KEYWORD VALUE", num_args = 0..)]
+        words: Vec<String>,
+    },
+    /// Change a management device, also while its devices are in use
+    #[command(after_help = grammar::kinds_help())]
+    Set {
+        /// `name KIND/NAME`, then attributes, each followed by its new value
+        #[arg(value_name = "KEYWORD VALUE", num_args = 0..)]
+        words: Vec<String>,
+    },
+    /// Remove a management device with all its devices at once, also while guests use them
+    Del {
+        /// The management device
+        name: String,
+    },
+}
+
+/// Commands of `dev`.
+#[derive(Debug, Subcommand)]
+pub enum DevCommand {
+    /// Show devices: one in full, or all
+    #[command(visible_alias = "list", after_help = grammar::show_help())]
+    Show(DevShowArgs),
+    /// Add a device
+    #[command(after_help = grammar::add_help())]
+    Add {
+        /// Keywords, each followed by its value
+        #[arg(value_name = "KEYWORD VALUE", num_args = 0..)]
+        words: Vec<String>,
+    },
+    /// Remove a device at once, also while a guest uses it
+    Del {
+        /// The device
+        name: String,
+    },
+    /// The configuration space that guests read
+    Config {
+        /// What to do
+        #[command(subcommand)]
+        command: Option<DevConfigCommand>,
+    },
+    /// Statistics of queues
+    Vstats {
+        /// What to do
+        #[command(subcommand)]
+        command: DevVstatsCommand,
+    },
+    /// Change a device
+    #[command(after_help = grammar::set_help())]
+    Set {
+        /// `name NAME`, then keywords, each followed by its new value
+        #[arg(value_name = "KEYWORD VALUE", num_args = 0..)]
+        words: Vec<String>,
+    },
+}
+
+/// What to show of devices.
+#[derive(Debug, Args)]
+pub struct DevShowArgs {
+    /// The device; all without it
+    pub name: Option<String>,
+    /// Print the QEMU arguments that fit the device
+    #[arg(long, requires = "name", conflicts_with = "libvirt")]
+    pub qemu: bool,
+    /// Print the libvirt XML that fits the device
+    #[arg(long, requires = "name")]
+    pub libvirt: bool,
+}
+
+/// Commands of `dev config`.
+#[derive(Debug, Subcommand)]
+pub enum DevConfigCommand {
+    /// Show the configuration space
+    Show {
+        /// The device; all without it
+        name: Option<String>,
+    },
+}
+
+/// Commands of `dev vstats`.
+#[derive(Debug, Subcommand)]
+pub enum DevVstatsCommand {
+    /// Show statistics of one queue, or of all; every drop and fault with its meaning and its cure
+    Show {
+        /// The device
+        name: String,
+        /// `qidx N`: one queue
+        #[arg(value_name = "qidx N", num_args = 0..=2)]
+        words: Vec<String>,
+    },
+}
+
+/// Commands of `core`.
+#[derive(Debug, Subcommand)]
+pub enum CoreCommand {
+    /// Show workers: busy, idle, asleep, cycles per packet, packets per burst, and what runs on them
+    #[command(visible_alias = "list", after_help = grammar::core_help())]
+    Show,
+}
+
+/// What to follow.
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Begin after this event: a number, or INSTANCE:NUMBER as `-j` prints them; of an earlier daemon's, and beyond the last: everything
+    #[arg(long, value_name = "SEQ")]
+    pub since: Option<String>,
+    /// Only events of this type, as in `dev` or `dev.added`; can be given more than once
+    #[arg(long = "type", value_name = "TYPE")]
+    pub types: Vec<String>,
+    /// Print what is there and end
+    #[arg(long)]
+    pub once: bool,
+}
+
+/// Commands of `config`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Check a file; needs no daemon
+    Check {
+        /// The file
+        #[arg(value_hint = clap::ValueHint::FilePath)]
+        file: PathBuf,
+    },
+    /// Print what runs as a configuration file
+    Dump,
+}
+
+/// How to run the demo.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// For how long
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub seconds: u64,
+    /// Layout of the rings
+    #[arg(long, value_enum, default_value_t = DemoRing::Split)]
+    pub ring: DemoRing,
+}
+
+/// Layout of the demo's rings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DemoRing {
+    /// Split virtqueues
+    Split,
+    /// Packed virtqueues
+    Packed,
+}
+
+/// What the help ends with.
+const AFTER_HELP: &str = "Words of vdpa(8) may be shortened as there. Exit codes: 0 done, 1 failed, 2 usage, 3 not \
+found, 4 conflict, 5 permission, 6 daemon unreachable, 7 timeout, 65 accepted but not in force yet.";
+
+/// The definition, for the manual and the completion.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
