@@ -3,6 +3,9 @@
 
 use std::os::fd::BorrowedFd;
 
+// The PCI bus.
+pub mod pci;
+
 /// A bus. Owned by the control thread; waits for nobody.
 pub trait Bus: Send {
     /// Access to one of its devices. Whoever has it has the device; it is let go when dropped.

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ringway_ring::guest::{GuestMap, Region};
+use ringway_ring::memory::{HostMemory, PageKind};
 
 /// The most bytes that are mapped in one step: some 100 ms of pinning base pages.
 pub const STEP: u64 = 1 << 30;
@@ -90,6 +91,9 @@ pub enum MapError {
         /// What the system said.
         source: io::Error,
     },
+    /// The device cannot be had.
+    #[error("{0}")]
+    NoDevice(String),
     /// The host failed while one map was replaced by the other: what the device reaches is neither of the two. It needs a
     /// reset, and no map.
     #[error("the host failed while the device's memory was changed: {0}")]
@@ -238,6 +242,82 @@ impl Drop for Window {
                 // The device may write there still: the memory is not given to anybody else while this process lives.
                 std::mem::forget(region);
             }
+        }
+    }
+}
+
+/// How the addresses of a function with one device are divided: the guest's memory from 0 on, and what is our own beyond all of
+/// it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Division {
+    /// Bytes from 0 on that a guest's memory may lie in.
+    pub guest: u64,
+    /// Where our own begins: [`OWN_BYTES`] from there on can be mapped.
+    pub own: u64,
+}
+
+impl Division {
+    /// By what the space can map: our own is at the end of its last large range. None: no range is large enough.
+    pub fn of(space: &dyn DmaSpace) -> Option<Division> {
+        let own = |range: &RangeInclusive<u64>| {
+            let start = (range.end() - (OWN_BYTES - 1)) / OWN_BYTES * OWN_BYTES;
+            (*range.end() >= OWN_BYTES && start >= *range.start()).then_some(start)
+        };
+        let own = space.ranges().iter().filter_map(own).max()?;
+        Some(Division { guest: own, own })
+    }
+}
+
+/// What is kept for our own of a function's addresses.
+pub const OWN_BYTES: u64 = 1 << 30;
+
+/// Memory of our own that a device reaches: its rings. Not mapped any more once it is dropped.
+pub struct OwnMemory {
+    map: Arc<GuestMap>,
+    iova: u64,
+    size: u64,
+    space: Arc<dyn DmaSpace>,
+}
+
+impl fmt::Debug for OwnMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnMemory")
+            .field("iova", &self.iova)
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
+}
+
+impl OwnMemory {
+    /// At least `size` bytes of zeros that the device sees at `iova`.
+    ///
+    /// # Errors
+    /// The host has no memory, or does not map it.
+    pub fn new(space: Arc<dyn DmaSpace>, iova: u64, size: u64) -> io::Result<OwnMemory> {
+        let memory = HostMemory::allocate_on(PageKind::Base, "ringway-dma", size)?;
+        let map = memory.guest_map(iova).map_err(io::Error::other)?;
+        let size = memory.size();
+        let region = map.regions().first().ok_or(io::ErrorKind::OutOfMemory)?;
+        space.map(iova, region, 0, size)?;
+        Ok(OwnMemory { map: Arc::new(map), iova, size, space })
+    }
+
+    /// The memory, by the addresses that the device has for it.
+    pub fn map(&self) -> &Arc<GuestMap> {
+        &self.map
+    }
+
+    /// Where the device sees it.
+    pub fn iova(&self) -> u64 {
+        self.iova
+    }
+}
+
+impl Drop for OwnMemory {
+    fn drop(&mut self) {
+        if self.space.unmap(self.iova, self.size).is_err() {
+            // The device may write there still: the memory is not given to anybody else while this process lives.
+            std::mem::forget(Arc::clone(&self.map));
         }
     }
 }

@@ -12,3 +12,5 @@ pub mod link;
 pub mod tap;
 // A network device whose wire is a loop.
 pub mod sim_net;
+// Virtio network functions on the PCI bus.
+pub mod virtio_pci;

@@ -23,5 +23,7 @@ pub mod interrupt;
 pub mod notify;
 // What a driver must offer, and what it is given.
 pub mod vdpa;
+// A virtio function that is driven from here.
+pub mod virtio;
 // Memory that the kernel works on.
 mod uring;

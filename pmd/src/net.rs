@@ -28,6 +28,8 @@ pub mod plan;
 pub mod rate;
 // Frames that sinks still read.
 mod in_flight;
+// The pump that forwards descriptors to a virtio function.
+pub mod relay;
 // How a receive queue takes frames.
 mod receive;
 // Where a pump works on frames that do not go on as they are.

@@ -651,6 +651,9 @@ pub(crate) fn host_cure(what: &str) -> &'static str {
         "device_stuck" | "memory_lost" => {
             "the device does not do what it is told: see the log of the kernel about it"
         }
+        "device_unavailable" => {
+            "the function cannot be opened now, as the detail says: the VM is served once it connects again"
+        }
         "memory_not_mapped" => {
             "the host does not let the device reach the guest's memory: see LimitMEMLOCK of ringwayd's unit, and the detail"
         }

@@ -1,10 +1,12 @@
 //! The drivers that this build has: what `ringwayd` registers.
 
-use ringway_pmd::driver::Attachments;
+use ringway_pmd::bus::pci::host::HostBus;
+use ringway_pmd::driver::{Attached, Attachments};
 use ringway_pmd::drivers::bridge::BridgeKind;
 use ringway_pmd::drivers::link::LinkKind;
 use ringway_pmd::drivers::sim_net::SimNet;
 use ringway_pmd::drivers::tap::TapKind;
+use ringway_pmd::drivers::virtio_pci::VirtioPci;
 use ringway_pmd::vdpa::{ManagementDevice, MgmtKind};
 
 use crate::devices::known::Known;
@@ -21,7 +23,13 @@ pub fn kinds() -> Vec<Box<dyn MgmtKind>> {
 
 /// Every bus of the host's with its drivers.
 pub fn attachments() -> Vec<Box<dyn Attachments>> {
-    Vec::new()
+    match HostBus::start() {
+        Ok(bus) => vec![Box::new(Attached::new(bus, vec![Box::new(VirtioPci)]))],
+        Err(error) => {
+            tracing::warn!("the PCI bus is not watched, so no function of it can be used: {error}");
+            Vec::new()
+        }
+    }
 }
 
 /// What they say of themselves, for checks without a daemon.

@@ -143,8 +143,8 @@ impl From<ServiceError> for Stuck {
     }
 }
 
-/// A started queue, as a driver gets it.
-#[derive(Debug)]
+/// A started queue, as a driver gets it. One that serves it by several rings after each other keeps a copy.
+#[derive(Debug, Clone)]
 pub struct QueueBinding {
     /// Which queue.
     pub index: u16,

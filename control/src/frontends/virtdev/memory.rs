@@ -65,6 +65,7 @@ impl MemoryError {
             }
             MemoryError::Device(DmaError::Host { .. }) => "memory_not_mapped",
             MemoryError::Device(DmaError::Lost(_)) => "memory_lost",
+            MemoryError::Device(DmaError::NoDevice(_)) => "device_unavailable",
         }
     }
 }

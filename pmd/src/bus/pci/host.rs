@@ -1,0 +1,262 @@
+//! The functions of this host that are bound to vfio-pci: found in sysfs, and watched.
+//!
+//! A thread of its own looks once a second, and whenever the kernel tells that a device came, went or was bound. It opens each
+//! function that is new, which takes some 100 ms that control does not wait, and announces it open, for its driver to look at.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::DirEntry;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType, netlink};
+
+use super::vfio::{self, VFIO_PCI, link_name};
+use super::{Address, Device, Id, OpenError, bind_hint};
+use crate::bus::{Bus, BusEvent};
+use crate::notify::EventFd;
+
+/// The bus of this host.
+pub struct HostBus {
+    shared: Arc<Shared>,
+    news: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for HostBus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostBus").finish_non_exhaustive()
+    }
+}
+
+struct Shared {
+    devices: PathBuf,
+    events: Mutex<Vec<BusEvent<Device>>>,
+    news: Arc<EventFd>,
+    /// Wakes the thread.
+    wake: EventFd,
+    is_ending: AtomicBool,
+}
+
+/// What was told of a function last: none of it is a reason why it could not be opened.
+type Seen = BTreeMap<Address, Option<OpenError>>;
+
+impl HostBus {
+    /// Starts to look. Where there is no PCI bus, nothing is ever found.
+    ///
+    /// # Errors
+    /// No thread, or no descriptors.
+    pub fn start() -> io::Result<HostBus> {
+        HostBus::at(Path::new("/sys/bus/pci/devices"))
+    }
+
+    fn at(devices: &Path) -> io::Result<HostBus> {
+        let news = Arc::new(EventFd::new()?);
+        let shared = Arc::new(Shared {
+            devices: devices.to_owned(),
+            events: Mutex::default(),
+            news: Arc::clone(&news),
+            wake: EventFd::new()?,
+            is_ending: AtomicBool::new(false),
+        });
+        let looker = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("rw-pci".to_owned()).spawn(move || look(&looker))?;
+        Ok(HostBus { shared, news, thread: Some(thread) })
+    }
+
+    /// What an operator does so that a function of this address is found; None: it is, or it is none.
+    pub fn missing(name: &str) -> Option<String> {
+        let address: Address = name.parse().ok()?;
+        let path = Path::new("/sys/bus/pci/devices").join(address.to_string());
+        if !path.exists() {
+            return Some(OpenError::NotThere(address).hint());
+        }
+        match link_name(&path.join("driver")) {
+            Some(driver) if driver == VFIO_PCI => None,
+            driver => Some(bind_hint(address, driver.is_some())),
+        }
+    }
+}
+
+impl Bus for HostBus {
+    type Device = Device;
+
+    fn name(&self) -> &'static str {
+        "pci"
+    }
+
+    fn news(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.news.as_fd())
+    }
+
+    fn take(&mut self) -> Vec<BusEvent<Device>> {
+        self.news.clear();
+        std::mem::take(&mut *self.shared.events.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Drop for HostBus {
+    fn drop(&mut self) {
+        self.shared.is_ending.store(true, Ordering::Relaxed);
+        self.shared.wake.signal();
+        if let Some(thread) = self.thread.take() {
+            // It panics nowhere; if it did, there is nothing to do about it here.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The thread.
+fn look(shared: &Shared) {
+    let (events, mut seen, mut looks) = (kernel_events().ok(), Seen::new(), 0u32);
+    while !shared.is_ending.load(Ordering::Relaxed) {
+        once(shared, &mut seen, looks.is_multiple_of(RETRY_EVERY));
+        looks = looks.wrapping_add(1);
+        let mut wait = vec![PollFd::new(&shared.wake, PollFlags::IN)];
+        wait.extend(events.iter().map(|events| PollFd::new(events, PollFlags::IN)));
+        // Interrupted: looked again at once.
+        let _ = rustix::event::poll(&mut wait, Some(&EVERY));
+        shared.wake.clear();
+        // What they say does not matter, nor that some were lost: that something changed is enough.
+        let mut said = [0u8; 4096];
+        while events.as_ref().is_some_and(|events| rustix::io::read(events, &mut said).is_ok()) {}
+    }
+}
+
+/// The kernel's events of devices.
+fn kernel_events() -> rustix::io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket =
+        net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::KOBJECT_UEVENT))?;
+    net::bind(&socket, &netlink::SocketAddrNetlink::new(0, KERNEL_GROUP))?;
+    Ok(socket)
+}
+
+/// One look. `again`: what could not be opened is tried once more.
+fn once(shared: &Shared, seen: &mut Seen, again: bool) {
+    let bound = bound(&shared.devices);
+    let gone: Vec<Address> = seen.keys().filter(|address| !bound.contains(address)).copied().collect();
+    for address in gone {
+        seen.remove(&address);
+        let is_there = shared.devices.join(address.to_string()).exists();
+        let why = if is_there { "it is not bound to vfio-pci any more" } else { "it is gone from the bus" };
+        shared.tell(BusEvent::Withdrawn { address: address.to_string(), why: why.to_owned() });
+    }
+    for address in bound {
+        let told = seen.get(&address);
+        if told.is_some_and(|failed| failed.is_none() || !again) {
+            continue;
+        }
+        let path = shared.devices.join(address.to_string());
+        // Gone since.
+        let Some(id) = id(&path) else { continue };
+        let first = vfio::open(&path, address);
+        let failed = first.as_ref().err().cloned();
+        if told == Some(&failed) {
+            continue;
+        }
+        seen.insert(address, failed);
+        let numa_node = text(&path.join("numa_node")).and_then(|node| node.parse().ok());
+        let opener = Arc::new(move || vfio::open(&path, address));
+        let device = Device::new(address, id, numa_node, opener, first);
+        shared.tell(BusEvent::Announced { address: address.to_string(), device });
+    }
+}
+
+/// The functions that are bound to vfio-pci.
+fn bound(devices: &Path) -> Vec<Address> {
+    let entries = std::fs::read_dir(devices).into_iter().flatten().flatten();
+    let is_bound = |entry: &DirEntry| link_name(&entry.path().join("driver")).as_deref() == Some(VFIO_PCI);
+    let address = |entry: DirEntry| entry.file_name().to_str()?.parse().ok();
+    let mut bound: Vec<Address> = entries.filter(is_bound).filter_map(address).collect();
+    bound.sort_unstable();
+    bound
+}
+
+/// What a function is, by sysfs.
+fn id(path: &Path) -> Option<Id> {
+    let number = |name: &str| {
+        let text = text(&path.join(name))?;
+        u16::from_str_radix(text.strip_prefix("0x")?, 16).ok()
+    };
+    Some(Id {
+        vendor: number("vendor")?,
+        device: number("device")?,
+        subsystem_vendor: number("subsystem_vendor")?,
+        subsystem: number("subsystem_device")?,
+    })
+}
+
+fn text(path: &Path) -> Option<String> {
+    Some(std::fs::read_to_string(path).ok()?.trim().to_owned())
+}
+
+impl Shared {
+    fn tell(&self, event: BusEvent<Device>) {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+        self.news.signal();
+    }
+}
+
+/// Between two looks, where the kernel tells nothing (in a network namespace of ours).
+const EVERY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// What could not be opened is tried again every so many looks.
+const RETRY_EVERY: u32 = 10;
+/// The group of netlink messages that come from the kernel, and not from udev.
+const KERNEL_GROUP: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// What the bus tells next.
+    fn next(bus: &mut HostBus) -> BusEvent<Device> {
+        let begun = Instant::now();
+        loop {
+            assert!(begun.elapsed() < Duration::from_secs(20));
+            if let Some(event) = bus.take().pop() {
+                return event;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
+    fn functions_are_announced_once_they_are_bound_and_withdrawn_once_they_are_not() {
+        let sysfs = tempfile::tempdir().unwrap();
+        let function = sysfs.path().join("0000:01:10.2");
+        std::fs::create_dir(&function).unwrap();
+        for (file, text) in [
+            ("vendor", "0x1af4"),
+            ("device", "0x1041"),
+            ("subsystem_vendor", "0x1af4"),
+            ("subsystem_device", "0x1100"),
+            ("numa_node", "-1"),
+        ] {
+            std::fs::write(function.join(file), format!("{text}\n")).unwrap();
+        }
+        let mut bus = HostBus::at(sysfs.path()).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(bus.take().is_empty(), "bound to nothing");
+        symlink("../../drivers/vfio-pci", function.join("driver")).unwrap();
+        let BusEvent::Announced { address, mut device } = next(&mut bus) else {
+            unreachable!("not announced")
+        };
+        assert_eq!((address.as_str(), device.numa_node), ("0000:01:10.2", None));
+        let id = Id { vendor: 0x1af4, device: 0x1041, subsystem_vendor: 0x1af4, subsystem: 0x1100 };
+        assert_eq!(device.id, id);
+        let looked = device.look(|_| ());
+        assert!(matches!(looked, Err(OpenError::NoIommu(_))), "{looked:?}");
+        std::fs::remove_dir_all(&function).unwrap();
+        let BusEvent::Withdrawn { why, .. } = next(&mut bus) else { unreachable!("not withdrawn") };
+        assert_eq!(why, "it is gone from the bus");
+    }
+}

@@ -1,0 +1,141 @@
+//! What functions tell by interrupts that are no queue's: that their configuration changed, that the host wants them back. One
+//! thread of the process waits for all of them, started when it is needed first.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use rustix::event::{EventfdFlags, epoll, eventfd};
+
+/// Somebody who is told. Not told any more once it is dropped; may be told a last time meanwhile.
+pub struct Listening {
+    id: u64,
+    fd: Arc<OwnedFd>,
+}
+
+impl fmt::Debug for Listening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listening").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+type Told = Arc<dyn Fn() + Send + Sync>;
+
+struct Listener {
+    epoll: OwnedFd,
+    all: Mutex<All>,
+}
+
+#[derive(Default)]
+struct All {
+    /// The id of the next.
+    next: u64,
+    /// By id: what signals, and who is told.
+    told: BTreeMap<u64, (Arc<OwnedFd>, Told)>,
+}
+
+static LISTENER: OnceLock<Option<Listener>> = OnceLock::new();
+
+impl Listening {
+    /// Has `told` called, on the thread for all, whenever the descriptor that comes with it is signalled; it must not wait.
+    ///
+    /// # Errors
+    /// The host has no thread or no descriptor for it.
+    pub fn start(told: impl Fn() + Send + Sync + 'static) -> io::Result<Listening> {
+        let listener = LISTENER.get_or_init(Listener::start).as_ref();
+        let listener =
+            listener.ok_or_else(|| io::Error::other("the thread that waits for interrupts is missing"))?;
+        let fd = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let mut all = listener.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = all.next;
+        epoll::add(&listener.epoll, &fd, epoll::EventData::new_u64(id), epoll::EventFlags::IN)?;
+        all.next += 1;
+        all.told.insert(id, (Arc::clone(&fd), Arc::new(told)));
+        Ok(Listening { id, fd })
+    }
+
+    /// What an interrupt has to signal.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let Some(Some(listener)) = LISTENER.get() else { return };
+        // It was added, and is open.
+        let _ = epoll::delete(&listener.epoll, &self.fd);
+        listener.all.lock().unwrap_or_else(PoisonError::into_inner).told.remove(&self.id);
+    }
+}
+
+impl Listener {
+    fn start() -> Option<Listener> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).ok()?;
+        let thread = std::thread::Builder::new().name("rw-pci-events".to_owned());
+        thread.spawn(|| LISTENER.wait().iter().for_each(Listener::listen)).ok()?;
+        Some(Listener { epoll, all: Mutex::default() })
+    }
+
+    fn listen(&self) {
+        let mut events = Vec::with_capacity(EVENTS);
+        loop {
+            events.clear();
+            if epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None).is_err() {
+                // Interrupted.
+                continue;
+            }
+            for event in &events {
+                let told = {
+                    let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+                    let Some((fd, told)) = all.told.get(&event.data.u64()) else { continue };
+                    let _ = rustix::io::read(fd, &mut [0u8; 8]);
+                    Arc::clone(told)
+                };
+                told();
+            }
+        }
+    }
+}
+
+/// Events that are taken at once.
+const EVENTS: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn who_listens_is_told_each_time_and_not_once_it_is_gone() {
+        let counts = [Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0))];
+        let [one, other] = counts.clone().map(|count| {
+            let told = move || {
+                count.fetch_add(1, Ordering::SeqCst);
+            };
+            Listening::start(told).unwrap()
+        });
+        let signal = |listening: &Listening| rustix::io::write(&*listening.fd, &1u64.to_ne_bytes()).unwrap();
+        let wait = |count: &AtomicU32, wanted| {
+            let begun = Instant::now();
+            while count.load(Ordering::SeqCst) < wanted {
+                assert!(begun.elapsed() < Duration::from_secs(20));
+                std::thread::yield_now();
+            }
+        };
+        for wanted in 1..=3 {
+            signal(&one);
+            wait(&counts[0], wanted);
+        }
+        let fd = Arc::clone(&one.fd);
+        drop(one);
+        rustix::io::write(&*fd, &1u64.to_ne_bytes()).unwrap();
+        signal(&other);
+        wait(&counts[1], 1);
+        assert_eq!(counts[0].load(Ordering::SeqCst), 3);
+    }
+}

@@ -1,0 +1,191 @@
+//! `pci/DDDD:BB:DD.F`: a modern virtio network function, or a VF of one (virtio 1.3 §4.1, §5.1). Its vendor does not matter.
+//!
+//! A guest's rings are *relayed*: the function is driven by rings of our own, a core forwards descriptors between the two, and
+//! the function reaches the guest's memory by itself. See [`device`].
+
+use std::time::Duration;
+
+use ringway_ring::features::Features;
+
+use crate::bus::pci::{self, Function, Id, Opener};
+use crate::driver::Driver;
+use crate::net::plan::Offer;
+use crate::net::{
+    F_CTRL_RX, F_CTRL_VQ, F_MAC, F_MQ, F_MRG_RXBUF, F_MTU, F_STATUS, MAX_MTU, Mac, NIC, OFFLOADS,
+};
+use crate::vdpa::{
+    Class, ClassSpec, DeviceHost, DeviceSpec, DriverError, ManagementDevice, MgmtInfo, VdpaDevice,
+};
+use crate::virtio::control::F_CTRL_MAC_ADDR;
+use crate::virtio::transport::{FunctionFault, Transport};
+
+mod device;
+use device::VirtioNic;
+
+/// The driver.
+#[derive(Debug, Default)]
+pub struct VirtioPci;
+
+impl Driver<pci::Device> for VirtioPci {
+    fn name(&self) -> &'static str {
+        "virtio-pci"
+    }
+
+    fn matches(&self, device: &pci::Device) -> bool {
+        is_net(device.id)
+    }
+
+    fn probe(
+        &mut self,
+        name: &str,
+        mut device: pci::Device,
+    ) -> Result<Box<dyn ManagementDevice>, DriverError> {
+        let seen = device.look(Seen::look)?.map_err(|fault| DriverError::Resource {
+            what: format!("{name} cannot be driven"),
+            source: std::io::Error::other(fault.to_string()),
+        })?;
+        let opener = device.opener();
+        Ok(Box::new(VirtioFunction { name: name.to_owned(), opener, seen }))
+    }
+}
+
+/// A virtio network function: modern, or transitional, which has the modern registers too (virtio 1.3 §4.1.2).
+fn is_net(id: Id) -> bool {
+    id.vendor == VIRTIO && (id.device == MODERN_NET || (id.device == TRANSITIONAL_NET && id.subsystem == NET))
+}
+
+/// What a function was like when its driver looked at it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seen {
+    /// What it offers.
+    offered: Features,
+    /// Its address, if it has one of its own.
+    mac: Option<Mac>,
+    /// The largest MTU that it says it has.
+    mtu: Option<u16>,
+    /// Queue pairs that can be used.
+    pairs: u16,
+    /// Pairs that it numbers its control queue behind.
+    numbered_pairs: u16,
+}
+
+impl Seen {
+    /// Looks at one that nobody drives.
+    pub(crate) fn look(function: &dyn Function) -> Result<Seen, FunctionFault> {
+        let transport = Transport::find(function)?;
+        transport.reset(RESET)?;
+        let offered = transport.features();
+        if !offered.contains(Features::VERSION_1) {
+            return Err(FunctionFault::NotVirtio("it does not offer VERSION_1".to_owned()));
+        }
+        let [a, b, c, d, e, f, _, _, pairs_low, pairs_high, mtu_low, mtu_high] = transport.config()?;
+        let has_control = offered.contains(F_CTRL_VQ);
+        let numbered_pairs = match u16::from_le_bytes([pairs_low, pairs_high]) {
+            pairs if offered.contains(F_MQ) && has_control && pairs > 0 => pairs,
+            _ => 1,
+        };
+        let queues = transport.queues().saturating_sub(has_control.into());
+        let pairs = numbered_pairs.min(queues / 2).min(MAX_PAIRS);
+        if pairs == 0 {
+            return Err(FunctionFault::NotVirtio(format!("it has {queues} queues: no pair")));
+        }
+        Ok(Seen {
+            offered,
+            mac: offered.contains(F_MAC).then_some(Mac([a, b, c, d, e, f])),
+            mtu: offered.contains(F_MTU).then_some(u16::from_le_bytes([mtu_low, mtu_high])),
+            pairs,
+            numbered_pairs,
+        })
+    }
+
+    /// What a guest is offered: what is about frames as the function has it, all else as every NIC of ours.
+    fn features(&self) -> Features {
+        let missing = FRAMES.without(self.offered);
+        let pairs = if self.pairs > 1 { Features::NONE } else { F_MQ };
+        (NIC | OFFLOADS).without(missing | pairs | Features::IN_ORDER)
+    }
+
+    /// How the function is driven for a guest with these.
+    fn driven(&self, guest: Features) -> Features {
+        (guest & FRAMES) | (self.offered & OURS)
+    }
+}
+
+/// The management device.
+struct VirtioFunction {
+    name: String,
+    opener: Opener,
+    seen: Seen,
+}
+
+impl ManagementDevice for VirtioFunction {
+    fn info(&self) -> MgmtInfo {
+        MgmtInfo {
+            name: self.name.clone(),
+            class: Class::Net,
+            max_supported_vqs: u32::from(self.seen.pairs) * 2,
+            max_devices: Some(1),
+            features: self.seen.features(),
+            attributes: Vec::new(),
+            summary: "virtio network function; a core relays the guest's descriptors to it",
+            check: |_, _| Ok(()),
+        }
+    }
+
+    fn create(&mut self, spec: &DeviceSpec, host: DeviceHost) -> Result<Box<dyn VdpaDevice>, DriverError> {
+        let mut spec = spec.clone();
+        let name = &self.name;
+        if let ClassSpec::Net(net) = &mut spec.class {
+            let own = self.seen.mac;
+            let can_set = self.seen.offered.contains(F_CTRL_MAC_ADDR);
+            if let (Some(wanted), Some(own)) = (net.mac, own)
+                && wanted != own
+                && !can_set
+            {
+                let why = format!(
+                    "mac {wanted}: {name} has {own}, and cannot be given another from here; a VF is given its own by its PF \
+                     (ip link set PF vf N mac {wanted})"
+                );
+                return Err(DriverError::Misconfigured(why));
+            }
+            net.mac = net.mac.or(own);
+            let most = self.seen.mtu.unwrap_or(MAX_MTU).min(MAX_MTU);
+            if let Some(mtu) = net.mtu.filter(|mtu| *mtu > most) {
+                return Err(DriverError::Misconfigured(format!("mtu {mtu}: {name} has at most {most}")));
+            }
+            net.mtu = net.mtu.or(self.seen.mtu.filter(|mtu| *mtu <= MAX_MTU));
+        }
+        let (features, max_pairs) = (self.seen.features(), self.seen.pairs);
+        let plan = Offer { mgmtdev: "this function", features, max_pairs }.plan(&spec)?;
+        Ok(Box::new(VirtioNic::new(name.clone(), self.opener.clone(), self.seen, plan, host)))
+    }
+}
+
+/// What both sides have to agree on, since it is about what lies in frames' headers.
+const FRAMES: Features = Features(OFFLOADS.0 | F_MRG_RXBUF.0);
+
+/// What we drive a function with whatever its guest has, if it is offered.
+const OURS: Features = Features(
+    Features::VERSION_1.0
+        | Features::ACCESS_PLATFORM.0
+        | Features::EVENT_IDX.0
+        | Features::RING_PACKED.0
+        | F_MAC.0
+        | F_MTU.0
+        | F_STATUS.0
+        | F_CTRL_VQ.0
+        | F_CTRL_RX.0
+        | F_CTRL_MAC_ADDR.0
+        | F_MQ.0,
+);
+
+// PCI ids (virtio 1.3 §4.1.2).
+const VIRTIO: u16 = 0x1af4;
+const MODERN_NET: u16 = 0x1041;
+const TRANSITIONAL_NET: u16 = 0x1000;
+const NET: u16 = 1;
+
+/// Queue pairs of one device at most.
+const MAX_PAIRS: u16 = 16;
+/// A function is reset within this, or it is of no use.
+const RESET: Duration = Duration::from_secs(1);

@@ -1,0 +1,500 @@
+//! A guest's NIC on a virtio function, relayed.
+//!
+//! The function is opened when a front-end's memory comes first, and closed when the device goes. It is *up* while queues are in
+//! service: reset, driven with what the guest agreed on, all its rings begun. A queue that goes out of service leaves buffers of
+//! the guest's with the function, which no register takes back one by one: the function is reset, and what else was in service
+//! begins anew, at the places where its rings stand.
+//!
+//! Owned by the session's thread. What the function tells unasked comes by the thread that listens to all functions.
+
+use std::fmt;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringway_engine::{End, PlaceError, Placed};
+use ringway_ring::features::Features;
+use ringway_ring::guest::GuestMap;
+use ringway_ring::queue::{Format, RingSize};
+
+use super::{RESET, Seen};
+use crate::bus::pci::listener::Listening;
+use crate::bus::pci::{Function, Opener};
+use crate::dma::{Cancel, Division, MapError, Window};
+use crate::net::end::PortRules;
+use crate::net::nic::Nic;
+use crate::net::plan::Plan;
+use crate::net::relay::{FunctionQueue, Pair, Relay};
+use crate::net::{F_CTRL_RX, F_CTRL_VQ, F_MQ, F_STATUS, Mac, NetConfig};
+use crate::notify::EventFd;
+use crate::vdpa::{
+    Berth, ClassOps, ConfigSpace, DeviceHost, DriverError, Ended, Facts, Kept, NetOps, QueueBinding, Queues,
+    ServedBy, ServiceError, Stopped, Stuck, VdpaDevice,
+};
+use crate::virtio::control::{ControlQueue, F_CTRL_MAC_ADDR};
+use crate::virtio::rings::OwnRings;
+use crate::virtio::transport::{FunctionFault, QueueSetup, Transport};
+
+/// The device.
+pub(super) struct VirtioNic {
+    name: String,
+    opener: Opener,
+    seen: Seen,
+    nic: Nic,
+    /// The address that an operator gave it, if it is not the function's.
+    mac: Option<Mac>,
+    host: DeviceHost,
+    /// What the guest agreed on.
+    negotiated: Features,
+    // In this order: the function is let go before the memory that it reaches.
+    up: Option<Up>,
+    open: Option<Open>,
+    groups: Vec<Option<Running>>,
+    kept: Kept,
+    /// Out of service until the function begins anew.
+    waiting: Vec<(u16, Berth, Vec<QueueBinding>)>,
+    /// Out of service unasked, and not told yet.
+    ended: Vec<(u16, Ended)>,
+    /// The function has buffers that are not to be its any more.
+    is_stale: bool,
+}
+
+/// The function, open. It is let go after what keeps its registers mapped and its memory.
+struct Open {
+    #[expect(
+        dead_code,
+        reason = "told of its configuration, and that the host wants it back, as long as they are held"
+    )]
+    listening: Vec<Listening>,
+    transport: Arc<Transport>,
+    /// By vector, but for the last, which is its configuration's.
+    interrupts: Vec<Arc<EventFd>>,
+    window: Window,
+    /// Where its own rings are.
+    own: u64,
+    function: Arc<dyn Function>,
+}
+
+/// The function, at work.
+struct Up {
+    control: Option<ControlQueue>,
+    /// By queue: what is not in service since it came up.
+    idle: Vec<Option<FunctionQueue>>,
+    /// Held for their memory, which goes last.
+    _rings: OwnRings,
+}
+
+/// A group in service.
+struct Running {
+    placed: Placed,
+    berth: Berth,
+    /// Its queues as they were given, to begin anew with.
+    queues: Vec<QueueBinding>,
+}
+
+impl fmt::Debug for VirtioNic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VirtioNic").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl VirtioNic {
+    pub(super) fn new(name: String, opener: Opener, seen: Seen, plan: Plan, host: DeviceHost) -> VirtioNic {
+        let mac = Some(plan.config.mac).filter(|mac| Some(*mac) != seen.mac);
+        let nic = Nic::new(plan, MAX_VQ_SIZE);
+        VirtioNic {
+            name,
+            opener,
+            seen,
+            nic,
+            mac,
+            host,
+            negotiated: Features::NONE,
+            up: None,
+            open: None,
+            groups: Vec::new(),
+            kept: Kept::default(),
+            waiting: Vec::new(),
+            ended: Vec::new(),
+            is_stale: false,
+        }
+    }
+
+    /// The function, opened now if it was not. Takes some 100 ms then.
+    fn opened(&mut self) -> Result<&mut Open, DriverError> {
+        if self.open.is_none() {
+            let function = (self.opener)()?;
+            self.open = Some(Open::new(function, &self.name, &self.host)?);
+        }
+        self.open.as_mut().ok_or_else(|| DriverError::NotFound(format!("{} is not open", self.name)))
+    }
+
+    /// Brings the function up for this guest, if it is not.
+    fn bring_up(&mut self) -> Result<(), ServiceError> {
+        if self.up.is_some() {
+            return Ok(());
+        }
+        if !self.negotiated.contains(Features::VERSION_1) {
+            let why = format!("{}: the guest did not accept VERSION_1, which the function needs", self.name);
+            return Err(ServiceError::Refused(why));
+        }
+        let (seen, pairs, mac) = (self.seen, self.nic.config().max_vq_pairs, self.mac);
+        let driven = seen.driven(self.negotiated);
+        let name = self.name.clone();
+        let open = self.opened().map_err(|error| ServiceError::Refused(error.to_string()))?;
+        let up = open.bring_up(&seen, driven, pairs, mac);
+        if up.is_err() {
+            // It works on nothing of ours.
+            let _ = open.transport.reset(RESET);
+        }
+        self.up = Some(up.map_err(|why| ServiceError::Refused(format!("{name}: {why}")))?);
+        Ok(())
+    }
+
+    /// Puts a group into service on a function that is up.
+    fn place(&mut self, group: u16, queues: Vec<QueueBinding>, berth: &Berth) -> Result<(), ServiceError> {
+        let refused = |why: String| ServiceError::Refused(format!("{}: {why}", self.name));
+        let rules = PortRules { mtu: self.nic.mtu(), only: None };
+        let up = self.up.as_mut().ok_or_else(|| refused("the function is not up".to_owned()))?;
+        let mut pairs = Vec::new();
+        for guest in &queues {
+            // One that broke the rules is left alone.
+            if guest.fault.reported().is_some() {
+                continue;
+            }
+            let index = guest.index;
+            let idle = up.idle.get_mut(usize::from(index)).and_then(Option::take);
+            let function =
+                idle.ok_or_else(|| refused(format!("queue {index} of the function is not there")))?;
+            pairs.push(Pair { guest: guest.clone(), function });
+        }
+        let relay = Relay::new(pairs, rules).map_err(|why| refused(format!("pair {group}: {why}")))?;
+        let name = format!("{}.{group}", berth.name);
+        let placed =
+            berth.engine.place((berth.core_of)(group), &name, Box::new(relay), berth.watcher.clone());
+        let placed = placed.map_err(|error| ServiceError::NotPlaced(error.to_string()))?;
+        let at = usize::from(group);
+        if self.groups.len() <= at {
+            self.groups.resize_with(at + 1, || None);
+        }
+        if let Some(slot) = self.groups.get_mut(at) {
+            *slot = Some(Running { placed, berth: berth.clone(), queues });
+        }
+        Ok(())
+    }
+
+    /// The function uses as many pairs as are in service, counted from the first.
+    fn tell_pairs(&mut self) -> Result<(), ServiceError> {
+        let pairs = self.groups.iter().rposition(Option::is_some).map_or(1, |last| last as u16 + 1);
+        let Some(control) = self.up.as_mut().and_then(|up| up.control.as_mut()) else { return Ok(()) };
+        if self.seen.pairs < 2 {
+            return Ok(());
+        }
+        control.set_pairs(pairs, RESET).map_err(|why| ServiceError::Refused(format!("{}: {why}", self.name)))
+    }
+
+    /// Takes a group's pump back, if there is one, and what it panicked with, if it did. What was to be sent has gone by then,
+    /// unless the function does not send; the rest the function still has.
+    fn take_back(
+        &mut self,
+        group: u16,
+        within: Duration,
+    ) -> Result<Option<(Running, Option<String>)>, Stuck> {
+        let Some(slot) = self.groups.get_mut(usize::from(group)) else { return Ok(None) };
+        let Some(running) = slot else { return Ok(None) };
+        let retired = match running.placed.retire(within.min(DRAIN)) {
+            Err(PlaceError::Timeout { .. }) => running.placed.revoke(within),
+            retired => retired,
+        };
+        let panicked = match retired.map(|retired| retired.end) {
+            Err(error @ PlaceError::Timeout { .. }) => return Err(Stuck(error.to_string())),
+            Ok(End::Panicked(message)) => Some(message),
+            // Err: the pump is gone with its engine.
+            Ok(End::Retired) | Err(_) => None,
+        };
+        self.is_stale = true;
+        Ok(slot.take().map(|running| (running, panicked)))
+    }
+
+    /// The function touches no memory once this returns Ok.
+    fn bring_down(&mut self, within: Duration) -> Result<(), Stuck> {
+        if let Some(open) = self.up.as_ref().and(self.open.as_ref()) {
+            open.quiet(within).map_err(|why| Stuck(format!("{}: {why}", self.name)))?;
+        }
+        self.up = None;
+        self.is_stale = false;
+        Ok(())
+    }
+
+    /// The function begins anew, with all that is in service, if it has buffers of a guest's that are not to be its any more.
+    fn renew(&mut self, within: Duration) -> Result<(), Stuck> {
+        if !self.is_stale {
+            return Ok(());
+        }
+        for group in 0..self.groups.len() as u16 {
+            let Some((running, panicked)) = self.take_back(group, within)? else { continue };
+            match panicked {
+                None => self.waiting.push((group, running.berth, running.queues)),
+                Some(message) => self.ended.push((group, Ended::Panicked(message))),
+            }
+        }
+        self.bring_down(within)?;
+        for (group, berth, mut queues) in std::mem::take(&mut self.waiting) {
+            for queue in &mut queues {
+                let config = &mut queue.config;
+                config.position = config.keeper.load().unwrap_or(config.position);
+            }
+            if let Err(why) = self.bring_up().and_then(|()| self.place(group, queues, &berth)) {
+                self.ended.push((group, Ended::DeviceLost(why.to_string())));
+                berth.watcher.pump_ended();
+            }
+        }
+        // Refused: what it sends to pairs without a pump is lost, as if they had no buffers.
+        let _ = self.tell_pairs();
+        Ok(())
+    }
+}
+
+impl Open {
+    fn new(function: Arc<dyn Function>, name: &str, host: &DeviceHost) -> Result<Open, DriverError> {
+        let resource =
+            |what: &str, source: io::Error| DriverError::Resource { what: format!("{name}: {what}"), source };
+        let transport = Transport::find(&*function);
+        let transport =
+            transport.map_err(|fault| resource("registers", io::Error::other(fault.to_string())))?;
+        let transport = Arc::new(transport);
+        let space = function.dma();
+        let Some(Division { guest, own }) = Division::of(&*space) else {
+            return Err(resource(
+                "addresses",
+                io::Error::other("the IOMMU has no range of 1 GiB for our own rings"),
+            ));
+        };
+        let count = function.vectors();
+        if count < 2 {
+            let why = format!("it has {count}, and needs one for its queues and one for its configuration");
+            return Err(resource("interrupt vectors", io::Error::other(why)));
+        }
+        let (told, its) = (host.clone(), Arc::clone(&transport));
+        let config = Listening::start(move || match its.check() {
+            Ok(()) => told.config_changed(),
+            Err(fault @ FunctionFault::Gone) => told.gone(fault.to_string()),
+            Err(fault) => told.needs_reset(fault.to_string()),
+        });
+        let told = host.clone();
+        let wanted = Listening::start(move || told.gone("the host takes the function back"));
+        let listen = |error| resource("interrupts", error);
+        let (config, wanted) = (config.map_err(listen)?, wanted.map_err(listen)?);
+        let interrupts: io::Result<Vec<Arc<EventFd>>> = (0..count - 1)
+            .map(|vector| {
+                let interrupt = EventFd::new()?;
+                function.bind(vector, Some(interrupt.as_fd()))?;
+                Ok(Arc::new(interrupt))
+            })
+            .collect();
+        let interrupts = interrupts.map_err(listen)?;
+        function.bind(count - 1, Some(config.fd())).map_err(listen)?;
+        function.on_wanted_back(wanted.fd()).map_err(listen)?;
+        let window = Window::new(space, 0, guest);
+        let listening = vec![config, wanted];
+        Ok(Open { listening, transport, interrupts, window, own, function })
+    }
+
+    /// From a reset to its work, with all rings begun and none in service.
+    fn bring_up(
+        &self,
+        seen: &Seen,
+        driven: Features,
+        pairs: u16,
+        mac: Option<Mac>,
+    ) -> Result<Up, FunctionFault> {
+        let transport = &self.transport;
+        transport.reset(RESET)?;
+        let missing = driven.without(transport.features());
+        if missing != Features::NONE {
+            return Err(FunctionFault::Refused(format!("{missing:?}, which it offered before")));
+        }
+        transport.negotiate(driven)?;
+        let format = if driven.contains(Features::RING_PACKED) { Format::Packed } else { Format::Split };
+        let control = driven
+            .contains(F_CTRL_VQ)
+            .then(|| if driven.contains(F_MQ) { seen.numbered_pairs * 2 } else { 2 });
+        let numbers: Vec<u16> = (0..pairs * 2).chain(control).collect();
+        let size = |queue: &u16| {
+            let size = transport.queue_size(*queue, format, MAX_RING);
+            size.ok_or_else(|| FunctionFault::NotVirtio(format!("queue {queue} has no legal size")))
+        };
+        let sizes = numbers.iter().map(size).collect::<Result<Vec<RingSize>, FunctionFault>>()?;
+        let host = |what: &str, why: &dyn fmt::Display| FunctionFault::Refused(format!("{what}: {why}"));
+        let rings = OwnRings::new(self.function.dma(), self.own, driven, &sizes);
+        let rings = rings.map_err(|why| host("memory for its rings", &why))?;
+        transport.set_config_vector(self.function.vectors() - 1)?;
+        let mut queues = Vec::new();
+        for (at, number) in numbers.iter().enumerate() {
+            let ring = rings.begin(at).map_err(|why| host("its rings", &why))?;
+            let Some((size, areas)) = rings.layout(at) else { continue };
+            let is_data = Some(*number) != control;
+            let vector = is_data.then(|| at % self.interrupts.len().max(1));
+            let interrupt = vector.and_then(|vector| self.interrupts.get(vector)).map(Arc::clone);
+            let setup = QueueSetup { size, areas, vector: vector.map(|vector| vector as u16) };
+            let doorbell = transport.enable(*number, &setup)?;
+            queues.push((ring, size.get(), doorbell, interrupt));
+        }
+        transport.start()?;
+        let control = control.and_then(|_| queues.pop());
+        let mut control =
+            control.map(|(ring, _, doorbell, _)| ControlQueue::new(ring, doorbell, rings.spare()));
+        if let Some(control) = &mut control {
+            if driven.contains(F_CTRL_RX) {
+                // A guest sends what it wants to receive to its VMM alone. A function that may not, receives what is for it.
+                let _ = control.set_promiscuous(true, RESET);
+            }
+            if let Some(mac) = mac.filter(|_| driven.contains(F_CTRL_MAC_ADDR)) {
+                control.set_mac(mac, RESET)?;
+            }
+        }
+        let idle = queues.into_iter().map(|(ring, size, doorbell, interrupt)| {
+            Some(FunctionQueue { ring, size, doorbell, interrupt: interrupt? })
+        });
+        Ok(Up { control, idle: idle.collect(), _rings: rings })
+    }
+
+    /// It touches no memory once this returns Ok: by its own reset, or else by the host's.
+    fn quiet(&self, within: Duration) -> Result<(), FunctionFault> {
+        match self.transport.reset(within.min(RESET)) {
+            // It is not there to touch any.
+            Ok(()) | Err(FunctionFault::Gone) => Ok(()),
+            Err(late) => self.function.reset().map_err(|_| late),
+        }
+    }
+
+    /// Its link, as far as it says.
+    fn has_link(&self, seen: &Seen) -> bool {
+        if !seen.offered.contains(F_STATUS) {
+            return true;
+        }
+        self.transport.config().is_ok_and(|[_, _, _, _, _, _, status, _]: [u8; 8]| status & LINK_UP != 0)
+    }
+}
+
+impl VdpaDevice for VirtioNic {
+    fn facts(&self) -> Facts {
+        self.nic.facts()
+    }
+
+    fn config(&mut self) -> &mut dyn ConfigSpace {
+        if let Some(open) = &self.open {
+            self.nic.set_link(open.has_link(&self.seen));
+        }
+        &mut self.nic
+    }
+
+    fn queues(&mut self) -> &mut dyn Queues {
+        self
+    }
+
+    fn class(&mut self) -> ClassOps<'_> {
+        ClassOps::Net(self)
+    }
+
+    fn negotiated(&mut self, features: Features) -> Result<(), DriverError> {
+        self.negotiated = features;
+        Ok(())
+    }
+
+    fn set_map(&mut self, map: Option<&Arc<GuestMap>>, cancel: Cancel<'_>) -> Result<(), MapError> {
+        if map.is_none() && self.open.is_none() {
+            return Ok(());
+        }
+        let open = self.opened().map_err(|error| MapError::NoDevice(error.to_string()))?;
+        open.window.set_map(map.map(|map| &**map), cancel)
+    }
+
+    fn reset(&mut self, within: Duration) -> Result<(), Stuck> {
+        self.bring_down(within)?;
+        self.negotiated = Features::NONE;
+        self.nic.reset();
+        Ok(())
+    }
+}
+
+impl NetOps for VirtioNic {
+    fn net_config(&self) -> NetConfig {
+        self.nic.config()
+    }
+
+    fn set_mtu(&mut self, mtu: u16) -> Result<(), DriverError> {
+        self.nic.set_mtu(mtu)
+    }
+}
+
+impl Queues for VirtioNic {
+    fn start(
+        &mut self,
+        group: u16,
+        queues: Vec<QueueBinding>,
+        berth: &Berth,
+        _within: Duration,
+    ) -> Result<(), ServiceError> {
+        self.kept.note(group, &queues);
+        let started = self.bring_up().and_then(|()| self.place(group, queues, berth));
+        started.and_then(|()| self.tell_pairs())
+    }
+
+    fn stop(&mut self, group: u16, within: Duration) -> Result<Stopped, Stuck> {
+        self.waiting.retain(|(waiting, _, _)| *waiting != group);
+        let taken = self.take_back(group, within)?;
+        if let Some(message) = taken.and_then(|(_, panicked)| panicked) {
+            self.ended.push((group, Ended::Panicked(message)));
+        }
+        self.renew(within)?;
+        let at = self.ended.iter().position(|(ended, _)| *ended == group);
+        let ended = at.map(|at| self.ended.swap_remove(at).1);
+        Ok(Stopped { positions: self.kept.take(group), ended })
+    }
+
+    fn served_by(&self, group: u16) -> Option<ServedBy> {
+        let running = self.groups.get(usize::from(group))?.as_ref()?;
+        Some(ServedBy::Core(Some(running.placed.core())))
+    }
+
+    fn follow(&mut self, within: Duration) -> Result<(), ServiceError> {
+        let mut outcome = Ok(());
+        for (group, running) in (0u16..).zip(&mut self.groups) {
+            let Some(running) = running else { continue };
+            let core = (running.berth.core_of)(group);
+            match running.placed.move_to(core, within) {
+                Ok(()) => {}
+                Err(error @ PlaceError::Timeout { .. }) => {
+                    return Err(ServiceError::Stuck(error.to_string()));
+                }
+                Err(error) => outcome = Err(ServiceError::NotPlaced(format!("group {group}: {error}"))),
+            }
+        }
+        outcome
+    }
+
+    fn take_ended(&mut self, within: Duration) -> Vec<(u16, Ended)> {
+        let ended = |running: &Option<Running>| running.as_ref().is_some_and(|own| own.placed.has_ended());
+        let groups: Vec<u16> =
+            (0u16..).zip(&self.groups).filter(|(_, own)| ended(own)).map(|(group, _)| group).collect();
+        for group in groups {
+            if let Ok(Some((_, message))) = self.take_back(group, within) {
+                self.ended.push((group, Ended::Panicked(message.unwrap_or_default())));
+            }
+        }
+        // Stuck: tried again when the next queue stops.
+        let _ = self.renew(within);
+        std::mem::take(&mut self.ended)
+    }
+}
+
+/// Entries of a guest's ring at most.
+const MAX_VQ_SIZE: u16 = 32768;
+/// Entries of our own rings at most: as many frames are with the function at a time, either way.
+const MAX_RING: u16 = 1024;
+/// What a guest sent has gone within this, or waits for a link.
+const DRAIN: Duration = Duration::from_millis(100);
+/// `VIRTIO_NET_S_LINK_UP`.
+const LINK_UP: u8 = 1;

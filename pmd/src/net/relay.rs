@@ -1,0 +1,326 @@
+//! The pump of a relay: forwards the descriptors of a guest's rings to rings of our own on a virtio function, and back. What the
+//! descriptors point to is not touched: the function reads and writes the guest's memory itself.
+//!
+//! ```text
+//!   guest's TX ring --peek, check--> our ring --doorbell--> function --DMA--> guest's memory
+//!   guest's RX ring <--complete----- our ring <--used------ function
+//! ```
+//!
+//! Each chain is read once and checked to lie in the guest's memory; the function is given what was checked. Chains complete in
+//! the order in which they were taken, whatever order the function has. A chain that it never completes holds up its own ring
+//! alone, until the device is reset.
+//!
+//! Lives on one worker. Budget: no allocation, no lock, no system call but the calls that the driver asked for, no panic; a
+//! doorbell (one register write) a burst at most.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use ringway_engine::{Armed, Budget, Polled, Pump};
+use ringway_ring::chain::{Chain, MAX_CHAIN};
+use ringway_ring::queue::{Completion, DeviceRing, DriverBuffer, DriverRing, Format, RingFault, SetupError};
+
+use super::end::{End, PortRules};
+use crate::counters::DropReason;
+use crate::notify::EventFd;
+use crate::vdpa::QueueBinding;
+use crate::virtio::rings::OwnRing;
+use crate::virtio::transport::Doorbell;
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Relay {
+    legs: Vec<Box<dyn Leg>>,
+    is_stopping: bool,
+}
+
+/// Our end of a queue of the function.
+#[derive(Debug)]
+pub struct FunctionQueue {
+    /// Its ring, which nobody has used since it began.
+    pub ring: OwnRing,
+    /// Entries of it.
+    pub size: u16,
+    /// What tells the function of what is in it.
+    pub doorbell: Doorbell,
+    /// What the function's interrupt signals.
+    pub interrupt: Arc<EventFd>,
+}
+
+/// A guest's queue with the function's.
+#[derive(Debug)]
+pub struct Pair {
+    /// The guest's.
+    pub guest: QueueBinding,
+    /// The function's.
+    pub function: FunctionQueue,
+}
+
+impl Relay {
+    /// Queues of one device: even ones receive, odd ones transmit (virtio 1.3 §5.1.2).
+    ///
+    /// # Errors
+    /// A guest's ring cannot be served.
+    pub fn new(pairs: Vec<Pair>, rules: PortRules) -> Result<Relay, SetupError> {
+        let legs: Result<Vec<Box<dyn Leg>>, SetupError> =
+            pairs.into_iter().map(|pair| leg(pair, rules)).collect();
+        Ok(Relay { legs: legs?, is_stopping: false })
+    }
+}
+
+/// A queue's way to the function and back, with its formats known.
+fn leg(pair: Pair, rules: PortRules) -> Result<Box<dyn Leg>, SetupError> {
+    let Pair { guest, function } = pair;
+    let FunctionQueue { ring, size, doorbell, interrupt } = function;
+    let is_receive = guest.index.is_multiple_of(2);
+    let far = Far { size, doorbell, interrupt, is_receive };
+    Ok(match (guest.format, ring) {
+        (Format::Split, OwnRing::Split(ring)) => Box::new(Line::new(End::split(guest, rules)?, ring, far)),
+        (Format::Split, OwnRing::Packed(ring)) => Box::new(Line::new(End::split(guest, rules)?, ring, far)),
+        (Format::Packed, OwnRing::Split(ring)) => Box::new(Line::new(End::packed(guest, rules)?, ring, far)),
+        (Format::Packed, OwnRing::Packed(ring)) => Box::new(Line::new(End::packed(guest, rules)?, ring, far)),
+    })
+}
+
+/// One queue, whatever the formats of its two rings: one dynamic call a burst.
+trait Leg: Send + fmt::Debug {
+    /// Takes what the function has finished, and gives it more unless it is to `rest`. How many chains that were.
+    fn step(&mut self, most: usize, rest: bool) -> u32;
+    /// True if the function has no frame of the guest's to send any more. What it has to receive into is not waited for.
+    fn is_drained(&self) -> bool;
+    fn arm(&mut self) -> Option<bool>;
+    fn disarm(&mut self);
+    fn wake_sources(&self) -> Vec<BorrowedFd<'_>>;
+}
+
+struct Far {
+    size: u16,
+    doorbell: Doorbell,
+    interrupt: Arc<EventFd>,
+    is_receive: bool,
+}
+
+struct Line<R, D> {
+    end: Box<End<R>>,
+    ring: Box<D>,
+    far: Far,
+    /// Chains that the function has, in the order in which it was given them; those that it finished before others.
+    given: VecDeque<Given>,
+    /// The token of the first of them.
+    first: u32,
+    buffers: Vec<DriverBuffer>,
+}
+
+#[derive(Clone, Copy)]
+struct Given {
+    chain: Chain,
+    /// Bytes that the function wrote, once it is finished.
+    written: Option<u32>,
+}
+
+impl<R, D> fmt::Debug for Line<R, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Line").field("given", &self.given.len()).finish_non_exhaustive()
+    }
+}
+
+/// Where a chain cannot go on.
+enum Stop {
+    /// The function's ring has no room for it now.
+    Full,
+    /// It is the guest's fault.
+    Fault(RingFault),
+}
+
+impl<R: DeviceRing, D: DriverRing> Line<R, D> {
+    fn new(end: Box<End<R>>, mut ring: Box<D>, far: Far) -> Line<R, D> {
+        ring.disable_calls();
+        let given = VecDeque::with_capacity(far.size.into());
+        Line { end, ring, far, given, first: 0, buffers: Vec::with_capacity(MAX_CHAIN) }
+    }
+
+    /// Takes what the function has finished.
+    fn take_back(&mut self) -> u32 {
+        let mut done = [Completion::default(); BURST];
+        let mut count = match self.ring.collect(&mut done) {
+            Ok(count) => count,
+            Err(fault) => {
+                // The function broke the rules: what it has may never come back.
+                self.end.fail(fault);
+                0
+            }
+        };
+        for completion in done.iter().take(count) {
+            let at = completion.token.wrapping_sub(self.first) as usize;
+            // The ring gives back each token that it was given, once.
+            if let Some(given) = self.given.get_mut(at) {
+                given.written = Some(completion.written.min(given.chain.writable_bytes));
+            }
+        }
+        count = 0;
+        let header = self.end.ingress.header_len as u32;
+        while let Some(Given { chain, written: Some(written) }) = self.given.front().copied() {
+            self.given.pop_front();
+            self.first = self.first.wrapping_add(1);
+            self.end.ring.complete(&chain, written);
+            let bytes = if self.far.is_receive { written } else { chain.readable_bytes };
+            self.end.tally.packets += 1;
+            self.end.tally.bytes += u64::from(bytes.saturating_sub(header));
+            count += 1;
+        }
+        count as u32
+    }
+
+    /// Gives the function up to `most` chains.
+    fn give(&mut self, most: usize) -> u32 {
+        let room = usize::from(self.far.size) - self.given.len().min(self.far.size.into());
+        let most = most.min(room).min(BURST);
+        if most == 0 || self.end.peek(most) == 0 {
+            return 0;
+        }
+        let (mut count, mut fault) = (0, None);
+        for at in 0..self.end.burst.chains().len() {
+            match self.give_one(at) {
+                Ok(()) => count += 1,
+                Err(Stop::Full) => break,
+                Err(Stop::Fault(found)) => {
+                    // What precedes it goes on.
+                    fault = Some(found).filter(|_| count == 0);
+                    break;
+                }
+            }
+        }
+        let taken = self.end.burst.chains().get(..count).unwrap_or_default();
+        self.end.ring.consume(taken);
+        self.end.tally.chains += taken.len() as u64;
+        if self.ring.publish() {
+            self.far.doorbell.ring();
+        }
+        if let Some(fault) = fault {
+            self.end.fail(fault);
+        }
+        count as u32
+    }
+
+    fn give_one(&mut self, at: usize) -> Result<(), Stop> {
+        let Some(chain) = self.end.burst.chains().get(at).copied() else { return Err(Stop::Full) };
+        let is_receive = self.far.is_receive;
+        let (other_way, bytes) = match is_receive {
+            true => (chain.readable_bytes, chain.writable_bytes),
+            false => (chain.writable_bytes, chain.readable_bytes),
+        };
+        if other_way != 0 {
+            return Err(Stop::Fault(RingFault::Direction));
+        }
+        if (bytes as usize) < self.end.ingress.header_len {
+            return Err(Stop::Fault(RingFault::TooShort));
+        }
+        if chain.segments() > self.far.size.into() {
+            return Err(Stop::Fault(RingFault::ChainLength));
+        }
+        self.buffers.clear();
+        let slices = self.end.burst.readable(&chain).chain(self.end.burst.writable(&chain));
+        for (gpa, slice) in self.end.burst.addresses(&chain).zip(slices).take(MAX_CHAIN) {
+            self.buffers.push(DriverBuffer { gpa, len: slice.len() as u32, writable: is_receive });
+        }
+        let token = self.first.wrapping_add(self.given.len() as u32);
+        self.ring.add(&self.buffers, token).map_err(|_| Stop::Full)?;
+        self.given.push_back(Given { chain, written: None });
+        Ok(())
+    }
+
+    /// Consumes what is sent by a queue that is disabled, in order behind what the function has.
+    fn drop_sent(&mut self, most: usize) -> u32 {
+        if !self.given.is_empty() || self.far.is_receive {
+            return 0;
+        }
+        let peeked = self.end.peek(most.min(BURST));
+        if peeked > 0 {
+            self.end.finish(peeked);
+            self.end.counters.add_drops(DropReason::TxDisabled, peeked as u64);
+        }
+        peeked as u32
+    }
+}
+
+impl<R: DeviceRing, D: DriverRing> Leg for Line<R, D> {
+    fn step(&mut self, most: usize, rest: bool) -> u32 {
+        if self.end.is_faulted() {
+            return 0;
+        }
+        let mut moved = self.take_back();
+        if !rest && !self.end.is_faulted() {
+            moved += if self.end.enabled { self.give(most) } else { self.drop_sent(most) };
+        }
+        if moved > 0 {
+            self.end.publish();
+        }
+        moved
+    }
+
+    fn is_drained(&self) -> bool {
+        self.far.is_receive || self.given.is_empty() || self.end.is_faulted()
+    }
+
+    fn arm(&mut self) -> Option<bool> {
+        let is_here = self.end.arm()?;
+        Some(is_here || (!self.end.is_faulted() && self.ring.enable_calls()))
+    }
+
+    fn disarm(&mut self) {
+        self.end.disarm();
+        self.ring.disable_calls();
+    }
+
+    fn wake_sources(&self) -> Vec<BorrowedFd<'_>> {
+        self.end.wake_source().into_iter().chain([self.far.interrupt.as_fd()]).collect()
+    }
+}
+
+impl Pump for Relay {
+    fn poll(&mut self, budget: &Budget, _now: u64) -> Polled {
+        let (most, rest) = (budget.chains as usize, self.is_stopping);
+        let moved: u32 = self.legs.iter_mut().map(|leg| leg.step(most, rest)).sum();
+        if moved > 0 { Polled::Moved(moved) } else { Polled::Idle }
+    }
+
+    fn arm(&mut self) -> Armed {
+        let (mut has_work, mut cannot) = (false, false);
+        for leg in &mut self.legs {
+            match leg.arm() {
+                Some(is_here) => has_work |= is_here,
+                None => cannot = true,
+            }
+        }
+        if has_work {
+            self.disarm();
+            return Armed::HasWork;
+        }
+        if cannot { Armed::CannotSleep } else { Armed::Sleep { within_ns: None } }
+    }
+
+    fn disarm(&mut self) {
+        self.legs.iter_mut().for_each(|leg| leg.disarm());
+    }
+
+    fn begin_stop(&mut self) -> bool {
+        self.is_stopping = true;
+        self.stopped()
+    }
+
+    fn stopped(&mut self) -> bool {
+        let is_stopped = self.legs.iter().all(|leg| leg.is_drained());
+        // It may be placed again.
+        self.is_stopping = !is_stopped;
+        is_stopped
+    }
+
+    fn wake_sources(&self) -> Vec<BorrowedFd<'_>> {
+        self.legs.iter().flat_map(|leg| leg.wake_sources()).collect()
+    }
+}
+
+/// Chains in one burst.
+const BURST: usize = 32;
