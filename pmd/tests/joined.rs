@@ -19,7 +19,7 @@ use ringway_pmd::net::offload::{HEAD_BYTES, NetHeader, Offload, Offloads, check,
 use ringway_pmd::net::{F_CSUM, F_GUEST_CSUM, F_GUEST_TSO4, F_HOST_TSO4, F_MRG_RXBUF, Mac, header_len};
 use ringway_pmd::notify::EventFd;
 use ringway_pmd::vdpa::{
-    Berth, DeviceHost, DeviceSpec, Ended, FaultReporter, ManagementDevice, MgmtKind, NetSpec, QueueBinding,
+    DeviceHost, DeviceSpec, Ended, FaultReporter, ManagementDevice, MgmtKind, NetSpec, Placer, QueueBinding,
     ServedBy, ServiceError, VdpaDevice,
 };
 use ringway_ring::features::Features;

@@ -17,7 +17,7 @@ use ringway_pmd::net::offload::{Offload, Offloads};
 use ringway_pmd::net::scratch::Scratch;
 use ringway_pmd::net::side::{Passage, Refused, Sink, Source};
 use ringway_pmd::net::transfer::{Transfer, TransferOptions};
-use ringway_pmd::vdpa::{Berth, ServiceError};
+use ringway_pmd::vdpa::{Placer, ServiceError};
 use ringway_ring::chain::Burst;
 use ringway_ring::guest::GuestMap;
 use ringway_ring::memory::HostMemory;
@@ -365,21 +365,21 @@ struct Own {
 }
 
 impl Own {
-    fn new(fabric: &Arc<Fabric>, berth: &Berth, to: Mac, from: Mac, may: u64) -> Own {
+    fn new(fabric: &Arc<Fabric>, placer: &Placer, to: Mac, from: Mac, may: u64) -> Own {
         let port = fabric.port(None).unwrap();
         let (sends, gets) = (Frames::new(to, from), Later::new());
         gets.1.may.store(may, Ordering::SeqCst);
-        Own::attach(port, berth, sends, gets)
+        Own::attach(port, placer, sends, gets)
     }
 
     fn attach(
         port: Port,
-        berth: &Berth,
+        placer: &Placer,
         (source, sends): (Box<Frames>, Arc<FramesShared>),
         (sink, gets): (Box<Later>, Arc<LaterShared>),
     ) -> Own {
         let sides = vec![(0, true, Side::Sink(sink)), (1, true, Side::Source(source))];
-        port.attach(sides, berth, Duration::from_secs(10)).unwrap();
+        port.attach(sides, placer, Duration::from_secs(10)).unwrap();
         Own { port, sends, gets }
     }
 
@@ -389,16 +389,16 @@ impl Own {
 }
 
 /// A bridge, and where its pump runs.
-fn bridge() -> (Berth, Arc<Fabric>) {
+fn bridge() -> (Placer, Arc<Fabric>) {
     let allowed = rustix::thread::sched_getaffinity(None).unwrap();
     let core = (0..1024).rev().find(|core| allowed.is_set(*core)).unwrap();
     let clock = Clock { cycles: tsc::cycles, hertz: tsc::hertz() };
     let engine =
         Engine::start(EngineConfig { cores: vec![core], idle: IdlePolicy::Adaptive, clock }).unwrap();
     let (fabric, _settings) = Fabric::bridge("b", core, Duration::from_secs(300), [1, 2]);
-    let berth =
-        Berth { name: "p".into(), engine, core_of: Arc::new(move |_| core), watcher: Arc::new(Nobody) };
-    (berth, fabric)
+    let placer =
+        Placer { name: "p".into(), engine, core_of: Arc::new(move |_| core), watcher: Arc::new(Nobody) };
+    (placer, fabric)
 }
 
 /// Three frames and a fault, in one burst: all else is visible before anything of the sender's is.
@@ -421,11 +421,11 @@ fn receiver_is_published_before_its_sender_and_both_before_the_sender_fails() {
 #[test]
 fn receiver_on_a_bridge_is_published_before_its_sender_and_both_before_the_sender_fails() {
     let order = Arc::<Order>::default();
-    let (berth, fabric) = bridge();
+    let (placer, fabric) = bridge();
     let gets = Later::noted(Some(Arc::clone(&order)));
-    let _receiver = Own::attach(fabric.port(None).unwrap(), &berth, Frames::new(mac(1), mac(2)), gets);
+    let _receiver = Own::attach(fabric.port(None).unwrap(), &placer, Frames::new(mac(1), mac(2)), gets);
     let sends = Frames::noted(mac(2), mac(1), Arc::clone(&order));
-    let sender = Own::attach(fabric.port(None).unwrap(), &berth, sends, Later::new());
+    let sender = Own::attach(fabric.port(None).unwrap(), &placer, sends, Later::new());
     sender.sends.broken.store(3, Ordering::SeqCst);
     sender.send(5);
     wait("the fault", || order.0.lock().unwrap().contains(&Done::Failed));
@@ -434,12 +434,12 @@ fn receiver_on_a_bridge_is_published_before_its_sender_and_both_before_the_sende
 
 #[test]
 fn port_of_a_bridge_that_finishes_nothing_holds_up_nobody_but_who_sends_to_it() {
-    let (berth, fabric) = bridge();
+    let (placer, fabric) = bridge();
     // 1 and 2 talk to each other, 3 to the one that finishes nothing.
     let (one, two, three, stuck) = (mac(1), mac(2), mac(3), mac(9));
-    let stuck_port = Own::new(&fabric, &berth, one, stuck, u64::MAX);
+    let stuck_port = Own::new(&fabric, &placer, one, stuck, u64::MAX);
     let ports = [(two, one), (one, two), (stuck, three)]
-        .map(|(to, from)| Own::new(&fabric, &berth, to, from, u64::MAX));
+        .map(|(to, from)| Own::new(&fabric, &placer, to, from, u64::MAX));
     // Each is heard of once, so that nothing is flooded after.
     for own in [&stuck_port].into_iter().chain(&ports) {
         own.send(1);

@@ -11,8 +11,8 @@ use ringway_pmd::net::nic::Nic;
 use ringway_pmd::net::plan::Offer;
 use ringway_pmd::net::{NIC, NetConfig};
 use ringway_pmd::vdpa::{
-    Berth, Class, ClassOps, ConfigSpace, DataPath, DeviceHost, DeviceSpec, DriverError, Ended, Facts, Kept,
-    ManagementDevice, MgmtInfo, NetOps, QueueBinding, Queues, ServedBy, ServiceError, Stopped, Stuck,
+    Class, ClassOps, ConfigSpace, DataPath, DeviceHost, DeviceSpec, DriverError, Ended, Facts, Kept,
+    ManagementDevice, MgmtInfo, NetOps, Placer, QueueBinding, Queues, ServedBy, ServiceError, Stopped, Stuck,
     VdpaDevice,
 };
 use ringway_ring::guest::GuestMap;
@@ -160,12 +160,12 @@ impl Queues for LoopDevice {
         &mut self,
         group: u16,
         queues: Vec<QueueBinding>,
-        berth: &Berth,
+        placer: &Placer,
         _within: Duration,
     ) -> Result<(), ServiceError> {
         self.kept.note(group, &queues);
         // Whoever takes queues out unasked says so to the watcher, and is then asked why.
-        self.card.enable(group, queues, Arc::clone(&berth.watcher)).map_err(ServiceError::Refused)
+        self.card.enable(group, queues, Arc::clone(&placer.watcher)).map_err(ServiceError::Refused)
     }
 
     fn stop(&mut self, group: u16, within: Duration) -> Result<Stopped, Stuck> {

@@ -17,8 +17,8 @@ use crate::net::plan::Offer;
 use crate::net::tap::{TapError, TapNetdev, TapSpec, check_ifname, check_namespace, namespace_path};
 use crate::notify::EventFd;
 use crate::vdpa::{
-    AttributeInfo, Berth, ClassOps, ClassSpec, ConfigSpace, DeviceSpec, DriverError, Ended, Facts, HostEnd,
-    NetdevChange, QueueBinding, Queues, ServedBy, ServiceError, Stopped, Stuck, Unfit, VdpaDevice,
+    AttributeInfo, ClassOps, ClassSpec, ConfigSpace, DeviceSpec, DriverError, Ended, Facts, HostEnd,
+    NetdevChange, Placer, QueueBinding, Queues, ServedBy, ServiceError, Stopped, Stuck, Unfit, VdpaDevice,
 };
 
 /// The attribute that makes a device the host's.
@@ -177,7 +177,7 @@ impl HostEnd for HostPort {
         &mut self,
         counters: &[Arc<QueueCounters>],
         attention: Arc<EventFd>,
-        berth: &Berth,
+        placer: &Placer,
         within: Duration,
     ) -> Result<(), DriverError> {
         // It was taken away: what is there now is another one.
@@ -206,7 +206,7 @@ impl HostEnd for HostPort {
             sides.push((tx as u16, true, Side::Source(Box::new(source))));
         }
         self.port
-            .attach(sides, berth, within)
+            .attach(sides, placer, within)
             .map_err(|error| DriverError::Misconfigured(error.to_string()))?;
         self.watch = Some(watch);
         Ok(())
@@ -230,7 +230,7 @@ impl Queues for HostPort {
         &mut self,
         group: u16,
         _queues: Vec<QueueBinding>,
-        _berth: &Berth,
+        _berth: &Placer,
         _within: Duration,
     ) -> Result<(), ServiceError> {
         Err(ServiceError::Refused(format!("pair {group} is the host's and has no guest")))

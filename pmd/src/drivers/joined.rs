@@ -16,7 +16,7 @@ use crate::net::nic::Nic;
 use crate::net::plan::Plan;
 use crate::net::{Mac, NIC, NetConfig, OFFLOADS};
 use crate::vdpa::{
-    Berth, ClassOps, ConfigSpace, DriverError, Ended, Facts, Kept, NetOps, QueueBinding, Queues, ServedBy,
+    ClassOps, ConfigSpace, DriverError, Ended, Facts, Kept, NetOps, Placer, QueueBinding, Queues, ServedBy,
     ServiceError, Stopped, Stuck, VdpaDevice,
 };
 
@@ -151,12 +151,12 @@ impl Queues for JoinedDevice {
         &mut self,
         group: u16,
         queues: Vec<QueueBinding>,
-        berth: &Berth,
+        placer: &Placer,
         within: Duration,
     ) -> Result<(), ServiceError> {
         self.kept.note(group, &queues);
         let only = self.is_checked.then_some(self.nic.config().mac);
-        self.port.start(queues, PortRules { mtu: self.nic.mtu(), only }, berth, within)
+        self.port.start(queues, PortRules { mtu: self.nic.mtu(), only }, placer, within)
     }
 
     fn stop(&mut self, group: u16, within: Duration) -> Result<Stopped, Stuck> {

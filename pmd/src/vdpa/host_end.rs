@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Berth, DriverError};
+use super::{DriverError, Placer};
 use crate::counters::QueueCounters;
 use crate::notify::EventFd;
 
@@ -20,7 +20,7 @@ pub trait HostEnd {
         &mut self,
         counters: &[Arc<QueueCounters>],
         attention: Arc<EventFd>,
-        berth: &Berth,
+        placer: &Placer,
         within: Duration,
     ) -> Result<(), DriverError>;
     /// Ringway made it, and makes it again if it is gone.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ringway_engine::{End, PlaceError, Placed, Pump};
 
-use super::{Berth, DriverError, Ended, Kept, QueueBinding, Queues, ServedBy, ServiceError, Stopped, Stuck};
+use super::{DriverError, Ended, Kept, Placer, QueueBinding, Queues, ServedBy, ServiceError, Stopped, Stuck};
 
 /// Makes pumps: what a driver brings.
 pub trait MakePump {
@@ -27,7 +27,7 @@ pub struct OwnPumps<M> {
 
 struct Running {
     placed: Placed,
-    berth: Berth,
+    placer: Placer,
 }
 
 impl<M: std::fmt::Debug> std::fmt::Debug for OwnPumps<M> {
@@ -65,20 +65,20 @@ impl<M: MakePump> Queues for OwnPumps<M> {
         &mut self,
         group: u16,
         queues: Vec<QueueBinding>,
-        berth: &Berth,
+        placer: &Placer,
         _within: Duration,
     ) -> Result<(), ServiceError> {
         self.kept.note(group, &queues);
         let pump =
             self.maker.pump(group, queues).map_err(|error| ServiceError::Refused(error.to_string()))?;
-        let name = format!("{}.{group}", berth.name);
-        let placed = berth.engine.place((berth.core_of)(group), &name, pump, berth.watcher.clone());
+        let name = format!("{}.{group}", placer.name);
+        let placed = placer.engine.place((placer.core_of)(group), &name, pump, placer.watcher.clone());
         let placed = placed.map_err(|error| ServiceError::NotPlaced(error.to_string()))?;
         let at = usize::from(group);
         if self.running.len() <= at {
             self.running.resize_with(at + 1, || None);
         }
-        self.running[at] = Some(Running { placed, berth: berth.clone() });
+        self.running[at] = Some(Running { placed, placer: placer.clone() });
         Ok(())
     }
 
@@ -96,7 +96,7 @@ impl<M: MakePump> Queues for OwnPumps<M> {
         let mut outcome = Ok(());
         for (group, running) in (0u16..).zip(&mut self.running) {
             let Some(running) = running else { continue };
-            let core = (running.berth.core_of)(group);
+            let core = (running.placer.core_of)(group);
             if running.placed.core() == core {
                 continue;
             }

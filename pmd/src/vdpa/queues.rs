@@ -24,7 +24,7 @@ pub trait Queues {
         &mut self,
         group: u16,
         queues: Vec<QueueBinding>,
-        berth: &Berth,
+        placer: &Placer,
         within: Duration,
     ) -> Result<(), ServiceError>;
     /// Takes the queues of a group out of service, if they are in it. Once this returns Ok, nobody touches them or their
@@ -39,7 +39,7 @@ pub trait Queues {
     fn beside(&self) -> usize {
         0
     }
-    /// Moves what serves the queues to the cores that control decided on, by the berth that they were started with.
+    /// Moves what serves the queues to the cores that control decided on, by the placer that they were started with.
     ///
     /// # Errors
     /// Not placed: some stay where they were. Stuck: somebody still has some who is not to have them any more, and then
@@ -77,9 +77,9 @@ impl ServedBy {
     }
 }
 
-/// Where pumps are placed.
+/// What places the pumps of a device.
 #[derive(Clone)]
-pub struct Berth {
+pub struct Placer {
     /// The device's name, for the names of pumps.
     pub name: String,
     /// The workers.
@@ -90,9 +90,9 @@ pub struct Berth {
     pub watcher: Arc<dyn Watcher>,
 }
 
-impl fmt::Debug for Berth {
+impl fmt::Debug for Placer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Berth").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Placer").field("name", &self.name).finish_non_exhaustive()
     }
 }
 

@@ -92,7 +92,7 @@ fn port_whose_pump_cannot_be_placed_any_more_is_told_so_and_not_of_a_panic() {
     let mut a = Nic::new(&mut *bridge, "a", Setup::default(), &engine);
     let mut b = Nic::new(&mut *bridge, "b", Setup::default(), &engine);
     for nic in [&mut a, &mut b] {
-        nic.berth.watcher = Arc::new(Deaf);
+        nic.placer.watcher = Arc::new(Deaf);
         nic.start(1);
     }
     // A core that has no worker: neither the new plan nor the old one can be placed.
@@ -202,7 +202,7 @@ fn move_that_a_held_worker_does_not_answer_leaves_all_in_service() {
         let core = Arc::new(std::sync::atomic::AtomicUsize::new(engine.cores()[0]));
         for nic in [&mut a, &mut b] {
             let core = Arc::clone(&core);
-            nic.berth.core_of = Arc::new(move |_| core.load(std::sync::atomic::Ordering::SeqCst));
+            nic.placer.core_of = Arc::new(move |_| core.load(std::sync::atomic::Ordering::SeqCst));
             nic.start(1);
         }
         passes(&mut a, &mut b, 1);

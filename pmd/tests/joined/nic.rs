@@ -55,7 +55,7 @@ pub(super) struct Nic {
     pub(super) posted: Vec<BTreeMap<u32, DriverBuffer>>,
     pub(super) next_token: u32,
     pub(super) free: u64,
-    pub(super) berth: Berth,
+    pub(super) placer: Placer,
     pub(super) mac: Mac,
     /// Its queues have kick descriptors.
     pub(super) kicks: bool,
@@ -83,7 +83,7 @@ impl Nic {
         let memory = HostMemory::allocate("test", MEMORY).unwrap();
         let map = Arc::new(memory.guest_map(GPA).unwrap());
         let core = engine.cores()[0];
-        let berth = Berth {
+        let placer = Placer {
             name: name.to_owned(),
             engine: engine.clone(),
             core_of: Arc::new(move |_| core),
@@ -101,7 +101,7 @@ impl Nic {
             features,
             memory,
             map,
-            berth,
+            placer,
             mac,
             kicks: false,
             kicked: BTreeMap::new(),
@@ -175,7 +175,7 @@ impl Nic {
             }
         };
         let queues = vec![binding(group * 2), binding(group * 2 + 1)];
-        self.device.queues().start(group, queues, &self.berth, self.within)
+        self.device.queues().start(group, queues, &self.placer, self.within)
     }
 
     pub(super) fn stop(&mut self) {

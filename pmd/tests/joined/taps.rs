@@ -25,14 +25,14 @@ impl Wire {
         let spec = DeviceSpec::net("a", NetSpec::default());
         let mut host = tap.create(&tap.implied(&spec).unwrap(), DeviceHost::unheard()).unwrap();
         let counters: Vec<Arc<QueueCounters>> = (0..2).map(|_| Arc::default()).collect();
-        let berth = Berth {
+        let placer = Placer {
             name: "rwx0".to_owned(),
             engine: engine.clone(),
             core_of: Arc::new(move |_| core),
             watcher: Arc::new(Nobody),
         };
         let attention = Arc::new(EventFd::new().unwrap());
-        host.host_end().unwrap().open(&counters, attention, &berth, WITHIN).unwrap();
+        host.host_end().unwrap().open(&counters, attention, &placer, WITHIN).unwrap();
         let other = TapSpec { name: "rwx1".into(), netns: None, queues: 1, mtu: 1500, seed: None };
         let other = TapNetdev::open(&other, true).unwrap();
         let (reader, writer) = other.queues().unwrap().remove(0);

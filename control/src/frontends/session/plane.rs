@@ -7,7 +7,7 @@ use ringway_engine::{Engine, Watcher};
 use ringway_pmd::counters::QueueCounters;
 use ringway_pmd::dma::{Cancel, MapError};
 use ringway_pmd::notify::EventFd;
-use ringway_pmd::vdpa::{Berth, Ended, QueueBinding, ServedBy, ServiceError, VdpaDevice};
+use ringway_pmd::vdpa::{Ended, Placer, QueueBinding, ServedBy, ServiceError, VdpaDevice};
 use ringway_ring::guest::GuestMap;
 use ringway_ring::position::PositionSlot;
 
@@ -79,16 +79,16 @@ impl<'session> EnginePlane<'session> {
 
     /// Opens the host's end of a device without front-end, and has it served.
     pub(super) fn open_host_end(&mut self) -> Result<(), String> {
-        let (berth, wake) = (self.berth(), Arc::clone(&self.inbox.wake));
+        let (placer, wake) = (self.placer(), Arc::clone(&self.inbox.wake));
         let Some(end) = self.device.host_end() else { return Err("bug: it has no host end".to_owned()) };
-        end.open(&self.shared.counters, wake, &berth, RETIRE_WITHIN).map_err(|error| error.to_string())
+        end.open(&self.shared.counters, wake, &placer, RETIRE_WITHIN).map_err(|error| error.to_string())
     }
 
     /// Where pumps are placed.
-    fn berth(&self) -> Berth {
+    fn placer(&self) -> Placer {
         let shared = Arc::clone(&self.shared);
         let first = self.engine.cores().first().copied().unwrap_or(0);
-        Berth {
+        Placer {
             name: self.shared.name.clone(),
             engine: self.engine.clone(),
             core_of: Arc::new(move |group| shared.core_of(group).unwrap_or(first)),
@@ -135,8 +135,8 @@ impl Plane for EnginePlane<'_> {
     }
 
     fn place(&mut self, group: u16, queues: Vec<QueueBinding>) -> Result<(), PlaneError> {
-        let berth = self.berth();
-        Ok(self.device.queues().start(group, queues, &berth, RETIRE_WITHIN)?)
+        let placer = self.placer();
+        Ok(self.device.queues().start(group, queues, &placer, RETIRE_WITHIN)?)
     }
 
     fn retire(&mut self, group: u16) -> Result<(), PlaneError> {

@@ -29,7 +29,7 @@ use crate::net::relay::{FunctionQueue, Pair, Relay};
 use crate::net::{F_CTRL_RX, F_CTRL_VQ, F_MQ, F_STATUS, Mac, NetConfig};
 use crate::notify::EventFd;
 use crate::vdpa::{
-    Berth, ClassOps, ConfigSpace, DeviceHost, DriverError, Ended, Facts, Kept, NetOps, QueueBinding, Queues,
+    Placer, ClassOps, ConfigSpace, DeviceHost, DriverError, Ended, Facts, Kept, NetOps, QueueBinding, Queues,
     ServedBy, ServiceError, Stopped, Stuck, VdpaDevice,
 };
 use crate::virtio::control::{ControlQueue, F_CTRL_MAC_ADDR};
@@ -53,7 +53,7 @@ pub(super) struct VirtioNic {
     groups: Vec<Option<Running>>,
     kept: Kept,
     /// Out of service until the function begins anew.
-    waiting: Vec<(u16, Berth, Vec<QueueBinding>)>,
+    waiting: Vec<(u16, Placer, Vec<QueueBinding>)>,
     /// Out of service unasked, and not told yet.
     ended: Vec<(u16, Ended)>,
     /// The function has buffers that are not to be its any more.
@@ -88,7 +88,7 @@ struct Up {
 /// A group in service.
 struct Running {
     placed: Placed,
-    berth: Berth,
+    placer: Placer,
     /// Its queues as they were given, to begin anew with.
     queues: Vec<QueueBinding>,
 }
@@ -153,7 +153,7 @@ impl VirtioNic {
     }
 
     /// Puts a group into service on a function that is up.
-    fn place(&mut self, group: u16, queues: Vec<QueueBinding>, berth: &Berth) -> Result<(), ServiceError> {
+    fn place(&mut self, group: u16, queues: Vec<QueueBinding>, placer: &Placer) -> Result<(), ServiceError> {
         let refused = |why: String| ServiceError::Refused(format!("{}: {why}", self.name));
         let rules = PortRules { mtu: self.nic.mtu(), only: None };
         let up = self.up.as_mut().ok_or_else(|| refused("the function is not up".to_owned()))?;
@@ -170,16 +170,16 @@ impl VirtioNic {
             pairs.push(Pair { guest: guest.clone(), function });
         }
         let relay = Relay::new(pairs, rules).map_err(|why| refused(format!("pair {group}: {why}")))?;
-        let name = format!("{}.{group}", berth.name);
+        let name = format!("{}.{group}", placer.name);
         let placed =
-            berth.engine.place((berth.core_of)(group), &name, Box::new(relay), berth.watcher.clone());
+            placer.engine.place((placer.core_of)(group), &name, Box::new(relay), placer.watcher.clone());
         let placed = placed.map_err(|error| ServiceError::NotPlaced(error.to_string()))?;
         let at = usize::from(group);
         if self.groups.len() <= at {
             self.groups.resize_with(at + 1, || None);
         }
         if let Some(slot) = self.groups.get_mut(at) {
-            *slot = Some(Running { placed, berth: berth.clone(), queues });
+            *slot = Some(Running { placed, placer: placer.clone(), queues });
         }
         Ok(())
     }
@@ -235,19 +235,19 @@ impl VirtioNic {
         for group in 0..self.groups.len() as u16 {
             let Some((running, panicked)) = self.take_back(group, within)? else { continue };
             match panicked {
-                None => self.waiting.push((group, running.berth, running.queues)),
+                None => self.waiting.push((group, running.placer, running.queues)),
                 Some(message) => self.ended.push((group, Ended::Panicked(message))),
             }
         }
         self.bring_down(within)?;
-        for (group, berth, mut queues) in std::mem::take(&mut self.waiting) {
+        for (group, placer, mut queues) in std::mem::take(&mut self.waiting) {
             for queue in &mut queues {
                 let config = &mut queue.config;
                 config.position = config.keeper.load().unwrap_or(config.position);
             }
-            if let Err(why) = self.bring_up().and_then(|()| self.place(group, queues, &berth)) {
+            if let Err(why) = self.bring_up().and_then(|()| self.place(group, queues, &placer)) {
                 self.ended.push((group, Ended::DeviceLost(why.to_string())));
-                berth.watcher.pump_ended();
+                placer.watcher.pump_ended();
             }
         }
         // Refused: what it sends to pairs without a pump is lost, as if they had no buffers.
@@ -434,11 +434,11 @@ impl Queues for VirtioNic {
         &mut self,
         group: u16,
         queues: Vec<QueueBinding>,
-        berth: &Berth,
+        placer: &Placer,
         _within: Duration,
     ) -> Result<(), ServiceError> {
         self.kept.note(group, &queues);
-        let started = self.bring_up().and_then(|()| self.place(group, queues, berth));
+        let started = self.bring_up().and_then(|()| self.place(group, queues, placer));
         started.and_then(|()| self.tell_pairs())
     }
 
@@ -463,7 +463,7 @@ impl Queues for VirtioNic {
         let mut outcome = Ok(());
         for (group, running) in (0u16..).zip(&mut self.groups) {
             let Some(running) = running else { continue };
-            let core = (running.berth.core_of)(group);
+            let core = (running.placer.core_of)(group);
             match running.placed.move_to(core, within) {
                 Ok(()) => {}
                 Err(error @ PlaceError::Timeout { .. }) => {

@@ -10,7 +10,7 @@ use crate::net::in_flight::MOST;
 use crate::net::offload::Offloads;
 use crate::net::scratch::Scratch;
 use crate::net::side::{Sink, Source};
-use crate::vdpa::{Berth, Ended};
+use crate::vdpa::{Ended, Placer};
 
 /// One side of one running queue.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub(super) struct PortState {
     pub(super) slot: u16,
     /// Its device was removed: it is nobody's peer any more.
     pub(super) is_leaving: Arc<AtomicBool>,
-    pub(super) berth: Berth,
+    pub(super) placer: Placer,
     /// What it may send to everybody, in frames a second.
     pub(super) flood_pps: Option<u64>,
     pub(super) announcement: Arc<Announcement>,
@@ -209,7 +209,7 @@ impl Ends {
 
     /// The core that control decided on for a group of a port.
     pub(super) fn core_of(&self, port: u64, group: u16) -> usize {
-        self.ports.get(&port).map_or(0, |port| (port.berth.core_of)(group))
+        self.ports.get(&port).map_or(0, |port| (port.placer.core_of)(group))
     }
 
     /// These are gone with their pump: their sessions are told.
@@ -221,7 +221,7 @@ impl Ends {
             if !port.ended.iter().any(|(known, _)| *known == group) {
                 port.ended.push((group, why.clone()));
             }
-            port.berth.watcher.pump_ended();
+            port.placer.watcher.pump_ended();
         }
     }
 }

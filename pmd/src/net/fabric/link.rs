@@ -41,7 +41,7 @@ impl Kind for Link {
     }
 
     fn name(&self, _fabric: &str, key: PumpKey, ends: &Ends) -> String {
-        let owner = ends.ports.get(&key.port).map_or("", |port| port.berth.name.as_str());
+        let owner = ends.ports.get(&key.port).map_or("", |port| port.placer.name.as_str());
         if key.queue == NOBODY { format!("{owner}.out") } else { format!("{owner}.{}", key.queue / 2) }
     }
 

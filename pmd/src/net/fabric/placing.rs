@@ -206,12 +206,12 @@ impl State {
         let Some(port) = members.first().and_then(|end| self.ends.ports.get(&end.port)) else {
             return Ok(());
         };
-        let engine = port.berth.engine.clone();
+        let engine = port.placer.engine.clone();
         let core = self.kind.core(key, &members, &self.ends);
         let name = self.kind.name(fabric, key, &self.ends);
         let watchers: BTreeMap<u64, Arc<dyn Watcher>> = members
             .iter()
-            .filter_map(|end| Some((end.port, Arc::clone(&self.ends.ports.get(&end.port)?.berth.watcher))))
+            .filter_map(|end| Some((end.port, Arc::clone(&self.ends.ports.get(&end.port)?.placer.watcher))))
             .collect();
         let pump = self.kind.make(&mut self.ends, &members);
         let pump =

@@ -13,7 +13,7 @@ use crate::net::Mac;
 use crate::net::announce::Announcement;
 use crate::net::end::PortRules;
 use crate::net::side::{receive_queue, transmit_queue};
-use crate::vdpa::{Berth, Ended, QueueBinding, ServiceError};
+use crate::vdpa::{Ended, Placer, QueueBinding, ServiceError};
 
 /// See the module's head. It is let go when dropped, whatever still runs there.
 pub struct Port {
@@ -58,7 +58,7 @@ impl Port {
         &self,
         queues: Vec<QueueBinding>,
         rules: PortRules,
-        berth: &Berth,
+        placer: &Placer,
         within: Duration,
     ) -> Result<(), ServiceError> {
         let mut sides = Vec::with_capacity(queues.len());
@@ -73,7 +73,7 @@ impl Port {
             let side = side.map_err(|why| ServiceError::Refused(format!("queue {index}: {why}")))?;
             sides.push((index, is_enabled, side));
         }
-        self.attach(sides, berth, within)
+        self.attach(sides, placer, within)
     }
 
     /// Puts sides into service, whatever they are: queue number, whether frames may be delivered to it, side.
@@ -83,7 +83,7 @@ impl Port {
     pub fn attach(
         &self,
         sides: Vec<(u16, bool, Side)>,
-        berth: &Berth,
+        placer: &Placer,
         within: Duration,
     ) -> Result<(), ServiceError> {
         let mut state = self.lock();
@@ -96,12 +96,12 @@ impl Port {
         let port = state.ends.ports.entry(self.id).or_insert_with(|| PortState {
             slot,
             is_leaving: Arc::clone(is_leaving),
-            berth: berth.clone(),
+            placer: placer.clone(),
             flood_pps: self.flood_pps,
             announcement: Arc::clone(&self.announcement),
             ended: Vec::new(),
         });
-        port.berth = berth.clone();
+        port.placer = placer.clone();
         // How the group ended before has not been told yet: not to be taken for the end of what starts now.
         let of = |group: u16| sides.iter().any(|(queue, ..)| queue / 2 == group);
         if let Some((group, _)) = port.ended.iter().find(|(group, _)| of(*group)) {
