@@ -79,5 +79,5 @@ pub use self::host::{DeviceHost, Upcall};
 pub use self::host_end::{HostEnd, NetdevChange};
 pub use self::mgmtdev::{AttributeInfo, ManagementDevice, MgmtInfo, MgmtKind, MgmtKindInfo};
 pub use self::own_pumps::{MakePump, OwnPumps};
-pub use self::queues::{Ended, Kept, Placer, QueueBinding, Queues, ServedBy, ServiceError, Stopped, Stuck};
+pub use self::queues::{Ended, Kept, Placer, QueueBinding, Queues, ServeError, ServedBy, Stopped, Stuck};
 pub use self::spec::{ClassSpec, DeviceSpec, NetSpec};

@@ -20,7 +20,7 @@ use ringway_pmd::net::{F_CSUM, F_GUEST_CSUM, F_GUEST_TSO4, F_HOST_TSO4, F_MRG_RX
 use ringway_pmd::notify::EventFd;
 use ringway_pmd::vdpa::{
     DeviceHost, DeviceSpec, Ended, FaultReporter, ManagementDevice, MgmtKind, NetSpec, Placer, QueueBinding,
-    ServedBy, ServiceError, VdpaDevice,
+    ServeError, ServedBy, VdpaDevice,
 };
 use ringway_ring::features::Features;
 use ringway_ring::guest::GuestMap;

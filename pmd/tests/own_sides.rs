@@ -17,7 +17,7 @@ use ringway_pmd::net::offload::{Offload, Offloads};
 use ringway_pmd::net::scratch::Scratch;
 use ringway_pmd::net::side::{Passage, Refused, Sink, Source};
 use ringway_pmd::net::transfer::{Transfer, TransferOptions};
-use ringway_pmd::vdpa::{Placer, ServiceError};
+use ringway_pmd::vdpa::{Placer, ServeError};
 use ringway_ring::chain::Burst;
 use ringway_ring::guest::GuestMap;
 use ringway_ring::memory::HostMemory;
@@ -460,7 +460,7 @@ fn port_of_a_bridge_that_finishes_nothing_holds_up_nobody_but_who_sends_to_it() 
     assert_eq!(c.sends.back.load(Ordering::SeqCst), 1, "finished before its receiver was");
     // Its queues stay in service while it reads.
     let stopped = c.port.stop(0, Duration::from_millis(20));
-    assert!(matches!(stopped, Err(ServiceError::Stuck(_))), "{stopped:?}");
+    assert!(matches!(stopped, Err(ServeError::Stuck(_))), "{stopped:?}");
     assert!(c.port.is_started(0));
     stuck_port.gets.may.store(before + 20, Ordering::SeqCst);
     wait("the first twenty", || c.sends.back.load(Ordering::SeqCst) == 21);

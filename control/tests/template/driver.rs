@@ -12,7 +12,7 @@ use ringway_pmd::net::plan::Offer;
 use ringway_pmd::net::{NIC, NetConfig};
 use ringway_pmd::vdpa::{
     Class, ClassOps, ConfigSpace, DataPath, DeviceHost, DeviceSpec, DriverError, Ended, Facts, Kept,
-    ManagementDevice, MgmtInfo, NetOps, Placer, QueueBinding, Queues, ServedBy, ServiceError, Stopped, Stuck,
+    ManagementDevice, MgmtInfo, NetOps, Placer, QueueBinding, Queues, ServeError, ServedBy, Stopped, Stuck,
     VdpaDevice,
 };
 use ringway_ring::guest::GuestMap;
@@ -162,10 +162,10 @@ impl Queues for LoopDevice {
         queues: Vec<QueueBinding>,
         placer: &Placer,
         _within: Duration,
-    ) -> Result<(), ServiceError> {
+    ) -> Result<(), ServeError> {
         self.kept.note(group, &queues);
         // Whoever takes queues out unasked says so to the watcher, and is then asked why.
-        self.card.enable(group, queues, Arc::clone(&placer.watcher)).map_err(ServiceError::Refused)
+        self.card.enable(group, queues, Arc::clone(&placer.watcher)).map_err(ServeError::Refused)
     }
 
     fn stop(&mut self, group: u16, within: Duration) -> Result<Stopped, Stuck> {
@@ -179,7 +179,7 @@ impl Queues for LoopDevice {
         self.card.is_enabled(group).then_some(ServedBy::Hardware)
     }
 
-    fn follow(&mut self, _within: Duration) -> Result<(), ServiceError> {
+    fn follow(&mut self, _within: Duration) -> Result<(), ServeError> {
         // No core serves it.
         Ok(())
     }

@@ -18,7 +18,7 @@ use crate::net::tap::{TapError, TapNetdev, TapSpec, check_ifname, check_namespac
 use crate::notify::EventFd;
 use crate::vdpa::{
     AttributeInfo, ClassOps, ClassSpec, ConfigSpace, DeviceSpec, DriverError, Ended, Facts, HostEnd,
-    NetdevChange, Placer, QueueBinding, Queues, ServedBy, ServiceError, Stopped, Stuck, Unfit, VdpaDevice,
+    NetdevChange, Placer, QueueBinding, Queues, ServeError, ServedBy, Stopped, Stuck, Unfit, VdpaDevice,
 };
 
 /// The attribute that makes a device the host's.
@@ -232,8 +232,8 @@ impl Queues for HostPort {
         _queues: Vec<QueueBinding>,
         _berth: &Placer,
         _within: Duration,
-    ) -> Result<(), ServiceError> {
-        Err(ServiceError::Refused(format!("pair {group} is the host's and has no guest")))
+    ) -> Result<(), ServeError> {
+        Err(ServeError::Refused(format!("pair {group} is the host's and has no guest")))
     }
 
     /// The kernel's queues have no position.
@@ -250,7 +250,7 @@ impl Queues for HostPort {
         self.port.running()
     }
 
-    fn follow(&mut self, within: Duration) -> Result<(), ServiceError> {
+    fn follow(&mut self, within: Duration) -> Result<(), ServeError> {
         self.port.follow_cores(within)
     }
 

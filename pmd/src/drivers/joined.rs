@@ -16,8 +16,8 @@ use crate::net::nic::Nic;
 use crate::net::plan::Plan;
 use crate::net::{Mac, NIC, NetConfig, OFFLOADS};
 use crate::vdpa::{
-    ClassOps, ConfigSpace, DriverError, Ended, Facts, Kept, NetOps, Placer, QueueBinding, Queues, ServedBy,
-    ServiceError, Stopped, Stuck, VdpaDevice,
+    ClassOps, ConfigSpace, DriverError, Ended, Facts, Kept, NetOps, Placer, QueueBinding, Queues, ServeError,
+    ServedBy, Stopped, Stuck, VdpaDevice,
 };
 
 /// What a joined device offers.
@@ -153,7 +153,7 @@ impl Queues for JoinedDevice {
         queues: Vec<QueueBinding>,
         placer: &Placer,
         within: Duration,
-    ) -> Result<(), ServiceError> {
+    ) -> Result<(), ServeError> {
         self.kept.note(group, &queues);
         let only = self.is_checked.then_some(self.nic.config().mac);
         self.port.start(queues, PortRules { mtu: self.nic.mtu(), only }, placer, within)
@@ -172,7 +172,7 @@ impl Queues for JoinedDevice {
         self.port.running()
     }
 
-    fn follow(&mut self, within: Duration) -> Result<(), ServiceError> {
+    fn follow(&mut self, within: Duration) -> Result<(), ServeError> {
         self.port.follow_cores(within)
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ringway_engine::{End, PlaceError, Placed, Pump};
 
-use super::{DriverError, Ended, Kept, Placer, QueueBinding, Queues, ServedBy, ServiceError, Stopped, Stuck};
+use super::{DriverError, Ended, Kept, Placer, QueueBinding, Queues, ServeError, ServedBy, Stopped, Stuck};
 
 /// Makes pumps: what a driver brings.
 pub trait MakePump {
@@ -67,13 +67,12 @@ impl<M: MakePump> Queues for OwnPumps<M> {
         queues: Vec<QueueBinding>,
         placer: &Placer,
         _within: Duration,
-    ) -> Result<(), ServiceError> {
+    ) -> Result<(), ServeError> {
         self.kept.note(group, &queues);
-        let pump =
-            self.maker.pump(group, queues).map_err(|error| ServiceError::Refused(error.to_string()))?;
+        let pump = self.maker.pump(group, queues).map_err(|error| ServeError::Refused(error.to_string()))?;
         let name = format!("{}.{group}", placer.name);
         let placed = placer.engine.place((placer.core_of)(group), &name, pump, placer.watcher.clone());
-        let placed = placed.map_err(|error| ServiceError::NotPlaced(error.to_string()))?;
+        let placed = placed.map_err(|error| ServeError::NotPlaced(error.to_string()))?;
         let at = usize::from(group);
         if self.running.len() <= at {
             self.running.resize_with(at + 1, || None);
@@ -92,7 +91,7 @@ impl<M: MakePump> Queues for OwnPumps<M> {
         Some(ServedBy::Core(Some(running.placed.core())))
     }
 
-    fn follow(&mut self, within: Duration) -> Result<(), ServiceError> {
+    fn follow(&mut self, within: Duration) -> Result<(), ServeError> {
         let mut outcome = Ok(());
         for (group, running) in (0u16..).zip(&mut self.running) {
             let Some(running) = running else { continue };
@@ -103,9 +102,9 @@ impl<M: MakePump> Queues for OwnPumps<M> {
             match running.placed.move_to(core, within) {
                 Ok(()) => {}
                 Err(error @ PlaceError::Timeout { .. }) => {
-                    return Err(ServiceError::Stuck(error.to_string()));
+                    return Err(ServeError::Stuck(error.to_string()));
                 }
-                Err(error) => outcome = Err(ServiceError::NotPlaced(format!("group {group}: {error}"))),
+                Err(error) => outcome = Err(ServeError::NotPlaced(format!("group {group}: {error}"))),
             }
         }
         outcome

@@ -26,7 +26,7 @@ pub trait Queues {
         queues: Vec<QueueBinding>,
         placer: &Placer,
         within: Duration,
-    ) -> Result<(), ServiceError>;
+    ) -> Result<(), ServeError>;
     /// Takes the queues of a group out of service, if they are in it. Once this returns Ok, nobody touches them or their
     /// memory.
     ///
@@ -44,7 +44,7 @@ pub trait Queues {
     /// # Errors
     /// Not placed: some stay where they were. Stuck: somebody still has some who is not to have them any more, and then
     /// nobody serves them.
-    fn follow(&mut self, within: Duration) -> Result<(), ServiceError>;
+    fn follow(&mut self, within: Duration) -> Result<(), ServeError>;
     /// The groups that were taken out without being asked for, and why, once.
     fn take_ended(&mut self, within: Duration) -> Vec<(u16, Ended)>;
 }
@@ -107,9 +107,9 @@ pub enum Ended {
     DeviceLost(String),
 }
 
-/// Why queues are not in service.
+/// Why queues are not served.
 #[derive(Debug, thiserror::Error)]
-pub enum ServiceError {
+pub enum ServeError {
     /// They cannot be served so.
     #[error("{0}")]
     Refused(String),
@@ -126,19 +126,17 @@ pub enum ServiceError {
 #[error("{0}")]
 pub struct Stuck(pub String);
 
-impl From<Stuck> for ServiceError {
-    fn from(stuck: Stuck) -> ServiceError {
-        ServiceError::Stuck(stuck.0)
+impl From<Stuck> for ServeError {
+    fn from(stuck: Stuck) -> ServeError {
+        ServeError::Stuck(stuck.0)
     }
 }
 
 /// To take queues out of service fails in one way.
-impl From<ServiceError> for Stuck {
-    fn from(error: ServiceError) -> Stuck {
+impl From<ServeError> for Stuck {
+    fn from(error: ServeError) -> Stuck {
         match error {
-            ServiceError::Refused(why) | ServiceError::NotPlaced(why) | ServiceError::Stuck(why) => {
-                Stuck(why)
-            }
+            ServeError::Refused(why) | ServeError::NotPlaced(why) | ServeError::Stuck(why) => Stuck(why),
         }
     }
 }

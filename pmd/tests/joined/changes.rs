@@ -67,7 +67,7 @@ fn refused_without_descriptors(is_bridge: bool, more: std::ops::Range<u64>) {
     for more in more {
         newcomer.kicked.clear();
         let refused = with_descriptors(more, || newcomer.try_start(1)).unwrap_err();
-        let is_named = matches!(&refused, ServiceError::NotPlaced(why) if why.contains("LimitNOFILE"));
+        let is_named = matches!(&refused, ServeError::NotPlaced(why) if why.contains("LimitNOFILE"));
         assert!(is_named, "{more}: {refused}");
         assert!(newcomer.device.queues().served_by(0).is_none());
         assert!(newcomer.device.queues().take_ended(WITHIN).is_empty());
@@ -148,7 +148,7 @@ fn start_that_a_held_worker_does_not_answer_leaves_nothing_behind() {
     let (holds, _holder) = hold(&engine);
     c.within = Duration::from_millis(20);
     let refused = c.try_start(1).unwrap_err();
-    assert!(matches!(refused, ServiceError::Stuck(_)), "{refused}");
+    assert!(matches!(refused, ServeError::Stuck(_)), "{refused}");
     assert!(c.device.queues().served_by(0).is_none(), "it is told that none is in service");
     holds.store(false, std::sync::atomic::Ordering::SeqCst);
     // The others go on, though nobody asks for a change.
@@ -210,7 +210,7 @@ fn move_that_a_held_worker_does_not_answer_leaves_all_in_service() {
         core.store(engine.cores()[1], std::sync::atomic::Ordering::SeqCst);
         bridge_core(&mut *mgmtdev, is_bridge, engine.cores()[1]);
         let stuck = a.device.queues().follow(Duration::from_millis(20)).unwrap_err();
-        assert!(matches!(stuck, ServiceError::Stuck(_)), "{stuck}");
+        assert!(matches!(stuck, ServeError::Stuck(_)), "{stuck}");
         // It is to stay where it was after all, so that nothing is left to move.
         core.store(engine.cores()[0], std::sync::atomic::Ordering::SeqCst);
         bridge_core(&mut *mgmtdev, is_bridge, engine.cores()[0]);

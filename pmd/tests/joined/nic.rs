@@ -115,7 +115,7 @@ impl Nic {
         self.try_start(enabled).unwrap();
     }
 
-    pub(super) fn try_start(&mut self, enabled: u16) -> Result<(), ServiceError> {
+    pub(super) fn try_start(&mut self, enabled: u16) -> Result<(), ServeError> {
         let size = RingSize::new(self.setup.format, RING.into()).unwrap();
         let layout = Layout::new(self.setup.format, size);
         self.rings.clear();
@@ -141,7 +141,7 @@ impl Nic {
     }
 
     /// Has the device serve a pair from the start of its rings.
-    pub(super) fn start_pair(&mut self, group: u16, enabled: bool) -> Result<(), ServiceError> {
+    pub(super) fn start_pair(&mut self, group: u16, enabled: bool) -> Result<(), ServeError> {
         let size = RingSize::new(self.setup.format, RING.into()).unwrap();
         let layout = Layout::new(self.setup.format, size);
         let attention = Arc::new(EventFd::new().unwrap());

@@ -7,7 +7,7 @@ use ringway_engine::{Engine, Watcher};
 use ringway_pmd::counters::QueueCounters;
 use ringway_pmd::dma::{Cancel, MapError};
 use ringway_pmd::notify::EventFd;
-use ringway_pmd::vdpa::{Ended, Placer, QueueBinding, ServedBy, ServiceError, VdpaDevice};
+use ringway_pmd::vdpa::{Ended, Placer, QueueBinding, ServeError, ServedBy, VdpaDevice};
 use ringway_ring::guest::GuestMap;
 use ringway_ring::position::PositionSlot;
 
@@ -66,7 +66,7 @@ impl<'session> EnginePlane<'session> {
     pub(super) fn follow_cores(&mut self) -> Result<(), PlaneError> {
         match self.device.queues().follow(RETIRE_WITHIN) {
             Ok(()) => Ok(()),
-            Err(error @ ServiceError::Stuck(_)) => {
+            Err(error @ ServeError::Stuck(_)) => {
                 self.stuck = true;
                 Err(error.into())
             }
@@ -102,12 +102,12 @@ impl<'session> EnginePlane<'session> {
     }
 }
 
-impl From<ServiceError> for PlaneError {
-    fn from(error: ServiceError) -> PlaneError {
+impl From<ServeError> for PlaneError {
+    fn from(error: ServeError) -> PlaneError {
         match error {
-            ServiceError::Refused(why) => PlaneError::Driver(why),
-            ServiceError::NotPlaced(why) => PlaneError::Engine(why),
-            ServiceError::Stuck(why) => PlaneError::Stuck(why),
+            ServeError::Refused(why) => PlaneError::Driver(why),
+            ServeError::NotPlaced(why) => PlaneError::Engine(why),
+            ServeError::Stuck(why) => PlaneError::Stuck(why),
         }
     }
 }

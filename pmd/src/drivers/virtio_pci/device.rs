@@ -30,7 +30,7 @@ use crate::net::{F_CTRL_RX, F_CTRL_VQ, F_MQ, F_STATUS, Mac, NetConfig};
 use crate::notify::EventFd;
 use crate::vdpa::{
     Placer, ClassOps, ConfigSpace, DeviceHost, DriverError, Ended, Facts, Kept, NetOps, QueueBinding, Queues,
-    ServedBy, ServiceError, Stopped, Stuck, VdpaDevice,
+    ServedBy, ServeError, Stopped, Stuck, VdpaDevice,
 };
 use crate::virtio::control::{ControlQueue, F_CTRL_MAC_ADDR};
 use crate::virtio::rings::OwnRings;
@@ -131,30 +131,30 @@ impl VirtioNic {
     }
 
     /// Brings the function up for this guest, if it is not.
-    fn bring_up(&mut self) -> Result<(), ServiceError> {
+    fn bring_up(&mut self) -> Result<(), ServeError> {
         if self.up.is_some() {
             return Ok(());
         }
         if !self.negotiated.contains(Features::VERSION_1) {
             let why = format!("{}: the guest did not accept VERSION_1, which the function needs", self.name);
-            return Err(ServiceError::Refused(why));
+            return Err(ServeError::Refused(why));
         }
         let (seen, pairs, mac) = (self.seen, self.nic.config().max_vq_pairs, self.mac);
         let driven = seen.driven(self.negotiated);
         let name = self.name.clone();
-        let open = self.opened().map_err(|error| ServiceError::Refused(error.to_string()))?;
+        let open = self.opened().map_err(|error| ServeError::Refused(error.to_string()))?;
         let up = open.bring_up(&seen, driven, pairs, mac);
         if up.is_err() {
             // It works on nothing of ours.
             let _ = open.transport.reset(RESET);
         }
-        self.up = Some(up.map_err(|why| ServiceError::Refused(format!("{name}: {why}")))?);
+        self.up = Some(up.map_err(|why| ServeError::Refused(format!("{name}: {why}")))?);
         Ok(())
     }
 
     /// Puts a group into service on a function that is up.
-    fn place(&mut self, group: u16, queues: Vec<QueueBinding>, placer: &Placer) -> Result<(), ServiceError> {
-        let refused = |why: String| ServiceError::Refused(format!("{}: {why}", self.name));
+    fn place(&mut self, group: u16, queues: Vec<QueueBinding>, placer: &Placer) -> Result<(), ServeError> {
+        let refused = |why: String| ServeError::Refused(format!("{}: {why}", self.name));
         let rules = PortRules { mtu: self.nic.mtu(), only: None };
         let up = self.up.as_mut().ok_or_else(|| refused("the function is not up".to_owned()))?;
         let mut pairs = Vec::new();
@@ -173,7 +173,7 @@ impl VirtioNic {
         let name = format!("{}.{group}", placer.name);
         let placed =
             placer.engine.place((placer.core_of)(group), &name, Box::new(relay), placer.watcher.clone());
-        let placed = placed.map_err(|error| ServiceError::NotPlaced(error.to_string()))?;
+        let placed = placed.map_err(|error| ServeError::NotPlaced(error.to_string()))?;
         let at = usize::from(group);
         if self.groups.len() <= at {
             self.groups.resize_with(at + 1, || None);
@@ -185,13 +185,13 @@ impl VirtioNic {
     }
 
     /// The function uses as many pairs as are in service, counted from the first.
-    fn tell_pairs(&mut self) -> Result<(), ServiceError> {
+    fn tell_pairs(&mut self) -> Result<(), ServeError> {
         let pairs = self.groups.iter().rposition(Option::is_some).map_or(1, |last| last as u16 + 1);
         let Some(control) = self.up.as_mut().and_then(|up| up.control.as_mut()) else { return Ok(()) };
         if self.seen.pairs < 2 {
             return Ok(());
         }
-        control.set_pairs(pairs, RESET).map_err(|why| ServiceError::Refused(format!("{}: {why}", self.name)))
+        control.set_pairs(pairs, RESET).map_err(|why| ServeError::Refused(format!("{}: {why}", self.name)))
     }
 
     /// Takes a group's pump back, if there is one, and what it panicked with, if it did. What was to be sent has gone by then,
@@ -436,7 +436,7 @@ impl Queues for VirtioNic {
         queues: Vec<QueueBinding>,
         placer: &Placer,
         _within: Duration,
-    ) -> Result<(), ServiceError> {
+    ) -> Result<(), ServeError> {
         self.kept.note(group, &queues);
         let started = self.bring_up().and_then(|()| self.place(group, queues, placer));
         started.and_then(|()| self.tell_pairs())
@@ -459,7 +459,7 @@ impl Queues for VirtioNic {
         Some(ServedBy::Core(Some(running.placed.core())))
     }
 
-    fn follow(&mut self, within: Duration) -> Result<(), ServiceError> {
+    fn follow(&mut self, within: Duration) -> Result<(), ServeError> {
         let mut outcome = Ok(());
         for (group, running) in (0u16..).zip(&mut self.groups) {
             let Some(running) = running else { continue };
@@ -467,9 +467,9 @@ impl Queues for VirtioNic {
             match running.placed.move_to(core, within) {
                 Ok(()) => {}
                 Err(error @ PlaceError::Timeout { .. }) => {
-                    return Err(ServiceError::Stuck(error.to_string()));
+                    return Err(ServeError::Stuck(error.to_string()));
                 }
-                Err(error) => outcome = Err(ServiceError::NotPlaced(format!("group {group}: {error}"))),
+                Err(error) => outcome = Err(ServeError::NotPlaced(format!("group {group}: {error}"))),
             }
         }
         outcome

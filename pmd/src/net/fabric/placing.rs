@@ -10,7 +10,7 @@ use ringway_engine::{End as HowEnded, NotPlaced, PlaceError, Placed, Pump, Watch
 use super::ends::{EndKey, PumpKey};
 use super::{Fabric, State};
 use crate::later;
-use crate::vdpa::{Ended, ServiceError};
+use crate::vdpa::{Ended, ServeError};
 
 /// A pump that was placed.
 pub(super) struct Running {
@@ -39,7 +39,7 @@ impl Fabric {
         self: &Arc<Fabric>,
         state: &mut State,
         within: Duration,
-    ) -> Result<(), ServiceError> {
+    ) -> Result<(), ServeError> {
         let plan = state.kind.plan(&state.ends);
         let outdated: Vec<PumpKey> = state
             .pumps
@@ -60,7 +60,7 @@ impl Fabric {
                 && let Err(why) = state.set_up(&self.name, key, members)
                 && outcome.is_ok()
             {
-                outcome = Err(ServiceError::NotPlaced(why));
+                outcome = Err(ServeError::NotPlaced(why));
             }
         }
         outcome
@@ -71,9 +71,9 @@ impl Fabric {
         self: &Arc<Fabric>,
         state: &mut State,
         within: Duration,
-    ) -> Result<(), ServiceError> {
+    ) -> Result<(), ServeError> {
         match self.reconcile(state, within) {
-            Err(ServiceError::NotPlaced(_)) => {
+            Err(ServeError::NotPlaced(_)) => {
                 self.persist(state);
                 Ok(())
             }
@@ -102,7 +102,7 @@ impl Fabric {
             Err(error) => Some(error),
         };
         state.give_up_at = None;
-        if let Some(ServiceError::NotPlaced(why)) = why {
+        if let Some(ServeError::NotPlaced(why)) = why {
             state.give_up(&why);
         }
         true
@@ -114,7 +114,7 @@ impl Fabric {
         state: &mut State,
         key: PumpKey,
         within: Duration,
-    ) -> Result<(), ServiceError> {
+    ) -> Result<(), ServeError> {
         let Some(mut running) = state.pumps.remove(&key) else { return Ok(()) };
         let retired = match running.placed.retire(within) {
             Ok(retired) => retired,
@@ -122,7 +122,7 @@ impl Fabric {
                 running.is_unsettled = true;
                 state.pumps.insert(key, running);
                 self.settle_later(state);
-                return Err(ServiceError::Stuck(error.to_string()));
+                return Err(ServeError::Stuck(error.to_string()));
             }
             Err(error) => {
                 state.ends.lose(&running.members, &Ended::NotPlaced(error.to_string()));
@@ -141,7 +141,7 @@ impl Fabric {
     ///
     /// # Errors
     /// A worker did not let go in time.
-    pub(super) fn follow_cores(self: &Arc<Fabric>, within: Duration) -> Result<(), ServiceError> {
+    pub(super) fn follow_cores(self: &Arc<Fabric>, within: Duration) -> Result<(), ServeError> {
         let mut state = self.lock();
         let keys: Vec<PumpKey> = state.pumps.keys().copied().collect();
         for key in keys {
@@ -154,7 +154,7 @@ impl Fabric {
             if let Err(error @ PlaceError::Timeout { .. }) = running.placed.move_to(core, within) {
                 running.is_unsettled = true;
                 self.settle_later(&mut state);
-                return Err(ServiceError::Stuck(error.to_string()));
+                return Err(ServeError::Stuck(error.to_string()));
             }
         }
         Ok(())

@@ -13,7 +13,7 @@ use crate::net::Mac;
 use crate::net::announce::Announcement;
 use crate::net::end::PortRules;
 use crate::net::side::{receive_queue, transmit_queue};
-use crate::vdpa::{Ended, Placer, QueueBinding, ServiceError};
+use crate::vdpa::{Ended, Placer, QueueBinding, ServeError};
 
 /// See the module's head. It is let go when dropped, whatever still runs there.
 pub struct Port {
@@ -53,14 +53,14 @@ impl Port {
     /// Puts started queues of a front-end into service.
     ///
     /// # Errors
-    /// See [`ServiceError`]; none of them is in service then.
+    /// See [`ServeError`]; none of them is in service then.
     pub fn start(
         &self,
         queues: Vec<QueueBinding>,
         rules: PortRules,
         placer: &Placer,
         within: Duration,
-    ) -> Result<(), ServiceError> {
+    ) -> Result<(), ServeError> {
         let mut sides = Vec::with_capacity(queues.len());
         for queue in queues {
             let (index, is_enabled) = (queue.index, queue.enabled);
@@ -70,7 +70,7 @@ impl Port {
             } else {
                 transmit_queue(queue, rules).map(Side::Source)
             };
-            let side = side.map_err(|why| ServiceError::Refused(format!("queue {index}: {why}")))?;
+            let side = side.map_err(|why| ServeError::Refused(format!("queue {index}: {why}")))?;
             sides.push((index, is_enabled, side));
         }
         self.attach(sides, placer, within)
@@ -79,17 +79,17 @@ impl Port {
     /// Puts sides into service, whatever they are: queue number, whether frames may be delivered to it, side.
     ///
     /// # Errors
-    /// See [`ServiceError`]; none of them is in service then, and the other ports are as they were.
+    /// See [`ServeError`]; none of them is in service then, and the other ports are as they were.
     pub fn attach(
         &self,
         sides: Vec<(u16, bool, Side)>,
         placer: &Placer,
         within: Duration,
-    ) -> Result<(), ServiceError> {
+    ) -> Result<(), ServeError> {
         let mut state = self.lock();
         for (queue, ..) in &sides {
             if state.ends.running.contains_key(&EndKey { port: self.id, queue: *queue }) {
-                return Err(ServiceError::Stuck(format!("queue {queue} is still with one")));
+                return Err(ServeError::Stuck(format!("queue {queue} is still with one")));
             }
         }
         let (slot, is_leaving) = (self.slot, &self.is_leaving);
@@ -105,7 +105,7 @@ impl Port {
         // How the group ended before has not been told yet: not to be taken for the end of what starts now.
         let of = |group: u16| sides.iter().any(|(queue, ..)| queue / 2 == group);
         if let Some((group, _)) = port.ended.iter().find(|(group, _)| of(*group)) {
-            return Err(ServiceError::Refused(format!("group {group} has just ended")));
+            return Err(ServeError::Refused(format!("group {group} has just ended")));
         }
         let mut keys = Vec::with_capacity(sides.len());
         for (queue, is_enabled, side) in sides {
@@ -124,11 +124,11 @@ impl Port {
     ///
     /// # Errors
     /// A worker did not let go in time.
-    pub fn stop(&self, group: u16, within: Duration) -> Result<(), ServiceError> {
+    pub fn stop(&self, group: u16, within: Duration) -> Result<(), ServeError> {
         self.detach(|queue| queue / 2 == group, within)
     }
 
-    fn detach(&self, which: impl Fn(u16) -> bool, within: Duration) -> Result<(), ServiceError> {
+    fn detach(&self, which: impl Fn(u16) -> bool, within: Duration) -> Result<(), ServeError> {
         let mut state = self.lock();
         let keys = state.ends.of_port(self.id, which);
         if keys.is_empty() {
@@ -178,7 +178,7 @@ impl Port {
     ///
     /// # Errors
     /// A worker did not let go in time.
-    pub fn follow_cores(&self, within: Duration) -> Result<(), ServiceError> {
+    pub fn follow_cores(&self, within: Duration) -> Result<(), ServeError> {
         self.fabric.follow_cores(within)
     }
 
