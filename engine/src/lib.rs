@@ -42,6 +42,6 @@ mod workers;
 pub use config::{Clock, EngineConfig, IdlePolicy};
 pub use engine::Engine;
 pub use error::{NotPlaced, PlaceError, StartError};
-pub use placed::{End, Placed, Retired};
+pub use placed::{HowEnded, Placed, Retired};
 pub use pump::{Armed, Budget, Polled, Pump, Watcher};
 pub use stats::{PumpStats, Stuck, WorkerStats};

@@ -13,7 +13,7 @@ use crate::workers::Workers;
 
 /// How a pump ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum End {
+pub enum HowEnded {
     /// It was retired.
     Retired,
     /// It panicked with this message (shortened) and was taken out.
@@ -25,7 +25,7 @@ pub struct Retired {
     /// The pump.
     pub pump: Box<dyn Pump>,
     /// How it ended.
-    pub end: End,
+    pub end: HowEnded,
     /// It was given back before it had stopped ([`Pump::stopped`]): DMA or other work may still be out, and whoever
     /// has the pump must end that before the memory goes.
     pub in_flight: bool,
@@ -131,9 +131,9 @@ impl Placed {
         self.seat.close_sources();
         let Tenant { pump, ending, .. } = *tenant;
         let (end, in_flight) = match ending {
-            Ending::Stopped => (End::Retired, false),
-            Ending::InFlight => (End::Retired, true),
-            Ending::Panicked(caught) => (End::Panicked(caught.message()), true),
+            Ending::Stopped => (HowEnded::Retired, false),
+            Ending::InFlight => (HowEnded::Retired, true),
+            Ending::Panicked(caught) => (HowEnded::Panicked(caught.message()), true),
         };
         Ok(Retired { pump, end, in_flight })
     }

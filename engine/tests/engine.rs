@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use common::*;
 use ringway_engine::{
-    Armed, Budget, End, Engine, EngineConfig, IdlePolicy, NotPlaced, PlaceError, Polled, Pump, StartError,
+    Armed, Budget, Engine, EngineConfig, HowEnded, IdlePolicy, NotPlaced, PlaceError, Polled, Pump,
+    StartError,
 };
 
 fn start_error(cores: &[usize]) -> StartError {
@@ -67,7 +68,7 @@ fn placed_pump_moves_its_work_and_accounts_for_it() {
         assert!(worker.busy_cycles >= stats.busy_cycles && stats.busy_cycles > 0);
         assert_eq!(worker.pumps.len(), 1);
         let retired = placed.retire(LONG).expect("retires");
-        assert_eq!((retired.end, retired.in_flight), (End::Retired, false));
+        assert_eq!((retired.end, retired.in_flight), (HowEnded::Retired, false));
         assert!(matches!(placed.retire(LONG), Err(PlaceError::Gone)));
         assert!(engine.workers()[0].pumps.is_empty());
         assert_eq!(engine.workers()[0].items, 1_000, "past pumps stay in the worker's account");
@@ -257,7 +258,9 @@ fn panic_in_any_call_takes_out_that_pump_alone_and_names_it() {
         }
         expected += 1;
         let retired = placed.retire(LONG).expect("is given back");
-        let End::Panicked(message) = retired.end else { panic!("it ended otherwise: {:?}", retired.end) };
+        let HowEnded::Panicked(message) = retired.end else {
+            panic!("it ended otherwise: {:?}", retired.end)
+        };
         assert!(message.contains(&format!("planted in call {place}")), "{message}");
         assert!(message.contains("common/mod.rs:"), "{message}");
         assert!(placed.has_ended() && queue.ended.load(Ordering::SeqCst));
@@ -283,7 +286,7 @@ fn pump_that_panics_while_it_is_moved_is_given_back_with_its_reason() {
     queue.panics_in.store(IN_BEGIN_STOP, Ordering::SeqCst);
     assert!(matches!(placed.move_to(last, LONG), Err(PlaceError::Ended)));
     let retired = placed.retire(LONG).expect("is given back");
-    assert!(matches!(&retired.end, End::Panicked(message) if message.contains("planted in call 4")));
+    assert!(matches!(&retired.end, HowEnded::Panicked(message) if message.contains("planted in call 4")));
     assert!(engine.workers().iter().all(|worker| worker.pumps.is_empty()));
 }
 
@@ -302,7 +305,7 @@ fn shutdown_gives_back_what_is_held_and_drops_the_rest_off_the_workers() {
         assert!(!std::path::Path::new(&format!("/proc/self/task/{tid}")).exists(), "thread {tid} still runs");
     }
     let retired = placed.retire(Duration::ZERO).expect("it was given back");
-    assert_eq!((retired.end, retired.in_flight), (End::Retired, false));
+    assert_eq!((retired.end, retired.in_flight), (HowEnded::Retired, false));
     assert!(left.dropped_on.get().is_some_and(|thread| thread == "rw-reaper"), "{:?}", left.dropped_on);
     drop(dropped_later);
     assert!(late.dropped_on.get().is_some_and(|thread| !thread.starts_with("rw-")), "{:?}", late.dropped_on);
@@ -481,7 +484,7 @@ fn thousands_of_hand_overs_under_traffic_touch_nothing_after_its_acknowledgement
                         } else {
                             let retired = placed.retire(LONG).expect("retires");
                             queue.given_back.store(true, Ordering::SeqCst);
-                            assert_eq!(retired.end, End::Retired);
+                            assert_eq!(retired.end, HowEnded::Retired);
                         }
                         assert!(queue.dropped_on.get().is_none_or(|thread| !thread.starts_with("rw-core")));
                         assert_eq!(queue.misused.load(Ordering::SeqCst), 0);

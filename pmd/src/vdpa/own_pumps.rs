@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ringway_engine::{End, PlaceError, Placed, Pump};
+use ringway_engine::{HowEnded, PlaceError, Placed, Pump};
 
 use super::{DriverError, Ended, Kept, Placer, QueueBinding, Queues, ServeError, ServedBy, Stopped, Stuck};
 
@@ -50,12 +50,12 @@ impl<M: MakePump> OwnPumps<M> {
             Ok(retired) => retired.end,
             Err(error @ PlaceError::Timeout { .. }) => return Err(Stuck(error.to_string())),
             // The pump is gone with its engine.
-            Err(_) => End::Retired,
+            Err(_) => HowEnded::Retired,
         };
         *slot = None;
         match end {
-            End::Panicked(message) => Ok(Some(message)),
-            End::Retired => Ok(None),
+            HowEnded::Panicked(message) => Ok(Some(message)),
+            HowEnded::Retired => Ok(None),
         }
     }
 }

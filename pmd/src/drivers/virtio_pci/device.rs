@@ -13,7 +13,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringway_engine::{End, PlaceError, Placed};
+use ringway_engine::{HowEnded, PlaceError, Placed};
 use ringway_ring::features::Features;
 use ringway_ring::guest::GuestMap;
 use ringway_ring::queue::{Format, RingSize};
@@ -29,8 +29,8 @@ use crate::net::relay::{FunctionQueue, Pair, Relay};
 use crate::net::{F_CTRL_RX, F_CTRL_VQ, F_MQ, F_STATUS, Mac, NetConfig};
 use crate::notify::EventFd;
 use crate::vdpa::{
-    Placer, ClassOps, ConfigSpace, DeviceHost, DriverError, Ended, Facts, Kept, NetOps, QueueBinding, Queues,
-    ServedBy, ServeError, Stopped, Stuck, VdpaDevice,
+    ClassOps, ConfigSpace, DeviceHost, DriverError, Ended, Facts, Kept, NetOps, Placer, QueueBinding, Queues,
+    ServeError, ServedBy, Stopped, Stuck, VdpaDevice,
 };
 use crate::virtio::control::{ControlQueue, F_CTRL_MAC_ADDR};
 use crate::virtio::rings::OwnRings;
@@ -209,9 +209,9 @@ impl VirtioNic {
         };
         let panicked = match retired.map(|retired| retired.end) {
             Err(error @ PlaceError::Timeout { .. }) => return Err(Stuck(error.to_string())),
-            Ok(End::Panicked(message)) => Some(message),
+            Ok(HowEnded::Panicked(message)) => Some(message),
             // Err: the pump is gone with its engine.
-            Ok(End::Retired) | Err(_) => None,
+            Ok(HowEnded::Retired) | Err(_) => None,
         };
         self.is_stale = true;
         Ok(slot.take().map(|running| (running, panicked)))

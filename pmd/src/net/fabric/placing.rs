@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringway_engine::{End as HowEnded, NotPlaced, PlaceError, Placed, Pump, Watcher};
+use ringway_engine::{HowEnded, NotPlaced, PlaceError, Placed, Pump, Watcher};
 
 use super::ends::{EndKey, PumpKey};
 use super::{Fabric, State};
