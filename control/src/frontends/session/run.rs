@@ -20,21 +20,21 @@ use ringway_vhost_user::connection::{Broken, FrameReader, Outbox, PEER_DEADLINE,
 use ringway_vhost_user::message::Request;
 
 /// How a session ends.
-struct End {
+struct SessionEnd {
     reason: String,
     /// The device is gone: it is dropped, not given back.
     revoked: bool,
 }
 
-impl End {
-    fn because(reason: impl Into<String>) -> End {
-        End { reason: reason.into(), revoked: false }
+impl SessionEnd {
+    fn because(reason: impl Into<String>) -> SessionEnd {
+        SessionEnd { reason: reason.into(), revoked: false }
     }
 }
 
-impl From<PlaneError> for End {
-    fn from(error: PlaneError) -> End {
-        End::because(error.to_string())
+impl From<PlaneError> for SessionEnd {
+    fn from(error: PlaneError) -> SessionEnd {
+        SessionEnd::because(error.to_string())
     }
 }
 
@@ -42,8 +42,9 @@ impl From<PlaneError> for End {
 pub(super) fn run(setup: SessionSetup, inbox: &Inbox) {
     let (id, reports) = (setup.id, Arc::clone(&setup.reports));
     let mut session = Session::new(setup, inbox);
-    let end = catch_unwind(AssertUnwindSafe(|| session.serve()))
-        .unwrap_or_else(|panic| End::because(format!("bug: the session panicked: {}", text_of(&*panic))));
+    let end = catch_unwind(AssertUnwindSafe(|| session.serve())).unwrap_or_else(|panic| {
+        SessionEnd::because(format!("bug: the session panicked: {}", text_of(&*panic)))
+    });
     let (device, reason, last) = session.close(end);
     reports(id, Report::Ended { device, reason, last });
 }
@@ -114,7 +115,10 @@ impl<'inbox> Session<'inbox> {
 
     /// Takes every queue out of service and lets go of the connection: the device if it can serve another, why it ended, and
     /// at which request.
-    fn close(self: Box<Self>, end: End) -> (Option<Box<dyn VdpaDevice>>, String, Option<&'static str>) {
+    fn close(
+        self: Box<Self>,
+        end: SessionEnd,
+    ) -> (Option<Box<dyn VdpaDevice>>, String, Option<&'static str>) {
         let Session { mut plane, mut backend, stream, inbox, mut bucket, last, .. } = *self;
         let closed = catch_unwind(AssertUnwindSafe(|| backend.close(&mut plane)));
         // Only now: a front-end that sees the connection end may give its rings to another device at once, so no core may
@@ -154,7 +158,7 @@ impl<'inbox> Session<'inbox> {
 }
 
 impl Session<'_> {
-    fn serve(&mut self) -> End {
+    fn serve(&mut self) -> SessionEnd {
         loop {
             match self.turn() {
                 Ok(()) => {}
@@ -164,7 +168,7 @@ impl Session<'_> {
     }
 
     /// Waits until there is something to do, and does it.
-    fn turn(&mut self) -> Result<(), End> {
+    fn turn(&mut self) -> Result<(), SessionEnd> {
         let ready = self.wait()?;
         let now = Instant::now();
         if ready.wake {
@@ -201,7 +205,7 @@ impl Session<'_> {
 
     /// Waits for the first of: a command, a worker or pump, the socket, the back-end channel, a call to be passed on,
     /// a deadline.
-    fn wait(&mut self) -> Result<Ready, End> {
+    fn wait(&mut self) -> Result<Ready, SessionEnd> {
         let pause = self.bucket.wait(Instant::now());
         let mut fds = Vec::with_capacity(3);
         fds.push(PollFd::new(&*self.inbox.wake, PollFlags::IN));
@@ -232,7 +236,7 @@ impl Session<'_> {
         let timeout = [until_deadline, pause].into_iter().flatten().min().map(timespec);
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
-            Err(e) => return Err(End::because(format!("poll: {e}"))),
+            Err(e) => return Err(SessionEnd::because(format!("poll: {e}"))),
         }
         let is_ready = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
         let out = PollFlags::OUT;
@@ -250,13 +254,13 @@ impl Session<'_> {
         })
     }
 
-    fn obey_commands(&mut self) -> Result<(), End> {
+    fn obey_commands(&mut self) -> Result<(), SessionEnd> {
         while let Some(command) = self.inbox.commands.pop() {
             match command {
                 Command::Revoke => {
-                    return Err(End { reason: "the device was removed".into(), revoked: true });
+                    return Err(SessionEnd { reason: "the device was removed".into(), revoked: true });
                 }
-                Command::Close => return Err(End::because("closed by ringway")),
+                Command::Close => return Err(SessionEnd::because("closed by ringway")),
                 Command::Move => {
                     self.plane.follow_cores()?;
                     self.backend.moved(&mut self.plane);
@@ -273,7 +277,7 @@ impl Session<'_> {
     }
 
     /// Goes on with an answer that is not sent yet, else with the next message.
-    fn serve_socket(&mut self, now: Instant) -> Result<(), End> {
+    fn serve_socket(&mut self, now: Instant) -> Result<(), SessionEnd> {
         if !self.outbox.is_empty() {
             return self.flush();
         }
@@ -294,18 +298,18 @@ impl Session<'_> {
                 self.outbox.put(header, &payload, now);
                 self.flush()
             }
-            Verdict::Close { reason } => Err(End::because(reason)),
+            Verdict::Close { reason } => Err(SessionEnd::because(reason)),
         }
     }
 
-    fn flush(&mut self) -> Result<(), End> {
+    fn flush(&mut self) -> Result<(), SessionEnd> {
         self.outbox
             .flush(&self.stream)
-            .map_err(|e| End::because(format!("the peer closed the connection: {e}")))?;
+            .map_err(|e| SessionEnd::because(format!("the peer closed the connection: {e}")))?;
         Ok(())
     }
 
-    fn check_deadlines(&mut self, now: Instant) -> Result<(), End> {
+    fn check_deadlines(&mut self, now: Instant) -> Result<(), SessionEnd> {
         let passed = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
         if passed(self.reader.deadline()) {
             return Err(self.broken(Broken::Stalled(PEER_DEADLINE), now));
@@ -313,17 +317,17 @@ impl Session<'_> {
         if passed(self.outbox.deadline()) {
             let detail = format!("the peer left an answer unread for {PEER_DEADLINE:?}");
             self.backend.misbehaved(&mut self.plane, "answer_unread", detail.clone(), now);
-            return Err(End::because(detail));
+            return Err(SessionEnd::because(detail));
         }
         Ok(())
     }
 
     /// The connection cannot be read any more.
-    fn broken(&mut self, broken: Broken, now: Instant) -> End {
+    fn broken(&mut self, broken: Broken, now: Instant) -> SessionEnd {
         if let Some(what) = broken.breach() {
             self.backend.misbehaved(&mut self.plane, what, broken.to_string(), now);
         }
-        End::because(broken.to_string())
+        SessionEnd::because(broken.to_string())
     }
 }
 
