@@ -96,7 +96,7 @@ struct Origin {
 
 /// Where a frame goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Decision {
     /// To one port, by its index.
     Port(u16),
     /// To all others.
@@ -232,8 +232,8 @@ impl Bridge {
             }
             return (0, 0);
         }
-        let mut ways = [Way::Flood; Burst::CHAINS];
-        self.choose_ways(at, &mut ways);
+        let mut decisions = [Decision::Flood; Burst::CHAINS];
+        self.decide_all(at, &mut decisions);
 
         let mut cost = 0;
         let mut drops = [0u64; DropReason::ALL.len()];
@@ -243,11 +243,15 @@ impl Bridge {
         let all = self.frames.as_slice();
         while begin < all.len() {
             // A run of frames that go the same way.
-            let Some(&way) = ways.get(begin) else { break };
-            let run = ways.get(begin..all.len()).unwrap_or_default().iter().take_while(|next| **next == way);
+            let Some(&decision) = decisions.get(begin) else { break };
+            let run = decisions
+                .get(begin..all.len())
+                .unwrap_or_default()
+                .iter()
+                .take_while(|next| **next == decision);
             let mut end = begin + run.count();
             // What nobody would get takes nothing of the bound, which is on the others' rings.
-            if way == Way::Flood && is_heard(&self.ports, at, queue) {
+            if decision == Decision::Flood && is_heard(&self.ports, at, queue) {
                 let granted = take_floods(self.ports.get_mut(at), end - begin, self.now);
                 if granted == 0 {
                     if let Some(frame) = all.get(begin) {
@@ -269,21 +273,21 @@ impl Bridge {
             let count = end - begin;
             let run = Origin { first: from.first + begin as u64, ..from };
             begin = end;
-            let reached = match way {
-                Way::Drop(reason) => {
+            let reached = match decision {
+                Decision::Drop(reason) => {
                     drops[reason as usize] += count as u64;
                     if let Some(frame) = load.frames.last() {
                         source.note_drop(reason, frame, load.heads.last());
                     }
                     continue;
                 }
-                Way::Port(index) => {
+                Decision::Port(index) => {
                     let to = self.ports.get_mut(usize::from(index));
                     to.map_or(0, |to| {
                         u32::from(hand_over(to, queue, load, run, &mut self.scratch, &mut self.in_flight))
                     })
                 }
-                Way::Flood => {
+                Decision::Flood => {
                     let (scratch, out) = (&mut self.scratch, &mut self.in_flight);
                     let others = self.ports.iter_mut().enumerate().filter(|(index, _)| *index != at);
                     others.map(|(_, to)| u32::from(hand_over(to, queue, load, run, scratch, out))).sum()
@@ -310,19 +314,19 @@ impl Bridge {
     }
 
     /// Learns where the senders are and looks up where the receivers are.
-    fn choose_ways(&mut self, at: usize, ways: &mut [Way; Burst::CHAINS]) {
+    fn decide_all(&mut self, at: usize, decisions: &mut [Decision; Burst::CHAINS]) {
         let Bridge { ports, by_slot, fdb, stations, frames, now, .. } = self;
         let Some(lane) = ports.get(at) else { return };
         let mut last = None;
-        for ((frame, head), way) in frames.as_slice().iter().zip(frames.heads()).zip(ways) {
+        for ((frame, head), decision) in frames.as_slice().iter().zip(frames.heads()).zip(decisions) {
             if let Some(reason) = frame.dropped {
-                *way = Way::Drop(reason);
+                *decision = Decision::Drop(reason);
                 continue;
             }
             let ends = addresses(head);
-            *way = match last {
+            *decision = match last {
                 // A stream: the same two stations as before.
-                Some((before, way)) if before == ends => way,
+                Some((before, decision)) if before == ends => decision,
                 _ => {
                     if let Learned::PortFull | Learned::Full = fdb.learn(ends.source, lane.port.slot, *now) {
                         stations.count_refused();
@@ -330,9 +334,9 @@ impl Bridge {
                     let behind = fdb
                         .find(ends.destination, *now)
                         .and_then(|slot| by_slot.get(usize::from(slot)).copied().flatten());
-                    let way = choose(ends.destination, behind, at);
-                    last = Some((ends, way));
-                    way
+                    let decision = decide(ends.destination, behind, at);
+                    last = Some((ends, decision));
+                    decision
                 }
             };
         }
@@ -415,15 +419,15 @@ impl Bridge {
 }
 
 /// Where a frame to `destination` goes that came from port `at`; `behind` is the port where it was last seen.
-fn choose(destination: Mac, behind: Option<u16>, at: usize) -> Way {
+fn decide(destination: Mac, behind: Option<u16>, at: usize) -> Decision {
     // IEEE 802.1Q §8.6.3: frames to these are for the bridge itself and go no further.
     if matches!(destination.0, [0x01, 0x80, 0xc2, 0x00, 0x00, last] if last < 0x10) {
-        return Way::Drop(DropReason::ReservedAddress);
+        return Decision::Drop(DropReason::ReservedAddress);
     }
     match behind {
-        Some(index) if usize::from(index) == at => Way::Drop(DropReason::SamePort),
-        Some(index) if !destination.is_multicast() => Way::Port(index),
-        _ => Way::Flood,
+        Some(index) if usize::from(index) == at => Decision::Drop(DropReason::SamePort),
+        Some(index) if !destination.is_multicast() => Decision::Port(index),
+        _ => Decision::Flood,
     }
 }
 

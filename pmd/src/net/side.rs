@@ -184,12 +184,12 @@ pub trait Sink: Send + fmt::Debug {
     fn let_go(&mut self) {}
 
     /// Takes frames, until it has no room or enough bytes have gone. A frame that is dropped already is passed over.
-    fn carry(&mut self, load: Load<'_>, way: Way, scratch: &mut Scratch) -> Carried {
+    fn carry(&mut self, load: Load<'_>, options: CarryOptions, scratch: &mut Scratch) -> Carried {
         let mut done = Carried::default();
         let Load { burst, skip, .. } = load;
         for ((chain, frame), beginning) in load.chains.iter().zip(load.frames).zip(load.heads) {
             if frame.dropped.is_none() {
-                let passage = Passage { burst, chain, skip, frame, beginning, swap: way.swap };
+                let passage = Passage { burst, chain, skip, frame, beginning, swap: options.swap };
                 match self.deliver(passage, scratch) {
                     Ok(()) => {}
                     Err(Refused::Drop(reason)) => self.refuse(reason, frame, beginning),
@@ -208,7 +208,7 @@ pub trait Sink: Send + fmt::Debug {
                 *mark = self.given();
             }
             done.frames += 1;
-            if done.bytes >= way.most_bytes {
+            if done.bytes >= options.most_bytes {
                 return done;
             }
         }
@@ -227,9 +227,9 @@ pub trait Sink: Send + fmt::Debug {
     /// Takes frames without waiting for room: what cannot be delivered now is dropped and counted. How many were passed on.
     fn carry_or_drop(&mut self, load: Load<'_>, scratch: &mut Scratch) -> usize {
         self.prepare(load.frames);
-        let way = Way { swap: false, most_bytes: u64::MAX };
+        let options = CarryOptions { swap: false, most_bytes: u64::MAX };
         scratch.resume = 0;
-        let carried = self.carry(load, way, scratch);
+        let carried = self.carry(load, options, scratch);
         scratch.resume = 0;
         let left = load.frames.get(carried.frames..).unwrap_or_default();
         let left = left.iter().filter(|frame| frame.dropped.is_none()).count();
@@ -317,7 +317,7 @@ pub struct Load<'a> {
 
 /// How frames go.
 #[derive(Debug, Clone, Copy)]
-pub struct Way {
+pub struct CarryOptions {
     /// Exchange the addresses of each.
     pub swap: bool,
     /// Begin no further frame once so many bytes have gone.

@@ -26,7 +26,7 @@ use super::frame::{Frame, Frames, Head, Ingress, prefetch};
 use super::in_flight::{InFlight, MOST};
 use super::offload::Offloads;
 use super::scratch::Scratch;
-use super::side::{Load, Sink, Source, Way};
+use super::side::{CarryOptions, Load, Sink, Source};
 use crate::counters::DropReason;
 
 /// How long a sender waits for a receiver without buffers before its frames are dropped: 10 ms, well above what a
@@ -190,7 +190,7 @@ impl Transfer {
             return Step::Idle;
         }
         sink.prepare(frames);
-        let way = Way { swap: self.options.swap_mac, most_bytes: budget.bytes };
+        let options = CarryOptions { swap: self.options.swap_mac, most_bytes: budget.bytes };
         self.scratch.resume = feeder.resume;
         let (skip, heads) = (feeder.ingress.header_len, self.frames.heads());
         // A frame of which segments went before goes alone: should its sender have made another of it meanwhile, what was
@@ -198,7 +198,7 @@ impl Transfer {
         let in_line = if feeder.resume > 0 { 1 } else { frames.len() };
         let in_line = frames.get(..in_line).unwrap_or_default();
         let load = Load { burst, chains: burst.chains(), skip, frames: in_line, heads };
-        let carried = sink.carry(load, way, &mut self.scratch);
+        let carried = sink.carry(load, options, &mut self.scratch);
         feeder.resume = if feeder.resume > 0 && carried.frames > 0 { 0 } else { self.scratch.resume };
 
         if self.frames.has_dropped() {
