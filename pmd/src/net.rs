@@ -6,8 +6,8 @@ pub mod announce;
 pub mod bridge;
 // A place in a sequence of slices of guest memory.
 mod cursor;
-// One end of a path: a started queue.
-pub mod end;
+// A guest's end of a path: a started queue.
+pub mod guest_queue;
 // What joins devices: their running queues, and the pumps between them.
 pub mod fabric;
 // The forwarding database of a learning bridge.

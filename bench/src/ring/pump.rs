@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ringway_engine::{Budget, Polled, Pump};
 use ringway_pmd::counters::DropReason;
 use ringway_pmd::drivers::sim_net::Loop;
-use ringway_pmd::net::end::PortRules;
+use ringway_pmd::net::guest_queue::PortRules;
 use ringway_pmd::net::side::{receive_queue, transmit_queue};
 use ringway_pmd::net::transfer::{Transfer, TransferOptions};
 use ringway_pmd::net::{F_MRG_RXBUF, header_len};

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use ringway_ring::features::Features;
 
-use crate::net::end::PortRules;
 use crate::net::fabric::Port;
+use crate::net::guest_queue::PortRules;
 use crate::net::nic::Nic;
 use crate::net::plan::Plan;
 use crate::net::{Mac, NIC, NetConfig, OFFLOADS};

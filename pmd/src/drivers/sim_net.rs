@@ -11,7 +11,7 @@ use ringway_ring::tsc;
 
 use crate::counters::DropReason;
 use crate::net::NIC;
-use crate::net::end::PortRules;
+use crate::net::guest_queue::PortRules;
 use crate::net::nic::{Nic, PumpedNic};
 use crate::net::plan::{Offer, switch, word};
 use crate::net::side::{receive_queue, transmit_queue};

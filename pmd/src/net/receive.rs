@@ -11,15 +11,15 @@ use ringway_ring::guest::HostSlice;
 use ringway_ring::queue::{DeviceRing, RingFault};
 
 use super::cursor::Cursor;
-use super::end::End;
 use super::finish::finish;
 use super::frame::{ADDRESSES, Frame};
+use super::guest_queue::GuestQueue;
 use super::offload::{Offload, Offloads};
 use super::scratch::Scratch;
 use super::side::{Passage, Refused, Sink};
 use crate::counters::{DropReason, Example, Tally};
 
-impl<R: DeviceRing + fmt::Debug> Sink for End<R> {
+impl<R: DeviceRing + fmt::Debug> Sink for GuestQueue<R> {
     #[inline]
     fn prepare(&mut self, frames: &[Frame]) {
         let mut wanted = frames.len();
@@ -89,28 +89,28 @@ impl<R: DeviceRing + fmt::Debug> Sink for End<R> {
 
     #[inline]
     fn publish(&mut self) {
-        End::publish(self);
+        GuestQueue::publish(self);
     }
 
     #[inline]
     fn is_usable(&self) -> bool {
-        End::is_usable(self)
+        GuestQueue::is_usable(self)
     }
 
     fn arm(&mut self) -> Option<bool> {
-        End::arm(self)
+        GuestQueue::arm(self)
     }
 
     fn disarm(&mut self) {
-        End::disarm(self);
+        GuestQueue::disarm(self);
     }
 
     fn wake_source(&self) -> Option<BorrowedFd<'_>> {
-        End::wake_source(self)
+        GuestQueue::wake_source(self)
     }
 }
 
-impl<R: DeviceRing> End<R> {
+impl<R: DeviceRing> GuestQueue<R> {
     /// How many chains, from the first unused one on, take `needed` bytes.
     #[inline]
     fn room(&mut self, needed: usize) -> Result<usize, Refused> {

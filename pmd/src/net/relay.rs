@@ -22,7 +22,7 @@ use ringway_engine::{Armed, Budget, Polled, Pump};
 use ringway_ring::chain::{Chain, MAX_CHAIN};
 use ringway_ring::queue::{Completion, DeviceRing, DriverBuffer, DriverRing, Format, RingFault, SetupError};
 
-use super::end::{End, PortRules};
+use super::guest_queue::{GuestQueue, PortRules};
 use crate::counters::DropReason;
 use crate::notify::EventFd;
 use crate::vdpa::QueueBinding;
@@ -77,10 +77,18 @@ fn leg(pair: Pair, rules: PortRules) -> Result<Box<dyn Leg>, SetupError> {
     let is_receive = guest.index.is_multiple_of(2);
     let far = Far { size, doorbell, interrupt, is_receive };
     Ok(match (guest.format, ring) {
-        (Format::Split, OwnRing::Split(ring)) => Box::new(Line::new(End::split(guest, rules)?, ring, far)),
-        (Format::Split, OwnRing::Packed(ring)) => Box::new(Line::new(End::split(guest, rules)?, ring, far)),
-        (Format::Packed, OwnRing::Split(ring)) => Box::new(Line::new(End::packed(guest, rules)?, ring, far)),
-        (Format::Packed, OwnRing::Packed(ring)) => Box::new(Line::new(End::packed(guest, rules)?, ring, far)),
+        (Format::Split, OwnRing::Split(ring)) => {
+            Box::new(Line::new(GuestQueue::split(guest, rules)?, ring, far))
+        }
+        (Format::Split, OwnRing::Packed(ring)) => {
+            Box::new(Line::new(GuestQueue::split(guest, rules)?, ring, far))
+        }
+        (Format::Packed, OwnRing::Split(ring)) => {
+            Box::new(Line::new(GuestQueue::packed(guest, rules)?, ring, far))
+        }
+        (Format::Packed, OwnRing::Packed(ring)) => {
+            Box::new(Line::new(GuestQueue::packed(guest, rules)?, ring, far))
+        }
     })
 }
 
@@ -103,7 +111,7 @@ struct Far {
 }
 
 struct Line<R, D> {
-    end: Box<End<R>>,
+    end: Box<GuestQueue<R>>,
     ring: Box<D>,
     far: Far,
     /// Chains that the function has, in the order in which it was given them; those that it finished before others.
@@ -135,7 +143,7 @@ enum Stop {
 }
 
 impl<R: DeviceRing, D: DriverRing> Line<R, D> {
-    fn new(end: Box<End<R>>, mut ring: Box<D>, far: Far) -> Line<R, D> {
+    fn new(end: Box<GuestQueue<R>>, mut ring: Box<D>, far: Far) -> Line<R, D> {
         ring.disable_calls();
         let given = VecDeque::with_capacity(far.size.into());
         Line { end, ring, far, given, first: 0, buffers: Vec::with_capacity(MAX_CHAIN) }

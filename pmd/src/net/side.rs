@@ -20,8 +20,8 @@ use std::os::fd::BorrowedFd;
 use ringway_ring::chain::{Burst, Chain};
 use ringway_ring::queue::{Format, RingFault, SetupError};
 
-use super::end::{End, PortRules};
 use super::frame::{Frame, Head, Ingress, copy_out};
+use super::guest_queue::{GuestQueue, PortRules};
 use super::offload::{Offload, Offloads};
 use super::scratch::Scratch;
 use crate::counters::{DropReason, Example, Tally};
@@ -260,8 +260,8 @@ pub fn transmit_queue(mut binding: QueueBinding, rules: PortRules) -> Result<Box
     // Transmit queues complete everything with length 0.
     binding.config.skip_used = true;
     Ok(match binding.format {
-        Format::Split => End::split(binding, rules)?,
-        Format::Packed => End::packed(binding, rules)?,
+        Format::Split => GuestQueue::split(binding, rules)?,
+        Format::Packed => GuestQueue::packed(binding, rules)?,
     })
 }
 
@@ -271,8 +271,8 @@ pub fn transmit_queue(mut binding: QueueBinding, rules: PortRules) -> Result<Box
 /// As for [`transmit_queue`].
 pub fn receive_queue(binding: QueueBinding, rules: PortRules) -> Result<Box<dyn Sink>, SetupError> {
     Ok(match binding.format {
-        Format::Split => End::split(binding, rules)?,
-        Format::Packed => End::packed(binding, rules)?,
+        Format::Split => GuestQueue::split(binding, rules)?,
+        Format::Packed => GuestQueue::packed(binding, rules)?,
     })
 }
 

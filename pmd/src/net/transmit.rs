@@ -10,12 +10,12 @@ use std::os::fd::BorrowedFd;
 use ringway_ring::chain::Burst;
 use ringway_ring::queue::{DeviceRing, RingFault};
 
-use super::end::End;
 use super::frame::Ingress;
+use super::guest_queue::GuestQueue;
 use super::side::Source;
 use crate::counters::{DropReason, Example, Tally};
 
-impl<R: DeviceRing + fmt::Debug> Source for End<R> {
+impl<R: DeviceRing + fmt::Debug> Source for GuestQueue<R> {
     fn ingress(&self) -> Ingress {
         self.ingress
     }
@@ -25,11 +25,11 @@ impl<R: DeviceRing + fmt::Debug> Source for End<R> {
     }
 
     fn is_faulted(&self) -> bool {
-        End::is_faulted(self)
+        GuestQueue::is_faulted(self)
     }
 
     fn peek(&mut self, frames: usize) -> usize {
-        End::peek(self, frames)
+        GuestQueue::peek(self, frames)
     }
 
     fn burst(&self) -> &Burst {
@@ -50,7 +50,7 @@ impl<R: DeviceRing + fmt::Debug> Source for End<R> {
 
     fn give_back(&mut self, frames: usize) {
         // A ring that broke the rules is not touched any more.
-        let is_whole = !End::is_faulted(self);
+        let is_whole = !GuestQueue::is_faulted(self);
         for chain in self.taken.drain(..frames.min(self.taken.len())) {
             if is_whole {
                 self.ring.complete(&chain, 0);
@@ -59,11 +59,11 @@ impl<R: DeviceRing + fmt::Debug> Source for End<R> {
     }
 
     fn finish(&mut self, frames: usize) {
-        End::finish(self, frames);
+        GuestQueue::finish(self, frames);
     }
 
     fn publish(&mut self) {
-        End::publish(self);
+        GuestQueue::publish(self);
     }
 
     fn tally(&mut self) -> &mut Tally {
@@ -79,18 +79,18 @@ impl<R: DeviceRing + fmt::Debug> Source for End<R> {
     }
 
     fn fail(&mut self, fault: RingFault) {
-        End::fail(self, fault);
+        GuestQueue::fail(self, fault);
     }
 
     fn arm(&mut self) -> Option<bool> {
-        End::arm(self)
+        GuestQueue::arm(self)
     }
 
     fn disarm(&mut self) {
-        End::disarm(self);
+        GuestQueue::disarm(self);
     }
 
     fn wake_source(&self) -> Option<BorrowedFd<'_>> {
-        End::wake_source(self)
+        GuestQueue::wake_source(self)
     }
 }

@@ -22,7 +22,7 @@ use super::{RESET, Seen};
 use crate::bus::pci::listener::Listening;
 use crate::bus::pci::{Function, Opener};
 use crate::dma::{Cancel, Division, MapError, Window};
-use crate::net::end::PortRules;
+use crate::net::guest_queue::PortRules;
 use crate::net::nic::Nic;
 use crate::net::plan::Plan;
 use crate::net::relay::{FunctionQueue, Pair, Relay};

@@ -11,7 +11,7 @@ use super::{Fabric, Side, State, lock};
 use crate::later;
 use crate::net::Mac;
 use crate::net::announce::Announcement;
-use crate::net::end::PortRules;
+use crate::net::guest_queue::PortRules;
 use crate::net::side::{receive_queue, transmit_queue};
 use crate::vdpa::{Ended, Placer, QueueBinding, ServeError};
 

@@ -1,4 +1,4 @@
-//! One end of a path: a started queue of a network device, ready to be polled.
+//! A guest's end of a path: a started queue of a network device, ready to be polled.
 //!
 //! Owned by the pump that owns the queue; lives on its worker.
 
@@ -28,14 +28,14 @@ pub struct PortRules {
     pub only: Option<Mac>,
 }
 
-/// One end: the ring, the scratch memory of its bursts, and whom to tell what.
+/// One queue: the ring, the scratch memory of its bursts, and whom to tell what.
 #[derive(Debug)]
-pub struct End<Q> {
+pub struct GuestQueue<Q> {
     /// The device's side of the ring.
     pub(super) ring: Q,
     /// What was peeked last.
     pub(super) burst: Burst,
-    /// Counted by this end's pump alone.
+    /// Counted by this queue's pump alone.
     pub(super) counters: Arc<QueueCounters>,
     /// What was done since the counters were last brought up to date.
     pub(super) tally: Tally,
@@ -60,29 +60,29 @@ pub struct End<Q> {
     faulted: bool,
 }
 
-impl End<SplitDevice> {
-    /// An end on a split ring.
+impl GuestQueue<SplitDevice> {
+    /// A queue on a split ring.
     pub fn split(binding: QueueBinding, rules: PortRules) -> Result<Box<Self>, SetupError> {
         let ring = binding.config.clone().activate_split()?;
-        End::new(binding, ring, rules)
+        GuestQueue::new(binding, ring, rules)
     }
 }
 
-impl End<PackedDevice> {
-    /// An end on a packed ring.
+impl GuestQueue<PackedDevice> {
+    /// A queue on a packed ring.
     pub fn packed(binding: QueueBinding, rules: PortRules) -> Result<Box<Self>, SetupError> {
         let ring = binding.config.clone().activate_packed()?;
-        End::new(binding, ring, rules)
+        GuestQueue::new(binding, ring, rules)
     }
 }
 
-impl<Q: DeviceRing> End<Q> {
-    fn new(binding: QueueBinding, mut ring: Q, rules: PortRules) -> Result<Box<End<Q>>, SetupError> {
+impl<Q: DeviceRing> GuestQueue<Q> {
+    fn new(binding: QueueBinding, mut ring: Q, rules: PortRules) -> Result<Box<GuestQueue<Q>>, SetupError> {
         let burst = Burst::try_new(Arc::clone(&binding.config.map)).map_err(|_| SetupError::NoMemory)?;
         // It is about to be polled: the driver need not kick until the pump arms.
         ring.disable_kicks();
         let features = binding.config.features;
-        Ok(Box::new(End {
+        Ok(Box::new(GuestQueue {
             ring,
             burst,
             map: binding.config.map,
