@@ -147,6 +147,44 @@ pub enum Command {
         /// The line.
         line: String,
     },
+    /// Runs a program to its end: [`ShellReport`].
+    Run {
+        /// The program's path, and its words.
+        words: Vec<String>,
+        /// When it is killed.
+        limit_ms: u64,
+    },
+    /// Starts a program in the background, its input a pipe, its output in a file.
+    Launch {
+        /// The name by which it is spoken of from now on.
+        name: String,
+        /// The program's path, and its words.
+        words: Vec<String>,
+    },
+    /// Writes a line to the input of a program in the background.
+    Tell {
+        /// Its name.
+        name: String,
+        /// The line.
+        line: String,
+    },
+    /// How a program in the background stands: [`ProgramReport`].
+    Program {
+        /// Its name.
+        name: String,
+    },
+    /// Sends a signal to a program in the background.
+    Signal {
+        /// Its name.
+        name: String,
+        /// The signal's number.
+        signal: i32,
+    },
+    /// Kills a program in the background, unless it has ended, and forgets it: [`ProgramReport`].
+    End {
+        /// Its name.
+        name: String,
+    },
     /// Restarts the guest; there is no answer but the next [`Ready`].
     Reboot,
     /// Ends the guest; there is no answer but QEMU's end.
@@ -470,5 +508,16 @@ pub struct ShellReport {
     /// Its exit code, 128 + signal when one ended it.
     pub code: i32,
     /// What it wrote, both streams.
+    pub output: String,
+}
+
+/// How a program in the background stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramReport {
+    /// Its process.
+    pub pid: u32,
+    /// Its exit code if it has ended, 128 + signal when one ended it.
+    pub code: Option<i32>,
+    /// What it wrote, both streams; the last of it if that is much.
     pub output: String,
 }

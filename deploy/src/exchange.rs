@@ -27,6 +27,19 @@ pub fn every_size(to: IpAddr, mtu: usize) -> EchoOrder {
     EchoOrder { to, shortest: 0, longest, step: 1, window: 16, quiet_ms: 5000 }
 }
 
+/// Some 40 sizes of echo requests that fit a packet of an MTU, in runs of requests that are under way at once: the shortest
+/// and the longest, both sides of a frame's shortest length and of the powers of two, and steps between them.
+pub fn border_sizes(to: IpAddr, mtu: usize) -> Vec<EchoOrder> {
+    let longest = mtu - ip_bytes(to) - ICMP_BYTES;
+    let run = |shortest, longest, step| EchoOrder { to, shortest, longest, step, window: 16, quiet_ms: 5000 };
+    let shortest_frame = 60 - 14 - ip_bytes(to).min(20) - ICMP_BYTES;
+    let mut runs = vec![run(0, 2, 1), run(shortest_frame - 1, shortest_frame + 1, 1)];
+    let powers = [64, 256, 1024, 2048, 4096, 8192].into_iter().filter(|power| power + 1 < longest - 2);
+    runs.extend(powers.map(|power| run(power - 1, power + 1, 1)));
+    runs.extend([run(longest / 21, longest, longest / 21), run(longest - 2, longest, 1)]);
+    runs
+}
+
 /// Sizes that need fragments: just above an MTU, and in steps up to what IPv4 can hold.
 pub fn fragmented_sizes(to: IpAddr, mtu: usize) -> EchoOrder {
     let shortest = mtu - ip_bytes(to) - ICMP_BYTES + 1;
@@ -127,3 +140,23 @@ fn ip_bytes(to: IpAddr) -> usize {
 
 const ICMP_BYTES: usize = 8;
 const QUIET_LOOKS: u32 = 50;
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn border_sizes_are_some_forty_from_nothing_to_the_mtu() {
+        let to = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        for mtu in [1500, 9000] {
+            let runs = border_sizes(to, mtu);
+            let sizes = runs.iter().flat_map(|run| (run.shortest..=run.longest).step_by(run.step));
+            let sizes: Vec<usize> = sizes.collect();
+            assert!((35..=55).contains(&sizes.len()), "{}", sizes.len());
+            assert_eq!((sizes.iter().min(), sizes.iter().max()), (Some(&0), Some(&(mtu - 28))));
+            assert!(sizes.contains(&18) && sizes.contains(&1025), "{sizes:?}");
+        }
+    }
+}

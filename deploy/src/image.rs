@@ -118,6 +118,12 @@ pub fn write_initramfs(kernel: &Kernel, modules: &[&str], to: &Path) -> Result<(
     fs::write(to, archive.finish()).context(|| to.display().to_string())
 }
 
+/// Adds an archive to the end of an initramfs: the kernel unpacks one archive after the other.
+pub fn append_archive(archive: Archive, to: &Path) -> Result<()> {
+    let mut file = fs::File::options().append(true).open(to).context(|| to.display().to_string())?;
+    file.write_all(&archive.finish()).context(|| to.display().to_string())
+}
+
 /// The agent's program, built statically; built anew when its source changed, once in a process.
 pub fn agent() -> Result<PathBuf> {
     static BUILT: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
@@ -162,6 +168,11 @@ impl Archive {
     /// Adds a file; its folders must have been added.
     pub fn file(&mut self, path: &str, permissions: u32, content: &[u8]) {
         self.entry(path, 0o100_000 | permissions, content);
+    }
+
+    /// Adds a symbolic link; its folder must have been added.
+    pub fn link(&mut self, path: &str, to: &str) {
+        self.entry(path, 0o120_777, to.as_bytes());
     }
 
     /// Ends the archive.

@@ -34,21 +34,24 @@ pub struct Lab {
 impl Lab {
     /// Runs a test in its turn; if it fails, prints the end of every log that it left, and panics.
     pub fn run(name: &str, test: impl FnOnce(&Lab) -> Result<()>) {
-        let lab = match Lab::new(name) {
-            Ok(lab) => lab,
-            #[expect(clippy::panic, reason = "a test that cannot begin has failed")]
-            Err(error) => panic!("{name}: {error}"),
-        };
+        if let Err(error) = Lab::attempt(name, test) {
+            #[expect(clippy::panic, reason = "a failed test panics")]
+            {
+                panic!("{name}: {error}")
+            }
+        }
+    }
+
+    /// Runs something in its turn; if it fails, prints the end of every log that it left.
+    pub fn attempt(name: &str, test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
+        let lab = Lab::new(name)?;
         let outcome = catch_unwind(AssertUnwindSafe(|| test(&lab)));
         lab.say(format_args!("{}", if matches!(outcome, Ok(Ok(()))) { "passed" } else { "FAILED" }));
         match outcome {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
                 lab.show_logs();
-                #[expect(clippy::panic, reason = "a failed test panics")]
-                {
-                    panic!("{name}: {error}")
-                }
+                Err(error)
             }
             Err(panic) => {
                 lab.show_logs();
@@ -133,18 +136,14 @@ pub fn root() -> Result<PathBuf> {
     Ok(target_folder()?.join("lab"))
 }
 
-/// The build's target folder, from where the running test lies: `TARGET/[TRIPLE/]PROFILE/deps/TEST`.
+/// The build's target folder, from where the running program lies: `TARGET/[TRIPLE/]PROFILE/[deps/]PROGRAM`.
 pub fn target_folder() -> Result<PathBuf> {
     let program = std::env::current_exe().context(|| "the running program".into())?;
-    let profile = program.parent().filter(|folder| folder.ends_with("deps")).and_then(Path::parent);
-    let above = profile.and_then(Path::parent).ok_or_else(|| {
-        Error::new(format!("{} does not lie in a target folder: set RINGWAY_LAB", program.display()))
-    })?;
     // Cargo keeps this file at the top of every target folder; between it and the profile may lie a triple.
-    if above.join(RUSTC_INFO).exists() {
-        return Ok(above.to_path_buf());
-    }
-    Ok(above.parent().unwrap_or(above).to_path_buf())
+    let top = program.ancestors().skip(2).take(3).find(|folder| folder.join(RUSTC_INFO).exists());
+    top.map(Path::to_path_buf).ok_or_else(|| {
+        Error::new(format!("{} does not lie in a target folder: set RINGWAY_LAB", program.display()))
+    })
 }
 
 /// The last `lines` lines of a text file, or why there are none.

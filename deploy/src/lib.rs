@@ -19,6 +19,7 @@
 //! | [`netns`] | a network namespace of the host |
 //! | [`testpmd`] | DPDK's testpmd as a front-end, and as a back-end to prove this lab against |
 //! | [`daemon`] | `ringwayd` and `ringway` |
+//! | [`hardware`] | a machine with network hardware behind an IOMMU, emulated, and Ringway inside |
 //! | [`error`] | the error, a sentence |
 
 #![forbid(unsafe_code)]
@@ -29,6 +30,7 @@ pub mod daemon;
 pub mod error;
 pub mod exchange;
 pub mod frame;
+pub mod hardware;
 pub mod image;
 pub mod lab;
 pub mod netns;

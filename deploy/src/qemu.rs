@@ -10,7 +10,7 @@
 use std::io::{Read, Write};
 use std::ops::{Deref, DerefMut};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::agent::{Command, FramesOrder, FramesReport, TrafficOrder};
 use crate::error::{Context, Error, Result};
 use crate::image::{Kernel, write_initramfs};
-use crate::lab::{Lab, wait_for};
+use crate::lab::{self, Lab, wait_for};
 use crate::pace::WATCHDOG;
 use crate::process::{self, Process};
 use crate::station::Station;
@@ -180,10 +180,20 @@ impl Boot {
     }
 }
 
+/// What a guest boots.
+#[derive(Debug)]
+pub(crate) struct Image {
+    pub(crate) kernel: PathBuf,
+    pub(crate) initramfs: PathBuf,
+    /// What the kernel is told beside its console.
+    pub(crate) append: String,
+}
+
 /// A running guest: a [`Station`] with a machine around it.
 #[derive(Debug)]
 pub struct Guest {
     station: Station,
+    console: PathBuf,
     qmp: PathBuf,
 }
 
@@ -221,9 +231,6 @@ impl Guest {
         let knows_uso = version >= vec![8, 2];
         let initramfs = lab.path(&format!("{name}.cpio"));
         write_initramfs(&kernel, &["virtio_net"], &initramfs)?;
-        let serial_log = lab.path(&format!("{name}-serial.log"));
-        let (agent, qmp) =
-            (lab.socket(&format!("{name}-agent.sock")), lab.socket(&format!("{name}-qmp.sock")));
         let mut arguments = Vec::new();
         push(&mut arguments, "-machine", "q35,memory-backend=m0".into());
         // One thread for all vCPUs. With one each, a vCPU can go on with code that another has patched: the kernel patches
@@ -235,32 +242,53 @@ impl Guest {
         push(&mut arguments, "-m", boot.memory_mib.to_string());
         let memory = format!("memory-backend-memfd,id=m0,size={}M,share=on", boot.memory_mib);
         push(&mut arguments, "-object", memory);
-        arguments.extend(["-nodefaults", "-display", "none"].map(String::from));
-        push(&mut arguments, "-chardev", format!("file,id=serial,path={}", serial_log.display()));
-        push(&mut arguments, "-serial", "chardev:serial".into());
-        push(
-            &mut arguments,
-            "-chardev",
-            format!("socket,id=agent,path={},server=on,wait=off", agent.display()),
-        );
-        push(&mut arguments, "-serial", "chardev:agent".into());
-        push(&mut arguments, "-qmp", format!("unix:{},server=on,wait=off", qmp.display()));
-        push(&mut arguments, "-kernel", kernel.image.display().to_string());
-        push(&mut arguments, "-initrd", initramfs.display().to_string());
-        let ipv6 = if boot.ipv6 { "" } else { " ipv6.disable=1" };
-        push(&mut arguments, "-append", format!("console=ttyS0 quiet panic=-1{ipv6}"));
         for (idx, nic) in nics.iter().enumerate() {
             nic.arguments(idx, knows_uso, &mut arguments);
         }
+        let ipv6 = if boot.ipv6 { "" } else { " ipv6.disable=1" };
+        let image = Image { kernel: kernel.image, initramfs, append: format!("quiet{ipv6}") };
+        Guest::start(lab, name, &[QEMU.into()], arguments, &image)
+    }
+
+    /// Starts QEMU, a program and its first words, with this machine: the guest's console goes to a file, its agent and QEMU's
+    /// own monitor are reached by sockets.
+    pub(crate) fn start(
+        lab: &Lab,
+        name: &str,
+        qemu: &[String],
+        machine: Vec<String>,
+        image: &Image,
+    ) -> Result<Booting> {
+        let serial_log = lab.path(&format!("{name}-serial.log"));
+        let [console, agent, qmp] =
+            ["console", "agent", "qmp"].map(|port| lab.socket(&format!("{name}-{port}.sock")));
+        let (program, words) = qemu.split_first().ok_or_else(|| Error::new("no QEMU named"))?;
+        let mut arguments = [words, &machine].concat();
+        arguments.extend(["-nodefaults", "-display", "none"].map(String::from));
+        let socket = |path: &Path| format!("path={},server=on,wait=off", path.display());
+        let log = format!("logfile={}", serial_log.display());
+        push(&mut arguments, "-chardev", format!("socket,id=serial,{},{log}", socket(&console)));
+        push(&mut arguments, "-serial", "chardev:serial".into());
+        push(&mut arguments, "-chardev", format!("socket,id=agent,{}", socket(&agent)));
+        push(&mut arguments, "-serial", "chardev:agent".into());
+        push(&mut arguments, "-qmp", format!("unix:{},server=on,wait=off", qmp.display()));
+        push(&mut arguments, "-kernel", image.kernel.display().to_string());
+        push(&mut arguments, "-initrd", image.initramfs.display().to_string());
+        push(&mut arguments, "-append", format!("console=ttyS0 panic=-1 {}", image.append));
         let start = Instant::now();
-        let mut process = Process::start(QEMU, &arguments, &lab.path(&format!("{name}-qemu.log")))?;
+        let mut process = Process::start(program, &arguments, &lab.path(&format!("{name}-qemu.log")))?;
         // QEMU makes the socket before it runs the guest, so no word of the agent is lost.
         let port = wait_for("QEMU's socket to the agent", WATCHDOG, || {
             process.check()?;
             Ok(UnixStream::connect(&agent).ok())
         })?;
         let station = Station::new(name, process, port, serial_log);
-        Ok(Booting { guest: Guest { station, qmp }, start })
+        Ok(Booting { guest: Guest { station, console, qmp }, start })
+    }
+
+    /// The guest's console, for one at a time.
+    pub fn console(&self) -> Result<UnixStream> {
+        UnixStream::connect(&self.console).context(|| "the guest's console".into())
     }
 
     /// Has the guest restart itself; returns when its agent is ready again.
@@ -342,6 +370,51 @@ impl Booting {
     }
 }
 
+/// A QEMU that can be started.
+#[derive(Debug, Clone)]
+pub(crate) struct Qemu {
+    /// Its name and version.
+    pub(crate) name: String,
+    /// The program to start, and its first words.
+    pub(crate) command: Vec<String>,
+}
+
+impl Qemu {
+    /// The installed one.
+    pub(crate) fn installed() -> Result<Qemu> {
+        Ok(Qemu { name: format!("QEMU {}", require_qemu()?), command: vec![QEMU.into()] })
+    }
+
+    /// The one of a later Debian that `deploy/test` unpacked under the lab's folder: it runs with the loader, the libraries and
+    /// the files that it came with.
+    pub(crate) fn unpacked() -> Result<Qemu> {
+        let folder = lab::root()?.join("qemu");
+        let mut found: Vec<PathBuf> =
+            std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        found.retain(|path| path.join(UNPACKED_QEMU).exists());
+        found.sort();
+        let root = found.pop().ok_or_else(|| {
+            Error::new(format!("no QEMU under {}: run deploy/test, which unpacks one", folder.display()))
+        })?;
+        let within = |path: &str| root.join(path).display().to_string();
+        let libraries = within("usr/lib/x86_64-linux-gnu");
+        let command = vec![
+            "/usr/bin/env".into(),
+            format!("QEMU_MODULE_DIR={libraries}/qemu"),
+            format!("{libraries}/ld-linux-x86-64.so.2"),
+            "--library-path".into(),
+            libraries,
+            within(UNPACKED_QEMU),
+            "-L".into(),
+            within("usr/share/qemu"),
+            "-L".into(),
+            within("usr/share/seabios"),
+        ];
+        let name = root.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Qemu { name, command })
+    }
+}
+
 /// QEMU's version, `10.0.2`; an error names what is missing.
 pub fn require_qemu() -> Result<String> {
     let line = process::first_line(QEMU, "--version")
@@ -400,13 +473,14 @@ fn qmp_line(stream: &mut UnixStream, unread: &mut Vec<u8>) -> Result<String> {
     }
 }
 
-fn push(into: &mut Vec<String>, option: &str, value: String) {
+pub(crate) fn push(into: &mut Vec<String>, option: &str, value: String) {
     into.push(option.into());
     into.push(value);
 }
 
 /// The program; an absolute path, since releases share its name.
 pub const QEMU: &str = "/usr/bin/qemu-system-x86_64";
+const UNPACKED_QEMU: &str = "usr/bin/qemu-system-x86_64";
 const OLDEST_QEMU: u32 = 8;
 const OFFLOADS: [&str; 12] = [
     "csum",

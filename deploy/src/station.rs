@@ -9,12 +9,13 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde::de::DeserializeOwned;
 
 use crate::agent::{
-    CastOrder, Command, Device, EchoOrder, EchoReport, FramesOrder, FramesReport, Nic, Offload, PulseOrder,
-    Ready, Reply, ShellReport, TcpEnd, TcpOrder, TcpReport, TrafficOrder, TrafficReport, UdpOrder,
-    UdpReceived, UdpSent,
+    CastOrder, Command, Device, EchoOrder, EchoReport, FramesOrder, FramesReport, Nic, Offload,
+    ProgramReport, PulseOrder, Ready, Reply, ShellReport, TcpEnd, TcpOrder, TcpReport, TrafficOrder,
+    TrafficReport, UdpOrder, UdpReceived, UdpSent,
 };
 use crate::error::{Context, Error, Result};
 use crate::fail;
@@ -241,6 +242,37 @@ impl Station {
         self.ask(&Command::Shell { line: line.into() }, Duration::from_secs(25))
     }
 
+    /// Runs a program to its end, which must come within `limit`.
+    pub fn run(&mut self, words: &[&str], limit: Duration) -> Result<ShellReport> {
+        let limit_ms = limit.as_millis() as u64;
+        self.ask(&Command::Run { words: owned(words), limit_ms }, limit + ANSWER_LIMIT)
+    }
+
+    /// Starts a program in the background.
+    pub fn launch(&mut self, name: &str, words: &[&str]) -> Result<()> {
+        self.ask(&Command::Launch { name: name.into(), words: owned(words) }, ANSWER_LIMIT)
+    }
+
+    /// Writes a line to the input of a program in the background.
+    pub fn tell(&mut self, name: &str, line: &str) -> Result<()> {
+        self.ask(&Command::Tell { name: name.into(), line: line.into() }, ANSWER_LIMIT)
+    }
+
+    /// How a program in the background stands.
+    pub fn program(&mut self, name: &str) -> Result<ProgramReport> {
+        self.ask(&Command::Program { name: name.into() }, ANSWER_LIMIT)
+    }
+
+    /// Sends a signal to a program in the background.
+    pub fn signal(&mut self, name: &str, signal: Signal) -> Result<()> {
+        self.ask(&Command::Signal { name: name.into(), signal: signal.as_raw() }, ANSWER_LIMIT)
+    }
+
+    /// Kills a program in the background, unless it has ended, and gives what it has left.
+    pub fn end(&mut self, name: &str) -> Result<ProgramReport> {
+        self.ask(&Command::End { name: name.into() }, ANSWER_LIMIT)
+    }
+
     /// Asks one command and takes its answer.
     fn ask<T: DeserializeOwned>(&mut self, command: &Command, limit: Duration) -> Result<T> {
         self.say(command)?;
@@ -296,6 +328,10 @@ impl Station {
     fn log_tail(&self) -> String {
         format!("the end of its log:\n{}", tail(&self.log, 20))
     }
+}
+
+fn owned(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_string()).collect()
 }
 
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);

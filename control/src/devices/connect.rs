@@ -651,9 +651,6 @@ pub(crate) fn host_cure(what: &str) -> &'static str {
         "device_stuck" | "memory_lost" => {
             "the device does not do what it is told: see the log of the kernel about it"
         }
-        "driver_refused" => {
-            "the device cannot serve these queues, as the detail says: its guest gets them by a restart once that is mended"
-        }
         "device_unavailable" => {
             "the function cannot be opened now, as the detail says: the VM is served once it connects again"
         }

@@ -12,6 +12,7 @@ mod echo;
 mod frames;
 mod job;
 mod nic;
+mod program;
 mod setup;
 mod sys;
 mod tcp;
@@ -25,16 +26,17 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::process::parent_id;
-use std::process::{Command as Program, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::process::ExitCode;
+use std::time::Duration;
 
-use ringway_lab::agent::{Command, Ready, Reply, ShellReport};
+use ringway_lab::agent::{Command, Ready, Reply};
 use ringway_lab::error::{Context, Error, Result};
 use rustix::system::RebootCommand;
 use serde_json::{Value, json};
 
 use crate::echo::Pulse;
 use crate::job::Job;
+use crate::program::Program;
 use crate::traffic::Traffic;
 
 fn main() -> ExitCode {
@@ -125,6 +127,7 @@ struct Agent {
     traffic: BTreeMap<String, Traffic>,
     pulses: BTreeMap<IpAddr, Pulse>,
     jobs: BTreeMap<String, Job>,
+    programs: BTreeMap<String, Program>,
     /// By port.
     tcp: BTreeMap<u16, tcp::Server>,
     udp: BTreeMap<u16, udp::Receiver>,
@@ -186,11 +189,35 @@ impl Agent {
             }
             Command::Unbind { device } => self.machine().and_then(|()| nic::unbind(&device))?,
             Command::Bind { device } => self.machine().and_then(|()| nic::bind(&device))?,
-            Command::Shell { line } => return Ok(json!(shell(&line)?)),
+            Command::Shell { line } => {
+                let words = ["/bin/busybox", "sh", "-c", &line].map(String::from);
+                return Ok(json!(program::run(&words, SHELL_LIMIT)?));
+            }
+            Command::Run { words, limit_ms } => {
+                return Ok(json!(program::run(&words, Duration::from_millis(limit_ms))?));
+            }
+            Command::Launch { name, words } => {
+                absent(&self.programs, &name)?;
+                let program = Program::start(&name, &words)?;
+                self.programs.insert(name, program);
+            }
+            Command::Tell { name, line } => self.program(&name)?.tell(&line)?,
+            Command::Program { name } => return Ok(json!(self.program(&name)?.report()?)),
+            Command::Signal { name, signal } => self.program(&name)?.signal(signal)?,
+            Command::End { name } => {
+                let report = self.program(&name)?.end()?;
+                self.programs.remove(&name);
+                return Ok(json!(report));
+            }
             Command::Reboot => return self.machine().and_then(|()| end(RebootCommand::Restart)),
             Command::PowerOff => return self.machine().and_then(|()| end(RebootCommand::PowerOff)),
         }
         Ok(Value::Null)
+    }
+
+    /// A program that was launched.
+    fn program(&mut self, name: &str) -> Result<&mut Program> {
+        self.programs.get_mut(name).ok_or_else(|| Error::new(format!("no program {name} was launched")))
     }
 
     /// An error in a namespace, for what concerns the whole machine.
@@ -221,39 +248,4 @@ fn end(how: RebootCommand) -> Result<Value> {
     Ok(Value::Null)
 }
 
-fn shell(line: &str) -> Result<ShellReport> {
-    let output = &format!("/tmp/ringway-shell-{}", std::process::id());
-    let log = File::create(output).context(|| output.clone())?;
-    let mut child = Program::new("/bin/busybox")
-        .args(["sh", "-c", line])
-        .env("PATH", "/bin")
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()
-        .context(|| "busybox".into())?;
-    let deadline = Instant::now() + SHELL_LIMIT;
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        if Instant::now() > deadline {
-            child.kill()?;
-            break child.wait()?;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
-    let code = status.code().unwrap_or_else(|| {
-        use std::os::unix::process::ExitStatusExt;
-        128 + status.signal().unwrap_or(0)
-    });
-    let mut text = String::from_utf8_lossy(&std::fs::read(output)?).into_owned();
-    std::fs::remove_file(output)?;
-    if let Some((cut, _)) = text.char_indices().nth(SHELL_OUTPUT_CHARS) {
-        text.truncate(cut);
-    }
-    Ok(ShellReport { code, output: text })
-}
-
 const SHELL_LIMIT: Duration = Duration::from_secs(20);
-const SHELL_OUTPUT_CHARS: usize = 4096;

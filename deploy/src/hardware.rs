@@ -1,0 +1,26 @@
+//! A machine with network hardware behind an IOMMU: emulated, driven by a stock kernel, with Ringway inside.
+//!
+//! QEMU models an IOMMU (`intel-iommu`), an Intel 82576 with its virtual functions (`igb`), and a virtio network function, or
+//! with a newer QEMU one with virtual functions of its own. All hang on one wire, so that Linux on one of them sends what
+//! Ringway on another receives.
+//!
+//! ```text
+//! the guest:  Linux -- igb PF ---+
+//!             VFIO --- igb VF ---+-- the wire (QEMU's hub)
+//!             VFIO --- virtio ---+
+//!             ringwayd --socket-- testpmd, which answers pings
+//! ```
+//! [`Machine`] boots it and has a function for each step that an operator takes; each says what it did and how long it took.
+//! [`scenarios`] are made of these steps.
+
+mod inside;
+mod kernel_log;
+mod machine;
+mod pci;
+mod programs;
+pub mod scenarios;
+
+pub use inside::Echoer;
+pub use kernel_log::KernelLog;
+pub use machine::{Machine, Model};
+pub use pci::{IGB, IGB_VFS, VIRTIO, VIRTIO_VFS};

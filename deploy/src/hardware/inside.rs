@@ -1,0 +1,193 @@
+//! Ringway inside the machine, and what talks to it there: testpmd as a front-end that answers pings, Linux that sends them.
+
+use std::net::IpAddr;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::Machine;
+use super::programs::{NICE, RINGWAY, RINGWAYD, STDBUF, TESTPMD};
+use crate::agent::ShellReport;
+use crate::error::{Context, Result};
+use crate::lab::wait_for;
+use crate::pace::WATCHDOG;
+use crate::{ensure, exchange};
+
+/// DPDK's testpmd as a front-end that answers ARP and ICMP echo requests for whatever address.
+#[derive(Debug, Clone)]
+pub struct Echoer {
+    /// The device whose socket it connects to.
+    pub device: String,
+    /// Packed rings, else split ones.
+    pub packed: bool,
+    /// Queue pairs.
+    pub queues: u32,
+    /// Descriptors in each ring.
+    pub queue_size: u32,
+}
+
+impl Echoer {
+    /// One pair of rings of 256 descriptors.
+    pub fn new(device: &str, packed: bool) -> Echoer {
+        Echoer { device: device.into(), packed, queues: 1, queue_size: 256 }
+    }
+}
+
+impl Machine<'_> {
+    /// Starts `ringwayd`; returns when it answers.
+    pub fn start_ringwayd(&mut self) -> Result<()> {
+        self.step("ringwayd started", |machine| {
+            machine.guest.launch("ringwayd", &[RINGWAYD, "--cores", "0"])?;
+            wait_for("an answer of ringwayd", WATCHDOG, || {
+                machine.still_runs("ringwayd")?;
+                let report = machine.ringway_raw(&["mgmtdev", "show"])?;
+                Ok((report.code == 0).then_some(()))
+            })
+        })
+    }
+
+    /// Ends `ringwayd` with SIGTERM, which must end well.
+    pub fn stop_ringwayd(&mut self) -> Result<()> {
+        self.step("ringwayd ended", |machine| {
+            machine.guest.signal("ringwayd", Signal::TERM)?;
+            let code = wait_for("end of ringwayd", WATCHDOG, || Ok(machine.guest.program("ringwayd")?.code))?;
+            let left = machine.end_program("ringwayd")?;
+            ensure!(code == 0, "exit code {code}:\n{left}");
+            Ok(())
+        })
+    }
+
+    /// Runs `ringway` with these words, however it ends.
+    pub fn ringway_raw(&mut self, words: &[&str]) -> Result<ShellReport> {
+        self.run(&[&[RINGWAY], words].concat(), WATCHDOG)
+    }
+
+    /// Runs `ringway` with these words, which must succeed; tells it as a step.
+    pub fn ringway(&mut self, words: &[&str]) -> Result<String> {
+        let line = format!("ringway {}", words.join(" "));
+        self.step(&line, |machine| machine.ringway_quietly(words))
+    }
+
+    /// Runs `ringway -j` with these words, which must succeed, and reads its JSON.
+    pub fn ringway_json(&mut self, words: &[&str]) -> Result<Value> {
+        let text = self.ringway_quietly(&[&["-j"], words].concat())?;
+        serde_json::from_str(&text).context(|| format!("ringway -j {}: {text}", words.join(" ")))
+    }
+
+    /// Starts testpmd as `echoer` says; returns when it forwards.
+    pub fn start_testpmd(&mut self, echoer: &Echoer) -> Result<()> {
+        let kind = if echoer.packed { "packed" } else { "split" };
+        self.step(&format!("testpmd answers on {} over {kind} rings", echoer.device), |machine| {
+            let vdev = format!(
+                "net_virtio_user0,path=/run/ringway/dev/{}.sock,queues={},queue_size={},packed_vq={}",
+                echoer.device,
+                echoer.queues,
+                echoer.queue_size,
+                u8::from(echoer.packed)
+            );
+            let preload = format!("LD_PRELOAD={STDBUF}");
+            let queues = [format!("--rxq={}", echoer.queues), format!("--txq={}", echoer.queues)];
+            // It polls: whatever else has something to do goes first.
+            let mut words = vec![NICE, "-n", "19", "/bin/env", &preload, "_STDBUF_O=L", TESTPMD];
+            words.extend(["--lcores", "0@0,1@0", "--main-lcore", "0", "--no-pci", "-m", "64"]);
+            words.extend(["--in-memory", "--single-file-segments", "--vdev", &vdev, "--", "-i"]);
+            // DPDK 22.11 marks the header of a frame in pieces as writable in a packed ring's indirect table, and what follows
+            // as readable, which is against the rules: a frame in one piece has no such table.
+            let buffer = if echoer.packed { "--mbuf-size=10240" } else { "--mbuf-size=2176" };
+            words.extend(["--forward-mode=icmpecho", "--nb-cores=1", "--total-num-mbufs=2048", buffer]);
+            words.extend(["--no-lsc-interrupt", "--disable-link-check"]);
+            words.extend([queues[0].as_str(), &queues[1], "--auto-start"]);
+            machine.guest.launch(TESTPMD_NAME, &words)?;
+            wait_for("testpmd's prompt", WATCHDOG, || {
+                machine.still_runs(TESTPMD_NAME)?;
+                let said = machine.guest.program(TESTPMD_NAME)?.output;
+                Ok(said.ends_with("testpmd> ").then_some(()))
+            })
+        })
+    }
+
+    /// Ends testpmd as its user would.
+    pub fn stop_testpmd(&mut self) -> Result<()> {
+        self.step("testpmd ended", |machine| {
+            machine.guest.tell(TESTPMD_NAME, "quit")?;
+            let code =
+                wait_for("end of testpmd", WATCHDOG, || Ok(machine.guest.program(TESTPMD_NAME)?.code))?;
+            let left = machine.end_program(TESTPMD_NAME)?;
+            ensure!(code == 0, "exit code {code}:\n{left}");
+            Ok(())
+        })
+    }
+
+    /// Linux sends echo requests of some 40 sizes of an MTU, several at a time: every one must be answered, once and equal.
+    pub fn pings_of_all_sizes(&mut self, to: IpAddr, mtu: usize) -> Result<()> {
+        let mut answered = 0;
+        self.step(&format!("{to} answers pings of every border size up to an MTU of {mtu}"), |machine| {
+            for order in exchange::border_sizes(to, mtu) {
+                answered += exchange::echo(&mut machine.guest, order)?.received;
+            }
+            Ok(())
+        })?;
+        self.say(format_args!("  {answered} answered, once and equal"));
+        Ok(())
+    }
+
+    /// Gives an interface an IPv4 address, `10.9.0.1/24`, in place of those it has.
+    pub fn set_address(&mut self, interface: &str, address: &str) -> Result<()> {
+        self.ip(&format!("address flush dev {interface}"))?;
+        self.ip(&format!("address add {address} dev {interface}")).map(|_| ())
+    }
+
+    /// Makes an interface for a VLAN of another one, up, with an address.
+    pub fn make_vlan(&mut self, interface: &str, id: u16, address: &str) -> Result<()> {
+        self.step(&format!("VLAN {id} on {interface}"), |machine| {
+            machine.ip(&format!("link add link {interface} name {interface}.{id} type vlan id {id}"))?;
+            machine.set_address(&format!("{interface}.{id}"), address)?;
+            machine.ip(&format!("link set {interface}.{id} up")).map(|_| ())
+        })
+    }
+
+    /// Ends what a scenario that failed has left running; what the devices counted is kept with the test's other logs.
+    pub fn end_programs(&mut self) {
+        if self.guest.program("ringwayd").is_ok() {
+            // It only explains what failed.
+            let _ = self.keep_counters();
+        }
+        for name in [TESTPMD_NAME, "ringwayd"] {
+            // It need not run.
+            let _ = self.end_program(name);
+        }
+    }
+
+    fn keep_counters(&mut self) -> Result<()> {
+        let mut counters = String::new();
+        let shown = self.ringway_json(&["dev", "show"])?;
+        for device in shown["dev"].as_object().into_iter().flatten().map(|(name, _)| name) {
+            counters += &self.ringway_quietly(&["dev", "vstats", "show", device])?;
+        }
+        counters += &self.sh("cat /proc/net/dev")?;
+        std::fs::write(self.lab.path("counters.log"), counters).context(|| "counters".into())
+    }
+
+    /// Ends a program and keeps what it wrote with the test's other logs.
+    fn end_program(&mut self, name: &str) -> Result<String> {
+        let output = self.guest.end(name)?.output;
+        std::fs::write(self.lab.path(&format!("{name}.log")), &output)?;
+        Ok(output)
+    }
+
+    fn still_runs(&mut self, name: &str) -> Result<()> {
+        let report = self.guest.program(name)?;
+        ensure!(report.code.is_none(), "{name} ended with {:?}:\n{}", report.code, report.output);
+        Ok(())
+    }
+
+    fn ringway_quietly(&mut self, words: &[&str]) -> Result<String> {
+        let report = self.ringway_raw(words)?;
+        let line = words.join(" ");
+        ensure!(report.code == 0, "ringway {line}: exit code {}: {}", report.code, report.output.trim());
+        Ok(report.output)
+    }
+}
+
+/// By which name the agent knows testpmd.
+const TESTPMD_NAME: &str = "testpmd";

@@ -1,0 +1,210 @@
+//! The machine itself: which functions it has, its boot, and how its steps are told.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rustix::termios::{OptionalActions, Termios};
+
+use super::{KernelLog, programs};
+use crate::agent::ShellReport;
+use crate::ensure;
+use crate::error::{Context, Result};
+use crate::image::{self, Kernel};
+use crate::lab::Lab;
+use crate::pace::WATCHDOG;
+use crate::qemu::{Guest, Image, Qemu, push};
+
+/// Which virtio network function a machine has beside its igb.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Model {
+    /// One function, as the installed QEMU has it.
+    Function,
+    /// One with two virtual functions: a newer QEMU, unpacked beside the kernel.
+    VirtualFunctions,
+}
+
+impl Model {
+    fn qemu(self) -> Result<Qemu> {
+        match self {
+            Model::Function => Qemu::installed(),
+            Model::VirtualFunctions => Qemu::unpacked(),
+        }
+    }
+
+    fn arguments(self) -> Vec<String> {
+        let mut line = Vec::new();
+        push(&mut line, "-machine", "q35,kernel-irqchip=split".into());
+        // One vCPU. With a thread for each of several, QEMU 10.0 takes one device's registers for another's while functions'
+        // registers are placed (an access to the interrupt controller went to the IOMMU in one boot of ten: a guest that hangs,
+        // or QEMU's "section_index < d->map.sections_nb"). With one thread for several, one that polls keeps it for 100 ms.
+        push(&mut line, "-accel", "tcg,thread=single".into());
+        push(&mut line, "-cpu", "max".into());
+        push(&mut line, "-m", MEMORY_MIB.to_string());
+        push(&mut line, "-device", "intel-iommu,intremap=on,caching-mode=on".into());
+        let virtio: &[&str] = match self {
+            Model::Function => &["bus=rp1"],
+            // Virtual functions before the function that has them; the address is the virtual function's place.
+            Model::VirtualFunctions => &[
+                "bus=rp1,addr=0x0.0x1,sriov-pf=pf",
+                "bus=rp1,addr=0x0.0x2,sriov-pf=pf",
+                "bus=rp1,addr=0x0.0x0,id=pf",
+            ],
+        };
+        for port in 0..=virtio.len() {
+            push(&mut line, "-netdev", format!("hubport,id=n{port},hubid=0"));
+        }
+        push(&mut line, "-device", "pcie-root-port,id=rp0,slot=1".into());
+        push(&mut line, "-device", "igb,bus=rp0,netdev=n0,mac=52:54:00:00:00:01".into());
+        push(&mut line, "-device", "pcie-root-port,id=rp1,slot=2".into());
+        for (number, place) in (1..).zip(virtio) {
+            let mac = format!("mac=52:54:00:00:02:{number:02x}");
+            let how = "iommu_platform=on,disable-legacy=on,packed=on,romfile=";
+            push(&mut line, "-device", format!("virtio-net-pci,{place},netdev=n{number},{mac},{how}"));
+        }
+        line
+    }
+}
+
+/// A running machine.
+#[derive(Debug)]
+pub struct Machine<'lab> {
+    pub(super) lab: &'lab Lab,
+    pub(super) guest: Guest,
+}
+
+impl<'lab> Machine<'lab> {
+    /// Boots a machine; returns when its agent is ready.
+    pub fn boot(lab: &'lab Lab, model: Model) -> Result<Machine<'lab>> {
+        let qemu = model.qemu()?;
+        let kernel = Kernel::find()?;
+        let initramfs = lab.path("machine.cpio");
+        image::write_initramfs(&kernel, &MODULES, &initramfs)?;
+        image::append_archive(programs::archive(lab)?, &initramfs)?;
+        lab.say(format_args!("booting {}", qemu.name));
+        let append = "quiet intel_iommu=on ipv6.disable=1".into();
+        let image = Image { kernel: kernel.image, initramfs, append };
+        let guest = Guest::start(lab, "machine", &qemu.command, model.arguments(), &image)?;
+        let guest = guest.wait_until_up(lab)?;
+        // Tens of megabytes that nobody reads again.
+        fs::remove_file(&image.initramfs)?;
+        let mut machine = Machine { lab, guest };
+        // DPDK loads no plug-in from below a folder that others may write to.
+        machine.sh("/bin/busybox --install -s /bin && chmod 755 / && mkdir -p /dev/hugepages && mount -t hugetlbfs none /dev/hugepages")?;
+        machine.sh(&format!("echo {HUGE_PAGES} > /proc/sys/vm/nr_hugepages"))?;
+        Ok(machine)
+    }
+
+    /// Ends it.
+    pub fn power_off(self) -> Result<()> {
+        self.guest.power_off()
+    }
+
+    /// The guest as a station: its NICs, and the traffic that its kernel makes.
+    pub fn linux(&mut self) -> &mut Guest {
+        &mut self.guest
+    }
+
+    /// Takes a step: tells what it was and how long it took; its error begins with it.
+    pub fn step<T>(&mut self, what: &str, act: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let begun = Instant::now();
+        let done = act(self).context(|| what.into())?;
+        self.lab.say(format_args!("{what} ({:.2} s)", begun.elapsed().as_secs_f64()));
+        Ok(done)
+    }
+
+    /// Says something beside the steps.
+    pub fn say(&self, line: impl std::fmt::Display) {
+        self.lab.say(line);
+    }
+
+    /// Runs a line in the shell, which must succeed; gives what it wrote.
+    pub fn sh(&mut self, line: &str) -> Result<String> {
+        let report = self.run(&["/bin/busybox", "sh", "-c", line], SHELL_LIMIT)?;
+        ensure!(report.code == 0, "{line}: exit code {}: {}", report.code, report.output.trim());
+        Ok(report.output.trim().to_string())
+    }
+
+    /// Runs a program, however it ends.
+    pub fn run(&mut self, words: &[&str], limit: Duration) -> Result<ShellReport> {
+        self.guest.run(words, limit)
+    }
+
+    /// What the kernel has logged since this was last asked; kept with the test's other logs.
+    pub fn kernel_log(&mut self) -> Result<KernelLog> {
+        let text = self.sh("dmesg -c")?;
+        let path = self.lab.path("kernel.log");
+        let mut file = File::options().create(true).append(true).open(&path)?;
+        writeln!(file, "{text}")?;
+        Ok(KernelLog::new(text))
+    }
+
+    /// A shell on the machine's console, between it and this process's own input and output, until it ends.
+    pub fn shell(&mut self) -> Result<()> {
+        let mut console = self.guest.console()?;
+        let _raw = Raw::new();
+        self.guest.launch("shell", &["/bin/getty", "-n", "-l", "/bin/sh", "115200", "ttyS0", "linux"])?;
+        let mut keys = Some(console.try_clone()?);
+        console.set_read_timeout(Some(Duration::from_millis(200)))?;
+        let (mut bytes, mut output) = ([0; 4096], std::io::stdout());
+        loop {
+            match console.read(&mut bytes) {
+                Ok(0) => return Ok(()),
+                Ok(count) => {
+                    output.write_all(&bytes[..count])?;
+                    output.flush()?;
+                    // What it is told before its first word, it throws away.
+                    if let Some(keys) = keys.take() {
+                        std::thread::spawn(|| pass_keys_on(keys));
+                    }
+                }
+                // It says nothing: has it ended?
+                Err(_) if self.guest.program("shell")?.code.is_some() => return Ok(()),
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+/// From this process's input to the console; the shell ends where the input does.
+fn pass_keys_on(mut console: UnixStream) -> std::io::Result<()> {
+    let mut bytes = [0; 1024];
+    let mut input = std::io::stdin().lock();
+    while let count @ 1.. = input.read(&mut bytes)? {
+        console.write_all(&bytes[..count])?;
+    }
+    console.write_all(b"exit\n")
+}
+
+/// The terminal passes every key on, control-C too, for as long as this lives.
+struct Raw(Option<Termios>);
+
+impl Raw {
+    fn new() -> Raw {
+        let input = std::io::stdin();
+        // Input from a file or a pipe has no modes.
+        let modes = rustix::termios::tcgetattr(&input).ok();
+        if let Some(modes) = &modes {
+            let mut raw = modes.clone();
+            raw.make_raw();
+            let _ = rustix::termios::tcsetattr(&input, OptionalActions::Now, &raw);
+        }
+        Raw(modes)
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        if let Some(modes) = &self.0 {
+            // Nothing is to be done about a terminal that is gone.
+            let _ = rustix::termios::tcsetattr(std::io::stdin(), OptionalActions::Now, modes);
+        }
+    }
+}
+
+const MODULES: [&str; 6] = ["igb", "virtio_net", "vfio-pci", "vfio_iommu_type1", "tun", "8021q"];
+const MEMORY_MIB: u32 = 2560;
+/// Of 2 MiB each: testpmd's memory.
+const HUGE_PAGES: u32 = 128;
+const SHELL_LIMIT: Duration = WATCHDOG;

@@ -1,0 +1,61 @@
+//! `deploy/lab/run`: boots a machine with emulated network hardware and plays a scenario on it, or gives a shell inside.
+
+use std::process::ExitCode;
+
+use ringway_lab::error::Result;
+use ringway_lab::hardware::scenarios::{self, Scenario};
+use ringway_lab::hardware::{Machine, Model};
+use ringway_lab::lab::Lab;
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let outcome = match words.as_slice() {
+        [] | ["-h" | "--help"] => {
+            list();
+            return ExitCode::SUCCESS;
+        }
+        ["shell"] => shell(Model::Function),
+        ["shell", "virtio-vf"] => shell(Model::VirtualFunctions),
+        [name] => match scenarios::find(name) {
+            Some(scenario) => play(scenario),
+            None => return unknown(name),
+        },
+        [_, word, ..] => return unknown(word),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("deploy/lab/run: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn list() {
+    println!("deploy/lab/run SCENARIO           boots a machine and plays one of:");
+    for scenario in scenarios::ALL {
+        println!("    {:<30}{}", scenario.name, scenario.proves);
+    }
+    println!(
+        "deploy/lab/run shell [virtio-vf]  a shell inside; with a virtio function that has virtual functions"
+    );
+}
+
+fn unknown(word: &str) -> ExitCode {
+    eprintln!("deploy/lab/run: nothing is called {word}: without words it lists the scenarios");
+    ExitCode::from(2)
+}
+
+fn play(scenario: &Scenario) -> Result<()> {
+    Lab::attempt(&format!("lab-{}", scenario.name), |lab| scenario.play_alone(lab))
+}
+
+fn shell(model: Model) -> Result<()> {
+    Lab::attempt("lab-shell", |lab| {
+        let mut machine = Machine::boot(lab, model)?;
+        lab.say("ringwayd, ringway, dpdk-testpmd, ip and busybox are there; `exit` ends the machine");
+        machine.shell()?;
+        machine.power_off()
+    })
+}

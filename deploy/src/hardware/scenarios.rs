@@ -1,0 +1,170 @@
+//! What is proved on a machine, by name. Each scenario leaves the machine so that the next can follow, and ends with a look at
+//! the kernel's log.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Instant;
+
+use super::{Echoer, IGB, IGB_VFS, Machine, Model, VIRTIO, VIRTIO_VFS};
+use crate::error::{Error, Result};
+use crate::lab::Lab;
+use crate::{ensure, fail};
+
+/// One of them.
+#[derive(Debug, Clone, Copy)]
+pub struct Scenario {
+    /// By which it is asked for.
+    pub name: &'static str,
+    /// What it proves, in a line.
+    pub proves: &'static str,
+    /// On which machine.
+    pub model: Model,
+    act: fn(&mut Machine<'_>) -> Result<()>,
+}
+
+/// All of them; those of one machine in an order in which they can follow each other.
+pub const ALL: &[Scenario] = &[
+    Scenario {
+        name: "ground",
+        proves: "the machine: virtual functions, IOMMU groups, vfio-pci, the wire between Linux's own drivers",
+        model: Model::Function,
+        act: ground,
+    },
+    Scenario {
+        name: "tap",
+        proves: "testpmd answers Linux through Ringway and a TAP: split and packed rings, MTU 1500 and 9000, VLAN",
+        model: Model::Function,
+        act: tap,
+    },
+    Scenario {
+        name: "virtio-vf-ground",
+        proves: "a virtio function's virtual functions: their groups, vfio-pci, the wire between Linux's own drivers",
+        model: Model::VirtualFunctions,
+        act: virtio_vf_ground,
+    },
+];
+
+/// A scenario by its name.
+pub fn find(name: &str) -> Option<&'static Scenario> {
+    ALL.iter().find(|scenario| scenario.name == name)
+}
+
+/// Boots a machine of a model and plays all its scenarios; one that fails keeps no other from being played.
+pub fn play_all(lab: &Lab, model: Model) -> Result<()> {
+    let mut machine = Machine::boot(lab, model)?;
+    let of_model: Vec<&Scenario> = ALL.iter().filter(|scenario| scenario.model == model).collect();
+    let mut failed = Vec::new();
+    for scenario in &of_model {
+        if let Err(error) = scenario.play(&mut machine) {
+            machine.say(format_args!("{} FAILED: {error}", scenario.name));
+            failed.push(format!("{}: {error}", scenario.name));
+        }
+    }
+    if !failed.is_empty() {
+        fail!("{} of {} scenarios failed:\n{}", failed.len(), of_model.len(), failed.join("\n"));
+    }
+    machine.power_off()
+}
+
+impl Scenario {
+    /// Boots a machine for this scenario alone, and plays it.
+    pub fn play_alone(&self, lab: &Lab) -> Result<()> {
+        let mut machine = Machine::boot(lab, self.model)?;
+        self.play(&mut machine)?;
+        machine.power_off()
+    }
+
+    fn play(&self, machine: &mut Machine<'_>) -> Result<()> {
+        let begun = Instant::now();
+        machine.say(format_args!("---- {}: {}", self.name, self.proves));
+        // The boot's own messages, or what a failed one has left, are no part of it.
+        machine.kernel_log()?;
+        // A way to an address that an earlier one used must not lead into its interface.
+        machine.ip("-4 address flush scope global")?;
+        let outcome = (self.act)(machine);
+        machine.end_programs();
+        // Read whatever happened: it may say why.
+        let log = machine.kernel_log()?;
+        outcome.map_err(|error| Error::new(format!("{error}\nthe kernel's log ends:\n{}", log.end())))?;
+        machine.step("the kernel's log is clean", |_| log.clean())?;
+        machine.say(format_args!("{}: {:.1} s", self.name, begun.elapsed().as_secs_f64()));
+        Ok(())
+    }
+}
+
+fn ground(machine: &mut Machine<'_>) -> Result<()> {
+    let pf = machine.pf_up(IGB)?;
+    machine.make_vfs(IGB, IGB_VFS.len(), &IGB_VFS)?;
+    for (number, mac) in IGB_VF_MACS.iter().enumerate() {
+        machine.set_vf_mac(&pf, number, mac)?;
+    }
+    machine.link_is_back(&pf)?;
+    linux_answers_linux(machine, &pf, VIRTIO)?;
+    let functions = [IGB_VFS[0], IGB_VFS[1], VIRTIO];
+    bound_and_unbound(machine, &functions)?;
+    machine.give_to_linux(VIRTIO, "virtio-pci")?;
+    machine.interface_of(VIRTIO).map(|_| ())
+}
+
+fn virtio_vf_ground(machine: &mut Machine<'_>) -> Result<()> {
+    let pf = machine.pf_up(IGB)?;
+    machine.pf_up(VIRTIO)?;
+    machine.make_vfs(VIRTIO, VIRTIO_VFS.len(), &VIRTIO_VFS)?;
+    machine.give_to_linux(VIRTIO_VFS[0], "virtio-pci")?;
+    linux_answers_linux(machine, &pf, VIRTIO_VFS[0])?;
+    bound_and_unbound(machine, &VIRTIO_VFS)?;
+    machine.remove_vfs(VIRTIO)
+}
+
+/// Every function has a group of its own, can be given to vfio-pci, and taken from it.
+fn bound_and_unbound(machine: &mut Machine<'_>, functions: &[&str]) -> Result<()> {
+    let mut groups = Vec::new();
+    for function in functions {
+        groups.push(machine.group_of_its_own(function)?);
+        machine.give_to_vfio(function)?;
+    }
+    groups.dedup();
+    ensure!(groups.len() == functions.len(), "functions share groups: {groups:?}");
+    for function in functions {
+        machine.take_from_vfio(function)?;
+    }
+    Ok(())
+}
+
+/// Linux's own drivers on both sides of the wire: when this fails, look at the machine first.
+fn linux_answers_linux(machine: &mut Machine<'_>, pf: &str, function: &str) -> Result<()> {
+    let other = machine.interface_of(function)?;
+    machine.step(&format!("{other} of {function} is in a namespace of its own, up"), |machine| {
+        machine.ip("netns add other")?;
+        machine.ip(&format!("link set {other} netns other"))?;
+        machine.ip(&format!("-n other address add {THERE}/24 dev {other}"))?;
+        machine.ip(&format!("-n other link set {other} up")).map(|_| ())
+    })?;
+    machine.set_address(pf, &format!("{HERE}/24"))?;
+    machine.pings_of_all_sizes(THERE, 1500)?;
+    machine.step("the namespace is gone", |machine| {
+        machine.ip(&format!("-n other link set {other} netns 1"))?;
+        machine.ip("netns delete other").map(|_| ())
+    })
+}
+
+fn tap(machine: &mut Machine<'_>) -> Result<()> {
+    machine.start_ringwayd()?;
+    for packed in [false, true] {
+        machine.ringway(&["dev", "add", "name", "vm0", "mgmtdev", "tap/rwt0", "mtu", "9000"])?;
+        machine.start_testpmd(&Echoer::new("vm0", packed))?;
+        machine.set_address("rwt0", &format!("{HERE}/24"))?;
+        machine.ip("link set rwt0 up")?;
+        machine.link_is_back("rwt0")?;
+        machine.pings_of_all_sizes(THERE, 1500)?;
+        machine.pings_of_all_sizes(THERE, 9000)?;
+        machine.make_vlan("rwt0", 7, "10.9.7.1/24")?;
+        machine.pings_of_all_sizes(IpAddr::V4(Ipv4Addr::new(10, 9, 7, 2)), 1500)?;
+        machine.stop_testpmd()?;
+        machine.ringway(&["dev", "del", "vm0"])?;
+    }
+    machine.stop_ringwayd()
+}
+
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 1));
+const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2));
+const IGB_VF_MACS: [&str; 2] = ["52:54:00:00:01:01", "52:54:00:00:01:02"];
