@@ -18,7 +18,7 @@ use crate::pin::pin_to;
 use crate::placed::Placed;
 use crate::pump::{Pump, Watcher};
 use crate::reaper;
-use crate::stats::{Stuck, WorkerStats};
+use crate::stats::{StuckWorker, WorkerStats};
 use crate::tenant::{Seat, Tenant};
 use crate::worker::Worker;
 use crate::workers::Workers;
@@ -123,7 +123,7 @@ impl Engine {
     /// The workers that have been inside one call of one pump for longer than `longer_than`. A pump's only system call
     /// is the write to a peer's eventfd, which a hostile peer can make block: whoever watches then interrupts the
     /// thread with a signal and faults the ring. Cheap enough to call every millisecond.
-    pub fn stuck(&self, longer_than: Duration) -> Vec<Stuck> {
+    pub fn stuck(&self, longer_than: Duration) -> Vec<StuckWorker> {
         let clock = self.inner.workers.clock;
         let bound = to_cycles(u64::try_from(longer_than.as_nanos()).unwrap_or(u64::MAX), clock.hertz);
         let mut found = Vec::new();
@@ -133,7 +133,7 @@ impl Engine {
             if cycles > bound
                 && let Some(seat) = desk.seat(slot)
             {
-                found.push(Stuck {
+                found.push(StuckWorker {
                     core: desk.core,
                     tid: desk.tid.load(Ordering::Relaxed) as i32,
                     pump: seat.name.clone(),

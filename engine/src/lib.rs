@@ -44,4 +44,4 @@ pub use engine::Engine;
 pub use error::{NotPlaced, PlaceError, StartError};
 pub use placed::{HowEnded, Placed, Retired};
 pub use pump::{Armed, Budget, Polled, Pump, Watcher};
-pub use stats::{PumpStats, Stuck, WorkerStats};
+pub use stats::{PumpStats, StuckWorker, WorkerStats};

@@ -61,7 +61,7 @@ pub struct WorkerStats {
 
 /// A worker that has been inside one call of one pump for longer than was asked about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stuck {
+pub struct StuckWorker {
     /// The worker's core.
     pub core: usize,
     /// Its thread id, for a signal that interrupts the system call it hangs in.
