@@ -50,13 +50,13 @@ impl MgmtKind for BridgeKind {
         // Two independent numbers that no guest can know: the standard library's keys are random.
         let seed = [0u8, 1].map(|nth| RandomState::new().hash_one(nth));
         let (fabric, settings) = Fabric::bridge(&name, core, Duration::from_secs(ageing), seed);
-        Ok(Box::new(Bridge { name, fabric, settings, ageing, core, members: Members::default() }))
+        Ok(Box::new(BridgeMgmtdev { name, fabric, settings, ageing, core, members: Members::default() }))
     }
 }
 
 /// One bridge.
 #[derive(Debug)]
-struct Bridge {
+struct BridgeMgmtdev {
     name: String,
     fabric: Arc<Fabric>,
     settings: Arc<BridgeSettings>,
@@ -66,7 +66,7 @@ struct Bridge {
     members: Members,
 }
 
-impl ManagementDevice for Bridge {
+impl ManagementDevice for BridgeMgmtdev {
     fn info(&self) -> MgmtInfo {
         describe(self.name.clone())
     }
@@ -124,7 +124,7 @@ impl ManagementDevice for Bridge {
     }
 }
 
-impl NetMgmt for Bridge {
+impl NetMgmt for BridgeMgmtdev {
     fn stations(&self) -> Learned {
         let stations = self.settings.stations();
         let seen = stations.seen().into_iter().map(|station| {

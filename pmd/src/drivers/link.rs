@@ -38,19 +38,19 @@ impl MgmtKind for LinkKind {
         _core: usize,
     ) -> Result<Box<dyn ManagementDevice>, DriverError> {
         let name = format!("link/{name}");
-        Ok(Box::new(Link { fabric: Fabric::link(&name), name, members: Members::default() }))
+        Ok(Box::new(LinkMgmtdev { fabric: Fabric::link(&name), name, members: Members::default() }))
     }
 }
 
 /// One link.
 #[derive(Debug)]
-struct Link {
+struct LinkMgmtdev {
     name: String,
     fabric: Arc<Fabric>,
     members: Members,
 }
 
-impl ManagementDevice for Link {
+impl ManagementDevice for LinkMgmtdev {
     fn info(&self) -> MgmtInfo {
         describe(self.name.clone())
     }

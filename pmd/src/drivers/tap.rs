@@ -31,7 +31,7 @@ impl MgmtKind for TapKind {
     ) -> Result<Box<dyn ManagementDevice>, DriverError> {
         check_bus_name(name)?;
         let link = LinkKind.make(name, attributes, core)?;
-        Ok(Box::new(Tap { ifname: name.to_owned(), link }))
+        Ok(Box::new(TapMgmtdev { ifname: name.to_owned(), link }))
     }
 }
 
@@ -69,12 +69,12 @@ fn check(name: &str, spec: &DeviceSpec) -> Result<(), Unfit> {
 }
 
 /// One of them.
-struct Tap {
+struct TapMgmtdev {
     ifname: String,
     link: Box<dyn ManagementDevice>,
 }
 
-impl ManagementDevice for Tap {
+impl ManagementDevice for TapMgmtdev {
     fn info(&self) -> MgmtInfo {
         let link = self.link.info();
         MgmtInfo { name: format!("tap/{}", self.ifname), ..describe(link) }

@@ -52,7 +52,7 @@ pub struct BridgePort {
 
 /// The pump.
 #[derive(Debug)]
-pub struct Bridge {
+pub struct BridgePump {
     ports: Vec<Lane>,
     /// Index in `ports` by slot.
     by_slot: Vec<Option<u16>>,
@@ -105,7 +105,7 @@ enum Decision {
     Drop(DropReason),
 }
 
-impl Bridge {
+impl BridgePump {
     /// Binds what runs. The scratch is one with room if any source may leave more to be done than any sink takes.
     pub(super) fn new(
         ports: Vec<BridgePort>,
@@ -114,7 +114,7 @@ impl Bridge {
         news: Arc<AtomicBool>,
         hertz: u64,
         scratch: Scratch,
-    ) -> Bridge {
+    ) -> BridgePump {
         // What waited for a port to run may be sent now.
         news.store(true, Ordering::Relaxed);
         let slots = ports.iter().map(|port| usize::from(port.slot) + 1).max().unwrap_or(0);
@@ -136,7 +136,7 @@ impl Bridge {
             Lane { port, first_source, later, is_served: false }
         };
         let ports: Vec<Lane> = ports.into_iter().map(&mut lane).collect();
-        Bridge {
+        BridgePump {
             ports,
             by_slot,
             fdb,
@@ -159,7 +159,7 @@ impl Bridge {
         (self.ports.into_iter().map(|lane| lane.port).collect(), self.fdb)
     }
 
-    /// One burst of every source of a port, published by [`Bridge::publish`]; how many copies that came to.
+    /// One burst of every source of a port, published by [`BridgePump::publish`]; how many copies that came to.
     fn serve(&mut self, at: usize, budget: &Budget) -> u32 {
         // Taken out while they are served, so that the receivers can be reached beside them. Nothing is allocated.
         let Some(lane) = self.ports.get_mut(at) else { return 0 };
@@ -315,7 +315,7 @@ impl Bridge {
 
     /// Learns where the senders are and looks up where the receivers are.
     fn decide_all(&mut self, at: usize, decisions: &mut [Decision; Burst::CHAINS]) {
-        let Bridge { ports, by_slot, fdb, stations, frames, now, .. } = self;
+        let BridgePump { ports, by_slot, fdb, stations, frames, now, .. } = self;
         let Some(lane) = ports.get(at) else { return };
         let mut last = None;
         for ((frame, head), decision) in frames.as_slice().iter().zip(frames.heads()).zip(decisions) {
@@ -484,7 +484,7 @@ fn receiver(to: &mut Lane, queue: u16) -> Option<(Option<usize>, &mut dyn Sink)>
     sink.is_usable().then_some((later, &mut **sink))
 }
 
-impl Pump for Bridge {
+impl Pump for BridgePump {
     fn poll(&mut self, budget: &Budget, now: u64) -> Polled {
         self.now = now;
         let back = self.give_back();

@@ -13,7 +13,7 @@ use ringway_ring::tsc;
 use super::MOST_PORTS;
 use super::ends::{EndKey, Ends, PumpKey, Side};
 use super::kind::{Foreign, Kind};
-use crate::net::bridge::{Bridge as BridgePump, BridgePort};
+use crate::net::bridge::{BridgePort, BridgePump};
 use crate::net::fdb::{Fdb, FdbOptions};
 use crate::net::rate::RateLimit;
 use crate::net::stations::Stations;

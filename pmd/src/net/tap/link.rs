@@ -7,7 +7,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 
 /// An interface, as the namespace of the asking thread has it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Link {
+pub(super) struct Interface {
     /// `ARPHRD_*`.
     hardware: u16,
     /// `tun`, `veth`, `bridge` and the like; empty for what comes from a driver.
@@ -18,9 +18,9 @@ pub(super) struct Link {
     pub(super) queues: u32,
 }
 
-impl Link {
+impl Interface {
     /// Looks. None: there is none of that name.
-    pub(super) fn find(name: &str) -> io::Result<Option<Link>> {
+    pub(super) fn find(name: &str) -> io::Result<Option<Interface>> {
         let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
         let mut request = vec![0; HEADER + INFO];
         request[4..6].copy_from_slice(&libc::RTM_GETLINK.to_ne_bytes());
@@ -60,7 +60,7 @@ impl Link {
 }
 
 /// Reads the kernel's answer.
-fn parse(answer: &[u8]) -> io::Result<Option<Link>> {
+fn parse(answer: &[u8]) -> io::Result<Option<Interface>> {
     let short = || io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer is cut short");
     let message_type = number(answer, 4, 2).ok_or_else(short)?;
     if message_type == libc::NLMSG_ERROR as u32 {
@@ -70,8 +70,10 @@ fn parse(answer: &[u8]) -> io::Result<Option<Link>> {
             error => Err(io::Error::from_raw_os_error(error)),
         };
     }
-    let mut link =
-        Link { hardware: number(answer, HEADER + 2, 2).ok_or_else(short)? as u16, ..Link::default() };
+    let mut link = Interface {
+        hardware: number(answer, HEADER + 2, 2).ok_or_else(short)? as u16,
+        ..Interface::default()
+    };
     let rest = answer.get(HEADER + INFO..).unwrap_or_default();
     for (_, info) in attributes(rest).filter(|(kind, _)| *kind == libc::IFLA_LINKINFO) {
         for (kind, value) in attributes(info) {
@@ -140,8 +142,8 @@ mod tests {
     #[test]
     fn what_an_interface_is_is_told() {
         in_own_namespace(|| {
-            let misfit = |name: &str, queues| Link::find(name).unwrap().unwrap().misfit(queues);
-            assert_eq!(Link::find("none").unwrap(), None);
+            let misfit = |name: &str, queues| Interface::find(name).unwrap().unwrap().misfit(queues);
+            assert_eq!(Interface::find("none").unwrap(), None);
             assert_eq!(misfit("lo", 1).unwrap(), "the loopback interface, no TAP");
             for words in ["one mode tap", "many mode tap multi_queue", "raw0 mode tun"] {
                 run(&format!("ip tuntap add dev {words}"));

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::HEADER_BYTES;
-use super::link::Link;
+use super::link::Interface;
 use super::reader::TapReader;
 use super::sys;
 use super::writer::TapWriter;
@@ -320,7 +320,7 @@ fn open_here(spec: &TapSpec, may_make: bool) -> Result<TapNetdev, TapError> {
     let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
         .map_err(|errno| resource("cannot make a socket".to_owned())(errno.into()))?;
     let own_mac = spec.own_mac();
-    let look = || Link::find(name).map_err(resource(format!("cannot ask the kernel about {name}")));
+    let look = || Interface::find(name).map_err(resource(format!("cannot ask the kernel about {name}")));
     let before = look()?;
     let was_there = before.is_some();
     match &before {
