@@ -25,7 +25,7 @@ use crate::subsystem::{self, Subsystem};
 
 /// What was asked for.
 #[derive(Debug, Clone, Copy)]
-pub struct Options {
+pub struct DemoOptions {
     /// How long traffic runs.
     pub duration: Duration,
     /// Ring layout.
@@ -36,7 +36,7 @@ pub struct Options {
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
+pub struct DemoReport {
     /// Frames that made the whole way and came back intact.
     pub packets: u64,
     /// How long traffic ran.
@@ -68,7 +68,7 @@ pub struct Latency {
 ///
 /// # Errors
 /// The data plane or the guest could not start, or the device broke a rule.
-pub fn run(options: &Options, interrupted: &AtomicBool) -> Result<Report, Fault> {
+pub fn run(options: &DemoOptions, interrupted: &AtomicBool) -> Result<DemoReport, Fault> {
     let folder =
         tempfile::tempdir().map_err(|error| Fault::system("cannot make a directory for sockets", error))?;
     let plane = Subsystem::start(subsystem::Options::embedded(folder.path()))?;
@@ -103,7 +103,7 @@ pub fn run(options: &Options, interrupted: &AtomicBool) -> Result<Report, Fault>
     plane.stop();
 
     let seconds = took.as_secs_f64();
-    Ok(Report {
+    Ok(DemoReport {
         packets,
         seconds,
         mpps: packets as f64 / seconds / 1e6,
@@ -123,7 +123,7 @@ pub fn run(options: &Options, interrupted: &AtomicBool) -> Result<Report, Fault>
 ///
 /// # Errors
 /// As [`run`]; lost frames are an error too, after the result was printed.
-pub fn run_and_print(options: &Options) -> Result<(), Fault> {
+pub fn run_and_print(options: &DemoOptions) -> Result<(), Fault> {
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, interrupted.clone())
@@ -171,7 +171,7 @@ struct Progress {
 }
 
 impl Progress {
-    fn new(options: &Options) -> Progress {
+    fn new(options: &DemoOptions) -> Progress {
         Progress { on: std::io::stderr().is_terminal(), total: options.duration, last: (Duration::ZERO, 0) }
     }
 

@@ -110,7 +110,7 @@ fn run_demo(args: &DemoArgs, json: bool) -> Result<(), Fault> {
         DemoRing::Split => Format::Split,
         DemoRing::Packed => Format::Packed,
     };
-    demo::run_and_print(&demo::Options { duration: Duration::from_secs(args.seconds), format, json })
+    demo::run_and_print(&demo::DemoOptions { duration: Duration::from_secs(args.seconds), format, json })
 }
 
 /// Tells all that is wrong with a file in the order of its lines. The exit code is that of the first.
