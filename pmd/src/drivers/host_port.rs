@@ -14,7 +14,7 @@ use crate::net::fabric::{Port, Side};
 use crate::net::netdev::{NetdevSink, NetdevSource, NetdevWatch};
 use crate::net::nic::Nic;
 use crate::net::plan::Offer;
-use crate::net::tap::{TapError, TapNetdev, TapSpec, check_ifname, check_namespace, namespace_path};
+use crate::net::tap::{TapNetdev, TapSpec, check_ifname, check_namespace, namespace_path};
 use crate::notify::EventFd;
 use crate::vdpa::{
     AttributeInfo, ClassOps, ClassSpec, ConfigSpace, DeviceSpec, DriverError, Ended, Facts, HostEnd,
@@ -91,10 +91,12 @@ impl HostPort {
         let wanted = tap.clone();
         let netdev = match later::within(OPEN_WITHIN, move || TapNetdev::open(&wanted, true)) {
             // Of a device that was removed just now, whose session winds up: this one's session waits for it.
-            Some(Err(TapError::Conflict { held_by: Some(holder), .. })) if holder.ends_with(&own_pid()) => {
+            Some(Err(DriverError::Conflict { held_by: Some(holder), .. }))
+                if holder.ends_with(&own_pid()) =>
+            {
                 None
             }
-            Some(other) => Some(other.map_err(driver_error)?),
+            Some(other) => Some(other?),
             // The kernel takes its time (somebody else changes interfaces): it is the session that waits for it.
             None => None,
         };
@@ -123,15 +125,6 @@ const OPEN_WITHIN: Duration = Duration::from_secs(1);
 /// How this process is named as a holder.
 fn own_pid() -> String {
     format!("(pid {})", std::process::id())
-}
-
-fn driver_error(error: TapError) -> DriverError {
-    match error {
-        TapError::Misconfigured(what) => DriverError::Misconfigured(what),
-        TapError::NotFound(what) => DriverError::NotFound(what),
-        TapError::Conflict { what, held_by, hint } => DriverError::Conflict { what, held_by, hint },
-        TapError::Resource { what, source } => DriverError::Resource { what, source },
-    }
 }
 
 impl VdpaDevice for HostPort {
@@ -187,7 +180,7 @@ impl HostEnd for HostPort {
         let netdev = match self.netdev.take() {
             Some(netdev) => netdev,
             None => {
-                let netdev = TapNetdev::open(&self.spec, self.is_own).map_err(driver_error)?;
+                let netdev = TapNetdev::open(&self.spec, self.is_own)?;
                 self.is_own = netdev.is_own();
                 self.nic.set_mac(netdev.mac());
                 netdev
@@ -198,7 +191,7 @@ impl HostEnd for HostPort {
         let (offloads, mtu) = (netdev.offloads(), self.spec.mtu);
         let counted = |index: usize| counters.get(index).map(Arc::clone).unwrap_or_default();
         let mut sides = Vec::new();
-        for (pair, (reader, writer)) in netdev.queues().map_err(driver_error)?.into_iter().enumerate() {
+        for (pair, (reader, writer)) in netdev.queues()?.into_iter().enumerate() {
             let (rx, tx) = (pair * 2, pair * 2 + 1);
             let sink = NetdevSink::new(writer, offloads, mtu, counted(rx), Arc::clone(&watch));
             let source = NetdevSource::new(reader, offloads, mtu, counted(tx), Arc::clone(&watch));

@@ -23,7 +23,7 @@ mod sys;
 // Frames to the kernel.
 mod writer;
 
-pub use netdev::{TapError, TapNetdev, TapSpec, check_ifname, check_namespace, namespace_path};
+pub use netdev::{TapNetdev, TapSpec, check_ifname, check_namespace, namespace_path};
 pub use reader::TapReader;
 pub use writer::{TapWriter, Written};
 

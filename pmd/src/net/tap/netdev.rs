@@ -22,7 +22,7 @@ use super::sys;
 use super::writer::TapWriter;
 use crate::net::offload::Offloads;
 use crate::net::{AddressSeed, Mac};
-use crate::vdpa::NetdevChange;
+use crate::vdpa::{DriverError, NetdevChange};
 
 /// Which interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,10 +46,10 @@ impl TapSpec {
     }
 
     /// Where its network namespace is to be found.
-    fn namespace(&self) -> Result<Option<PathBuf>, TapError> {
+    fn namespace(&self) -> Result<Option<PathBuf>, DriverError> {
         let Some(netns) = &self.netns else { return Ok(None) };
         if !netns.starts_with('/') && (netns.is_empty() || netns.contains('/')) {
-            return Err(TapError::Misconfigured(format!("netns {netns}: a name, or an absolute path")));
+            return Err(DriverError::Misconfigured(format!("netns {netns}: a name, or an absolute path")));
         }
         Ok(Some(namespace_path(Some(netns))))
     }
@@ -59,35 +59,6 @@ impl TapSpec {
 pub fn namespace_path(netns: Option<&str>) -> PathBuf {
     // A path that is absolute takes the place of the whole.
     netns.map_or_else(|| PathBuf::from("/proc/self/ns/net"), |netns| Path::new(NAMED).join(netns))
-}
-
-/// Why an interface cannot be had, named by whose fault it is.
-#[derive(Debug, thiserror::Error)]
-pub enum TapError {
-    /// The operator asked for something that cannot be.
-    #[error("{0}")]
-    Misconfigured(String),
-    /// What was named is not there.
-    #[error("{0}")]
-    NotFound(String),
-    /// Somebody has the interface, or it is none that Ringway can be the other side of.
-    #[error("{what}")]
-    Conflict {
-        /// What it is.
-        what: String,
-        /// The process that has it, where that can be seen.
-        held_by: Option<String>,
-        /// What to do.
-        hint: String,
-    },
-    /// The host lacks or refuses something.
-    #[error("{what}: {source}")]
-    Resource {
-        /// What was attempted, and what would help.
-        what: String,
-        /// What the system said.
-        source: io::Error,
-    },
 }
 
 /// An open interface.
@@ -147,16 +118,16 @@ impl TapNetdev {
     /// Finds the interface or, with `may_make`, makes it. Nobody else may have a queue of it.
     ///
     /// # Errors
-    /// See [`TapError`].
-    pub fn open(spec: &TapSpec, may_make: bool) -> Result<TapNetdev, TapError> {
-        check_ifname(&spec.name).map_err(TapError::Misconfigured)?;
+    /// See [`DriverError`].
+    pub fn open(spec: &TapSpec, may_make: bool) -> Result<TapNetdev, DriverError> {
+        check_ifname(&spec.name).map_err(DriverError::Misconfigured)?;
         let Some(path) = spec.namespace()? else { return open_here(spec, may_make) };
         let namespace = open_namespace(&path)?;
         // A thread of its own, whose namespace goes with it: the caller's never changes.
         let open = || {
             use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).map_err(
-                |source| TapError::Resource {
+                |source| DriverError::Resource {
                     what: format!(
                         "cannot enter the network namespace {} (needs CAP_SYS_ADMIN)",
                         path.display()
@@ -169,9 +140,9 @@ impl TapNetdev {
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("rw-netns".to_owned()).spawn_scoped(scope, open);
             let thread =
-                thread.map_err(|source| TapError::Resource { what: "no thread".to_owned(), source })?;
+                thread.map_err(|source| DriverError::Resource { what: "no thread".to_owned(), source })?;
             thread.join().unwrap_or_else(|_| {
-                Err(TapError::Misconfigured("bug: opening the interface panicked".to_owned()))
+                Err(DriverError::Misconfigured("bug: opening the interface panicked".to_owned()))
             })
         })
     }
@@ -190,12 +161,12 @@ impl TapNetdev {
     ///
     /// # Errors
     /// There is no io_uring, or no memory or descriptor for it.
-    pub fn queues(&self) -> Result<Vec<(TapReader, TapWriter)>, TapError> {
+    pub fn queues(&self) -> Result<Vec<(TapReader, TapWriter)>, DriverError> {
         let make = |fd: &OwnedFd| -> io::Result<(TapReader, TapWriter)> {
             let reader = TapReader::new(fd.try_clone()?)?;
             Ok((reader, TapWriter::new(fd.try_clone()?)?))
         };
-        self.queues.iter().map(make).collect::<Result<_, _>>().map_err(|source| TapError::Resource {
+        self.queues.iter().map(make).collect::<Result<_, _>>().map_err(|source| DriverError::Resource {
             what: "cannot make an io_uring (look at kernel.io_uring_disabled and at the limits of memory and files)"
                 .to_owned(),
             source,
@@ -275,8 +246,8 @@ impl TapNetdev {
 }
 
 /// The file of a network namespace. Never waits, whatever the path leads to: a pipe has no writer yet.
-fn open_namespace(path: &Path) -> Result<File, TapError> {
-    let cannot = |source| TapError::Resource {
+fn open_namespace(path: &Path) -> Result<File, DriverError> {
+    let cannot = |source| DriverError::Resource {
         what: format!("cannot open the network namespace {}", path.display()),
         source,
     };
@@ -284,14 +255,14 @@ fn open_namespace(path: &Path) -> Result<File, TapError> {
     options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY);
     let file = options.open(path).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => {
-            TapError::NotFound(format!("there is no network namespace {} (ip netns list)", path.display()))
+            DriverError::NotFound(format!("there is no network namespace {} (ip netns list)", path.display()))
         }
         _ => cannot(source),
     })?;
     let system = rustix::fs::fstatfs(&file).map_err(|errno| cannot(errno.into()))?;
     // statfs(2) has the types as 32-bit numbers, whatever the width of the field.
     if u64::from(system.f_type as u32) != NSFS_MAGIC {
-        return Err(TapError::NotFound(format!(
+        return Err(DriverError::NotFound(format!(
             "{} is no network namespace (ip netns list)",
             path.display()
         )));
@@ -314,9 +285,9 @@ pub fn check_namespace(path: &Path) -> Result<(), String> {
 }
 
 /// Opens it in the namespace of this thread.
-fn open_here(spec: &TapSpec, may_make: bool) -> Result<TapNetdev, TapError> {
+fn open_here(spec: &TapSpec, may_make: bool) -> Result<TapNetdev, DriverError> {
     let name = spec.name.as_str();
-    let resource = |what: String| move |source: io::Error| TapError::Resource { what, source };
+    let resource = |what: String| move |source: io::Error| DriverError::Resource { what, source };
     let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
         .map_err(|errno| resource("cannot make a socket".to_owned())(errno.into()))?;
     let own_mac = spec.own_mac();
@@ -325,14 +296,14 @@ fn open_here(spec: &TapSpec, may_make: bool) -> Result<TapNetdev, TapError> {
     let was_there = before.is_some();
     match &before {
         None if !may_make => {
-            return Err(TapError::NotFound(format!(
+            return Err(DriverError::NotFound(format!(
                 "{name}, which was there before Ringway used it, was taken away: it is taken again once it is back"
             )));
         }
         None => {}
         Some(link) => {
             if let Some(what) = link.misfit(spec.queues) {
-                return Err(TapError::Conflict {
+                return Err(DriverError::Conflict {
                     what: format!("{name} is {what}"),
                     held_by: None,
                     hint: "another name: Ringway makes the interface if there is none".to_owned(),
@@ -408,7 +379,7 @@ fn open_here(spec: &TapSpec, may_make: bool) -> Result<TapNetdev, TapError> {
 }
 
 /// Why the kernel did not attach.
-fn refused(spec: &TapSpec, was_there: bool, source: io::Error) -> TapError {
+fn refused(spec: &TapSpec, was_there: bool, source: io::Error) -> DriverError {
     let TapSpec { name, queues, .. } = spec;
     if source.raw_os_error() == Some(libc::EBUSY) {
         return in_use(name);
@@ -420,7 +391,7 @@ fn refused(spec: &TapSpec, was_there: bool, source: io::Error) -> TapError {
             )
         }
         Some(libc::EINVAL) if was_there => {
-            return TapError::Conflict {
+            return DriverError::Conflict {
                 what: format!("{name} is a TAP that does not take {queues} queues with virtio headers"),
                 held_by: None,
                 hint: "another name: Ringway makes the interface if there is none".to_owned(),
@@ -429,12 +400,12 @@ fn refused(spec: &TapSpec, was_there: bool, source: io::Error) -> TapError {
         Some(libc::E2BIG) => format!("{name} has as many queues as it can"),
         _ => format!("cannot attach to {name}"),
     };
-    TapError::Resource { what, source }
+    DriverError::Resource { what, source }
 }
 
 /// The fault of an interface of which somebody has a queue.
-fn in_use(name: &str) -> TapError {
-    TapError::Conflict {
+fn in_use(name: &str) -> DriverError {
+    DriverError::Conflict {
         what: format!("{name} is in use: a process has a queue of it"),
         held_by: holder(name),
         hint: "another name, or end its use there".to_owned(),
@@ -552,7 +523,7 @@ mod tests {
         for _ in 0..4 {
             let error = answer.recv_timeout(Duration::from_secs(20)).expect("it waits").unwrap_err();
             assert!(
-                matches!(&error, TapError::NotFound(why) if why.contains("no network namespace")),
+                matches!(&error, DriverError::NotFound(why) if why.contains("no network namespace")),
                 "{error}"
             );
         }
