@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::joined::{FEATURES, MAX_PAIRS, served_by};
+use super::joined::{FEATURES, MAX_PAIRS, Members, served_by};
 use crate::counters::QueueCounters;
 use crate::later;
-use crate::net::fabric::{Port, Side};
+use crate::net::fabric::{Fabric, Port, Side};
 use crate::net::netdev::{NetdevSink, NetdevSource, NetdevWatch};
 use crate::net::nic::Nic;
 use crate::net::plan::Offer;
@@ -80,13 +80,19 @@ impl HostPort {
         Ok(Some(TapSpec { name, netns, queues, mtu, seed: net.seed }))
     }
 
-    /// Its place.
-    pub(super) fn port(&self) -> &Port {
-        &self.port
+    /// Opens the interface as one of those that are joined, if a device of the host's is asked for.
+    pub(super) fn join(
+        fabric: &Arc<Fabric>,
+        members: &mut Members,
+        spec: &DeviceSpec,
+    ) -> Result<Option<HostPort>, DriverError> {
+        let Some(tap) = HostPort::asked(spec)? else { return Ok(None) };
+        let device = HostPort::open(fabric.port(None)?, spec, tap)?;
+        members.add(&spec.name, &device.port);
+        Ok(Some(device))
     }
 
-    /// Opens the interface.
-    pub(super) fn open(port: Port, spec: &DeviceSpec, tap: TapSpec) -> Result<HostPort, DriverError> {
+    fn open(port: Port, spec: &DeviceSpec, tap: TapSpec) -> Result<HostPort, DriverError> {
         let plan = Offer { mgmtdev: "the host", features: FEATURES, max_pairs: MAX_PAIRS }.plan(spec)?;
         let wanted = tap.clone();
         let netdev = match later::within(OPEN_WITHIN, move || TapNetdev::open(&wanted, true)) {

@@ -56,11 +56,8 @@ impl ManagementDevice for LinkMgmtdev {
     }
 
     fn create(&mut self, spec: &DeviceSpec, _host: DeviceHost) -> Result<Box<dyn VdpaDevice>, DriverError> {
-        if let Some(tap) = HostPort::asked(spec)? {
-            let port = self.fabric.port(None)?;
-            let device = HostPort::open(port, spec, tap)?;
-            self.members.add(&spec.name, device.port());
-            return Ok(Box::new(device));
+        if let Some(host) = HostPort::join(&self.fabric, &mut self.members, spec)? {
+            return Ok(Box::new(host));
         }
         let plan = Offer { mgmtdev: "link", features: FEATURES, max_pairs: MAX_PAIRS }.plan(spec)?;
         let is_checked = switch(spec, CHECK.name)?;
