@@ -255,21 +255,7 @@ pub(crate) const ATTRIBUTES: [&str; 11] = [
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ringway_pmd::vdpa::AttributeInfo;
-
-    fn known() -> Known {
-        let mgmtdevs = vec![MgmtInfo {
-            name: "sim/net".into(),
-            class: Class::Net,
-            max_supported_vqs: 32,
-            max_devices: None,
-            features: Features::VERSION_1 | F_MAC | F_MTU | F_MQ,
-            attributes: vec![AttributeInfo { name: "swap", value: "on|off", help: "" }],
-            summary: "",
-            check: |_, _| Ok(()),
-        }];
-        Known { mgmtdevs, ..crate::devices::drivers::known() }
-    }
+    use crate::devices::known::tests::known;
 
     fn entry() -> DeviceEntry {
         DeviceEntry { name: "vm0".into(), mgmtdev: "sim/net".into(), ..DeviceEntry::default() }

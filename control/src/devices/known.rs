@@ -69,3 +69,27 @@ pub(super) fn no_such_mgmtdev(name: &str, known: &Known) -> Fault {
         None => fault.hint("ringway mgmtdev show"),
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use ringway_pmd::net::{F_MAC, F_MQ, F_MTU};
+    use ringway_pmd::vdpa::{AttributeInfo, Class};
+    use ringway_ring::features::Features;
+
+    use super::*;
+
+    /// What this build has, with a `sim/net` whose attribute is `swap`.
+    pub(crate) fn known() -> Known {
+        let mgmtdevs = vec![MgmtInfo {
+            name: "sim/net".into(),
+            class: Class::Net,
+            max_supported_vqs: 32,
+            max_devices: None,
+            features: Features::VERSION_1 | F_MAC | F_MTU | F_MQ,
+            attributes: vec![AttributeInfo { name: "swap", value: "on|off", help: "" }],
+            summary: "",
+            check: |_, _| Ok(()),
+        }];
+        Known { mgmtdevs, ..crate::devices::drivers::known() }
+    }
+}

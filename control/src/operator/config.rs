@@ -460,23 +460,7 @@ fn write_table(toml: &mut String, table: &Map<String, Value>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ringway_pmd::net::{F_MAC, F_MTU};
-    use ringway_pmd::vdpa::{AttributeInfo, Class};
-    use ringway_ring::features::Features;
-
-    fn known() -> Known {
-        let mgmtdevs = vec![MgmtInfo {
-            name: "sim/net".into(),
-            class: Class::Net,
-            max_supported_vqs: 32,
-            max_devices: None,
-            features: Features::VERSION_1 | F_MAC | F_MTU,
-            attributes: vec![AttributeInfo { name: "swap", value: "on|off", help: "" }],
-            summary: "",
-            check: |_, _| Ok(()),
-        }];
-        Known { mgmtdevs, ..crate::devices::drivers::known() }
-    }
+    use crate::devices::known::tests::known;
 
     #[test]
     fn management_devices_by_name_need_no_table_and_may_have_one() {
