@@ -6,15 +6,16 @@
 //! a pump that is placed on it beside the one under test.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+#[path = "../../engine/tests/common/allocations.rs"]
+mod allocations;
+
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ringway_control::frontends::session::{self, DeviceShared, SessionSetup};
@@ -30,43 +31,6 @@ use ringway_ring::position::PositionPage;
 use ringway_ring::queue::Format;
 use ringway_ring::tsc;
 use ringway_vhost_user::frontend::Frontend;
-
-/// Counts what a thread allocates and frees once it has asked for it.
-struct Counting;
-
-thread_local! {
-    static WATCHED: Cell<bool> = const { Cell::new(false) };
-}
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-fn count() {
-    if WATCHED.try_with(Cell::get).unwrap_or(false) {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-// SAFETY: every call is passed on to the system's allocator as it came; counting touches neither argument nor result,
-// and allocates nothing (a const-initialised thread local without destructor, and an atomic).
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        count();
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.dealloc(memory, layout) }
-    }
-    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.realloc(memory, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// A pump that, when told, watches its worker's thread, and commits what the case plants. Always busy, so that the
 /// worker has no reason to sleep.
@@ -98,7 +62,7 @@ impl Pump for Sentinel {
         if !self.watching && self.watch.load(Ordering::Relaxed) {
             self.watching = true;
             deny_system_calls();
-            WATCHED.set(true);
+            allocations::watch();
         }
         if self.watching {
             self.polls += 1;
@@ -201,7 +165,7 @@ fn child(way: Way, format: Format, plant: Plant) -> ! {
         // A bridge presses nobody back.
         assert!(way == Way::Bridge || stats.skipped == 0, "frames were lost");
     }
-    std::process::exit(ALLOCATIONS.load(Ordering::Relaxed).min(100) as i32)
+    std::process::exit(allocations::calls().min(100) as i32)
 }
 
 /// A clock that runs 16,384 times slower than the real one: the guest's thread may be held up for most of a second

@@ -1,56 +1,16 @@
 //! No allocation on a worker: a counting allocator that knows whose thread it is on.
 
+#[path = "common/allocations.rs"]
+mod allocations;
 mod common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::*;
 use ringway_engine::{Armed, Budget, Engine, IdlePolicy, Polled, Pump};
-
-/// The system's allocator, counting what marked threads ask of it.
-struct Counting;
-
-static CALLS: AtomicU64 = AtomicU64::new(0);
-
-thread_local! {
-    /// Set on workers, by the pumps that run there.
-    static MARKED: Cell<bool> = const { Cell::new(false) };
-}
-
-fn count() {
-    // A thread whose locals are gone has ended its work.
-    if MARKED.try_with(Cell::get).unwrap_or(false) {
-        CALLS.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
-// SAFETY: every call goes to the system's allocator with the arguments it came with, which keeps its contract; the
-// counting beside it neither allocates (a const thread-local without destructor, an atomic) nor unwinds.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's obligations are the system allocator's.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        count();
-        // SAFETY: as above; `pointer` came from the same allocator.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: as above.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Marks the thread that polls it, for good; allocates when told to.
 struct Marking {
@@ -61,7 +21,7 @@ struct Marking {
 
 impl Pump for Marking {
     fn poll(&mut self, budget: &Budget, now: u64) -> Polled {
-        MARKED.set(true);
+        allocations::watch();
         self.polled.store(true, Ordering::SeqCst);
         if self.violates.load(Ordering::SeqCst) {
             std::hint::black_box(Box::new(now));
@@ -137,13 +97,13 @@ fn workers_neither_allocate_nor_free_and_a_pump_that_does_is_caught() {
         .collect();
     let queue = &marking[0].1;
 
-    CALLS.store(0, Ordering::SeqCst);
+    let before = allocations::calls();
     exercise(&engine, queue);
-    assert_eq!(CALLS.load(Ordering::SeqCst), 0, "the workers called the allocator");
+    assert_eq!(allocations::calls(), before, "the workers called the allocator");
     let worker = &engine.workers()[0];
     assert!(worker.wakeups > 0 && worker.items >= 20_000, "it slept and worked: {worker:?}");
 
     violates.store(true, Ordering::SeqCst);
     queue.send(1);
-    wait_until("the planted allocation is counted", || CALLS.load(Ordering::SeqCst) >= 2);
+    wait_until("the planted allocation is counted", || allocations::calls() >= before + 2);
 }

@@ -30,6 +30,8 @@ use ringway_ring::position::{Position, PositionPage};
 use ringway_ring::queue::{Completion, DriverBuffer, DriverRing, Format, QueueConfig, RingSize};
 use ringway_ring::tsc;
 
+#[path = "../../engine/tests/common/allocations.rs"]
+mod allocations;
 #[path = "joined/announce.rs"]
 mod announce;
 #[path = "joined/bridges.rs"]

@@ -3,56 +3,18 @@
 //! reason, a TAP. Proved by a counting allocator and a seccomp filter that kills, as for plain traffic in the steady state;
 //! a planted allocation and a planted call are caught.
 
-use std::alloc::{GlobalAlloc, Layout as Block, System};
-use std::cell::Cell;
 use std::os::fd::BorrowedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ringway_engine::{Armed, Budget, Polled, Pump};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
+use super::allocations;
 use super::scene::in_own_namespace;
 use super::taps::Wire;
 use super::*;
-
-/// Counts what a thread allocates and frees once it has asked for it.
-struct Counting;
-
-thread_local! {
-    static WATCHED: Cell<bool> = const { Cell::new(false) };
-}
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-fn count() {
-    if WATCHED.try_with(Cell::get).unwrap_or(false) {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-// SAFETY: every call is passed on to the system's allocator as it came; counting touches neither argument nor result,
-// and allocates nothing (a const-initialised thread local without destructor, and an atomic).
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, block: Block) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.alloc(block) }
-    }
-    unsafe fn dealloc(&self, memory: *mut u8, block: Block) {
-        count();
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.dealloc(memory, block) }
-    }
-    unsafe fn realloc(&self, memory: *mut u8, block: Block, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.realloc(memory, block, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// A pump beside the one under test: when told, it watches its worker's thread, and commits what the case plants.
 struct Sentinel {
@@ -65,7 +27,7 @@ impl Pump for Sentinel {
     fn poll(&mut self, _: &Budget, _: u64) -> Polled {
         if self.watch.load(Ordering::Acquire) && !self.watching.load(Ordering::Relaxed) {
             deny_system_calls(self.case == "tap");
-            WATCHED.set(true);
+            allocations::watch();
             match self.case.as_str() {
                 "planted allocation" => drop(std::hint::black_box(Box::new(7u64))),
                 "planted call" => drop(rustix::process::getppid()),
@@ -172,7 +134,7 @@ fn serve(case: &str) -> ! {
         let stats = b.as_ref().unwrap().stats(0);
         assert!(stats.segmented >= 200 && stats.checksums >= 200, "{stats:?}");
     }
-    std::process::exit(ALLOCATIONS.load(Ordering::Relaxed).min(100) as i32)
+    std::process::exit(allocations::calls().min(100) as i32)
 }
 
 /// What one round of a case sends, and waits for.
