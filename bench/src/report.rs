@@ -29,6 +29,8 @@ use std::path::Path;
 
 use crate::record::{Record, SCHEMA, SUITE};
 
+pub use reading::Sourced;
+
 /// What was read from a folder.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -36,15 +38,6 @@ pub struct Report {
     pub records: Vec<Sourced>,
     /// What could not be read.
     pub problems: Vec<Problem>,
-}
-
-/// A result and where it stood.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Sourced {
-    /// The file's name, and the line in it if there are several.
-    pub source: String,
-    /// The result.
-    pub record: Record,
 }
 
 /// Something that could not be read.

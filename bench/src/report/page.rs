@@ -2,12 +2,13 @@
 
 use serde_json::Value;
 
+use super::Report;
 use super::axis::short;
 use super::html::Html;
+use super::reading::Sourced;
 use super::sections::{draw, knows, words};
 use super::tables::{any, table};
 use super::verdicts::verdicts;
-use super::{Report, Sourced};
 use crate::host::Host;
 
 /// The page of a report.

@@ -5,6 +5,15 @@ use serde_json::{Map, Value};
 use crate::record::Record;
 use crate::stats::Spread;
 
+/// A result and where it stood.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sourced {
+    /// The file's name, and the line in it if there are several.
+    pub source: String,
+    /// The result.
+    pub record: Record,
+}
+
 /// A record's parameters, those of nested groups among the others; what stands outside of groups goes before.
 pub(crate) fn parameters(record: &Record) -> Map<String, Value> {
     fn into(flat: &mut Map<String, Value>, value: &Value) {

@@ -13,8 +13,8 @@ mod ring;
 // How cost grows.
 mod scale;
 
-use super::Sourced;
 use super::html::Html;
+use super::reading::Sourced;
 use crate::record::Record;
 
 pub(crate) use compare::comparison;

@@ -1,7 +1,7 @@
 //! What the results have of the targets.
 
-use super::Sourced;
 use super::axis::short;
+use super::reading::Sourced;
 use super::reading::{parameters, plain};
 use super::sections::{PEER, comparison, paths, scaled};
 use super::targets::{LATENCY_TARGET, OF_LIMIT, RING_TARGET, ratio_target, size};

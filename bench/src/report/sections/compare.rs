@@ -2,10 +2,10 @@
 
 use serde_json::Value;
 
-use super::super::Sourced;
 use super::super::axis::short;
 use super::super::chart::{Bars, told};
 use super::super::html::Html;
+use super::super::reading::Sourced;
 use super::super::reading::{parameters, plain, series, spread_of};
 use super::super::tables::table;
 use super::super::targets::{LATENCY_TARGET, ratio_target};

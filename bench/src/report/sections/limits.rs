@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::super::Sourced;
 use super::super::chart::Bars;
 use super::super::html::Html;
+use super::super::reading::Sourced;
 use super::super::reading::plain;
 use crate::stats::Spread;
 

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::super::Sourced;
 use super::super::axis::{Scale, short};
 use super::super::chart::{Line, Lines, told};
 use super::super::html::Html;
+use super::super::reading::Sourced;
 use super::super::reading::{number, parameters, plain, spread_of};
 use super::super::tables::table;
 use crate::record::Record;

@@ -2,10 +2,10 @@
 
 use serde_json::Value;
 
-use super::super::Sourced;
 use super::super::axis::Scale;
 use super::super::chart::{Bars, Line, Lines, told};
 use super::super::html::Html;
+use super::super::reading::Sourced;
 use super::super::reading::series;
 use super::super::tables::{spread, table};
 use crate::record::Record;

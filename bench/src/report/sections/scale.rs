@@ -2,10 +2,10 @@
 
 use serde::de::DeserializeOwned;
 
-use super::super::Sourced;
 use super::super::axis::{Scale, short};
 use super::super::chart::{Bars, Line, Lines, told};
 use super::super::html::Html;
+use super::super::reading::Sourced;
 use super::super::reading::plain;
 use super::super::tables::table;
 use crate::record::Record;
