@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::daemon::{Daemon, Token};
 use crate::devices::checks::check_entry;
-use crate::devices::device::{Away, Connection, Device, Facts, Held, Refused};
+use crate::devices::device::{Away, Connection, Device, DeviceFacts, Held, Refused};
 use crate::devices::life::{Life, LifeEvent};
 use crate::fault::{Fault, reason};
 use crate::frontends::budget::{Lease, Short};
@@ -340,7 +340,7 @@ impl Daemon {
         let Some(device) = self.registry.by_id(id) else { return };
         match made {
             Ok(mut made) => {
-                device.facts = Facts::of(&mut *made);
+                device.facts = DeviceFacts::of(&mut *made);
                 device.host = host;
                 device.held = Some(Held::new(made));
                 (device.is_outdated, device.needs_reset) = (false, false);

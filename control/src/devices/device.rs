@@ -43,7 +43,7 @@ impl Origin {
 /// What a driver says of a device it made: read once, since the device itself is with the session while somebody is
 /// connected.
 #[derive(Debug, Clone)]
-pub(crate) struct Facts {
+pub(crate) struct DeviceFacts {
     pub(crate) class: Class,
     pub(crate) data_path: DataPath,
     pub(crate) features: Features,
@@ -55,10 +55,10 @@ pub(crate) struct Facts {
     pub(crate) groups: usize,
 }
 
-impl Facts {
-    pub(crate) fn of(device: &mut dyn VdpaDevice) -> Facts {
+impl DeviceFacts {
+    pub(crate) fn of(device: &mut dyn VdpaDevice) -> DeviceFacts {
         let facts = device.facts();
-        Facts {
+        DeviceFacts {
             class: facts.class,
             data_path: facts.data_path,
             features: facts.features,
@@ -298,8 +298,8 @@ impl Held {
     }
 
     /// What it is, read anew.
-    pub(crate) fn facts(&mut self) -> Option<Facts> {
-        Some(Facts::of(&mut **self.0.as_mut()?))
+    pub(crate) fn facts(&mut self) -> Option<DeviceFacts> {
+        Some(DeviceFacts::of(&mut **self.0.as_mut()?))
     }
 
     /// Lets go of it, and waits for that a little: the driver may be unable to make a second one while it lives.
@@ -335,7 +335,7 @@ pub(crate) struct Device {
     /// As asked for, changes included.
     pub(crate) entry: DeviceEntry,
     pub(crate) origin: Origin,
-    pub(crate) facts: Facts,
+    pub(crate) facts: DeviceFacts,
     pub(crate) life: Life,
     /// It is served by the core of its management device.
     pub(crate) shares_core: bool,

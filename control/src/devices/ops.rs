@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::daemon::{Daemon, Token};
 use crate::devices::checks::{check_attributes, check_entry, check_mac, host_interface};
-use crate::devices::device::{Backoff, Device, Facts, Held, Origin, Quota, Repeated};
+use crate::devices::device::{Backoff, Device, DeviceFacts, Held, Origin, Quota, Repeated};
 use crate::devices::life::{Life, LifeEvent};
 use crate::devices::registry::MgmtOrigin;
 use crate::devices::state::{Kept, StateDir};
@@ -242,7 +242,7 @@ impl Daemon {
         let mgmtdev = &mut self.registry.mgmtdev(&entry.mgmtdev)?.device;
         let shared_core = mgmtdev.shared_core();
         let mut made = mgmtdev.create(spec, host.clone()).map_err(Fault::from)?;
-        let facts = Facts::of(&mut *made);
+        let facts = DeviceFacts::of(&mut *made);
         let netdev = made.host_end().map(|end| end.name().to_owned());
         let made = Held::new(made);
         let (mode, socket) = match &netdev {
