@@ -13,5 +13,7 @@ pub mod life;
 // What a session tells control.
 pub mod report;
 
+// What to do about what they told.
+pub(crate) mod cures;
 // What sessions told and control has not taken yet.
 pub(crate) mod reports;

@@ -13,6 +13,7 @@ use ringway_ring::features::Features;
 use serde_json::{Value, json};
 
 use crate::devices::life::Life;
+use crate::frontends::cures::REFUSED_CURE;
 use crate::frontends::session::{DeviceConfig, DeviceShared, RingReport, SessionHandle};
 use crate::host::endpoint::{self, Listening};
 use crate::host::peer::Caller;
@@ -161,9 +162,6 @@ impl Refused {
         })
     }
 }
-
-/// What to do about a second front-end.
-pub(crate) const REFUSED_CURE: &str = "end one of the two, or give the second VMM a device of its own";
 
 /// Who has not come again for so long has given up: VMMs that connect again do so every few seconds at most.
 const ASKS_AGAIN_WITHIN: Duration = Duration::from_secs(30);

@@ -9,11 +9,11 @@ use ringway_ring::queue::RingFault;
 use serde_json::{Map, Value};
 
 use crate::daemon::Daemon;
-use crate::devices::connect::REPEATED_CURE;
-use crate::devices::device::{Connection, Device, Origin, REFUSED_CURE};
+use crate::devices::device::{Connection, Device, Origin};
 use crate::devices::life::Life;
 use crate::devices::registry::MgmtOrigin;
 use crate::fault::Fault;
+use crate::frontends::cures::{REFUSED_CURE, REPEATED_CURE};
 use crate::frontends::session::{DeviceConfig, Lack};
 use crate::host::endpoint;
 use crate::host::look::Missing;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::frontends::cures;
 use crate::operator::api::{
     ConfigShow, CoreInfo, CoreShow, DevInfo, DevShow, Event, EventPage, Explained, Hello, History,
     MgmtdevShow, Provisioned, QueueInfo, Vstats, VstatsShow,
@@ -185,8 +186,8 @@ fn history(text: &mut String, history: &History) {
         }
     }
     for (what, count) in &history.breaches {
-        let _ = writeln!(text, "  breach {what} {count}: {}", crate::devices::connect::breach_meaning(what));
-        let _ = writeln!(text, "    try: {}", crate::devices::connect::breach_cure(what));
+        let _ = writeln!(text, "  breach {what} {count}: {}", cures::breach_meaning(what));
+        let _ = writeln!(text, "    try: {}", cures::breach_cure(what));
     }
     if let Some(detail) = &history.last_breach {
         let _ = writeln!(text, "    last: {detail}");
@@ -194,7 +195,7 @@ fn history(text: &mut String, history: &History) {
     for (what, count) in &history.host_failures {
         let _ =
             writeln!(text, "  host_failure {what} {count}: this host lacked something, not the front-end");
-        let _ = writeln!(text, "    try: {}", crate::devices::connect::host_cure(what));
+        let _ = writeln!(text, "    try: {}", cures::host_cure(what));
     }
     if let Some(detail) = &history.last_host_failure {
         let _ = writeln!(text, "    last: {detail}");
