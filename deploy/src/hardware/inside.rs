@@ -24,12 +24,14 @@ pub struct Echoer {
     pub queues: u32,
     /// Descriptors in each ring.
     pub queue_size: u32,
+    /// Its Ethernet address; `None`: one by chance.
+    pub mac: Option<String>,
 }
 
 impl Echoer {
     /// One pair of rings of 256 descriptors.
     pub fn new(device: &str, packed: bool) -> Echoer {
-        Echoer { device: device.into(), packed, queues: 1, queue_size: 256 }
+        Echoer { device: device.into(), packed, queues: 1, queue_size: 256, mac: None }
     }
 }
 
@@ -68,6 +70,23 @@ impl Machine<'_> {
         self.step(&line, |machine| machine.ringway_quietly(words))
     }
 
+    /// Waits until a function that was given to vfio-pci is a management device; gives its name.
+    pub fn function_is_shown(&mut self, function: &str) -> Result<String> {
+        let mgmtdev = format!("pci/{function}");
+        self.step(&format!("{mgmtdev} is shown"), |machine| {
+            let mut last = String::new();
+            let shown = wait_for("the management device", WATCHDOG, || {
+                let report = machine.ringway_raw(&["mgmtdev", "show", &mgmtdev])?;
+                last = report.output;
+                Ok((report.code == 0).then_some(()))
+            });
+            shown.context(|| last.trim().to_string())?;
+            machine.say(last.trim());
+            Ok(())
+        })?;
+        Ok(mgmtdev)
+    }
+
     /// Runs `ringway -j` with these words, which must succeed, and reads its JSON.
     pub fn ringway_json(&mut self, words: &[&str]) -> Result<Value> {
         let text = self.ringway_quietly(&[&["-j"], words].concat())?;
@@ -84,7 +103,7 @@ impl Machine<'_> {
                 echoer.queues,
                 echoer.queue_size,
                 u8::from(echoer.packed)
-            );
+            ) + &echoer.mac.as_ref().map_or(String::new(), |mac| format!(",mac={mac}"));
             let preload = format!("LD_PRELOAD={STDBUF}");
             let queues = [format!("--rxq={}", echoer.queues), format!("--txq={}", echoer.queues)];
             // It polls: whatever else has something to do goes first.
@@ -104,6 +123,16 @@ impl Machine<'_> {
                 Ok(said.ends_with("testpmd> ").then_some(()))
             })
         })
+    }
+
+    /// Kills testpmd.
+    pub fn kill_testpmd(&mut self) -> Result<()> {
+        self.step("testpmd killed", |machine| machine.end_program(TESTPMD_NAME).map(|_| ()))
+    }
+
+    /// Kills `ringwayd`.
+    pub fn kill_ringwayd(&mut self) -> Result<()> {
+        self.step("ringwayd killed", |machine| machine.end_program("ringwayd").map(|_| ()))
     }
 
     /// Ends testpmd as its user would.
@@ -129,6 +158,14 @@ impl Machine<'_> {
         })?;
         self.say(format_args!("  {answered} answered, once and equal"));
         Ok(())
+    }
+
+    /// Sets an interface's MTU and waits for its link, which a physical function loses by that.
+    pub fn set_mtu(&mut self, interface: &str, mtu: u32) -> Result<()> {
+        self.step(&format!("{interface}: MTU {mtu}"), |machine| {
+            machine.guest.set_mtu(interface, mtu)?;
+            machine.await_link(interface)
+        })
     }
 
     /// Gives an interface an IPv4 address, `10.9.0.1/24`, in place of those it has.

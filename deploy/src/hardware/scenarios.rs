@@ -36,10 +36,31 @@ pub const ALL: &[Scenario] = &[
         act: tap,
     },
     Scenario {
+        name: "virtio",
+        proves: "a virtio function, relayed: mgmtdev, split and packed rings, MTU 1500 and 9000, VLAN",
+        model: Model::Function,
+        act: |machine| relayed(machine, VIRTIO, VIRTIO_MAC),
+    },
+    Scenario {
+        name: "virtio-restart",
+        proves: "a virtio function, relayed: its front-end killed, its daemon killed, both started again",
+        model: Model::Function,
+        act: |machine| restarted(machine, VIRTIO, VIRTIO_MAC),
+    },
+    Scenario {
         name: "virtio-vf-ground",
         proves: "a virtio function's virtual functions: their groups, vfio-pci, the wire between Linux's own drivers",
         model: Model::VirtualFunctions,
         act: virtio_vf_ground,
+    },
+    Scenario {
+        name: "virtio-vf",
+        proves: "a virtio function's virtual function, relayed: the same as of a function",
+        model: Model::VirtualFunctions,
+        act: |machine| {
+            virtual_functions_of_virtio(machine)?;
+            relayed(machine, VIRTIO_VFS[0], VIRTIO_MAC)
+        },
     },
 ];
 
@@ -105,10 +126,14 @@ fn ground(machine: &mut Machine<'_>) -> Result<()> {
     machine.interface_of(VIRTIO).map(|_| ())
 }
 
+fn virtual_functions_of_virtio(machine: &mut Machine<'_>) -> Result<()> {
+    machine.pf_up(VIRTIO)?;
+    machine.make_vfs(VIRTIO, VIRTIO_VFS.len(), &VIRTIO_VFS)
+}
+
 fn virtio_vf_ground(machine: &mut Machine<'_>) -> Result<()> {
     let pf = machine.pf_up(IGB)?;
-    machine.pf_up(VIRTIO)?;
-    machine.make_vfs(VIRTIO, VIRTIO_VFS.len(), &VIRTIO_VFS)?;
+    virtual_functions_of_virtio(machine)?;
     machine.give_to_linux(VIRTIO_VFS[0], "virtio-pci")?;
     linux_answers_linux(machine, &pf, VIRTIO_VFS[0])?;
     bound_and_unbound(machine, &VIRTIO_VFS)?;
@@ -165,6 +190,56 @@ fn tap(machine: &mut Machine<'_>) -> Result<()> {
     machine.stop_ringwayd()
 }
 
+/// Linux on the igb pings what testpmd answers through Ringway on a virtio function.
+fn relayed(machine: &mut Machine<'_>, function: &str, mac: &str) -> Result<()> {
+    let pf = machine.pf_up(IGB)?;
+    machine.set_mtu(&pf, 9000)?;
+    machine.give_to_vfio(function)?;
+    machine.start_ringwayd()?;
+    let mgmtdev = machine.function_is_shown(function)?;
+    for packed in [false, true] {
+        let words = ["dev", "add", "name", "vm0", "mgmtdev", &mgmtdev, "mac", mac, "mtu", "9000"];
+        machine.ringway(&words)?;
+        machine.start_testpmd(&Echoer { mac: Some(mac.into()), ..Echoer::new("vm0", packed) })?;
+        machine.set_address(&pf, &format!("{HERE}/24"))?;
+        machine.pings_of_all_sizes(THERE, 1500)?;
+        machine.pings_of_all_sizes(THERE, 9000)?;
+        machine.make_vlan(&pf, 7, "10.9.7.1/24")?;
+        machine.pings_of_all_sizes(IpAddr::V4(Ipv4Addr::new(10, 9, 7, 2)), 1500)?;
+        machine.ip(&format!("link delete {pf}.7"))?;
+        machine.stop_testpmd()?;
+        machine.ringway(&["dev", "del", "vm0"])?;
+    }
+    machine.stop_ringwayd()?;
+    machine.set_mtu(&pf, 1500)
+}
+
+/// A relayed function serves again after either side was killed.
+fn restarted(machine: &mut Machine<'_>, function: &str, mac: &str) -> Result<()> {
+    let pf = machine.pf_up(IGB)?;
+    machine.set_address(&pf, &format!("{HERE}/24"))?;
+    machine.give_to_vfio(function)?;
+    machine.start_ringwayd()?;
+    let mgmtdev = machine.function_is_shown(function)?;
+    machine.ringway(&["dev", "add", "name", "vm0", "mgmtdev", &mgmtdev, "mac", mac])?;
+    let echoer = Echoer { mac: Some(mac.into()), ..Echoer::new("vm0", true) };
+    machine.start_testpmd(&echoer)?;
+    machine.pings_of_all_sizes(THERE, 1500)?;
+    machine.kill_testpmd()?;
+    machine.start_testpmd(&echoer)?;
+    machine.pings_of_all_sizes(THERE, 1500)?;
+    machine.kill_ringwayd()?;
+    machine.kill_testpmd()?;
+    machine.start_ringwayd()?;
+    machine.start_testpmd(&echoer)?;
+    machine.pings_of_all_sizes(THERE, 1500)?;
+    machine.stop_testpmd()?;
+    machine.ringway(&["dev", "del", "vm0"])?;
+    machine.stop_ringwayd()
+}
+
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 1));
 const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2));
+/// The virtio function's own, or any for a virtual function.
+const VIRTIO_MAC: &str = "52:54:00:00:02:01";
 const IGB_VF_MACS: [&str; 2] = ["52:54:00:00:01:01", "52:54:00:00:01:02"];
