@@ -260,8 +260,8 @@ impl Division {
     /// By what the space can map: our own is at the end of its last large range. None: no range is large enough.
     pub fn of(space: &dyn DmaSpace) -> Option<Division> {
         let own = |range: &RangeInclusive<u64>| {
-            let start = (range.end() - (OWN_BYTES - 1)) / OWN_BYTES * OWN_BYTES;
-            (*range.end() >= OWN_BYTES && start >= *range.start()).then_some(start)
+            let start = range.end().checked_sub(OWN_BYTES - 1)? / OWN_BYTES * OWN_BYTES;
+            Some(start).filter(|start| start >= range.start())
         };
         let own = space.ranges().iter().filter_map(own).max()?;
         Some(Division { guest: own, own })

@@ -35,6 +35,9 @@ pub(crate) fn host_cure(what: &str) -> &'static str {
         "device_unavailable" => {
             "the function cannot be opened now, as the detail says: the VM is served once it connects again"
         }
+        "driver_refused" => {
+            "the device cannot serve these queues, as the detail says: its guest gets them by a restart once that is mended"
+        }
         "memory_not_mapped" => {
             "the host does not let the device reach the guest's memory: see LimitMEMLOCK of ringwayd's unit, and the detail"
         }

@@ -220,3 +220,31 @@ proptest! {
         prop_assert!(behind(&model).is_empty());
     }
 }
+
+#[test]
+fn addresses_are_divided_where_our_own_have_room_beyond_every_guest() {
+    struct Ranges(Vec<RangeInclusive<u64>>);
+    impl DmaSpace for Ranges {
+        fn map(&self, _: u64, _: &Region, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn unmap(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn ranges(&self) -> Vec<RangeInclusive<u64>> {
+            self.0.clone()
+        }
+    }
+    let own =
+        |ranges: &[RangeInclusive<u64>]| Division::of(&Ranges(ranges.to_vec())).map(|division| division.own);
+    let low = 0..=0xfedf_ffff;
+    assert_eq!(own(&[low.clone(), 0xfef0_0000..=(1 << 48) - 1]), Some((1 << 48) - OWN_BYTES));
+    assert_eq!(own(&[low.clone(), 0xfef0_0000..=(1 << 39) - 1]), Some((1 << 39) - OWN_BYTES));
+    assert_eq!(own(&[0..=u64::MAX]), Some(u64::MAX - OWN_BYTES + 1));
+    // A last range that has no room for it at a whole multiple is passed over.
+    assert_eq!(own(&[low, 0xfef0_0000..=0xffff_fffe]), Some(0x8000_0000));
+    assert_eq!(own(&[OWN_BYTES..=2 * OWN_BYTES - 1]), Some(OWN_BYTES));
+    assert_eq!(own(&[OWN_BYTES..=2 * OWN_BYTES - 2]), None);
+    assert_eq!(own(&[0..=0xfff]), None);
+    assert_eq!(own(&[]), None);
+}

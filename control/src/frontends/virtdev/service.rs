@@ -102,10 +102,14 @@ impl VirtDev {
             Ok(()) => indexes.into_iter().for_each(|index| self.rings[index].placed = true),
             Err(error) => {
                 tracing::debug!(group, %error, "pump not placed");
-                if let PlaneError::Engine(why) = &error
-                    && self.breaches.take(Instant::now())
-                {
-                    plane.report(Report::PumpEnded { group, how: Ended::NotPlaced(why.clone()) });
+                match &error {
+                    PlaneError::Engine(why) if self.breaches.take(Instant::now()) => {
+                        plane.report(Report::PumpEnded { group, how: Ended::NotPlaced(why.clone()) });
+                    }
+                    PlaneError::Driver(why) => {
+                        self.host_failed(plane, error.name(), why.clone(), Instant::now());
+                    }
+                    _ => {}
                 }
                 indexes.into_iter().for_each(|index| self.cannot_run(plane, index, error.name()));
             }

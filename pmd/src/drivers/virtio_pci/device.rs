@@ -421,7 +421,8 @@ impl VdpaDevice for VirtioNic {
 
 impl NetOps for VirtioNic {
     fn net_config(&self) -> NetConfig {
-        self.nic.config()
+        let link_up = self.open.as_ref().is_none_or(|open| open.has_link(&self.seen));
+        NetConfig { link_up, ..self.nic.config() }
     }
 
     fn set_mtu(&mut self, mtu: u16) -> Result<(), DriverError> {

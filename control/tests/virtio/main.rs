@@ -1,0 +1,382 @@
+//! The driver of virtio functions on a function in this process, under the whole subsystem and a front-end of ours: frames by
+//! the relay, and what is done about a function that lies, hangs, or goes.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
+#![expect(unreachable_pub, reason = "modules that the test has for itself")]
+
+mod model;
+#[path = "../shared/pace.rs"]
+#[expect(dead_code, reason = "shared with other tests")]
+mod pace;
+#[path = "../vhost_user/support.rs"]
+#[expect(dead_code, reason = "shared with another test")]
+mod support;
+
+use ringway_control::operator::api::{DevShow, DeviceEntry, MgmtdevShow, Select};
+use ringway_control::subsystem::{Options, Subsystem};
+use ringway_pmd::driver::{Attached, Driver as _};
+use ringway_pmd::drivers::virtio_pci::VirtioPci;
+use ringway_pmd::vdpa::DriverError;
+use ringway_ring::position::Position;
+use ringway_ring::queue::Format;
+use ringway_vhost_user::frontend::Frontend;
+use serde_json::Value;
+
+use self::model::{MAC, Model, ModelBus, On, QUEUE_VECTOR, STATUS, Then};
+use self::support::{HandPair, Rig, SOON, eventually};
+
+const NAME: &str = "pci/0000:07:00.1";
+
+struct Host {
+    subsystem: Subsystem,
+    bus: ModelBus,
+    model: Model,
+    folder: tempfile::TempDir,
+}
+
+impl Host {
+    /// A subsystem with the function, and no device yet.
+    fn bare(model: Model) -> Host {
+        let (bus, folder) = (ModelBus::new(), tempfile::tempdir().unwrap());
+        bus.plug(&model);
+        let attached = Attached::new(bus.clone(), vec![Box::new(VirtioPci)]);
+        let options = Options { attachments: vec![Box::new(attached)], ..Options::embedded(folder.path()) };
+        Host { subsystem: Subsystem::start(options).unwrap(), bus, model, folder }
+    }
+
+    /// With a device of so many pairs.
+    fn new(pairs: u16) -> Host {
+        let host = Host::bare(Model::new());
+        host.add(pairs);
+        host
+    }
+
+    fn add(&self, pairs: u16) {
+        // The driver's look at it comes to its end first.
+        eventually(|| !self.model.is_open());
+        self.subsystem.add(&entry(pairs)).unwrap();
+    }
+
+    fn connect(&self) -> Frontend {
+        let mut frontend = None;
+        eventually(|| {
+            frontend = Frontend::connect(&self.folder.path().join("dev/d0.sock"), SOON).ok();
+            frontend.is_some()
+        });
+        frontend.unwrap()
+    }
+
+    fn show(&self) -> Value {
+        let shown: DevShow = self.subsystem.show(None).unwrap();
+        serde_json::to_value(shown).unwrap()
+    }
+
+    fn field(&self, pointer: &str) -> Value {
+        self.show().pointer(&format!("/dev/d0/{pointer}")).cloned().unwrap_or(Value::Null)
+    }
+
+    fn mgmtdevs(&self) -> MgmtdevShow {
+        self.subsystem.call("mgmtdev.show", &Select { name: None }).unwrap()
+    }
+
+    /// The driver kept to the rules, and to the end let the function go as it has to be let go.
+    fn finish(self) {
+        let Host { subsystem, model, .. } = self;
+        drop(subsystem);
+        eventually(|| !model.is_open());
+        assert_eq!(model.faults(), Vec::<String>::new());
+    }
+}
+
+fn entry(pairs: u16) -> DeviceEntry {
+    let mut entry = DeviceEntry { name: "d0".to_owned(), mgmtdev: NAME.to_owned(), ..DeviceEntry::default() };
+    entry.max_vqp = Some(pairs);
+    entry
+}
+
+#[test]
+fn function_is_shown_with_what_it_is_and_its_device_has_its_address() {
+    let host = Host::new(1);
+    let shown = serde_json::to_value(host.mgmtdevs()).unwrap();
+    let function = &shown["mgmtdev"][NAME];
+    assert_eq!(function["max_supported_vqs"], 8);
+    assert_eq!(host.field("provisioned/mac"), MAC.to_string());
+    assert_eq!(host.field("data_path"), "pumped");
+    host.finish();
+}
+
+#[test]
+fn guests_rings_of_either_format_are_relayed_and_go_on_where_they_stopped() {
+    let host = Host::new(1);
+    for format in [Format::Split, Format::Packed] {
+        let rig = Rig::new(format, 2);
+        let mut frontend = host.connect();
+        rig.introduce(&mut frontend);
+        let mut pair = HandPair::new(&rig, 0, Position::START);
+        pair.start(&mut frontend, rig.fresh());
+        // Around every ring of the way several times: the guest's has 64 entries, the function's 256.
+        pair.exchange(700);
+        // Buffers that the function has are the guest's again after a stop, and are filled after the next start.
+        pair.post(3);
+        eventually(|| host.model.works());
+        let bases = [0, 1].map(|queue| frontend.stop_ring(queue).unwrap());
+        assert!(!host.model.works(), "a function that has a guest's buffers works on");
+        for (queue, base) in (0u32..).zip(bases) {
+            rig.start_ring(&mut frontend, queue, base);
+            frontend.enable_ring(queue, true).unwrap();
+        }
+        pair.send(3);
+        pair.settle(3, true);
+        pair.exchange(70);
+        drop(frontend);
+        // Nothing of a guest that left can be reached by the function.
+        eventually(|| host.model.mapped() == 0 && !host.model.works());
+    }
+    host.finish();
+}
+
+#[test]
+fn pair_that_stops_has_its_function_begin_anew_and_the_others_go_on() {
+    let host = Host::new(4);
+    let rig = Rig::new(Format::Split, 8);
+    let mut frontend = host.connect();
+    rig.introduce(&mut frontend);
+    let mut pairs: Vec<HandPair<'_>> =
+        (0..4).map(|pair| HandPair::new(&rig, pair, Position::START)).collect();
+    for pair in &pairs {
+        pair.start(&mut frontend, 0);
+    }
+    for pair in &mut pairs {
+        pair.exchange(20);
+        pair.post(2);
+    }
+    let told = |host: &Host| host.model.commands().iter().filter(|(class, ..)| *class == 4).count();
+    assert!(host.model.commands().contains(&(4, 0, vec![4, 0])), "{:?}", host.model.commands());
+    let (resets, before) = (host.model.resets(), told(&host));
+    for queue in [6, 7] {
+        frontend.stop_ring(queue).unwrap();
+    }
+    assert!(host.model.resets() > resets && told(&host) > before);
+    assert_eq!(host.model.commands().last().unwrap(), &(4, 0, vec![3, 0]));
+    for pair in &mut pairs[..3] {
+        // What was posted before is filled by what is sent now.
+        pair.send(2);
+        pair.settle(2, true);
+        pair.exchange(20);
+    }
+    drop(frontend);
+    host.finish();
+}
+
+#[test]
+fn function_that_is_pulled_out_takes_its_device_along_and_brings_it_back() {
+    let host = Host::new(1);
+    let rig = Rig::new(Format::Split, 2);
+    let mut frontend = host.connect();
+    rig.introduce(&mut frontend);
+    let mut pair = HandPair::new(&rig, 0, Position::START);
+    pair.start(&mut frontend, 0);
+    pair.exchange(20);
+    pair.post(4);
+    host.model.pull();
+    host.bus.unplug();
+    eventually(|| host.show()["absent"]["d0"].as_str().is_some_and(|why| why.contains("gone from the bus")));
+    // The front-end is told by the end of its connection.
+    eventually(|| frontend.queue_num().is_err());
+    eventually(|| host.model.mapped() == 0 && !host.model.is_open());
+    let other = Model::new();
+    host.bus.plug(&other);
+    eventually(|| host.field("state") == "waiting");
+    let mut frontend = host.connect();
+    let rig = Rig::new(Format::Packed, 2);
+    rig.introduce(&mut frontend);
+    let mut pair = HandPair::new(&rig, 0, Position::START);
+    pair.start(&mut frontend, rig.fresh());
+    pair.exchange(20);
+    assert_eq!((host.model.faults(), other.faults()), (vec![], vec![]));
+}
+
+#[test]
+fn function_that_the_host_wants_back_is_let_go() {
+    let host = Host::new(1);
+    let rig = Rig::new(Format::Split, 2);
+    let mut frontend = host.connect();
+    rig.introduce(&mut frontend);
+    let mut pair = HandPair::new(&rig, 0, Position::START);
+    pair.start(&mut frontend, 0);
+    pair.exchange(20);
+    host.model.want_back();
+    eventually(|| frontend.queue_num().is_err());
+    eventually(|| !host.model.is_open());
+    host.finish();
+}
+
+#[test]
+fn link_of_the_function_is_the_guests() {
+    let host = Host::new(1);
+    let rig = Rig::new(Format::Split, 2);
+    let mut frontend = host.connect();
+    rig.introduce(&mut frontend);
+    let pair = HandPair::new(&rig, 0, Position::START);
+    pair.start(&mut frontend, 0);
+    assert_eq!(frontend.config(6, 2).unwrap(), [1, 0]);
+    host.model.set_link(false);
+    eventually(|| host.field("provisioned/link") == "down");
+    assert_eq!(frontend.config(6, 2).unwrap(), [0, 0]);
+    drop(frontend);
+    host.finish();
+}
+
+/// What a function does wrong, and what is said of it where its guest's queues are to start.
+#[test]
+fn function_that_lies_costs_its_own_guest_alone_and_is_named() {
+    let status = On::Read(STATUS);
+    for (on, then, times, words) in [
+        (status, Then::Give(0x03), 10_000, "refuses the features"),
+        (status, Then::Give(0xff), 10_000, "does not answer any more"),
+        (status, Then::Give(0x0f), usize::MAX, "did not reset"),
+        (On::Read(0x18), Then::Give(0), 10_000, "no legal size"),
+        (On::Read(QUEUE_VECTOR), Then::Give(0xffff), 10_000, "interrupt vector"),
+        (On::Read(0x1e), Then::Give(0xffff), 10_000, "beyond its notification area"),
+        (On::Read(0x04), Then::Give(0), 10_000, "which it offered before"),
+    ] {
+        let host = Host::new(1);
+        let rig = Rig::new(Format::Split, 2);
+        let mut frontend = host.connect();
+        rig.introduce(&mut frontend);
+        // Its reset on the way up is the first that is read: with the third rule it never comes to its end.
+        if then == Then::Give(0x03) {
+            host.model.rule(status, Then::Give(0), 1);
+        }
+        host.model.rule(on, then, times);
+        rig.start_ring(&mut frontend, 0, 0);
+        let _ = frontend.enable_ring(0, true);
+        eventually(|| host.field("rings/0/fault") == "driver_refused");
+        let why = host.field("history/last_host_failure");
+        assert!(why.as_str().is_some_and(|why| why.contains(words)), "{words}: {why}");
+        host.model.forget_rules();
+        // It serves the next.
+        drop(frontend);
+        eventually(|| host.field("state") == "waiting");
+        let mut frontend = host.connect();
+        let rig = Rig::new(Format::Packed, 2);
+        rig.introduce(&mut frontend);
+        let mut pair = HandPair::new(&rig, 0, Position::START);
+        pair.start(&mut frontend, rig.fresh());
+        pair.exchange(5);
+        drop(frontend);
+        host.finish();
+    }
+}
+
+#[test]
+fn function_that_does_not_stop_is_reset_by_the_host() {
+    let host = Host::new(1);
+    let rig = Rig::new(Format::Split, 2);
+    let mut frontend = host.connect();
+    rig.introduce(&mut frontend);
+    let mut pair = HandPair::new(&rig, 0, Position::START);
+    pair.start(&mut frontend, 0);
+    pair.exchange(5);
+    pair.post(1);
+    eventually(|| host.model.works());
+    host.model.rule(On::Write(STATUS), Then::Ignore, 1);
+    frontend.stop_ring(0).unwrap();
+    frontend.stop_ring(1).unwrap();
+    assert!(!host.model.works());
+    drop(frontend);
+    host.finish();
+}
+
+#[test]
+fn function_without_queues_or_a_still_configuration_is_told_of_and_one_in_use_with_its_holder() {
+    for (on, then, words) in [
+        (On::Read(0x12), Then::Give(1), "no pair"),
+        (On::Read(0x04), Then::Give(0), "VERSION_1"),
+        (On::Read(STATUS), Then::Give(0xff), "does not answer"),
+    ] {
+        let model = Model::new();
+        model.rule(on, then, 10_000);
+        let refused = VirtioPci.probe(NAME, model.device()).err().unwrap();
+        assert!(refused.to_string().contains(words), "{refused}");
+        let host = Host::bare(model);
+        assert!(host.mgmtdevs().mgmtdev.0.iter().all(|(name, _)| name != NAME));
+        host.finish();
+    }
+    let model = Model::new();
+    model.rule_of_generations();
+    assert!(VirtioPci.probe(NAME, model.device()).err().unwrap().to_string().contains("configuration still"));
+    let model = Model::new();
+    let opened = model.device();
+    let refused = VirtioPci.probe(NAME, model.device()).err().unwrap();
+    let DriverError::Conflict { held_by: Some(holder), .. } = refused else { panic!("{refused}") };
+    assert_eq!(holder, "process 1 (other)");
+    drop(opened);
+}
+
+#[test]
+fn address_that_the_function_cannot_have_and_an_mtu_beyond_its_own_are_refused() {
+    let host = Host::bare(Model::new());
+    for (entry, words) in [
+        (
+            DeviceEntry { mac: Some("52:54:00:00:00:09".parse().unwrap()), ..entry(1) },
+            "ip link set PF vf N mac",
+        ),
+        (DeviceEntry { mtu: Some(1501), ..entry(1) }, "at most 1500"),
+        (entry(5), "supports 8"),
+    ] {
+        let refused = host.subsystem.add(&entry).unwrap_err();
+        assert!(refused.message.contains(words), "{refused:?}");
+    }
+    host.finish();
+}
+
+#[test]
+fn function_that_does_not_send_is_stopped_all_the_same_and_what_waited_goes_later() {
+    let host = Host::new(1);
+    let rig = Rig::new(Format::Split, 2);
+    let mut frontend = host.connect();
+    rig.introduce(&mut frontend);
+    let mut pair = HandPair::new(&rig, 0, Position::START);
+    pair.start(&mut frontend, 0);
+    pair.exchange(5);
+    host.model.stall(true);
+    pair.post(1);
+    pair.send(1);
+    pair.rests();
+    let bases = [0, 1].map(|queue| frontend.stop_ring(queue).unwrap());
+    assert_eq!(bases, [5, 5], "what the function did not finish is the guest's again");
+    host.model.stall(false);
+    for (queue, base) in (0u32..).zip(bases) {
+        rig.start_ring(&mut frontend, queue, base);
+        frontend.enable_ring(queue, true).unwrap();
+    }
+    pair.settle(1, true);
+    drop(frontend);
+    host.finish();
+}
+
+#[test]
+fn large_function_is_used_as_far_as_a_device_may_be() {
+    let model = Model::new();
+    // As many queues, and pairs, as none of ours has.
+    model.rule(On::Read(0x12), Then::Give(201), usize::MAX);
+    model.rule(On::Read(0x2008), Then::Give(100), usize::MAX);
+    model.rule(On::Read(0x2009), Then::Give(0), usize::MAX);
+    let host = Host::bare(model);
+    let shown = serde_json::to_value(host.mgmtdevs()).unwrap();
+    assert_eq!(shown["mgmtdev"][NAME]["max_supported_vqs"], 32);
+    host.finish();
+    // Its queues have more entries than are ever with a function.
+    let host = Host::new(1);
+    let rig = Rig::new(Format::Split, 2);
+    let mut frontend = host.connect();
+    rig.introduce(&mut frontend);
+    host.model.set_most_entries(4096);
+    let mut pair = HandPair::new(&rig, 0, Position::START);
+    pair.start(&mut frontend, 0);
+    pair.exchange(5);
+    assert_eq!(host.model.queue_size(0), 1024);
+    drop(frontend);
+    host.finish();
+}

@@ -1,0 +1,642 @@
+//! A virtio network function in this process, whose wire is a loop, on a bus of its own. It keeps the rules of virtio 1.3 §4.1 and
+//! watches that its driver does; faults are [`Rule`]s: what happens at an access or a command instead of what should.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use ringway_engine::{Budget, Polled};
+use ringway_pmd::bus::pci::{Address, Device, Function, Id, OpenError, Opener, Registers, View, Width};
+use ringway_pmd::bus::{Bus, BusEvent};
+use ringway_pmd::dma::DmaSpace;
+use ringway_pmd::drivers::sim_net::Loop;
+use ringway_pmd::net::{Mac, NIC};
+use ringway_pmd::notify::{CallFd, EventFd};
+use ringway_pmd::vdpa::{DeviceSpec, FaultReporter, MakePump as _, NetSpec, QueueBinding};
+use ringway_ring::chain::Burst;
+use ringway_ring::features::Features;
+use ringway_ring::guest::{GuestMap, Region, RegionSpec};
+use ringway_ring::position::{Position, PositionPage};
+use ringway_ring::queue::{DeviceRing, Format, QueueConfig, RingSize};
+use ringway_ring::tsc;
+
+pub const MAC: Mac = Mac([0x52, 0x54, 0, 1, 2, 3]);
+pub const PAIRS: u16 = 4;
+const CONTROL: usize = PAIRS as usize * 2;
+const QUEUES: usize = CONTROL + 1;
+const VECTORS: usize = 4;
+
+// Where its registers are in its one BAR.
+const COMMON: u64 = 0;
+const ISR: u64 = 0x1000;
+const DEVICE: u64 = 0x2000;
+const NOTIFY: u64 = 0x3000;
+const BAR_BYTES: u64 = 0x4000;
+pub const STATUS: u64 = 0x14;
+const GENERATION: u64 = 0x15;
+const QUEUE_ENABLE: u64 = 0x1c;
+pub const QUEUE_VECTOR: u64 = 0x1a;
+
+/// What happens at an access, or a command, instead of what should.
+#[derive(Debug, Clone, Copy)]
+pub struct Rule {
+    pub on: On,
+    pub then: Then,
+    /// So often; then it is over.
+    pub times: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum On {
+    /// A read of the register at this offset of the BAR.
+    Read(u64),
+    /// A write likewise.
+    Write(u64),
+    /// A command of this class on the control queue.
+    Command(u8),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// It reads as this; a command is answered so.
+    Give(u64),
+    /// It does not happen.
+    Ignore,
+}
+
+/// The function; all clones are the same one.
+#[derive(Clone)]
+pub struct Model(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    space: Arc<Space>,
+    rules: Mutex<Vec<Rule>>,
+    is_gone: AtomicBool,
+    is_stalled: AtomicBool,
+    /// Somebody has it open.
+    is_open: AtomicBool,
+    /// What the driver did that it must not.
+    faults: Mutex<Vec<String>>,
+    commands: Mutex<Vec<(u8, u8, Vec<u8>)>>,
+}
+
+#[derive(Default)]
+struct State {
+    status: u8,
+    features: [u32; 2],
+    select: [u32; 2],
+    queue: usize,
+    config_vector: u16,
+    queues: [QueueRegisters; QUEUES],
+    vectors: [Option<Arc<EventFd>>; VECTORS],
+    wanted: Option<Arc<EventFd>>,
+    works: Option<Works>,
+    resets: u32,
+    link: bool,
+    /// What its queues have at most.
+    most_entries: u16,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct QueueRegisters {
+    size: u16,
+    vector: u16,
+    enable: u16,
+    areas: [u64; 3],
+}
+
+/// The thread that serves its queues.
+struct Works {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Model {
+    pub fn new() -> Model {
+        let state = State { link: true, most_entries: 256, ..State::default() };
+        let model = Model(Arc::new(Shared {
+            state: Mutex::new(state),
+            space: Arc::default(),
+            rules: Mutex::default(),
+            is_gone: AtomicBool::new(false),
+            is_stalled: AtomicBool::new(false),
+            is_open: AtomicBool::new(false),
+            faults: Mutex::default(),
+            commands: Mutex::default(),
+        }));
+        model.reset(&mut model.state());
+        model
+    }
+
+    pub fn rule(&self, on: On, then: Then, times: usize) {
+        self.0.rules.lock().unwrap().push(Rule { on, then, times });
+    }
+
+    /// It serves nothing for a while.
+    pub fn stall(&self, is_stalled: bool) {
+        self.0.is_stalled.store(is_stalled, Ordering::SeqCst);
+    }
+
+    /// Its queues have so many entries from its next reset on.
+    pub fn set_most_entries(&self, entries: u16) {
+        self.state().most_entries = entries;
+    }
+
+    pub fn queue_size(&self, queue: usize) -> u16 {
+        self.state().queues[queue].size
+    }
+
+    /// Its configuration changes while it is read, again and again.
+    pub fn rule_of_generations(&self) {
+        for generation in 0..500 {
+            self.rule(On::Read(GENERATION), Then::Give(generation % 256), 1);
+        }
+    }
+
+    pub fn forget_rules(&self) {
+        self.0.rules.lock().unwrap().clear();
+    }
+
+    /// It is pulled out: everything reads all ones, and it touches no memory.
+    pub fn pull(&self) {
+        self.0.is_gone.store(true, Ordering::SeqCst);
+        self.halt(&mut self.state());
+    }
+
+    /// The host wants it back.
+    pub fn want_back(&self) {
+        let wanted = self.state().wanted.clone();
+        wanted.unwrap().signal();
+    }
+
+    pub fn set_link(&self, is_up: bool) {
+        let vector = {
+            let mut state = self.state();
+            state.link = is_up;
+            state.vectors.get(usize::from(state.config_vector)).cloned().flatten()
+        };
+        assert!(vector.is_none_or(|vector| vector.signal()));
+    }
+
+    pub fn resets(&self) -> u32 {
+        self.state().resets
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.0.is_open.load(Ordering::SeqCst)
+    }
+
+    /// Bytes that it can reach.
+    pub fn mapped(&self) -> u64 {
+        self.0.space.mapped.lock().unwrap().values().map(|region| region.size()).sum()
+    }
+
+    pub fn works(&self) -> bool {
+        self.state().works.is_some()
+    }
+
+    pub fn commands(&self) -> Vec<(u8, u8, Vec<u8>)> {
+        self.0.commands.lock().unwrap().clone()
+    }
+
+    /// What the driver did that it must not.
+    pub fn faults(&self) -> Vec<String> {
+        self.0.faults.lock().unwrap().clone()
+    }
+
+    fn opener(&self) -> Opener {
+        let model = self.clone();
+        Arc::new(move || {
+            let address = address();
+            if model.0.is_gone.load(Ordering::SeqCst) {
+                return Err(OpenError::NotThere(address));
+            }
+            if model.0.is_open.swap(true, Ordering::SeqCst) {
+                return Err(OpenError::Busy {
+                    address,
+                    group: 7,
+                    holder: Some("process 1 (other)".to_owned()),
+                });
+            }
+            Ok(Arc::new(Opened(model.clone())))
+        })
+    }
+
+    /// As a bus announces it.
+    pub fn device(&self) -> Device {
+        let id = Id { vendor: 0x1af4, device: 0x1041, subsystem_vendor: 0x1af4, subsystem: 0x1100 };
+        let opener = self.opener();
+        let first = opener();
+        Device::new(address(), id, None, opener, first)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap()
+    }
+
+    fn fault(&self, what: impl Into<String>) {
+        self.0.faults.lock().unwrap().push(what.into());
+    }
+
+    /// What a rule says of this, if one does.
+    fn ruled(&self, on: On) -> Option<Then> {
+        let mut rules = self.0.rules.lock().unwrap();
+        let rule = rules.iter_mut().find(|rule| rule.on == on && rule.times > 0)?;
+        rule.times -= 1;
+        Some(rule.then)
+    }
+
+    fn halt(&self, state: &mut State) {
+        if let Some(works) = state.works.take() {
+            works.stop.store(true, Ordering::SeqCst);
+            works.thread.join().unwrap();
+        }
+    }
+
+    fn reset(&self, state: &mut State) {
+        self.halt(state);
+        state.resets += 1;
+        state.status = 0;
+        state.features = [0; 2];
+        state.config_vector = 0xffff;
+        let size = state.most_entries;
+        state.queues = [QueueRegisters { size, vector: 0xffff, ..QueueRegisters::default() }; QUEUES];
+    }
+
+    fn write(&self, at: u64, value: u64) {
+        let mut state = self.state();
+        let queue = state.queue;
+        match at {
+            0x00 => state.select[0] = value as u32,
+            0x08 => state.select[1] = value as u32,
+            0x0c if state.select[1] < 2 => {
+                let word = state.select[1] as usize;
+                state.features[word] = value as u32;
+            }
+            0x10 => state.config_vector = value as u16,
+            STATUS if value == 0 => self.reset(&mut state),
+            STATUS => {
+                if value & 0x08 != 0 && state.status & 0x08 == 0 && !OFFERED.contains(features(&state)) {
+                    return self.fault("accepted what was not offered");
+                }
+                state.status = value as u8;
+                if value & 4 != 0 && state.works.is_none() {
+                    state.works = Some(self.start(&state));
+                }
+            }
+            0x16 => state.queue = value as usize,
+            0x18..0x38 if queue >= QUEUES => {}
+            0x18 => state.queues[queue].size = value as u16,
+            QUEUE_VECTOR => state.queues[queue].vector = value as u16,
+            QUEUE_ENABLE => {
+                if state.status & 4 != 0 {
+                    self.fault("a queue was enabled behind DRIVER_OK");
+                }
+                state.queues[queue].enable = value as u16;
+            }
+            0x20..0x38 => {
+                let area = &mut state.queues[queue].areas[(at as usize - 0x20) / 8];
+                let shift = (at % 8) * 8;
+                *area = *area & !(0xffff_ffff << shift) | value << shift;
+            }
+            NOTIFY.. => {
+                if state.status & 4 == 0 {
+                    self.fault(format!("queue {value} was kicked before DRIVER_OK"));
+                }
+                if (at - NOTIFY) / 4 != value {
+                    self.fault(format!("doorbell at {at:#x} was rung for queue {value}"));
+                }
+            }
+            _ => self.fault(format!("{value:#x} was written to {at:#x}")),
+        }
+    }
+
+    fn read(&self, at: u64, width: Width) -> u64 {
+        let state = self.state();
+        let queue = state.queues.get(state.queue).copied().unwrap_or_default();
+        match at {
+            0x04 if state.select[0] < 2 => OFFERED.0 >> (32 * state.select[0]) & 0xffff_ffff,
+            0x10 => state.config_vector.into(),
+            0x12 => QUEUES as u64,
+            STATUS => state.status.into(),
+            GENERATION => 0,
+            0x18 => queue.size.into(),
+            QUEUE_VECTOR => queue.vector.into(),
+            QUEUE_ENABLE => queue.enable.into(),
+            0x1e => state.queue as u64,
+            DEVICE..NOTIFY => {
+                let config = [
+                    &MAC.0[..],
+                    &u16::from(state.link).to_le_bytes(),
+                    &PAIRS.to_le_bytes(),
+                    &1500u16.to_le_bytes(),
+                ]
+                .concat();
+                let bytes = config.iter().skip((at - DEVICE) as usize).take(width.bytes() as usize).rev();
+                bytes.fold(0, |value, byte| value << 8 | u64::from(*byte))
+            }
+            _ => 0,
+        }
+    }
+
+    /// Serves what is enabled until it is told to stop.
+    fn start(&self, state: &State) -> Works {
+        let features = features(state);
+        let format = if features.contains(Features::RING_PACKED) { Format::Packed } else { Format::Split };
+        let map = self.0.space.map();
+        let positions = PositionPage::anonymous().unwrap();
+        let attention = Arc::new(EventFd::new().unwrap());
+        let ring = |index: usize| {
+            let registers = state.queues[index];
+            let [desc, driver, device] = registers.areas;
+            let config = QueueConfig {
+                size: RingSize::new(format, registers.size.into()).unwrap(),
+                features,
+                map: Arc::clone(&map),
+                desc_user_addr: desc,
+                driver_user_addr: driver,
+                device_user_addr: device,
+                position: Position::START,
+                keeper: positions.slot(index).unwrap(),
+                skip_used: false,
+            };
+            let vector = state.vectors.get(usize::from(registers.vector)).cloned().flatten();
+            (config, vector, registers.enable == 1)
+        };
+        let mut wire =
+            Loop::new(&DeviceSpec::net("model", NetSpec { max_vqp: Some(PAIRS), ..NetSpec::default() }))
+                .unwrap();
+        let mut pumps = Vec::new();
+        for pair in 0..PAIRS {
+            let queues: Vec<QueueBinding> = (pair * 2..pair * 2 + 2)
+                .filter_map(|index| {
+                    let (config, vector, is_enabled) = ring(index.into());
+                    let call = vector.map(|vector| Arc::new(CallFd::own(dup(vector.as_fd()))));
+                    is_enabled.then(|| QueueBinding {
+                        index,
+                        enabled: true,
+                        format,
+                        config,
+                        kick: None,
+                        call,
+                        counters: Arc::default(),
+                        fault: FaultReporter::new(Arc::clone(&attention)),
+                    })
+                })
+                .collect();
+            if !queues.is_empty() {
+                pumps.push(wire.pump(pair, queues).unwrap());
+            }
+        }
+        let control = ring(CONTROL);
+        let mut control: Option<Box<dyn DeviceRing>> = control.2.then(|| match format {
+            Format::Split => Box::new(control.0.activate_split().unwrap()) as _,
+            Format::Packed => Box::new(control.0.activate_packed().unwrap()) as _,
+        });
+        let stop = Arc::new(AtomicBool::new(false));
+        let (theirs, model) = (Arc::clone(&stop), self.clone());
+        let thread = std::thread::spawn(move || {
+            let mut burst = Burst::new(map);
+            while !theirs.load(Ordering::SeqCst) {
+                let mut is_idle = true;
+                let is_stalled = model.0.is_stalled.load(Ordering::SeqCst);
+                for pump in pumps.iter_mut().filter(|_| !is_stalled) {
+                    is_idle &= pump.poll(&Budget::default(), tsc::cycles()) == Polled::Idle;
+                }
+                if let Some(control) = &mut control {
+                    model.obey(&mut **control, &mut burst);
+                }
+                if is_idle {
+                    std::thread::sleep(Duration::from_micros(50));
+                }
+            }
+        });
+        Works { stop, thread }
+    }
+
+    /// Answers a command.
+    fn obey(&self, ring: &mut dyn DeviceRing, burst: &mut Burst) {
+        if ring.peek(burst, 1).unwrap() == 0 {
+            return;
+        }
+        let chain = burst.chains()[0];
+        let mut said = Vec::new();
+        for slice in burst.readable(&chain) {
+            let mut bytes = vec![0; slice.len()];
+            slice.read(&mut bytes);
+            said.extend(bytes);
+        }
+        let ruled = self.ruled(On::Command(said[0]));
+        self.0.commands.lock().unwrap().push((said[0], said[1], said[2..].to_vec()));
+        let answer = match ruled {
+            Some(Then::Ignore) => return,
+            Some(Then::Give(answer)) => answer as u8,
+            None => 0,
+        };
+        burst.writable(&chain).next().unwrap().write(&[answer]);
+        ring.consume(&[chain]);
+        ring.complete(&chain, 1);
+        ring.publish();
+    }
+}
+
+/// What the driver accepted.
+fn features(state: &State) -> Features {
+    Features(u64::from(state.features[0]) | u64::from(state.features[1]) << 32)
+}
+
+fn address() -> Address {
+    "0000:07:00.1".parse().unwrap()
+}
+
+fn dup(fd: BorrowedFd<'_>) -> EventFd {
+    EventFd::from_peer(fd.try_clone_to_owned().unwrap()).unwrap()
+}
+
+const OFFERED: Features = Features(NIC.0 | Features::ACCESS_PLATFORM.0);
+
+/// The function, open.
+struct Opened(Model);
+
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Opened")
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        let model = &self.0;
+        if model.works() {
+            model.fault("closed while it works");
+        }
+        if model.mapped() > 0 {
+            model.fault("closed with memory mapped");
+        }
+        model.0.is_open.store(false, Ordering::SeqCst);
+    }
+}
+
+impl Function for Opened {
+    fn config(&self) -> View {
+        View::new(Arc::new(ConfigSpace(self.0.clone())))
+    }
+    fn bar(&self, index: u8) -> io::Result<View> {
+        if index != 4 {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(View::new(Arc::new(Bar(self.0.clone()))))
+    }
+    fn dma(&self) -> Arc<dyn DmaSpace> {
+        Arc::clone(&self.0.0.space) as _
+    }
+    fn vectors(&self) -> u16 {
+        VECTORS as u16
+    }
+    fn bind(&self, vector: u16, to: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        self.0.state().vectors[usize::from(vector)] = to.map(|fd| Arc::new(dup(fd)));
+        Ok(())
+    }
+    fn on_wanted_back(&self, told: BorrowedFd<'_>) -> io::Result<()> {
+        self.0.state().wanted = Some(Arc::new(dup(told)));
+        Ok(())
+    }
+    fn reset(&self) -> io::Result<()> {
+        self.0.reset(&mut self.0.state());
+        Ok(())
+    }
+}
+
+struct Bar(Model);
+
+impl Registers for Bar {
+    fn size(&self) -> u64 {
+        BAR_BYTES
+    }
+    fn read(&self, at: u64, width: Width) -> u64 {
+        if self.0.0.is_gone.load(Ordering::SeqCst) {
+            return width.ones();
+        }
+        match self.0.ruled(On::Read(at)) {
+            Some(Then::Give(value)) => value,
+            Some(Then::Ignore) => 0,
+            None => self.0.read(at, width),
+        }
+    }
+    fn write(&self, at: u64, _width: Width, value: u64) {
+        if !self.0.0.is_gone.load(Ordering::SeqCst) && self.0.ruled(On::Write(at)).is_none() {
+            self.0.write(at, value);
+        }
+    }
+}
+
+/// Its capabilities, as QEMU's function has them: one without length first.
+struct ConfigSpace(Model);
+
+impl Registers for ConfigSpace {
+    fn size(&self) -> u64 {
+        256
+    }
+    fn read(&self, at: u64, width: Width) -> u64 {
+        if self.0.0.is_gone.load(Ordering::SeqCst) {
+            return width.ones();
+        }
+        let mut bytes = [0u8; 256];
+        bytes[..4].copy_from_slice(&[0xf4, 0x1a, 0x41, 0x10]);
+        bytes[6] = 0x10;
+        bytes[0x34] = 0x40;
+        let capabilities =
+            [(5u8, 0u64, 0u32), (2, NOTIFY, 0x1000), (4, DEVICE, 12), (3, ISR, 4), (1, COMMON, 0x38)];
+        for (n, (kind, offset, length)) in capabilities.into_iter().enumerate() {
+            let at = 0x40 + n * 0x18;
+            let next = if n + 1 < capabilities.len() { at + 0x18 } else { 0 };
+            bytes[at..at + 5].copy_from_slice(&[9, next as u8, 20, kind, 4]);
+            bytes[at + 8..at + 12].copy_from_slice(&(offset as u32).to_le_bytes());
+            bytes[at + 12..at + 16].copy_from_slice(&length.to_le_bytes());
+            bytes[at + 16..at + 20].copy_from_slice(&4u32.to_le_bytes());
+        }
+        let read = bytes[at as usize..(at + width.bytes()) as usize].iter().rev();
+        read.fold(0, |value, byte| value << 8 | u64::from(*byte))
+    }
+    fn write(&self, _: u64, _: Width, _: u64) {}
+}
+
+/// What it can reach.
+#[derive(Default)]
+struct Space {
+    mapped: Mutex<BTreeMap<u64, Arc<Region>>>,
+}
+
+impl Space {
+    /// All of it, by the addresses that the function has for it.
+    fn map(&self) -> Arc<GuestMap> {
+        Arc::new(GuestMap::new(self.mapped.lock().unwrap().values().cloned().collect()).unwrap())
+    }
+}
+
+impl DmaSpace for Space {
+    fn map(&self, iova: u64, region: &Region, at: u64, len: u64) -> io::Result<()> {
+        let file = region.file().try_clone_to_owned()?;
+        let file_offset = region.file_offset() + at;
+        let spec = RegionSpec { gpa: iova, size: len, user_addr: iova, file_offset, file };
+        let region = Region::map(spec).map_err(io::Error::other)?;
+        assert!(self.mapped.lock().unwrap().insert(iova, region).is_none());
+        Ok(())
+    }
+    fn unmap(&self, iova: u64, len: u64) -> io::Result<()> {
+        let region = self.mapped.lock().unwrap().remove(&iova);
+        assert!(region.is_some_and(|region| region.size() == len));
+        Ok(())
+    }
+    fn ranges(&self) -> Vec<RangeInclusive<u64>> {
+        vec![0..=0xfedf_ffff, 0xfef0_0000..=0xffff_ffff_ffff]
+    }
+}
+
+/// The bus that it is on.
+#[derive(Clone)]
+pub struct ModelBus {
+    news: Arc<EventFd>,
+    events: Arc<Mutex<Vec<BusEvent<Device>>>>,
+}
+
+impl ModelBus {
+    pub fn new() -> ModelBus {
+        ModelBus { news: Arc::new(EventFd::new().unwrap()), events: Arc::default() }
+    }
+
+    pub fn plug(&self, model: &Model) {
+        self.tell(BusEvent::Announced { address: address().to_string(), device: model.device() });
+    }
+
+    pub fn unplug(&self) {
+        let why = "it is gone from the bus".to_owned();
+        self.tell(BusEvent::Withdrawn { address: address().to_string(), why });
+    }
+
+    fn tell(&self, event: BusEvent<Device>) {
+        self.events.lock().unwrap().push(event);
+        self.news.signal();
+    }
+}
+
+impl Bus for ModelBus {
+    type Device = Device;
+    fn name(&self) -> &'static str {
+        "pci"
+    }
+    fn news(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.news.as_fd())
+    }
+    fn take(&mut self) -> Vec<BusEvent<Device>> {
+        self.news.clear();
+        std::mem::take(&mut *self.events.lock().unwrap())
+    }
+}
