@@ -6,7 +6,7 @@ use ringway_pmd::drivers::bridge::BridgeKind;
 use ringway_pmd::drivers::link::LinkKind;
 use ringway_pmd::drivers::sim_net::SimNet;
 use ringway_pmd::drivers::tap::TapKind;
-use ringway_pmd::drivers::virtio_pci::VirtioPci;
+use ringway_pmd::drivers::virtio_pci::{self, VirtioPci};
 use ringway_pmd::vdpa::{ManagementDevice, MgmtKind};
 
 use crate::devices::known::Known;
@@ -37,6 +37,7 @@ pub fn known() -> Known {
     Known {
         mgmtdevs: all().iter().map(|mgmtdev| mgmtdev.info()).collect(),
         kinds: kinds().iter().map(|kind| kind.info()).collect(),
+        function: Some(virtio_pci::at_most()),
         ..Known::default()
     }
 }

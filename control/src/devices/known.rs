@@ -1,5 +1,7 @@
 //! What there is to make devices with, for checks that need no daemon.
 
+use ringway_pmd::bus::pci::Address;
+use ringway_pmd::bus::pci::host::HostBus;
 use ringway_pmd::vdpa::{MgmtInfo, MgmtKindInfo};
 
 use crate::devices::addresses::Addresses;
@@ -13,6 +15,9 @@ pub struct Known {
     pub mgmtdevs: Vec<MgmtInfo>,
     /// Kinds, of which any name makes one.
     pub kinds: Vec<MgmtKindInfo>,
+    /// For checks without a daemon: what a function of the PCI bus can be at most, whatever its address. None: those that are
+    /// there are known.
+    pub function: Option<MgmtInfo>,
     /// What addresses are made of that are not given.
     pub addresses: Addresses,
 }
@@ -21,10 +26,15 @@ impl Known {
     /// The management device of this name: one that is there, or one that would be.
     pub fn find(&self, name: &str) -> Option<MgmtInfo> {
         let there = self.mgmtdevs.iter().find(|info| info.name == name).cloned();
-        there.or_else(|| {
+        let made = || {
             let (kind, _) = self.kind(name).ok()?;
             Some(MgmtInfo { name: name.to_owned(), ..kind.device.clone() })
-        })
+        };
+        let function = || {
+            name.strip_prefix(PCI)?.parse::<Address>().ok()?;
+            Some(MgmtInfo { name: name.to_owned(), ..self.function.clone()? })
+        };
+        there.or_else(made).or_else(function)
     }
 
     /// The kind of `KIND/NAME`, and the name.
@@ -53,6 +63,12 @@ pub(super) fn no_such_mgmtdev(name: &str, known: &Known) -> Fault {
         printable(name)
     ))
     .at("mgmtdev");
+    if let Some(address) = name.strip_prefix(PCI) {
+        return match address.parse::<Address>() {
+            Ok(address) => fault.hint(HostBus::missing(address)),
+            Err(bad) => fault.hint(bad.to_string()),
+        };
+    }
     // A kind that was written wrong.
     let (kind, rest) = name.split_once('/').unwrap_or((name, ""));
     let is_kind = known.kinds.iter().any(|info| info.name == kind);
@@ -69,6 +85,9 @@ pub(super) fn no_such_mgmtdev(name: &str, known: &Known) -> Fault {
         None => fault.hint("ringway mgmtdev show"),
     }
 }
+
+/// What the names of the PCI bus's functions begin with.
+const PCI: &str = "pci/";
 
 #[cfg(test)]
 pub(crate) mod tests {

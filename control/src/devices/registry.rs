@@ -90,6 +90,7 @@ impl Registry {
         Known {
             mgmtdevs: self.mgmtdevs.iter().map(|mgmtdev| mgmtdev.device.info()).collect(),
             kinds: self.kinds.iter().map(|kind| kind.info()).collect(),
+            function: None,
             addresses: self.addresses.clone(),
         }
     }

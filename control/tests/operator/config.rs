@@ -267,6 +267,16 @@ fn what_can_never_be_is_found_by_the_check_and_at_the_start_with_its_line() {
 }
 
 #[test]
+fn function_that_is_not_there_may_stand_in_the_file_and_its_device_waits_for_it() {
+    let text = "[[device]]\nname = \"vm0\"\nmgmtdev = \"pci/0000:fe:1f.7\"\nmtu = 1500\n";
+    check(text).good();
+    let told = check(&text.replace("1f.7", "1f.8")).bad(3);
+    assert!(told.contains("0000:01:10.0"), "{told}");
+    let told = check(&text.replace("mtu = 1500", "max_vqp = 17")).bad(2);
+    assert!(told.contains("supports 32"), "{told}");
+}
+
+#[test]
 fn check_tells_every_mistake_in_order_and_how_many_there_are() {
     let text = "[daemon]\nidel = \"poll\"\nlog = \"loud\"\n[[device]]\nname = \"a\"\nmgmtdev = \"sim/net\"\nmtu = 5\nmax_vpq = 2\n\
                 [[device]]\nname = \"b\"\nmgmtdev = \"bridge/b\"\nmac = \"52:54:00:00:00:0a\"\n\

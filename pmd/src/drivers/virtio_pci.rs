@@ -49,6 +49,20 @@ impl Driver<pci::Device> for VirtioPci {
     }
 }
 
+/// What a function can be at most: for checks of what is asked of one that is not there yet.
+pub fn at_most() -> MgmtInfo {
+    MgmtInfo {
+        name: String::new(),
+        class: Class::Net,
+        max_supported_vqs: u32::from(MAX_PAIRS) * 2,
+        max_devices: Some(1),
+        features: NIC | OFFLOADS,
+        attributes: Vec::new(),
+        summary: SUMMARY,
+        check: |_, _| Ok(()),
+    }
+}
+
 /// A virtio network function: modern, or transitional, which has the modern registers too (virtio 1.3 §4.1.2).
 fn is_net(id: Id) -> bool {
     id.vendor == VIRTIO && (id.device == MODERN_NET || (id.device == TRANSITIONAL_NET && id.subsystem == NET))
@@ -122,13 +136,9 @@ impl ManagementDevice for VirtioFunction {
     fn info(&self) -> MgmtInfo {
         MgmtInfo {
             name: self.name.clone(),
-            class: Class::Net,
             max_supported_vqs: u32::from(self.seen.pairs) * 2,
-            max_devices: Some(1),
             features: self.seen.features(),
-            attributes: Vec::new(),
-            summary: "virtio network function; a core relays the guest's descriptors to it",
-            check: |_, _| Ok(()),
+            ..at_most()
         }
     }
 
@@ -178,6 +188,8 @@ const OURS: Features = Features(
         | F_CTRL_MAC_ADDR.0
         | F_MQ.0,
 );
+
+const SUMMARY: &str = "virtio network function; a core relays the guest's descriptors to it";
 
 // PCI ids (virtio 1.3 §4.1.2).
 const VIRTIO: u16 = 0x1af4;

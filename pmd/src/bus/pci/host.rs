@@ -52,7 +52,7 @@ impl HostBus {
     /// # Errors
     /// No thread, or no descriptors.
     pub fn start() -> io::Result<HostBus> {
-        HostBus::at(Path::new("/sys/bus/pci/devices"))
+        HostBus::at(Path::new(DEVICES))
     }
 
     fn at(devices: &Path) -> io::Result<HostBus> {
@@ -69,16 +69,18 @@ impl HostBus {
         Ok(HostBus { shared, news, thread: Some(thread) })
     }
 
-    /// What an operator does so that a function of this address is found; None: it is, or it is none.
-    pub fn missing(name: &str) -> Option<String> {
-        let address: Address = name.parse().ok()?;
-        let path = Path::new("/sys/bus/pci/devices").join(address.to_string());
+    /// What an operator does so that a function of this address is found.
+    pub fn missing(address: Address) -> String {
+        let path = Path::new(DEVICES).join(address.to_string());
         if !path.exists() {
-            return Some(OpenError::NotThere(address).hint());
+            return OpenError::NotThere(address).hint();
         }
         match link_name(&path.join("driver")) {
-            Some(driver) if driver == VFIO_PCI => None,
-            driver => Some(bind_hint(address, driver.is_some())),
+            Some(driver) if driver == VFIO_PCI => {
+                "ringwayd did not take it: the last event mgmtdev.failed of `ringway events` says why"
+                    .to_owned()
+            }
+            driver => bind_hint(address, driver.is_some()),
         }
     }
 }
@@ -203,6 +205,8 @@ impl Shared {
     }
 }
 
+/// Where the kernel has the functions of this host.
+const DEVICES: &str = "/sys/bus/pci/devices";
 /// Between two looks, where the kernel tells nothing (in a network namespace of ours).
 const EVERY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// What could not be opened is tried again every so many looks.
