@@ -380,7 +380,17 @@ impl Daemon {
                         format!("it is tried again every {} s", RETRY_ABSENT.as_secs())
                     };
                     let why = &fault.message;
-                    tracing::error!(dev = entry.name, held_by, hint, "device cannot be made, {again}: {why}");
+                    if self.may_come(&entry.mgmtdev) {
+                        // A bus tells what it has once it has looked.
+                        tracing::info!(dev = entry.name, "device waits for {}", entry.mgmtdev);
+                    } else {
+                        tracing::error!(
+                            dev = entry.name,
+                            held_by,
+                            hint,
+                            "device cannot be made, {again}: {why}"
+                        );
+                    }
                     self.absent.push(Absent { entry, origin, why: fault.message, is_final });
                     if !is_final {
                         // Soon at first: a process that is just dying may hold what it needs.
