@@ -87,6 +87,44 @@ impl Machine<'_> {
         Ok(mgmtdev)
     }
 
+    /// Waits until a function is no management device any more.
+    pub fn function_is_gone(&mut self, function: &str) -> Result<()> {
+        let mgmtdev = format!("pci/{function}");
+        self.step(&format!("{mgmtdev} is shown no more"), |machine| {
+            wait_for("the management device's end", WATCHDOG, || {
+                Ok((machine.ringway_raw(&["mgmtdev", "show", &mgmtdev])?.code == NOT_FOUND).then_some(()))
+            })
+        })
+    }
+
+    /// Starts a shell that holds something once it has said so, and nothing else; gives its process.
+    pub fn hold(&mut self, line: &str) -> Result<u32> {
+        self.guest.launch(HOLDER, &["/bin/busybox", "sh", "-c", line])?;
+        wait_for("the holder's word", WATCHDOG, || {
+            let report = self.guest.program(HOLDER)?;
+            ensure!(report.code.is_none(), "it ended: {}", report.output);
+            Ok((!report.output.is_empty()).then_some(report.pid))
+        })
+    }
+
+    /// Ends what [`Machine::hold`] started.
+    pub fn release(&mut self) -> Result<()> {
+        self.step("the holder lets go", |machine| machine.end_program(HOLDER).map(|_| ()))
+    }
+
+    /// Waits until a program in the background has written a text.
+    pub fn log_says(&mut self, name: &str, text: &str) -> Result<()> {
+        self.step(&format!("{name} says {text}"), |machine| {
+            let line = wait_for("these words in its log", WATCHDOG, || {
+                machine.still_runs(name)?;
+                let output = machine.guest.program(name)?.output;
+                Ok(output.lines().find(|line| line.contains(text)).map(str::to_string))
+            })?;
+            machine.say(line);
+            Ok(())
+        })
+    }
+
     /// Runs `ringway -j` with these words, which must succeed, and reads its JSON.
     pub fn ringway_json(&mut self, words: &[&str]) -> Result<Value> {
         let text = self.ringway_quietly(&[&["-j"], words].concat())?;
@@ -189,7 +227,7 @@ impl Machine<'_> {
             // It only explains what failed.
             let _ = self.keep_counters();
         }
-        for name in [TESTPMD_NAME, "ringwayd"] {
+        for name in [TESTPMD_NAME, "ringwayd", HOLDER] {
             // It need not run.
             let _ = self.end_program(name);
         }
@@ -228,3 +266,6 @@ impl Machine<'_> {
 
 /// By which name the agent knows testpmd.
 const TESTPMD_NAME: &str = "testpmd";
+const HOLDER: &str = "holder";
+/// `ringway`'s exit code.
+const NOT_FOUND: i32 = 3;

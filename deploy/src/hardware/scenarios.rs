@@ -48,6 +48,18 @@ pub const ALL: &[Scenario] = &[
         act: |machine| restarted(machine, VIRTIO, VIRTIO_MAC),
     },
     Scenario {
+        name: "virtio-removed",
+        proves: "a virtio function, relayed: removed under traffic and added again",
+        model: Model::Function,
+        act: removed,
+    },
+    Scenario {
+        name: "virtio-busy",
+        proves: "a virtio function whose group another process has: who has it is told, and it is served when let go",
+        model: Model::Function,
+        act: busy,
+    },
+    Scenario {
         name: "virtio-vf-ground",
         proves: "a virtio function's virtual functions: their groups, vfio-pci, the wire between Linux's own drivers",
         model: Model::VirtualFunctions,
@@ -61,6 +73,12 @@ pub const ALL: &[Scenario] = &[
             virtual_functions_of_virtio(machine)?;
             relayed(machine, VIRTIO_VFS[0], VIRTIO_MAC)
         },
+    },
+    Scenario {
+        name: "virtio-vf-taken",
+        proves: "virtual functions taken away under traffic: the daemon lets go at once, and serves those that come again",
+        model: Model::VirtualFunctions,
+        act: taken,
     },
 ];
 
@@ -238,8 +256,89 @@ fn restarted(machine: &mut Machine<'_>, function: &str, mac: &str) -> Result<()>
     machine.stop_ringwayd()
 }
 
+/// `dev del` under traffic makes the function quiet and answers soon; the function can be had again.
+fn removed(machine: &mut Machine<'_>) -> Result<()> {
+    let pf = machine.pf_up(IGB)?;
+    machine.set_address(&pf, &format!("{HERE}/24"))?;
+    machine.give_to_vfio(VIRTIO)?;
+    machine.start_ringwayd()?;
+    let mgmtdev = machine.function_is_shown(VIRTIO)?;
+    let words = ["dev", "add", "name", "vm0", "mgmtdev", &mgmtdev, "mac", VIRTIO_MAC];
+    let echoer = Echoer { mac: Some(VIRTIO_MAC.into()), ..Echoer::new("vm0", true) };
+    machine.ringway(&words)?;
+    machine.start_testpmd(&echoer)?;
+    machine.pings_of_all_sizes(THERE, 1500)?;
+    machine.linux().start_pulse(THERE, PULSE_MS)?;
+    machine.step("a pulse is answered", |machine| {
+        machine.linux().pulse_resumed(THERE, 20, Instant::now()).map(|_| ())
+    })?;
+    machine.ringway(&["dev", "del", "vm0"])?;
+    machine.step("the pulse is answered no more", |machine| {
+        machine.linux().pulse_stalled(THERE)?;
+        machine.linux().stop_pulse(THERE).map(|_| ())
+    })?;
+    machine.kill_testpmd()?;
+    machine.ringway(&words)?;
+    machine.start_testpmd(&echoer)?;
+    machine.pings_of_all_sizes(THERE, 1500)?;
+    machine.stop_testpmd()?;
+    machine.ringway(&["dev", "del", "vm0"])?;
+    machine.stop_ringwayd()
+}
+
+/// The group of a function is another process's.
+fn busy(machine: &mut Machine<'_>) -> Result<()> {
+    machine.pf_up(IGB)?;
+    machine.give_to_vfio(VIRTIO)?;
+    let group = machine.group_of_its_own(VIRTIO)?;
+    let holder = machine.step(&format!("another process opens group {group}"), |machine| {
+        let line = format!("exec 5<>/dev/vfio/{group}; echo held; exec /bin/sleep 1000");
+        machine.hold(&line)
+    })?;
+    machine.start_ringwayd()?;
+    machine.log_says("ringwayd", &format!("is in use by process {holder}"))?;
+    machine.release()?;
+    machine.function_is_shown(VIRTIO)?;
+    machine.stop_ringwayd()
+}
+
+/// The host takes its virtual functions back while a guest uses one.
+fn taken(machine: &mut Machine<'_>) -> Result<()> {
+    let pf = machine.pf_up(IGB)?;
+    machine.set_address(&pf, &format!("{HERE}/24"))?;
+    virtual_functions_of_virtio(machine)?;
+    machine.give_to_vfio(VIRTIO_VFS[0])?;
+    machine.start_ringwayd()?;
+    let mgmtdev = machine.function_is_shown(VIRTIO_VFS[0])?;
+    machine.ringway(&["dev", "add", "name", "vm0", "mgmtdev", &mgmtdev, "mac", VIRTIO_MAC])?;
+    let echoer = Echoer { mac: Some(VIRTIO_MAC.into()), ..Echoer::new("vm0", false) };
+    machine.start_testpmd(&echoer)?;
+    machine.pings_of_all_sizes(THERE, 1500)?;
+    machine.linux().start_pulse(THERE, PULSE_MS)?;
+    machine.step("a pulse is answered", |machine| {
+        machine.linux().pulse_resumed(THERE, 20, Instant::now()).map(|_| ())
+    })?;
+    machine.remove_vfs(VIRTIO)?;
+    machine.step("the pulse is answered no more", |machine| {
+        machine.linux().pulse_stalled(THERE)?;
+        machine.linux().stop_pulse(THERE).map(|_| ())
+    })?;
+    machine.function_is_gone(VIRTIO_VFS[0])?;
+    machine.ringway(&["dev", "show"])?;
+    machine.kill_testpmd()?;
+    virtual_functions_of_virtio(machine)?;
+    machine.give_to_vfio(VIRTIO_VFS[0])?;
+    machine.function_is_shown(VIRTIO_VFS[0])?;
+    machine.start_testpmd(&echoer)?;
+    machine.pings_of_all_sizes(THERE, 1500)?;
+    machine.stop_testpmd()?;
+    machine.ringway(&["dev", "del", "vm0"])?;
+    machine.stop_ringwayd()
+}
+
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 1));
 const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2));
 /// The virtio function's own, or any for a virtual function.
 const VIRTIO_MAC: &str = "52:54:00:00:02:01";
+const PULSE_MS: u64 = 10;
 const IGB_VF_MACS: [&str; 2] = ["52:54:00:00:01:01", "52:54:00:00:01:02"];
