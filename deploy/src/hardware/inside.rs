@@ -6,7 +6,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::Machine;
-use super::programs::{NICE, RINGWAY, RINGWAYD, STDBUF, TESTPMD};
+use super::programs::{NICE, RINGWAY, RINGWAYD, SETPRIV, STDBUF, TESTPMD};
 use crate::agent::ShellReport;
 use crate::error::{Context, Result};
 use crate::lab::wait_for;
@@ -40,11 +40,30 @@ impl Machine<'_> {
     pub fn start_ringwayd(&mut self) -> Result<()> {
         self.step("ringwayd started", |machine| {
             machine.guest.launch("ringwayd", &[RINGWAYD, "--cores", "0"])?;
-            wait_for("an answer of ringwayd", WATCHDOG, || {
-                machine.still_runs("ringwayd")?;
-                let report = machine.ringway_raw(&["mgmtdev", "show"])?;
-                Ok((report.code == 0).then_some(()))
-            })
+            machine.await_ringwayd()
+        })
+    }
+
+    /// Starts `ringwayd` as a user who is not root, may lock so many KiB of memory, or `unlimited`, and has the group of one
+    /// function; returns when it answers.
+    pub fn start_ringwayd_unprivileged(&mut self, function: &str, memlock: &str) -> Result<()> {
+        let group = self.group_of_its_own(function)?;
+        self.step(&format!("ringwayd started as user {USER}, RLIMIT_MEMLOCK {memlock}"), |machine| {
+            machine
+                .sh(&format!("mkdir -p /run/ringway && chown -R {USER} /dev/vfio/{group} /run/ringway"))?;
+            let daemon =
+                format!("{RINGWAYD} --cores 0 --ctl /run/ringway/ctl.sock --state-dir /run/ringway/state");
+            let user = format!("{SETPRIV} --reuid {USER} --regid {USER} --clear-groups");
+            let line = format!("ulimit -l {memlock} && exec {user} {daemon}");
+            machine.guest.launch("ringwayd", &["/bin/busybox", "sh", "-c", &line])?;
+            machine.await_ringwayd()
+        })
+    }
+
+    fn await_ringwayd(&mut self) -> Result<()> {
+        wait_for("an answer of ringwayd", WATCHDOG, || {
+            self.still_runs("ringwayd")?;
+            Ok((self.ringway_raw(&["mgmtdev", "show"])?.code == 0).then_some(()))
         })
     }
 
@@ -68,6 +87,16 @@ impl Machine<'_> {
     pub fn ringway(&mut self, words: &[&str]) -> Result<String> {
         let line = format!("ringway {}", words.join(" "));
         self.step(&line, |machine| machine.ringway_quietly(words))
+    }
+
+    /// Runs `ringway` with these words, which must end with a code and say a word of what to do.
+    pub fn refused(&mut self, words: &[&str], code: i32, says: &str) -> Result<()> {
+        let report = self.ringway_raw(words)?;
+        let (line, said) = (words.join(" "), report.output.trim());
+        ensure!(report.code == code, "ringway {line}: exit code {} and not {code}: {said}", report.code);
+        ensure!(said.contains(says), "ringway {line} does not say {says}: {said}");
+        self.say(format_args!("ringway {line}: exit code {code}: {said}"));
+        Ok(())
     }
 
     /// Waits until a function that was given to vfio-pci is a management device; gives its name.
@@ -135,32 +164,37 @@ impl Machine<'_> {
     pub fn start_testpmd(&mut self, echoer: &Echoer) -> Result<()> {
         let kind = if echoer.packed { "packed" } else { "split" };
         self.step(&format!("testpmd answers on {} over {kind} rings", echoer.device), |machine| {
-            let vdev = format!(
-                "net_virtio_user0,path=/run/ringway/dev/{}.sock,queues={},queue_size={},packed_vq={}",
-                echoer.device,
-                echoer.queues,
-                echoer.queue_size,
-                u8::from(echoer.packed)
-            ) + &echoer.mac.as_ref().map_or(String::new(), |mac| format!(",mac={mac}"));
-            let preload = format!("LD_PRELOAD={STDBUF}");
-            let queues = [format!("--rxq={}", echoer.queues), format!("--txq={}", echoer.queues)];
-            // It polls: whatever else has something to do goes first.
-            let mut words = vec![NICE, "-n", "19", "/bin/env", &preload, "_STDBUF_O=L", TESTPMD];
-            words.extend(["--lcores", "0@0,1@0", "--main-lcore", "0", "--no-pci", "-m", "64"]);
-            words.extend(["--in-memory", "--single-file-segments", "--vdev", &vdev, "--", "-i"]);
-            // DPDK 22.11 marks the header of a frame in pieces as writable in a packed ring's indirect table, and what follows
-            // as readable, which is against the rules: a frame in one piece has no such table.
-            let buffer = if echoer.packed { "--mbuf-size=10240" } else { "--mbuf-size=2176" };
-            words.extend(["--forward-mode=icmpecho", "--nb-cores=1", "--total-num-mbufs=2048", buffer]);
-            words.extend(["--no-lsc-interrupt", "--disable-link-check"]);
-            words.extend([queues[0].as_str(), &queues[1], "--auto-start"]);
-            machine.guest.launch(TESTPMD_NAME, &words)?;
+            machine.begin_testpmd(echoer)?;
             wait_for("testpmd's prompt", WATCHDOG, || {
                 machine.still_runs(TESTPMD_NAME)?;
                 let said = machine.guest.program(TESTPMD_NAME)?.output;
                 Ok(said.ends_with("testpmd> ").then_some(()))
             })
         })
+    }
+
+    /// Starts testpmd as `echoer` says, whatever becomes of it.
+    pub fn begin_testpmd(&mut self, echoer: &Echoer) -> Result<()> {
+        let vdev = format!(
+            "net_virtio_user0,path=/run/ringway/dev/{}.sock,queues={},queue_size={},packed_vq={}",
+            echoer.device,
+            echoer.queues,
+            echoer.queue_size,
+            u8::from(echoer.packed)
+        ) + &echoer.mac.as_ref().map_or(String::new(), |mac| format!(",mac={mac}"));
+        let preload = format!("LD_PRELOAD={STDBUF}");
+        let queues = [format!("--rxq={}", echoer.queues), format!("--txq={}", echoer.queues)];
+        // It polls: whatever else has something to do goes first.
+        let mut words = vec![NICE, "-n", "19", "/bin/env", &preload, "_STDBUF_O=L", TESTPMD];
+        words.extend(["--lcores", "0@0,1@0", "--main-lcore", "0", "--no-pci", "-m", "64"]);
+        words.extend(["--in-memory", "--single-file-segments", "--vdev", &vdev, "--", "-i"]);
+        // DPDK 22.11 marks the header of a frame in pieces as writable in a packed ring's indirect table, and what follows
+        // as readable, which is against the rules: a frame in one piece has no such table.
+        let buffer = if echoer.packed { "--mbuf-size=10240" } else { "--mbuf-size=2176" };
+        words.extend(["--forward-mode=icmpecho", "--nb-cores=1", "--total-num-mbufs=2048", buffer]);
+        words.extend(["--no-lsc-interrupt", "--disable-link-check"]);
+        words.extend([queues[0].as_str(), &queues[1], "--auto-start"]);
+        self.guest.launch(TESTPMD_NAME, &words)
     }
 
     /// Kills testpmd.
@@ -266,6 +300,8 @@ impl Machine<'_> {
 
 /// By which name the agent knows testpmd.
 const TESTPMD_NAME: &str = "testpmd";
+/// Any that is not root.
+const USER: u32 = 1000;
 const HOLDER: &str = "holder";
 /// `ringway`'s exit code.
 const NOT_FOUND: i32 = 3;

@@ -31,7 +31,7 @@ pub(crate) fn archive(lab: &Lab) -> Result<Archive> {
         tree.libraries(&built)?;
     }
     let plug_ins = PLUG_INS.map(|name| Path::new(PLUG_IN_FOLDER).join(name));
-    for program in [TESTPMD, IP, NICE, STDBUF].map(PathBuf::from).iter().chain(&plug_ins) {
+    for program in [TESTPMD, IP, NICE, SETPRIV, STDBUF].map(PathBuf::from).iter().chain(&plug_ins) {
         ensure!(program.exists(), "{} is not there: run deploy/test, which installs it", program.display());
         tree.resolved(program)?;
         tree.libraries(program)?;
@@ -116,6 +116,7 @@ pub(crate) const RINGWAY: &str = "/usr/bin/ringway";
 pub(crate) const TESTPMD: &str = "/usr/bin/dpdk-testpmd";
 pub(crate) const IP: &str = "/sbin/ip";
 pub(crate) const NICE: &str = "/usr/bin/nice";
+pub(crate) const SETPRIV: &str = "/usr/bin/setpriv";
 /// Has a program write its output a line at a time, though it goes to a file.
 pub(crate) const STDBUF: &str = "/usr/libexec/coreutils/libstdbuf.so";
 const PLUG_IN_FOLDER: &str = "/usr/lib/x86_64-linux-gnu/dpdk/pmds-23.0";

@@ -60,6 +60,12 @@ pub const ALL: &[Scenario] = &[
         act: busy,
     },
     Scenario {
+        name: "virtio-unprivileged",
+        proves: "a daemon without root, given the group: served; with too little memory to lock: told so; other driver: told so",
+        model: Model::Function,
+        act: unprivileged,
+    },
+    Scenario {
         name: "virtio-vf-ground",
         proves: "a virtio function's virtual functions: their groups, vfio-pci, the wire between Linux's own drivers",
         model: Model::VirtualFunctions,
@@ -302,6 +308,36 @@ fn busy(machine: &mut Machine<'_>) -> Result<()> {
     machine.stop_ringwayd()
 }
 
+/// Access to the group is all that a daemon needs, with memory that it may lock.
+fn unprivileged(machine: &mut Machine<'_>) -> Result<()> {
+    let pf = machine.pf_up(IGB)?;
+    machine.set_address(&pf, &format!("{HERE}/24"))?;
+    machine.give_to_linux(VIRTIO, "virtio-pci")?;
+    machine.start_ringwayd()?;
+    let mgmtdev = format!("pci/{VIRTIO}");
+    let words = ["dev", "add", "name", "vm0", "mgmtdev", &mgmtdev, "mac", VIRTIO_MAC];
+    machine.refused(&words, NOT_FOUND, "driver_override")?;
+    machine.stop_ringwayd()?;
+    machine.give_to_vfio(VIRTIO)?;
+    let echoer = Echoer { mac: Some(VIRTIO_MAC.into()), ..Echoer::new("vm0", false) };
+    machine.start_ringwayd_unprivileged(VIRTIO, "8192")?;
+    machine.function_is_shown(VIRTIO)?;
+    machine.ringway(&words)?;
+    machine.begin_testpmd(&echoer)?;
+    machine.log_says("ringwayd", "RLIMIT_MEMLOCK")?;
+    machine.kill_testpmd()?;
+    machine.ringway(&["dev", "del", "vm0"])?;
+    machine.stop_ringwayd()?;
+    machine.start_ringwayd_unprivileged(VIRTIO, "unlimited")?;
+    machine.function_is_shown(VIRTIO)?;
+    machine.ringway(&words)?;
+    machine.start_testpmd(&echoer)?;
+    machine.pings_of_all_sizes(THERE, 1500)?;
+    machine.stop_testpmd()?;
+    machine.ringway(&["dev", "del", "vm0"])?;
+    machine.stop_ringwayd()
+}
+
 /// The host takes its virtual functions back while a guest uses one.
 fn taken(machine: &mut Machine<'_>) -> Result<()> {
     let pf = machine.pf_up(IGB)?;
@@ -340,5 +376,7 @@ const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 1));
 const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2));
 /// The virtio function's own, or any for a virtual function.
 const VIRTIO_MAC: &str = "52:54:00:00:02:01";
+/// `ringway`'s exit code.
+const NOT_FOUND: i32 = 3;
 const PULSE_MS: u64 = 10;
 const IGB_VF_MACS: [&str; 2] = ["52:54:00:00:01:01", "52:54:00:00:01:02"];
