@@ -100,6 +100,9 @@ fn function_is_shown_with_what_it_is_and_its_device_has_its_address() {
     let shown = serde_json::to_value(host.mgmtdevs()).unwrap();
     let function = &shown["mgmtdev"][NAME];
     assert_eq!(function["max_supported_vqs"], 8);
+    let its =
+        serde_json::json!({ "data_paths": "relay", "mac": MAC.to_string(), "mtu": "1500", "numa_node": "1" });
+    assert_eq!(function["settings"], its);
     assert_eq!(host.field("provisioned/mac"), MAC.to_string());
     assert_eq!(host.field("data_path"), "pumped");
     host.finish();

@@ -234,7 +234,7 @@ impl Model {
         let id = Id { vendor: 0x1af4, device: 0x1041, subsystem_vendor: 0x1af4, subsystem: 0x1100 };
         let opener = self.opener();
         let first = opener();
-        Device::new(address(), id, None, opener, first)
+        Device::new(address(), id, Some(1), opener, first)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

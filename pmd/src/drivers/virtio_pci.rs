@@ -3,6 +3,7 @@
 //! A guest's rings are *relayed*: the function is driven by rings of our own, a core forwards descriptors between the two, and
 //! the function reaches the guest's memory by itself. See [`device`].
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ringway_ring::features::Features;
@@ -44,8 +45,8 @@ impl Driver<pci::Device> for VirtioPci {
             what: format!("{name} cannot be driven"),
             source: std::io::Error::other(fault.to_string()),
         })?;
-        let opener = device.opener();
-        Ok(Box::new(VirtioFunction { name: name.to_owned(), opener, seen }))
+        let (opener, numa_node) = (device.opener(), device.numa_node);
+        Ok(Box::new(VirtioFunction { name: name.to_owned(), opener, seen, numa_node }))
     }
 }
 
@@ -130,6 +131,7 @@ struct VirtioFunction {
     name: String,
     opener: Opener,
     seen: Seen,
+    numa_node: Option<u32>,
 }
 
 impl ManagementDevice for VirtioFunction {
@@ -140,6 +142,17 @@ impl ManagementDevice for VirtioFunction {
             features: self.seen.features(),
             ..at_most()
         }
+    }
+
+    fn attributes(&self) -> BTreeMap<String, String> {
+        let Seen { mac, mtu, .. } = self.seen;
+        let known = [
+            ("data_paths", Some("relay".to_owned())),
+            ("mac", mac.map(|mac| mac.to_string())),
+            ("mtu", mtu.map(|mtu| mtu.to_string())),
+            ("numa_node", self.numa_node.map(|node| node.to_string())),
+        ];
+        known.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
     }
 
     fn create(&mut self, spec: &DeviceSpec, host: DeviceHost) -> Result<Box<dyn VdpaDevice>, DriverError> {

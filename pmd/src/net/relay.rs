@@ -332,3 +332,246 @@ impl Pump for Relay {
 
 /// Chains in one burst.
 const BURST: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use ringway_ring::features::Features;
+    use ringway_ring::guest::GuestMap;
+    use ringway_ring::layout::{DriverConfig, Layout};
+    use ringway_ring::memory::{HostMemory, PageKind};
+    use ringway_ring::position::{Position, PositionPage};
+    use ringway_ring::queue::{QueueConfig, RingFull, RingSize};
+    use ringway_ring::split::device::SplitDevice;
+    use ringway_ring::split::driver::SplitDriver;
+
+    use super::*;
+    use crate::bus::pci::{Registers, View, Width};
+    use crate::vdpa::FaultReporter;
+
+    /// A function's ring whose function completes what a test says.
+    #[derive(Clone, Default)]
+    struct Model(Arc<Mutex<ModelRing>>);
+
+    #[derive(Default)]
+    struct ModelRing {
+        /// What it was given: tokens, and their buffers.
+        given: Vec<(u32, Vec<DriverBuffer>)>,
+        /// What it completes next.
+        done: Vec<Completion>,
+        room: usize,
+        fault: Option<RingFault>,
+    }
+
+    impl DriverRing for Model {
+        fn free_slots(&self) -> usize {
+            self.0.lock().unwrap().room
+        }
+        fn add(&mut self, buffers: &[DriverBuffer], token: u32) -> Result<(), RingFull> {
+            let mut ring = self.0.lock().unwrap();
+            ring.room = ring.room.checked_sub(buffers.len()).ok_or(RingFull)?;
+            ring.given.push((token, buffers.to_vec()));
+            Ok(())
+        }
+        fn publish(&mut self) -> bool {
+            true
+        }
+        fn collect(&mut self, into: &mut [Completion]) -> Result<usize, RingFault> {
+            let mut ring = self.0.lock().unwrap();
+            if let Some(fault) = ring.fault {
+                return Err(fault);
+            }
+            let count = into.len().min(ring.done.len());
+            into.iter_mut().zip(ring.done.drain(..count)).for_each(|(to, from)| *to = from);
+            Ok(count)
+        }
+        fn enable_calls(&mut self) -> bool {
+            !self.0.lock().unwrap().done.is_empty()
+        }
+        fn disable_calls(&mut self) {}
+    }
+
+    struct Nowhere;
+
+    impl Registers for Nowhere {
+        fn size(&self) -> u64 {
+            4
+        }
+        fn read(&self, _: u64, width: Width) -> u64 {
+            width.ones()
+        }
+        fn write(&self, _: u64, _: Width, _: u64) {}
+    }
+
+    /// A guest's ring with a function's.
+    struct Bed {
+        guest: SplitDriver,
+        line: Line<SplitDevice, Model>,
+        model: Model,
+        fault: FaultReporter,
+        _memory: HostMemory,
+    }
+
+    const GPA: u64 = 0x4000_0000;
+    const BUFFERS: u64 = GPA + 65536;
+
+    impl Bed {
+        fn new(is_receive: bool) -> Bed {
+            let memory = HostMemory::allocate_on(PageKind::Base, "test", 1 << 20).unwrap();
+            let map: Arc<GuestMap> = Arc::new(memory.guest_map(GPA).unwrap());
+            let size = RingSize::new(Format::Split, 64).unwrap();
+            let layout = Layout::new(Format::Split, size);
+            let (features, position) = (Features::VERSION_1, Position::START);
+            let driver =
+                DriverConfig { size, features, map: Arc::clone(&map), areas: layout.at(GPA), position };
+            let areas = layout.at(memory.address());
+            let fault = FaultReporter::new(Arc::new(EventFd::new().unwrap()));
+            let binding = QueueBinding {
+                index: u16::from(!is_receive),
+                enabled: true,
+                format: Format::Split,
+                config: QueueConfig {
+                    size,
+                    features,
+                    map,
+                    desc_user_addr: areas.desc,
+                    driver_user_addr: areas.driver,
+                    device_user_addr: areas.device,
+                    position,
+                    keeper: PositionPage::anonymous().unwrap().slot(0).unwrap(),
+                    skip_used: false,
+                },
+                kick: Some(Arc::new(EventFd::new().unwrap())),
+                call: None,
+                counters: Arc::default(),
+                fault: fault.clone(),
+            };
+            let model = Model::default();
+            model.0.lock().unwrap().room = 64;
+            let doorbell = Doorbell::of(View::new(Arc::new(Nowhere)));
+            let interrupt = Arc::new(EventFd::new().unwrap());
+            let far = Far { size: 64, doorbell, interrupt, is_receive };
+            let end = GuestQueue::split(binding, PortRules { mtu: 1500, only: None }).unwrap();
+            let line = Line::new(end, Box::new(model.clone()), far);
+            Bed { guest: driver.start_split().unwrap(), line, model, fault, _memory: memory }
+        }
+
+        /// The guest makes a chain available: lengths of its buffers.
+        fn offer(&mut self, token: u32, lens: &[u32]) {
+            let writable = self.line.far.is_receive;
+            let at = BUFFERS + u64::from(token) * 4096;
+            let buffers: Vec<DriverBuffer> =
+                lens.iter().map(|len| DriverBuffer { gpa: at, len: *len, writable }).collect();
+            self.guest.add(&buffers, token).unwrap();
+            self.guest.publish();
+        }
+
+        /// The function completes these tokens with so many bytes.
+        fn complete(&self, done: &[(u32, u32)]) {
+            let done = done.iter().map(|(token, written)| Completion { token: *token, written: *written });
+            self.model.0.lock().unwrap().done.extend(done);
+        }
+
+        /// What the guest gets back.
+        fn back(&mut self) -> Vec<(u32, u32)> {
+            let mut done = [Completion::default(); 64];
+            let count = self.guest.collect(&mut done).unwrap();
+            done[..count].iter().map(|done| (done.token, done.written)).collect()
+        }
+    }
+
+    #[test]
+    fn chains_come_back_in_the_guests_order_whatever_order_the_function_has() {
+        let mut bed = Bed::new(true);
+        (0..6).for_each(|token| bed.offer(token, &[1024]));
+        assert_eq!(bed.line.step(32, false), 6);
+        let given: Vec<u32> = bed.model.0.lock().unwrap().given.iter().map(|(token, _)| *token).collect();
+        assert_eq!(given, [0, 1, 2, 3, 4, 5]);
+        bed.complete(&[(3, 103), (1, 101)]);
+        assert_eq!((bed.line.step(32, false), bed.back()), (0, vec![]));
+        bed.complete(&[(0, 100)]);
+        assert_eq!((bed.line.step(32, false), bed.back()), (2, vec![(0, 100), (1, 101)]));
+        // No more than the buffers hold, whatever the function says.
+        bed.complete(&[(2, u32::MAX), (5, 105), (4, 0)]);
+        assert_eq!(bed.line.step(32, false), 4);
+        assert_eq!(bed.back(), [(2, 1024), (3, 103), (4, 0), (5, 105)]);
+    }
+
+    #[test]
+    fn what_is_completed_twice_or_was_never_given_changes_nothing() {
+        let mut bed = Bed::new(true);
+        (0..2).for_each(|token| bed.offer(token, &[1024]));
+        bed.line.step(32, false);
+        bed.complete(&[(7, 1), (u32::MAX, 1), (1, 20), (1, 30)]);
+        assert_eq!((bed.line.step(32, false), bed.back()), (0, vec![]));
+        bed.complete(&[(0, 10)]);
+        bed.line.step(32, false);
+        assert_eq!(bed.back(), [(0, 10), (1, 30)]);
+        assert_eq!(bed.fault.reported(), None);
+    }
+
+    #[test]
+    fn function_whose_ring_breaks_the_rules_costs_the_queue_by_name() {
+        let mut bed = Bed::new(false);
+        bed.offer(0, &[100]);
+        bed.line.step(32, false);
+        assert!(!bed.line.is_drained());
+        bed.model.0.lock().unwrap().fault = Some(RingFault::UsedId);
+        bed.line.step(32, false);
+        assert_eq!(bed.fault.reported(), Some(RingFault::UsedId));
+        bed.offer(1, &[100]);
+        assert_eq!((bed.line.step(32, false), bed.back()), (0, vec![]));
+        // Nothing more is waited for.
+        assert!(bed.line.is_drained());
+    }
+
+    #[test]
+    fn chain_that_no_function_may_see_faults_its_ring_behind_those_that_it_may() {
+        for (is_receive, bad, fault) in [
+            (true, &[11][..], RingFault::TooShort),
+            (false, &[5, 6], RingFault::TooShort),
+            (false, &[1; 65], RingFault::ChainLength),
+        ] {
+            let mut bed = Bed::new(is_receive);
+            bed.offer(0, &[1024]);
+            if bad.len() < 64 {
+                bed.offer(1, bad);
+                assert_eq!(bed.line.step(32, false), 1);
+                assert_eq!(bed.fault.reported(), None, "what precedes it goes on");
+                bed.line.step(32, false);
+            } else {
+                // Longer than the function's ring, which is smaller than the guest's here.
+                bed.line.far.size = 2;
+                bed.line.step(32, false);
+                bed.complete(&[(0, 0)]);
+                bed.line.step(32, false);
+                bed.offer(1, &[100, 100, 100]);
+                bed.line.step(32, false);
+            }
+            assert_eq!(bed.fault.reported(), Some(fault));
+            let given = bed.model.0.lock().unwrap().given.len();
+            assert_eq!(given, 1, "the function saw it");
+        }
+    }
+
+    #[test]
+    fn full_ring_of_the_function_holds_what_follows_until_there_is_room() {
+        let mut bed = Bed::new(false);
+        bed.model.0.lock().unwrap().room = 3;
+        (0..3).for_each(|token| bed.offer(token, &[100, 200]));
+        assert_eq!(bed.line.step(32, false), 1);
+        assert_eq!(bed.line.step(32, false), 0);
+        bed.model.0.lock().unwrap().room = 64;
+        bed.complete(&[(0, 0)]);
+        assert_eq!((bed.line.step(32, false), bed.back()), (3, vec![(0, 0)]));
+        // A queue that is to rest gives no more, and takes back what comes.
+        bed.offer(3, &[100]);
+        bed.complete(&[(1, 0)]);
+        assert_eq!((bed.line.step(32, true), bed.back()), (1, vec![(1, 0)]));
+        assert!(!bed.line.is_drained());
+        bed.complete(&[(2, 0)]);
+        bed.line.step(32, true);
+        assert!(bed.line.is_drained());
+    }
+}

@@ -73,6 +73,12 @@ impl fmt::Debug for Doorbell {
 }
 
 impl Doorbell {
+    /// For tests: of queue 0.
+    #[cfg(test)]
+    pub(crate) fn of(register: View) -> Doorbell {
+        Doorbell { register, queue: 0 }
+    }
+
     /// Rings it: one register write. What was written to memory before is seen by the function.
     #[inline]
     pub fn ring(&self) {
