@@ -23,7 +23,7 @@ pub fn kinds() -> Vec<Box<dyn MgmtKind>> {
 
 /// Every bus of the host's with its drivers.
 pub fn attachments() -> Vec<Box<dyn Attachments>> {
-    match HostBus::start() {
+    match HostBus::start(virtio_pci::EXAMINER) {
         Ok(bus) => vec![Box::new(Attached::new(bus, vec![Box::new(VirtioPci)]))],
         Err(error) => {
             tracing::warn!("the PCI bus is not watched, so no function of it can be used: {error}");

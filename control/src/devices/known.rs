@@ -1,7 +1,7 @@
 //! What there is to make devices with, for checks that need no daemon.
 
 use ringway_pmd::bus::pci::Address;
-use ringway_pmd::bus::pci::host::HostBus;
+use ringway_pmd::bus::pci::host;
 use ringway_pmd::vdpa::{MgmtInfo, MgmtKindInfo};
 
 use crate::devices::addresses::Addresses;
@@ -65,7 +65,7 @@ pub(super) fn no_such_mgmtdev(name: &str, known: &Known) -> Fault {
     .at("mgmtdev");
     if let Some(address) = name.strip_prefix(PCI) {
         return match address.parse::<Address>() {
-            Ok(address) => fault.hint(HostBus::missing(address)),
+            Ok(address) => fault.hint(host::missing(address)),
             Err(bad) => fault.hint(bad.to_string()),
         };
     }

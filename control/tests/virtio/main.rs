@@ -52,8 +52,6 @@ impl Host {
     }
 
     fn add(&self, pairs: u16) {
-        // The driver's look at it comes to its end first.
-        eventually(|| !self.model.is_open());
         self.subsystem.add(&entry(pairs)).unwrap();
     }
 
@@ -172,6 +170,31 @@ fn pair_that_stops_has_its_function_begin_anew_and_the_others_go_on() {
 }
 
 #[test]
+fn function_is_told_how_many_pairs_receive() {
+    let host = Host::new(4);
+    let rig = Rig::new(Format::Split, 8);
+    let mut frontend = host.connect();
+    rig.introduce(&mut frontend);
+    let pairs: Vec<HandPair<'_>> = (0..4).map(|pair| HandPair::new(&rig, pair, Position::START)).collect();
+    for pair in &pairs {
+        pair.start(&mut frontend, 0);
+    }
+    // A guest that uses two of four pairs leaves the others started and disabled.
+    for (pairs, queues) in [(2, [4, 5, 6, 7]), (1, [2, 3, 2, 3])] {
+        for queue in queues {
+            frontend.enable_ring(queue, false).unwrap();
+        }
+        eventually(|| host.model.commands().last() == Some(&(4, 0, vec![pairs, 0])));
+    }
+    for queue in 2..8 {
+        frontend.enable_ring(queue, true).unwrap();
+    }
+    eventually(|| host.model.commands().last() == Some(&(4, 0, vec![4, 0])));
+    drop(frontend);
+    host.finish();
+}
+
+#[test]
 fn function_that_is_pulled_out_takes_its_device_along_and_brings_it_back() {
     let host = Host::new(1);
     let rig = Rig::new(Format::Split, 2);
@@ -240,7 +263,7 @@ fn function_that_lies_costs_its_own_guest_alone_and_is_named() {
         (status, Then::Give(0x0f), usize::MAX, "did not reset"),
         (On::Read(0x18), Then::Give(0), 10_000, "no legal size"),
         (On::Read(QUEUE_VECTOR), Then::Give(0xffff), 10_000, "interrupt vector"),
-        (On::Read(0x1e), Then::Give(0xffff), 10_000, "beyond its notification area"),
+        (On::Read(0x1e), Then::Give(0xffff), 10_000, "not in its notification area"),
         (On::Read(0x04), Then::Give(0), 10_000, "which it offered before"),
     ] {
         let host = Host::new(1);
@@ -296,6 +319,10 @@ fn function_without_queues_or_a_still_configuration_is_told_of_and_one_in_use_wi
     for (on, then, words) in [
         (On::Read(0x12), Then::Give(1), "no pair"),
         (On::Read(0x04), Then::Give(0), "VERSION_1"),
+        // Its 33rd feature is missing.
+        (On::Read(0x04), Then::Give(0xffff_fffd), "iommu_platform=on"),
+        // Of 4 pairs it has the queues of 2.
+        (On::Read(0x12), Then::Give(5), "says that it has 4 pairs"),
         (On::Read(STATUS), Then::Give(0xff), "does not answer"),
     ] {
         let model = Model::new();
@@ -310,7 +337,8 @@ fn function_without_queues_or_a_still_configuration_is_told_of_and_one_in_use_wi
     model.rule_of_generations();
     assert!(VirtioPci.probe(NAME, model.device()).err().unwrap().to_string().contains("configuration still"));
     let model = Model::new();
-    let opened = model.device();
+    let opened = model.device().opener;
+    let opened = opened().unwrap();
     let refused = VirtioPci.probe(NAME, model.device()).err().unwrap();
     let DriverError::Conflict { held_by: Some(holder), .. } = refused else { panic!("{refused}") };
     assert_eq!(holder, "process 1 (other)");

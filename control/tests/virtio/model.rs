@@ -16,6 +16,7 @@ use ringway_pmd::bus::pci::{Address, Device, Function, Id, OpenError, Opener, Re
 use ringway_pmd::bus::{Bus, BusEvent};
 use ringway_pmd::dma::DmaSpace;
 use ringway_pmd::drivers::sim_net::Loop;
+use ringway_pmd::drivers::virtio_pci::{EXAMINER, Seen};
 use ringway_pmd::net::{Mac, NIC};
 use ringway_pmd::notify::{CallFd, EventFd};
 use ringway_pmd::vdpa::{DeviceSpec, FaultReporter, MakePump as _, NetSpec, QueueBinding};
@@ -230,11 +231,11 @@ impl Model {
     }
 
     /// As a bus announces it.
-    pub fn device(&self) -> Device {
+    pub fn device(&self) -> Device<Seen> {
         let id = Id { vendor: 0x1af4, device: 0x1041, subsystem_vendor: 0x1af4, subsystem: 0x1100 };
-        let opener = self.opener();
-        let first = opener();
-        Device::new(address(), id, Some(1), opener, first)
+        let (address, opener) = (address(), self.opener());
+        let seen = EXAMINER.examine(address, &opener);
+        Device { address, id, numa_node: Some(1), opener, seen }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -604,7 +605,7 @@ impl DmaSpace for Space {
 #[derive(Clone)]
 pub struct ModelBus {
     news: Arc<EventFd>,
-    events: Arc<Mutex<Vec<BusEvent<Device>>>>,
+    events: Arc<Mutex<Vec<BusEvent<Device<Seen>>>>>,
 }
 
 impl ModelBus {
@@ -621,21 +622,21 @@ impl ModelBus {
         self.tell(BusEvent::Withdrawn { address: address().to_string(), why });
     }
 
-    fn tell(&self, event: BusEvent<Device>) {
+    fn tell(&self, event: BusEvent<Device<Seen>>) {
         self.events.lock().unwrap().push(event);
         self.news.signal();
     }
 }
 
 impl Bus for ModelBus {
-    type Device = Device;
+    type Device = Device<Seen>;
     fn name(&self) -> &'static str {
         "pci"
     }
     fn news(&self) -> Option<BorrowedFd<'_>> {
         Some(self.news.as_fd())
     }
-    fn take(&mut self) -> Vec<BusEvent<Device>> {
+    fn take(&mut self) -> Vec<BusEvent<Device<Seen>>> {
         self.news.clear();
         std::mem::take(&mut *self.events.lock().unwrap())
     }

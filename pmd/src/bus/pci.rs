@@ -17,7 +17,6 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::dma::DmaSpace;
-use crate::later;
 use crate::vdpa::DriverError;
 
 // What a function can do beyond the base, from its configuration space.
@@ -255,22 +254,46 @@ pub trait Function: Send + Sync + fmt::Debug {
     fn reset(&self) -> io::Result<()>;
 }
 
-/// A function that a bus announced. Its driver looks at it while it is probed, and opens it again for each device that it makes.
-pub struct Device {
+/// A function that a bus announced. The bus looked at it, on a thread that may wait; a driver opens it for each device that it
+/// makes, and meanwhile others may have it.
+#[derive(Clone)]
+pub struct Device<T> {
     /// Where it is.
     pub address: Address,
     /// What it is.
     pub id: Id,
     /// The NUMA node that it is nearest to, if the host says.
     pub numa_node: Option<u32>,
-    opener: Opener,
-    first: Option<Result<Arc<dyn Function>, OpenError>>,
+    /// What opens it.
+    pub opener: Opener,
+    /// What it was like, or why it could not be looked at.
+    pub seen: Result<T, OpenError>,
+}
+
+/// How functions are looked at before they are announced: those that nobody wants are not even opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Examiner<T> {
+    /// Somebody drives such a function.
+    pub wants: fn(Id) -> bool,
+    /// Looks at one that nobody else has; the text says why it cannot be driven.
+    pub look: fn(&dyn Function) -> Result<T, String>,
+}
+
+impl<T> Examiner<T> {
+    /// Opens a function, looks at it, and closes it again. Takes some 200 ms.
+    ///
+    /// # Errors
+    /// It cannot be opened, or not be driven.
+    pub fn examine(&self, address: Address, opener: &Opener) -> Result<T, OpenError> {
+        let function = opener()?;
+        (self.look)(&*function).map_err(|why| OpenError::Unfit { address, why })
+    }
 }
 
 /// Opens a function, each time anew: nobody else has it then. Takes some 100 ms.
 pub type Opener = Arc<dyn Fn() -> Result<Arc<dyn Function>, OpenError> + Send + Sync>;
 
-impl fmt::Debug for Device {
+impl<T> fmt::Debug for Device<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Device").field("address", &self.address).field("id", &self.id).finish_non_exhaustive()
     }
@@ -321,6 +344,14 @@ pub enum OpenError {
         /// The group.
         group: u32,
     },
+    /// It is not what it has to be.
+    #[error("PCI function {address} cannot be driven: {why}")]
+    Unfit {
+        /// Which.
+        address: Address,
+        /// What is missing.
+        why: String,
+    },
     /// The host's.
     #[error("cannot open PCI function {address}: {why}")]
     Host {
@@ -353,6 +384,7 @@ impl OpenError {
             OpenError::Forbidden { group, .. } => {
                 format!("give ringwayd's user the group: chown USER /dev/vfio/{group}; a udev rule keeps it so")
             }
+            OpenError::Unfit { .. } => "take another function, or another version of its firmware".to_owned(),
             OpenError::Host { .. } => "the kernel's log says more: dmesg | grep -i vfio".to_owned(),
         }
     }
@@ -372,44 +404,6 @@ pub fn bind_hint(address: Address, is_bound: bool) -> String {
 /// The word for it in [`OpenError::OtherDriver`].
 const NO_DRIVER: &str = "no driver";
 
-impl Device {
-    /// A function that `opener` opens, and that `first` found open, or not, when it was announced.
-    pub fn new(
-        address: Address,
-        id: Id,
-        numa_node: Option<u32>,
-        opener: Opener,
-        first: Result<Arc<dyn Function>, OpenError>,
-    ) -> Device {
-        Device { address, id, numa_node, opener, first: Some(first) }
-    }
-
-    /// Has its driver look at it, without waiting: the bus opened it. It is closed afterwards, so that others may have it as
-    /// long as there is no device on it.
-    ///
-    /// # Errors
-    /// The bus could not open it.
-    pub fn look<T>(&mut self, at: impl FnOnce(&dyn Function) -> T) -> Result<T, OpenError> {
-        let function = self.first.take().unwrap_or(Err(OpenError::NotThere(self.address)))?;
-        let found = at(&*function);
-        later::dispose(move || drop(function));
-        Ok(found)
-    }
-
-    /// What opens it.
-    pub fn opener(&self) -> Opener {
-        Arc::clone(&self.opener)
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        if let Some(Ok(function)) = self.first.take() {
-            later::dispose(move || drop(function));
-        }
-    }
-}
-
 impl From<OpenError> for DriverError {
     fn from(error: OpenError) -> DriverError {
         match &error {
@@ -420,7 +414,10 @@ impl From<OpenError> for DriverError {
             OpenError::OtherDriver { .. } | OpenError::NotViable { .. } => {
                 DriverError::Conflict { what: error.to_string(), held_by: None, hint: error.hint() }
             }
-            OpenError::NoIommu(_) | OpenError::Forbidden { .. } | OpenError::Host { .. } => {
+            OpenError::NoIommu(_)
+            | OpenError::Forbidden { .. }
+            | OpenError::Unfit { .. }
+            | OpenError::Host { .. } => {
                 DriverError::Resource { what: error.to_string(), source: io::Error::other(error.hint()) }
             }
         }

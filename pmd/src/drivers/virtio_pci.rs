@@ -1,18 +1,18 @@
 //! `pci/DDDD:BB:DD.F`: a modern virtio network function, or a VF of one (virtio 1.3 §4.1, §5.1). Its vendor does not matter.
 //!
 //! A guest's rings are *relayed*: the function is driven by rings of our own, a core forwards descriptors between the two, and
-//! the function reaches the guest's memory by itself. See [`device`].
+//! the function reaches the guest's memory by itself.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ringway_ring::features::Features;
 
-use crate::bus::pci::{self, Function, Id, Opener};
+use crate::bus::pci::{self, Examiner, Function, Id, Opener};
 use crate::driver::Driver;
 use crate::net::plan::Offer;
 use crate::net::{
-    F_CTRL_RX, F_CTRL_VQ, F_MAC, F_MQ, F_MRG_RXBUF, F_MTU, F_STATUS, MAX_MTU, Mac, NIC, OFFLOADS,
+    F_CTRL_RX, F_CTRL_VQ, F_MAC, F_MQ, F_MRG_RXBUF, F_MTU, F_STATUS, MAX_MTU, MIN_MTU, Mac, NIC, OFFLOADS,
 };
 use crate::vdpa::{
     Class, ClassSpec, DeviceHost, DeviceSpec, DriverError, ManagementDevice, MgmtInfo, VdpaDevice,
@@ -27,28 +27,28 @@ use device::VirtioNic;
 #[derive(Debug, Default)]
 pub struct VirtioPci;
 
-impl Driver<pci::Device> for VirtioPci {
+impl Driver<pci::Device<Seen>> for VirtioPci {
     fn name(&self) -> &'static str {
         "virtio-pci"
     }
 
-    fn matches(&self, device: &pci::Device) -> bool {
+    fn matches(&self, device: &pci::Device<Seen>) -> bool {
         is_net(device.id)
     }
 
     fn probe(
         &mut self,
         name: &str,
-        mut device: pci::Device,
+        device: pci::Device<Seen>,
     ) -> Result<Box<dyn ManagementDevice>, DriverError> {
-        let seen = device.look(Seen::look)?.map_err(|fault| DriverError::Resource {
-            what: format!("{name} cannot be driven"),
-            source: std::io::Error::other(fault.to_string()),
-        })?;
-        let (opener, numa_node) = (device.opener(), device.numa_node);
-        Ok(Box::new(VirtioFunction { name: name.to_owned(), opener, seen, numa_node }))
+        let pci::Device { numa_node, opener, seen, .. } = device;
+        Ok(Box::new(VirtioFunction { name: name.to_owned(), opener, seen: seen?, numa_node }))
     }
 }
+
+/// How its functions are looked at.
+pub const EXAMINER: Examiner<Seen> =
+    Examiner { wants: is_net, look: |function| Seen::look(function).map_err(|fault| fault.to_string()) };
 
 /// What a function can be at most: for checks of what is asked of one that is not there yet.
 pub fn at_most() -> MgmtInfo {
@@ -71,7 +71,7 @@ fn is_net(id: Id) -> bool {
 
 /// What a function was like when its driver looked at it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Seen {
+pub struct Seen {
     /// What it offers.
     offered: Features,
     /// Its address, if it has one of its own.
@@ -86,7 +86,7 @@ pub(crate) struct Seen {
 
 impl Seen {
     /// Looks at one that nobody drives.
-    pub(crate) fn look(function: &dyn Function) -> Result<Seen, FunctionFault> {
+    fn look(function: &dyn Function) -> Result<Seen, FunctionFault> {
         let transport = Transport::find(function)?;
         transport.reset(RESET)?;
         let offered = transport.features();
@@ -94,6 +94,12 @@ impl Seen {
             return Err(FunctionFault::NotVirtio("it does not offer VERSION_1".to_owned()));
         }
         let [a, b, c, d, e, f, _, _, pairs_low, pairs_high, mtu_low, mtu_high] = transport.config()?;
+        if !offered.contains(Features::ACCESS_PLATFORM) {
+            // It would take our addresses for the host's.
+            let why =
+                "it does not offer ACCESS_PLATFORM, so no IOMMU stands behind it (QEMU: iommu_platform=on)";
+            return Err(FunctionFault::NotVirtio(why.to_owned()));
+        }
         let has_control = offered.contains(F_CTRL_VQ);
         let numbered_pairs = match u16::from_le_bytes([pairs_low, pairs_high]) {
             pairs if offered.contains(F_MQ) && has_control && pairs > 0 => pairs,
@@ -104,10 +110,15 @@ impl Seen {
         if pairs == 0 {
             return Err(FunctionFault::NotVirtio(format!("it has {queues} queues: no pair")));
         }
+        if u32::from(numbered_pairs) * 2 > queues.into() {
+            let why = format!("it has {queues} queues and says that it has {numbered_pairs} pairs");
+            return Err(FunctionFault::NotVirtio(why));
+        }
         Ok(Seen {
             offered,
             mac: offered.contains(F_MAC).then_some(Mac([a, b, c, d, e, f])),
-            mtu: offered.contains(F_MTU).then_some(u16::from_le_bytes([mtu_low, mtu_high])),
+            mtu: Some(u16::from_le_bytes([mtu_low, mtu_high]))
+                .filter(|mtu| offered.contains(F_MTU) && *mtu >= MIN_MTU),
             pairs,
             numbered_pairs,
         })
@@ -122,7 +133,9 @@ impl Seen {
 
     /// How the function is driven for a guest with these.
     fn driven(&self, guest: Features) -> Features {
-        (guest & FRAMES) | (self.offered & OURS)
+        let by_control = Features(F_MQ.0 | F_CTRL_RX.0 | F_CTRL_MAC_ADDR.0);
+        let without = if self.offered.contains(F_CTRL_VQ) { Features::NONE } else { by_control };
+        (guest & FRAMES) | (self.offered & OURS).without(without)
     }
 }
 

@@ -118,6 +118,8 @@ struct Line<R, D> {
     given: VecDeque<Given>,
     /// The token of the first of them.
     first: u32,
+    /// The function's ring had no room for the next chain, and has not finished any since.
+    is_full: bool,
     buffers: Vec<DriverBuffer>,
 }
 
@@ -146,28 +148,34 @@ impl<R: DeviceRing, D: DriverRing> Line<R, D> {
     fn new(end: Box<GuestQueue<R>>, mut ring: Box<D>, far: Far) -> Line<R, D> {
         ring.disable_calls();
         let given = VecDeque::with_capacity(far.size.into());
-        Line { end, ring, far, given, first: 0, buffers: Vec::with_capacity(MAX_CHAIN) }
+        Line { end, ring, far, given, first: 0, is_full: false, buffers: Vec::with_capacity(MAX_CHAIN) }
     }
 
-    /// Takes what the function has finished.
+    /// Takes all that the function has finished: it shows a frame over several buffers at once, and the guest is to see it so.
     fn take_back(&mut self) -> u32 {
         let mut done = [Completion::default(); BURST];
-        let mut count = match self.ring.collect(&mut done) {
-            Ok(count) => count,
-            Err(fault) => {
-                // The function broke the rules: what it has may never come back.
-                self.end.fail(fault);
-                0
+        // As many as it may have at a time, and no function goes on for ever.
+        for _ in 0..=usize::from(self.far.size) / BURST {
+            let count = match self.ring.collect(&mut done) {
+                Ok(count) => count,
+                Err(fault) => {
+                    // The function broke the rules: what it has may never come back.
+                    self.end.fail(fault);
+                    0
+                }
+            };
+            for completion in done.iter().take(count) {
+                let at = completion.token.wrapping_sub(self.first) as usize;
+                // The ring gives back each token that it was given, once.
+                if let Some(given) = self.given.get_mut(at) {
+                    given.written = Some(completion.written.min(given.chain.writable_bytes));
+                }
             }
-        };
-        for completion in done.iter().take(count) {
-            let at = completion.token.wrapping_sub(self.first) as usize;
-            // The ring gives back each token that it was given, once.
-            if let Some(given) = self.given.get_mut(at) {
-                given.written = Some(completion.written.min(given.chain.writable_bytes));
+            if count < BURST {
+                break;
             }
         }
-        count = 0;
+        let mut count = 0;
         let header = self.end.ingress.header_len as u32;
         while let Some(Given { chain, written: Some(written) }) = self.given.front().copied() {
             self.given.pop_front();
@@ -178,13 +186,28 @@ impl<R: DeviceRing, D: DriverRing> Line<R, D> {
             self.end.tally.bytes += u64::from(bytes.saturating_sub(header));
             count += 1;
         }
-        count as u32
+        self.is_full &= count == 0;
+        count
+    }
+
+    /// How many chains the function may be given now.
+    fn room(&self) -> usize {
+        let room = usize::from(self.far.size) - self.given.len().min(self.far.size.into());
+        if self.is_full { 0 } else { room }
+    }
+
+    /// What the guest has made available can be taken now: by the function, or to be dropped.
+    fn can_take(&self) -> bool {
+        match (self.end.enabled, self.far.is_receive) {
+            (true, _) => self.room() > 0,
+            (false, true) => false,
+            (false, false) => self.given.is_empty(),
+        }
     }
 
     /// Gives the function up to `most` chains.
     fn give(&mut self, most: usize) -> u32 {
-        let room = usize::from(self.far.size) - self.given.len().min(self.far.size.into());
-        let most = most.min(room).min(BURST);
+        let most = most.min(self.room()).min(BURST);
         if most == 0 || self.end.peek(most) == 0 {
             return 0;
         }
@@ -192,7 +215,10 @@ impl<R: DeviceRing, D: DriverRing> Line<R, D> {
         for at in 0..self.end.burst.chains().len() {
             match self.give_one(at) {
                 Ok(()) => count += 1,
-                Err(Stop::Full) => break,
+                Err(Stop::Full) => {
+                    self.is_full = true;
+                    break;
+                }
                 Err(Stop::Fault(found)) => {
                     // What precedes it goes on.
                     fault = Some(found).filter(|_| count == 0);
@@ -230,7 +256,9 @@ impl<R: DeviceRing, D: DriverRing> Line<R, D> {
         }
         self.buffers.clear();
         let slices = self.end.burst.readable(&chain).chain(self.end.burst.writable(&chain));
-        for (gpa, slice) in self.end.burst.addresses(&chain).zip(slices).take(MAX_CHAIN) {
+        // Empty ones say nothing, and some functions break on them.
+        let filled = self.end.burst.addresses(&chain).zip(slices).filter(|(_, slice)| slice.len() > 0);
+        for (gpa, slice) in filled.take(MAX_CHAIN) {
             self.buffers.push(DriverBuffer { gpa, len: slice.len() as u32, writable: is_receive });
         }
         let token = self.first.wrapping_add(self.given.len() as u32);
@@ -241,7 +269,7 @@ impl<R: DeviceRing, D: DriverRing> Line<R, D> {
 
     /// Consumes what is sent by a queue that is disabled, in order behind what the function has.
     fn drop_sent(&mut self, most: usize) -> u32 {
-        if !self.given.is_empty() || self.far.is_receive {
+        if !self.can_take() {
             return 0;
         }
         let peeked = self.end.peek(most.min(BURST));
@@ -273,7 +301,8 @@ impl<R: DeviceRing, D: DriverRing> Leg for Line<R, D> {
     }
 
     fn arm(&mut self) -> Option<bool> {
-        let is_here = self.end.arm()?;
+        // While nothing can be taken, it is the function that brings news.
+        let is_here = self.can_take() && self.end.arm()?;
         Some(is_here || (!self.end.is_faulted() && self.ring.enable_calls()))
     }
 
@@ -553,6 +582,52 @@ mod tests {
             let given = bed.model.0.lock().unwrap().given.len();
             assert_eq!(given, 1, "the function saw it");
         }
+    }
+
+    #[test]
+    fn frame_over_more_buffers_than_a_burst_is_seen_by_the_guest_at_once() {
+        let mut bed = Bed::new(true);
+        (0..40).for_each(|token| bed.offer(token, &[1024]));
+        assert_eq!(bed.line.step(64, false) + bed.line.step(64, false), 40);
+        bed.complete(&(0..40).map(|token| (token, 1024)).collect::<Vec<_>>());
+        assert_eq!((bed.line.step(64, false), bed.back().len()), (40, 40));
+    }
+
+    #[test]
+    fn queue_that_can_take_nothing_sleeps_until_the_function_has_finished_something() {
+        let mut bed = Bed::new(true);
+        bed.model.0.lock().unwrap().room = 1;
+        (0..2).for_each(|token| bed.offer(token, &[1024]));
+        assert_eq!(bed.line.step(32, false), 1);
+        assert_eq!((bed.line.step(32, false), bed.line.arm()), (0, Some(false)));
+        bed.complete(&[(0, 100)]);
+        assert_eq!(bed.line.arm(), Some(true));
+        bed.line.disarm();
+        bed.model.0.lock().unwrap().room = 1;
+        assert_eq!((bed.line.step(32, false), bed.line.arm()), (2, Some(false)));
+        // Disabled: what is posted waits, whatever comes.
+        bed.line.end.enabled = false;
+        bed.offer(2, &[1024]);
+        assert_eq!((bed.line.step(32, false), bed.line.arm()), (0, Some(false)));
+        // What a disabled queue sends is dropped behind what the function has.
+        let mut bed = Bed::new(false);
+        bed.offer(0, &[100]);
+        bed.line.step(32, false);
+        bed.line.end.enabled = false;
+        bed.offer(1, &[100, 0]);
+        assert_eq!((bed.line.step(32, false), bed.line.arm()), (0, Some(false)));
+        bed.complete(&[(0, 0)]);
+        assert_eq!((bed.line.step(32, false), bed.back()), (2, vec![(0, 0), (1, 0)]));
+        assert_eq!(bed.line.arm(), Some(false));
+    }
+
+    #[test]
+    fn empty_buffers_are_left_out() {
+        let mut bed = Bed::new(false);
+        bed.offer(0, &[0, 60, 0, 40]);
+        bed.line.step(32, false);
+        let given = bed.model.0.lock().unwrap().given.clone();
+        assert_eq!(given[0].1.iter().map(|buffer| buffer.len).collect::<Vec<_>>(), [60, 40]);
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub struct ControlQueue {
     /// Memory for a command, and where the function sees it.
     map: Arc<GuestMap>,
     at: u64,
+    /// The function has a command still, and its memory.
+    is_late: bool,
 }
 
 impl fmt::Debug for ControlQueue {
@@ -33,7 +35,7 @@ impl ControlQueue {
     pub fn new(ring: OwnRing, doorbell: Doorbell, (map, at): (&Arc<GuestMap>, u64)) -> ControlQueue {
         let mut ring = ring.boxed();
         ring.disable_calls();
-        ControlQueue { ring, doorbell, map: Arc::clone(map), at }
+        ControlQueue { ring, doorbell, map: Arc::clone(map), at, is_late: false }
     }
 
     /// All frames are received, whoever they are for.
@@ -68,6 +70,9 @@ impl ControlQueue {
         data: &[u8],
         within: Duration,
     ) -> Result<(), FunctionFault> {
+        if self.is_late {
+            return Err(FunctionFault::Late { what: "finish its last command", within });
+        }
         let out: Vec<u8> = [class, command].iter().chain(data).copied().collect();
         let (len, ack) = (out.len() as u64, self.at + SPARE_BYTES - 1);
         let beyond = |_| FunctionFault::NotVirtio("its own memory does not hold a command".to_owned());
@@ -94,6 +99,7 @@ impl ControlQueue {
                 }
             }
             if begun.elapsed() >= within {
+                self.is_late = true;
                 return Err(FunctionFault::Late { what: "answer a command", within });
             }
             std::thread::sleep(Duration::from_micros(50));

@@ -247,8 +247,10 @@ impl Transport {
         }
         let at = u64::from(self.common.read16(QUEUE_NOTIFY_OFF)) * u64::from(self.multiplier);
         let doorbell = self.notify.part(at, Width::B2.bytes());
-        let register = doorbell.ok_or_else(|| {
-            FunctionFault::NotVirtio(format!("the doorbell of queue {queue} is beyond its notification area"))
+        let register = doorbell.filter(|_| at.is_multiple_of(2)).ok_or_else(|| {
+            FunctionFault::NotVirtio(format!(
+                "the doorbell of queue {queue}, at {at:#x}, is not in its notification area"
+            ))
         })?;
         self.common.write16(QUEUE_ENABLE, 1);
         Ok(Doorbell { register, queue })

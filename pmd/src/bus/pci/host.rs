@@ -1,7 +1,8 @@
 //! The functions of this host that are bound to vfio-pci: found in sysfs, and watched.
 //!
-//! A thread of its own looks once a second, and whenever the kernel tells that a device came, went or was bound. It opens each
-//! function that is new, which takes some 100 ms that control does not wait, and announces it open, for its driver to look at.
+//! A thread of its own looks once a second, and whenever the kernel tells that a device came, went or was bound. A function that a
+//! driver wants it opens, looks at and closes again, which takes some 200 ms that control does not wait, and announces it. It
+//! waits a second before: who binds a function for somebody else has it by then.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,53 +13,60 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType, netlink};
 
 use super::vfio::{self, VFIO_PCI, link_name};
-use super::{Address, Device, Id, OpenError, bind_hint};
+use super::{Address, Device, Examiner, Id, OpenError, Opener, bind_hint};
 use crate::bus::{Bus, BusEvent};
 use crate::notify::EventFd;
 
 /// The bus of this host.
-pub struct HostBus {
-    shared: Arc<Shared>,
+pub struct HostBus<T> {
+    shared: Arc<Shared<T>>,
     news: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl fmt::Debug for HostBus {
+impl<T> fmt::Debug for HostBus<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HostBus").finish_non_exhaustive()
     }
 }
 
-struct Shared {
+struct Shared<T> {
     devices: PathBuf,
-    events: Mutex<Vec<BusEvent<Device>>>,
+    examiner: Examiner<T>,
+    events: Mutex<Vec<BusEvent<Device<T>>>>,
     news: Arc<EventFd>,
     /// Wakes the thread.
     wake: EventFd,
     is_ending: AtomicBool,
 }
 
-/// What was told of a function last: none of it is a reason why it could not be opened.
-type Seen = BTreeMap<Address, Option<OpenError>>;
+/// A function as the thread knows it.
+struct Known {
+    since: Instant,
+    /// What was told of it last: Some is the reason why it could not be looked at.
+    told: Option<Option<OpenError>>,
+}
 
-impl HostBus {
+impl<T: Send + 'static> HostBus<T> {
     /// Starts to look. Where there is no PCI bus, nothing is ever found.
     ///
     /// # Errors
     /// No thread, or no descriptors.
-    pub fn start() -> io::Result<HostBus> {
-        HostBus::at(Path::new(DEVICES))
+    pub fn start(examiner: Examiner<T>) -> io::Result<HostBus<T>> {
+        HostBus::at(Path::new(DEVICES), examiner)
     }
 
-    fn at(devices: &Path) -> io::Result<HostBus> {
+    fn at(devices: &Path, examiner: Examiner<T>) -> io::Result<HostBus<T>> {
         let news = Arc::new(EventFd::new()?);
         let shared = Arc::new(Shared {
             devices: devices.to_owned(),
+            examiner,
             events: Mutex::default(),
             news: Arc::clone(&news),
             wake: EventFd::new()?,
@@ -68,25 +76,24 @@ impl HostBus {
         let thread = std::thread::Builder::new().name("rw-pci".to_owned()).spawn(move || look(&looker))?;
         Ok(HostBus { shared, news, thread: Some(thread) })
     }
+}
 
-    /// What an operator does so that a function of this address is found.
-    pub fn missing(address: Address) -> String {
-        let path = Path::new(DEVICES).join(address.to_string());
-        if !path.exists() {
-            return OpenError::NotThere(address).hint();
+/// What an operator does so that a function of this address is found.
+pub fn missing(address: Address) -> String {
+    let path = Path::new(DEVICES).join(address.to_string());
+    if !path.exists() {
+        return OpenError::NotThere(address).hint();
+    }
+    match link_name(&path.join("driver")) {
+        Some(driver) if driver == VFIO_PCI => {
+            "ringwayd did not take it: the last event mgmtdev.failed of `ringway events` says why".to_owned()
         }
-        match link_name(&path.join("driver")) {
-            Some(driver) if driver == VFIO_PCI => {
-                "ringwayd did not take it: the last event mgmtdev.failed of `ringway events` says why"
-                    .to_owned()
-            }
-            driver => bind_hint(address, driver.is_some()),
-        }
+        driver => bind_hint(address, driver.is_some()),
     }
 }
 
-impl Bus for HostBus {
-    type Device = Device;
+impl<T: Send + 'static> Bus for HostBus<T> {
+    type Device = Device<T>;
 
     fn name(&self) -> &'static str {
         "pci"
@@ -96,13 +103,13 @@ impl Bus for HostBus {
         Some(self.news.as_fd())
     }
 
-    fn take(&mut self) -> Vec<BusEvent<Device>> {
+    fn take(&mut self) -> Vec<BusEvent<Device<T>>> {
         self.news.clear();
         std::mem::take(&mut *self.shared.events.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-impl Drop for HostBus {
+impl<T> Drop for HostBus<T> {
     fn drop(&mut self) {
         self.shared.is_ending.store(true, Ordering::Relaxed);
         self.shared.wake.signal();
@@ -114,10 +121,10 @@ impl Drop for HostBus {
 }
 
 /// The thread.
-fn look(shared: &Shared) {
-    let (events, mut seen, mut looks) = (kernel_events().ok(), Seen::new(), 0u32);
+fn look<T>(shared: &Shared<T>) {
+    let (events, mut known, mut looks) = (kernel_events().ok(), BTreeMap::new(), 0u32);
     while !shared.is_ending.load(Ordering::Relaxed) {
-        once(shared, &mut seen, looks.is_multiple_of(RETRY_EVERY));
+        once(shared, &mut known, looks.is_multiple_of(RETRY_EVERY));
         looks = looks.wrapping_add(1);
         let mut wait = vec![PollFd::new(&shared.wake, PollFlags::IN)];
         wait.extend(events.iter().map(|events| PollFd::new(events, PollFlags::IN)));
@@ -139,33 +146,39 @@ fn kernel_events() -> rustix::io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// One look. `again`: what could not be opened is tried once more.
-fn once(shared: &Shared, seen: &mut Seen, again: bool) {
+/// One look. `again`: what could not be looked at is tried once more.
+fn once<T>(shared: &Shared<T>, known: &mut BTreeMap<Address, Known>, again: bool) {
     let bound = bound(&shared.devices);
-    let gone: Vec<Address> = seen.keys().filter(|address| !bound.contains(address)).copied().collect();
+    let gone: Vec<Address> = known.keys().filter(|address| !bound.contains(address)).copied().collect();
     for address in gone {
-        seen.remove(&address);
+        if known.remove(&address).is_none_or(|known| known.told.is_none()) {
+            continue;
+        }
         let is_there = shared.devices.join(address.to_string()).exists();
         let why = if is_there { "it is not bound to vfio-pci any more" } else { "it is gone from the bus" };
         shared.tell(BusEvent::Withdrawn { address: address.to_string(), why: why.to_owned() });
     }
     for address in bound {
-        let told = seen.get(&address);
-        if told.is_some_and(|failed| failed.is_none() || !again) {
-            continue;
-        }
         let path = shared.devices.join(address.to_string());
-        // Gone since.
-        let Some(id) = id(&path) else { continue };
-        let first = vfio::open(&path, address);
-        let failed = first.as_ref().err().cloned();
-        if told == Some(&failed) {
+        // Gone since, or nobody's.
+        let Some(id) = id(&path).filter(|id| (shared.examiner.wants)(*id)) else { continue };
+        let known = known.entry(address).or_insert_with(|| Known { since: Instant::now(), told: None });
+        let is_done = match &known.told {
+            None => known.since.elapsed() < OTHERS_FIRST,
+            Some(failed) => failed.is_none() || !again,
+        };
+        if is_done {
             continue;
         }
-        seen.insert(address, failed);
         let numa_node = text(&path.join("numa_node")).and_then(|node| node.parse().ok());
-        let opener = Arc::new(move || vfio::open(&path, address));
-        let device = Device::new(address, id, numa_node, opener, first);
+        let opener: Opener = Arc::new(move || vfio::open(&path, address));
+        let seen = shared.examiner.examine(address, &opener);
+        let failed = seen.as_ref().err().cloned();
+        if known.told.as_ref() == Some(&failed) {
+            continue;
+        }
+        known.told = Some(failed);
+        let device = Device { address, id, numa_node, opener, seen };
         shared.tell(BusEvent::Announced { address: address.to_string(), device });
     }
 }
@@ -198,8 +211,8 @@ fn text(path: &Path) -> Option<String> {
     Some(std::fs::read_to_string(path).ok()?.trim().to_owned())
 }
 
-impl Shared {
-    fn tell(&self, event: BusEvent<Device>) {
+impl<T> Shared<T> {
+    fn tell(&self, event: BusEvent<Device<T>>) {
         self.events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
         self.news.signal();
     }
@@ -209,7 +222,9 @@ impl Shared {
 const DEVICES: &str = "/sys/bus/pci/devices";
 /// Between two looks, where the kernel tells nothing (in a network namespace of ours).
 const EVERY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
-/// What could not be opened is tried again every so many looks.
+/// Who binds a function to vfio-pci for somebody else has this time.
+const OTHERS_FIRST: Duration = Duration::from_secs(1);
+/// What could not be looked at is tried again every so many looks.
 const RETRY_EVERY: u32 = 10;
 /// The group of netlink messages that come from the kernel, and not from udev.
 const KERNEL_GROUP: u32 = 1;
@@ -217,12 +232,11 @@ const KERNEL_GROUP: u32 = 1;
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
-    use std::time::{Duration, Instant};
 
     use super::*;
 
     /// What the bus tells next.
-    fn next(bus: &mut HostBus) -> BusEvent<Device> {
+    fn next(bus: &mut HostBus<()>) -> BusEvent<Device<()>> {
         let begun = Instant::now();
         loop {
             assert!(begun.elapsed() < Duration::from_secs(20));
@@ -247,18 +261,22 @@ mod tests {
         ] {
             std::fs::write(function.join(file), format!("{text}\n")).unwrap();
         }
-        let mut bus = HostBus::at(sysfs.path()).unwrap();
+        let other = sysfs.path().join("0000:01:10.3");
+        std::fs::create_dir(&other).unwrap();
+        for file in ["vendor", "device", "subsystem_vendor", "subsystem_device"] {
+            std::fs::write(other.join(file), "0x1234\n").unwrap();
+        }
+        symlink("../../drivers/vfio-pci", other.join("driver")).unwrap();
+        let examiner = Examiner { wants: |id| id.vendor == 0x1af4, look: |_| Ok(()) };
+        let mut bus = HostBus::at(sysfs.path(), examiner).unwrap();
         std::thread::sleep(Duration::from_millis(50));
         assert!(bus.take().is_empty(), "bound to nothing");
         symlink("../../drivers/vfio-pci", function.join("driver")).unwrap();
-        let BusEvent::Announced { address, mut device } = next(&mut bus) else {
-            unreachable!("not announced")
-        };
+        let BusEvent::Announced { address, device } = next(&mut bus) else { unreachable!("not announced") };
         assert_eq!((address.as_str(), device.numa_node), ("0000:01:10.2", None));
         let id = Id { vendor: 0x1af4, device: 0x1041, subsystem_vendor: 0x1af4, subsystem: 0x1100 };
         assert_eq!(device.id, id);
-        let looked = device.look(|_| ());
-        assert!(matches!(looked, Err(OpenError::NoIommu(_))), "{looked:?}");
+        assert!(matches!(device.seen, Err(OpenError::NoIommu(_))), "{:?}", device.seen);
         std::fs::remove_dir_all(&function).unwrap();
         let BusEvent::Withdrawn { why, .. } = next(&mut bus) else { unreachable!("not withdrawn") };
         assert_eq!(why, "it is gone from the bus");

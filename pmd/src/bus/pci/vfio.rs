@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ringway_ring::guest::Region;
-use vfio_ioctls::{VfioContainer, VfioDevice, VfioError};
+use vfio_ioctls::{VfioContainer, VfioDevice, VfioError, VfioRegionInfoCap};
 
 use super::{Address, Function, NO_DRIVER, OpenError, Registers, View, Width};
 use crate::dma::DmaSpace;
@@ -41,7 +41,7 @@ pub(super) fn open(path: &Path, address: Address) -> Result<Arc<dyn Function>, O
     let container = Arc::new(VfioContainer::new(None).map_err(named)?);
     let device = VfioDevice::new(path, Arc::clone(&container) as _, false).map_err(named)?;
     let host = |what: &str, error: &io::Error| OpenError::Host { address, why: format!("{what}: {error}") };
-    let vectors = device.get_irq_info(MSI_X).map_or(0, |irq| u16::try_from(irq.count).unwrap_or(u16::MAX));
+    let vectors = device.get_irq_info(MSI_X).map_or(0, |irq| irq.count.min(MOST_VECTORS) as u16);
     let function = VfioFunction {
         address,
         vectors,
@@ -175,7 +175,9 @@ impl Function for VfioFunction {
         let device = self.device()?;
         // One with holes in what may be mapped (its vector table) is reached by system calls as a whole.
         let flags = device.get_region_flags(index);
-        let can_map = flags & REGION_MMAP != 0 && device.get_region_caps(index).is_empty();
+        let has_holes =
+            device.get_region_caps(index).iter().any(|cap| matches!(cap, VfioRegionInfoCap::SparseMmap(_)));
+        let can_map = flags & REGION_MMAP != 0 && !has_holes;
         match can_map.then(|| Mapped::new(device, calls.offset, calls.size)) {
             Some(mapped) => Ok(View::new(Arc::new(mapped?))),
             None => Ok(View::new(Arc::new(calls))),
@@ -285,6 +287,9 @@ impl DmaSpace for Space {
         self.ranges.clone()
     }
 }
+
+/// Vectors of a function that are used: one for each queue of a device, and one.
+const MOST_VECTORS: u32 = 33;
 
 /// The kernel's driver that makes a function available.
 pub(super) const VFIO_PCI: &str = "vfio-pci";

@@ -58,17 +58,18 @@ pub(super) struct VirtioNic {
     ended: Vec<(u16, Ended)>,
     /// The function has buffers that are not to be its any more.
     is_stale: bool,
+    /// What was to be sent when a queue stopped last did not go in time.
+    does_not_send: bool,
 }
 
 /// The function, open. It is let go after what keeps its registers mapped and its memory.
 struct Open {
-    #[expect(
-        dead_code,
-        reason = "told of its configuration, and that the host wants it back, as long as they are held"
-    )]
-    listening: Vec<Listening>,
+    /// Told of its configuration.
+    config: Listening,
+    /// Told that the host wants it back.
+    wanted: Listening,
     transport: Arc<Transport>,
-    /// By vector, but for the last, which is its configuration's.
+    /// By vector; the next one is its configuration's.
     interrupts: Vec<Arc<EventFd>>,
     window: Window,
     /// Where its own rings are.
@@ -83,6 +84,12 @@ struct Up {
     idle: Vec<Option<FunctionQueue>>,
     /// Held for their memory, which goes last.
     _rings: OwnRings,
+}
+
+/// What of it has begun.
+struct Begun {
+    control: Option<ControlQueue>,
+    idle: Vec<Option<FunctionQueue>>,
 }
 
 /// A group in service.
@@ -118,6 +125,7 @@ impl VirtioNic {
             waiting: Vec::new(),
             ended: Vec::new(),
             is_stale: false,
+            does_not_send: false,
         }
     }
 
@@ -125,7 +133,7 @@ impl VirtioNic {
     fn opened(&mut self) -> Result<&mut Open, DriverError> {
         if self.open.is_none() {
             let function = (self.opener)()?;
-            self.open = Some(Open::new(function, &self.name, &self.host)?);
+            self.open = Some(Open::new(function, &self.name, self.nic.config().max_vq_pairs, &self.host)?);
         }
         self.open.as_mut().ok_or_else(|| DriverError::NotFound(format!("{} is not open", self.name)))
     }
@@ -144,16 +152,24 @@ impl VirtioNic {
         let name = self.name.clone();
         let open = self.opened().map_err(|error| ServeError::Refused(error.to_string()))?;
         let up = open.bring_up(&seen, driven, pairs, mac);
-        if up.is_err() {
-            // It works on nothing of ours.
-            let _ = open.transport.reset(RESET);
-        }
         self.up = Some(up.map_err(|why| ServeError::Refused(format!("{name}: {why}")))?);
         Ok(())
     }
 
     /// Puts a group into service on a function that is up.
     fn place(&mut self, group: u16, queues: Vec<QueueBinding>, placer: &Placer) -> Result<(), ServeError> {
+        let placed = self.try_place(group, queues, placer);
+        // What it was given of the function's is not there any more.
+        self.is_stale |= placed.is_err();
+        placed
+    }
+
+    fn try_place(
+        &mut self,
+        group: u16,
+        queues: Vec<QueueBinding>,
+        placer: &Placer,
+    ) -> Result<(), ServeError> {
         let refused = |why: String| ServeError::Refused(format!("{}: {why}", self.name));
         let rules = PortRules { mtu: self.nic.mtu(), only: None };
         let up = self.up.as_mut().ok_or_else(|| refused("the function is not up".to_owned()))?;
@@ -184,14 +200,18 @@ impl VirtioNic {
         Ok(())
     }
 
-    /// The function uses as many pairs as are in service, counted from the first.
-    fn tell_pairs(&mut self) -> Result<(), ServeError> {
-        let pairs = self.groups.iter().rposition(Option::is_some).map_or(1, |last| last as u16 + 1);
-        let Some(control) = self.up.as_mut().and_then(|up| up.control.as_mut()) else { return Ok(()) };
-        if self.seen.pairs < 2 {
-            return Ok(());
+    /// The function receives by as many pairs as do, counted from the first. Should it refuse, what it has for others is lost as
+    /// if they had no buffers.
+    fn tell_pairs(&mut self) {
+        let receives = |running: &Option<Running>| {
+            let mut queues = running.iter().flat_map(|running| &running.queues);
+            queues.any(|queue| queue.enabled && queue.index.is_multiple_of(2))
+        };
+        let pairs = self.groups.iter().rposition(receives).map_or(1, |last| last as u16 + 1);
+        let control = self.up.as_mut().and_then(|up| up.control.as_mut());
+        if let Some(control) = control.filter(|_| self.seen.pairs > 1) {
+            let _ = control.set_pairs(pairs, RESET);
         }
-        control.set_pairs(pairs, RESET).map_err(|why| ServeError::Refused(format!("{}: {why}", self.name)))
     }
 
     /// Takes a group's pump back, if there is one, and what it panicked with, if it did. What was to be sent has gone by then,
@@ -203,8 +223,13 @@ impl VirtioNic {
     ) -> Result<Option<(Running, Option<String>)>, Stuck> {
         let Some(slot) = self.groups.get_mut(usize::from(group)) else { return Ok(None) };
         let Some(running) = slot else { return Ok(None) };
-        let retired = match running.placed.retire(within.min(DRAIN)) {
-            Err(PlaceError::Timeout { .. }) => running.placed.revoke(within),
+        // One that did not send before is not waited for once more.
+        let patience = if self.does_not_send { Duration::ZERO } else { within.min(DRAIN) };
+        let retired = match running.placed.retire(patience) {
+            Err(PlaceError::Timeout { .. }) => {
+                self.does_not_send = true;
+                running.placed.revoke(within)
+            }
             retired => retired,
         };
         let panicked = match retired.map(|retired| retired.end) {
@@ -219,8 +244,12 @@ impl VirtioNic {
 
     /// The function touches no memory once this returns Ok.
     fn bring_down(&mut self, within: Duration) -> Result<(), Stuck> {
-        if let Some(open) = self.up.as_ref().and(self.open.as_ref()) {
-            open.quiet(within).map_err(|why| Stuck(format!("{}: {why}", self.name)))?;
+        if let Some(open) = self.up.as_ref().and(self.open.as_ref())
+            && let Err(why) = open.quiet(within)
+        {
+            // Nobody is given it as it is: the host resets what is closed.
+            self.host.gone(format!("the function does not stop: {why}"));
+            return Err(Stuck(format!("{}: {why}", self.name)));
         }
         self.up = None;
         self.is_stale = false;
@@ -250,14 +279,25 @@ impl VirtioNic {
                 placer.watcher.pump_ended();
             }
         }
-        // Refused: what it sends to pairs without a pump is lost, as if they had no buffers.
-        let _ = self.tell_pairs();
+        self.tell_pairs();
         Ok(())
     }
 }
 
+impl Drop for VirtioNic {
+    fn drop(&mut self) {
+        // What it does not do by itself, the host's reset does when the function is closed.
+        let _ = self.bring_down(RESET);
+    }
+}
+
 impl Open {
-    fn new(function: Arc<dyn Function>, name: &str, host: &DeviceHost) -> Result<Open, DriverError> {
+    fn new(
+        function: Arc<dyn Function>,
+        name: &str,
+        pairs: u16,
+        host: &DeviceHost,
+    ) -> Result<Open, DriverError> {
         let resource =
             |what: &str, source: io::Error| DriverError::Resource { what: format!("{name}: {what}"), source };
         let transport = Transport::find(&*function);
@@ -286,19 +326,22 @@ impl Open {
         let wanted = Listening::start(move || told.gone("the host takes the function back"));
         let listen = |error| resource("interrupts", error);
         let (config, wanted) = (config.map_err(listen)?, wanted.map_err(listen)?);
-        let interrupts: io::Result<Vec<Arc<EventFd>>> = (0..count - 1)
-            .map(|vector| {
-                let interrupt = EventFd::new()?;
-                function.bind(vector, Some(interrupt.as_fd()))?;
-                Ok(Arc::new(interrupt))
-            })
-            .collect();
+        let interrupts: io::Result<Vec<Arc<EventFd>>> =
+            (0..(count - 1).min(pairs * 2)).map(|_| EventFd::new().map(Arc::new)).collect();
         let interrupts = interrupts.map_err(listen)?;
-        function.bind(count - 1, Some(config.fd())).map_err(listen)?;
-        function.on_wanted_back(wanted.fd()).map_err(listen)?;
         let window = Window::new(space, 0, guest);
-        let listening = vec![config, wanted];
-        Ok(Open { listening, transport, interrupts, window, own, function })
+        let open = Open { config, wanted, transport, interrupts, window, own, function };
+        open.bind().map_err(listen)?;
+        Ok(open)
+    }
+
+    /// Binds all interrupts: those of queues, and the next one for its configuration.
+    fn bind(&self) -> io::Result<()> {
+        for (vector, interrupt) in (0u16..).zip(&self.interrupts) {
+            self.function.bind(vector, Some(interrupt.as_fd()))?;
+        }
+        self.function.bind(self.interrupts.len() as u16, Some(self.config.fd()))?;
+        self.function.on_wanted_back(self.wanted.fd())
     }
 
     /// From a reset to its work, with all rings begun and none in service.
@@ -326,38 +369,40 @@ impl Open {
             size.ok_or_else(|| FunctionFault::NotVirtio(format!("queue {queue} has no legal size")))
         };
         let sizes = numbers.iter().map(size).collect::<Result<Vec<RingSize>, FunctionFault>>()?;
-        let host = |what: &str, why: &dyn fmt::Display| FunctionFault::Refused(format!("{what}: {why}"));
         let rings = OwnRings::new(self.function.dma(), self.own, driven, &sizes);
-        let rings = rings.map_err(|why| host("memory for its rings", &why))?;
-        transport.set_config_vector(self.function.vectors() - 1)?;
-        let mut queues = Vec::new();
+        let rings = rings.map_err(|why| FunctionFault::Refused(format!("memory for its rings: {why}")))?;
+        let begun = self.begin(&rings, &numbers, control).and_then(|mut begun| {
+            begun.control.as_mut().map_or(Ok(()), |control| set_receiving(control, driven, mac))?;
+            Ok(begun)
+        });
+        if begun.is_err() {
+            // Before the memory of its rings goes.
+            let _ = transport.reset(RESET);
+        }
+        let Begun { control, idle } = begun?;
+        Ok(Up { control, idle, _rings: rings })
+    }
+
+    /// Gives the function its rings, all of them begun, and has it work.
+    fn begin(&self, rings: &OwnRings, numbers: &[u16], control: Option<u16>) -> Result<Begun, FunctionFault> {
+        let transport = &self.transport;
+        transport.set_config_vector(self.interrupts.len() as u16)?;
+        let mut begun = Begun { control: None, idle: Vec::new() };
         for (at, number) in numbers.iter().enumerate() {
-            let ring = rings.begin(at).map_err(|why| host("its rings", &why))?;
+            let ring = rings.begin(at).map_err(|why| FunctionFault::Refused(format!("its rings: {why}")))?;
             let Some((size, areas)) = rings.layout(at) else { continue };
-            let is_data = Some(*number) != control;
-            let vector = is_data.then(|| at % self.interrupts.len().max(1));
-            let interrupt = vector.and_then(|vector| self.interrupts.get(vector)).map(Arc::clone);
-            let setup = QueueSetup { size, areas, vector: vector.map(|vector| vector as u16) };
+            let is_control = Some(*number) == control;
+            let vector = at % self.interrupts.len().max(1);
+            let setup = QueueSetup { size, areas, vector: (!is_control).then_some(vector as u16) };
             let doorbell = transport.enable(*number, &setup)?;
-            queues.push((ring, size.get(), doorbell, interrupt));
+            if is_control {
+                begun.control = Some(ControlQueue::new(ring, doorbell, rings.spare()));
+            } else if let Some(interrupt) = self.interrupts.get(vector).map(Arc::clone) {
+                begun.idle.push(Some(FunctionQueue { ring, size: size.get(), doorbell, interrupt }));
+            }
         }
         transport.start()?;
-        let control = control.and_then(|_| queues.pop());
-        let mut control =
-            control.map(|(ring, _, doorbell, _)| ControlQueue::new(ring, doorbell, rings.spare()));
-        if let Some(control) = &mut control {
-            if driven.contains(F_CTRL_RX) {
-                // A guest sends what it wants to receive to its VMM alone. A function that may not, receives what is for it.
-                let _ = control.set_promiscuous(true, RESET);
-            }
-            if let Some(mac) = mac.filter(|_| driven.contains(F_CTRL_MAC_ADDR)) {
-                control.set_mac(mac, RESET)?;
-            }
-        }
-        let idle = queues.into_iter().map(|(ring, size, doorbell, interrupt)| {
-            Some(FunctionQueue { ring, size, doorbell, interrupt: interrupt? })
-        });
-        Ok(Up { control, idle: idle.collect(), _rings: rings })
+        Ok(begun)
     }
 
     /// It touches no memory once this returns Ok: by its own reset, or else by the host's.
@@ -365,7 +410,10 @@ impl Open {
         match self.transport.reset(within.min(RESET)) {
             // It is not there to touch any.
             Ok(()) | Err(FunctionFault::Gone) => Ok(()),
-            Err(late) => self.function.reset().map_err(|_| late),
+            Err(late) => {
+                self.function.reset().map_err(|_| late.clone())?;
+                self.bind().map_err(|_| late)
+            }
         }
     }
 
@@ -399,6 +447,7 @@ impl VdpaDevice for VirtioNic {
     }
 
     fn negotiated(&mut self, features: Features) -> Result<(), DriverError> {
+        self.is_stale |= self.up.is_some() && features != self.negotiated;
         self.negotiated = features;
         Ok(())
     }
@@ -436,11 +485,16 @@ impl Queues for VirtioNic {
         group: u16,
         queues: Vec<QueueBinding>,
         placer: &Placer,
-        _within: Duration,
+        within: Duration,
     ) -> Result<(), ServeError> {
+        self.waiting.retain(|(waiting, _, _)| *waiting != group);
+        self.does_not_send = false;
+        self.renew(within)?;
         self.kept.note(group, &queues);
-        let started = self.bring_up().and_then(|()| self.place(group, queues, placer));
-        started.and_then(|()| self.tell_pairs())
+        self.bring_up()?;
+        self.place(group, queues, placer)?;
+        self.tell_pairs();
+        Ok(())
     }
 
     fn stop(&mut self, group: u16, within: Duration) -> Result<Stopped, Stuck> {
@@ -461,17 +515,20 @@ impl Queues for VirtioNic {
     }
 
     fn follow(&mut self, within: Duration) -> Result<(), ServeError> {
-        let mut outcome = Ok(());
+        let (mut outcome, mut is_held) = (Ok(()), false);
         for (group, running) in (0u16..).zip(&mut self.groups) {
             let Some(running) = running else { continue };
             let core = (running.placer.core_of)(group);
-            match running.placed.move_to(core, within) {
+            match running.placed.move_to(core, within.min(DRAIN)) {
                 Ok(()) => {}
-                Err(error @ PlaceError::Timeout { .. }) => {
-                    return Err(ServeError::Stuck(error.to_string()));
-                }
+                // What it sent does not go.
+                Err(PlaceError::Timeout { .. }) => is_held = true,
                 Err(error) => outcome = Err(ServeError::NotPlaced(format!("group {group}: {error}"))),
             }
+        }
+        if is_held {
+            (self.does_not_send, self.is_stale) = (true, true);
+            self.renew(within)?;
         }
         outcome
     }
@@ -488,6 +545,22 @@ impl Queues for VirtioNic {
         // Stuck: tried again when the next queue stops.
         let _ = self.renew(within);
         std::mem::take(&mut self.ended)
+    }
+}
+
+/// What the function receives: all that its wire has, since a guest tells its VMM alone what it wants.
+fn set_receiving(
+    control: &mut ControlQueue,
+    driven: Features,
+    mac: Option<Mac>,
+) -> Result<(), FunctionFault> {
+    if driven.contains(F_CTRL_RX) {
+        // One that may not, receives what is for it.
+        let _ = control.set_promiscuous(true, RESET);
+    }
+    match mac.filter(|_| driven.contains(F_CTRL_MAC_ADDR)) {
+        Some(mac) => control.set_mac(mac, RESET),
+        None => Ok(()),
     }
 }
 

@@ -72,7 +72,7 @@ pub(super) fn map(
     })
 }
 
-/// The addresses that the container can map. Kernels before 5.4 do not say: all are tried then.
+/// The addresses that the container can map. Kernels before 5.4 do not say: what every IOMMU can is taken then.
 pub(super) fn iova_ranges(container: &impl AsRawFd) -> io::Result<Vec<RangeInclusive<u64>>> {
     let mut info = vec![0u8; INFO_BYTES];
     let bytes = info.len() as u32;
@@ -82,7 +82,7 @@ pub(super) fn iova_ranges(container: &impl AsRawFd) -> io::Result<Vec<RangeInclu
         return Err(io::Error::last_os_error());
     }
     let ranges = ranges_in(&info);
-    Ok(if ranges.is_empty() { vec![0..=u64::MAX] } else { ranges })
+    Ok(if ranges.is_empty() { vec![0..=(1 << 39) - 1] } else { ranges })
 }
 
 /// The list of ranges in a `struct vfio_iommu_type1_info`.
