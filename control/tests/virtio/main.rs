@@ -12,6 +12,7 @@ mod pace;
 #[expect(dead_code, reason = "shared with another test")]
 mod support;
 
+use ringway_control::frontends::life::status;
 use ringway_control::operator::api::{DevShow, DeviceEntry, MgmtdevShow, Select};
 use ringway_control::subsystem::{Options, Subsystem};
 use ringway_pmd::driver::{Attached, Driver as _};
@@ -249,6 +250,24 @@ fn link_of_the_function_is_the_guests() {
     host.model.set_link(false);
     eventually(|| host.field("provisioned/link") == "down");
     assert_eq!(frontend.config(6, 2).unwrap(), [0, 0]);
+    drop(frontend);
+    host.finish();
+}
+
+#[test]
+fn function_that_needs_a_reset_says_so_to_operator_and_guest() {
+    let host = Host::new(1);
+    let rig = Rig::new(Format::Split, 2);
+    let mut frontend = host.connect();
+    rig.introduce(&mut frontend);
+    let pair = HandPair::new(&rig, 0, Position::START);
+    pair.start(&mut frontend, 0);
+    host.model.rule(On::Read(STATUS), Then::Give(0x4f), 1);
+    // An interrupt of its configuration comes with it (virtio 1.3 §2.1.2).
+    host.model.set_link(true);
+    let is_told = |why: &Value| why.as_str().is_some_and(|why| why.contains("the function needs a reset"));
+    eventually(|| is_told(&host.field("history/last_failure")));
+    eventually(|| frontend.status().unwrap() & status::NEEDS_RESET != 0);
     drop(frontend);
     host.finish();
 }
