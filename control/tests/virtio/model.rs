@@ -6,7 +6,7 @@ use std::fmt;
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -81,6 +81,8 @@ struct Shared {
     rules: Mutex<Vec<Rule>>,
     is_gone: AtomicBool,
     is_stalled: AtomicBool,
+    /// Of the thread that serves its queues.
+    turns: AtomicU64,
     /// Somebody has it open.
     is_open: AtomicBool,
     /// What the driver did that it must not.
@@ -128,6 +130,7 @@ impl Model {
             rules: Mutex::default(),
             is_gone: AtomicBool::new(false),
             is_stalled: AtomicBool::new(false),
+            turns: AtomicU64::new(0),
             is_open: AtomicBool::new(false),
             faults: Mutex::default(),
             commands: Mutex::default(),
@@ -143,6 +146,11 @@ impl Model {
     /// It serves nothing for a while.
     pub fn stall(&self, is_stalled: bool) {
         self.0.is_stalled.store(is_stalled, Ordering::SeqCst);
+        // A turn that began before has ended once another two have begun.
+        let turn = self.0.turns.load(Ordering::SeqCst);
+        while self.works() && self.0.turns.load(Ordering::SeqCst) < turn + 2 {
+            std::thread::yield_now();
+        }
     }
 
     /// Its queues have so many entries from its next reset on.
@@ -407,6 +415,7 @@ impl Model {
             let mut burst = Burst::new(map);
             while !theirs.load(Ordering::SeqCst) {
                 let mut is_idle = true;
+                model.0.turns.fetch_add(1, Ordering::SeqCst);
                 let is_stalled = model.0.is_stalled.load(Ordering::SeqCst);
                 for pump in pumps.iter_mut().filter(|_| !is_stalled) {
                     is_idle &= pump.poll(&Budget::default(), tsc::cycles()) == Polled::Idle;

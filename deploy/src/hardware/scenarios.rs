@@ -255,6 +255,8 @@ fn restarted(machine: &mut Machine<'_>, function: &str, mac: &str) -> Result<()>
     machine.kill_ringwayd()?;
     machine.kill_testpmd()?;
     machine.start_ringwayd()?;
+    // Its device waits for the function.
+    machine.function_is_shown(function)?;
     machine.start_testpmd(&echoer)?;
     machine.pings_of_all_sizes(THERE, 1500)?;
     machine.stop_testpmd()?;
@@ -302,7 +304,7 @@ fn busy(machine: &mut Machine<'_>) -> Result<()> {
         machine.hold(&line)
     })?;
     machine.start_ringwayd()?;
-    machine.log_says("ringwayd", &format!("is in use by process {holder}"))?;
+    machine.log_says("ringwayd", &format!("is in use by process {holder} ("))?;
     machine.release()?;
     machine.function_is_shown(VIRTIO)?;
     machine.stop_ringwayd()

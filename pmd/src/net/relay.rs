@@ -153,7 +153,7 @@ impl<R: DeviceRing, D: DriverRing> Line<R, D> {
 
     /// Takes all that the function has finished: it shows a frame over several buffers at once, and the guest is to see it so.
     fn take_back(&mut self) -> u32 {
-        let mut done = [Completion::default(); BURST];
+        let (mut done, mut collected) = ([Completion::default(); BURST], 0);
         // As many as it may have at a time, and no function goes on for ever.
         for _ in 0..=usize::from(self.far.size) / BURST {
             let count = match self.ring.collect(&mut done) {
@@ -171,9 +171,14 @@ impl<R: DeviceRing, D: DriverRing> Line<R, D> {
                     given.written = Some(completion.written.min(given.chain.writable_bytes));
                 }
             }
+            collected += count;
             if count < BURST {
                 break;
             }
+        }
+        self.is_full &= collected == 0;
+        if self.end.is_faulted() {
+            return 0;
         }
         let mut count = 0;
         let header = self.end.ingress.header_len as u32;
@@ -186,7 +191,6 @@ impl<R: DeviceRing, D: DriverRing> Line<R, D> {
             self.end.tally.bytes += u64::from(bytes.saturating_sub(header));
             count += 1;
         }
-        self.is_full &= count == 0;
         count
     }
 

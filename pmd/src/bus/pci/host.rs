@@ -49,6 +49,8 @@ struct Shared<T> {
 /// A function as the thread knows it.
 struct Known {
     since: Instant,
+    /// When it was looked at last.
+    tried: Instant,
     /// What was told of it last: Some is the reason why it could not be looked at.
     told: Option<Option<OpenError>>,
 }
@@ -86,7 +88,9 @@ pub fn missing(address: Address) -> String {
     }
     match link_name(&path.join("driver")) {
         Some(driver) if driver == VFIO_PCI => {
-            "ringwayd did not take it: the last event mgmtdev.failed of `ringway events` says why".to_owned()
+            "ringwayd looks at it within some two seconds of its binding; if it is not shown then, it is no virtio network function, or \
+             the last event mgmtdev.failed of `ringway events` says why"
+                .to_owned()
         }
         driver => bind_hint(address, driver.is_some()),
     }
@@ -122,10 +126,10 @@ impl<T> Drop for HostBus<T> {
 
 /// The thread.
 fn look<T>(shared: &Shared<T>) {
-    let (events, mut known, mut looks) = (kernel_events().ok(), BTreeMap::new(), 0u32);
+    let (events, mut known) = (kernel_events().ok(), BTreeMap::new());
+    // What is there at the start was bound before.
+    once(shared, &mut known, Duration::ZERO);
     while !shared.is_ending.load(Ordering::Relaxed) {
-        once(shared, &mut known, looks.is_multiple_of(RETRY_EVERY));
-        looks = looks.wrapping_add(1);
         let mut wait = vec![PollFd::new(&shared.wake, PollFlags::IN)];
         wait.extend(events.iter().map(|events| PollFd::new(events, PollFlags::IN)));
         // Interrupted: looked again at once.
@@ -134,6 +138,7 @@ fn look<T>(shared: &Shared<T>) {
         // What they say does not matter, nor that some were lost: that something changed is enough.
         let mut said = [0u8; 4096];
         while events.as_ref().is_some_and(|events| rustix::io::read(events, &mut said).is_ok()) {}
+        once(shared, &mut known, OTHERS_FIRST);
     }
 }
 
@@ -146,8 +151,8 @@ fn kernel_events() -> rustix::io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// One look. `again`: what could not be looked at is tried once more.
-fn once<T>(shared: &Shared<T>, known: &mut BTreeMap<Address, Known>, again: bool) {
+/// One look. A function that is new is left to others for so long.
+fn once<T>(shared: &Shared<T>, known: &mut BTreeMap<Address, Known>, others_first: Duration) {
     let bound = bound(&shared.devices);
     let gone: Vec<Address> = known.keys().filter(|address| !bound.contains(address)).copied().collect();
     for address in gone {
@@ -162,14 +167,20 @@ fn once<T>(shared: &Shared<T>, known: &mut BTreeMap<Address, Known>, again: bool
         let path = shared.devices.join(address.to_string());
         // Gone since, or nobody's.
         let Some(id) = id(&path).filter(|id| (shared.examiner.wants)(*id)) else { continue };
-        let known = known.entry(address).or_insert_with(|| Known { since: Instant::now(), told: None });
+        let known = known.entry(address).or_insert_with(|| {
+            let now = Instant::now();
+            Known { since: now, tried: now, told: None }
+        });
         let is_done = match &known.told {
-            None => known.since.elapsed() < OTHERS_FIRST,
-            Some(failed) => failed.is_none() || !again,
+            None => known.since.elapsed() < others_first,
+            // What it is does not change.
+            Some(None | Some(OpenError::Unfit { .. })) => true,
+            Some(Some(_)) => known.tried.elapsed() < RETRY_AFTER,
         };
         if is_done {
             continue;
         }
+        known.tried = Instant::now();
         let numa_node = text(&path.join("numa_node")).and_then(|node| node.parse().ok());
         let opener: Opener = Arc::new(move || vfio::open(&path, address));
         let seen = shared.examiner.examine(address, &opener);
@@ -224,8 +235,8 @@ const DEVICES: &str = "/sys/bus/pci/devices";
 const EVERY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// Who binds a function to vfio-pci for somebody else has this time.
 const OTHERS_FIRST: Duration = Duration::from_secs(1);
-/// What could not be looked at is tried again every so many looks.
-const RETRY_EVERY: u32 = 10;
+/// What could not be opened is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// The group of netlink messages that come from the kernel, and not from udev.
 const KERNEL_GROUP: u32 = 1;
 
@@ -271,13 +282,16 @@ mod tests {
         let mut bus = HostBus::at(sysfs.path(), examiner).unwrap();
         std::thread::sleep(Duration::from_millis(50));
         assert!(bus.take().is_empty(), "bound to nothing");
+        let bound = Instant::now();
         symlink("../../drivers/vfio-pci", function.join("driver")).unwrap();
         let BusEvent::Announced { address, device } = next(&mut bus) else { unreachable!("not announced") };
+        assert!(bound.elapsed() >= OTHERS_FIRST, "others come first");
         assert_eq!((address.as_str(), device.numa_node), ("0000:01:10.2", None));
         let id = Id { vendor: 0x1af4, device: 0x1041, subsystem_vendor: 0x1af4, subsystem: 0x1100 };
         assert_eq!(device.id, id);
         assert!(matches!(device.seen, Err(OpenError::NoIommu(_))), "{:?}", device.seen);
-        std::fs::remove_dir_all(&function).unwrap();
+        // At once, as the kernel does it.
+        std::fs::rename(&function, sysfs.path().join("gone")).unwrap();
         let BusEvent::Withdrawn { why, .. } = next(&mut bus) else { unreachable!("not withdrawn") };
         assert_eq!(why, "it is gone from the bus");
     }

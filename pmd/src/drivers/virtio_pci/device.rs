@@ -200,14 +200,14 @@ impl VirtioNic {
         Ok(())
     }
 
-    /// The function receives by as many pairs as do, counted from the first. Should it refuse, what it has for others is lost as
+    /// The function is used by as many pairs as have an enabled queue, counted from the first. Should it refuse, what it has for others is lost as
     /// if they had no buffers.
     fn tell_pairs(&mut self) {
-        let receives = |running: &Option<Running>| {
+        let is_used = |running: &Option<Running>| {
             let mut queues = running.iter().flat_map(|running| &running.queues);
-            queues.any(|queue| queue.enabled && queue.index.is_multiple_of(2))
+            queues.any(|queue| queue.enabled)
         };
-        let pairs = self.groups.iter().rposition(receives).map_or(1, |last| last as u16 + 1);
+        let pairs = self.groups.iter().rposition(is_used).map_or(1, |last| last as u16 + 1);
         let control = self.up.as_mut().and_then(|up| up.control.as_mut());
         if let Some(control) = control.filter(|_| self.seen.pairs > 1) {
             let _ = control.set_pairs(pairs, RESET);
@@ -280,6 +280,7 @@ impl VirtioNic {
             }
         }
         self.tell_pairs();
+        self.does_not_send = false;
         Ok(())
     }
 }
@@ -510,6 +511,9 @@ impl Queues for VirtioNic {
     }
 
     fn served_by(&self, group: u16) -> Option<ServedBy> {
+        if self.waiting.iter().any(|(waiting, _, _)| *waiting == group) {
+            return Some(ServedBy::Core(None));
+        }
         let running = self.groups.get(usize::from(group))?.as_ref()?;
         Some(ServedBy::Core(Some(running.placed.core())))
     }
