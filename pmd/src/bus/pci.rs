@@ -3,7 +3,6 @@
 //! ```text
 //!   driver -- Function --+-- vfio      the host's functions that are bound to vfio-pci
 //!                        +-- models    in the process, in tests
-//!                        +-- qtest     a device model of QEMU's, in tests
 //! ```
 //!
 //! A [`Function`] gives configuration space and BARs as bounded views of registers, memory by DMA, and interrupts by eventfds.

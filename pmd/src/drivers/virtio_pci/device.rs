@@ -47,7 +47,7 @@ pub(super) struct VirtioNic {
     host: DeviceHost,
     /// What the guest agreed on.
     negotiated: Features,
-    // In this order: the function is let go before the memory that it reaches.
+    // In this order, once it was brought down: its rings, then the function.
     up: Option<Up>,
     open: Option<Open>,
     groups: Vec<Option<Running>>,
@@ -200,8 +200,8 @@ impl VirtioNic {
         Ok(())
     }
 
-    /// The function is used by as many pairs as have an enabled queue, counted from the first. Should it refuse, what it has for others is lost as
-    /// if they had no buffers.
+    /// The function is used by as many pairs as have an enabled queue, counted from the first. Should it refuse, what it has for
+    /// others is lost as if they had no buffers.
     fn tell_pairs(&mut self) {
         let is_used = |running: &Option<Running>| {
             let mut queues = running.iter().flat_map(|running| &running.queues);
