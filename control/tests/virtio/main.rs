@@ -65,6 +65,15 @@ impl Host {
         frontend.unwrap()
     }
 
+    /// A front-end with the first pair of a rig in service.
+    fn serve<'rig>(&self, rig: &'rig Rig) -> (Frontend, HandPair<'rig>) {
+        let mut frontend = self.connect();
+        rig.introduce(&mut frontend);
+        let pair = HandPair::new(rig, 0, Position::START);
+        pair.start(&mut frontend, rig.fresh());
+        (frontend, pair)
+    }
+
     fn show(&self) -> Value {
         let shown: DevShow = self.subsystem.show(None).unwrap();
         serde_json::to_value(shown).unwrap()
@@ -112,10 +121,7 @@ fn guests_rings_of_either_format_are_relayed_and_go_on_where_they_stopped() {
     let host = Host::new(1);
     for format in [Format::Split, Format::Packed] {
         let rig = Rig::new(format, 2);
-        let mut frontend = host.connect();
-        rig.introduce(&mut frontend);
-        let mut pair = HandPair::new(&rig, 0, Position::START);
-        pair.start(&mut frontend, rig.fresh());
+        let (mut frontend, mut pair) = host.serve(&rig);
         // Around every ring of the way several times: the guest's has 64 entries, the function's 256.
         pair.exchange(700);
         // Buffers that the function has are the guest's again after a stop, and are filled after the next start.
@@ -199,10 +205,7 @@ fn function_is_told_how_many_pairs_are_used() {
 fn function_that_is_pulled_out_takes_its_device_along_and_brings_it_back() {
     let host = Host::new(1);
     let rig = Rig::new(Format::Split, 2);
-    let mut frontend = host.connect();
-    rig.introduce(&mut frontend);
-    let mut pair = HandPair::new(&rig, 0, Position::START);
-    pair.start(&mut frontend, 0);
+    let (mut frontend, mut pair) = host.serve(&rig);
     pair.exchange(20);
     pair.post(4);
     host.model.pull();
@@ -214,11 +217,8 @@ fn function_that_is_pulled_out_takes_its_device_along_and_brings_it_back() {
     let other = Model::new();
     host.bus.plug(&other);
     eventually(|| host.field("state") == "waiting");
-    let mut frontend = host.connect();
     let rig = Rig::new(Format::Packed, 2);
-    rig.introduce(&mut frontend);
-    let mut pair = HandPair::new(&rig, 0, Position::START);
-    pair.start(&mut frontend, rig.fresh());
+    let (_frontend, mut pair) = host.serve(&rig);
     pair.exchange(20);
     assert_eq!((host.model.faults(), other.faults()), (vec![], vec![]));
 }
@@ -227,10 +227,7 @@ fn function_that_is_pulled_out_takes_its_device_along_and_brings_it_back() {
 fn function_that_the_host_wants_back_is_let_go() {
     let host = Host::new(1);
     let rig = Rig::new(Format::Split, 2);
-    let mut frontend = host.connect();
-    rig.introduce(&mut frontend);
-    let mut pair = HandPair::new(&rig, 0, Position::START);
-    pair.start(&mut frontend, 0);
+    let (mut frontend, mut pair) = host.serve(&rig);
     pair.exchange(20);
     host.model.want_back();
     eventually(|| frontend.queue_num().is_err());
@@ -242,10 +239,7 @@ fn function_that_the_host_wants_back_is_let_go() {
 fn link_of_the_function_is_the_guests() {
     let host = Host::new(1);
     let rig = Rig::new(Format::Split, 2);
-    let mut frontend = host.connect();
-    rig.introduce(&mut frontend);
-    let pair = HandPair::new(&rig, 0, Position::START);
-    pair.start(&mut frontend, 0);
+    let (mut frontend, _pair) = host.serve(&rig);
     assert_eq!(frontend.config(6, 2).unwrap(), [1, 0]);
     host.model.set_link(false);
     eventually(|| host.field("provisioned/link") == "down");
@@ -258,10 +252,7 @@ fn link_of_the_function_is_the_guests() {
 fn function_that_needs_a_reset_says_so_to_operator_and_guest() {
     let host = Host::new(1);
     let rig = Rig::new(Format::Split, 2);
-    let mut frontend = host.connect();
-    rig.introduce(&mut frontend);
-    let pair = HandPair::new(&rig, 0, Position::START);
-    pair.start(&mut frontend, 0);
+    let (mut frontend, _pair) = host.serve(&rig);
     host.model.rule(On::Read(STATUS), Then::Give(0x4f), 1);
     // An interrupt of its configuration comes with it (virtio 1.3 §2.1.2).
     host.model.set_link(true);
@@ -303,11 +294,8 @@ fn function_that_lies_costs_its_own_guest_alone_and_is_named() {
         // It serves the next.
         drop(frontend);
         eventually(|| host.field("state") == "waiting");
-        let mut frontend = host.connect();
         let rig = Rig::new(Format::Packed, 2);
-        rig.introduce(&mut frontend);
-        let mut pair = HandPair::new(&rig, 0, Position::START);
-        pair.start(&mut frontend, rig.fresh());
+        let (frontend, mut pair) = host.serve(&rig);
         pair.exchange(5);
         drop(frontend);
         host.finish();
@@ -318,10 +306,7 @@ fn function_that_lies_costs_its_own_guest_alone_and_is_named() {
 fn function_that_does_not_stop_is_reset_by_the_host() {
     let host = Host::new(1);
     let rig = Rig::new(Format::Split, 2);
-    let mut frontend = host.connect();
-    rig.introduce(&mut frontend);
-    let mut pair = HandPair::new(&rig, 0, Position::START);
-    pair.start(&mut frontend, 0);
+    let (mut frontend, mut pair) = host.serve(&rig);
     pair.exchange(5);
     pair.post(1);
     eventually(|| host.model.works());
@@ -385,10 +370,7 @@ fn address_that_the_function_cannot_have_and_an_mtu_beyond_its_own_are_refused()
 fn function_that_does_not_send_is_stopped_all_the_same_and_what_waited_goes_later() {
     let host = Host::new(1);
     let rig = Rig::new(Format::Split, 2);
-    let mut frontend = host.connect();
-    rig.introduce(&mut frontend);
-    let mut pair = HandPair::new(&rig, 0, Position::START);
-    pair.start(&mut frontend, 0);
+    let (mut frontend, mut pair) = host.serve(&rig);
     pair.exchange(5);
     host.model.stall(true);
     pair.post(1);
