@@ -33,6 +33,9 @@ pub enum FunctionFault {
     /// It refuses what it offered.
     #[error("the function refuses {0}")]
     Refused(String),
+    /// Not the function: the host lacks something for it.
+    #[error("{0}")]
+    Host(String),
     /// It asks to be reset (DEVICE_NEEDS_RESET).
     #[error("the function needs a reset")]
     NeedsReset,

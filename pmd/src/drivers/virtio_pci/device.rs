@@ -371,7 +371,7 @@ impl Open {
         };
         let sizes = numbers.iter().map(size).collect::<Result<Vec<RingSize>, FunctionFault>>()?;
         let rings = OwnRings::new(self.function.dma(), self.own, driven, &sizes);
-        let rings = rings.map_err(|why| FunctionFault::Refused(format!("memory for its rings: {why}")))?;
+        let rings = rings.map_err(|why| FunctionFault::Host(format!("no memory for its rings: {why}")))?;
         let begun = self.begin(&rings, &numbers, control).and_then(|mut begun| {
             begun.control.as_mut().map_or(Ok(()), |control| set_receiving(control, driven, mac))?;
             Ok(begun)
@@ -390,7 +390,9 @@ impl Open {
         transport.set_config_vector(self.interrupts.len() as u16)?;
         let mut begun = Begun { control: None, idle: Vec::new() };
         for (at, number) in numbers.iter().enumerate() {
-            let ring = rings.begin(at).map_err(|why| FunctionFault::Refused(format!("its rings: {why}")))?;
+            let ring = rings
+                .begin(at)
+                .map_err(|why| FunctionFault::Host(format!("its rings cannot begin: {why}")))?;
             let Some((size, areas)) = rings.layout(at) else { continue };
             let is_control = Some(*number) == control;
             let vector = at % self.interrupts.len().max(1);
