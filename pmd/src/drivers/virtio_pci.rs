@@ -20,7 +20,11 @@ use crate::vdpa::{
 use crate::virtio::control::F_CTRL_MAC_ADDR;
 use crate::virtio::transport::{FunctionFault, Transport};
 
+// A guest's NIC on it.
 mod device;
+// It, at work.
+mod function;
+
 use device::VirtioNic;
 
 /// The driver.
