@@ -277,7 +277,8 @@ impl Daemon {
             }
             None => Addresses::of_machine(),
         };
-        let registry = Registry::new(options.mgmtdevs, options.kinds, addresses)?;
+        let buses = options.attachments.iter().map(|bus| bus.info()).collect();
+        let registry = Registry::new(options.mgmtdevs, options.kinds, buses, addresses)?;
         let engine = start_engine(&settings)?;
         let watchdog = Watchdog::start(engine.clone())
             .map_err(|error| Fault::system("cannot start the watchdog of the workers", error))?;
@@ -407,7 +408,8 @@ impl Daemon {
     /// A bus may announce it.
     fn may_come(&self, mgmtdev: &str) -> bool {
         let bus = mgmtdev.split_once('/').map(|(bus, _)| bus);
-        !self.registry.has_mgmtdev(mgmtdev) && self.attachments.iter().any(|known| Some(known.name()) == bus)
+        !self.registry.has_mgmtdev(mgmtdev)
+            && self.attachments.iter().any(|known| Some(known.info().name) == bus)
     }
 
     fn retry_absent(&mut self) {

@@ -9,14 +9,16 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 
-use crate::bus::{Bus, BusEvent};
-use crate::vdpa::{DriverError, ManagementDevice};
+use crate::bus::{Bus, BusEvent, BusInfo};
+use crate::vdpa::{DriverError, ManagementDevice, MgmtInfo};
 
 /// A driver of devices of one bus. Called by the control thread; waits for nobody: what takes long (a reset, mapping) is
 /// for the devices' sessions.
 pub trait Driver<D>: Send {
     /// Its name, for people.
     fn name(&self) -> &'static str;
+    /// What its management devices can be at most, without a name: for checks of what is asked of one that is not there yet.
+    fn at_most(&self) -> MgmtInfo;
     /// It drives this device.
     fn matches(&self, device: &D) -> bool;
     /// Takes the device over. `name` is the management device's.
@@ -28,8 +30,8 @@ pub trait Driver<D>: Send {
 
 /// A bus with its drivers, as the subsystem sees it.
 pub trait Attachments: Send {
-    /// The bus's name.
-    fn name(&self) -> &'static str;
+    /// What the bus says of itself.
+    fn info(&self) -> BusInfo;
     /// Readable when there may be something to take.
     fn news(&self) -> Option<BorrowedFd<'_>>;
     /// What changed since the last time.
@@ -86,7 +88,7 @@ pub struct Attached<B: Bus> {
 impl<B: Bus> fmt::Debug for Attached<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Attached")
-            .field("bus", &self.bus.name())
+            .field("bus", &self.bus.info().name)
             .field("driven", &self.driven)
             .finish_non_exhaustive()
     }
@@ -100,7 +102,7 @@ impl<B: Bus> Attached<B> {
 
     fn announced(&mut self, address: String, device: B::Device) -> Option<Change> {
         let driver = self.drivers.iter_mut().find(|driver| driver.matches(&device))?;
-        let name = format!("{}/{address}", self.bus.name());
+        let name = format!("{}/{address}", self.bus.info().name);
         match driver.probe(&name, device) {
             Ok(mgmtdev) => {
                 self.driven.insert(address, name);
@@ -112,8 +114,8 @@ impl<B: Bus> Attached<B> {
 }
 
 impl<B: Bus> Attachments for Attached<B> {
-    fn name(&self) -> &'static str {
-        self.bus.name()
+    fn info(&self) -> BusInfo {
+        self.bus.info()
     }
 
     fn news(&self) -> Option<BorrowedFd<'_>> {

@@ -16,7 +16,8 @@
 //! | operation | by | when | | pairs with | in the kernel |
 //! | --- | --- | --- | --- | --- | --- |
 //! | [`Driver::matches`](crate::driver::Driver::matches), `probe` | control | its bus announced a device | R | dropping the management device | `driver.probe`, `remove` |
-//! | [`Bus::news`](crate::bus::Bus::news), `take`, `name` | control | any | R | | `bus_type` |
+//! | [`Driver::at_most`](crate::driver::Driver::at_most) | any | any; it never changes | R | | |
+//! | [`Bus::news`](crate::bus::Bus::news), `take`, `info` | control | any | R | | `bus_type` |
 //! | [`ManagementDevice::info`] | control | any | R | | `vdpa_mgmt_dev` |
 //! | [`ManagementDevice::create`] | control | any | R | [`VdpaDevice::removed`], dropping the device | `dev_add`, `dev_del` |
 //! | [`ManagementDevice::set`] | control | any | | | `dev_set_attr` |

@@ -1,15 +1,16 @@
 //! The drivers that this build has: what `ringwayd` registers.
 
-use ringway_pmd::bus::pci::host::HostBus;
-use ringway_pmd::driver::{Attached, Attachments};
+use ringway_pmd::bus::pci;
+use ringway_pmd::bus::pci::host::{self, HostBus};
+use ringway_pmd::driver::{Attached, Attachments, Driver};
 use ringway_pmd::drivers::bridge::BridgeKind;
 use ringway_pmd::drivers::link::LinkKind;
 use ringway_pmd::drivers::sim_net::SimNet;
 use ringway_pmd::drivers::tap::TapKind;
-use ringway_pmd::drivers::virtio_pci::{self, VirtioPci};
+use ringway_pmd::drivers::virtio_pci::{self, Seen, VirtioPci};
 use ringway_pmd::vdpa::{ManagementDevice, MgmtKind};
 
-use crate::devices::known::Known;
+use crate::devices::known::{Known, KnownBus};
 
 /// Every driver's management device.
 pub fn all() -> Vec<Box<dyn ManagementDevice>> {
@@ -21,10 +22,15 @@ pub fn kinds() -> Vec<Box<dyn MgmtKind>> {
     vec![Box::new(LinkKind), Box::new(BridgeKind), Box::new(TapKind)]
 }
 
-/// Every bus of the host's with its drivers.
+/// The drivers of PCI functions, in the order in which they are asked.
+fn of_pci() -> Vec<Box<dyn Driver<pci::Device<Seen>>>> {
+    vec![Box::new(VirtioPci)]
+}
+
+/// Every bus with its drivers.
 pub fn attachments() -> Vec<Box<dyn Attachments>> {
     match HostBus::start(virtio_pci::EXAMINER) {
-        Ok(bus) => vec![Box::new(Attached::new(bus, vec![Box::new(VirtioPci)]))],
+        Ok(bus) => vec![Box::new(Attached::new(bus, of_pci()))],
         Err(error) => {
             tracing::warn!("the PCI bus is not watched, so no function of it can be used: {error}");
             Vec::new()
@@ -37,7 +43,7 @@ pub fn known() -> Known {
     Known {
         mgmtdevs: all().iter().map(|mgmtdev| mgmtdev.info()).collect(),
         kinds: kinds().iter().map(|kind| kind.info()).collect(),
-        function: Some(virtio_pci::at_most()),
+        buses: vec![KnownBus::with(host::INFO, &of_pci())],
         ..Known::default()
     }
 }

@@ -1,8 +1,8 @@
 //! What there is to make devices with, for checks that need no daemon.
 
-use ringway_pmd::bus::pci::Address;
-use ringway_pmd::bus::pci::host;
-use ringway_pmd::vdpa::{MgmtInfo, MgmtKindInfo};
+use ringway_pmd::bus::BusInfo;
+use ringway_pmd::driver::Driver;
+use ringway_pmd::vdpa::{AttributeInfo, MgmtInfo, MgmtKindInfo};
 
 use crate::devices::addresses::Addresses;
 use crate::devices::naming::check_name_of;
@@ -15,11 +15,53 @@ pub struct Known {
     pub mgmtdevs: Vec<MgmtInfo>,
     /// Kinds, of which any name makes one.
     pub kinds: Vec<MgmtKindInfo>,
-    /// For checks without a daemon: what a function of the PCI bus can be at most, whatever its address. None: those that are
-    /// there are known.
-    pub function: Option<MgmtInfo>,
+    /// Buses, whose devices come and go.
+    pub buses: Vec<KnownBus>,
     /// What addresses are made of that are not given.
     pub addresses: Addresses,
+}
+
+/// A bus, and what may come on it.
+#[derive(Debug, Clone)]
+pub struct KnownBus {
+    /// What it says of itself.
+    pub info: BusInfo,
+    /// For checks without a daemon: what each of its drivers' management devices can be at most, whatever its address. Empty:
+    /// those that are there are known.
+    pub at_most: Vec<MgmtInfo>,
+}
+
+impl KnownBus {
+    /// A bus of which nothing counts but what is there.
+    pub fn bare(info: BusInfo) -> KnownBus {
+        KnownBus { info, at_most: Vec::new() }
+    }
+
+    /// A bus with its drivers.
+    pub fn with<D>(info: BusInfo, drivers: &[Box<dyn Driver<D>>]) -> KnownBus {
+        KnownBus { info, at_most: drivers.iter().map(|driver| driver.at_most()).collect() }
+    }
+
+    /// What the device of this name can be at most, if it can be one of this bus's: which driver it gets is not known, so all that
+    /// one of them takes is good.
+    fn may_be(&self, name: &str) -> Option<MgmtInfo> {
+        let address = name.strip_prefix(self.info.name)?.strip_prefix('/')?;
+        (self.info.check)(address).ok()?;
+        let name = name.to_owned();
+        let (first, others) = self.at_most.split_first()?;
+        let mut info = MgmtInfo { name, ..first.clone() };
+        for other in others {
+            info.max_supported_vqs = info.max_supported_vqs.max(other.max_supported_vqs);
+            info.max_devices = info.max_devices.zip(other.max_devices).map(|(a, b)| a.max(b));
+            info.features |= other.features;
+            info.check = |_, _| Ok(());
+            let is_new =
+                |attribute: &&AttributeInfo| info.attributes.iter().all(|own| own.name != attribute.name);
+            let new: Vec<AttributeInfo> = other.attributes.iter().filter(is_new).copied().collect();
+            info.attributes.extend(new);
+        }
+        Some(info)
+    }
 }
 
 impl Known {
@@ -30,11 +72,7 @@ impl Known {
             let (kind, _) = self.kind(name).ok()?;
             Some(MgmtInfo { name: name.to_owned(), ..kind.device.clone() })
         };
-        let function = || {
-            name.strip_prefix(PCI)?.parse::<Address>().ok()?;
-            Some(MgmtInfo { name: name.to_owned(), ..self.function.clone()? })
-        };
-        there.or_else(made).or_else(function)
+        there.or_else(made).or_else(|| self.buses.iter().find_map(|bus| bus.may_be(name)))
     }
 
     /// The kind of `KIND/NAME`, and the name.
@@ -63,10 +101,14 @@ pub(super) fn no_such_mgmtdev(name: &str, known: &Known) -> Fault {
         printable(name)
     ))
     .at("mgmtdev");
-    if let Some(address) = name.strip_prefix(PCI) {
-        return match address.parse::<Address>() {
-            Ok(address) => fault.hint(host::missing(address)),
-            Err(bad) => fault.hint(bad.to_string()),
+    let of_bus = name.split_once('/').and_then(|(bus, address)| {
+        let bus = known.buses.iter().find(|known| known.info.name == bus)?;
+        Some((bus.info, address))
+    });
+    if let Some((bus, address)) = of_bus {
+        return match (bus.check)(address) {
+            Ok(()) => fault.hint((bus.missing)(address)),
+            Err(why) => fault.hint(why),
         };
     }
     // A kind that was written wrong.
@@ -86,13 +128,10 @@ pub(super) fn no_such_mgmtdev(name: &str, known: &Known) -> Fault {
     }
 }
 
-/// What the names of the PCI bus's functions begin with.
-const PCI: &str = "pci/";
-
 #[cfg(test)]
 pub(crate) mod tests {
     use ringway_pmd::net::{F_MAC, F_MQ, F_MTU};
-    use ringway_pmd::vdpa::{AttributeInfo, Class};
+    use ringway_pmd::vdpa::Class;
     use ringway_ring::features::Features;
 
     use super::*;
@@ -110,5 +149,38 @@ pub(crate) mod tests {
             check: |_, _| Ok(()),
         }];
         Known { mgmtdevs, ..crate::devices::drivers::known() }
+    }
+
+    #[test]
+    fn bus_that_several_drivers_share_may_have_what_one_of_them_takes() {
+        let attribute = |name| AttributeInfo { name, value: "", help: "" };
+        let sim = known().mgmtdevs.remove(0);
+        let other = MgmtInfo {
+            max_supported_vqs: 64,
+            features: F_MAC | Features::RING_PACKED,
+            attributes: vec![attribute("swap"), attribute("other")],
+            check: |_, _| Err(ringway_pmd::vdpa::Unfit::new("other", "no")),
+            ..sim.clone()
+        };
+        let info = BusInfo {
+            name: "model",
+            shape: "SLOT",
+            check: |text| if text == "slot0" { Ok(()) } else { Err("slot0 is all there is".to_owned()) },
+            missing: |slot| format!("plug a card into {slot}"),
+        };
+        let mut known = Known { buses: vec![KnownBus { info, at_most: vec![sim, other] }], ..known() };
+        let may = known.find("model/slot0").unwrap();
+        assert_eq!((may.name.as_str(), may.max_supported_vqs, may.max_devices), ("model/slot0", 64, None));
+        assert_eq!(may.features, Features::VERSION_1 | Features::RING_PACKED | F_MAC | F_MTU | F_MQ);
+        assert_eq!(may.attributes.iter().map(|own| own.name).collect::<Vec<_>>(), ["swap", "other"]);
+        let spec = ringway_pmd::vdpa::DeviceSpec::net("a", Default::default());
+        assert_eq!((may.check)(&may.name, &spec), Ok(()), "which driver it gets is not known");
+        let hint = |known: &Known, name: &str| no_such_mgmtdev(name, known).hint.unwrap();
+        assert!(known.find("model/slot1").is_none() && known.find("models/slot0").is_none());
+        assert_eq!(hint(&known, "model/slot1"), "slot0 is all there is");
+        // With a daemon those count that are there.
+        known.buses = vec![KnownBus::bare(info)];
+        assert!(known.find("model/slot0").is_none());
+        assert_eq!(hint(&known, "model/slot0"), "plug a card into slot0");
     }
 }

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
+use ringway_pmd::bus::BusInfo;
 use ringway_pmd::vdpa::{ManagementDevice, MgmtKind};
 
 use crate::devices::addresses::Addresses;
 use crate::devices::device::Device;
-use crate::devices::known::{Known, no_such_mgmtdev};
+use crate::devices::known::{Known, KnownBus, no_such_mgmtdev};
 use crate::fault::{Fault, nearest, printable};
 
 /// Who asked for a management device.
@@ -35,6 +36,7 @@ pub(crate) struct Mgmtdev {
 pub(crate) struct Registry {
     mgmtdevs: Vec<Mgmtdev>,
     kinds: Vec<Box<dyn MgmtKind>>,
+    buses: Vec<BusInfo>,
     addresses: Addresses,
     devices: BTreeMap<u64, Device>,
     by_name: HashMap<String, u64>,
@@ -52,11 +54,13 @@ impl Registry {
     pub(crate) fn new(
         mgmtdevs: Vec<Box<dyn ManagementDevice>>,
         kinds: Vec<Box<dyn MgmtKind>>,
+        buses: Vec<BusInfo>,
         addresses: Addresses,
     ) -> Result<Registry, Fault> {
         let mut registry = Registry {
             mgmtdevs: Vec::new(),
             kinds,
+            buses,
             addresses,
             devices: BTreeMap::new(),
             by_name: HashMap::new(),
@@ -90,7 +94,7 @@ impl Registry {
         Known {
             mgmtdevs: self.mgmtdevs.iter().map(|mgmtdev| mgmtdev.device.info()).collect(),
             kinds: self.kinds.iter().map(|kind| kind.info()).collect(),
-            function: None,
+            buses: self.buses.iter().copied().map(KnownBus::bare).collect(),
             addresses: self.addresses.clone(),
         }
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::queue::SegQueue;
 use ringway_engine::{Budget, Watcher};
-use ringway_pmd::bus::{Bus, BusEvent};
+use ringway_pmd::bus::{Bus, BusEvent, BusInfo};
 use ringway_pmd::dma::DmaSpace;
 use ringway_pmd::drivers::sim_net::Loop;
 use ringway_pmd::notify::EventFd;
@@ -272,8 +272,13 @@ impl ModelBus {
 
 impl Bus for ModelBus {
     type Device = Card;
-    fn name(&self) -> &'static str {
-        "model"
+    fn info(&self) -> BusInfo {
+        BusInfo {
+            name: "model",
+            shape: "SLOT",
+            check: |_| Ok(()),
+            missing: |slot| format!("plug a card into {slot}"),
+        }
     }
     fn news(&self) -> Option<BorrowedFd<'_>> {
         Some(self.news.as_fd())

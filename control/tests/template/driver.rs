@@ -30,6 +30,10 @@ impl Driver<Card> for LoopCardDriver {
         "loopcard"
     }
 
+    fn at_most(&self) -> MgmtInfo {
+        describe(String::new())
+    }
+
     fn matches(&self, card: &Card) -> bool {
         card.read(ID) == LOOP_CARD
     }
@@ -46,6 +50,20 @@ impl Driver<Card> for LoopCardDriver {
     }
 }
 
+fn describe(name: String) -> MgmtInfo {
+    MgmtInfo {
+        name,
+        class: Class::Net,
+        max_supported_vqs: u32::from(PAIRS) * 2,
+        // One function, one device.
+        max_devices: Some(1),
+        features: NIC,
+        attributes: Vec::new(),
+        summary: "a model card that gives back what is sent",
+        check: |_, _| Ok(()),
+    }
+}
+
 /// 2. The management device: what operators see of the function, and what makes devices on it.
 struct LoopCard {
     name: String,
@@ -54,17 +72,7 @@ struct LoopCard {
 
 impl ManagementDevice for LoopCard {
     fn info(&self) -> MgmtInfo {
-        MgmtInfo {
-            name: self.name.clone(),
-            class: Class::Net,
-            max_supported_vqs: u32::from(PAIRS) * 2,
-            // One function, one device.
-            max_devices: Some(1),
-            features: NIC,
-            attributes: Vec::new(),
-            summary: "a model card that gives back what is sent",
-            check: |_, _| Ok(()),
-        }
+        describe(self.name.clone())
     }
 
     fn create(&mut self, spec: &DeviceSpec, host: DeviceHost) -> Result<Box<dyn VdpaDevice>, DriverError> {

@@ -12,8 +12,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ringway_engine::{Budget, Polled};
-use ringway_pmd::bus::pci::{Address, Device, Function, Id, OpenError, Opener, Registers, View, Width};
-use ringway_pmd::bus::{Bus, BusEvent};
+use ringway_pmd::bus::pci::{Address, Device, Function, Id, OpenError, Opener, Registers, View, Width, host};
+use ringway_pmd::bus::{Bus, BusEvent, BusInfo};
 use ringway_pmd::dma::DmaSpace;
 use ringway_pmd::drivers::sim_net::Loop;
 use ringway_pmd::drivers::virtio_pci::{EXAMINER, Seen};
@@ -639,8 +639,8 @@ impl ModelBus {
 
 impl Bus for ModelBus {
     type Device = Device<Seen>;
-    fn name(&self) -> &'static str {
-        "pci"
+    fn info(&self) -> BusInfo {
+        host::INFO
     }
     fn news(&self) -> Option<BorrowedFd<'_>> {
         Some(self.news.as_fd())

@@ -36,6 +36,10 @@ impl Driver<pci::Device<Seen>> for VirtioPci {
         "virtio-pci"
     }
 
+    fn at_most(&self) -> MgmtInfo {
+        at_most()
+    }
+
     fn matches(&self, device: &pci::Device<Seen>) -> bool {
         is_net(device.id)
     }
@@ -54,8 +58,7 @@ impl Driver<pci::Device<Seen>> for VirtioPci {
 pub const EXAMINER: Examiner<Seen> =
     Examiner { wants: is_net, look: |function| Seen::look(function).map_err(|fault| fault.to_string()) };
 
-/// What a function can be at most: for checks of what is asked of one that is not there yet.
-pub fn at_most() -> MgmtInfo {
+fn at_most() -> MgmtInfo {
     MgmtInfo {
         name: String::new(),
         class: Class::Net,

@@ -77,8 +77,11 @@ pub fn ringway_page() -> String {
          named in dev add, until its last device is removed. Added by mgmtdev add, or changed by mgmtdev set, it stays.",
     );
     let known = crate::devices::drivers::known();
-    let functions = known.function.iter().map(|info| ("pci/DDDD:BB:DD.F".to_owned(), info, &[][..]));
-    let of_drivers = known.mgmtdevs.iter().map(|info| (info.name.clone(), info, &[][..])).chain(functions);
+    let on_buses = known.buses.iter().flat_map(|bus| {
+        let name = format!("{}/{}", bus.info.name, bus.info.shape);
+        bus.at_most.iter().map(move |info| (name.clone(), info, &[][..]))
+    });
+    let of_drivers = known.mgmtdevs.iter().map(|info| (info.name.clone(), info, &[][..])).chain(on_buses);
     let kinds =
         known.kinds.iter().map(|kind| (format!("{}/NAME", kind.name), &kind.device, &kind.attributes[..]));
     for (name, info, settings) in of_drivers.chain(kinds) {

@@ -19,8 +19,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType, netlink};
 
 use super::vfio::{self, VFIO_PCI, link_name};
-use super::{Address, Device, Examiner, Id, OpenError, Opener, bind_hint};
-use crate::bus::{Bus, BusEvent};
+use super::{Address, BadAddress, Device, Examiner, Id, OpenError, Opener, bind_hint};
+use crate::bus::{Bus, BusEvent, BusInfo};
 use crate::notify::EventFd;
 
 /// The bus of this host.
@@ -80,8 +80,16 @@ impl<T: Send + 'static> HostBus<T> {
     }
 }
 
+/// What the bus says of itself.
+pub const INFO: BusInfo = BusInfo {
+    name: "pci",
+    shape: "DDDD:BB:DD.F",
+    check: |text| text.parse::<Address>().map(drop).map_err(|bad| bad.to_string()),
+    missing: |text| text.parse().map_or_else(|bad: BadAddress| bad.to_string(), missing),
+};
+
 /// What an operator does so that a function of this address is found.
-pub fn missing(address: Address) -> String {
+fn missing(address: Address) -> String {
     let path = Path::new(DEVICES).join(address.to_string());
     if !path.exists() {
         return OpenError::NotThere(address).hint();
@@ -99,8 +107,8 @@ pub fn missing(address: Address) -> String {
 impl<T: Send + 'static> Bus for HostBus<T> {
     type Device = Device<T>;
 
-    fn name(&self) -> &'static str {
-        "pci"
+    fn info(&self) -> BusInfo {
+        INFO
     }
 
     fn news(&self) -> Option<BorrowedFd<'_>> {
