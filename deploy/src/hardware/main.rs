@@ -17,11 +17,14 @@ fn main() -> ExitCode {
         }
         ["shell"] => shell(Model::Function),
         ["shell", "virtio-vf"] => shell(Model::VirtualFunctions),
-        [name] => match scenarios::find(name) {
-            Some(scenario) => play(scenario),
-            None => return unknown(name),
-        },
-        [_, word, ..] => return unknown(word),
+        names => {
+            let mut chosen = Vec::new();
+            for name in names {
+                let Some(scenario) = scenarios::find(name) else { return unknown(name) };
+                chosen.push(scenario);
+            }
+            play(&chosen)
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -33,7 +36,9 @@ fn main() -> ExitCode {
 }
 
 fn list() {
-    println!("deploy/lab/run SCENARIO           boots a machine and plays one of:");
+    println!(
+        "deploy/lab/run SCENARIO...        boots a machine for each kind that is needed, and plays some of:"
+    );
     for scenario in scenarios::ALL {
         println!("    {:<30}{}", scenario.name, scenario.proves);
     }
@@ -47,8 +52,15 @@ fn unknown(word: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
-fn play(scenario: &Scenario) -> Result<()> {
-    Lab::attempt(&format!("lab-{}", scenario.name), |lab| scenario.play_alone(lab))
+fn play(chosen: &[&Scenario]) -> Result<()> {
+    let mut left = chosen.to_vec();
+    while let Some(first) = left.first().copied() {
+        let (together, others) = left.iter().partition(|scenario| scenario.model == first.model);
+        let together: Vec<&Scenario> = together;
+        Lab::attempt(&format!("lab-{}", first.name), |lab| scenarios::play(lab, first.model, &together))?;
+        left = others;
+    }
+    Ok(())
 }
 
 fn shell(model: Model) -> Result<()> {
