@@ -30,6 +30,10 @@ impl Features {
     pub const RING_PACKED: Features = Features(1 << 34);
     /// `VIRTIO_F_IN_ORDER`.
     pub const IN_ORDER: Features = Features(1 << 35);
+    /// `VIRTIO_F_NOTIFICATION_DATA`.
+    pub const NOTIFICATION_DATA: Features = Features(1 << 38);
+    /// `VIRTIO_F_RING_RESET`.
+    pub const RING_RESET: Features = Features(1 << 40);
 
     /// True if every bit of `other` is set.
     #[inline]

@@ -11,8 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use ringway_engine::{Budget, Polled};
-use ringway_pmd::bus::pci::{Address, Device, Function, Id, OpenError, Opener, Registers, View, Width, host};
+use ringway_engine::{Armed, Budget, Polled};
+use ringway_pmd::bus::pci::{
+    Address, Device, Doorbell, Function, Id, OpenError, Opener, Registers, View, Width, host,
+};
 use ringway_pmd::bus::{Bus, BusEvent, BusInfo};
 use ringway_pmd::dma::DmaSpace;
 use ringway_pmd::drivers::sim_net::Loop;
@@ -31,7 +33,8 @@ pub const MAC: Mac = Mac([0x52, 0x54, 0, 1, 2, 3]);
 pub const PAIRS: u16 = 4;
 const CONTROL: usize = PAIRS as usize * 2;
 const QUEUES: usize = CONTROL + 1;
-const VECTORS: usize = 4;
+/// Interrupt vectors that it can have; mostly it has fewer.
+const MOST_VECTORS: usize = 16;
 
 // Where its registers are in its one BAR.
 const COMMON: u64 = 0;
@@ -43,6 +46,7 @@ pub const STATUS: u64 = 0x14;
 const GENERATION: u64 = 0x15;
 const QUEUE_ENABLE: u64 = 0x1c;
 pub const QUEUE_VECTOR: u64 = 0x1a;
+pub const QUEUE_RESET: u64 = 0x3a;
 
 /// What happens at an access, or a command, instead of what should.
 #[derive(Debug, Clone, Copy)]
@@ -83,6 +87,13 @@ struct Shared {
     is_stalled: AtomicBool,
     /// Of the thread that serves its queues.
     turns: AtomicU64,
+    vectors: Mutex<[Option<Arc<EventFd>>; MOST_VECTORS]>,
+    /// Those that the host rings.
+    doorbells: Mutex<Vec<(Doorbell, EventFd)>>,
+    /// By queue: it was kicked, and has not looked since.
+    kicked: [AtomicBool; QUEUES],
+    /// Where its queues stand.
+    positions: Arc<PositionPage>,
     /// Somebody has it open.
     is_open: AtomicBool,
     /// What the driver did that it must not.
@@ -98,13 +109,15 @@ struct State {
     queue: usize,
     config_vector: u16,
     queues: [QueueRegisters; QUEUES],
-    vectors: [Option<Arc<EventFd>>; VECTORS],
     wanted: Option<Arc<EventFd>>,
     works: Option<Works>,
     resets: u32,
     link: bool,
     /// What its queues have at most.
     most_entries: u16,
+    offered: Features,
+    /// How many interrupt vectors it has.
+    vectors: u16,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -123,7 +136,13 @@ struct Works {
 
 impl Model {
     pub fn new() -> Model {
-        let state = State { link: true, most_entries: 256, ..State::default() };
+        Model::with(Features::NONE, 4)
+    }
+
+    /// One that offers these beside the usual, and has so many interrupt vectors.
+    pub fn with(more: Features, vectors: u16) -> Model {
+        let offered = Features(OFFERED.0 | more.0);
+        let state = State { link: true, most_entries: 256, offered, vectors, ..State::default() };
         let model = Model(Arc::new(Shared {
             state: Mutex::new(state),
             space: Arc::default(),
@@ -131,6 +150,10 @@ impl Model {
             is_gone: AtomicBool::new(false),
             is_stalled: AtomicBool::new(false),
             turns: AtomicU64::new(0),
+            vectors: Mutex::default(),
+            doorbells: Mutex::default(),
+            kicked: Default::default(),
+            positions: PositionPage::anonymous().unwrap(),
             is_open: AtomicBool::new(false),
             faults: Mutex::default(),
             commands: Mutex::default(),
@@ -189,8 +212,13 @@ impl Model {
         let vector = {
             let mut state = self.state();
             state.link = is_up;
-            state.vectors.get(usize::from(state.config_vector)).cloned().flatten()
+            state.config_vector
         };
+        self.interrupt(vector);
+    }
+
+    fn interrupt(&self, vector: u16) {
+        let vector = self.0.vectors.lock().unwrap().get(usize::from(vector)).cloned().flatten();
         assert!(vector.is_none_or(|vector| vector.signal()));
     }
 
@@ -277,6 +305,27 @@ impl Model {
         state.config_vector = 0xffff;
         let size = state.most_entries;
         state.queues = [QueueRegisters { size, vector: 0xffff, ..QueueRegisters::default() }; QUEUES];
+        (0..QUEUES).for_each(|queue| self.0.positions.slot(queue).unwrap().clear());
+    }
+
+    /// Resets one queue; the others go on.
+    fn reset_queue(&self, state: &mut State, queue: usize) {
+        if !features(state).contains(Features::RING_RESET) || state.works.is_none() {
+            return self.fault(format!("queue {queue} was reset without RING_RESET, or before DRIVER_OK"));
+        }
+        self.halt(state);
+        let size = state.most_entries;
+        state.queues[queue] = QueueRegisters { size, vector: 0xffff, ..QueueRegisters::default() };
+        self.0.positions.slot(queue).unwrap().clear();
+        state.works = Some(self.start(state));
+    }
+
+    /// What a doorbell says.
+    fn kick(&self, at: u64, value: u64) {
+        if (at - NOTIFY) / 4 != value {
+            return self.fault(format!("doorbell at {at:#x} was rung for queue {value}"));
+        }
+        self.0.kicked[value as usize].store(true, Ordering::SeqCst);
     }
 
     fn write(&self, at: u64, value: u64) {
@@ -292,7 +341,8 @@ impl Model {
             0x10 => state.config_vector = value as u16,
             STATUS if value == 0 => self.reset(&mut state),
             STATUS => {
-                if value & 0x08 != 0 && state.status & 0x08 == 0 && !OFFERED.contains(features(&state)) {
+                if value & 0x08 != 0 && state.status & 0x08 == 0 && !state.offered.contains(features(&state))
+                {
                     return self.fault("accepted what was not offered");
                 }
                 state.status = value as u8;
@@ -301,15 +351,20 @@ impl Model {
                 }
             }
             0x16 => state.queue = value as usize,
-            0x18..0x38 if queue >= QUEUES => {}
+            0x18..0x3c if queue >= QUEUES => {}
             0x18 => state.queues[queue].size = value as u16,
             QUEUE_VECTOR => state.queues[queue].vector = value as u16,
             QUEUE_ENABLE => {
-                if state.status & 4 != 0 {
-                    self.fault("a queue was enabled behind DRIVER_OK");
-                }
                 state.queues[queue].enable = value as u16;
+                if state.status & 4 != 0 {
+                    if !features(&state).contains(Features::RING_RESET) {
+                        return self.fault("a queue was enabled behind DRIVER_OK");
+                    }
+                    self.halt(&mut state);
+                    state.works = Some(self.start(&state));
+                }
             }
+            QUEUE_RESET if value == 1 => self.reset_queue(&mut state, queue),
             0x20..0x38 => {
                 let area = &mut state.queues[queue].areas[(at as usize - 0x20) / 8];
                 let shift = (at % 8) * 8;
@@ -319,9 +374,7 @@ impl Model {
                 if state.status & 4 == 0 {
                     self.fault(format!("queue {value} was kicked before DRIVER_OK"));
                 }
-                if (at - NOTIFY) / 4 != value {
-                    self.fault(format!("doorbell at {at:#x} was rung for queue {value}"));
-                }
+                self.kick(at, value);
             }
             _ => self.fault(format!("{value:#x} was written to {at:#x}")),
         }
@@ -331,7 +384,7 @@ impl Model {
         let state = self.state();
         let queue = state.queues.get(state.queue).copied().unwrap_or_default();
         match at {
-            0x04 if state.select[0] < 2 => OFFERED.0 >> (32 * state.select[0]) & 0xffff_ffff,
+            0x04 if state.select[0] < 2 => state.offered.0 >> (32 * state.select[0]) & 0xffff_ffff,
             0x10 => state.config_vector.into(),
             0x12 => QUEUES as u64,
             STATUS => state.status.into(),
@@ -360,7 +413,7 @@ impl Model {
         let features = features(state);
         let format = if features.contains(Features::RING_PACKED) { Format::Packed } else { Format::Split };
         let map = self.0.space.map();
-        let positions = PositionPage::anonymous().unwrap();
+        let positions = Arc::clone(&self.0.positions);
         let attention = Arc::new(EventFd::new().unwrap());
         let ring = |index: usize| {
             let registers = state.queues[index];
@@ -372,28 +425,33 @@ impl Model {
                 desc_user_addr: desc,
                 driver_user_addr: driver,
                 device_user_addr: device,
-                position: Position::START,
+                position: positions.slot(index).unwrap().load().unwrap_or(Position::START),
                 keeper: positions.slot(index).unwrap(),
                 skip_used: false,
             };
-            let vector = state.vectors.get(usize::from(registers.vector)).cloned().flatten();
-            (config, vector, registers.enable == 1)
+            (config, registers.vector, registers.enable == 1)
         };
         let mut wire =
             Loop::new(&DeviceSpec::net("model", NetSpec { max_vqp: Some(PAIRS), ..NetSpec::default() }))
                 .unwrap();
         let mut pumps = Vec::new();
+        // By queue: what calls for it, and the vector to which that goes.
+        let mut calls: Vec<(EventFd, u16)> = Vec::new();
         for pair in 0..PAIRS {
             let queues: Vec<QueueBinding> = (pair * 2..pair * 2 + 2)
                 .filter_map(|index| {
                     let (config, vector, is_enabled) = ring(index.into());
-                    let call = vector.map(|vector| Arc::new(CallFd::own(dup(vector.as_fd()))));
+                    let call = EventFd::new().unwrap();
+                    calls.push((dup(call.as_fd()), vector));
+                    let call = Some(Arc::new(CallFd::own(call)));
+                    // It looks whenever it was just enabled.
+                    self.0.kicked[usize::from(index)].store(true, Ordering::SeqCst);
                     is_enabled.then(|| QueueBinding {
                         index,
                         enabled: true,
                         format,
                         config,
-                        kick: None,
+                        kick: Some(Arc::new(EventFd::new().unwrap())),
                         call,
                         counters: Arc::default(),
                         fault: FaultReporter::new(Arc::clone(&attention)),
@@ -401,7 +459,7 @@ impl Model {
                 })
                 .collect();
             if !queues.is_empty() {
-                pumps.push(wire.pump(pair, queues).unwrap());
+                pumps.push((pair, wire.pump(pair, queues).unwrap(), false));
             }
         }
         let control = ring(CONTROL);
@@ -417,8 +475,27 @@ impl Model {
                 let mut is_idle = true;
                 model.0.turns.fetch_add(1, Ordering::SeqCst);
                 let is_stalled = model.0.is_stalled.load(Ordering::SeqCst);
-                for pump in pumps.iter_mut().filter(|_| !is_stalled) {
-                    is_idle &= pump.poll(&Budget::default(), tsc::cycles()) == Polled::Idle;
+                for (doorbell, eventfd) in model.0.doorbells.lock().unwrap().iter() {
+                    if eventfd.clear() {
+                        model.kick(doorbell.at, doorbell.value);
+                    }
+                }
+                // Like hardware, it looks at a queue that it found empty once it is kicked again.
+                for (pair, pump, sleeps) in pumps.iter_mut().filter(|_| !is_stalled) {
+                    let mut kicked = model.0.kicked.iter().skip(usize::from(*pair) * 2).take(2);
+                    if kicked.any(|kicked| kicked.swap(false, Ordering::SeqCst)) && *sleeps {
+                        pump.disarm();
+                        *sleeps = false;
+                    }
+                    if !*sleeps && pump.poll(&Budget::default(), tsc::cycles()) == Polled::Idle {
+                        *sleeps = matches!(pump.arm(), Armed::Sleep { .. });
+                    }
+                    is_idle &= *sleeps;
+                }
+                for (call, vector) in &calls {
+                    if call.clear() {
+                        model.interrupt(*vector);
+                    }
                 }
                 if let Some(control) = &mut control {
                     model.obey(&mut **control, &mut burst);
@@ -508,10 +585,18 @@ impl Function for Opened {
         Arc::clone(&self.0.0.space) as _
     }
     fn vectors(&self) -> u16 {
-        VECTORS as u16
+        self.0.state().vectors
     }
     fn bind(&self, vector: u16, to: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        self.0.state().vectors[usize::from(vector)] = to.map(|fd| Arc::new(dup(fd)));
+        assert!(vector < self.vectors());
+        self.0.0.vectors.lock().unwrap()[usize::from(vector)] = to.map(|fd| Arc::new(dup(fd)));
+        Ok(())
+    }
+    fn bind_doorbell(&self, at: &Doorbell, from: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        assert_eq!((at.bar, at.width), (4, Width::B2));
+        let mut doorbells = self.0.0.doorbells.lock().unwrap();
+        doorbells.retain(|(doorbell, _)| doorbell != at);
+        doorbells.extend(from.map(|from| (*at, dup(from))));
         Ok(())
     }
     fn on_wanted_back(&self, told: BorrowedFd<'_>) -> io::Result<()> {
@@ -563,7 +648,7 @@ impl Registers for ConfigSpace {
         bytes[6] = 0x10;
         bytes[0x34] = 0x40;
         let capabilities =
-            [(5u8, 0u64, 0u32), (2, NOTIFY, 0x1000), (4, DEVICE, 12), (3, ISR, 4), (1, COMMON, 0x38)];
+            [(5u8, 0u64, 0u32), (2, NOTIFY, 0x1000), (4, DEVICE, 12), (3, ISR, 4), (1, COMMON, 0x3c)];
         for (n, (kind, offset, length)) in capabilities.into_iter().enumerate() {
             let at = 0x40 + n * 0x18;
             let next = if n + 1 < capabilities.len() { at + 0x18 } else { 0 };

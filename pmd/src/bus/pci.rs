@@ -241,6 +241,13 @@ pub trait Function: Send + Sync + fmt::Debug {
     /// # Errors
     /// The host's.
     fn bind(&self, vector: u16, to: Option<BorrowedFd<'_>>) -> io::Result<()>;
+    /// From now on the host writes `value` to these bytes of a BAR whenever the eventfd is signalled, without this process, and
+    /// once now if it was signalled before; None: not any more. The one before is forgotten. A host
+    /// has some 1,000 a function (Linux's `VFIO_PCI_IOEVENTFD_MAX`).
+    ///
+    /// # Errors
+    /// The host's, or there is no such place; nobody rings it then.
+    fn bind_doorbell(&self, at: &Doorbell, from: Option<BorrowedFd<'_>>) -> io::Result<()>;
     /// Signals `told` when the host wants the function back, so that its holder lets go.
     ///
     /// # Errors
@@ -251,6 +258,19 @@ pub trait Function: Send + Sync + fmt::Debug {
     /// # Errors
     /// It cannot be reset, or did not come back.
     fn reset(&self) -> io::Result<()>;
+}
+
+/// A write to a register that tells a function of work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Doorbell {
+    /// In which BAR.
+    pub bar: u8,
+    /// Where in it, aligned to the width.
+    pub at: u64,
+    /// How much is written.
+    pub width: Width,
+    /// What is written.
+    pub value: u64,
 }
 
 /// A function that a bus announced. The bus looked at it, on a thread that may wait; a driver opens it for each device that it

@@ -11,7 +11,7 @@ use ringway_ring::layout::Areas;
 use ringway_ring::queue::{Format, RingSize};
 
 use crate::bus::pci::capability::capabilities;
-use crate::bus::pci::{Function, View, Width};
+use crate::bus::pci::{self, Function, View, Width};
 
 /// What a function did wrong, or that it is gone.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +46,8 @@ pub enum FunctionFault {
 pub struct Transport {
     common: View,
     notify: View,
+    /// Where the notification area is: which BAR, and where in it.
+    notify_at: (u8, u64),
     /// Bytes between the doorbells of two queues that have different ones.
     multiplier: u32,
     device: Option<View>,
@@ -67,6 +69,8 @@ pub struct QueueSetup {
 pub struct Doorbell {
     register: View,
     queue: u16,
+    /// The same as the host can ring it.
+    at: pci::Doorbell,
 }
 
 impl fmt::Debug for Doorbell {
@@ -79,7 +83,14 @@ impl Doorbell {
     /// For tests: of queue 0.
     #[cfg(test)]
     pub(crate) fn of(register: View) -> Doorbell {
-        Doorbell { register, queue: 0 }
+        let at = pci::Doorbell { bar: 0, at: 0, width: Width::B2, value: 0 };
+        Doorbell { register, queue: 0, at }
+    }
+
+    /// The write that it is. It names the queue alone: not enough where NOTIFICATION_DATA was agreed on
+    /// (virtio 1.3 §4.1.5.2).
+    pub fn at(&self) -> pci::Doorbell {
+        self.at
     }
 
     /// Rings it: one register write. What was written to memory before is seen by the function.
@@ -100,7 +111,7 @@ impl Transport {
             return Err(FunctionFault::Gone);
         }
         let mut bars: [Option<View>; 6] = Default::default();
-        let mut found: [Option<(View, u32)>; 5] = Default::default();
+        let mut found: [Option<(View, Place)>; 5] = Default::default();
         for capability in capabilities(&config).into_iter().filter(|capability| capability.id == VENDOR) {
             let body = &capability.body;
             let (kind, bar) = (body.read8(3), usize::from(body.read8(4)));
@@ -118,14 +129,16 @@ impl Transport {
                 continue;
             }
             let view = slot.as_ref().and_then(|bar| bar.part(offset.into(), length.into()));
-            *place = view.map(|view| (view, body.read32(16)));
+            let at = Place { bar: bar as u8, at: offset.into(), multiplier: body.read32(16) };
+            *place = view.map(|view| (view, at));
         }
         let [_, common, notify, isr, device] = found;
         let missing = |what: &str| FunctionFault::NotVirtio(format!("it has no usable {what}"));
         let (common, _) = common.ok_or_else(|| missing("common configuration"))?;
-        let (notify, multiplier) = notify.ok_or_else(|| missing("notification area"))?;
+        let (notify, Place { bar, at, multiplier }) = notify.ok_or_else(|| missing("notification area"))?;
         isr.ok_or_else(|| missing("interrupt status"))?;
-        Ok(Transport { common, notify, multiplier, device: device.map(|(device, _)| device) })
+        let device = device.map(|(device, _)| device);
+        Ok(Transport { common, notify, notify_at: (bar, at), multiplier, device })
     }
 
     /// Device status (virtio 1.3 §2.1).
@@ -256,7 +269,33 @@ impl Transport {
             ))
         })?;
         self.common.write16(QUEUE_ENABLE, 1);
-        Ok(Doorbell { register, queue })
+        let (bar, start) = self.notify_at;
+        let at = pci::Doorbell { bar, at: start + at, width: Width::B2, value: queue.into() };
+        Ok(Doorbell { register, queue, at })
+    }
+
+    /// Resets one queue of a function at work that was negotiated RING_RESET with, and waits until it has (virtio 1.3 §2.6.1,
+    /// §4.1.4.3.2): it touches neither that queue nor the buffers in it any more, and the queue can be enabled anew.
+    ///
+    /// # Errors
+    /// It did not in time, or is gone.
+    pub fn reset_queue(&self, queue: u16, within: Duration) -> Result<(), FunctionFault> {
+        self.common.write16(QUEUE_SELECT, queue);
+        self.common.write16(QUEUE_RESET, 1);
+        let begun = Instant::now();
+        while self.common.read16(QUEUE_RESET) != 0 || self.common.read16(QUEUE_ENABLE) != 0 {
+            self.status()?;
+            if begun.elapsed() >= within {
+                return Err(FunctionFault::Late { what: "reset a queue", within });
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        Ok(())
+    }
+
+    /// It has the register by which a queue is reset: younger than the others.
+    pub fn can_reset_queues(&self) -> bool {
+        self.common.size() >= QUEUE_RESET + Width::B2.bytes()
     }
 
     /// It works from now on.
@@ -287,6 +326,15 @@ impl Transport {
         }
         Err(FunctionFault::Refused(format!("to hold its configuration still for one of {GENERATIONS} reads")))
     }
+}
+
+/// Where a capability says that its registers are.
+#[derive(Clone, Copy)]
+struct Place {
+    bar: u8,
+    at: u64,
+    /// Of the notification area alone.
+    multiplier: u32,
 }
 
 /// The least bytes and the alignment of the registers of a type; None: a type that is not needed.
@@ -326,6 +374,7 @@ const QUEUE_NOTIFY_OFF: u64 = 0x1e;
 const QUEUE_DESC: u64 = 0x20;
 const QUEUE_DRIVER: u64 = 0x28;
 const QUEUE_DEVICE: u64 = 0x30;
+const QUEUE_RESET: u64 = 0x3a;
 const COMMON_BYTES: u32 = 0x38;
 
 /// What stands in a vector register for none.

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ringway_ring::guest::Region;
 use vfio_ioctls::{VfioContainer, VfioDevice, VfioError, VfioRegionInfoCap};
 
-use super::{Address, Function, NO_DRIVER, OpenError, Registers, View, Width};
+use super::{Address, Doorbell, Function, NO_DRIVER, OpenError, Registers, View, Width};
 use crate::dma::DmaSpace;
 
 // What the kernel offers and `vfio-ioctls` does not; and registers in memory.
@@ -206,6 +206,27 @@ impl Function for VfioFunction {
             *is_enabled = true;
         }
         sys::set_eventfds(device, MSI_X, vector.into(), &[to.map_or(-1, |fd| fd.as_raw_fd())])
+    }
+
+    fn bind_doorbell(&self, doorbell: &Doorbell, from: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let Doorbell { bar, at, width, value } = *doorbell;
+        let region = self.region(bar.into()).filter(|_| u32::from(bar) <= LAST_BAR);
+        let region =
+            region.filter(|region| at.checked_add(width.bytes()).is_some_and(|end| end <= region.size));
+        let Some(region) = region else {
+            let why = format!("there is no doorbell at {at:#x} of BAR {bar}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        };
+        let (device, place) = (self.device()?, region.offset + at);
+        // The kernel takes one at a time for a place and a value, and says so of a second.
+        match sys::ioeventfd(device, place, width, value, -1) {
+            Err(error) if error.raw_os_error() != Some(libc::ENODEV) => return Err(error),
+            _ => {}
+        }
+        match from {
+            Some(from) => sys::ioeventfd(device, place, width, value, from.as_raw_fd()),
+            None => Ok(()),
+        }
     }
 
     fn on_wanted_back(&self, told: BorrowedFd<'_>) -> io::Result<()> {

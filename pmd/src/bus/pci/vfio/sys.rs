@@ -41,6 +41,41 @@ pub(super) fn set_eventfds(
     }
 }
 
+/// Has the kernel write to a place of the device's file whenever an eventfd is signalled; -1: not any more.
+pub(super) fn ioeventfd(
+    device: &VfioDevice,
+    offset: u64,
+    width: Width,
+    value: u64,
+    eventfd: RawFd,
+) -> io::Result<()> {
+    let argument = Ioeventfd {
+        argsz: size_of::<Ioeventfd>() as u32,
+        // Bits 0 to 3: one, two, four, eight bytes. The numbers of bytes are these bits.
+        flags: width.bytes() as u32,
+        offset,
+        data: value,
+        fd: eventfd,
+        reserved: 0,
+    };
+    // SAFETY: the argument is a whole `vfio_device_ioeventfd`, which the kernel reads alone; it lives over the call.
+    match unsafe { libc::ioctl(device.as_raw_fd(), IOEVENTFD as _, &raw const argument) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// `struct vfio_device_ioeventfd`.
+#[repr(C)]
+struct Ioeventfd {
+    argsz: u32,
+    flags: u32,
+    offset: u64,
+    data: u64,
+    fd: i32,
+    reserved: u32,
+}
+
 /// Resets the function, if it can be.
 pub(super) fn reset(device: &VfioDevice) -> io::Result<()> {
     // SAFETY: the call takes no argument.
@@ -185,6 +220,7 @@ fn before_device() {
 const SET_IRQS: u32 = 0x3b6e;
 const RESET: u32 = 0x3b6f;
 const IOMMU_GET_INFO: u32 = 0x3b70;
+const IOEVENTFD: u32 = 0x3b74;
 const IRQ_DATA_EVENTFD: u32 = 1 << 2;
 const IRQ_ACTION_TRIGGER: u32 = 1 << 5;
 const INFO_CAPS: u32 = 1 << 1;
