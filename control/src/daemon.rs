@@ -34,6 +34,7 @@ use crate::devices::addresses::{self, Addresses};
 use crate::devices::device::Origin;
 use crate::devices::life::LifeEvent;
 use crate::devices::placement::{Placement, allowed_cores, choose_cores};
+use crate::devices::ports::Port;
 use crate::devices::registry::{MgmtOrigin, Registry};
 use crate::devices::state::StateDir;
 use crate::fault::{Fault, Kind};
@@ -173,6 +174,8 @@ pub(crate) struct Daemon {
     pub(crate) absent: Vec<Absent>,
     /// Management devices that do not run as they were asked for: the state directory keeps its own on.
     pub(crate) absent_mgmtdevs: Vec<AbsentMgmtdev>,
+    /// Functions that were asked for of management devices whose hardware can be divided.
+    pub(crate) ports: Vec<Port>,
     pub(crate) placement: Placement,
     pub(crate) claims: Claims,
     pub(crate) engine: Engine,
@@ -288,6 +291,7 @@ impl Daemon {
             attachments: options.attachments,
             absent: Vec::new(),
             absent_mgmtdevs: Vec::new(),
+            ports: Vec::new(),
             placement: Placement::new(&settings.cores),
             claims,
             engine,
@@ -335,6 +339,8 @@ impl Daemon {
         }
         daemon.make_mgmtdevs(options.named, MgmtOrigin::Config);
         daemon.make_mgmtdevs(kept.mgmtdevs, MgmtOrigin::Operator);
+        daemon.make_ports(options.ports, MgmtOrigin::Config);
+        daemon.make_ports(kept.ports, MgmtOrigin::Operator);
         daemon.make_devices(options.devices, Origin::Config);
         daemon.make_devices(kept.devices, Origin::Operator);
         if let Some(path) = options.ctl {

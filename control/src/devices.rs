@@ -25,6 +25,8 @@ pub(crate) mod device;
 pub(crate) mod mgmtdevs;
 // What is asked of devices.
 pub(crate) mod ops;
+// Functions of hardware that is divided.
+pub(crate) mod ports;
 // Management devices and devices that come and go by themselves.
 pub(crate) mod register;
 // The state directory.

@@ -4,10 +4,11 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use ringway_engine::IdlePolicy;
+use ringway_pmd::bus::virt::VirtualBus;
 use ringway_pmd::driver::Attachments;
 use ringway_pmd::vdpa::{ManagementDevice, MgmtKind};
 
-use crate::operator::api::{DeviceEntry, MgmtEntry};
+use crate::operator::api::{DeviceEntry, MgmtEntry, PortEntry};
 
 /// Workers and what they do when idle.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub struct Options {
     pub attachments: Vec<Box<dyn Attachments>>,
     /// Management devices of the configuration file, made at the start.
     pub named: Vec<MgmtEntry>,
+    /// Ports of the configuration file, made at the start.
+    pub ports: Vec<PortEntry>,
     /// A byte on it stops the subsystem: the other end belongs to a signal handler.
     pub signals: Option<UnixStream>,
 }
@@ -55,6 +58,7 @@ pub struct Options {
 impl Options {
     /// Everything below one directory, no operator socket, nothing kept, default workers and every driver.
     pub fn embedded(runtime_dir: &Path) -> Options {
+        let bus = VirtualBus::default();
         Options {
             ctl: None,
             runtime_dir: runtime_dir.to_owned(),
@@ -64,9 +68,10 @@ impl Options {
             devices: Vec::new(),
             config_file: None,
             mgmtdevs: crate::devices::drivers::all(),
-            kinds: crate::devices::drivers::kinds(),
-            attachments: crate::devices::drivers::attachments(),
+            kinds: crate::devices::drivers::kinds(&bus),
+            attachments: crate::devices::drivers::attachments(&bus),
             named: Vec::new(),
+            ports: Vec::new(),
             signals: None,
         }
     }

@@ -5,6 +5,8 @@ use std::os::fd::BorrowedFd;
 
 // The PCI bus.
 pub mod pci;
+// Children of multi-function devices.
+pub mod virt;
 
 /// A bus. Owned by the control thread; waits for nobody.
 pub trait Bus: Send {
@@ -13,7 +15,7 @@ pub trait Bus: Send {
 
     /// What it says of itself.
     fn info(&self) -> BusInfo;
-    /// Readable when there may be something to take. None: it never changes after the first look.
+    /// Readable when there may be something to take. None: it changes only by what control does, which looks then.
     fn news(&self) -> Option<BorrowedFd<'_>>;
     /// What came and went since the last time, in order; at the first time, what is there.
     fn take(&mut self) -> Vec<BusEvent<Self::Device>>;

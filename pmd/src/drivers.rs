@@ -10,6 +10,8 @@ mod joined;
 pub mod link;
 // A guest joined with a kernel TAP.
 pub mod tap;
+// A NIC of many functions.
+pub mod sim_nic;
 // A network device whose wire is a loop.
 pub mod sim_net;
 // Virtio network functions on the PCI bus.

@@ -22,7 +22,8 @@
 //! | [`ManagementDevice::create`] | control | any | R | [`VdpaDevice::removed`], dropping the device | `dev_add`, `dev_del` |
 //! | [`ManagementDevice::set`] | control | any | | | `dev_set_attr` |
 //! | [`ManagementDevice::removed`] | control | a device was removed; its session may hold it still | | [`ManagementDevice::create`] | |
-//! | [`ManagementDevice::implied`], `attributes`, `shared_core`, `net` | control | any | | | |
+//! | [`ManagementDevice::implied`], `attributes`, `shared_core`, `net`, `parent` | control | any | | | |
+//! | [`Parent::add`], `set`, `set_active`, `function` | control | any | R | [`Parent::remove`], `revoke` | devlink's `port_new`, `port_del`, `port_fn_state_set` |
 //! | [`MgmtKind::info`], `make` | control | it was named | R | dropping the management device | |
 //! | [`VdpaDevice::facts`] | any holder | any; they never change | R | | `get_device_id`, `get_vendor_id`, `get_device_features`, `get_vq_num_max`, `get_vq_num_min`, `get_vq_align`, `get_vq_group` |
 //! | [`VdpaDevice::config`] | session | any | R | [`DeviceHost::config_changed`] | `get_config`, `set_config`, `get_generation`, `set_config_cb` |
@@ -64,6 +65,8 @@ mod host_end;
 mod host;
 // Management devices.
 mod mgmtdev;
+// Hardware that can be divided.
+mod parent;
 // A pump a group: the common way to serve queues.
 mod own_pumps;
 // Queues in and out of service.
@@ -80,5 +83,6 @@ pub use self::host::{DeviceHost, Upcall};
 pub use self::host_end::{HostEnd, NetdevChange};
 pub use self::mgmtdev::{AttributeInfo, ManagementDevice, MgmtInfo, MgmtKind, MgmtKindInfo};
 pub use self::own_pumps::{MakePump, OwnPumps};
+pub use self::parent::{FunctionState, Functions, Parent};
 pub use self::queues::{Ended, Kept, Placer, QueueBinding, Queues, ServeError, ServedBy, Stopped, Stuck};
 pub use self::spec::{ClassSpec, DeviceSpec, NetSpec};

@@ -12,7 +12,7 @@ use ringway_ring::features::Features;
 use crate::devices::known::{Known, no_such_mgmtdev};
 use crate::devices::naming::check_name;
 use crate::fault::{Fault, nearest, printable};
-use crate::operator::api::{DeviceEntry, MgmtEntry, Mode};
+use crate::operator::api::{DeviceEntry, FLAVOUR, MgmtEntry, Mode, PortEntry};
 use crate::operator::names::{feature_names, parse_features};
 
 /// What the number of an attribute must be, in words.
@@ -157,6 +157,42 @@ pub fn check_mgmt_entry(entry: &MgmtEntry, known: &Known) -> Result<(), Fault> {
         });
     }
     (kind.check)(rest, &entry.attributes).map_err(unfit)
+}
+
+/// Checks a request for a port against what its parent says of itself, without making anything.
+///
+/// # Errors
+/// The first check that fails.
+pub fn check_port_entry(entry: &PortEntry, known: &Known) -> Result<(), Fault> {
+    let name = &entry.mgmtdev;
+    if name.is_empty() {
+        let can = known.kinds.iter().filter(|kind| kind.device.functions.is_some());
+        let can: Vec<String> = can.map(|kind| format!("{}/NAME", kind.name)).collect();
+        return Err(Fault::usage("management device handle not set.").at("mgmtdev").hint(can.join(", ")));
+    }
+    if entry.flavour != FLAVOUR {
+        let why = format!("flavour {} cannot be added", printable(&entry.flavour));
+        return Err(Fault::usage(why).at("flavour").hint(format!("flavour {FLAVOUR}")));
+    }
+    let info = known.find(name);
+    let info = info.ok_or_else(|| no_such_mgmtdev(name, known).at("mgmtdev"))?;
+    let Some(functions) = &info.functions else {
+        return Err(Fault::usage(format!("{name} cannot be divided"))
+            .at("mgmtdev")
+            .hint("ringway mgmtdev show: those that can list attributes of a function"));
+    };
+    for attribute in entry.attributes.keys() {
+        let own = || functions.attributes.iter().map(|own| own.name);
+        if own().any(|own| own == attribute) {
+            continue;
+        }
+        let why = format!("a function of {name} has no attribute `{}`", printable(attribute));
+        return Err(Fault::usage(why).at(attribute).hint(match nearest(attribute, own()) {
+            Some(near) => format!("did you mean {near}?"),
+            None => format!("one of: state, {}", own().collect::<Vec<_>>().join(", ")),
+        }));
+    }
+    (functions.check)(&entry.attributes).map_err(unfit)
 }
 
 /// Checks that the driver declared these attributes.

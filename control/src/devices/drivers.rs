@@ -2,10 +2,12 @@
 
 use ringway_pmd::bus::pci;
 use ringway_pmd::bus::pci::host::{self, HostBus};
+use ringway_pmd::bus::virt::{self, Child, VirtualBus};
 use ringway_pmd::driver::{Attached, Attachments, Driver};
 use ringway_pmd::drivers::bridge::BridgeKind;
 use ringway_pmd::drivers::link::LinkKind;
 use ringway_pmd::drivers::sim_net::SimNet;
+use ringway_pmd::drivers::sim_nic::{SimFunction, SimNicKind};
 use ringway_pmd::drivers::tap::TapKind;
 use ringway_pmd::drivers::virtio_pci::{self, Seen, VirtioPci};
 use ringway_pmd::vdpa::{ManagementDevice, MgmtKind};
@@ -17,9 +19,10 @@ pub fn all() -> Vec<Box<dyn ManagementDevice>> {
     vec![Box::new(SimNet::new())]
 }
 
-/// Every kind of management devices that come to be by being named.
-pub fn kinds() -> Vec<Box<dyn MgmtKind>> {
-    vec![Box::new(LinkKind), Box::new(BridgeKind), Box::new(TapKind)]
+/// Every kind of management devices that come to be by being named; `bus` is where those that can be divided have their children.
+pub fn kinds(bus: &VirtualBus) -> Vec<Box<dyn MgmtKind>> {
+    let nic = SimNicKind(bus.clone());
+    vec![Box::new(LinkKind), Box::new(BridgeKind), Box::new(TapKind), Box::new(nic)]
 }
 
 /// The drivers of PCI functions, in the order in which they are asked.
@@ -27,23 +30,30 @@ fn of_pci() -> Vec<Box<dyn Driver<pci::Device<Seen>>>> {
     vec![Box::new(VirtioPci)]
 }
 
+/// The drivers of children on the virtual bus.
+fn of_children() -> Vec<Box<dyn Driver<Child>>> {
+    vec![Box::new(SimFunction)]
+}
+
 /// Every bus with its drivers.
-pub fn attachments() -> Vec<Box<dyn Attachments>> {
+pub fn attachments(bus: &VirtualBus) -> Vec<Box<dyn Attachments>> {
+    let mut attachments: Vec<Box<dyn Attachments>> =
+        vec![Box::new(Attached::new(bus.clone(), of_children()))];
     match HostBus::start(virtio_pci::EXAMINER) {
-        Ok(bus) => vec![Box::new(Attached::new(bus, of_pci()))],
+        Ok(bus) => attachments.push(Box::new(Attached::new(bus, of_pci()))),
         Err(error) => {
             tracing::warn!("the PCI bus is not watched, so no function of it can be used: {error}");
-            Vec::new()
         }
     }
+    attachments
 }
 
 /// What they say of themselves, for checks without a daemon.
 pub fn known() -> Known {
     Known {
         mgmtdevs: all().iter().map(|mgmtdev| mgmtdev.info()).collect(),
-        kinds: kinds().iter().map(|kind| kind.info()).collect(),
-        buses: vec![KnownBus::with(host::INFO, &of_pci())],
+        kinds: kinds(&VirtualBus::default()).iter().map(|kind| kind.info()).collect(),
+        buses: vec![KnownBus::with(host::INFO, &of_pci()), KnownBus::with(virt::INFO, &of_children())],
         ..Known::default()
     }
 }

@@ -145,6 +145,7 @@ pub(crate) mod tests {
             max_devices: None,
             features: Features::VERSION_1 | F_MAC | F_MTU | F_MQ,
             attributes: vec![AttributeInfo { name: "swap", value: "on|off", help: "" }],
+            functions: None,
             summary: "",
             check: |_, _| Ok(()),
         }];

@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::daemon::{AbsentMgmtdev, Daemon};
 use crate::devices::checks::check_mgmt_entry;
 use crate::devices::device::{Device, Origin};
+use crate::devices::ports::gone_with_it;
 use crate::devices::registry::MgmtOrigin;
 use crate::fault::Fault;
 use crate::frontends::session::Command;
@@ -97,6 +98,7 @@ impl Daemon {
             return Err(fault);
         }
         self.events.push("mgmtdev.added", None, json!({ "mgmtdev": entry.name }));
+        self.make_waiting_ports(&entry.name);
         self.mgmtdev_answer(entry.name)
     }
 
@@ -131,11 +133,10 @@ impl Daemon {
         if let Some(core) = wanted.filter(|_| moves) {
             self.placement.release(before.as_slice());
             let _ = self.placement.place(1, Some(core));
+            let family = self.family(name);
             for id in self.registry.ids() {
-                let Some(device) = self.registry.by_id(id).filter(|device| device.entry.mgmtdev == *name)
-                else {
-                    continue;
-                };
+                let device = self.registry.by_id(id).filter(|device| family.contains(&device.entry.mgmtdev));
+                let Some(device) = device else { continue };
                 device.shared.cores.iter().for_each(|slot| slot.store(core, Ordering::Relaxed));
                 // Whoever comes first moves what they share.
                 if let Some(connection) = &device.connection {
@@ -174,6 +175,9 @@ impl Daemon {
             .registry
             .devices()
             .any(|device| device.entry.mgmtdev == *name && device.origin == Origin::Config);
+        // Its functions first: what stands on them is gone at once.
+        notes.extend(gone_with_it(&self.revoke_ports(name, &format!("{name} was removed"))));
+        let of_config = self.forget_ports(name) || of_config;
         if let (true, Some(file)) = (of_config || origin == MgmtOrigin::Config, &self.config_file) {
             notes.push(format!(
                 "{name} stays in {}: it comes back when ringwayd starts again",

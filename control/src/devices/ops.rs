@@ -44,14 +44,14 @@ impl Daemon {
         let result = match method {
             "hello" => none(params).and_then(|()| to_value(&self.hello())),
             "mgmtdev.show" => read(params).and_then(|select| to_value(&self.show_mgmtdevs(select)?)),
+            "port.show" => read(params).and_then(|select| to_value(&self.show_ports(&select)?)),
             "dev.show" => read(params).and_then(|select| to_value(&self.show_devices(select)?)),
             "dev.config.show" => read(params).and_then(|select| to_value(&self.show_config(select)?)),
             "dev.vstats.show" => read(params).and_then(|queue| to_value(&self.show_vstats(queue)?)),
             "core.show" => none(params).and_then(|()| to_value(&self.show_cores())),
             "config.dump" => none(params).and_then(|()| to_value(&self.dump()?)),
-            "dev.add" | "dev.del" | "dev.set" | "mgmtdev.add" | "mgmtdev.set" | "mgmtdev.del" => {
-                self.change(method, params, caller)
-            }
+            "dev.add" | "dev.del" | "dev.set" | "mgmtdev.add" | "mgmtdev.set" | "mgmtdev.del"
+            | "port.add" | "port.del" | "port.function.set" => self.change(method, params, caller),
             _ => return None,
         };
         Some(result)
@@ -68,6 +68,9 @@ impl Daemon {
                 "mgmtdev.add" => read(params).and_then(|entry| to_value(&self.add_mgmtdev(entry)?)),
                 "mgmtdev.set" => read(params).and_then(|entry| to_value(&self.set_mgmtdev(&entry)?)),
                 "mgmtdev.del" => read(params).and_then(|target| to_value(&self.delete_mgmtdev(&target)?)),
+                "port.add" => read(params).and_then(|entry| to_value(&self.add_port(entry)?)),
+                "port.del" => read(params).and_then(|target| to_value(&self.delete_port(&target)?)),
+                "port.function.set" => read(params).and_then(|set| to_value(&self.set_port(&set)?)),
                 _ => read(params).and_then(|set| to_value(&self.set(&set)?)),
             }
         };
@@ -241,6 +244,14 @@ impl Daemon {
         let host = self.remote.device_host(id);
         let mgmtdev = &mut self.registry.mgmtdev(&entry.mgmtdev)?.device;
         let shared_core = mgmtdev.shared_core();
+        if let (Some(_), Some(core)) = (shared_core, entry.core) {
+            let family = self.family(&entry.mgmtdev);
+            let parent = family.first().map_or(entry.mgmtdev.as_str(), String::as_str);
+            return Err(Fault::usage(format!("{parent} serves all its functions on one core"))
+                .at("core")
+                .hint(format!("ringway mgmtdev set name {parent} core {core}")));
+        }
+        let mgmtdev = &mut self.registry.mgmtdev(&entry.mgmtdev)?.device;
         let mut made = mgmtdev.create(spec, host.clone()).map_err(Fault::from)?;
         let facts = DeviceFacts::of(&mut *made);
         let netdev = made.host_end().map(|end| end.name().to_owned());
@@ -620,7 +631,9 @@ impl Daemon {
             let absent = absent.filter(|entry| mgmtdevs.iter().all(|other| other.name != entry.name));
             let absent: Vec<MgmtEntry> = absent.cloned().collect();
             mgmtdevs.extend(absent);
-            state.write(&Kept::new(generation, mgmtdevs, devices))?;
+            let ports = self.ports.iter().filter(|port| port.origin == MgmtOrigin::Operator);
+            let ports = ports.map(|port| port.entry.clone()).collect();
+            state.write(&Kept::new(generation, mgmtdevs, ports, devices))?;
         }
         self.generation = generation;
         Ok(())

@@ -63,6 +63,7 @@ impl Daemon {
             return Err(fault);
         }
         self.events.push("mgmtdev.registered", None, json!({ "mgmtdev": name }));
+        self.make_waiting_ports(&name);
         // Devices may have waited for it.
         for absent in self.absent.iter_mut().filter(|absent| absent.entry.mgmtdev == name) {
             absent.is_final = false;
@@ -76,6 +77,7 @@ impl Daemon {
         if self.registry.mgmtdev(name)?.origin != MgmtOrigin::Driver {
             return Err(Fault::conflict(format!("{name} was not registered by a driver")).at("name"));
         }
+        self.revoke_ports(name, &format!("{name} is gone: {why}"));
         for device in self.registry.made_by(name) {
             self.lose_device(&device, &format!("{name} is gone: {why}"));
         }

@@ -19,7 +19,7 @@ use crate::fault::{Fault, Kind, printable};
 use crate::host::guard::Guard;
 use crate::host::look::{Finding, Missing};
 use crate::host::standing::{Identity, Standing, noun};
-use crate::operator::api::{DeviceEntry, MgmtEntry};
+use crate::operator::api::{DeviceEntry, MgmtEntry, PortEntry};
 
 /// The name of the file.
 const FILE: &str = "devices.json";
@@ -37,6 +37,9 @@ pub(crate) struct Kept {
     /// Management devices that operators added.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) mgmtdevs: Vec<MgmtEntry>,
+    /// Ports that operators added.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ports: Vec<PortEntry>,
     /// In the order in which they were added.
     pub(crate) devices: Vec<DeviceEntry>,
     /// Keys of a newer version.
@@ -46,13 +49,18 @@ pub(crate) struct Kept {
 
 impl Default for Kept {
     fn default() -> Self {
-        Kept::new(0, Vec::new(), Vec::new())
+        Kept::new(0, Vec::new(), Vec::new(), Vec::new())
     }
 }
 
 impl Kept {
-    pub(crate) fn new(generation: u64, mgmtdevs: Vec<MgmtEntry>, devices: Vec<DeviceEntry>) -> Kept {
-        Kept { format: FORMAT, generation, mgmtdevs, devices, unknown: Map::new() }
+    pub(crate) fn new(
+        generation: u64,
+        mgmtdevs: Vec<MgmtEntry>,
+        ports: Vec<PortEntry>,
+        devices: Vec<DeviceEntry>,
+    ) -> Kept {
+        Kept { format: FORMAT, generation, mgmtdevs, ports, devices, unknown: Map::new() }
     }
 }
 
@@ -64,7 +72,15 @@ struct Unknown {
 }
 
 /// The lists of the file.
-const LISTS: [&str; 2] = ["mgmtdevs", "devices"];
+const LISTS: [&str; 3] = ["mgmtdevs", "ports", "devices"];
+
+/// By what an entry of a list is told from the others.
+fn key_of(list: &str, entry: &Map<String, Value>) -> Option<String> {
+    match list {
+        "ports" => Some(format!("{}/{}", entry.get("mgmtdev")?.as_str()?, entry.get("sfnum")?.as_u64()?)),
+        _ => Some(entry.get("name")?.as_str()?.to_owned()),
+    }
+}
 
 /// Takes the keys that `T` does not know out of an entry.
 fn take_unknown<T: DeserializeOwned>(entry: &mut Map<String, Value>) -> Map<String, Value> {
@@ -237,10 +253,11 @@ impl StateDir {
             for entry in entries.filter_map(Value::as_object_mut) {
                 let keys = match list {
                     "devices" => take_unknown::<DeviceEntry>(entry),
+                    "ports" => take_unknown::<PortEntry>(entry),
                     _ => take_unknown::<MgmtEntry>(entry),
                 };
-                if let Some(name) = entry.get("name").and_then(Value::as_str).filter(|_| !keys.is_empty()) {
-                    unknown.entries.insert((list, name.to_owned()), keys);
+                if let Some(key) = key_of(list, entry).filter(|_| !keys.is_empty()) {
+                    unknown.entries.insert((list, key), keys);
                 }
             }
         }
@@ -287,8 +304,8 @@ impl StateDir {
         for list in LISTS {
             let entries = value.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten();
             for entry in entries.filter_map(Value::as_object_mut) {
-                let name = entry.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
-                entry.extend(self.unknown.entries.get(&(list, name)).cloned().unwrap_or_default());
+                let key = key_of(list, entry).unwrap_or_default();
+                entry.extend(self.unknown.entries.get(&(list, key)).cloned().unwrap_or_default());
             }
         }
         if let Value::Object(value) = &mut value {
@@ -347,7 +364,7 @@ mod tests {
     #[test]
     fn what_was_written_is_read_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
-        let kept = Kept::new(7, Vec::new(), vec![entry("b"), entry("a")]);
+        let kept = Kept::new(7, Vec::new(), Vec::new(), vec![entry("b"), entry("a")]);
         {
             let (mut state, empty) = StateDir::open(&dir.path().join("deep/er")).unwrap();
             assert_eq!(empty, Kept::default());

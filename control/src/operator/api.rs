@@ -11,6 +11,10 @@
 //! | `mgmtdev.add` | [`MgmtEntry`] | [`MgmtdevChanged`] |
 //! | `mgmtdev.set` | [`MgmtEntry`] | [`MgmtdevChanged`] |
 //! | `mgmtdev.del` | [`Target`] | [`MgmtdevDeleted`] |
+//! | `port.show` | [`Select`] | [`PortShow`] |
+//! | `port.add` | [`PortEntry`] | [`PortShow`] |
+//! | `port.del` | [`Target`] | [`PortDeleted`] |
+//! | `port.function.set` | [`PortSet`] | [`PortShow`] |
 //! | `dev.add` | [`DeviceEntry`] | [`DevAdded`] |
 //! | `dev.del` | [`Target`] | [`DevDeleted`] |
 //! | `dev.show` | [`Select`] | [`DevShow`] |
@@ -26,28 +30,34 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::path::PathBuf;
 
-use ringway_pmd::vdpa::{AttributeInfo, MgmtKindInfo};
+use ringway_pmd::vdpa::{AttributeInfo, MgmtInfo, MgmtKindInfo};
 use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 mod info;
+mod port;
 
 pub use info::*;
+pub use port::*;
 
 use crate::operator::names::FeatureName;
 
 /// The protocol's version: the first number changes when a client must change.
-pub const VERSION: &str = "1.1";
+pub const VERSION: &str = "1.2";
 
 /// Every method.
-pub const METHODS: [&str; 14] = [
+pub const METHODS: [&str; 18] = [
     "hello",
     "mgmtdev.show",
     "mgmtdev.add",
     "mgmtdev.set",
     "mgmtdev.del",
+    "port.show",
+    "port.add",
+    "port.del",
+    "port.function.set",
     "dev.add",
     "dev.del",
     "dev.show",
@@ -203,6 +213,9 @@ pub struct KindInfo {
     /// Attributes of the management device itself: of `mgmtdev add` and `mgmtdev set`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub settings: Vec<AttributeHelp>,
+    /// Attributes of the functions that can be made of it: of `port function set`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub functions: Vec<AttributeHelp>,
 }
 
 impl KindInfo {
@@ -215,6 +228,7 @@ impl KindInfo {
             max_devices: kind.device.max_devices,
             attributes: AttributeHelp::all(&kind.device.attributes),
             settings: AttributeHelp::all(&kind.attributes),
+            functions: AttributeHelp::of_functions(&kind.device),
         }
     }
 }
@@ -243,6 +257,12 @@ pub struct MgmtdevInfo {
     /// Attributes of the management device itself.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub settings: BTreeMap<String, String>,
+    /// Attributes of the functions that can be made of it: of `port function set`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub functions: Vec<AttributeHelp>,
+    /// Its functions, as `port show` has them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<String>,
     /// What it has learned, for a bridge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learned: Option<LearnedInfo>,
@@ -321,6 +341,11 @@ impl AttributeHelp {
             help: attribute.help.to_owned(),
         };
         declared.iter().map(help).collect()
+    }
+
+    /// What a management device declares of its functions.
+    pub fn of_functions(info: &MgmtInfo) -> Vec<AttributeHelp> {
+        info.functions.as_ref().map(|functions| AttributeHelp::all(&functions.attributes)).unwrap_or_default()
     }
 }
 

@@ -12,6 +12,11 @@
 //! name = "bridge/br0"
 //! ageing = 600
 //!
+//! [[port]]                # a function of hardware that can be divided: the words of `ringway port`
+//! mgmtdev = "simnic/nic0" # a [[mgmtdev]] of the file
+//! sfnum = 88
+//! state = "active"
+//!
 //! [[device]]
 //! name = "vm0"
 //! mgmtdev = "sim/net"
@@ -31,11 +36,11 @@ use serde_json::{Map, Value, json};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::devices::checks::{ATTRIBUTES, check_entry, check_mgmt_entry, number_of};
+use crate::devices::checks::{ATTRIBUTES, check_entry, check_mgmt_entry, check_port_entry, number_of};
 use crate::devices::known::Known;
 use crate::devices::placement::parse_cores;
 use crate::fault::{Fault, nearest, printable};
-use crate::operator::api::{DeviceEntry, Dump, MgmtEntry, Mode};
+use crate::operator::api::{DeviceEntry, Dump, FLAVOUR, MgmtEntry, Mode, PortEntry, PortState};
 use crate::operator::config::whole::{AllPlaces, Places};
 use crate::settings::Settings;
 
@@ -54,6 +59,8 @@ pub struct Desired {
     pub log: Option<String>,
     /// Management devices, in the file's order.
     pub mgmtdevs: Vec<MgmtEntry>,
+    /// Ports, in the file's order.
+    pub ports: Vec<PortEntry>,
     /// Devices, in the file's order.
     pub devices: Vec<DeviceEntry>,
     /// Where all that stands.
@@ -63,7 +70,9 @@ pub struct Desired {
 /// Keys of `[daemon]`.
 pub const DAEMON_KEYS: [&str; 5] = ["cores", "idle", "ctl", "state_dir", "log"];
 /// Tables of the file.
-const TABLES: [&str; 3] = ["daemon", "mgmtdev", "device"];
+const TABLES: [&str; 4] = ["daemon", "mgmtdev", "port", "device"];
+/// Keys of `[[port]]`, beside its function's attributes.
+pub const PORT_KEYS: [&str; 5] = ["mgmtdev", "flavour", "pfnum", "sfnum", "state"];
 
 /// Reads and checks a file against the drivers that are known.
 ///
@@ -149,6 +158,22 @@ fn parse_all(text: &str, file: &str, known: &Known) -> (Desired, Vec<Fault>) {
                     }
                 }
             }
+            ("port", DeValue::Array(ports)) => {
+                for port in ports.iter() {
+                    let DeValue::Table(table) = port.get_ref() else {
+                        faults.push(source.fault(port.span(), "a port is a table: [[port]]"));
+                        continue;
+                    };
+                    match source.port(port.span(), table, known) {
+                        Ok(entry) => {
+                            desired.ports.push(entry);
+                            desired.places.ports.push(source.places(port.span(), table));
+                        }
+                        Err(fault) => faults.push(fault),
+                    }
+                }
+            }
+            ("port", _) => faults.push(source.fault(key.span(), "`port` is a list of tables: [[port]]")),
             ("mgmtdev", _) => {
                 faults.push(source.fault(key.span(), "`mgmtdev` is a list of tables: [[mgmtdev]]"));
             }
@@ -318,6 +343,45 @@ impl Source<'_> {
         Ok(entry)
     }
 
+    fn port(&self, at: Range<usize>, table: &DeTable<'_>, known: &Known) -> Result<PortEntry, Fault> {
+        let mut entry = PortEntry {
+            mgmtdev: String::new(),
+            flavour: FLAVOUR.to_owned(),
+            pfnum: 0,
+            sfnum: 0,
+            state: PortState::default(),
+            attributes: Default::default(),
+        };
+        for (key, value) in table {
+            match key.get_ref().as_ref() {
+                "mgmtdev" => entry.mgmtdev = self.string(value)?,
+                "flavour" => entry.flavour = self.string(value)?,
+                "pfnum" => entry.pfnum = self.number("pfnum", value)?,
+                "sfnum" => entry.sfnum = self.number("sfnum", value)?,
+                "state" => {
+                    entry.state = match self.string(value)?.as_str() {
+                        "active" => PortState::Active,
+                        "inactive" => PortState::Inactive,
+                        _ => return Err(self.fault(value.span(), "state is \"active\" or \"inactive\"")),
+                    };
+                }
+                other => {
+                    entry.attributes.insert(other.to_owned(), self.scalar(other, value)?);
+                }
+            }
+        }
+        let checked = match table.get("sfnum") {
+            None => Err(Fault::usage("a port has an sfnum: a number of your choice")),
+            Some(_) => check_port_entry(&entry, known),
+        };
+        checked.map_err(|fault| {
+            let key = fault.path.clone().unwrap_or_default();
+            let place = self.place(&self.key_span(table, &key, at));
+            Fault { message: format!("{place}: {}", fault.message), path: Some(place), ..fault }
+        })?;
+        Ok(entry)
+    }
+
     fn string(&self, value: &Spanned<DeValue<'_>>) -> Result<String, Fault> {
         let text = value.get_ref().as_str();
         text.map(str::to_owned).ok_or_else(|| self.fault(value.span(), "this must be a string"))
@@ -390,6 +454,7 @@ pub(crate) fn dump(
     ctl: Option<&Path>,
     state_dir: Option<&Path>,
     mgmtdevs: &[MgmtEntry],
+    ports: &[PortEntry],
     devices: &[DeviceEntry],
     not_made: &[NotMade<'_>],
 ) -> Dump {
@@ -402,6 +467,7 @@ pub(crate) fn dump(
         }
     }
     let mgmtdevs: Vec<Map<String, Value>> = mgmtdevs.iter().map(flat).collect();
+    let ports: Vec<Map<String, Value>> = ports.iter().map(flat).collect();
     let devices: Vec<Map<String, Value>> = devices.iter().map(flat).collect();
     let mut toml = String::from("[daemon]\n");
     write_table(&mut toml, &daemon);
@@ -409,11 +475,18 @@ pub(crate) fn dump(
         toml.push_str("\n[[mgmtdev]]\n");
         write_table(&mut toml, mgmtdev);
     }
+    for port in &ports {
+        toml.push_str("\n[[port]]\n");
+        write_table(&mut toml, port);
+    }
     for device in &devices {
         toml.push_str("\n[[device]]\n");
         write_table(&mut toml, device);
     }
     let mut config = json!({ "daemon": daemon, "mgmtdev": mgmtdevs, "device": devices });
+    if !ports.is_empty() {
+        config["port"] = json!(ports);
+    }
     for NotMade { entry, why, is_final } in not_made {
         let why: String = why.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         toml.push_str(&format!("\n# not made: {why}\n"));
@@ -576,10 +649,21 @@ mod tests {
         let settings = Settings { cores: vec![1, 3], idle: IdlePolicy::Poll };
         let bridge =
             MgmtEntry { name: "bridge/b".into(), attributes: [("ageing".into(), "9".into())].into() };
-        let mgmtdevs = [bridge];
-        let dump = dump(&settings, Some(Path::new("/run/c.sock")), None, &mgmtdevs, &devices, &[]);
+        let nic = MgmtEntry { name: "simnic/n".into(), attributes: Default::default() };
+        let mgmtdevs = [bridge, nic];
+        let port = PortEntry {
+            mgmtdev: "simnic/n".into(),
+            flavour: FLAVOUR.into(),
+            pfnum: 0,
+            sfnum: 88,
+            state: PortState::Active,
+            attributes: [("max_io_eqs".into(), "2".into())].into(),
+        };
+        let ports = [port.clone(), PortEntry { sfnum: 7, state: PortState::Inactive, ..port }];
+        let dump = dump(&settings, Some(Path::new("/run/c.sock")), None, &mgmtdevs, &ports, &devices, &[]);
         let read = parse(&dump.toml, "dump", &known()).unwrap();
         assert_eq!((&read.devices[..], &read.mgmtdevs[..]), (&devices[..], &mgmtdevs[..]));
+        assert_eq!(read.ports, ports);
         assert_eq!((read.cores, read.idle), (Some(vec![1, 3]), Some(IdlePolicy::Poll)));
         assert_eq!(read.ctl.as_deref(), Some(Path::new("/run/c.sock")));
         assert_eq!(dump.config["device"][0]["swap"], "on");

@@ -12,7 +12,7 @@ use crate::fault::{Fault, nearest, printable};
 use crate::operator::api::Event;
 
 /// The types of events, as they are told and asked for.
-pub(crate) const TYPES: [&str; 32] = [
+pub(crate) const TYPES: [&str; 36] = [
     "daemon.stopping",
     "dev.added",
     "dev.changed",
@@ -30,6 +30,10 @@ pub(crate) const TYPES: [&str; 32] = [
     "mgmtdev.unregistered",
     "netdev.changed",
     "netdev.restored",
+    "port.added",
+    "port.changed",
+    "port.failed",
+    "port.removed",
     "pump.not_placed",
     "pump.panicked",
     "queues.lost",

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::Parser as _;
 use ringway_engine::IdlePolicy;
+use ringway_pmd::bus::virt::VirtualBus;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::devices::placement::parse_cores;
@@ -111,6 +112,7 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
     let state_dir = paths::state_dir(args.state_dir.as_deref().or(desired.state_dir.as_deref()));
     desired.check_start(&ctl, &settings.cores)?;
     let runtime_dir = ctl.parent().unwrap_or(Path::new("/")).to_owned();
+    let bus = VirtualBus::default();
     let subsystem = Subsystem::start(Options {
         ctl: Some(ctl.clone()),
         runtime_dir,
@@ -120,9 +122,10 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
         devices: desired.devices,
         config_file: args.config,
         mgmtdevs: drivers::all(),
-        kinds: drivers::kinds(),
-        attachments: drivers::attachments(),
+        kinds: drivers::kinds(&bus),
+        attachments: drivers::attachments(&bus),
         named: desired.mgmtdevs,
+        ports: desired.ports,
         signals: Some(signals),
     })?;
     let workers = workers(subsystem.engine().cores());

@@ -19,7 +19,7 @@ use crate::host::endpoint;
 use crate::host::look::Missing;
 use crate::operator::api::{
     AttributeHelp, ConfigInfo, ConfigShow, CoreInfo, CoreShow, DevInfo, DevShow, DeviceEntry, Dump,
-    Explained, FrontEnd, Hello, KindInfo, LearnedInfo, MgmtEntry, MgmtdevInfo, MgmtdevShow, Named,
+    Explained, FrontEnd, Hello, KindInfo, LearnedInfo, MgmtEntry, MgmtdevInfo, MgmtdevShow, Named, PortEntry,
     Provisioned, PumpInfo, Queue, QueueInfo, Ring, Select, StationInfo, VERSION, Vstats, VstatsShow,
 };
 use crate::operator::config;
@@ -57,6 +57,10 @@ impl Daemon {
         let wanted = select.name.as_deref();
         let count =
             |name: &str| self.registry.devices().filter(|device| device.entry.mgmtdev == name).count();
+        let ports = |name: &str| -> Vec<String> {
+            let of_it = self.ports.iter().filter(|port| port.entry.mgmtdev == name && port.why.is_none());
+            of_it.map(|port| port.entry.handle()).collect()
+        };
         let mgmtdev: Named<MgmtdevInfo> = self
             .registry
             .mgmtdevs()
@@ -74,6 +78,8 @@ impl Daemon {
                     max_devices: info.max_devices,
                     joined: if is_joined { self.registry.made_by(&info.name) } else { Vec::new() },
                     settings: mgmtdev.device.attributes(),
+                    functions: AttributeHelp::of_functions(&info),
+                    ports: ports(&info.name),
                     learned: mgmtdev.device.net().map(|net| learned(net.stations())),
                 };
                 (info.name, shown)
@@ -176,7 +182,8 @@ impl Daemon {
     /// Who is at the other end of a device, as far as nothing can be delivered there.
     fn peers(&self, device: &Device) -> String {
         let mgmtdev = &device.entry.mgmtdev;
-        let others = self.registry.devices().filter(|other| other.entry.mgmtdev == *mgmtdev);
+        let family = self.family(mgmtdev);
+        let others = self.registry.devices().filter(|other| family.contains(&other.entry.mgmtdev));
         let mut others = others.filter(|other| other.id != device.id).peekable();
         if others.peek().is_none() {
             return format!("{mgmtdev} has no other device: ringway dev add name NAME mgmtdev {mgmtdev}");
@@ -246,8 +253,9 @@ impl Daemon {
         let mgmtdevs: Vec<MgmtEntry> = named
             .map(|mgmtdev| MgmtEntry { name: mgmtdev.device.info().name, attributes: mgmtdev.asked.clone() })
             .collect();
+        let ports: Vec<PortEntry> = self.ports.iter().map(|port| port.entry.clone()).collect();
         let ctl = self.ctl_path.as_deref();
-        Ok(config::dump(&self.settings, ctl, state_dir, &mgmtdevs, &devices, &not_made))
+        Ok(config::dump(&self.settings, ctl, state_dir, &mgmtdevs, &ports, &devices, &not_made))
     }
 }
 

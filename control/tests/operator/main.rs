@@ -14,6 +14,7 @@ mod front_ends;
 mod joined;
 #[path = "../shared/pace.rs"]
 mod pace;
+mod ports;
 mod programs;
 mod restarts;
 mod scarce;

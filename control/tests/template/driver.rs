@@ -59,6 +59,7 @@ fn describe(name: String) -> MgmtInfo {
         max_devices: Some(1),
         features: NIC,
         attributes: Vec::new(),
+        functions: None,
         summary: "a model card that gives back what is sent",
         check: |_, _| Ok(()),
     }

@@ -15,7 +15,7 @@ use super::host_port::{HostPort, NETNS, TAP};
 use super::joined::{FEATURES, JoinedDevice, MAX_PAIRS, Members};
 use super::link::{self, CHECK};
 use crate::net::fabric::{BridgeSettings, Fabric, MOST_PORTS};
-use crate::net::plan::{Offer, switch, word};
+use crate::net::plan::{Offer, Plan, switch, word};
 use crate::vdpa::{
     AttributeInfo, Class, DeviceHost, DeviceSpec, DriverError, Learned, ManagementDevice, MgmtInfo, MgmtKind,
     MgmtKindInfo, NetMgmt, Unfit, VdpaDevice,
@@ -47,9 +47,7 @@ impl MgmtKind for BridgeKind {
     ) -> Result<Box<dyn ManagementDevice>, DriverError> {
         let ageing = ageing(attributes)?.unwrap_or(DEFAULT_AGEING);
         let name = format!("bridge/{name}");
-        // Two independent numbers that no guest can know: the standard library's keys are random.
-        let seed = [0u8, 1].map(|nth| RandomState::new().hash_one(nth));
-        let (fabric, settings) = Fabric::bridge(&name, core, Duration::from_secs(ageing), seed);
+        let (fabric, settings) = Fabric::bridge(&name, core, Duration::from_secs(ageing), seed());
         Ok(Box::new(BridgeMgmtdev { name, fabric, settings, ageing, core, members: Members::default() }))
     }
 }
@@ -76,15 +74,7 @@ impl ManagementDevice for BridgeMgmtdev {
             return Ok(Box::new(host));
         }
         let plan = Offer { mgmtdev: "bridge", features: FEATURES, max_pairs: MAX_PAIRS }.plan(spec)?;
-        let is_checked = switch(spec, CHECK.name)?;
-        let flood = flood(spec)?;
-        let attributes = BTreeMap::from([
-            (CHECK.name.to_owned(), word(is_checked)),
-            (FLOOD.name.to_owned(), flood.map_or_else(|| "off".to_owned(), |pps| pps.to_string())),
-        ]);
-        let port = self.fabric.port(flood)?;
-        self.members.add(&spec.name, &port);
-        Ok(Box::new(JoinedDevice::new(port, plan, is_checked, attributes)))
+        Ok(Box::new(join(&self.fabric, &mut self.members, plan, spec)?))
     }
 
     fn removed(&mut self, name: &str) {
@@ -123,13 +113,41 @@ impl ManagementDevice for BridgeMgmtdev {
 
 impl NetMgmt for BridgeMgmtdev {
     fn stations(&self) -> Learned {
-        let stations = self.settings.stations();
-        let seen = stations.seen().into_iter().map(|station| {
-            let device = self.members.at(station.slot).unwrap_or("?").to_owned();
-            (station.mac, device, station.age / tsc::hertz().max(1))
-        });
-        Learned { stations: seen.collect(), refused: stations.refused() }
+        learned(&self.settings, &self.members)
     }
+}
+
+/// Two independent numbers that no guest can know: the standard library's keys are random.
+pub(super) fn seed() -> [u64; 2] {
+    [0u8, 1].map(|nth| RandomState::new().hash_one(nth))
+}
+
+/// A guest's port on a bridge, as it is asked for.
+pub(super) fn join(
+    fabric: &Arc<Fabric>,
+    members: &mut Members,
+    plan: Plan,
+    spec: &DeviceSpec,
+) -> Result<JoinedDevice, DriverError> {
+    let is_checked = switch(spec, CHECK.name)?;
+    let flood = flood(spec)?;
+    let attributes = BTreeMap::from([
+        (CHECK.name.to_owned(), word(is_checked)),
+        (FLOOD.name.to_owned(), flood.map_or_else(|| "off".to_owned(), |pps| pps.to_string())),
+    ]);
+    let port = fabric.port(flood)?;
+    members.add(&spec.name, &port);
+    Ok(JoinedDevice::new(port, plan, is_checked, attributes))
+}
+
+/// What a bridge has learned of its members.
+pub(super) fn learned(settings: &BridgeSettings, members: &Members) -> Learned {
+    let stations = settings.stations();
+    let seen = stations.seen().into_iter().map(|station| {
+        let device = members.at(station.slot).unwrap_or("?").to_owned();
+        (station.mac, device, station.age / tsc::hertz().max(1))
+    });
+    Learned { stations: seen.collect(), refused: stations.refused() }
 }
 
 fn describe(name: String) -> MgmtInfo {
@@ -140,12 +158,13 @@ fn describe(name: String) -> MgmtInfo {
         max_devices: Some(MOST_PORTS.into()),
         features: FEATURES,
         attributes: vec![CHECK, FLOOD, TAP, NETNS],
+        functions: None,
         summary: "any number of devices joined by a learning bridge",
         check,
     }
 }
 
-fn check(name: &str, spec: &DeviceSpec) -> Result<(), Unfit> {
+pub(super) fn check(name: &str, spec: &DeviceSpec) -> Result<(), Unfit> {
     link::check(name, spec)?;
     flood(spec).map(drop)
 }
@@ -166,7 +185,7 @@ fn flood(spec: &DeviceSpec) -> Result<Option<u64>, Unfit> {
 }
 
 /// The core that is asked for.
-fn core(attributes: &BTreeMap<String, String>) -> Result<Option<usize>, Unfit> {
+pub(super) fn core(attributes: &BTreeMap<String, String>) -> Result<Option<usize>, Unfit> {
     let Some(text) = attributes.get(CORE.name) else { return Ok(None) };
     match text.parse() {
         Ok(core) => Ok(Some(core)),
@@ -196,17 +215,17 @@ const AGEING: AttributeInfo = AttributeInfo {
     help: "how long a station is remembered after it was last heard of (default 300)",
 };
 
-const CORE: AttributeInfo =
+pub(super) const CORE: AttributeInfo =
     AttributeInfo { name: "core", value: "N", help: "the core that serves the bridge (default: chosen)" };
 
-const FLOOD: AttributeInfo = AttributeInfo {
+pub(super) const FLOOD: AttributeInfo = AttributeInfo {
     name: "flood_pps",
     value: "N|off",
     help: "frames a second that the guest may send to groups and unknown addresses (default 20000)",
 };
 
 /// IEEE 802.1Q §8.8.3: the recommended default, in seconds.
-const DEFAULT_AGEING: u64 = 300;
+pub(super) const DEFAULT_AGEING: u64 = 300;
 
 /// Far above what ARP, neighbour discovery and multicast of a guest come to, far below what would keep a core busy that
 /// copies each of them to every port.

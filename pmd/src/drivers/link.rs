@@ -80,6 +80,7 @@ fn describe(name: String) -> MgmtInfo {
         max_devices: Some(2),
         features: FEATURES,
         attributes: vec![CHECK, TAP, NETNS],
+        functions: None,
         summary: "two devices joined, each the other's wire",
         check,
     }

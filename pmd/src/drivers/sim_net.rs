@@ -45,6 +45,7 @@ impl ManagementDevice for SimNet {
                 value: "on|off",
                 help: "exchange the MAC addresses of each frame that comes back (default off)",
             }],
+            functions: None,
             summary: "network device whose wire is a loop",
             check: |_, spec| switch(spec, SWAP).map(drop),
         }

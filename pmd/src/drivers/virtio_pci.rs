@@ -66,6 +66,7 @@ fn at_most() -> MgmtInfo {
         max_devices: Some(1),
         features: NIC | OFFLOADS,
         attributes: Vec::new(),
+        functions: None,
         summary: SUMMARY,
         check: |_, _| Ok(()),
     }

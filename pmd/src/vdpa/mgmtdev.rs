@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ringway_ring::features::Features;
 
-use super::{Class, DeviceHost, DeviceSpec, DriverError, NetMgmt, Unfit, VdpaDevice};
+use super::{Class, DeviceHost, DeviceSpec, DriverError, Functions, NetMgmt, Parent, Unfit, VdpaDevice};
 
 /// What a management device says of itself.
 #[derive(Debug, Clone)]
@@ -21,6 +21,8 @@ pub struct MgmtInfo {
     pub features: Features,
     /// Attributes of its own that `dev add` takes beside those of every device.
     pub attributes: Vec<AttributeInfo>,
+    /// What can be made of it, for one whose hardware can be divided.
+    pub functions: Option<Functions>,
     /// One line for operators.
     pub summary: &'static str,
     /// Checks of a request all that can be told without making the device: values, and what goes with what. It is given the
@@ -74,6 +76,10 @@ pub trait ManagementDevice: Send {
     }
     /// The core on which all its devices are served, decided by control; None: each device is placed alone.
     fn shared_core(&self) -> Option<usize> {
+        None
+    }
+    /// How it is divided, for one whose hardware can be: where it says so in [`MgmtInfo::functions`].
+    fn parent(&mut self) -> Option<&mut dyn Parent> {
         None
     }
     /// What it does beside that as a network, for one that forwards between its devices.

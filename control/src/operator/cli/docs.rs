@@ -8,7 +8,7 @@ use clap_complete::Shell;
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 
 use crate::fault::{Fault, Kind};
-use crate::operator::cli::grammar::{CORE_SHOWN, KEYWORDS, Keyword, SHOWN};
+use crate::operator::cli::grammar::{CORE_SHOWN, KEYWORDS, Keyword, PORT_KEYWORDS, PORT_SHOWN, SHOWN, STATE};
 use crate::operator::cli::ringway::command;
 
 /// The completion script of a shell, keywords of `dev add` and `dev set` included.
@@ -86,13 +86,31 @@ pub fn ringway_page() -> String {
         known.kinds.iter().map(|kind| (format!("{}/NAME", kind.name), &kind.device, &kind.attributes[..]));
     for (name, info, settings) in of_drivers.chain(kinds) {
         page.item(vec![bold(name.as_str())], info.summary);
-        for (command, attributes) in [("dev add", &info.attributes[..]), ("mgmtdev add", settings)] {
+        let functions = info.functions.as_ref().map_or(&[][..], |functions| &functions.attributes);
+        let of_all =
+            [("dev add", &info.attributes[..]), ("mgmtdev add", settings), ("port function set", functions)];
+        for (command, attributes) in of_all {
             for attribute in attributes {
                 let term = [bold(attribute.name), roman(" "), italic(attribute.value)];
                 let of = roman(format!(" ({command}, {name})"));
                 page.item(term.into_iter().chain([of]).collect(), attribute.help);
             }
         }
+    }
+    page.section("PORTS");
+    page.text(
+        "Hardware that can be divided is divided by ports, in the words of devlink(8): port add takes a share out of a management \
+         device, port function set says what the function is and makes it active. Active, it is a management device of its own, \
+         auxiliary/PARENT.sf.SFNUM, with a point for the slash of its parent's name. Inactive, or with its port or its parent \
+         removed, it is gone at once, and so are devices that were made with it, also under traffic; those are kept, and made \
+         again should it come back.",
+    );
+    for keyword in PORT_KEYWORDS {
+        page.item(vec![bold(keyword.name), roman(" "), italic(keyword.value)], keyword.help);
+    }
+    page.item(vec![bold(STATE.name), roman(" "), italic(STATE.value)], STATE.help);
+    for (word, meaning) in PORT_SHOWN {
+        page.item(vec![bold(word)], meaning);
     }
     page.section("WORDS OF DEV SHOW");
     for (word, meaning) in SHOWN {
@@ -151,8 +169,8 @@ pub fn ringwayd_page() -> String {
     page.options(&command);
     page.section("CONFIGURATION");
     page.text(
-        "One TOML file holds the desired state: a table [daemon], a table [[device]] for each device, and a table \
-               [[mgmtdev]] for each link or bridge that is to differ from the default. An unknown key is an error.",
+        "One TOML file holds the desired state: a table [daemon], a table [[device]] for each device, a table \
+               [[mgmtdev]] for each link or bridge that is to differ from the default, and a table [[port]] for each port. An unknown key is an error.",
     );
     for key in crate::operator::config::DAEMON_KEYS {
         page.item(vec![roman("[daemon] "), bold(key)], daemon_key_help(key));
@@ -165,6 +183,12 @@ pub fn ringwayd_page() -> String {
         "A [[mgmtdev]] has a name, as in bridge/br0, and the attributes that ringway mgmtdev add takes: for a bridge, \
          ageing and core.",
     );
+    page.text("A [[port]] takes the words of ringway port add and ringway port function set:");
+    for key in crate::operator::config::PORT_KEYS {
+        let keyword = PORT_KEYWORDS.iter().chain([&STATE]).find(|keyword| keyword.name == key);
+        let help = keyword.map_or("the management device, a [[mgmtdev]] of the file", |keyword| keyword.help);
+        page.item(vec![roman("[[port]] "), bold(key)], help);
+    }
     page.section("EXIT STATUS");
     page.text("0 when it was told to stop by SIGTERM or SIGINT; else as ringway(8).");
     page.section("SIGNALS");
@@ -371,9 +395,11 @@ mod tests {
         let known = crate::devices::drivers::known();
         for kind in &known.kinds {
             wanted.push(format!("{}/NAME", kind.name));
-            let attributes = kind.device.attributes.iter().chain(&kind.attributes);
+            let functions = kind.device.functions.iter().flat_map(|functions| &functions.attributes);
+            let attributes = kind.device.attributes.iter().chain(&kind.attributes).chain(functions);
             wanted.extend(attributes.map(|attribute| format!("{} {}", attribute.name, attribute.value)));
         }
+        wanted.extend(PORT_KEYWORDS.iter().map(|keyword| format!("{} {}", keyword.name, keyword.value)));
         wanted.extend(SHOWN.iter().map(|(word, meaning)| format!("{word}\n{meaning}")));
         for word in wanted {
             assert!(page.contains(&word), "ringway.8 lacks `{word}`:\n{page}");

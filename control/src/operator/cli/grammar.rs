@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use crate::fault::{Fault, nearest};
-use crate::operator::api::{DevSet, DeviceEntry, MgmtEntry, Mode};
+use crate::operator::api::{DevSet, DeviceEntry, FLAVOUR, MgmtEntry, Mode, PortEntry, PortSet, PortState};
 
 /// A keyword of `dev add` or `dev set`.
 #[derive(Debug, Clone, Copy)]
@@ -160,6 +160,60 @@ pub(crate) fn kinds_help() -> String {
     text
 }
 
+/// Keywords of `port add`, as devlink(8) has them.
+pub const PORT_KEYWORDS: [Keyword; 3] = [
+    word("flavour", FLAVOUR, "a subfunction [default: pcisf]"),
+    word("pfnum", "N", "the physical function that it is a part of [default: 0]"),
+    word("sfnum", "N", "its number, your choice: the port is MGMTDEV/SFNUM"),
+];
+
+/// The keyword of `port function set` that every function has.
+pub const STATE: Keyword = word(
+    "state",
+    "active|inactive",
+    "active: it is there, a management device; inactive: it is not, and what was made with it is gone",
+);
+
+/// Words of `port show`, and what they mean.
+pub(crate) const PORT_SHOWN: [(&str, &str); 3] = [
+    ("opstate", "attached: a driver has the function, its management device is there; else detached"),
+    ("mgmtdev", "what the function is for ringway dev add, while it is active"),
+    ("devices", "what was made with it"),
+];
+
+/// What stands below the help of `port show`.
+pub(crate) fn port_show_help() -> String {
+    let lines = PORT_SHOWN.iter().map(|(word, meaning)| format!("  {word:<12} {meaning}"));
+    format!("Words of it:\n{}", lines.collect::<Vec<_>>().join("\n"))
+}
+
+fn keyword_line(keyword: &Keyword) -> String {
+    format!("  {:<28} {}", format!("{} {}", keyword.name, keyword.value), keyword.help)
+}
+
+/// What stands below the help of `port add`.
+pub(crate) fn port_add_help() -> String {
+    let lines: Vec<String> = PORT_KEYWORDS.iter().map(keyword_line).collect();
+    format!(
+        "Keywords:\n{}\n\nExample: ringway mgmtdev add name simnic/nic0\n         ringway port add simnic/nic0 flavour {FLAVOUR} \
+         pfnum 0 sfnum 88\n         ringway port function set simnic/nic0/88 state active\n         ringway dev add name vm0 mgmtdev \
+         auxiliary/simnic.nic0.sf.88",
+        lines.join("\n")
+    )
+}
+
+/// What stands below the help of `port function set`.
+pub(crate) fn function_help() -> String {
+    let mut text = format!("Keywords:\n{}", keyword_line(&STATE));
+    for kind in crate::devices::drivers::known().kinds {
+        for attribute in kind.device.functions.iter().flat_map(|functions| &functions.attributes) {
+            let term = format!("{} {}", attribute.name, attribute.value);
+            text.push_str(&format!("\n  {term:<28} {} ({}/NAME)", attribute.help, kind.name));
+        }
+    }
+    text
+}
+
 /// The first of `known` that `word` begins; `matches()` of iproute2.
 fn shortened<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     known.iter().copied().find(|full| !word.is_empty() && full.starts_with(word))
@@ -192,13 +246,14 @@ pub fn normalise(args: Vec<OsString>) -> Result<Vec<OsString>, Fault> {
     let commands: &[&str] = match object {
         "mgmtdev" => &["help", "show", "list"],
         "dev" => &["help", "show", "list", "add", "del", "config"],
-        "core" | "config" => &[],
+        "port" | "core" | "config" => &[],
         _ => return Ok(full),
     };
     let Some(&second) = places.get(1) else { return Ok(full) };
     let more: &[&str] = match object {
         "dev" => &["vstats", "set"],
         "mgmtdev" => &["add", "set", "del"],
+        "port" => &["show", "list", "add", "del", "function", "help"],
         "core" => &["show", "list", "help"],
         "config" => &["check", "dump", "help"],
         _ => &[],
@@ -212,7 +267,7 @@ pub fn normalise(args: Vec<OsString>) -> Result<Vec<OsString>, Fault> {
     Ok(full)
 }
 
-const OBJECTS: &[&str] = &["core", "events", "config", "hello", "demo", "completion", "man"];
+const OBJECTS: &[&str] = &["port", "core", "events", "config", "hello", "demo", "completion", "man"];
 
 /// A word in full: `short` may be shortened, `exact` may not; what is exact goes first.
 fn resolve<'a>(what: &str, word: &str, short: &[&'a str], exact: &[&'a str]) -> Result<&'a str, Fault> {
@@ -372,6 +427,59 @@ pub fn mgmt_entry(words: &[String]) -> Result<MgmtEntry, Fault> {
             .hint("name KIND/NAME, as in bridge/br0"));
     }
     Ok(entry)
+}
+
+/// What `port add` asks for.
+///
+/// # Errors
+/// A value that is missing or cannot be read, or a word that there is not.
+pub fn port_entry(mgmtdev: &str, words: &[String]) -> Result<PortEntry, Fault> {
+    let (mut flavour, mut pfnum, mut sfnum) = (FLAVOUR.to_owned(), 0, None);
+    for (key, value) in pairs(words)? {
+        match key.as_str() {
+            "flavour" => flavour = value,
+            "pfnum" => pfnum = number(&key, &value)?,
+            "sfnum" => sfnum = Some(number(&key, &value)?),
+            other => {
+                let names = PORT_KEYWORDS.iter().map(|keyword| keyword.name);
+                let why = format!("unknown keyword `{}`", crate::fault::printable(other));
+                return Err(Fault::usage(why).at(other).hint(match nearest(other, names) {
+                    Some(near) => format!("did you mean {near}?"),
+                    None => format!(
+                        "flavour {FLAVOUR} pfnum N sfnum N; what is the function's is set afterwards: ringway port function set \
+                         {mgmtdev}/SFNUM"
+                    ),
+                }));
+            }
+        }
+    }
+    let sfnum =
+        sfnum.ok_or_else(|| Fault::usage("sfnum is not set.").at("sfnum").hint("sfnum N, your choice"))?;
+    let mgmtdev = mgmtdev.to_owned();
+    Ok(PortEntry { mgmtdev, flavour, pfnum, sfnum, state: PortState::Inactive, attributes: BTreeMap::new() })
+}
+
+/// What `port function set` asks for.
+///
+/// # Errors
+/// A value that is missing or cannot be read.
+pub fn port_set(name: &str, words: &[String]) -> Result<PortSet, Fault> {
+    let mut set = PortSet { name: name.to_owned(), ..PortSet::default() };
+    for (key, value) in pairs(words)? {
+        match (key.as_str(), value.as_str()) {
+            ("state", "active") => set.state = Some(PortState::Active),
+            ("state", "inactive") => set.state = Some(PortState::Inactive),
+            ("state", other) => {
+                return Err(Fault::usage(format!("state `{}`", crate::fault::printable(other)))
+                    .at("state")
+                    .hint("state active, or state inactive"));
+            }
+            _ => {
+                set.attributes.insert(key, value);
+            }
+        }
+    }
+    Ok(set)
 }
 
 /// What `dev vstats show NAME` asks for beyond the name.

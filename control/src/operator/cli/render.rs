@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use crate::frontends::cures;
 use crate::operator::api::{
-    ConfigShow, CoreInfo, CoreShow, DevInfo, DevShow, Event, EventPage, Explained, Hello, History,
-    MgmtdevShow, Provisioned, QueueInfo, Vstats, VstatsShow,
+    AttributeHelp, ConfigShow, CoreInfo, CoreShow, DevInfo, DevShow, Event, EventPage, Explained, Hello,
+    History, MgmtdevShow, PortInfo, PortShow, Provisioned, QueueInfo, Vstats, VstatsShow,
 };
 use crate::operator::cli::grammar::SHOWN;
 use crate::operator::names::FeatureName;
@@ -37,6 +37,10 @@ pub(super) fn mgmtdevs(answer: &MgmtdevShow) -> String {
         for (name, value) in &info.settings {
             let _ = writeln!(text, "  setting {name} {value}");
         }
+        functions(&mut text, &info.functions);
+        if !info.ports.is_empty() {
+            let _ = writeln!(text, "  ports {}", info.ports.join(" "));
+        }
         if let Some(learned) = &info.learned {
             let _ = writeln!(text, "  stations {} refused {}", learned.stations.len(), learned.refused);
             for station in &learned.stations {
@@ -59,6 +63,37 @@ pub(super) fn mgmtdevs(answer: &MgmtdevShow) -> String {
                 let _ = writeln!(text, "  {what} {} {}: {}", attribute.name, attribute.value, attribute.help);
             }
         }
+        functions(&mut text, &kind.functions);
+    }
+    text
+}
+
+/// Attributes of functions that can be made of a management device.
+fn functions(text: &mut String, attributes: &[AttributeHelp]) {
+    for attribute in attributes {
+        let _ = writeln!(text, "  function {} {}: {}", attribute.name, attribute.value, attribute.help);
+    }
+}
+
+/// `port show`, as devlink(8) has it, then what the function is here.
+pub(super) fn ports(answer: &PortShow) -> String {
+    let mut text = String::new();
+    for (name, port) in &answer.port.0 {
+        let PortInfo { flavour, pfnum, sfnum, function, mgmtdev, devices, origin } = port;
+        let _ = writeln!(text, "{name}: flavour {flavour} pfnum {pfnum} sfnum {sfnum}");
+        let _ = write!(text, "  function:\n    state {} opstate {}", function.state.name(), function.opstate);
+        for (attribute, value) in &function.attributes.0 {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let _ = write!(text, " {attribute} {value}");
+        }
+        let _ = write!(text, "\n  mgmtdev {mgmtdev} origin {origin}");
+        if !devices.is_empty() {
+            let _ = write!(text, " devices {}", devices.join(" "));
+        }
+        text.push('\n');
+    }
+    for (name, why) in &answer.absent.0 {
+        let _ = writeln!(text, "{name}: not made: {why}");
     }
     text
 }
@@ -569,6 +604,8 @@ mod tests {
             max_devices: None,
             joined: Vec::new(),
             settings: Default::default(),
+            functions: Vec::new(),
+            ports: Vec::new(),
             learned: None,
         };
         let mgmtdev = named("pci/0000:3b:00.1", info);

@@ -45,6 +45,12 @@ pub enum Object {
         #[command(subcommand)]
         command: Option<DevCommand>,
     },
+    /// Ports: functions of hardware that can be divided; alone, the same as `port show`
+    Port {
+        /// What to do
+        #[command(subcommand)]
+        command: Option<PortCommand>,
+    },
     /// Workers; alone, the same as `core show`
     Core {
         /// What to do
@@ -104,6 +110,51 @@ pub enum MgmtdevCommand {
     Del {
         /// The management device
         name: String,
+    },
+}
+
+/// Commands of `port`, in the words of devlink(8).
+#[derive(Debug, Subcommand)]
+pub enum PortCommand {
+    /// Show ports: each with its function, its management device and the devices of that
+    #[command(visible_alias = "list", after_help = grammar::port_show_help())]
+    Show {
+        /// One of them, MGMTDEV/SFNUM; or those of one management device; all without it
+        name: Option<String>,
+    },
+    /// Add a port: a function with a share of its management device, inactive at first
+    #[command(after_help = grammar::port_add_help())]
+    Add {
+        /// The management device, as in simnic/nic0
+        mgmtdev: String,
+        /// Keywords, each followed by its value
+        #[arg(value_name = "KEYWORD VALUE", num_args = 0..)]
+        words: Vec<String>,
+    },
+    /// Remove a port at once, also while guests use its function
+    Del {
+        /// The port: MGMTDEV/SFNUM
+        name: String,
+    },
+    /// The function of a port
+    Function {
+        /// What to do
+        #[command(subcommand)]
+        command: PortFunctionCommand,
+    },
+}
+
+/// Commands of `port function`.
+#[derive(Debug, Subcommand)]
+pub enum PortFunctionCommand {
+    /// Change the function of a port: active, it is a management device; its attributes change while it is inactive
+    #[command(after_help = grammar::function_help())]
+    Set {
+        /// The port: MGMTDEV/SFNUM
+        name: String,
+        /// Keywords, each followed by its new value
+        #[arg(value_name = "KEYWORD VALUE", num_args = 0..)]
+        words: Vec<String>,
     },
 }
 

@@ -11,11 +11,12 @@ use serde_json::{Value, json};
 use crate::fault::{Fault, Kind};
 use crate::operator::api::{
     ConfigShow, CoreShow, DevAdded, DevChanged, DevDeleted, DevShow, Dump, Event, EventPage, Follow, Hello,
-    MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, Named, Queue, Select, Target, VstatsShow,
+    MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, Named, PortDeleted, PortShow, Queue, Select, Target,
+    VstatsShow,
 };
 use crate::operator::cli::ringway::{
     Cli, ConfigCommand, DemoArgs, DemoRing, DevCommand, DevConfigCommand, DevShowArgs, DevVstatsCommand,
-    EventsArgs, MgmtdevCommand, Object,
+    EventsArgs, MgmtdevCommand, Object, PortCommand, PortFunctionCommand,
 };
 use crate::operator::cli::{compat, docs, grammar, render, vmm};
 use crate::operator::client::Client;
@@ -68,6 +69,7 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
             Ok(())
         }
         Some(Object::Dev { command }) => dev(command, output, connect),
+        Some(Object::Port { command }) => port(command, output, connect),
         Some(Object::Core { .. }) => {
             let answer: CoreShow = connect()?.call("core.show", &json!({}))?;
             output.print(&answer, || render::cores(&answer))
@@ -125,6 +127,29 @@ fn refuse(file: &str, mut faults: Vec<Fault>) -> Result<(), Fault> {
         let _ = writeln!(io::stderr(), "{fault}");
     }
     Err(Fault::new(first.kind, format!("{file}: {count} mistakes")))
+}
+
+fn port(
+    command: Option<PortCommand>,
+    output: Output,
+    connect: impl Fn() -> Result<Client, Fault>,
+) -> Result<(), Fault> {
+    let shown: PortShow = match command.unwrap_or(PortCommand::Show { name: None }) {
+        PortCommand::Show { name } => connect()?.call("port.show", &Select { name })?,
+        PortCommand::Add { mgmtdev, words } => {
+            connect()?.call("port.add", &grammar::port_entry(&mgmtdev, &words)?)?
+        }
+        PortCommand::Function { command: PortFunctionCommand::Set { name, words } } => {
+            connect()?.call("port.function.set", &grammar::port_set(&name, &words)?)?
+        }
+        PortCommand::Del { name } => {
+            let answer: PortDeleted = connect()?.call("port.del", &Target { name })?;
+            output.print(&answer, String::new)?;
+            output.tell(&answer.notes);
+            return Ok(());
+        }
+    };
+    output.print(&shown, || render::ports(&shown))
 }
 
 fn dev(

@@ -33,6 +33,7 @@ impl Places {
 pub(crate) struct AllPlaces {
     pub(super) daemon: Places,
     pub(super) mgmtdevs: Vec<Places>,
+    pub(super) ports: Vec<Places>,
     pub(super) devices: Vec<Places>,
 }
 
@@ -56,6 +57,18 @@ impl Desired {
             if self.mgmtdevs[..n].iter().any(|other| other.name == entry.name) {
                 let why = format!("a second management device is named {}", entry.name);
                 faults.push(places.fault("name", Fault::conflict(why)));
+            }
+        }
+        for (n, (entry, places)) in self.ports.iter().zip(&self.places.ports).enumerate() {
+            if self.ports[..n].iter().any(|other| other.handle() == entry.handle()) {
+                let why = format!("a second port is {}", entry.handle());
+                faults.push(places.fault("sfnum", Fault::conflict(why)));
+            }
+            let is_made = known.kind(&entry.mgmtdev).is_err();
+            if !is_made && self.mgmtdevs.iter().all(|mgmtdev| mgmtdev.name != entry.mgmtdev) {
+                let why = format!("no [[mgmtdev]] of this file is named {}", entry.mgmtdev);
+                let cure = format!("[[mgmtdev]] with name = \"{}\"", entry.mgmtdev);
+                faults.push(places.fault("mgmtdev", Fault::not_found(why).hint(cure)));
             }
         }
         for (n, (entry, places)) in self.placed().enumerate() {

@@ -44,6 +44,11 @@ impl BridgeSettings {
         &self.stations
     }
 
+    /// The core of its pump.
+    pub fn core(&self) -> usize {
+        self.core.load(Ordering::Relaxed)
+    }
+
     /// The core of its pump from now on; sessions follow when they are told to.
     pub fn set_core(&self, core: usize) {
         self.core.store(core, Ordering::Relaxed);
@@ -92,7 +97,7 @@ impl Kind for Bridge {
     }
 
     fn core(&self, _key: PumpKey, _members: &[EndKey], _ends: &Ends) -> usize {
-        self.settings.core.load(Ordering::Relaxed)
+        self.settings.core()
     }
 
     fn make(&mut self, ends: &mut Ends, members: &[EndKey]) -> io::Result<Box<dyn Pump>> {

@@ -1,0 +1,289 @@
+//! Hardware that is divided: ports as operators make, see, change, keep and remove them, and what becomes of their devices.
+
+use std::time::Instant;
+
+use ringway_guest::frame::Addresses;
+use ringway_guest::{Guest, GuestOptions};
+use serde_json::json;
+
+use crate::support::{Daemon, SOON, wait_for};
+
+const CHILD: &str = "auxiliary/simnic.nic0.sf";
+
+/// A daemon with `simnic/nic0`.
+fn with_nic(attributes: &str) -> Daemon {
+    let daemon = Daemon::start();
+    daemon.run(&format!("mgmtdev add name simnic/nic0 {attributes}")).good();
+    daemon
+}
+
+/// An active function with a device named as it.
+fn function(daemon: &Daemon, number: u32) {
+    daemon.run(&format!("port add simnic/nic0 flavour pcisf pfnum 0 sfnum {number}")).good();
+    daemon.run(&format!("port function set simnic/nic0/{number} state active")).good();
+    daemon
+        .run(&format!("dev add name f{number} mgmtdev {CHILD}.{number} mac 52:54:00:00:00:0{number}"))
+        .good();
+}
+
+/// A guest on a device, sending to another one's address.
+fn guest(daemon: &Daemon, name: &str, own: u8, to: u8) -> Guest {
+    let addresses = Addresses { from: [0x52, 0x54, 0, 0, 0, own], to: [0x52, 0x54, 0, 0, 0, to] };
+    let options = GuestOptions { addresses, window: Some(64), ..GuestOptions::default() };
+    Guest::connect(&daemon.socket(name), options).unwrap()
+}
+
+/// Traffic until each has received so many frames more.
+fn exchange(guests: &mut [&mut Guest], frames: u64) {
+    let begun = Instant::now();
+    let wanted: Vec<u64> = guests.iter().map(|guest| guest.stats().received + frames).collect();
+    while guests.iter().zip(&wanted).any(|(guest, wanted)| guest.stats().received < *wanted) {
+        for guest in &mut *guests {
+            guest.turn(16).unwrap();
+        }
+        assert!(begun.elapsed() < SOON, "{:?}", guests.iter().map(|guest| guest.stats()).collect::<Vec<_>>());
+    }
+    for guest in guests {
+        assert_eq!(guest.stats().corrupt, 0);
+    }
+}
+
+#[test]
+fn functions_of_one_nic_and_its_uplink_see_each_other() {
+    let daemon = with_nic("");
+    function(&daemon, 1);
+    function(&daemon, 2);
+    daemon.run("dev add name up mgmtdev simnic/nic0 mac 52:54:00:00:00:09").good();
+    let (mut one, mut two) = (guest(&daemon, "f1", 1, 2), guest(&daemon, "f2", 2, 1));
+    exchange(&mut [&mut one, &mut two], 500);
+    drop(two);
+    wait_for("f2 to be free", || daemon.device("f2")["state"] == "waiting");
+    drop(one);
+    wait_for("f1 to be free", || daemon.device("f1")["state"] == "waiting");
+    let (mut one, mut up) = (guest(&daemon, "f1", 1, 9), guest(&daemon, "up", 9, 1));
+    exchange(&mut [&mut one, &mut up], 500);
+    // The switch knows who is where, whichever management device made it.
+    wait_for("the switch to tell", || {
+        let shown = daemon.run("mgmtdev show simnic/nic0").good();
+        shown.contains("station 52:54:00:00:00:01 dev f1")
+            && shown.contains("station 52:54:00:00:00:09 dev up")
+    });
+}
+
+#[test]
+fn port_is_a_share_then_a_management_device_then_a_device() {
+    let daemon = with_nic("queues 4");
+    let added = daemon.run("port add simnic/nic0 flavour pcisf pfnum 0 sfnum 88").good();
+    assert!(added.starts_with(
+        "simnic/nic0/88: flavour pcisf pfnum 0 sfnum 88\n  function:\n    state inactive opstate detached"
+    ));
+    daemon.run(&format!("dev add name v mgmtdev {CHILD}.88")).bad(3);
+    daemon.run("port function set simnic/nic0/88 hw_addr 52:54:00:00:88:88 max_io_eqs 3").good();
+    let set = daemon.run("-j port function set simnic/nic0/88 state active").json();
+    let function = json!({
+        "state": "active", "opstate": "attached", "hw_addr": "52:54:00:00:88:88", "max_io_eqs": 3 });
+    assert_eq!(set["port"]["simnic/nic0/88"]["function"], function);
+    assert_eq!(set["port"]["simnic/nic0/88"]["mgmtdev"], format!("{CHILD}.88"));
+    let shown = daemon.run("-j mgmtdev show").json();
+    assert_eq!(shown["mgmtdev"][format!("{CHILD}.88")]["max_supported_vqs"], 6);
+    assert_eq!(shown["mgmtdev"]["simnic/nic0"]["ports"], json!(["simnic/nic0/88"]));
+    daemon.run(&format!("dev add name v mgmtdev {CHILD}.88 max_vqp 3")).good();
+    assert_eq!(daemon.device("v")["provisioned"]["mac"], "52:54:00:00:88:88");
+    let shown = daemon.run("port show").good();
+    assert!(
+        shown.contains("max_io_eqs 3\n  mgmtdev auxiliary/simnic.nic0.sf.88 origin operator devices v\n"),
+        "{shown}"
+    );
+    for line in ["port", "port list", "port show simnic/nic0", "port show simnic/nic0/88"] {
+        assert_eq!(daemon.run(line).good(), shown, "{line}");
+    }
+    // Inactive, the device is gone and the share still taken; active, the device is there again.
+    daemon.run("port function set simnic/nic0/88 state inactive").good();
+    assert!(daemon.run("dev show v").bad(3).contains("the function was made inactive"));
+    daemon.run("port add simnic/nic0 sfnum 1").good();
+    daemon.run("port function set simnic/nic0/88 max_io_eqs 2 state active").good();
+    assert!(daemon.run("dev show").good().contains("v: not made: max_vqp 3 needs 6 queues"));
+    daemon.run("dev del v").good();
+    let deleted = daemon.run("-j port del simnic/nic0/88").json();
+    assert_eq!(deleted, json!({ "deleted": "simnic/nic0/88", "devices": [] }));
+    let left = daemon.run("-j port show").json();
+    assert_eq!(left["port"].as_object().unwrap().keys().collect::<Vec<_>>(), ["simnic/nic0/1"]);
+    let events = daemon.run("events --once --since 0 --type port").good();
+    for kind in ["port.added", "port.changed", "port.removed"] {
+        assert!(events.contains(kind), "{events}");
+    }
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_cause_holder_and_cure() {
+    let daemon = with_nic("queues 2");
+    daemon.run("port add simnic/nic0 sfnum 1").good();
+    daemon.run("port function set simnic/nic0/1 state active").good();
+    daemon.run("port add simnic/nic0 sfnum 2").good();
+    for (line, code, said) in [
+        ("port add simnic/nic1 sfnum 3", 3, "ringway mgmtdev add name simnic/nic1"),
+        ("port add simnick/nic0 sfnum 3", 3, "did you mean simnic/nic0?"),
+        ("port add sim/net sfnum 3", 2, "sim/net cannot be divided"),
+        ("port add bridge/b sfnum 3", 2, "bridge/b cannot be divided"),
+        ("port add simnic/nic0 sfnum 1", 4, "held by: port simnic/nic0/1"),
+        ("port add simnic/nic0 sfnum 3", 4, "held by: simnic/nic0/1 (1), simnic/nic0/2 (1)"),
+        ("port add simnic/nic0 pfnum 1 sfnum 3", 3, "has no pfnum 1"),
+        ("port add simnic/nic0 flavour pcivf sfnum 3", 2, "flavour pcisf"),
+        ("port add simnic/nic0", 2, "sfnum N, your choice"),
+        ("port add simnic/nic0 sfnum x", 2, "sfnum `x` is not a whole number"),
+        ("port add simnic/nic0 sfnmu 3", 2, "did you mean sfnum?"),
+        ("port function set simnic/nic0/1", 2, "nothing to set"),
+        ("port function set simnic/nic0/7 state active", 3, "there is no port `simnic/nic0/7`"),
+        ("port function set simnic/nic0/2 state on", 2, "state active, or state inactive"),
+        ("port function set simnic/nic0/2 hw_adr 52:54:00:00:00:01", 2, "did you mean hw_addr?"),
+        ("port function set simnic/nic0/2 hw_addr 01:00:5e:00:00:01", 2, "is a group address"),
+        ("port function set simnic/nic0/2 max_io_eqs 17", 2, "must be 1 to 16"),
+        ("port function set simnic/nic0/2 max_io_eqs 2", 4, "has 1 of 2 queue pairs left, not 2"),
+        ("port function set simnic/nic0/1 hw_addr 52:54:00:00:00:01", 4, "state inactive"),
+        ("port del simnic/nic0/7", 3, "there is no port"),
+        ("port show simnic/nic0/7", 3, "there is no port"),
+        ("port wipe", 2, "one of: show"),
+        ("mgmtdev set name simnic/nic0 queues 1", 4, "ringway port del"),
+        ("mgmtdev add name simnic/nic1 queues 257", 2, "must be 1 to 256"),
+        ("dev add name v mgmtdev auxiliary/simnic.nic0.sf.1 max_vqp 2", 2, "supports 2"),
+        (
+            "dev add name v mgmtdev auxiliary/simnic.nic0.sf.1 core 1",
+            2,
+            "ringway mgmtdev set name simnic/nic0 core 1",
+        ),
+        (
+            "dev add name v mgmtdev auxiliary/simnic.nic0.sf.2",
+            3,
+            "ringway port function set simnic/nic0/2 state active",
+        ),
+        ("dev add name v mgmtdev auxiliary/nic0", 3, "as in simnic.nic0.sf.88"),
+    ] {
+        let told = daemon.run(line).bad(code);
+        assert!(told.contains(said), "{line}: {told}");
+    }
+    daemon.run("dev add name v mgmtdev auxiliary/simnic.nic0.sf.1").good();
+    let told = daemon.run("dev add name w mgmtdev auxiliary/simnic.nic0.sf.1").bad(4);
+    assert!(told.contains("held by: v"), "{told}");
+    daemon.run("port function set simnic/nic0/2 hw_addr 52:54:00:00:00:02 state active").good();
+    let told = daemon.run("dev add name w mgmtdev auxiliary/simnic.nic0.sf.2 mac 52:54:00:00:00:03").bad(2);
+    assert!(told.contains("has the hw_addr 52:54:00:00:00:02 of its port"), "{told}");
+}
+
+#[test]
+fn nic_of_which_nothing_was_asked_has_so_many_queues() {
+    let daemon = with_nic("");
+    daemon.run("port add simnic/nic0 sfnum 1").good();
+    daemon.run("port function set simnic/nic0/1 max_io_eqs 15").good();
+    daemon.run("port add simnic/nic0 sfnum 2").good();
+    assert!(
+        daemon.run("port add simnic/nic0 sfnum 3").bad(4).contains("has 0 of 16 queue pairs left, not 1")
+    );
+    daemon.run("mgmtdev set name simnic/nic0 queues 256").good();
+    daemon.run("port add simnic/nic0 sfnum 3").good();
+}
+
+#[test]
+fn ports_outlive_the_daemon_and_may_stand_in_a_file() {
+    let mut daemon = with_nic("queues 4");
+    daemon.run("port add simnic/nic0 sfnum 1").good();
+    daemon.run("port function set simnic/nic0/1 hw_addr 52:54:00:00:00:01 max_io_eqs 2 state active").good();
+    daemon.run("port add simnic/nic0 sfnum 2").good();
+    daemon.run(&format!("dev add name v mgmtdev {CHILD}.1")).good();
+    let (shown, dump) = (daemon.run("port show").good(), daemon.run("config dump").good());
+    daemon.terminate();
+    daemon.start_again(&[]);
+    assert_eq!(daemon.run("port show").good(), shown);
+    assert_eq!(daemon.run("config dump").good(), dump);
+    daemon.terminate();
+    let file = daemon.dir.join("dump.toml");
+    std::fs::write(&file, &dump).unwrap();
+    let check = format!("config check {}", file.display());
+    daemon.run(&check).good();
+    std::fs::remove_file(daemon.dir.join("state/devices.json")).unwrap();
+    daemon.start_again(&["--config", file.to_str().unwrap()]);
+    assert_eq!(daemon.run("config dump").good(), dump);
+    assert_eq!(daemon.run("port show").good(), shown.replace("origin operator", "origin config"));
+    let told = daemon.run("port del simnic/nic0/1").err;
+    assert!(told.contains("dump.toml") && told.contains("gone with it: v"), "{told}");
+    let nic = "[[mgmtdev]]\nname = \"simnic/n\"\n";
+    let port = "[[port]]\nmgmtdev = \"simnic/n\"\nsfnum = 1\n";
+    for (text, code, said) in [
+        (port.to_owned(), 3, "dump.toml:2: no [[mgmtdev]] of this file is named simnic/n"),
+        (format!("{nic}{port}{port}"), 4, "dump.toml:8: a second port is simnic/n/1"),
+        (format!("{nic}{port}max_io_qes = 2\n"), 2, "did you mean max_io_eqs?"),
+        (format!("{nic}{port}state = \"on\"\n"), 2, "dump.toml:6: state is"),
+        (format!("{nic}[[port]]\nmgmtdev = \"simnic/n\"\n"), 2, "a port has an sfnum"),
+        (format!("{nic}[[port]]\nmgmtdev = \"sim/net\"\nsfnum = 1\n"), 2, "sim/net cannot be divided"),
+        ("[port]\nsfnum = 1\n".to_owned(), 2, "a list of tables: [[port]]"),
+    ] {
+        std::fs::write(&file, &text).unwrap();
+        let told = daemon.run(&check).bad(code);
+        assert!(told.contains(said), "{text}: {told}");
+    }
+    // What its device asks for is checked, too, though the function is not there yet.
+    std::fs::write(
+        &file,
+        format!(
+            "{nic}{port}[[device]]\nname = \"v\"\nmgmtdev = \"auxiliary/simnic.n.sf.1\"\nspoofchk = true\n"
+        ),
+    )
+    .unwrap();
+    daemon.run(&check).good();
+}
+
+#[test]
+fn functions_that_are_taken_away_under_traffic_take_their_devices_along_and_nothing_else() {
+    let daemon = with_nic("");
+    (1..=4).for_each(|number| function(&daemon, number));
+    let (mut one, mut two) = (guest(&daemon, "f1", 1, 2), guest(&daemon, "f2", 2, 1));
+    let (mut three, mut four) = (guest(&daemon, "f3", 3, 4), guest(&daemon, "f4", 4, 3));
+    exchange(&mut [&mut one, &mut two, &mut three, &mut four], 200);
+    let told = daemon.run("port del simnic/nic0/1");
+    assert_eq!(told.code, 0, "{told:?}");
+    assert!(told.err.contains("note: gone with it: f1;"), "{told:?}");
+    assert!(daemon.run("dev show f1").bad(3).contains("f1: not made"));
+    exchange(&mut [&mut three, &mut four], 200);
+    drop(one);
+    // It comes back with its port, and so does its device.
+    function_again(&daemon, 1);
+    wait_for("f1 to be there", || daemon.run("dev show f1").code == 0);
+    let mut one = guest(&daemon, "f1", 1, 2);
+    exchange(&mut [&mut one, &mut two, &mut three, &mut four], 200);
+    // The parent goes with all of them; nobody is asked and nobody waits.
+    let begun = Instant::now();
+    let deleted = daemon.run("-j mgmtdev del simnic/nic0").json();
+    daemon.pace().allows_since(10, begun);
+    assert_eq!(deleted["devices"], json!([]));
+    let shown = daemon.run("-j dev show").json();
+    assert_eq!(shown["dev"], json!({}));
+    assert_eq!(shown["absent"].as_object().unwrap().len(), 4);
+    assert_eq!(daemon.run("port show").good(), "");
+    assert!(!daemon.run("mgmtdev show").good().contains("auxiliary"));
+    let events = daemon.run("events --once --since 0").good();
+    assert_eq!(events.matches("dev.gone").count(), 5, "{events}");
+    // Nothing of it is left on the workers.
+    wait_for("its pump to go", || !daemon.run("core show").good().contains("simnic"));
+    daemon.run("mgmtdev add name simnic/nic0").good();
+    (1..=4).for_each(|number| function_again(&daemon, number));
+    wait_for("its devices to be there", || daemon.run("-j dev show").json().get("absent").is_none());
+}
+
+/// A function whose device is asked for already.
+fn function_again(daemon: &Daemon, number: u32) {
+    daemon.run(&format!("port add simnic/nic0 sfnum {number}")).good();
+    daemon.run(&format!("port function set simnic/nic0/{number} state active")).good();
+}
+
+#[test]
+fn nic_moves_to_another_core_with_all_its_functions() {
+    let daemon = Daemon::start_with(&["--cores", "0,1"]);
+    daemon.run("mgmtdev add name simnic/nic0 core 0").good();
+    function(&daemon, 1);
+    function(&daemon, 2);
+    let (mut one, mut two) = (guest(&daemon, "f1", 1, 2), guest(&daemon, "f2", 2, 1));
+    exchange(&mut [&mut one, &mut two], 100);
+    daemon.run("mgmtdev set name simnic/nic0 core 1").good();
+    wait_for("the queues to be there", || daemon.device("f2")["rings"][0]["core"] == 1);
+    exchange(&mut [&mut one, &mut two], 100);
+    assert_eq!(daemon.device("f1")["cores"], json!([1]));
+}
