@@ -41,11 +41,13 @@ pub enum DropReason {
     ReservedAddress,
     /// The frame is to a station behind the port that it came from.
     SamePort,
+    /// The bridge's uplink had no room for the frame: its function did not send in time.
+    UplinkFull,
 }
 
 impl DropReason {
     /// Every reason, in the order of its number.
-    pub const ALL: [DropReason; 15] = [
+    pub const ALL: [DropReason; 16] = [
         DropReason::NoRxBuffer,
         DropReason::RxDisabled,
         DropReason::RxBufferTooSmall,
@@ -61,6 +63,7 @@ impl DropReason {
         DropReason::NetdevRefused,
         DropReason::ReservedAddress,
         DropReason::SamePort,
+        DropReason::UplinkFull,
     ];
 
     /// The name that operators see.
@@ -81,6 +84,7 @@ impl DropReason {
             DropReason::NetdevRefused => "netdev_refused",
             DropReason::ReservedAddress => "reserved_address",
             DropReason::SamePort => "same_port",
+            DropReason::UplinkFull => "uplink_full",
         }
     }
 
@@ -125,6 +129,9 @@ impl DropReason {
             }
             DropReason::SamePort => {
                 "no fault: both stations are behind the same port (a bridge inside the guest); they reach each other there"
+            }
+            DropReason::UplinkFull => {
+                "the function behind the bridge did not send in time: its link is down (ringway dev show), or slower than what is sent"
             }
             DropReason::NetdevDown => "the kernel's interface is down: ip link set IFNAME up",
             DropReason::NetdevRefused => {

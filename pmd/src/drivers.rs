@@ -12,6 +12,8 @@ pub mod link;
 pub mod tap;
 // A NIC of many functions.
 pub mod sim_nic;
+// A function of the host's as a bridge's way out.
+mod uplink;
 // A network device whose wire is a loop.
 pub mod sim_net;
 // Virtio network functions on the PCI bus.

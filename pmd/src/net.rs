@@ -44,6 +44,8 @@ pub mod tap;
 pub mod transfer;
 // How a transmit queue gives frames.
 mod transmit;
+// A function of the host's as a bridge's way out.
+pub mod uplink;
 
 use std::fmt;
 use std::str::FromStr;

@@ -22,6 +22,7 @@
 //! | [`ManagementDevice::create`] | control | any | R | [`VdpaDevice::removed`], dropping the device | `dev_add`, `dev_del` |
 //! | [`ManagementDevice::set`] | control | any | | | `dev_set_attr` |
 //! | [`ManagementDevice::removed`] | control | a device was removed; its session may hold it still | | [`ManagementDevice::create`] | |
+//! | [`ManagementDevice::create_uplink`] | control | any, with what another's [`ManagementDevice::uplink`] gave | | [`VdpaDevice::removed`], dropping the device | |
 //! | [`ManagementDevice::implied`], `attributes`, `shared_core`, `net`, `parent` | control | any | | | |
 //! | [`Parent::add`], `set`, `set_active`, `function` | control | any | R | [`Parent::remove`], `revoke` | devlink's `port_new`, `port_del`, `port_fn_state_set` |
 //! | [`MgmtKind::info`], `make` | control | it was named | R | dropping the management device | |

@@ -221,6 +221,11 @@ pub(crate) fn host_interface(entry: &DeviceEntry) -> Option<(&str, PathBuf)> {
     Some((ifname, namespace_path(entry.attributes.get("netns").map(String::as_str))))
 }
 
+/// The management device that a device is to be the uplink of, in place of a socket.
+pub(crate) fn uplink_of(entry: &DeviceEntry) -> Option<&str> {
+    entry.attributes.get("uplink").map(String::as_str)
+}
+
 /// The device that comes by itself with a guest's, of the interface that joins the two.
 pub(crate) fn implied_name(entry: &DeviceEntry) -> Option<&str> {
     entry.mgmtdev.strip_prefix("tap/").filter(|_| !entry.attributes.contains_key("tap"))
@@ -238,8 +243,15 @@ fn check_socket(entry: &DeviceEntry) -> Result<(), Fault> {
         let why = format!("{word}: {ifname} is the host's interface and has no socket");
         return Err(Fault::usage(why).at(word));
     }
+    if let (Some(function), Some(word)) = (uplink_of(entry), given) {
+        let why = format!("{word}: {function} is the bridge's uplink and has no socket");
+        return Err(Fault::usage(why).at(word));
+    }
     if entry.mode == Some(Mode::Netdev) {
         return Err(Fault::usage("mode netdev is that of a device with tap IFNAME").at("mode"));
+    }
+    if entry.mode == Some(Mode::Uplink) {
+        return Err(Fault::usage("mode uplink is that of a device with uplink pci/ADDRESS").at("mode"));
     }
     if entry.mode == Some(Mode::Client) && (entry.owner.is_some() || entry.group.is_some()) {
         let why = "owner and group are of a socket that Ringway makes; in client mode the VMM does";

@@ -11,7 +11,7 @@ use crate::daemon::{Daemon, Token};
 use crate::devices::checks::check_entry;
 use crate::devices::device::{Away, Connection, Device, DeviceFacts, Held, Refused};
 use crate::devices::life::{Life, LifeEvent};
-use crate::fault::{Fault, reason};
+use crate::fault::reason;
 use crate::frontends::budget::{Lease, Short};
 use crate::frontends::cures::{REPEATED_CURE, breach_cure, host_cure};
 use crate::frontends::session::{self, NetdevSetup, Report, SessionSetup};
@@ -131,8 +131,8 @@ impl Daemon {
         match device.mode {
             Mode::Server => self.arm_listener(id, true),
             Mode::Client if is_due => self.connect_to_vmm(id),
-            Mode::Netdev if is_due => self.open_netdev(id),
-            Mode::Client | Mode::Netdev => {}
+            Mode::Netdev | Mode::Uplink if is_due => self.open_netdev(id),
+            Mode::Client | Mode::Netdev | Mode::Uplink => {}
         }
     }
 
@@ -334,10 +334,8 @@ impl Daemon {
         if let Some(before) = device.held.take() {
             before.let_go();
         }
-        let made = check_entry(&entry, &known).and_then(|spec| {
-            let mgmtdev = &mut self.registry.mgmtdev(&entry.mgmtdev)?.device;
-            mgmtdev.create(&spec, host.clone()).map_err(Fault::from)
-        });
+        let made =
+            check_entry(&entry, &known).and_then(|spec| self.registry.create(&entry, &spec, host.clone()));
         let Some(device) = self.registry.by_id(id) else { return };
         match made {
             Ok(mut made) => {
@@ -403,7 +401,7 @@ impl Daemon {
                     event = Some(("session.rings", json!({ "running": after })));
                 }
                 if let Some(away) = device.netdev_away.take() {
-                    back = Some((away.is_own, device.netdev.clone()));
+                    back = Some((away.is_own, device.mode, device.netdev.clone()));
                 }
             }
             Report::Lacks { queue, lack } => {
@@ -461,11 +459,14 @@ impl Daemon {
         let told = event.filter(|(kind, _)| device.quota.take(kind));
         let name = device.name().to_owned();
         match back {
-            Some((true, ifname)) => {
-                let details = json!({ "what": THE_INTERFACE, "path": ifname });
+            Some((_, Mode::Uplink, function)) => {
+                self.events.push("uplink.restored", Some(&name), json!({ "uplink": function }));
+            }
+            Some((true, mode, ifname)) => {
+                let details = json!({ "what": the_end(mode), "path": ifname });
                 self.events.push("host.remade", Some(&name), details);
             }
-            Some((false, ifname)) => {
+            Some((false, _, ifname)) => {
                 self.events.push("netdev.restored", Some(&name), json!({ "netdev": ifname }));
             }
             None => {}
@@ -523,15 +524,16 @@ impl Daemon {
         let reason = tame(&reason);
         let was_open = ended.as_ref().is_some_and(|connection| !connection.rings.is_empty());
         let missing = match device.mode {
-            Mode::Netdev if !is_stopping => netdev_lost(device, was_open, &reason),
+            Mode::Netdev | Mode::Uplink if !is_stopping => netdev_lost(device, was_open, &reason),
             _ => None,
         };
         // An interface that stays away is looked for again and again, and told of once.
-        let is_known = device.mode == Mode::Netdev && device.history.last_end.as_deref() == Some(&reason);
+        let is_of_host = matches!(device.mode, Mode::Netdev | Mode::Uplink);
+        let is_known = is_of_host && device.history.last_end.as_deref() == Some(&reason);
         device.history.last_end = Some(reason.clone());
         let name = device.name().to_owned();
         let refused = device.refused.take().filter(|refused| refused.told < refused.times);
-        let counts = was_short && device.mode != Mode::Netdev;
+        let counts = was_short && !is_of_host;
         let times = if counts { device.repeated.again(last, &reason) } else { device.repeated.end() };
         let is_repeated = counts && times > 1;
         if let Some(refused) = refused {
@@ -564,10 +566,10 @@ impl Daemon {
             device.backoff.reset();
         }
         // Who took an interface away may want to put another one in its place.
-        let wait = (was_short || device.mode == Mode::Netdev).then(|| match device.mode {
+        let wait = (was_short || is_of_host).then(|| match device.mode {
             Mode::Server => device.backoff.next_accept(),
             Mode::Client => device.backoff.next(),
-            Mode::Netdev => REOPEN_AFTER,
+            Mode::Netdev | Mode::Uplink => REOPEN_AFTER,
         });
         if self.ends_with == Some(id) {
             self.begin_stop();
@@ -586,22 +588,27 @@ impl Daemon {
             }
             (None, Some(Mode::Server)) => self.arm_listener(id, true),
             (None, Some(Mode::Client)) => self.connect_to_vmm(id),
-            (None, Some(Mode::Netdev) | None) => {}
+            (None, Some(Mode::Netdev | Mode::Uplink) | None) => {}
         }
     }
 }
 
-/// What an interface is called where it is told that it is gone, or there again.
-const THE_INTERFACE: &str = "the interface";
+/// What is at the host's end of a device, where it is told that it is gone, or there again.
+fn the_end(mode: Mode) -> &'static str {
+    if mode == Mode::Uplink { "the function" } else { "the interface" }
+}
 
 /// The session of an interface is over: what is to be told if that cannot be had, once.
 fn netdev_lost(device: &mut Device, was_open: bool, reason: &str) -> Option<serde_json::Value> {
-    let is_own = device.held.as_mut().and_then(Held::host_end).is_none_or(|end| end.is_own());
-    if was_open && reason != session::GONE {
+    let end = device.held.as_mut().and_then(Held::host_end);
+    let (is_own, is_gone) =
+        end.map_or((true, false), |end| (end.is_own(), end.gone().as_deref() == Some(reason)));
+    if was_open && !is_gone {
         return None;
     }
     let ifname = device.netdev.clone().unwrap_or_default();
     let cure = match (is_own, device.entry.attributes.get("netns")) {
+        _ if device.mode == Mode::Uplink => "it is opened again and again until it can be".to_owned(),
         (true, _) => "it is made again as soon as it can be".to_owned(),
         (false, Some(netns)) if !netns.starts_with('/') => {
             format!("ip -n {netns} tuntap add dev {ifname} mode tap multi_queue")
@@ -612,7 +619,7 @@ fn netdev_lost(device: &mut Device, was_open: bool, reason: &str) -> Option<serd
     let before = device.netdev_away.replace(Away { is_own, why: why.clone(), cure: cure.clone() });
     let is_news = why != before.and_then(|away| away.why);
     why.filter(|_| is_news)
-        .map(|why| json!({ "what": THE_INTERFACE, "path": ifname, "why": why, "try": cure }))
+        .map(|why| json!({ "what": the_end(device.mode), "path": ifname, "why": why, "try": cure }))
 }
 
 /// What a session says for people, which a peer may have had a part in: short and without control characters.

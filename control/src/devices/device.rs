@@ -349,7 +349,7 @@ pub(crate) struct Device {
     /// Empty for a netdev.
     pub(crate) socket: std::path::PathBuf,
     pub(crate) mode: Mode,
-    /// The kernel's interface that is its other side.
+    /// The kernel's interface or the function that is its other side.
     pub(crate) netdev: Option<String>,
     /// What somebody changed of it.
     pub(crate) netdev_changes: Vec<NetdevChange>,

@@ -15,7 +15,7 @@ use rustix::event::epoll;
 use serde_json::{Value, json};
 
 use crate::daemon::{Daemon, Token};
-use crate::devices::checks::{check_attributes, check_entry, check_mac, host_interface};
+use crate::devices::checks::{check_attributes, check_entry, check_mac, host_interface, uplink_of};
 use crate::devices::device::{Backoff, Device, DeviceFacts, Held, Origin, Quota, Repeated};
 use crate::devices::life::{Life, LifeEvent};
 use crate::devices::registry::MgmtOrigin;
@@ -116,7 +116,7 @@ impl Daemon {
         if let Some(core) = entry.core {
             self.placement.check(core)?;
         }
-        if !entry.attributes.contains_key("tap") {
+        if !entry.attributes.contains_key("tap") && uplink_of(entry).is_none() {
             endpoint::check_path(entry.socket.as_ref().unwrap_or(&self.default_socket(&entry.name)))?;
         }
         Ok(spec)
@@ -148,6 +148,7 @@ impl Daemon {
             .held_by(made.join(", "))
             .hint("another management device, or ringway dev del of one of these"));
         }
+        self.check_function(&entry)?;
         let owner = entry.owner.as_deref().map(|name| Account::User.id(name, A_MOMENT)).transpose()?;
         let group = entry.group.as_deref().map(|name| Account::Group.id(name, A_MOMENT)).transpose()?;
         let mode = entry.mode.unwrap_or_default();
@@ -219,6 +220,22 @@ impl Daemon {
             .hint(format!("another interface, or {}", self.how_to_remove(holder.name()))))
     }
 
+    /// One function is of one device: its own, or a bridge's uplink.
+    fn check_function(&self, entry: &DeviceEntry) -> Result<(), Fault> {
+        let (function, at) = match uplink_of(entry) {
+            Some(function) => (function, "uplink"),
+            None => (entry.mgmtdev.as_str(), "mgmtdev"),
+        };
+        let own = if at == "uplink" { self.registry.made_by(function) } else { Vec::new() };
+        let Some(holder) = own.into_iter().chain(self.registry.uplinks_by(function)).next() else {
+            return Ok(());
+        };
+        Err(Fault::conflict(format!("function {function} is taken"))
+            .at(at)
+            .held_by(format!("device {holder}"))
+            .hint(format!("another function, or {}", self.how_to_remove(&holder))))
+    }
+
     /// The part of making a device that changes something.
     #[expect(clippy::too_many_arguments, reason = "what was checked before, one by one")]
     fn make_of_mgmtdev(
@@ -242,8 +259,7 @@ impl Daemon {
         };
         let id = self.registry.next_id();
         let host = self.remote.device_host(id);
-        let mgmtdev = &mut self.registry.mgmtdev(&entry.mgmtdev)?.device;
-        let shared_core = mgmtdev.shared_core();
+        let shared_core = self.registry.mgmtdev(&entry.mgmtdev)?.device.shared_core();
         if let (Some(_), Some(core)) = (shared_core, entry.core) {
             let family = self.family(&entry.mgmtdev);
             let parent = family.first().map_or(entry.mgmtdev.as_str(), String::as_str);
@@ -251,18 +267,18 @@ impl Daemon {
                 .at("core")
                 .hint(format!("ringway mgmtdev set name {parent} core {core}")));
         }
-        let mgmtdev = &mut self.registry.mgmtdev(&entry.mgmtdev)?.device;
-        let mut made = mgmtdev.create(spec, host.clone()).map_err(Fault::from)?;
+        let mut made = self.registry.create(&entry, spec, host.clone())?;
         let facts = DeviceFacts::of(&mut *made);
         let netdev = made.host_end().map(|end| end.name().to_owned());
         let made = Held::new(made);
         let (mode, socket) = match &netdev {
+            Some(_) if uplink_of(&entry).is_some() => (Mode::Uplink, PathBuf::new()),
             Some(_) => (Mode::Netdev, PathBuf::new()),
             None => (mode, socket),
         };
         let listening = match mode {
             Mode::Server => Some(Listening::open(&socket, owner, group)?),
-            Mode::Client | Mode::Netdev => None,
+            Mode::Client | Mode::Netdev | Mode::Uplink => None,
         };
         let positions = PositionPage::open(&self.positions_file(&entry.name))
             .map_err(|error| Fault::system(format!("cannot keep positions for {}", entry.name), error))?;
@@ -311,7 +327,7 @@ impl Daemon {
         match mode {
             Mode::Server => {}
             Mode::Client => self.connect_to_vmm(id),
-            Mode::Netdev => self.open_netdev(id),
+            Mode::Netdev | Mode::Uplink => self.open_netdev(id),
         }
         Ok(())
     }

@@ -17,10 +17,12 @@ use ringway_pmd::vdpa::{ManagementDevice, Upcall};
 use serde_json::json;
 
 use crate::daemon::{Absent, Daemon, RETRY_ABSENT};
+use crate::devices::checks::uplink_of;
 use crate::devices::device::Origin;
 use crate::devices::registry::MgmtOrigin;
 use crate::fault::Fault;
 use crate::frontends::session::Command;
+use crate::operator::api::DeviceEntry;
 
 impl Daemon {
     /// Takes in what came and went on a bus.
@@ -65,7 +67,8 @@ impl Daemon {
         self.events.push("mgmtdev.registered", None, json!({ "mgmtdev": name }));
         self.make_waiting_ports(&name);
         // Devices may have waited for it.
-        for absent in self.absent.iter_mut().filter(|absent| absent.entry.mgmtdev == name) {
+        let waits = |entry: &DeviceEntry| entry.mgmtdev == name || uplink_of(entry) == Some(&name);
+        for absent in self.absent.iter_mut().filter(|absent| waits(&absent.entry)) {
             absent.is_final = false;
             self.retry_absent_at = Some(Instant::now());
         }
@@ -78,7 +81,8 @@ impl Daemon {
             return Err(Fault::conflict(format!("{name} was not registered by a driver")).at("name"));
         }
         self.revoke_ports(name, &format!("{name} is gone: {why}"));
-        for device in self.registry.made_by(name) {
+        let uplinks = self.registry.uplinks_by(name);
+        for device in self.registry.made_by(name).into_iter().chain(uplinks) {
             self.lose_device(&device, &format!("{name} is gone: {why}"));
         }
         // With it goes the function, which may take its time.

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use ringway_pmd::bus::BusInfo;
-use ringway_pmd::vdpa::{ManagementDevice, MgmtKind};
+use ringway_pmd::vdpa::{DeviceHost, DeviceSpec, ManagementDevice, MgmtKind, VdpaDevice};
 
 use crate::devices::addresses::Addresses;
+use crate::devices::checks::uplink_of;
 use crate::devices::device::Device;
 use crate::devices::known::{Known, KnownBus, no_such_mgmtdev};
 use crate::fault::{Fault, nearest, printable};
+use crate::operator::api::DeviceEntry;
 
 /// Who asked for a management device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,6 +146,34 @@ impl Registry {
     pub(crate) fn made_by(&self, mgmtdev: &str) -> Vec<String> {
         let made = self.devices.values().filter(|device| device.entry.mgmtdev == mgmtdev);
         made.map(|device| device.entry.name.clone()).collect()
+    }
+
+    /// The names of the devices whose uplink a management device is: one at most.
+    pub(crate) fn uplinks_by(&self, mgmtdev: &str) -> Vec<String> {
+        let uplinks = self.devices.values().filter(|device| uplink_of(&device.entry) == Some(mgmtdev));
+        uplinks.map(|device| device.entry.name.clone()).collect()
+    }
+
+    /// Makes the driver's device for an entry that was checked.
+    pub(crate) fn create(
+        &mut self,
+        entry: &DeviceEntry,
+        spec: &DeviceSpec,
+        host: DeviceHost,
+    ) -> Result<Box<dyn VdpaDevice>, Fault> {
+        let function = match uplink_of(entry) {
+            None => None,
+            Some(name) => {
+                let mgmtdev = self.mgmtdev(name).map_err(|fault| fault.at("uplink"))?;
+                Some(mgmtdev.device.uplink().map_err(|error| Fault::from(error).at("uplink"))?)
+            }
+        };
+        let mgmtdev = &mut self.mgmtdev(&entry.mgmtdev)?.device;
+        let made = match function {
+            None => mgmtdev.create(spec, host),
+            Some(function) => mgmtdev.create_uplink(spec, function, host),
+        };
+        made.map_err(Fault::from)
     }
 
     pub(crate) fn is_taken(&self, name: &str) -> bool {

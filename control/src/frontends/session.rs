@@ -19,7 +19,6 @@ mod plane;
 mod run;
 
 pub use super::report::{DeviceConfig, Lack, Report, Reporter, RingReport};
-pub(crate) use netdev::GONE;
 
 use std::fmt;
 use std::os::unix::net::UnixStream;

@@ -360,6 +360,8 @@ pub enum Mode {
     Client,
     /// There is none: the other side is a kernel's interface. Not to be asked for.
     Netdev,
+    /// There is none: the other side is a network, by a function of the host's. Not to be asked for.
+    Uplink,
 }
 
 impl Mode {
@@ -369,6 +371,7 @@ impl Mode {
             Mode::Server => "server",
             Mode::Client => "client",
             Mode::Netdev => "netdev",
+            Mode::Uplink => "uplink",
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::fault::{Fault, nearest, printable};
 use crate::operator::api::Event;
 
 /// The types of events, as they are told and asked for.
-pub(crate) const TYPES: [&str; 36] = [
+pub(crate) const TYPES: [&str; 37] = [
     "daemon.stopping",
     "dev.added",
     "dev.changed",
@@ -49,6 +49,7 @@ pub(crate) const TYPES: [&str; 36] = [
     "session.refused",
     "session.repeated",
     "session.rings",
+    "uplink.restored",
 ];
 
 /// Checks what a follower asks for: types that there are, by their whole names or the part before the point.

@@ -9,6 +9,7 @@ use ringway_ring::queue::RingFault;
 use serde_json::{Map, Value};
 
 use crate::daemon::Daemon;
+use crate::devices::checks::uplink_of;
 use crate::devices::device::{Connection, Device, Origin};
 use crate::devices::life::Life;
 use crate::devices::registry::MgmtOrigin;
@@ -19,8 +20,9 @@ use crate::host::endpoint;
 use crate::host::look::Missing;
 use crate::operator::api::{
     AttributeHelp, ConfigInfo, ConfigShow, CoreInfo, CoreShow, DevInfo, DevShow, DeviceEntry, Dump,
-    Explained, FrontEnd, Hello, KindInfo, LearnedInfo, MgmtEntry, MgmtdevInfo, MgmtdevShow, Named, PortEntry,
-    Provisioned, PumpInfo, Queue, QueueInfo, Ring, Select, StationInfo, VERSION, Vstats, VstatsShow,
+    Explained, FrontEnd, Hello, KindInfo, LearnedInfo, MgmtEntry, MgmtdevInfo, MgmtdevShow, Mode, Named,
+    PortEntry, Provisioned, PumpInfo, Queue, QueueInfo, Ring, Select, StationInfo, VERSION, Vstats,
+    VstatsShow,
 };
 use crate::operator::config;
 use crate::operator::names::feature_names;
@@ -55,8 +57,10 @@ impl Daemon {
 
     pub(crate) fn show_mgmtdevs(&self, select: Select) -> Result<MgmtdevShow, Fault> {
         let wanted = select.name.as_deref();
-        let count =
-            |name: &str| self.registry.devices().filter(|device| device.entry.mgmtdev == name).count();
+        let uses = |device: &Device, name: &str| {
+            device.entry.mgmtdev == name || uplink_of(&device.entry) == Some(name)
+        };
+        let count = |name: &str| self.registry.devices().filter(|device| uses(device, name)).count();
         let ports = |name: &str| -> Vec<String> {
             let of_it = self.ports.iter().filter(|port| port.entry.mgmtdev == name && port.why.is_none());
             of_it.map(|port| port.entry.handle()).collect()
@@ -333,7 +337,8 @@ fn dev_info(device: &Device, missing: &[Missing]) -> DevInfo {
         max_vq_size: facts.limits.max_vq_size,
         state: device.life.name().to_owned(),
         socket: device.socket.clone(),
-        netdev: device.netdev.clone(),
+        netdev: device.netdev.clone().filter(|_| device.mode == Mode::Netdev),
+        uplink: device.netdev.clone().filter(|_| device.mode == Mode::Uplink),
         mode: device.mode,
         owner: device.entry.owner.clone(),
         group: device.entry.group.clone(),
@@ -554,6 +559,7 @@ fn drop_meaning(reason: DropReason) -> &'static str {
         DropReason::NetdevRefused => "the kernel did not take the frame",
         DropReason::ReservedAddress => "the frame is to an address that a bridge does not pass on",
         DropReason::SamePort => "sender and receiver are behind the same port",
+        DropReason::UplinkFull => "the uplink had no room for the frame",
     }
 }
 

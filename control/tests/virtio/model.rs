@@ -118,6 +118,8 @@ struct State {
     offered: Features,
     /// How many interrupt vectors it has.
     vectors: u16,
+    /// What its wire brings back has its addresses exchanged.
+    swaps: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -179,6 +181,24 @@ impl Model {
     /// Its queues have so many entries from its next reset on.
     pub fn set_most_entries(&self, entries: u16) {
         self.state().most_entries = entries;
+    }
+
+    /// What is sent comes back from its receiver, from its next start on.
+    pub fn answers(self) -> Model {
+        self.state().swaps = true;
+        self
+    }
+
+    /// It says that every buffer of a packed queue is used, with an id that it was never given.
+    pub fn lies_of_ids(&self, queue: usize) {
+        let QueueRegisters { size, vector, areas: [ring, ..], .. } = self.state().queues[queue];
+        let map = self.0.space.map();
+        for slot in 0..u64::from(size) {
+            // Nothing written, id 0xffff, available and used in the first round.
+            let entry = [0u8, 0, 0, 0, 0xff, 0xff, 0x80, 0x80];
+            map.resolve(ring + slot * 16 + 8, 8).unwrap().write(&entry);
+        }
+        self.interrupt(vector);
     }
 
     pub fn queue_size(&self, queue: usize) -> u16 {
@@ -431,9 +451,9 @@ impl Model {
             };
             (config, registers.vector, registers.enable == 1)
         };
-        let mut wire =
-            Loop::new(&DeviceSpec::net("model", NetSpec { max_vqp: Some(PAIRS), ..NetSpec::default() }))
-                .unwrap();
+        let mut spec = DeviceSpec::net("model", NetSpec { max_vqp: Some(PAIRS), ..NetSpec::default() });
+        spec.attributes.extend(state.swaps.then(|| ("swap".to_owned(), "on".to_owned())));
+        let mut wire = Loop::new(&spec).unwrap();
         let mut pumps = Vec::new();
         // By queue: what calls for it, and the vector to which that goes.
         let mut calls: Vec<(EventFd, u16)> = Vec::new();

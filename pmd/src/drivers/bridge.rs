@@ -14,8 +14,10 @@ use ringway_ring::tsc;
 use super::host_port::{HostPort, NETNS, TAP};
 use super::joined::{FEATURES, JoinedDevice, MAX_PAIRS, Members};
 use super::link::{self, CHECK};
+use super::uplink::{UPLINK, UplinkPort};
 use crate::net::fabric::{BridgeSettings, Fabric, MOST_PORTS};
 use crate::net::plan::{Offer, Plan, switch, word};
+use crate::net::uplink::UplinkFunction;
 use crate::vdpa::{
     AttributeInfo, Class, DeviceHost, DeviceSpec, DriverError, Learned, ManagementDevice, MgmtInfo, MgmtKind,
     MgmtKindInfo, NetMgmt, Unfit, VdpaDevice,
@@ -75,6 +77,15 @@ impl ManagementDevice for BridgeMgmtdev {
         }
         let plan = Offer { mgmtdev: "bridge", features: FEATURES, max_pairs: MAX_PAIRS }.plan(spec)?;
         Ok(Box::new(join(&self.fabric, &mut self.members, plan, spec)?))
+    }
+
+    fn create_uplink(
+        &mut self,
+        spec: &DeviceSpec,
+        function: Arc<dyn UplinkFunction>,
+        host: DeviceHost,
+    ) -> Result<Box<dyn VdpaDevice>, DriverError> {
+        Ok(Box::new(UplinkPort::join(&self.fabric, &mut self.members, spec, function, host)?))
     }
 
     fn removed(&mut self, name: &str) {
@@ -157,7 +168,7 @@ fn describe(name: String) -> MgmtInfo {
         max_supported_vqs: u32::from(MAX_PAIRS) * 2,
         max_devices: Some(MOST_PORTS.into()),
         features: FEATURES,
-        attributes: vec![CHECK, FLOOD, TAP, NETNS],
+        attributes: vec![CHECK, FLOOD, TAP, NETNS, UPLINK],
         functions: None,
         summary: "any number of devices joined by a learning bridge",
         check,
@@ -165,6 +176,9 @@ fn describe(name: String) -> MgmtInfo {
 }
 
 pub(super) fn check(name: &str, spec: &DeviceSpec) -> Result<(), Unfit> {
+    if UplinkPort::asked(spec)?.is_some() {
+        return Ok(());
+    }
     link::check(name, spec)?;
     flood(spec).map(drop)
 }

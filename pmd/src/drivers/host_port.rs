@@ -111,6 +111,10 @@ impl HostPort {
         let is_own = netdev.as_ref().is_none_or(TapNetdev::is_own);
         Ok(HostPort { port, nic, spec: tap, netdev, is_own, watch: None })
     }
+
+    fn is_gone(&self) -> bool {
+        self.watch.as_ref().is_some_and(|watch| watch.is_gone())
+    }
 }
 
 /// The network namespace that is asked for: a name of `ip netns`, or the path of one.
@@ -127,6 +131,9 @@ pub(super) fn netns(spec: &DeviceSpec) -> Result<Option<String>, Unfit> {
 
 /// How long control waits for the kernel's interface; what is wrong with one that takes longer is told by its session.
 const OPEN_WITHIN: Duration = Duration::from_secs(1);
+
+/// Why an interface is opened anew.
+const GONE: &str = "the kernel's interface is gone";
 
 /// How this process is named as a holder.
 fn own_pid() -> String {
@@ -215,8 +222,8 @@ impl HostEnd for HostPort {
         self.is_own
     }
 
-    fn is_gone(&self) -> bool {
-        self.watch.as_ref().is_some_and(|watch| watch.is_gone())
+    fn gone(&self) -> Option<String> {
+        self.is_gone().then(|| GONE.to_owned())
     }
 
     fn changes(&mut self) -> Vec<NetdevChange> {

@@ -4,6 +4,7 @@
 //! the function reaches the guest's memory by itself.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ringway_ring::features::Features;
@@ -11,6 +12,7 @@ use ringway_ring::features::Features;
 use crate::bus::pci::{self, Examiner, Function, Id, Opener};
 use crate::driver::Driver;
 use crate::net::plan::Offer;
+use crate::net::uplink::UplinkFunction;
 use crate::net::{
     F_CTRL_RX, F_CTRL_VQ, F_MAC, F_MQ, F_MRG_RXBUF, F_MTU, F_STATUS, MAX_MTU, MIN_MTU, Mac, NIC, OFFLOADS,
 };
@@ -24,8 +26,11 @@ use crate::virtio::transport::{FunctionFault, Transport};
 mod device;
 // It, at work.
 mod function;
+// It as a bridge's uplink.
+mod uplink;
 
 use device::VirtioNic;
+use uplink::VirtioUplink;
 
 /// The driver.
 #[derive(Debug, Default)]
@@ -174,6 +179,10 @@ impl ManagementDevice for VirtioFunction {
             ("numa_node", self.numa_node.map(|node| node.to_string())),
         ];
         known.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+    }
+
+    fn uplink(&self) -> Result<Arc<dyn UplinkFunction>, DriverError> {
+        Ok(Arc::new(VirtioUplink::new(&self.name, &self.opener, self.seen)?))
     }
 
     fn create(&mut self, spec: &DeviceSpec, host: DeviceHost) -> Result<Box<dyn VdpaDevice>, DriverError> {

@@ -111,6 +111,12 @@ impl Offloads {
         Offloads(self.0 | other.0)
     }
 
+    /// Those of them that are among `other`.
+    #[must_use]
+    pub const fn only(self, other: Offloads) -> Offloads {
+        Offloads(self.0 & other.0)
+    }
+
     /// True if all of `other` are among them.
     #[inline]
     pub const fn contains(self, other: Offloads) -> bool {

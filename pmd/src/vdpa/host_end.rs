@@ -1,4 +1,4 @@
-//! The host's end of a device that has no front-end: an interface of the kernel's.
+//! The host's end of a device that has no front-end: an interface of the kernel's, or a function.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,8 +25,8 @@ pub trait HostEnd {
     ) -> Result<(), DriverError>;
     /// Ringway made it, and makes it again if it is gone.
     fn is_own(&self) -> bool;
-    /// It is gone.
-    fn is_gone(&self) -> bool;
+    /// It is gone, or of no use any more, and why: it is opened anew.
+    fn gone(&self) -> Option<String>;
     /// What somebody set otherwise since it was opened, as it is now. Asks the kernel.
     fn changes(&mut self) -> Vec<NetdevChange>;
 }

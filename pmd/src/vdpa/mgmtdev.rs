@@ -1,10 +1,12 @@
 //! Management devices: what makes devices, and what operators are told of it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ringway_ring::features::Features;
 
 use super::{Class, DeviceHost, DeviceSpec, DriverError, Functions, NetMgmt, Parent, Unfit, VdpaDevice};
+use crate::net::uplink::UplinkFunction;
 
 /// What a management device says of itself.
 #[derive(Debug, Clone)]
@@ -50,6 +52,27 @@ pub trait ManagementDevice: Send {
     /// # Errors
     /// It cannot be made; nothing of it is left.
     fn create(&mut self, spec: &DeviceSpec, host: DeviceHost) -> Result<Box<dyn VdpaDevice>, DriverError>;
+    /// What it is to a bridge whose way out it is to be, in place of a device of its own.
+    ///
+    /// # Errors
+    /// It cannot be one.
+    fn uplink(&self) -> Result<Arc<dyn UplinkFunction>, DriverError> {
+        let name = self.info().name;
+        Err(DriverError::Misconfigured(format!("{name} is no function of the host's that can be an uplink")))
+    }
+    /// Makes a device of an uplink's function: it has no guest.
+    ///
+    /// # Errors
+    /// As for [`ManagementDevice::create`].
+    fn create_uplink(
+        &mut self,
+        spec: &DeviceSpec,
+        function: Arc<dyn UplinkFunction>,
+        host: DeviceHost,
+    ) -> Result<Box<dyn VdpaDevice>, DriverError> {
+        let _ = (spec, function, host);
+        Err(DriverError::Misconfigured(format!("{} has no uplink", self.info().name)))
+    }
     /// The device that comes with this one, and goes with it: the host's end of what joins the two.
     fn implied(&self, spec: &DeviceSpec) -> Option<DeviceSpec> {
         let _ = spec;

@@ -1,5 +1,5 @@
 //! The session of a device whose other side is a kernel's interface: no front-end and no socket, else as any session. It
-//! opens the interface, obeys commands, looks now and then at what others change of the interface, and ends when the interface is gone, so that control has it opened again.
+//! opens the interface, obeys commands, looks now and then at what others change of the interface, and ends when the interface is gone, or the function of an uplink of no use any more, so that control has it opened again.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use rustix::io::Errno;
 
 use super::plane::EnginePlane;
 use super::run::text_of;
-use super::{Command, DeviceShared, Inbox, NetdevSetup, Report, RingReport};
+use super::{Command, DeviceConfig, DeviceShared, Inbox, NetdevSetup, Report, RingReport};
 use crate::frontends::budget::Lease;
 use crate::frontends::virtdev::Plane;
 use crate::host::look::LOOK_EVERY;
 
-/// Why a session ends whose interface somebody took away.
-pub(crate) const GONE: &str = "the kernel's interface is gone";
+/// Why a session ends whose function says so.
+const NEEDS_RESET: &str = "the function needs a reset";
 
 /// Runs a session to its end.
 pub(super) fn run(setup: NetdevSetup, inbox: &Inbox) {
@@ -55,6 +55,8 @@ fn serve(plane: &mut EnginePlane<'_>, shared: &DeviceShared, inbox: &Inbox) -> (
         return (why, is_revoked);
     }
     report_rings(plane, shared);
+    let config = DeviceConfig::of(&mut *plane.device);
+    plane.report(Report::Config(config));
     let (mut changes, mut look_at) = (Vec::new(), Instant::now() + LOOK_EVERY);
     loop {
         let wait = look_at.saturating_duration_since(Instant::now());
@@ -76,8 +78,12 @@ fn serve(plane: &mut EnginePlane<'_>, shared: &DeviceShared, inbox: &Inbox) -> (
                     }
                     report_rings(plane, shared);
                 }
-                // Nobody reads its configuration space or its status.
-                Command::ConfigChanged | Command::NeedsReset => {}
+                // Nobody reads its configuration space: operators are shown its link.
+                Command::ConfigChanged => {
+                    let config = DeviceConfig::of(&mut *plane.device);
+                    plane.report(Report::Config(config));
+                }
+                Command::NeedsReset => return (NEEDS_RESET.to_owned(), false),
             }
         }
         match plane.take_ended().into_iter().next() {
@@ -85,8 +91,8 @@ fn serve(plane: &mut EnginePlane<'_>, shared: &DeviceShared, inbox: &Inbox) -> (
             Some((_, Ended::Panicked(_))) => return ("its pump panicked".to_owned(), false),
             Some((_, Ended::NotPlaced(why) | Ended::DeviceLost(why))) => return (why, false),
         }
-        if plane.device.host_end().is_some_and(|end| end.is_gone()) {
-            return (GONE.to_owned(), false);
+        if let Some(why) = plane.device.host_end().and_then(|end| end.gone()) {
+            return (why, false);
         }
         if Instant::now() >= look_at {
             look_at = Instant::now() + LOOK_EVERY;

@@ -41,6 +41,9 @@ pub struct DevInfo {
     /// The kernel's interface that is its other side, in place of a front-end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netdev: Option<String>,
+    /// The function that is its other side, in place of a front-end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<String>,
     /// Who owns the socket.
     pub mode: Mode,
     /// Owner of the socket, if one was asked for.
@@ -76,6 +79,14 @@ pub struct DevInfo {
     /// What the operator should know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+}
+
+impl DevInfo {
+    /// What is there in place of a front-end, in words.
+    pub(crate) fn other_side(&self) -> Option<String> {
+        let netdev = self.netdev.as_ref().map(|ifname| format!("the host's interface {ifname}"));
+        netdev.or_else(|| Some(format!("the bridge's uplink {}", self.uplink.as_ref()?)))
+    }
 }
 
 /// A device's configuration as it was provisioned, whether or not a guest has asked for it.

@@ -116,9 +116,10 @@ pub(super) fn devices(answer: &DevShow, is_full: bool) -> String {
             Some(peer) => format!(" front_end {} (pid {}, uid {})", peer.comm, peer.pid, peer.uid),
             None => String::new(),
         };
-        let other_side = match &info.netdev {
-            Some(ifname) => format!("netdev {ifname}"),
-            None => format!("socket {} mode {}", info.socket.display(), info.mode.name()),
+        let other_side = match (&info.netdev, &info.uplink) {
+            (Some(ifname), _) => format!("netdev {ifname}"),
+            (None, Some(function)) => format!("uplink {function}"),
+            (None, None) => format!("socket {} mode {}", info.socket.display(), info.mode.name()),
         };
         let _ = writeln!(text, "  state {} {other_side}{peer}", info.state);
         if is_full {
@@ -148,7 +149,7 @@ fn device_details(text: &mut String, name: &str, info: &DevInfo) {
         let list: Vec<String> = info.attributes.iter().map(|(key, value)| format!("{key} {value}")).collect();
         let _ = writeln!(text, "  attributes {}", list.join(" "));
     }
-    if info.netdev.is_none() {
+    if info.netdev.is_none() && info.uplink.is_none() {
         let _ = writeln!(text, "  mode {}: {}", info.mode.name(), meaning(info.mode.name()));
     }
     let cores: Vec<String> = info.cores.iter().map(usize::to_string).collect();

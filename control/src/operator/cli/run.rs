@@ -164,11 +164,9 @@ fn dev(
             if let Some((name, ifname)) = name
                 .as_ref()
                 .filter(|_| qemu || libvirt)
-                .and_then(|name| Some((name, answer.dev.find(name)?.netdev.as_ref()?)))
+                .and_then(|name| Some((name, answer.dev.find(name)?.other_side()?)))
             {
-                return Err(Fault::usage(format!(
-                    "{name} is the host's interface {ifname}: no VMM connects to it"
-                )));
+                return Err(Fault::usage(format!("{name} is {ifname}: no VMM connects to it")));
             }
             match (name.as_ref().and_then(|name| Some((name, answer.dev.find(name)?))), qemu, libvirt) {
                 (Some((name, info)), true, _) => {

@@ -15,7 +15,9 @@ pub(super) fn qemu(name: &str, info: &DevInfo) -> Vec<String> {
     let path = info.socket.display().to_string().replace(',', ",,");
     let chardev = match info.mode {
         Mode::Server => format!("socket,id=char-{name},path={path},reconnect-ms=100"),
-        Mode::Client | Mode::Netdev => format!("socket,id=char-{name},path={path},server=on,wait=off"),
+        Mode::Client | Mode::Netdev | Mode::Uplink => {
+            format!("socket,id=char-{name},path={path},server=on,wait=off")
+        }
     };
     let pairs = info.max_vqs / 2;
     let mut netdev = format!("vhost-user,id={id},chardev=char-{name}");
@@ -73,7 +75,7 @@ pub(super) fn libvirt(info: &DevInfo) -> String {
             let _ = writeln!(xml, "  <source type='unix' path='{path}' mode='client'>");
             xml.push_str("    <reconnect enabled='yes' timeout='1'/>\n  </source>\n");
         }
-        Mode::Client | Mode::Netdev => {
+        Mode::Client | Mode::Netdev | Mode::Uplink => {
             let _ = writeln!(xml, "  <source type='unix' path='{path}' mode='server'/>");
         }
     }
@@ -116,6 +118,7 @@ mod tests {
             max_vq_size: 32768,
             state: "waiting".into(),
             netdev: None,
+            uplink: None,
             socket: "/run/a,b/vm0.sock".into(),
             mode,
             owner: None,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::Desired;
-use crate::devices::checks::{host_interface, implied_name};
+use crate::devices::checks::{host_interface, implied_name, uplink_of};
 use crate::devices::known::Known;
 use crate::devices::placement::{allowed_cores, choose_cores, list};
 use crate::fault::{Fault, Kind};
@@ -104,6 +104,22 @@ impl Desired {
             return Err((
                 key,
                 twin(format!("{} has the same interface as {}", entry.name, other.name), other),
+            ));
+        }
+        // One function is of one device: its own, or a bridge's uplink.
+        let uses = |other: &DeviceEntry, function: &str| {
+            uplink_of(other) == Some(function) || other.mgmtdev == function
+        };
+        let function = uplink_of(entry).unwrap_or(&entry.mgmtdev);
+        let is_twin = |other: &&DeviceEntry| match uplink_of(entry) {
+            Some(function) => uses(other, function),
+            None => uplink_of(other) == Some(function),
+        };
+        if let Some(other) = before.iter().find(is_twin) {
+            let key = if uplink_of(entry).is_some() { "uplink" } else { "mgmtdev" };
+            return Err((
+                key,
+                twin(format!("{} has the same function as {}", entry.name, other.name), other),
             ));
         }
         // A device that comes by itself takes a name, too.
@@ -218,7 +234,10 @@ impl Desired {
         }
         let runtime_dir = ctl.parent().unwrap_or(Path::new("/"));
         let mut taken = BTreeMap::from([(real(ctl), "the operator socket".to_owned())]);
-        for (entry, places) in self.placed().filter(|(entry, _)| !entry.attributes.contains_key("tap")) {
+        for (entry, places) in self
+            .placed()
+            .filter(|(entry, _)| !entry.attributes.contains_key("tap") && uplink_of(entry).is_none())
+        {
             let key = if entry.socket.is_some() { "socket" } else { "name" };
             let socket =
                 entry.socket.clone().unwrap_or_else(|| endpoint::default_path(runtime_dir, &entry.name));

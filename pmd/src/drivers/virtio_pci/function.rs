@@ -13,7 +13,7 @@ use ringway_ring::queue::{Format, RingSize};
 use super::{RESET, Seen};
 use crate::bus::pci::Function;
 use crate::bus::pci::listener::Listening;
-use crate::dma::{Division, Window};
+use crate::dma::{Division, OwnMemory, Window};
 use crate::net::relay::FunctionQueue;
 use crate::net::{F_CTRL_RX, F_CTRL_VQ, F_MQ, F_STATUS, Mac};
 use crate::notify::EventFd;
@@ -105,6 +105,17 @@ impl Open {
         self.function.on_wanted_back(self.wanted.fd())
     }
 
+    /// Entries of the rings of its first pair, as it came up last: the function says so, and may say otherwise the next time.
+    pub(super) fn pair_entries(&self, driven: Features) -> Option<[u16; 2]> {
+        let size = |queue| self.transport.queue_size(queue, format_of(driven), MAX_RING).map(RingSize::get);
+        Some([size(0)?, size(1)?])
+    }
+
+    /// Memory of our own that the function reaches, so far behind its rings.
+    pub(super) fn own_memory(&self, at: u64, bytes: u64) -> io::Result<OwnMemory> {
+        OwnMemory::new(self.function.dma(), self.own + at, bytes)
+    }
+
     /// From a reset to its work, with all rings begun and none in service.
     pub(super) fn bring_up(
         &self,
@@ -120,7 +131,7 @@ impl Open {
             return Err(FunctionFault::Refused(format!("{missing:?}, which it offered before")));
         }
         transport.negotiate(driven)?;
-        let format = if driven.contains(Features::RING_PACKED) { Format::Packed } else { Format::Split };
+        let format = format_of(driven);
         let control = driven
             .contains(F_CTRL_VQ)
             .then(|| if driven.contains(F_MQ) { seen.numbered_pairs * 2 } else { 2 });
@@ -187,6 +198,10 @@ impl Open {
         }
         self.transport.config().is_ok_and(|[_, _, _, _, _, _, status, _]: [u8; 8]| status & LINK_UP != 0)
     }
+}
+
+fn format_of(driven: Features) -> Format {
+    if driven.contains(Features::RING_PACKED) { Format::Packed } else { Format::Split }
 }
 
 /// What the function receives: all that its wire has, since a guest tells its VMM alone what it wants.

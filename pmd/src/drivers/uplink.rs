@@ -1,0 +1,259 @@
+//! A function of the host's as a port of a bridge: a device whose other side is a wire, and no guest.
+//!
+//! It is opened by its session, and again whenever it broke the rules or needs a reset. Its receive queue is what the function
+//! is given to send, its transmit queue what the function received.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::joined::{FEATURES, Members, served_by};
+use crate::bus::pci::Address;
+use crate::counters::QueueCounters;
+use crate::net::NetConfig;
+use crate::net::fabric::{Fabric, Port, Side};
+use crate::net::nic::Nic;
+use crate::net::plan::Offer;
+use crate::net::uplink::{Uplink, UplinkFunction, UplinkOptions, UplinkWatch};
+use crate::notify::EventFd;
+use crate::vdpa::{
+    AttributeInfo, ClassOps, ClassSpec, ConfigSpace, DeviceHost, DeviceSpec, DriverError, Ended, Facts,
+    HostEnd, NetOps, NetdevChange, Placer, QueueBinding, Queues, ServeError, ServedBy, Stopped, Stuck, Unfit,
+    VdpaDevice,
+};
+
+/// The attribute that makes a device a bridge's way out.
+pub(super) const UPLINK: AttributeInfo = AttributeInfo {
+    name: "uplink",
+    value: "pci/ADDRESS",
+    help: "a function of the host's is the bridge's way to the network, in place of a socket",
+};
+
+/// A device.
+#[derive(Debug)]
+pub(super) struct UplinkPort {
+    port: Port,
+    nic: Nic,
+    /// The management device that the function is.
+    name: String,
+    function: Arc<dyn UplinkFunction>,
+    host: DeviceHost,
+    work: Option<Box<dyn Uplink>>,
+    watch: Option<Arc<UplinkWatch>>,
+}
+
+impl UplinkPort {
+    /// Checks what is asked for, if an uplink is: the management device that it is to be.
+    pub(super) fn asked(spec: &DeviceSpec) -> Result<Option<String>, Unfit> {
+        let Some(name) = spec.attributes.get(UPLINK.name).cloned() else { return Ok(None) };
+        let is_function = name.strip_prefix(PCI).is_some_and(|address| address.parse::<Address>().is_ok());
+        if !is_function {
+            let why = format!(
+                "uplink {}: must be a function of the PCI bus, as in pci/0000:01:10.0 (ringway mgmtdev show)",
+                name.escape_debug()
+            );
+            return Err(Unfit::new(UPLINK.name, why));
+        }
+        let ClassSpec::Net(net) = spec.class else {
+            return Err(Unfit::new(UPLINK.name, "uplink: goes with network devices"));
+        };
+        let its_own = "the function has its own address, and what passes has the guests'";
+        for (is_given, attribute, why) in [
+            (net.mac.is_some(), "mac", its_own),
+            (
+                net.max_vqp.is_some_and(|pairs| pairs > 1),
+                "max_vqp",
+                "one core serves a bridge, which one pair keeps busy",
+            ),
+            (spec.features.is_some(), "device_features", "there is no guest to offer them to"),
+            (
+                spec.attributes.contains_key("tap"),
+                "tap",
+                "a port is the host's interface or an uplink, not both",
+            ),
+            (spec.attributes.contains_key("netns"), "netns", "goes with tap IFNAME"),
+            (
+                spec.attributes.contains_key("spoofchk"),
+                "spoofchk",
+                "all the network's addresses are behind it",
+            ),
+            (
+                spec.attributes.contains_key("flood_pps"),
+                "flood_pps",
+                "what the network sends to all is for all",
+            ),
+        ] {
+            if is_given {
+                return Err(Unfit::new(attribute, format!("{attribute}: {why}")));
+            }
+        }
+        Ok(Some(name))
+    }
+
+    /// Makes the function one of those that are joined. It is opened by its session.
+    pub(super) fn join(
+        fabric: &Arc<Fabric>,
+        members: &mut Members,
+        spec: &DeviceSpec,
+        function: Arc<dyn UplinkFunction>,
+        host: DeviceHost,
+    ) -> Result<UplinkPort, DriverError> {
+        let Some(name) = UplinkPort::asked(spec)? else {
+            return Err(DriverError::misconfigured("uplink: which function is missing"));
+        };
+        let facts = function.facts();
+        let mut spec = spec.clone();
+        if let ClassSpec::Net(net) = &mut spec.class {
+            if let Some(mtu) = net.mtu.filter(|mtu| *mtu > facts.most_mtu) {
+                let why = format!("mtu {mtu}: {name} has at most {}", facts.most_mtu);
+                return Err(DriverError::Misconfigured(why));
+            }
+            net.mtu = net.mtu.or(facts.mtu);
+        }
+        let plan = Offer { mgmtdev: "an uplink", features: FEATURES, max_pairs: 1 }.plan(&spec)?;
+        let mut nic = Nic::new(plan, 0);
+        if let Some(mac) = facts.mac {
+            nic.set_mac(mac);
+        }
+        nic.set_link(false);
+        let port = fabric.port(None)?;
+        members.add(&spec.name, &port);
+        Ok(UplinkPort { port, nic, name, function, host, work: None, watch: None })
+    }
+
+    /// The function touches no memory once this returns Ok.
+    fn close(&mut self, within: Duration) -> Result<(), Stuck> {
+        if let Some(work) = &mut self.work {
+            work.close(within)?;
+            self.work = None;
+        }
+        self.nic.set_link(false);
+        Ok(())
+    }
+}
+
+impl VdpaDevice for UplinkPort {
+    fn facts(&self) -> Facts {
+        self.nic.facts()
+    }
+
+    fn config(&mut self) -> &mut dyn ConfigSpace {
+        &mut self.nic
+    }
+
+    fn queues(&mut self) -> &mut dyn Queues {
+        self
+    }
+
+    fn class(&mut self) -> ClassOps<'_> {
+        ClassOps::Net(self)
+    }
+
+    fn attributes(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([(UPLINK.name.to_owned(), self.name.clone())])
+    }
+
+    fn host_end(&mut self) -> Option<&mut dyn HostEnd> {
+        Some(self)
+    }
+}
+
+impl NetOps for UplinkPort {
+    fn net_config(&self) -> NetConfig {
+        NetConfig { link_up: self.work.as_ref().is_some_and(|work| work.has_link()), ..self.nic.config() }
+    }
+
+    fn set_mtu(&mut self, mtu: u16) -> Result<(), DriverError> {
+        self.nic.set_mtu(mtu)
+    }
+}
+
+impl HostEnd for UplinkPort {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn open(
+        &mut self,
+        counters: &[Arc<QueueCounters>],
+        attention: Arc<EventFd>,
+        placer: &Placer,
+        within: Duration,
+    ) -> Result<(), DriverError> {
+        let stuck =
+            |Stuck(why)| DriverError::Resource { what: why, source: std::io::ErrorKind::ResourceBusy.into() };
+        self.close(within).map_err(stuck)?;
+        let watch = UplinkWatch::new(attention);
+        let counted = |index: usize| counters.get(index).map(Arc::clone).unwrap_or_default();
+        let mut work = self.function.open(UplinkOptions {
+            mtu: self.nic.mtu(),
+            sent: counted(0),
+            received: counted(1),
+            watch: Arc::clone(&watch),
+            host: self.host.clone(),
+        })?;
+        let sides = work.sides();
+        self.work = Some(work);
+        self.watch = Some(watch);
+        let sides =
+            sides.map(|(source, sink)| [(0, true, Side::Sink(sink)), (1, true, Side::Source(source))]);
+        let attached = self.port.attach(sides.into_iter().flatten().collect(), placer, within);
+        if let Err(error) = attached {
+            // What is left of it is let go when the device is.
+            let _ = self.close(within);
+            return Err(DriverError::Misconfigured(error.to_string()));
+        }
+        Ok(())
+    }
+
+    fn is_own(&self) -> bool {
+        true
+    }
+
+    fn gone(&self) -> Option<String> {
+        let fault = self.watch.as_ref()?.fault()?;
+        Some(format!("the function broke the rules of its ring: {fault}"))
+    }
+
+    fn changes(&mut self) -> Vec<NetdevChange> {
+        Vec::new()
+    }
+}
+
+impl Queues for UplinkPort {
+    fn start(
+        &mut self,
+        group: u16,
+        _queues: Vec<QueueBinding>,
+        _berth: &Placer,
+        _within: Duration,
+    ) -> Result<(), ServeError> {
+        Err(ServeError::Refused(format!("pair {group} is an uplink's and has no guest")))
+    }
+
+    /// Its queues have no position. Without them the function has nothing to do.
+    fn stop(&mut self, group: u16, within: Duration) -> Result<Stopped, Stuck> {
+        self.port.stop(group, within)?;
+        self.close(within)?;
+        Ok(Stopped::default())
+    }
+
+    fn served_by(&self, group: u16) -> Option<ServedBy> {
+        served_by(&self.port, group)
+    }
+
+    fn beside(&self) -> usize {
+        self.port.running()
+    }
+
+    fn follow(&mut self, within: Duration) -> Result<(), ServeError> {
+        self.port.follow_cores(within)
+    }
+
+    fn take_ended(&mut self, within: Duration) -> Vec<(u16, Ended)> {
+        self.port.take_ended(within)
+    }
+}
+
+/// What the names of the PCI bus's functions begin with.
+const PCI: &str = "pci/";
