@@ -4,7 +4,7 @@
 //! it is not is stopped (SIGSTOP) with nothing under way, and goes on (SIGCONT) before its next round.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -43,6 +43,15 @@ pub enum Backend {
     Dpdk(Testpmd),
 }
 
+/// What the devices of a job stand on.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct On<'a> {
+    /// The management device of each port; the job's own without it.
+    pub mgmtdevs: &'a [String],
+    /// What `ringwayd` starts with beside them.
+    pub config: Option<&'a Path>,
+}
+
 impl Backend {
     /// Starts `ringwayd` with the devices of a job: its worker on `core`, `idle` its policy.
     pub fn ringway(
@@ -51,9 +60,12 @@ impl Backend {
         idle: &str,
         max_frame: u16,
         pairs: u16,
+        on: On<'_>,
     ) -> Result<Backend, BenchError> {
         let cores = core.to_string();
-        let flags = ["--cores", &cores, "--idle", idle];
+        let config = on.config.map(|path| path.display().to_string());
+        let mut flags = vec!["--cores", &cores, "--idle", idle];
+        flags.extend(config.iter().flat_map(|path| ["--config", path]));
         let daemon = Daemon::start(&flags)?;
         let mtu = max_frame.saturating_sub(ETHERNET_HEADER).max(1500).to_string();
         let pairs = pairs.to_string();
@@ -61,19 +73,31 @@ impl Backend {
             Job::Loopback => vec!["bench"],
             Job::Link => vec!["bench0", "bench1"],
         };
-        for device in &devices {
+        for (port, device) in devices.iter().enumerate() {
             let mut words = vec!["dev", "add", "name", device, "mgmtdev"];
-            match job {
-                Job::Loopback => words.extend(["sim/net", "swap", "on"]),
-                Job::Link => words.push("link/bench"),
+            match (on.mgmtdevs.get(port), job) {
+                (Some(mgmtdev), _) => words.push(mgmtdev),
+                (None, Job::Loopback) => words.extend(["sim/net", "swap", "on"]),
+                (None, Job::Link) => words.push("link/bench"),
             }
             words.extend(["mtu", &mtu, "max_vqp", &pairs]);
-            daemon.ringway(&words)?;
+            // A function is there once the daemon has looked at it.
+            let begun = Instant::now();
+            while let Err(error) = daemon.ringway(&words) {
+                if on.mgmtdevs.is_empty() || begun.elapsed() > FUNCTION_WITHIN {
+                    return Err(error.into());
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            }
         }
         let identity = Identity {
             name: "ringway".to_owned(),
             version: format!("{} ({})", env!("CARGO_PKG_VERSION"), env!("RINGWAY_REVISION")),
-            flags: flags.map(str::to_owned).to_vec(),
+            flags: flags
+                .into_iter()
+                .chain(on.mgmtdevs.iter().map(String::as_str))
+                .map(str::to_owned)
+                .collect(),
         };
         Ok(Backend::Ringway { daemon, devices, identity })
     }
@@ -300,6 +324,9 @@ const ETHERNET_HEADER: u16 = 14;
 
 /// Longest frame that a buffer of the standard size takes.
 const STANDARD_FRAME: u16 = 1518;
+
+/// How long a function may take to be there.
+const FUNCTION_WITHIN: Duration = Duration::from_secs(3);
 
 #[cfg(test)]
 mod tests {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Backend, Identity, Testpmd};
+use crate::backend::{Backend, Identity, On, Testpmd};
 use crate::error::BenchError;
 use crate::generator::{Generator, Load, Round};
 use crate::limits::{self, Gauge, Limits};
@@ -118,7 +118,7 @@ pub fn with_dpdk(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Compar
     // Once it is known to work, so that its first round is like the others.
     peer.turn(Load::Closed, setup.how)?;
     progress("starting ringwayd");
-    let ours = Backend::ringway(*job, *backend_core, setup.idle, longest, port.pairs)?;
+    let ours = Backend::ringway(*job, *backend_core, setup.idle, longest, port.pairs, On::default())?;
     let mut ours = Contender::new(ours, setup)?;
     ours.turn(Load::Closed, setup.how)?;
 

@@ -15,7 +15,7 @@ use ringway_guest::lane::{Lane, Offer, histogram};
 use ringway_guest::ledger::Counts;
 use ringway_guest::pace::Pace;
 use ringway_guest::presence::Presence;
-use ringway_guest::{Guest, GuestError};
+use ringway_guest::{Guest, GuestError, GuestOptions};
 use ringway_ring::memory::PageKind;
 use ringway_ring::tsc;
 use ringway_vhost_user::frontend::Frontend;
@@ -91,9 +91,9 @@ impl Generator {
         let flows = sockets.len() * usize::from(options.pairs);
         let mut flows = Flows::new(flows);
         let mut ports = Vec::with_capacity(sockets.len());
-        for socket in sockets {
+        for (port, socket) in sockets.iter().enumerate() {
             let name = socket.display().to_string();
-            match open(socket, options, &flows) {
+            match open(socket, options.guest(port), options, &flows) {
                 Ok(guest) => ports.push((name, guest)),
                 Err(source) => return Err(BenchError::Guest { socket: name, source }),
             }
@@ -192,13 +192,18 @@ impl Generator {
 }
 
 /// Connects to a back-end, or waits for it, and starts every ring.
-fn open(socket: &Path, options: &PortOptions, flows: &Flows) -> Result<Guest, GuestError> {
+fn open(
+    socket: &Path,
+    guest: GuestOptions,
+    options: &PortOptions,
+    flows: &Flows,
+) -> Result<Guest, GuestError> {
     let frontend = if options.listen {
         Frontend::listen(socket, options.patience)
     } else {
         Frontend::connect(socket, options.patience)
     }?;
-    Guest::start_among(frontend, options.guest(), flows)
+    Guest::start_among(frontend, guest, flows)
 }
 
 /// Names the queue pair in which something went wrong.

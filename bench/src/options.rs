@@ -149,8 +149,9 @@ impl Default for PortOptions {
 
 impl PortOptions {
     /// The guest that stands at the port. With mergeable buffers they are as long as a driver commonly takes, and a
-    /// longer frame fills several; without them there is room for the longest frame.
-    pub fn guest(&self) -> GuestOptions {
+    /// longer frame fills several; without them there is room for the longest frame. Ports that are joined send to each other's
+    /// address, so that what learns addresses carries their frames as well.
+    pub fn guest(&self, port: usize) -> GuestOptions {
         // The longest header that there is.
         let whole = 12 + u32::from(self.size.max());
         GuestOptions {
@@ -167,7 +168,10 @@ impl PortOptions {
             mergeable: self.mergeable,
             event_idx: self.event_idx,
             in_order: self.in_order,
-            addresses: Addresses::OF_NOBODY,
+            addresses: match port % 2 {
+                0 => Addresses::OF_NOBODY,
+                _ => Addresses::OF_NOBODY.exchanged(),
+            },
             rx_buffer: Some(if self.mergeable { MERGEABLE_BUFFER } else { whole.max(MERGEABLE_BUFFER) }),
             pages: self.pages,
             regions: (self.regions > 1).then_some(self.regions),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use ringway_bench::backend::{Backend, Identity};
+use ringway_bench::backend::{Backend, Identity, On};
 use ringway_bench::generator::{Generator, Load};
 use ringway_bench::host::Watch;
 use ringway_bench::net::{self, Found, Rounds, Series};
@@ -24,6 +24,13 @@ pub(crate) struct Arguments {
     /// Own the sockets and wait for the back-end to connect
     #[arg(long, requires = "socket")]
     listen: bool,
+    /// Management device of each port (twice for a link) of the ringwayd that is started, in place of one of its own: a function
+    /// with something at its other end that does the job
+    #[arg(long, conflicts_with = "socket")]
+    mgmtdev: Vec<String>,
+    /// Configuration file of the ringwayd that is started: what the management devices need, no devices
+    #[arg(long, value_name = "FILE", requires = "mgmtdev")]
+    config: Option<PathBuf>,
     /// One port that gives back what it gets, or two that are joined
     #[arg(long, value_enum, default_value_t = Job::Loopback)]
     job: Job,
@@ -268,7 +275,12 @@ fn start(arguments: &Arguments) -> Result<Behind, Failure> {
     }
     if arguments.socket.is_empty() {
         let idle = rounds.idle.word();
-        let backend = Backend::ringway(*job, rounds.backend_core, idle, port.size.max(), port.pairs)?;
+        let Arguments { mgmtdev, config, .. } = arguments;
+        if !mgmtdev.is_empty() && mgmtdev.len() != job.ports() {
+            return Err(format!("--job {job} takes {} --mgmtdev, not {}", job.ports(), mgmtdev.len()).into());
+        }
+        let on = On { mgmtdevs: mgmtdev, config: config.as_deref() };
+        let backend = Backend::ringway(*job, rounds.backend_core, idle, port.size.max(), port.pairs, on)?;
         return Ok(Behind::Started(backend));
     }
     if arguments.socket.len() != job.ports() {
