@@ -425,10 +425,23 @@ impl GuestMap {
     /// The whole range in one piece, by the front-end's own address (vhost-user ring addresses).
     pub fn resolve_user(&self, user_addr: u64, len: u64) -> Result<HostSlice<'_>, Miss> {
         let miss = Miss { address: user_addr, len };
+        let (entry, at) = self.by_user(user_addr).ok_or(miss)?;
+        whole(entry, at, len).ok_or(miss)
+    }
+
+    /// Where the whole range lies in the guest's memory, by the front-end's own address.
+    pub fn gpa_of_user(&self, user_addr: u64, len: u64) -> Result<u64, Miss> {
+        let miss = Miss { address: user_addr, len };
+        let (entry, at) = self.by_user(user_addr).ok_or(miss)?;
+        whole(entry, at, len).map(|_| entry.gpa + at).ok_or(miss)
+    }
+
+    /// The last region whose own addresses begin at or below `user_addr`, and how far that is in it.
+    fn by_user(&self, user_addr: u64) -> Option<(&Entry, u64)> {
         let after =
             self.by_user.partition_point(|&index| self.regions[usize::from(index)].user_addr <= user_addr);
-        let index = usize::from(*self.by_user.get(after.wrapping_sub(1)).ok_or(miss)?);
-        whole(&self.entries[index], user_addr - self.regions[index].user_addr, len).ok_or(miss)
+        let index = usize::from(*self.by_user.get(after.wrapping_sub(1))?);
+        Some((self.entries.get(index)?, user_addr - self.regions.get(index)?.user_addr))
     }
 
     /// True once a fault in this guest's memory was contained (see [`crate::sigbus`]): its file was truncated.

@@ -44,6 +44,10 @@
 //! another frame before the rest of one: there the whole of it is given back empty, and the senders' buffers, which are given
 //! back after the receiver's, still hold the frames.
 
+pub use self::outstanding::{Outstanding, Untold, outstanding};
+
+mod outstanding;
+
 use crate::guest::GuestMap;
 use crate::layout::Areas;
 use crate::position::Position;

@@ -25,13 +25,13 @@ const F_NO_NOTIFICATION: u16 = 1;
 
 /// Offset of element `slot` of the available ring; of `used_event` for `slot` = N.
 #[inline(always)]
-fn avail_at(slot: u16) -> usize {
+pub(crate) fn avail_at(slot: u16) -> usize {
     RING + 2 * usize::from(slot)
 }
 
 /// Offset of element `slot` of the used ring; of `avail_event` for `slot` = N.
 #[inline(always)]
-fn used_at(slot: u16) -> usize {
+pub(crate) fn used_at(slot: u16) -> usize {
     RING + 8 * usize::from(slot)
 }
 

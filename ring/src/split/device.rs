@@ -140,6 +140,23 @@ impl<W: Words, T: Track> SplitDevice<W, T> {
         })
     }
 
+    /// The first entries from where it starts are these, whatever stands there in the available ring: see
+    /// [`crate::resume::outstanding`]. Nothing was peeked yet.
+    ///
+    /// # Errors
+    /// More than are read ahead.
+    pub fn with_first(mut self, heads: &[u16]) -> Result<Self, SetupError> {
+        if heads.len() > HEADS {
+            return Err(SetupError::Position);
+        }
+        for (nth, head) in (0u16..).zip(heads) {
+            let place = usize::from(self.avail_next.plus(nth).get()) % HEADS;
+            self.heads[place] = *head;
+        }
+        self.heads_read = self.avail_next.plus(heads.len() as u16);
+        Ok(self)
+    }
+
     /// Looks at the driver's index: how many entries are available.
     #[inline]
     fn look(&mut self) -> Result<u16, RingFault> {
@@ -470,7 +487,7 @@ fn used_entry(id: u16, written: u32) -> u64 {
 }
 
 /// Heads read ahead at most: the burst at hand and the next one.
-const HEADS: usize = 2 * Burst::CHAINS;
+pub(crate) const HEADS: usize = 2 * Burst::CHAINS;
 /// Used entries held back at most; more are written to the ring early.
 const SHADOW: usize = Burst::CHAINS;
 /// An event index written to mean "never" is renewed after so many entries, long before it comes round.
