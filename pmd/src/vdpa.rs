@@ -35,10 +35,13 @@
 //! | [`VdpaDevice::queues`] | session | any | R | | |
 //! | [`Queues::served_by`] | session | any | R | | `get_vq_notification` |
 //! | [`Queues::beside`] | session | any | | | |
+//! | [`Queues::adjust`] | session | a queue of it in service | | [`Queues::start`] | `set_vq_cb`, `set_vq_ready` |
 //! | [`Queues::follow`] | session | cores were changed by control | R | | `set_vq_affinity` |
 //! | [`Queues::take_ended`] | session | it was woken | R | | |
 //! | [`VdpaDevice::reset`] | session | no queue in service | | [`VdpaDevice::negotiated`] | `reset`, `set_status` 0 |
 //! | [`VdpaDevice::class`], `attributes` | session; control, while no session has it | any; waits for nobody | `class` R | | `mac`, `mtu` of `vdpa_dev_set_config` |
+//! | [`VdpaDevice::set`] | session | any | | [`ManagementDevice::create`] | `dev_set_attr` |
+//! | [`VdpaDevice::note`] | session | any | | | |
 //! | [`NetOps::set_mtu`], `announce` | session | any | `set_mtu` R | | |
 //! | [`VdpaDevice::host_end`] | session; control asks its name and whose it is | any | | | |
 //! | [`VdpaDevice::removed`] | session, or a thread that may wait | last, no queue in service | | [`ManagementDevice::create`] | `dev_del` |
@@ -85,5 +88,7 @@ pub use self::host_end::{HostEnd, NetdevChange};
 pub use self::mgmtdev::{AttributeInfo, ManagementDevice, MgmtInfo, MgmtKind, MgmtKindInfo};
 pub use self::own_pumps::{MakePump, OwnPumps};
 pub use self::parent::{FunctionState, Functions, Parent};
-pub use self::queues::{Ended, Kept, Placer, QueueBinding, Queues, ServeError, ServedBy, Stopped, Stuck};
+pub use self::queues::{
+    Ended, Kept, Placer, QueueBinding, QueueEnds, Queues, ServeError, ServedBy, Stopped, Stuck,
+};
 pub use self::spec::{ClassSpec, DeviceSpec, NetSpec};

@@ -404,6 +404,7 @@ impl Daemon {
                     back = Some((away.is_own, device.mode, device.netdev.clone()));
                 }
             }
+            Report::Note(note) => connection.note = note,
             Report::Lacks { queue, lack } => {
                 let details = json!({ "qidx": queue, "why": lack.what(), "try": lack.cure() });
                 event = Some((lack.event(), details));

@@ -82,6 +82,8 @@ pub(crate) struct Connection {
     pub(crate) protocol: Option<u64>,
     pub(crate) status: Option<u8>,
     pub(crate) rings: Vec<RingReport>,
+    /// What an operator is to know of how they are served.
+    pub(crate) note: Option<String>,
     pub(crate) regions: usize,
     pub(crate) bytes: u64,
     pub(crate) mtu: Option<u16>,
@@ -97,6 +99,7 @@ impl Connection {
             protocol: None,
             status: None,
             rings: Vec::new(),
+            note: None,
             regions: 0,
             bytes: 0,
             mtu: None,

@@ -144,7 +144,7 @@ pub(crate) mod tests {
             max_supported_vqs: 32,
             max_devices: None,
             features: Features::VERSION_1 | F_MAC | F_MTU | F_MQ,
-            attributes: vec![AttributeInfo { name: "swap", value: "on|off", help: "" }],
+            attributes: vec![AttributeInfo { name: "swap", value: "on|off", help: "", live: None }],
             functions: None,
             summary: "",
             check: |_, _| Ok(()),
@@ -154,7 +154,7 @@ pub(crate) mod tests {
 
     #[test]
     fn bus_that_several_drivers_share_may_have_what_one_of_them_takes() {
-        let attribute = |name| AttributeInfo { name, value: "", help: "" };
+        let attribute = |name| AttributeInfo { name, value: "", help: "", live: None };
         let sim = known().mgmtdevs.remove(0);
         let other = MgmtInfo {
             max_supported_vqs: 64,

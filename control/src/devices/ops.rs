@@ -526,8 +526,23 @@ impl Daemon {
             .held_by(holder)
             .hint(format!("end that VM, ringway dev set name {} mtu {mtu}, start it with host_mtu={mtu}", set.name)));
         }
-        let is_new_device =
-            entry.mac != before.mac || entry.mtu != before.mtu || entry.attributes != before.attributes;
+        // What changes while a front-end is connected, and what each of it waits for; what else changes.
+        let live_of = |name: &str| {
+            let known = known.find(&entry.mgmtdev).filter(|_| life == Life::Connected)?;
+            known.attributes.iter().find(|attribute| attribute.name == name)?.live
+        };
+        let changes = |(name, value): &(&String, &String)| before.attributes.get(*name) != Some(*value);
+        let mut live = BTreeMap::new();
+        let mut waits_for: Vec<&'static str> = Vec::new();
+        let mut is_new_device = entry.mac != before.mac || entry.mtu != before.mtu;
+        for (name, value) in entry.attributes.iter().filter(changes) {
+            let Some(waits) = live_of(name) else {
+                is_new_device = true;
+                continue;
+            };
+            live.insert(name.clone(), value.clone());
+            waits_for.extend(waits(value));
+        }
         let put_back = |daemon: &mut Daemon| {
             if let Some(device) = daemon.registry.by_id(id) {
                 device.entry = before.clone();
@@ -556,6 +571,15 @@ impl Daemon {
         if let Some(core) = set.core {
             self.move_device(id, core);
         }
+        if !live.is_empty()
+            && let Some(device) = self.registry.by_id(id)
+        {
+            device.facts.attributes.extend(live.clone());
+            if let Some(connection) = &device.connection {
+                connection.handle.send(Command::Set(live));
+            }
+        }
+        notes.extend(waits_for.iter().map(|what| format!("in force {what}")));
         let is_deferred = is_new_device && life == Life::Connected;
         if is_deferred {
             if let Some(device) = self.registry.by_id(id) {
@@ -587,9 +611,10 @@ impl Daemon {
         if let Value::Object(changed) = &mut changed {
             changed.remove("name");
         }
-        let details = json!({ "applied": !is_deferred, "set": changed });
+        let applied = !is_deferred && waits_for.is_empty();
+        let details = json!({ "applied": applied, "set": changed });
         self.events.push("dev.changed", Some(&set.name), details);
-        Ok(DevChanged { changed: set.name.clone(), applied: !is_deferred, notes })
+        Ok(DevChanged { changed: set.name.clone(), applied, notes })
     }
 
     /// The MTU that the connected front-end has set or will set, as far as that is known, and who it is.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use ringway_pmd::net::NetConfig;
-use ringway_pmd::vdpa::{Ended, NetdevChange, VdpaDevice};
+use ringway_pmd::vdpa::{Ended, NetdevChange, ServedBy, VdpaDevice};
 use ringway_ring::features::Features;
 
 /// A device's configuration by class, as control shows it.
@@ -50,8 +50,15 @@ pub struct RingReport {
     pub runs: bool,
     /// What it lacks to be of use, though nothing is wrong with it.
     pub lacks: Option<Lack>,
-    /// The core its pump runs on.
-    pub core: Option<usize>,
+    /// Who serves it.
+    pub served_by: Option<ServedBy>,
+}
+
+impl RingReport {
+    /// The core that serves it, if one does.
+    pub fn core(&self) -> Option<usize> {
+        self.served_by.and_then(ServedBy::core)
+    }
 }
 
 /// What a started ring may lack, for its VMM's or its guest's part, without a fault of either.
@@ -104,6 +111,8 @@ pub enum Report {
     Status(u8),
     /// Rings started, stopped or changed: the whole set.
     Rings(Vec<RingReport>),
+    /// What an operator is to know of how the rings are served.
+    Note(Option<String>),
     /// A ring lacks something for long: told once a connection for each thing.
     Lacks {
         /// Which queue.
@@ -171,6 +180,7 @@ impl fmt::Debug for Report {
             }
             Report::Status(status) => f.debug_tuple("Status").field(status).finish(),
             Report::Rings(rings) => f.debug_tuple("Rings").field(rings).finish(),
+            Report::Note(note) => f.debug_tuple("Note").field(note).finish(),
             Report::Lacks { queue, lack } => {
                 f.debug_struct("Lacks").field("queue", queue).field("lack", lack).finish()
             }

@@ -78,7 +78,7 @@ mod tests {
             fault: None,
             runs: enabled,
             lacks: None,
-            core: None,
+            served_by: None,
         };
         Report::Rings(vec![ring])
     }

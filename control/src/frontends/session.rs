@@ -20,6 +20,7 @@ mod run;
 
 pub use super::report::{DeviceConfig, Lack, Report, Reporter, RingReport};
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -115,6 +116,8 @@ pub enum Command {
     Close,
     /// Have the queues served by the cores that `DeviceShared::cores` now says.
     Move,
+    /// Attributes of the device are otherwise from now on.
+    Set(BTreeMap<String, String>),
     /// The configuration space changed: tell the front-end (CONFIG_CHANGE_MSG), if it can be told.
     ConfigChanged,
     /// The device does not work until it is reset: tell the front-end (DEVICE_NEEDS_RESET).

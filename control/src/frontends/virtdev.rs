@@ -89,6 +89,8 @@ pub struct VirtDev {
     map: Option<Arc<GuestMap>>,
     /// What was last reported of the rings.
     reported: Vec<RingReport>,
+    /// What was last reported of how they are served.
+    noted: Option<String>,
     /// When to look at the rings again, without being told anything.
     look_at: Option<Instant>,
     /// What rings lack for long, as far as it was told.
@@ -138,6 +140,7 @@ impl VirtDev {
             groups,
             map: None,
             reported: Vec::new(),
+            noted: None,
             look_at: None,
             lacks_told: Vec::new(),
             breaches: Bucket::new(BREACH_BURST, BREACHES_PER_SECOND, now),
@@ -274,7 +277,9 @@ mod tests {
     use ringway_pmd::dma::MapError;
     use ringway_pmd::drivers::sim_net::SimNet;
     use ringway_pmd::notify::EventFd;
-    use ringway_pmd::vdpa::{DeviceHost, DeviceSpec, ManagementDevice, NetSpec, QueueBinding, VdpaDevice};
+    use ringway_pmd::vdpa::{
+        DeviceHost, DeviceSpec, ManagementDevice, NetSpec, QueueBinding, QueueEnds, ServedBy, VdpaDevice,
+    };
     use ringway_ring::position::PositionSlot;
 
     use super::*;
@@ -318,8 +323,11 @@ mod tests {
         fn reset(&mut self) -> Result<(), PlaneError> {
             Ok(())
         }
-        fn core(&mut self, _: u16) -> Option<usize> {
+        fn served_by(&mut self, _: u16) -> Option<ServedBy> {
             None
+        }
+        fn adjust(&mut self, _: &QueueEnds) -> bool {
+            false
         }
         fn lease(&self) -> &Arc<Lease> {
             &self.lease

@@ -3,7 +3,7 @@
 
 use ringway_pmd::counters::{DropReason, Example, QueueStats};
 use ringway_pmd::net::{F_MAC, F_MQ, F_MTU, F_STATUS};
-use ringway_pmd::vdpa::{Class, DataPath};
+use ringway_pmd::vdpa::{Class, DataPath, ServedBy};
 use ringway_ring::features::Features;
 use ringway_ring::queue::RingFault;
 use serde_json::{Map, Value};
@@ -15,7 +15,7 @@ use crate::devices::life::Life;
 use crate::devices::registry::MgmtOrigin;
 use crate::fault::Fault;
 use crate::frontends::cures::{REFUSED_CURE, REPEATED_CURE};
-use crate::frontends::session::{DeviceConfig, Lack};
+use crate::frontends::session::{DeviceConfig, Lack, RingReport};
 use crate::host::endpoint;
 use crate::host::look::Missing;
 use crate::operator::api::{
@@ -283,6 +283,7 @@ fn dev_info(device: &Device, missing: &[Missing]) -> DevInfo {
             changed(device).join(", ")
         ));
     }
+    notes.extend(connection.and_then(|connection| connection.note.clone()));
     let of_it = missing.iter().filter(|missing| missing.dev.as_deref() == Some(device.name()));
     notes.extend(of_it.map(|missing| format!("{}; try: {}", missing.why, missing.cure)));
     if let Some((away, why)) = device.netdev_away.as_ref().and_then(|away| Some((away, away.why.as_ref()?))) {
@@ -343,11 +344,10 @@ fn dev_info(device: &Device, missing: &[Missing]) -> DevInfo {
         owner: device.entry.owner.clone(),
         group: device.entry.group.clone(),
         origin: device.origin.name().to_owned(),
-        data_path: match facts.data_path {
-            DataPath::Hardware => "hardware",
-            DataPath::Pumped => "pumped",
-        }
-        .to_owned(),
+        data_path: connection
+            .map_or(facts.data_path, |connection| in_use(facts.data_path, connection))
+            .name()
+            .to_owned(),
         device_features: feature_names(facts.class, facts.features),
         provisioned: provisioned(device),
         attributes: facts.attributes.clone(),
@@ -407,7 +407,13 @@ fn status_names(status: u8) -> Vec<String> {
     names.iter().filter(|(bit, _)| status & bit != 0).map(|(_, name)| (*name).to_owned()).collect()
 }
 
-fn ring(ring: &crate::frontends::session::RingReport) -> Ring {
+/// How the rings of a connection are served just now.
+fn in_use(mostly: DataPath, connection: &Connection) -> DataPath {
+    let by_hardware = |ring: &RingReport| ring.served_by == Some(ServedBy::Hardware);
+    if connection.rings.iter().any(by_hardware) { DataPath::Hardware } else { mostly }
+}
+
+fn ring(ring: &RingReport) -> Ring {
     Ring {
         qidx: ring.index,
         size: ring.size,
@@ -415,7 +421,7 @@ fn ring(ring: &crate::frontends::session::RingReport) -> Ring {
         enabled: ring.enabled,
         kicks: ring.kicks,
         runs: ring.runs,
-        core: ring.core,
+        core: ring.core(),
         fault: ring.fault.map(str::to_owned),
     }
 }

@@ -110,7 +110,7 @@ impl LoopDevice {
 
 impl VdpaDevice for LoopDevice {
     fn facts(&self) -> Facts {
-        Facts { data_path: DataPath::Hardware, ..self.nic.facts() }
+        Facts { data_path: DataPath::Hardware, dma: true, ..self.nic.facts() }
     }
 
     fn config(&mut self) -> &mut dyn ConfigSpace {

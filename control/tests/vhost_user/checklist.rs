@@ -129,10 +129,10 @@ fn started_and_enabled() {
     frontend.enable_ring(0, true).unwrap();
     running.wait_for_rings(|rings| rings[0].enabled && !rings[0].started);
     rig.start_ring(&mut frontend, 1, 0);
-    running.wait_for_rings(|rings| rings[1].started && !rings[1].enabled && rings[0].core.is_none());
+    running.wait_for_rings(|rings| rings[1].started && !rings[1].enabled && rings[0].core().is_none());
     frontend.stop_ring(1).unwrap();
     rig.start_ring(&mut frontend, 0, 0);
-    running.wait_for_rings(|rings| rings[0].started && rings[0].enabled && rings[0].core.is_some());
+    running.wait_for_rings(|rings| rings[0].started && rings[0].enabled && rings[0].core().is_some());
     frontend.stop_ring(0).unwrap();
     running.wait_for_rings(|rings| !rings[0].started && rings[0].enabled);
 }
@@ -158,7 +158,7 @@ fn start_of_a_ring() {
     pair.rests();
     frontend.set_mem_table(&[rig.region()]).unwrap();
     pair.settle(1, true);
-    let rings = running.wait_for_rings(|rings| rings.iter().all(|ring| ring.core.is_some()));
+    let rings = running.wait_for_rings(|rings| rings.iter().all(|ring| ring.core().is_some()));
     assert!(rings.iter().all(|ring| ring.kicks));
     // Kicks without reason are harmless.
     for _ in 0..1000 {
@@ -170,7 +170,7 @@ fn start_of_a_ring() {
     for queue in 0..2 {
         frontend.set_vring_kick(queue, None).unwrap();
     }
-    running.wait_for_rings(|rings| rings.iter().all(|ring| ring.core.is_some() && !ring.kicks));
+    running.wait_for_rings(|rings| rings.iter().all(|ring| ring.core().is_some() && !ring.kicks));
     pair.exchange(10);
 }
 
@@ -234,7 +234,7 @@ fn stop_returns_the_position() {
         };
         let bases = [frontend.stop_ring(0).unwrap(), frontend.stop_ring(1).unwrap()];
         assert_eq!(bases, [after(10), after(10)], "{format:?}");
-        running.wait_for_rings(|rings| rings.iter().all(|ring| !ring.started && ring.core.is_none()));
+        running.wait_for_rings(|rings| rings.iter().all(|ring| !ring.started && ring.core().is_none()));
         // And on from there, both halves of a packed base included.
         for queue in 0..2 {
             rig.start_ring(&mut frontend, queue, bases[queue as usize]);
@@ -375,7 +375,7 @@ fn memory_table() {
     pair.rests();
     frontend.set_mem_table(&[more(0), rig.region()]).unwrap();
     pair.settle(1, true);
-    running.wait_for_rings(|rings| rings.iter().all(|ring| ring.fault.is_none() && ring.core.is_some()));
+    running.wait_for_rings(|rings| rings.iter().all(|ring| ring.fault.is_none() && ring.core().is_some()));
     assert_eq!(frontend.status().unwrap() & status::NEEDS_RESET, 0);
 }
 
@@ -458,9 +458,9 @@ fn user_addresses() {
         (VringAddr { device: u64::MAX - 3, ..rig.addr(0) }, "ring_unmapped"),
     ] {
         frontend.set_vring_addr(0, rig.addr(0)).unwrap();
-        running.wait_for_rings(|rings| rings[0].fault.is_none() && rings[0].core.is_some());
+        running.wait_for_rings(|rings| rings[0].fault.is_none() && rings[0].core().is_some());
         frontend.set_vring_addr(0, addr).unwrap();
-        running.wait_for_rings(|rings| rings[0].fault == Some(fault) && rings[0].core.is_none());
+        running.wait_for_rings(|rings| rings[0].fault == Some(fault) && rings[0].core().is_none());
     }
     let mut pair = HandPair::new(&rig, 0, Position::START);
     pair.start(&mut frontend, 0);
@@ -617,7 +617,7 @@ fn reset_and_in_band() {
     pair.exchange(1);
     frontend.kick_in_band(0).unwrap();
     frontend.kick_in_band(1).unwrap();
-    running.wait_for_rings(|rings| rings.iter().all(|ring| ring.kicks && ring.core.is_some()));
+    running.wait_for_rings(|rings| rings.iter().all(|ring| ring.kicks && ring.core().is_some()));
     for _ in 0..3 {
         pair.rx.enable_calls();
         pair.post(1);

@@ -160,7 +160,7 @@ fn pump_that_panics_stops_its_rings_and_no_others() {
     // Another group's pump, and after a reset the same group's.
     frontend.enable_ring(2, true).unwrap();
     rig.start_ring(&mut frontend, 2, 0);
-    running.wait_for_rings(|rings| rings[2].core.is_some());
+    running.wait_for_rings(|rings| rings[2].core().is_some());
     frontend.reset_device().unwrap();
     assert_eq!(frontend.status().unwrap(), 0);
     assert!(running.close().facts().limits.max_vqs == 4);
@@ -173,7 +173,7 @@ fn worker_that_hangs_costs_the_session_and_not_the_process() {
     rig.introduce(&mut frontend);
     frontend.enable_ring(0, true).unwrap();
     rig.start_ring(&mut frontend, 0, 0);
-    running.wait_for_rings(|rings| rings[0].core.is_some());
+    running.wait_for_rings(|rings| rings[0].core().is_some());
     std::thread::sleep(Duration::from_millis(100));
     // The ring cannot be stopped, so its stop must not be answered.
     assert!(matches!(frontend.stop_ring(0), Err(FrontendError::Io(_))));
@@ -198,7 +198,7 @@ fn pump_that_a_hanging_worker_keeps_from_moving_ends_the_session() {
     rig.introduce(&mut frontend);
     frontend.enable_ring(0, true).unwrap();
     rig.start_ring(&mut frontend, 0, 0);
-    running.wait_for_rings(|rings| rings[0].core.is_some());
+    running.wait_for_rings(|rings| rings[0].core().is_some());
     std::thread::sleep(Duration::from_millis(100));
     running.shared.cores[0].store(other, Ordering::Relaxed);
     assert!(running.handle.send(Command::Move));
@@ -217,7 +217,7 @@ fn session_of_a_hanging_worker_is_revoked_within_bounds() {
             frontend.enable_ring(queue, true).unwrap();
             rig.start_ring(&mut frontend, queue, 0);
         }
-        running.wait_for_rings(|rings| queues.iter().all(|&queue| rings[queue as usize].core.is_some()));
+        running.wait_for_rings(|rings| queues.iter().all(|&queue| rings[queue as usize].core().is_some()));
         std::thread::sleep(Duration::from_millis(100));
         let began = Instant::now();
         assert!(running.handle.send(Command::Revoke));
@@ -237,7 +237,7 @@ fn driver_without_pump_or_features_refuses_by_name() {
     rig.introduce(&mut frontend);
     frontend.enable_ring(1, true).unwrap();
     rig.start_ring(&mut frontend, 1, 0);
-    running.wait_for_rings(|rings| rings[1].fault == Some("driver_refused") && rings[1].core.is_none());
+    running.wait_for_rings(|rings| rings[1].fault == Some("driver_refused") && rings[1].core().is_none());
     let (mut running, mut frontend) = session_of(Flaw::NoFeatures);
     frontend.handshake().unwrap();
     let refused = frontend.set_features(Features::VERSION_1);

@@ -420,7 +420,7 @@ fn ring_that_breaks_the_rules_stops_alone_and_everybody_is_told() {
         assert_eq!(fault, (1, "unmapped"));
         running.wait_for(|report| matches!(report, Report::Status(79)).then_some(()));
         let rings = running.wait_for_rings(|rings| rings[1].fault == Some("unmapped"));
-        assert!(!rings[1].started && rings[0].core.is_some(), "{rings:?}");
+        assert!(!rings[1].started && rings[0].core().is_some(), "{rings:?}");
         eventually(|| err.clear());
         assert_eq!(frontend.status().unwrap() & status::NEEDS_RESET, status::NEEDS_RESET);
         // Among the calls, which come as messages too.

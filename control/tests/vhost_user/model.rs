@@ -402,7 +402,7 @@ fn run(ops: &[Op]) -> Result<(), TestCaseError> {
                 prop_assert_eq!(ring.enabled, model.enabled[index], "ring {} after {:?}", index, op);
             }
             // What is served was started and, as far as it goes, told; a fault and a core exclude each other.
-            prop_assert!(ring.core.is_none() || (ring.started && ring.fault.is_none()), "{:?}", ring);
+            prop_assert!(ring.core().is_none() || (ring.started && ring.fault.is_none()), "{:?}", ring);
         }
     }
     let device = running.close();

@@ -54,7 +54,7 @@ fn four_pairs_all_carry_traffic() {
     let (mut running, frontend) = sim_with_frontend("pairs", 4);
     let mut guest = Guest::start(frontend, GuestOptions { pairs: 4, ..options(Format::Packed) }).unwrap();
     exchange(&mut guest, 20_000);
-    running.wait_for_rings(|rings| rings.len() == 8 && rings.iter().all(|ring| ring.core.is_some()));
+    running.wait_for_rings(|rings| rings.len() == 8 && rings.iter().all(|ring| ring.core().is_some()));
     for pair in guest.lanes() {
         assert!(pair.stats().received > 0);
     }

@@ -227,15 +227,21 @@ const AGEING: AttributeInfo = AttributeInfo {
     name: "ageing",
     value: "SECONDS",
     help: "how long a station is remembered after it was last heard of (default 300)",
+    live: None,
 };
 
-pub(super) const CORE: AttributeInfo =
-    AttributeInfo { name: "core", value: "N", help: "the core that serves the bridge (default: chosen)" };
+pub(super) const CORE: AttributeInfo = AttributeInfo {
+    name: "core",
+    value: "N",
+    help: "the core that serves the bridge (default: chosen)",
+    live: None,
+};
 
 pub(super) const FLOOD: AttributeInfo = AttributeInfo {
     name: "flood_pps",
     value: "N|off",
     help: "frames a second that the guest may send to groups and unknown addresses (default 20000)",
+    live: None,
 };
 
 /// IEEE 802.1Q §8.8.3: the recommended default, in seconds.

@@ -26,6 +26,7 @@ pub(super) const TAP: AttributeInfo = AttributeInfo {
     name: "tap",
     value: "IFNAME",
     help: "the host is the guest: a kernel TAP interface, found or made, in place of a socket",
+    live: None,
 };
 
 /// Where its interface is.
@@ -33,6 +34,7 @@ pub(super) const NETNS: AttributeInfo = AttributeInfo {
     name: "netns",
     value: "NAME",
     help: "the network namespace of the TAP interface, as `ip netns` names it (default: ringwayd's own)",
+    live: None,
 };
 
 /// A device.

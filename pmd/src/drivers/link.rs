@@ -99,4 +99,5 @@ pub(super) const CHECK: AttributeInfo = AttributeInfo {
     name: "spoofchk",
     value: "on|off",
     help: "drop what the guest sends from an address other than the device's mac (default off)",
+    live: None,
 };

@@ -44,6 +44,7 @@ impl ManagementDevice for SimNet {
                 name: SWAP,
                 value: "on|off",
                 help: "exchange the MAC addresses of each frame that comes back (default off)",
+                live: None,
             }],
             functions: None,
             summary: "network device whose wire is a loop",

@@ -370,14 +370,19 @@ fn hw_addr(attributes: &BTreeMap<String, String>) -> Result<Option<Mac>, Unfit> 
     Ok(Some(mac))
 }
 
-const QUEUES: AttributeInfo =
-    AttributeInfo { name: "queues", value: "N", help: "queue pairs that its functions share (default 16)" };
+const QUEUES: AttributeInfo = AttributeInfo {
+    name: "queues",
+    value: "N",
+    help: "queue pairs that its functions share (default 16)",
+    live: None,
+};
 
 /// Named as devlink's.
 const HW_ADDR: AttributeInfo = AttributeInfo {
     name: "hw_addr",
     value: "MAC",
     help: "the function's Ethernet address (default 00:00:00:00:00:00: its device's own choice)",
+    live: None,
 };
 
 /// Named as devlink's.
@@ -385,6 +390,7 @@ const IO_EQS: AttributeInfo = AttributeInfo {
     name: "max_io_eqs",
     value: "N",
     help: "the function's queue pairs, of its NIC's (default 1)",
+    live: None,
 };
 
 /// No address was set, as devlink shows it.

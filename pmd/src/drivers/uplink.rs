@@ -27,6 +27,7 @@ pub(super) const UPLINK: AttributeInfo = AttributeInfo {
     name: "uplink",
     value: "pci/ADDRESS",
     help: "a function of the host's is the bridge's way to the network, in place of a socket",
+    live: None,
 };
 
 /// A device.

@@ -64,6 +64,7 @@ impl Nic {
             class: Class::Net,
             vendor_id: VENDOR_ID,
             data_path: DataPath::Pumped,
+            dma: false,
             features: self.features,
             limits: QueueLimits { max_vqs: self.config.max_vq_pairs * 2, max_vq_size: self.max_vq_size },
             queues_per_group: 2,

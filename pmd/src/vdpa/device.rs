@@ -10,13 +10,26 @@ use ringway_ring::guest::GuestMap;
 use super::{Class, ClassOps, ConfigSpace, DriverError, HostEnd, Queues, Stuck};
 use crate::dma::{Cancel, MapError};
 
-/// How a device's rings are served.
+/// How a device's rings are served, unless [`super::Queues::served_by`] says otherwise of some just now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DataPath {
     /// The hardware consumes the guest's rings itself.
     Hardware,
-    /// Cores move the descriptors.
+    /// Cores forward the guest's descriptors to rings of the same kind, which are the hardware's.
+    Relay,
+    /// Cores move what the descriptors are of.
     Pumped,
+}
+
+impl DataPath {
+    /// As operators read it.
+    pub fn name(self) -> &'static str {
+        match self {
+            DataPath::Hardware => "hardware",
+            DataPath::Relay => "relay",
+            DataPath::Pumped => "pumped",
+        }
+    }
 }
 
 /// Limits of a device's queues.
@@ -37,6 +50,8 @@ pub struct Facts {
     pub vendor_id: u32,
     /// How its rings are served.
     pub data_path: DataPath,
+    /// The device reaches the guest's memory by itself, so that a queue which it did not give back is not over with a core.
+    pub dma: bool,
     /// What it offers to the guest, transport features included, a front-end protocol's own not. How a function is driven
     /// is the driver's own matter.
     pub features: Features,
@@ -83,6 +98,18 @@ pub trait VdpaDevice: Send {
     fn negotiated(&mut self, features: Features) -> Result<(), DriverError> {
         let _ = features;
         Ok(())
+    }
+
+    /// Attributes that are to be otherwise from now on, while queues may be in service: only those that were declared to be
+    /// [live](super::AttributeInfo::live), with values that the management device's check lets pass.
+    fn set(&mut self, attributes: &BTreeMap<String, String>, within: Duration) -> Result<(), Stuck> {
+        let _ = (attributes, within);
+        Ok(())
+    }
+
+    /// What an operator is to know of how its queues are served, if anything.
+    fn note(&self) -> Option<String> {
+        None
     }
 
     /// The guest's memory from now on; None: there is none any more. What was mapped for the device stays mapped until this

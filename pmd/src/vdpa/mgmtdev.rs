@@ -41,6 +41,9 @@ pub struct AttributeInfo {
     pub value: &'static str,
     /// One line of help, with the default.
     pub help: &'static str,
+    /// It can be changed while a front-end is connected ([`VdpaDevice::set`]), and what a value then waits for; None in that
+    /// place: nothing. None: it is in force when the next one connects.
+    pub live: Option<fn(&str) -> Option<&'static str>>,
 }
 
 /// Makes devices: what is registered. Called by the control thread; waits for nobody.

@@ -33,6 +33,12 @@ pub trait Queues {
     /// # Errors
     /// Somebody still has them.
     fn stop(&mut self, group: u16, within: Duration) -> Result<Stopped, Stuck>;
+    /// Goes on with a queue in service whose descriptors are others now, or that is enabled or not any more. False: it cannot, and
+    /// is as it was; the group is then stopped and started.
+    fn adjust(&mut self, queue: &QueueEnds) -> bool {
+        let _ = queue;
+        false
+    }
     /// Who serves the group; None: it is not in service.
     fn served_by(&self, group: u16) -> Option<ServedBy>;
     /// Queues, of other devices too, that are out of service for a moment when those of one group change.
@@ -160,6 +166,19 @@ pub struct QueueBinding {
     pub counters: Arc<QueueCounters>,
     /// Where a fault of the ring is told.
     pub fault: FaultReporter,
+}
+
+/// What of a queue may change while it is in service: see [`QueueBinding`].
+#[derive(Debug, Clone)]
+pub struct QueueEnds {
+    /// Which queue.
+    pub index: u16,
+    /// It is enabled.
+    pub enabled: bool,
+    /// Its kick.
+    pub kick: Option<Arc<EventFd>>,
+    /// Its call.
+    pub call: Option<Arc<CallFd>>,
 }
 
 /// Where the queues in service keep their positions: what [`Queues::stop`] tells of queues whose rings a core works on.

@@ -78,6 +78,11 @@ fn serve(plane: &mut EnginePlane<'_>, shared: &DeviceShared, inbox: &Inbox) -> (
                     }
                     report_rings(plane, shared);
                 }
+                Command::Set(attributes) => {
+                    if let Err(error) = plane.set(&attributes) {
+                        return (error.to_string(), false);
+                    }
+                }
                 // Nobody reads its configuration space: operators are shown its link.
                 Command::ConfigChanged => {
                     let config = DeviceConfig::of(&mut *plane.device);
@@ -115,7 +120,7 @@ fn report_rings(plane: &mut EnginePlane<'_>, shared: &DeviceShared) {
         fault: None,
         runs: true,
         lacks: None,
-        core: plane.core(index / 2),
+        served_by: plane.served_by(index / 2),
     });
     let rings = rings.collect();
     plane.report(Report::Rings(rings));

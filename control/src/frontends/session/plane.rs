@@ -1,5 +1,6 @@
 //! The data plane of one session: its device, whose queues are served on the engine's workers or by the device itself.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use ringway_engine::{Engine, Watcher};
 use ringway_pmd::counters::QueueCounters;
 use ringway_pmd::dma::{Cancel, MapError};
 use ringway_pmd::notify::EventFd;
-use ringway_pmd::vdpa::{Ended, Placer, QueueBinding, ServeError, ServedBy, VdpaDevice};
+use ringway_pmd::vdpa::{Ended, Placer, QueueBinding, QueueEnds, ServeError, ServedBy, VdpaDevice};
 use ringway_ring::guest::GuestMap;
 use ringway_ring::position::PositionSlot;
 
@@ -75,6 +76,17 @@ impl<'session> EnginePlane<'session> {
                 Ok(())
             }
         }
+    }
+
+    /// Sets attributes of the device.
+    ///
+    /// # Errors
+    /// Somebody did not let go in time: the session cannot go on.
+    pub(super) fn set(&mut self, attributes: &BTreeMap<String, String>) -> Result<(), PlaneError> {
+        self.device.set(attributes, RETIRE_WITHIN).map_err(|stuck| {
+            self.stuck = true;
+            PlaneError::Stuck(stuck.0)
+        })
     }
 
     /// Opens the host's end of a device without front-end, and has it served.
@@ -177,8 +189,12 @@ impl Plane for EnginePlane<'_> {
         })
     }
 
-    fn core(&mut self, group: u16) -> Option<usize> {
-        self.device.queues().served_by(group).and_then(ServedBy::core)
+    fn served_by(&mut self, group: u16) -> Option<ServedBy> {
+        self.device.queues().served_by(group)
+    }
+
+    fn adjust(&mut self, queue: &QueueEnds) -> bool {
+        self.device.queues().adjust(queue)
     }
 
     fn is_revoked(&self) -> bool {

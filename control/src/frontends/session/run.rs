@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use ringway_pmd::vdpa::{DataPath, VdpaDevice};
+use ringway_pmd::vdpa::VdpaDevice;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
@@ -138,11 +138,11 @@ impl<'inbox> Session<'inbox> {
             // Hardware may have its queues or its guest's memory still: of no use to the next front-end. What cores serve is
             // kept by whoever has it, and touches nothing new.
             Ok(Err(error)) => {
-                is_lost = plane.device.facts().data_path == DataPath::Hardware;
+                is_lost = plane.device.facts().dma;
                 reason.push_str(&format!("; {error}"));
             }
             Err(panic) => {
-                is_lost = plane.device.facts().data_path == DataPath::Hardware;
+                is_lost = plane.device.facts().dma;
                 reason.push_str(&format!("; bug: closing panicked: {}", text_of(&**panic)));
             }
         }
@@ -263,6 +263,10 @@ impl Session<'_> {
                 Command::Close => return Err(SessionEnd::because("closed by ringway")),
                 Command::Move => {
                     self.plane.follow_cores()?;
+                    self.backend.moved(&mut self.plane);
+                }
+                Command::Set(attributes) => {
+                    self.plane.set(&attributes)?;
                     self.backend.moved(&mut self.plane);
                 }
                 Command::ConfigChanged => {

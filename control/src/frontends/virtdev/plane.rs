@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ringway_pmd::counters::QueueCounters;
 use ringway_pmd::dma::MapError;
 use ringway_pmd::notify::EventFd;
-use ringway_pmd::vdpa::{QueueBinding, VdpaDevice};
+use ringway_pmd::vdpa::{QueueBinding, QueueEnds, ServedBy, VdpaDevice};
 use ringway_ring::guest::GuestMap;
 use ringway_ring::position::PositionSlot;
 
@@ -37,8 +37,11 @@ pub trait Plane {
     fn set_map(&mut self, map: Option<&Arc<GuestMap>>) -> Result<(), MapError>;
     /// Brings the device back to what it was. No pump is placed.
     fn reset(&mut self) -> Result<(), PlaneError>;
-    /// The core that the pump of a group runs on.
-    fn core(&mut self, group: u16) -> Option<usize>;
+    /// Who serves a group.
+    fn served_by(&mut self, group: u16) -> Option<ServedBy>;
+    /// Goes on with a queue whose descriptors are others now, or that is enabled or not any more. False: its group has to be
+    /// retired and placed.
+    fn adjust(&mut self, queue: &QueueEnds) -> bool;
     /// What the front-end may take of the process.
     fn lease(&self) -> &Arc<Lease>;
     /// The device is being removed: give up what takes long.

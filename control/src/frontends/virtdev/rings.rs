@@ -117,7 +117,7 @@ impl VirtDev {
         };
         // Who waits at the new descriptor did not hear what the old one was told.
         self.rings[index].state.owes_call = true;
-        self.refresh_ring(plane, index)
+        self.adjust_ring(plane, index)
     }
 
     /// There is a way to tell the front-end now: rings that are called by word can be.
@@ -147,7 +147,7 @@ impl VirtDev {
         let before = (ring.state.life, ring.state.enable_told);
         ring.state.life = ring.state.life.after(if on { RingEvent::Enable } else { RingEvent::Disable })?;
         ring.state.enable_told = true;
-        if (ring.state.life, true) == before { Ok(()) } else { self.refresh_ring(plane, index) }
+        if (ring.state.life, true) == before { Ok(()) } else { self.adjust_ring(plane, index) }
     }
 
     /// The front-end passes a kick on. The first one proves that it does, so that the ring need not be polled any more.
@@ -163,7 +163,7 @@ impl VirtDev {
             }
             Kick::Polled if self.rings[index].state.life.is_started() => {
                 self.rings[index].fds.kick = Kick::Told(Arc::new(own_eventfd()?));
-                self.refresh_ring(plane, index)
+                self.adjust_ring(plane, index)
             }
             Kick::Polled => Ok(()),
         }

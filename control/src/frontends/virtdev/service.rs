@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use ringway_pmd::interrupt;
 use ringway_pmd::net::F_MRG_RXBUF;
 use ringway_pmd::notify::CallFd;
-use ringway_pmd::vdpa::{Class, Ended, FaultReporter, QueueBinding};
+use ringway_pmd::vdpa::{Class, Ended, FaultReporter, QueueBinding, QueueEnds};
 use ringway_ring::queue::{Format, RingFault};
 use ringway_ring::resume;
 
@@ -56,6 +56,26 @@ impl VirtDev {
     /// Something about a ring changed.
     pub(super) fn refresh_ring(&mut self, plane: &mut dyn Plane, index: usize) -> Result<(), Refusal> {
         if self.rings[index].placed || self.is_served(index) || !plane.is_placed(self.groups[index]) {
+            self.refresh(plane, self.groups[index])?;
+        }
+        Ok(())
+    }
+
+    /// A ring's descriptors changed, or it was enabled or disabled: who serves it goes on with that, if it can.
+    pub(super) fn adjust_ring(&mut self, plane: &mut dyn Plane, index: usize) -> Result<(), Refusal> {
+        let ring = &self.rings[index];
+        let is_sound = ring.reporter.as_ref().is_none_or(|reporter| reporter.reported().is_none());
+        let ends = QueueEnds {
+            index: index as u16,
+            enabled: ring.state.life.is_enabled(),
+            kick: ring.fds.kick.source(),
+            call: ring.fds.call.sink(),
+        };
+        if !(ring.placed && is_sound && self.is_served(index) && plane.adjust(&ends)) {
+            return self.refresh_ring(plane, index);
+        }
+        if !self.pay_call(plane, index) {
+            self.fault(plane, index, RingFault::CallBlocked.name());
             self.refresh(plane, self.groups[index])?;
         }
         Ok(())
@@ -375,12 +395,17 @@ impl VirtDev {
             fault: ring.state.fault,
             runs: ring.placed && ring.state.life.is_started() && ring.state.life.is_enabled(),
             lacks,
-            core: plane.core(self.groups[index]).filter(|_| ring.placed),
+            served_by: plane.served_by(self.groups[index]).filter(|_| ring.placed),
         };
         let rings: Vec<RingReport> = self.rings.iter().enumerate().zip(lacks).map(report).collect();
         if rings != self.reported {
             plane.report(Report::Rings(rings.clone()));
             self.reported = rings;
+        }
+        let note = plane.device().note();
+        if note != self.noted {
+            plane.report(Report::Note(note.clone()));
+            self.noted = note;
         }
     }
 }
