@@ -36,6 +36,15 @@ pub trait DmaSpace: Send + Sync {
     fn unmap(&self, iova: u64, len: u64) -> io::Result<()>;
     /// Addresses that can be used at all.
     fn ranges(&self) -> Vec<RangeInclusive<u64>>;
+    /// At least `size` bytes of zeros, in whole pages and in one region, for memory of our own that `map` is then to put behind
+    /// `iova`: any of this process's, unless only some can be reached there.
+    ///
+    /// # Errors
+    /// There is none.
+    fn allocate(&self, iova: u64, size: u64) -> io::Result<GuestMap> {
+        let memory = HostMemory::allocate_on(PageKind::Base, "ringway-dma", size)?;
+        memory.guest_map(iova).map_err(io::Error::other)
+    }
 }
 
 /// Whether what takes long is still wanted.
@@ -294,10 +303,9 @@ impl OwnMemory {
     /// # Errors
     /// The host has no memory, or does not map it.
     pub fn new(space: Arc<dyn DmaSpace>, iova: u64, size: u64) -> io::Result<OwnMemory> {
-        let memory = HostMemory::allocate_on(PageKind::Base, "ringway-dma", size)?;
-        let map = memory.guest_map(iova).map_err(io::Error::other)?;
-        let size = memory.size();
+        let map = space.allocate(iova, size)?;
         let region = map.regions().first().ok_or(io::ErrorKind::OutOfMemory)?;
+        let size = region.size();
         space.map(iova, region, 0, size)?;
         Ok(OwnMemory { map: Arc::new(map), iova, size, space })
     }

@@ -17,7 +17,7 @@ use ringway_pmd::drivers::sim_net::SimNet;
 use ringway_pmd::notify::EventFd;
 use ringway_pmd::vdpa::{DeviceHost, DeviceSpec, ManagementDevice, NetSpec, VdpaDevice};
 use ringway_ring::features::Features;
-use ringway_ring::guest::GuestMap;
+use ringway_ring::guest::{GuestMap, Region};
 use ringway_ring::layout::{DriverConfig, Layout};
 use ringway_ring::memory::{HostMemory, PageKind};
 use ringway_ring::position::{Position, PositionPage, PositionSlot};
@@ -214,9 +214,25 @@ impl Running {
     }
 }
 
+/// A guest's memory, as its front-end has it: one region.
+pub struct RigMemory(Arc<Region>);
+
+impl RigMemory {
+    pub fn size(&self) -> u64 {
+        self.0.size()
+    }
+    /// Where it is for the front-end.
+    pub fn address(&self) -> u64 {
+        self.0.user_addr()
+    }
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.0.file()
+    }
+}
+
 /// Memory with rings and buffers of a guest that the tests drive by hand.
 pub struct Rig {
-    pub memory: HostMemory,
+    pub memory: RigMemory,
     pub map: Arc<GuestMap>,
     pub format: Format,
     pub features: Features,
@@ -234,14 +250,22 @@ impl Rig {
     const RING_ROOM: u64 = 16384;
 
     pub fn new(format: Format, queues: u16) -> Rig {
+        Rig::within(format, queues, |bytes| {
+            let memory = HostMemory::allocate_on(PageKind::Base, "rig", bytes).unwrap();
+            Arc::clone(&memory.guest_map(Rig::GPA).unwrap().regions()[0])
+        })
+    }
+
+    /// One in memory that others have, of so many bytes at [`Rig::GPA`].
+    pub fn within(format: Format, queues: u16, place: impl FnOnce(u64) -> Arc<Region>) -> Rig {
         let packed = if format == Format::Packed { Features::RING_PACKED } else { Features::NONE };
         let features = Features::VERSION_1 | packed;
         let queues = u64::from(queues);
         let size = RingSize::new(format, Rig::SIZE.into()).unwrap();
         let bytes = queues * (Rig::RING_ROOM + u64::from(Rig::SIZE) * u64::from(Rig::BUFFER));
-        let memory = HostMemory::allocate_on(PageKind::Base, "rig", bytes).unwrap();
-        let map = Arc::new(memory.guest_map(Rig::GPA).unwrap());
-        Rig { memory, map, format, features, size, queues }
+        let region = place(bytes);
+        let map = Arc::new(GuestMap::new(vec![Arc::clone(&region)]).unwrap());
+        Rig { memory: RigMemory(region), map, format, features, size, queues }
     }
 
     /// The one region that holds it all.
@@ -250,7 +274,7 @@ impl Rig {
             gpa: Rig::GPA,
             size: self.memory.size(),
             user_addr: self.memory.address(),
-            file_offset: 0,
+            file_offset: self.memory.0.file_offset(),
             file: self.memory.file(),
         }
     }
