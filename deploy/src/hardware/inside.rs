@@ -26,12 +26,14 @@ pub struct Echoer {
     pub queue_size: u32,
     /// Its Ethernet address; `None`: one by chance.
     pub mac: Option<String>,
+    /// By which name the agent knows it.
+    pub program: &'static str,
 }
 
 impl Echoer {
     /// One pair of rings of 256 descriptors.
     pub fn new(device: &str, packed: bool) -> Echoer {
-        Echoer { device: device.into(), packed, queues: 1, queue_size: 256, mac: None }
+        Echoer { device: device.into(), packed, queues: 1, queue_size: 256, mac: None, program: TESTPMD_NAME }
     }
 }
 
@@ -166,8 +168,8 @@ impl Machine<'_> {
         self.step(&format!("testpmd answers on {} over {kind} rings", echoer.device), |machine| {
             machine.begin_testpmd(echoer)?;
             wait_for("testpmd's prompt", WATCHDOG, || {
-                machine.still_runs(TESTPMD_NAME)?;
-                let said = machine.guest.program(TESTPMD_NAME)?.output;
+                machine.still_runs(echoer.program)?;
+                let said = machine.guest.program(echoer.program)?.output;
                 Ok(said.ends_with("testpmd> ").then_some(()))
             })
         })
@@ -194,7 +196,7 @@ impl Machine<'_> {
         words.extend(["--forward-mode=icmpecho", "--nb-cores=1", "--total-num-mbufs=2048", buffer]);
         words.extend(["--no-lsc-interrupt", "--disable-link-check"]);
         words.extend([queues[0].as_str(), &queues[1], "--auto-start"]);
-        self.guest.launch(TESTPMD_NAME, &words)
+        self.guest.launch(echoer.program, &words)
     }
 
     /// Kills testpmd.
@@ -209,11 +211,15 @@ impl Machine<'_> {
 
     /// Ends testpmd as its user would.
     pub fn stop_testpmd(&mut self) -> Result<()> {
-        self.step("testpmd ended", |machine| {
-            machine.guest.tell(TESTPMD_NAME, "quit")?;
-            let code =
-                wait_for("end of testpmd", WATCHDOG, || Ok(machine.guest.program(TESTPMD_NAME)?.code))?;
-            let left = machine.end_program(TESTPMD_NAME)?;
+        self.stop_testpmd_of(TESTPMD_NAME)
+    }
+
+    /// The same of one that the agent knows by this name.
+    pub fn stop_testpmd_of(&mut self, program: &str) -> Result<()> {
+        self.step(&format!("{program} ended"), |machine| {
+            machine.guest.tell(program, "quit")?;
+            let code = wait_for("end of testpmd", WATCHDOG, || Ok(machine.guest.program(program)?.code))?;
+            let left = machine.end_program(program)?;
             ensure!(code == 0, "exit code {code}:\n{left}");
             Ok(())
         })
@@ -261,7 +267,7 @@ impl Machine<'_> {
             // It only explains what failed.
             let _ = self.keep_counters();
         }
-        for name in [TESTPMD_NAME, "ringwayd", HOLDER] {
+        for name in [TESTPMD_NAME, SECOND_TESTPMD, "ringwayd", HOLDER] {
             // It need not run.
             let _ = self.end_program(name);
         }
@@ -299,7 +305,9 @@ impl Machine<'_> {
 }
 
 /// By which name the agent knows testpmd.
-const TESTPMD_NAME: &str = "testpmd";
+pub(super) const TESTPMD_NAME: &str = "testpmd";
+/// And a second one.
+pub(super) const SECOND_TESTPMD: &str = "testpmd-2";
 /// Any that is not root.
 const USER: u32 = 1000;
 const HOLDER: &str = "holder";

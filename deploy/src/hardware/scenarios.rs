@@ -13,6 +13,7 @@ mod configuration;
 mod ground;
 mod relay;
 mod traffic;
+mod uplink;
 
 /// One of them.
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +72,12 @@ pub const ALL: &[Scenario] = &[
         act: configuration::unprivileged,
     },
     Scenario {
+        name: "virtio-uplink",
+        proves: "a virtio function as a bridge's uplink: Linux and two guests behind it, MTU 1500 and 9000, VLAN",
+        model: Model::Function,
+        act: uplink::of_function,
+    },
+    Scenario {
         name: "virtio-vf-ground",
         proves: "a virtio function's virtual functions: their groups, vfio-pci, the wire between Linux's own drivers",
         model: Model::VirtualFunctions,
@@ -90,6 +97,12 @@ pub const ALL: &[Scenario] = &[
         proves: "virtual functions taken away under traffic: the daemon lets go at once, and serves those that come again",
         model: Model::VirtualFunctions,
         act: traffic::taken,
+    },
+    Scenario {
+        name: "virtio-vf-uplink",
+        proves: "a virtual function as a bridge's uplink, taken away under traffic: the guests stay, and it comes back",
+        model: Model::VirtualFunctions,
+        act: uplink::of_virtual_function,
     },
 ];
 

@@ -1,0 +1,125 @@
+//! A function as a bridge's uplink: two guests behind it, and Linux beyond it.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Instant;
+
+use super::{HERE, PULSE_MS, THERE, VIRTIO_MAC, virtual_functions_of_virtio};
+use crate::ensure;
+use crate::error::Result;
+use crate::hardware::inside::{SECOND_TESTPMD, TESTPMD_NAME};
+use crate::hardware::{Echoer, IGB, Machine, VIRTIO, VIRTIO_VFS};
+
+pub(super) fn of_function(machine: &mut Machine<'_>) -> Result<()> {
+    let pf = machine.pf_up(IGB)?;
+    machine.set_mtu(&pf, 9000)?;
+    machine.give_to_vfio(VIRTIO)?;
+    switch(machine, &pf, VIRTIO)?;
+    let mgmtdev = format!("pci/{VIRTIO}");
+    machine.refused(
+        &["dev", "add", "name", "vm9", "mgmtdev", &mgmtdev, "mac", VIRTIO_MAC],
+        CONFLICT,
+        "device up0",
+    )?;
+    machine.pings_of_all_sizes(THERE, 9000)?;
+    machine.pings_of_all_sizes(ALSO_THERE, 9000)?;
+    machine.make_vlan(&pf, 7, "10.9.7.1/24")?;
+    knows(machine, &format!("{pf}.7"), IN_VLAN, GUESTS[1].1)?;
+    machine.pings_of_all_sizes(IN_VLAN, 1500)?;
+    machine.ip(&format!("link delete {pf}.7"))?;
+    end(machine)?;
+    machine.set_mtu(&pf, 1500)
+}
+
+pub(super) fn of_virtual_function(machine: &mut Machine<'_>) -> Result<()> {
+    let pf = machine.pf_up(IGB)?;
+    virtual_functions_of_virtio(machine)?;
+    machine.give_to_vfio(VIRTIO_VFS[0])?;
+    switch(machine, &pf, VIRTIO_VFS[0])?;
+    machine.linux().start_pulse(THERE, PULSE_MS)?;
+    machine.step("a pulse is answered", |machine| {
+        machine.linux().pulse_resumed(THERE, 20, Instant::now()).map(|_| ())
+    })?;
+    machine.remove_vfs(VIRTIO)?;
+    machine.step("the pulse is answered no more", |machine| machine.linux().pulse_stalled(THERE))?;
+    machine.function_is_gone(VIRTIO_VFS[0])?;
+    let left = machine.ringway(&["dev", "show"])?;
+    ensure!(left.contains("up0: not made: ") && left.contains("vm0: type network"), "{left}");
+    virtual_functions_of_virtio(machine)?;
+    machine.give_to_vfio(VIRTIO_VFS[0])?;
+    machine.step("the pulse is answered again", |machine| {
+        machine.linux().pulse_resumed(THERE, 20, Instant::now())?;
+        machine.linux().stop_pulse(THERE).map(|_| ())
+    })?;
+    machine.pings_of_all_sizes(ALSO_THERE, 1500)?;
+    end(machine)
+}
+
+/// A bridge with two guests and the function; Linux reaches both.
+fn switch(machine: &mut Machine<'_>, pf: &str, function: &str) -> Result<()> {
+    machine.start_ringwayd()?;
+    let mgmtdev = machine.function_is_shown(function)?;
+    for (name, mac, program) in GUESTS {
+        // Each echoes whatever it hears, in the name of whom it was for.
+        let words = [
+            "dev",
+            "add",
+            "name",
+            name,
+            "mgmtdev",
+            "bridge/br0",
+            "mac",
+            mac,
+            "mtu",
+            "9000",
+            "spoofchk",
+            "on",
+        ];
+        machine.ringway(&words)?;
+        let echoer = Echoer { mac: Some(mac.into()), ..Echoer::new(name, name == "vm1") };
+        machine.start_testpmd(&Echoer { program, ..echoer })?;
+    }
+    machine.ringway(&[
+        "dev",
+        "add",
+        "name",
+        "up0",
+        "mgmtdev",
+        "bridge/br0",
+        "uplink",
+        &mgmtdev,
+        "mtu",
+        "9000",
+    ])?;
+    machine.set_address(pf, &format!("{HERE}/24"))?;
+    knows(machine, pf, THERE, GUESTS[0].1)?;
+    knows(machine, pf, ALSO_THERE, GUESTS[1].1)?;
+    machine.pings_of_all_sizes(THERE, 1500)?;
+    machine.pings_of_all_sizes(ALSO_THERE, 1500)?;
+    let shown = machine.ringway(&["dev", "show", "up0"])?;
+    ensure!(shown.contains(&format!("uplink {mgmtdev}")) && shown.contains("link up"), "{shown}");
+    machine.say(shown.trim());
+    let counted = machine.ringway(&["dev", "vstats", "show", "up0"])?;
+    machine.say(counted.trim());
+    Ok(())
+}
+
+/// Both guests would answer a question for anybody's address.
+fn knows(machine: &mut Machine<'_>, interface: &str, address: IpAddr, mac: &str) -> Result<()> {
+    machine.ip(&format!("neigh replace {address} lladdr {mac} nud permanent dev {interface}")).map(|_| ())
+}
+
+fn end(machine: &mut Machine<'_>) -> Result<()> {
+    for (_, _, program) in GUESTS {
+        machine.stop_testpmd_of(program)?;
+    }
+    machine.ringway(&["mgmtdev", "del", "bridge/br0"])?;
+    machine.stop_ringwayd()
+}
+
+/// Devices, their addresses, and by which name the agent knows who answers.
+const GUESTS: [(&str, &str, &str); 2] =
+    [("vm0", "52:54:00:00:03:01", TESTPMD_NAME), ("vm1", "52:54:00:00:03:02", SECOND_TESTPMD)];
+const ALSO_THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 3));
+const IN_VLAN: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 7, 3));
+/// `ringway`'s exit code.
+const CONFLICT: i32 = 4;
