@@ -43,11 +43,13 @@ pub enum DropReason {
     SamePort,
     /// The bridge's uplink had no room for the frame: its function did not send in time.
     UplinkFull,
+    /// The function behind an uplink gave a frame back that one of the bridge's guests had sent.
+    Reflected,
 }
 
 impl DropReason {
     /// Every reason, in the order of its number.
-    pub const ALL: [DropReason; 16] = [
+    pub const ALL: [DropReason; 17] = [
         DropReason::NoRxBuffer,
         DropReason::RxDisabled,
         DropReason::RxBufferTooSmall,
@@ -64,6 +66,7 @@ impl DropReason {
         DropReason::ReservedAddress,
         DropReason::SamePort,
         DropReason::UplinkFull,
+        DropReason::Reflected,
     ];
 
     /// The name that operators see.
@@ -85,6 +88,7 @@ impl DropReason {
             DropReason::ReservedAddress => "reserved_address",
             DropReason::SamePort => "same_port",
             DropReason::UplinkFull => "uplink_full",
+            DropReason::Reflected => "reflected",
         }
     }
 
@@ -129,6 +133,9 @@ impl DropReason {
             }
             DropReason::SamePort => {
                 "no fault: both stations are behind the same port (a bridge inside the guest); they reach each other there"
+            }
+            DropReason::Reflected => {
+                "no fault: the hardware gives a function's own broadcasts back to it; a guest that moved away is heard from there once its device here is removed, or its address has aged"
             }
             DropReason::UplinkFull => {
                 "the function behind the bridge did not send in time: its link is down (ringway dev show), or slower than what is sent"

@@ -143,7 +143,7 @@ pub const MAX_MTU: u16 = 9000;
 pub const MIN_MTU: u16 = 68;
 
 /// An Ethernet address.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Mac(pub [u8; 6]);
 
 impl fmt::Display for Mac {

@@ -473,3 +473,31 @@ fn port_of_a_bridge_that_finishes_nothing_holds_up_nobody_but_who_sends_to_it() 
     let lost = |own: &Own| own.sends.dropped.load(Ordering::SeqCst) + own.gets.dropped.load(Ordering::SeqCst);
     assert_eq!(ports.iter().chain([&stuck_port]).map(lost).sum::<u64>(), 0);
 }
+
+#[test]
+fn frame_that_comes_back_from_a_port_that_reflects_cuts_nobody_off() {
+    let (placer, fabric) = bridge();
+    let (guest, other) = (mac(1), mac(3));
+    let group = Mac([0xff; 6]);
+    let one = Own::new(&fabric, &placer, group, guest, u64::MAX);
+    let two = Own::new(&fabric, &placer, guest, other, u64::MAX);
+    let port = fabric.port(None).unwrap().reflecting();
+    let gets = Later::new();
+    gets.1.may.store(u64::MAX, Ordering::SeqCst);
+    // What comes back is the guest's own.
+    let uplink = Own::attach(port, &placer, Frames::new(group, guest), gets);
+    one.send(3);
+    wait("the broadcasts", || all_of(&uplink.gets, guest).len() == 3);
+    uplink.send(3);
+    wait("their end", || uplink.sends.dropped.load(Ordering::SeqCst) == 3);
+    two.send(5);
+    wait("what is for the guest", || all_of(&one.gets, other).len() == 5);
+    assert_eq!((all_of(&two.gets, guest).len(), all_of(&one.gets, guest).len()), (3, 0), "heard twice");
+    assert!(all_of(&uplink.gets, other).is_empty(), "it is not behind the port that reflects");
+    // It is there, once it left this one.
+    one.port.stop(0, Duration::from_secs(10)).unwrap();
+    uplink.send(2);
+    wait("the guest from there", || all_of(&two.gets, guest).len() == 5);
+    two.send(1);
+    wait("what is for the guest there", || all_of(&uplink.gets, other).len() == 1);
+}

@@ -477,20 +477,24 @@ impl Daemon {
         }
     }
 
-    /// What others changed of a device's interface: told once by name.
+    /// What others changed of a device's interface, or an uplink's function lacks: told once by name.
     fn netdev_changed(&mut self, id: u64, changes: Vec<NetdevChange>) {
         let Some(device) = self.registry.by_id(id) else { return };
         let (name, ifname) = (device.name().to_owned(), device.netdev.clone());
+        let (key, changed, restored) = match device.mode {
+            Mode::Uplink => ("uplink", "uplink.limited", "uplink.restored"),
+            _ => ("netdev", "netdev.changed", "netdev.restored"),
+        };
         let before = std::mem::replace(&mut device.netdev_changes, changes.clone());
         let mut told = Vec::new();
         for change in changes.iter().filter(|change| !before.contains(change)) {
-            if device.quota.take("netdev.changed") {
-                let details = json!({ "netdev": ifname, "what": change.what, "try": change.cure });
-                told.push(("netdev.changed", details));
+            if device.quota.take(changed) {
+                let details = json!({ key: ifname, "what": change.what, "try": change.cure });
+                told.push((changed, details));
             }
         }
-        if changes.is_empty() && device.quota.take("netdev.restored") {
-            told.push(("netdev.restored", json!({ "netdev": ifname })));
+        if changes.is_empty() && device.quota.take(restored) {
+            told.push((restored, json!({ key: ifname })));
         }
         for (kind, details) in told {
             self.events.push(kind, Some(&name), details);

@@ -12,7 +12,7 @@ use crate::fault::{Fault, nearest, printable};
 use crate::operator::api::Event;
 
 /// The types of events, as they are told and asked for.
-pub(crate) const TYPES: [&str; 37] = [
+pub(crate) const TYPES: [&str; 38] = [
     "daemon.stopping",
     "dev.added",
     "dev.changed",
@@ -49,6 +49,7 @@ pub(crate) const TYPES: [&str; 37] = [
     "session.refused",
     "session.repeated",
     "session.rings",
+    "uplink.limited",
     "uplink.restored",
 ];
 

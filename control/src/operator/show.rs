@@ -566,6 +566,7 @@ fn drop_meaning(reason: DropReason) -> &'static str {
         DropReason::ReservedAddress => "the frame is to an address that a bridge does not pass on",
         DropReason::SamePort => "sender and receiver are behind the same port",
         DropReason::UplinkFull => "the uplink had no room for the frame",
+        DropReason::Reflected => "the frame is one of the bridge's own, which its uplink gave back",
     }
 }
 

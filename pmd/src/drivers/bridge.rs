@@ -85,7 +85,7 @@ impl ManagementDevice for BridgeMgmtdev {
         function: Arc<dyn UplinkFunction>,
         host: DeviceHost,
     ) -> Result<Box<dyn VdpaDevice>, DriverError> {
-        Ok(Box::new(UplinkPort::join(&self.fabric, &mut self.members, spec, function, host)?))
+        Ok(Box::new(UplinkPort::join(&self.fabric, &self.settings, &mut self.members, spec, function, host)?))
     }
 
     fn removed(&mut self, name: &str) {

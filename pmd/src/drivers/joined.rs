@@ -88,7 +88,13 @@ impl JoinedDevice {
         is_checked: bool,
         attributes: BTreeMap<String, String>,
     ) -> JoinedDevice {
-        JoinedDevice { port, nic: Nic::new(plan, MAX_VQ_SIZE), is_checked, attributes, kept: Kept::default() }
+        JoinedDevice {
+            port: port.of_address(plan.config.mac),
+            nic: Nic::new(plan, MAX_VQ_SIZE),
+            is_checked,
+            attributes,
+            kept: Kept::default(),
+        }
     }
 }
 

@@ -10,11 +10,11 @@ use std::time::Duration;
 use super::joined::{FEATURES, Members, served_by};
 use crate::bus::pci::Address;
 use crate::counters::QueueCounters;
-use crate::net::NetConfig;
-use crate::net::fabric::{Fabric, Port, Side};
+use crate::net::fabric::{BridgeSettings, Fabric, Port, Side};
 use crate::net::nic::Nic;
 use crate::net::plan::Offer;
 use crate::net::uplink::{Uplink, UplinkFunction, UplinkOptions, UplinkWatch};
+use crate::net::{Mac, NetConfig};
 use crate::notify::EventFd;
 use crate::vdpa::{
     AttributeInfo, ClassOps, ClassSpec, ConfigSpace, DeviceHost, DeviceSpec, DriverError, Ended, Facts,
@@ -40,6 +40,10 @@ pub(super) struct UplinkPort {
     function: Arc<dyn UplinkFunction>,
     host: DeviceHost,
     work: Option<Box<dyn Uplink>>,
+    /// What the bridge has learned.
+    settings: Arc<BridgeSettings>,
+    /// The stations that a selective function was told last, and what came of it.
+    told: Option<(Vec<Mac>, Option<NetdevChange>)>,
     watch: Option<Arc<UplinkWatch>>,
 }
 
@@ -94,6 +98,7 @@ impl UplinkPort {
     /// Makes the function one of those that are joined. It is opened by its session.
     pub(super) fn join(
         fabric: &Arc<Fabric>,
+        settings: &Arc<BridgeSettings>,
         members: &mut Members,
         spec: &DeviceSpec,
         function: Arc<dyn UplinkFunction>,
@@ -118,15 +123,31 @@ impl UplinkPort {
         }
         nic.set_link(false);
         let port = fabric.port(None)?;
+        let port = if facts.reflects { port.reflecting() } else { port };
         members.add(&spec.name, &port);
-        Ok(UplinkPort { port, nic, name, function, host, work: None, watch: None })
+        let settings = Arc::clone(settings);
+        Ok(UplinkPort { port, nic, name, function, host, work: None, settings, told: None, watch: None })
+    }
+
+    /// Who is behind the bridge's other ports: the devices' own addresses first.
+    fn stations(&self) -> Vec<Mac> {
+        let mut stations = self.port.others();
+        let learned = self.settings.stations().seen().into_iter();
+        let mut learned: Vec<Mac> =
+            learned.filter(|station| station.slot != self.port.slot()).map(|station| station.mac).collect();
+        learned.sort_unstable();
+        stations.sort_unstable();
+        stations.dedup();
+        learned.retain(|mac| stations.binary_search(mac).is_err());
+        stations.extend(learned);
+        stations
     }
 
     /// The function touches no memory once this returns Ok.
     fn close(&mut self, within: Duration) -> Result<(), Stuck> {
         if let Some(work) = &mut self.work {
             work.close(within)?;
-            self.work = None;
+            (self.work, self.told) = (None, None);
         }
         self.nic.set_link(false);
         Ok(())
@@ -217,7 +238,16 @@ impl HostEnd for UplinkPort {
     }
 
     fn changes(&mut self) -> Vec<NetdevChange> {
-        Vec::new()
+        if self.work.as_ref().is_none_or(|work| !work.is_selective()) {
+            return Vec::new();
+        }
+        let stations = self.stations();
+        let is_done = self.told.as_ref().is_some_and(|(told, lack)| *told == stations && lack.is_none());
+        if let Some(work) = self.work.as_mut().filter(|_| !is_done) {
+            let lack = work.set_stations(&stations).err();
+            self.told = Some((stations, lack));
+        }
+        self.told.iter().filter_map(|(_, lack)| lack.clone()).collect()
     }
 }
 
@@ -258,3 +288,97 @@ impl Queues for UplinkPort {
 
 /// What the names of the PCI bus's functions begin with.
 const PCI: &str = "pci/";
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::net::side::{Sink, Source};
+    use crate::net::uplink::UplinkFacts;
+    use crate::vdpa::NetSpec;
+
+    /// A selective function with so many filters.
+    #[derive(Debug, Clone)]
+    struct Few(usize, Arc<Mutex<Vec<Vec<Mac>>>>);
+
+    impl UplinkFunction for Few {
+        fn facts(&self) -> UplinkFacts {
+            UplinkFacts { mac: None, most_mtu: 9000, mtu: None, reflects: true }
+        }
+        fn open(&self, _: UplinkOptions) -> Result<Box<dyn Uplink>, DriverError> {
+            Ok(Box::new(self.clone()))
+        }
+    }
+
+    impl Uplink for Few {
+        fn sides(&mut self) -> Option<(Box<dyn Source>, Box<dyn Sink>)> {
+            None
+        }
+        fn has_link(&self) -> bool {
+            true
+        }
+        fn is_selective(&self) -> bool {
+            true
+        }
+        fn set_stations(&mut self, stations: &[Mac]) -> Result<(), NetdevChange> {
+            self.1.lock().unwrap().push(stations.to_vec());
+            match stations.get(self.0) {
+                None => Ok(()),
+                Some(mac) => {
+                    Err(NetdevChange { what: format!("no filter is left for {mac}"), cure: String::new() })
+                }
+            }
+        }
+        fn close(&mut self, _: Duration) -> Result<(), Stuck> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn selective_function_is_told_who_is_there_and_says_whom_it_has_no_filter_for() {
+        let (fabric, settings) = Fabric::bridge("b", 0, Duration::from_secs(300), [1, 2]);
+        let mut spec = DeviceSpec::net("up0", NetSpec::default());
+        spec.attributes.insert(UPLINK.name.to_owned(), "pci/0000:01:10.0".to_owned());
+        let (told, mut members) = (Arc::default(), Members::default());
+        let function = Arc::new(Few(2, Arc::clone(&told)));
+        let mut port = UplinkPort::join(
+            &fabric,
+            &settings,
+            &mut members,
+            &spec,
+            function.clone(),
+            DeviceHost::unheard(),
+        )
+        .unwrap();
+        assert!(port.changes().is_empty() && told.lock().unwrap().is_empty(), "it is not open");
+        port.work = Some(Box::new((*function).clone()));
+        let others: Vec<Port> = (1..4).map(|_| fabric.port(None).unwrap()).collect();
+        let mut fdb = settings.stations().empty_fdb().unwrap();
+        let mac = |last| Mac([2, 0, 0, 0, 0, last]);
+        let mut now = 1;
+        let mut learns = |last, slot| {
+            now += 1;
+            fdb.learn(mac(last), slot, now);
+            settings.stations().show(&fdb, now);
+        };
+        // Those behind the uplink itself are none.
+        learns(9, port.port.slot());
+        learns(2, others[0].slot());
+        learns(1, others[1].slot());
+        assert!(port.changes().is_empty());
+        assert!(port.changes().is_empty());
+        assert_eq!(*told.lock().unwrap(), [[mac(1), mac(2)]], "told once");
+        learns(3, others[2].slot());
+        let lacks =
+            |port: &mut UplinkPort| port.changes().into_iter().map(|lack| lack.what).collect::<Vec<_>>();
+        assert_eq!(lacks(&mut port), [format!("no filter is left for {}", mac(3))]);
+        assert_eq!(lacks(&mut port).len(), 1);
+        // What is missing is tried again and again.
+        assert_eq!(told.lock().unwrap().len(), 3);
+        // It moved to the network.
+        learns(2, port.port.slot());
+        assert!(lacks(&mut port).is_empty());
+        assert_eq!(told.lock().unwrap().last().unwrap()[..], [mac(1), mac(3)]);
+    }
+}

@@ -48,6 +48,8 @@ pub struct BridgePort {
     pub flood: Option<RateLimit>,
     /// What its session has announced.
     pub announcement: Arc<Announcement>,
+    /// What is sent there may come back from there.
+    pub reflects: bool,
 }
 
 /// The pump.
@@ -328,6 +330,12 @@ impl BridgePump {
                 // A stream: the same two stations as before.
                 Some((before, decision)) if before == ends => decision,
                 _ => {
+                    let is_elsewhere = |slot: u16| slot != lane.port.slot && is_there(by_slot, slot);
+                    if lane.port.reflects && fdb.find(ends.source, *now).is_some_and(is_elsewhere) {
+                        // Learned, the guest would be cut off: it would be behind the port that reflects.
+                        *decision = Decision::Drop(DropReason::Reflected);
+                        continue;
+                    }
                     if let Learned::PortFull | Learned::Full = fdb.learn(ends.source, lane.port.slot, *now) {
                         stations.count_refused();
                     }
@@ -416,6 +424,11 @@ impl BridgePump {
     fn sinks(&mut self) -> impl Iterator<Item = &mut Box<dyn Sink>> {
         self.ports.iter_mut().flat_map(|lane| &mut lane.port.sinks).map(|(_, sink)| sink)
     }
+}
+
+/// The port of this slot runs.
+fn is_there(by_slot: &[Option<u16>], slot: u16) -> bool {
+    by_slot.get(usize::from(slot)).is_some_and(Option::is_some)
 }
 
 /// Where a frame to `destination` goes that came from port `at`; `behind` is the port where it was last seen.

@@ -56,7 +56,9 @@ impl Frame {
     pub fn example(&self, reason: DropReason, head: &Head) -> Option<Example> {
         let is_known = usize::from(self.looked_at) >= ADDRESSES;
         match reason {
-            DropReason::SpoofedMac if is_known => Some(Example::Address(addresses(head).source)),
+            DropReason::SpoofedMac | DropReason::Reflected if is_known => {
+                Some(Example::Address(addresses(head).source))
+            }
             DropReason::FloodLimit | DropReason::ReservedAddress | DropReason::SamePort if is_known => {
                 Some(Example::Address(addresses(head).destination))
             }

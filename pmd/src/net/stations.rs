@@ -51,7 +51,7 @@ impl Stations {
     ///
     /// # Errors
     /// There is no memory for it.
-    pub(super) fn empty_fdb(&self) -> std::io::Result<Box<Fdb>> {
+    pub(crate) fn empty_fdb(&self) -> std::io::Result<Box<Fdb>> {
         let options = FdbOptions { ageing: self.ageing(), ..self.options };
         Ok(Box::new(Fdb::try_new(options).map_err(|_| std::io::ErrorKind::OutOfMemory)?))
     }
@@ -67,7 +67,7 @@ impl Stations {
     }
 
     /// Worker: copies the database, unless somebody reads the last copy.
-    pub(super) fn show(&self, fdb: &Fdb, now: u64) {
+    pub(crate) fn show(&self, fdb: &Fdb, now: u64) {
         let Ok(mut seen) = self.seen.try_lock() else { return };
         seen.clear();
         let room = seen.capacity();

@@ -28,7 +28,7 @@ use super::offload::{Offload, Offloads};
 use super::side::{Sink, Source};
 use crate::counters::QueueCounters;
 use crate::notify::EventFd;
-use crate::vdpa::{DeviceHost, DriverError, Stuck};
+use crate::vdpa::{DeviceHost, DriverError, NetdevChange, Stuck};
 
 pub use sink::{PAGE_BYTES, Pages, UplinkSink};
 pub use source::{Buffers, UplinkSource};
@@ -53,6 +53,8 @@ pub struct UplinkFacts {
     pub most_mtu: u16,
     /// The MTU that it says it has, if it says so.
     pub mtu: Option<u16>,
+    /// Its hardware gives frames to groups back to who sent them.
+    pub reflects: bool,
 }
 
 /// How a function is to work.
@@ -76,6 +78,19 @@ pub trait Uplink: Send + fmt::Debug {
     fn sides(&mut self) -> Option<(Box<dyn Source>, Box<dyn Sink>)>;
     /// Its link is up, as far as it says.
     fn has_link(&self) -> bool;
+    /// It receives nothing but what is for addresses that it was [told](Uplink::set_stations), and for groups.
+    fn is_selective(&self) -> bool {
+        false
+    }
+    /// These are behind the bridge's other ports, and no others: what is for them is received. Those that come first matter most.
+    /// Called now and then, where it is selective, by its session.
+    ///
+    /// # Errors
+    /// Not all of them are received: which and why, and what helps. It is called again.
+    fn set_stations(&mut self, stations: &[Mac]) -> Result<(), NetdevChange> {
+        let _ = stations;
+        Ok(())
+    }
     /// It touches no memory of ours any more once this returns Ok. Its sides are out of service.
     ///
     /// # Errors

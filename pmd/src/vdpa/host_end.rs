@@ -27,15 +27,15 @@ pub trait HostEnd {
     fn is_own(&self) -> bool;
     /// It is gone, or of no use any more, and why: it is opened anew.
     fn gone(&self) -> Option<String>;
-    /// What somebody set otherwise since it was opened, as it is now. Asks the kernel.
+    /// What somebody set otherwise since it was opened, as it is now, or what it lacks. Asks the kernel. Called now and then.
     fn changes(&mut self) -> Vec<NetdevChange>;
 }
 
-/// Something of a kernel's interface that somebody else changed.
+/// Something of a kernel's interface that somebody else changed, or that an uplink's function lacks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetdevChange {
-    /// What was changed, and of which interface.
+    /// What was changed, and of which interface; what is missing.
     pub what: String,
-    /// What sets it back.
+    /// What sets it back, or helps.
     pub cure: String,
 }

@@ -57,7 +57,7 @@ impl VirtioUplink {
 impl UplinkFunction for VirtioUplink {
     fn facts(&self) -> UplinkFacts {
         let Seen { mac, mtu, .. } = self.seen;
-        UplinkFacts { mac, mtu, most_mtu: mtu.unwrap_or(MAX_MTU).min(MAX_MTU) }
+        UplinkFacts { mac, mtu, most_mtu: mtu.unwrap_or(MAX_MTU).min(MAX_MTU), reflects: false }
     }
 
     fn open(&self, options: UplinkOptions) -> Result<Box<dyn Uplink>, DriverError> {

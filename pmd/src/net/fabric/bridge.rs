@@ -116,6 +116,7 @@ impl Kind for Bridge {
                 sinks: Vec::new(),
                 flood: self.take_flood(known.slot, known.flood_pps),
                 announcement: Arc::clone(&known.announcement),
+                reflects: known.reflects,
             });
             match side {
                 Side::Source(source) => port.sources.push((end.queue, source)),

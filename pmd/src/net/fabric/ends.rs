@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::net::Mac;
 use crate::net::announce::Announcement;
 use crate::net::in_flight::MOST;
 use crate::net::offload::Offloads;
@@ -40,6 +41,10 @@ pub(super) struct PortState {
     /// What it may send to everybody, in frames a second.
     pub(super) flood_pps: Option<u64>,
     pub(super) announcement: Arc<Announcement>,
+    /// What is sent there may come back from there.
+    pub(super) reflects: bool,
+    /// The address that its device has.
+    pub(super) mac: Option<Mac>,
     /// Groups whose pump ended without being asked to, and why, until the session takes note.
     pub(super) ended: Vec<(u16, Ended)>,
 }

@@ -25,6 +25,9 @@ pub struct Port {
     is_leaving: Arc<AtomicBool>,
     flood_pps: Option<u64>,
     announcement: Arc<Announcement>,
+    reflects: bool,
+    /// The address of its device, for those beside it.
+    mac: Option<Mac>,
 }
 
 impl Port {
@@ -37,7 +40,32 @@ impl Port {
             is_leaving: Arc::default(),
             flood_pps,
             announcement: Arc::new(Announcement::new(Arc::clone(&fabric.news))),
+            reflects: false,
+            mac: None,
         }
+    }
+
+    /// What is sent there may come back from there: on a bridge, a frame whose source is known to be behind another port is
+    /// dropped.
+    #[must_use]
+    pub fn reflecting(mut self) -> Port {
+        self.reflects = true;
+        self
+    }
+
+    /// Its device has this address.
+    #[must_use]
+    pub fn of_address(mut self, mac: Mac) -> Port {
+        self.mac = Some(mac);
+        self
+    }
+
+    /// The addresses of the devices at the other ports that run.
+    pub fn others(&self) -> Vec<Mac> {
+        let state = self.lock();
+        let runs = |id: u64| !state.ends.of_port(id, |_| true).is_empty();
+        let others = state.ends.ports.iter().filter(|(id, _)| **id != self.id && runs(**id));
+        others.filter_map(|(_, port)| port.mac).collect()
     }
 
     /// Set once the device was removed: from then on it is nobody's peer, though its session may have to wind up.
@@ -99,6 +127,8 @@ impl Port {
             placer: placer.clone(),
             flood_pps: self.flood_pps,
             announcement: Arc::clone(&self.announcement),
+            reflects: self.reflects,
+            mac: self.mac,
             ended: Vec::new(),
         });
         port.placer = placer.clone();
