@@ -5,6 +5,7 @@
 #![expect(unreachable_pub, reason = "modules that the test has for itself")]
 
 mod card;
+mod divided;
 mod driver;
 #[path = "../shared/pace.rs"]
 #[expect(dead_code, reason = "shared with other tests")]
