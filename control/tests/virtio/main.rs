@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
 #![expect(unreachable_pub, reason = "modules that the test has for itself")]
 
+mod hardware;
 mod model;
 #[path = "../shared/pace.rs"]
 #[expect(dead_code, reason = "shared with other tests")]
@@ -55,6 +56,15 @@ impl Host {
 
     fn add(&self, pairs: u16) {
         self.subsystem.add(&entry(pairs)).unwrap();
+    }
+
+    /// With a device of so many pairs that is to be in hardware, if it can.
+    fn in_hardware(model: Model, pairs: u16) -> Host {
+        let host = Host::bare(model);
+        let mut entry = entry(pairs);
+        entry.attributes.insert("datapath".to_owned(), "hardware".to_owned());
+        host.subsystem.add(&entry).unwrap();
+        host
     }
 
     fn connect(&self) -> Frontend {
@@ -109,11 +119,10 @@ fn function_is_shown_with_what_it_is_and_its_device_has_its_address() {
     let shown = serde_json::to_value(host.mgmtdevs()).unwrap();
     let function = &shown["mgmtdev"][NAME];
     assert_eq!(function["max_supported_vqs"], 8);
-    let its =
-        serde_json::json!({ "data_paths": "relay", "mac": MAC.to_string(), "mtu": "1500", "numa_node": "1" });
+    let its = serde_json::json!({ "data_paths": "relay,hardware", "mac": MAC.to_string(), "mtu": "1500", "numa_node": "1" });
     assert_eq!(function["settings"], its);
     assert_eq!(host.field("provisioned/mac"), MAC.to_string());
-    assert_eq!(host.field("data_path"), "pumped");
+    assert_eq!(host.field("data_path"), "relay");
     host.finish();
 }
 

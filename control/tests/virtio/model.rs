@@ -237,6 +237,14 @@ impl Model {
         self.interrupt(vector);
     }
 
+    /// Queues that the host kicks it for.
+    pub fn doorbells(&self) -> Vec<u64> {
+        let mut queues: Vec<u64> =
+            self.0.doorbells.lock().unwrap().iter().map(|(doorbell, _)| doorbell.value).collect();
+        queues.sort_unstable();
+        queues
+    }
+
     fn interrupt(&self, vector: u16) {
         let vector = self.0.vectors.lock().unwrap().get(usize::from(vector)).cloned().flatten();
         assert!(vector.is_none_or(|vector| vector.signal()));
@@ -372,6 +380,8 @@ impl Model {
             }
             0x16 => state.queue = value as usize,
             0x18..0x3c if queue >= QUEUES => {}
+            // It keeps the most that it can have where more is asked for.
+            0x18 if value > state.most_entries.into() => {}
             0x18 => state.queues[queue].size = value as u16,
             QUEUE_VECTOR => state.queues[queue].vector = value as u16,
             QUEUE_ENABLE => {

@@ -1,7 +1,8 @@
 //! `pci/DDDD:BB:DD.F`: a modern virtio network function, or a VF of one (virtio 1.3 §4.1, §5.1). Its vendor does not matter.
 //!
 //! A guest's rings are *relayed*: the function is driven by rings of our own, a core forwards descriptors between the two, and
-//! the function reaches the guest's memory by itself.
+//! the function reaches the guest's memory by itself. Or, where that is wanted and can be, they are *in hardware*: the function
+//! consumes the guest's rings, kicks and interrupts pass it and the guest by, and no core is spent.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +18,8 @@ use crate::net::{
     F_CTRL_RX, F_CTRL_VQ, F_MAC, F_MQ, F_MRG_RXBUF, F_MTU, F_STATUS, MAX_MTU, MIN_MTU, Mac, NIC, OFFLOADS,
 };
 use crate::vdpa::{
-    Class, ClassSpec, DeviceHost, DeviceSpec, DriverError, ManagementDevice, MgmtInfo, VdpaDevice,
+    AttributeInfo, Class, ClassSpec, DeviceHost, DeviceSpec, DriverError, ManagementDevice, MgmtInfo, Unfit,
+    VdpaDevice,
 };
 use crate::virtio::control::F_CTRL_MAC_ADDR;
 use crate::virtio::transport::{FunctionFault, Transport};
@@ -70,10 +72,10 @@ fn at_most() -> MgmtInfo {
         max_supported_vqs: u32::from(MAX_PAIRS) * 2,
         max_devices: Some(1),
         features: NIC | OFFLOADS,
-        attributes: Vec::new(),
+        attributes: vec![DATAPATH],
         functions: None,
         summary: SUMMARY,
-        check: |_, _| Ok(()),
+        check: |_, spec| DataPathWanted::of(&spec.attributes).map(drop),
     }
 }
 
@@ -102,7 +104,10 @@ impl Seen {
     fn look(function: &dyn Function) -> Result<Seen, FunctionFault> {
         let transport = Transport::find(function)?;
         transport.reset(RESET)?;
-        let offered = transport.features();
+        let mut offered = transport.features();
+        if !transport.can_reset_queues() {
+            offered = offered.without(Features::RING_RESET);
+        }
         if !offered.contains(Features::VERSION_1) {
             return Err(FunctionFault::NotVirtio("it does not offer VERSION_1".to_owned()));
         }
@@ -144,6 +149,18 @@ impl Seen {
         (NIC | OFFLOADS).without(missing | pairs | Features::IN_ORDER)
     }
 
+    /// What a guest is offered whose rings the function shall consume: what it has, but for packed rings, of which it does not
+    /// tell where they stand.
+    fn features_in_hardware(&self) -> Features {
+        (self.features() & self.offered).without(Features::RING_PACKED)
+    }
+
+    /// How the function is driven that consumes the rings of a guest with these; all of them are its own.
+    fn driven_in_hardware(&self, guest: Features) -> Features {
+        let ours = self.driven(guest).without(Features::EVENT_IDX | Features::RING_PACKED);
+        ours | (guest & self.offered)
+    }
+
     /// How the function is driven for a guest with these.
     fn driven(&self, guest: Features) -> Features {
         let by_control = Features(F_MQ.0 | F_CTRL_RX.0 | F_CTRL_MAC_ADDR.0);
@@ -173,7 +190,7 @@ impl ManagementDevice for VirtioFunction {
     fn attributes(&self) -> BTreeMap<String, String> {
         let Seen { mac, mtu, .. } = self.seen;
         let known = [
-            ("data_paths", Some("relay".to_owned())),
+            ("data_paths", Some("relay,hardware".to_owned())),
             ("mac", mac.map(|mac| mac.to_string())),
             ("mtu", mtu.map(|mtu| mtu.to_string())),
             ("numa_node", self.numa_node.map(|node| node.to_string())),
@@ -208,11 +225,55 @@ impl ManagementDevice for VirtioFunction {
             }
             net.mtu = net.mtu.or(self.seen.mtu.filter(|mtu| *mtu <= MAX_MTU));
         }
-        let (features, max_pairs) = (self.seen.features(), self.seen.pairs);
-        let plan = Offer { mgmtdev: "this function", features, max_pairs }.plan(&spec)?;
-        Ok(Box::new(VirtioNic::new(name.clone(), self.opener.clone(), self.seen, plan, host)))
+        let wanted = DataPathWanted::of(&spec.attributes)?;
+        let features = match wanted {
+            DataPathWanted::Relay => self.seen.features(),
+            DataPathWanted::Hardware => self.seen.features_in_hardware(),
+        };
+        let plan = Offer { mgmtdev: "this function", features, max_pairs: self.seen.pairs }.plan(&spec)?;
+        Ok(Box::new(VirtioNic::new(name.clone(), self.opener.clone(), self.seen, plan, wanted, host)))
     }
 }
+
+/// How an operator wants a guest's rings served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum DataPathWanted {
+    /// By cores.
+    Relay,
+    /// By the function, whenever its rings begin where it can.
+    Hardware,
+}
+
+impl DataPathWanted {
+    fn of(attributes: &BTreeMap<String, String>) -> Result<DataPathWanted, Unfit> {
+        match attributes.get(DATAPATH.name).map(String::as_str) {
+            None | Some("relay") => Ok(DataPathWanted::Relay),
+            Some("hardware") => Ok(DataPathWanted::Hardware),
+            Some(other) => {
+                let why = format!("datapath {}: must be relay or hardware", other.escape_debug());
+                Err(Unfit::new(DATAPATH.name, why))
+            }
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            DataPathWanted::Relay => "relay",
+            DataPathWanted::Hardware => "hardware",
+        }
+    }
+}
+
+const DATAPATH: AttributeInfo = AttributeInfo {
+    name: "datapath",
+    value: "relay|hardware",
+    help: "who serves the guest's rings: a core (default), or the function itself wherever they begin anew",
+    live: Some(|value| {
+        (value == "hardware").then_some(
+            "when the guest's driver starts its rings anew (reload it, or reboot the guest); dev show has the data path in use",
+        )
+    }),
+};
 
 /// What both sides have to agree on, since it is about what lies in frames' headers.
 const FRAMES: Features = Features(OFFLOADS.0 | F_MRG_RXBUF.0);
@@ -223,6 +284,7 @@ const OURS: Features = Features(
         | Features::ACCESS_PLATFORM.0
         | Features::EVENT_IDX.0
         | Features::RING_PACKED.0
+        | Features::RING_RESET.0
         | F_MAC.0
         | F_MTU.0
         | F_STATUS.0
@@ -232,7 +294,8 @@ const OURS: Features = Features(
         | F_MQ.0,
 );
 
-const SUMMARY: &str = "virtio network function; a core relays the guest's descriptors to it";
+const SUMMARY: &str =
+    "virtio network function; a core relays the guest's descriptors to it, or it consumes the guest's rings";
 
 // PCI ids (virtio 1.3 §4.1.2).
 const VIRTIO: u16 = 0x1af4;

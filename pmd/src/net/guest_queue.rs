@@ -63,7 +63,16 @@ pub struct GuestQueue<Q> {
 impl GuestQueue<SplitDevice> {
     /// A queue on a split ring.
     pub fn split(binding: QueueBinding, rules: PortRules) -> Result<Box<Self>, SetupError> {
-        let ring = binding.config.clone().activate_split()?;
+        GuestQueue::split_with(binding, rules, &[])
+    }
+
+    /// The same with other heads first than the ring has.
+    pub fn split_with(
+        binding: QueueBinding,
+        rules: PortRules,
+        first: &[u16],
+    ) -> Result<Box<Self>, SetupError> {
+        let ring = binding.config.clone().activate_split()?.with_first(first)?;
         GuestQueue::new(binding, ring, rules)
     }
 }

@@ -56,6 +56,9 @@ pub struct Pair {
     pub guest: QueueBinding,
     /// The function's.
     pub function: FunctionQueue,
+    /// The first heads that it has, on a split ring, where they are not what the ring has: see
+    /// [`ringway_ring::resume::outstanding`].
+    pub first: Vec<u16>,
 }
 
 impl Relay {
@@ -72,16 +75,16 @@ impl Relay {
 
 /// A queue's way to the function and back, with its formats known.
 fn leg(pair: Pair, rules: PortRules) -> Result<Box<dyn Leg>, SetupError> {
-    let Pair { guest, function } = pair;
+    let Pair { guest, function, first } = pair;
     let FunctionQueue { ring, size, doorbell, interrupt } = function;
     let is_receive = guest.index.is_multiple_of(2);
     let far = Far { size, doorbell, interrupt, is_receive };
     Ok(match (guest.format, ring) {
         (Format::Split, OwnRing::Split(ring)) => {
-            Box::new(Line::new(GuestQueue::split(guest, rules)?, ring, far))
+            Box::new(Line::new(GuestQueue::split_with(guest, rules, &first)?, ring, far))
         }
         (Format::Split, OwnRing::Packed(ring)) => {
-            Box::new(Line::new(GuestQueue::split(guest, rules)?, ring, far))
+            Box::new(Line::new(GuestQueue::split_with(guest, rules, &first)?, ring, far))
         }
         (Format::Packed, OwnRing::Split(ring)) => {
             Box::new(Line::new(GuestQueue::packed(guest, rules)?, ring, far))

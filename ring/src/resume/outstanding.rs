@@ -81,6 +81,12 @@ pub fn outstanding(config: &QueueConfig) -> Result<Outstanding, Untold> {
     Ok(Outstanding { position, first: heads })
 }
 
+/// Where a split ring stands: at its used index, which its device alone writes. None: its memory is gone.
+pub fn used_position(config: &QueueConfig) -> Option<Position> {
+    let used = super::idx(&config.map, config.device_user_addr)?;
+    Some(Position { avail_idx: used, used_idx: used, ..Position::START })
+}
+
 /// The heads of `made` that are not in `done`, in order; None: there are others in `done`, or what is left has one twice.
 fn less(size: u16, made: impl Iterator<Item = u16>, done: impl Iterator<Item = u16>) -> Option<Vec<u16>> {
     let mut uses = vec![0u16; size.into()];

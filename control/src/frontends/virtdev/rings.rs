@@ -79,7 +79,7 @@ impl VirtDev {
         ring.state.life = ring.state.life.after(RingEvent::Start)?;
         ring.state.fault = None;
         ring.fds.kick = kick.map_or(Kick::Polled, |fd| Kick::Fd(Arc::new(fd)));
-        self.refresh_ring(plane, index)
+        self.adjust_ring(plane, index)
     }
 
     /// Stops a ring; where it stands, as front-ends write it: nobody touches it any more.

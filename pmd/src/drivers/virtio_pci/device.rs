@@ -1,32 +1,46 @@
-//! A guest's NIC on a virtio function, relayed.
+//! A guest's NIC on a virtio function: its rings are relayed, or the function consumes them itself.
 //!
 //! The function is opened when a front-end's memory comes first, and closed when the device goes. It is *up* while queues are in
 //! service: reset, driven with what the guest agreed on, all its rings begun. A queue that goes out of service leaves buffers of
-//! the guest's with the function, which no register takes back one by one: the function is reset, and what else was in service
-//! begins anew, at the places where its rings stand.
+//! the guest's with the function, which no register takes back one by one. Where it can reset one queue (RING_RESET), the
+//! others do not notice; else all of it is reset, and what else was in service begins anew, at the places where its rings stand.
+//!
+//! ```text
+//!   group started ----> begins at 0, and hardware is wanted? --yes--> in hardware: the function has the guest's ring, kick, call
+//!                                        | no                             |  stopped, disabled, or `datapath relay`
+//!                                        v                                v
+//!                       relayed, from where the ring stands <-- its used index, and what is outstanding
+//! ```
+//!
+//! No register has a function begin elsewhere than at 0, so that the way back to hardware is the guest's next fresh start.
 //!
 //! Owned by the session's thread. What the function tells unasked comes by the thread that listens to all functions.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringway_engine::{HowEnded, PlaceError, Placed};
 use ringway_ring::features::Features;
 use ringway_ring::guest::GuestMap;
+use ringway_ring::layout::Areas;
+use ringway_ring::position::Position;
+use ringway_ring::resume::{outstanding, rewound, used_position};
 
-use super::function::{Open, Up};
-use super::{RESET, Seen};
+use super::function::{GuestRing, Open, Up};
+use super::{DATAPATH, DataPathWanted, RESET, Seen};
 use crate::bus::pci::Opener;
 use crate::dma::{Cancel, MapError};
+use crate::later;
 use crate::net::guest_queue::PortRules;
 use crate::net::nic::Nic;
 use crate::net::plan::Plan;
 use crate::net::relay::{Pair, Relay};
 use crate::net::{Mac, NetConfig};
 use crate::vdpa::{
-    ClassOps, ConfigSpace, DeviceHost, DriverError, Ended, Facts, Kept, NetOps, Placer, QueueBinding, Queues,
-    ServeError, ServedBy, Stopped, Stuck, VdpaDevice,
+    ClassOps, ConfigSpace, DataPath, DeviceHost, DriverError, Ended, Facts, Kept, NetOps, Placer,
+    QueueBinding, QueueEnds, Queues, ServeError, ServedBy, Stopped, Stuck, VdpaDevice,
 };
 
 /// The device.
@@ -45,8 +59,18 @@ pub(super) struct VirtioNic {
     open: Option<Open>,
     groups: Vec<Option<Running>>,
     kept: Kept,
+    /// How an operator wants it.
+    wanted: DataPathWanted,
+    /// Why queues are relayed that were to be in hardware.
+    relayed_because: Option<String>,
+    /// Queues whose rings the function consumed: where they stand is what it left.
+    consumed: BTreeSet<u16>,
+    /// Of these, those that it may consume still, until it is quiet.
+    unsettled: Vec<QueueBinding>,
     /// Out of service until the function begins anew.
-    waiting: Vec<(u16, Placer, Vec<QueueBinding>)>,
+    waiting: Vec<Group>,
+    /// Out of service until the other queue of the pair is there, for so long.
+    resting: Vec<(Group, Instant)>,
     /// Out of service unasked, and not told yet.
     ended: Vec<(u16, Ended)>,
     /// The function has buffers that are not to be its any more.
@@ -55,12 +79,34 @@ pub(super) struct VirtioNic {
     does_not_send: bool,
 }
 
+/// A group of queues as it was given.
+struct Group {
+    number: u16,
+    placer: Placer,
+    queues: Vec<QueueBinding>,
+}
+
 /// A group in service.
 struct Running {
-    placed: Placed,
-    placer: Placer,
-    /// Its queues as they were given, to begin anew with.
-    queues: Vec<QueueBinding>,
+    by: By,
+    group: Group,
+}
+
+/// Who serves a group.
+enum By {
+    /// A worker.
+    Relay(Placed),
+    /// The function.
+    Hardware,
+}
+
+impl Running {
+    fn placed(&self) -> Option<&Placed> {
+        match &self.by {
+            By::Relay(placed) => Some(placed),
+            By::Hardware => None,
+        }
+    }
 }
 
 impl fmt::Debug for VirtioNic {
@@ -70,7 +116,14 @@ impl fmt::Debug for VirtioNic {
 }
 
 impl VirtioNic {
-    pub(super) fn new(name: String, opener: Opener, seen: Seen, plan: Plan, host: DeviceHost) -> VirtioNic {
+    pub(super) fn new(
+        name: String,
+        opener: Opener,
+        seen: Seen,
+        plan: Plan,
+        wanted: DataPathWanted,
+        host: DeviceHost,
+    ) -> VirtioNic {
         let mac = Some(plan.config.mac).filter(|mac| Some(*mac) != seen.mac);
         let nic = Nic::new(plan, MAX_VQ_SIZE);
         VirtioNic {
@@ -85,7 +138,12 @@ impl VirtioNic {
             open: None,
             groups: Vec::new(),
             kept: Kept::default(),
+            wanted,
+            relayed_because: None,
+            consumed: BTreeSet::new(),
+            unsettled: Vec::new(),
             waiting: Vec::new(),
+            resting: Vec::new(),
             ended: Vec::new(),
             is_stale: false,
             does_not_send: false,
@@ -101,73 +159,204 @@ impl VirtioNic {
         self.open.as_mut().ok_or_else(|| DriverError::NotFound(format!("{} is not open", self.name)))
     }
 
-    /// Brings the function up for this guest, if it is not.
-    fn bring_up(&mut self) -> Result<(), ServeError> {
-        if self.up.is_some() {
-            return Ok(());
+    /// What the function is driven with, for this guest.
+    fn driven(&self) -> Features {
+        match self.unfit_for_hardware() {
+            None => self.seen.driven_in_hardware(self.negotiated),
+            Some(_) => self.seen.driven(self.negotiated),
         }
+    }
+
+    /// Why the function cannot consume any ring of this guest's, or is not to.
+    fn unfit_for_hardware(&self) -> Option<String> {
+        let missing = self.negotiated.without(self.seen.offered);
+        let pairs = self.nic.config().max_vq_pairs;
+        if self.wanted == DataPathWanted::Relay {
+            Some("an operator wants it so".to_owned())
+        } else if self.negotiated.contains(Features::RING_PACKED) {
+            Some("the guest uses packed rings, and the function does not tell where one stands".to_owned())
+        } else if missing != Features::NONE {
+            Some(format!("the guest uses features that the function does not have: {missing:?}"))
+        } else if self.negotiated.contains(Features::NOTIFICATION_DATA) {
+            Some("the guest says more with its kicks than the host can pass on".to_owned())
+        } else if self.open.as_ref().is_some_and(|open| !open.has_vectors_for(pairs)) {
+            let needed = pairs * 2 + 1;
+            Some(format!("the function has fewer than {needed} interrupt vectors: one a queue, and one"))
+        } else {
+            None
+        }
+    }
+
+    /// Why the function cannot consume the rings of this group just now.
+    fn unfit(&self, group: &Group) -> Option<String> {
+        let Group { number, queues, .. } = group;
+        let are_enabled = queues.iter().filter(|queue| queue.enabled).count();
+        if let Some(why) = self.unfit_for_hardware() {
+            return Some(why);
+        }
+        if queues.len() != 2 {
+            Some(format!("pair {number} has one queue that is started"))
+        } else if queues.iter().any(|queue| queue.config.position != Position::START) {
+            Some("its rings were in use before; it is, once the guest's driver starts them anew".to_owned())
+        } else if queues.iter().any(|queue| queue.kick.is_none()) {
+            Some("the front-end polls and gives no kicks".to_owned())
+        } else if are_enabled != 2 && (*number == 0 || are_enabled == 1) {
+            Some(format!("a queue of pair {number} is disabled"))
+        } else if queues.iter().any(|queue| queue.fault.reported().is_some()) {
+            Some(format!("a ring of pair {number} is broken"))
+        } else {
+            None
+        }
+    }
+
+    /// Its other queue is about to be started: it is not served before, so that it is in hardware then.
+    fn rests(&self, group: &Group) -> bool {
+        let mut queues = group.queues.iter();
+        group.queues.len() < 2
+            && self.unfit_for_hardware().is_none()
+            && queues.all(|queue| queue.config.position == Position::START)
+    }
+
+    /// Brings the function up for this guest, with these of its rings in hardware.
+    fn bring_up(&mut self, guests: &BTreeMap<u16, GuestRing>) -> Result<(), ServeError> {
         if !self.negotiated.contains(Features::VERSION_1) {
             let why = format!("{}: the guest did not accept VERSION_1, which the function needs", self.name);
             return Err(ServeError::Refused(why));
         }
-        let (seen, pairs, mac) = (self.seen, self.nic.config().max_vq_pairs, self.mac);
-        let driven = seen.driven(self.negotiated);
+        let (seen, pairs, mac, driven) = (self.seen, self.nic.config().max_vq_pairs, self.mac, self.driven());
         let name = self.name.clone();
         let open = self.opened().map_err(|error| ServeError::Refused(error.to_string()))?;
-        let up = open.bring_up(&seen, driven, pairs, mac);
+        let up = open.bring_up(&seen, driven, pairs, mac, guests);
         self.up = Some(up.map_err(|why| ServeError::Refused(format!("{name}: {why}")))?);
         Ok(())
     }
 
-    /// Puts a group into service on a function that is up.
-    fn place(&mut self, group: u16, queues: Vec<QueueBinding>, placer: &Placer) -> Result<(), ServeError> {
-        let placed = self.try_place(group, queues, placer);
-        // What it was given of the function's is not there any more.
-        self.is_stale |= placed.is_err();
-        placed
+    /// Puts groups into service, on a function that is up or not; those that are not then, and why.
+    fn serve(&mut self, groups: Vec<Group>) -> Vec<(Group, ServeError)> {
+        let (mut relayed, mut fit) = (Vec::new(), Vec::new());
+        for group in groups {
+            for queue in group.queues.iter().filter(|queue| queue.config.position == Position::START) {
+                self.consumed.remove(&queue.index);
+            }
+            match self.unfit(&group) {
+                None => match group.queues.iter().map(guest_ring).collect::<Option<Vec<_>>>() {
+                    Some(rings) => fit.push((group, rings)),
+                    None => relayed.push(group),
+                },
+                Some(why) => {
+                    self.relayed_because = Some(why);
+                    relayed.push(group);
+                }
+            }
+        }
+        if self.up.is_none() {
+            let guests: BTreeMap<u16, GuestRing> =
+                fit.iter_mut().flat_map(|(_, rings)| rings.drain(..)).collect();
+            let mut outcome = self.bring_up(&guests);
+            if let (Err(why), false) = (&outcome, guests.is_empty()) {
+                self.relayed_because = Some(why.to_string());
+                relayed.extend(fit.drain(..).map(|(group, _)| group));
+                outcome = self.bring_up(&BTreeMap::new());
+            }
+            if let Err(why) = outcome {
+                let why = why.to_string();
+                return relayed.into_iter().map(|group| (group, ServeError::Refused(why.clone()))).collect();
+            }
+        } else {
+            for (group, rings) in std::mem::take(&mut fit) {
+                match self.give(&rings) {
+                    Ok(()) => fit.push((group, Vec::new())),
+                    Err(why) => {
+                        self.relayed_because = Some(why);
+                        relayed.push(group);
+                    }
+                }
+            }
+        }
+        for (group, _) in fit {
+            self.consumed.extend(group.queues.iter().map(|queue| queue.index));
+            self.note_running(Running { by: By::Hardware, group });
+        }
+        let mut failed = Vec::new();
+        for group in relayed {
+            match self.relay(&group) {
+                Ok(placed) => self.note_running(Running { by: By::Relay(placed), group }),
+                Err(why) => {
+                    // What it was given of the function's is not there any more.
+                    self.is_stale = true;
+                    failed.push((group, why));
+                }
+            }
+        }
+        failed
     }
 
-    fn try_place(
-        &mut self,
-        group: u16,
-        queues: Vec<QueueBinding>,
-        placer: &Placer,
-    ) -> Result<(), ServeError> {
-        let refused = |why: String| ServeError::Refused(format!("{}: {why}", self.name));
-        let rules = PortRules { mtu: self.nic.mtu(), only: None };
-        let up = self.up.as_mut().ok_or_else(|| refused("the function is not up".to_owned()))?;
-        let mut pairs = Vec::new();
-        for guest in &queues {
-            // One that broke the rules is left alone.
-            if guest.fault.reported().is_some() {
-                continue;
-            }
-            let index = guest.index;
-            let idle = up.idle.get_mut(usize::from(index)).and_then(Option::take);
-            let function =
-                idle.ok_or_else(|| refused(format!("queue {index} of the function is not there")))?;
-            pairs.push(Pair { guest: guest.clone(), function });
+    /// The function that is at work consumes these rings, too; else why it does not, and none of them.
+    fn give(&mut self, rings: &[(u16, GuestRing)]) -> Result<(), String> {
+        let (Some(open), Some(up)) = (self.open.as_ref(), self.up.as_mut()) else {
+            return Err("the function is not up".to_owned());
+        };
+        if !up.can_reset_queues() {
+            return Err(
+                "other queues of the function are at work, and it cannot begin one alone (RING_RESET)"
+                    .to_owned(),
+            );
         }
-        let relay = Relay::new(pairs, rules).map_err(|why| refused(format!("pair {group}: {why}")))?;
-        let name = format!("{}.{group}", placer.name);
-        let placed =
-            placer.engine.place((placer.core_of)(group), &name, Box::new(relay), placer.watcher.clone());
-        let placed = placed.map_err(|error| ServeError::NotPlaced(error.to_string()))?;
-        let at = usize::from(group);
+        for (at, (queue, ring)) in rings.iter().enumerate() {
+            let Err(why) = open.give(up, *queue, ring) else { continue };
+            for (queue, _) in rings.iter().take(at + 1) {
+                self.is_stale |= open.take_away(up, *queue).is_err();
+            }
+            return Err(why.to_string());
+        }
+        Ok(())
+    }
+
+    fn note_running(&mut self, running: Running) {
+        let at = usize::from(running.group.number);
         if self.groups.len() <= at {
             self.groups.resize_with(at + 1, || None);
         }
         if let Some(slot) = self.groups.get_mut(at) {
-            *slot = Some(Running { placed, placer: placer.clone(), queues });
+            *slot = Some(running);
         }
-        Ok(())
+    }
+
+    /// Has a worker relay a group, on a function that is up.
+    fn relay(&mut self, group: &Group) -> Result<Placed, ServeError> {
+        let Group { number, placer, queues } = group;
+        let refused = |why: String| ServeError::Refused(format!("{}: {why}", self.name));
+        let rules = PortRules { mtu: self.nic.mtu(), only: None };
+        let up = self.up.as_mut().ok_or_else(|| refused("the function is not up".to_owned()))?;
+        let mut pairs = Vec::new();
+        for guest in queues {
+            // One that broke the rules is left alone.
+            if guest.fault.reported().is_some() {
+                continue;
+            }
+            let (index, mut guest, mut first) = (guest.index, guest.clone(), Vec::new());
+            if self.consumed.contains(&index) {
+                let left = outstanding(&guest.config);
+                let left = left.map_err(|why| refused(format!("queue {index}: {why}")))?;
+                (guest.config.position, first) = (left.position, left.first);
+            }
+            let idle = up.idle.get_mut(usize::from(index)).and_then(Option::take);
+            let function =
+                idle.ok_or_else(|| refused(format!("queue {index} of the function is not there")))?;
+            pairs.push(Pair { guest, function, first });
+        }
+        let relay = Relay::new(pairs, rules).map_err(|why| refused(format!("pair {number}: {why}")))?;
+        let name = format!("{}.{number}", placer.name);
+        let placed =
+            placer.engine.place((placer.core_of)(*number), &name, Box::new(relay), placer.watcher.clone());
+        placed.map_err(|error| ServeError::NotPlaced(error.to_string()))
     }
 
     /// The function is used by as many pairs as have an enabled queue, counted from the first. Should it refuse, what it has for
     /// others is lost as if they had no buffers.
     fn tell_pairs(&mut self) {
         let is_used = |running: &Option<Running>| {
-            let mut queues = running.iter().flat_map(|running| &running.queues);
+            let mut queues = running.iter().flat_map(|running| &running.group.queues);
             queues.any(|queue| queue.enabled)
         };
         let pairs = self.groups.iter().rposition(is_used).map_or(1, |last| last as u16 + 1);
@@ -177,43 +366,58 @@ impl VirtioNic {
         }
     }
 
-    /// Takes a group's pump back, if there is one, and what it panicked with, if it did. What was to be sent has gone by then,
-    /// unless the function does not send; the rest the function still has.
-    fn take_back(
-        &mut self,
-        group: u16,
-        within: Duration,
-    ) -> Result<Option<(Running, Option<String>)>, Stuck> {
+    /// Takes a group out of service, if it is, and what its pump panicked with, if it did. What was to be sent has gone by then,
+    /// unless the function does not send. The function may have the rest still, and the rings: it is stale then.
+    fn take_back(&mut self, group: u16, within: Duration) -> Result<Option<(Group, Option<String>)>, Stuck> {
         let Some(slot) = self.groups.get_mut(usize::from(group)) else { return Ok(None) };
         let Some(running) = slot else { return Ok(None) };
-        // One that did not send before is not waited for once more.
-        let patience = if self.does_not_send { Duration::ZERO } else { within.min(DRAIN) };
-        let retired = match running.placed.retire(patience) {
-            Err(PlaceError::Timeout { .. }) => {
-                self.does_not_send = true;
-                running.placed.revoke(within)
+        let mut panicked = None;
+        if let By::Relay(placed) = &mut running.by {
+            // One that did not send before is not waited for once more.
+            let patience = if self.does_not_send { Duration::ZERO } else { within.min(DRAIN) };
+            let retired = match placed.retire(patience) {
+                Err(PlaceError::Timeout { .. }) => {
+                    self.does_not_send = true;
+                    placed.revoke(within)
+                }
+                retired => retired,
+            };
+            match retired.map(|retired| retired.end) {
+                Err(error @ PlaceError::Timeout { .. }) => return Err(Stuck(error.to_string())),
+                Ok(HowEnded::Panicked(message)) => panicked = Some(message),
+                // Err: the pump is gone with its engine.
+                Ok(HowEnded::Retired) | Err(_) => {}
             }
-            retired => retired,
-        };
-        let panicked = match retired.map(|retired| retired.end) {
-            Err(error @ PlaceError::Timeout { .. }) => return Err(Stuck(error.to_string())),
-            Ok(HowEnded::Panicked(message)) => Some(message),
-            // Err: the pump is gone with its engine.
-            Ok(HowEnded::Retired) | Err(_) => None,
-        };
-        self.is_stale = true;
-        Ok(slot.take().map(|running| (running, panicked)))
+        }
+        let Some(Running { by, group }) = slot.take() else { return Ok(None) };
+        for queue in &group.queues {
+            let (open, up) = (self.open.as_ref(), self.up.as_mut());
+            let resettable = open.zip(up.filter(|up| up.can_reset_queues() && !self.is_stale));
+            let is_in_hardware = matches!(by, By::Hardware);
+            let is_its_no_more = resettable.is_some_and(|(open, up)| match is_in_hardware {
+                true => open.take_away(up, queue.index).is_ok(),
+                false => open.begin_anew(up, queue.index).is_ok(),
+            });
+            self.is_stale |= !is_its_no_more;
+            match (is_in_hardware, is_its_no_more) {
+                (true, true) => settle(queue),
+                (true, false) => self.unsettled.push(queue.clone()),
+                (false, _) => {}
+            }
+        }
+        Ok(Some((group, panicked)))
     }
 
     /// The function touches no memory once this returns Ok.
     fn bring_down(&mut self, within: Duration) -> Result<(), Stuck> {
-        if let Some(open) = self.up.as_ref().and(self.open.as_ref())
-            && let Err(why) = open.quiet(within)
+        if let Some((up, open)) = self.up.as_mut().zip(self.open.as_ref())
+            && let Err(why) = open.bring_down(up, within)
         {
             // Nobody is given it as it is: the host resets what is closed.
             self.host.gone(format!("the function does not stop: {why}"));
             return Err(Stuck(format!("{}: {why}", self.name)));
         }
+        self.unsettled.drain(..).for_each(|queue| settle(&queue));
         self.up = None;
         self.is_stale = false;
         Ok(())
@@ -224,28 +428,75 @@ impl VirtioNic {
         if !self.is_stale {
             return Ok(());
         }
-        for group in 0..self.groups.len() as u16 {
-            let Some((running, panicked)) = self.take_back(group, within)? else { continue };
-            match panicked {
-                None => self.waiting.push((group, running.placer, running.queues)),
-                Some(message) => self.ended.push((group, Ended::Panicked(message))),
-            }
+        for number in 0..self.groups.len() as u16 {
+            self.set_aside(number, within)?;
         }
         self.bring_down(within)?;
-        for (group, placer, mut queues) in std::mem::take(&mut self.waiting) {
-            for queue in &mut queues {
-                let config = &mut queue.config;
-                config.position = config.keeper.load().unwrap_or(config.position);
-            }
-            if let Err(why) = self.bring_up().and_then(|()| self.place(group, queues, &placer)) {
-                self.ended.push((group, Ended::DeviceLost(why.to_string())));
-                placer.watcher.pump_ended();
-            }
-        }
-        self.tell_pairs();
+        self.go_on();
         self.does_not_send = false;
         Ok(())
     }
+
+    /// Takes a group out of service that is to go on.
+    fn set_aside(&mut self, number: u16, within: Duration) -> Result<(), Stuck> {
+        match self.take_back(number, within)? {
+            None => {}
+            Some((group, None)) => self.waiting.push(group),
+            Some((_, Some(message))) => self.ended.push((number, Ended::Panicked(message))),
+        }
+        Ok(())
+    }
+
+    /// What was set aside goes on where it stands.
+    fn go_on(&mut self) {
+        let mut groups = std::mem::take(&mut self.waiting);
+        for queue in groups.iter_mut().flat_map(|group| &mut group.queues) {
+            let config = &mut queue.config;
+            config.position = config.keeper.load().map_or(config.position, rewound);
+        }
+        if !groups.is_empty() {
+            for (group, why) in self.serve(groups) {
+                self.ended.push((group.number, Ended::DeviceLost(why.to_string())));
+                group.placer.watcher.pump_ended();
+            }
+        }
+        self.tell_pairs();
+    }
+
+    /// All groups that are in service are in hardware, and no driver has had anything from them yet.
+    fn are_fresh(&self) -> bool {
+        self.groups.iter().flatten().all(|running| {
+            let mut queues = running.group.queues.iter();
+            matches!(running.by, By::Hardware)
+                && queues.all(|queue| used_position(&queue.config) == Some(Position::START))
+        })
+    }
+}
+
+/// A guest's ring that the function consumed and does not any more: where it stands is kept, and its driver told, who may not
+/// have heard of the last buffers that were used.
+fn settle(queue: &QueueBinding) {
+    if let Some(position) = used_position(&queue.config) {
+        queue.config.keeper.store(position);
+    }
+    if let Some(call) = &queue.call {
+        call.owe();
+    }
+}
+
+/// A ring as the function is to consume it; None: it does not lie in the guest's memory, or nobody kicks.
+fn guest_ring(queue: &QueueBinding) -> Option<(u16, GuestRing)> {
+    let config = &queue.config;
+    let claims = Areas {
+        desc: config.desc_user_addr,
+        driver: config.driver_user_addr,
+        device: config.device_user_addr,
+    };
+    let [desc, driver, device] =
+        claims.of(queue.format, config.size).map(|area| config.map.gpa_of_user(area.address, area.len).ok());
+    let areas = Areas { desc: desc?, driver: driver?, device: device? };
+    let (kick, call) = (queue.kick.clone()?, queue.call.clone());
+    Some((queue.index, GuestRing { size: config.size, areas, kick, call }))
 }
 
 impl Drop for VirtioNic {
@@ -257,7 +508,7 @@ impl Drop for VirtioNic {
 
 impl VdpaDevice for VirtioNic {
     fn facts(&self) -> Facts {
-        self.nic.facts()
+        Facts { data_path: DataPath::Relay, dma: true, ..self.nic.facts() }
     }
 
     fn config(&mut self) -> &mut dyn ConfigSpace {
@@ -273,6 +524,42 @@ impl VdpaDevice for VirtioNic {
 
     fn class(&mut self) -> ClassOps<'_> {
         ClassOps::Net(self)
+    }
+
+    fn attributes(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([(DATAPATH.name.to_owned(), self.wanted.name().to_owned())])
+    }
+
+    fn set(&mut self, attributes: &BTreeMap<String, String>, within: Duration) -> Result<(), Stuck> {
+        // It was checked before.
+        self.wanted = DataPathWanted::of(attributes).unwrap_or(self.wanted);
+        if self.wanted == DataPathWanted::Hardware {
+            self.relayed_because.get_or_insert_with(|| {
+                "its rings were in use before; it is, once the guest's driver starts them anew".to_owned()
+            });
+            return Ok(());
+        }
+        for number in 0..self.groups.len() as u16 {
+            let running = self.groups.get(usize::from(number)).and_then(Option::as_ref);
+            if running.is_some_and(|running| matches!(running.by, By::Hardware)) {
+                self.set_aside(number, within)?;
+            }
+        }
+        self.waiting.extend(self.resting.drain(..).map(|(group, _)| group));
+        if self.is_stale {
+            return self.renew(within);
+        }
+        if !self.waiting.is_empty() {
+            self.go_on();
+        }
+        Ok(())
+    }
+
+    fn note(&self) -> Option<String> {
+        let is_relayed = self.groups.iter().flatten().any(|running| running.placed().is_some());
+        let why = self.relayed_because.as_ref();
+        why.filter(|_| is_relayed && self.wanted == DataPathWanted::Hardware)
+            .map(|why| format!("datapath hardware is not in force: {why}"))
     }
 
     fn negotiated(&mut self, features: Features) -> Result<(), DriverError> {
@@ -291,6 +578,8 @@ impl VdpaDevice for VirtioNic {
 
     fn reset(&mut self, within: Duration) -> Result<(), Stuck> {
         self.bring_down(within)?;
+        self.consumed.clear();
+        self.relayed_because = None;
         self.negotiated = Features::NONE;
         self.nic.reset();
         Ok(())
@@ -316,18 +605,48 @@ impl Queues for VirtioNic {
         placer: &Placer,
         within: Duration,
     ) -> Result<(), ServeError> {
-        self.waiting.retain(|(waiting, _, _)| *waiting != group);
+        self.forget(group);
         self.does_not_send = false;
-        self.renew(within)?;
         self.kept.note(group, &queues);
-        self.bring_up()?;
-        self.place(group, queues, placer)?;
-        self.tell_pairs();
-        Ok(())
+        let group = Group { number: group, placer: placer.clone(), queues };
+        let number = group.number;
+        if self.rests(&group) {
+            let (until, watcher) = (Instant::now() + REST, Arc::clone(&placer.watcher));
+            self.resting.push((group, until));
+            later::run_until(move || {
+                let is_over = Instant::now() >= until;
+                if is_over {
+                    watcher.pump_ended();
+                }
+                is_over
+            });
+            return Ok(());
+        }
+        let driven = self.driven();
+        if let Some(up) = &self.up {
+            // Without a reset of its own for each queue, all begin together: nobody has had anything of theirs yet.
+            let all_anew = !up.can_reset_queues() && self.unfit(&group).is_none() && self.are_fresh();
+            self.is_stale |= up.driven != driven || all_anew;
+        }
+        let failed = if self.is_stale {
+            self.waiting.push(group);
+            self.renew(within)?;
+            let at = self.ended.iter().position(|(ended, _)| *ended == number);
+            at.map(|at| match self.ended.swap_remove(at).1 {
+                Ended::Panicked(why) | Ended::NotPlaced(why) | Ended::DeviceLost(why) => {
+                    ServeError::Refused(why)
+                }
+            })
+        } else {
+            let failed = self.serve(vec![group]).pop().map(|(_, why)| why);
+            self.tell_pairs();
+            failed
+        };
+        failed.map_or(Ok(()), Err)
     }
 
     fn stop(&mut self, group: u16, within: Duration) -> Result<Stopped, Stuck> {
-        self.waiting.retain(|(waiting, _, _)| *waiting != group);
+        self.forget(group);
         let taken = self.take_back(group, within)?;
         if let Some(message) = taken.and_then(|(_, panicked)| panicked) {
             self.ended.push((group, Ended::Panicked(message)));
@@ -338,24 +657,48 @@ impl Queues for VirtioNic {
         Ok(Stopped { positions: self.kept.take(group), ended })
     }
 
+    fn adjust(&mut self, queue: &QueueEnds) -> bool {
+        let at = usize::from(queue.index / 2);
+        let (Some(open), Some(up)) = (self.open.as_ref(), self.up.as_ref()) else { return false };
+        let Some(Running { by: By::Hardware, group }) = self.groups.get_mut(at).and_then(Option::as_mut)
+        else {
+            return false;
+        };
+        let Some(own) = group.queues.iter_mut().find(|own| own.index == queue.index) else { return false };
+        let Some(kick) = &queue.kick else { return false };
+        // The first pair is always used by the function.
+        if (own.enabled != queue.enabled && at == 0)
+            || open.rebind(up, queue.index, kick, queue.call.as_deref()).is_err()
+        {
+            return false;
+        }
+        let is_enabled = std::mem::replace(&mut own.enabled, queue.enabled);
+        (own.kick, own.call) = (queue.kick.clone(), queue.call.clone());
+        if is_enabled != queue.enabled {
+            self.tell_pairs();
+        }
+        true
+    }
+
     fn served_by(&self, group: u16) -> Option<ServedBy> {
-        if self.waiting.iter().any(|(waiting, _, _)| *waiting == group) {
+        let mut resting = self.resting.iter().map(|(resting, _)| resting).chain(&self.waiting);
+        if resting.any(|waiting| waiting.number == group) {
             return Some(ServedBy::Core(None));
         }
         let running = self.groups.get(usize::from(group))?.as_ref()?;
-        Some(ServedBy::Core(Some(running.placed.core())))
+        Some(running.placed().map_or(ServedBy::Hardware, |placed| ServedBy::Core(Some(placed.core()))))
     }
 
     fn follow(&mut self, within: Duration) -> Result<(), ServeError> {
         let (mut outcome, mut is_held) = (Ok(()), false);
-        for (group, running) in (0u16..).zip(&mut self.groups) {
-            let Some(running) = running else { continue };
-            let core = (running.placer.core_of)(group);
-            match running.placed.move_to(core, within.min(DRAIN)) {
+        for (number, running) in (0u16..).zip(&mut self.groups) {
+            let Some(Running { by: By::Relay(placed), group }) = running else { continue };
+            let placer = &group.placer;
+            match placed.move_to((placer.core_of)(number), within.min(DRAIN)) {
                 Ok(()) => {}
                 // What it sent does not go.
                 Err(PlaceError::Timeout { .. }) => is_held = true,
-                Err(error) => outcome = Err(ServeError::NotPlaced(format!("group {group}: {error}"))),
+                Err(error) => outcome = Err(ServeError::NotPlaced(format!("group {number}: {error}"))),
             }
         }
         if is_held {
@@ -366,9 +709,11 @@ impl Queues for VirtioNic {
     }
 
     fn take_ended(&mut self, within: Duration) -> Vec<(u16, Ended)> {
-        let ended = |running: &Option<Running>| running.as_ref().is_some_and(|own| own.placed.has_ended());
+        let has_ended = |running: &Option<Running>| {
+            running.as_ref().and_then(Running::placed).is_some_and(|placed| placed.has_ended())
+        };
         let groups: Vec<u16> =
-            (0u16..).zip(&self.groups).filter(|(_, own)| ended(own)).map(|(group, _)| group).collect();
+            (0u16..).zip(&self.groups).filter(|(_, own)| has_ended(own)).map(|(group, _)| group).collect();
         for group in groups {
             if let Ok(Some((_, message))) = self.take_back(group, within) {
                 self.ended.push((group, Ended::Panicked(message.unwrap_or_default())));
@@ -376,10 +721,25 @@ impl Queues for VirtioNic {
         }
         // Stuck: tried again when the next queue stops.
         let _ = self.renew(within);
+        let now = Instant::now();
+        if self.resting.iter().any(|(_, until)| *until <= now) {
+            self.waiting.extend(self.resting.drain(..).map(|(group, _)| group));
+            self.go_on();
+        }
         std::mem::take(&mut self.ended)
     }
 }
 
+impl VirtioNic {
+    /// A group that is out of service for a moment is so for good.
+    fn forget(&mut self, group: u16) {
+        self.waiting.retain(|waiting| waiting.number != group);
+        self.resting.retain(|(resting, _)| resting.number != group);
+    }
+}
+
+/// How long one queue of a pair is not served because the other is about to be started.
+const REST: Duration = Duration::from_millis(100);
 /// Entries of a guest's ring at most.
 const MAX_VQ_SIZE: u16 = 32768;
 /// What a guest sent has gone within this, or waits for a link.

@@ -1,26 +1,28 @@
-//! A virtio function at work: opened, brought up with rings of our own, and made quiet again, whatever it works for.
+//! A virtio function at work: opened, brought up with rings of our own or a guest's, and made quiet again, whatever it works for.
 //!
 //! Owned by a session's thread. What the function tells unasked comes by the thread that listens to all functions.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ringway_ring::features::Features;
+use ringway_ring::layout::Areas;
 use ringway_ring::queue::{Format, RingSize};
 
 use super::{RESET, Seen};
-use crate::bus::pci::Function;
 use crate::bus::pci::listener::Listening;
+use crate::bus::pci::{self, Function};
 use crate::dma::{Division, OwnMemory, Window};
 use crate::net::relay::FunctionQueue;
 use crate::net::{F_CTRL_RX, F_CTRL_VQ, F_MQ, F_STATUS, Mac};
-use crate::notify::EventFd;
+use crate::notify::{CallFd, EventFd};
 use crate::vdpa::{DeviceHost, DriverError};
 use crate::virtio::control::{ControlQueue, F_CTRL_MAC_ADDR};
-use crate::virtio::rings::OwnRings;
-use crate::virtio::transport::{FunctionFault, QueueSetup, Transport};
+use crate::virtio::rings::{OwnRing, OwnRings};
+use crate::virtio::transport::{Doorbell, FunctionFault, QueueSetup, Transport};
 
 /// The function, open. It is let go after what keeps its registers mapped and its memory.
 pub(super) struct Open {
@@ -42,14 +44,36 @@ pub(super) struct Up {
     pub(super) control: Option<ControlQueue>,
     /// By queue: what is not in service since it came up.
     pub(super) idle: Vec<Option<FunctionQueue>>,
-    /// Held for their memory, which goes last.
-    _rings: OwnRings,
+    /// What it is driven with.
+    pub(super) driven: Features,
+    /// The host's doorbells of the guest's rings that it consumes, by queue.
+    given: BTreeMap<u16, pci::Doorbell>,
+    /// Their memory goes last.
+    rings: OwnRings,
+}
+
+impl Up {
+    /// One queue can be reset while the others work.
+    pub(super) fn can_reset_queues(&self) -> bool {
+        self.driven.contains(Features::RING_RESET)
+    }
+}
+
+/// A guest's ring as the function is to consume it.
+pub(super) struct GuestRing {
+    pub(super) size: RingSize,
+    /// By the guest's addresses, which are the function's.
+    pub(super) areas: Areas<u64>,
+    pub(super) kick: Arc<EventFd>,
+    pub(super) call: Option<Arc<CallFd>>,
 }
 
 /// What of it has begun.
 struct Begun {
     control: Option<ControlQueue>,
     idle: Vec<Option<FunctionQueue>>,
+    /// Of the guest's rings.
+    doorbells: Vec<(u16, Doorbell)>,
 }
 
 impl Open {
@@ -116,13 +140,14 @@ impl Open {
         OwnMemory::new(self.function.dma(), self.own + at, bytes)
     }
 
-    /// From a reset to its work, with all rings begun and none in service.
+    /// From a reset to its work: it consumes these rings of the guest's; all others are our own, begun and none in service.
     pub(super) fn bring_up(
         &self,
         seen: &Seen,
         driven: Features,
         pairs: u16,
         mac: Option<Mac>,
+        guests: &BTreeMap<u16, GuestRing>,
     ) -> Result<Up, FunctionFault> {
         let transport = &self.transport;
         transport.reset(RESET)?;
@@ -143,40 +168,183 @@ impl Open {
         let sizes = numbers.iter().map(size).collect::<Result<Vec<RingSize>, FunctionFault>>()?;
         let rings = OwnRings::new(self.function.dma(), self.own, driven, &sizes);
         let rings = rings.map_err(|why| FunctionFault::Host(format!("no memory for its rings: {why}")))?;
-        let begun = self.begin(&rings, &numbers, control).and_then(|mut begun| {
+        let begun = self.begin(&rings, &numbers, control, guests).and_then(|mut begun| {
             begun.control.as_mut().map_or(Ok(()), |control| set_receiving(control, driven, mac))?;
             Ok(begun)
         });
+        let mut given = BTreeMap::new();
+        let begun = begun.and_then(|begun| {
+            for (queue, doorbell) in &begun.doorbells {
+                let Some(guest) = guests.get(queue) else { continue };
+                given.insert(*queue, doorbell.at());
+                self.answer_kicks(doorbell, guest)?;
+            }
+            Ok(begun)
+        });
         if begun.is_err() {
+            self.silence(&mut given);
             // Before the memory of its rings goes.
             let _ = transport.reset(RESET);
         }
-        let Begun { control, idle } = begun?;
-        Ok(Up { control, idle, _rings: rings })
+        let Begun { control, idle, .. } = begun?;
+        Ok(Up { control, idle, driven, given, rings })
     }
 
     /// Gives the function its rings, all of them begun, and has it work.
-    fn begin(&self, rings: &OwnRings, numbers: &[u16], control: Option<u16>) -> Result<Begun, FunctionFault> {
+    fn begin(
+        &self,
+        rings: &OwnRings,
+        numbers: &[u16],
+        control: Option<u16>,
+        guests: &BTreeMap<u16, GuestRing>,
+    ) -> Result<Begun, FunctionFault> {
         let transport = &self.transport;
         transport.set_config_vector(self.interrupts.len() as u16)?;
-        let mut begun = Begun { control: None, idle: Vec::new() };
+        let mut begun = Begun { control: None, idle: Vec::new(), doorbells: Vec::new() };
         for (at, number) in numbers.iter().enumerate() {
-            let ring = rings
-                .begin(at)
-                .map_err(|why| FunctionFault::Host(format!("its rings cannot begin: {why}")))?;
-            let Some((size, areas)) = rings.layout(at) else { continue };
-            let is_control = Some(*number) == control;
-            let vector = at % self.interrupts.len().max(1);
-            let setup = QueueSetup { size, areas, vector: (!is_control).then_some(vector as u16) };
-            let doorbell = transport.enable(*number, &setup)?;
-            if is_control {
+            if Some(*number) == control {
+                let (ring, size, areas) = own_ring(rings, at)?;
+                let doorbell = transport.enable(*number, &QueueSetup { size, areas, vector: None })?;
                 begun.control = Some(ControlQueue::new(ring, doorbell, rings.spare()));
-            } else if let Some(interrupt) = self.interrupts.get(vector).map(Arc::clone) {
-                begun.idle.push(Some(FunctionQueue { ring, size: size.get(), doorbell, interrupt }));
+            } else if let Some(guest) = guests.get(number) {
+                begun.doorbells.push((*number, self.hand_over(*number, guest)?));
+                begun.idle.push(None);
+            } else {
+                begun.idle.push(Some(self.begin_own(rings, *number)?));
             }
         }
         transport.start()?;
         Ok(begun)
+    }
+
+    /// Gives the function a queue on a ring of our own, begun.
+    fn begin_own(&self, rings: &OwnRings, queue: u16) -> Result<FunctionQueue, FunctionFault> {
+        let (ring, size, areas) = own_ring(rings, queue.into())?;
+        let vector = usize::from(queue) % self.interrupts.len().max(1);
+        let interrupt = self.interrupts.get(vector).map(Arc::clone);
+        let interrupt = interrupt.ok_or_else(|| FunctionFault::Host("it has no interrupts".to_owned()))?;
+        let doorbell =
+            self.transport.enable(queue, &QueueSetup { size, areas, vector: Some(vector as u16) })?;
+        Ok(FunctionQueue { ring, size: size.get(), doorbell, interrupt })
+    }
+
+    /// Gives the function a queue on a guest's ring, whose interrupt goes to the guest.
+    fn hand_over(&self, queue: u16, guest: &GuestRing) -> Result<Doorbell, FunctionFault> {
+        self.bind_call(queue, guest.call.as_deref())?;
+        let GuestRing { size, areas, .. } = *guest;
+        self.transport.enable(queue, &QueueSetup { size, areas, vector: Some(queue) })
+    }
+
+    /// From now on the function is told of the guest's kicks, and now of what the guest has made available before.
+    fn answer_kicks(&self, doorbell: &Doorbell, guest: &GuestRing) -> Result<(), FunctionFault> {
+        self.bind_kick(&doorbell.at(), Some(&guest.kick))?;
+        doorbell.ring();
+        Ok(())
+    }
+
+    fn bind_call(&self, queue: u16, call: Option<&CallFd>) -> Result<(), FunctionFault> {
+        let bound = self.function.bind(queue, call.map(|call| call.event().as_fd()));
+        bound.map_err(|error| FunctionFault::Host(format!("interrupt vector {queue}: {error}")))
+    }
+
+    fn bind_kick(&self, doorbell: &pci::Doorbell, kick: Option<&EventFd>) -> Result<(), FunctionFault> {
+        let bound = self.function.bind_doorbell(doorbell, kick.map(|kick| kick.as_fd()));
+        bound.map_err(|error| FunctionFault::Host(format!("doorbell of queue {}: {error}", doorbell.value)))
+    }
+
+    /// The function is told of no guest's kicks any more, and calls none.
+    fn silence(&self, given: &mut BTreeMap<u16, pci::Doorbell>) {
+        for (queue, doorbell) in std::mem::take(given) {
+            // A host that does not take one back has lost the function.
+            let _ = self.bind_kick(&doorbell, None);
+            self.bind_own(queue);
+        }
+    }
+
+    /// A queue's interrupt is ours again, as far as the host lets it.
+    fn bind_own(&self, queue: u16) {
+        if let Some(interrupt) = self.interrupts.get(usize::from(queue)) {
+            let _ = self.function.bind(queue, Some(interrupt.as_fd()));
+        }
+    }
+
+    /// Every queue of so many pairs can have an interrupt of its own.
+    pub(super) fn has_vectors_for(&self, pairs: u16) -> bool {
+        self.interrupts.len() >= usize::from(pairs) * 2
+    }
+
+    /// A queue of our own goes, with what the function has of it, and begins anew; the others work on. Only where
+    /// [`Up::can_reset_queues`].
+    ///
+    /// # Errors
+    /// The function may have it still.
+    pub(super) fn begin_anew(&self, up: &mut Up, queue: u16) -> Result<(), FunctionFault> {
+        self.transport.reset_queue(queue, RESET)?;
+        let begun = self.begin_own(&up.rings, queue)?;
+        if let Some(idle) = up.idle.get_mut(usize::from(queue)) {
+            *idle = Some(begun);
+        }
+        Ok(())
+    }
+
+    /// The function consumes a guest's ring from now on, in place of our own, which is idle. Only where
+    /// [`Up::can_reset_queues`].
+    ///
+    /// # Errors
+    /// It does not; it may have something of it still.
+    pub(super) fn give(&self, up: &mut Up, queue: u16, guest: &GuestRing) -> Result<(), FunctionFault> {
+        if up.idle.get_mut(usize::from(queue)).and_then(Option::take).is_none() {
+            return Err(FunctionFault::Host(format!("queue {queue} is in service")));
+        }
+        self.transport.reset_queue(queue, RESET)?;
+        let doorbell = self.hand_over(queue, guest)?;
+        up.given.insert(queue, doorbell.at());
+        self.answer_kicks(&doorbell, guest)
+    }
+
+    /// The function consumes a guest's ring no longer; our own is idle in its place. Only where [`Up::can_reset_queues`].
+    ///
+    /// # Errors
+    /// It may have something of it still.
+    pub(super) fn take_away(&self, up: &mut Up, queue: u16) -> Result<(), FunctionFault> {
+        if let Some(doorbell) = up.given.remove(&queue) {
+            let _ = self.bind_kick(&doorbell, None);
+        }
+        self.transport.reset_queue(queue, RESET)?;
+        // Its last interrupts were the guest's.
+        self.bind_own(queue);
+        let begun = self.begin_own(&up.rings, queue)?;
+        if let Some(idle) = up.idle.get_mut(usize::from(queue)) {
+            *idle = Some(begun);
+        }
+        Ok(())
+    }
+
+    /// A guest's ring that the function consumes has these descriptors from now on.
+    ///
+    /// # Errors
+    /// The host's: it has its old ones, or none.
+    pub(super) fn rebind(
+        &self,
+        up: &Up,
+        queue: u16,
+        kick: &EventFd,
+        call: Option<&CallFd>,
+    ) -> Result<(), FunctionFault> {
+        let doorbell = up.given.get(&queue);
+        let doorbell = doorbell.ok_or_else(|| FunctionFault::Host(format!("queue {queue} is not its")))?;
+        self.bind_kick(doorbell, Some(kick))?;
+        self.bind_call(queue, call)
+    }
+
+    /// It touches no memory of a guest's, nor any ring, once this returns Ok.
+    pub(super) fn bring_down(&self, up: &mut Up, within: Duration) -> Result<(), FunctionFault> {
+        for doorbell in up.given.values() {
+            let _ = self.bind_kick(doorbell, None);
+        }
+        let quiet = self.quiet(within);
+        self.silence(&mut up.given);
+        quiet
     }
 
     /// It touches no memory once this returns Ok: by its own reset, or else by the host's.
@@ -198,6 +366,15 @@ impl Open {
         }
         self.transport.config().is_ok_and(|[_, _, _, _, _, _, status, _]: [u8; 8]| status & LINK_UP != 0)
     }
+}
+
+/// A ring of our own, begun, and where it is.
+fn own_ring(rings: &OwnRings, at: usize) -> Result<(OwnRing, RingSize, Areas<u64>), FunctionFault> {
+    let begun = rings.begin(at);
+    let ring = begun.map_err(|why| FunctionFault::Host(format!("its rings cannot begin: {why}")))?;
+    let laid_out = rings.layout(at);
+    let (size, areas) = laid_out.ok_or_else(|| FunctionFault::Host(format!("it has no ring {at}")))?;
+    Ok((ring, size, areas))
 }
 
 fn format_of(driven: Features) -> Format {

@@ -1,5 +1,6 @@
 //! A virtio function as a bridge's uplink: driven for nobody's guest, promiscuous, with one pair of queues on memory of ours.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -75,7 +76,9 @@ impl UplinkFunction for VirtioUplink {
             what: format!("{name}: memory for its frames"),
             source,
         })?;
-        let up = open.bring_up(&seen, driven, 1, None).map_err(|fault| refused(fault.to_string()))?;
+        let up = open
+            .bring_up(&seen, driven, 1, None, &BTreeMap::new())
+            .map_err(|fault| refused(fault.to_string()))?;
         let mut work =
             Work { name: name.clone(), seen, sides: None, up, frames, host: options.host.clone(), open };
         if let Some(Err(why)) = work.up.control.as_mut().map(|control| control.set_promiscuous(true, RESET)) {
