@@ -1,5 +1,6 @@
-//! What functions tell by interrupts that are no queue's: that their configuration changed, that the host wants them back. One
-//! thread of the process waits for all of them, started when it is needed first.
+//! What functions tell by interrupts that are no queue's: that their configuration changed, that the host wants them back; and
+//! what is looked for now and then where none tells it. One thread of the process waits for all of it, started when it is needed
+//! first.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,6 +10,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 
 /// Somebody who is told. Not told any more once it is dropped; may be told a last time meanwhile.
 pub struct Listening {
@@ -45,10 +49,27 @@ impl Listening {
     /// # Errors
     /// The host has no thread or no descriptor for it.
     pub fn start(told: impl Fn() + Send + Sync + 'static) -> io::Result<Listening> {
+        Listening::on(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?, told)
+    }
+
+    /// Has `told` called so each time that a period, below a second, has gone by.
+    ///
+    /// # Errors
+    /// As for [`Listening::start`].
+    pub fn every(period: Duration, told: impl Fn() + Send + Sync + 'static) -> io::Result<Listening> {
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        let period = Timespec { tv_sec: 0, tv_nsec: period.subsec_nanos().into() };
+        let times = Itimerspec { it_interval: period, it_value: period };
+        timerfd_settime(&timer, TimerfdTimerFlags::empty(), &times)?;
+        Listening::on(timer, told)
+    }
+
+    fn on(fd: OwnedFd, told: impl Fn() + Send + Sync + 'static) -> io::Result<Listening> {
         let listener = LISTENER.get_or_init(Listener::start).as_ref();
         let listener =
             listener.ok_or_else(|| io::Error::other("the thread that waits for interrupts is missing"))?;
-        let fd = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let fd = Arc::new(fd);
         let mut all = listener.all.lock().unwrap_or_else(PoisonError::into_inner);
         let id = all.next;
         epoll::add(&listener.epoll, &fd, epoll::EventData::new_u64(id), epoll::EventFlags::IN)?;
@@ -118,6 +139,28 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+
+    #[test]
+    fn who_looks_now_and_then_is_told_each_time_and_not_once_it_is_gone() {
+        let count = Arc::new(AtomicU32::new(0));
+        let theirs = Arc::clone(&count);
+        let told = move || {
+            theirs.fetch_add(1, Ordering::SeqCst);
+        };
+        let begun = Instant::now();
+        let looking = Listening::every(Duration::from_millis(20), told).unwrap();
+        while count.load(Ordering::SeqCst) < 3 {
+            assert!(begun.elapsed() < Duration::from_secs(20));
+            std::thread::yield_now();
+        }
+        assert!(begun.elapsed() >= Duration::from_millis(60));
+        drop(looking);
+        // A last time, maybe.
+        std::thread::sleep(Duration::from_millis(50));
+        let last = count.load(Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(60));
+        assert_eq!(count.load(Ordering::SeqCst), last);
+    }
 
     #[test]
     fn who_listens_is_told_each_time_and_not_once_it_is_gone() {
