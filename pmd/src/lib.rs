@@ -13,6 +13,8 @@ pub mod dma;
 pub mod driver;
 // The drivers.
 pub mod drivers;
+// A virtual function of an Intel 82576 that is driven from here.
+pub mod igb;
 // Work that may wait, for threads that may not.
 pub mod later;
 // What network devices have in common: features, configuration, headers.
