@@ -43,13 +43,15 @@ pub enum DropReason {
     SamePort,
     /// The bridge's uplink had no room for the frame: its function did not send in time.
     UplinkFull,
-    /// The function behind an uplink gave a frame back that one of the bridge's guests had sent.
+    /// The function gave a frame back that was sent from here: by the device, or by a guest of the bridge.
     Reflected,
+    /// The function received the frame damaged.
+    Damaged,
 }
 
 impl DropReason {
     /// Every reason, in the order of its number.
-    pub const ALL: [DropReason; 17] = [
+    pub const ALL: [DropReason; 18] = [
         DropReason::NoRxBuffer,
         DropReason::RxDisabled,
         DropReason::RxBufferTooSmall,
@@ -67,6 +69,7 @@ impl DropReason {
         DropReason::SamePort,
         DropReason::UplinkFull,
         DropReason::Reflected,
+        DropReason::Damaged,
     ];
 
     /// The name that operators see.
@@ -89,6 +92,7 @@ impl DropReason {
             DropReason::SamePort => "same_port",
             DropReason::UplinkFull => "uplink_full",
             DropReason::Reflected => "reflected",
+            DropReason::Damaged => "damaged",
         }
     }
 
@@ -139,6 +143,9 @@ impl DropReason {
             }
             DropReason::UplinkFull => {
                 "the function behind the bridge did not send in time: its link is down (ringway dev show), or slower than what is sent"
+            }
+            DropReason::Damaged => {
+                "frames arrive with errors: look at the cable, the transceiver and the switch's port"
             }
             DropReason::NetdevDown => "the kernel's interface is down: ip link set IFNAME up",
             DropReason::NetdevRefused => {

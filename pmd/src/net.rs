@@ -26,6 +26,8 @@ pub mod nic;
 pub mod plan;
 // A limit on how often something may happen.
 pub mod rate;
+// The pump that forwards descriptors to an 82576 VF.
+pub mod igb_relay;
 // Frames that sinks still read.
 mod in_flight;
 // The pump that forwards descriptors to a virtio function.

@@ -134,11 +134,14 @@ pub enum RingFault {
     /// The peer made its call descriptor block whoever signals it.
     #[error("call descriptor blocks whoever signals it")]
     CallBlocked,
+    /// Driver side: the device says that it wrote more than a buffer holds.
+    #[error("device says that it wrote more than the buffer holds")]
+    UsedLength,
 }
 
 impl RingFault {
     /// Every fault, in order of its number (from 1).
-    pub const ALL: [RingFault; 14] = [
+    pub const ALL: [RingFault; 15] = [
         RingFault::AvailIndex,
         RingFault::DescIndex,
         RingFault::ChainLength,
@@ -153,6 +156,7 @@ impl RingFault {
         RingFault::UsedIndex,
         RingFault::UsedId,
         RingFault::CallBlocked,
+        RingFault::UsedLength,
     ];
     /// The name that operators see.
     pub fn name(self) -> &'static str {
@@ -171,6 +175,7 @@ impl RingFault {
             RingFault::UsedIndex => "used_index",
             RingFault::UsedId => "used_id",
             RingFault::CallBlocked => "call_blocked",
+            RingFault::UsedLength => "used_length",
         }
     }
 }

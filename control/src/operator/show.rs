@@ -566,7 +566,8 @@ fn drop_meaning(reason: DropReason) -> &'static str {
         DropReason::ReservedAddress => "the frame is to an address that a bridge does not pass on",
         DropReason::SamePort => "sender and receiver are behind the same port",
         DropReason::UplinkFull => "the uplink had no room for the frame",
-        DropReason::Reflected => "the frame is one of the bridge's own, which its uplink gave back",
+        DropReason::Reflected => "the function gave back a frame that was sent from here",
+        DropReason::Damaged => "the function received the frame damaged",
     }
 }
 
@@ -584,6 +585,9 @@ fn fault_cure(fault: RingFault) -> &'static str {
         }
         RingFault::CallBlocked => {
             "the VMM filled the descriptor by which its guest is interrupted and made it block: restart the VM; if it comes again, its VMM is hostile"
+        }
+        RingFault::UsedIndex | RingFault::UsedId | RingFault::UsedLength => {
+            "the function that the device stands on broke the rules of its own rings: reset the device in the guest; if it comes again, take another function"
         }
         _ => {
             "the guest's driver broke the rules of its ring: reset the device in the guest (reload its driver); if it comes again, the driver is broken or hostile"

@@ -53,7 +53,8 @@ pub struct GuestQueue<Q> {
     pub(super) enabled: bool,
     /// Chains of frames that were taken and not given back, in order.
     pub(super) taken: VecDeque<Chain>,
-    map: Arc<GuestMap>,
+    /// The guest's memory.
+    pub(super) map: Arc<GuestMap>,
     kick: Option<Arc<EventFd>>,
     call: Option<Arc<CallFd>>,
     fault: FaultReporter,

@@ -14,6 +14,7 @@
 //! Budget of everything: no allocation, no lock, no system call, no panic.
 
 mod checksum;
+mod hardware;
 mod packet;
 mod segment;
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod tests;
 use ringway_ring::features::Features;
 
 pub use checksum::complete_checksum;
+pub use hardware::{Headers, headers_of, prepare_cut};
 use packet::{Packet, Transport};
 pub use segment::{Finish, Piece, Segments};
 
@@ -223,6 +225,11 @@ impl NetHeader {
         (low, self.csum_offset)
     }
 
+    /// Nothing is to be done, and its transport's checksum was found right by hardware, or was not looked at.
+    pub fn of_received(is_verified: bool) -> NetHeader {
+        NetHeader { flags: if is_verified { DATA_VALID } else { 0 }, ..NetHeader::default() }
+    }
+
     /// Nothing is asked for. A claim of a verified checksum is none that anybody asks to be believed.
     #[inline]
     pub fn is_plain(self) -> bool {
@@ -379,6 +386,8 @@ const MOST_SEGMENTS: u32 = 768;
 
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`.
 const NEEDS_CSUM: u8 = 1;
+/// `VIRTIO_NET_HDR_F_DATA_VALID`.
+const DATA_VALID: u8 = 2;
 /// `VIRTIO_NET_HDR_GSO_NONE`.
 const GSO_NONE: u8 = 0;
 /// `VIRTIO_NET_HDR_GSO_TCPV4`.

@@ -146,6 +146,33 @@ impl<R: DeviceRing> GuestQueue<R> {
         }
     }
 
+    /// Copies a frame that lies in one piece of memory of ours, with this tag put in behind its addresses. The header comes without
+    /// its number of buffers.
+    pub(super) fn put_slice(
+        &mut self,
+        frame: HostSlice<'_>,
+        tag: Option<[u8; 4]>,
+        (low, high): (u64, u16),
+    ) -> Result<(), Refused> {
+        let (ours, tag) = (self.ingress.header_len, tag.as_ref().map_or(&[][..], |tag| tag));
+        let len = frame.len() + tag.len();
+        let count = self.room(len + ours)?;
+        let into = self.burst.chains().get(self.used..self.used + count).unwrap_or_default();
+        // virtio 1.3 §5.1.6.4.1: as in `put_pieces`.
+        let high = u32::from(high) | (count as u32) << 16;
+        {
+            let mut to = Cursor::new(into.iter().flat_map(|chain| self.burst.writable(chain)));
+            to.write(&low.to_le_bytes());
+            to.write(high.to_le_bytes().get(..ours.saturating_sub(8)).unwrap_or_default());
+            let mut from = Cursor::new([frame].into_iter());
+            from.copy_to(&mut to, ADDRESSES.min(frame.len()));
+            to.write(tag);
+            from.copy_to(&mut to, frame.len().saturating_sub(ADDRESSES));
+        }
+        self.take(count, len);
+        Ok(())
+    }
+
     /// Takes the one chain that a frame was written to.
     #[inline(always)]
     fn take_one(&mut self, into: Chain, len: usize) {
@@ -270,7 +297,7 @@ fn fit(free: &[Chain], needed: usize, mergeable: bool) -> Fit {
 
 /// Writes the header of a frame that takes one buffer, of `len` bytes: 10, or 12 with the number of buffers.
 #[inline(always)]
-fn put_header(to: HostSlice<'_>, len: usize, (low, high): (u64, u16)) {
+pub(super) fn put_header(to: HostSlice<'_>, len: usize, (low, high): (u64, u16)) {
     to.put_word(0, low);
     // What is behind the first word, with some of it.
     let (high, behind) = (u64::from(high) | 1 << 16, len.saturating_sub(8) as u32 * 8);

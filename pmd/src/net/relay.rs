@@ -69,7 +69,12 @@ impl Relay {
     pub fn new(pairs: Vec<Pair>, rules: PortRules) -> Result<Relay, SetupError> {
         let legs: Result<Vec<Box<dyn Leg>>, SetupError> =
             pairs.into_iter().map(|pair| leg(pair, rules)).collect();
-        Ok(Relay { legs: legs?, is_stopping: false })
+        Ok(Relay::of(legs?))
+    }
+
+    /// Queues with their far ends, whatever these are.
+    pub(super) fn of(legs: Vec<Box<dyn Leg>>) -> Relay {
+        Relay { legs, is_stopping: false }
     }
 }
 
@@ -96,13 +101,16 @@ fn leg(pair: Pair, rules: PortRules) -> Result<Box<dyn Leg>, SetupError> {
 }
 
 /// One queue, whatever the formats of its two rings: one dynamic call a burst.
-trait Leg: Send + fmt::Debug {
+pub(super) trait Leg: Send + fmt::Debug {
     /// Takes what the function has finished, and gives it more unless it is to `rest`. How many chains that were.
     fn step(&mut self, most: usize, rest: bool) -> u32;
     /// True if the function has no frame of the guest's to send any more. What it has to receive into is not waited for.
     fn is_drained(&self) -> bool;
+    /// Asks to be told of news. None: there is no way. Some(true): there are news already.
     fn arm(&mut self) -> Option<bool>;
+    /// Takes that back.
     fn disarm(&mut self);
+    /// What becomes readable when there are news.
     fn wake_sources(&self) -> Vec<BorrowedFd<'_>>;
 }
 

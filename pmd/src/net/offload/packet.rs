@@ -137,6 +137,45 @@ impl Packet {
     }
 }
 
+/// Where the transport header of a frame is whose headers say so plainly: TCP or UDP right behind IPv4, or IPv6 without extension
+/// headers; no fragment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Layers {
+    pub(super) is_v6: bool,
+    pub(super) transport: Transport,
+    pub(super) network_at: u16,
+    pub(super) transport_at: u16,
+}
+
+impl Layers {
+    /// Reads the headers of a frame that begins with `head`.
+    pub(super) fn parse(head: &[u8]) -> Option<Layers> {
+        let mut at = 12;
+        for _ in 0..2 {
+            if !matches!(u16_at(head, at)?, VLAN | SERVICE_VLAN) {
+                break;
+            }
+            at += 4;
+        }
+        let network_at = at + 2;
+        let first = *head.get(network_at)?;
+        let (is_v6, protocol, bytes) = match (u16_at(head, at)?, first >> 4) {
+            (IPV4, 4) if u16_at(head, network_at + 6)? & 0x3fff == 0 => {
+                (false, *head.get(network_at + 9)?, usize::from(first & 15) * 4)
+            }
+            (IPV6, 6) => (true, *head.get(network_at + 6)?, 40),
+            _ => return None,
+        };
+        let transport = match protocol {
+            TCP => Transport::Tcp,
+            UDP => Transport::Udp,
+            _ => return None,
+        };
+        let (network_at, transport_at) = (network_at as u16, (network_at + bytes) as u16);
+        Some(Layers { is_v6, transport, network_at, transport_at })
+    }
+}
+
 /// Where in a routing header (RFC 8200 §4.4) the last address of its route is; Some(None) if the route is used up, so that
 /// it stands in the IPv6 header. None: not known here, or it contradicts itself.
 fn last_of_route(header: &[u8]) -> Option<Option<usize>> {

@@ -123,7 +123,7 @@ impl<'a> Segments<'a> {
 }
 
 /// The sum of the pseudo header (RFC 9293 §3.1, RFC 8200 §8.1) for a segment of `len` bytes from the transport header on.
-fn pseudo_header(bytes: &[u8], packet: &Packet, kind: Kind, len: u32) -> Option<Sum> {
+pub(super) fn pseudo_header(bytes: &[u8], packet: &Packet, kind: Kind, len: u32) -> Option<Sum> {
     let (source_at, bytes_of_one) = if packet.is_v6 { (8, 16) } else { (12, 4) };
     let source = usize::from(packet.network_at) + source_at;
     let destination = usize::from(packet.destination_at);
@@ -136,7 +136,7 @@ fn pseudo_header(bytes: &[u8], packet: &Packet, kind: Kind, len: u32) -> Option<
     Some(Sum::default().add(source).add(destination).add_u32(protocol).add_u32(len))
 }
 
-fn put_u16(bytes: &mut [u8], at: usize, number: u16) -> Option<()> {
+pub(super) fn put_u16(bytes: &mut [u8], at: usize, number: u16) -> Option<()> {
     bytes.get_mut(at..at + 2)?.copy_from_slice(&number.to_be_bytes());
     Some(())
 }
