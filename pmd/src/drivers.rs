@@ -2,8 +2,12 @@
 
 // Any number of devices joined by a learning bridge.
 pub mod bridge;
+// What there is for functions of the PCI bus.
+pub mod functions;
 // The host as a port.
 mod host_port;
+// Virtual functions of an Intel 82576.
+pub mod igbvf;
 // What joined devices have in common.
 mod joined;
 // Two devices joined.

@@ -1,15 +1,14 @@
 //! The drivers that this build has: what `ringwayd` registers.
 
-use ringway_pmd::bus::pci;
 use ringway_pmd::bus::pci::host::{self, HostBus};
 use ringway_pmd::bus::virt::{self, Child, VirtualBus};
 use ringway_pmd::driver::{Attached, Attachments, Driver};
 use ringway_pmd::drivers::bridge::BridgeKind;
+use ringway_pmd::drivers::functions;
 use ringway_pmd::drivers::link::LinkKind;
 use ringway_pmd::drivers::sim_net::SimNet;
 use ringway_pmd::drivers::sim_nic::{SimFunction, SimNicKind};
 use ringway_pmd::drivers::tap::TapKind;
-use ringway_pmd::drivers::virtio_pci::{self, Seen, VirtioPci};
 use ringway_pmd::vdpa::{ManagementDevice, MgmtKind};
 
 use crate::devices::known::{Known, KnownBus};
@@ -25,11 +24,6 @@ pub fn kinds(bus: &VirtualBus) -> Vec<Box<dyn MgmtKind>> {
     vec![Box::new(LinkKind), Box::new(BridgeKind), Box::new(TapKind), Box::new(nic)]
 }
 
-/// The drivers of PCI functions, in the order in which they are asked.
-fn of_pci() -> Vec<Box<dyn Driver<pci::Device<Seen>>>> {
-    vec![Box::new(VirtioPci)]
-}
-
 /// The drivers of children on the virtual bus.
 fn of_children() -> Vec<Box<dyn Driver<Child>>> {
     vec![Box::new(SimFunction)]
@@ -39,8 +33,8 @@ fn of_children() -> Vec<Box<dyn Driver<Child>>> {
 pub fn attachments(bus: &VirtualBus) -> Vec<Box<dyn Attachments>> {
     let mut attachments: Vec<Box<dyn Attachments>> =
         vec![Box::new(Attached::new(bus.clone(), of_children()))];
-    match HostBus::start(virtio_pci::EXAMINER) {
-        Ok(bus) => attachments.push(Box::new(Attached::new(bus, of_pci()))),
+    match HostBus::start(functions::examiners()) {
+        Ok(bus) => attachments.push(Box::new(Attached::new(bus, functions::drivers()))),
         Err(error) => {
             tracing::warn!("the PCI bus is not watched, so no function of it can be used: {error}");
         }
@@ -53,7 +47,10 @@ pub fn known() -> Known {
     Known {
         mgmtdevs: all().iter().map(|mgmtdev| mgmtdev.info()).collect(),
         kinds: kinds(&VirtualBus::default()).iter().map(|kind| kind.info()).collect(),
-        buses: vec![KnownBus::with(host::INFO, &of_pci()), KnownBus::with(virt::INFO, &of_children())],
+        buses: vec![
+            KnownBus::with(host::INFO, &functions::drivers()),
+            KnownBus::with(virt::INFO, &of_children()),
+        ],
         ..Known::default()
     }
 }

@@ -17,8 +17,9 @@ use ringway_pmd::bus::pci::{
 };
 use ringway_pmd::bus::{Bus, BusEvent, BusInfo};
 use ringway_pmd::dma::DmaSpace;
+use ringway_pmd::drivers::functions::Seen;
 use ringway_pmd::drivers::sim_net::Loop;
-use ringway_pmd::drivers::virtio_pci::{EXAMINER, Seen};
+use ringway_pmd::drivers::virtio_pci::EXAMINER;
 use ringway_pmd::net::{Mac, NIC};
 use ringway_pmd::notify::{CallFd, EventFd};
 use ringway_pmd::vdpa::{DeviceSpec, FaultReporter, MakePump as _, NetSpec, QueueBinding};

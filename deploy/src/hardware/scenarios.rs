@@ -11,6 +11,7 @@ use crate::lab::Lab;
 
 mod configuration;
 mod ground;
+mod igbvf;
 mod relay;
 mod traffic;
 mod uplink;
@@ -76,6 +77,12 @@ pub const ALL: &[Scenario] = &[
         proves: "a virtio function as a bridge's uplink: Linux and two guests behind it, MTU 1500 and 9000, VLAN",
         model: Model::Function,
         act: uplink::of_function,
+    },
+    Scenario {
+        name: "igbvf",
+        proves: "a virtual function of the igb, relayed: split and packed rings, MTU 1500 and 9000, VLAN",
+        model: Model::Function,
+        act: igbvf::relayed,
     },
     Scenario {
         name: "virtio-vf-ground",

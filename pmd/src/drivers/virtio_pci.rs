@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ringway_ring::features::Features;
 
+use super::functions;
 use crate::bus::pci::{self, Examiner, Function, Id, Opener};
 use crate::driver::Driver;
 use crate::net::plan::Offer;
@@ -38,7 +39,7 @@ use uplink::VirtioUplink;
 #[derive(Debug, Default)]
 pub struct VirtioPci;
 
-impl Driver<pci::Device<Seen>> for VirtioPci {
+impl Driver<pci::Device<functions::Seen>> for VirtioPci {
     fn name(&self) -> &'static str {
         "virtio-pci"
     }
@@ -47,23 +48,28 @@ impl Driver<pci::Device<Seen>> for VirtioPci {
         at_most()
     }
 
-    fn matches(&self, device: &pci::Device<Seen>) -> bool {
+    fn matches(&self, device: &pci::Device<functions::Seen>) -> bool {
         is_net(device.id)
     }
 
     fn probe(
         &mut self,
         name: &str,
-        device: pci::Device<Seen>,
+        device: pci::Device<functions::Seen>,
     ) -> Result<Box<dyn ManagementDevice>, DriverError> {
         let pci::Device { numa_node, opener, seen, .. } = device;
-        Ok(Box::new(VirtioFunction { name: name.to_owned(), opener, seen: seen?, numa_node }))
+        let functions::Seen::Virtio(seen) = seen? else {
+            return Err(DriverError::Misconfigured(format!("{name} was looked at as something else")));
+        };
+        Ok(Box::new(VirtioFunction { name: name.to_owned(), opener, seen, numa_node }))
     }
 }
 
 /// How its functions are looked at.
-pub const EXAMINER: Examiner<Seen> =
-    Examiner { wants: is_net, look: |function| Seen::look(function).map_err(|fault| fault.to_string()) };
+pub const EXAMINER: Examiner<functions::Seen> = Examiner {
+    wants: is_net,
+    look: |function| Seen::look(function).map(functions::Seen::Virtio).map_err(|fault| fault.to_string()),
+};
 
 fn at_most() -> MgmtInfo {
     MgmtInfo {

@@ -78,4 +78,4 @@ pub(super) fn tap(machine: &mut Machine<'_>) -> Result<()> {
     machine.stop_ringwayd()
 }
 
-const IGB_VF_MACS: [&str; 2] = ["52:54:00:00:01:01", "52:54:00:00:01:02"];
+pub(super) const IGB_VF_MACS: [&str; 2] = ["52:54:00:00:01:01", "52:54:00:00:01:02"];

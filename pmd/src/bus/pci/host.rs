@@ -38,7 +38,7 @@ impl<T> fmt::Debug for HostBus<T> {
 
 struct Shared<T> {
     devices: PathBuf,
-    examiner: Examiner<T>,
+    examiners: Vec<Examiner<T>>,
     events: Mutex<Vec<BusEvent<Device<T>>>>,
     news: Arc<EventFd>,
     /// Wakes the thread.
@@ -60,15 +60,15 @@ impl<T: Send + 'static> HostBus<T> {
     ///
     /// # Errors
     /// No thread, or no descriptors.
-    pub fn start(examiner: Examiner<T>) -> io::Result<HostBus<T>> {
-        HostBus::at(Path::new(DEVICES), examiner)
+    pub fn start(examiners: Vec<Examiner<T>>) -> io::Result<HostBus<T>> {
+        HostBus::at(Path::new(DEVICES), examiners)
     }
 
-    fn at(devices: &Path, examiner: Examiner<T>) -> io::Result<HostBus<T>> {
+    fn at(devices: &Path, examiners: Vec<Examiner<T>>) -> io::Result<HostBus<T>> {
         let news = Arc::new(EventFd::new()?);
         let shared = Arc::new(Shared {
             devices: devices.to_owned(),
-            examiner,
+            examiners,
             events: Mutex::default(),
             news: Arc::clone(&news),
             wake: EventFd::new()?,
@@ -96,8 +96,8 @@ fn missing(address: Address) -> String {
     }
     match link_name(&path.join("driver")) {
         Some(driver) if driver == VFIO_PCI => {
-            "ringwayd looks at it within some two seconds of its binding; if it is not shown then, it is no virtio network function, or \
-             the last event mgmtdev.failed of `ringway events` says why"
+            "ringwayd looks at it within some two seconds of its binding; if it is not shown then, it is no function that this build drives \
+             (docs/hardware.md), or the last event mgmtdev.failed of `ringway events` says why"
                 .to_owned()
         }
         driver => bind_hint(address, driver.is_some()),
@@ -174,7 +174,8 @@ fn once<T>(shared: &Shared<T>, known: &mut BTreeMap<Address, Known>, others_firs
     for address in bound {
         let path = shared.devices.join(address.to_string());
         // Gone since, or nobody's.
-        let Some(id) = id(&path).filter(|id| (shared.examiner.wants)(*id)) else { continue };
+        let Some(id) = id(&path) else { continue };
+        let Some(examiner) = shared.examiners.iter().find(|examiner| (examiner.wants)(id)) else { continue };
         let known = known.entry(address).or_insert_with(|| {
             let now = Instant::now();
             Known { since: now, tried: now, told: None }
@@ -191,7 +192,7 @@ fn once<T>(shared: &Shared<T>, known: &mut BTreeMap<Address, Known>, others_firs
         known.tried = Instant::now();
         let numa_node = text(&path.join("numa_node")).and_then(|node| node.parse().ok());
         let opener: Opener = Arc::new(move || vfio::open(&path, address));
-        let seen = shared.examiner.examine(address, &opener);
+        let seen = examiner.examine(address, &opener);
         let failed = seen.as_ref().err().cloned();
         if known.told.as_ref() == Some(&failed) {
             continue;
@@ -286,8 +287,9 @@ mod tests {
             std::fs::write(other.join(file), "0x1234\n").unwrap();
         }
         symlink("../../drivers/vfio-pci", other.join("driver")).unwrap();
+        let other_one = Examiner { wants: |id| id.vendor == 0x8086, look: |_| Ok(()) };
         let examiner = Examiner { wants: |id| id.vendor == 0x1af4, look: |_| Ok(()) };
-        let mut bus = HostBus::at(sysfs.path(), examiner).unwrap();
+        let mut bus = HostBus::at(sysfs.path(), vec![other_one, examiner]).unwrap();
         std::thread::sleep(Duration::from_millis(50));
         assert!(bus.take().is_empty(), "bound to nothing");
         let bound = Instant::now();

@@ -106,7 +106,7 @@ mod tests {
         let mut frame = tcp4(100);
         assert!(headers_of(&frame, 34, 16).is_some_and(|headers| headers.is_tcp && headers.mac_len == 14));
         assert_eq!((headers_of(&frame, 34, 6), headers_of(&frame, 54, 16)), (None, None));
-        assert_eq!(headers_of(&frame[..30], 34, 16), None);
+        assert_eq!(headers_of(&frame[..23], 34, 16), None);
         // A fragment.
         frame[20] = 0x20;
         assert_eq!(headers_of(&frame, 34, 16), None);

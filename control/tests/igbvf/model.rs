@@ -1,0 +1,691 @@
+//! A virtual function of an 82576 in this process, with its PF, whose wire is a loop, on a bus of its own. It keeps the rules of
+//! the hardware and watches that its driver does; faults are [`Rule`]s: what happens at an access, a message or a frame instead of
+//! what should.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::io;
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use ringway_pmd::bus::pci::host::INFO;
+use ringway_pmd::bus::pci::{
+    Address, Device, Doorbell, Function, Id, OpenError, Opener, Registers, View, Width,
+};
+use ringway_pmd::bus::{Bus, BusEvent, BusInfo};
+use ringway_pmd::dma::DmaSpace;
+use ringway_pmd::drivers::functions::Seen;
+use ringway_pmd::drivers::igbvf::EXAMINER;
+use ringway_pmd::net::Mac;
+use ringway_pmd::notify::EventFd;
+use ringway_ring::guest::{GuestMap, Region, RegionSpec};
+
+const VECTORS: usize = 3;
+const CTRL: u64 = 0x0000;
+pub const STATUS: u64 = 0x0008;
+const EIMS: u64 = 0x1524;
+const EIMC: u64 = 0x1528;
+const EICR: u64 = 0x1580;
+const IVAR: u64 = 0x1700;
+pub const MAILBOX: u64 = 0x0c40;
+const MESSAGE: RangeInclusive<u64> = 0x0800..=0x083c;
+const RX: u64 = 0x2800;
+const TX: u64 = 0x3800;
+pub const RXDCTL: u64 = RX + 0x28;
+const TXDCTL: u64 = TX + 0x28;
+const ENABLE: u32 = 1 << 25;
+
+// Messages, by their numbers.
+pub const RESET: u32 = 1;
+pub const SET_MAC: u32 = 2;
+pub const SET_VLAN: u32 = 4;
+pub const SET_LONGEST: u32 = 5;
+
+/// What happens instead of what should.
+#[derive(Debug, Clone, Copy)]
+struct Rule {
+    on: On,
+    then: Then,
+    times: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum On {
+    /// A read of the register at this offset.
+    Read(u64),
+    /// A write likewise.
+    Write(u64),
+    /// A message of this number to the PF.
+    Message(u32),
+    /// A frame is written to a buffer.
+    Received,
+    /// A frame is sent.
+    Sent,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// It reads as this; a message is answered so; a descriptor is written back so.
+    Give(u64),
+    /// It does not happen.
+    Ignore,
+}
+
+/// A frame as it was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sent {
+    pub bytes: Vec<u8>,
+    /// Command bits, and what is to be done, of its first descriptor.
+    pub command: u32,
+    pub options: u32,
+    /// The context that was loaded.
+    pub context: [u32; 4],
+    pub pieces: usize,
+}
+
+/// The function; all clones are the same one.
+#[derive(Clone)]
+pub struct Model(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    space: Arc<Space>,
+    rules: Mutex<Vec<Rule>>,
+    is_gone: AtomicBool,
+    is_open: AtomicBool,
+    faults: Mutex<Vec<String>>,
+}
+
+#[derive(Default)]
+struct State {
+    plain: BTreeMap<u64, u32>,
+    message: [u32; 16],
+    /// Bits of the mailbox that vanish when read, and VFU.
+    bits: u32,
+    mask: u32,
+    cause: u32,
+    vectors: [Option<Arc<EventFd>>; VECTORS],
+    wanted: Option<Arc<EventFd>>,
+    link: bool,
+    pf: Pf,
+    context: [u32; 4],
+    /// Frames on their way, and the tags that are taken out of them.
+    wire: VecDeque<(Vec<u8>, Option<u16>)>,
+    sent: Vec<Sent>,
+    resets: u32,
+}
+
+#[derive(Default)]
+struct Pf {
+    is_down: bool,
+    knows: bool,
+    mac: Option<Mac>,
+    messages: Vec<Vec<u32>>,
+}
+
+impl Model {
+    pub fn new() -> Model {
+        let state = State { link: true, ..State::default() };
+        Model(Arc::new(Shared {
+            state: Mutex::new(state),
+            space: Arc::default(),
+            rules: Mutex::default(),
+            is_gone: AtomicBool::new(false),
+            is_open: AtomicBool::new(false),
+            faults: Mutex::default(),
+        }))
+    }
+
+    /// With an address that the PF fixed.
+    pub fn with_mac(mac: Mac) -> Model {
+        let model = Model::new();
+        model.state().pf.mac = Some(mac);
+        model
+    }
+
+    pub fn fix_mac(&self, mac: Mac) {
+        self.state().pf.mac = Some(mac);
+    }
+
+    pub fn rule(&self, on: On, then: Then, times: usize) {
+        self.0.rules.lock().unwrap().push(Rule { on, then, times });
+    }
+
+    pub fn forget_rules(&self) {
+        self.0.rules.lock().unwrap().clear();
+    }
+
+    pub fn pull(&self) {
+        self.0.is_gone.store(true, Ordering::SeqCst);
+    }
+
+    pub fn want_back(&self) {
+        self.state().wanted.clone().unwrap().signal();
+    }
+
+    pub fn set_link(&self, is_up: bool) {
+        self.state().link = is_up;
+    }
+
+    /// The PF resets itself: the function's rings are gone, and it is told.
+    pub fn reset_pf(&self) {
+        let mut state = self.state();
+        state.forget();
+        state.plain.clear();
+        state.message[0] = 0x100;
+        state.bits |= 1 << 7 | 1 << 4;
+    }
+
+    /// The PF is down, or up again.
+    pub fn set_pf(&self, is_up: bool) {
+        if !is_up {
+            self.reset_pf();
+        }
+        self.state().pf.is_down = !is_up;
+    }
+
+    /// A frame comes from outside, of which a tag is taken out.
+    pub fn receive(&self, frame: &[u8], tag: Option<u16>) {
+        let mut state = self.state();
+        state.wire.push_back((frame.to_vec(), tag));
+        self.deliver(&mut state);
+    }
+
+    pub fn sent(&self) -> Vec<Sent> {
+        self.state().sent.clone()
+    }
+
+    /// Messages to the PF of a number: information, and what follows.
+    pub fn messages(&self, number: u32) -> Vec<(u32, u32, u32)> {
+        let all = &self.state().pf.messages;
+        let its = all.iter().filter(|message| message[0] & 0xffff == number);
+        its.map(|message| (message[0] >> 16, message[1], message[2])).collect()
+    }
+
+    pub fn resets(&self) -> u32 {
+        self.state().resets
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.0.is_open.load(Ordering::SeqCst)
+    }
+
+    pub fn mapped(&self) -> u64 {
+        self.0.space.mapped.lock().unwrap().values().map(|region| region.size()).sum()
+    }
+
+    pub fn works(&self) -> bool {
+        self.state().is_enabled(RXDCTL)
+    }
+
+    pub fn faults(&self) -> Vec<String> {
+        self.0.faults.lock().unwrap().clone()
+    }
+
+    fn opener(&self) -> Opener {
+        let model = self.clone();
+        Arc::new(move || {
+            let address = address();
+            if model.0.is_gone.load(Ordering::SeqCst) {
+                return Err(OpenError::NotThere(address));
+            }
+            if model.0.is_open.swap(true, Ordering::SeqCst) {
+                let holder = Some("process 1 (other)".to_owned());
+                return Err(OpenError::Busy { address, group: 7, holder });
+            }
+            Ok(Arc::new(Opened(model.clone())))
+        })
+    }
+
+    /// As a bus announces it.
+    pub fn device(&self) -> Device<Seen> {
+        let id = Id { vendor: 0x8086, device: 0x10ca, subsystem_vendor: 0x8086, subsystem: 0xa03c };
+        let (address, opener) = (address(), self.opener());
+        let seen = EXAMINER.examine(address, &opener);
+        Device { address, id, numa_node: Some(1), opener, seen }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap()
+    }
+
+    fn fault(&self, what: impl Into<String>) {
+        self.0.faults.lock().unwrap().push(what.into());
+    }
+
+    fn ruled(&self, on: On) -> Option<Then> {
+        let mut rules = self.0.rules.lock().unwrap();
+        let rule = rules.iter_mut().find(|rule| rule.on == on && rule.times > 0)?;
+        rule.times -= 1;
+        Some(rule.then)
+    }
+
+    fn read(&self, at: u64) -> u32 {
+        let mut state = self.state();
+        match at {
+            STATUS => 0x800c_8481 | u32::from(state.link) << 1,
+            MAILBOX => {
+                let bits = state.bits | u32::from(state.pf.is_down) << 6;
+                state.bits &= 0x04;
+                bits
+            }
+            at if MESSAGE.contains(&at) => state.message[(at - MESSAGE.start()) as usize / 4],
+            _ => state.plain.get(&at).copied().unwrap_or(0),
+        }
+    }
+
+    fn write(&self, at: u64, value: u32) {
+        let mut state = self.state();
+        match at {
+            CTRL if value == 1 << 26 => {
+                state.resets += 1;
+                state.forget();
+            }
+            EIMS => {
+                state.mask |= value;
+                self.interrupt(&mut state, 0);
+            }
+            EIMC => state.mask &= !value,
+            EICR => state.cause &= !value,
+            0x152c => {}
+            MAILBOX => {
+                state.bits &= !0x04;
+                state.bits |= value & 0x04;
+                if value & 1 != 0 {
+                    self.answer(&mut state);
+                }
+            }
+            IVAR if value != 0x8180 => self.fault(format!("vectors {value:#x}")),
+            IVAR => {}
+            at if MESSAGE.contains(&at) => {
+                if state.bits & 0x04 == 0 {
+                    self.fault("a message was written without the buffer");
+                }
+                state.message[(at - MESSAGE.start()) as usize / 4] = value;
+            }
+            RX.. => {
+                if at == RXDCTL && value & ENABLE != 0 {
+                    self.check_begin(&state, RX);
+                    // Not before the PF knows it: nothing would arrive.
+                    if !state.pf.knows {
+                        self.fault("enabled before it made itself known");
+                    }
+                }
+                if at == TXDCTL && value & ENABLE != 0 {
+                    self.check_begin(&state, TX);
+                }
+                state.plain.insert(at, value);
+                if at == TX + 0x18 {
+                    self.transmit(&mut state);
+                }
+                if at == TX + 0x18 || at == RX + 0x18 {
+                    self.deliver(&mut state);
+                }
+            }
+            _ => self.fault(format!("{value:#x} was written to {at:#x}")),
+        }
+    }
+
+    fn check_begin(&self, state: &State, queue: u64) {
+        let ring = state.ring(queue);
+        if !ring.at.is_multiple_of(128) || ring.size == 0 || !ring.size.is_multiple_of(8) {
+            self.fault(format!("ring at {:#x} of {} descriptors", ring.at, ring.size));
+        }
+        if self.0.space.map().resolve(ring.at, u64::from(ring.size) * 16).is_err() {
+            self.fault("a ring is not in mapped memory");
+        }
+    }
+
+    /// The PF reads a message, and answers.
+    fn answer(&self, state: &mut State) {
+        state.bits &= !0x04;
+        let message = state.message.to_vec();
+        let number = message[0] & 0xffff;
+        state.pf.messages.push(message.clone());
+        let ruled = self.ruled(On::Message(number));
+        if ruled == Some(Then::Ignore) || state.pf.is_down {
+            return;
+        }
+        state.bits |= 1 << 5;
+        if number != RESET && !state.pf.knows {
+            // It was reset: it reads, and says nothing for a while.
+            return;
+        }
+        let done = 1 << 31 | if number == RESET { 0 } else { 1 << 29 };
+        let mut first = message[0] | done;
+        match number {
+            RESET => {
+                state.pf.knows = true;
+                let [a, b, c, d, e, f] = state.pf.mac.unwrap_or(Mac([0; 6])).0;
+                state.message[1] = u32::from_le_bytes([a, b, c, d]);
+                state.message[2] = u32::from_le_bytes([e, f, 0, 0]);
+                if state.pf.mac.is_none() {
+                    first = 0x4000_0001;
+                }
+            }
+            SET_MAC if state.pf.mac.is_some() => first = message[0] | 3 << 29,
+            _ => {}
+        }
+        if let Some(Then::Give(word)) = ruled {
+            first = word as u32;
+        }
+        state.message[0] = first;
+        state.bits |= 1 << 4;
+    }
+
+    /// Signals what is asked for of these causes, too.
+    fn interrupt(&self, state: &mut State, cause: u32) {
+        state.cause |= cause;
+        let told = state.cause & state.mask;
+        state.cause &= !told;
+        for (vector, fd) in state.vectors.iter().enumerate() {
+            if told & 1 << vector != 0
+                && let Some(fd) = fd
+            {
+                fd.signal();
+            }
+        }
+    }
+
+    /// Sends what there is to be sent.
+    fn transmit(&self, state: &mut State) {
+        if !state.is_enabled(TXDCTL) {
+            // It was reset, and its driver has not seen it yet.
+            return;
+        }
+        let (map, ring) = (self.0.space.map(), state.ring(TX));
+        let mut head = ring.head;
+        let mut frame: Option<Sent> = None;
+        while head != ring.tail {
+            let at = ring.at + u64::from(head) * 16;
+            let slot = map.resolve(at, 16).unwrap();
+            let mut bytes = [0; 16];
+            slot.read(&mut bytes);
+            let words: Vec<u32> =
+                bytes.chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
+            head = (head + 1) % ring.size;
+            if words[2] >> 20 & 0xf == 2 {
+                state.context = words.try_into().unwrap();
+                continue;
+            }
+            let address = u64::from(words[0]) | u64::from(words[1]) << 32;
+            let len = words[2] & 0xffff;
+            let Ok(piece) = map.resolve(address, len.into()) else {
+                self.fault(format!("a piece of {len} bytes at {address:#x} is not mapped"));
+                continue;
+            };
+            let mut data = vec![0; len as usize];
+            piece.read(&mut data);
+            let sent = frame.get_or_insert_with(|| Sent {
+                bytes: Vec::new(),
+                command: words[2] & !0xffff,
+                options: words[3],
+                context: state.context,
+                pieces: 0,
+            });
+            sent.bytes.extend(data);
+            sent.pieces += 1;
+            if words[2] & 1 << 24 == 0 {
+                continue;
+            }
+            let sent = frame.take().unwrap();
+            let is_cut = sent.command & 1 << 31 != 0;
+            let wanted = (sent.options >> 14) as usize;
+            if !is_cut && sent.bytes.len() != wanted || sent.bytes.len() < 17 || sent.pieces > 64 {
+                self.fault(format!("{} bytes in {} pieces, said {wanted}", sent.bytes.len(), sent.pieces));
+            }
+            if self.ruled(On::Sent).is_none() {
+                slot.put_word(8, slot.word(8) | 1 << 32);
+                if !is_cut {
+                    state.wire.push_back((sent.bytes.clone(), None));
+                }
+                state.sent.push(sent);
+            }
+        }
+        state.plain.insert(TX + 0x10, head.into());
+        self.interrupt(state, 2);
+    }
+
+    /// Writes what came into buffers.
+    fn deliver(&self, state: &mut State) {
+        while state.is_enabled(RXDCTL) && state.ring(RX).size > 0 {
+            let (map, ring) = (self.0.space.map(), state.ring(RX));
+            let room = (state.plain.get(&(RX + 0x0c)).copied().unwrap_or(0) & 0x7f) * 1024;
+            if ring.head == ring.tail || state.wire.is_empty() {
+                return;
+            }
+            let (frame, tag) = state.wire.pop_front().unwrap();
+            let (now, rest) = frame.split_at(frame.len().min(room as usize));
+            let slot = map.resolve(ring.at + u64::from(ring.head) * 16, 16).unwrap();
+            let address = slot.word(0);
+            if slot.word(8) != 0 || !address.is_multiple_of(2) {
+                self.fault(format!("buffer at {address:#x} with {:#x}", slot.word(8)));
+            }
+            match map.resolve(address, room.into()) {
+                Ok(buffer) => {
+                    buffer.write(now);
+                }
+                Err(_) => self.fault(format!("a buffer of {room} bytes at {address:#x} is not mapped")),
+            }
+            let mut back = 1 | (now.len() as u64) << 32;
+            if rest.is_empty() {
+                back |= 2 | 1 << 5;
+                if let Some(tag) = tag {
+                    back |= 1 << 3 | u64::from(tag) << 48;
+                }
+            } else {
+                state.wire.push_front((rest.to_vec(), tag));
+            }
+            if let Some(Then::Give(word)) = self.ruled(On::Received) {
+                back = word;
+            }
+            slot.put_word(0, 0);
+            slot.put_word(8, back);
+            state.plain.insert(RX + 0x10, ((ring.head + 1) % ring.size).into());
+            self.interrupt(state, 1);
+        }
+    }
+}
+
+/// A ring by its registers.
+struct Ring {
+    at: u64,
+    size: u16,
+    head: u16,
+    tail: u16,
+}
+
+impl State {
+    fn is_enabled(&self, control: u64) -> bool {
+        self.plain.get(&control).is_some_and(|value| value & ENABLE != 0)
+    }
+
+    fn ring(&self, queue: u64) -> Ring {
+        let read = |at| self.plain.get(&(queue + at)).copied().unwrap_or(0);
+        Ring {
+            at: u64::from(read(0)) | u64::from(read(4)) << 32,
+            size: (read(8) / 16) as u16,
+            head: read(0x10) as u16,
+            tail: read(0x18) as u16,
+        }
+    }
+
+    /// The function is reset.
+    fn forget(&mut self) {
+        for control in [RXDCTL, TXDCTL] {
+            if let Some(value) = self.plain.get_mut(&control) {
+                *value &= !ENABLE;
+            }
+        }
+        self.pf.knows = false;
+        self.wire.clear();
+    }
+}
+
+fn address() -> Address {
+    "0000:01:10.0".parse().unwrap()
+}
+
+fn dup(fd: BorrowedFd<'_>) -> EventFd {
+    EventFd::from_peer(fd.try_clone_to_owned().unwrap()).unwrap()
+}
+
+/// The function, open.
+struct Opened(Model);
+
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Opened")
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        let model = &self.0;
+        if model.works() && !model.0.is_gone.load(Ordering::SeqCst) {
+            model.fault("closed while it works");
+        }
+        if model.mapped() > 0 {
+            model.fault("closed with memory mapped");
+        }
+        model.0.is_open.store(false, Ordering::SeqCst);
+    }
+}
+
+impl Function for Opened {
+    fn config(&self) -> View {
+        View::new(Arc::new(Bar(self.0.clone())))
+    }
+    fn bar(&self, index: u8) -> io::Result<View> {
+        if index != 0 {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(View::new(Arc::new(Bar(self.0.clone()))))
+    }
+    fn dma(&self) -> Arc<dyn DmaSpace> {
+        Arc::clone(&self.0.0.space) as _
+    }
+    fn vectors(&self) -> u16 {
+        VECTORS as u16
+    }
+    fn bind(&self, vector: u16, to: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        self.0.state().vectors[usize::from(vector)] = to.map(|fd| Arc::new(dup(fd)));
+        Ok(())
+    }
+    fn bind_doorbell(&self, _: &Doorbell, _: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn on_wanted_back(&self, told: BorrowedFd<'_>) -> io::Result<()> {
+        self.0.state().wanted = Some(Arc::new(dup(told)));
+        Ok(())
+    }
+    fn reset(&self) -> io::Result<()> {
+        let mut state = self.0.state();
+        state.resets += 1;
+        state.forget();
+        Ok(())
+    }
+}
+
+struct Bar(Model);
+
+impl Registers for Bar {
+    fn size(&self) -> u64 {
+        0x4000
+    }
+    fn read(&self, at: u64, width: Width) -> u64 {
+        if self.0.0.is_gone.load(Ordering::SeqCst) {
+            return width.ones();
+        }
+        if width != Width::B4 {
+            self.0.fault(format!("{width:?} was read at {at:#x}"));
+        }
+        match self.0.ruled(On::Read(at)) {
+            Some(Then::Give(value)) => value,
+            Some(Then::Ignore) => 0,
+            None => self.0.read(at).into(),
+        }
+    }
+    fn write(&self, at: u64, width: Width, value: u64) {
+        if width != Width::B4 {
+            self.0.fault(format!("{width:?} was written at {at:#x}"));
+        }
+        if !self.0.0.is_gone.load(Ordering::SeqCst) && self.0.ruled(On::Write(at)).is_none() {
+            self.0.write(at, value as u32);
+        }
+    }
+}
+
+/// What it can reach.
+#[derive(Default)]
+struct Space {
+    mapped: Mutex<BTreeMap<u64, Arc<Region>>>,
+}
+
+impl Space {
+    fn map(&self) -> Arc<GuestMap> {
+        Arc::new(GuestMap::new(self.mapped.lock().unwrap().values().cloned().collect()).unwrap())
+    }
+}
+
+impl DmaSpace for Space {
+    fn map(&self, iova: u64, region: &Region, at: u64, len: u64) -> io::Result<()> {
+        let file = region.file().try_clone_to_owned()?;
+        let file_offset = region.file_offset() + at;
+        let spec = RegionSpec { gpa: iova, size: len, user_addr: iova, file_offset, file };
+        let region = Region::map(spec).map_err(io::Error::other)?;
+        assert!(self.mapped.lock().unwrap().insert(iova, region).is_none());
+        Ok(())
+    }
+    fn unmap(&self, iova: u64, len: u64) -> io::Result<()> {
+        let region = self.mapped.lock().unwrap().remove(&iova);
+        assert!(region.is_some_and(|region| region.size() == len));
+        Ok(())
+    }
+    fn ranges(&self) -> Vec<RangeInclusive<u64>> {
+        vec![0..=0xfedf_ffff, 0xfef0_0000..=0xffff_ffff_ffff]
+    }
+}
+
+/// The bus that it is on.
+#[derive(Clone)]
+pub struct ModelBus {
+    news: Arc<EventFd>,
+    events: Arc<Mutex<Vec<BusEvent<Device<Seen>>>>>,
+}
+
+impl ModelBus {
+    pub fn new() -> ModelBus {
+        ModelBus { news: Arc::new(EventFd::new().unwrap()), events: Arc::default() }
+    }
+
+    pub fn plug(&self, model: &Model) {
+        self.tell(BusEvent::Announced { address: address().to_string(), device: model.device() });
+    }
+
+    pub fn unplug(&self) {
+        let why = "it is gone from the bus".to_owned();
+        self.tell(BusEvent::Withdrawn { address: address().to_string(), why });
+    }
+
+    fn tell(&self, event: BusEvent<Device<Seen>>) {
+        self.events.lock().unwrap().push(event);
+        self.news.signal();
+    }
+}
+
+impl Bus for ModelBus {
+    type Device = Device<Seen>;
+    fn info(&self) -> BusInfo {
+        INFO
+    }
+    fn news(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.news.as_fd())
+    }
+    fn take(&mut self) -> Vec<BusEvent<Device<Seen>>> {
+        self.news.clear();
+        std::mem::take(&mut *self.events.lock().unwrap())
+    }
+}

@@ -1,0 +1,45 @@
+//! What is proved of virtual functions of the igb.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::ground::IGB_VF_MACS;
+use super::{HERE, THERE};
+use crate::error::Result;
+use crate::hardware::{Echoer, IGB, IGB_VFS, Machine};
+
+/// The PF up, with its virtual functions, of which the first is vfio-pci's; gives the PF's interface.
+fn ground(machine: &mut Machine<'_>) -> Result<String> {
+    let pf = machine.pf_up(IGB)?;
+    machine.make_vfs(IGB, IGB_VFS.len(), &IGB_VFS)?;
+    machine.set_vf_mac(&pf, 0, IGB_VF_MACS[0])?;
+    machine.link_is_back(&pf)?;
+    machine.give_to_vfio(IGB_VFS[0])?;
+    machine.set_address(&pf, &format!("{HERE}/24"))?;
+    Ok(pf)
+}
+
+/// Linux on the PF pings what testpmd answers through Ringway on a virtual function of it.
+pub(super) fn relayed(machine: &mut Machine<'_>) -> Result<()> {
+    let pf = ground(machine)?;
+    machine.set_mtu(&pf, 9000)?;
+    machine.start_ringwayd()?;
+    let mgmtdev = machine.function_is_shown(IGB_VFS[0])?;
+    for packed in [false, true] {
+        for mtu in ["1500", "9000"] {
+            machine.ringway(&["dev", "add", "name", "vm0", "mgmtdev", &mgmtdev, "mtu", mtu, "vlans", "7"])?;
+            machine.start_testpmd(&echoer(packed))?;
+            machine.pings_of_all_sizes(THERE, mtu.parse().unwrap_or(1500))?;
+            machine.make_vlan(&pf, 7, "10.9.7.1/24")?;
+            machine.pings_of_all_sizes(IpAddr::V4(Ipv4Addr::new(10, 9, 7, 2)), 1500)?;
+            machine.ip(&format!("link delete {pf}.7"))?;
+            machine.stop_testpmd()?;
+            machine.ringway(&["dev", "del", "vm0"])?;
+        }
+    }
+    machine.stop_ringwayd()?;
+    machine.set_mtu(&pf, 1500)
+}
+
+fn echoer(packed: bool) -> Echoer {
+    Echoer { mac: Some(IGB_VF_MACS[0].into()), ..Echoer::new("vm0", packed) }
+}

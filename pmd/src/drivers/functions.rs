@@ -1,0 +1,25 @@
+//! The drivers of functions on the PCI bus, together: how functions are looked at, who drives them.
+
+use super::igbvf::{self, Igbvf};
+use super::virtio_pci::{self, VirtioPci};
+use crate::bus::pci::{Device, Examiner};
+use crate::driver::Driver;
+
+/// What a function was like when it was looked at.
+#[derive(Debug, Clone, Copy)]
+pub enum Seen {
+    /// A virtio network function.
+    Virtio(virtio_pci::Seen),
+    /// A virtual function of an 82576.
+    Igbvf(igbvf::Seen),
+}
+
+/// How functions are looked at, by what they are.
+pub fn examiners() -> Vec<Examiner<Seen>> {
+    vec![virtio_pci::EXAMINER, igbvf::EXAMINER]
+}
+
+/// Who drives them.
+pub fn drivers() -> Vec<Box<dyn Driver<Device<Seen>>>> {
+    vec![Box::new(VirtioPci), Box::new(Igbvf)]
+}
