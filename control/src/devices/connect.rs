@@ -534,6 +534,10 @@ impl Daemon {
         };
         // An interface that stays away is looked for again and again, and told of once.
         let is_of_host = matches!(device.mode, Mode::Netdev | Mode::Uplink);
+        if let Some(facts) = device.held.as_mut().filter(|_| is_of_host).and_then(Held::facts) {
+            // It has no link while it is closed.
+            device.facts = facts;
+        }
         let is_known = is_of_host && device.history.last_end.as_deref() == Some(&reason);
         device.history.last_end = Some(reason.clone());
         let name = device.name().to_owned();

@@ -1,10 +1,14 @@
 //! The function as a bridge's uplink, beside guests.
 
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
 use ringway_control::operator::api::{DeviceEntry, Queue, VstatsShow};
 use ringway_control::subsystem::{Options, Subsystem};
 use ringway_pmd::driver::Attached;
 use ringway_pmd::drivers::bridge::BridgeKind;
 use ringway_pmd::drivers::virtio_pci::VirtioPci;
+use ringway_pmd::notify::EventFd;
 use ringway_ring::position::Position;
 use ringway_ring::queue::{Completion, DriverBuffer, Format};
 use ringway_vhost_user::frontend::Frontend;
@@ -64,7 +68,16 @@ impl Bed {
         rig.introduce(&mut frontend);
         let pair = HandPair::new(rig, 0, Position::START);
         pair.start(&mut frontend, rig.fresh());
-        Guest { _frontend: frontend, pair, mac: [2, 0, 0, 0, 0, last], posted: 0, sent: 0 }
+        Guest { frontend, pair, mac: [2, 0, 0, 0, 0, last], posted: 0, sent: 0 }
+    }
+
+    /// Its pump, which there is one of.
+    fn is_asleep(&self) -> bool {
+        let shown: Value = self.subsystem.call("core.show", &serde_json::json!({})).unwrap();
+        let cores = shown["core"].as_object().unwrap().values();
+        let pumps: Vec<&Value> = cores.flat_map(|core| core["pumps"].as_array().unwrap()).collect();
+        assert_eq!(pumps.len(), 1);
+        pumps[0]["asleep"] == true
     }
 
     fn field(&self, dev: &str, pointer: &str) -> Value {
@@ -106,7 +119,7 @@ fn uplink() -> DeviceEntry {
 const FAR: [u8; 6] = [2, 0, 0, 0, 0xff, 1];
 
 struct Guest<'rig> {
-    _frontend: Frontend,
+    frontend: Frontend,
     pair: HandPair<'rig>,
     mac: [u8; 6],
     posted: u32,
@@ -130,7 +143,11 @@ impl Guest<'_> {
         let buffer = DriverBuffer { gpa, len: frame.len() as u32, writable: false };
         self.pair.tx.add(&[buffer], self.sent).unwrap();
         self.sent += 1;
-        self.pair.tx.publish();
+        if self.pair.tx.publish()
+            && let Some(kick) = &self.pair.kick
+        {
+            kick.signal();
+        }
         eventually(|| self.pair.tx.collect(&mut [Completion::default()]).unwrap() == 1);
     }
 
@@ -278,6 +295,37 @@ fn uplink_that_was_asked_for_waits_for_its_function() {
     let rig = Rig::new(Format::Split, 2);
     let mut a = bed.guest(&rig, 1);
     a.asks_far(100);
+    drop(a);
+    bed.finish(&[&model]);
+}
+
+#[test]
+fn idle_bridge_sleeps_until_its_guest_kicks_or_the_function_interrupts() {
+    let model = Model::new().answers();
+    let bed = Bed::with_uplink(&model);
+    // Nothing comes.
+    eventually(|| bed.is_asleep());
+    let rig = Rig::new(Format::Split, 2);
+    let mut a = bed.guest(&rig, 1);
+    let kick = Arc::new(EventFd::new().unwrap());
+    for (queue, base) in [(0, 0), (1, 0)] {
+        a.frontend.stop_ring(queue).unwrap();
+        let kick = Some(kick.as_fd());
+        a.frontend.start_ring(queue, Rig::SIZE.into(), base, rig.addr(queue), kick, None).unwrap();
+        a.frontend.enable_ring(queue, true).unwrap();
+    }
+    a.pair.kick = Some(Arc::clone(&kick));
+    a.asks_far(100);
+    for _ in 0..5 {
+        eventually(|| bed.is_asleep());
+        model.stall(true);
+        a.post(1);
+        a.send(FAR, 100);
+        eventually(|| bed.is_asleep());
+        // What the guest does is no part of what wakes it now.
+        model.stall(false);
+        assert_eq!(a.next().1, FAR);
+    }
     drop(a);
     bed.finish(&[&model]);
 }

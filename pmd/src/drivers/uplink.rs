@@ -208,6 +208,7 @@ impl HostEnd for UplinkPort {
         let watch = UplinkWatch::new(attention);
         let counted = |index: usize| counters.get(index).map(Arc::clone).unwrap_or_default();
         let mut work = self.function.open(UplinkOptions {
+            mac: self.nic.config().mac,
             mtu: self.nic.mtu(),
             sent: counted(0),
             received: counted(1),
@@ -233,8 +234,10 @@ impl HostEnd for UplinkPort {
     }
 
     fn gone(&self) -> Option<String> {
-        let fault = self.watch.as_ref()?.fault()?;
-        Some(format!("the function broke the rules of its ring: {fault}"))
+        match self.watch.as_ref()?.fault() {
+            Some(fault) => Some(format!("the function broke the rules of its ring: {fault}")),
+            None => self.work.as_ref()?.gone(),
+        }
     }
 
     fn changes(&mut self) -> Vec<NetdevChange> {

@@ -60,6 +60,8 @@ pub struct UplinkFacts {
 /// How a function is to work.
 #[derive(Debug)]
 pub struct UplinkOptions {
+    /// Its address, if it has none of its own.
+    pub mac: Mac,
     /// Longest packet, either way.
     pub mtu: u16,
     /// Counts what the function is given to send.
@@ -78,6 +80,10 @@ pub trait Uplink: Send + fmt::Debug {
     fn sides(&mut self) -> Option<(Box<dyn Source>, Box<dyn Sink>)>;
     /// Its link is up, as far as it says.
     fn has_link(&self) -> bool;
+    /// It is of no use any more, and why: it is closed and opened anew. Asked when its [watch](UplinkOptions::watch) was woken.
+    fn gone(&self) -> Option<String> {
+        None
+    }
     /// It receives nothing but what is for addresses that it was [told](Uplink::set_stations), and for groups.
     fn is_selective(&self) -> bool {
         false
@@ -126,6 +132,8 @@ pub trait ReceiveRing: Send + fmt::Debug {
 pub trait TransmitRing: Send + fmt::Debug {
     /// Bytes before each frame for what is left to be done to it: a header as virtio has it, or none.
     const HEADER_BYTES: usize;
+    /// Bytes of a frame at least: shorter ones are filled up with zeros.
+    const LEAST_FRAME: usize = 0;
     /// What the function does to frames before it sends them.
     fn takes(&self) -> Offloads;
     /// How many buffers one frame may be in, if the ring is empty.
@@ -162,6 +170,11 @@ impl UplinkWatch {
     pub fn fault(&self) -> Option<RingFault> {
         let number = self.fault.load(Ordering::Relaxed);
         RingFault::ALL.get(usize::from(number.checked_sub(1)?)).copied()
+    }
+
+    /// Has the session look whether the function is [gone](Uplink::gone).
+    pub fn wake(&self) {
+        self.attention.signal();
     }
 
     #[cold]

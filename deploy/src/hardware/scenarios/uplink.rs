@@ -40,14 +40,15 @@ pub(super) fn of_virtual_function(machine: &mut Machine<'_>) -> Result<()> {
         machine.linux().pulse_resumed(THERE, 20, Instant::now()).map(|_| ())
     })?;
     machine.remove_vfs(VIRTIO)?;
-    machine.step("the pulse is answered no more", |machine| machine.linux().pulse_stalled(THERE))?;
+    let before =
+        machine.step("the pulse is answered no more", |machine| machine.linux().pulse_stalled(THERE))?;
     machine.function_is_gone(VIRTIO_VFS[0])?;
     let left = machine.ringway(&["dev", "show"])?;
     ensure!(left.contains("up0: not made: ") && left.contains("vm0: type network"), "{left}");
     virtual_functions_of_virtio(machine)?;
     machine.give_to_vfio(VIRTIO_VFS[0])?;
     machine.step("the pulse is answered again", |machine| {
-        machine.linux().pulse_resumed(THERE, 20, Instant::now())?;
+        machine.linux().pulse_resumed(THERE, before.received + 20, Instant::now())?;
         machine.linux().stop_pulse(THERE).map(|_| ())
     })?;
     machine.pings_of_all_sizes(ALSO_THERE, 1500)?;

@@ -121,7 +121,8 @@ impl<T: TransmitRing> UplinkSink<T> {
         offload: Offload,
         write: impl FnOnce(&mut dyn Room),
     ) -> Result<(), Refused> {
-        let bytes = T::HEADER_BYTES + len;
+        let filling = T::LEAST_FRAME.saturating_sub(len);
+        let bytes = T::HEADER_BYTES + len + filling;
         let count = bytes.div_ceil(PAGE_BYTES);
         if count > MOST_PAGES.min(self.ring.most_buffers()) {
             return Err(Refused::Drop(DropReason::RxOversize));
@@ -140,6 +141,10 @@ impl<T: TransmitRing> UplinkSink<T> {
         let header = offload.to_header().to_bytes();
         to.write(header.get(..T::HEADER_BYTES).unwrap_or_default());
         write(&mut to);
+        if filling > 0 {
+            // What lay there was somebody's frame.
+            to.write([0; LEAST_MOST].get(..filling).unwrap_or_default());
+        }
         let mut buffers = [NO_BUFFER; MOST_PAGES];
         for ((nth, page), buffer) in pages.iter().enumerate().zip(&mut buffers) {
             let len = (bytes - nth * PAGE_BYTES).min(PAGE_BYTES) as u32;
@@ -256,6 +261,9 @@ pub const PAGE_BYTES: usize = 2048;
 /// Pages of the longest frame that is to be cut up: 64 KiB, with all its headers.
 const MOST_PAGES: usize = 34;
 
+/// The least frame of any hardware has at most so many bytes.
+const LEAST_MOST: usize = 64;
+
 /// Behind the last page of a frame.
 const NONE: u16 = u16::MAX;
 
@@ -293,6 +301,7 @@ mod tests {
 
     impl TransmitRing for Model {
         const HEADER_BYTES: usize = 12;
+        const LEAST_FRAME: usize = 17;
         fn takes(&self) -> Offloads {
             Offloads::ALL
         }
@@ -403,6 +412,7 @@ mod tests {
             (PAGE_BYTES - 12, checksum, 1),
             (PAGE_BYTES - 11, Offload::None, 2),
             (9018, Offload::None, 5),
+            (14, Offload::None, 1),
             (65_535 + 18, large, 33),
         ] {
             let (bytes, delivered) = bed.deliver(len, offload);
@@ -410,10 +420,12 @@ mod tests {
             bed.sink.publish();
             assert_eq!(bed.model.0.lock().unwrap().given[0].0.len(), pages, "{len}");
             let (sent, asked) = bed.model.sends(&bed.map);
-            assert!(sent[..12] == offload.to_header().to_bytes() && sent[12..] == bytes, "{len}");
+            assert!(sent[..12] == offload.to_header().to_bytes() && sent[12..][..len] == bytes, "{len}");
+            assert_eq!(sent.len() - 12, len.max(17));
+            assert!(sent[12 + len..].iter().all(|byte| *byte == 0), "what lay there before");
             assert_eq!(asked, offload);
         }
-        assert_eq!(bed.counters.snapshot().packets, 5);
+        assert_eq!(bed.counters.snapshot().packets, 6);
         let (_, too_long) = bed.deliver(9019, Offload::None);
         assert_eq!(too_long, Err(Refused::Drop(DropReason::RxOversize)));
         let (_, too_long) = bed.deliver(MOST_PAGES * PAGE_BYTES - 11, large);
