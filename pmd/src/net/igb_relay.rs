@@ -24,7 +24,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use ringway_ring::chain::Chain;
-use ringway_ring::guest::{GuestMap, HostSlice};
+use ringway_ring::guest::GuestMap;
 use ringway_ring::queue::{DeviceRing, Format, RingFault, SetupError};
 
 use super::frame::{Frame, Frames, Head, copy_out};
@@ -108,12 +108,6 @@ pub fn relay(
         });
     }
     Ok(Relay::of(legs))
-}
-
-impl Alarm {
-    fn set(&self) {
-        self.interrupt.enable();
-    }
 }
 
 struct Transmit<R> {
@@ -408,7 +402,7 @@ impl<R: DeviceRing> Leg for Transmit<R> {
             return Some(false);
         }
         let last = first.last;
-        self.far.alarm.set();
+        self.far.alarm.interrupt.enable();
         self.is_armed = true;
         Some(is_here || last.is_none_or(|last| self.far.ring.is_done(last)))
     }
@@ -500,8 +494,8 @@ impl<R: DeviceRing> Receive<R> {
         count
     }
 
-    /// What is wrong with what lies in a buffer; None: it goes to the guest.
-    fn judge(&mut self, received: Received, frame: HostSlice<'_>) -> Option<DropReason> {
+    /// What is wrong with a frame whose second eight bytes of twelve are these; None: it goes to the guest.
+    fn judge(&mut self, received: Received, bytes_4_to_11: u64) -> Option<DropReason> {
         let was_long = std::mem::replace(&mut self.is_long, !received.is_last);
         let tag = if self.tag(received).is_some() { VLAN_TAG } else { 0 };
         let len = u32::from(received.len);
@@ -513,8 +507,7 @@ impl<R: DeviceRing> Receive<R> {
             Some(DropReason::Damaged)
         } else if len < ETHERNET_HEADER {
             Some(DropReason::Runt)
-        } else if frame.word(4) >> 16 == own {
-            // Bytes 6 to 11.
+        } else if bytes_4_to_11 >> 16 == own {
             Some(DropReason::Reflected)
         } else {
             None
@@ -531,15 +524,18 @@ impl<R: DeviceRing> Receive<R> {
     /// The function filled a buffer of the guest's.
     fn filled(&mut self, chain: &Chain, header: u64, frame: u64, received: Received) {
         let header_len = self.end.ingress.header_len;
-        let map = Arc::clone(&self.end.map);
+        let source = self.end.map.resolve(frame, ADDRESSES as u64).map_or(0, |addresses| addresses.word(4));
+        let (reason, tag) = (self.judge(received, source), self.tag(received));
+        let words = self.header_of(received);
+        let buffer_bytes = u64::from(self.far.buffer_bytes);
         let found =
-            (map.resolve(header, header_len as u64), map.resolve(frame, self.far.buffer_bytes.into()));
+            (self.end.map.resolve(header, header_len as u64), self.end.map.resolve(frame, buffer_bytes));
         let (Ok(header), Ok(frame)) = found else {
             // Not reached: it was found when it was given.
             return self.end.fail(RingFault::Unmapped);
         };
         let mut len = u32::from(received.len);
-        if let Some(reason) = self.judge(received, frame) {
+        if let Some(reason) = reason {
             if received.is_last {
                 self.end.counters.add_drops(reason, 1);
             }
@@ -547,7 +543,7 @@ impl<R: DeviceRing> Receive<R> {
             self.end.ring.complete(chain, header_len as u32);
             return;
         }
-        if let Some(tag) = self.tag(received) {
+        if let Some(tag) = tag {
             // The rest makes room for it.
             let rest = frame.part(ADDRESSES, len as usize - ADDRESSES);
             let moved = self.scratch.get_mut(..rest.len()).unwrap_or_default();
@@ -556,7 +552,7 @@ impl<R: DeviceRing> Receive<R> {
             frame.part(ADDRESSES + tag.len(), moved.len()).write(moved);
             len += VLAN_TAG;
         }
-        put_header(header, header_len, self.header_of(received));
+        put_header(header, header_len, words);
         self.end.ring.complete(chain, header_len as u32 + len);
         self.end.tally.packets += 1;
         self.end.tally.bytes += u64::from(len);
@@ -564,18 +560,18 @@ impl<R: DeviceRing> Receive<R> {
 
     /// The function filled a buffer of ours. False: the frame waits for one of the guest's.
     fn copy(&mut self, received: Received) -> bool {
-        let at = self.own_buffer(self.far.ring.head());
-        let map = Arc::clone(&self.far.map);
-        let Ok(buffer) = map.resolve(at, self.far.buffer_bytes.into()) else { return false };
+        let (at, bytes) = (self.own_buffer(self.far.ring.head()), u64::from(received.len));
+        let source = self.far.map.resolve(at, ADDRESSES as u64).map_or(0, |addresses| addresses.word(4));
         let was_long = self.is_long;
-        if let Some(reason) = self.judge(received, buffer) {
+        if let Some(reason) = self.judge(received, source) {
             if received.is_last {
                 self.end.counters.add_drops(reason, 1);
             }
             return true;
         }
-        let frame = buffer.part(0, received.len.into());
-        match self.end.put_slice(frame, self.tag(received), self.header_of(received)) {
+        let (tag, header) = (self.tag(received), self.header_of(received));
+        let Ok(frame) = self.far.map.resolve(at, bytes) else { return false };
+        match self.end.put_slice(frame, tag, header) {
             Ok(()) => true,
             Err(Refused::Drop(reason)) => {
                 self.end.counters.add_drops(reason, 1);
@@ -690,7 +686,7 @@ impl<R: DeviceRing> Leg for Receive<R> {
             // It is the guest that brings news.
             return Some(is_here);
         }
-        self.far.alarm.set();
+        self.far.alarm.interrupt.enable();
         self.is_armed = true;
         Some(is_here || self.far.ring.next().is_some())
     }

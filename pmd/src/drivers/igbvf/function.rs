@@ -197,10 +197,6 @@ impl Open {
         self.port.standing.is_served.store(up.is_ok(), Ordering::Relaxed);
         self.port.is_lost.store(false, Ordering::Release);
         self.port.is_up.store(up.is_ok(), Ordering::Release);
-        if up.is_err() {
-            // Before the memory of its rings goes.
-            let _ = self.port.registers.stop();
-        }
         up
     }
 
@@ -240,8 +236,12 @@ impl Open {
         let own = own.map_err(|why| VfFault::Host(format!("no memory for its rings: {why}")))?;
         let map = own.map();
         registers.set_vectors();
-        registers.start_receive(memory.rx, kib as u8)?;
-        registers.start_transmit(memory.tx)?;
+        let receives = registers.start_receive(memory.rx, kib as u8);
+        if let Err(fault) = receives.and_then(|()| registers.start_transmit(memory.tx)) {
+            // Before the memory of its rings goes.
+            let _ = registers.stop();
+            return Err(fault);
+        }
         let alarm = |vector: u8, wake: &Arc<EventFd>| Alarm {
             interrupt: registers.interrupt(vector),
             wake: Arc::clone(wake),
