@@ -11,6 +11,7 @@ mod pace;
 #[path = "../vhost_user/support.rs"]
 #[expect(dead_code, reason = "shared with another test")]
 mod support;
+mod uplink;
 
 use ringway_control::operator::api::{DevShow, DeviceEntry, MgmtdevShow, Select};
 use ringway_control::subsystem::{Options, Subsystem};

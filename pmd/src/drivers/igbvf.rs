@@ -14,6 +14,7 @@ use crate::driver::Driver;
 use crate::igb::mailbox::Mailbox;
 use crate::igb::registers::{Registers, VfFault};
 use crate::net::plan::Offer;
+use crate::net::uplink::UplinkFunction;
 use crate::net::{F_CSUM, F_GUEST_CSUM, F_HOST_TSO4, F_HOST_TSO6, F_MQ, Mac, NIC};
 use crate::vdpa::{
     AttributeInfo, Class, ClassSpec, DeviceHost, DeviceSpec, DriverError, ManagementDevice, MgmtInfo, Unfit,
@@ -22,8 +23,11 @@ use crate::vdpa::{
 
 mod device;
 mod function;
+// It as a bridge's uplink.
+mod uplink;
 use device::IgbvfNic;
 use function::Standing;
+use uplink::IgbvfUplink;
 
 /// The driver.
 #[derive(Debug, Default)]
@@ -111,6 +115,15 @@ impl ManagementDevice for IgbvfFunction {
             ("pf_resets", Some(self.standing.resets().to_string())),
         ];
         known.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+    }
+
+    fn uplink(&self) -> Result<Arc<dyn UplinkFunction>, DriverError> {
+        Ok(Arc::new(IgbvfUplink {
+            name: self.name.clone(),
+            opener: Arc::clone(&self.opener),
+            mac: self.seen.mac,
+            standing: Arc::clone(&self.standing),
+        }))
     }
 
     fn create(&mut self, spec: &DeviceSpec, host: DeviceHost) -> Result<Box<dyn VdpaDevice>, DriverError> {

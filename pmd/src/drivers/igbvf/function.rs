@@ -92,7 +92,7 @@ pub(super) struct Wanted<'a> {
 
 impl Port {
     /// Held while the PF is asked for something: a second at most, by the session alone.
-    fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
+    pub(super) fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
         self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -188,6 +188,11 @@ impl Open {
             self.function.bind(vector, Some(wake.as_fd()))?;
         }
         self.function.on_wanted_back(self.wanted.fd())
+    }
+
+    /// Memory of our own that the function reaches, so far behind its rings.
+    pub(super) fn own_memory(&self, at: u64, bytes: u64) -> io::Result<OwnMemory> {
+        OwnMemory::new(self.function.dma(), self.own + at, bytes)
     }
 
     /// From a reset to its work, with rings that are begun and not in service.

@@ -1,0 +1,194 @@
+//! The function as a bridge's uplink: a filter a guest, and its own broadcasts that come back.
+
+use ringway_control::operator::api::{DeviceEntry, Queue, VstatsShow};
+use ringway_control::subsystem::{Options, Subsystem};
+use ringway_pmd::driver::Attached;
+use ringway_pmd::drivers::bridge::BridgeKind;
+use ringway_pmd::drivers::igbvf::Igbvf;
+use ringway_pmd::net::Mac;
+use ringway_ring::position::Position;
+use ringway_ring::queue::{Completion, DriverBuffer, Format};
+use ringway_vhost_user::frontend::Frontend;
+use serde_json::Value;
+
+use super::NAME;
+use super::model::{Model, ModelBus, SET_MAC};
+use super::support::{HandPair, Rig, SOON, eventually};
+
+struct Bed {
+    subsystem: Subsystem,
+    _bus: ModelBus,
+    folder: tempfile::TempDir,
+}
+
+impl Bed {
+    fn new(model: &Model) -> Bed {
+        let (bus, folder) = (ModelBus::new(), tempfile::tempdir().unwrap());
+        bus.plug(model);
+        let attached = Attached::new(bus.clone(), vec![Box::new(Igbvf)]);
+        let options = Options {
+            attachments: vec![Box::new(attached)],
+            kinds: vec![Box::new(BridgeKind)],
+            ..Options::embedded(folder.path())
+        };
+        let bed = Bed { subsystem: Subsystem::start(options).unwrap(), _bus: bus, folder };
+        let mut entry = bed.entry("up0");
+        entry.attributes.insert("uplink".to_owned(), NAME.to_owned());
+        bed.subsystem.add(&entry).unwrap();
+        eventually(|| bed.field("provisioned/link") == "up");
+        bed
+    }
+
+    fn entry(&self, name: &str) -> DeviceEntry {
+        DeviceEntry { name: name.to_owned(), mgmtdev: "bridge/br0".to_owned(), ..DeviceEntry::default() }
+    }
+
+    fn guest<'rig>(&self, rig: &'rig Rig, mac: Mac) -> (Frontend, HandPair<'rig>) {
+        let name = format!("vm{}", mac.0[5]);
+        self.subsystem.add(&DeviceEntry { mac: Some(mac.to_string()), ..self.entry(&name) }).unwrap();
+        let mut frontend = None;
+        eventually(|| {
+            frontend = Frontend::connect(&self.folder.path().join(format!("dev/{name}.sock")), SOON).ok();
+            frontend.is_some()
+        });
+        let mut frontend = frontend.unwrap();
+        rig.introduce(&mut frontend);
+        let pair = HandPair::new(rig, 0, Position::START);
+        pair.start(&mut frontend, rig.fresh());
+        (frontend, pair)
+    }
+
+    fn field(&self, pointer: &str) -> Value {
+        let shown = serde_json::to_value(self.subsystem.show(None).unwrap()).unwrap();
+        shown.pointer(&format!("/dev/up0/{pointer}")).cloned().unwrap_or(Value::Null)
+    }
+
+    fn notes(&self) -> String {
+        self.field("notes").to_string()
+    }
+
+    fn counter(&self, qidx: u32, pointer: &str) -> u64 {
+        let queue = Queue { name: "up0".to_owned(), qidx: Some(qidx) };
+        let shown: VstatsShow = self.subsystem.call("dev.vstats.show", &queue).unwrap();
+        let shown = serde_json::to_value(shown).unwrap();
+        shown.pointer(&format!("/vstats/up0/{pointer}")).and_then(Value::as_u64).unwrap()
+    }
+
+    fn finish(self, model: &Model) {
+        drop(self.subsystem);
+        eventually(|| !model.is_open());
+        assert_eq!(model.faults(), Vec::<String>::new());
+    }
+}
+
+const fn mac(last: u8) -> Mac {
+    Mac([2, 0, 0, 0, 0, last])
+}
+
+const ALL: Mac = Mac([0xff; 6]);
+
+fn frame(to: Mac, from: Mac, bytes: usize) -> Vec<u8> {
+    let body: Vec<u8> = (0..bytes - 14).map(|at| at as u8).collect();
+    [&to.0[..], &from.0, &[0x88, 0xb5], &body].concat()
+}
+
+fn send(pair: &mut HandPair<'_>, nth: u32, frame: &[u8]) {
+    let gpa = pair.rig.buffer(1, nth);
+    let bytes = [&[0; 12][..], frame].concat();
+    pair.rig.map.resolve(gpa, bytes.len() as u64).unwrap().write(&bytes);
+    pair.tx.add(&[DriverBuffer { gpa, len: bytes.len() as u32, writable: false }], nth).unwrap();
+    pair.tx.publish();
+    eventually(|| pair.tx.collect(&mut [Completion::default()]).unwrap() == 1);
+}
+
+fn next(pair: &mut HandPair<'_>) -> Vec<u8> {
+    let mut done = [Completion::default()];
+    eventually(|| pair.rx.collect(&mut done).unwrap() == 1);
+    let mut bytes = vec![0; done[0].written as usize];
+    pair.rig.map.resolve(pair.rig.buffer(0, done[0].token), bytes.len() as u64).unwrap().read(&mut bytes);
+    bytes.split_off(12)
+}
+
+/// Stations that the PF was asked for a filter for.
+fn filters(model: &Model) -> Vec<Mac> {
+    let asked = model.messages(SET_MAC).into_iter().filter(|(info, ..)| *info == 2);
+    let mac = |(_, low, high): (u32, u32, u32)| {
+        let ([a, b, c, d], [e, f, ..]) = (low.to_le_bytes(), high.to_le_bytes());
+        Mac([a, b, c, d, e, f])
+    };
+    asked.map(mac).collect()
+}
+
+#[test]
+fn guests_reach_the_wire_by_a_filter_each_and_what_comes_back_of_theirs_is_dropped() {
+    let model = Model::new();
+    let bed = Bed::new(&model);
+    let rigs = [Rig::new(Format::Split, 2), Rig::new(Format::Packed, 2)];
+    let (one, mut a) = bed.guest(&rigs[0], mac(1));
+    let (two, mut b) = bed.guest(&rigs[1], mac(2));
+    eventually(|| {
+        let filters = filters(&model);
+        filters.contains(&mac(1)) && filters.contains(&mac(2))
+    });
+    assert!(!bed.notes().contains("not reached"), "{}", bed.notes());
+    let far = mac(0xee);
+    // To everybody: the other guest has it, the wire has it, and gives it back.
+    b.post(1);
+    let called = frame(ALL, mac(1), 60);
+    send(&mut a, 0, &called);
+    assert_eq!(next(&mut b), called);
+    eventually(|| model.sent().len() == 1);
+    assert_eq!(model.sent()[0].bytes, called);
+    a.post(2);
+    b.post(1);
+    // The model's wire gives back what it is sent.
+    eventually(|| bed.counter(1, "drops/reflected") == 1);
+    // It is where it was: what comes for it gets there, small and large, and nobody else has it.
+    for bytes in [60, 1514] {
+        let answer = frame(mac(1), far, bytes);
+        model.receive(&answer, None);
+        assert_eq!(next(&mut a), answer);
+    }
+    // Shorter than the hardware takes.
+    send(&mut a, 1, &frame(far, mac(1), 15));
+    send(&mut a, 2, &frame(far, mac(1), 1514));
+    eventually(|| model.sent().len() == 3);
+    let sent = model.sent();
+    assert_eq!((sent[1].bytes.len(), sent[2].bytes.len()), (17, 1514));
+    assert_eq!(sent[1].bytes[15..], [0, 0]);
+    // A guest that leaves needs no filter, which is taken back with all others.
+    drop((two, b));
+    bed.subsystem.remove("vm2").unwrap();
+    eventually(|| filters(&model).last() == Some(&mac(1)) && filters(&model).len() > 2);
+    drop((one, a));
+    bed.finish(&model);
+}
+
+#[test]
+fn uplink_whose_pf_does_not_trust_it_says_so_and_one_whose_pf_was_reset_begins_anew() {
+    // A PF that fixed the address lets nobody else be reached.
+    let model = Model::with_mac(mac(9));
+    let bed = Bed::new(&model);
+    let rig = Rig::new(Format::Split, 2);
+    let (one, a) = bed.guest(&rig, mac(1));
+    eventually(|| {
+        bed.notes().contains("1 of 1 stations are not reached") && bed.notes().contains("trust on")
+    });
+    assert!(bed.notes().contains(&mac(1).to_string()));
+    drop((one, a));
+    bed.finish(&model);
+
+    let model = Model::new();
+    let bed = Bed::new(&model);
+    let (_one, mut a) = bed.guest(&rig, mac(1));
+    eventually(|| filters(&model).contains(&mac(1)));
+    let (before, resets) = (filters(&model).len(), model.resets());
+    model.reset_pf();
+    eventually(|| model.resets() > resets && filters(&model).len() > before);
+    eventually(|| bed.field("provisioned/link") == "up" && model.works());
+    let begun = model.sent().len();
+    send(&mut a, 0, &frame(ALL, mac(1), 60));
+    eventually(|| model.sent().len() == begun + 1);
+    drop(a);
+    bed.finish(&model);
+}
