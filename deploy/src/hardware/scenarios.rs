@@ -85,6 +85,12 @@ pub const ALL: &[Scenario] = &[
         act: igbvf::relayed,
     },
     Scenario {
+        name: "igbvf-pf",
+        proves: "a virtual function of the igb, relayed: its PF down and up, reset, its virtual functions taken away and made again",
+        model: Model::Function,
+        act: igbvf::pf,
+    },
+    Scenario {
         name: "virtio-vf-ground",
         proves: "a virtio function's virtual functions: their groups, vfio-pci, the wire between Linux's own drivers",
         model: Model::VirtualFunctions,

@@ -4,8 +4,11 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::ground::IGB_VF_MACS;
 use super::{HERE, THERE};
+use crate::ensure;
 use crate::error::Result;
 use crate::hardware::{Echoer, IGB, IGB_VFS, Machine};
+use crate::lab::wait_for;
+use crate::pace::WATCHDOG;
 
 /// The PF up, with its virtual functions, of which the first is vfio-pci's; gives the PF's interface.
 fn ground(machine: &mut Machine<'_>) -> Result<String> {
@@ -38,6 +41,51 @@ pub(super) fn relayed(machine: &mut Machine<'_>) -> Result<()> {
     }
     machine.stop_ringwayd()?;
     machine.set_mtu(&pf, 1500)
+}
+
+/// The PF goes down and comes up, resets itself, and has its virtual functions taken away: the guest goes on each time.
+pub(super) fn pf(machine: &mut Machine<'_>) -> Result<()> {
+    let pf = ground(machine)?;
+    machine.start_ringwayd()?;
+    let mgmtdev = machine.function_is_shown(IGB_VFS[0])?;
+    machine.ringway(&["dev", "add", "name", "vm0", "mgmtdev", &mgmtdev])?;
+    machine.start_testpmd(&echoer(false))?;
+    machine.pings_of_all_sizes(THERE, 1500)?;
+    machine.ip(&format!("link set {pf} down"))?;
+    pf_is(machine, &mgmtdev, "does not serve")?;
+    machine.ip(&format!("link set {pf} up"))?;
+    pf_is(machine, &mgmtdev, "serves")?;
+    machine.link_is_back(&pf)?;
+    machine.pings_of_all_sizes(THERE, 1500)?;
+    // A reset of the hardware underneath.
+    machine.set_mtu(&pf, 1400)?;
+    machine.set_mtu(&pf, 1500)?;
+    pf_is(machine, &mgmtdev, "serves")?;
+    machine.pings_of_all_sizes(THERE, 1500)?;
+    let shown = machine.ringway_json(&["mgmtdev", "show", &mgmtdev])?;
+    let resets = shown["mgmtdev"][&mgmtdev]["settings"]["pf_resets"].clone();
+    ensure!(resets.as_str().is_some_and(|resets| resets != "0"), "no reset was seen: {shown}");
+    machine.say(format_args!("resets of the PF that were seen: {resets}"));
+    machine.remove_vfs(IGB)?;
+    machine.function_is_gone(IGB_VFS[0])?;
+    machine.kill_testpmd()?;
+    ground(machine)?;
+    machine.function_is_shown(IGB_VFS[0])?;
+    machine.start_testpmd(&echoer(true))?;
+    machine.pings_of_all_sizes(THERE, 1500)?;
+    machine.stop_testpmd()?;
+    machine.ringway(&["dev", "del", "vm0"])?;
+    machine.stop_ringwayd()
+}
+
+/// Waits until a function is shown to stand so with its PF.
+fn pf_is(machine: &mut Machine<'_>, mgmtdev: &str, word: &str) -> Result<()> {
+    machine.step(&format!("the PF of {mgmtdev} {word}"), |machine| {
+        wait_for("that word", WATCHDOG, || {
+            let shown = machine.ringway_json(&["mgmtdev", "show", mgmtdev])?;
+            Ok((shown["mgmtdev"][mgmtdev]["settings"]["pf"] == word).then_some(()))
+        })
+    })
 }
 
 fn echoer(packed: bool) -> Echoer {
