@@ -11,6 +11,7 @@ use crate::lab::Lab;
 
 mod configuration;
 mod ground;
+mod hardware;
 mod igbvf;
 mod relay;
 mod traffic;
@@ -47,6 +48,12 @@ pub const ALL: &[Scenario] = &[
         proves: "a virtio function, relayed: mgmtdev, split and packed rings, MTU 1500 and 9000, VLAN",
         model: Model::Function,
         act: |machine| relay::relayed(machine, VIRTIO, VIRTIO_MAC),
+    },
+    Scenario {
+        name: "virtio-hardware",
+        proves: "a virtio function in hardware: no CPU; taken to the relay under traffic and back, removed under traffic",
+        model: Model::Function,
+        act: |machine| hardware::in_hardware(machine, VIRTIO, VIRTIO_MAC),
     },
     Scenario {
         name: "virtio-restart",
@@ -103,6 +110,15 @@ pub const ALL: &[Scenario] = &[
         act: |machine| {
             virtual_functions_of_virtio(machine)?;
             relay::relayed(machine, VIRTIO_VFS[0], VIRTIO_MAC)
+        },
+    },
+    Scenario {
+        name: "virtio-vf-hardware",
+        proves: "a virtual function in hardware: the same as of a function",
+        model: Model::VirtualFunctions,
+        act: |machine| {
+            virtual_functions_of_virtio(machine)?;
+            hardware::in_hardware(machine, VIRTIO_VFS[0], VIRTIO_MAC)
         },
     },
     Scenario {
