@@ -98,6 +98,12 @@ pub const ALL: &[Scenario] = &[
         act: igbvf::pf,
     },
     Scenario {
+        name: "igbvf-uplink",
+        proves: "a virtual function of the igb as a bridge's uplink: a filter a guest, once its PF trusts it",
+        model: Model::Function,
+        act: uplink::of_igb,
+    },
+    Scenario {
         name: "virtio-vf-ground",
         proves: "a virtio function's virtual functions: their groups, vfio-pci, the wire between Linux's own drivers",
         model: Model::VirtualFunctions,

@@ -11,7 +11,7 @@ use crate::lab::wait_for;
 use crate::pace::WATCHDOG;
 
 /// The PF up, with its virtual functions, of which the first is vfio-pci's; gives the PF's interface.
-fn ground(machine: &mut Machine<'_>) -> Result<String> {
+pub(super) fn ground(machine: &mut Machine<'_>) -> Result<String> {
     let pf = machine.pf_up(IGB)?;
     machine.make_vfs(IGB, IGB_VFS.len(), &IGB_VFS)?;
     machine.set_vf_mac(&pf, 0, IGB_VF_MACS[0])?;

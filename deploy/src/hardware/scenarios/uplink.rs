@@ -7,13 +7,16 @@ use super::{HERE, PULSE_MS, THERE, VIRTIO_MAC, virtual_functions_of_virtio};
 use crate::ensure;
 use crate::error::Result;
 use crate::hardware::inside::{SECOND_TESTPMD, TESTPMD_NAME};
-use crate::hardware::{Echoer, IGB, Machine, VIRTIO, VIRTIO_VFS};
+use crate::hardware::{Echoer, IGB, IGB_VFS, Machine, VIRTIO, VIRTIO_VFS};
+use crate::lab::wait_for;
+use crate::pace::WATCHDOG;
 
 pub(super) fn of_function(machine: &mut Machine<'_>) -> Result<()> {
     let pf = machine.pf_up(IGB)?;
     machine.set_mtu(&pf, 9000)?;
     machine.give_to_vfio(VIRTIO)?;
     switch(machine, &pf, VIRTIO)?;
+    reaches(machine, VIRTIO)?;
     let mgmtdev = format!("pci/{VIRTIO}");
     machine.refused(
         &["dev", "add", "name", "vm9", "mgmtdev", &mgmtdev, "mac", VIRTIO_MAC],
@@ -35,6 +38,7 @@ pub(super) fn of_virtual_function(machine: &mut Machine<'_>) -> Result<()> {
     virtual_functions_of_virtio(machine)?;
     machine.give_to_vfio(VIRTIO_VFS[0])?;
     switch(machine, &pf, VIRTIO_VFS[0])?;
+    reaches(machine, VIRTIO_VFS[0])?;
     machine.linux().start_pulse(THERE, PULSE_MS)?;
     machine.step("a pulse is answered", |machine| {
         machine.linux().pulse_resumed(THERE, 20, Instant::now()).map(|_| ())
@@ -55,7 +59,31 @@ pub(super) fn of_virtual_function(machine: &mut Machine<'_>) -> Result<()> {
     end(machine)
 }
 
-/// A bridge with two guests and the function; Linux reaches both.
+pub(super) fn of_igb(machine: &mut Machine<'_>) -> Result<()> {
+    let pf = super::igbvf::ground(machine)?;
+    switch(machine, &pf, IGB_VFS[0])?;
+    says_of_filters(machine, true)?;
+    machine.step(&format!("{pf}: virtual function 0 is trusted"), |machine| {
+        machine.ip(&format!("link set {pf} vf 0 trust on")).map(|_| ())
+    })?;
+    says_of_filters(machine, false)?;
+    reaches(machine, IGB_VFS[0])?;
+    end(machine)
+}
+
+/// Waits until the uplink says that its PF has to trust it, or says so no more.
+fn says_of_filters(machine: &mut Machine<'_>, is_missing: bool) -> Result<()> {
+    let what = if is_missing { "up0 says that its PF does not trust it" } else { "up0 has its filters" };
+    machine.step(what, |machine| {
+        wait_for("its notes", WATCHDOG, || {
+            let shown = machine.ringway_json(&["dev", "show", "up0"])?;
+            let says = shown["dev"]["up0"]["notes"].to_string().contains("trust on");
+            Ok((says == is_missing).then_some(()))
+        })
+    })
+}
+
+/// A bridge with two guests and the function.
 fn switch(machine: &mut Machine<'_>, pf: &str, function: &str) -> Result<()> {
     machine.start_ringwayd()?;
     let mgmtdev = machine.function_is_shown(function)?;
@@ -93,11 +121,15 @@ fn switch(machine: &mut Machine<'_>, pf: &str, function: &str) -> Result<()> {
     ])?;
     machine.set_address(pf, &format!("{HERE}/24"))?;
     knows(machine, pf, THERE, GUESTS[0].1)?;
-    knows(machine, pf, ALSO_THERE, GUESTS[1].1)?;
+    knows(machine, pf, ALSO_THERE, GUESTS[1].1)
+}
+
+/// Linux reaches both guests.
+fn reaches(machine: &mut Machine<'_>, function: &str) -> Result<()> {
     machine.pings_of_all_sizes(THERE, 1500)?;
     machine.pings_of_all_sizes(ALSO_THERE, 1500)?;
     let shown = machine.ringway(&["dev", "show", "up0"])?;
-    ensure!(shown.contains(&format!("uplink {mgmtdev}")) && shown.contains("link up"), "{shown}");
+    ensure!(shown.contains(&format!("uplink pci/{function}")) && shown.contains("link up"), "{shown}");
     machine.say(shown.trim());
     let counted = machine.ringway(&["dev", "vstats", "show", "up0"])?;
     machine.say(counted.trim());
