@@ -145,3 +145,34 @@ fn arrival_of_a_guest_is_told_on_its_bridge_and_an_address_that_is_not_its_own_i
     });
     assert_eq!(heard(), 2);
 }
+
+#[test]
+fn one_function_twice_in_a_file_is_found_without_a_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("c.toml");
+    let check = |first: &str, second: &str| {
+        let text = format!("[[device]]\nname = \"a\"\n{first}\n[[device]]\nname = \"b\"\n{second}\n");
+        std::fs::write(&file, text).unwrap();
+        crate::support::ringway(&dir.path().join("none"), &format!("config check {}", file.display()))
+    };
+    let uplink =
+        |bridge: &str, last: u8| format!("mgmtdev = \"bridge/{bridge}\"\nuplink = \"pci/0000:01:00.{last}\"");
+    let own = "mgmtdev = \"pci/0000:01:00.1\"";
+    check(&uplink("x", 1), &uplink("x", 2)).good();
+    for (first, second) in
+        [(uplink("x", 1), uplink("y", 1)), (uplink("x", 1), own.into()), (own.into(), uplink("x", 1))]
+    {
+        let told = check(&first, &second).bad(4);
+        assert!(told.contains("b has the same function as a"), "{told}");
+    }
+    let with = |word: &str| format!("{}\n{word}", uplink("y", 2));
+    for word in [
+        "tap = \"t\"",
+        "spoofchk = \"on\"",
+        "socket = \"/run/s\"",
+        "max_vqp = 2",
+        "mac = \"02:00:00:00:00:01\"",
+    ] {
+        check(own, &with(word)).bad(2);
+    }
+}
