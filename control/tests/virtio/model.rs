@@ -417,6 +417,8 @@ impl Model {
         match at {
             0x04 if state.select[0] < 2 => state.offered.0 >> (32 * state.select[0]) & 0xffff_ffff,
             0x10 => state.config_vector.into(),
+            // Like QEMU's, it counts the queues of one pair alone until MQ is accepted.
+            0x12 if state.features[0] & 1 << 22 == 0 => 3,
             0x12 => QUEUES as u64,
             STATUS => state.status.into(),
             GENERATION => 0,

@@ -129,7 +129,14 @@ impl Seen {
             pairs if offered.contains(F_MQ) && has_control && pairs > 0 => pairs,
             _ => 1,
         };
+        if numbered_pairs > 1 {
+            // QEMU's function counts the queues of one pair alone until its driver has accepted MQ.
+            let several =
+                Features(Features::VERSION_1.0 | Features::ACCESS_PLATFORM.0 | F_CTRL_VQ.0 | F_MQ.0);
+            transport.negotiate(several)?;
+        }
         let queues = transport.queues().saturating_sub(has_control.into());
+        transport.reset(RESET)?;
         let pairs = numbered_pairs.min(queues / 2).min(MAX_PAIRS);
         if pairs == 0 {
             return Err(FunctionFault::NotVirtio(format!("it has {queues} queues: no pair")));
