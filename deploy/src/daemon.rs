@@ -61,6 +61,21 @@ pub struct DeviceStats {
 }
 
 impl DeviceStats {
+    /// From what `dev vstats show` gives of a device.
+    pub(crate) fn from_shown(shown: &Value, name: &str) -> Result<DeviceStats> {
+        let of_device = &shown["vstats"][name];
+        let queues = match of_device {
+            Value::Array(queues) => queues.iter().collect::<Vec<_>>(),
+            Value::Object(fields) if fields.contains_key("queue_type") => vec![of_device],
+            Value::Object(fields) if fields.contains_key("queues") => {
+                fields["queues"].as_array().into_iter().flatten().collect()
+            }
+            _ => Vec::new(),
+        };
+        ensure!(!queues.is_empty(), "no queues in {shown}");
+        Ok(DeviceStats { queues: queues.into_iter().map(queue_stats).collect() })
+    }
+
     /// Frames that the guest sent.
     pub fn tx_packets(&self) -> u64 {
         self.sum("tx")
@@ -248,17 +263,7 @@ impl Daemon {
     /// What a device's queues have done.
     pub fn stats(&self, name: &str) -> Result<DeviceStats> {
         let shown = self.json(&["dev", "vstats", "show", name])?;
-        let of_device = &shown["vstats"][name];
-        let queues = match of_device {
-            Value::Array(queues) => queues.iter().collect::<Vec<_>>(),
-            Value::Object(fields) if fields.contains_key("queue_type") => vec![of_device],
-            Value::Object(fields) if fields.contains_key("queues") => {
-                fields["queues"].as_array().into_iter().flatten().collect()
-            }
-            _ => Vec::new(),
-        };
-        ensure!(!queues.is_empty(), "no queues in {shown}");
-        Ok(DeviceStats { queues: queues.into_iter().map(queue_stats).collect() })
+        DeviceStats::from_shown(&shown, name)
     }
 }
 
@@ -297,13 +302,14 @@ fn build() -> Result<PathBuf> {
     }
     let target = lab::target_folder()?;
     let status = cargo()
-        .args(["build", "--quiet", "--release", "--package", "ringway-control", "--bins", "--target-dir"])
+        .args(["build", "--quiet", "--release", "--package", "ringway-control", "--package", "ringway-front"])
+        .args(["--bins", "--target-dir"])
         .arg(&target)
         .status()
         .context(|| "cargo".into())?;
     ensure!(status.success(), "ringwayd could not be built ({status})");
     let folder = target.join("release");
-    for name in ["ringwayd", "ringway"] {
+    for name in ["ringwayd", "ringway", "ringway-front"] {
         ensure!(Path::new(&folder).join(name).exists(), "{name} is not in {}", folder.display());
     }
     Ok(folder)

@@ -8,11 +8,12 @@
 //! the guest:  Linux -- igb PF ---+
 //!             VFIO --- igb VF ---+-- the wire (QEMU's hub)
 //!             VFIO --- virtio ---+
-//!             ringwayd --socket-- testpmd, which answers pings
+//!             ringwayd --socket-- testpmd, or a front-end of the lab's own, which answers pings
 //! ```
 //! [`Machine`] boots it and has a function for each step that an operator takes; each says what it did and how long it took.
 //! [`scenarios`] are made of these steps.
 
+mod front;
 mod inside;
 mod kernel_log;
 mod machine;
@@ -20,6 +21,7 @@ mod pci;
 mod programs;
 pub mod scenarios;
 
+pub use front::{Front, Holdings};
 pub use inside::Echoer;
 pub use kernel_log::KernelLog;
 pub use machine::{Machine, Model};

@@ -328,13 +328,18 @@ impl Guest {
 
     /// Carries out one QMP command without arguments.
     pub fn qmp(&self, command: &str) -> Result<Value> {
+        self.qmp_with(command, json!({}))
+    }
+
+    /// Carries out one QMP command.
+    pub fn qmp_with(&self, command: &str, arguments: Value) -> Result<Value> {
         let mut stream = UnixStream::connect(&self.qmp).context(|| "QMP socket".into())?;
         stream.set_read_timeout(Some(ANSWER_LIMIT))?;
         stream.set_write_timeout(Some(ANSWER_LIMIT))?;
         let mut unread = Vec::new();
         qmp_line(&mut stream, &mut unread)?;
-        for execute in ["qmp_capabilities", command] {
-            writeln!(stream, "{}", json!({ "execute": execute }))?;
+        for (execute, arguments) in [("qmp_capabilities", json!({})), (command, arguments)] {
+            writeln!(stream, "{}", json!({ "execute": execute, "arguments": arguments }))?;
             loop {
                 let mut answer: Value = serde_json::from_str(&qmp_line(&mut stream, &mut unread)?)?;
                 if let Some(error) = answer.get("error") {

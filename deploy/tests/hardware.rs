@@ -14,3 +14,9 @@ fn igb_and_a_virtio_function_behind_an_iommu() {
 fn virtio_virtual_functions_behind_an_iommu() {
     Lab::run("hardware-vf", |lab| scenarios::play_all(lab, Model::VirtualFunctions));
 }
+
+#[test]
+#[ignore = "needs QEMU >= 8, the 6.12 guest kernel, dpdk-testpmd and root: run deploy/test"]
+fn queue_pairs_of_a_virtio_function() {
+    Lab::run("hardware-pairs", |lab| scenarios::play_all(lab, Model::QueuePairs));
+}

@@ -1,6 +1,7 @@
 //! Ringway inside the machine, and what talks to it there: testpmd as a front-end that answers pings, Linux that sends them.
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -238,6 +239,43 @@ impl Machine<'_> {
         Ok(())
     }
 
+    /// Waits until a pulse is answered, again if it was not.
+    pub fn pulse_goes_on(&mut self, to: IpAddr) -> Result<()> {
+        self.step(&format!("a pulse to {to} is answered"), |machine| {
+            let so_far = machine.guest.pulse(to)?.received;
+            machine.guest.pulse_resumed(to, so_far + ANSWERS, Instant::now()).map(|_| ())
+        })
+    }
+
+    /// Waits until a pulse is not answered any more.
+    pub fn pulse_stands(&mut self, to: IpAddr) -> Result<()> {
+        self.step(&format!("a pulse to {to} is not answered"), |machine| {
+            machine.guest.pulse_stalled(to).map(|_| ())
+        })
+    }
+
+    /// Waits until an interface receives nothing for a while; gives how many frames it has received.
+    pub fn nothing_more_comes(&mut self, interface: &str) -> Result<u64> {
+        let mut seen = (self.guest.nic(interface)?.rx_packets, Instant::now());
+        wait_for(&format!("quiet on {interface}"), WATCHDOG, || {
+            let now = self.guest.nic(interface)?.rx_packets;
+            if now != seen.0 {
+                seen = (now, Instant::now());
+            }
+            Ok((seen.1.elapsed() > QUIET).then_some(now))
+        })
+    }
+
+    /// Waits until `dev show` says that of a device's link.
+    pub fn device_link(&mut self, device: &str, link: &str) -> Result<()> {
+        self.step(&format!("{device}: link {link}"), |machine| {
+            wait_for("the device's link", WATCHDOG, || {
+                let shown = machine.ringway_quietly(&["dev", "show", device])?;
+                Ok(shown.contains(&format!("link {link}")).then_some(()))
+            })
+        })
+    }
+
     /// Sets an interface's MTU and waits for its link, which a physical function loses by that.
     pub fn set_mtu(&mut self, interface: &str, mtu: u32) -> Result<()> {
         self.step(&format!("{interface}: MTU {mtu}"), |machine| {
@@ -267,6 +305,7 @@ impl Machine<'_> {
             // It only explains what failed.
             let _ = self.keep_counters();
         }
+        self.end_fronts();
         for name in [TESTPMD_NAME, SECOND_TESTPMD, "ringwayd", HOLDER] {
             // It need not run.
             let _ = self.end_program(name);
@@ -284,13 +323,13 @@ impl Machine<'_> {
     }
 
     /// Ends a program and keeps what it wrote with the test's other logs.
-    fn end_program(&mut self, name: &str) -> Result<String> {
+    pub(super) fn end_program(&mut self, name: &str) -> Result<String> {
         let output = self.guest.end(name)?.output;
         std::fs::write(self.lab.path(&format!("{name}.log")), &output)?;
         Ok(output)
     }
 
-    fn still_runs(&mut self, name: &str) -> Result<()> {
+    pub(super) fn still_runs(&mut self, name: &str) -> Result<()> {
         let report = self.guest.program(name)?;
         ensure!(report.code.is_none(), "{name} ended with {:?}:\n{}", report.code, report.output);
         Ok(())
@@ -304,6 +343,10 @@ impl Machine<'_> {
     }
 }
 
+/// Longer than a frame is under way.
+const QUIET: Duration = Duration::from_millis(500);
+/// A pulse that has so many answers goes on.
+const ANSWERS: u64 = 20;
 /// By which name the agent knows testpmd.
 pub(super) const TESTPMD_NAME: &str = "testpmd";
 /// And a second one.

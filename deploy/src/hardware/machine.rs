@@ -6,13 +6,16 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::termios::{OptionalActions, Termios};
+use serde_json::json;
 
-use super::{KernelLog, programs};
+use super::pci::folder;
+use super::{KernelLog, VIRTIO, programs};
 use crate::agent::ShellReport;
 use crate::ensure;
 use crate::error::{Context, Result};
 use crate::image::{self, Kernel};
-use crate::lab::Lab;
+use crate::lab::{Lab, wait_for};
+use crate::netns::Netns;
 use crate::pace::WATCHDOG;
 use crate::qemu::{Guest, Image, Qemu, push};
 
@@ -23,12 +26,14 @@ pub enum Model {
     Function,
     /// One with two virtual functions: a newer QEMU, unpacked beside the kernel.
     VirtualFunctions,
+    /// One function with four queue pairs: its wire is a bridge of the host, in a namespace of its own.
+    QueuePairs,
 }
 
 impl Model {
     fn qemu(self) -> Result<Qemu> {
         match self {
-            Model::Function => Qemu::installed(),
+            Model::Function | Model::QueuePairs => Qemu::installed(),
             Model::VirtualFunctions => Qemu::unpacked(),
         }
     }
@@ -44,7 +49,8 @@ impl Model {
         push(&mut line, "-m", MEMORY_MIB.to_string());
         push(&mut line, "-device", "intel-iommu,intremap=on,caching-mode=on".into());
         let virtio: &[&str] = match self {
-            Model::Function => &["bus=rp1"],
+            Model::Function => &["bus=rp1,id=fn"],
+            Model::QueuePairs => &["bus=rp1,mq=on,vectors=10"],
             // Virtual functions before the function that has them; the address is the virtual function's place.
             Model::VirtualFunctions => &[
                 "bus=rp1,addr=0x0.0x1,sriov-pf=pf",
@@ -53,7 +59,14 @@ impl Model {
             ],
         };
         for port in 0..=virtio.len() {
-            push(&mut line, "-netdev", format!("hubport,id=n{port},hubid=0"));
+            let queues = QUEUES.get(port).unwrap_or(&1);
+            let netdev = match self {
+                Model::QueuePairs => {
+                    format!("tap,id=n{port},ifname=wire{port},script=no,downscript=no,queues={queues}")
+                }
+                Model::Function | Model::VirtualFunctions => format!("hubport,id=n{port},hubid=0"),
+            };
+            push(&mut line, "-netdev", netdev);
         }
         push(&mut line, "-device", "pcie-root-port,id=rp0,slot=1".into());
         push(&mut line, "-device", "igb,bus=rp0,netdev=n0,mac=52:54:00:00:00:01".into());
@@ -72,12 +85,18 @@ impl Model {
 pub struct Machine<'lab> {
     pub(super) lab: &'lab Lab,
     pub(super) guest: Guest,
+    /// Where its wire is, if that is not QEMU's own.
+    _wire: Option<Netns>,
 }
 
 impl<'lab> Machine<'lab> {
     /// Boots a machine; returns when its agent is ready.
     pub fn boot(lab: &'lab Lab, model: Model) -> Result<Machine<'lab>> {
-        let qemu = model.qemu()?;
+        let mut qemu = model.qemu()?;
+        let wire = (model == Model::QueuePairs).then(wire).transpose()?;
+        if let Some(wire) = &wire {
+            qemu.command.splice(0..0, ["/sbin/ip", "netns", "exec", wire.name()].map(String::from));
+        }
         let kernel = Kernel::find()?;
         let initramfs = lab.path("machine.cpio");
         image::write_initramfs(&kernel, &MODULES, &initramfs)?;
@@ -89,7 +108,7 @@ impl<'lab> Machine<'lab> {
         let guest = guest.wait_until_up(lab)?;
         // Tens of megabytes that nobody reads again.
         fs::remove_file(&image.initramfs)?;
-        let mut machine = Machine { lab, guest };
+        let mut machine = Machine { lab, guest, _wire: wire };
         // DPDK loads no plug-in from below a folder that others may write to.
         machine.sh("/bin/busybox --install -s /bin && chmod 755 / && mkdir -p /dev/hugepages && mount -t hugetlbfs none /dev/hugepages")?;
         machine.sh(&format!("echo {HUGE_PAGES} > /proc/sys/vm/nr_hugepages"))?;
@@ -104,6 +123,40 @@ impl<'lab> Machine<'lab> {
     /// The guest as a station: its NICs, and the traffic that its kernel makes.
     pub fn linux(&mut self) -> &mut Guest {
         &mut self.guest
+    }
+
+    /// Plugs the cable of one of the virtio functions, by number from 1, in or out.
+    pub fn set_cable(&mut self, number: usize, up: bool) -> Result<()> {
+        let to = if up { "up" } else { "down" };
+        self.step(&format!("the link of virtio function {number} goes {to}"), |machine| {
+            let arguments = json!({ "name": format!("n{number}"), "up": up });
+            machine.guest.qmp_with("set_link", arguments).map(|_| ())
+        })
+    }
+
+    /// Pulls the virtio function out of its slot.
+    pub fn unplug_function(&mut self) -> Result<()> {
+        self.step("the virtio function is unplugged", |machine| {
+            machine.guest.qmp_with("device_del", json!({ "id": FUNCTION }))?;
+            wait_for("its end", WATCHDOG, || {
+                Ok((machine.run(&["/bin/busybox", "test", "-d", &folder(VIRTIO)], WATCHDOG)?.code != 0)
+                    .then_some(()))
+            })
+        })
+    }
+
+    /// Puts another virtio function into the same slot.
+    pub fn plug_function(&mut self) -> Result<()> {
+        self.step("another virtio function is plugged in", |machine| {
+            let function = json!({
+                "driver": "virtio-net-pci", "id": FUNCTION, "bus": "rp1", "netdev": "n1", "mac": "52:54:00:00:02:01",
+                "iommu_platform": true, "disable-legacy": "on", "packed": true, "romfile": "",
+            });
+            machine.guest.qmp_with("device_add", function)?;
+            wait_for("the function", WATCHDOG, || {
+                Ok((machine.run(&["/bin/busybox", "test", "-d", &folder(VIRTIO)], WATCHDOG)?.code == 0).then_some(()))
+            })
+        })
     }
 
     /// Takes a step: tells what it was and how long it took; its error begins with it.
@@ -167,6 +220,20 @@ impl<'lab> Machine<'lab> {
     }
 }
 
+/// A bridge of two TAPs.
+fn wire() -> Result<Netns> {
+    let wire = Netns::new("wire")?;
+    wire.ip(&["link", "add", "bridge", "type", "bridge"])?;
+    wire.ip(&["link", "set", "bridge", "up"])?;
+    for (port, queues) in QUEUES.iter().enumerate() {
+        let name = format!("wire{port}");
+        let several: &[&str] = if *queues > 1 { &["multi_queue"] } else { &[] };
+        wire.ip(&[&["tuntap", "add", "dev", &name, "mode", "tap", "vnet_hdr"], several].concat())?;
+        wire.ip(&["link", "set", &name, "master", "bridge", "up"])?;
+    }
+    Ok(wire)
+}
+
 /// From this process's input to the console; the shell ends where the input does.
 fn pass_keys_on(mut console: UnixStream) -> std::io::Result<()> {
     let mut bytes = [0; 1024];
@@ -203,8 +270,12 @@ impl Drop for Raw {
     }
 }
 
+/// What QEMU calls the virtio function.
+const FUNCTION: &str = "fn";
 const MODULES: [&str; 6] = ["igb", "virtio_net", "vfio-pci", "vfio_iommu_type1", "tun", "8021q"];
+/// Of the igb, and of a virtio function with several.
+const QUEUES: [u32; 2] = [1, 4];
 const MEMORY_MIB: u32 = 2560;
-/// Of 2 MiB each: testpmd's memory.
-const HUGE_PAGES: u32 = 128;
+/// Of 2 MiB each: testpmd's memory, or a guest's of 512 MiB.
+const HUGE_PAGES: u32 = 272;
 const SHELL_LIMIT: Duration = WATCHDOG;

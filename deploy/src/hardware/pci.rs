@@ -143,7 +143,8 @@ impl Machine<'_> {
     }
 }
 
-fn folder(function: &str) -> String {
+/// Where the kernel shows a function.
+pub(super) fn folder(function: &str) -> String {
     format!("/sys/bus/pci/devices/{function}")
 }
 

@@ -1,4 +1,4 @@
-//! The programs that a hardware machine has beside the agent: Ringway, DPDK's testpmd, iproute2, with the libraries they need.
+//! The programs that a hardware machine has beside the agent: Ringway, the lab's front-end, DPDK's testpmd, iproute2, with the libraries they need.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,7 +23,7 @@ pub(crate) fn archive(lab: &Lab) -> Result<Archive> {
     }
     tree.link(Path::new("/var/run"), Path::new("/run"));
     let binaries = daemon::binaries()?;
-    for (name, to) in [("ringwayd", RINGWAYD), ("ringway", RINGWAY)] {
+    for (name, to) in [("ringwayd", RINGWAYD), ("ringway", RINGWAY), ("ringway-front", FRONT)] {
         let (built, stripped) = (binaries.join(name), lab.path(name));
         strip(&built, &stripped)?;
         tree.file(&stripped, Path::new(to))?;
@@ -113,6 +113,7 @@ fn relative(path: &Path) -> String {
 
 pub(crate) const RINGWAYD: &str = "/usr/sbin/ringwayd";
 pub(crate) const RINGWAY: &str = "/usr/bin/ringway";
+pub(crate) const FRONT: &str = "/usr/bin/ringway-front";
 pub(crate) const TESTPMD: &str = "/usr/bin/dpdk-testpmd";
 pub(crate) const IP: &str = "/sbin/ip";
 pub(crate) const NICE: &str = "/usr/bin/nice";

@@ -13,7 +13,9 @@ mod configuration;
 mod ground;
 mod hardware;
 mod igbvf;
+mod pairs;
 mod relay;
+mod safety;
 mod traffic;
 mod uplink;
 
@@ -62,10 +64,28 @@ pub const ALL: &[Scenario] = &[
         act: |machine| relay::restarted(machine, VIRTIO, VIRTIO_MAC),
     },
     Scenario {
+        name: "virtio-disturbed",
+        proves: "a virtio function under traffic: links down and up on either side, its front-end killed; nothing leaks",
+        model: Model::Function,
+        act: traffic::disturbed,
+    },
+    Scenario {
         name: "virtio-removed",
-        proves: "a virtio function, relayed: removed under traffic and added again",
+        proves: "a virtio function removed under traffic, of a guest of 512 MiB too: the answer first; nothing leaks",
         model: Model::Function,
         act: traffic::removed,
+    },
+    Scenario {
+        name: "virtio-unplugged",
+        proves: "a virtio function pulled out under traffic, and another put in its place: the stored device serves again",
+        model: Model::Function,
+        act: traffic::unplugged,
+    },
+    Scenario {
+        name: "virtio-astray",
+        proves: "the positive control: a virtio function that reads where it must not is in the kernel's log",
+        model: Model::Function,
+        act: safety::led_astray,
     },
     Scenario {
         name: "virtio-busy",
@@ -128,6 +148,12 @@ pub const ALL: &[Scenario] = &[
         },
     },
     Scenario {
+        name: "virtio-vf-neighbours",
+        proves: "two virtual functions: no copy of payload; one guest stopped, or with a stray address, is nothing to the other",
+        model: Model::VirtualFunctions,
+        act: safety::neighbours,
+    },
+    Scenario {
         name: "virtio-vf-taken",
         proves: "virtual functions taken away under traffic: the daemon lets go at once, and serves those that come again",
         model: Model::VirtualFunctions,
@@ -138,6 +164,12 @@ pub const ALL: &[Scenario] = &[
         proves: "a virtual function as a bridge's uplink, taken away under traffic: the guests stay, and it comes back",
         model: Model::VirtualFunctions,
         act: uplink::of_virtual_function,
+    },
+    Scenario {
+        name: "virtio-pairs",
+        proves: "a virtio function with four queue pairs: how many are used changes under traffic; testpmd with 2 and 4",
+        model: Model::QueuePairs,
+        act: pairs::changed,
     },
 ];
 
@@ -176,6 +208,8 @@ impl Scenario {
         machine.kernel_log()?;
         // A way to an address that an earlier one used must not lead into its interface.
         machine.ip("-4 address flush scope global")?;
+        // Nor must devices that a failed one has left.
+        machine.sh("rm -rf /var/lib/ringway /run/ringway")?;
         let outcome = (self.act)(machine);
         machine.end_programs();
         // Read whatever happened: it may say why.

@@ -4,6 +4,7 @@ use super::{HERE, NOT_FOUND, THERE, VIRTIO_MAC};
 use crate::error::Result;
 use crate::hardware::{Echoer, IGB, Machine, VIRTIO};
 
+/// The group of a function is another process's.
 pub(super) fn busy(machine: &mut Machine<'_>) -> Result<()> {
     machine.pf_up(IGB)?;
     machine.give_to_vfio(VIRTIO)?;
@@ -19,6 +20,7 @@ pub(super) fn busy(machine: &mut Machine<'_>) -> Result<()> {
     machine.stop_ringwayd()
 }
 
+/// Access to the group is all that a daemon needs, with memory that it may lock.
 pub(super) fn unprivileged(machine: &mut Machine<'_>) -> Result<()> {
     let pf = machine.pf_up(IGB)?;
     machine.set_address(&pf, &format!("{HERE}/24"))?;

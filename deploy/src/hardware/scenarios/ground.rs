@@ -30,6 +30,7 @@ pub(super) fn virtio_vf_ground(machine: &mut Machine<'_>) -> Result<()> {
     machine.remove_vfs(VIRTIO)
 }
 
+/// Every function has a group of its own, can be given to vfio-pci, and taken from it.
 fn bound_and_unbound(machine: &mut Machine<'_>, functions: &[&str]) -> Result<()> {
     let mut groups = Vec::new();
     for function in functions {
@@ -44,6 +45,7 @@ fn bound_and_unbound(machine: &mut Machine<'_>, functions: &[&str]) -> Result<()
     Ok(())
 }
 
+/// Linux's own drivers on both sides of the wire: when this fails, look at the machine first.
 fn linux_answers_linux(machine: &mut Machine<'_>, pf: &str, function: &str) -> Result<()> {
     let other = machine.interface_of(function)?;
     machine.step(&format!("{other} of {function} is in a namespace of its own, up"), |machine| {

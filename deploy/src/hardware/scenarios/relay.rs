@@ -6,6 +6,7 @@ use super::{HERE, THERE};
 use crate::error::Result;
 use crate::hardware::{Echoer, IGB, Machine};
 
+/// Linux on the igb pings what testpmd answers through Ringway on a virtio function.
 pub(super) fn relayed(machine: &mut Machine<'_>, function: &str, mac: &str) -> Result<()> {
     let pf = machine.pf_up(IGB)?;
     machine.set_mtu(&pf, 9000)?;
@@ -29,6 +30,7 @@ pub(super) fn relayed(machine: &mut Machine<'_>, function: &str, mac: &str) -> R
     machine.set_mtu(&pf, 1500)
 }
 
+/// A relayed function serves again after either side was killed.
 pub(super) fn restarted(machine: &mut Machine<'_>, function: &str, mac: &str) -> Result<()> {
     let pf = machine.pf_up(IGB)?;
     machine.set_address(&pf, &format!("{HERE}/24"))?;
