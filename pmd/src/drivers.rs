@@ -6,6 +6,8 @@ pub mod bridge;
 pub mod functions;
 // The host as a port.
 mod host_port;
+// Network functions of Intel's IFC cards.
+pub mod ifc;
 // Virtual functions of an Intel 82576.
 pub mod igbvf;
 // What joined devices have in common.

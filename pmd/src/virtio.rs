@@ -3,6 +3,8 @@
 
 // The control queue of a network function.
 pub mod control;
+// Registers of Intel's by which a ring begins anywhere.
+pub mod migration;
 // A function's rings, in memory of our own.
 pub mod rings;
 // Registers of a function: status, features, queues, configuration.

@@ -44,7 +44,7 @@
 //! another frame before the rest of one: there the whole of it is given back empty, and the senders' buffers, which are given
 //! back after the receiver's, still hold the frames.
 
-pub use self::outstanding::{Outstanding, Untold, outstanding, used_position};
+pub use self::outstanding::{Outstanding, Untold, ask_for_kicks, outstanding, used_position};
 
 mod outstanding;
 

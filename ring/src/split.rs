@@ -15,7 +15,7 @@ pub mod device;
 pub mod driver;
 
 /// Offset of `flags` in either ring, in bytes.
-const FLAGS: usize = 0;
+pub(crate) const FLAGS: usize = 0;
 /// Offset of `idx` in either ring.
 const IDX: usize = 2;
 /// Offset of the first element in either ring.

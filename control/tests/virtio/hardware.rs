@@ -265,3 +265,53 @@ fn function_that_does_not_reset_a_queue_or_refuses_a_guests_ring_costs_nothing_b
     drop(frontend);
     host.finish();
 }
+
+#[test]
+fn function_whose_rings_begin_anywhere_goes_to_the_relay_and_back_at_once() {
+    for more in [RESETS_QUEUES, Features::NONE] {
+        let host = Host::in_hardware(Model::movable(more, 16), 4);
+        let rig = Rig::new(Format::Split, 8);
+        let mut frontend = host.connect();
+        rig.introduce(&mut frontend);
+        let mut pairs: Vec<HandPair<'_>> =
+            (0..4).map(|pair| HandPair::new(&rig, pair, Position::START)).collect();
+        for (at, pair) in (0..).zip(&mut pairs) {
+            pair.start(&mut frontend, 0);
+            kicked(&mut frontend, pair, [at * 2, at * 2 + 1]);
+        }
+        let all = [0, 1, 2, 3, 4, 5, 6, 7];
+        eventually(|| host.model.doorbells() == all);
+        for _ in 0..3 {
+            for pair in &mut pairs {
+                pair.exchange(30);
+                pair.post(2);
+            }
+            assert!(set(&host, "relay").applied);
+            eventually(|| path(&host) == "relay");
+            for pair in &mut pairs {
+                pair.send(2);
+                pair.settle(2, true);
+                pair.exchange(30);
+                pair.post(2);
+            }
+            let changed = set(&host, "hardware");
+            assert!(changed.applied && changed.notes.is_empty(), "{changed:?}");
+            eventually(|| host.model.doorbells() == all);
+            for pair in &mut pairs {
+                pair.send(2);
+                pair.settle(2, true);
+            }
+        }
+        // A pair that stops and starts is in hardware again, and so are the others.
+        let bases = [2, 3].map(|queue| frontend.stop_ring(queue).unwrap());
+        for (queue, base) in (2u32..).zip(bases) {
+            rig.start_ring(&mut frontend, queue, base);
+            frontend.enable_ring(queue, true).unwrap();
+        }
+        kicked(&mut frontend, &mut pairs[1], [2, 3]);
+        eventually(|| host.model.doorbells() == all);
+        pairs.iter_mut().for_each(|pair| pair.exchange(30));
+        drop(frontend);
+        host.finish();
+    }
+}

@@ -18,6 +18,7 @@ use ringway_control::frontends::life::status;
 use ringway_control::operator::api::{DevShow, DeviceEntry, MgmtdevShow, Select};
 use ringway_control::subsystem::{Options, Subsystem};
 use ringway_pmd::driver::{Attached, Driver as _};
+use ringway_pmd::drivers::functions::drivers;
 use ringway_pmd::drivers::virtio_pci::VirtioPci;
 use ringway_pmd::vdpa::DriverError;
 use ringway_ring::position::Position;
@@ -42,7 +43,7 @@ impl Host {
     fn bare(model: Model) -> Host {
         let (bus, folder) = (ModelBus::new(), tempfile::tempdir().unwrap());
         bus.plug(&model);
-        let attached = Attached::new(bus.clone(), vec![Box::new(VirtioPci)]);
+        let attached = Attached::new(bus.clone(), drivers());
         let options = Options { attachments: vec![Box::new(attached)], ..Options::embedded(folder.path()) };
         Host { subsystem: Subsystem::start(options).unwrap(), bus, model, folder }
     }

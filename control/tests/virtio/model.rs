@@ -17,9 +17,8 @@ use ringway_pmd::bus::pci::{
 };
 use ringway_pmd::bus::{Bus, BusEvent, BusInfo};
 use ringway_pmd::dma::DmaSpace;
-use ringway_pmd::drivers::functions::Seen;
+use ringway_pmd::drivers::functions::{Seen, examiners};
 use ringway_pmd::drivers::sim_net::Loop;
-use ringway_pmd::drivers::virtio_pci::EXAMINER;
 use ringway_pmd::net::{Mac, NIC};
 use ringway_pmd::notify::{CallFd, EventFd};
 use ringway_pmd::vdpa::{DeviceSpec, FaultReporter, MakePump as _, NetSpec, QueueBinding};
@@ -121,6 +120,11 @@ struct State {
     vectors: u16,
     /// What its wire brings back has its addresses exchanged.
     swaps: bool,
+    /// It is one of Intel's, with registers by which its queues begin anywhere.
+    is_movable: bool,
+    /// These: by queue, where it begins; and how many pairs are used.
+    begins: [Option<u32>; QUEUES],
+    used_pairs: u32,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -163,6 +167,18 @@ impl Model {
         }));
         model.reset(&mut model.state());
         model
+    }
+
+    /// One of Intel's, whose queues begin anywhere.
+    pub fn movable(more: Features, vectors: u16) -> Model {
+        let model = Model::with(more, vectors);
+        model.state().is_movable = true;
+        model
+    }
+
+    /// In which BAR virtio's registers are.
+    fn bar(&self) -> u8 {
+        if self.state().is_movable { 0 } else { 4 }
     }
 
     pub fn rule(&self, on: On, then: Then, times: usize) {
@@ -297,9 +313,13 @@ impl Model {
 
     /// As a bus announces it.
     pub fn device(&self) -> Device<Seen> {
-        let id = Id { vendor: 0x1af4, device: 0x1041, subsystem_vendor: 0x1af4, subsystem: 0x1100 };
+        let (subsystem_vendor, subsystem) =
+            if self.state().is_movable { (0x8086, 0x001a) } else { (0x1af4, 0x1100) };
+        let id = Id { vendor: 0x1af4, device: 0x1041, subsystem_vendor, subsystem };
         let (address, opener) = (address(), self.opener());
-        let seen = EXAMINER.examine(address, &opener);
+        let examiners = examiners();
+        let examiner = examiners.iter().find(|examiner| (examiner.wants)(id)).unwrap();
+        let seen = examiner.examine(address, &opener);
         Device { address, id, numa_node: Some(1), opener, seen }
     }
 
@@ -386,6 +406,18 @@ impl Model {
             0x18 => state.queues[queue].size = value as u16,
             QUEUE_VECTOR => state.queues[queue].vector = value as u16,
             QUEUE_ENABLE => {
+                if state.is_movable && queue != CONTROL {
+                    let Some(begin) = state.begins[queue].take() else {
+                        return self
+                            .fault(format!("queue {queue} was enabled, and not said where it begins"));
+                    };
+                    if state.used_pairs == 0 {
+                        return self.fault("a queue was enabled, and not said how many pairs are used");
+                    }
+                    let (avail_idx, used_idx) = (begin as u16, (begin >> 16) as u16);
+                    let position = Position { avail_idx, used_idx, ..Position::START };
+                    self.0.positions.slot(queue).unwrap().store(position);
+                }
                 state.queues[queue].enable = value as u16;
                 if state.status & 4 != 0 {
                     if !features(&state).contains(Features::RING_RESET) {
@@ -609,10 +641,12 @@ impl Function for Opened {
         View::new(Arc::new(ConfigSpace(self.0.clone())))
     }
     fn bar(&self, index: u8) -> io::Result<View> {
-        if index != 4 {
-            return Err(io::ErrorKind::NotFound.into());
+        let is_movable = self.0.state().is_movable;
+        match index {
+            4 if is_movable => Ok(View::new(Arc::new(Positions(self.0.clone())))),
+            index if index == self.0.bar() => Ok(View::new(Arc::new(Bar(self.0.clone())))),
+            _ => Err(io::ErrorKind::NotFound.into()),
         }
-        Ok(View::new(Arc::new(Bar(self.0.clone()))))
     }
     fn dma(&self) -> Arc<dyn DmaSpace> {
         Arc::clone(&self.0.0.space) as _
@@ -626,7 +660,7 @@ impl Function for Opened {
         Ok(())
     }
     fn bind_doorbell(&self, at: &Doorbell, from: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        assert_eq!((at.bar, at.width), (4, Width::B2));
+        assert_eq!((at.bar, at.width), (self.0.bar(), Width::B2));
         let mut doorbells = self.0.0.doorbells.lock().unwrap();
         doorbells.retain(|(doorbell, _)| doorbell != at);
         doorbells.extend(from.map(|from| (*at, dup(from))));
@@ -639,6 +673,29 @@ impl Function for Opened {
     fn reset(&self) -> io::Result<()> {
         self.0.reset(&mut self.0.state());
         Ok(())
+    }
+}
+
+/// The registers by which its queues begin anywhere.
+struct Positions(Model);
+
+impl Registers for Positions {
+    fn size(&self) -> u64 {
+        0x1000
+    }
+    fn read(&self, _: u64, width: Width) -> u64 {
+        width.ones()
+    }
+    fn write(&self, at: u64, _: Width, value: u64) {
+        let mut state = self.0.state();
+        let (pair, rest) = ((at.saturating_sub(0x20) / 0x40) as usize, at.saturating_sub(0x20) % 0x40);
+        match rest {
+            0 | 4 if at >= 0x20 && pair < usize::from(PAIRS) => {
+                state.begins[pair * 2 + rest as usize / 4] = Some(value as u32);
+            }
+            8 if pair == 0 => state.used_pairs = value as u32,
+            _ => self.0.fault(format!("{value:#x} was written to {at:#x} of the block of positions")),
+        }
     }
 }
 
@@ -685,7 +742,7 @@ impl Registers for ConfigSpace {
         for (n, (kind, offset, length)) in capabilities.into_iter().enumerate() {
             let at = 0x40 + n * 0x18;
             let next = if n + 1 < capabilities.len() { at + 0x18 } else { 0 };
-            bytes[at..at + 5].copy_from_slice(&[9, next as u8, 20, kind, 4]);
+            bytes[at..at + 5].copy_from_slice(&[9, next as u8, 20, kind, self.0.bar()]);
             bytes[at + 8..at + 12].copy_from_slice(&(offset as u32).to_le_bytes());
             bytes[at + 12..at + 16].copy_from_slice(&length.to_le_bytes());
             bytes[at + 16..at + 20].copy_from_slice(&4u32.to_le_bytes());

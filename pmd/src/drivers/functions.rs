@@ -1,5 +1,6 @@
 //! The drivers of functions on the PCI bus, together: how functions are looked at, who drives them.
 
+use super::ifc::{self, Ifc};
 use super::igbvf::{self, Igbvf};
 use super::virtio_pci::{self, VirtioPci};
 use crate::bus::pci::{Device, Examiner};
@@ -16,10 +17,11 @@ pub enum Seen {
 
 /// How functions are looked at, by what they are.
 pub fn examiners() -> Vec<Examiner<Seen>> {
-    vec![virtio_pci::EXAMINER, igbvf::EXAMINER]
+    // The first that wants a function looks at it: an IFC function is a virtio function, too.
+    vec![ifc::EXAMINER, virtio_pci::EXAMINER, igbvf::EXAMINER]
 }
 
 /// Who drives them.
 pub fn drivers() -> Vec<Box<dyn Driver<Device<Seen>>>> {
-    vec![Box::new(VirtioPci), Box::new(Igbvf)]
+    vec![Box::new(Ifc::default()), Box::new(VirtioPci), Box::new(Igbvf)]
 }

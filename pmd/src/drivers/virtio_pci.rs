@@ -23,6 +23,7 @@ use crate::vdpa::{
     VdpaDevice,
 };
 use crate::virtio::control::F_CTRL_MAC_ADDR;
+use crate::virtio::migration::MigrationBlock;
 use crate::virtio::transport::{FunctionFault, Transport};
 
 // A guest's NIC on it.
@@ -71,6 +72,15 @@ pub const EXAMINER: Examiner<functions::Seen> = Examiner {
     look: |function| Seen::look(function).map(functions::Seen::Virtio).map_err(|fault| fault.to_string()),
 };
 
+/// Looks at one that has registers by which its rings begin anywhere, and has to have them.
+pub(super) fn look_at_movable(function: &dyn Function) -> Result<functions::Seen, String> {
+    if MigrationBlock::find(function).is_none() {
+        return Err("it has no live-migration block, which is in BAR 4 of a VF".to_owned());
+    }
+    let seen = Seen::look(function).map_err(|fault| fault.to_string())?;
+    Ok(functions::Seen::Virtio(Seen { begins_anywhere: true, ..seen }))
+}
+
 fn at_most() -> MgmtInfo {
     MgmtInfo {
         name: String::new(),
@@ -103,6 +113,8 @@ pub struct Seen {
     pairs: u16,
     /// Pairs that it numbers its control queue behind.
     numbered_pairs: u16,
+    /// Its rings begin anywhere: it has a [`MigrationBlock`].
+    begins_anywhere: bool,
 }
 
 impl Seen {
@@ -152,6 +164,7 @@ impl Seen {
                 .filter(|mtu| offered.contains(F_MTU) && *mtu >= MIN_MTU),
             pairs,
             numbered_pairs,
+            begins_anywhere: false,
         })
     }
 
@@ -196,6 +209,7 @@ impl ManagementDevice for VirtioFunction {
             name: self.name.clone(),
             max_supported_vqs: u32::from(self.seen.pairs) * 2,
             features: self.seen.features(),
+            attributes: vec![if self.seen.begins_anywhere { DATAPATH_AT_ONCE } else { DATAPATH }],
             ..at_most()
         }
     }
@@ -286,6 +300,13 @@ const DATAPATH: AttributeInfo = AttributeInfo {
             "when the guest's driver starts its rings anew (reload it, or reboot the guest); dev show has the data path in use",
         )
     }),
+};
+
+/// The same of a function whose rings begin anywhere.
+const DATAPATH_AT_ONCE: AttributeInfo = AttributeInfo {
+    help: "who serves the guest's rings: a core (default), or the function itself",
+    live: Some(|_| None),
+    ..DATAPATH
 };
 
 /// What both sides have to agree on, since it is about what lies in frames' headers.

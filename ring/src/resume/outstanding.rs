@@ -16,7 +16,7 @@ use crate::guest::GuestMap;
 use crate::position::Position;
 use crate::queue::QueueConfig;
 use crate::split::device::HEADS;
-use crate::split::{avail_at, used_at};
+use crate::split::{FLAGS, avail_at, used_at};
 
 /// Where a successor goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +85,20 @@ pub fn outstanding(config: &QueueConfig) -> Result<Outstanding, Untold> {
 pub fn used_position(config: &QueueConfig) -> Option<Position> {
     let used = super::idx(&config.map, config.device_user_addr)?;
     Some(Position { avail_idx: used, used_idx: used, ..Position::START })
+}
+
+/// Has the driver of a split ring kick for whatever it makes available next, for a device that is not ours and begins at its
+/// position: whoever served it before may have said that none are needed. Nobody uses the ring just now.
+pub fn ask_for_kicks(config: &QueueConfig) {
+    let device = |at: usize, word: u16| {
+        let slice = config.map.resolve_user(config.device_user_addr.saturating_add(at as u64), 2);
+        // Memory that is gone has no driver.
+        let _ = slice.map(|slice| slice.write(&word.to_le_bytes()));
+    };
+    device(FLAGS, 0);
+    if config.features.contains(Features::EVENT_IDX) {
+        device(used_at(config.size.get()), config.position.used_idx);
+    }
 }
 
 /// The heads of `made` that are not in `done`, in order; None: there are others in `done`, or what is left has one twice.

@@ -12,7 +12,8 @@
 //!                       relayed, from where the ring stands <-- its used index, and what is outstanding
 //! ```
 //!
-//! No register has a function begin elsewhere than at 0, so that the way back to hardware is the guest's next fresh start.
+//! No register of virtio's has a function begin elsewhere than at 0, so that the way back to hardware is the guest's next fresh
+//! start; but for functions that have such registers beside ([`crate::virtio::migration`]).
 //!
 //! Owned by the session's thread. What the function tells unasked comes by the thread that listens to all functions.
 
@@ -26,7 +27,7 @@ use ringway_ring::features::Features;
 use ringway_ring::guest::GuestMap;
 use ringway_ring::layout::Areas;
 use ringway_ring::position::Position;
-use ringway_ring::resume::{outstanding, rewound, used_position};
+use ringway_ring::resume::{ask_for_kicks, outstanding, rewound, used_position};
 
 use super::function::{GuestRing, Open, Up};
 use super::{DATAPATH, DataPathWanted, RESET, Seen};
@@ -154,7 +155,8 @@ impl VirtioNic {
     fn opened(&mut self) -> Result<&mut Open, DriverError> {
         if self.open.is_none() {
             let function = (self.opener)()?;
-            self.open = Some(Open::new(function, &self.name, self.nic.config().max_vq_pairs, &self.host)?);
+            let pairs = self.nic.config().max_vq_pairs;
+            self.open = Some(Open::new(function, &self.name, pairs, &self.seen, &self.host)?);
         }
         self.open.as_mut().ok_or_else(|| DriverError::NotFound(format!("{} is not open", self.name)))
     }
@@ -196,17 +198,27 @@ impl VirtioNic {
         }
         if queues.len() != 2 {
             Some(format!("pair {number} has one queue that is started"))
-        } else if queues.iter().any(|queue| queue.config.position != Position::START) {
-            Some("its rings were in use before; it is, once the guest's driver starts them anew".to_owned())
+        } else if !self.seen.begins_anywhere
+            && queues.iter().any(|queue| queue.config.position != Position::START)
+        {
+            Some(USED_BEFORE.to_owned())
         } else if queues.iter().any(|queue| queue.kick.is_none()) {
             Some("the front-end polls and gives no kicks".to_owned())
         } else if are_enabled != 2 && (*number == 0 || are_enabled == 1) {
             Some(format!("a queue of pair {number} is disabled"))
+        } else if queues.iter().any(|queue| self.is_out_of_order(queue)) {
+            Some(format!("the function completed buffers of pair {number} out of order"))
         } else if queues.iter().any(|queue| queue.fault.reported().is_some()) {
             Some(format!("a ring of pair {number} is broken"))
         } else {
             None
         }
+    }
+
+    /// What is outstanding of a ring is not what follows the place where it stands: only a relay can go on with it.
+    fn is_out_of_order(&self, queue: &QueueBinding) -> bool {
+        let left = self.consumed.contains(&queue.index).then(|| outstanding(&queue.config));
+        left.is_some_and(|left| left.map_or(true, |left| !left.first.is_empty()))
     }
 
     /// Its other queue is about to be started: it is not served before, so that it is in hardware then.
@@ -496,7 +508,9 @@ fn guest_ring(queue: &QueueBinding) -> Option<(u16, GuestRing)> {
         claims.of(queue.format, config.size).map(|area| config.map.gpa_of_user(area.address, area.len).ok());
     let areas = Areas { desc: desc?, driver: driver?, device: device? };
     let (kick, call) = (queue.kick.clone()?, queue.call.clone());
-    Some((queue.index, GuestRing { size: config.size, areas, kick, call }))
+    // Whoever served it before may have needed none.
+    ask_for_kicks(config);
+    Some((queue.index, GuestRing { size: config.size, areas, kick, call, begin: config.position.used_idx }))
 }
 
 impl Drop for VirtioNic {
@@ -533,15 +547,16 @@ impl VdpaDevice for VirtioNic {
     fn set(&mut self, attributes: &BTreeMap<String, String>, within: Duration) -> Result<(), Stuck> {
         // It was checked before.
         self.wanted = DataPathWanted::of(attributes).unwrap_or(self.wanted);
-        if self.wanted == DataPathWanted::Hardware {
-            self.relayed_because.get_or_insert_with(|| {
-                "its rings were in use before; it is, once the guest's driver starts them anew".to_owned()
-            });
+        let is_to_be_relayed = self.wanted == DataPathWanted::Relay;
+        if !is_to_be_relayed && !self.seen.begins_anywhere {
+            self.relayed_because.get_or_insert_with(|| USED_BEFORE.to_owned());
             return Ok(());
         }
+        // What hardware is driven with is the guest's choice.
+        self.is_stale |= !is_to_be_relayed && self.up.as_ref().is_some_and(|up| up.driven != self.driven());
         for number in 0..self.groups.len() as u16 {
             let running = self.groups.get(usize::from(number)).and_then(Option::as_ref);
-            if running.is_some_and(|running| matches!(running.by, By::Hardware)) {
+            if running.is_some_and(|running| running.placed().is_none() == is_to_be_relayed) {
                 self.set_aside(number, within)?;
             }
         }
@@ -625,7 +640,8 @@ impl Queues for VirtioNic {
         let driven = self.driven();
         if let Some(up) = &self.up {
             // Without a reset of its own for each queue, all begin together: nobody has had anything of theirs yet.
-            let all_anew = !up.can_reset_queues() && self.unfit(&group).is_none() && self.are_fresh();
+            let can_begin = self.seen.begins_anywhere || self.are_fresh();
+            let all_anew = !up.can_reset_queues() && self.unfit(&group).is_none() && can_begin;
             self.is_stale |= up.driven != driven || all_anew;
         }
         let failed = if self.is_stale {
@@ -738,6 +754,7 @@ impl VirtioNic {
     }
 }
 
+const USED_BEFORE: &str = "its rings were in use before; it is, once the guest's driver starts them anew";
 /// How long one queue of a pair is not served because the other is about to be started.
 const REST: Duration = Duration::from_millis(100);
 /// Entries of a guest's ring at most.

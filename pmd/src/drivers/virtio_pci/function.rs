@@ -21,6 +21,7 @@ use crate::net::{F_CTRL_RX, F_CTRL_VQ, F_MQ, F_STATUS, Mac};
 use crate::notify::{CallFd, EventFd};
 use crate::vdpa::{DeviceHost, DriverError};
 use crate::virtio::control::{ControlQueue, F_CTRL_MAC_ADDR};
+use crate::virtio::migration::MigrationBlock;
 use crate::virtio::rings::{OwnRing, OwnRings};
 use crate::virtio::transport::{Doorbell, FunctionFault, QueueSetup, Transport};
 
@@ -34,6 +35,8 @@ pub(super) struct Open {
     /// By vector; the next one is its configuration's.
     interrupts: Vec<Arc<EventFd>>,
     pub(super) window: Window,
+    /// By which its rings begin anywhere, if it has it and it is used.
+    positions: Option<MigrationBlock>,
     /// Where its own rings are.
     own: u64,
     function: Arc<dyn Function>,
@@ -66,6 +69,8 @@ pub(super) struct GuestRing {
     pub(super) areas: Areas<u64>,
     pub(super) kick: Arc<EventFd>,
     pub(super) call: Option<Arc<CallFd>>,
+    /// Where it begins: at 0, unless the function begins anywhere.
+    pub(super) begin: u16,
 }
 
 /// What of it has begun.
@@ -81,6 +86,7 @@ impl Open {
         function: Arc<dyn Function>,
         name: &str,
         pairs: u16,
+        seen: &Seen,
         host: &DeviceHost,
     ) -> Result<Open, DriverError> {
         let resource =
@@ -115,7 +121,8 @@ impl Open {
             (0..(count - 1).min(pairs * 2)).map(|_| EventFd::new().map(Arc::new)).collect();
         let interrupts = interrupts.map_err(listen)?;
         let window = Window::new(space, 0, guest);
-        let open = Open { config, wanted, transport, interrupts, window, own, function };
+        let positions = MigrationBlock::find(&*function).filter(|_| seen.begins_anywhere);
+        let open = Open { config, wanted, transport, interrupts, window, positions, own, function };
         open.bind().map_err(listen)?;
         Ok(open)
     }
@@ -156,6 +163,9 @@ impl Open {
             return Err(FunctionFault::Refused(format!("{missing:?}, which it offered before")));
         }
         transport.negotiate(driven)?;
+        if let Some(positions) = &self.positions {
+            positions.set_pairs(pairs);
+        }
         let format = format_of(driven);
         let control = driven
             .contains(F_CTRL_VQ)
@@ -223,6 +233,7 @@ impl Open {
         let vector = usize::from(queue) % self.interrupts.len().max(1);
         let interrupt = self.interrupts.get(vector).map(Arc::clone);
         let interrupt = interrupt.ok_or_else(|| FunctionFault::Host("it has no interrupts".to_owned()))?;
+        self.begin_at(queue, 0);
         let doorbell =
             self.transport.enable(queue, &QueueSetup { size, areas, vector: Some(vector as u16) })?;
         Ok(FunctionQueue { ring, size: size.get(), doorbell, interrupt })
@@ -231,8 +242,16 @@ impl Open {
     /// Gives the function a queue on a guest's ring, whose interrupt goes to the guest.
     fn hand_over(&self, queue: u16, guest: &GuestRing) -> Result<Doorbell, FunctionFault> {
         self.bind_call(queue, guest.call.as_deref())?;
-        let GuestRing { size, areas, .. } = *guest;
+        let GuestRing { size, areas, begin, .. } = *guest;
+        self.begin_at(queue, begin);
         self.transport.enable(queue, &QueueSetup { size, areas, vector: Some(queue) })
+    }
+
+    /// Where a queue begins that is enabled next.
+    fn begin_at(&self, queue: u16, index: u16) {
+        if let Some(positions) = &self.positions {
+            positions.set_position(queue, index, index);
+        }
     }
 
     /// From now on the function is told of the guest's kicks, and now of what the guest has made available before.

@@ -67,7 +67,7 @@ impl UplinkFunction for VirtioUplink {
             |why: String| DriverError::Resource { what: name.clone(), source: io::Error::other(why) };
         let seen = self.seen;
         // One core serves a bridge, which one pair keeps busy.
-        let open = Open::new((self.opener)()?, name, 1, &options.host)?;
+        let open = Open::new((self.opener)()?, name, 1, &seen, &options.host)?;
         let driven = seen.driven(PASSED_ON & seen.offered);
         // There before the function begins.
         let layout = open.pair_entries(driven).map(|entries| Layout::new(entries, options.mtu));
