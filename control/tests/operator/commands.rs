@@ -199,7 +199,9 @@ fn core_show_tells_each_worker() {
     assert_eq!(allowed.trim(), core.as_str());
     let text = daemon.run("core show").good();
     assert!(text.starts_with(&format!("core {core}: busy ")) && text.contains(" policy adaptive "), "{text}");
-    assert_eq!(daemon.run("core").good().lines().count(), text.lines().count());
+    // Who else is on the core may change from one look to the next.
+    let own = |text: &str| text.lines().filter(|line| !line.contains(" shared with ")).count();
+    assert_eq!(own(&daemon.run("core").good()), own(&text));
 }
 
 #[test]
