@@ -21,6 +21,7 @@ use ringway_pmd::driver::{Attached, Driver as _};
 use ringway_pmd::drivers::functions::drivers;
 use ringway_pmd::drivers::virtio_pci::VirtioPci;
 use ringway_pmd::vdpa::DriverError;
+use ringway_ring::features::Features;
 use ringway_ring::position::Position;
 use ringway_ring::queue::Format;
 use ringway_vhost_user::frontend::Frontend;
@@ -232,6 +233,26 @@ fn function_that_is_pulled_out_takes_its_device_along_and_brings_it_back() {
     let (_frontend, mut pair) = host.serve(&rig);
     pair.exchange(20);
     assert_eq!((host.model.faults(), other.faults()), (vec![], vec![]));
+}
+
+#[test]
+fn function_that_somebody_else_resets_begins_anew_where_its_rings_stand() {
+    for model in [Model::new(), Model::with(Features::RING_RESET, 4)] {
+        let host = Host::bare(model);
+        host.add(1);
+        let rig = Rig::new(Format::Split, 2);
+        let (frontend, mut pair) = host.serve(&rig);
+        pair.exchange(20);
+        for _ in 0..3 {
+            pair.post(2);
+            eventually(|| host.model.works());
+            host.model.reset_underneath();
+            pair.send(2);
+            pair.settle(2, true);
+        }
+        drop(frontend);
+        host.finish();
+    }
 }
 
 #[test]

@@ -125,6 +125,8 @@ struct State {
     /// These: by queue, where it begins; and how many pairs are used.
     begins: [Option<u32>; QUEUES],
     used_pairs: u32,
+    /// It was reset underneath, and its driver has not begun anew since.
+    is_unexpected: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -237,6 +239,13 @@ impl Model {
     pub fn pull(&self) {
         self.0.is_gone.store(true, Ordering::SeqCst);
         self.halt(&mut self.state());
+    }
+
+    /// Somebody else resets it.
+    pub fn reset_underneath(&self) {
+        let mut state = self.state();
+        self.reset(&mut state);
+        state.is_unexpected = true;
     }
 
     /// The host wants it back.
@@ -390,6 +399,7 @@ impl Model {
             0x10 => state.config_vector = value as u16,
             STATUS if value == 0 => self.reset(&mut state),
             STATUS => {
+                state.is_unexpected = false;
                 if value & 0x08 != 0 && state.status & 0x08 == 0 && !state.offered.contains(features(&state))
                 {
                     return self.fault("accepted what was not offered");
@@ -434,7 +444,7 @@ impl Model {
                 *area = *area & !(0xffff_ffff << shift) | value << shift;
             }
             NOTIFY.. => {
-                if state.status & 4 == 0 {
+                if state.status & 4 == 0 && !state.is_unexpected {
                     self.fault(format!("queue {value} was kicked before DRIVER_OK"));
                 }
                 self.kick(at, value);

@@ -297,7 +297,8 @@ const DATAPATH: AttributeInfo = AttributeInfo {
     help: "who serves the guest's rings: a core (default), or the function itself wherever they begin anew",
     live: Some(|value| {
         (value == "hardware").then_some(
-            "when the guest's driver starts its rings anew (reload it, or reboot the guest); dev show has the data path in use",
+            "when the guest's driver starts its rings anew (reload it, or reboot the guest) with nothing that a device added with \
+             datapath hardware would not offer, as packed rings; dev show has the data path in use, and why",
         )
     }),
 };

@@ -160,6 +160,17 @@ impl Transport {
         if self.status()? & NEEDS_RESET != 0 { Err(FunctionFault::NeedsReset) } else { Ok(()) }
     }
 
+    /// Whether it works: it does not once somebody has reset it.
+    ///
+    /// # Errors
+    /// It is gone, or says that it needs a reset.
+    pub fn works(&self) -> Result<bool, FunctionFault> {
+        match self.status()? {
+            status if status & NEEDS_RESET != 0 => Err(FunctionFault::NeedsReset),
+            status => Ok(status & DRIVER_OK != 0),
+        }
+    }
+
     /// Resets it, and waits until it has (virtio 1.3 §4.1.4.3.2): it touches no memory then.
     ///
     /// # Errors

@@ -245,6 +245,9 @@ impl VirtioNic {
 
     /// Puts groups into service, on a function that is up or not; those that are not then, and why.
     fn serve(&mut self, groups: Vec<Group>) -> Vec<(Group, ServeError)> {
+        if let (Some(open), Some(group)) = (&self.open, groups.first()) {
+            open.tell(Arc::clone(&group.placer.watcher));
+        }
         let (mut relayed, mut fit) = (Vec::new(), Vec::new());
         for group in groups {
             for queue in group.queues.iter().filter(|queue| queue.config.position == Position::START) {
@@ -437,6 +440,7 @@ impl VirtioNic {
 
     /// The function begins anew, with all that is in service, if it has buffers of a guest's that are not to be its any more.
     fn renew(&mut self, within: Duration) -> Result<(), Stuck> {
+        self.is_stale |= self.open.as_ref().is_some_and(Open::was_reset);
         if !self.is_stale {
             return Ok(());
         }

@@ -1,13 +1,16 @@
 //! A virtio function at work: opened, brought up with rings of our own or a guest's, and made quiet again, whatever it works for.
 //!
-//! Owned by a session's thread. What the function tells unasked comes by the thread that listens to all functions.
+//! Owned by a session's thread. What the function tells unasked comes by the thread that listens to all functions, which also looks
+//! at it now and then: who resets a function underneath (`echo 1 > …/reset`) is told of by no interrupt.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use ringway_engine::Watcher;
 use ringway_ring::features::Features;
 use ringway_ring::layout::Areas;
 use ringway_ring::queue::{Format, RingSize};
@@ -27,6 +30,9 @@ use crate::virtio::transport::{Doorbell, FunctionFault, QueueSetup, Transport};
 
 /// The function, open. It is let go after what keeps its registers mapped and its memory.
 pub(super) struct Open {
+    /// Has it looked at.
+    _looks: Listening,
+    work: Arc<Work>,
     /// Told of its configuration.
     config: Listening,
     /// Told that the host wants it back.
@@ -40,6 +46,55 @@ pub(super) struct Open {
     /// Where its own rings are.
     own: u64,
     function: Arc<dyn Function>,
+}
+
+/// What the session and who looks now and then have in common.
+#[derive(Default)]
+struct Work {
+    /// It was brought up, and not made quiet since.
+    goes_on: AtomicBool,
+    /// It was reset underneath.
+    was_reset: AtomicBool,
+    /// That it does not go on was told.
+    is_told: AtomicBool,
+    /// Woken then. None: the device is told that it needs a reset.
+    session: Mutex<Option<Arc<dyn Watcher>>>,
+}
+
+impl Work {
+    /// Looks whether it goes on.
+    fn look(&self, transport: &Transport, host: &DeviceHost) {
+        if !self.goes_on.load(Ordering::Acquire) {
+            return;
+        }
+        let state = transport.works();
+        if state == Ok(true) || self.is_told.load(Ordering::Relaxed) {
+            return;
+        }
+        match state {
+            // Who makes it quiet says so first.
+            Ok(_) if !self.goes_on.load(Ordering::Acquire) => {}
+            Ok(_) => {
+                self.is_told.store(true, Ordering::Relaxed);
+                let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                match session {
+                    Some(session) => {
+                        // Release: pairs with the Acquire in `Open::was_reset`.
+                        self.was_reset.store(true, Ordering::Release);
+                        session.pump_ended();
+                    }
+                    None => host.needs_reset("the function was reset by somebody else"),
+                }
+            }
+            Err(fault) => {
+                self.is_told.store(true, Ordering::Relaxed);
+                match fault {
+                    FunctionFault::NeedsReset => host.needs_reset(fault.to_string()),
+                    fault => host.gone(fault.to_string()),
+                }
+            }
+        }
+    }
 }
 
 /// The function, at work.
@@ -116,13 +171,28 @@ impl Open {
         let told = host.clone();
         let wanted = Listening::start(move || told.gone("the host takes the function back"));
         let listen = |error| resource("interrupts", error);
+        let work = Arc::new(Work::default());
+        let (its, told) = (Arc::clone(&work), host.clone());
+        let registers = Arc::clone(&transport);
+        let looks = Listening::every(LOOK, move || its.look(&registers, &told)).map_err(listen)?;
         let (config, wanted) = (config.map_err(listen)?, wanted.map_err(listen)?);
         let interrupts: io::Result<Vec<Arc<EventFd>>> =
             (0..(count - 1).min(pairs * 2)).map(|_| EventFd::new().map(Arc::new)).collect();
         let interrupts = interrupts.map_err(listen)?;
         let window = Window::new(space, 0, guest);
         let positions = MigrationBlock::find(&*function).filter(|_| seen.begins_anywhere);
-        let open = Open { config, wanted, transport, interrupts, window, positions, own, function };
+        let open = Open {
+            _looks: looks,
+            work,
+            config,
+            wanted,
+            transport,
+            interrupts,
+            window,
+            positions,
+            own,
+            function,
+        };
         open.bind().map_err(listen)?;
         Ok(open)
     }
@@ -157,6 +227,7 @@ impl Open {
         guests: &BTreeMap<u16, GuestRing>,
     ) -> Result<Up, FunctionFault> {
         let transport = &self.transport;
+        self.rests();
         transport.reset(RESET)?;
         let missing = driven.without(transport.features());
         if missing != Features::NONE {
@@ -197,6 +268,7 @@ impl Open {
             let _ = transport.reset(RESET);
         }
         let Begun { control, idle, .. } = begun?;
+        self.work.goes_on.store(true, Ordering::Release);
         Ok(Up { control, idle, driven, given, rings })
     }
 
@@ -368,6 +440,7 @@ impl Open {
 
     /// It touches no memory once this returns Ok: by its own reset, or else by the host's.
     pub(super) fn quiet(&self, within: Duration) -> Result<(), FunctionFault> {
+        self.rests();
         match self.transport.reset(within.min(RESET)) {
             // It is not there to touch any.
             Ok(()) | Err(FunctionFault::Gone) => Ok(()),
@@ -376,6 +449,23 @@ impl Open {
                 self.bind().map_err(|_| late)
             }
         }
+    }
+
+    /// Nobody looks at it meanwhile.
+    fn rests(&self) {
+        self.work.goes_on.store(false, Ordering::Release);
+        self.work.was_reset.store(false, Ordering::Relaxed);
+        self.work.is_told.store(false, Ordering::Relaxed);
+    }
+
+    /// Wakes this session when it was reset underneath.
+    pub(super) fn tell(&self, session: Arc<dyn Watcher>) {
+        *self.work.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(session);
+    }
+
+    /// Somebody else reset it: it has to begin anew.
+    pub(super) fn was_reset(&self) -> bool {
+        self.work.was_reset.load(Ordering::Acquire)
     }
 
     /// Its link, as far as it says.
@@ -418,5 +508,7 @@ fn set_receiving(
 
 /// Entries of our own rings at most: as many frames are with the function at a time, either way.
 const MAX_RING: u16 = 1024;
+/// How often it is looked at while it is at work.
+const LOOK: Duration = Duration::from_millis(200);
 /// `VIRTIO_NET_S_LINK_UP`.
 const LINK_UP: u8 = 1;
