@@ -169,7 +169,10 @@ impl Daemon {
             self.ports[at].entry = before;
             let parent = self.parent(&entry.mgmtdev)?;
             let attributes = in_force.map(|state| state.attributes).unwrap_or_default();
-            // As it was: what it had is its still. A function that was taken out meanwhile comes back.
+            // As it was: what it had is its still. Nobody has heard yet of a function that was taken out meanwhile.
+            if !was {
+                let _ = parent.set_active(number, false);
+            }
             if !set.attributes.is_empty() && !parent.function(number).is_some_and(|state| state.is_active) {
                 let _ = parent.set(number, &attributes);
             }

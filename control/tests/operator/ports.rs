@@ -170,6 +170,31 @@ fn what_cannot_be_is_refused_with_cause_holder_and_cure() {
 }
 
 #[test]
+fn change_that_is_refused_leaves_the_guest_its_device() {
+    let daemon = with_nic("queues 2");
+    function(&daemon, 1);
+    function(&daemon, 2);
+    let (mut one, mut two) = (guest(&daemon, "f1", 1, 2), guest(&daemon, "f2", 2, 1));
+    exchange(&mut [&mut one, &mut two], 100);
+    let shown = daemon.run("port show").good();
+    for line in ["max_io_eqs 2 state inactive", "state inactive max_io_eqs 17", "max_io_eqs 1"] {
+        let code = daemon.run(&format!("port function set simnic/nic0/1 {line}")).code;
+        assert!(matches!(code, 2 | 4), "{line}: {code}");
+    }
+    // On a disk that takes nothing.
+    let kept = daemon.dir.join("state/devices.json");
+    std::fs::remove_file(&kept).unwrap();
+    std::fs::create_dir(&kept).unwrap();
+    for line in ["state inactive", "hw_addr 52:54:00:00:00:07 state inactive"] {
+        daemon.run(&format!("port function set simnic/nic0/1 {line}")).bad(4);
+    }
+    assert_eq!(daemon.run("port show").good(), shown);
+    exchange(&mut [&mut one, &mut two], 100);
+    let events = daemon.run("events --once --since 0").good();
+    assert!(!events.contains("dev.gone"), "{events}");
+}
+
+#[test]
 fn nic_of_which_nothing_was_asked_has_so_many_queues() {
     let daemon = with_nic("");
     daemon.run("port add simnic/nic0 sfnum 1").good();

@@ -121,6 +121,8 @@ pub struct Children<F> {
 struct Slot<F> {
     function: F,
     is_active: bool,
+    /// What it was when it was announced last.
+    announced: Option<F>,
 }
 
 impl<F: fmt::Debug> fmt::Debug for Children<F> {
@@ -148,7 +150,7 @@ impl<F> Children<F> {
                 hint: format!("another sfnum, or ringway port del {port}"),
             });
         }
-        self.slots.insert(number, Slot { function, is_active: false });
+        self.slots.insert(number, Slot { function, is_active: false, announced: None });
         Ok(())
     }
 
@@ -191,7 +193,8 @@ impl<F> Children<F> {
         self.slots.get(&number).is_some_and(|slot| slot.is_active)
     }
 
-    /// Announces a child with its share, if it was not yet.
+    /// Announces a child with its share, if it was not yet. One that was withdrawn, and nobody heard of it, was never away if
+    /// it is what it was: its devices stay.
     ///
     /// # Errors
     /// There is none of this number.
@@ -199,14 +202,31 @@ impl<F> Children<F> {
         &mut self,
         number: u32,
         share: impl FnOnce(&F) -> S,
-    ) -> Result<(), DriverError> {
+    ) -> Result<(), DriverError>
+    where
+        F: Clone + PartialEq,
+    {
         self.slot(number)?;
         let Children { bus, parent, slots } = self;
         if let Some(slot) = slots.get_mut(&number).filter(|slot| !slot.is_active) {
             slot.is_active = true;
+            let address = address(parent, number);
+            let mut events = bus.events();
+            let of = |event: &BusEvent<Child>| match event {
+                BusEvent::Announced { address, .. } | BusEvent::Withdrawn { address, .. } => address.clone(),
+            };
+            let last = events.iter().rposition(|event| of(event) == address);
+            let is_unheard = |at: &usize| matches!(events.get(*at), Some(BusEvent::Withdrawn { .. }));
+            if slot.announced.as_ref() == Some(&slot.function)
+                && let Some(at) = last.filter(is_unheard)
+            {
+                events.remove(at);
+                return Ok(());
+            }
+            slot.announced = Some(slot.function.clone());
             let share = Arc::new(share(&slot.function));
             let device = Child { parent: parent.clone(), number, share };
-            bus.events().push(BusEvent::Announced { address: address(parent, number), device });
+            events.push(BusEvent::Announced { address, device });
         }
         Ok(())
     }
@@ -302,6 +322,38 @@ mod tests {
         {
             assert!((INFO.check)(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn withdrawal_that_nobody_heard_of_is_taken_back_unless_the_child_changed() {
+        let mut bus = VirtualBus::default();
+        let mut children = Children::new(bus.clone(), "simnic/n");
+        for number in [1, 2] {
+            children.add(number, "one").unwrap();
+            children.announce(number, |_| 0).unwrap();
+        }
+        told(&mut bus);
+        // Changed, and changed back.
+        children.withdraw(1, "asked").unwrap();
+        children.change(1, "other").unwrap();
+        children.change(1, "one").unwrap();
+        children.announce(1, |_| 0).unwrap();
+        assert_eq!((told(&mut bus), children.is_active(1)), (Vec::new(), true));
+        children.withdraw(2, "asked").unwrap();
+        children.withdraw(1, "asked").unwrap();
+        children.change(1, "other").unwrap();
+        children.announce(1, |_| 0).unwrap();
+        children.announce(2, |_| 0).unwrap();
+        assert_eq!(told(&mut bus), ["-simnic.n.sf.1: asked", "+simnic.n.sf.1"]);
+        // One that was heard of stands, and so does that of a number given to another one.
+        children.withdraw(2, "asked").unwrap();
+        assert_eq!(told(&mut bus), ["-simnic.n.sf.2: asked"]);
+        children.announce(2, |_| 0).unwrap();
+        assert_eq!(told(&mut bus), ["+simnic.n.sf.2"]);
+        children.remove(2, "deleted").unwrap();
+        children.add(2, "one").unwrap();
+        children.announce(2, |_| 0).unwrap();
+        assert_eq!(told(&mut bus), ["-simnic.n.sf.2: deleted", "+simnic.n.sf.2"]);
     }
 
     #[test]

@@ -83,7 +83,7 @@ struct SimNic {
 }
 
 /// What a function has.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Function {
     mac: Option<Mac>,
     pairs: u16,
