@@ -18,13 +18,14 @@ use ringway_control::subsystem::{Options, Subsystem};
 use ringway_pmd::driver::{Attached, Driver as _};
 use ringway_pmd::drivers::igbvf::Igbvf;
 use ringway_pmd::net::{F_CSUM, F_GUEST_CSUM, F_HOST_TSO4, Mac};
+use ringway_pmd::vdpa::{DeviceHost, DeviceSpec, NetSpec};
 use ringway_ring::position::Position;
 use ringway_ring::queue::{Completion, DriverBuffer, Format};
 use ringway_vhost_user::frontend::Frontend;
 use serde_json::Value;
 
 use self::model::{
-    MAILBOX, Model, ModelBus, On, RESET, RXDCTL, SET_LONGEST, SET_MAC, SET_VLAN, STATUS, Then,
+    MAILBOX, Model, ModelBus, On, RESET, RXDCTL, SET_LONGEST, SET_MAC, SET_VLAN, STATUS, TX_TAIL, Then,
 };
 use self::support::{HandPair, Rig, SOON, eventually};
 
@@ -165,11 +166,16 @@ fn send_pieces(pair: &mut HandPair<'_>, pieces: &[&[u8]]) {
 fn function_is_shown_with_what_it_is_and_its_device_has_the_address_that_its_pf_fixed() {
     let mac = Mac([2, 0, 0, 0, 0, 0x10]);
     let host = Host::with(Model::with_mac(mac), &entry());
+    let made = Igbvf.probe(NAME, Model::new().device()).unwrap().create(
+        &DeviceSpec::net("d1", NetSpec::default()),
+        DeviceHost::unheard(),
+    );
+    assert!(made.unwrap().facts().dma, "a function that reaches the guest's memory does not say so");
     let shown: MgmtdevShow = host.subsystem.call("mgmtdev.show", &Select { name: None }).unwrap();
     let function = serde_json::to_value(shown).unwrap()["mgmtdev"][NAME].clone();
     assert_eq!(function["max_supported_vqs"], 2);
     let its = serde_json::json!({
-        "data_paths": "relay", "mac": mac.to_string(), "numa_node": "1", "pf": "serves", "pf_resets": "0"
+        "data_paths": "pumped", "mac": mac.to_string(), "numa_node": "1", "pf": "serves", "pf_resets": "0"
     });
     assert_eq!(function["settings"], its);
     assert_eq!(host.field("provisioned/mac"), mac.to_string());
@@ -547,6 +553,50 @@ fn function_that_does_not_send_is_stopped_all_the_same_and_what_waited_goes_late
         frontend.enable_ring(queue, true).unwrap();
     }
     pair.settle(1, true);
+    drop(frontend);
+    host.finish();
+}
+
+#[test]
+fn frame_that_goes_while_the_function_is_stopped_goes_once() {
+    let host = Host::new();
+    let rig = Rig::new(Format::Split, 2);
+    let (mut frontend, mut pair) = host.serve(&rig);
+    pair.exchange(5);
+    host.model.rule(On::Sent, Then::Late, 1);
+    pair.send(1);
+    pair.rests();
+    assert_eq!(host.model.sent().len(), 6);
+    frontend.stop_ring(0).unwrap();
+    let base = frontend.stop_ring(1).unwrap();
+    assert_eq!(base, 6, "what has gone is not the guest's to be sent");
+    rig.start_ring(&mut frontend, 1, base);
+    frontend.enable_ring(1, true).unwrap();
+    pair.send(1);
+    eventually(|| host.model.sent().len() > 6);
+    assert_eq!(host.model.sent().len(), 7);
+    drop(frontend);
+    host.finish();
+}
+
+#[test]
+fn function_is_not_brought_up_under_a_pump_that_cannot_be_had() {
+    let host = Host::new();
+    let rig = Rig::new(Format::Split, 2);
+    let (mut frontend, mut pair) = host.serve(&rig);
+    pair.exchange(5);
+    host.model.rule(On::Write(TX_TAIL), Then::Wait, 1);
+    pair.send(1);
+    let (was_stopped, is_up) = (frontend.stop_ring(1), host.model.works());
+    // Tried again, whatever is said of it.
+    let begun = frontend.enable_ring(1, true);
+    let is_up_again = host.model.works();
+    host.model.forget_rules();
+    assert!(!is_up && !is_up_again, "{was_stopped:?} {begun:?}");
+    drop(frontend);
+    let rig = Rig::new(Format::Split, 2);
+    let (frontend, mut pair) = host.serve(&rig);
+    pair.exchange(5);
     drop(frontend);
     host.finish();
 }

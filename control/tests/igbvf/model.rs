@@ -34,6 +34,7 @@ const MESSAGE: RangeInclusive<u64> = 0x0800..=0x083c;
 const RX: u64 = 0x2800;
 const TX: u64 = 0x3800;
 pub const RXDCTL: u64 = RX + 0x28;
+pub const TX_TAIL: u64 = TX + 0x18;
 const TXDCTL: u64 = TX + 0x28;
 const ENABLE: u32 = 1 << 25;
 
@@ -71,6 +72,10 @@ pub enum Then {
     Give(u64),
     /// It does not happen.
     Ignore,
+    /// It happens, and a frame that was sent is reported when the function is stopped.
+    Late,
+    /// It does not return while this rule is there.
+    Wait,
 }
 
 /// A frame as it was sent.
@@ -114,6 +119,8 @@ struct State {
     /// Frames on their way, and the tags that are taken out of them.
     wire: VecDeque<(Vec<u8>, Option<u16>)>,
     sent: Vec<Sent>,
+    /// Descriptors of frames that were sent and are not reported.
+    late: Vec<u64>,
     resets: u32,
 }
 
@@ -316,6 +323,13 @@ impl Model {
                 if at == TXDCTL && value & ENABLE != 0 {
                     self.check_begin(&state, TX);
                 }
+                if at == TXDCTL && value & ENABLE == 0 {
+                    for at in std::mem::take(&mut state.late) {
+                        let map = self.0.space.map();
+                        let slot = map.resolve(at, 16).unwrap();
+                        slot.put_word(8, slot.word(8) | 1 << 32);
+                    }
+                }
                 state.plain.insert(at, value);
                 if at == TX + 0x18 {
                     self.transmit(&mut state);
@@ -436,8 +450,12 @@ impl Model {
             if !is_cut && sent.bytes.len() != wanted || sent.bytes.len() < 17 || sent.pieces > 64 {
                 self.fault(format!("{} bytes in {} pieces, said {wanted}", sent.bytes.len(), sent.pieces));
             }
-            if self.ruled(On::Sent).is_none() {
-                slot.put_word(8, slot.word(8) | 1 << 32);
+            let ruled = self.ruled(On::Sent);
+            if ruled.is_none_or(|then| then == Then::Late) {
+                match ruled {
+                    None => slot.put_word(8, slot.word(8) | 1 << 32),
+                    Some(_) => state.late.push(at),
+                }
                 if !is_cut {
                     state.wire.push_back((sent.bytes.clone(), None));
                 }
@@ -604,7 +622,7 @@ impl Registers for Bar {
         }
         match self.0.ruled(On::Read(at)) {
             Some(Then::Give(value)) => value,
-            Some(Then::Ignore) => 0,
+            Some(_) => 0,
             None => self.0.read(at).into(),
         }
     }
@@ -612,7 +630,14 @@ impl Registers for Bar {
         if width != Width::B4 {
             self.0.fault(format!("{width:?} was written at {at:#x}"));
         }
-        if !self.0.0.is_gone.load(Ordering::SeqCst) && self.0.ruled(On::Write(at)).is_none() {
+        if self.0.0.is_gone.load(Ordering::SeqCst) {
+            return;
+        }
+        let ruled = self.0.ruled(On::Write(at));
+        while ruled == Some(Then::Wait) && !self.0.0.rules.lock().unwrap().is_empty() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        if ruled.is_none_or(|then| then == Then::Wait) {
             self.0.write(at, value as u32);
         }
     }

@@ -363,6 +363,10 @@ impl Pump for Relay {
     }
 
     fn stopped(&mut self) -> bool {
+        // What has gone is the guest's again, also if the pump is let go of now.
+        for leg in &mut self.legs {
+            leg.step(BURST, true);
+        }
         let is_stopped = self.legs.iter().all(|leg| leg.is_drained());
         // It may be placed again.
         self.is_stopping = !is_stopped;

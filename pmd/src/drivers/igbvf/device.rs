@@ -168,7 +168,12 @@ impl IgbvfNic {
         let patience = if self.does_not_send || is_lost { Duration::ZERO } else { within.min(DRAIN) };
         let retired = match placed.retire(patience) {
             Err(PlaceError::Timeout { .. }) => {
-                self.does_not_send = true;
+                // It is quiet first, so that it sends nothing more behind the pump's last look at what has gone: that would be sent
+                // once more by the next one.
+                (self.does_not_send, self.is_stale) = (true, true);
+                if let Some(open) = &self.open {
+                    quiet(open, &self.name, &self.host)?;
+                }
                 placed.revoke(within)
             }
             retired => retired,
@@ -189,12 +194,8 @@ impl IgbvfNic {
 
     /// The function touches no memory once this returns Ok.
     fn bring_down(&mut self) -> Result<(), Stuck> {
-        if let Some(open) = self.up.as_ref().and(self.open.as_ref())
-            && let Err(why) = open.quiet()
-        {
-            // Nobody is given it as it is: the host resets what is closed.
-            self.host.gone(format!("the function does not stop: {why}"));
-            return Err(Stuck(format!("{}: {why}", self.name)));
+        if let Some(open) = self.up.as_ref().and(self.open.as_ref()) {
+            quiet(open, &self.name, &self.host)?;
         }
         self.up = None;
         self.is_stale = false;
@@ -227,6 +228,15 @@ impl IgbvfNic {
     }
 }
 
+/// The function touches no memory once this returns Ok.
+fn quiet(open: &Open, name: &str, host: &DeviceHost) -> Result<(), Stuck> {
+    open.quiet().map_err(|why| {
+        // Nobody is given it as it is: the host resets what is closed.
+        host.gone(format!("the function does not stop: {why}"));
+        Stuck(format!("{name}: {why}"))
+    })
+}
+
 impl Drop for IgbvfNic {
     fn drop(&mut self) {
         // What it does not do by itself, the host's reset does when the function is closed.
@@ -236,7 +246,7 @@ impl Drop for IgbvfNic {
 
 impl VdpaDevice for IgbvfNic {
     fn facts(&self) -> Facts {
-        self.nic.facts()
+        Facts { dma: true, ..self.nic.facts() }
     }
 
     fn config(&mut self) -> &mut dyn ConfigSpace {
@@ -305,6 +315,8 @@ impl Queues for IgbvfNic {
     ) -> Result<(), ServeError> {
         (self.waiting, self.try_at, self.does_not_send) = (None, None, false);
         self.renew(within)?;
+        // One that could not be had when the queues stopped: it rings the function still.
+        self.take_back(within)?;
         if self.up.is_some() {
             // Its rings are with a pump that is not there any more.
             self.bring_down()?;
