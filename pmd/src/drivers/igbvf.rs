@@ -108,7 +108,7 @@ impl ManagementDevice for IgbvfFunction {
 
     fn attributes(&self) -> BTreeMap<String, String> {
         let known = [
-            ("data_paths", Some("relay".to_owned())),
+            ("data_paths", Some("pumped".to_owned())),
             ("mac", self.seen.mac.map(|mac| mac.to_string())),
             ("numa_node", self.numa_node.map(|node| node.to_string())),
             ("pf", Some(self.standing.word().to_owned())),
