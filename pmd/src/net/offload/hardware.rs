@@ -107,6 +107,12 @@ mod tests {
         assert!(headers_of(&frame, 34, 16).is_some_and(|headers| headers.is_tcp && headers.mac_len == 14));
         assert_eq!((headers_of(&frame, 34, 6), headers_of(&frame, 54, 16)), (None, None));
         assert_eq!(headers_of(&frame[..23], 34, 16), None);
+        // Headers that overlap: no hardware is asked what it makes of them.
+        for words in 0..5 {
+            frame[14] = 0x40 | words;
+            assert_eq!(headers_of(&frame, 14 + u16::from(words) * 4, 16), None, "{words}");
+        }
+        frame[14] = 0x45;
         // A fragment.
         frame[20] = 0x20;
         assert_eq!(headers_of(&frame, 34, 16), None);

@@ -160,7 +160,7 @@ impl Layers {
         let network_at = at + 2;
         let first = *head.get(network_at)?;
         let (is_v6, protocol, bytes) = match (u16_at(head, at)?, first >> 4) {
-            (IPV4, 4) if u16_at(head, network_at + 6)? & 0x3fff == 0 => {
+            (IPV4, 4) if first & 15 >= 5 && u16_at(head, network_at + 6)? & 0x3fff == 0 => {
                 (false, *head.get(network_at + 9)?, usize::from(first & 15) * 4)
             }
             (IPV6, 6) => (true, *head.get(network_at + 6)?, 40),
