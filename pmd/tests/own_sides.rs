@@ -501,3 +501,25 @@ fn frame_that_comes_back_from_a_port_that_reflects_cuts_nobody_off() {
     two.send(1);
     wait("what is for the guest there", || all_of(&uplink.gets, other).len() == 1);
 }
+
+#[test]
+fn frame_to_everybody_whose_sender_cannot_be_learned_goes_to_no_port_that_reflects() {
+    let (placer, fabric) = bridge();
+    // No station has this address: it is never learned, as one beyond a port's share is not.
+    let (nobody, group) = (Mac([0; 6]), Mac([0xff; 6]));
+    let one = Own::new(&fabric, &placer, group, nobody, u64::MAX);
+    let known = Own::new(&fabric, &placer, group, mac(2), u64::MAX);
+    let port = fabric.port(None).unwrap().reflecting();
+    let gets = Later::new();
+    gets.1.may.store(u64::MAX, Ordering::SeqCst);
+    let uplink = Own::attach(port, &placer, Frames::new(group, nobody), gets);
+    one.send(3);
+    wait("the other's", || all_of(&known.gets, nobody).len() == 3);
+    known.send(1);
+    wait("what comes from one that is known", || all_of(&uplink.gets, mac(2)).len() == 1);
+    assert!(all_of(&uplink.gets, nobody).is_empty(), "it would come back, and be heard twice");
+    // With nobody else there it is dropped, as what is too much for all.
+    known.port.stop(0, Duration::from_secs(10)).unwrap();
+    one.send(2);
+    wait("its drops", || one.sends.dropped.load(Ordering::SeqCst) == 2);
+}

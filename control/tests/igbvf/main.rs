@@ -166,10 +166,10 @@ fn send_pieces(pair: &mut HandPair<'_>, pieces: &[&[u8]]) {
 fn function_is_shown_with_what_it_is_and_its_device_has_the_address_that_its_pf_fixed() {
     let mac = Mac([2, 0, 0, 0, 0, 0x10]);
     let host = Host::with(Model::with_mac(mac), &entry());
-    let made = Igbvf.probe(NAME, Model::new().device()).unwrap().create(
-        &DeviceSpec::net("d1", NetSpec::default()),
-        DeviceHost::unheard(),
-    );
+    let made = Igbvf
+        .probe(NAME, Model::new().device())
+        .unwrap()
+        .create(&DeviceSpec::net("d1", NetSpec::default()), DeviceHost::unheard());
     assert!(made.unwrap().facts().dma, "a function that reaches the guest's memory does not say so");
     let shown: MgmtdevShow = host.subsystem.call("mgmtdev.show", &Select { name: None }).unwrap();
     let function = serde_json::to_value(shown).unwrap()["mgmtdev"][NAME].clone();

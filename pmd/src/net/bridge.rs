@@ -103,6 +103,9 @@ enum Decision {
     Port(u16),
     /// To all others.
     Flood,
+    /// To all others from which it cannot come back: its sender is not known to be here, so that what came back of it would be
+    /// taken for somebody's of the network.
+    FloodHere,
     /// Nowhere.
     Drop(DropReason),
 }
@@ -253,7 +256,8 @@ impl BridgePump {
                 .take_while(|next| **next == decision);
             let mut end = begin + run.count();
             // What nobody would get takes nothing of the bound, which is on the others' rings.
-            if decision == Decision::Flood && is_heard(&self.ports, at, queue) {
+            let is_flood = matches!(decision, Decision::Flood | Decision::FloodHere);
+            if is_flood && is_heard(&self.ports, at, queue) {
                 let granted = take_floods(self.ports.get_mut(at), end - begin, self.now);
                 if granted == 0 {
                     if let Some(frame) = all.get(begin) {
@@ -289,15 +293,20 @@ impl BridgePump {
                         u32::from(hand_over(to, queue, load, run, &mut self.scratch, &mut self.in_flight))
                     })
                 }
-                Decision::Flood => {
+                Decision::Flood | Decision::FloodHere => {
                     let (scratch, out) = (&mut self.scratch, &mut self.in_flight);
-                    let others = self.ports.iter_mut().enumerate().filter(|(index, _)| *index != at);
+                    let is_for = |(index, to): &(usize, &mut Lane)| {
+                        *index != at && (decision == Decision::Flood || !to.port.reflects)
+                    };
+                    let others = self.ports.iter_mut().enumerate().filter(is_for);
                     others.map(|(_, to)| u32::from(hand_over(to, queue, load, run, scratch, out))).sum()
                 }
             };
             cost += count as u32 * reached.max(1);
             if reached == 0 {
-                drops[DropReason::PeerDown as usize] += count as u64;
+                let is_kept_here = decision == Decision::FloodHere;
+                let why = if is_kept_here { DropReason::FloodLimit } else { DropReason::PeerDown };
+                drops[why as usize] += count as u64;
             } else {
                 sent += count as u64;
                 bytes += load.frames.iter().map(|frame| u64::from(frame.len)).sum::<u64>();
@@ -336,13 +345,18 @@ impl BridgePump {
                         *decision = Decision::Drop(DropReason::Reflected);
                         continue;
                     }
-                    if let Learned::PortFull | Learned::Full = fdb.learn(ends.source, lane.port.slot, *now) {
+                    let learned = fdb.learn(ends.source, lane.port.slot, *now);
+                    if let Learned::PortFull | Learned::Full = learned {
                         stations.count_refused();
                     }
                     let behind = fdb
                         .find(ends.destination, *now)
                         .and_then(|slot| by_slot.get(usize::from(slot)).copied().flatten());
-                    let decision = decide(ends.destination, behind, at);
+                    let is_known = matches!(learned, Learned::Known | Learned::New | Learned::Moved);
+                    let decision = match decide(ends.destination, behind, at) {
+                        Decision::Flood if !is_known => Decision::FloodHere,
+                        decision => decision,
+                    };
                     last = Some((ends, decision));
                     decision
                 }
@@ -363,9 +377,11 @@ impl BridgePump {
         let Some(lane) = self.ports.get_mut(at) else { return 0 };
         let Some(nth) = lane.port.sources.iter().position(|(_, source)| source.is_usable()) else { return 0 };
         let Some(mac) = lane.port.announcement.take() else { return 0 };
-        if let Learned::PortFull | Learned::Full = self.fdb.learn(mac, lane.port.slot, self.now) {
+        let learned = self.fdb.learn(mac, lane.port.slot, self.now);
+        if let Learned::PortFull | Learned::Full = learned {
             self.stations.count_refused();
         }
+        let is_known = matches!(learned, Learned::Known | Learned::New | Learned::Moved);
         let queue = lane.port.sources.get(nth).map_or(0, |(queue, _)| *queue);
         let lost = if !is_heard(&self.ports, at, queue) {
             DropReason::PeerDown
@@ -373,7 +389,10 @@ impl BridgePump {
             DropReason::FloodLimit
         } else {
             let (frame, mut copies) = (announce::frame(mac), 0);
-            for (_, lane) in self.ports.iter_mut().enumerate().filter(|(index, _)| *index != at) {
+            for (index, lane) in self.ports.iter_mut().enumerate() {
+                if index == at || (lane.port.reflects && !is_known) {
+                    continue;
+                }
                 if let Some((_, sink)) = receiver(lane, queue) {
                     sink.give(&frame);
                     copies += 1;
