@@ -2,12 +2,15 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringway_bench::generator::{Generator, Load};
 use ringway_bench::options::{PortOptions, Ring};
 use ringway_control::operator::api::{DeviceEntry, MgmtEntry, PortEntry, PortState};
 use ringway_control::subsystem::{Options, Subsystem};
+
+/// Long enough for a round that nothing disturbs.
+const SOON: Duration = Duration::from_secs(60);
 
 fn port(sfnum: u32) -> PortEntry {
     PortEntry {
@@ -36,12 +39,17 @@ fn frames_between_two_functions_are_accounted_for() {
     for ring in Ring::ALL {
         let options = PortOptions { ring, ..PortOptions::default() };
         let mut generator = Generator::open(&sockets, &options, &[0]).unwrap();
-        let round = generator.round(Load::Closed, Duration::from_millis(200)).unwrap();
-        let counts = round.counts;
-        assert!(counts.received > 1000, "{counts:?}");
-        assert_eq!((counts.corrupt, counts.duplicated, counts.reordered), (0, 0, 0), "{counts:?}");
-        // A switch presses nobody back: what a port cannot take is lost, and counted.
-        assert!(counts.lost < counts.sent / 10, "{counts:?}");
+        let begun = Instant::now();
+        // A machine that has others to serve may give the generator or the switch no time in one round.
+        loop {
+            let counts = generator.round(Load::Closed, Duration::from_millis(200)).unwrap().counts;
+            assert_eq!((counts.corrupt, counts.duplicated, counts.reordered), (0, 0, 0), "{counts:?}");
+            // A switch presses nobody back: what a port cannot take meanwhile is lost, and counted.
+            if counts.received > 1000 && counts.lost < counts.sent / 10 {
+                break;
+            }
+            assert!(begun.elapsed() < SOON, "{counts:?}");
+        }
         generator.close().unwrap();
     }
     drop(subsystem);
