@@ -11,7 +11,7 @@ use ringway_lab::netns::Netns;
 use ringway_lab::qemu::{Boot, Guest, Nic};
 
 /// What the parent's removal may take, in times of an unused device's.
-const REMOVED: u32 = 5;
+const REMOVED: u32 = 20;
 
 const fn host(network: u8, number: u8) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(10, 77, network, number))

@@ -119,6 +119,7 @@ fn switch(machine: &mut Machine<'_>, pf: &str, function: &str) -> Result<()> {
         "mtu",
         "9000",
     ])?;
+    machine.device_link("up0", "up")?;
     machine.set_address(pf, &format!("{HERE}/24"))?;
     knows(machine, pf, THERE, GUESTS[0].1)?;
     knows(machine, pf, ALSO_THERE, GUESTS[1].1)
