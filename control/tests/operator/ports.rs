@@ -99,10 +99,14 @@ fn port_is_a_share_then_a_management_device_then_a_device() {
     }
     // Inactive, the device is gone and the share still taken; active, the device is there again.
     daemon.run("port function set simnic/nic0/88 state inactive").good();
-    assert!(daemon.run("dev show v").bad(3).contains("the function was made inactive"));
+    assert!(daemon.run("dev show v").bad(3).contains("v: not made"));
+    let gone = daemon.run("events --once --since 0 --type dev.gone").good();
+    assert!(gone.contains("the function was made inactive"), "{gone}");
     daemon.run("port add simnic/nic0 sfnum 1").good();
     daemon.run("port function set simnic/nic0/88 max_io_eqs 2 state active").good();
-    assert!(daemon.run("dev show").good().contains("v: not made: max_vqp 3 needs 6 queues"));
+    wait_for("the device's refusal", || {
+        daemon.run("dev show").good().contains("v: not made: max_vqp 3 needs 6 queues")
+    });
     daemon.run("dev del v").good();
     let deleted = daemon.run("-j port del simnic/nic0/88").json();
     assert_eq!(deleted, json!({ "deleted": "simnic/nic0/88", "devices": [] }));
@@ -308,7 +312,9 @@ fn nic_moves_to_another_core_with_all_its_functions() {
     let (mut one, mut two) = (guest(&daemon, "f1", 1, 2), guest(&daemon, "f2", 2, 1));
     exchange(&mut [&mut one, &mut two], 100);
     daemon.run("mgmtdev set name simnic/nic0 core 1").good();
-    wait_for("the queues to be there", || daemon.device("f2")["rings"][0]["core"] == 1);
+    wait_for("the queues to be there", || {
+        ["f1", "f2"].iter().all(|device| daemon.device(device)["rings"][0]["core"] == 1)
+    });
     exchange(&mut [&mut one, &mut two], 100);
     assert_eq!(daemon.device("f1")["cores"], json!([1]));
 }

@@ -171,7 +171,7 @@ fn pair_that_stops_has_its_function_begin_anew_and_the_others_go_on() {
         pair.post(2);
     }
     let told = |host: &Host| host.model.commands().iter().filter(|(class, ..)| *class == 4).count();
-    assert!(host.model.commands().contains(&(4, 0, vec![4, 0])), "{:?}", host.model.commands());
+    eventually(|| host.model.commands().contains(&(4, 0, vec![4, 0])));
     let (resets, before) = (host.model.resets(), told(&host));
     for queue in [6, 7] {
         frontend.stop_ring(queue).unwrap();
@@ -275,7 +275,7 @@ fn link_of_the_function_is_the_guests() {
     assert_eq!(frontend.config(6, 2).unwrap(), [1, 0]);
     host.model.set_link(false);
     eventually(|| host.field("provisioned/link") == "down");
-    assert_eq!(frontend.config(6, 2).unwrap(), [0, 0]);
+    eventually(|| frontend.config(6, 2).unwrap() == [0, 0]);
     drop(frontend);
     host.finish();
 }
