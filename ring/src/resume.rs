@@ -22,6 +22,9 @@
 //! | split | `used.idx` is the kept used index, or that after the burst under way |
 //! | packed | the descriptor *at* the position is not used in this lap; going back from it, each was written by a driver and carries its lap's AVAIL bit, until one that this device marked used in that lap, or until one that was made available again, in which case all from the position to there are available |
 //!
+//! Of a ring that hardware consumed the kept position says where it began, for as long as it did: the front-end's base holds,
+//! unless it is 0, which is where QEMU finds its used index.
+//!
 //! Beside that, DPDK's front-end says base 0 for every split ring that it connects again, and counts on the back-end
 //! to look: a split ring whose base is 0 starts at its `used.idx`, if the driver's index fits that.
 //!

@@ -3,8 +3,8 @@
 //! The ring bears it alone: outstanding is what was made available less what was used (virtio 1.3 §2.7.8). Where chains
 //! complete in the order in which they were made available, that is all from the used index on. Where they do not, some of
 //! those are done, and others before them are not: these are found by their heads, among the entries that the rings still
-//! hold. That is inference: a chain that was overtaken by more than half of these is not found so. It is taken that no device
-//! leaves one behind for that long, and where the rings contradict it, nothing is taken at all.
+//! hold. That is inference: it is made only where the older half of these shows that the device went in order until then, so that
+//! a chain which it left behind for that long is not found. Where the rings do not bear it out, nothing is taken at all.
 //!
 //! A packed ring does not bear it: a chain that was used is marked at its first descriptor alone, and does not say how long it
 //! was.
@@ -17,6 +17,7 @@ use crate::position::Position;
 use crate::queue::QueueConfig;
 use crate::split::device::HEADS;
 use crate::split::{FLAGS, avail_at, used_at};
+use crate::sync::{Ordering, fence};
 
 /// Where a successor goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,15 +39,13 @@ pub struct Untold(&'static str);
 /// The ring's memory is gone, its indexes are no ring's, or the device completed farther out of order than it bears witness to.
 pub fn outstanding(config: &QueueConfig) -> Result<Outstanding, Untold> {
     let (map, size) = (&config.map, config.size.get());
-    let avail = words(map, config.driver_user_addr, avail_at(size) as u64)?;
-    // Acquire: what the driver wrote before its index is read with it; its entries below are not written again meanwhile.
-    crate::sync::fence(crate::sync::Ordering::Acquire);
+    let (made, avail) = made_available(config)?;
     let used = words(map, config.device_user_addr, used_at(size) as u64)?;
     let word = |bytes: &[u8], at: usize| {
         let bytes = bytes.get(at..at + 2).and_then(|bytes| bytes.try_into().ok());
         bytes.map_or(0, u16::from_le_bytes)
     };
-    let (made, done) = (word(&avail, 2), word(&used, 2));
+    let done = word(&used, 2);
     let avail_of = |index: u16| word(&avail, avail_at(index % size));
     let used_of = |index: u16| word(&used, used_at(index % size));
     let position = Position { avail_idx: done, used_idx: done, ..Position::START };
@@ -58,27 +57,55 @@ pub fn outstanding(config: &QueueConfig) -> Result<Outstanding, Untold> {
         // In order, entries of the used ring may be left out (virtio 1.3 §2.7.9).
         return Ok(Outstanding { position, first: Vec::new() });
     }
-    // As far back as there are entries, but for those that were exchanged with ones before. A ring that never came round has
-    // none before its first.
-    let begin = if made >= done { made.saturating_sub(size) } else { made.wrapping_sub(size) };
-    let is_whole = made >= done && made <= size;
-    let farthest = if is_whole { 0 } else { done.wrapping_sub(begin).min(HEADS as u16 * 2) / 2 };
-    let found = (0..=farthest).find_map(|skipped| {
-        let begin = begin.wrapping_add(skipped);
-        let made = (0..made.wrapping_sub(begin)).map(|nth| avail_of(begin.wrapping_add(nth)));
-        let done = (0..done.wrapping_sub(begin)).map(|nth| used_of(begin.wrapping_add(nth)));
-        less(size, made, done)
-    });
-    let mut heads =
-        found.ok_or(Untold("it completed buffers far out of order, or some that it did not have"))?;
+    // As far back as there are entries. A ring that never came round has none before its first; where its driver zeroed it, these
+    // are alike.
+    let begin = made.wrapping_sub(size);
+    let known = done.wrapping_sub(begin);
+    let alike = |nth: &u16| avail_of(begin.wrapping_add(*nth)) == used_of(begin.wrapping_add(*nth));
+    let in_order = (0..known).take_while(alike).count() as u16;
+    if in_order == known {
+        return Ok(Outstanding { position, first: Vec::new() });
+    }
+    // Its driver zeroed it, and has not come round.
+    let is_first_lap =
+        || done <= made && made <= size && (made..size).all(|at| avail_of(at) == 0 && used_of(at) == 0);
+    // Since when it is out of order, if it was in order before; or since the ring's first entry.
+    let since = match in_order >= known / 2 {
+        true => begin.wrapping_add(in_order),
+        false if is_first_lap() => 0,
+        false => return Err(OUT_OF_ORDER),
+    };
+    let made_since = (0..made.wrapping_sub(since)).map(|nth| avail_of(since.wrapping_add(nth)));
+    let done_since = (0..done.wrapping_sub(since)).map(|nth| used_of(since.wrapping_add(nth)));
+    let mut heads = less(size, made_since, done_since).ok_or(OUT_OF_ORDER)?;
     // Mostly they are what the ring has; else from the last one on that was completed out of order.
     let differs = |(nth, head): &(u16, u16)| avail_of(done.wrapping_add(*nth)) != *head;
     let last = (0u16..).zip(heads.iter().copied()).filter(differs).last();
     heads.truncate(last.map_or(0, |(nth, _)| usize::from(nth) + 1));
     if heads.len() > HEADS {
-        return Err(Untold("it completed buffers far out of order"));
+        return Err(OUT_OF_ORDER);
     }
     Ok(Outstanding { position, first: heads })
+}
+
+/// The driver's index, and its ring as it was then: the driver may go on meanwhile. Nothing completes, so that it comes to an end
+/// within a ring's size.
+fn made_available(config: &QueueConfig) -> Result<(u16, Vec<u8>), Untold> {
+    let (map, size) = (&config.map, config.size.get());
+    let index = || super::idx(map, config.driver_user_addr).ok_or(GONE);
+    let mut made = index()?;
+    for _ in 0..=size {
+        // Acquire: pairs with the Release of a driver before it stores its index.
+        fence(Ordering::Acquire);
+        let avail = words(map, config.driver_user_addr, avail_at(size) as u64)?;
+        // Acquire: the entries were read before the index is read again.
+        fence(Ordering::Acquire);
+        let before = std::mem::replace(&mut made, index()?);
+        if made == before {
+            return Ok((made, avail));
+        }
+    }
+    Err(Untold("its driver's index runs on"))
 }
 
 /// Where a split ring stands: at its used index, which its device alone writes. None: its memory is gone.
@@ -121,11 +148,14 @@ fn less(size: u16, made: impl Iterator<Item = u16>, done: impl Iterator<Item = u
     uses.iter().all(|uses| *uses == 0).then_some(left)
 }
 
+const OUT_OF_ORDER: Untold = Untold("it completed buffers far out of order, or some that it did not have");
+const GONE: Untold = Untold("its memory is gone");
+
 fn words(map: &GuestMap, user_addr: u64, len: u64) -> Result<Vec<u8>, Untold> {
     let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
     let slice = map.resolve_user(user_addr, len).map_err(|_| Untold("it is not in the guest's memory"))?;
     if slice.read(&mut bytes) != bytes.len() || map.is_poisoned() {
-        return Err(Untold("its memory is gone"));
+        return Err(GONE);
     }
     Ok(bytes)
 }
@@ -291,9 +321,6 @@ mod tests {
         assert!(outstanding(&model.config).is_err(), "a head beyond the ring");
         model.write(model.areas.device + used_at(0) as u64, 7);
         assert!(outstanding(&model.config).is_err(), "used and never made available");
-        model.write(model.areas.device + used_at(0) as u64, 0);
-        model.write(model.areas.driver + avail_at(2) as u64, 1);
-        assert!(outstanding(&model.config).is_err(), "made available twice");
         let many = vec![0; HEADS + 1];
         assert!(model.config.clone().activate_split().unwrap().with_first(&many).is_err());
     }
