@@ -532,6 +532,11 @@ impl Daemon {
             Mode::Netdev | Mode::Uplink if !is_stopping => netdev_lost(device, was_open, &reason),
             _ => None,
         };
+        let is_host_end = matches!(device.mode, Mode::Netdev | Mode::Uplink);
+        if let Some(now) = device.held.as_mut().filter(|_| !is_host_end).and_then(Held::facts) {
+            // What was set while the session was ending, it has not done.
+            device.is_outdated |= now.attributes != device.facts.attributes;
+        }
         // An interface that stays away is looked for again and again, and told of once.
         let is_of_host = matches!(device.mode, Mode::Netdev | Mode::Uplink);
         if let Some(facts) = device.held.as_mut().filter(|_| is_of_host).and_then(Held::facts) {

@@ -315,3 +315,29 @@ fn function_whose_rings_begin_anywhere_goes_to_the_relay_and_back_at_once() {
         host.finish();
     }
 }
+
+/// A function that says late that a queue is reset: what is started meanwhile is served all the same, and so is what was.
+#[test]
+fn pair_that_cannot_be_handed_over_is_served_once_all_of_the_function_is_reset() {
+    let host = Host::in_hardware(Model::with(RESETS_QUEUES, 16), 2);
+    let rig = Rig::new(Format::Split, 4);
+    let mut frontend = host.connect();
+    rig.introduce(&mut frontend);
+    let mut pairs: Vec<HandPair<'_>> =
+        (0..2).map(|pair| HandPair::new(&rig, pair, Position::START)).collect();
+    pairs[0].start(&mut frontend, 0);
+    kicked(&mut frontend, &mut pairs[0], [0, 1]);
+    eventually(|| host.model.doorbells() == [0, 1]);
+    pairs[0].exchange(20);
+    pairs[0].post(2);
+    host.model.rule(On::Read(QUEUE_RESET), Then::Give(1), usize::MAX);
+    pairs[1].start(&mut frontend, 0);
+    kicked(&mut frontend, &mut pairs[1], [2, 3]);
+    pairs[1].exchange(20);
+    pairs[0].send(2);
+    pairs[0].settle(2, true);
+    pairs[0].exchange(20);
+    host.model.forget_rules();
+    drop(frontend);
+    host.finish();
+}

@@ -74,6 +74,7 @@ impl VirtDev {
         if !(ring.placed && is_sound && self.is_served(index) && plane.adjust(&ends)) {
             return self.refresh_ring(plane, index);
         }
+        self.cost += COST_OF_PLACING;
         if !self.pay_call(plane, index) {
             self.fault(plane, index, RingFault::CallBlocked.name());
             self.refresh(plane, self.groups[index])?;

@@ -27,6 +27,7 @@ use ringway_ring::features::Features;
 use ringway_ring::guest::GuestMap;
 use ringway_ring::layout::Areas;
 use ringway_ring::position::Position;
+use ringway_ring::queue::Format;
 use ringway_ring::resume::{ask_for_kicks, outstanding, rewound, used_position};
 
 use super::function::{GuestRing, Open, Up};
@@ -267,10 +268,15 @@ impl VirtioNic {
         if self.up.is_none() {
             let guests: BTreeMap<u16, GuestRing> =
                 fit.iter_mut().flat_map(|(_, rings)| rings.drain(..)).collect();
+            // It may have had something of theirs, whatever comes of it.
+            self.consumed.extend(guests.keys());
             let mut outcome = self.bring_up(&guests);
             if let (Err(why), false) = (&outcome, guests.is_empty()) {
                 self.relayed_because = Some(why.to_string());
-                relayed.extend(fit.drain(..).map(|(group, _)| group));
+                for (mut group, _) in fit.drain(..) {
+                    group.queues.iter_mut().for_each(settle);
+                    relayed.push(group);
+                }
                 outcome = self.bring_up(&BTreeMap::new());
             }
             if let Err(why) = outcome {
@@ -278,18 +284,19 @@ impl VirtioNic {
                 return relayed.into_iter().map(|group| (group, ServeError::Refused(why.clone()))).collect();
             }
         } else {
-            for (group, rings) in std::mem::take(&mut fit) {
-                match self.give(&rings) {
+            for (mut group, rings) in std::mem::take(&mut fit) {
+                match self.give(&mut group, &rings) {
                     Ok(()) => fit.push((group, Vec::new())),
                     Err(why) => {
                         self.relayed_because = Some(why);
-                        relayed.push(group);
+                        // Until the function is reset it may have the rings.
+                        let to = if self.is_stale { &mut self.waiting } else { &mut relayed };
+                        to.push(group);
                     }
                 }
             }
         }
         for (group, _) in fit {
-            self.consumed.extend(group.queues.iter().map(|queue| queue.index));
             self.note_running(Running { by: By::Hardware, group });
         }
         let mut failed = Vec::new();
@@ -306,21 +313,30 @@ impl VirtioNic {
         failed
     }
 
-    /// The function that is at work consumes these rings, too; else why it does not, and none of them.
-    fn give(&mut self, rings: &[(u16, GuestRing)]) -> Result<(), String> {
+    /// The function that is at work consumes these rings of a group, too; else why it does not, and none of them, unless it is
+    /// stale then.
+    fn give(&mut self, group: &mut Group, rings: &[(u16, GuestRing)]) -> Result<(), String> {
         let (Some(open), Some(up)) = (self.open.as_ref(), self.up.as_mut()) else {
             return Err("the function is not up".to_owned());
         };
         if !up.can_reset_queues() {
-            return Err(
-                "other queues of the function are at work, and it cannot begin one alone (RING_RESET)"
-                    .to_owned(),
-            );
+            let why = "other queues of the function are at work, and it cannot begin one alone (RING_RESET)";
+            return Err(why.to_owned());
         }
         for (at, (queue, ring)) in rings.iter().enumerate() {
+            self.consumed.insert(*queue);
             let Err(why) = open.give(up, *queue, ring) else { continue };
-            for (queue, _) in rings.iter().take(at + 1) {
-                self.is_stale |= open.take_away(up, *queue).is_err();
+            for own in &mut group.queues {
+                if !rings.iter().take(at + 1).any(|(given, _)| *given == own.index) {
+                    continue;
+                }
+                match open.take_away(up, own.index) {
+                    Ok(()) => settle(own),
+                    Err(_) => {
+                        self.is_stale = true;
+                        self.unsettled.push(own.clone());
+                    }
+                }
             }
             return Err(why.to_string());
         }
@@ -350,10 +366,15 @@ impl VirtioNic {
                 continue;
             }
             let (index, mut guest, mut first) = (guest.index, guest.clone(), Vec::new());
-            if self.consumed.contains(&index) {
-                let left = outstanding(&guest.config);
-                let left = left.map_err(|why| refused(format!("queue {index}: {why}")))?;
-                (guest.config.position, first) = (left.position, left.first);
+            // A function may have completed out of order, also in a life before this one.
+            let was_its = self.consumed.contains(&index);
+            let stands = guest.format == Format::Split && guest.config.position != Position::START;
+            if was_its || (stands && used_position(&guest.config) == Some(guest.config.position)) {
+                match outstanding(&guest.config) {
+                    Ok(left) => (guest.config.position, first) = (left.position, left.first),
+                    Err(why) if was_its => return Err(refused(format!("queue {index}: {why}"))),
+                    Err(_) => {}
+                }
             }
             let idle = up.idle.get_mut(usize::from(index)).and_then(Option::take);
             let function =
@@ -405,7 +426,8 @@ impl VirtioNic {
             }
         }
         let Some(Running { by, group }) = slot.take() else { return Ok(None) };
-        for queue in &group.queues {
+        let mut group = group;
+        for queue in &mut group.queues {
             let (open, up) = (self.open.as_ref(), self.up.as_mut());
             let resettable = open.zip(up.filter(|up| up.can_reset_queues() && !self.is_stale));
             let is_in_hardware = matches!(by, By::Hardware);
@@ -432,7 +454,7 @@ impl VirtioNic {
             self.host.gone(format!("the function does not stop: {why}"));
             return Err(Stuck(format!("{}: {why}", self.name)));
         }
-        self.unsettled.drain(..).for_each(|queue| settle(&queue));
+        self.unsettled.drain(..).for_each(|mut queue| settle(&mut queue));
         self.up = None;
         self.is_stale = false;
         Ok(())
@@ -491,9 +513,10 @@ impl VirtioNic {
 
 /// A guest's ring that the function consumed and does not any more: where it stands is kept, and its driver told, who may not
 /// have heard of the last buffers that were used.
-fn settle(queue: &QueueBinding) {
+fn settle(queue: &mut QueueBinding) {
     if let Some(position) = used_position(&queue.config) {
         queue.config.keeper.store(position);
+        queue.config.position = position;
     }
     if let Some(call) = &queue.call {
         call.owe();
@@ -508,8 +531,11 @@ fn guest_ring(queue: &QueueBinding) -> Option<(u16, GuestRing)> {
         driver: config.driver_user_addr,
         device: config.device_user_addr,
     };
-    let [desc, driver, device] =
-        claims.of(queue.format, config.size).map(|area| config.map.gpa_of_user(area.address, area.len).ok());
+    let [desc, driver, device] = claims.of(queue.format, config.size).map(|area| {
+        let gpa = config.map.gpa_of_user(area.address, area.len).ok();
+        // The front-end's address was looked at; the function has the guest's.
+        gpa.filter(|gpa| gpa.is_multiple_of(area.align))
+    });
     let areas = Areas { desc: desc?, driver: driver?, device: device? };
     let (kick, call) = (queue.kick.clone()?, queue.call.clone());
     // Whoever served it before may have needed none.
@@ -553,7 +579,7 @@ impl VdpaDevice for VirtioNic {
         self.wanted = DataPathWanted::of(attributes).unwrap_or(self.wanted);
         let is_to_be_relayed = self.wanted == DataPathWanted::Relay;
         if !is_to_be_relayed && !self.seen.begins_anywhere {
-            self.relayed_because.get_or_insert_with(|| USED_BEFORE.to_owned());
+            self.relayed_because = Some(self.unfit_for_hardware().unwrap_or_else(|| USED_BEFORE.to_owned()));
             return Ok(());
         }
         // What hardware is driven with is the guest's choice.
@@ -571,7 +597,7 @@ impl VdpaDevice for VirtioNic {
         if !self.waiting.is_empty() {
             self.go_on();
         }
-        Ok(())
+        self.renew(within)
     }
 
     fn note(&self) -> Option<String> {
@@ -582,7 +608,10 @@ impl VdpaDevice for VirtioNic {
     }
 
     fn negotiated(&mut self, features: Features) -> Result<(), DriverError> {
-        self.is_stale |= self.up.is_some() && features != self.negotiated;
+        if features != self.negotiated {
+            self.is_stale |= self.up.is_some();
+            self.consumed.clear();
+        }
         self.negotiated = features;
         Ok(())
     }
@@ -651,15 +680,15 @@ impl Queues for VirtioNic {
         let failed = if self.is_stale {
             self.waiting.push(group);
             self.renew(within)?;
-            let at = self.ended.iter().position(|(ended, _)| *ended == number);
-            at.map(|at| match self.ended.swap_remove(at).1 {
-                Ended::Panicked(why) | Ended::NotPlaced(why) | Ended::DeviceLost(why) => {
-                    ServeError::Refused(why)
-                }
-            })
+            self.take_failure(number)
         } else {
-            let failed = self.serve(vec![group]).pop().map(|(_, why)| why);
-            self.tell_pairs();
+            let mut failed = self.serve(vec![group]).pop().map(|(_, why)| why);
+            if self.waiting.is_empty() {
+                self.tell_pairs();
+            } else {
+                self.renew(within)?;
+                failed = failed.or_else(|| self.take_failure(number));
+            }
             failed
         };
         failed.map_or(Ok(()), Err)
@@ -672,6 +701,7 @@ impl Queues for VirtioNic {
             self.ended.push((group, Ended::Panicked(message)));
         }
         self.renew(within)?;
+        self.tell_pairs();
         let at = self.ended.iter().position(|(ended, _)| *ended == group);
         let ended = at.map(|at| self.ended.swap_remove(at).1);
         Ok(Stopped { positions: self.kept.take(group), ended })
@@ -740,17 +770,28 @@ impl Queues for VirtioNic {
             }
         }
         // Stuck: tried again when the next queue stops.
-        let _ = self.renew(within);
+        let is_at_work = self.renew(within).is_ok();
         let now = Instant::now();
-        if self.resting.iter().any(|(_, until)| *until <= now) {
+        if is_at_work && self.resting.iter().any(|(_, until)| *until <= now) {
             self.waiting.extend(self.resting.drain(..).map(|(group, _)| group));
             self.go_on();
+            let _ = self.renew(within);
         }
         std::mem::take(&mut self.ended)
     }
 }
 
 impl VirtioNic {
+    /// Why a group that was to be served by now is not, if it is not.
+    fn take_failure(&mut self, group: u16) -> Option<ServeError> {
+        let at = self.ended.iter().position(|(ended, _)| *ended == group)?;
+        match self.ended.swap_remove(at).1 {
+            Ended::Panicked(why) | Ended::NotPlaced(why) | Ended::DeviceLost(why) => {
+                Some(ServeError::Refused(why))
+            }
+        }
+    }
+
     /// A group that is out of service for a moment is so for good.
     fn forget(&mut self, group: u16) {
         self.waiting.retain(|waiting| waiting.number != group);

@@ -16,8 +16,8 @@ use ringway_ring::layout::Areas;
 use ringway_ring::queue::{Format, RingSize};
 
 use super::{RESET, Seen};
+use crate::bus::pci::Function;
 use crate::bus::pci::listener::Listening;
-use crate::bus::pci::{self, Function};
 use crate::dma::{Division, OwnMemory, Window};
 use crate::net::relay::FunctionQueue;
 use crate::net::{F_CTRL_RX, F_CTRL_VQ, F_MQ, F_STATUS, Mac};
@@ -105,7 +105,7 @@ pub(super) struct Up {
     /// What it is driven with.
     pub(super) driven: Features,
     /// The host's doorbells of the guest's rings that it consumes, by queue.
-    given: BTreeMap<u16, pci::Doorbell>,
+    given: BTreeMap<u16, Doorbell>,
     /// Their memory goes last.
     rings: OwnRings,
 }
@@ -257,7 +257,7 @@ impl Open {
         let begun = begun.and_then(|begun| {
             for (queue, doorbell) in &begun.doorbells {
                 let Some(guest) = guests.get(queue) else { continue };
-                given.insert(*queue, doorbell.at());
+                given.insert(*queue, doorbell.clone());
                 self.answer_kicks(doorbell, guest)?;
             }
             Ok(begun)
@@ -265,7 +265,7 @@ impl Open {
         if begun.is_err() {
             self.silence(&mut given);
             // Before the memory of its rings goes.
-            let _ = transport.reset(RESET);
+            self.quiet(RESET)?;
         }
         let Begun { control, idle, .. } = begun?;
         self.work.goes_on.store(true, Ordering::Release);
@@ -306,6 +306,9 @@ impl Open {
         let interrupt = self.interrupts.get(vector).map(Arc::clone);
         let interrupt = interrupt.ok_or_else(|| FunctionFault::Host("it has no interrupts".to_owned()))?;
         self.begin_at(queue, 0);
+        // Whatever it was bound to before: nobody else is to hear of our own ring.
+        let bound = self.function.bind(vector as u16, Some(interrupt.as_fd()));
+        bound.map_err(|error| FunctionFault::Host(format!("interrupt vector {vector}: {error}")))?;
         let doorbell =
             self.transport.enable(queue, &QueueSetup { size, areas, vector: Some(vector as u16) })?;
         Ok(FunctionQueue { ring, size: size.get(), doorbell, interrupt })
@@ -328,7 +331,7 @@ impl Open {
 
     /// From now on the function is told of the guest's kicks, and now of what the guest has made available before.
     fn answer_kicks(&self, doorbell: &Doorbell, guest: &GuestRing) -> Result<(), FunctionFault> {
-        self.bind_kick(&doorbell.at(), Some(&guest.kick))?;
+        self.bind_kick(doorbell, Some(&guest.kick))?;
         doorbell.ring();
         Ok(())
     }
@@ -338,13 +341,14 @@ impl Open {
         bound.map_err(|error| FunctionFault::Host(format!("interrupt vector {queue}: {error}")))
     }
 
-    fn bind_kick(&self, doorbell: &pci::Doorbell, kick: Option<&EventFd>) -> Result<(), FunctionFault> {
-        let bound = self.function.bind_doorbell(doorbell, kick.map(|kick| kick.as_fd()));
-        bound.map_err(|error| FunctionFault::Host(format!("doorbell of queue {}: {error}", doorbell.value)))
+    fn bind_kick(&self, doorbell: &Doorbell, kick: Option<&EventFd>) -> Result<(), FunctionFault> {
+        let at = doorbell.at();
+        let bound = self.function.bind_doorbell(&at, kick.map(|kick| kick.as_fd()));
+        bound.map_err(|error| FunctionFault::Host(format!("doorbell of queue {}: {error}", at.value)))
     }
 
     /// The function is told of no guest's kicks any more, and calls none.
-    fn silence(&self, given: &mut BTreeMap<u16, pci::Doorbell>) {
+    fn silence(&self, given: &mut BTreeMap<u16, Doorbell>) {
         for (queue, doorbell) in std::mem::take(given) {
             // A host that does not take one back has lost the function.
             let _ = self.bind_kick(&doorbell, None);
@@ -389,7 +393,7 @@ impl Open {
         }
         self.transport.reset_queue(queue, RESET)?;
         let doorbell = self.hand_over(queue, guest)?;
-        up.given.insert(queue, doorbell.at());
+        up.given.insert(queue, doorbell.clone());
         self.answer_kicks(&doorbell, guest)
     }
 
@@ -398,10 +402,11 @@ impl Open {
     /// # Errors
     /// It may have something of it still.
     pub(super) fn take_away(&self, up: &mut Up, queue: u16) -> Result<(), FunctionFault> {
-        if let Some(doorbell) = up.given.remove(&queue) {
-            let _ = self.bind_kick(&doorbell, None);
+        if let Some(doorbell) = up.given.get(&queue) {
+            let _ = self.bind_kick(doorbell, None);
         }
         self.transport.reset_queue(queue, RESET)?;
+        up.given.remove(&queue);
         // Its last interrupts were the guest's.
         self.bind_own(queue);
         let begun = self.begin_own(&up.rings, queue)?;
@@ -425,7 +430,10 @@ impl Open {
         let doorbell = up.given.get(&queue);
         let doorbell = doorbell.ok_or_else(|| FunctionFault::Host(format!("queue {queue} is not its")))?;
         self.bind_kick(doorbell, Some(kick))?;
-        self.bind_call(queue, call)
+        self.bind_call(queue, call)?;
+        // What the old descriptor said last may have been heard by nobody.
+        doorbell.ring();
+        Ok(())
     }
 
     /// It touches no memory of a guest's, nor any ring, once this returns Ok.
