@@ -48,7 +48,7 @@ use crate::host::look::{LOOK_EVERY, Looks, Missing};
 use crate::host::peer::Caller;
 use crate::host::watch::Watch;
 use crate::host::watchdog::Watchdog;
-use crate::operator::api::{DeviceEntry, MgmtEntry};
+use crate::operator::api::{DeviceEntry, MgmtEntry, PortEntry};
 use crate::operator::events::Events;
 use crate::operator::rpc::Clients;
 use crate::settings::{Options, Settings};
@@ -176,6 +176,8 @@ pub(crate) struct Daemon {
     pub(crate) absent_mgmtdevs: Vec<AbsentMgmtdev>,
     /// Functions that were asked for of management devices whose hardware can be divided.
     pub(crate) ports: Vec<Port>,
+    /// Ports of the state directory that are in the configuration file as well: kept, for the next start.
+    pub(crate) kept_ports: Vec<PortEntry>,
     pub(crate) placement: Placement,
     pub(crate) claims: Claims,
     pub(crate) engine: Engine,
@@ -292,6 +294,7 @@ impl Daemon {
             absent: Vec::new(),
             absent_mgmtdevs: Vec::new(),
             ports: Vec::new(),
+            kept_ports: Vec::new(),
             placement: Placement::new(&settings.cores),
             claims,
             engine,

@@ -673,7 +673,7 @@ impl Daemon {
             let absent: Vec<MgmtEntry> = absent.cloned().collect();
             mgmtdevs.extend(absent);
             let ports = self.ports.iter().filter(|port| port.origin == MgmtOrigin::Operator);
-            let ports = ports.map(|port| port.entry.clone()).collect();
+            let ports = ports.map(|port| &port.entry).chain(&self.kept_ports).cloned().collect();
             state.write(&Kept::new(generation, mgmtdevs, ports, devices))?;
         }
         self.generation = generation;

@@ -51,12 +51,12 @@ impl Daemon {
     pub(crate) fn make_ports(&mut self, entries: Vec<PortEntry>, origin: MgmtOrigin) {
         for entry in entries {
             let handle = entry.handle();
-            let is_there = self.ports.iter().any(|port| port.entry.handle() == handle);
-            let made = match is_there {
-                true => Err(Fault::conflict("a port of this number is in the configuration file")),
-                false => self.make_port(&entry),
-            };
-            let why = made.err().map(|fault| fault.message);
+            if self.ports.iter().any(|port| port.entry.handle() == handle) {
+                tracing::warn!(port = handle, "also in the configuration file, which goes first");
+                self.kept_ports.push(entry);
+                continue;
+            }
+            let why = self.make_port(&entry).err().map(|fault| fault.message);
             if let Some(why) = &why {
                 tracing::error!(port = handle, "port cannot be made, it is kept: {why}");
             }
@@ -131,10 +131,12 @@ impl Daemon {
         let handle = entry.handle();
         // One that could not be made gives way to the one that could.
         let before: Vec<Port> = self.ports.extract_if(.., |port| port.entry.handle() == handle).collect();
+        let kept: Vec<PortEntry> = self.kept_ports.extract_if(.., |other| other.handle() == handle).collect();
         self.ports.push(Port { entry: entry.clone(), origin: MgmtOrigin::Operator, why: None });
         if let Err(fault) = self.keep() {
             self.ports.pop();
             self.ports.extend(before);
+            self.kept_ports.extend(kept);
             let _ = self.parent(&entry.mgmtdev)?.remove(entry.sfnum);
             self.hear_buses();
             return Err(fault);
@@ -193,8 +195,11 @@ impl Daemon {
         let at = self.port_at(&target.name)?;
         // On disk first: what is answered as gone does not come back.
         let port = self.ports.remove(at);
+        let kept: Vec<PortEntry> =
+            self.kept_ports.extract_if(.., |entry| entry.handle() == target.name).collect();
         if let Err(fault) = self.keep() {
             self.ports.insert(at, port);
+            self.kept_ports.extend(kept);
             return Err(fault);
         }
         let (entry, mut notes) = (&port.entry, Vec::new());
@@ -233,6 +238,7 @@ impl Daemon {
     /// Forgets the ports of a parent that an operator removed. True if one of them is the configuration file's.
     pub(crate) fn forget_ports(&mut self, name: &str) -> bool {
         let gone: Vec<Port> = self.ports.extract_if(.., |port| port.entry.mgmtdev == name).collect();
+        self.kept_ports.retain(|entry| entry.mgmtdev != name);
         for port in &gone {
             self.events.push("port.removed", None, json!({ "port": port.entry.handle() }));
         }

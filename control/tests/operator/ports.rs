@@ -261,6 +261,40 @@ fn ports_outlive_the_daemon_and_may_stand_in_a_file() {
 }
 
 #[test]
+fn port_of_the_file_and_of_the_state_directory_is_one_port() {
+    let mut daemon = with_nic("queues 2");
+    daemon.run("port add simnic/nic0 sfnum 1").good();
+    daemon.run("port function set simnic/nic0/1 state active").good();
+    let (shown, dump) = (daemon.run("port show").good(), daemon.run("config dump").good());
+    let file = daemon.dir.join("dump.toml");
+    std::fs::write(&file, &dump).unwrap();
+    let check = format!("config check {}", file.display());
+    daemon.terminate();
+    // Its own dump, and the state that it came from.
+    for _ in 0..2 {
+        daemon.start_again(&["--config", file.to_str().unwrap()]);
+        assert_eq!(daemon.run("config dump").good(), dump);
+        assert_eq!(daemon.run("port show").good(), shown.replace("origin operator", "origin config"));
+        daemon.run(&check).good();
+        let log = daemon.logged("also in the configuration file, which goes first");
+        assert!(!log.contains("port cannot be made"), "{log}");
+        daemon.terminate();
+    }
+    // Without the file it is the operator's again.
+    daemon.start_again(&[]);
+    assert_eq!(daemon.run("port show").good(), shown);
+    daemon.terminate();
+    daemon.start_again(&["--config", file.to_str().unwrap()]);
+    daemon.run("port del simnic/nic0/1").good();
+    assert_eq!(daemon.run("port show").good(), "");
+    (1..=2).for_each(|number| drop(daemon.run(&format!("port add simnic/nic0 sfnum {number}")).good()));
+    daemon.run("port del simnic/nic0/1").good();
+    daemon.terminate();
+    daemon.start_again(&[]);
+    assert!(!daemon.run("port show").good().contains("simnic/nic0/1:"), "deleted in both");
+}
+
+#[test]
 fn functions_that_are_taken_away_under_traffic_take_their_devices_along_and_nothing_else() {
     let daemon = with_nic("");
     (1..=4).for_each(|number| function(&daemon, number));
