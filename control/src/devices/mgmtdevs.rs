@@ -59,7 +59,7 @@ impl Daemon {
         made
     }
 
-    /// A management device that came with its first device goes with its last.
+    /// A management device that came with its first device goes with its last, and its last port.
     pub(crate) fn drop_empty_mgmtdev(&mut self, name: &str) {
         let is_implied = |device: &&Device| device.entry.mgmtdev == name && device.origin == Origin::Implied;
         let implied: Vec<String> =
@@ -71,7 +71,8 @@ impl Daemon {
             }
             return;
         }
-        let is_empty = self.registry.made_by(name).is_empty();
+        let is_divided = self.ports.iter().any(|port| port.entry.mgmtdev == name && port.why.is_none());
+        let is_empty = self.registry.made_by(name).is_empty() && !is_divided;
         if is_empty && self.registry.mgmtdev(name).is_ok_and(|mgmtdev| mgmtdev.origin == MgmtOrigin::Device) {
             self.drop_mgmtdev(name);
         }
@@ -146,6 +147,7 @@ impl Daemon {
         }
         self.keep()?;
         self.events.push("mgmtdev.changed", None, json!({ "mgmtdev": name, "set": entry.attributes }));
+        self.make_waiting_ports(name);
         self.mgmtdev_answer(name.clone())
     }
 

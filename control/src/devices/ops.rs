@@ -164,7 +164,8 @@ impl Daemon {
             self.check_interface(ifname, &namespace)?;
         }
 
-        if !self.registry.has_mgmtdev(&entry.mgmtdev) {
+        let is_first = !self.registry.has_mgmtdev(&entry.mgmtdev);
+        if is_first {
             // By its name: it comes with its first device.
             self.make_mgmtdev(&entry.mgmtdev, &BTreeMap::new(), MgmtOrigin::Device)?;
         }
@@ -192,6 +193,9 @@ impl Daemon {
                 Ok(()) => self.tell_added(&name),
                 Err(_) => self.drop_device(&spec.name),
             }
+        }
+        if outcome.is_ok() && is_first {
+            self.make_waiting_ports(&mgmtdev);
         }
         if outcome.is_err() {
             if let Ok(mgmtdev) = self.registry.mgmtdev(&mgmtdev) {

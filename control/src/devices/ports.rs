@@ -65,21 +65,23 @@ impl Daemon {
         self.hear_buses();
     }
 
-    /// Makes the ports that waited for their parent, which is there now.
+    /// Makes the ports that waited for their parent, which is there now, or for room on it.
     pub(crate) fn make_waiting_ports(&mut self, parent: &str) {
         let waits = |port: &Port| port.why.is_some() && port.entry.mgmtdev == parent;
-        let waiting: Vec<PortEntry> =
-            self.ports.iter().filter(|port| waits(port)).map(|port| port.entry.clone()).collect();
-        for entry in waiting {
+        let waiting = self.ports.iter().filter(|port| waits(port));
+        let waiting: Vec<(PortEntry, Option<String>)> =
+            waiting.map(|port| (port.entry.clone(), port.why.clone())).collect();
+        for (entry, before) in waiting {
             let handle = entry.handle();
             let why = self.make_port(&entry).err().map(|fault| fault.message);
             match &why {
                 None => self.tell_port_added(&entry),
-                Some(why) => {
+                Some(why) if before.as_ref() != Some(why) => {
                     let cure = format!("ringway port del {handle}, then add it as it can be");
                     let details = json!({ "port": handle, "why": why, "try": cure });
                     self.events.push("port.failed", None, details);
                 }
+                Some(_) => {}
             }
             if let Some(port) = self.ports.iter_mut().find(|port| port.entry.handle() == handle) {
                 port.why = why;
@@ -114,8 +116,10 @@ impl Daemon {
             parent.set_active(entry.sfnum, true)?;
         }
         // It is worth keeping, also one that came with its first device.
+        // Unless it was asked for otherwise: that is kept.
+        let is_asked = self.absent_mgmtdevs.iter().any(|absent| absent.entry.name == entry.mgmtdev);
         let mgmtdev = self.registry.mgmtdev(&entry.mgmtdev)?;
-        if mgmtdev.origin == MgmtOrigin::Device {
+        if mgmtdev.origin == MgmtOrigin::Device && !is_asked {
             mgmtdev.origin = MgmtOrigin::Operator;
         }
         Ok(())
@@ -217,6 +221,8 @@ impl Daemon {
             ));
         }
         self.events.push("port.removed", None, json!({ "port": target.name, "devices": devices }));
+        self.make_waiting_ports(&entry.mgmtdev);
+        self.drop_empty_mgmtdev(&entry.mgmtdev);
         Ok(PortDeleted { deleted: target.name.clone(), devices, notes })
     }
 

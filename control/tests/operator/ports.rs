@@ -295,6 +295,45 @@ fn port_of_the_file_and_of_the_state_directory_is_one_port() {
 }
 
 #[test]
+fn ports_that_wait_are_made_once_their_parent_has_them() {
+    let mut daemon = Daemon::start_with(&["--cores", "0,1"]);
+    daemon.run("mgmtdev add name simnic/nic0 core 1 queues 3").good();
+    (1..=3).for_each(|number| drop(daemon.run(&format!("port add simnic/nic0 sfnum {number}")).good()));
+    daemon.terminate();
+    // Its core is not there: it comes with its first device, as one of which nothing was asked.
+    daemon.start_again(&["--cores", "0"]);
+    let ports = |daemon: &Daemon| {
+        let shown = daemon.run("-j port show").json();
+        shown["port"].as_object().map_or(0, serde_json::Map::len)
+    };
+    assert_eq!(ports(&daemon), 0);
+    daemon.run("dev add name up mgmtdev simnic/nic0").good();
+    assert_eq!(ports(&daemon), 3);
+    daemon.run("dev del up").good();
+    assert_eq!(ports(&daemon), 3, "they hold what they stand on");
+    daemon.terminate();
+    daemon.start_again(&["--cores", "0,1"]);
+    assert_eq!(ports(&daemon), 3);
+    let dump = daemon.run("config dump").good();
+    assert!(dump.contains("core = \"1\"") && dump.contains("queues = \"3\""), "what was asked for was kept: {dump}");
+    // More than there is room for.
+    let file = daemon.dir.join("file.toml");
+    let nic = "[[mgmtdev]]\nname = \"simnic/n\"\nqueues = 1\n";
+    let port = |number: u32| format!("[[port]]\nmgmtdev = \"simnic/n\"\nsfnum = {number}\n");
+    std::fs::write(&file, [nic.to_owned(), port(1), port(2), port(3)].concat()).unwrap();
+    daemon.terminate();
+    std::fs::remove_file(daemon.dir.join("state/devices.json")).unwrap();
+    daemon.start_again(&["--config", file.to_str().unwrap()]);
+    assert_eq!(ports(&daemon), 1);
+    daemon.run("port del simnic/n/1").good();
+    assert_eq!(ports(&daemon), 1, "what was given back is the next one's");
+    daemon.run("mgmtdev set name simnic/n queues 2").good();
+    assert_eq!(ports(&daemon), 2);
+    let events = daemon.run("events --once --since 0 --type port").good();
+    assert_eq!(events.matches("port.added").count(), 2, "{events}");
+}
+
+#[test]
 fn functions_that_are_taken_away_under_traffic_take_their_devices_along_and_nothing_else() {
     let daemon = with_nic("");
     (1..=4).for_each(|number| function(&daemon, number));
