@@ -31,6 +31,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use serde_json::Value;
 
 use crate::devices::addresses::{self, Addresses};
+use crate::devices::checks::uplink_of;
 use crate::devices::device::Origin;
 use crate::devices::life::LifeEvent;
 use crate::devices::placement::{Placement, allowed_cores, choose_cores};
@@ -436,7 +437,10 @@ impl Daemon {
             } {
                 Ok(()) => self.tell_added(&absent.entry.name),
                 Err(fault) => {
-                    self.absent.push(Absent { why: fault.message, ..absent });
+                    // While its function is away, why that went says more than that it is not there.
+                    let function = uplink_of(&absent.entry).unwrap_or(&absent.entry.mgmtdev);
+                    let why = if self.may_come(function) { absent.why.clone() } else { fault.message };
+                    self.absent.push(Absent { why, ..absent });
                     self.retry_absent_at = Some(Instant::now() + RETRY_ABSENT);
                 }
             }

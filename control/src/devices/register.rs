@@ -85,6 +85,13 @@ impl Daemon {
         for device in self.registry.made_by(name).into_iter().chain(uplinks) {
             self.lose_device(&device, &format!("{name} is gone: {why}"));
         }
+        // Those that could not be made of it wait for it now.
+        let waits = |entry: &DeviceEntry| entry.mgmtdev == name || uplink_of(entry) == Some(name);
+        for absent in self.absent.iter_mut().filter(|absent| waits(&absent.entry)) {
+            if !self.registry.is_taken(&absent.entry.name) {
+                absent.why = format!("{name} is gone: {why}");
+            }
+        }
         // With it goes the function, which may take its time.
         let mgmtdev = self.registry.take_mgmtdev(name);
         later::dispose(move || drop(mgmtdev));

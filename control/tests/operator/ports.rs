@@ -107,6 +107,13 @@ fn port_is_a_share_then_a_management_device_then_a_device() {
     wait_for("the device's refusal", || {
         daemon.run("dev show").good().contains("v: not made: max_vqp 3 needs 6 queues")
     });
+    // What it lacked before is not what it waits for, however often it was tried since.
+    let told = || daemon.run("dev show v").bad(3);
+    daemon.run("port function set simnic/nic0/88 state inactive").good();
+    let inactive = format!("{CHILD}.88 is gone: the function was made inactive");
+    assert!(told().contains(&inactive), "{}", told());
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    assert!(told().contains(&inactive), "{}", told());
     daemon.run("dev del v").good();
     let deleted = daemon.run("-j port del simnic/nic0/88").json();
     assert_eq!(deleted, json!({ "deleted": "simnic/nic0/88", "devices": [] }));
@@ -315,7 +322,10 @@ fn ports_that_wait_are_made_once_their_parent_has_them() {
     daemon.start_again(&["--cores", "0,1"]);
     assert_eq!(ports(&daemon), 3);
     let dump = daemon.run("config dump").good();
-    assert!(dump.contains("core = \"1\"") && dump.contains("queues = \"3\""), "what was asked for was kept: {dump}");
+    assert!(
+        dump.contains("core = \"1\"") && dump.contains("queues = \"3\""),
+        "what was asked for was kept: {dump}"
+    );
     // More than there is room for.
     let file = daemon.dir.join("file.toml");
     let nic = "[[mgmtdev]]\nname = \"simnic/n\"\nqueues = 1\n";
