@@ -617,7 +617,8 @@ fn netdev_lost(device: &mut Device, was_open: bool, reason: &str) -> Option<serd
     let end = device.held.as_mut().and_then(Held::host_end);
     let (is_own, is_gone) =
         end.map_or((true, false), |end| (end.is_own(), end.gone().as_deref() == Some(reason)));
-    if was_open && !is_gone {
+    // An uplink whose function was reset under it begins anew: that it is back is told as well.
+    if was_open && !is_gone && device.mode != Mode::Uplink {
         return None;
     }
     let ifname = device.netdev.clone().unwrap_or_default();

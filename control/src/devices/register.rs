@@ -22,7 +22,7 @@ use crate::devices::device::Origin;
 use crate::devices::registry::MgmtOrigin;
 use crate::fault::Fault;
 use crate::frontends::session::Command;
-use crate::operator::api::DeviceEntry;
+use crate::operator::api::{DeviceEntry, Mode};
 
 impl Daemon {
     /// Takes in what came and went on a bus.
@@ -126,7 +126,10 @@ impl Daemon {
                 device.needs_reset = true;
                 device.history.last_failure = Some(format!("the device needs a reset: {why}"));
                 if device.quota.take("dev.needs_reset") {
-                    let cure = "the guest's driver resets it; else reload the driver, or restart the guest";
+                    let cure = match device.mode {
+                        Mode::Netdev | Mode::Uplink => "it is reset and begins anew by itself",
+                        _ => "the guest's driver resets it; else reload the driver, or restart the guest",
+                    };
                     self.events.push("dev.needs_reset", Some(&name), json!({ "why": why, "try": cure }));
                 }
             }

@@ -1,6 +1,7 @@
 //! The function as a bridge's uplink: a filter a guest, and its own broadcasts that come back.
 
 use ringway_control::operator::api::{DeviceEntry, Queue, VstatsShow};
+use ringway_control::operator::client::Client;
 use ringway_control::subsystem::{Options, Subsystem};
 use ringway_pmd::driver::Attached;
 use ringway_pmd::drivers::bridge::BridgeKind;
@@ -29,6 +30,7 @@ impl Bed {
         let options = Options {
             attachments: vec![Box::new(attached)],
             kinds: vec![Box::new(BridgeKind)],
+            ctl: Some(folder.path().join("ctl.sock")),
             ..Options::embedded(folder.path())
         };
         let bed = Bed { subsystem: Subsystem::start(options).unwrap(), _bus: bus, folder };
@@ -72,6 +74,14 @@ impl Bed {
         let shown: VstatsShow = self.subsystem.call("dev.vstats.show", &queue).unwrap();
         let shown = serde_json::to_value(shown).unwrap();
         shown.pointer(&format!("/vstats/up0/{pointer}")).and_then(Value::as_u64).unwrap()
+    }
+
+    /// How often it was told that the uplink is back.
+    fn restored(&self) -> usize {
+        let mut client = Client::connect(&self.folder.path().join("ctl.sock"), SOON).unwrap();
+        let asked = serde_json::json!({ "since": 0, "types": ["uplink.restored"] });
+        let page: Value = client.call("events", &asked).unwrap();
+        page["events"].as_array().unwrap().len()
     }
 
     fn finish(self, model: &Model) {
@@ -186,6 +196,7 @@ fn uplink_whose_pf_does_not_trust_it_says_so_and_one_whose_pf_was_reset_begins_a
     model.reset_pf();
     eventually(|| model.resets() > resets && filters(&model).len() > before);
     eventually(|| bed.field("provisioned/link") == "up" && model.works());
+    eventually(|| bed.restored() == 1);
     let begun = model.sent().len();
     send(&mut a, 0, &frame(ALL, mac(1), 60));
     eventually(|| model.sent().len() == begun + 1);

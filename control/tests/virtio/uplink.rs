@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use ringway_control::operator::api::{DeviceEntry, Queue, VstatsShow};
+use ringway_control::operator::client::Client;
 use ringway_control::subsystem::{Options, Subsystem};
 use ringway_pmd::driver::Attached;
 use ringway_pmd::drivers::bridge::BridgeKind;
@@ -36,6 +37,7 @@ impl Bed {
             attachments: vec![Box::new(attached)],
             kinds: vec![Box::new(BridgeKind)],
             devices,
+            ctl: Some(folder.path().join("ctl.sock")),
             ..Options::embedded(folder.path())
         };
         Bed { subsystem: Subsystem::start(options).unwrap(), bus, folder }
@@ -97,6 +99,14 @@ impl Bed {
         let shown = serde_json::to_value(shown).unwrap();
         let found = shown.pointer(&format!("/vstats/{dev}/{pointer}")).and_then(Value::as_u64);
         found.unwrap_or_else(|| panic!("{pointer}: {shown}"))
+    }
+
+    /// How often it was told that the uplink is back.
+    fn restored(&self) -> usize {
+        let mut client = Client::connect(&self.folder.path().join("ctl.sock"), SOON).unwrap();
+        let asked = serde_json::json!({ "since": 0, "types": ["uplink.restored"] });
+        let page: Value = client.call("events", &asked).unwrap();
+        page["events"].as_array().unwrap().len()
     }
 
     fn finish(self, models: &[&Model]) {
@@ -377,6 +387,7 @@ fn function_that_breaks_the_rules_of_its_rings_is_named_and_begins_anew() {
         eventually(|| bed.field("up0", "history/last_end") == why);
         assert_eq!(bed.counter("up0", fault_of, "faults/used_id"), 1);
         bed.waits_for_uplink(&model);
+        eventually(|| bed.restored() == 1);
         a.asks_far_behind_others(101);
         drop(a);
         bed.finish(&[&model]);
@@ -418,6 +429,7 @@ fn uplink_shows_its_link_and_a_function_that_needs_a_reset_gets_one() {
     model.set_link(true);
     eventually(|| model.resets() > resets);
     bed.waits_for_uplink(&model);
+    eventually(|| bed.restored() == 1);
     a.asks_far(100);
     drop(a);
     bed.finish(&[&model]);
