@@ -166,6 +166,12 @@ impl Daemon {
             (Err(_), Some(origin)) => origin,
             (Err(fault), None) => return Err(fault.at("name")),
         };
+        if let Some(port) = self.ports.iter().find(|port| port.entry.child() == *name) {
+            let port = port.entry.handle();
+            return Err(Fault::usage(format!("{name} is the function of port {port} and goes with it"))
+                .at("name")
+                .hint(format!("ringway port del {port}")));
+        }
         if origin == MgmtOrigin::Driver {
             return Err(Fault::usage(format!("{name} belongs to a driver and stays"))
                 .at("name")

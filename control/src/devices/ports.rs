@@ -56,9 +56,10 @@ impl Daemon {
                 self.kept_ports.push(entry);
                 continue;
             }
-            let why = self.make_port(&entry).err().map(|fault| fault.message);
+            let why = self.make_port(&entry).err().map(why_not);
             if let Some(why) = &why {
                 tracing::error!(port = handle, "port cannot be made, it is kept: {why}");
+                self.tell_port_failed(&handle, why);
             }
             self.ports.push(Port { entry, origin, why });
         }
@@ -73,14 +74,10 @@ impl Daemon {
             waiting.map(|port| (port.entry.clone(), port.why.clone())).collect();
         for (entry, before) in waiting {
             let handle = entry.handle();
-            let why = self.make_port(&entry).err().map(|fault| fault.message);
+            let why = self.make_port(&entry).err().map(why_not);
             match &why {
                 None => self.tell_port_added(&entry),
-                Some(why) if before.as_ref() != Some(why) => {
-                    let cure = format!("ringway port del {handle}, then add it as it can be");
-                    let details = json!({ "port": handle, "why": why, "try": cure });
-                    self.events.push("port.failed", None, details);
-                }
+                Some(why) if before.as_ref() != Some(why) => self.tell_port_failed(&handle, why),
                 Some(_) => {}
             }
             if let Some(port) = self.ports.iter_mut().find(|port| port.entry.handle() == handle) {
@@ -130,6 +127,11 @@ impl Daemon {
         self.events.push("port.added", None, details);
     }
 
+    fn tell_port_failed(&mut self, handle: &str, why: &str) {
+        let cure = format!("ringway port del {handle}, then add it as it can be");
+        self.events.push("port.failed", None, json!({ "port": handle, "why": why, "try": cure }));
+    }
+
     pub(crate) fn add_port(&mut self, entry: PortEntry) -> Result<PortShow, Fault> {
         self.make_port(&entry)?;
         let handle = entry.handle();
@@ -157,7 +159,9 @@ impl Daemon {
         }
         let before = self.ports[at].entry.clone();
         if let Some(why) = &self.ports[at].why {
-            return Err(Fault::conflict(format!("{} is not made: {why}", set.name)).at("name"));
+            return Err(Fault::conflict(format!("{} is not made: {why}", set.name)).at("name").hint(
+                format!("it is kept and made once it can be; ringway port del {} removes it", set.name),
+            ));
         }
         let mut entry = before.clone();
         entry.attributes.extend(set.attributes.clone());
@@ -326,6 +330,14 @@ fn apply(
         parent.set(entry.sfnum, attributes)?;
     }
     parent.set_active(entry.sfnum, is_active)
+}
+
+/// Why a port is not made, with its cure.
+fn why_not(fault: Fault) -> String {
+    match fault.hint {
+        Some(cure) => format!("{}; try: {cure}", fault.message),
+        None => fault.message,
+    }
 }
 
 /// What is said of devices whose function is gone.

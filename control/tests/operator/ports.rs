@@ -152,6 +152,8 @@ fn what_cannot_be_is_refused_with_cause_holder_and_cure() {
         ("port function set simnic/nic0/2 max_io_eqs 2", 4, "has 1 of 2 queue pairs left, not 2"),
         ("port function set simnic/nic0/1 hw_addr 52:54:00:00:00:01", 4, "state inactive"),
         ("port del simnic/nic0/7", 3, "there is no port"),
+        ("port add simnic/nic0 sfnum 3", 4, "ringway mgmtdev set name simnic/nic0 queues N"),
+        ("mgmtdev del auxiliary/simnic.nic0.sf.1", 2, "ringway port del simnic/nic0/1"),
         ("port show simnic/nic0/7", 3, "there is no port"),
         ("port wipe", 2, "one of: show"),
         ("mgmtdev set name simnic/nic0 queues 1", 4, "ringway port del"),
@@ -335,6 +337,15 @@ fn ports_that_wait_are_made_once_their_parent_has_them() {
     std::fs::remove_file(daemon.dir.join("state/devices.json")).unwrap();
     daemon.start_again(&["--config", file.to_str().unwrap()]);
     assert_eq!(ports(&daemon), 1);
+    let shown = daemon.run("port show").good();
+    assert!(
+        shown.contains("queue pairs left, not 1; try: ringway mgmtdev set name simnic/n queues N"),
+        "{shown}"
+    );
+    let told = daemon.run("port function set simnic/n/2 state active").bad(4);
+    assert!(told.contains("ringway port del simnic/n/2 removes it"), "{told}");
+    let events = daemon.run("events --once --since 0 --type port.failed").good();
+    assert_eq!(events.matches("port.failed").count(), 2, "{events}");
     daemon.run("port del simnic/n/1").good();
     assert_eq!(ports(&daemon), 1, "what was given back is the next one's");
     daemon.run("mgmtdev set name simnic/n queues 2").good();

@@ -115,7 +115,7 @@ impl SimNic {
         Err(DriverError::Conflict {
             what: format!("{name} has {left} of {} queue pairs left, not {pairs}", self.queues),
             held_by: Some(holders.join(", ")).filter(|holders| !holders.is_empty()),
-            hint: "fewer (port function set … max_io_eqs N), or ringway port del of one of these".to_owned(),
+            hint: format!("ringway mgmtdev set name {name} queues N, or ringway port del of one of these"),
         })
     }
 }
