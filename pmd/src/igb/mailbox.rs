@@ -75,9 +75,8 @@ impl Mailbox {
         Err(VfFault::NoPf("it keeps the mailbox to itself"))
     }
 
-    /// Waits for a bit that the PF sets.
-    fn wait_for(&mut self, bit: u32, what: &'static str) -> Result<(), VfFault> {
-        let begun = Instant::now();
+    /// Waits for a bit that the PF sets, until so long after the request began.
+    fn wait_for(&mut self, bit: u32, begun: Instant, what: &'static str) -> Result<(), VfFault> {
         while !self.take(bit)? {
             if self.look()? & PF_IN_RESET != 0 {
                 return Err(VfFault::NoPf("it is in reset"));
@@ -92,16 +91,17 @@ impl Mailbox {
 
     /// Says something, and reads the first words of the answer.
     fn request(&mut self, message: &[u32]) -> Result<[u32; 3], VfFault> {
+        let begun = Instant::now();
         self.lock()?;
         self.kept &= !(PF_READ | PF_WROTE);
-        for (at, word) in (MESSAGE..).step_by(4).zip(message.iter().chain(&[0; 3])) {
+        for (at, word) in (MESSAGE..).step_by(4).zip(message.iter().chain(&[0; 3]).take(MESSAGE_WORDS)) {
             self.bar.write32(at, *word);
         }
         self.bar.write32(MAILBOX, REQUEST);
-        self.wait_for(PF_READ, "it does not read a message")?;
+        self.wait_for(PF_READ, begun, "it does not read a message")?;
         let asked = message.first().copied().unwrap_or(0) & ID;
         for _ in 0..UNASKED {
-            self.wait_for(PF_WROTE, "it does not answer a message")?;
+            self.wait_for(PF_WROTE, begun, "it does not answer a message")?;
             self.lock()?;
             let words = self.read_message();
             let [first, ..] = words;
@@ -192,7 +192,7 @@ impl Mailbox {
         self.ask(what, &with_mac(SET_MAC | info(ADD_FILTER), mac))
     }
 
-    /// None of those any more. `mac`: any unicast address, as the PF wants to be told one.
+    /// None of those any more, which a reset of the function does not see to. `mac`: any unicast address, as the PF wants to be told one.
     ///
     /// # Errors
     /// The PF does not trust the function.
@@ -260,6 +260,8 @@ pub const MOST_GROUPS: usize = 30;
 
 const MAILBOX: u64 = 0x0c40;
 const MESSAGE: u64 = 0x0800;
+/// Words of the buffer.
+const MESSAGE_WORDS: usize = 16;
 
 // Bits of the register.
 const REQUEST: u32 = 1 << 0;
@@ -291,7 +293,7 @@ const ALL_GROUPS: u32 = 2;
 /// The PF has the buffer for a moment: so often it is asked for.
 const LOCK_TRIES: u32 = 10;
 const LOCK_PAUSE: Duration = Duration::from_millis(1);
-/// A PF that serves reads and answers within this.
+/// A PF that serves reads a message and answers it within this.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_micros(500);
 /// Messages of the PF that come in between before its answer.
