@@ -374,6 +374,18 @@ fn function_that_the_host_wants_back_is_let_go() {
 }
 
 #[test]
+fn filters_that_a_predecessor_left_are_cleared() {
+    let host = Host::new();
+    host.model.leave_filter(Mac([2, 0, 0, 0, 0, 7]));
+    let rig = Rig::new(Format::Split, 2);
+    let (frontend, mut pair) = host.serve(&rig);
+    pair.exchange(1);
+    assert_eq!(host.model.filters(), []);
+    drop(frontend);
+    host.finish();
+}
+
+#[test]
 fn link_of_the_pf_is_the_guests() {
     let host = Host::new();
     let rig = Rig::new(Format::Split, 2);
@@ -587,12 +599,13 @@ fn function_is_not_brought_up_under_a_pump_that_cannot_be_had() {
     pair.exchange(5);
     host.model.rule(On::Write(TX_TAIL), Then::Wait, 1);
     pair.send(1);
+    eventually(|| host.model.rules_are_used_up());
     let (was_stopped, is_up) = (frontend.stop_ring(1), host.model.works());
     // Tried again, whatever is said of it.
     let begun = frontend.enable_ring(1, true);
     let is_up_again = host.model.works();
     host.model.forget_rules();
-    assert!(!is_up && !is_up_again, "{was_stopped:?} {begun:?}");
+    assert!(!is_up && !is_up_again, "{is_up} {was_stopped:?}, {is_up_again} {begun:?}");
     drop(frontend);
     let rig = Rig::new(Format::Split, 2);
     let (frontend, mut pair) = host.serve(&rig);

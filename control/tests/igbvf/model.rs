@@ -130,6 +130,9 @@ struct Pf {
     knows: bool,
     mac: Option<Mac>,
     messages: Vec<Vec<u32>>,
+    /// Filters, which no reset of the function takes away, and how many it has room for.
+    filters: Vec<Mac>,
+    most_filters: Option<usize>,
 }
 
 impl Model {
@@ -160,6 +163,11 @@ impl Model {
         self.0.rules.lock().unwrap().push(Rule { on, then, times });
     }
 
+    /// All that was to happen instead of something has begun to.
+    pub fn rules_are_used_up(&self) -> bool {
+        self.0.rules.lock().unwrap().iter().all(|rule| rule.times == 0)
+    }
+
     pub fn forget_rules(&self) {
         self.0.rules.lock().unwrap().clear();
     }
@@ -180,6 +188,7 @@ impl Model {
     pub fn reset_pf(&self) {
         let mut state = self.state();
         state.forget();
+        state.pf.filters.clear();
         state.plain.clear();
         state.message[0] = 0x100;
         state.bits |= 1 << 7 | 1 << 4;
@@ -202,6 +211,21 @@ impl Model {
 
     pub fn sent(&self) -> Vec<Sent> {
         self.state().sent.clone()
+    }
+
+    /// Stations whose frames come here.
+    pub fn filters(&self) -> Vec<Mac> {
+        self.state().pf.filters.clone()
+    }
+
+    /// The PF has room for so many filters.
+    pub fn set_most_filters(&self, most: usize) {
+        self.state().pf.most_filters = Some(most);
+    }
+
+    /// A filter of somebody's who did not clear it.
+    pub fn leave_filter(&self, mac: Mac) {
+        self.state().pf.filters.push(mac);
     }
 
     /// Messages to the PF of a number: information, and what follows.
@@ -379,6 +403,16 @@ impl Model {
                     first = 0x4000_0001;
                 }
             }
+            SET_MAC if message[0] >> 16 == 2 => {
+                let has_room = state.pf.most_filters.is_none_or(|most| state.pf.filters.len() < most);
+                if state.pf.mac.is_some() || !has_room {
+                    first = message[0] | 3 << 29;
+                } else {
+                    let ([a, b, c, d], [e, f, ..]) = (message[1].to_le_bytes(), message[2].to_le_bytes());
+                    state.pf.filters.push(Mac([a, b, c, d, e, f]));
+                }
+            }
+            SET_MAC if message[0] >> 16 == 1 && state.pf.mac.is_none() => state.pf.filters.clear(),
             SET_MAC if state.pf.mac.is_some() => first = message[0] | 3 << 29,
             _ => {}
         }
@@ -567,6 +601,10 @@ impl Drop for Opened {
         }
         if model.mapped() > 0 {
             model.fault("closed with memory mapped");
+        }
+        let is_served = !model.0.is_gone.load(Ordering::SeqCst) && !model.state().pf.is_down;
+        if is_served && !model.filters().is_empty() {
+            model.fault("closed with filters");
         }
         model.0.is_open.store(false, Ordering::SeqCst);
     }

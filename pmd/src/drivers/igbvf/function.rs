@@ -217,6 +217,7 @@ impl Open {
             Some(_) => {}
             None => mailbox.set_mac(mac)?,
         }
+        clear_filters(mailbox, mac)?;
         mailbox.set_groups(&groups(mac))?;
         match mailbox.set_all_groups(true) {
             // One that may not, receives the groups without which no guest is reached.
@@ -285,6 +286,14 @@ impl Open {
                 self.bind().map_err(|_| late)
             }
         }
+    }
+}
+
+/// Filters of who had the function before: its PF keeps them over a reset. One that it does not trust has none.
+fn clear_filters(mailbox: &mut Mailbox, mac: Mac) -> Result<(), VfFault> {
+    match mailbox.clear_filters(mac) {
+        Ok(()) | Err(VfFault::Refused(_)) => Ok(()),
+        Err(fault) => Err(fault),
     }
 }
 

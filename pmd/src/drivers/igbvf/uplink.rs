@@ -14,6 +14,7 @@ use ringway_ring::queue::{Completion, DriverBuffer, RingFault, RingFull};
 use super::function::{Open, Standing, Up, Wanted};
 use crate::bus::pci::Opener;
 use crate::dma::OwnMemory;
+use crate::igb::mailbox::Mailbox;
 use crate::igb::registers::VfFault;
 use crate::igb::rings::{RxRing, TxRing, Work as ToDo, data};
 use crate::net::igb_relay::{Alarm, Receiving, Transmitting};
@@ -136,26 +137,26 @@ impl Uplink for Work {
     }
 
     fn set_stations(&mut self, stations: &[Mac]) -> Result<(), NetdevChange> {
-        let mailbox = self.open.port.mailbox();
-        let filtered = &mut self.filtered;
-        let set = || -> Result<(), VfFault> {
-            let mut mailbox = mailbox;
-            if filtered.is_empty() || filtered.iter().any(|mac| !stations.contains(mac)) {
-                // One alone cannot be taken back, and a predecessor may have left some.
-                filtered.clear();
-                mailbox.clear_filters(self.mac)?;
-            }
-            for mac in stations {
-                if *mac != self.mac && !filtered.contains(mac) {
-                    mailbox.add_filter(*mac)?;
-                    filtered.push(*mac);
+        let wanted: Vec<Mac> = stations.iter().copied().filter(|mac| *mac != self.mac).collect();
+        let mut mailbox = self.open.port.mailbox();
+        let mut set = || -> Result<(), VfFault> {
+            let is_stale = self.filtered.iter().any(|mac| !wanted.contains(mac));
+            // What is missing comes first: those that are reached stay so meanwhile.
+            let added = add_filters(&mut mailbox, &mut self.filtered, &wanted);
+            match added {
+                // One alone cannot be taken back: what nobody needs any more makes room once there is none.
+                Err(VfFault::Refused(_)) if is_stale => {
+                    self.filtered.clear();
+                    mailbox.clear_filters(self.mac)?;
+                    add_filters(&mut mailbox, &mut self.filtered, &wanted)
                 }
+                added => added,
             }
-            Ok(())
         };
         let Err(fault) = set() else { return Ok(()) };
+        drop(mailbox);
         let missing: Vec<String> =
-            stations.iter().filter(|mac| !self.filtered.contains(mac)).map(Mac::to_string).collect();
+            wanted.iter().filter(|mac| !self.filtered.contains(mac)).map(Mac::to_string).collect();
         let named = missing.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
         let what = format!(
             "{} of {} stations are not reached through {}: {named}",
@@ -180,6 +181,7 @@ impl Uplink for Work {
 
     fn close(&mut self, _within: Duration) -> Result<(), Stuck> {
         self.open.port.tell(None);
+        self.clear_filters();
         self.open.quiet().map_err(|why| {
             // Nobody is given it as it is: the host resets what is closed.
             self.host.gone(format!("the function does not stop: {why}"));
@@ -188,9 +190,31 @@ impl Uplink for Work {
     }
 }
 
+impl Work {
+    /// Who has the function next gets nothing of what is for the stations here: its PF keeps filters over a reset.
+    fn clear_filters(&mut self) {
+        // One whose PF was reset would be waited for: it is cleared by whoever brings it up next.
+        if !std::mem::take(&mut self.filtered).is_empty() && !self.open.port.is_lost() {
+            let _ = self.open.port.mailbox().clear_filters(self.mac);
+        }
+    }
+}
+
+/// Asks for a filter for each that has none.
+fn add_filters(mailbox: &mut Mailbox, filtered: &mut Vec<Mac>, wanted: &[Mac]) -> Result<(), VfFault> {
+    for mac in wanted {
+        if !filtered.contains(mac) {
+            mailbox.add_filter(*mac)?;
+            filtered.push(*mac);
+        }
+    }
+    Ok(())
+}
+
 impl Drop for Work {
     fn drop(&mut self) {
         self.open.port.tell(None);
+        self.clear_filters();
         // What it does not do by itself, the host's reset does when the function is closed.
         let _ = self.open.quiet();
     }
