@@ -557,8 +557,10 @@ impl Model {
                 }
                 // Like hardware, it looks at a queue that it found empty once it is kicked again.
                 for (pair, pump, sleeps) in pumps.iter_mut().filter(|_| !is_stalled) {
-                    let mut kicked = model.0.kicked.iter().skip(usize::from(*pair) * 2).take(2);
-                    if kicked.any(|kicked| kicked.swap(false, Ordering::SeqCst)) && *sleeps {
+                    let kicked = model.0.kicked.iter().skip(usize::from(*pair) * 2).take(2);
+                    // Both are looked at: one that is seen later would be taken for news.
+                    let kicks = kicked.filter(|kicked| kicked.swap(false, Ordering::SeqCst)).count();
+                    if kicks > 0 && *sleeps {
                         pump.disarm();
                         *sleeps = false;
                     }
