@@ -5,7 +5,7 @@
 //! ```
 //!
 //! One request at a time; some milliseconds each, and a second if nobody answers: for threads that may wait. Several bits of its
-//! register vanish when they are read, so all reads go through [`Mailbox::look`], which keeps them.
+//! register vanish when they are read, so all reads go through `Mailbox::look`, which keeps them.
 
 use std::time::{Duration, Instant};
 
