@@ -281,6 +281,10 @@ impl VirtioNic {
             }
             if let Err(why) = outcome {
                 let why = why.to_string();
+                if self.open.as_ref().is_some_and(|open| open.quiet(RESET).is_err()) {
+                    // As where it does not stop: it may have what it was given.
+                    self.host.gone(format!("the function does not stop: {why}"));
+                }
                 return relayed.into_iter().map(|group| (group, ServeError::Refused(why.clone()))).collect();
             }
         } else {
