@@ -8,6 +8,9 @@ mod model;
 #[path = "../shared/pace.rs"]
 #[expect(dead_code, reason = "shared with other tests")]
 mod pace;
+#[path = "../shared/slot.rs"]
+#[expect(dead_code, reason = "shared with other tests")]
+mod slot;
 #[path = "../vhost_user/support.rs"]
 #[expect(dead_code, reason = "shared with another test")]
 mod support;
@@ -24,9 +27,8 @@ use ringway_ring::queue::{Completion, DriverBuffer, Format};
 use ringway_vhost_user::frontend::Frontend;
 use serde_json::Value;
 
-use self::model::{
-    MAILBOX, Model, ModelBus, On, RESET, RXDCTL, SET_LONGEST, SET_MAC, SET_VLAN, STATUS, TX_TAIL, Then,
-};
+use self::model::{MAILBOX, Model, On, RESET, RXDCTL, SET_LONGEST, SET_MAC, SET_VLAN, STATUS, TX_TAIL, Then};
+use self::slot::ModelBus;
 use self::support::{HandPair, Rig, SOON, eventually};
 
 const NAME: &str = "pci/0000:01:10.0";
@@ -41,7 +43,7 @@ struct Host {
 impl Host {
     fn bare(model: Model) -> Host {
         let (bus, folder) = (ModelBus::new(), tempfile::tempdir().unwrap());
-        bus.plug(&model);
+        bus.plug(model.device());
         let attached = Attached::new(bus.clone(), vec![Box::new(Igbvf)]);
         let options = Options { attachments: vec![Box::new(attached)], ..Options::embedded(folder.path()) };
         Host { subsystem: Subsystem::start(options).unwrap(), bus, model, folder }
@@ -350,10 +352,10 @@ fn function_that_is_pulled_out_takes_its_device_along_and_brings_it_back() {
     host.model.pull();
     // Nobody tells of it but the function's silence.
     eventually(|| frontend.queue_num().is_err());
-    host.bus.unplug();
+    host.bus.unplug(NAME);
     eventually(|| host.model.mapped() == 0 && !host.model.is_open());
     let other = Model::new();
-    host.bus.plug(&other);
+    host.bus.plug(other.device());
     eventually(|| host.field("state") == "waiting");
     let rig = Rig::new(Format::Packed, 2);
     let (_frontend, mut pair) = host.serve(&rig);

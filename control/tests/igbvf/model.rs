@@ -1,26 +1,22 @@
 //! A virtual function of an 82576 in this process, with its PF, whose wire is a loop, on a bus of its own. It keeps the rules of
-//! the hardware and watches that its driver does; faults are [`Rule`]s: what happens at an access, a message or a frame instead of
+//! the hardware and watches that its driver does; faults are [`Rules`]: what happens at an access, a message or a frame instead of
 //! what should.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::ops::RangeInclusive;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use ringway_pmd::bus::pci::host::INFO;
-use ringway_pmd::bus::pci::{
-    Address, Device, Doorbell, Function, Id, OpenError, Opener, Registers, View, Width,
-};
-use ringway_pmd::bus::{Bus, BusEvent, BusInfo};
+use ringway_pmd::bus::pci::{Device, Doorbell, Function, Id, Opener, Registers, View, Width};
 use ringway_pmd::dma::DmaSpace;
 use ringway_pmd::drivers::functions::Seen;
 use ringway_pmd::drivers::igbvf::EXAMINER;
 use ringway_pmd::net::Mac;
 use ringway_pmd::notify::EventFd;
-use ringway_ring::guest::{GuestMap, Region, RegionSpec};
+
+use super::slot::{Rules, Slot, dup};
 
 const VECTORS: usize = 3;
 const CTRL: u64 = 0x0000;
@@ -44,14 +40,7 @@ pub const SET_MAC: u32 = 2;
 pub const SET_VLAN: u32 = 4;
 pub const SET_LONGEST: u32 = 5;
 
-/// What happens instead of what should.
-#[derive(Debug, Clone, Copy)]
-struct Rule {
-    on: On,
-    then: Then,
-    times: usize,
-}
-
+/// At what something else happens than should.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum On {
     /// A read of the register at this offset.
@@ -66,6 +55,7 @@ pub enum On {
     Sent,
 }
 
+/// What happens instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Then {
     /// It reads as this; a message is answered so; a descriptor is written back so.
@@ -96,11 +86,8 @@ pub struct Model(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
-    space: Arc<Space>,
-    rules: Mutex<Vec<Rule>>,
-    is_gone: AtomicBool,
-    is_open: AtomicBool,
-    faults: Mutex<Vec<String>>,
+    slot: Slot,
+    rules: Rules<On, Then>,
 }
 
 #[derive(Default)]
@@ -140,11 +127,8 @@ impl Model {
         let state = State { link: true, ..State::default() };
         Model(Arc::new(Shared {
             state: Mutex::new(state),
-            space: Arc::default(),
-            rules: Mutex::default(),
-            is_gone: AtomicBool::new(false),
-            is_open: AtomicBool::new(false),
-            faults: Mutex::default(),
+            slot: Slot::new("0000:01:10.0"),
+            rules: Rules::default(),
         }))
     }
 
@@ -160,20 +144,20 @@ impl Model {
     }
 
     pub fn rule(&self, on: On, then: Then, times: usize) {
-        self.0.rules.lock().unwrap().push(Rule { on, then, times });
+        self.0.rules.add(on, then, times);
     }
 
     /// All that was to happen instead of something has begun to.
     pub fn rules_are_used_up(&self) -> bool {
-        self.0.rules.lock().unwrap().iter().all(|rule| rule.times == 0)
+        self.0.rules.are_used_up()
     }
 
     pub fn forget_rules(&self) {
-        self.0.rules.lock().unwrap().clear();
+        self.0.rules.forget();
     }
 
     pub fn pull(&self) {
-        self.0.is_gone.store(true, Ordering::SeqCst);
+        self.0.slot.pull();
     }
 
     pub fn want_back(&self) {
@@ -240,11 +224,11 @@ impl Model {
     }
 
     pub fn is_open(&self) -> bool {
-        self.0.is_open.load(Ordering::SeqCst)
+        self.0.slot.is_open()
     }
 
     pub fn mapped(&self) -> u64 {
-        self.0.space.mapped.lock().unwrap().values().map(|region| region.size()).sum()
+        self.0.slot.space.mapped()
     }
 
     pub fn works(&self) -> bool {
@@ -252,20 +236,13 @@ impl Model {
     }
 
     pub fn faults(&self) -> Vec<String> {
-        self.0.faults.lock().unwrap().clone()
+        self.0.slot.faults()
     }
 
     fn opener(&self) -> Opener {
         let model = self.clone();
         Arc::new(move || {
-            let address = address();
-            if model.0.is_gone.load(Ordering::SeqCst) {
-                return Err(OpenError::NotThere(address));
-            }
-            if model.0.is_open.swap(true, Ordering::SeqCst) {
-                let holder = Some("process 1 (other)".to_owned());
-                return Err(OpenError::Busy { address, group: 7, holder });
-            }
+            model.0.slot.open()?;
             Ok(Arc::new(Opened(model.clone())))
         })
     }
@@ -273,7 +250,7 @@ impl Model {
     /// As a bus announces it.
     pub fn device(&self) -> Device<Seen> {
         let id = Id { vendor: 0x8086, device: 0x10ca, subsystem_vendor: 0x8086, subsystem: 0xa03c };
-        let (address, opener) = (address(), self.opener());
+        let (address, opener) = (self.0.slot.address, self.opener());
         let seen = EXAMINER.examine(address, &opener);
         Device { address, id, numa_node: Some(1), opener, seen }
     }
@@ -283,14 +260,11 @@ impl Model {
     }
 
     fn fault(&self, what: impl Into<String>) {
-        self.0.faults.lock().unwrap().push(what.into());
+        self.0.slot.fault(what);
     }
 
     fn ruled(&self, on: On) -> Option<Then> {
-        let mut rules = self.0.rules.lock().unwrap();
-        let rule = rules.iter_mut().find(|rule| rule.on == on && rule.times > 0)?;
-        rule.times -= 1;
-        Some(rule.then)
+        self.0.rules.take(&on)
     }
 
     fn read(&self, at: u64) -> u32 {
@@ -349,7 +323,7 @@ impl Model {
                 }
                 if at == TXDCTL && value & ENABLE == 0 {
                     for at in std::mem::take(&mut state.late) {
-                        let map = self.0.space.map();
+                        let map = self.0.slot.space.map();
                         let slot = map.resolve(at, 16).unwrap();
                         slot.put_word(8, slot.word(8) | 1 << 32);
                     }
@@ -371,7 +345,7 @@ impl Model {
         if !ring.at.is_multiple_of(128) || ring.size == 0 || !ring.size.is_multiple_of(8) {
             self.fault(format!("ring at {:#x} of {} descriptors", ring.at, ring.size));
         }
-        if self.0.space.map().resolve(ring.at, u64::from(ring.size) * 16).is_err() {
+        if self.0.slot.space.map().resolve(ring.at, u64::from(ring.size) * 16).is_err() {
             self.fault("a ring is not in mapped memory");
         }
     }
@@ -443,7 +417,7 @@ impl Model {
             // It was reset, and its driver has not seen it yet.
             return;
         }
-        let (map, ring) = (self.0.space.map(), state.ring(TX));
+        let (map, ring) = (self.0.slot.space.map(), state.ring(TX));
         let mut head = ring.head;
         let mut frame: Option<Sent> = None;
         while head != ring.tail {
@@ -503,7 +477,7 @@ impl Model {
     /// Writes what came into buffers.
     fn deliver(&self, state: &mut State) {
         while state.is_enabled(RXDCTL) && state.ring(RX).size > 0 {
-            let (map, ring) = (self.0.space.map(), state.ring(RX));
+            let (map, ring) = (self.0.slot.space.map(), state.ring(RX));
             let room = (state.plain.get(&(RX + 0x0c)).copied().unwrap_or(0) & 0x7f) * 1024;
             if ring.head == ring.tail || state.wire.is_empty() {
                 return;
@@ -576,14 +550,6 @@ impl State {
     }
 }
 
-fn address() -> Address {
-    "0000:01:10.0".parse().unwrap()
-}
-
-fn dup(fd: BorrowedFd<'_>) -> EventFd {
-    EventFd::from_peer(fd.try_clone_to_owned().unwrap()).unwrap()
-}
-
 /// The function, open.
 struct Opened(Model);
 
@@ -596,17 +562,14 @@ impl fmt::Debug for Opened {
 impl Drop for Opened {
     fn drop(&mut self) {
         let model = &self.0;
-        if model.works() && !model.0.is_gone.load(Ordering::SeqCst) {
+        if model.works() && !model.0.slot.is_gone() {
             model.fault("closed while it works");
         }
-        if model.mapped() > 0 {
-            model.fault("closed with memory mapped");
-        }
-        let is_served = !model.0.is_gone.load(Ordering::SeqCst) && !model.state().pf.is_down;
+        let is_served = !model.0.slot.is_gone() && !model.state().pf.is_down;
         if is_served && !model.filters().is_empty() {
             model.fault("closed with filters");
         }
-        model.0.is_open.store(false, Ordering::SeqCst);
+        model.0.slot.close();
     }
 }
 
@@ -621,7 +584,7 @@ impl Function for Opened {
         Ok(View::new(Arc::new(Bar(self.0.clone()))))
     }
     fn dma(&self) -> Arc<dyn DmaSpace> {
-        Arc::clone(&self.0.0.space) as _
+        Arc::clone(&self.0.0.slot.space) as _
     }
     fn vectors(&self) -> u16 {
         VECTORS as u16
@@ -652,7 +615,7 @@ impl Registers for Bar {
         0x4000
     }
     fn read(&self, at: u64, width: Width) -> u64 {
-        if self.0.0.is_gone.load(Ordering::SeqCst) {
+        if self.0.0.slot.is_gone() {
             return width.ones();
         }
         if width != Width::B4 {
@@ -668,87 +631,15 @@ impl Registers for Bar {
         if width != Width::B4 {
             self.0.fault(format!("{width:?} was written at {at:#x}"));
         }
-        if self.0.0.is_gone.load(Ordering::SeqCst) {
+        if self.0.0.slot.is_gone() {
             return;
         }
         let ruled = self.0.ruled(On::Write(at));
-        while ruled == Some(Then::Wait) && !self.0.0.rules.lock().unwrap().is_empty() {
+        while ruled == Some(Then::Wait) && !self.0.0.rules.are_none() {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         if ruled.is_none_or(|then| then == Then::Wait) {
             self.0.write(at, value as u32);
         }
-    }
-}
-
-/// What it can reach.
-#[derive(Default)]
-struct Space {
-    mapped: Mutex<BTreeMap<u64, Arc<Region>>>,
-}
-
-impl Space {
-    fn map(&self) -> Arc<GuestMap> {
-        Arc::new(GuestMap::new(self.mapped.lock().unwrap().values().cloned().collect()).unwrap())
-    }
-}
-
-impl DmaSpace for Space {
-    fn map(&self, iova: u64, region: &Region, at: u64, len: u64) -> io::Result<()> {
-        let file = region.file().try_clone_to_owned()?;
-        let file_offset = region.file_offset() + at;
-        let spec = RegionSpec { gpa: iova, size: len, user_addr: iova, file_offset, file };
-        let region = Region::map(spec).map_err(io::Error::other)?;
-        assert!(self.mapped.lock().unwrap().insert(iova, region).is_none());
-        Ok(())
-    }
-    fn unmap(&self, iova: u64, len: u64) -> io::Result<()> {
-        let region = self.mapped.lock().unwrap().remove(&iova);
-        assert!(region.is_some_and(|region| region.size() == len));
-        Ok(())
-    }
-    fn ranges(&self) -> Vec<RangeInclusive<u64>> {
-        vec![0..=0xfedf_ffff, 0xfef0_0000..=0xffff_ffff_ffff]
-    }
-}
-
-/// The bus that it is on.
-#[derive(Clone)]
-pub struct ModelBus {
-    news: Arc<EventFd>,
-    events: Arc<Mutex<Vec<BusEvent<Device<Seen>>>>>,
-}
-
-impl ModelBus {
-    pub fn new() -> ModelBus {
-        ModelBus { news: Arc::new(EventFd::new().unwrap()), events: Arc::default() }
-    }
-
-    pub fn plug(&self, model: &Model) {
-        self.tell(BusEvent::Announced { address: address().to_string(), device: model.device() });
-    }
-
-    pub fn unplug(&self) {
-        let why = "it is gone from the bus".to_owned();
-        self.tell(BusEvent::Withdrawn { address: address().to_string(), why });
-    }
-
-    fn tell(&self, event: BusEvent<Device<Seen>>) {
-        self.events.lock().unwrap().push(event);
-        self.news.signal();
-    }
-}
-
-impl Bus for ModelBus {
-    type Device = Device<Seen>;
-    fn info(&self) -> BusInfo {
-        INFO
-    }
-    fn news(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.news.as_fd())
-    }
-    fn take(&mut self) -> Vec<BusEvent<Device<Seen>>> {
-        self.news.clear();
-        std::mem::take(&mut *self.events.lock().unwrap())
     }
 }

@@ -13,7 +13,8 @@ use ringway_vhost_user::frontend::Frontend;
 use serde_json::Value;
 
 use super::NAME;
-use super::model::{Model, ModelBus, SET_MAC};
+use super::model::{Model, SET_MAC};
+use super::slot::ModelBus;
 use super::support::{HandPair, Rig, SOON, eventually};
 
 struct Bed {
@@ -25,7 +26,7 @@ struct Bed {
 impl Bed {
     fn new(model: &Model) -> Bed {
         let (bus, folder) = (ModelBus::new(), tempfile::tempdir().unwrap());
-        bus.plug(model);
+        bus.plug(model.device());
         let attached = Attached::new(bus.clone(), vec![Box::new(Igbvf)]);
         let options = Options {
             attachments: vec![Box::new(attached)],

@@ -9,6 +9,9 @@ mod model;
 #[path = "../shared/pace.rs"]
 #[expect(dead_code, reason = "shared with other tests")]
 mod pace;
+#[path = "../shared/slot.rs"]
+#[expect(dead_code, reason = "shared with other tests")]
+mod slot;
 #[path = "../vhost_user/support.rs"]
 #[expect(dead_code, reason = "shared with another test")]
 mod support;
@@ -27,7 +30,8 @@ use ringway_ring::queue::Format;
 use ringway_vhost_user::frontend::Frontend;
 use serde_json::Value;
 
-use self::model::{MAC, Model, ModelBus, On, QUEUE_VECTOR, STATUS, Then};
+use self::model::{MAC, Model, On, QUEUE_VECTOR, STATUS, Then};
+use self::slot::ModelBus;
 use self::support::{HandPair, Rig, SOON, eventually};
 
 const NAME: &str = "pci/0000:07:00.1";
@@ -43,7 +47,7 @@ impl Host {
     /// A subsystem with the function, and no device yet.
     fn bare(model: Model) -> Host {
         let (bus, folder) = (ModelBus::new(), tempfile::tempdir().unwrap());
-        bus.plug(&model);
+        bus.plug(model.device());
         let attached = Attached::new(bus.clone(), drivers());
         let options = Options { attachments: vec![Box::new(attached)], ..Options::embedded(folder.path()) };
         Host { subsystem: Subsystem::start(options).unwrap(), bus, model, folder }
@@ -221,13 +225,13 @@ fn function_that_is_pulled_out_takes_its_device_along_and_brings_it_back() {
     pair.exchange(20);
     pair.post(4);
     host.model.pull();
-    host.bus.unplug();
+    host.bus.unplug(NAME);
     eventually(|| host.show()["absent"]["d0"].is_string());
     // The front-end is told by the end of its connection.
     eventually(|| frontend.queue_num().is_err());
     eventually(|| host.model.mapped() == 0 && !host.model.is_open());
     let other = Model::new();
-    host.bus.plug(&other);
+    host.bus.plug(other.device());
     eventually(|| host.field("state") == "waiting");
     let rig = Rig::new(Format::Packed, 2);
     let (_frontend, mut pair) = host.serve(&rig);

@@ -1,10 +1,8 @@
 //! A virtio network function in this process, whose wire is a loop, on a bus of its own. It keeps the rules of virtio 1.3 §4.1 and
-//! watches that its driver does; faults are [`Rule`]s: what happens at an access or a command instead of what should.
+//! watches that its driver does; faults are [`Rules`]: what happens at an access or a command instead of what should.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -12,10 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ringway_engine::{Armed, Budget, Polled};
-use ringway_pmd::bus::pci::{
-    Address, Device, Doorbell, Function, Id, OpenError, Opener, Registers, View, Width, host,
-};
-use ringway_pmd::bus::{Bus, BusEvent, BusInfo};
+use ringway_pmd::bus::pci::{Device, Doorbell, Function, Id, Opener, Registers, View, Width};
 use ringway_pmd::dma::DmaSpace;
 use ringway_pmd::drivers::functions::{Seen, examiners};
 use ringway_pmd::drivers::sim_net::Loop;
@@ -24,10 +19,11 @@ use ringway_pmd::notify::{CallFd, EventFd};
 use ringway_pmd::vdpa::{DeviceSpec, FaultReporter, MakePump as _, NetSpec, QueueBinding};
 use ringway_ring::chain::Burst;
 use ringway_ring::features::Features;
-use ringway_ring::guest::{GuestMap, Region, RegionSpec};
 use ringway_ring::position::{Position, PositionPage};
 use ringway_ring::queue::{DeviceRing, Format, QueueConfig, RingSize};
 use ringway_ring::tsc;
+
+use super::slot::{Rules, Slot, dup, read_bytes};
 
 pub const MAC: Mac = Mac([0x52, 0x54, 0, 1, 2, 3]);
 pub const PAIRS: u16 = 4;
@@ -48,15 +44,7 @@ const QUEUE_ENABLE: u64 = 0x1c;
 pub const QUEUE_VECTOR: u64 = 0x1a;
 pub const QUEUE_RESET: u64 = 0x3a;
 
-/// What happens at an access, or a command, instead of what should.
-#[derive(Debug, Clone, Copy)]
-pub struct Rule {
-    pub on: On,
-    pub then: Then,
-    /// So often; then it is over.
-    pub times: usize,
-}
-
+/// At what something else happens than should.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum On {
     /// A read of the register at this offset of the BAR.
@@ -67,6 +55,7 @@ pub enum On {
     Command(u8),
 }
 
+/// What happens instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Then {
     /// It reads as this; a command is answered so.
@@ -81,9 +70,8 @@ pub struct Model(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
-    space: Arc<Space>,
-    rules: Mutex<Vec<Rule>>,
-    is_gone: AtomicBool,
+    slot: Slot,
+    rules: Rules<On, Then>,
     is_stalled: AtomicBool,
     /// Of the thread that serves its queues.
     turns: AtomicU64,
@@ -94,10 +82,6 @@ struct Shared {
     kicked: [AtomicBool; QUEUES],
     /// Where its queues stand.
     positions: Arc<PositionPage>,
-    /// Somebody has it open.
-    is_open: AtomicBool,
-    /// What the driver did that it must not.
-    faults: Mutex<Vec<String>>,
     commands: Mutex<Vec<(u8, u8, Vec<u8>)>>,
 }
 
@@ -154,17 +138,14 @@ impl Model {
         let state = State { link: true, most_entries: 256, offered, vectors, ..State::default() };
         let model = Model(Arc::new(Shared {
             state: Mutex::new(state),
-            space: Arc::default(),
-            rules: Mutex::default(),
-            is_gone: AtomicBool::new(false),
+            slot: Slot::new("0000:07:00.1"),
+            rules: Rules::default(),
             is_stalled: AtomicBool::new(false),
             turns: AtomicU64::new(0),
             vectors: Mutex::default(),
             doorbells: Mutex::default(),
             kicked: Default::default(),
             positions: PositionPage::anonymous().unwrap(),
-            is_open: AtomicBool::new(false),
-            faults: Mutex::default(),
             commands: Mutex::default(),
         }));
         model.reset(&mut model.state());
@@ -184,7 +165,7 @@ impl Model {
     }
 
     pub fn rule(&self, on: On, then: Then, times: usize) {
-        self.0.rules.lock().unwrap().push(Rule { on, then, times });
+        self.0.rules.add(on, then, times);
     }
 
     /// It serves nothing for a while.
@@ -211,7 +192,7 @@ impl Model {
     /// It says that every buffer of a packed queue is used, with an id that it was never given.
     pub fn lies_of_ids(&self, queue: usize) {
         let QueueRegisters { size, vector, areas: [ring, ..], .. } = self.state().queues[queue];
-        let map = self.0.space.map();
+        let map = self.0.slot.space.map();
         for slot in 0..u64::from(size) {
             // Nothing written, id 0xffff, available and used in the first round.
             let entry = [0u8, 0, 0, 0, 0xff, 0xff, 0x80, 0x80];
@@ -232,12 +213,12 @@ impl Model {
     }
 
     pub fn forget_rules(&self) {
-        self.0.rules.lock().unwrap().clear();
+        self.0.rules.forget();
     }
 
     /// It is pulled out: everything reads all ones, and it touches no memory.
     pub fn pull(&self) {
-        self.0.is_gone.store(true, Ordering::SeqCst);
+        self.0.slot.pull();
         self.halt(&mut self.state());
     }
 
@@ -281,12 +262,12 @@ impl Model {
     }
 
     pub fn is_open(&self) -> bool {
-        self.0.is_open.load(Ordering::SeqCst)
+        self.0.slot.is_open()
     }
 
     /// Bytes that it can reach.
     pub fn mapped(&self) -> u64 {
-        self.0.space.mapped.lock().unwrap().values().map(|region| region.size()).sum()
+        self.0.slot.space.mapped()
     }
 
     pub fn works(&self) -> bool {
@@ -299,23 +280,13 @@ impl Model {
 
     /// What the driver did that it must not.
     pub fn faults(&self) -> Vec<String> {
-        self.0.faults.lock().unwrap().clone()
+        self.0.slot.faults()
     }
 
     fn opener(&self) -> Opener {
         let model = self.clone();
         Arc::new(move || {
-            let address = address();
-            if model.0.is_gone.load(Ordering::SeqCst) {
-                return Err(OpenError::NotThere(address));
-            }
-            if model.0.is_open.swap(true, Ordering::SeqCst) {
-                return Err(OpenError::Busy {
-                    address,
-                    group: 7,
-                    holder: Some("process 1 (other)".to_owned()),
-                });
-            }
+            model.0.slot.open()?;
             Ok(Arc::new(Opened(model.clone())))
         })
     }
@@ -325,7 +296,7 @@ impl Model {
         let (subsystem_vendor, subsystem) =
             if self.state().is_movable { (0x8086, 0x001a) } else { (0x1af4, 0x1100) };
         let id = Id { vendor: 0x1af4, device: 0x1041, subsystem_vendor, subsystem };
-        let (address, opener) = (address(), self.opener());
+        let (address, opener) = (self.0.slot.address, self.opener());
         let examiners = examiners();
         let examiner = examiners.iter().find(|examiner| (examiner.wants)(id)).unwrap();
         let seen = examiner.examine(address, &opener);
@@ -337,15 +308,11 @@ impl Model {
     }
 
     fn fault(&self, what: impl Into<String>) {
-        self.0.faults.lock().unwrap().push(what.into());
+        self.0.slot.fault(what);
     }
 
-    /// What a rule says of this, if one does.
     fn ruled(&self, on: On) -> Option<Then> {
-        let mut rules = self.0.rules.lock().unwrap();
-        let rule = rules.iter_mut().find(|rule| rule.on == on && rule.times > 0)?;
-        rule.times -= 1;
-        Some(rule.then)
+        self.0.rules.take(&on)
     }
 
     fn halt(&self, state: &mut State) {
@@ -476,8 +443,7 @@ impl Model {
                     &1500u16.to_le_bytes(),
                 ]
                 .concat();
-                let bytes = config.iter().skip((at - DEVICE) as usize).take(width.bytes() as usize).rev();
-                bytes.fold(0, |value, byte| value << 8 | u64::from(*byte))
+                read_bytes(&config, at - DEVICE, width)
             }
             _ => 0,
         }
@@ -487,7 +453,7 @@ impl Model {
     fn start(&self, state: &State) -> Works {
         let features = features(state);
         let format = if features.contains(Features::RING_PACKED) { Format::Packed } else { Format::Split };
-        let map = self.0.space.map();
+        let map = self.0.slot.space.map();
         let positions = Arc::clone(&self.0.positions);
         let attention = Arc::new(EventFd::new().unwrap());
         let ring = |index: usize| {
@@ -616,14 +582,6 @@ fn features(state: &State) -> Features {
     Features(u64::from(state.features[0]) | u64::from(state.features[1]) << 32)
 }
 
-fn address() -> Address {
-    "0000:07:00.1".parse().unwrap()
-}
-
-fn dup(fd: BorrowedFd<'_>) -> EventFd {
-    EventFd::from_peer(fd.try_clone_to_owned().unwrap()).unwrap()
-}
-
 const OFFERED: Features = Features(NIC.0 | Features::ACCESS_PLATFORM.0);
 
 /// The function, open.
@@ -641,10 +599,7 @@ impl Drop for Opened {
         if model.works() {
             model.fault("closed while it works");
         }
-        if model.mapped() > 0 {
-            model.fault("closed with memory mapped");
-        }
-        model.0.is_open.store(false, Ordering::SeqCst);
+        model.0.slot.close();
     }
 }
 
@@ -661,7 +616,7 @@ impl Function for Opened {
         }
     }
     fn dma(&self) -> Arc<dyn DmaSpace> {
-        Arc::clone(&self.0.0.space) as _
+        Arc::clone(&self.0.0.slot.space) as _
     }
     fn vectors(&self) -> u16 {
         self.0.state().vectors
@@ -718,7 +673,7 @@ impl Registers for Bar {
         BAR_BYTES
     }
     fn read(&self, at: u64, width: Width) -> u64 {
-        if self.0.0.is_gone.load(Ordering::SeqCst) {
+        if self.0.0.slot.is_gone() {
             return width.ones();
         }
         match self.0.ruled(On::Read(at)) {
@@ -728,7 +683,7 @@ impl Registers for Bar {
         }
     }
     fn write(&self, at: u64, _width: Width, value: u64) {
-        if !self.0.0.is_gone.load(Ordering::SeqCst) && self.0.ruled(On::Write(at)).is_none() {
+        if !self.0.0.slot.is_gone() && self.0.ruled(On::Write(at)).is_none() {
             self.0.write(at, value);
         }
     }
@@ -742,7 +697,7 @@ impl Registers for ConfigSpace {
         256
     }
     fn read(&self, at: u64, width: Width) -> u64 {
-        if self.0.0.is_gone.load(Ordering::SeqCst) {
+        if self.0.0.slot.is_gone() {
             return width.ones();
         }
         let mut bytes = [0u8; 256];
@@ -759,81 +714,7 @@ impl Registers for ConfigSpace {
             bytes[at + 12..at + 16].copy_from_slice(&length.to_le_bytes());
             bytes[at + 16..at + 20].copy_from_slice(&4u32.to_le_bytes());
         }
-        let read = bytes[at as usize..(at + width.bytes()) as usize].iter().rev();
-        read.fold(0, |value, byte| value << 8 | u64::from(*byte))
+        read_bytes(&bytes, at, width)
     }
     fn write(&self, _: u64, _: Width, _: u64) {}
-}
-
-/// What it can reach.
-#[derive(Default)]
-struct Space {
-    mapped: Mutex<BTreeMap<u64, Arc<Region>>>,
-}
-
-impl Space {
-    /// All of it, by the addresses that the function has for it.
-    fn map(&self) -> Arc<GuestMap> {
-        Arc::new(GuestMap::new(self.mapped.lock().unwrap().values().cloned().collect()).unwrap())
-    }
-}
-
-impl DmaSpace for Space {
-    fn map(&self, iova: u64, region: &Region, at: u64, len: u64) -> io::Result<()> {
-        let file = region.file().try_clone_to_owned()?;
-        let file_offset = region.file_offset() + at;
-        let spec = RegionSpec { gpa: iova, size: len, user_addr: iova, file_offset, file };
-        let region = Region::map(spec).map_err(io::Error::other)?;
-        assert!(self.mapped.lock().unwrap().insert(iova, region).is_none());
-        Ok(())
-    }
-    fn unmap(&self, iova: u64, len: u64) -> io::Result<()> {
-        let region = self.mapped.lock().unwrap().remove(&iova);
-        assert!(region.is_some_and(|region| region.size() == len));
-        Ok(())
-    }
-    fn ranges(&self) -> Vec<RangeInclusive<u64>> {
-        vec![0..=0xfedf_ffff, 0xfef0_0000..=0xffff_ffff_ffff]
-    }
-}
-
-/// The bus that it is on.
-#[derive(Clone)]
-pub struct ModelBus {
-    news: Arc<EventFd>,
-    events: Arc<Mutex<Vec<BusEvent<Device<Seen>>>>>,
-}
-
-impl ModelBus {
-    pub fn new() -> ModelBus {
-        ModelBus { news: Arc::new(EventFd::new().unwrap()), events: Arc::default() }
-    }
-
-    pub fn plug(&self, model: &Model) {
-        self.tell(BusEvent::Announced { address: address().to_string(), device: model.device() });
-    }
-
-    pub fn unplug(&self) {
-        let why = "it is gone from the bus".to_owned();
-        self.tell(BusEvent::Withdrawn { address: address().to_string(), why });
-    }
-
-    fn tell(&self, event: BusEvent<Device<Seen>>) {
-        self.events.lock().unwrap().push(event);
-        self.news.signal();
-    }
-}
-
-impl Bus for ModelBus {
-    type Device = Device<Seen>;
-    fn info(&self) -> BusInfo {
-        host::INFO
-    }
-    fn news(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.news.as_fd())
-    }
-    fn take(&mut self) -> Vec<BusEvent<Device<Seen>>> {
-        self.news.clear();
-        std::mem::take(&mut *self.events.lock().unwrap())
-    }
 }

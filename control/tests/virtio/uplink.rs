@@ -15,7 +15,8 @@ use ringway_ring::queue::{Completion, DriverBuffer, Format};
 use ringway_vhost_user::frontend::Frontend;
 use serde_json::Value;
 
-use super::model::{MAC, Model, ModelBus, On, STATUS, Then};
+use super::model::{MAC, Model, On, STATUS, Then};
+use super::slot::ModelBus;
 use super::support::{HandPair, Rig, SOON, eventually};
 use super::{NAME, entry};
 
@@ -30,7 +31,7 @@ impl Bed {
     fn new(model: Option<&Model>, devices: Vec<DeviceEntry>) -> Bed {
         let (bus, folder) = (ModelBus::new(), tempfile::tempdir().unwrap());
         if let Some(model) = model {
-            bus.plug(model);
+            bus.plug(model.device());
         }
         let attached = Attached::new(bus.clone(), vec![Box::new(VirtioPci)]);
         let options = Options {
@@ -300,21 +301,21 @@ fn function_that_goes_takes_its_port_along_and_brings_it_back_and_the_bridge_goe
     for _ in 0..100 {
         a.send(FAR, 100);
     }
-    bed.bus.unplug();
+    bed.bus.unplug(NAME);
     eventually(|| !bed.absent("up0").is_empty());
     eventually(|| !model.is_open() && model.mapped() == 0);
     talk(&mut a, &mut b);
     let other = Model::new().answers();
-    bed.bus.plug(&other);
+    bed.bus.plug(other.device());
     bed.waits_for_uplink(&other);
     a.asks_far(100);
     talk(&mut a, &mut b);
     // The host wants it back, and gives it once more.
     other.want_back();
-    bed.bus.unplug();
+    bed.bus.unplug(NAME);
     eventually(|| !other.is_open());
     talk(&mut a, &mut b);
-    bed.bus.plug(&other);
+    bed.bus.plug(other.device());
     bed.waits_for_uplink(&other);
     a.asks_far(100);
     drop((a, b));
@@ -326,7 +327,7 @@ fn uplink_that_was_asked_for_waits_for_its_function() {
     let bed = Bed::new(None, vec![uplink()]);
     assert!(bed.absent("up0").contains(NAME), "{}", bed.absent("up0"));
     let model = Model::new().answers();
-    bed.bus.plug(&model);
+    bed.bus.plug(model.device());
     bed.waits_for_uplink(&model);
     let rig = Rig::new(Format::Split, 2);
     let mut a = bed.guest(&rig, 1);
