@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use crate::chain::{Burst, Chain};
 use crate::features::Features;
-use crate::guest::GuestMap;
+use crate::guest::{GuestMap, HostSlice};
 use crate::position::{Position, PositionSlot};
+use crate::walk::{F_NEXT, F_WRITE};
 
 pub use crate::format::Format;
 
@@ -231,6 +232,57 @@ pub struct DriverBuffer {
     pub writable: bool,
 }
 
+/// A table of descriptors in memory of the driver, each a buffer of one chain (virtio 1.3 §2.7.5.3, §2.8.7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IndirectTable {
+    /// Guest physical address.
+    pub(crate) gpa: u64,
+    /// Bytes.
+    pub(crate) len: u32,
+    /// Bytes that the device may write to the buffers.
+    pub(crate) writable: u32,
+}
+
+impl IndirectTable {
+    /// Bytes of a descriptor.
+    pub const DESCRIPTOR: usize = 16;
+
+    /// Writes the table of a chain for a ring of `format` to `place`, which is at `gpa`. None without buffers, or if
+    /// they do not fit there.
+    #[inline]
+    pub fn write(
+        format: Format,
+        place: HostSlice<'_>,
+        gpa: u64,
+        buffers: &[DriverBuffer],
+    ) -> Option<IndirectTable> {
+        let len = buffers.len() * Self::DESCRIPTOR;
+        if buffers.is_empty() || len > place.len() {
+            return None;
+        }
+        let mut writable = 0u32;
+        for (nth, buffer) in buffers.iter().enumerate() {
+            let mut flags = 0;
+            if buffer.writable {
+                flags |= F_WRITE;
+                writable = writable.saturating_add(buffer.len);
+            }
+            // A packed ring's table is gone through in order: NEXT is reserved in it (virtio 1.3 §2.8.7).
+            let (next, more) = match format {
+                Format::Split if nth + 1 < buffers.len() => (nth as u64 + 1, F_NEXT),
+                Format::Split | Format::Packed => (0, 0),
+            };
+            let flags: u64 = match format {
+                Format::Split => u64::from(flags | more) << 32 | next << 48,
+                Format::Packed => u64::from(flags) << 48,
+            };
+            place.put_word(nth * Self::DESCRIPTOR, buffer.gpa);
+            place.put_word(nth * Self::DESCRIPTOR + 8, u64::from(buffer.len) | flags);
+        }
+        Some(IndirectTable { gpa, len: len as u32, writable })
+    }
+}
+
 /// A completed chain, as the driver's side collects it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Completion {
@@ -252,6 +304,9 @@ pub trait DriverRing: Send {
     fn free_slots(&self) -> usize;
     /// Makes a chain available, not visible to the device before `publish`. `token` comes back on completion.
     fn add(&mut self, buffers: &[DriverBuffer], token: u32) -> Result<(), RingFull>;
+    /// The same of a chain whose buffers stand in a table, which takes one descriptor. The device must have been
+    /// negotiated `INDIRECT_DESC` with, and the table stay as it is until it is done.
+    fn add_indirect(&mut self, table: &IndirectTable, token: u32) -> Result<(), RingFull>;
     /// Makes every added chain visible at once; true if the device asked to be kicked for them.
     fn publish(&mut self) -> bool;
     /// Takes up to `into.len()` completed chains; returns how many. A device that breaks the rules is a fault.

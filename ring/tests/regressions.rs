@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ringway_ring::chain::Burst;
 use ringway_ring::features::Features;
 use ringway_ring::position::Position;
-use ringway_ring::queue::{Completion, DeviceRing, DriverBuffer, Format, RingFull};
+use ringway_ring::queue::{Completion, DeviceRing, DriverBuffer, Format, IndirectTable, RingFull};
 use support::{DATA_GPA, RawRing, Shape};
 
 const BOTH: [Format; 2] = [Format::Split, Format::Packed];
@@ -278,6 +278,43 @@ fn chains_that_the_vmm_completed_ahead_of_the_packed_position_are_passed_over() 
                 driver.publish();
                 assert_eq!(taken(&mut *device), [1000], "and it goes on");
             }
+        }
+    }
+}
+
+/// A driver that sets NEXT in an indirect table of a packed ring, or INDIRECT beside a chain that goes on, is refused by
+/// some devices: what the driver's side writes is what the device's side takes, as often as the ring is gone round.
+#[test]
+fn chains_in_tables_take_one_descriptor_each_and_come_back_whole() {
+    for format in BOTH {
+        let map = support::memory();
+        let features = Features::VERSION_1 | Features::INDIRECT_DESC;
+        let (mut driver, mut device) = Shape::new(format, 4, features).start(&map);
+        let table = |nth: u32| {
+            let gpa = DATA_GPA + 0x1000 + u64::from(nth) * 64;
+            let part = |at: u64, len, writable| DriverBuffer { gpa: DATA_GPA + at, len, writable };
+            let buffers = [part(0, 16, false), part(64, 100 + nth, true), part(512, 1, true)];
+            let place = map.resolve(gpa, 64).unwrap();
+            assert_eq!(IndirectTable::write(format, place, gpa, &[buffers[0]; 5]), None);
+            IndirectTable::write(format, place, gpa, &buffers).unwrap()
+        };
+        let mut burst = Burst::new(Arc::clone(&map));
+        for _ in 0..3 {
+            (0..4).for_each(|nth| driver.add_indirect(&table(nth), nth).unwrap());
+            assert_eq!(driver.add_indirect(&table(4), 4), Err(RingFull));
+            driver.publish();
+            assert_eq!(device.peek(&mut burst, 8), Ok(4), "{format:?}");
+            device.consume(burst.chains());
+            for (nth, chain) in (0..).zip(burst.chains()) {
+                assert_eq!((chain.readable_bytes, chain.writable_bytes), (16, 101 + nth));
+                assert_eq!(burst.writable(chain).count(), 2);
+                device.complete(chain, 1000);
+            }
+            device.publish();
+            let mut done = [Completion::default(); 8];
+            assert_eq!(driver.collect(&mut done), Ok(4));
+            let done: Vec<_> = done[..4].iter().map(|done| (done.token, done.written)).collect();
+            assert_eq!(done, [(0, 101), (1, 102), (2, 103), (3, 104)], "no more than the buffers hold");
         }
     }
 }

@@ -390,7 +390,7 @@ mod tests {
     use ringway_ring::layout::{DriverConfig, Layout};
     use ringway_ring::memory::{HostMemory, PageKind};
     use ringway_ring::position::{Position, PositionPage};
-    use ringway_ring::queue::{QueueConfig, RingFull, RingSize};
+    use ringway_ring::queue::{IndirectTable, QueueConfig, RingFull, RingSize};
     use ringway_ring::split::device::SplitDevice;
     use ringway_ring::split::driver::SplitDriver;
 
@@ -421,6 +421,9 @@ mod tests {
             ring.room = ring.room.checked_sub(buffers.len()).ok_or(RingFull)?;
             ring.given.push((token, buffers.to_vec()));
             Ok(())
+        }
+        fn add_indirect(&mut self, _: &IndirectTable, _: u32) -> Result<(), RingFull> {
+            Err(RingFull)
         }
         fn publish(&mut self) -> bool {
             true

@@ -10,9 +10,11 @@ use crate::guest::GuestMap;
 use crate::layout::{Areas, DriverConfig};
 use crate::packed::{ADDR, Cursor, F_BOTH, FLAGS, ID, LEN, Suppression, available, field, passed, used};
 use crate::position::Position;
-use crate::queue::{Completion, DriverBuffer, DriverRing, Format, RingFault, RingFull, SetupError};
+use crate::queue::{
+    Completion, DriverBuffer, DriverRing, Format, IndirectTable, RingFault, RingFull, SetupError,
+};
 use crate::sync::{Ordering, fence};
-use crate::walk::{F_NEXT, F_WRITE};
+use crate::walk::{F_INDIRECT, F_NEXT, F_WRITE};
 use crate::words::{RawWords, Words};
 
 /// The driver's side of a running packed virtqueue.
@@ -171,7 +173,25 @@ impl<W: Words> PackedDriver<W> {
         nth.map(|nth| nth + 1).ok_or(RingFault::UsedId)
     }
 
-    /// Fills the next slot, with NEXT in `more` if the chain goes on. Returns the bytes that the device may write.
+    /// The id of the next chain.
+    #[inline(always)]
+    fn next_id(&self) -> u16 {
+        // As many ids as slots, and no chain without a slot: one is free.
+        self.ids.get(self.place(self.id_count)).copied().unwrap_or_default()
+    }
+
+    /// Notes the chain of an id, whose slots are filled.
+    #[inline(always)]
+    fn note(&mut self, id: u16, added: Outstanding) {
+        if let Some(chain) = self.chains.get_mut(usize::from(id)) {
+            *chain = added;
+        }
+        self.id_count += 1;
+        self.free -= u32::from(added.slots);
+        self.pending += u32::from(added.slots);
+    }
+
+    /// Fills the next slot, with NEXT in `more` if the chain goes on, INDIRECT if the buffer is a table. Returns the bytes that the device may write.
     #[inline(always)]
     fn fill(&mut self, buffer: &DriverBuffer, id: u16, more: u16) -> u32 {
         let (write, writable) = if buffer.writable { (F_WRITE, buffer.len) } else { (0, 0) };
@@ -228,19 +248,23 @@ impl<W: Words> DriverRing for PackedDriver<W> {
         if buffers.is_empty() || buffers.len() > self.free as usize {
             return Err(RingFull);
         }
-        // As many ids as slots, and no chain without a slot: one is free.
-        let id = self.ids.get(self.place(self.id_count)).copied().unwrap_or_default();
+        let id = self.next_id();
         let writable = match buffers {
             [buffer] => self.fill(buffer, id, 0),
             _ => self.fill_chain(buffers, id),
         };
-        let slots = buffers.len() as u16;
-        if let Some(chain) = self.chains.get_mut(usize::from(id)) {
-            *chain = Outstanding { token, writable, slots };
+        self.note(id, Outstanding { token, writable, slots: buffers.len() as u16 });
+        Ok(())
+    }
+
+    fn add_indirect(&mut self, table: &IndirectTable, token: u32) -> Result<(), RingFull> {
+        if self.free == 0 {
+            return Err(RingFull);
         }
-        self.id_count += 1;
-        self.free -= u32::from(slots);
-        self.pending += u32::from(slots);
+        let IndirectTable { gpa, len, writable } = *table;
+        let id = self.next_id();
+        self.fill(&DriverBuffer { gpa, len, writable: false }, id, F_INDIRECT);
+        self.note(id, Outstanding { token, writable, slots: 1 });
         Ok(())
     }
 

@@ -10,11 +10,11 @@ use crate::features::Features;
 use crate::guest::GuestMap;
 use crate::layout::{Areas, DriverConfig};
 use crate::queue::{
-    Completion, DriverBuffer, DriverRing, Format, RingFault, RingFull, SetupError, need_event,
+    Completion, DriverBuffer, DriverRing, Format, IndirectTable, RingFault, RingFull, SetupError, need_event,
 };
 use crate::split::{F_NO_NOTIFICATION, FLAGS, IDX, Index, avail_at, desc_at, used_at};
 use crate::sync::{Ordering, fence};
-use crate::walk::{F_NEXT, F_WRITE};
+use crate::walk::{F_INDIRECT, F_NEXT, F_WRITE};
 use crate::words::{RawWords, Words};
 
 /// The driver's side of a running split virtqueue.
@@ -334,6 +334,17 @@ impl<W: Words> DriverRing for SplitDriver<W> {
             [buffer] => self.add_one(buffer, token),
             _ => self.add_chain(buffers, token),
         }
+    }
+
+    fn add_indirect(&mut self, table: &IndirectTable, token: u32) -> Result<(), RingFull> {
+        if self.free.count == 0 {
+            return Err(RingFull);
+        }
+        let IndirectTable { gpa, len, writable } = *table;
+        let head = self.free.take(&self.slots);
+        self.fill(head, &DriverBuffer { gpa, len, writable: false }, F_INDIRECT, 0);
+        self.head(head, Slot { token, writable, descriptors: 1, next: 0 });
+        Ok(())
     }
 
     fn publish(&mut self) -> bool {
