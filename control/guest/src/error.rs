@@ -51,6 +51,52 @@ pub enum GuestError {
         /// How.
         fault: RingFault,
     },
+    /// The device lacks virtqueues.
+    #[error("the device has {queues} virtqueues, not {wanted}")]
+    Queues {
+        /// What it has.
+        queues: u64,
+        /// What was asked for.
+        wanted: u16,
+    },
+    /// More requests than the ring has room for, or none.
+    #[error(
+        "{depth} requests under way: must be 1 to {most} in a ring of {queue_size} entries, of which a request takes {descriptors}"
+    )]
+    Depth {
+        /// Requests asked for.
+        depth: u16,
+        /// The most there can be.
+        most: u32,
+        /// Descriptors that a request takes.
+        descriptors: u32,
+        /// Entries of the ring.
+        queue_size: u16,
+    },
+    /// A request that cannot be.
+    #[error("request of {bytes} bytes: must be 1 to {most}")]
+    RequestLen {
+        /// Bytes asked for.
+        bytes: u32,
+        /// The most.
+        most: u32,
+    },
+    /// Load that the device has no room for.
+    #[error("{what}")]
+    Load {
+        /// What does not fit.
+        what: String,
+    },
+    /// Requests that were not completed in time.
+    #[error("queue {queue}: {under_way} requests under way, and none was completed for {within:?}")]
+    Stalled {
+        /// The queue.
+        queue: u16,
+        /// Requests.
+        under_way: usize,
+        /// How long it was waited.
+        within: std::time::Duration,
+    },
     /// An option that cannot be.
     #[error("frame of {0} bytes: must be {MIN_FRAME} to {MAX_FRAME}")]
     FrameLen(u16),

@@ -1,10 +1,13 @@
-//! A guest's port, as load and as a check: a vhost-user front-end with memory, rings and buffers of its own, which makes,
-//! sends, receives and checks Ethernet frames, and accounts for every one.
+//! A guest's port, as load and as a check: a vhost-user front-end with memory, rings and buffers of its own. A network
+//! port makes, sends, receives and checks Ethernet frames, and accounts for every one; a block port reads and writes
+//! blocks, and knows what each must hold.
 //!
-//! It stands in for a VM's NIC in `ringway demo`, in tests and in the benchmark suite, and goes through a device's real
-//! socket and real rings; it knows nothing of what is behind the socket.
+//! It stands in for a VM's NIC or disk in `ringway demo`, in tests and in the benchmark suite, and goes through a device's
+//! real socket and real rings; it knows nothing of what is behind the socket.
 #![forbid(unsafe_code)]
 
+// A block port.
+pub mod block;
 // Why a guest could not start or go on.
 pub mod error;
 // The frames that it makes, and how they are told apart.
