@@ -23,6 +23,8 @@ pub mod net;
 pub mod interrupt;
 // Kick, call and error descriptors of a queue.
 pub mod notify;
+// An NVMe controller that is driven from here.
+pub mod nvme;
 // What a driver must offer, and what it is given.
 pub mod vdpa;
 // A virtio function that is driven from here.

@@ -23,7 +23,7 @@ use ringway_pmd::notify::EventFd;
 use ringway_ring::guest::{GuestMap, Region, RegionSpec};
 use rustix::fs::MemfdFlags;
 
-/// A machine with one function, whose wire gives back what it gets.
+/// A machine with one function. A network's wire gives back what it gets.
 pub struct Ground {
     qemu: Child,
     machine: Arc<Machine>,
@@ -39,9 +39,22 @@ struct Machine {
 }
 
 impl Ground {
-    /// Starts it with this device, whose netdev is `n0`.
+    /// Starts it with this network device.
     pub fn start(device: &str) -> Ground {
         let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        echo(UnixDatagram::bind(path("far")).unwrap(), path("near"));
+        let netdev = format!(
+            "dgram,id=n0,local.type=unix,local.path={},remote.type=unix,remote.path={}",
+            path("near").display(),
+            path("far").display()
+        );
+        let device = format!("{device},netdev=n0,addr={SLOT}");
+        Ground::start_with(&["-netdev", &netdev, "-device", &device], folder)
+    }
+
+    /// Starts it with what these arguments say: the function is in [`SLOT`].
+    pub fn start_with(arguments: &[&str], folder: tempfile::TempDir) -> Ground {
         let path = |name: &str| folder.path().join(name);
         let mut bios = vec![0xf4u8; 64 << 10];
         let reset = bios.len() - 16;
@@ -50,7 +63,6 @@ impl Ground {
         std::fs::write(path("bios"), bios).unwrap();
         let file = rustix::fs::memfd_create("ground", MemfdFlags::CLOEXEC).unwrap();
         rustix::fs::ftruncate(&file, MEMORY).unwrap();
-        echo(UnixDatagram::bind(path("far")).unwrap(), path("near"));
         let memory = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
         let log = std::fs::File::create(path("log")).unwrap();
         let qemu = Command::new("qemu-system-x86_64")
@@ -59,13 +71,7 @@ impl Ground {
             .arg(path("bios"))
             .arg("-object")
             .arg(format!("memory-backend-file,id=m0,size={}M,mem-path={memory},share=on", MEMORY >> 20))
-            .arg("-netdev")
-            .arg(format!(
-                "dgram,id=n0,local.type=unix,local.path={},remote.type=unix,remote.path={}",
-                path("near").display(),
-                path("far").display()
-            ))
-            .args(["-device", &format!("{device},netdev=n0,addr={SLOT}")])
+            .args(arguments)
             .arg("-qtest")
             .arg(format!("unix:{},server=on,wait=off", path("qtest").display()))
             .args(["-qtest-log", "none"])
@@ -422,4 +428,4 @@ const WORDS: u64 = 2 << 20;
 const BARS: u64 = 0xe000_0000;
 const BAR_ROOM: u64 = 1 << 20;
 /// Where the function is on its bus.
-const SLOT: &str = "03";
+pub const SLOT: &str = "03";

@@ -1,10 +1,11 @@
-//! The driver of virtio functions on QEMU's own device model, through its qtest socket: the same driver as on the model in the
-//! process and on VFIO, on a function that neither of them wrote.
+//! The drivers on QEMU's own device models, through its qtest socket: the same drivers as on the models in the process and on VFIO,
+//! on functions that neither of them wrote.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
 #![expect(unreachable_pub, reason = "modules that the test has for itself")]
 
 mod ground;
+mod nvme;
 #[path = "../shared/pace.rs"]
 #[expect(dead_code, reason = "shared with other tests")]
 mod pace;
