@@ -6,6 +6,7 @@ use crossbeam::utils::CachePadded;
 use ringway_ring::queue::RingFault;
 
 use crate::net::Mac;
+use crate::vdpa::Class;
 
 /// Why a frame or request was dropped by the data path, without fault of the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,11 +48,25 @@ pub enum DropReason {
     Reflected,
     /// The function received the frame damaged.
     Damaged,
+    /// The request is for sectors beyond the disk's end.
+    BeyondEnd,
+    /// The request is for less than whole blocks.
+    Misaligned,
+    /// The disk is read-only.
+    ReadOnly,
+    /// The disk does no such thing.
+    Unsupported,
+    /// The request is in more pieces than the disk takes.
+    TooManySegments,
+    /// Ranges of a discard or a write of zeroes are more or longer than the disk takes.
+    BadRange,
+    /// What is behind the disk failed.
+    BackingFailed,
 }
 
 impl DropReason {
-    /// Every reason, in the order of its number.
-    pub const ALL: [DropReason; 18] = [
+    /// Every reason, in the order of its number; those of disks' requests come last.
+    pub const ALL: [DropReason; 25] = [
         DropReason::NoRxBuffer,
         DropReason::RxDisabled,
         DropReason::RxBufferTooSmall,
@@ -70,7 +85,23 @@ impl DropReason {
         DropReason::UplinkFull,
         DropReason::Reflected,
         DropReason::Damaged,
+        DropReason::BeyondEnd,
+        DropReason::Misaligned,
+        DropReason::ReadOnly,
+        DropReason::Unsupported,
+        DropReason::TooManySegments,
+        DropReason::BadRange,
+        DropReason::BackingFailed,
     ];
+
+    /// The reasons that a device of this class can have.
+    pub fn of(class: Class) -> &'static [DropReason] {
+        let (net, block) = DropReason::ALL.split_at(DropReason::BeyondEnd as usize);
+        match class {
+            Class::Net => net,
+            Class::Block => block,
+        }
+    }
 
     /// The name that operators see.
     pub fn name(self) -> &'static str {
@@ -93,6 +124,13 @@ impl DropReason {
             DropReason::UplinkFull => "uplink_full",
             DropReason::Reflected => "reflected",
             DropReason::Damaged => "damaged",
+            DropReason::BeyondEnd => "beyond_end",
+            DropReason::Misaligned => "misaligned",
+            DropReason::ReadOnly => "read_only",
+            DropReason::Unsupported => "unsupported",
+            DropReason::TooManySegments => "too_many_segments",
+            DropReason::BadRange => "bad_range",
+            DropReason::BackingFailed => "backing_failed",
         }
     }
 
@@ -146,6 +184,27 @@ impl DropReason {
             }
             DropReason::Damaged => {
                 "frames arrive with errors: look at the cable, the transceiver and the switch's port"
+            }
+            DropReason::BeyondEnd => {
+                "the guest asks for sectors that the disk does not have: if it was made smaller, have the guest read its size again; else look for a broken or hostile driver"
+            }
+            DropReason::Misaligned => {
+                "the guest asks for less than a block: its driver did not read the disk's blk_size"
+            }
+            DropReason::ReadOnly => {
+                "the guest writes to a disk that is read-only: mount it so, or set ro off"
+            }
+            DropReason::Unsupported => {
+                "no fault: drivers try what they may; what the disk offers is in ringway dev show"
+            }
+            DropReason::TooManySegments => {
+                "the guest's requests are in more pieces than seg_max allows: its driver did not read it"
+            }
+            DropReason::BadRange => {
+                "the guest's discards or writes of zeroes are beyond the disk's limits: its driver did not read them"
+            }
+            DropReason::BackingFailed => {
+                "look at what is behind the disk: ringway events has the error, dev show the file or function"
             }
             DropReason::NetdevDown => "the kernel's interface is down: ip link set IFNAME up",
             DropReason::NetdevRefused => {

@@ -16,6 +16,8 @@ mod joined;
 pub mod link;
 // A guest joined with a kernel TAP.
 pub mod tap;
+// A disk in memory.
+pub mod sim_blk;
 // A NIC of many functions.
 pub mod sim_nic;
 // A function of the host's as a bridge's way out.

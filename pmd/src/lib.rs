@@ -3,6 +3,8 @@
 //! A [`bus`] announces devices, a [`driver`] takes one over and registers a [`vdpa::ManagementDevice`]; that makes
 //! [`vdpa::VdpaDevice`]s, whose queues the subsystem has served. No operator, no socket to a VMM lives here.
 
+// What block devices have in common: requests, queues, what they go to.
+pub mod block;
 // Access to hardware.
 pub mod bus;
 // Counters of queues, written by one thread and read by any.

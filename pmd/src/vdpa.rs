@@ -42,6 +42,7 @@
 //! | [`VdpaDevice::class`], `attributes` | session; control, while no session has it | any; waits for nobody | `class` R | | `mac`, `mtu` of `vdpa_dev_set_config` |
 //! | [`VdpaDevice::set`] | session | any | | [`ManagementDevice::create`] | `dev_set_attr` |
 //! | [`VdpaDevice::note`] | session | any | | | |
+//! | [`BlockOps::block_config`] | session; control, while no session has it | any | R | | |
 //! | [`NetOps::set_mtu`], `announce` | session | any | `set_mtu` R | | |
 //! | [`VdpaDevice::host_end`] | session; control asks its name and whose it is | any | | | |
 //! | [`VdpaDevice::removed`] | session, or a thread that may wait | last, no queue in service | | [`ManagementDevice::create`] | `dev_del` |
@@ -78,7 +79,7 @@ mod queues;
 // What an operator asks of a new device.
 mod spec;
 
-pub use self::class::{Class, ClassOps, Learned, NetMgmt, NetOps, VENDOR_ID};
+pub use self::class::{BlockOps, Class, ClassOps, Learned, NetMgmt, NetOps, VENDOR_ID};
 pub use self::config::{ConfigError, ConfigSpace};
 pub use self::device::{DataPath, Facts, QueueLimits, VdpaDevice};
 pub use self::error::{DriverError, Unfit};

@@ -19,8 +19,13 @@ use memmap2::MmapMut;
 
 use crate::guest::{GuestMap, HostSlice, Miss};
 
+mod held;
+mod span;
 mod windows;
 use windows::Windows;
+
+pub use held::Held;
+pub use span::{Piece, Span};
 
 /// The most descriptors in one chain, indirect ones included: QEMU's own limit (`VIRTQUEUE_MAX_SIZE`).
 pub const MAX_CHAIN: usize = 1024;

@@ -6,6 +6,7 @@ use ringway_pmd::driver::{Attached, Attachments, Driver};
 use ringway_pmd::drivers::bridge::BridgeKind;
 use ringway_pmd::drivers::functions;
 use ringway_pmd::drivers::link::LinkKind;
+use ringway_pmd::drivers::sim_blk::SimBlk;
 use ringway_pmd::drivers::sim_net::SimNet;
 use ringway_pmd::drivers::sim_nic::{SimFunction, SimNicKind};
 use ringway_pmd::drivers::tap::TapKind;
@@ -15,7 +16,7 @@ use crate::devices::known::{Known, KnownBus};
 
 /// Every driver's management device.
 pub fn all() -> Vec<Box<dyn ManagementDevice>> {
-    vec![Box::new(SimNet::new())]
+    vec![Box::new(SimNet::new()), Box::new(SimBlk::new())]
 }
 
 /// Every kind of management devices that come to be by being named; `bus` is where those that can be divided have their children.

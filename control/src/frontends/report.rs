@@ -3,8 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use ringway_pmd::block::BlockConfig;
 use ringway_pmd::net::NetConfig;
-use ringway_pmd::vdpa::{Ended, NetdevChange, ServedBy, VdpaDevice};
+use ringway_pmd::vdpa::{ClassOps, Ended, NetdevChange, ServedBy, VdpaDevice};
 use ringway_ring::features::Features;
 
 /// A device's configuration by class, as control shows it.
@@ -12,21 +13,24 @@ use ringway_ring::features::Features;
 pub enum DeviceConfig {
     /// Of a network device.
     Net(NetConfig),
-    /// A block device's is not shown.
-    Block,
+    /// Of a block device.
+    Block(BlockConfig),
 }
 
 impl DeviceConfig {
     /// A device's as it is now.
     pub fn of(device: &mut dyn VdpaDevice) -> DeviceConfig {
-        device.class().net().map_or(DeviceConfig::Block, |net| DeviceConfig::Net(net.net_config()))
+        match device.class() {
+            ClassOps::Net(net) => DeviceConfig::Net(net.net_config()),
+            ClassOps::Block(block) => DeviceConfig::Block(block.block_config()),
+        }
     }
 
     /// Of a network device, if it is one.
     pub fn net(&self) -> Option<&NetConfig> {
         match self {
             DeviceConfig::Net(config) => Some(config),
-            DeviceConfig::Block => None,
+            DeviceConfig::Block(_) => None,
         }
     }
 }

@@ -20,7 +20,7 @@ impl FeatureName {
     /// As Ringway's own text output has it: the specification's name also where `vdpa(8)` knows none.
     pub fn shown(&self) -> String {
         match self {
-            FeatureName::Bit(bit) => NEWER.iter().find(|(number, _)| number == bit).map(|(_, name)| *name),
+            FeatureName::Bit(bit) => unnamed().find(|(number, _)| number == bit).map(|(_, name)| *name),
             FeatureName::Name(_) => None,
         }
         .map_or_else(|| self.text(), str::to_owned)
@@ -83,9 +83,11 @@ fn parse_bit(class: Class, word: &str) -> Result<u32, String> {
         return Ok(bit);
     }
     let known = || {
-        let device: &[(u32, &'static str)] = if class == Class::Net { NET } else { &[] };
-        let newer: &[(u32, &'static str)] = if class == Class::Net { NEWER } else { &[] };
-        device.iter().chain(newer).chain(TRANSPORT)
+        let tables: [&[(u32, &'static str)]; 2] = match class {
+            Class::Net => [NET, NEWER],
+            Class::Block => [&[], BLOCK],
+        };
+        tables.into_iter().flatten().chain(TRANSPORT)
     };
     if let Some((bit, _)) = known().find(|(_, name)| name.eq_ignore_ascii_case(word)) {
         return Ok(*bit);
@@ -144,9 +146,34 @@ const NET: &[(u32, &str)] = &[
 /// Features of network devices that `vdpa(8)` prints as numbers (virtio 1.3 §5.1.3).
 const NEWER: &[(u32, &str)] = &[(54, "GUEST_USO4"), (55, "GUEST_USO6"), (56, "HOST_USO")];
 
+/// Features of block devices, all of which `vdpa(8)` prints as numbers (virtio 1.3 §5.2.3). None has the name of another
+/// class's feature: MQ is a network device's.
+const BLOCK: &[(u32, &str)] = &[
+    (1, "SIZE_MAX"),
+    (2, "SEG_MAX"),
+    (4, "GEOMETRY"),
+    (5, "RO"),
+    (6, "BLK_SIZE"),
+    (9, "FLUSH"),
+    (10, "TOPOLOGY"),
+    (11, "CONFIG_WCE"),
+    (12, "BLK_MQ"),
+    (13, "DISCARD"),
+    (14, "WRITE_ZEROES"),
+    (15, "LIFETIME"),
+    (16, "SECURE_ERASE"),
+    (17, "ZONED"),
+];
+
+/// Names of bits that `vdpa(8)` has none for. A bit without a name is of one class only: the other one's has one, or is not
+/// offered by any device.
+fn unnamed() -> impl Iterator<Item = &'static (u32, &'static str)> {
+    NEWER.iter().chain(BLOCK)
+}
+
 /// A word of Ringway's own text as `vdpa(8)` has it.
 pub(crate) fn as_vdpa(word: &str) -> String {
-    let newer = NEWER.iter().find(|(_, name)| *name == word);
+    let newer = unnamed().find(|(_, name)| *name == word);
     newer.map_or_else(|| word.to_owned(), |(bit, _)| format!("bit_{bit}"))
 }
 
@@ -176,6 +203,13 @@ mod tests {
     fn block_has_transport_names_alone() {
         let names = feature_names(Class::Block, Features(1 << 5 | 1 << 32));
         assert_eq!(serde_json::to_string(&names).unwrap(), r#"[5,"VERSION_1"]"#);
+        let shown: Vec<String> = names.iter().map(FeatureName::shown).collect();
+        assert_eq!(shown, ["RO", "VERSION_1"]);
+        assert_eq!(
+            parse_features(Class::Block, "ro,VERSION_1,blk_mq"),
+            Ok(Features(1 << 5 | 1 << 12 | 1 << 32))
+        );
+        assert_eq!(as_vdpa("RO"), "bit_5");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What operators read: the registry, the devices, their queues, the workers and the events, as the protocol's
 //! answers. Nothing here changes anything.
 
+use ringway_pmd::block::SECTOR;
 use ringway_pmd::counters::{DropReason, Example, QueueStats};
 use ringway_pmd::net::{F_MAC, F_MQ, F_MTU, F_STATUS};
 use ringway_pmd::vdpa::{Class, DataPath, ServedBy};
@@ -433,8 +434,16 @@ fn provisioned(device: &Device) -> Provisioned {
             link: Some(link(config.link_up).to_owned()),
             max_vq_pairs: Some(config.max_vq_pairs),
             mtu: Some(config.mtu),
+            ..Provisioned::default()
         },
-        DeviceConfig::Block => Provisioned::default(),
+        DeviceConfig::Block(config) => Provisioned {
+            size: Some(config.capacity * SECTOR),
+            blk_size: Some(config.blk_size),
+            num_queues: Some(config.num_queues),
+            seg_max: Some(config.seg_max),
+            write_cache: Some(if config.writeback { "on" } else { "off" }.to_owned()),
+            ..Provisioned::default()
+        },
     }
 }
 
@@ -505,7 +514,7 @@ fn queue_info(class: Class, config: &DeviceConfig, qidx: u32, stats: &QueueStats
         Class::Block => "request",
     };
     let drops: Map<String, Value> =
-        stats.drops.iter().map(|(reason, count)| (reason.name().to_owned(), (*count).into())).collect();
+        drops_of(class, stats).map(|(reason, count)| (reason.name().to_owned(), count.into())).collect();
     let faults: Map<String, Value> =
         stats.faults.iter().map(|(fault, count)| (fault.name().to_owned(), (*count).into())).collect();
     // Nothing was ever taken from the ring.
@@ -568,7 +577,20 @@ fn drop_meaning(reason: DropReason) -> &'static str {
         DropReason::UplinkFull => "the uplink had no room for the frame",
         DropReason::Reflected => "the function gave back a frame that was sent from here",
         DropReason::Damaged => "the function received the frame damaged",
+        DropReason::BeyondEnd => "the request is for sectors beyond the disk's end",
+        DropReason::Misaligned => "the request is for less than whole blocks",
+        DropReason::ReadOnly => "the disk is read-only",
+        DropReason::Unsupported => "the disk does no such thing",
+        DropReason::TooManySegments => "the request is in more pieces than the disk takes",
+        DropReason::BadRange => "ranges are more or longer than the disk takes",
+        DropReason::BackingFailed => "what is behind the disk failed",
     }
+}
+
+/// The reasons that a device of this class can have, and how often each was.
+fn drops_of(class: Class, stats: &QueueStats) -> impl Iterator<Item = (DropReason, u64)> {
+    let is_its = move |(reason, _): &&(DropReason, u64)| DropReason::of(class).contains(reason);
+    stats.drops.iter().filter(is_its).copied()
 }
 
 /// What clears a fault of a ring.

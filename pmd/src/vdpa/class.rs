@@ -1,6 +1,7 @@
 //! Kinds of virtio devices, and the operations that only one kind has: nothing of a class is in the common part.
 
 use super::DriverError;
+use crate::block::BlockConfig;
 use crate::net::{Mac, NetConfig};
 
 /// What kind of virtio device (virtio 1.3 §5).
@@ -33,15 +34,15 @@ impl Class {
 pub enum ClassOps<'device> {
     /// Of a network device.
     Net(&'device mut dyn NetOps),
-    /// A block device has none beside its configuration space.
-    Block,
+    /// Of a block device.
+    Block(&'device mut dyn BlockOps),
 }
 
 impl std::fmt::Debug for ClassOps<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             ClassOps::Net(_) => "Net",
-            ClassOps::Block => "Block",
+            ClassOps::Block(_) => "Block",
         })
     }
 }
@@ -51,7 +52,7 @@ impl<'device> ClassOps<'device> {
     pub fn net(self) -> Option<&'device mut dyn NetOps> {
         match self {
             ClassOps::Net(net) => Some(net),
-            ClassOps::Block => None,
+            ClassOps::Block(_) => None,
         }
     }
 }
@@ -75,6 +76,12 @@ pub trait NetOps {
         let _ = mac;
         Ok(())
     }
+}
+
+/// What only block devices do. Called by the session, and by control while no session has the device: it must not wait.
+pub trait BlockOps {
+    /// Its configuration, as the driver of the guest reads it from configuration space.
+    fn block_config(&self) -> BlockConfig;
 }
 
 /// What only management devices do that forward between network devices. Called by the control thread.

@@ -104,6 +104,21 @@ pub struct Provisioned {
     /// MTU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// Bytes of a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// Bytes of its logical block.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blk_size: Option<u32>,
+    /// Its request queues.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_queues: Option<u16>,
+    /// Data segments of one request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seg_max: Option<u32>,
+    /// `on`: what is written lasts once it was flushed; `off`: before it is answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_cache: Option<String>,
 }
 
 /// A connected front-end.

@@ -270,6 +270,21 @@ fn provisioned(provisioned: &Provisioned) -> String {
     if let Some(mtu) = provisioned.mtu {
         parts.push(format!("mtu {mtu}"));
     }
+    if let Some(bytes) = provisioned.size {
+        parts.push(format!("size {bytes}"));
+    }
+    if let Some(bytes) = provisioned.blk_size {
+        parts.push(format!("blk_size {bytes}"));
+    }
+    if let Some(queues) = provisioned.num_queues {
+        parts.push(format!("num_queues {queues}"));
+    }
+    if let Some(segments) = provisioned.seg_max {
+        parts.push(format!("seg_max {segments}"));
+    }
+    if let Some(cache) = &provisioned.write_cache {
+        parts.push(format!("write_cache {cache}"));
+    }
     parts.join(" ")
 }
 

@@ -2,16 +2,21 @@
 
 use std::fmt::Write as _;
 
+use ringway_pmd::vdpa::Class;
+
 use crate::operator::api::{DevInfo, Mode};
 use crate::operator::names::FeatureName;
 
+/// Entries of a disk's queue: more than a guest has requests under way.
+const DISK_QUEUE: u16 = 256;
+/// Queues of a disk that are asked for.
+const DISK_QUEUES: u16 = 4;
 /// The largest queue that QEMU lets a virtio-net device have.
 const QEMU_LARGEST_QUEUE: u16 = 1024;
 
 /// QEMU's arguments for a device. Memory size and machine are the VM's own; what matters of them is that the memory is
 /// shared.
 pub(super) fn qemu(name: &str, info: &DevInfo) -> Vec<String> {
-    let id = format!("net-{name}");
     let path = info.socket.display().to_string().replace(',', ",,");
     let chardev = match info.mode {
         Mode::Server => format!("socket,id=char-{name},path={path},reconnect-ms=100"),
@@ -19,6 +24,29 @@ pub(super) fn qemu(name: &str, info: &DevInfo) -> Vec<String> {
             format!("socket,id=char-{name},path={path},server=on,wait=off")
         }
     };
+    let mut arguments = vec![
+        ("-object", "memory-backend-memfd,id=mem0,size=1G,share=on".to_owned()),
+        ("-machine", "q35,memory-backend=mem0".to_owned()),
+        ("-m", "1G".to_owned()),
+        ("-chardev", chardev),
+    ];
+    arguments.extend(if is_disk(info) { qemu_disk(name, info) } else { qemu_nic(name, info) });
+    arguments.into_iter().flat_map(|(option, value)| [option.to_owned(), value]).collect()
+}
+
+/// A disk has no netdev of its own.
+fn qemu_disk(name: &str, info: &DevInfo) -> Vec<(&'static str, String)> {
+    let queues = disk_queues(info);
+    let size = queue_size(info).min(DISK_QUEUE);
+    let mut device = format!("vhost-user-blk-pci,chardev=char-{name},num-queues={queues},queue-size={size}");
+    if offers(info, "RING_PACKED") {
+        device.push_str(",packed=on");
+    }
+    vec![("-device", device)]
+}
+
+fn qemu_nic(name: &str, info: &DevInfo) -> Vec<(&'static str, String)> {
+    let id = format!("net-{name}");
     let pairs = info.max_vqs / 2;
     let mut netdev = format!("vhost-user,id={id},chardev=char-{name}");
     let mut device = format!("virtio-net-pci,netdev={id}");
@@ -37,15 +65,16 @@ pub(super) fn qemu(name: &str, info: &DevInfo) -> Vec<String> {
     if let Some(mtu) = info.provisioned.mtu.filter(|_| offers(info, "MTU")) {
         let _ = write!(device, ",host_mtu={mtu}");
     }
-    let pairs = [
-        ("-object", "memory-backend-memfd,id=mem0,size=1G,share=on".to_owned()),
-        ("-machine", "q35,memory-backend=mem0".to_owned()),
-        ("-m", "1G".to_owned()),
-        ("-chardev", chardev),
-        ("-netdev", netdev),
-        ("-device", device),
-    ];
-    pairs.into_iter().flat_map(|(option, value)| [option.to_owned(), value]).collect()
+    vec![("-netdev", netdev), ("-device", device)]
+}
+
+fn is_disk(info: &DevInfo) -> bool {
+    info.kind == Class::Block.type_name()
+}
+
+/// As many queues as most guests have CPUs for; with more CPUs, the number can be raised to the device's.
+fn disk_queues(info: &DevInfo) -> u16 {
+    info.max_vqs.clamp(1, DISK_QUEUES)
 }
 
 /// Arguments as a shell reads them, an option a line.
@@ -61,10 +90,14 @@ pub(super) fn shell_lines(arguments: &[String]) -> String {
 
 /// The parts of a libvirt domain for a device.
 pub(super) fn libvirt(info: &DevInfo) -> String {
-    let pairs = info.max_vqs / 2;
     let size = queue_size(info);
     let mut xml = String::new();
     xml.push_str("<memoryBacking>\n  <source type='memfd'/>\n  <access mode='shared'/>\n</memoryBacking>\n");
+    if is_disk(info) {
+        libvirt_disk(&mut xml, info);
+        return xml;
+    }
+    let pairs = info.max_vqs / 2;
     xml.push_str("<interface type='vhostuser'>\n");
     if let Some(mac) = &info.provisioned.mac {
         let _ = writeln!(xml, "  <mac address='{mac}'/>");
@@ -88,6 +121,17 @@ pub(super) fn libvirt(info: &DevInfo) -> String {
     }
     xml.push_str("</interface>\n");
     xml
+}
+
+fn libvirt_disk(xml: &mut String, info: &DevInfo) {
+    let (queues, size) = (disk_queues(info), queue_size(info).min(DISK_QUEUE));
+    let packed = if offers(info, "RING_PACKED") { " packed='on'" } else { "" };
+    let path = escaped(&info.socket.display().to_string());
+    xml.push_str("<disk type='vhostuser' device='disk'>\n");
+    let _ = writeln!(xml, "  <driver name='qemu' type='raw' queues='{queues}' queue_size='{size}'{packed}/>");
+    let _ = writeln!(xml, "  <source type='unix' path='{path}'>");
+    xml.push_str("    <reconnect enabled='yes' timeout='1'/>\n  </source>\n");
+    xml.push_str("  <target dev='vda' bus='virtio'/>\n</disk>\n");
 }
 
 fn offers(info: &DevInfo, feature: &str) -> bool {
@@ -131,6 +175,7 @@ mod tests {
                 link: None,
                 max_vq_pairs: Some(max_vqs / 2),
                 mtu: Some(9000),
+                ..Provisioned::default()
             },
             attributes: Default::default(),
             cores: vec![1],
@@ -170,6 +215,29 @@ mod tests {
         assert!(server.contains("<access mode='shared'/>") && server.contains("queues='4'"), "{server}");
         let client = libvirt(&info(Mode::Client, 2));
         assert!(client.contains("mode='server'/>") && !client.contains("<reconnect"), "{client}");
+    }
+
+    #[test]
+    fn disk_is_a_device_of_its_own() {
+        let disk = DevInfo {
+            kind: "block".into(),
+            max_vq_size: 1024,
+            provisioned: Provisioned::default(),
+            ..info(Mode::Server, 16)
+        };
+        let text = shell_lines(&qemu("d0", &disk));
+        assert!(
+            text.contains("-device vhost-user-blk-pci,chardev=char-d0,num-queues=4,queue-size=256,packed=on"),
+            "{text}"
+        );
+        assert!(!text.contains("netdev"), "{text}");
+        let xml = libvirt(&disk);
+        assert!(
+            xml.contains("<disk type='vhostuser'")
+                && xml.contains("queues='4'")
+                && !xml.contains("<interface"),
+            "{xml}"
+        );
     }
 
     #[test]

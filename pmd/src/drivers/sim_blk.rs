@@ -1,0 +1,181 @@
+//! `sim/blk`: a disk in memory, on no bus. It needs no storage and no privilege, and shows what all that is not a disk costs.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::block::disk::{BlockDevice, Disk, Geometry, QueueSeat};
+use crate::block::memory::{DiskMemory, MemoryQueue, Place};
+use crate::block::plan::{ATTRIBUTES, BLK_SIZE, MAX_QUEUES, Plan, size};
+use crate::block::{BLOCK, RangeLimits};
+use crate::net::plan::{switch, word};
+use crate::vdpa::{
+    AttributeInfo, Class, DeviceHost, DeviceSpec, DriverError, ManagementDevice, MgmtInfo, Stuck, Unfit,
+    VdpaDevice,
+};
+
+/// The management device.
+#[derive(Debug, Default)]
+pub struct SimBlk {
+    /// What is on the disks, by the device's name: a device that is made anew with other attributes has it still.
+    memories: BTreeMap<String, Arc<DiskMemory>>,
+}
+
+impl SimBlk {
+    /// Ready to make devices.
+    pub fn new() -> SimBlk {
+        SimBlk::default()
+    }
+}
+
+impl ManagementDevice for SimBlk {
+    fn info(&self) -> MgmtInfo {
+        let mut attributes = vec![
+            AttributeInfo {
+                name: SIZE,
+                value: "BYTES[K|M|G|T]",
+                help: "of the disk (default 1G); a guest that runs is told of another",
+                live: Some(|_| None),
+            },
+            AttributeInfo {
+                name: DATA,
+                value: "on|off",
+                help: "off: no byte is moved, to measure what the rest costs (default on)",
+                live: None,
+            },
+            AttributeInfo {
+                name: PATH,
+                value: "FILE",
+                help: "keep it in this file on tmpfs or hugetlbfs, which outlives ringwayd (default: in memory that does not)",
+                live: None,
+            },
+        ];
+        attributes.extend(ATTRIBUTES);
+        MgmtInfo {
+            name: NAME.to_owned(),
+            class: Class::Block,
+            max_supported_vqs: MAX_QUEUES.into(),
+            max_devices: None,
+            features: BLOCK,
+            attributes,
+            functions: None,
+            summary: "disk in memory",
+            check: |_, spec| MemoryDisk::check(spec).map(drop),
+        }
+    }
+
+    fn create(&mut self, spec: &DeviceSpec, host: DeviceHost) -> Result<Box<dyn VdpaDevice>, DriverError> {
+        let plan = Plan::new(spec)?;
+        let disk = MemoryDisk::check(spec)?;
+        let place = disk.path.clone().map_or(Place::Own, Place::File);
+        let memory = match self.memories.get(&spec.name).filter(|memory| *memory.place() == place) {
+            Some(memory) => Arc::clone(memory),
+            None => Arc::new(DiskMemory::new(place)?),
+        };
+        let device = BlockDevice::new(plan, MemoryDisk { memory: Some(Arc::clone(&memory)), ..disk }, host)?;
+        self.memories.insert(spec.name.clone(), memory);
+        Ok(Box::new(device))
+    }
+
+    fn removed(&mut self, name: &str) {
+        self.memories.remove(name);
+    }
+}
+
+/// The disk of a device.
+#[derive(Debug)]
+struct MemoryDisk {
+    bytes: u64,
+    /// The same, in the operator's words.
+    size: String,
+    moves_data: bool,
+    path: Option<PathBuf>,
+    /// None while it is only being checked.
+    memory: Option<Arc<DiskMemory>>,
+}
+
+impl MemoryDisk {
+    /// As an operator asks for it.
+    fn check(spec: &DeviceSpec) -> Result<MemoryDisk, Unfit> {
+        let plan = Plan::of_attributes(spec)?;
+        let size = spec.attributes.get(SIZE).map_or(DEFAULT_SIZE, String::as_str);
+        let bytes = disk_size(size, plan.blk_size.unwrap_or(512))?;
+        let path = spec.attributes.get(PATH).map(PathBuf::from);
+        if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
+            return Err(Unfit::new(PATH, format!("path {}: must begin with /", path.display())));
+        }
+        let moves_data = !spec.attributes.contains_key(DATA) || switch(spec, DATA)?;
+        Ok(MemoryDisk { bytes, size: size.to_owned(), moves_data, path, memory: None })
+    }
+}
+
+fn disk_size(text: &str, blk_size: u32) -> Result<u64, Unfit> {
+    let bytes = size(SIZE, text)?;
+    if bytes == 0 || !bytes.is_multiple_of(blk_size.into()) {
+        let why = format!("size {bytes}: must be a multiple of the {BLK_SIZE}, {blk_size}, and not 0");
+        return Err(Unfit::new(SIZE, why));
+    }
+    if bytes > MAX_BYTES {
+        return Err(Unfit::new(SIZE, format!("size {bytes}: more than any host has memory")));
+    }
+    Ok(bytes)
+}
+
+impl Disk for MemoryDisk {
+    type Queue = MemoryQueue;
+
+    fn geometry(&self) -> Geometry {
+        let limits = RangeLimits { max_sectors: RANGE_SECTORS, max_ranges: RANGES };
+        Geometry {
+            bytes: self.bytes,
+            blk_size: 512,
+            physical: 4096,
+            optimal: 0,
+            is_read_only: false,
+            discard: Some((limits, 512)),
+            write_zeroes: Some((limits, true)),
+            depth: DEPTH,
+        }
+    }
+
+    fn queue(&mut self, seat: QueueSeat<'_>) -> Result<MemoryQueue, DriverError> {
+        let memory = self.memory.as_ref().ok_or_else(|| DriverError::misconfigured("no memory"))?;
+        // Of which no byte is moved needs none.
+        let bytes = if self.moves_data { self.bytes } else { 0 };
+        MemoryQueue::new(memory, bytes, self.moves_data, &seat)
+    }
+
+    fn attributes(&self) -> BTreeMap<String, String> {
+        let mut attributes =
+            BTreeMap::from([(SIZE.to_owned(), self.size.clone()), (DATA.to_owned(), word(self.moves_data))]);
+        if let Some(path) = &self.path {
+            attributes.insert(PATH.to_owned(), path.display().to_string());
+        }
+        attributes
+    }
+
+    fn set(&mut self, attributes: &BTreeMap<String, String>, _within: Duration) -> Result<(), Stuck> {
+        let Some(text) = attributes.get(SIZE) else { return Ok(()) };
+        let bytes = size(SIZE, text).map_err(|unfit| Stuck(unfit.why))?;
+        if let Some(memory) = self.memory.as_ref().filter(|_| self.moves_data) {
+            memory.reach(bytes).map_err(|error| Stuck(error.to_string()))?;
+        }
+        (self.bytes, self.size) = (bytes, text.clone());
+        Ok(())
+    }
+}
+
+const NAME: &str = "sim/blk";
+const SIZE: &str = "size";
+const DATA: &str = "data";
+const PATH: &str = "path";
+
+const DEFAULT_SIZE: &str = "1G";
+const MAX_BYTES: u64 = 1 << 46;
+/// Sectors of one discard or write of zeroes: 1 GiB.
+const RANGE_SECTORS: u32 = 1 << 21;
+/// Ranges of one request.
+const RANGES: u32 = 256;
+/// Requests of a queue under way.
+const DEPTH: u16 = 256;
