@@ -234,6 +234,13 @@ impl<D: Disk> MakePump for Maker<D> {
     }
 }
 
+/// For who serves its queues without a worker.
+impl<D: Disk> MakePump for BlockDevice<D> {
+    fn pump(&mut self, group: u16, queues: Vec<QueueBinding>) -> Result<Box<dyn Pump>, DriverError> {
+        self.pumps.maker.pump(group, queues)
+    }
+}
+
 impl<D: Disk> ConfigSpace for Maker<D> {
     fn read(&self, at: usize, bytes: &mut [u8]) {
         let space = self.config.to_bytes();

@@ -66,14 +66,12 @@ impl ManagementDevice for SimBlk {
     }
 
     fn create(&mut self, spec: &DeviceSpec, host: DeviceHost) -> Result<Box<dyn VdpaDevice>, DriverError> {
-        let plan = Plan::new(spec)?;
-        let disk = MemoryDisk::check(spec)?;
-        let place = disk.path.clone().map_or(Place::Own, Place::File);
+        let place = MemoryDisk::check(spec)?.place();
         let memory = match self.memories.get(&spec.name).filter(|memory| *memory.place() == place) {
             Some(memory) => Arc::clone(memory),
             None => Arc::new(DiskMemory::new(place)?),
         };
-        let device = BlockDevice::new(plan, MemoryDisk { memory: Some(Arc::clone(&memory)), ..disk }, host)?;
+        let device = on(&memory, spec, host)?;
         self.memories.insert(spec.name.clone(), memory);
         Ok(Box::new(device))
     }
@@ -83,9 +81,27 @@ impl ManagementDevice for SimBlk {
     }
 }
 
+/// A device as an operator asks for it, without a management device.
+///
+/// # Errors
+/// Something was asked for that cannot be.
+pub fn device(spec: &DeviceSpec, host: DeviceHost) -> Result<BlockDevice<MemoryDisk>, DriverError> {
+    let memory = Arc::new(DiskMemory::new(MemoryDisk::check(spec)?.place())?);
+    on(&memory, spec, host)
+}
+
+fn on(
+    memory: &Arc<DiskMemory>,
+    spec: &DeviceSpec,
+    host: DeviceHost,
+) -> Result<BlockDevice<MemoryDisk>, DriverError> {
+    let disk = MemoryDisk { memory: Some(Arc::clone(memory)), ..MemoryDisk::check(spec)? };
+    BlockDevice::new(Plan::new(spec)?, disk, host)
+}
+
 /// The disk of a device.
 #[derive(Debug)]
-struct MemoryDisk {
+pub struct MemoryDisk {
     bytes: u64,
     /// The same, in the operator's words.
     size: String,
@@ -107,6 +123,10 @@ impl MemoryDisk {
         }
         let moves_data = !spec.attributes.contains_key(DATA) || switch(spec, DATA)?;
         Ok(MemoryDisk { bytes, size: size.to_owned(), moves_data, path, memory: None })
+    }
+
+    fn place(&self) -> Place {
+        self.path.clone().map_or(Place::Own, Place::File)
     }
 }
 

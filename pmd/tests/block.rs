@@ -1,0 +1,491 @@
+//! Block devices between driver-side rings: what is written is read, however requests are cut into descriptors and whenever a
+//! disk ends them; what cannot be done is answered with an error under its name; what breaks the rules faults its ring alone.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of a test stop it where something is not as it must be"
+)]
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use ringway_engine::{Armed, Budget, Polled, Pump};
+use ringway_pmd::block::backing::{BackingQueue, Ended, Operation, Outcome, Submitted, Taken};
+use ringway_pmd::block::disk::{BlockDevice, Disk, Geometry, QueueSeat};
+use ringway_pmd::block::plan::Plan;
+use ringway_pmd::block::{F_CONFIG_WCE, F_FLUSH, RangeLimits};
+use ringway_pmd::counters::{DropReason, QueueCounters};
+use ringway_pmd::drivers::sim_blk;
+use ringway_pmd::notify::EventFd;
+use ringway_pmd::vdpa::{
+    ClassSpec, ConfigError, DeviceHost, DeviceSpec, DriverError, FaultReporter, MakePump, QueueBinding,
+    VdpaDevice,
+};
+use ringway_ring::chain::Span;
+use ringway_ring::features::Features;
+use ringway_ring::guest::GuestMap;
+use ringway_ring::layout::{DriverConfig, Layout};
+use ringway_ring::memory::{HostMemory, PageKind};
+use ringway_ring::position::{Position, PositionPage};
+use ringway_ring::queue::{Completion, DriverBuffer, DriverRing, Format, QueueConfig, RingFault, RingSize};
+use ringway_ring::tsc;
+
+const GPA: u64 = 0x4000_0000;
+const RINGS: u64 = 1 << 20;
+const MEMORY: u64 = 16 << 20;
+const IN: u32 = 0;
+const OUT: u32 = 1;
+const FLUSH: u32 = 4;
+const GET_ID: u32 = 8;
+const DISCARD: u32 = 11;
+const WRITE_ZEROES: u32 = 13;
+
+/// A guest's queue, and the pump behind it.
+struct Bed {
+    driver: Box<dyn DriverRing>,
+    pump: Box<dyn Pump>,
+    map: Arc<GuestMap>,
+    counters: Arc<QueueCounters>,
+    fault: FaultReporter,
+    free: u64,
+    _memory: HostMemory,
+}
+
+/// A request under way: where its data and its status are.
+#[derive(Debug, Clone)]
+struct Asked {
+    input: Vec<DriverBuffer>,
+    status: u64,
+}
+
+impl Bed {
+    fn new(format: Format, features: Features, device: &mut dyn MakePump) -> Bed {
+        let packed = if format == Format::Packed { Features::RING_PACKED } else { Features::NONE };
+        let features = features | Features::VERSION_1 | packed;
+        let memory = HostMemory::allocate_on(PageKind::Base, "test", MEMORY).unwrap();
+        let map = Arc::new(memory.guest_map(GPA).unwrap());
+        let size = RingSize::new(format, 256).unwrap();
+        let layout = Layout::new(format, size);
+        let config = DriverConfig {
+            size,
+            features,
+            map: Arc::clone(&map),
+            areas: layout.at(GPA),
+            position: Position::START,
+        };
+        let driver: Box<dyn DriverRing> = match format {
+            Format::Split => Box::new(config.start_split().unwrap()),
+            Format::Packed => Box::new(config.start_packed().unwrap()),
+        };
+        let areas = layout.at(memory.address());
+        let counters = Arc::new(QueueCounters::default());
+        let fault = FaultReporter::new(Arc::new(EventFd::new().unwrap()));
+        let binding = QueueBinding {
+            index: 0,
+            enabled: true,
+            format,
+            config: QueueConfig {
+                size,
+                features,
+                map: Arc::clone(&map),
+                desc_user_addr: areas.desc,
+                driver_user_addr: areas.driver,
+                device_user_addr: areas.device,
+                position: Position::START,
+                keeper: PositionPage::anonymous().unwrap().slot(0).unwrap(),
+                skip_used: false,
+            },
+            kick: Some(Arc::new(EventFd::new().unwrap())),
+            call: None,
+            counters: Arc::clone(&counters),
+            fault: fault.clone(),
+        };
+        let pump = device.pump(0, vec![binding]).unwrap();
+        Bed { driver, pump, map, counters, fault, free: GPA + RINGS, _memory: memory }
+    }
+
+    /// Buffers of `bytes`, cut at `cuts`; each at an odd place of its own.
+    fn buffers(&mut self, len: usize, cuts: &[usize], writable: bool) -> Vec<DriverBuffer> {
+        let mut edges: Vec<usize> = cuts.iter().map(|cut| cut % len.max(1)).collect();
+        edges.extend([0, len]);
+        edges.sort_unstable();
+        edges.dedup();
+        let mut buffers = Vec::new();
+        for pair in edges.windows(2) {
+            let len = (pair[1] - pair[0]) as u32;
+            if self.free + u64::from(len) + 8 > GPA + MEMORY {
+                self.free = GPA + RINGS;
+            }
+            buffers.push(DriverBuffer { gpa: self.free, len, writable });
+            self.free += u64::from(len) + 7;
+        }
+        buffers
+    }
+
+    /// Makes a request available: `output` behind its header, room for `input` bytes before its status.
+    fn ask(
+        &mut self,
+        token: u32,
+        kind: u32,
+        sector: u64,
+        output: &[u8],
+        input: usize,
+        cuts: &[usize],
+    ) -> Asked {
+        let mut bytes = Vec::new();
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend([0xee; 4]);
+        bytes.extend(sector.to_le_bytes());
+        bytes.extend(output);
+        let mut buffers = self.buffers(bytes.len(), cuts, false);
+        let mut at = 0;
+        for buffer in &buffers {
+            let part = &bytes[at..at + buffer.len as usize];
+            self.map.resolve(buffer.gpa, buffer.len.into()).unwrap().write(part);
+            at += buffer.len as usize;
+        }
+        let input_buffers = self.buffers(input + 1, cuts, true);
+        let last = *input_buffers.last().unwrap();
+        let status = last.gpa + u64::from(last.len) - 1;
+        self.map.resolve(status, 1).unwrap().write(&[0xff]);
+        buffers.extend(&input_buffers);
+        self.driver.add(&buffers, token).unwrap();
+        self.driver.publish();
+        Asked { input: input_buffers, status }
+    }
+
+    fn poll(&mut self) -> Polled {
+        self.pump.poll(&Budget::default(), tsc::cycles())
+    }
+
+    fn collect(&mut self) -> Vec<Completion> {
+        let mut done = [Completion::default(); 256];
+        let count = self.driver.collect(&mut done).unwrap();
+        done[..count].to_vec()
+    }
+
+    fn status(&self, asked: &Asked) -> u8 {
+        let mut status = [0];
+        self.map.resolve(asked.status, 1).unwrap().read(&mut status);
+        status[0]
+    }
+
+    fn input(&self, asked: &Asked) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for buffer in &asked.input {
+            let mut part = vec![0; buffer.len as usize];
+            self.map.resolve(buffer.gpa, buffer.len.into()).unwrap().read(&mut part);
+            bytes.extend(part);
+        }
+        bytes.pop();
+        bytes
+    }
+
+    /// Asks, waits, and returns the status, the bytes said to be written, and the data.
+    fn done(
+        &mut self,
+        kind: u32,
+        sector: u64,
+        output: &[u8],
+        input: usize,
+        cuts: &[usize],
+    ) -> (u8, u32, Vec<u8>) {
+        let asked = self.ask(7, kind, sector, output, input, cuts);
+        for _ in 0..10_000 {
+            self.poll();
+            if let [done] = self.collect()[..] {
+                assert_eq!(done.token, 7);
+                return (self.status(&asked), done.written, self.input(&asked));
+            }
+        }
+        panic!("it does not end");
+    }
+
+    fn drops(&self, reason: DropReason) -> u64 {
+        self.counters.snapshot().drops.into_iter().find(|(other, _)| *other == reason).unwrap().1
+    }
+}
+
+fn spec(words: &[(&str, &str)]) -> DeviceSpec {
+    let attributes = words.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    DeviceSpec { name: "d0".to_owned(), features: None, class: ClassSpec::Block, attributes }
+}
+
+fn in_memory(words: &[(&str, &str)]) -> BlockDevice<sim_blk::MemoryDisk> {
+    sim_blk::device(&spec(words), DeviceHost::unheard()).unwrap()
+}
+
+fn formats() -> impl Strategy<Value = Format> {
+    prop_oneof![Just(Format::Split), Just(Format::Packed)]
+}
+
+const DISK: usize = 1 << 20;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn disk_is_what_was_written_to_it_however_requests_are_cut(
+        format in formats(),
+        slow in any::<bool>(),
+        asks in prop::collection::vec((0..6u32, 0u64..2048, 1u64..600, prop::collection::vec(0usize..300_000, 0..5), any::<u8>()), 1..24),
+    ) {
+        let mut memory = in_memory(&[("size", "1M")]);
+        let mut late = late_disk();
+        let device: &mut dyn MakePump = if slow { &mut late } else { &mut memory };
+        let mut bed = Bed::new(format, F_FLUSH, device);
+        let mut model = vec![0u8; DISK];
+        for (kind, sector, sectors, cuts, seed) in asks {
+            let (at, len) = (sector as usize * 512, sectors as usize * 512);
+            let is_on = at + len <= DISK;
+            let expected = if is_on { 0 } else { 1 };
+            match kind {
+                0 | 1 => {
+                    let (status, written, data) = bed.done(IN, sector, &[], len, &cuts);
+                    prop_assert_eq!((status, written), (expected, if is_on { len as u32 + 1 } else { 1 }));
+                    if is_on { prop_assert_eq!(&data[..], &model[at..at + len]); }
+                }
+                2 | 3 => {
+                    let bytes: Vec<u8> = (0..len).map(|n| (n as u8).wrapping_mul(31).wrapping_add(seed)).collect();
+                    let (status, written, _) = bed.done(OUT, sector, &bytes, 0, &cuts);
+                    prop_assert_eq!((status, written), (expected, 1));
+                    if is_on { model[at..at + len].copy_from_slice(&bytes); }
+                }
+                4 => prop_assert_eq!(bed.done(FLUSH, 0, &[], 0, &cuts).0, 0),
+                _ => {
+                    // Two ranges, of which the second may be beyond the end.
+                    let ranges = [range(0, 3, 1), range(sector, sectors as u32, 0)].concat();
+                    prop_assert_eq!(bed.done(WRITE_ZEROES, 0, &ranges, 0, &cuts).0, expected);
+                    model[..3 * 512].fill(0);
+                    if is_on { model[at..at + len].fill(0); }
+                }
+            }
+        }
+        prop_assert_eq!(bed.fault.reported(), None);
+    }
+
+    #[test]
+    fn requests_that_end_in_any_order_end_once_each(
+        format in formats(),
+        count in 1usize..80,
+        order in any::<u64>(),
+    ) {
+        let mut late = late_disk();
+        let mut bed = Bed::new(format, Features::NONE, &mut late);
+        let mut asked = Vec::new();
+        for token in 0..count as u32 {
+            let block = [token as u8; 512];
+            let kind = if token % 3 == 0 { FLUSH } else { OUT };
+            let output: &[u8] = if kind == OUT { &block } else { &[] };
+            asked.push(bed.ask(token, kind, token.into(), output, 0, &[order as usize % 17]));
+        }
+        let mut seen = vec![0; count];
+        for _ in 0..200 {
+            bed.poll();
+            for done in bed.collect() { seen[done.token as usize] += 1; }
+        }
+        prop_assert!(seen.iter().all(|times| *times == 1), "{seen:?}");
+        prop_assert!(asked.iter().all(|asked| bed.status(asked) == 0));
+        for token in (0..count as u32).filter(|token| token % 3 != 0) {
+            prop_assert_eq!(bed.done(IN, token.into(), &[], 512, &[]).2, vec![token as u8; 512]);
+        }
+    }
+}
+
+fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
+    [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
+}
+
+#[test]
+fn what_cannot_be_done_is_answered_under_its_name() {
+    for format in [Format::Split, Format::Packed] {
+        let mut device = in_memory(&[("size", "1M"), ("blk_size", "4096"), ("serial", "disk-1")]);
+        let mut bed = Bed::new(format, F_FLUSH, &mut device);
+        let block = [1; 4096];
+        assert_eq!(bed.done(OUT, 1, &block, 0, &[]).0, 1, "not on a block");
+        assert_eq!(bed.done(OUT, 0, &block[..512], 0, &[]).0, 1, "not a block");
+        assert_eq!(bed.drops(DropReason::Misaligned), 2);
+        assert_eq!(bed.done(OUT, 2048, &block, 0, &[]).0, 1);
+        assert_eq!(bed.done(IN, u64::MAX - 7, &[], 4096, &[]).0, 1, "no sum wraps");
+        assert_eq!(bed.done(IN, 1 << 55, &[], 4096, &[]).0, 1, "no product wraps");
+        assert_eq!(bed.drops(DropReason::BeyondEnd), 3);
+        assert_eq!(bed.done(3, 0, &[], 0, &[]).0, 2, "no such type");
+        assert_eq!(bed.done(DISCARD, 0, &range(0, 8, 1), 0, &[]).0, 2, "no such flag");
+        assert_eq!(bed.drops(DropReason::Unsupported), 2);
+        assert_eq!(bed.done(DISCARD, 0, &range(0, 8, 0)[..15], 0, &[]).0, 1);
+        assert_eq!(bed.done(DISCARD, 0, &[], 0, &[]).0, 1);
+        assert_eq!(bed.done(DISCARD, 0, &range(0, u32::MAX, 0), 0, &[]).0, 1);
+        assert_eq!(bed.drops(DropReason::BadRange), 3);
+        // What was a barrier once.
+        assert_eq!(bed.done(OUT | 1 << 31, 0, &block, 0, &[]).0, 0);
+        let (status, written, id) = bed.done(GET_ID, 0, &[], 20, &[]);
+        assert_eq!((status, written, &id[..7]), (0, 21, &b"disk-1\0"[..]));
+        assert_eq!(bed.done(GET_ID, 0, &[], 3, &[]).2, b"dis");
+        assert_eq!(bed.fault.reported(), None);
+    }
+}
+
+#[test]
+fn nothing_is_written_to_what_is_read_only() {
+    let mut device = in_memory(&[("size", "1M"), ("ro", "on")]);
+    assert!(!device.facts().features.contains(ringway_pmd::block::F_DISCARD));
+    assert!(device.facts().features.contains(ringway_pmd::block::F_RO));
+    let mut bed = Bed::new(Format::Split, Features::NONE, &mut device);
+    assert_eq!(bed.done(OUT, 0, &[1; 512], 0, &[]).0, 1);
+    assert_eq!(bed.done(WRITE_ZEROES, 0, &range(0, 8, 0), 0, &[]).0, 2);
+    assert_eq!(bed.done(IN, 0, &[], 512, &[]).2, [0; 512]);
+    assert_eq!(bed.drops(DropReason::ReadOnly), 1);
+}
+
+#[test]
+fn request_without_header_or_status_faults_its_ring() {
+    for (readable, writable) in [(15, 1), (16, 0)] {
+        let mut device = in_memory(&[("size", "1M")]);
+        let mut bed = Bed::new(Format::Split, Features::NONE, &mut device);
+        let mut buffers = bed.buffers(readable, &[], false);
+        if writable > 0 {
+            buffers.extend(bed.buffers(writable, &[], true));
+        }
+        bed.driver.add(&buffers, 0).unwrap();
+        bed.driver.publish();
+        bed.poll();
+        assert_eq!(bed.fault.reported(), Some(RingFault::TooShort));
+    }
+}
+
+#[test]
+fn write_cache_is_as_the_guest_acknowledged_it() {
+    let mut device = late_disk();
+    let write = |device: &mut BlockDevice<LateDisk>, features| {
+        device.negotiated(features).unwrap();
+        let mut bed = Bed::new(Format::Split, features, device);
+        bed.done(OUT, 0, &[1; 512], 0, &[]);
+        LAST_DURABLE.with(std::cell::Cell::get)
+    };
+    assert!(write(&mut device, Features::NONE), "who never flushes is safe");
+    assert!(!write(&mut device, F_FLUSH));
+    assert!(!write(&mut device, F_FLUSH | F_CONFIG_WCE));
+    assert_eq!(device.config().write(32, &[0]), Ok(()));
+    assert!(write(&mut device, F_FLUSH | F_CONFIG_WCE));
+    assert_eq!(device.config().write(32, &[2]), Err(ConfigError::Value));
+    assert_eq!(device.config().write(0, &[9]), Err(ConfigError::ReadOnly));
+    device.reset(std::time::Duration::from_secs(1)).unwrap();
+    assert_eq!(device.config().write(32, &[0]), Err(ConfigError::ReadOnly), "not acknowledged");
+}
+
+#[test]
+fn pump_that_is_taken_back_ends_what_it_has_and_takes_no_more() {
+    let mut late = late_disk();
+    let mut bed = Bed::new(Format::Split, Features::NONE, &mut late);
+    for token in 0..5 {
+        bed.ask(token, FLUSH, 0, &[], 0, &[]);
+    }
+    bed.poll();
+    bed.ask(5, FLUSH, 0, &[], 0, &[]);
+    let mut stopped = bed.pump.begin_stop();
+    for _ in 0..100 {
+        if stopped {
+            break;
+        }
+        bed.poll();
+        stopped = bed.pump.stopped();
+    }
+    assert!(stopped);
+    assert_eq!(bed.collect().len(), 5);
+    bed.poll();
+    for _ in 0..20 {
+        bed.poll();
+    }
+    assert_eq!(bed.collect().len(), 1, "placed again it goes on");
+}
+
+#[test]
+fn idle_queue_sleeps_until_it_is_kicked() {
+    let mut device = in_memory(&[("size", "1M")]);
+    let mut bed = Bed::new(Format::Packed, Features::NONE, &mut device);
+    assert_eq!(bed.poll(), Polled::Idle);
+    assert!(matches!(bed.pump.arm(), Armed::Sleep { within_ns: None }));
+    bed.pump.disarm();
+    bed.ask(0, FLUSH, 0, &[], 0, &[]);
+    assert_eq!(bed.pump.arm(), Armed::HasWork);
+    assert_eq!(bed.poll(), Polled::Moved(1));
+}
+
+thread_local! {
+    static LAST_DURABLE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// A disk that ends requests late, the newest first, a few a turn, and takes eight at a time.
+#[derive(Debug)]
+struct LateDisk;
+
+struct LateQueue {
+    bytes: Vec<u8>,
+    waiting: Vec<(u16, Operation)>,
+    turn: u32,
+}
+
+fn late_disk() -> BlockDevice<LateDisk> {
+    BlockDevice::new(Plan::new(&spec(&[])).unwrap(), LateDisk, DeviceHost::unheard()).unwrap()
+}
+
+impl Disk for LateDisk {
+    type Queue = LateQueue;
+    fn geometry(&self) -> Geometry {
+        let limits = RangeLimits { max_sectors: 4096, max_ranges: 16 };
+        Geometry {
+            bytes: DISK as u64,
+            blk_size: 512,
+            physical: 512,
+            optimal: 0,
+            is_read_only: false,
+            discard: Some((limits, 512)),
+            write_zeroes: Some((limits, true)),
+            depth: 64,
+        }
+    }
+    fn queue(&mut self, _: QueueSeat<'_>) -> Result<LateQueue, DriverError> {
+        Ok(LateQueue { bytes: vec![0; DISK], waiting: Vec::new(), turn: 0 })
+    }
+}
+
+impl BackingQueue for LateQueue {
+    fn submit(&mut self, slot: u16, operation: Operation, _: Span<'_>) -> Submitted {
+        if self.waiting.len() == 8 {
+            return Submitted::Full;
+        }
+        assert!(self.waiting.iter().all(|(other, _)| *other != slot), "one operation a slot");
+        if let Operation::Write { is_durable, .. } = operation {
+            LAST_DURABLE.with(|cell| cell.set(is_durable));
+        }
+        self.waiting.push((slot, operation));
+        Submitted::Taken
+    }
+
+    fn turn(&mut self, taken: &dyn Taken, _: u64, ended: &mut Ended) -> bool {
+        self.turn += 1;
+        if self.turn.is_multiple_of(2) {
+            return false;
+        }
+        for _ in 0..3 {
+            let Some((slot, operation)) = self.waiting.pop() else { break };
+            let data = taken.data(slot);
+            let len = data.len() as usize;
+            match operation {
+                Operation::Read { offset } => {
+                    data.write(&self.bytes[offset as usize..offset as usize + len]);
+                }
+                Operation::Write { offset, .. } => {
+                    data.read(&mut self.bytes[offset as usize..offset as usize + len]);
+                }
+                Operation::Discard { offset, len } | Operation::WriteZeroes { offset, len, .. } => {
+                    self.bytes[offset as usize..(offset + len) as usize].fill(0)
+                }
+                Operation::Flush => {}
+            }
+            ended.push(slot, Outcome::Done);
+        }
+        true
+    }
+}
