@@ -38,6 +38,8 @@ pub mod resume;
 pub mod queue;
 // Split virtqueues (virtio 1.3 §2.7).
 pub mod split;
+// What is recorded of chains that complete in any order, for a successor of this process.
+pub mod inflight;
 // What is kept of the chains that a device has.
 pub mod track;
 // Gathering one chain.
@@ -47,3 +49,5 @@ pub mod words;
 
 #[cfg(all(test, not(loom)))]
 mod counts;
+#[cfg(all(test, not(loom)))]
+mod mortal;

@@ -24,9 +24,9 @@ const LEN: usize = 8;
 /// Offset of the buffer id.
 const ID: usize = 12;
 /// Offset of the flags.
-const FLAGS: usize = 14;
+pub(crate) const FLAGS: usize = 14;
 /// `VIRTQ_DESC_F_AVAIL` and `VIRTQ_DESC_F_USED` together.
-const F_BOTH: u16 = F_AVAIL | F_USED;
+pub(crate) const F_BOTH: u16 = F_AVAIL | F_USED;
 /// `VIRTQ_DESC_F_AVAIL`.
 const F_AVAIL: u16 = 1 << 7;
 /// `VIRTQ_DESC_F_USED`.
@@ -34,19 +34,19 @@ const F_USED: u16 = 1 << 15;
 
 /// The AVAIL and USED bits of an available descriptor in a lap with this wrap counter.
 #[inline(always)]
-const fn available(wrap: bool) -> u16 {
+pub(crate) const fn available(wrap: bool) -> u16 {
     if wrap { F_AVAIL } else { F_USED }
 }
 
 /// The AVAIL and USED bits of a used descriptor in a lap with this wrap counter.
 #[inline(always)]
-const fn used(wrap: bool) -> u16 {
+pub(crate) const fn used(wrap: bool) -> u16 {
     if wrap { F_BOTH } else { 0 }
 }
 
 /// Offset of a field of descriptor `slot`.
 #[inline(always)]
-fn field(slot: u16, field: usize) -> usize {
+pub(crate) fn field(slot: u16, field: usize) -> usize {
     16 * usize::from(slot) + field
 }
 
@@ -54,29 +54,29 @@ fn field(slot: u16, field: usize) -> usize {
 /// slot. Kept in 32 bits for the reason that [`Index`](crate::split::Index) is, and in one word, so that a copy of it
 /// does not load together what was stored apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Cursor(u32);
+pub(crate) struct Cursor(u32);
 
 impl Cursor {
     /// `slot` is below the ring's size.
     #[inline(always)]
-    const fn new(slot: u16, wrap: bool) -> Cursor {
+    pub(crate) const fn new(slot: u16, wrap: bool) -> Cursor {
         Cursor(slot as u32 & SLOT | (wrap as u32) << 15)
     }
 
     /// Below the ring's size.
     #[inline(always)]
-    const fn slot(self) -> u16 {
+    pub(crate) const fn slot(self) -> u16 {
         (self.0 & SLOT) as u16
     }
 
     #[inline(always)]
-    const fn wrap(self) -> bool {
+    pub(crate) const fn wrap(self) -> bool {
         self.0 & WRAP != 0
     }
 
     /// `slots` further, at most once round.
     #[inline(always)]
-    fn advance(&mut self, slots: u16, size: u16) {
+    pub(crate) fn advance(&mut self, slots: u16, size: u16) {
         // Both are at most 2^15, so that the sum fits into 16 bits.
         let (slot, wrap) = (self.slot() + slots, self.wrap());
         *self = if slot >= size { Cursor::new(slot - size, !wrap) } else { Cursor::new(slot, wrap) };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::chain::{Burst, Chain};
 use crate::features::Features;
 use crate::guest::{GuestMap, HostSlice};
+use crate::inflight::RecordFault;
 use crate::position::{Position, PositionSlot};
 use crate::walk::{F_NEXT, F_WRITE};
 
@@ -84,6 +85,9 @@ pub enum SetupError {
     /// A starting index that cannot be one of this ring.
     #[error("starting position is beyond the ring")]
     Position,
+    /// What is recorded of the chains that a predecessor had does not fit the ring.
+    #[error("the in-flight record does not fit the ring: {0}")]
+    Record(#[from] RecordFault),
     /// The process has no mapping left for the queue's scratch memory.
     #[error("no mapping is left for the queue's scratch memory")]
     NoMemory,
@@ -138,11 +142,14 @@ pub enum RingFault {
     /// Driver side: the device says that it wrote more than a buffer holds.
     #[error("device says that it wrote more than the buffer holds")]
     UsedLength,
+    /// A chain that the device has already, and did not complete.
+    #[error("buffer made available twice")]
+    Twice,
 }
 
 impl RingFault {
     /// Every fault, in order of its number (from 1).
-    pub const ALL: [RingFault; 15] = [
+    pub const ALL: [RingFault; 16] = [
         RingFault::AvailIndex,
         RingFault::DescIndex,
         RingFault::ChainLength,
@@ -158,6 +165,7 @@ impl RingFault {
         RingFault::UsedId,
         RingFault::CallBlocked,
         RingFault::UsedLength,
+        RingFault::Twice,
     ];
     /// The name that operators see.
     pub fn name(self) -> &'static str {
@@ -177,6 +185,7 @@ impl RingFault {
             RingFault::UsedId => "used_id",
             RingFault::CallBlocked => "call_blocked",
             RingFault::UsedLength => "used_length",
+            RingFault::Twice => "twice",
         }
     }
 }
@@ -199,7 +208,8 @@ pub trait DeviceRing: Send {
     fn consume(&mut self, chains: &[Chain]);
 
     /// Completes a consumed chain with `written` bytes; not visible to the driver before `publish`. Chains complete
-    /// in the order in which they were consumed.
+    /// in the order in which they were consumed; in any order if the ring follows them one by one (see
+    /// [`crate::inflight`]).
     fn complete(&mut self, chain: &Chain, written: u32);
 
     /// Makes every completed chain visible at once, keeps the position, and tells whether the driver asked to be

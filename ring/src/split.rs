@@ -17,7 +17,7 @@ pub mod driver;
 /// Offset of `flags` in either ring, in bytes.
 pub(crate) const FLAGS: usize = 0;
 /// Offset of `idx` in either ring.
-const IDX: usize = 2;
+pub(crate) const IDX: usize = 2;
 /// Offset of the first element in either ring.
 const RING: usize = 4;
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT` and `VIRTQ_USED_F_NO_NOTIFY`: the same bit in the two `flags`.

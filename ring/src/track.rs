@@ -5,13 +5,29 @@
 
 use crate::position::{Position, PositionSlot};
 
+/// A descriptor of a chain, as the ring has it: claims of the driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Descriptor {
+    /// Guest physical address of its buffer.
+    pub addr: u64,
+    /// Bytes.
+    pub len: u32,
+    /// Of its format.
+    pub flags: u16,
+}
+
 /// Follows the chains of one ring.
 ///
 /// A chain is known by its id: the head of its descriptors (split) or its buffer id (packed), as the driver gave it and below
 /// the ring's size. Between [`taken`](Track::taken) and [`completed`](Track::completed) the device has it.
 pub trait Track: Send {
-    /// The device takes a chain. One that was taken before and not completed is the driver's fault, and may come.
-    fn taken(&mut self, id: u16);
+    /// Chains complete in the order in which they were taken, and it relies on that; else in any.
+    const IN_ORDER: bool;
+
+    /// The device takes a chain, before it does anything about it. `descriptors` are those that only the ring holds (packed;
+    /// none for a split ring, whose table keeps them). False: the device has a chain of this id, or it cannot be followed,
+    /// which is the driver's fault.
+    fn taken(&mut self, id: u16, descriptors: impl Iterator<Item = Descriptor>) -> bool;
 
     /// The device is done with a chain. The driver does not see it yet.
     fn completed(&mut self, id: u16);
@@ -39,8 +55,12 @@ impl InOrder {
 }
 
 impl Track for InOrder {
+    const IN_ORDER: bool = true;
+
     #[inline(always)]
-    fn taken(&mut self, _: u16) {}
+    fn taken(&mut self, _: u16, _: impl Iterator<Item = Descriptor>) -> bool {
+        true
+    }
 
     #[inline(always)]
     fn completed(&mut self, _: u16) {}

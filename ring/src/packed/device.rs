@@ -18,7 +18,7 @@ use crate::packed::{ADDR, Cursor, F_BOTH, FLAGS, ID, LEN, Suppression, available
 use crate::position::Position;
 use crate::queue::{DeviceRing, Format, QueueConfig, RingFault, SetupError};
 use crate::sync::{Ordering, fence};
-use crate::track::{InOrder, Track};
+use crate::track::{Descriptor, InOrder, Track};
 use crate::walk::{F_INDIRECT, F_NEXT, F_WRITE, Gather, Stop};
 use crate::words::{RawWords, Words};
 
@@ -66,7 +66,35 @@ pub struct PackedDevice<W: Words = RawWords, T: Track = InOrder> {
     first_lap: u16,
     /// More chains that others completed may be ahead than were passed over in one turn.
     is_passing: bool,
+    /// Chains that a predecessor took, which come before all others.
+    again: Again,
     track: T,
+}
+
+/// Chains that a predecessor took and did not complete, in order: their places in the ring may have others' words by now.
+#[derive(Debug, Default)]
+pub(crate) struct Again {
+    pub(crate) chains: Vec<Retaken>,
+    /// Of all of them, one chain behind the other.
+    pub(crate) descriptors: Vec<Descriptor>,
+    /// Chains that were consumed.
+    done: usize,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Retaken {
+    pub(crate) id: u16,
+    /// Its first descriptor among those of all.
+    pub(crate) first: usize,
+    /// Its descriptors.
+    pub(crate) slots: u16,
+}
+
+impl Again {
+    fn left(&self) -> &[Retaken] {
+        self.chains.get(self.done..).unwrap_or_default()
+    }
 }
 
 /// The head of a chain, read once: its address, and length, id and flags in one word.
@@ -151,7 +179,7 @@ impl<W: Words, T: Track> PackedDevice<W, T> {
             size,
             indirect: config.features.contains(Features::INDIRECT_DESC),
             event_idx: config.features.contains(Features::EVENT_IDX),
-            skip_used: config.skip_used && config.features.contains(Features::IN_ORDER),
+            skip_used: config.skip_used && T::IN_ORDER && config.features.contains(Features::IN_ORDER),
             fault: None,
             avail: start,
             peeked: 0,
@@ -166,8 +194,63 @@ impl<W: Words, T: Track> PackedDevice<W, T> {
             event_known: false,
             first_lap: size,
             is_passing: false,
+            again: Again::default(),
             track,
         })
+    }
+
+    /// The first chains are these, which a predecessor took and its tracker has already. Nothing was peeked yet.
+    pub(crate) fn with_taken(mut self, again: Again) -> Self {
+        self.again = again;
+        self
+    }
+
+    /// Chains that a predecessor had and that were not consumed yet: they come first.
+    pub fn taken_before(&self) -> usize {
+        self.again.left().len()
+    }
+
+    /// Adds chains that a predecessor took, up to `most` in all. Where the ring is behind them: the place, and the slots
+    /// that are left.
+    #[cold]
+    fn add_again(
+        &self,
+        burst: &mut Burst,
+        most: usize,
+        mut at: Cursor,
+        mut room: u16,
+    ) -> Result<(Cursor, u16), RingFault> {
+        for chain in self.again.left().iter().take(most) {
+            if chain.slots > room {
+                return Err(RingFault::ChainLength);
+            }
+            match self.gather(burst, chain) {
+                Ok(()) => {
+                    at.advance(chain.slots, self.size);
+                    room -= chain.slots;
+                }
+                Err(Stop::Fault(fault)) if burst.len() == 0 => return Err(fault),
+                Err(_) => break,
+            }
+        }
+        Ok((at, room))
+    }
+
+    fn gather(&self, burst: &mut Burst, chain: &Retaken) -> Result<(), Stop> {
+        let mut gather = Gather::new(burst);
+        let end = chain.first + usize::from(chain.slots);
+        for Descriptor { addr, len, flags } in
+            self.again.descriptors.get(chain.first..end).unwrap_or_default()
+        {
+            if flags & F_INDIRECT == 0 {
+                gather.add(*addr, *len, flags & F_WRITE != 0)?;
+            } else if self.indirect && flags & F_NEXT == 0 {
+                gather.add_plain_table(*addr, *len)?;
+            } else {
+                return Err(RingFault::Indirect.into());
+            }
+        }
+        gather.finish(chain.id, chain.slots)
     }
 
     /// Adds available chains of one descriptor in a known region, up to `count` from `at` on: what a ring mostly
@@ -237,6 +320,22 @@ impl<W: Words, T: Track> PackedDevice<W, T> {
             at.advance(1, self.size);
             addr = self.areas.desc.read_u64(field(at.slot(), ADDR));
             word = self.areas.desc.read_u64(field(at.slot(), LEN));
+        }
+    }
+
+    /// Has `track` follow what is consumed, but for what it followed before.
+    fn take(&mut self, chains: &[Chain]) {
+        let again = self.again.left().len().min(chains.len());
+        self.again.done += again;
+        let mut at = self.avail;
+        for (nth, chain) in chains.iter().enumerate() {
+            if nth >= again {
+                let slots = (0..chain.slots).map(|nth| descriptor(&self.areas.desc, at, nth, self.size));
+                if !self.track.taken(chain.id, slots) {
+                    self.fault = Some(RingFault::Twice);
+                }
+            }
+            at.advance(chain.slots.min(self.size), self.size);
         }
     }
 
@@ -428,7 +527,7 @@ impl<W: Words, T: Track> PackedDevice<W, T> {
     }
 
     fn give_back(&mut self, entry: Used) {
-        self.track.taken(entry.id);
+        self.track.taken(entry.id, std::iter::empty());
         self.track.completed(entry.id);
         self.in_flight += u32::from(entry.slots);
         self.avail.advance(entry.slots, self.size);
@@ -460,7 +559,19 @@ impl<W: Words, T: Track> DeviceRing for PackedDevice<W, T> {
         let max = max_chains.min(Burst::CHAINS);
         let mut at = self.avail;
         let mut room = self.size - self.in_flight as u16;
+        let mut max_new = max;
+        if !T::IN_ORDER && !self.again.left().is_empty() {
+            (at, room) = match self.add_again(burst, max, at, room) {
+                Ok(behind) => behind,
+                Err(fault) => return Err(self.fail(fault)),
+            };
+            if burst.len() < self.again.left().len() {
+                // The rest of them come before anything else.
+                max_new = 0;
+            }
+        }
         self.prefetch();
+        let max = max_new;
         while burst.len() < max && room > 0 {
             let most = room.min((max - burst.len()) as u16);
             let (singles, other) = self.add_singles(burst, &mut at, most);
@@ -483,7 +594,7 @@ impl<W: Words, T: Track> DeviceRing for PackedDevice<W, T> {
         }
         self.peeked = u32::from(self.size) - self.in_flight - u32::from(room);
         self.expected = self.peeked;
-        if burst.len() == 0 && self.in_flight == 0 && self.is_used(self.avail) {
+        if T::IN_ORDER && burst.len() == 0 && self.in_flight == 0 && self.is_used(self.avail) {
             self.pass_over();
         }
         Ok(burst.len())
@@ -492,7 +603,9 @@ impl<W: Words, T: Track> DeviceRing for PackedDevice<W, T> {
     #[inline]
     fn consume(&mut self, chains: &[Chain]) {
         let slots: u32 = chains.iter().map(|chain| u32::from(chain.slots)).sum();
-        chains.iter().for_each(|chain| self.track.taken(chain.id));
+        if !T::IN_ORDER {
+            self.take(chains);
+        }
         debug_assert!(slots <= self.peeked, "consumes what was not peeked");
         let slots = slots.min(self.peeked);
         self.peeked -= slots;
@@ -517,7 +630,7 @@ impl<W: Words, T: Track> DeviceRing for PackedDevice<W, T> {
         if self.pending == 0 {
             return false;
         }
-        if self.first_lap > 0 {
+        if T::IN_ORDER && self.first_lap > 0 {
             self.publish_more();
         }
         let (with_burst, after) =
@@ -553,13 +666,24 @@ impl<W: Words, T: Track> DeviceRing for PackedDevice<W, T> {
     fn has_available(&mut self) -> bool {
         self.fault.is_none()
             && self.in_flight < u32::from(self.size)
-            && (self.is_available(self.avail) || self.is_passing && self.is_used(self.avail))
+            && (!T::IN_ORDER && !self.again.left().is_empty()
+                || self.is_available(self.avail)
+                || self.is_passing && self.is_used(self.avail))
     }
 
     /// The position from which a successor has to go on: what was consumed but not published counts as not taken.
     fn position(&self) -> Position {
         position(self.published, self.published)
     }
+}
+
+/// Descriptor `nth` of a chain at `at`, below `size`, as the ring has it now.
+#[inline]
+fn descriptor(ring: &impl Words, mut at: Cursor, nth: u16, size: u16) -> Descriptor {
+    at.advance(nth, size);
+    let addr = ring.read_u64(field(at.slot(), ADDR));
+    let word = ring.read_u64(field(at.slot(), LEN));
+    Descriptor { addr, len: word as u32, flags: (word >> 48) as u16 }
 }
 
 #[inline(always)]

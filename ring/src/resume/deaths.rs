@@ -3,17 +3,16 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::Mutex;
 
 use crate::chain::Burst;
 use crate::features::Features;
 use crate::guest::{Region, RegionSpec};
 use crate::layout::{Areas, DriverConfig, Layout};
+use crate::mortal::{Life, Mortal};
 use crate::packed::device::PackedDevice;
 use crate::position::{PositionPage, PositionSlot};
 use crate::queue::{Completion, DeviceRing, DriverBuffer, DriverRing, QueueConfig};
 use crate::split::device::SplitDevice;
-use crate::words::Words;
 
 use super::*;
 
@@ -21,94 +20,6 @@ const BYTES: u64 = 0x10_0000;
 const DATA: u64 = 0x8_0000;
 const TABLES: u64 = 0xa_0000;
 const BUFFER: u64 = 64;
-
-/// The life of the device sides of one process.
-struct Life {
-    slots: Vec<PositionSlot>,
-    /// Stores that it still makes.
-    left: Mutex<usize>,
-    /// It dies right after its last store, not only when it would make the next.
-    after: bool,
-    /// What was kept of each when it died.
-    kept: Mutex<Option<Vec<Option<Position>>>>,
-}
-
-impl Life {
-    /// One that ends at its `death`th store.
-    fn until(death: usize, after: bool, slots: Vec<PositionSlot>) -> Arc<Life> {
-        Arc::new(Life { slots, left: Mutex::new(death), after, kept: Mutex::new(None) })
-    }
-
-    fn die(&self) {
-        *self.kept.lock().unwrap() = Some(self.slots.iter().map(PositionSlot::load).collect());
-    }
-
-    fn store(&self, store: impl FnOnce()) {
-        let mut left = self.left.lock().unwrap();
-        if self.is_over() {
-            return;
-        }
-        if *left == 0 {
-            self.die();
-            return;
-        }
-        store();
-        *left -= 1;
-        if *left == 0 && self.after {
-            self.die();
-        }
-    }
-
-    fn is_over(&self) -> bool {
-        self.kept.lock().unwrap().is_some()
-    }
-}
-
-/// An area of a ring whose stores end with the life of the process that makes them.
-struct Mortal {
-    map: Arc<GuestMap>,
-    start: u64,
-    len: usize,
-    life: Arc<Life>,
-}
-
-impl Mortal {
-    fn read<const N: usize>(&self, at: usize) -> [u8; N] {
-        let mut bytes = [0; N];
-        self.map.resolve(self.start + at as u64, N as u64).unwrap().read(&mut bytes);
-        bytes
-    }
-
-    fn write(&self, at: usize, bytes: &[u8]) {
-        self.life.store(|| {
-            self.map.resolve(self.start + at as u64, bytes.len() as u64).unwrap().write(bytes);
-        });
-    }
-}
-
-impl Words for Mortal {
-    fn size(&self) -> usize {
-        self.len
-    }
-    fn read_u16(&self, at: usize) -> u16 {
-        u16::from_le_bytes(self.read(at))
-    }
-    fn read_u32(&self, at: usize) -> u32 {
-        u32::from_le_bytes(self.read(at))
-    }
-    fn read_u64(&self, at: usize) -> u64 {
-        u64::from_le_bytes(self.read(at))
-    }
-    fn write_u16(&self, at: usize, value: u16) {
-        self.write(at, &value.to_le_bytes());
-    }
-    fn write_u32(&self, at: usize, value: u32) {
-        self.write(at, &value.to_le_bytes());
-    }
-    fn write_u64(&self, at: usize, value: u64) {
-        self.write(at, &value.to_le_bytes());
-    }
-}
 
 /// What happens between the death and the successor.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -198,7 +109,7 @@ impl World {
 
     fn mortal(&self, position: Position, life: &Arc<Life>) -> Box<dyn DeviceRing> {
         let config = self.config(position, self.slot.clone());
-        let area = |start, len| Mortal { map: Arc::clone(&self.map), start, len, life: Arc::clone(life) };
+        let area = |start, len| Mortal::new(&self.map, start, len, life);
         let Areas { desc, driver, device } = self.areas;
         let rest = 6 + 8 * usize::from(self.case.size);
         let areas = Areas {
@@ -378,7 +289,7 @@ fn live(case: Case, death: usize, after: bool) -> bool {
         }
         world.collect();
     }
-    let Some(kept) = life.kept.lock().unwrap().take() else { return false };
+    let Some(kept) = life.kept() else { return false };
     let kept = kept[0];
     drop(device);
 
@@ -568,7 +479,7 @@ fn carry_and_die(format: Format, size: u16, span: usize, before: usize, death: u
         }
         world.collect();
     }
-    let Some(kept) = life.kept.lock().unwrap().take() else { return false };
+    let Some(kept) = life.kept() else { return false };
     drop((source, sink));
     // The receiver may look before the successor is there, or not.
     if death.is_multiple_of(2) {

@@ -15,7 +15,6 @@ use crate::features::Features;
 use crate::guest::GuestMap;
 use crate::position::Position;
 use crate::queue::QueueConfig;
-use crate::split::device::HEADS;
 use crate::split::{FLAGS, avail_at, used_at};
 use crate::sync::{Ordering, fence};
 
@@ -82,9 +81,6 @@ pub fn outstanding(config: &QueueConfig) -> Result<Outstanding, Untold> {
     let differs = |(nth, head): &(u16, u16)| avail_of(done.wrapping_add(*nth)) != *head;
     let last = (0u16..).zip(heads.iter().copied()).filter(differs).last();
     heads.truncate(last.map_or(0, |(nth, _)| usize::from(nth) + 1));
-    if heads.len() > HEADS {
-        return Err(OUT_OF_ORDER);
-    }
     Ok(Outstanding { position, first: heads })
 }
 
@@ -321,7 +317,7 @@ mod tests {
         assert!(outstanding(&model.config).is_err(), "a head beyond the ring");
         model.write(model.areas.device + used_at(0) as u64, 7);
         assert!(outstanding(&model.config).is_err(), "used and never made available");
-        let many = vec![0; HEADS + 1];
+        let many = vec![0; usize::from(SIZE) + 1];
         assert!(model.config.clone().activate_split().unwrap().with_first(&many).is_err());
     }
 }

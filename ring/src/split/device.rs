@@ -49,6 +49,12 @@ pub struct SplitDevice<W: Words = RawWords, T: Track = InOrder> {
     heads_read: Index,
     /// Available entries read ahead, by their index modulo the array's length. Each entry is read once.
     heads: [u16; HEADS],
+    /// The first entries from where the ring starts, whatever the available ring has there.
+    first: Box<[u16]>,
+    /// Of those, the last so many are not in `heads` yet.
+    first_left: u16,
+    /// Entries that a predecessor took and that `track` has already: they come first, and were not consumed yet.
+    again: u16,
 
     /// Next used entry to write: those in `shadow` come after it.
     used_next: Index,
@@ -122,12 +128,15 @@ impl<W: Words, T: Track> SplitDevice<W, T> {
             mask: size - 1,
             indirect: config.features.contains(Features::INDIRECT_DESC),
             event_idx: config.features.contains(Features::EVENT_IDX),
-            skip_used: config.skip_used && config.features.contains(Features::IN_ORDER),
+            skip_used: config.skip_used && T::IN_ORDER && config.features.contains(Features::IN_ORDER),
             fault: None,
             avail_next: start,
             avail_seen: start,
             heads_read: start,
             heads: [0; HEADS],
+            first: Box::default(),
+            first_left: 0,
+            again: 0,
             used_next: start,
             used_published: start,
             shadow: [0; SHADOW],
@@ -141,20 +150,29 @@ impl<W: Words, T: Track> SplitDevice<W, T> {
     }
 
     /// The first entries from where it starts are these, whatever stands there in the available ring: see
-    /// [`crate::resume::outstanding`]. Nothing was peeked yet.
+    /// [`crate::resume::outstanding`] and [`crate::inflight`]. Nothing was peeked yet.
     ///
     /// # Errors
-    /// More than are read ahead.
+    /// More than the ring has.
     pub fn with_first(mut self, heads: &[u16]) -> Result<Self, SetupError> {
-        if heads.len() > HEADS {
+        if heads.len() > self.size.into() {
             return Err(SetupError::Position);
         }
-        for (nth, head) in (0u16..).zip(heads) {
-            let place = usize::from(self.avail_next.plus(nth).get()) % HEADS;
-            self.heads[place] = *head;
-        }
-        self.heads_read = self.avail_next.plus(heads.len() as u16);
+        self.first = heads.into();
+        self.first_left = heads.len() as u16;
         Ok(self)
+    }
+
+    /// The same of entries that a predecessor took, and that its tracker has already.
+    pub(crate) fn with_taken(self, heads: &[u16]) -> Result<Self, SetupError> {
+        let mut this = self.with_first(heads)?;
+        this.again = this.first_left;
+        Ok(this)
+    }
+
+    /// Chains that a predecessor had and that were not consumed yet: they come first.
+    pub fn taken_before(&self) -> usize {
+        self.again.into()
     }
 
     /// Looks at the driver's index: how many entries are available.
@@ -180,6 +198,7 @@ impl<W: Words, T: Track> SplitDevice<W, T> {
         let have = self.heads_read.since(self.avail_next);
         let mut left = ahead.saturating_sub(have);
         let mut index = self.heads_read.get();
+        let (from, count) = (index, left);
         self.heads_read.advance(left);
         while left > 0 {
             // A run that wraps neither in the ring nor in `heads`.
@@ -194,6 +213,20 @@ impl<W: Words, T: Track> SplitDevice<W, T> {
             index = index.wrapping_add(run);
             left -= run;
         }
+        if self.first_left > 0 {
+            self.put_first(from, count);
+        }
+    }
+
+    /// Puts the first entries where others were read: `count` at most, from `from` on.
+    #[cold]
+    fn put_first(&mut self, from: u16, count: u16) {
+        let left = self.first.get(self.first.len() - usize::from(self.first_left)..).unwrap_or_default();
+        let count = count.min(self.first_left);
+        for (nth, head) in (0..count).zip(left) {
+            self.heads[usize::from(from.wrapping_add(nth)) % HEADS] = *head;
+        }
+        self.first_left -= count;
     }
 
     /// Adds chains of one descriptor in a known region, up to `count` from the one at `from` on: what a ring mostly
@@ -404,8 +437,16 @@ impl<W: Words, T: Track> DeviceRing for SplitDevice<W, T> {
     fn consume(&mut self, chains: &[Chain]) {
         let peeked = self.heads_read.since(self.avail_next);
         debug_assert!(chains.len() <= usize::from(peeked), "consumes what was not peeked");
-        for chain in chains {
-            self.track.taken(chain.id);
+        let mut new = chains;
+        if !T::IN_ORDER {
+            let again = usize::from(self.again).min(chains.len());
+            self.again -= again as u16;
+            new = chains.get(again..).unwrap_or_default();
+        }
+        for chain in new {
+            if !self.track.taken(chain.id, std::iter::empty()) {
+                self.fault = Some(RingFault::Twice);
+            }
         }
         self.avail_next.advance(peeked.min(chains.len() as u16));
     }
@@ -487,7 +528,7 @@ fn used_entry(id: u16, written: u32) -> u64 {
 }
 
 /// Heads read ahead at most: the burst at hand and the next one.
-pub(crate) const HEADS: usize = 2 * Burst::CHAINS;
+const HEADS: usize = 2 * Burst::CHAINS;
 /// Used entries held back at most; more are written to the ring early.
 const SHADOW: usize = Burst::CHAINS;
 /// An event index written to mean "never" is renewed after so many entries, long before it comes round.

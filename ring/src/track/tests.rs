@@ -34,8 +34,11 @@ struct Record {
 struct Records(Arc<Mutex<Record>>);
 
 impl Track for Records {
-    fn taken(&mut self, id: u16) {
+    const IN_ORDER: bool = false;
+
+    fn taken(&mut self, id: u16, _: impl Iterator<Item = Descriptor>) -> bool {
         self.0.lock().unwrap().taken.push(id);
+        true
     }
     fn completed(&mut self, id: u16) {
         let mut record = self.0.lock().unwrap();

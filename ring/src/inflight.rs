@@ -1,0 +1,263 @@
+//! What is recorded of chains that complete in any order, so that a successor of this process knows which the device has:
+//! the in-flight region of vhost-user, in memory that outlives the process.
+//!
+//! ```text
+//!   Region   | part of queue 0 | part of queue 1 | ...      each a multiple of 64 bytes
+//!              head | entry | entry | ...
+//!
+//!   split, 16 bytes each                              packed, 32 bytes each
+//!   head    0 features  u64                           head    0 features   u64
+//!           8 version   u16   0: nothing yet                  8 version    u16
+//!          10 desc_num  u16   entries                        10 desc_num   u16
+//!          12 last_batch_head u16                            12 free_head  u16   14 old_free_head u16
+//!          14 used_idx  u16                                  16 used_idx   u16   18 old_used_idx  u16
+//!   entry   0 inflight  u8                                   20 used_wrap  u8    21 old_used_wrap u8
+//!           6 next      u16                           entry   0 inflight   u8
+//!           8 counter   u64                                   2 next u16   4 last u16   6 num u16   8 counter u64
+//!                                                            16 id   u16  18 flags u16 20 len u32  24 addr    u64
+//! ```
+//!
+//! A process may die between any two of its stores. It records a chain before anything is done about it, and that it is
+//! done in this order: which chains a burst completes; the burst becomes visible to the driver; they are not in flight;
+//! the burst is over. So whatever was taken is executed at least once, and completed exactly once:
+//!
+//! | died | a successor finds | and |
+//! | --- | --- | --- |
+//! | before a chain was recorded | nothing of it | takes it anew: the ring goes on at what is used and what is in flight |
+//! | before the burst was visible | its chains in flight, the ring where it was | does them again |
+//! | after that | the ring ahead of the record by the burst | takes them for done |
+//!
+//! Chains that are done again come first, in the order in which they were first taken, before any new one.
+//!
+//! The region is the front-end's, who gives it to each back-end of a device, or this process's own. Neither it nor the
+//! ring is believed: [`split`] and [`packed`] check all of a record before anything is made of it, and what runs never reads
+//! what it wrote.
+//!
+//! Threads: recovery on whichever thread starts a queue, before its worker has it; the records by the worker, under the
+//! rules of [`Track`](crate::track::Track).
+
+pub mod packed;
+pub mod split;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use rustix::fs::{MemfdFlags, SealFlags};
+
+use crate::format::Format;
+use crate::mapping::Mapping;
+use crate::words::{RawWords, Words};
+
+/// Why a record is not one of the ring that it is given for. The front-end's fault, or that of whoever wrote the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RecordFault {
+    /// Of a version that is not known.
+    #[error("it is of version {version}, where 1 is known")]
+    Version {
+        /// The version that it says.
+        version: u16,
+    },
+    /// Too few entries for the ring, or another number than were asked for.
+    #[error("it has {entries} entries, which do not fit a ring of {size}")]
+    Entries {
+        /// Entries.
+        entries: u16,
+        /// The ring's size.
+        size: u16,
+    },
+    /// An index that is none of its entries.
+    #[error("it names an entry that it does not have")]
+    Index,
+    /// A list that comes back to where it was, or to another one.
+    #[error("one of its lists has an entry twice")]
+    Circle,
+    /// More chains than the ring can have, or a position that is not one of the ring.
+    #[error("the ring cannot have what it says")]
+    Contradiction,
+}
+
+/// Bytes that the records of a queue with so many entries take.
+pub fn part_bytes(format: Format, entries: u16) -> u64 {
+    let (head, entry) = match format {
+        Format::Split => (split::HEAD, split::ENTRY),
+        Format::Packed => (packed::HEAD, packed::ENTRY),
+    };
+    ((head + entry * usize::from(entries)) as u64).next_multiple_of(PART_ALIGN)
+}
+
+/// A file for the records of `queues` queues with `entries` each: zeroed, and sealed against being cut or grown.
+pub fn make_file(format: Format, queues: u16, entries: u16) -> io::Result<File> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = File::from(rustix::fs::memfd_create("ringway-inflight", flags)?);
+    file.set_len(part_bytes(format, entries) * u64::from(queues))?;
+    rustix::fs::fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+    Ok(file)
+}
+
+/// The records of all queues of a device, mapped. Contents are claims until checked; a file that is cut becomes zeros, and
+/// records are lost then, nothing else (see [`crate::sigbus`]).
+#[derive(Debug)]
+pub struct Region {
+    map: Mapping,
+}
+
+impl Region {
+    /// Maps `len` bytes at `offset` of a file.
+    ///
+    /// # Errors
+    /// Those of mapping; `InvalidInput` for a range that is empty, not aligned to 8 bytes, or not inside the file.
+    pub fn map(file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<Arc<Region>> {
+        let facts = rustix::fs::fstat(file)?;
+        let is_inside = offset.checked_add(len).is_some_and(|end| end <= facts.st_size as u64);
+        let (Ok(bytes), true) = (usize::try_from(len), is_inside && len > 0 && offset.is_multiple_of(WORD))
+        else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let page_bytes = usize::try_from(facts.st_blksize).unwrap_or(0).max(rustix::param::page_size());
+        if !page_bytes.is_power_of_two() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(Arc::new(Region { map: Mapping::new(file, offset, bytes, page_bytes)? }))
+    }
+
+    /// The records of queue `index`, where each queue has so many entries. None: they are not inside the region.
+    pub fn part(self: &Arc<Region>, format: Format, entries: u16, index: u16) -> Option<Part> {
+        let len = part_bytes(format, entries);
+        let at = len * u64::from(index);
+        (at + len <= self.map.len() as u64).then(|| Part {
+            region: Arc::clone(self),
+            format,
+            entries,
+            at: at as usize,
+            len: len as usize,
+        })
+    }
+
+    /// True once its file was cut and somebody found it so.
+    pub fn is_poisoned(&self) -> bool {
+        self.map.is_poisoned()
+    }
+}
+
+/// The records of one queue.
+#[derive(Debug, Clone)]
+pub struct Part {
+    region: Arc<Region>,
+    format: Format,
+    entries: u16,
+    /// Inside the region, a multiple of [`PART_ALIGN`].
+    at: usize,
+    len: usize,
+}
+
+impl Part {
+    /// The format of ring that it is for.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Its entries.
+    pub(crate) fn entries(&self) -> u16 {
+        self.entries
+    }
+
+    /// Its words: of one holder at a time.
+    pub(crate) fn words(&self) -> RecordWords {
+        let start = self.region.map.start().wrapping_add(self.at);
+        // SAFETY: validity: `at + len` is inside the mapping (checked in `Region::part`), which the value holds beside the
+        // words. Alignment: the region's start is aligned to 8 (checked in `Region::map`), the part to 64 from there, and no
+        // word is wider. Bounds: offsets are those of entries below the number that the part was made
+        // for (see `check_entries`). Aliasing and concurrency: no reference to the bytes is ever made, and others may write them at any time.
+        let words = unsafe { RawWords::new(start, self.len) };
+        RecordWords { words, _region: Arc::clone(&self.region) }
+    }
+}
+
+/// The words of a [`Part`].
+#[derive(Debug)]
+pub struct RecordWords {
+    words: RawWords,
+    /// Keeps the memory.
+    _region: Arc<Region>,
+}
+
+impl Words for RecordWords {
+    #[inline(always)]
+    fn size(&self) -> usize {
+        self.words.size()
+    }
+    #[inline(always)]
+    fn read_u16(&self, at: usize) -> u16 {
+        self.words.read_u16(at)
+    }
+    #[inline(always)]
+    fn read_u32(&self, at: usize) -> u32 {
+        self.words.read_u32(at)
+    }
+    #[inline(always)]
+    fn read_u64(&self, at: usize) -> u64 {
+        self.words.read_u64(at)
+    }
+    #[inline(always)]
+    fn write_u16(&self, at: usize, value: u16) {
+        self.words.write_u16(at, value);
+    }
+    #[inline(always)]
+    fn write_u32(&self, at: usize, value: u32) {
+        self.words.write_u32(at, value);
+    }
+    #[inline(always)]
+    fn write_u64(&self, at: usize, value: u64) {
+        self.words.write_u64(at, value);
+    }
+}
+
+/// What the device knows of a chain by its id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum State {
+    /// The driver has it.
+    #[default]
+    Free,
+    /// The device has it.
+    Taken,
+    /// It is done, and the driver does not see it yet.
+    Completed,
+}
+
+/// Refuses a part of so many entries if they are too few for the ring, if there is no room for them, or if its record has
+/// another number.
+fn check_entries(region: &impl Words, format: Format, size: u16, entries: u16) -> Result<(), RecordFault> {
+    let has_room = part_bytes(format, entries) <= region.size() as u64;
+    let recorded = if region.read_u16(VERSION) == 0 { entries } else { region.read_u16(DESC_NUM) };
+    if entries < size || !has_room || recorded != entries {
+        return Err(RecordFault::Entries { entries: recorded, size });
+    }
+    Ok(())
+}
+
+/// The order in which chains were taken, by their counters, which run freely: those of one record are close to each other.
+/// Returns the counter that comes next, too.
+fn sort_by_counter<T>(chains: &mut [T], counter: impl Fn(&T) -> u64) -> u64 {
+    let Some(base) = chains.first().map(&counter) else { return 0 };
+    let since = |chain: &T| counter(chain).wrapping_sub(base) as i64;
+    chains.sort_by_key(since);
+    chains.last().map_or(0, counter).wrapping_add(1)
+}
+
+/// Offset of the version in the head of either format, in bytes.
+const VERSION: usize = 8;
+/// Offset of the number of entries.
+const DESC_NUM: usize = 10;
+/// The version that is written and known.
+const VERSION_1: u16 = 1;
+/// What the parts of a region are aligned to, in bytes: as other back-ends do it.
+const PART_ALIGN: u64 = 64;
+/// Bytes of the widest word.
+const WORD: u64 = 8;
+
+#[cfg(all(test, not(loom)))]
+mod deaths;
+#[cfg(all(test, not(loom)))]
+mod tests;
