@@ -4,7 +4,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
 #![expect(unreachable_pub, reason = "modules that the test has for itself")]
 
+#[path = "../shared/lies.rs"]
+mod lies;
+mod lives;
 mod model;
+#[path = "../shared/net_life.rs"]
+mod net_life;
 #[path = "../shared/pace.rs"]
 #[expect(dead_code, reason = "shared with other tests")]
 mod pace;

@@ -16,6 +16,7 @@ use ringway_pmd::drivers::igbvf::EXAMINER;
 use ringway_pmd::net::Mac;
 use ringway_pmd::notify::EventFd;
 
+use super::lies::{Liar, Lie, Word, near, often};
 use super::slot::{Rules, Slot, dup};
 
 const VECTORS: usize = 3;
@@ -60,6 +61,8 @@ pub enum On {
 pub enum Then {
     /// It reads as this; a message is answered so; a descriptor is written back so.
     Give(u64),
+    /// It reads as something with this bit wrong.
+    Flip(u8),
     /// It does not happen.
     Ignore,
     /// It happens, and a frame that was sent is reported when the function is stopped.
@@ -324,7 +327,7 @@ impl Model {
                 if at == TXDCTL && value & ENABLE == 0 {
                     for at in std::mem::take(&mut state.late) {
                         let map = self.0.slot.space.map();
-                        let slot = map.resolve(at, 16).unwrap();
+                        let Ok(slot) = map.resolve(at, 16) else { continue };
                         slot.put_word(8, slot.word(8) | 1 << 32);
                     }
                 }
@@ -419,10 +422,15 @@ impl Model {
         }
         let (map, ring) = (self.0.slot.space.map(), state.ring(TX));
         let mut head = ring.head;
+        if ring.size == 0 || ring.tail >= ring.size {
+            return self.fault(format!("tail {} of {} descriptors", ring.tail, ring.size));
+        }
         let mut frame: Option<Sent> = None;
         while head != ring.tail {
             let at = ring.at + u64::from(head) * 16;
-            let slot = map.resolve(at, 16).unwrap();
+            let Ok(slot) = map.resolve(at, 16) else {
+                return self.fault("sends by a ring that is not mapped");
+            };
             let mut bytes = [0; 16];
             slot.read(&mut bytes);
             let words: Vec<u32> =
@@ -484,7 +492,9 @@ impl Model {
             }
             let (frame, tag) = state.wire.pop_front().unwrap();
             let (now, rest) = frame.split_at(frame.len().min(room as usize));
-            let slot = map.resolve(ring.at + u64::from(ring.head) * 16, 16).unwrap();
+            let Ok(slot) = map.resolve(ring.at + u64::from(ring.head) * 16, 16) else {
+                return self.fault("receives by a ring that is not mapped");
+            };
             let address = slot.word(0);
             if slot.word(8) != 0 || !address.is_multiple_of(2) {
                 self.fault(format!("buffer at {address:#x} with {:#x}", slot.word(8)));
@@ -622,7 +632,8 @@ impl Registers for Bar {
             self.0.fault(format!("{width:?} was read at {at:#x}"));
         }
         match self.0.ruled(On::Read(at)) {
-            Some(Then::Give(value)) => value,
+            Some(Then::Give(value)) => value & width.ones(),
+            Some(Then::Flip(bit)) => u64::from(self.0.read(at) ^ 1 << (bit % 32)),
             Some(_) => 0,
             None => self.0.read(at).into(),
         }
@@ -643,3 +654,109 @@ impl Registers for Bar {
         }
     }
 }
+
+impl Liar for Model {
+    fn slot(&self) -> &Slot {
+        &self.0.slot
+    }
+
+    fn device(&self) -> Device<Seen> {
+        self.device()
+    }
+
+    fn lie(&self, lie: &Lie) {
+        match *lie {
+            Lie::Read { register, value, times } => {
+                let then = match value {
+                    Word::Is(value) => Then::Give(value),
+                    Word::Flip(bit) => Then::Flip(bit),
+                };
+                self.rule(On::Read(READS[usize::from(register) % READS.len()]), then, often(times));
+            }
+            Lie::Write { register, times } => {
+                let at = WRITES[usize::from(register) % WRITES.len()];
+                self.rule(On::Write(at), Then::Ignore, often(times));
+            }
+            Lie::Answer { what, value, times } => {
+                let on = ANSWERS[usize::from(what) % ANSWERS.len()];
+                let then = match value {
+                    Some(value) if on == On::Received => {
+                        Then::Give(u64::from(value) << 32 | u64::from(3 - (what >> 6 & 2)))
+                    }
+                    Some(value) => Then::Give(value.into()),
+                    None if on == On::Sent && what & 1 == 1 => Then::Late,
+                    None => Then::Ignore,
+                };
+                self.rule(on, then, often(times));
+            }
+            Lie::Complete { queue, entry, id, len, more } => {
+                let mut state = self.state();
+                let ring = state.ring(if queue & 1 == 0 { RX } else { TX });
+                let at = ring.at + (u64::from(ring.head) + near(entry)) % u64::from(ring.size.max(1)) * 16;
+                if let Ok(slot) = self.0.slot.space.map().resolve(at, 16) {
+                    slot.put_word(8, u64::from(len) << 32 | u64::from(id | u32::from(more & 1)));
+                }
+                self.interrupt(&mut state, 3);
+            }
+            Lie::Interrupt { vector } => self.interrupt(&mut self.state(), 1 << (vector % 3)),
+            Lie::Stall => {
+                [On::Sent, On::Write(TX_TAIL)]
+                    .into_iter()
+                    .for_each(|on| self.rule(on, Then::Ignore, usize::MAX));
+            }
+            Lie::Reset => self.reset_pf(),
+            Lie::Honest => {
+                self.forget_rules();
+                self.set_pf(true);
+            }
+        }
+    }
+
+    fn pull(&self) {
+        self.pull();
+    }
+}
+
+/// What can be lied about when it is read.
+const READS: [u64; 13] = [
+    STATUS,
+    MAILBOX,
+    MAILBOX,
+    *MESSAGE.start(),
+    *MESSAGE.start() + 4,
+    *MESSAGE.start() + 8,
+    RX + 0x08,
+    RX + 0x10,
+    RXDCTL,
+    RXDCTL,
+    TX + 0x14,
+    TXDCTL,
+    EICR,
+];
+/// What can be lost when it is written; but for where rings are: no driver can see that they are elsewhere.
+const WRITES: [u64; 14] = [
+    CTRL,
+    MAILBOX,
+    *MESSAGE.start(),
+    *MESSAGE.start() + 4,
+    EIMS,
+    EIMC,
+    EICR,
+    IVAR,
+    RXDCTL,
+    TXDCTL,
+    RX + 0x08,
+    TX + 0x08,
+    RX + 0x18,
+    TX_TAIL,
+];
+const ANSWERS: [On; 8] = [
+    On::Message(RESET),
+    On::Message(SET_MAC),
+    On::Message(3),
+    On::Message(SET_VLAN),
+    On::Message(SET_LONGEST),
+    On::Received,
+    On::Received,
+    On::Sent,
+];

@@ -5,7 +5,12 @@
 #![expect(unreachable_pub, reason = "modules that the test has for itself")]
 
 mod hardware;
+#[path = "../shared/lies.rs"]
+mod lies;
+mod lives;
 mod model;
+#[path = "../shared/net_life.rs"]
+mod net_life;
 #[path = "../shared/pace.rs"]
 #[expect(dead_code, reason = "shared with other tests")]
 mod pace;

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -23,6 +24,7 @@ use ringway_ring::position::{Position, PositionPage};
 use ringway_ring::queue::{DeviceRing, Format, QueueConfig, RingSize};
 use ringway_ring::tsc;
 
+use super::lies::{Liar, Lie, Word, near, often};
 use super::slot::{Rules, Slot, dup, read_bytes};
 
 pub const MAC: Mac = Mac([0x52, 0x54, 0, 1, 2, 3]);
@@ -51,6 +53,8 @@ pub enum On {
     Read(u64),
     /// A write likewise.
     Write(u64),
+    /// A read of its configuration space at this offset.
+    Config(u64),
     /// A command of this class on the control queue.
     Command(u8),
 }
@@ -60,6 +64,8 @@ pub enum On {
 pub enum Then {
     /// It reads as this; a command is answered so.
     Give(u64),
+    /// It reads as something with this bit wrong.
+    Flip(u8),
     /// It does not happen.
     Ignore,
 }
@@ -156,6 +162,14 @@ impl Model {
     pub fn movable(more: Features, vectors: u16) -> Model {
         let model = Model::with(more, vectors);
         model.state().is_movable = true;
+        model
+    }
+
+    /// One whose rings are split ones alone.
+    pub fn split(vectors: u16) -> Model {
+        let model = Model::with(Features::NONE, vectors);
+        let offered = model.state().offered;
+        model.state().offered = offered.without(Features::RING_PACKED);
         model
     }
 
@@ -371,7 +385,8 @@ impl Model {
                 {
                     return self.fault("accepted what was not offered");
                 }
-                state.status = value as u8;
+                let refused = if features(&state).contains(Features::VERSION_1) { 0 } else { 0x08 };
+                state.status = value as u8 & !refused;
                 if value & 4 != 0 && state.works.is_none() {
                     state.works = Some(self.start(&state));
                 }
@@ -459,8 +474,12 @@ impl Model {
         let ring = |index: usize| {
             let registers = state.queues[index];
             let [desc, driver, device] = registers.areas;
+            let size = RingSize::new(format, registers.size.into()).unwrap_or_else(|_| {
+                self.fault(format!("queue {index} has {} entries", registers.size));
+                RingSize::new(format, 2).unwrap()
+            });
             let config = QueueConfig {
-                size: RingSize::new(format, registers.size.into()).unwrap(),
+                size,
                 features,
                 map: Arc::clone(&map),
                 desc_user_addr: desc,
@@ -500,14 +519,20 @@ impl Model {
                 })
                 .collect();
             if !queues.is_empty() {
-                pumps.push((pair, wire.pump(pair, queues).unwrap(), false));
+                match wire.pump(pair, queues) {
+                    Ok(pump) => pumps.push((pair, pump, false)),
+                    Err(why) => self.fault(format!("pair {pair} cannot begin: {why}")),
+                }
             }
         }
         let control = ring(CONTROL);
-        let mut control: Option<Box<dyn DeviceRing>> = control.2.then(|| match format {
-            Format::Split => Box::new(control.0.activate_split().unwrap()) as _,
-            Format::Packed => Box::new(control.0.activate_packed().unwrap()) as _,
-        });
+        let mut control: Option<Box<dyn DeviceRing>> = control
+            .2
+            .then(|| match format {
+                Format::Split => control.0.activate_split().map(|ring| Box::new(ring) as _),
+                Format::Packed => control.0.activate_packed().map(|ring| Box::new(ring) as _),
+            })
+            .and_then(|ring| ring.inspect_err(|why| self.fault(format!("its commands: {why}"))).ok());
         let stop = Arc::new(AtomicBool::new(false));
         let (theirs, model) = (Arc::clone(&stop), self.clone());
         let thread = std::thread::spawn(move || {
@@ -553,7 +578,7 @@ impl Model {
 
     /// Answers a command.
     fn obey(&self, ring: &mut dyn DeviceRing, burst: &mut Burst) {
-        if ring.peek(burst, 1).unwrap() == 0 {
+        if !ring.peek(burst, 1).is_ok_and(|chains| chains > 0) {
             return;
         }
         let chain = burst.chains()[0];
@@ -563,14 +588,19 @@ impl Model {
             slice.read(&mut bytes);
             said.extend(bytes);
         }
-        let ruled = self.ruled(On::Command(said[0]));
-        self.0.commands.lock().unwrap().push((said[0], said[1], said[2..].to_vec()));
+        let [class, command, ref data @ ..] = said[..] else { return self.fault("a command of no length") };
+        let ruled = self.ruled(On::Command(class));
+        self.0.commands.lock().unwrap().push((class, command, data.to_vec()));
         let answer = match ruled {
             Some(Then::Ignore) => return,
             Some(Then::Give(answer)) => answer as u8,
+            Some(Then::Flip(bit)) => 1 << (bit % 8),
             None => 0,
         };
-        burst.writable(&chain).next().unwrap().write(&[answer]);
+        let Some(to) = burst.writable(&chain).next() else {
+            return self.fault("a command without an answer");
+        };
+        to.write(&[answer]);
         ring.consume(&[chain]);
         ring.complete(&chain, 1);
         ring.publish();
@@ -677,7 +707,8 @@ impl Registers for Bar {
             return width.ones();
         }
         match self.0.ruled(On::Read(at)) {
-            Some(Then::Give(value)) => value,
+            Some(Then::Give(value)) => value & width.ones(),
+            Some(Then::Flip(bit)) => (self.0.read(at, width) ^ 1 << (bit % 64)) & width.ones(),
             Some(Then::Ignore) => 0,
             None => self.0.read(at, width),
         }
@@ -714,7 +745,138 @@ impl Registers for ConfigSpace {
             bytes[at + 12..at + 16].copy_from_slice(&length.to_le_bytes());
             bytes[at + 16..at + 20].copy_from_slice(&4u32.to_le_bytes());
         }
-        read_bytes(&bytes, at, width)
+        match self.0.ruled(On::Config(at)) {
+            Some(Then::Give(value)) => value & width.ones(),
+            Some(Then::Flip(bit)) => (read_bytes(&bytes, at, width) ^ 1 << (bit % 64)) & width.ones(),
+            Some(Then::Ignore) => 0,
+            None => read_bytes(&bytes, at, width),
+        }
     }
     fn write(&self, _: u64, _: Width, _: u64) {}
 }
+
+impl Liar for Model {
+    fn slot(&self) -> &Slot {
+        &self.0.slot
+    }
+
+    fn device(&self) -> Device<Seen> {
+        self.device()
+    }
+
+    fn lie(&self, lie: &Lie) {
+        match *lie {
+            Lie::Read { register, value, times } => {
+                let on = READS[usize::from(register) % READS.len()];
+                let then = match value {
+                    Word::Is(value) => Then::Give(value),
+                    Word::Flip(bit) => Then::Flip(bit),
+                };
+                self.rule(on, then, often(times));
+            }
+            Lie::Write { register, times } => {
+                self.rule(WRITES[usize::from(register) % WRITES.len()], Then::Ignore, often(times));
+            }
+            Lie::Answer { what, value, times } => {
+                let then = value.map_or(Then::Ignore, |value| Then::Give(value.into()));
+                self.rule(On::Command([0, 1, 4][usize::from(what) % 3]), then, often(times));
+            }
+            Lie::Complete { queue, entry, id, len, more } => {
+                self.complete(queue.into(), entry, id, len, more)
+            }
+            Lie::Interrupt { vector } => self.interrupt(u16::from(vector) % self.state().vectors),
+            Lie::Stall => self.stall(true),
+            Lie::Reset => self.reset_underneath(),
+            Lie::Honest => {
+                self.forget_rules();
+                self.stall(false);
+            }
+        }
+    }
+
+    fn pull(&self) {
+        self.pull();
+    }
+}
+
+impl Model {
+    /// A completion of a queue of the driver's own says this.
+    fn complete(&self, queue: usize, entry: u8, id: u32, len: u32, more: u8) {
+        let queue = if queue == 2 { CONTROL } else { queue };
+        let (QueueRegisters { size, vector, enable, areas: [desc, _, used] }, is_packed) = {
+            let state = self.state();
+            (state.queues[queue], features(&state).contains(Features::RING_PACKED))
+        };
+        let map = self.0.slot.space.map();
+        // A guest's own ring it may spoil as it likes: that one is told by its guest.
+        if enable != 1 || OF_GUESTS.contains(&desc) {
+            return;
+        }
+        let place = |next: u16| (u64::from(next) + near(entry)) % u64::from(size.max(1));
+        if is_packed {
+            let position = self.0.positions.slot(queue).unwrap().load().unwrap_or(Position::START);
+            let used = if position.used_wrap { 0x8080u16 } else { 0 };
+            let flags = [0x80, used, used ^ 0x8080, 0x8000][usize::from(more) % 4];
+            // What is available still it takes as it stands: no more than there is, so that it writes nothing that it was not given.
+            let len = if flags & 0x80 == flags >> 8 & 0x80 { len } else { len % 2049 };
+            let Ok(slot) = map.resolve(desc + place(position.used_idx) * 16 + 8, 8) else { return };
+            slot.write(&[len.to_le_bytes(), (id & 0xffff | u32::from(flags) << 16).to_le_bytes()].concat());
+        } else {
+            let Ok(index) = map.resolve(used + 2, 2) else { return };
+            let mut is = [0; 2];
+            index.read(&mut is);
+            let is = u16::from_le_bytes(is);
+            let Ok(slot) = map.resolve(used + 4 + place(is) * 8, 8) else { return };
+            slot.write(&[id.to_le_bytes(), len.to_le_bytes()].concat());
+            index.write(&is.wrapping_add(more.into()).to_le_bytes());
+        }
+        self.interrupt(vector);
+    }
+}
+
+/// Where guests have their memory.
+const OF_GUESTS: Range<u64> = 0x4000_0000..0x8000_0000;
+/// What can be lied about when it is read.
+const READS: [On; 24] = [
+    On::Read(0x04),
+    On::Read(0x10),
+    On::Read(0x12),
+    On::Read(STATUS),
+    On::Read(STATUS),
+    On::Read(GENERATION),
+    On::Read(0x18),
+    On::Read(QUEUE_VECTOR),
+    On::Read(QUEUE_ENABLE),
+    On::Read(0x1e),
+    On::Read(QUEUE_RESET),
+    On::Read(DEVICE),
+    On::Read(DEVICE + 6),
+    On::Read(DEVICE + 8),
+    On::Read(DEVICE + 9),
+    On::Read(DEVICE + 10),
+    On::Config(0x06),
+    On::Config(0x34),
+    On::Config(0x41),
+    On::Config(0x43),
+    On::Config(0x59),
+    On::Config(0x60),
+    On::Config(0x64),
+    On::Config(0xa8),
+];
+/// What can be lost when it is written; but for where rings are: no driver can see that they are elsewhere.
+const WRITES: [On; 14] = [
+    On::Write(0x00),
+    On::Write(0x08),
+    On::Write(0x0c),
+    On::Write(0x10),
+    On::Write(STATUS),
+    On::Write(STATUS),
+    On::Write(0x16),
+    On::Write(0x18),
+    On::Write(QUEUE_VECTOR),
+    On::Write(QUEUE_ENABLE),
+    On::Write(QUEUE_RESET),
+    On::Write(NOTIFY),
+    On::Write(NOTIFY + 4),
+    On::Write(NOTIFY + CONTROL as u64 * 4),
+];

@@ -38,6 +38,8 @@ pub(super) struct Open {
     /// Told that the host wants it back.
     wanted: Listening,
     transport: Arc<Transport>,
+    /// It did not reset itself in time when it was asked last.
+    was_late: AtomicBool,
     /// By vector; the next one is its configuration's.
     interrupts: Vec<Arc<EventFd>>,
     pub(super) window: Window,
@@ -187,6 +189,7 @@ impl Open {
             config,
             wanted,
             transport,
+            was_late: AtomicBool::new(false),
             interrupts,
             window,
             positions,
@@ -228,7 +231,7 @@ impl Open {
     ) -> Result<Up, FunctionFault> {
         let transport = &self.transport;
         self.rests();
-        transport.reset(RESET)?;
+        self.reset(RESET)?;
         let missing = driven.without(transport.features());
         if missing != Features::NONE {
             return Err(FunctionFault::Refused(format!("{missing:?}, which it offered before")));
@@ -449,7 +452,7 @@ impl Open {
     /// It touches no memory once this returns Ok: by its own reset, or else by the host's.
     pub(super) fn quiet(&self, within: Duration) -> Result<(), FunctionFault> {
         self.rests();
-        match self.transport.reset(within.min(RESET)) {
+        match self.reset(within.min(RESET)) {
             // It is not there to touch any.
             Ok(()) | Err(FunctionFault::Gone) => Ok(()),
             Err(late) => {
@@ -457,6 +460,15 @@ impl Open {
                 self.bind().map_err(|_| late)
             }
         }
+    }
+
+    /// Resets it by its own means. One that was late is not waited for so long again: the host resets it, and whoever brings it
+    /// up next would have a front-end wait for each of its queues.
+    fn reset(&self, within: Duration) -> Result<(), FunctionFault> {
+        let patience = if self.was_late.load(Ordering::Relaxed) { within.min(AGAIN) } else { within };
+        let outcome = self.transport.reset(patience);
+        self.was_late.store(matches!(outcome, Err(FunctionFault::Late { .. })), Ordering::Relaxed);
+        outcome
     }
 
     /// Nobody looks at it meanwhile.
@@ -516,6 +528,8 @@ fn set_receiving(
 
 /// Entries of our own rings at most: as many frames are with the function at a time, either way.
 const MAX_RING: u16 = 1024;
+/// How long a function is waited for that was late with its last reset.
+const AGAIN: Duration = Duration::from_millis(50);
 /// How often it is looked at while it is at work.
 const LOOK: Duration = Duration::from_millis(200);
 /// `VIRTIO_NET_S_LINK_UP`.
