@@ -3,7 +3,7 @@
 //!
 //! Its memory is a file that the test maps as well. A function reaches guest physical addresses, and what a driver maps for it has to
 //! lie in that file where the function looks for it: [`Ground::memory`] gives such memory, [`Space`] takes no other. An interrupt
-//! is a store into a word of that memory, which a thread looks at.
+//! is a store into a word of that memory, which a thread looks at; it also rings doorbells in the host's place.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Write};
@@ -21,12 +21,19 @@ use ringway_pmd::bus::pci::{Address, Doorbell, Function, Id, OpenError, Opener, 
 use ringway_pmd::dma::DmaSpace;
 use ringway_pmd::notify::EventFd;
 use ringway_ring::guest::{GuestMap, Region, RegionSpec};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
 
-/// A machine with one function. A network's wire gives back what it gets.
+use super::pf::Pf;
+
+/// A machine with one function. A network's wire gives back what it gets, to whom it is from.
 pub struct Ground {
     qemu: Child,
     machine: Arc<Machine>,
+    /// What drivers open: the function, or a virtual one of it.
+    function: Arc<Place>,
+    /// Who drives the function that the virtual one is of.
+    pf: Option<Pf>,
     _folder: tempfile::TempDir,
 }
 
@@ -35,7 +42,24 @@ struct Machine {
     wire: Mutex<BufReader<UnixStream>>,
     /// Its memory.
     file: OwnedFd,
+}
+
+/// A function of it, with its BARs placed.
+struct Place {
+    machine: Arc<Machine>,
+    /// Of bus 0.
+    devfn: u8,
+    bars: Vec<PlacedBar>,
+    /// What it is, where its own configuration does not say so.
+    id: Option<Id>,
     is_open: AtomicBool,
+}
+
+#[derive(Clone, Copy)]
+struct PlacedBar {
+    index: u8,
+    start: u64,
+    size: u64,
 }
 
 impl Ground {
@@ -93,9 +117,35 @@ impl Ground {
             }
         };
         let wire = Mutex::new(BufReader::new(stream));
-        let machine = Arc::new(Machine { wire, file, is_open: AtomicBool::new(false) });
-        machine.place_bars();
-        Ground { qemu, machine, _folder: folder }
+        let machine = Arc::new(Machine { wire, file });
+        let function = Arc::new(Place::of(&machine));
+        Ground { qemu, machine, function, pf: None, _folder: folder }
+    }
+
+    /// Starts it with an 82576, whose first virtual function it is, which its PF gave this address.
+    pub fn start_vf(mac: [u8; 6]) -> Ground {
+        let mut ground = Ground::start("igb");
+        let bar = ground.function.bar_at(0).unwrap().start;
+        let registers =
+            View::new(Arc::new(Bar { machine: Arc::clone(&ground.machine), start: bar, size: BAR_ROOM }));
+        ground.function = Arc::new(Place::first_vf(&ground.function));
+        ground.pf = Some(Pf::start(registers, mac));
+        ground
+    }
+
+    /// Who drives the function that this one is a virtual one of.
+    pub fn pf(&self) -> &Pf {
+        self.pf.as_ref().unwrap()
+    }
+
+    /// Somebody resets the function, as the kernel does it: what the host gave it, it has again.
+    pub fn reset_underneath(&self) {
+        self.function.reset().unwrap();
+    }
+
+    /// As a bus names it.
+    pub fn address(&self) -> Address {
+        self.function.address()
     }
 
     /// Memory of the machine at a guest physical address.
@@ -105,23 +155,23 @@ impl Ground {
 
     /// What opens the function.
     pub fn opener(&self) -> Opener {
-        let machine = Arc::clone(&self.machine);
-        Arc::new(move || Ok(Opened::new(Arc::clone(&machine))? as _))
+        let function = Arc::clone(&self.function);
+        Arc::new(move || Ok(Opened::new(Arc::clone(&function))? as _))
     }
 
     pub fn id(&self) -> Id {
-        let config = View::new(Arc::new(ConfigSpace(Arc::clone(&self.machine))));
-        Id {
+        let config = self.function.config();
+        self.function.id.unwrap_or_else(|| Id {
             vendor: config.read16(0),
             device: config.read16(2),
             subsystem_vendor: config.read16(0x2c),
             subsystem: config.read16(0x2e),
-        }
+        })
     }
 
     /// Nobody has the function.
     pub fn is_closed(&self) -> bool {
-        !self.machine.is_open.load(Ordering::SeqCst)
+        !self.function.is_open.load(Ordering::SeqCst)
     }
 
     /// The machine dies, as a function that is pulled.
@@ -138,15 +188,15 @@ impl Drop for Ground {
     }
 }
 
-pub fn address() -> Address {
-    format!("0000:00:{SLOT}.0").parse().unwrap()
-}
-
-/// The far end of the wire: ends with the process.
+/// The far end of the wire, which sends back to whom it is from: ends with the process.
 fn echo(far: UnixDatagram, near: std::path::PathBuf) {
     std::thread::spawn(move || {
         let mut frame = vec![0; 1 << 16];
         while let Ok(length) = far.recv(&mut frame) {
+            if length >= 12 {
+                let (to, from) = frame[..12].split_at_mut(6);
+                to.swap_with_slice(from);
+            }
             let _ = far.send_to(&frame[..length], &near);
         }
     });
@@ -172,40 +222,11 @@ impl Machine {
     }
 
     /// Two requests that belong together.
-    fn config(&self, at: u64, request: &str) -> Option<u64> {
+    fn config(&self, devfn: u8, at: u64, request: &str) -> Option<u64> {
         let mut wire = self.wire.lock().unwrap();
-        let slot = u64::from_str_radix(SLOT, 16).unwrap();
-        let select = 0x8000_0000 | slot << 11 | (at & !3);
+        let select = 0x8000_0000 | u64::from(devfn) << 8 | (at & !3);
         Machine::ask_on(&mut wire, &format!("outl 0xcf8 {select:#x}"))?;
         Machine::ask_on(&mut wire, request)
-    }
-
-    /// Gives each BAR a place, and has the function answer there and reach memory.
-    fn place_bars(self: &Arc<Machine>) {
-        let config = View::new(Arc::new(ConfigSpace(Arc::clone(self))));
-        for bar in 0..6u8 {
-            if let Some((at, _, is_64)) = self.bar(bar) {
-                config.write32(at, (BARS + BAR_ROOM * u64::from(bar)) as u32);
-                if is_64 {
-                    config.write32(at + 4, 0);
-                }
-            }
-        }
-        // Memory space, bus mastering.
-        config.write16(4, 6);
-    }
-
-    /// Where the register of a BAR in memory is, its bytes, and whether it is of 64 bits.
-    fn bar(self: &Arc<Machine>, bar: u8) -> Option<(u64, u64, bool)> {
-        let config = View::new(Arc::new(ConfigSpace(Arc::clone(self))));
-        let at = 0x10 + 4 * u64::from(bar);
-        let is_upper = bar > 0 && config.read32(at - 4) & 7 == 4;
-        let was = config.read32(at);
-        config.write32(at, u32::MAX);
-        let mask = config.read32(at);
-        config.write32(at, was);
-        let is_memory = mask != 0 && mask & 1 == 0 && !is_upper;
-        is_memory.then(|| (at, u64::from(!(mask & !15)) + 1, mask & 4 != 0))
     }
 
     fn region(&self, gpa: u64, size: u64) -> io::Result<Arc<Region>> {
@@ -213,6 +234,111 @@ impl Machine {
         let file = self.file.try_clone()?;
         Region::map(RegionSpec { gpa, size, user_addr: gpa, file_offset, file }).map_err(io::Error::other)
     }
+}
+
+impl Place {
+    /// The function that the machine has, each BAR at a place of its own; it answers there and reaches memory.
+    fn of(machine: &Arc<Machine>) -> Place {
+        let devfn = u8::from_str_radix(SLOT, 16).unwrap() << 3;
+        let config = View::new(Arc::new(ConfigSpace { machine: Arc::clone(machine), devfn, id: None }));
+        let bars = place_bars(&config, 0x10, BARS);
+        // Memory space, bus mastering.
+        config.write16(4, 6);
+        Place { machine: Arc::clone(machine), devfn, bars, id: None, is_open: AtomicBool::new(false) }
+    }
+
+    /// The first virtual function of one, switched on.
+    fn first_vf(pf: &Place) -> Place {
+        // Capabilities beyond the first 256 bytes are in memory, where the host bridge has them.
+        pf.machine.config(0, 0x60, &format!("outl 0xcfc {:#x}", ECAM | 1));
+        let start = ECAM + (u64::from(pf.devfn) << 12);
+        let whole = View::new(Arc::new(Bar { machine: Arc::clone(&pf.machine), start, size: 4096 }));
+        let mut at = 0x100;
+        while whole.read16(at) != SR_IOV {
+            at = u64::from(whole.read16(at + 2) >> 4);
+            assert_ne!(at, 0, "the function has no virtual ones");
+        }
+        let bars = place_bars(&whole, at + 0x24, BARS + 8 * BAR_ROOM);
+        whole.write16(at + 0x10, 1);
+        // Virtual functions, and their memory space.
+        whole.write16(at + 0x08, 9);
+        let devfn = pf.devfn + whole.read16(at + 0x14) as u8;
+        let id = Id {
+            vendor: pf.config().read16(0),
+            device: whole.read16(at + 0x1a),
+            subsystem_vendor: pf.config().read16(0x2c),
+            subsystem: pf.config().read16(0x2e),
+        };
+        let machine = Arc::clone(&pf.machine);
+        let vf = Place { machine, devfn, bars, id: Some(id), is_open: AtomicBool::new(false) };
+        vf.config().write16(4, 6);
+        vf
+    }
+
+    fn address(&self) -> Address {
+        format!("0000:00:{:02x}.{}", self.devfn >> 3, self.devfn & 7).parse().unwrap()
+    }
+
+    fn config(&self) -> View {
+        View::new(Arc::new(ConfigSpace {
+            machine: Arc::clone(&self.machine),
+            devfn: self.devfn,
+            id: self.id,
+        }))
+    }
+
+    fn bar_at(&self, index: u8) -> io::Result<PlacedBar> {
+        let found = self.bars.iter().find(|bar| bar.index == index);
+        found.copied().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn bar(&self, index: u8) -> io::Result<View> {
+        let PlacedBar { start, size, .. } = self.bar_at(index)?;
+        Ok(View::new(Arc::new(Bar { machine: Arc::clone(&self.machine), start, size })))
+    }
+
+    /// By its own means (function level reset), if it has them; what the host gave it, it has again.
+    fn reset(&self) -> io::Result<()> {
+        let found = capabilities(&self.config()).into_iter().find(|capability| capability.id == 0x10);
+        let express = found.map(|found| found.body).filter(|body| body.read32(4) & 1 << 28 != 0);
+        let express = express.ok_or(io::ErrorKind::Unsupported)?;
+        express.write16(8, express.read16(8) | 0x8000);
+        self.config().write16(4, 6);
+        if let Some(msix) = self.msix() {
+            msix.write16(2, msix.read16(2) & !0x4000 | 0x8000);
+        }
+        Ok(())
+    }
+
+    /// The capability of MSI-X.
+    fn msix(&self) -> Option<View> {
+        let found = capabilities(&self.config()).into_iter().find(|capability| capability.id == 0x11)?;
+        Some(found.body)
+    }
+}
+
+/// Gives each BAR in memory a place; the registers of the first are here.
+fn place_bars(config: &View, first: u64, from: u64) -> Vec<PlacedBar> {
+    let (mut bars, mut is_upper) = (Vec::new(), false);
+    for index in 0..6u8 {
+        let at = first + 4 * u64::from(index);
+        if std::mem::take(&mut is_upper) {
+            continue;
+        }
+        config.write32(at, u32::MAX);
+        let mask = config.read32(at);
+        if mask == 0 || mask & 1 == 1 {
+            continue;
+        }
+        let (start, size) = (from + BAR_ROOM * u64::from(index), u64::from(!(mask & !15)) + 1);
+        is_upper = mask & 4 != 0;
+        config.write32(at, start as u32);
+        if is_upper {
+            config.write32(at + 4, 0);
+        }
+        bars.push(PlacedBar { index, start, size });
+    }
+    bars
 }
 
 /// Where memory of the machine is in its file, if all of it is there.
@@ -223,9 +349,11 @@ fn offset(gpa: u64, size: u64) -> Option<u64> {
 
 /// The function, open.
 struct Opened {
-    machine: Arc<Machine>,
+    function: Arc<Place>,
     space: Arc<Space>,
     vectors: Arc<Vec<Mutex<Option<EventFd>>>>,
+    /// Those that the host rings.
+    doorbells: Arc<Mutex<Vec<(Doorbell, EventFd)>>>,
     /// The words that interrupts are stored into.
     words: Arc<GuestMap>,
     is_over: Arc<AtomicBool>,
@@ -239,15 +367,23 @@ impl fmt::Debug for Opened {
 }
 
 impl Opened {
-    fn new(machine: Arc<Machine>) -> Result<Arc<Opened>, OpenError> {
-        if machine.is_open.swap(true, Ordering::SeqCst) {
-            return Err(OpenError::Busy { address: address(), group: 0, holder: None });
+    fn new(function: Arc<Place>) -> Result<Arc<Opened>, OpenError> {
+        if function.is_open.swap(true, Ordering::SeqCst) {
+            return Err(OpenError::Busy { address: function.address(), group: 0, holder: None });
         }
+        let machine = &function.machine;
         let words = Arc::new(GuestMap::new(vec![machine.region(WORDS, 4096).unwrap()]).unwrap());
-        let space = Arc::new(Space(Arc::clone(&machine)));
-        let mut opened =
-            Opened { machine, space, vectors: Arc::default(), words, is_over: Arc::default(), thread: None };
-        if let Some(msix) = opened.msix() {
+        let space = Arc::new(Space(Arc::clone(machine)));
+        let mut opened = Opened {
+            function,
+            space,
+            vectors: Arc::default(),
+            doorbells: Arc::default(),
+            words,
+            is_over: Arc::default(),
+            thread: None,
+        };
+        if let Some(msix) = opened.function.msix() {
             let control = msix.read16(2);
             let vectors = (0..=control & 0x7ff).map(|_| Mutex::default()).collect();
             opened.vectors = Arc::new(vectors);
@@ -256,6 +392,7 @@ impl Opened {
         }
         let (vectors, words, is_over) =
             (Arc::clone(&opened.vectors), Arc::clone(&opened.words), Arc::clone(&opened.is_over));
+        let (doorbells, registers) = (Arc::clone(&opened.doorbells), Arc::clone(&opened.function));
         let thread = std::thread::spawn(move || {
             while !is_over.load(Ordering::Relaxed) {
                 for (vector, to) in (0u64..).zip(&*vectors) {
@@ -270,17 +407,21 @@ impl Opened {
                         }
                     }
                 }
+                let doorbells = doorbells.lock().unwrap();
+                // One kick may be for several.
+                let rung: Vec<_> = doorbells.iter().filter(|(_, from)| is_signalled(from)).collect();
+                for (_, from) in &rung {
+                    from.clear();
+                }
+                for (at, _) in rung {
+                    registers.bar(at.bar).unwrap().write(at.at, at.width, at.value);
+                }
+                drop(doorbells);
                 std::thread::sleep(Duration::from_micros(100));
             }
         });
         opened.thread = Some(thread);
         Ok(Arc::new(opened))
-    }
-
-    /// The capability of MSI-X.
-    fn msix(&self) -> Option<View> {
-        let found = capabilities(&self.config()).into_iter().find(|capability| capability.id == 0x11)?;
-        Some(found.body)
     }
 }
 
@@ -290,19 +431,17 @@ impl Drop for Opened {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        self.machine.is_open.store(false, Ordering::SeqCst);
+        self.function.is_open.store(false, Ordering::SeqCst);
     }
 }
 
 impl Function for Opened {
     fn config(&self) -> View {
-        View::new(Arc::new(ConfigSpace(Arc::clone(&self.machine))))
+        self.function.config()
     }
 
     fn bar(&self, index: u8) -> io::Result<View> {
-        let (_, size, _) = self.machine.bar(index).ok_or(io::ErrorKind::NotFound)?;
-        let start = BARS + BAR_ROOM * u64::from(index);
-        Ok(View::new(Arc::new(Bar { machine: Arc::clone(&self.machine), start, size })))
+        self.function.bar(index)
     }
 
     fn dma(&self) -> Arc<dyn DmaSpace> {
@@ -316,7 +455,7 @@ impl Function for Opened {
     fn bind(&self, vector: u16, to: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let slot = self.vectors.get(usize::from(vector)).ok_or(io::ErrorKind::NotFound)?;
         let to = to.map(|fd| EventFd::from_peer(fd.try_clone_to_owned()?)).transpose()?;
-        let msix = self.msix().ok_or(io::ErrorKind::NotFound)?;
+        let msix = self.function.msix().ok_or(io::ErrorKind::NotFound)?;
         let table = msix.read32(4);
         let table = self
             .bar((table & 7) as u8)?
@@ -330,11 +469,12 @@ impl Function for Opened {
         Ok(())
     }
 
-    fn bind_doorbell(&self, _: &Doorbell, from: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        match from {
-            Some(_) => Err(io::ErrorKind::Unsupported.into()),
-            None => Ok(()),
-        }
+    fn bind_doorbell(&self, at: &Doorbell, from: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let from = from.map(|fd| EventFd::from_peer(fd.try_clone_to_owned()?)).transpose()?;
+        let mut doorbells = self.doorbells.lock().unwrap();
+        doorbells.retain(|(bound, _)| bound != at);
+        doorbells.extend(from.map(|from| (*at, from)));
+        Ok(())
     }
 
     fn on_wanted_back(&self, _: BorrowedFd<'_>) -> io::Result<()> {
@@ -342,23 +482,36 @@ impl Function for Opened {
     }
 
     fn reset(&self) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+        self.function.reset()
     }
 }
 
-struct ConfigSpace(Arc<Machine>);
+fn is_signalled(event: &EventFd) -> bool {
+    let mut fds = [PollFd::new(event, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+}
+
+struct ConfigSpace {
+    machine: Arc<Machine>,
+    devfn: u8,
+    /// What a virtual function's own does not say, and the host does in its place.
+    id: Option<Id>,
+}
 
 impl Registers for ConfigSpace {
     fn size(&self) -> u64 {
         256
     }
     fn read(&self, at: u64, width: Width) -> u64 {
+        if let Some(id) = self.id.filter(|_| at == 0 && width == Width::B2) {
+            return id.vendor.into();
+        }
         let request = format!("in{} {:#x}", letter(width), 0xcfc + (at & 3));
-        self.0.config(at, &request).unwrap_or(width.ones())
+        self.machine.config(self.devfn, at, &request).unwrap_or(width.ones())
     }
     fn write(&self, at: u64, width: Width, value: u64) {
         let request = format!("out{} {:#x} {value:#x}", letter(width), 0xcfc + (at & 3));
-        let _ = self.0.config(at, &request);
+        let _ = self.machine.config(self.devfn, at, &request);
     }
 }
 
@@ -427,5 +580,9 @@ const WORDS: u64 = 2 << 20;
 /// Where BARs are, a MiB each.
 const BARS: u64 = 0xe000_0000;
 const BAR_ROOM: u64 = 1 << 20;
+/// Where all of a function's configuration is, by bus, device and function.
+const ECAM: u64 = 0xb000_0000;
+/// The extended capability of virtual functions.
+const SR_IOV: u16 = 0x10;
 /// Where the function is on its bus.
 pub const SLOT: &str = "03";

@@ -5,24 +5,26 @@
 #![expect(unreachable_pub, reason = "modules that the test has for itself")]
 
 mod ground;
+mod igbvf;
 mod nvme;
 #[path = "../shared/pace.rs"]
 #[expect(dead_code, reason = "shared with other tests")]
 mod pace;
+mod pf;
 #[path = "../vhost_user/support.rs"]
 #[expect(dead_code, reason = "shared with another test")]
 mod support;
 
-use std::os::fd::BorrowedFd;
-use std::sync::Mutex;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex};
 
-use ringway_control::operator::api::{DevShow, DeviceEntry, MgmtdevShow, Select};
+use ringway_control::operator::api::{DevChanged, DevSet, DevShow, DeviceEntry, MgmtdevShow, Select};
 use ringway_control::subsystem::{Options, Subsystem};
 use ringway_pmd::bus::pci::{Device, host};
 use ringway_pmd::bus::{Bus, BusEvent, BusInfo};
 use ringway_pmd::driver::Attached;
-use ringway_pmd::drivers::functions::Seen;
-use ringway_pmd::drivers::virtio_pci::{EXAMINER, VirtioPci};
+use ringway_pmd::drivers::functions::{Seen, drivers, examiners};
+use ringway_pmd::notify::EventFd;
 use ringway_ring::position::Position;
 use ringway_ring::queue::Format;
 use ringway_vhost_user::frontend::Frontend;
@@ -47,8 +49,9 @@ impl Bus for OneFunction {
 
     fn take(&mut self) -> Vec<BusEvent<Device<Seen>>> {
         let device = self.0.take().map(|device| device.into_inner().unwrap());
-        let address = ground::address().to_string();
-        device.map(|device| BusEvent::Announced { address, device }).into_iter().collect()
+        let announced =
+            |device: Device<Seen>| BusEvent::Announced { address: device.address.to_string(), device };
+        device.map(announced).into_iter().collect()
     }
 }
 
@@ -61,20 +64,29 @@ struct Host {
 impl Host {
     /// A subsystem with a device of so many pairs on a virtio function with these properties.
     fn new(properties: &str, pairs: u16) -> Host {
-        let device = format!("virtio-net-pci,disable-legacy=on,iommu_platform=on,mac={MAC}{properties}");
-        let ground = Ground::start(&device);
-        let (address, opener) = (ground::address(), ground.opener());
-        let seen = EXAMINER.examine(address, &opener);
-        let device = Device { address, id: ground.id(), numa_node: None, opener, seen };
-        let bus = OneFunction(Some(Mutex::new(device)));
+        Host::on(virtio(properties), pairs, &[])
+    }
+
+    /// The same on the function of a ground.
+    fn on(ground: Ground, pairs: u16, attributes: &[(&str, &str)]) -> Host {
+        let (address, opener, id) = (ground.address(), ground.opener(), ground.id());
+        let examiner = examiners().into_iter().find(|examiner| (examiner.wants)(id)).unwrap();
+        let seen = examiner.examine(address, &opener);
+        let bus = OneFunction(Some(Mutex::new(Device { address, id, numa_node: None, opener, seen })));
         let folder = tempfile::tempdir().unwrap();
-        let attached = Attached::new(bus, vec![Box::new(VirtioPci)]);
+        let attached = Attached::new(bus, drivers());
         let options = Options { attachments: vec![Box::new(attached)], ..Options::embedded(folder.path()) };
         let subsystem = Subsystem::start(options).unwrap();
-        let mut entry = DeviceEntry { name: "d0".to_owned(), mgmtdev: name(), ..DeviceEntry::default() };
+        let mgmtdev = format!("pci/{address}");
+        let mut entry = DeviceEntry { name: "d0".to_owned(), mgmtdev, ..DeviceEntry::default() };
         entry.max_vqp = Some(pairs);
+        entry.attributes.extend(attributes.iter().map(|(name, value)| (name.to_string(), value.to_string())));
         subsystem.add(&entry).unwrap();
         Host { subsystem, ground, folder }
+    }
+
+    fn name(&self) -> String {
+        format!("pci/{}", self.ground.address())
     }
 
     fn rig(&self, format: Format, queues: u16) -> Rig {
@@ -104,8 +116,9 @@ impl Host {
     }
 }
 
-fn name() -> String {
-    format!("pci/{}", ground::address())
+/// A virtio function with these properties.
+fn virtio(properties: &str) -> Ground {
+    Ground::start(&format!("virtio-net-pci,disable-legacy=on,iommu_platform=on,mac={MAC}{properties}"))
 }
 
 const MAC: &str = "52:54:00:00:07:01";
@@ -115,7 +128,7 @@ const MAC: &str = "52:54:00:00:07:01";
 fn qemus_function_is_looked_at_as_what_it_is() {
     let host = Host::new("", 1);
     let shown: MgmtdevShow = host.subsystem.call("mgmtdev.show", &Select { name: None }).unwrap();
-    let function = shown.mgmtdev.find(&name()).unwrap();
+    let function = shown.mgmtdev.find(&host.name()).unwrap();
     assert_eq!((function.max_supported_vqs, function.settings["mac"].as_str()), (2, MAC));
     assert_eq!(host.field("provisioned/mac"), MAC);
     host.finish();
@@ -152,6 +165,41 @@ fn frames_go_through_qemus_function_and_come_back() {
         drop((pair, frontend));
         host.finish();
     }
+}
+
+/// The function consumes the guest's rings, hears its kicks and calls it by itself.
+#[test]
+#[ignore = "needs QEMU >= 8: run deploy/test"]
+fn qemus_function_has_the_guests_own_rings_and_its_relay_goes_on_where_they_stand() {
+    let host = Host::on(virtio(""), 1, &[("datapath", "hardware")]);
+    let rig = host.rig(Format::Split, 2);
+    let mut frontend = host.connect();
+    rig.introduce(&mut frontend);
+    let mut pair = HandPair::new(&rig, 0, Position::START);
+    let (kick, call) = (Arc::new(EventFd::new().unwrap()), EventFd::new().unwrap());
+    for queue in 0..2u32 {
+        let (addr, kick) = (rig.addr(queue), Some(kick.as_fd()));
+        frontend.start_ring(queue, Rig::SIZE.into(), 0, addr, kick, Some(call.as_fd())).unwrap();
+        frontend.enable_ring(queue, true).unwrap();
+    }
+    pair.kick = Some(kick);
+    eventually(|| host.field("data_path") == "hardware");
+    pair.exchange(200);
+    assert_eq!((host.field("data_path"), host.field("rings/0/core")), ("hardware".into(), Value::Null));
+    call.clear();
+    pair.rx.enable_calls();
+    pair.post(1);
+    pair.send(1);
+    eventually(|| call.clear());
+    pair.rx.disable_calls();
+    pair.settle(1, true);
+    let mut set = DevSet { name: "d0".to_owned(), ..DevSet::default() };
+    set.attributes.insert("datapath".to_owned(), "relay".to_owned());
+    let _: DevChanged = host.subsystem.call("dev.set", &set).unwrap();
+    eventually(|| host.field("data_path") == "relay");
+    pair.exchange(20);
+    drop((pair, frontend));
+    host.finish();
 }
 
 /// What a function that was pulled out does: every register reads all ones, and what was under way never comes back.

@@ -228,6 +228,8 @@ struct Stage<'a, M> {
     model: M,
     other: Guest,
     guest: Option<Guest>,
+    /// What it said when it was found may not be so.
+    was_lying: bool,
 }
 
 /// Lives a life.
@@ -247,7 +249,18 @@ pub fn live<M: Liar>(life: &Life<Act>, scene: &Scene<M>) {
     subsystem.add(&beside).unwrap();
     let other = Guest::come(&folder.path().join("dev/d1.sock"), Format::Split).unwrap();
     let entry = DeviceEntry { name: "d0".to_owned(), ..(scene.entry)(kind) };
-    let mut stage = Stage { scene, kind, subsystem, bus, folder, entry, model, other, guest: None };
+    let mut stage = Stage {
+        scene,
+        kind,
+        subsystem,
+        bus,
+        folder,
+        entry,
+        model,
+        other,
+        guest: None,
+        was_lying: !life.found.is_empty(),
+    };
     if !in_time("mgmtdev show", || stage.is_found()) {
         stage.plug_anew();
     }
@@ -285,7 +298,7 @@ impl<M: Liar> Stage<'_, M> {
         self.bus.unplug(&self.entry.mgmtdev);
         eventually(|| !self.is_found() && !self.model.slot().is_open());
         assert_eq!(self.model.slot().space.mapped(), 0, "what is gone can reach memory");
-        self.model = (self.scene.make)(self.kind);
+        (self.model, self.was_lying) = ((self.scene.make)(self.kind), false);
         self.bus.plug(self.model.device());
         eventually(|| self.is_found());
     }
@@ -415,7 +428,7 @@ impl<M: Liar> Stage<'_, M> {
         self.leave();
         let begun = Instant::now();
         eventually(|| self.show().pointer("/absent/d0").is_some() || self.field("state") == "waiting");
-        if self.show().pointer("/absent/d0").is_some() {
+        if self.was_lying || self.show().pointer("/absent/d0").is_some() {
             self.plug_anew();
             eventually(|| self.field("state") == "waiting");
         }

@@ -443,6 +443,7 @@ impl<'rig> HandPair<'rig> {
 }
 
 /// Waits until something is so.
+#[track_caller]
 pub fn eventually(mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + SOON;
     while !is_so() {
