@@ -14,6 +14,8 @@ pub mod backing;
 mod config;
 // What block devices have in common as devices.
 pub mod disk;
+// A file or block device as a backing.
+pub mod file;
 // Memory as a backing.
 pub mod memory;
 // What operators ask of a block device, checked.

@@ -2,6 +2,8 @@
 
 // Any number of devices joined by a learning bridge.
 pub mod bridge;
+// Files and block devices as disks.
+pub mod file;
 // What there is for functions of the PCI bus.
 pub mod functions;
 // The host as a port.

@@ -4,14 +4,17 @@
 //!   ReadRing:   operations + rooms of ours, which are seen like guest memory
 //!   StreamRing: one read that goes on + rooms, and the ring in which the kernel is given them
 //!   WriteRing:  operations + own bytes, vectors, rooms to copy to + the maps of the guests whose memory is out
+//!   DiskRing:   operations + vectors, rooms to copy to + the map of the guest
 //! ```
 //!
 //! What an operation works on belongs to the same value as the ring it was put into, does not move, and stays until the
 //! operation is finished: dropped with one that does not finish, all of it is left to the kernel for good. So no caller has
-//! a promise to keep, and all that is unsafe about it is here. Operations find something at once or fail; none waits.
+//! a promise to keep, and all that is unsafe about it is here. Operations find something at once or fail, and none waits; but
+//! those of disks, which end when the disk ends them.
 //!
 //! Owned by one pump. Budget of all but making and dropping: no allocation, no lock, one system call to enter, no panic.
 
+mod disk;
 mod read;
 mod stream;
 mod write;
@@ -23,6 +26,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use io_uring::squeue::Entry;
 use io_uring::{IoUring, cqueue, types};
 
+pub(crate) use disk::Put as DiskPut;
+pub(crate) use disk::{Alignment, DiskRing, ROOM_BYTES, Room, Way};
 pub(crate) use read::ReadRing;
 pub(crate) use stream::{Found, StreamRing};
 #[cfg(test)]

@@ -4,6 +4,7 @@ use ringway_pmd::bus::pci::host::{self, HostBus};
 use ringway_pmd::bus::virt::{self, Child, VirtualBus};
 use ringway_pmd::driver::{Attached, Attachments, Driver};
 use ringway_pmd::drivers::bridge::BridgeKind;
+use ringway_pmd::drivers::file::FileDisks;
 use ringway_pmd::drivers::functions;
 use ringway_pmd::drivers::link::LinkKind;
 use ringway_pmd::drivers::sim_blk::SimBlk;
@@ -16,7 +17,7 @@ use crate::devices::known::{Known, KnownBus};
 
 /// Every driver's management device.
 pub fn all() -> Vec<Box<dyn ManagementDevice>> {
-    vec![Box::new(SimNet::new()), Box::new(SimBlk::new())]
+    vec![Box::new(SimNet::new()), Box::new(SimBlk::new()), Box::new(FileDisks::new())]
 }
 
 /// Every kind of management devices that come to be by being named; `bus` is where those that can be divided have their children.

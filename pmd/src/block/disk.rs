@@ -54,6 +54,8 @@ pub struct QueueSeat<'seat> {
     pub segments: u16,
     /// The guest's memory. It is held for as long as the queue lives.
     pub map: &'seat Arc<GuestMap>,
+    /// Cores that workers poll on: nobody else's work belongs there.
+    pub polled: &'seat [usize],
 }
 
 /// A disk: what a driver brings. Called by the device's session; while there is none, by control, for what waits for nobody:
@@ -126,6 +128,8 @@ struct Maker<D> {
     negotiated: Features,
     generation: u32,
     host: DeviceHost,
+    /// Cores that workers poll on.
+    polled: Vec<usize>,
 }
 
 impl<D: Disk> BlockDevice<D> {
@@ -176,6 +180,7 @@ impl<D: Disk> BlockDevice<D> {
             negotiated: Features::NONE,
             generation: 0,
             host,
+            polled: Vec::new(),
         };
         maker.look_at_size();
         Ok(BlockDevice { pumps: OwnPumps::new(maker) })
@@ -208,6 +213,10 @@ impl<D: Disk> Maker<D> {
 }
 
 impl<D: Disk> MakePump for Maker<D> {
+    fn polled(&mut self, cores: &[usize]) {
+        self.polled = cores.to_vec();
+    }
+
     fn pump(&mut self, _group: u16, queues: Vec<QueueBinding>) -> Result<Box<dyn Pump>, DriverError> {
         let Some(queue) = queues.into_iter().next() else {
             return Err(DriverError::PeerMisbehaved("no queue of the group is started".to_owned()));
@@ -217,7 +226,8 @@ impl<D: Disk> MakePump for Maker<D> {
         let requests = self.disk.geometry().depth.min(queue.config.size.get());
         // A descriptor that crosses regions, and headers in pieces of their own, come on top.
         let segments = self.plan.seg_max + BESIDE_DATA;
-        let seat = QueueSeat { index, slots: requests, segments, map: &queue.config.map };
+        let map = &queue.config.map;
+        let seat = QueueSeat { index, slots: requests, segments, map, polled: &self.polled };
         let backing = self.disk.queue(seat)?;
         let (shape, room) = (Arc::clone(&self.shape), Room { requests, segments });
         let config = queue.config.clone();

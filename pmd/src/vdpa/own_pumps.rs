@@ -14,6 +14,10 @@ pub trait MakePump {
     /// # Errors
     /// The queues cannot be served so.
     fn pump(&mut self, group: u16, queues: Vec<QueueBinding>) -> Result<Box<dyn Pump>, DriverError>;
+    /// The cores that workers poll on, told before a pump is made.
+    fn polled(&mut self, cores: &[usize]) {
+        let _ = cores;
+    }
 }
 
 /// See the module's head.
@@ -69,6 +73,7 @@ impl<M: MakePump> Queues for OwnPumps<M> {
         _within: Duration,
     ) -> Result<(), ServeError> {
         self.kept.note(group, &queues);
+        self.maker.polled(placer.engine.cores());
         let pump = self.maker.pump(group, queues).map_err(|error| ServeError::Refused(error.to_string()))?;
         let name = format!("{}.{group}", placer.name);
         let placed = placer.engine.place((placer.core_of)(group), &name, pump, placer.watcher.clone());

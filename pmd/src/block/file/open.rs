@@ -1,0 +1,319 @@
+//! What there is to know of a file before it is a disk: whether it can be one, how large it is, what it can do. All of it may wait.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, SeekFrom, StatxFlags};
+use rustix::io::Errno;
+
+use super::lock;
+use super::trouble::Trouble;
+use crate::uring::Alignment;
+use crate::vdpa::DriverError;
+
+/// Whose memory holds what is on the disk meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cache {
+    /// Nobody's: the file's own medium.
+    Direct,
+    /// The host's, too.
+    Buffered,
+}
+
+impl Cache {
+    /// As operators write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Cache::Direct => "direct",
+            Cache::Buffered => "buffered",
+        }
+    }
+}
+
+/// What an operator wants of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wish {
+    /// Which.
+    pub path: PathBuf,
+    /// None: direct where it can be.
+    pub cache: Option<Cache>,
+    /// Nothing is written.
+    pub is_read_only: bool,
+}
+
+/// A file that is open as a disk. Nobody else has it as one.
+#[derive(Debug)]
+pub struct OpenFile {
+    file: OwnedFd,
+    /// What was wanted.
+    pub wish: Wish,
+    /// How it is.
+    pub cache: Cache,
+    /// It is a block device.
+    pub is_block: bool,
+    /// Bytes of the smallest transfer.
+    pub blk_size: u32,
+    /// Bytes of a physical block.
+    pub physical: u32,
+    /// It gives space back.
+    pub discards: bool,
+    pub(super) alignment: Alignment,
+    /// Bytes, as they were last looked at.
+    bytes: AtomicU64,
+    pub(super) trouble: Trouble,
+}
+
+impl OpenFile {
+    /// Opens it, and waits so long for one who lets go of it.
+    ///
+    /// # Errors
+    /// It cannot be a disk, or somebody has it.
+    pub fn open(wish: Wish, patience: Duration) -> Result<Arc<OpenFile>, DriverError> {
+        let path = wish.path.clone();
+        let failed = |error: Errno| explained(&path, &wish, error);
+        let writes = !wish.is_read_only;
+        // Without waiting for a pipe's other end. What it is decides.
+        let file = open(&path, flags(writes, false)).map_err(failed)?;
+        let facts = rustix::fs::fstat(&file).map_err(failed)?;
+        let is_block = match FileType::from_raw_mode(facts.st_mode) {
+            FileType::RegularFile => false,
+            FileType::BlockDevice => true,
+            other => {
+                let why =
+                    format!("path {}: it is {}, no file and no block device", path.display(), noun(other));
+                return Err(DriverError::misconfigured(why));
+            }
+        };
+        // Nobody writes to a disk that is mounted.
+        let alone = if is_block && writes { OFlags::EXCL } else { OFlags::empty() };
+        let direct = match wish.cache {
+            Some(Cache::Buffered) => None,
+            _ => match reopen(&file, flags(writes, true) | alone) {
+                Err(error @ Errno::BUSY) => return Err(failed(error)),
+                opened => opened.ok(),
+            },
+        };
+        let (cache, file) = match (direct, wish.cache) {
+            (Some(direct), _) => (Cache::Direct, direct),
+            (None, Some(Cache::Direct)) => {
+                let why = format!(
+                    "cache direct: {} is on a file system that has no such reads and writes; cache buffered does without",
+                    path.display()
+                );
+                return Err(DriverError::misconfigured(why));
+            }
+            (None, _) => (Cache::Buffered, reopen(&file, flags(writes, false) | alone).map_err(failed)?),
+        };
+        locked(&file, &wish, patience)?;
+        let (alignment, blk_size) = aligned(&file, cache, is_block);
+        let physical = if is_block {
+            rustix::fs::ioctl_blkpbszget(&file).unwrap_or(blk_size)
+        } else {
+            u32::try_from(facts.st_blksize).unwrap_or(PAGE).clamp(512, PAGE)
+        };
+        let opened = OpenFile {
+            cache,
+            is_block,
+            blk_size,
+            physical: physical.max(blk_size),
+            discards: writes && gives_back(&file, is_block, facts.st_rdev),
+            alignment,
+            bytes: AtomicU64::new(0),
+            trouble: Trouble::new(),
+            wish,
+            file,
+        };
+        let bytes = opened.look().map_err(|error| DriverError::Resource {
+            what: format!("{}", opened.wish.path.display()),
+            source: error,
+        })?;
+        if bytes < u64::from(opened.blk_size) {
+            let why = format!(
+                "path {}: it has {bytes} bytes, less than a block of {}; truncate -s SIZE makes it larger",
+                path.display(),
+                opened.blk_size
+            );
+            return Err(DriverError::misconfigured(why));
+        }
+        Ok(Arc::new(opened))
+    }
+
+    /// Its bytes, as they were last looked at.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Looks how large it is now.
+    ///
+    /// # Errors
+    /// It does not say.
+    pub fn look(&self) -> io::Result<u64> {
+        // A block device has its size at its end.
+        let bytes = rustix::fs::seek(&self.file, SeekFrom::End(0))?;
+        self.bytes.store(bytes, Ordering::Relaxed);
+        Ok(bytes)
+    }
+
+    /// The same file, open once more, with its own errors and the same locks.
+    ///
+    /// # Errors
+    /// It cannot be opened any more.
+    pub(super) fn again(&self) -> io::Result<OwnedFd> {
+        let writes = !self.wish.is_read_only;
+        let file = reopen(&self.file, flags(writes, self.cache == Cache::Direct))?;
+        lock::take(file.as_fd(), writes)?;
+        Ok(file)
+    }
+
+    /// What an operator is to know of it.
+    pub fn words(&self) -> Option<String> {
+        self.trouble.words()
+    }
+}
+
+fn flags(writes: bool, is_direct: bool) -> OFlags {
+    let access = if writes { OFlags::RDWR } else { OFlags::RDONLY };
+    let direct = if is_direct { OFlags::DIRECT } else { OFlags::empty() };
+    access | direct | OFlags::CLOEXEC | OFlags::LARGEFILE
+}
+
+fn open(path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(path, flags | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty())
+}
+
+/// The same file, whatever its path leads to by now.
+fn reopen(file: &OwnedFd, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(format!("/proc/self/fd/{}", file.as_raw_fd()), flags, Mode::empty())
+}
+
+/// Locks it, or says who has it.
+fn locked(file: &OwnedFd, wish: &Wish, patience: Duration) -> Result<(), DriverError> {
+    let (path, writes, until) = (wish.path.display(), !wish.is_read_only, Instant::now() + patience);
+    let failed = |source| DriverError::Resource { what: format!("{path}: it cannot be locked"), source };
+    lock::take(file.as_fd(), writes).map_err(failed)?;
+    // What a process that is gone had under way keeps its locks until it is done.
+    while lock::is_in_use(file.as_fd(), writes).map_err(failed)? {
+        if Instant::now() >= until {
+            return Err(DriverError::Conflict {
+                what: format!("{path} is in use as a disk"),
+                held_by: holder(file),
+                hint: "end its use there, or give this device a file of its own: two that write to one file destroy what is on it"
+                    .to_owned(),
+            });
+        }
+        std::thread::sleep(STEP);
+    }
+    Ok(())
+}
+
+/// A process that has locks on the file, as `/proc` tells, as far as it can be seen in a moment.
+fn holder(file: &OwnedFd) -> Option<String> {
+    let until = Instant::now() + LOOK_FOR;
+    let own = rustix::fs::fstat(file).ok()?;
+    let numbered = |path: &Path| path.file_name()?.to_str()?.parse::<u32>().ok();
+    let mut processes: Vec<u32> =
+        fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| numbered(&entry.path())).collect();
+    // The youngest first: disks are seldom held by what came with the system.
+    processes.sort_unstable_by(|a, b| b.cmp(a));
+    for pid in processes {
+        let Ok(files) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
+        for entry in files.flatten() {
+            if Instant::now() >= until {
+                return None;
+            }
+            let number = entry.file_name();
+            let is_own = pid == std::process::id() && number.to_str() == Some(&file.as_raw_fd().to_string());
+            let same = |facts: rustix::fs::Stat| (facts.st_dev, facts.st_ino) == (own.st_dev, own.st_ino);
+            if is_own || !rustix::fs::stat(entry.path()).is_ok_and(same) {
+                continue;
+            }
+            let facts = fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", number.display()));
+            if facts.is_ok_and(|facts| facts.lines().any(|line| line.starts_with("lock:"))) {
+                let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                return Some(format!("{} (pid {pid})", comm.trim()));
+            }
+        }
+    }
+    None
+}
+
+/// How memory must lie for it, and the smallest transfer.
+fn aligned(file: &OwnedFd, cache: Cache, is_block: bool) -> (Alignment, u32) {
+    let logical = if is_block { rustix::fs::ioctl_blksszget(file).unwrap_or(SECTOR) } else { SECTOR };
+    if cache == Cache::Buffered {
+        return (Alignment::NONE, logical.clamp(SECTOR, PAGE));
+    }
+    let said = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok();
+    let said = said.filter(|facts| facts.stx_mask & StatxFlags::DIOALIGN.bits() != 0);
+    let (address, offset) = match said {
+        Some(facts) if facts.stx_dio_offset_align > 0 => {
+            (facts.stx_dio_mem_align, facts.stx_dio_offset_align)
+        }
+        // It does not say: what every file system takes.
+        _ => (logical, logical),
+    };
+    let power = |bytes: u32| bytes.max(1).checked_next_power_of_two().unwrap_or(PAGE);
+    let blk_size = power(offset).max(logical).clamp(SECTOR, PAGE);
+    (Alignment { address: power(address), len: power(offset).min(blk_size) }, blk_size)
+}
+
+/// It gives space back. Asked behind its end, where nothing is lost.
+fn gives_back(file: &OwnedFd, is_block: bool, device: u64) -> bool {
+    if is_block {
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        let most = |place: &str| {
+            let text = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/{place}discard_max_bytes"))
+                .ok()?;
+            text.trim().parse::<u64>().ok()
+        };
+        // A partition has its disk's.
+        return most("queue/").or_else(|| most("../queue/")).is_some_and(|most| most > 0);
+    }
+    let Ok(facts) = rustix::fs::fstat(file) else { return false };
+    let end = u64::try_from(facts.st_size).unwrap_or(0).next_multiple_of(PAGE.into());
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(file, hole, end, PAGE.into()).is_ok()
+}
+
+/// Why it cannot be opened, and what to do.
+fn explained(path: &Path, wish: &Wish, error: Errno) -> DriverError {
+    let path = path.display();
+    match error {
+        Errno::NOENT => {
+            DriverError::NotFound(format!("path {path}: no such file; truncate -s SIZE {path} makes one"))
+        }
+        Errno::ACCESS | Errno::PERM | Errno::ROFS if !wish.is_read_only => DriverError::Resource {
+            what: format!("path {path}: it cannot be written by ringwayd (ro on does without)"),
+            source: error.into(),
+        },
+        Errno::TXTBSY | Errno::BUSY => DriverError::Conflict {
+            what: format!("path {path}: {}", io::Error::from(error)),
+            held_by: None,
+            hint: "end its use: a mounted disk, a swap, a program that runs".to_owned(),
+        },
+        error => DriverError::Resource { what: format!("path {path}"), source: error.into() },
+    }
+}
+
+fn noun(kind: FileType) -> &'static str {
+    match kind {
+        FileType::Directory => "a directory",
+        FileType::CharacterDevice => "a character device",
+        FileType::Fifo => "a pipe",
+        FileType::Socket => "a socket",
+        _ => "something else",
+    }
+}
+
+const SECTOR: u32 = 512;
+/// The largest block that a disk may have.
+const PAGE: u32 = 4096;
+/// Between two looks at a lock.
+const STEP: Duration = Duration::from_millis(5);
+/// How long a look for a lock's holder may take.
+const LOOK_FOR: Duration = Duration::from_millis(100);

@@ -1,0 +1,355 @@
+//! A queue's part of a file. Lives on one worker.
+
+use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use ringway_ring::chain::Span;
+use rustix::fs::FallocateFlags;
+use rustix::thread::CpuSet;
+
+use super::super::backing::{BackingQueue, Ended, Operation, Outcome, Submitted, Taken, Wake};
+use super::super::disk::QueueSeat;
+use super::open::{Cache, OpenFile};
+use super::trouble::{NOWHERE, SHRANK};
+use crate::counters::DropReason;
+use crate::uring::{Alignment, DiskPut as Put, DiskRing, ROOM_BYTES, Room, Way};
+use crate::vdpa::DriverError;
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct FileQueue {
+    file: Arc<OpenFile>,
+    ring: DiskRing,
+    /// By slot.
+    jobs: Vec<Job>,
+    /// Slots whose rest is to be put in; there is room for each.
+    again: VecDeque<u16>,
+    flush: Flush,
+    /// How zeroes are written, from the best way that was not refused yet.
+    zeroes: Zeroes,
+}
+
+/// A request.
+#[derive(Debug, Clone, Copy)]
+struct Job {
+    operation: Operation,
+    /// Bytes that are done.
+    done: u64,
+    /// How its zeroes are being written.
+    zeroes: Zeroes,
+}
+
+/// Flushes of the guest's, which one of the file's serves: those that wait join the next one, since the one that runs may have
+/// begun before what they are to cover was written.
+#[derive(Debug)]
+struct Flush {
+    is_running: bool,
+    running: Vec<u16>,
+    waiting: Vec<u16>,
+}
+
+/// How zeroes are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Zeroes {
+    /// The file system zeroes a range, and keeps the space or not as asked.
+    Range,
+    /// It makes a hole.
+    Hole,
+    /// As data.
+    Data,
+}
+
+/// What became of a step.
+enum Step {
+    /// It is under way.
+    Out,
+    /// There is no room now.
+    Busy,
+    /// The request ended.
+    Ended(Outcome),
+}
+
+impl FileQueue {
+    /// A queue of a file. Kernel threads that work for it do so on `helpers`.
+    ///
+    /// # Errors
+    /// The file cannot be opened any more, or the kernel has no ring.
+    pub fn new(
+        file: &Arc<OpenFile>,
+        seat: &QueueSeat<'_>,
+        helpers: Option<CpuSet>,
+    ) -> Result<FileQueue, DriverError> {
+        let failed = |what: &str| {
+            let what = format!("{}: {what}", file.wish.path.display());
+            move |source| DriverError::Resource { what, source }
+        };
+        let own = file.again().map_err(failed("it cannot be opened again"))?;
+        let rooms = if file.alignment == Alignment::NONE { 0 } else { ROOMS };
+        let room = Room { slots: seat.slots, segments: seat.segments, rooms };
+        let ring = DiskRing::new(own, Arc::clone(seat.map), &room, helpers)
+            .map_err(failed("no io_uring (kernel.io_uring_disabled must be 0)"))?;
+        let slots = usize::from(seat.slots);
+        Ok(FileQueue {
+            file: Arc::clone(file),
+            ring,
+            jobs: vec![Job { operation: Operation::Flush, done: 0, zeroes: Zeroes::Range }; slots],
+            again: VecDeque::with_capacity(slots),
+            flush: Flush {
+                is_running: false,
+                running: Vec::with_capacity(slots),
+                waiting: Vec::with_capacity(slots),
+            },
+            zeroes: Zeroes::Range,
+        })
+    }
+
+    /// Puts the rest of a request in.
+    #[inline]
+    fn go_on(&mut self, slot: u16, data: Span<'_>) -> Step {
+        let Some(job) = self.jobs.get_mut(usize::from(slot)) else { return Step::Busy };
+        job.zeroes = self.zeroes;
+        let Job { operation, done, .. } = *job;
+        let put = match operation {
+            Operation::Read { offset } => {
+                self.transfer(slot, Way::Read, offset + done, data.part(done, u64::MAX))
+            }
+            Operation::Write { offset, is_durable } => {
+                self.transfer(slot, Way::Write(is_durable), offset + done, data.part(done, u64::MAX))
+            }
+            Operation::Flush => return self.join_flush(slot),
+            Operation::Discard { offset, len } if self.file.is_block => self.ring.discard(slot, offset, len),
+            Operation::Discard { offset, len } => self.ring.allocate(slot, hole(), offset, len),
+            Operation::WriteZeroes { len, .. } if done >= len => return self.join_flush(slot),
+            Operation::WriteZeroes { offset, len, may_unmap, is_durable } => match (self.zeroes, may_unmap) {
+                (Zeroes::Data, _) => self.ring.zero(slot, offset + done, len - done, is_durable),
+                (Zeroes::Range, false) => self.ring.allocate(slot, zero_range(), offset, len),
+                (Zeroes::Range | Zeroes::Hole, _) => self.ring.allocate(slot, hole(), offset, len),
+            },
+        };
+        match put {
+            Put::In(_) => Step::Out,
+            Put::Busy | Put::Misaligned => Step::Busy,
+            Put::Failed(error) => Step::Ended(self.failed(slot, error)),
+        }
+    }
+
+    #[inline]
+    fn transfer(&mut self, slot: u16, way: Way, offset: u64, data: Span<'_>) -> Put {
+        let put = self.ring.transfer(slot, way, offset, data, self.file.alignment);
+        if put == Put::Misaligned { self.transfer_by_room(slot, way, offset, data) } else { put }
+    }
+
+    #[cold]
+    fn transfer_by_room(&mut self, slot: u16, way: Way, offset: u64, data: Span<'_>) -> Put {
+        let put = self.ring.transfer_by_room(slot, way, offset, data);
+        if matches!(put, Put::In(_)) {
+            self.file.trouble.copied();
+        }
+        put
+    }
+
+    /// The request waits for the next flush of the file.
+    fn join_flush(&mut self, slot: u16) -> Step {
+        if let Some(error) = self.file.trouble.is_lost() {
+            return Step::Ended(self.failed(slot, error));
+        }
+        // There is room: a slot waits once.
+        if self.flush.waiting.len() < self.flush.waiting.capacity() {
+            self.flush.waiting.push(slot);
+        }
+        Step::Out
+    }
+
+    /// Has a flush begin if some wait and none runs.
+    fn begin_flush(&mut self, ended: &mut Ended) {
+        if self.flush.is_running || self.flush.waiting.is_empty() {
+            return;
+        }
+        match self.ring.flush() {
+            Put::In(_) => {
+                self.flush.is_running = true;
+                std::mem::swap(&mut self.flush.running, &mut self.flush.waiting);
+            }
+            // It is the next turn's.
+            Put::Busy | Put::Misaligned => {}
+            Put::Failed(error) => {
+                while let Some(slot) = self.flush.waiting.pop() {
+                    let outcome = self.failed(slot, error);
+                    ended.push(slot, outcome);
+                }
+            }
+        }
+    }
+
+    /// A flush of the file ended: those that it served end, or wait for another one.
+    fn end_flush(&mut self, result: i32, ended: &mut Ended) {
+        self.flush.is_running = false;
+        let error = if result < 0 { Some(-result) } else { self.file.trouble.is_lost() };
+        if error.is_some_and(is_passing) {
+            // There is room: no slot is in both.
+            self.flush.waiting.append(&mut self.flush.running);
+            return;
+        }
+        if let Some(error) = error
+            && self.file.cache == Cache::Buffered
+        {
+            // The host's memory forgets what it could not write, and the next flush would not tell.
+            self.file.trouble.lost(error);
+        }
+        while let Some(slot) = self.flush.running.pop() {
+            let outcome = error.map_or(Outcome::Done, |error| self.failed(slot, error));
+            ended.push(slot, outcome);
+        }
+    }
+
+    /// The request fails.
+    #[cold]
+    fn failed(&self, slot: u16, error: i32) -> Outcome {
+        let offset = match self.jobs.get(usize::from(slot)) {
+            Some(Job { operation: Operation::Flush, .. }) | None => NOWHERE,
+            Some(Job { operation, done, .. }) => place(*operation).0 + done,
+        };
+        self.file.trouble.failed(error, offset);
+        Outcome::Failed(DropReason::BackingFailed)
+    }
+
+    /// A slot's operation ended. None: the request goes on.
+    #[inline]
+    fn end(&mut self, slot: u16, result: i32, data: Span<'_>) -> Option<Outcome> {
+        let &Job { operation, done, zeroes } = self.jobs.get(usize::from(slot))?;
+        if result < 0 {
+            return self.end_with_error(slot, -result);
+        }
+        let (len, is_whole) = match operation {
+            Operation::Read { .. } | Operation::Write { .. } => (data.len(), false),
+            Operation::Discard { len, .. } => (len, true),
+            Operation::WriteZeroes { len, .. } => (len, zeroes != Zeroes::Data),
+            Operation::Flush => (0, true),
+        };
+        let into =
+            if matches!(operation, Operation::Read { .. }) { data.part(done, u64::MAX) } else { Span::EMPTY };
+        self.ring.take_room(slot, result as usize, into);
+        let got = if is_whole { len } else { u64::from(result.unsigned_abs()) };
+        let mut now = (done + got).min(len);
+        if now < len {
+            // What goes on must begin at a block.
+            now -= now % u64::from(self.file.alignment.len);
+            if now <= done {
+                return Some(self.failed(slot, SHRANK));
+            }
+        }
+        if let Some(job) = self.jobs.get_mut(usize::from(slot)) {
+            job.done = now;
+        }
+        // What was written as data lasts by itself.
+        let is_flushed =
+            matches!(operation, Operation::WriteZeroes { is_durable, .. } if is_durable && is_whole);
+        if now < len || is_flushed {
+            self.again.push_back(slot);
+            return None;
+        }
+        Some(Outcome::Done)
+    }
+
+    #[cold]
+    fn end_with_error(&mut self, slot: u16, error: i32) -> Option<Outcome> {
+        self.ring.take_room(slot, 0, Span::EMPTY);
+        let &Job { operation, zeroes, .. } = self.jobs.get(usize::from(slot))?;
+        match (operation, error) {
+            // A hint.
+            (Operation::Discard { .. }, libc::EOPNOTSUPP | libc::ENOTTY | libc::EINVAL) => {
+                return Some(Outcome::Done);
+            }
+            (Operation::WriteZeroes { may_unmap, .. }, libc::EOPNOTSUPP | libc::ENOTTY)
+                if zeroes != Zeroes::Data =>
+            {
+                let next = if zeroes == Zeroes::Range && !may_unmap { Zeroes::Hole } else { Zeroes::Data };
+                self.zeroes = self.zeroes.max(next);
+            }
+            _ if is_passing(error) => {}
+            _ => return Some(self.failed(slot, error)),
+        }
+        self.again.push_back(slot);
+        None
+    }
+}
+
+impl BackingQueue for FileQueue {
+    #[inline]
+    fn submit(&mut self, slot: u16, operation: Operation, data: Span<'_>) -> Submitted {
+        let Some(job) = self.jobs.get_mut(usize::from(slot)) else { return Submitted::Full };
+        *job = Job { operation, done: 0, zeroes: self.zeroes };
+        match self.go_on(slot, data) {
+            Step::Out => Submitted::Taken,
+            Step::Busy => Submitted::Full,
+            Step::Ended(outcome) => Submitted::Ended(outcome),
+        }
+    }
+
+    fn turn(&mut self, taken: &dyn Taken, bytes: u64, ended: &mut Ended) -> bool {
+        for _ in 0..self.again.len() {
+            let Some(slot) = self.again.pop_front() else { break };
+            match self.go_on(slot, taken.data(slot)) {
+                Step::Out => {}
+                Step::Busy => self.again.push_back(slot),
+                Step::Ended(outcome) => ended.push(slot, outcome),
+            }
+        }
+        self.begin_flush(ended);
+        self.ring.look();
+        let (mut got_on, mut left) = (false, bytes);
+        while left > 0
+            && !ended.is_full()
+            && let Some(finished) = self.ring.reap()
+        {
+            got_on = true;
+            if finished.tag == DiskRing::FLUSH {
+                self.end_flush(finished.result, ended);
+                continue;
+            }
+            let slot = finished.tag as u16;
+            let data = taken.data(slot);
+            left =
+                left.saturating_sub(u64::from(finished.result.max(0).unsigned_abs()).min(ROOM_BYTES as u64));
+            if let Some(outcome) = self.end(slot, finished.result, data) {
+                ended.push(slot, outcome);
+            }
+        }
+        got_on
+    }
+
+    fn arm(&mut self) -> Wake {
+        let waits = !self.again.is_empty() || (!self.flush.is_running && !self.flush.waiting.is_empty());
+        if waits || !self.ring.is_quiet() { Wake::HasWork } else { Wake::Armed }
+    }
+
+    fn wake_source(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.ring.wake_source())
+    }
+}
+
+/// Where an operation begins, and its length but for that of a transfer.
+fn place(operation: Operation) -> (u64, u64) {
+    match operation {
+        Operation::Read { offset } | Operation::Write { offset, .. } => (offset, 0),
+        Operation::Discard { offset, len } | Operation::WriteZeroes { offset, len, .. } => (offset, len),
+        Operation::Flush => (0, 0),
+    }
+}
+
+/// It passes: the same is done again.
+fn is_passing(error: i32) -> bool {
+    matches!(error, libc::EAGAIN | libc::EINTR | libc::ENOMEM)
+}
+
+fn hole() -> i32 {
+    (FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE).bits() as i32
+}
+
+fn zero_range() -> i32 {
+    (FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE).bits() as i32
+}
+
+/// Rooms to copy to, of a queue of a file that demands alignment.
+const ROOMS: u8 = 16;

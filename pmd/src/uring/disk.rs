@@ -1,0 +1,481 @@
+//! Reads and writes of a disk's bytes, to and from the memory of a guest, and what else a disk does: flushes, ranges that are
+//! given back or zeroed.
+//!
+//! A ring belongs to the thread that has it work, and is made anew once another has: nothing is out then.
+
+use std::cell::Cell;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use io_uring::squeue::Entry;
+use io_uring::types::{Fixed, FsyncFlags};
+use io_uring::{IoUring, opcode};
+use memmap2::MmapMut;
+use ringway_ring::chain::Span;
+use ringway_ring::guest::{GuestMap, LastHit};
+use rustix::thread::CpuSet;
+
+use super::{Finished, Operations};
+use crate::notify::EventFd;
+
+/// See the module's head. An operation is put in under the number of a slot, of which no other is out.
+#[derive(Debug)]
+pub(crate) struct DiskRing {
+    operations: Operations<Memory>,
+    setup: Setup,
+    hint: LastHit,
+    /// The thread that has it work. None: none yet.
+    thread: Option<u64>,
+}
+
+/// What a ring is made from, again if need be.
+#[derive(Debug)]
+struct Setup {
+    entries: u32,
+    /// Signalled when something is finished: one for whatever ring there is.
+    news: EventFd,
+    /// Where the kernel's own threads work that do for this ring what cannot be done at once. None: wherever its thread may.
+    helpers: Option<CpuSet>,
+}
+
+struct Memory {
+    map: Arc<GuestMap>,
+    /// `segments` vectors a slot, whose pages are there once they were used.
+    vectors: MmapMut,
+    segments: usize,
+    /// Rooms to copy to, side by side; none where no copy is ever needed.
+    rooms: MmapMut,
+    /// By room: it is out.
+    is_room_out: Box<[bool]>,
+    /// By slot.
+    slots: Box<[Slot]>,
+}
+
+/// What is known of a slot.
+#[derive(Debug, Clone, Copy, Default)]
+struct Slot {
+    /// Its operation was put in and not reaped.
+    is_out: bool,
+    /// The room of its operation.
+    room: Option<u8>,
+}
+
+/// Into which direction bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// To memory.
+    Read,
+    /// From memory. With true, it lasts when it is finished.
+    Write(bool),
+}
+
+/// How memory must lie that bytes go to and from: powers of two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Alignment {
+    /// Of its address.
+    pub(crate) address: u32,
+    /// Of its length.
+    pub(crate) len: u32,
+}
+
+impl Alignment {
+    /// Any memory will do.
+    pub(crate) const NONE: Alignment = Alignment { address: 1, len: 1 };
+}
+
+/// How it went with an operation that was to be put in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Put {
+    /// So many bytes are on their way.
+    In(u64),
+    /// There is no room now.
+    Busy,
+    /// The memory does not lie as it must.
+    Misaligned,
+    /// There is no ring for this thread: the error's number.
+    Failed(i32),
+}
+
+/// What a ring is for.
+pub(crate) struct Room {
+    /// Operations at a time.
+    pub(crate) slots: u16,
+    /// Pieces of memory of one.
+    pub(crate) segments: u16,
+    /// Rooms to copy to.
+    pub(crate) rooms: u8,
+}
+
+impl DiskRing {
+    /// Room for the slots' operations and one more, on guest memory in `map`.
+    ///
+    /// # Errors
+    /// No memory, or no descriptor.
+    pub(crate) fn new(
+        file: OwnedFd,
+        map: Arc<GuestMap>,
+        room: &Room,
+        helpers: Option<CpuSet>,
+    ) -> io::Result<DiskRing> {
+        let (slots, segments) = (usize::from(room.slots), usize::from(room.segments.max(1)));
+        let rooms = usize::from(room.rooms);
+        let setup = Setup { entries: u32::from(room.slots) + 1, news: EventFd::new()?, helpers };
+        let memory = Memory {
+            map,
+            vectors: MmapMut::map_anon(slots * segments * VECTOR_BYTES)?,
+            segments,
+            // Never empty: there is no such mapping.
+            rooms: MmapMut::map_anon(rooms.max(1) * ROOM_BYTES)?,
+            is_room_out: vec![false; rooms].into(),
+            slots: vec![Slot::default(); slots].into(),
+        };
+        let ring = setup.ring(file.as_fd())?;
+        let operations = Operations::on(ring, file, memory);
+        Ok(DiskRing { operations, setup, hint: LastHit::default(), thread: None })
+    }
+
+    /// The file.
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.operations.parts.file.as_fd()
+    }
+
+    /// Puts a read or write in. More pieces than a slot has room for, and what the kernel does not do at once, are left for the
+    /// next.
+    pub(crate) fn transfer(
+        &mut self,
+        slot: u16,
+        way: Way,
+        offset: u64,
+        data: Span<'_>,
+        alignment: Alignment,
+    ) -> Put {
+        if let Err(error) = self.settle() {
+            return Put::Failed(error);
+        }
+        let DiskRing { operations, hint, .. } = self;
+        let Some((vectors, map)) = operations.parts.memory.vectors_of(slot) else { return Put::Busy };
+        let (address_mask, len_mask) = (u64::from(alignment.address) - 1, u64::from(alignment.len) - 1);
+        let (mut count, mut bytes, mut alone) = (0, 0u64, (0, 0));
+        'pieces: for piece in data.pieces() {
+            let (mut gpa, mut left) = (piece.gpa, piece.slice.len() as u64);
+            while left > 0 {
+                let Some(vector) = vectors.get_mut(count * VECTOR_BYTES..(count + 1) * VECTOR_BYTES) else {
+                    break 'pieces;
+                };
+                // Found once more, in the map that is held here.
+                let Ok(found) = map.lookup(hint, gpa, left.min(MOST) as u32) else {
+                    return Put::Failed(libc::EFAULT);
+                };
+                let (address, len) = (found.as_ptr() as u64, found.len() as u64);
+                if address & address_mask != 0 || len & len_mask != 0 {
+                    return Put::Misaligned;
+                }
+                let (base, length) = vector.split_at_mut(VECTOR_BYTES / 2);
+                base.copy_from_slice(&address.to_ne_bytes());
+                length.copy_from_slice(&len.to_ne_bytes());
+                (alone, count, bytes) = ((address, len), count + 1, bytes + len);
+                (gpa, left) = (gpa + len, left - len);
+            }
+        }
+        let list = vectors.as_ptr().cast();
+        let entry = match (way, count) {
+            (_, 0) => return Put::Failed(libc::EINVAL),
+            (Way::Read, 1) => {
+                opcode::Read::new(FILE, alone.0 as *mut u8, alone.1 as u32).offset(offset).build()
+            }
+            (Way::Write(lasts), 1) => opcode::Write::new(FILE, alone.0 as *const u8, alone.1 as u32)
+                .offset(offset)
+                .rw_flags(flags(lasts))
+                .build(),
+            (Way::Read, _) => opcode::Readv::new(FILE, list, count as u32).offset(offset).build(),
+            (Way::Write(lasts), _) => {
+                opcode::Writev::new(FILE, list, count as u32).offset(offset).rw_flags(flags(lasts)).build()
+            }
+        };
+        // SAFETY: the addresses lie in the map, which is part of the memory, and whose bytes are never borrowed; the vectors are
+        // those of the slot, of which nothing else is out, and are given to nobody before this is reaped.
+        self.put(slot.into(), &entry, bytes, |entry, operations| unsafe { operations.push(entry) })
+    }
+
+    /// The same, of at most a room's bytes, by way of a room. What was read is there for [`DiskRing::take_room`].
+    pub(crate) fn transfer_by_room(&mut self, slot: u16, way: Way, offset: u64, data: Span<'_>) -> Put {
+        if let Err(error) = self.settle() {
+            return Put::Failed(error);
+        }
+        let Memory { rooms, is_room_out, slots, .. } = &mut self.operations.parts.memory;
+        let free = is_room_out.iter().position(|is_out| !is_out);
+        let own = slots.get_mut(usize::from(slot)).filter(|own| !own.is_out && own.room.is_none());
+        let (Some(nth), Some(own)) = (free, own) else { return Put::Busy };
+        let Some(room) = rooms.get_mut(nth * ROOM_BYTES..(nth + 1) * ROOM_BYTES) else { return Put::Busy };
+        let len = data.len().min(ROOM_BYTES as u64) as usize;
+        let entry = match way {
+            Way::Read => opcode::Read::new(FILE, room.as_mut_ptr(), len as u32).offset(offset).build(),
+            Way::Write(lasts) => {
+                data.read(room.get_mut(..len).unwrap_or_default());
+                opcode::Write::new(FILE, room.as_ptr(), len as u32)
+                    .offset(offset)
+                    .rw_flags(flags(lasts))
+                    .build()
+            }
+        };
+        own.room = Some(nth as u8);
+        if let Some(is_out) = is_room_out.get_mut(nth) {
+            *is_out = true;
+        }
+        // SAFETY: the room is part of the memory, and was marked as out: nobody borrows it until it is taken back, after this was
+        // reaped.
+        let put = self.put(slot.into(), &entry, len as u64, |entry, ring| unsafe { ring.push(entry) });
+        if put == Put::Busy {
+            self.take_room(slot, 0, Span::EMPTY);
+        }
+        put
+    }
+
+    /// Takes the room of a slot's operation back, which was reaped, if it had one; and copies the first `len` bytes from there.
+    pub(crate) fn take_room(&mut self, slot: u16, len: usize, into: Span<'_>) -> bool {
+        let Memory { rooms, is_room_out, slots, .. } = &mut self.operations.parts.memory;
+        let own = slots.get_mut(usize::from(slot)).filter(|own| !own.is_out);
+        let Some(nth) = own.and_then(|own| own.room.take()).map(usize::from) else { return false };
+        if let Some(is_out) = is_room_out.get_mut(nth) {
+            *is_out = false;
+        }
+        if let Some(room) = rooms.get(nth * ROOM_BYTES..nth * ROOM_BYTES + len.min(ROOM_BYTES)) {
+            into.write(room);
+        }
+        true
+    }
+
+    /// Puts a write of zeroes in, of as many as it can be at once.
+    pub(crate) fn zero(&mut self, slot: u16, offset: u64, len: u64, lasts: bool) -> Put {
+        if let Err(error) = self.settle() {
+            return Put::Failed(error);
+        }
+        let Some((vectors, _)) = self.operations.parts.memory.vectors_of(slot) else { return Put::Busy };
+        let (mut count, mut bytes) = (0, 0);
+        for vector in vectors.chunks_exact_mut(VECTOR_BYTES) {
+            let step = (len - bytes).min(ZEROES.0.len() as u64);
+            if step == 0 {
+                break;
+            }
+            let (base, length) = vector.split_at_mut(VECTOR_BYTES / 2);
+            base.copy_from_slice(&(ZEROES.0.as_ptr() as u64).to_ne_bytes());
+            length.copy_from_slice(&step.to_ne_bytes());
+            (count, bytes) = (count + 1, bytes + step);
+        }
+        let list = vectors.as_ptr().cast();
+        let entry = opcode::Writev::new(FILE, list, count).offset(offset).rw_flags(flags(lasts)).build();
+        // SAFETY: the zeroes are never written and stay for good; the vectors are as in `transfer`.
+        self.put(slot.into(), &entry, bytes, |entry, ring| unsafe { ring.push(entry) })
+    }
+
+    /// Has a range of the file be what `mode` says (`fallocate(2)`).
+    pub(crate) fn allocate(&mut self, slot: u16, mode: i32, offset: u64, len: u64) -> Put {
+        let entry = opcode::Fallocate::new(FILE, len).offset(offset).mode(mode).build();
+        // SAFETY: it points to nothing.
+        self.put(slot.into(), &entry, len, |entry, ring| unsafe { ring.push(entry) })
+    }
+
+    /// Tells a block device that nobody needs a range.
+    pub(crate) fn discard(&mut self, slot: u16, offset: u64, len: u64) -> Put {
+        let mut command = [0; 16];
+        // Where an entry has its third address, which is the length here.
+        command[..8].copy_from_slice(&len.to_ne_bytes());
+        let entry =
+            opcode::UringCmd16::new(FILE, BLOCK_URING_CMD_DISCARD).addr(Some(offset)).cmd(command).build();
+        // SAFETY: it points to nothing: what stands for an address is an offset.
+        self.put(slot.into(), &entry, len, |entry, ring| unsafe { ring.push(entry) })
+    }
+
+    /// Has what was written last. Its number is [`DiskRing::FLUSH`].
+    pub(crate) fn flush(&mut self) -> Put {
+        let entry = opcode::Fsync::new(FILE).flags(FsyncFlags::DATASYNC).build();
+        // SAFETY: it points to nothing.
+        self.put(DiskRing::FLUSH, &entry, 0, |entry, ring| unsafe { ring.push(entry) })
+    }
+
+    /// What a flush is put in as.
+    pub(crate) const FLUSH: u64 = u64::MAX;
+
+    fn put(
+        &mut self,
+        tag: u64,
+        entry: &Entry,
+        bytes: u64,
+        push: impl FnOnce(&Entry, &mut Operations<Memory>) -> bool,
+    ) -> Put {
+        if let Err(error) = self.settle() {
+            return Put::Failed(error);
+        }
+        if self.operations.parts.memory.slot(tag).is_some_and(|slot| slot.is_out) {
+            return Put::Busy;
+        }
+        let entry = entry.clone().user_data(tag);
+        if !push(&entry, &mut self.operations) {
+            return Put::Busy;
+        }
+        if let Some(slot) = self.operations.parts.memory.slot(tag) {
+            slot.is_out = true;
+        }
+        Put::In(bytes)
+    }
+
+    /// Enters the kernel if something was put in, or has gone on there. True: it did.
+    pub(crate) fn look(&mut self) -> bool {
+        let is_asked = self.asks();
+        if is_asked {
+            self.operations.enter();
+        }
+        is_asked
+    }
+
+    /// Something is to be handed to the kernel, or to be done in it.
+    #[inline]
+    fn asks(&mut self) -> bool {
+        let queue = self.operations.parts.ring.submission();
+        !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
+    }
+
+    /// The next operation that is finished.
+    pub(crate) fn reap(&mut self) -> Option<Finished> {
+        // What the kernel did not take is handed over in the next look.
+        self.operations.is_refused = false;
+        let finished = self.operations.reap()?;
+        if let Some(slot) = self.operations.parts.memory.slot(finished.tag) {
+            slot.is_out = false;
+        }
+        Some(finished)
+    }
+
+    /// Nothing is finished that was not seen. From then on, the wake source tells.
+    pub(crate) fn is_quiet(&mut self) -> bool {
+        !self.asks() && self.operations.parts.ring.completion().is_empty()
+    }
+
+    /// What becomes readable when something is finished. It is never read.
+    pub(crate) fn wake_source(&self) -> BorrowedFd<'_> {
+        self.setup.news.as_fd()
+    }
+
+    /// Has the ring work for this thread.
+    ///
+    /// # Errors
+    /// There is none: the error's number.
+    #[inline]
+    fn settle(&mut self) -> Result<(), i32> {
+        let thread = this_thread();
+        if self.thread == Some(thread) { Ok(()) } else { self.move_to(thread) }
+    }
+
+    #[cold]
+    fn move_to(&mut self, thread: u64) -> Result<(), i32> {
+        if self.operations.pending > 0 {
+            return Err(libc::EBUSY);
+        }
+        let number = |error: io::Error| error.raw_os_error().unwrap_or(libc::EIO);
+        if self.thread.take().is_some() {
+            self.operations.parts.ring = self.setup.ring(self.file()).map_err(number)?;
+        }
+        let submitter = self.operations.parts.ring.submitter();
+        submitter.register_enable_rings().map_err(number)?;
+        if let Some(helpers) = &self.setup.helpers {
+            // Of this thread. What the kernel refuses costs time, and nothing else.
+            let _ = submitter.register_iowq_aff(&cpu_set(helpers));
+        }
+        let _ = submitter.register_iowq_max_workers(&mut [HELPERS, HELPERS]);
+        self.thread = Some(thread);
+        Ok(())
+    }
+}
+
+impl Memory {
+    fn slot(&mut self, tag: u64) -> Option<&mut Slot> {
+        self.slots.get_mut(usize::try_from(tag).ok()?)
+    }
+
+    /// The vectors of a slot of which nothing is out, and what they may lead into.
+    #[inline]
+    fn vectors_of(&mut self, slot: u16) -> Option<(&mut [u8], &GuestMap)> {
+        self.slots.get(usize::from(slot)).filter(|own| !own.is_out)?;
+        let bytes = self.segments * VECTOR_BYTES;
+        let first = usize::from(slot) * bytes;
+        Some((self.vectors.get_mut(first..first + bytes)?, &self.map))
+    }
+}
+
+impl Setup {
+    /// A ring that is of no thread yet.
+    fn ring(&self, file: BorrowedFd<'_>) -> io::Result<IoUring> {
+        let build = |set: &dyn Fn(&mut io_uring::Builder)| {
+            let mut builder = IoUring::builder();
+            builder.dontfork().setup_r_disabled();
+            set(&mut builder);
+            builder.build(self.entries)
+        };
+        // Where the kernel is older, with less.
+        let ring = build(&|builder| {
+            builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_submit_all();
+        })
+        .or_else(|_| build(&|_| {}))?;
+        ring.submitter().register_files(&[file.as_raw_fd()])?;
+        ring.submitter().register_eventfd(self.news.as_fd().as_raw_fd())?;
+        Ok(ring)
+    }
+}
+
+impl Drop for DiskRing {
+    /// What is out may be out for as long as a disk hangs: it keeps all that it works on, for good.
+    fn drop(&mut self) {
+        if self.operations.pending > 0 {
+            self.operations.leak();
+        }
+    }
+}
+
+fn flags(lasts: bool) -> i32 {
+    if lasts { libc::RWF_DSYNC } else { 0 }
+}
+
+/// A number of this thread's own.
+#[inline]
+fn this_thread() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    thread_local! {
+        static OWN: Cell<u64> = const { Cell::new(0) };
+    }
+    OWN.with(|own| {
+        if own.get() == 0 {
+            own.set(NEXT.fetch_add(1, Ordering::Relaxed));
+        }
+        own.get()
+    })
+}
+
+fn cpu_set(cores: &CpuSet) -> libc::cpu_set_t {
+    // SAFETY: a set of cores is an array of numbers, and none of them is set if all are 0.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for core in (0..CpuSet::MAX_CPU).filter(|core| cores.is_set(*core)) {
+        // SAFETY: it is below the set's size, which is that of `CpuSet`.
+        unsafe { libc::CPU_SET(core, &mut set) };
+    }
+    set
+}
+
+/// Zeroes to be written, where any memory must lie well.
+#[repr(align(4096))]
+struct Zeroes([u8; 65536]);
+static ZEROES: Zeroes = Zeroes([0; 65536]);
+
+/// The one registered file.
+const FILE: Fixed = Fixed(0);
+/// Bytes of a room, and so of what is copied at a time.
+pub(crate) const ROOM_BYTES: usize = 128 << 10;
+/// Bytes of a `struct iovec`.
+const VECTOR_BYTES: usize = 16;
+/// Bytes of one piece at most: what is beyond is another's.
+const MOST: u64 = 1 << 30;
+/// The kernel's threads that work for one core's disks at most, of either kind.
+const HELPERS: u32 = 32;
+/// `_IO(0x12, 0)` of the kernel's `blkdev.h`.
+const BLOCK_URING_CMD_DISCARD: u32 = 0x1200;

@@ -1,0 +1,297 @@
+//! Files as disks: what is written is there, for the guest and in the file, whatever the file system, the cache and the guest's
+//! memory; what fails is told with its error; nobody else has the file.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of a test stop it where something is not as it must be"
+)]
+
+#[path = "shared/bed.rs"]
+mod bed;
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use ringway_engine::Armed;
+use ringway_pmd::block::F_FLUSH;
+use ringway_pmd::block::disk::BlockDevice;
+use ringway_pmd::counters::DropReason;
+use ringway_pmd::drivers::file::{FileDisk, FileDisks};
+use ringway_pmd::vdpa::{DeviceHost, DriverError, VdpaDevice};
+use ringway_ring::queue::Format;
+use rustix::event::{PollFd, PollFlags, poll};
+use tempfile::TempDir;
+
+use bed::{Bed, DISCARD, FLUSH, IN, OUT, WRITE_ZEROES, formats, range, spec};
+
+const DISK: usize = 1 << 20;
+
+/// A directory on the file system that things are built on, or on tmpfs, if there is any.
+fn dir(is_tmpfs: bool) -> TempDir {
+    let shm = Path::new("/dev/shm");
+    let root = if is_tmpfs && shm.is_dir() { shm } else { Path::new(env!("CARGO_TARGET_TMPDIR")) };
+    TempDir::new_in(root).unwrap()
+}
+
+fn disk_in(dir: &TempDir) -> PathBuf {
+    let path = dir.path().join("disk");
+    File::create(&path).unwrap().set_len(DISK as u64).unwrap();
+    path
+}
+
+fn device(path: &Path, words: &[(&str, &str)]) -> Result<BlockDevice<FileDisk>, DriverError> {
+    let mut words = words.to_vec();
+    words.push(("path", path.to_str().unwrap()));
+    FileDisks::new().device(&spec(&words), DeviceHost::unheard())
+}
+
+fn note(device: &BlockDevice<FileDisk>) -> String {
+    device.note().unwrap_or_default()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn file_is_what_was_written_to_it(
+        format in formats(),
+        is_tmpfs in any::<bool>(),
+        cache in prop_oneof![Just("direct"), Just("buffered")],
+        write_back in any::<bool>(),
+        asks in prop::collection::vec((0..8u32, 0u64..2048, 1u64..600, prop::collection::vec(0usize..300_000, 0..5), any::<u8>()), 1..24),
+    ) {
+        let dir = dir(is_tmpfs);
+        let path = disk_in(&dir);
+        let write_back = if write_back { "on" } else { "off" };
+        let mut device = device(&path, &[("cache", cache), ("write_back", write_back)]).unwrap();
+        let mut bed = Bed::new(format, F_FLUSH, &mut device);
+        let mut model = vec![0u8; DISK];
+        for (kind, sector, sectors, cuts, seed) in asks {
+            let (at, len) = (sector as usize * 512, sectors as usize * 512);
+            let is_on = at + len <= DISK;
+            let expected = if is_on { 0 } else { 1 };
+            match kind {
+                0 | 1 => {
+                    let (status, written, data) = bed.done(IN, sector, &[], len, &cuts);
+                    prop_assert_eq!((status, written), (expected, if is_on { len as u32 + 1 } else { 1 }));
+                    if is_on { prop_assert_eq!(&data[..], &model[at..at + len]); }
+                }
+                2 | 3 => {
+                    let bytes: Vec<u8> = (0..len).map(|n| (n as u8).wrapping_mul(31).wrapping_add(seed)).collect();
+                    let (status, written, _) = bed.done(OUT, sector, &bytes, 0, &cuts);
+                    prop_assert_eq!((status, written), (expected, 1));
+                    if is_on { model[at..at + len].copy_from_slice(&bytes); }
+                }
+                4 => prop_assert_eq!(bed.done(FLUSH, 0, &[], 0, &cuts).0, 0),
+                5 => {
+                    // A file reads as zeroes where its space was given back.
+                    let ranges = range(sector, sectors as u32, 0);
+                    prop_assert_eq!(bed.done(DISCARD, 0, &ranges, 0, &cuts).0, expected);
+                    if is_on { model[at..at + len].fill(0); }
+                }
+                _ => {
+                    let ranges = [range(0, 3, 1), range(sector, sectors as u32, kind & 1)].concat();
+                    prop_assert_eq!(bed.done(WRITE_ZEROES, 0, &ranges, 0, &cuts).0, expected);
+                    model[..3 * 512].fill(0);
+                    if is_on { model[at..at + len].fill(0); }
+                }
+            }
+        }
+        prop_assert_eq!(bed.fault.reported(), None);
+        prop_assert!(fs::read(&path).unwrap() == model, "the file is another");
+    }
+}
+
+#[test]
+fn many_requests_under_way_end_once_each_and_flushes_among_them() {
+    for cache in ["direct", "buffered"] {
+        let dir = dir(false);
+        let path = disk_in(&dir);
+        let mut device = device(&path, &[("cache", cache)]).unwrap();
+        let mut bed = Bed::new(Format::Split, F_FLUSH, &mut device);
+        let mut asked = Vec::new();
+        for token in 0..80u32 {
+            let block = [token as u8; 4096];
+            let kind = if token % 4 == 0 { FLUSH } else { OUT };
+            let output: &[u8] = if kind == OUT { &block } else { &[] };
+            asked.push(bed.ask(token, kind, u64::from(token) * 8, output, 0, &[]));
+        }
+        let mut seen = vec![0; asked.len()];
+        let begun = Instant::now();
+        while seen.iter().sum::<u32>() < 80 && begun.elapsed() < Duration::from_secs(60) {
+            bed.poll();
+            bed.collect().iter().for_each(|done| seen[done.token as usize] += 1);
+        }
+        assert!(seen.iter().all(|times| *times == 1), "{seen:?}");
+        assert!(asked.iter().all(|asked| bed.status(asked) == 0));
+        let bytes = fs::read(&path).unwrap();
+        for token in (0..80).filter(|token| token % 4 != 0) {
+            assert!(bytes[token * 4096..(token + 1) * 4096].iter().all(|byte| *byte == token as u8));
+        }
+    }
+}
+
+#[test]
+fn ranges_beyond_the_limits_are_refused() {
+    let dir = dir(true);
+    let path = dir.path().join("disk");
+    File::create(&path).unwrap().set_len(4 << 30).unwrap();
+    let mut device = device(&path, &[]).unwrap();
+    let mut bed = Bed::new(Format::Split, F_FLUSH, &mut device);
+    assert_eq!(bed.done(WRITE_ZEROES, 0, &range(0, 1 << 21, 1), 0, &[]).0, 0);
+    assert_eq!(bed.done(WRITE_ZEROES, 0, &range(0, (1 << 21) + 1, 1), 0, &[]).0, 1);
+    assert_eq!(bed.done(DISCARD, 0, &range(0, 8, 0).repeat(256), 0, &[]).0, 0);
+    assert_eq!(bed.done(DISCARD, 0, &range(0, 8, 0).repeat(257), 0, &[]).0, 1);
+    assert_eq!(bed.drops(DropReason::BadRange), 2);
+}
+
+#[test]
+fn memory_that_does_not_lie_as_the_file_demands_is_copied_and_counted() {
+    let dir = dir(false);
+    let path = disk_in(&dir);
+    let mut device = device(&path, &[("cache", "direct")]).unwrap();
+    let mut bed = Bed::new(Format::Packed, F_FLUSH, &mut device);
+    // More than a room to copy to, in pieces at odd places.
+    let bytes: Vec<u8> = (0..300 << 10).map(|n: u32| (n >> 3) as u8).collect();
+    assert_eq!(bed.done(OUT, 8, &bytes, 0, &[16 + 777, 100_001]).0, 0);
+    assert_eq!(bed.done(IN, 8, &[], bytes.len(), &[5, 200_003]).2, bytes);
+    assert!(fs::read(&path).unwrap()[4096..][..bytes.len()] == bytes);
+    assert!(note(&device).contains("requests were copied"), "{}", note(&device));
+}
+
+#[test]
+fn file_that_was_cut_fails_what_is_beyond_its_end_under_its_name() {
+    for cache in ["direct", "buffered"] {
+        let dir = dir(false);
+        let path = disk_in(&dir);
+        let mut device = device(&path, &[("cache", cache)]).unwrap();
+        let mut bed = Bed::new(Format::Split, F_FLUSH, &mut device);
+        File::options().write(true).open(&path).unwrap().set_len(4096 + 512).unwrap();
+        assert_eq!(bed.done(IN, 8, &[], 512, &[]).0, 0);
+        assert_eq!(bed.done(IN, 0, &[], 8192, &[]).0, 1, "half of it is there");
+        assert_eq!(bed.done(IN, 1024, &[], 512, &[]).0, 1);
+        assert_eq!(bed.drops(DropReason::BackingFailed), 2);
+        let note = note(&device);
+        assert!(note.contains("2 x the file ends before") && note.contains("at sector 1024"), "{note}");
+    }
+}
+
+#[test]
+fn error_of_the_file_is_the_guests_error_and_the_operators_reason() {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    let memfd = File::from(memfd_create("disk", MemfdFlags::ALLOW_SEALING).unwrap());
+    memfd.set_len(DISK as u64).unwrap();
+    let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), memfd.as_raw_fd()));
+    let mut device = device(&path, &[]).unwrap();
+    let mut bed = Bed::new(Format::Split, F_FLUSH, &mut device);
+    assert_eq!(bed.done(OUT, 0, &[1; 512], 0, &[]).0, 0);
+    fcntl_add_seals(&memfd, SealFlags::WRITE).unwrap();
+    assert_eq!(bed.done(OUT, 16, &[2; 512], 0, &[]).0, 1);
+    assert_eq!(bed.done(IN, 0, &[], 512, &[]).2, [1; 512]);
+    assert_eq!(bed.drops(DropReason::BackingFailed), 1);
+    let note = note(&device);
+    assert!(note.contains("1 x Operation not permitted") && note.contains("at sector 16"), "{note}");
+}
+
+#[test]
+fn queue_goes_on_with_another_worker() {
+    let dir = dir(false);
+    let path = disk_in(&dir);
+    let mut device = device(&path, &[("cache", "direct")]).unwrap();
+    let mut bed = Bed::new(Format::Split, F_FLUSH, &mut device);
+    for round in 0..4u8 {
+        std::thread::scope(|scope| {
+            let bed = &mut bed;
+            scope.spawn(move || {
+                assert_eq!(bed.done(OUT, round.into(), &[round; 512], 0, &[]).0, 0);
+                assert_eq!(bed.done(FLUSH, 0, &[], 0, &[]).0, 0);
+                assert_eq!(bed.done(IN, round.into(), &[], 512, &[]).2, [round; 512]);
+            });
+        });
+    }
+}
+
+#[test]
+fn one_who_sleeps_is_woken_by_what_ends() {
+    for cache in ["direct", "buffered"] {
+        let dir = dir(false);
+        let path = disk_in(&dir);
+        let mut device = device(&path, &[("cache", cache)]).unwrap();
+        let mut bed = Bed::new(Format::Split, F_FLUSH, &mut device);
+        for token in 0..16 {
+            let asked = bed.ask(token, OUT, token.into(), &[7; 512], 0, &[]);
+            let flushed = bed.ask(100 + token, FLUSH, 0, &[], 0, &[]);
+            let mut done = 0;
+            let begun = Instant::now();
+            while done < 2 {
+                assert!(begun.elapsed() < Duration::from_secs(60));
+                bed.poll();
+                done += bed.collect().len();
+                if done == 2 || bed.pump.arm() == Armed::HasWork {
+                    continue;
+                }
+                let sources = bed.pump.wake_sources();
+                // The first is the guest's kick.
+                let mut fds: Vec<PollFd<'_>> =
+                    sources[1..].iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+                let woken = poll(&mut fds, Some(&rustix::time::Timespec { tv_sec: 30, tv_nsec: 0 }));
+                assert!(woken.is_ok_and(|count| count == 1) || woken == Err(rustix::io::Errno::INTR));
+                bed.pump.disarm();
+            }
+            assert_eq!((bed.status(&asked), bed.status(&flushed)), (0, 0));
+        }
+    }
+}
+
+#[test]
+fn what_is_no_disk_is_refused_by_its_name() {
+    let dir = dir(false);
+    let path = disk_in(&dir);
+    let refused = |path: &Path, words: &[(&str, &str)]| device(path, words).unwrap_err().to_string();
+    assert!(refused(dir.path(), &[]).contains("directory"), "{}", refused(dir.path(), &[]));
+    assert!(refused(&dir.path().join("none"), &[]).contains("no such file"));
+    assert!(refused(Path::new("disk"), &[]).contains("must begin with /"));
+    assert!(refused(&path, &[("cache", "none")]).contains("direct or buffered"));
+    let pipe = dir.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    assert!(refused(&pipe, &[]).contains("a pipe"));
+    File::create(&path).unwrap().set_len(511).unwrap();
+    assert!(refused(&path, &[]).contains("less than a block"));
+    let none = FileDisks::new().device(&spec(&[]), DeviceHost::unheard()).unwrap_err();
+    assert!(none.to_string().contains("path FILE"), "{none}");
+}
+
+#[test]
+fn nobody_else_has_the_file_unless_both_only_read() {
+    let dir = dir(false);
+    let path = disk_in(&dir);
+    let first = device(&path, &[]).unwrap();
+    for words in [&[][..], &[("ro", "on")]] {
+        match device(&path, words) {
+            Err(DriverError::Conflict { held_by: Some(who), .. }) => {
+                assert!(who.contains(&std::process::id().to_string()), "{who}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    drop(first);
+    let reader = device(&path, &[("ro", "on")]).unwrap();
+    let other = device(&path, &[("ro", "on")]).unwrap();
+    assert!(device(&path, &[]).is_err());
+    drop((reader, other));
+    // What serves a queue has it, too.
+    let mut first = device(&path, &[]).unwrap();
+    let bed = Bed::new(Format::Split, F_FLUSH, &mut first);
+    drop(first);
+    assert!(device(&path, &[]).is_err());
+    drop(bed);
+    let begun = Instant::now();
+    while device(&path, &[]).is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the kernel lets go of it in a moment");
+    }
+}
