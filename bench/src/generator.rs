@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::BenchError;
 use crate::host;
 use crate::options::PortOptions;
+use crate::rounds::Timed;
 use crate::stats::Latency;
 
 /// How frames are offered.
@@ -62,6 +63,12 @@ pub struct Round {
     pub kicks: u64,
     /// The longest time in which the generator was not running, in microseconds.
     pub gap_us: f64,
+}
+
+impl Timed for Round {
+    fn gap_us(&self) -> f64 {
+        self.gap_us
+    }
 }
 
 impl Round {

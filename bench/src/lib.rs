@@ -35,6 +35,8 @@ pub mod options;
 pub mod progress;
 // One result, as it is printed and read.
 pub mod record;
+// Which rounds count.
+pub mod rounds;
 // What the rings cost, and the pumps over them.
 pub mod ring;
 // One page from many results.
@@ -43,3 +45,5 @@ pub mod report;
 pub mod scale;
 // Medians, percentiles, ratios.
 pub mod stats;
+// Two back-ends in turns.
+pub mod turns;

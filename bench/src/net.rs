@@ -7,18 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::BenchError;
 use crate::generator::{Generator, Load, Round};
+use crate::rounds::{self, Chosen, Rounds};
 use crate::stats::Spread;
-
-/// How rounds are made.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Rounds {
-    /// Rounds that count.
-    pub rounds: u32,
-    /// Seconds of each.
-    pub seconds: f64,
-    /// A round in which the generator was off its core for longer is left out, in microseconds.
-    pub max_gap_us: f64,
-}
 
 /// Rounds of one kind, and what they come to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,41 +50,6 @@ impl Series {
     }
 }
 
-/// Collects rounds, and tells which count.
-#[derive(Debug, Default)]
-pub struct Collector {
-    kept: Vec<Round>,
-    disturbed: Vec<Round>,
-}
-
-impl Collector {
-    /// Takes a round; false if it was disturbed.
-    pub fn take(&mut self, round: Round, max_gap_us: f64) -> bool {
-        let is_quiet = round.gap_us <= max_gap_us;
-        if is_quiet { &mut self.kept } else { &mut self.disturbed }.push(round);
-        is_quiet
-    }
-
-    /// Rounds that count so far.
-    pub fn kept(&self) -> u32 {
-        self.kept.len() as u32
-    }
-
-    /// Rounds made so far.
-    pub fn made(&self) -> u32 {
-        (self.kept.len() + self.disturbed.len()) as u32
-    }
-
-    /// The series: the rounds that count, filled up to `wanted` with the quietest of the others.
-    pub fn finish(mut self, wanted: u32) -> Option<Series> {
-        let lacking = (wanted as usize).saturating_sub(self.kept.len()).min(self.disturbed.len());
-        self.disturbed.sort_by(|a, b| a.gap_us.total_cmp(&b.gap_us));
-        let discarded = self.disturbed.len() - lacking;
-        self.kept.extend(self.disturbed.drain(..lacking));
-        Series::of(self.kept, discarded as u32, lacking > 0)
-    }
-}
-
 /// Rounds of one load, until enough of them count. Tells `progress` how many do.
 pub fn series(
     generator: &mut Generator,
@@ -102,18 +57,12 @@ pub fn series(
     how: Rounds,
     mut progress: impl FnMut(u32),
 ) -> Result<Series, BenchError> {
-    let mut collector = Collector::default();
-    while collector.kept() < how.rounds && collector.made() < most_tries(how.rounds) {
-        progress(collector.kept());
-        let round = generator.round(load, Duration::from_secs_f64(how.seconds))?;
-        collector.take(round, how.max_gap_us);
-    }
-    collector.finish(how.rounds).ok_or_else(|| BenchError::Usage("at least one round".to_owned()))
-}
-
-/// So many rounds are made at most to have `rounds` that count.
-pub fn most_tries(rounds: u32) -> u32 {
-    rounds * 4 + 4
+    let span = Duration::from_secs_f64(how.seconds);
+    let Chosen { rounds, discarded, noisy } = rounds::choose(how, |kept| {
+        progress(kept);
+        generator.round(load, span)
+    })?;
+    Series::of(rounds, discarded, noisy).ok_or_else(|| BenchError::Usage("at least one round".to_owned()))
 }
 
 /// One step of the search.
@@ -209,27 +158,6 @@ mod tests {
             kicks: 0,
             gap_us,
         }
-    }
-
-    #[test]
-    fn disturbed_rounds_do_not_count() {
-        let mut collector = Collector::default();
-        for (mpps, gap) in [(1.0, 10.0), (9.0, 900.0), (3.0, 20.0), (2.0, 30.0)] {
-            collector.take(round(mpps, gap), 100.0);
-        }
-        let series = collector.finish(3).unwrap();
-        assert_eq!((series.mpps.median, series.discarded, series.noisy), (2.0, 1, false));
-    }
-
-    #[test]
-    fn too_few_quiet_rounds_are_filled_up_with_the_quietest_and_said() {
-        let mut collector = Collector::default();
-        for (mpps, gap) in [(1.0, 10.0), (9.0, 900.0), (3.0, 200.0), (8.0, 800.0)] {
-            collector.take(round(mpps, gap), 100.0);
-        }
-        let series = collector.finish(2).unwrap();
-        assert_eq!((series.mpps.high, series.discarded, series.noisy), (3.0, 2, true));
-        assert!(Collector::default().finish(3).is_none());
     }
 
     #[test]

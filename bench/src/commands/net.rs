@@ -6,11 +6,12 @@ use clap::ValueEnum;
 use ringway_bench::backend::{Backend, Identity, On};
 use ringway_bench::generator::{Generator, Load};
 use ringway_bench::host::Watch;
-use ringway_bench::net::{self, Found, Rounds, Series};
+use ringway_bench::net::{self, Found, Series};
 use ringway_bench::null::{NullBackend, NullOptions, Wrong};
 use ringway_bench::options::{Job, PortOptions, Ring, Touch};
 use ringway_bench::progress;
 use ringway_bench::record::Record;
+use ringway_bench::rounds::Rounds;
 use ringway_guest::frame::Sizes;
 use serde::Serialize;
 
