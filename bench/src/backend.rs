@@ -135,10 +135,15 @@ impl Backend {
             Backend::Ringway { daemon, .. } => daemon.pid(),
             Backend::Dpdk(testpmd) => testpmd.child.id(),
         };
-        let failed = BenchError::system(format!("cannot signal {}", self.identity().name));
-        let pid = Pid::from_raw(pid as i32).ok_or_else(|| BenchError::Usage("no process".to_owned()))?;
-        kill_process(pid, signal).map_err(|errno| failed(errno.into()))
+        send(pid, &self.identity().name, signal)
     }
+}
+
+/// Stops a process where it is, or lets it go on.
+pub(crate) fn send(pid: u32, name: &str, signal: Signal) -> Result<(), BenchError> {
+    let failed = BenchError::system(format!("cannot signal {name}"));
+    let pid = Pid::from_raw(pid as i32).ok_or_else(|| BenchError::Usage("no process".to_owned()))?;
+    kill_process(pid, signal).map_err(|errno| failed(errno.into()))
 }
 
 /// DPDK's testpmd with `net_vhost` ports: one that swaps addresses, or two that are joined. Killed when dropped.

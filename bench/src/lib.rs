@@ -15,6 +15,8 @@ pub mod callgrind;
 pub mod compare;
 // A `ringwayd` of our own, on a directory that goes with it.
 pub mod daemon;
+// Disks.
+pub mod disk;
 // Why a measurement could not be made.
 pub mod error;
 // The load generator.

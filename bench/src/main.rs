@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{compare, idle, limits, net, report, ring, scale};
+use commands::{blk, compare, idle, limits, net, report, ring, scale};
 
 #[derive(Parser)]
 #[command(name = "ringway-bench", version, about = "Measures Ringway from outside, as a guest would")]
@@ -23,7 +23,10 @@ struct Cli {
 enum Bench {
     /// Throughput and latency of any vhost-user-net back-end, every frame accounted for
     Net(net::Arguments),
+    /// Throughput and latency of any vhost-user-blk back-end, every block stamped and checked
+    Blk(blk::Arguments),
     /// Ringway beside a peer: the same job in turns
+    #[command(subcommand)]
     Compare(compare::Arguments),
     /// What the rings and the pumps over them cost, beside rust-vmm's virtio-queue
     Ring(ring::Arguments),
@@ -40,6 +43,7 @@ enum Bench {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
+        Bench::Blk(arguments) => blk::run(arguments, cli.json),
         Bench::Compare(arguments) => compare::run(arguments, cli.json),
         Bench::Net(arguments) => net::run(arguments, cli.json),
         Bench::Ring(arguments) => ring::run(arguments, cli.json),

@@ -1,7 +1,8 @@
-//! A back-end that does as little as can be: it gives every frame back, without a daemon, counters or checks. What a
-//! generator reaches against it is what the generator can do; a back-end that is measured to be faster is not.
+//! A back-end that does as little as can be: it gives every frame back, or says that every request is done, without a daemon,
+//! counters or checks. What a generator reaches against it is what the generator can do; a back-end that is measured to be faster is not.
 //!
-//! It can also do wrong on purpose, one frame in so many, which shows that the suite notices.
+//! That of frames can also do wrong on purpose, one frame in so many, which shows that the suite notices; that of requests
+//! touches no data ([`crate::disk::null`]).
 //!
 //! Runs in this process, on a worker of its own that is pinned to the back-end's core and polls; vhost-user is
 //! spoken by the same session that `ringwayd` has.
@@ -67,8 +68,25 @@ pub struct NullBackend {
 }
 
 impl NullBackend {
-    /// Starts it with its worker on `core`.
+    /// Starts one that gives frames back, with its worker on `core`.
     pub fn start(core: usize, options: NullOptions) -> Result<NullBackend, BenchError> {
+        let done_wrong = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&done_wrong);
+        let make = move |name: String| -> Result<Box<dyn VdpaDevice>, DriverError> {
+            let net = NetSpec { mtu: Some(9000), max_vqp: Some(16), ..NetSpec::default() };
+            let model = SimNet::new().create(&DeviceSpec::net(name, net), DeviceHost::unheard())?;
+            let pumps = OwnPumps::new(NullPumps { options, done_wrong: Arc::clone(&counted) });
+            Ok(Box::new(NullDevice { model, pumps }))
+        };
+        NullBackend::serve(core, done_wrong, make)
+    }
+
+    /// Starts one whose devices `make` makes.
+    pub(crate) fn serve(
+        core: usize,
+        done_wrong: Arc<AtomicU64>,
+        make: impl Fn(String) -> Result<Box<dyn VdpaDevice>, DriverError> + Send + 'static,
+    ) -> Result<NullBackend, BenchError> {
         let folder = tempfile::tempdir().map_err(BenchError::system("cannot make a directory"))?;
         let clock = Clock { cycles: tsc::cycles, hertz: tsc::hertz() };
         let engine = Engine::start(EngineConfig { cores: vec![core], idle: IdlePolicy::Poll, clock })
@@ -76,10 +94,10 @@ impl NullBackend {
         let path = socket_in(folder.path());
         let listener = UnixListener::bind(path).map_err(BenchError::system("cannot bind a socket"))?;
         listener.set_nonblocking(true).map_err(BenchError::system("cannot listen"))?;
-        let (stop, done_wrong) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let stop = Arc::new(AtomicBool::new(false));
         let acceptor = std::thread::spawn({
-            let (stop, done_wrong) = (Arc::clone(&stop), Arc::clone(&done_wrong));
-            move || accept(&listener, &engine, core, options, &stop, &done_wrong)
+            let stop = Arc::clone(&stop);
+            move || accept(&listener, &engine, core, &stop, make)
         });
         Ok(NullBackend { folder, stop, done_wrong, acceptor: Some(acceptor) })
     }
@@ -108,14 +126,13 @@ fn socket_in(folder: &Path) -> PathBuf {
     folder.join("null.sock")
 }
 
-/// Gives every connection a session.
+/// Gives every connection a session with a device of its own.
 fn accept(
     listener: &UnixListener,
     engine: &Engine,
     core: usize,
-    options: NullOptions,
     stop: &AtomicBool,
-    done_wrong: &Arc<AtomicU64>,
+    make: impl Fn(String) -> Result<Box<dyn VdpaDevice>, DriverError>,
 ) {
     let mut id = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -124,26 +141,22 @@ fn accept(
             continue;
         };
         id += 1;
-        let net = NetSpec { mtu: Some(9000), max_vqp: Some(16), ..NetSpec::default() };
-        let spec = DeviceSpec::net(format!("null{id}"), net);
-        let model = SimNet::new().create(&spec, DeviceHost::unheard());
-        let (Ok(model), Ok(positions)) = (model, PositionPage::anonymous()) else {
+        let name = format!("null{id}");
+        let (Ok(device), Ok(positions)) = (make(name.clone()), PositionPage::anonymous()) else {
             continue;
         };
-        let queues = usize::from(model.facts().limits.max_vqs);
+        let queues = usize::from(device.facts().limits.max_vqs);
         let shared = DeviceShared {
-            name: spec.name,
+            name,
             counters: (0..queues).map(|_| Arc::default()).collect(),
             positions,
             lease: None,
             cores: (0..queues).map(|_| AtomicUsize::new(core)).collect(),
         };
-        let pumps = OwnPumps::new(NullPumps { options, done_wrong: Arc::clone(done_wrong) });
-        let device = NullDevice { model, pumps };
         // A front-end that cannot be served finds its socket closed.
         let _ = session::spawn(SessionSetup {
             id,
-            device: Box::new(device),
+            device,
             shared: Arc::new(shared),
             stream,
             engine: engine.clone(),
@@ -153,10 +166,10 @@ fn accept(
     }
 }
 
-/// Looks like `sim/net` to a front-end.
-struct NullDevice {
-    model: Box<dyn VdpaDevice>,
-    pumps: OwnPumps<NullPumps>,
+/// Looks like its model to a front-end.
+pub(crate) struct NullDevice<P> {
+    pub(crate) model: Box<dyn VdpaDevice>,
+    pub(crate) pumps: OwnPumps<P>,
 }
 
 /// What its pumps are made from.
@@ -166,7 +179,7 @@ struct NullPumps {
     done_wrong: Arc<AtomicU64>,
 }
 
-impl VdpaDevice for NullDevice {
+impl<P: MakePump + Send> VdpaDevice for NullDevice<P> {
     fn facts(&self) -> Facts {
         self.model.facts()
     }

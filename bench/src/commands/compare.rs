@@ -2,21 +2,49 @@
 
 use clap::ValueEnum;
 use ringway_bench::compare::{self, Comparison, Setup};
-use ringway_bench::host::Watch;
+use ringway_bench::disk::compare::{self as disks, Backing};
+use ringway_bench::disk::options::Touch as Touched;
+use ringway_bench::host::{Host, Watch};
 use ringway_bench::net::Series;
 use ringway_bench::options::{Job, Ring, Touch};
 use ringway_bench::progress;
 use ringway_bench::record::Record;
 use serde::Serialize;
 
+use super::blk::{DiskArguments, speed};
 use super::net::{PortArguments, RoundArguments};
 use super::{Failure, print_json};
 
+/// The job.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Arguments {
+    /// One port that swaps addresses
+    Net(NetArguments),
+    /// Two ports that are joined
+    Link(NetArguments),
+    /// A disk
+    Blk(BlkArguments),
+}
+
 #[derive(Debug, clap::Args, Serialize)]
-pub(crate) struct Arguments {
-    /// The job: `net`, one port that swaps addresses, or `link`, two that are joined
-    #[arg(value_enum)]
-    job: Job,
+pub(crate) struct BlkArguments {
+    /// Beside whom: `qsd`, QEMU's storage daemon, or the socket of any vhost-user-blk back-end, what is on which is overwritten
+    #[arg(long, default_value = QSD)]
+    peer: String,
+    /// The process behind that socket, which is stopped while it is not its turn
+    #[arg(long, value_name = "PID")]
+    peer_pid: Option<u32>,
+    /// What the disks are made of
+    #[arg(long, value_enum, default_value_t = Backing::Memory)]
+    backing: Backing,
+    #[command(flatten)]
+    disk: DiskArguments,
+    #[command(flatten)]
+    rounds: RoundArguments,
+}
+
+#[derive(Debug, clap::Args, Serialize)]
+pub(crate) struct NetArguments {
     /// Beside whom
     #[arg(long, value_enum, default_value_t = Peer::Dpdk)]
     peer: Peer,
@@ -37,11 +65,19 @@ enum Peer {
 }
 
 pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<(), Failure> {
+    match arguments {
+        Arguments::Net(ports) => networks(Job::Loopback, ports, json),
+        Arguments::Link(ports) => networks(Job::Link, ports, json),
+        Arguments::Blk(disks) => disks_of(disks, json),
+    }
+}
+
+fn networks(job: Job, arguments: &NetArguments, json: bool) -> Result<(), Failure> {
     arguments.rounds.check()?;
     for ring in arguments.port.ring.each() {
         let watch = Watch::begin();
         let setup = Setup {
-            job: arguments.job,
+            job,
             port: arguments.port.options(*ring),
             how: arguments.rounds.rounds(),
             cores: arguments.rounds.cores.clone(),
@@ -53,22 +89,93 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<(), Failure> {
         progress::show("");
         let host = watch.end();
         if json {
-            // A record for each format, with the format that it is of.
-            let mut record = Record::new("compare", host, arguments, &comparison)?;
-            if let Some(parameters) = record.parameters.as_object_mut() {
-                parameters.insert("ring".to_owned(), serde_json::to_value(ring)?);
-            }
-            print_json(&record)?;
+            print_record(host, job, *ring, arguments, &comparison)?;
         } else {
             println!("{host}");
-            print(arguments, *ring, &comparison);
+            print(job, arguments, *ring, &comparison);
         }
     }
     Ok(())
 }
 
-fn print(arguments: &Arguments, ring: Ring, comparison: &Comparison) {
-    let Arguments { job, port, .. } = arguments;
+fn disks_of(arguments: &BlkArguments, json: bool) -> Result<(), Failure> {
+    let BlkArguments { peer, peer_pid, backing, disk, rounds } = arguments;
+    rounds.check()?;
+    if *backing == Backing::None && disk.touch != Touched::None {
+        return Err("where no byte is moved there is none to be checked: --touch none".into());
+    }
+    let mut told = Vec::new();
+    for ring in disk.ring.each() {
+        if peer == QSD && *ring == Ring::Packed {
+            told.push("packed rings are left out: qemu-storage-daemon has none");
+            continue;
+        }
+        let watch = Watch::begin();
+        let setup = disks::Setup {
+            options: disk.options(*ring),
+            backing: *backing,
+            peer: match peer.as_str() {
+                QSD => disks::Peer::Qsd,
+                path => disks::Peer::Socket(path.into(), *peer_pid),
+            },
+            folder: std::env::temp_dir(),
+            how: rounds.rounds(),
+            cores: rounds.cores.clone(),
+            backend_core: rounds.backend_core,
+            idle: rounds.idle.word(),
+        };
+        let comparison = disks::compare(&setup, |what| progress::show(&format!("{ring}: {what}")))?;
+        progress::show("");
+        let host = watch.end();
+        if json {
+            print_record(host, "blk", *ring, arguments, &comparison)?;
+        } else {
+            println!("{host}");
+            print_disks(arguments, *ring, &comparison);
+        }
+    }
+    told.iter().for_each(|what| eprintln!("{what}"));
+    if told.len() == disk.ring.each().len() { Err("there is nothing to be compared".into()) } else { Ok(()) }
+}
+
+/// A record for each format, with the job and the format that it is of.
+fn print_record(
+    host: Host,
+    job: impl Serialize,
+    ring: Ring,
+    arguments: &impl Serialize,
+    comparison: &impl Serialize,
+) -> Result<(), Failure> {
+    let mut record = Record::new("compare", host, arguments, comparison)?;
+    if let Some(parameters) = record.parameters.as_object_mut() {
+        parameters.insert("job".to_owned(), serde_json::to_value(job)?);
+        parameters.insert("ring".to_owned(), serde_json::to_value(ring)?);
+    }
+    print_json(&record)
+}
+
+fn print_disks(arguments: &BlkArguments, ring: Ring, comparison: &disks::Comparison) {
+    let disks::Comparison { ours, peer, ratio, p50_ratio, p99_ratio, .. } = comparison;
+    println!("{}", arguments.disk.told(ring));
+    println!("  ringway {}: {}", ours.identity.version, speed(&ours.throughput));
+    println!("  {} {}: {}", peer.identity.name, peer.identity.version, speed(&peer.throughput));
+    if comparison.tried.len() > 1 {
+        let each: Vec<String> =
+            comparison.tried.iter().map(|(name, kiops)| format!("{name} {kiops:.1} k")).collect();
+        println!("  the peer's ways, of which the fastest counts: {}", each.join(", "));
+    }
+    println!(
+        "  ratio {:.2} ({:.2} to {:.2}), of p50 {:.2}, of p99 {:.2}",
+        ratio.median, ratio.low, ratio.high, p50_ratio.median, p99_ratio.median
+    );
+    if let Some(ceiling) = comparison.ceiling_kiops {
+        let bound = if comparison.generator_bound { ": generator-bound" } else { "" };
+        println!("  the generator reaches {ceiling:.1} k requests/s of a disk that does nothing{bound}");
+    }
+}
+
+fn print(job: Job, arguments: &NetArguments, ring: Ring, comparison: &Comparison) {
+    let port = &arguments.port;
     let Comparison { ours, peer, ratio, of_limit, latency_ratio, limits } = comparison;
     println!("{job}, {ring} rings of {}, {} bytes, touch {}", port.queue_size, port.size, port.touch);
     let row = |who: &str, series: &Series| {
@@ -112,3 +219,6 @@ fn print(arguments: &Arguments, ring: Ring, comparison: &Comparison) {
         );
     }
 }
+
+/// The word for QEMU's storage daemon.
+const QSD: &str = "qsd";

@@ -1,5 +1,6 @@
 //! The commands, a file each: arguments in, text or JSON out. What they measure is the library's.
 
+pub(crate) mod blk;
 pub(crate) mod compare;
 pub(crate) mod idle;
 pub(crate) mod limits;

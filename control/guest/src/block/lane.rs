@@ -455,8 +455,10 @@ impl Lane {
                 let bytes = self.work.block_bytes as usize;
                 for (block, floor) in (first..).zip(&under_way.generations) {
                     let at = (block - first) as usize * bytes;
-                    let found = stamp::read(queue.data(slot).part(at, bytes), block, self.work.touch);
-                    self.check(block, *floor, found);
+                    let place = queue.data(slot).part(at, bytes);
+                    if let Some(found) = stamp::read(place, block, self.work.touch) {
+                        self.check(block, *floor, found);
+                    }
                 }
                 self.counts.reads += 1;
             }
@@ -512,10 +514,9 @@ impl Lane {
     #[inline]
     fn check(&mut self, block: u64, floor: u32, found: Found) {
         self.counts.checked += 1;
-        let is_right = match self.work.touch {
-            Touch::Nothing => true,
-            _ if self.work.overlap => self.ledger.admits_since(block, floor, &found),
-            _ => self.ledger.admits(block, &found),
+        let is_right = match self.work.overlap {
+            true => self.ledger.admits_since(block, floor, &found),
+            false => self.ledger.admits(block, &found),
         };
         if !is_right {
             self.misfound(block, floor, found);

@@ -1,0 +1,281 @@
+//! A disk of Ringway's beside a peer's: the same load, generator, memory, cores, rounds taken in turns A B B A, as
+//! [`crate::compare`] does it for networks.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+
+use super::generator::{Generator, Load, Round};
+use super::options::{DiskOptions, Touch};
+use super::ours::{Ours, Wanted};
+use super::qsd::{self, Qsd};
+use super::series::Series;
+use super::{null, options::Bytes};
+use crate::backend::{self, Identity};
+use crate::error::BenchError;
+use crate::limits::Gauge;
+use crate::options;
+use crate::rounds::Rounds;
+use crate::stats::Spread;
+use crate::turns::{Turns, in_turns};
+
+/// What the disks are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backing {
+    /// Memory: ours in a memfd, the peer's a file on tmpfs, by threads or by io_uring, whichever is faster
+    Memory,
+    /// Nothing: no byte is moved by either
+    None,
+}
+
+/// What a side of the comparison is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Side {
+    /// Who it is.
+    #[serde(flatten)]
+    pub identity: Identity,
+    /// Its rounds in closed loop.
+    pub throughput: Series,
+}
+
+/// What a comparison came to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// Ringway.
+    pub ours: Side,
+    /// The peer.
+    pub peer: Side,
+    /// Requests a second, ours to the peer's.
+    pub ratio: Spread,
+    /// Medians of latency at the same depth, ours to the peer's.
+    pub p50_ratio: Spread,
+    /// 99th percentiles.
+    pub p99_ratio: Spread,
+    /// Thousands of requests a second of the generator against a back-end that does nothing.
+    pub ceiling_kiops: Option<f64>,
+    /// Ours came so close to that that it is the generator that was measured.
+    pub generator_bound: bool,
+    /// What the peer's other ways of input and output came to in one round each, in thousands of requests a second.
+    pub tried: Vec<(String, f64)>,
+}
+
+/// The peer.
+#[derive(Debug, Clone)]
+pub enum Peer {
+    /// QEMU's storage daemon.
+    Qsd,
+    /// Any socket, of a process that is stopped while it is not its turn if it is known.
+    Socket(PathBuf, Option<u32>),
+}
+
+/// What to compare.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The load.
+    pub options: DiskOptions,
+    /// What the disks are made of.
+    pub backing: Backing,
+    /// Beside whom.
+    pub peer: Peer,
+    /// Where files are made, if not in memory.
+    pub folder: PathBuf,
+    /// How rounds are made.
+    pub how: Rounds,
+    /// Cores of the generator.
+    pub cores: Vec<usize>,
+    /// Core of the back-end whose turn it is.
+    pub backend_core: usize,
+    /// Ringway's policy.
+    pub idle: &'static str,
+}
+
+/// What stands behind a socket.
+#[derive(Debug)]
+enum Behind {
+    Ours(Ours),
+    Qsd(Qsd),
+    Given(PathBuf, Option<u32>, Identity),
+}
+
+impl Behind {
+    fn socket(&self) -> PathBuf {
+        match self {
+            Behind::Ours(ours) => ours.socket(),
+            Behind::Qsd(qsd) => qsd.socket().to_owned(),
+            Behind::Given(socket, ..) => socket.clone(),
+        }
+    }
+
+    fn identity(&self) -> &Identity {
+        match self {
+            Behind::Ours(ours) => ours.identity(),
+            Behind::Qsd(qsd) => qsd.identity(),
+            Behind::Given(.., identity) => identity,
+        }
+    }
+
+    fn signal(&self, signal: Signal) -> Result<(), BenchError> {
+        let pid = match self {
+            Behind::Ours(ours) => ours.pid(),
+            Behind::Qsd(qsd) => qsd.pid(),
+            Behind::Given(_, Some(pid), _) => *pid,
+            Behind::Given(..) => return Ok(()),
+        };
+        backend::send(pid, &self.identity().name, signal)
+    }
+}
+
+/// A back-end and the generator that is connected to it.
+#[derive(Debug)]
+struct Contender {
+    behind: Behind,
+    generator: Generator,
+}
+
+impl Contender {
+    /// Connects, and makes a first round, so that those that count are like each other.
+    fn new(behind: Behind, setup: &Setup) -> Result<(Contender, f64), BenchError> {
+        let generator = Generator::open(&behind.socket(), &setup.options, &setup.cores)?;
+        let mut contender = Contender { behind, generator };
+        let first = contender.turn(Load::Closed, setup.how)?;
+        Ok((contender, first.kiops))
+    }
+
+    /// A round in its turn.
+    fn turn(&mut self, load: Load, how: Rounds) -> Result<Round, BenchError> {
+        self.behind.signal(Signal::CONT)?;
+        let round = self.generator.round(load, Duration::from_secs_f64(how.seconds));
+        self.behind.signal(Signal::STOP)?;
+        round
+    }
+
+    fn leave(self) -> Result<(), BenchError> {
+        self.behind.signal(Signal::CONT)?;
+        self.generator.close()
+    }
+}
+
+/// Compares. Tells `progress` what it does.
+pub fn compare(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Comparison, BenchError> {
+    let how = setup.how;
+    let main_core = setup.cores.first().copied().unwrap_or_default();
+    progress("measuring the generator");
+    let ceiling_kiops = ceiling(setup)?;
+    let (mut peer, tried) = peer(setup, &mut progress)?;
+    progress("starting ringwayd");
+    let (mut ours, _) = Contender::new(Behind::Ours(ours(setup)?), setup)?;
+    let touch = match setup.options.touch {
+        Touch::None | Touch::Head => options::Touch::Header,
+        Touch::All => options::Touch::All,
+    };
+    let gauge = Gauge::new([main_core, setup.backend_core], touch)?;
+    let round = |who| if who == 0 { ours.turn(Load::Closed, how) } else { peer.turn(Load::Closed, how) };
+    let turns = in_turns(how, &gauge, round, |kept| progress(&format!("{kept} of {} rounds", how.rounds)))?;
+    let nothing = || BenchError::Noise("the peer did nothing".to_owned());
+    let ratio = |of: fn(&Round) -> f64| turns.ratio(of).ok_or_else(nothing);
+    let side = |contender: &Contender, who: usize| -> Result<Side, BenchError> {
+        let throughput = series(&turns, who).ok_or_else(nothing)?;
+        Ok(Side { identity: contender.behind.identity().clone(), throughput })
+    };
+    let (ours_side, peer_side) = (side(&ours, 0)?, side(&peer, 1)?);
+    let bound = ceiling_kiops * BOUND;
+    let comparison = Comparison {
+        ratio: ratio(|round| round.kiops)?,
+        p50_ratio: ratio(|round| round.latency.p50 as f64)?,
+        p99_ratio: ratio(|round| round.latency.p99 as f64)?,
+        generator_bound: ours_side.throughput.kiops.median > bound,
+        ceiling_kiops: Some(ceiling_kiops),
+        ours: ours_side,
+        peer: peer_side,
+        tried,
+    };
+    let wrong = [&ours, &peer].into_iter().find_map(|side| {
+        let wrong = side.generator.wrong()?;
+        Some(BenchError::Peer { peer: side.behind.identity().name.clone(), what: wrong })
+    });
+    ours.leave()?;
+    peer.leave()?;
+    wrong.map_or(Ok(comparison), Err)
+}
+
+/// What the generator can do, in thousands of requests a second.
+fn ceiling(setup: &Setup) -> Result<f64, BenchError> {
+    let options = DiskOptions { touch: Touch::None, ..setup.options.clone() };
+    let null = null::start(setup.backend_core, options.span.0)?;
+    let mut generator = Generator::open(&null.socket(), &options, &setup.cores)?;
+    let rounds = (0..CEILING_ROUNDS)
+        .map(|_| generator.round(Load::Closed, Duration::from_secs_f64(setup.how.seconds)))
+        .collect::<Result<Vec<Round>, BenchError>>()?;
+    generator.close()?;
+    Ok(rounds.iter().fold(0.0, |best, round| best.max(round.kiops)))
+}
+
+fn ours(setup: &Setup) -> Result<Ours, BenchError> {
+    let mut words = vec!["size".to_owned(), setup.options.span.0.to_string()];
+    words.extend(["num_queues".to_owned(), setup.options.queues.to_string()]);
+    if setup.backing == Backing::None {
+        words.extend(["data", "off"].map(str::to_owned));
+    }
+    let (core, idle) = (setup.backend_core, setup.idle);
+    Ours::start(Wanted { core, idle, mgmtdev: "sim/blk", words: &words, config: None })
+}
+
+/// The peer in the way in which it is fastest, and what its ways came to.
+fn peer(
+    setup: &Setup,
+    progress: &mut impl FnMut(&str),
+) -> Result<(Contender, Vec<(String, f64)>), BenchError> {
+    let (path, pid) = match &setup.peer {
+        Peer::Socket(path, pid) => (path, pid),
+        Peer::Qsd => return storage_daemon(setup, progress),
+    };
+    progress("connecting to the peer");
+    let identity =
+        Identity { name: "given".to_owned(), version: path.display().to_string(), flags: Vec::new() };
+    let (contender, kiops) = Contender::new(Behind::Given(path.clone(), *pid, identity), setup)?;
+    Ok((contender, vec![("socket".to_owned(), kiops)]))
+}
+
+fn storage_daemon(
+    setup: &Setup,
+    progress: &mut impl FnMut(&str),
+) -> Result<(Contender, Vec<(String, f64)>), BenchError> {
+    let file = |uring| qsd::Disk::File { uring, direct: false, through: false };
+    let ways: &[(&str, qsd::Disk)] = match setup.backing {
+        Backing::Memory => &[("threads", file(false)), ("io_uring", file(true))],
+        Backing::None => &[("null-co", qsd::Disk::Null)],
+    };
+    let place = match setup.backing {
+        Backing::Memory | Backing::None => Path::new(MEMORY_FOLDER),
+    };
+    let Bytes(bytes) = setup.options.span;
+    let (mut best, mut tried): (Option<(Contender, f64)>, _) = (None, Vec::new());
+    for (name, disk) in ways {
+        progress(&format!("starting qemu-storage-daemon: {name}"));
+        let qsd = Qsd::start(*disk, setup.backend_core, setup.options.queues, bytes, place)?;
+        let (contender, kiops) = Contender::new(Behind::Qsd(qsd), setup)?;
+        tried.push(((*name).to_owned(), kiops));
+        if best.as_ref().is_none_or(|(_, best)| kiops > *best) {
+            best = Some((contender, kiops));
+        }
+    }
+    let (contender, _) = best.ok_or_else(|| BenchError::Usage("no way to have a peer".to_owned()))?;
+    Ok((contender, tried))
+}
+
+/// The rounds of one side.
+fn series(turns: &Turns<Round>, who: usize) -> Option<Series> {
+    Series::of(turns.side(who), turns.discarded, turns.noisy)
+}
+
+/// Of the generator's ceiling: closer to it, it is the generator that was measured.
+const BOUND: f64 = 0.9;
+
+/// Rounds against a back-end that does nothing; the best counts.
+const CEILING_ROUNDS: u32 = 3;
+
+/// Files in memory.
+const MEMORY_FOLDER: &str = "/dev/shm";

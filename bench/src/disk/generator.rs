@@ -1,0 +1,366 @@
+//! The load generator of disks: queues on one or more threads, each pinned to a core, whose every block is stamped and
+//! checked.
+//!
+//! *Closed loop*: as many requests under way as the depth lets, each one's completion brings the next. *Open loop*: requests
+//! at intended times, whatever became of those before. Either ends with a drain: a request that never comes back is an
+//! error, not a number.
+
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use ringway_guest::GuestError;
+use ringway_guest::block::config::SECTOR;
+use ringway_guest::block::lane::{Counts, Offer, Work};
+use ringway_guest::block::{BlockConfig, Lane, Port, Queue};
+use ringway_guest::lane::histogram;
+use ringway_guest::pace::Pace;
+use ringway_guest::presence::Presence;
+use ringway_ring::memory::PageKind;
+use ringway_ring::tsc;
+use serde::{Deserialize, Serialize};
+
+use super::options::{DiskOptions, Op, Touch};
+use crate::error::BenchError;
+use crate::host;
+use crate::rounds::Timed;
+use crate::stats::Latency;
+
+/// How requests are offered.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Load {
+    /// As many as the depth lets.
+    Closed,
+    /// So many a second, over all queues.
+    Open {
+        /// Requests a second.
+        iops: f64,
+    },
+}
+
+/// What one round came to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Round {
+    /// How long requests were submitted, in seconds.
+    pub seconds: f64,
+    /// Thousands of requests a second that were completed in that time.
+    pub kiops: f64,
+    /// Megabytes (10^6) a second of them.
+    pub mbps: f64,
+    /// What became of each request and block, after the drain.
+    pub counts: Counts,
+    /// From intended submission to completion, in nanoseconds.
+    pub latency: Latency,
+    /// Requests whose latency was not recorded since the generator was off its core meanwhile.
+    pub set_aside: u64,
+    /// How often that was.
+    pub absences: u64,
+    /// Requests of an open loop that were due and could not be submitted, since as many were under way as may be.
+    pub unsent: u64,
+    /// Kicks that the back-end asked for.
+    pub kicks: u64,
+    /// The longest time in which the generator was not running, in microseconds.
+    pub gap_us: f64,
+}
+
+impl Timed for Round {
+    fn gap_us(&self) -> f64 {
+        self.gap_us
+    }
+}
+
+/// A connected port with a lane on each of its queues.
+#[derive(Debug)]
+pub struct Generator {
+    name: String,
+    port: Port,
+    lanes: Vec<Lane>,
+    cores: Vec<usize>,
+    patience: Duration,
+    before: Counts,
+}
+
+impl Generator {
+    /// Connects to the socket. Unless nothing is touched, every block that will be used is written.
+    pub fn open(socket: &Path, options: &DiskOptions, cores: &[usize]) -> Result<Generator, BenchError> {
+        let name = socket.display().to_string();
+        let of = |source| BenchError::Guest { socket: name.clone(), source };
+        let port = Port::connect(socket, options.port()).map_err(of)?;
+        fits(port.config(), options).map_err(|what| of(GuestError::Load { what }))?;
+        let size = options.size.0;
+        let span = options.span.0.min(port.config().bytes()) / u64::from(options.queues);
+        // Whole requests.
+        let share = span / size * size;
+        let lanes = (0..options.queues).map(|queue| {
+            let work = Work {
+                mix: options.mix(),
+                request_bytes: size as u32,
+                block_bytes: options.block_bytes(),
+                touch: options.touch.stamped(),
+                sequential: options.sequential,
+                overlap: false,
+                first_sector: u64::from(queue) * share / SECTOR,
+                bytes: share,
+                seed: queue.into(),
+            };
+            Lane::new(work, options.depth.into())
+        });
+        let lanes = lanes.collect::<Result<Vec<Lane>, GuestError>>().map_err(of)?;
+        let patience = options.patience;
+        let mut generator =
+            Generator { name, port, lanes, cores: cores.to_vec(), patience, before: Counts::default() };
+        if options.touch != Touch::None {
+            generator.fill()?;
+        }
+        Ok(generator)
+    }
+
+    fn fill(&mut self) -> Result<(), BenchError> {
+        let patience = self.patience;
+        let mut pairs = self.port.queues_mut().iter_mut().zip(&mut self.lanes);
+        let filled = pairs.try_for_each(|(queue, lane)| lane.fill(queue, patience));
+        filled.map_err(|source| self.guest(source))?;
+        // What was counted meanwhile is no round's.
+        self.before = self.counts();
+        match self.wrong() {
+            None => Ok(()),
+            Some(what) => Err(BenchError::Peer { peer: self.name.clone(), what }),
+        }
+    }
+
+    fn guest(&self, source: GuestError) -> BenchError {
+        BenchError::Guest { socket: self.name.clone(), source }
+    }
+
+    /// What the device says of itself.
+    pub fn config(&self) -> &BlockConfig {
+        self.port.config()
+    }
+
+    /// The pages that its memory stands on.
+    pub fn page_kind(&self) -> PageKind {
+        self.port.page_kind()
+    }
+
+    /// The first thing that went wrong, in words.
+    pub fn wrong(&self) -> Option<String> {
+        self.lanes.iter().find_map(|lane| lane.wrong().map(ToString::to_string))
+    }
+
+    fn counts(&self) -> Counts {
+        self.lanes.iter().fold(Counts::default(), |sum, lane| sum.plus(lane.counts()))
+    }
+
+    /// One round: a warm-up that does not count, `duration` that does, a drain.
+    pub fn round(&mut self, load: Load, duration: Duration) -> Result<Round, BenchError> {
+        let every = match load {
+            Load::Closed => CLOSED_SAMPLE,
+            Load::Open { iops } => (iops / OPEN_SAMPLES_PER_SECOND).max(1.0) as u64,
+        };
+        let count = self.lanes.len();
+        let per_lane = match load {
+            Load::Closed => None,
+            Load::Open { iops } => Some(iops / count.max(1) as f64),
+        };
+        let threads = self.cores.len().clamp(1, count.max(1));
+        // Queue i belongs to core i mod n.
+        let mut shares: Vec<Vec<Driven<'_>>> = (0..threads).map(|_| Vec::new()).collect();
+        for (index, (queue, lane)) in self.port.queues_mut().iter_mut().zip(&mut self.lanes).enumerate() {
+            lane.sample_every(every);
+            if let Some(share) = shares.get_mut(index % threads) {
+                share.push(Driven { queue, lane });
+            }
+        }
+        let (cores, patience) = (self.cores.clone(), self.patience);
+        let results: Vec<Result<Share, GuestError>> = thread::scope(|scope| {
+            let threads: Vec<_> = shares
+                .into_iter()
+                .zip(cores)
+                .map(|(mut share, core)| {
+                    scope.spawn(move || {
+                        host::pin(core);
+                        drive(&mut share, per_lane, duration, patience)
+                    })
+                })
+                .collect();
+            let gone =
+                || Err(GuestError::Load { what: "bug: a thread of the generator panicked".to_owned() });
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| gone())).collect()
+        });
+        let mut sum = Share::default();
+        for share in results {
+            sum.add(&share.map_err(|source| self.guest(source))?);
+        }
+        let hertz = tsc::hertz();
+        let seconds = sum.cycles as f64 / hertz as f64;
+        let all = self.counts();
+        let counts = all.since(&self.before);
+        self.before = all;
+        let mut latency = histogram();
+        let mut set_aside = 0;
+        for lane in &mut self.lanes {
+            // Same bounds and precision: adding cannot fail.
+            let _ = latency.add(lane.take_latency());
+            set_aside += lane.take_set_aside();
+        }
+        let kicks = self.port.queues_mut().iter_mut().map(Queue::take_kicks).sum();
+        Ok(Round {
+            seconds,
+            kiops: sum.completed as f64 / seconds / 1e3,
+            mbps: sum.bytes as f64 / seconds / 1e6,
+            counts,
+            latency: Latency::of(&latency, hertz),
+            set_aside,
+            absences: sum.absences,
+            unsent: sum.unsent,
+            kicks,
+            gap_us: sum.gap as f64 / hertz as f64 * 1e6,
+        })
+    }
+
+    /// Stops every ring in order and leaves.
+    pub fn close(self) -> Result<(), BenchError> {
+        let name = self.name;
+        self.port.stop().map_err(|source| BenchError::Guest { socket: name, source })
+    }
+}
+
+/// What the device cannot do of what is asked.
+fn fits(config: &BlockConfig, options: &DiskOptions) -> Result<(), String> {
+    let (size, block) = (options.size.0, config.block_bytes());
+    if size == 0 || !size.is_multiple_of(block) {
+        return Err(format!("requests of {size} bytes: the device has blocks of {block}"));
+    }
+    if config.bytes() < size {
+        return Err(format!("the device has {} bytes, and requests are to have {size}", config.bytes()));
+    }
+    let ranges = match options.op {
+        Op::Discard => Some(("discards", config.max_discard_seg, config.max_discard_sectors)),
+        Op::Zeroes => {
+            Some(("writes of zeroes", config.max_write_zeroes_seg, config.max_write_zeroes_sectors))
+        }
+        _ => None,
+    };
+    if let Some((what, ranges, sectors)) = ranges {
+        if ranges == 0 {
+            return Err(format!("the device does no {what}"));
+        }
+        if size / SECTOR > sectors.into() {
+            return Err(format!(
+                "{what} of {size} bytes: the device takes {} at most",
+                u64::from(sectors) * SECTOR
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A queue and the load on it.
+struct Driven<'a> {
+    queue: &'a mut Queue,
+    lane: &'a mut Lane,
+}
+
+/// What one thread found.
+#[derive(Debug, Default)]
+struct Share {
+    completed: u64,
+    bytes: u64,
+    unsent: u64,
+    cycles: u64,
+    gap: u64,
+    absences: u64,
+}
+
+impl Share {
+    fn add(&mut self, other: &Share) {
+        self.completed += other.completed;
+        self.bytes += other.bytes;
+        self.unsent += other.unsent;
+        self.cycles = self.cycles.max(other.cycles);
+        self.gap = self.gap.max(other.gap);
+        self.absences += other.absences;
+    }
+}
+
+/// Drives queues on this thread: warms up, measures for `duration`, drains.
+fn drive(
+    driven: &mut [Driven<'_>],
+    rate: Option<f64>,
+    duration: Duration,
+    patience: Duration,
+) -> Result<Share, GuestError> {
+    let hertz = tsc::hertz();
+    let cycles = |span: Duration| (span.as_secs_f64() * hertz as f64) as u64;
+    let begun = tsc::cycles();
+    let warm = begun + cycles(WARM_UP);
+    // Queues are due at different times, not all at once.
+    let mut paces: Vec<Pace> = match rate {
+        None => Vec::new(),
+        Some(rate) => (0..driven.len())
+            .map(|nth| {
+                let shift = hertz as f64 / rate * nth as f64 / driven.len() as f64;
+                Pace::new(begun + shift as u64, rate, hertz)
+            })
+            .collect(),
+    };
+    let mut presence = Presence::begin();
+    turns(driven, &mut paces, warm, &mut presence)?;
+    let taken = |driven: &[Driven<'_>]| {
+        driven.iter().fold(Counts::default(), |sum, driven| sum.plus(driven.lane.counts()))
+    };
+    let before = taken(driven);
+    for Driven { lane, .. } in driven.iter_mut() {
+        lane.take_latency();
+        lane.take_set_aside();
+    }
+    let absences = presence.absences();
+    let start = tsc::cycles();
+    let gap = turns(driven, &mut paces, start + cycles(duration), &mut presence)?;
+    let absences = presence.absences() - absences;
+    let end = tsc::cycles();
+    let counts = taken(driven).since(&before);
+    let unsent = paces.iter().map(|pace| pace.missed(end.saturating_sub(cycles(GRACE)))).sum();
+    for Driven { queue, lane } in driven.iter_mut() {
+        lane.drain(queue, patience)?;
+    }
+    Ok(Share { completed: counts.completed, bytes: counts.bytes, unsent, cycles: end - start, gap, absences })
+}
+
+/// Collects and submits until `end`; returns the longest time between two turns, in cycles.
+fn turns(
+    driven: &mut [Driven<'_>],
+    paces: &mut [Pace],
+    end: u64,
+    presence: &mut Presence,
+) -> Result<u64, GuestError> {
+    let (mut last, mut gap) = (tsc::cycles(), 0);
+    loop {
+        for (index, Driven { queue, lane }) in driven.iter_mut().enumerate() {
+            let offer = match paces.get_mut(index) {
+                None => Offer::All,
+                Some(pace) => Offer::Due(pace),
+            };
+            lane.turn(queue, offer, presence)?;
+        }
+        let now = tsc::cycles();
+        gap = gap.max(now - last);
+        last = now;
+        if now >= end {
+            return Ok(gap);
+        }
+    }
+}
+
+/// The first requests find cold caches and a sleeping back-end.
+const WARM_UP: Duration = Duration::from_millis(50);
+
+/// Requests that were due in the last moment before the end need not have been submitted.
+const GRACE: Duration = Duration::from_millis(1);
+
+/// In a closed loop, one request in so many has its latency recorded.
+const CLOSED_SAMPLE: u64 = 4;
+
+/// In an open loop, so many are recorded a second at least, if there are so many.
+const OPEN_SAMPLES_PER_SECOND: f64 = 1e6;
