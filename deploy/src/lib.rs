@@ -15,6 +15,7 @@
 //! | [`frame`] | the frames that guests send and recognise |
 //! | [`station`] | one end of the traffic: an agent, in a guest or in a namespace |
 //! | [`qemu`] | a Linux guest as a vhost-user front-end |
+//! | [`disk`] | a guest's disk, and what it is worked on with |
 //! | [`exchange`] | what two stations exchange, checked at both ends |
 //! | [`netns`] | a network namespace of the host |
 //! | [`testpmd`] | DPDK's testpmd as a front-end, and as a back-end to prove this lab against |
@@ -27,6 +28,7 @@
 pub mod agent;
 pub mod content;
 pub mod daemon;
+pub mod disk;
 pub mod error;
 pub mod exchange;
 pub mod frame;
@@ -39,3 +41,4 @@ pub mod process;
 pub mod qemu;
 pub mod station;
 pub mod testpmd;
+mod tree;

@@ -17,8 +17,9 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::agent::{Command, FramesOrder, FramesReport, TrafficOrder};
+use crate::disk::{self, Disk};
 use crate::error::{Context, Error, Result};
-use crate::image::{Kernel, write_initramfs};
+use crate::image::{Kernel, append_archive, write_initramfs};
 use crate::lab::{self, Lab, wait_for};
 use crate::pace::WATCHDOG;
 use crate::process::{self, Process};
@@ -224,13 +225,22 @@ impl Guest {
 
     /// Begins to boot a guest; several boot in the time of one.
     pub fn begin(lab: &Lab, name: &str, boot: Boot, nics: &[Nic]) -> Result<Booting> {
+        Guest::begin_with(lab, name, boot, nics, &[])
+    }
+
+    /// As [`Guest::begin`], with disks and the programs to work on them.
+    pub fn begin_with(lab: &Lab, name: &str, boot: Boot, nics: &[Nic], disks: &[Disk]) -> Result<Booting> {
         let kernel = Kernel::find()?;
         let mut version =
             require_qemu()?.split('.').map(|part| part.parse().unwrap_or(0)).collect::<Vec<u32>>();
         version.truncate(2);
         let knows_uso = version >= vec![8, 2];
         let initramfs = lab.path(&format!("{name}.cpio"));
-        write_initramfs(&kernel, &["virtio_net"], &initramfs)?;
+        let modules: &[&str] = if disks.is_empty() { &[] } else { &disk::MODULES };
+        write_initramfs(&kernel, &[&["virtio_net"], modules].concat(), &initramfs)?;
+        if !disks.is_empty() {
+            append_archive(disk::programs()?, &initramfs)?;
+        }
         let mut arguments = Vec::new();
         push(&mut arguments, "-machine", "q35,memory-backend=m0".into());
         // One thread for all vCPUs. With one each, a vCPU can go on with code that another has patched: the kernel patches
@@ -244,6 +254,9 @@ impl Guest {
         push(&mut arguments, "-object", memory);
         for (idx, nic) in nics.iter().enumerate() {
             nic.arguments(idx, knows_uso, &mut arguments);
+        }
+        for (idx, disk) in disks.iter().enumerate() {
+            arguments.extend(disk.arguments(idx));
         }
         let ipv6 = if boot.ipv6 { "" } else { " ipv6.disable=1" };
         let image = Image { kernel: kernel.image, initramfs, append: format!("quiet{ipv6}") };
