@@ -94,7 +94,8 @@ fn life(lab: &Lab, packed: bool, queues: u16) -> Result<()> {
     let mut daemon = Daemon::start(lab, &["--cores", "1"])?;
     daemon.add_to("sim/blk", "d0", &["size", "96M", "path", &path, "serial", "lab-disk"])?;
     let disk = Disk::new(daemon.socket("d0")).queues(queues).packed(packed);
-    let guest = Guest::begin_with(lab, "guest", Boot::new(4).memory_mib(512), &[], &[disk])?.wait_until_up(lab)?;
+    let guest =
+        Guest::begin_with(lab, "guest", Boot::new(4).memory_mib(512), &[], &[disk])?.wait_until_up(lab)?;
     let mut bench = Bench { lab, guest };
 
     let seen = bench.shell("cd /sys/block/vda; cat size serial queue/write_cache")?;
@@ -126,7 +127,11 @@ fn life(lab: &Lab, packed: bool, queues: u16) -> Result<()> {
     for dies in [false, true, true] {
         bench.load()?;
         std::thread::sleep(Duration::from_millis(700));
-        if dies { daemon.kill()? } else { daemon.terminate()? }
+        if dies {
+            daemon.kill()?
+        } else {
+            daemon.terminate()?
+        }
         daemon.start_again()?;
         bench.load_ended().context(|| format!("after the daemon's end (killed: {dies})"))?;
     }
@@ -143,7 +148,10 @@ fn life(lab: &Lab, packed: bool, queues: u16) -> Result<()> {
 
     let stats = daemon.stats("d0")?;
     ensure!(stats.drops() == 0 && stats.faults() == 0, "{stats:?}");
-    ensure!(stats.queues.iter().filter(|queue| queue.packets > 0).count() == usize::from(queues), "{stats:?}");
+    ensure!(
+        stats.queues.iter().filter(|queue| queue.packets > 0).count() == usize::from(queues),
+        "{stats:?}"
+    );
     bench.guest.power_off()
 }
 

@@ -1,12 +1,21 @@
 //! Counters of a queue: written by the one thread that owns the queue's pump, read by any.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+// How long things took.
+mod histogram;
+// What a disk's queue did, by kind of request.
+mod requests;
 
 use crossbeam::utils::CachePadded;
 use ringway_ring::queue::RingFault;
 
 use crate::net::Mac;
 use crate::vdpa::Class;
+
+pub use self::histogram::{Histogram, Times};
+pub use self::requests::{RequestCounters, RequestKind, RequestStats};
 
 /// Why a frame or request was dropped by the data path, without fault of the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -267,6 +276,8 @@ pub struct Tally {
 #[derive(Debug, Default)]
 pub struct QueueCounters {
     inner: CachePadded<Inner>,
+    /// Of a disk's queue, once it was started.
+    requests: OnceLock<Box<RequestCounters>>,
 }
 
 #[derive(Debug, Default)]
@@ -334,6 +345,11 @@ impl QueueCounters {
         add(&self.inner.faults[fault as usize], 1);
     }
 
+    /// The counters by kind of request; made when they are first asked for, which is not on a worker.
+    pub fn requests(&self) -> &RequestCounters {
+        self.requests.get_or_init(Box::default)
+    }
+
     /// A copy of every counter.
     pub fn snapshot(&self) -> QueueStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -357,6 +373,7 @@ impl QueueCounters {
                 })
                 .collect(),
             faults: RingFault::ALL.map(|fault| (fault, read(&self.inner.faults[fault as usize]))).into(),
+            requests: self.requests.get().map(|requests| requests.snapshot()).unwrap_or_default(),
         }
     }
 }
@@ -390,6 +407,8 @@ pub struct QueueStats {
     pub examples: Vec<(DropReason, Example)>,
     /// Faults by reason, every reason.
     pub faults: Vec<(RingFault, u64)>,
+    /// Requests that succeeded, by kind, of a disk's queue that was started.
+    pub requests: Vec<RequestStats>,
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@
 mod bed;
 
 use proptest::prelude::*;
-use ringway_engine::{Armed, Polled};
+use ringway_engine::{Armed, Budget, Polled};
 use ringway_pmd::block::backing::{BackingQueue, Ended, Operation, Outcome, Submitted, Taken};
 use ringway_pmd::block::disk::{BlockDevice, Disk, Geometry, QueueSeat};
 use ringway_pmd::block::plan::Plan;
@@ -22,6 +22,7 @@ use ringway_pmd::vdpa::{ConfigError, DeviceHost, DriverError, MakePump, VdpaDevi
 use ringway_ring::chain::Span;
 use ringway_ring::features::Features;
 use ringway_ring::queue::{Format, RingFault};
+use ringway_ring::tsc;
 
 use bed::{Bed, DISCARD, FLUSH, IN, OUT, WRITE_ZEROES, formats, range, spec};
 
@@ -294,4 +295,33 @@ impl BackingQueue for LateQueue {
         }
         true
     }
+}
+
+#[test]
+fn guest_gets_what_it_is_allowed_and_its_requests_wait() {
+    let mut device = in_memory(&[("size", "1M"), ("iops", "100"), ("iops_burst", "3")]);
+    assert_eq!(device.attributes().get("iops").map(String::as_str), Some("100"));
+    let mut bed = Bed::new(Format::Split, Features::NONE, &mut device);
+    for token in 0..8 {
+        bed.ask(token, FLUSH, 0, &[], 0, &[]);
+    }
+    let start = tsc::cycles();
+    let poll = |bed: &mut Bed, ms: u64| {
+        bed.pump.poll(&Budget::default(), start + ms * tsc::hertz() / 1000);
+        bed.collect().len()
+    };
+    assert_eq!(poll(&mut bed, 0), 4, "a burst, and one");
+    assert_eq!(poll(&mut bed, 1), 0);
+    let Armed::Sleep { within_ns: Some(ns) } = bed.pump.arm() else { panic!("it waits") };
+    assert!((8_000_000..=10_000_000).contains(&ns), "{ns}");
+    bed.pump.disarm();
+    assert_eq!(poll(&mut bed, 11), 1);
+    assert_eq!(poll(&mut bed, 31), 2);
+    // No limit any more: at once.
+    let none = [("iops".to_owned(), "0".to_owned())].into();
+    device.set(&none, std::time::Duration::from_secs(1)).unwrap();
+    assert_eq!(poll(&mut bed, 31), 1);
+    let requests = bed.counters.snapshot().requests;
+    assert_eq!(requests.iter().map(|of_kind| of_kind.took.count()).collect::<Vec<_>>(), [0, 0, 8, 0, 0]);
+    assert!(requests.iter().all(|of_kind| of_kind.took.longest() < tsc::hertz() * 60));
 }

@@ -2,7 +2,7 @@
 //! answers. Nothing here changes anything.
 
 use ringway_pmd::block::SECTOR;
-use ringway_pmd::counters::{DropReason, Example, QueueStats};
+use ringway_pmd::counters::{DropReason, Example, QueueStats, RequestStats};
 use ringway_pmd::net::{F_MAC, F_MQ, F_MTU, F_STATUS};
 use ringway_pmd::vdpa::{Class, DataPath, ServedBy};
 use ringway_ring::features::Features;
@@ -22,8 +22,8 @@ use crate::host::look::Missing;
 use crate::operator::api::{
     AttributeHelp, ConfigInfo, ConfigShow, CoreInfo, CoreShow, DevInfo, DevShow, DeviceEntry, Dump,
     Explained, FrontEnd, Hello, KindInfo, LearnedInfo, MgmtEntry, MgmtdevInfo, MgmtdevShow, Mode, Named,
-    PortEntry, Provisioned, PumpInfo, Queue, QueueInfo, Ring, Select, StationInfo, VERSION, Vstats,
-    VstatsShow,
+    PortEntry, Provisioned, PumpInfo, Queue, QueueInfo, RequestInfo, Ring, Select, StationInfo, VERSION,
+    Vstats, VstatsShow,
 };
 use crate::operator::config;
 use crate::operator::names::feature_names;
@@ -551,6 +551,7 @@ fn queue_info(class: Class, config: &DeviceConfig, qidx: u32, stats: &QueueStats
         netdev_calls: stats.netdev_calls,
         drops,
         faults,
+        requests: stats.requests.iter().map(request_info).collect(),
         not_run: None,
         explain: dropped.chain(faulted).collect(),
     }
@@ -584,6 +585,20 @@ fn drop_meaning(reason: DropReason) -> &'static str {
         DropReason::TooManySegments => "the request is in more pieces than the disk takes",
         DropReason::BadRange => "ranges are more or longer than the disk takes",
         DropReason::BackingFailed => "what is behind the disk failed",
+    }
+}
+
+fn request_info(stats: &RequestStats) -> RequestInfo {
+    let hertz = ringway_ring::tsc::hertz();
+    let took = |thousandths| nanoseconds(stats.took.per_mille(thousandths), hertz);
+    RequestInfo {
+        kind: stats.kind.name().to_owned(),
+        count: stats.took.count(),
+        bytes: stats.bytes,
+        p50_ns: took(500),
+        p99_ns: took(990),
+        p999_ns: took(999),
+        max_ns: nanoseconds(stats.took.longest(), hertz),
     }
 }
 

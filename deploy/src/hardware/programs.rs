@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Result;
 use crate::image::Archive;
-use crate::tree::Tree;
 use crate::lab::Lab;
 use crate::pace::WATCHDOG;
+use crate::tree::Tree;
 use crate::{daemon, ensure, process};
 
 /// The archive of all of them, in the places where Debian has them.

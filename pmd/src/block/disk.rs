@@ -12,7 +12,8 @@ use ringway_ring::guest::GuestMap;
 use ringway_ring::queue::{Format, SetupError};
 
 use super::backing::BackingQueue;
-use super::plan::Plan;
+use super::limit::Limits;
+use super::plan::{Plan, rate_words};
 use super::queue::{RequestQueue, Room};
 use super::request::{SERIAL, Shape};
 use super::{BlockConfig, F_CONFIG_WCE, F_DISCARD, F_FLUSH, F_RO, F_WRITE_ZEROES, RangeLimits, SECTOR};
@@ -154,7 +155,9 @@ impl<D: Disk> BlockDevice<D> {
             discard: geometry.discard.map(|(limits, _)| limits).filter(|_| offers(F_DISCARD)),
             write_zeroes: geometry.write_zeroes.map(|(limits, _)| limits).filter(|_| offers(F_WRITE_ZEROES)),
             serial: padded(&plan.serial),
+            limits: Limits::default(),
         };
+        shape.limits.set(plan.rates);
         let sectors_per_block = blk_size / SECTOR as u32;
         let config = BlockConfig {
             capacity: 0,
@@ -335,7 +338,11 @@ impl<D: Disk> VdpaDevice for BlockDevice<D> {
 
     fn set(&mut self, attributes: &BTreeMap<String, String>, within: Duration) -> Result<(), Stuck> {
         let maker = &mut self.pumps.maker;
+        let rates = Plan::rates_among(attributes, maker.plan.rates).map_err(|unfit| Stuck(unfit.why))?;
         maker.disk.set(attributes, within)?;
+        maker.plan.rates = rates;
+        maker.plan.rate_words.extend(rate_words(attributes));
+        maker.shape.limits.set(rates);
         if maker.look_at_size() {
             maker.host.config_changed();
         }

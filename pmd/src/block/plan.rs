@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ringway_ring::features::Features;
 
 use super::disk::Geometry;
+use super::limit::Rates;
 use super::request::SERIAL;
 use super::{BLOCK, F_DISCARD, F_RO, F_WRITE_ZEROES};
 use crate::net::plan::{switch, word};
@@ -29,10 +30,14 @@ pub struct Plan {
     pub discard: bool,
     /// What identifies it.
     pub serial: String,
+    /// How much is done for the guest.
+    pub rates: Rates,
+    /// The same, in the operator's words.
+    pub rate_words: BTreeMap<String, String>,
 }
 
 /// The attributes that every block device has.
-pub const ATTRIBUTES: [AttributeInfo; 7] = [
+pub const ATTRIBUTES: [AttributeInfo; 11] = [
     AttributeInfo { name: RO, value: "on|off", help: "the guest cannot write (default off)", live: None },
     AttributeInfo {
         name: BLK_SIZE,
@@ -69,6 +74,30 @@ pub const ATTRIBUTES: [AttributeInfo; 7] = [
         value: "on|off",
         help: "the guest may give space back (default on where the disk can)",
         live: None,
+    },
+    AttributeInfo {
+        name: IOPS,
+        value: "REQUESTS",
+        help: "a second at most, of all queues together (default 0: no limit); in force at once",
+        live: Some(|_| None),
+    },
+    AttributeInfo {
+        name: IOPS_BURST,
+        value: "REQUESTS",
+        help: "beyond iops that may come at once (default: a tenth of iops)",
+        live: Some(|_| None),
+    },
+    AttributeInfo {
+        name: BPS,
+        value: "BYTES[K|M|G|T]",
+        help: "a second at most, read and written together (default 0: no limit); in force at once",
+        live: Some(|_| None),
+    },
+    AttributeInfo {
+        name: BPS_BURST,
+        value: "BYTES[K|M|G|T]",
+        help: "beyond bps that may come at once (default: a tenth of bps)",
+        live: Some(|_| None),
     },
 ];
 
@@ -114,7 +143,25 @@ impl Plan {
             write_back: !spec.attributes.contains_key(WRITE_BACK) || switch(spec, WRITE_BACK)?,
             discard: !spec.attributes.contains_key(DISCARD) || switch(spec, DISCARD)?,
             serial,
+            rates: Plan::rates_among(&spec.attributes, Rates::default())?,
+            rate_words: rate_words(&spec.attributes).collect(),
         })
+    }
+
+    /// The rates as they are with these attributes; what is not among them is as in `before`.
+    ///
+    /// # Errors
+    /// One has a value that it cannot have.
+    pub fn rates_among(attributes: &BTreeMap<String, String>, before: Rates) -> Result<Rates, Unfit> {
+        let word = |name: &'static str| attributes.get(name).map(|text| size(name, text)).transpose();
+        let pair = |rate, burst, (rate_before, burst_before): (u64, u64)| -> Result<(u64, u64), Unfit> {
+            let (rate, burst) = (word(rate)?, word(burst)?);
+            let default = rate.map_or(burst_before, |rate| rate / 10);
+            Ok((rate.unwrap_or(rate_before), burst.unwrap_or(default)))
+        };
+        let (iops, iops_burst) = pair(IOPS, IOPS_BURST, (before.iops, before.iops_burst))?;
+        let (bps, bps_burst) = pair(BPS, BPS_BURST, (before.bps, before.bps_burst))?;
+        Ok(Rates { iops, iops_burst, bps, bps_burst })
     }
 
     /// The attributes as they are in force.
@@ -131,6 +178,9 @@ impl Plan {
         put(DISCARD, word(self.discard));
         if let Some(size) = self.blk_size {
             put(BLK_SIZE, size.to_string());
+        }
+        for (name, text) in &self.rate_words {
+            put(name, text.clone());
         }
         attributes
     }
@@ -151,6 +201,12 @@ impl Plan {
         // RO is no offer that can be left out.
         self.features.map_or(features, |wanted| features & (wanted | F_RO))
     }
+}
+
+/// The attributes that say how much is done for the guest.
+pub(super) fn rate_words(attributes: &BTreeMap<String, String>) -> impl Iterator<Item = (String, String)> {
+    let is_one = |(name, _): &(&String, &String)| [IOPS, IOPS_BURST, BPS, BPS_BURST].contains(&name.as_str());
+    attributes.iter().filter(is_one).map(|(name, text)| (name.clone(), text.clone()))
 }
 
 /// The text has room for one more character.
@@ -213,6 +269,10 @@ const SEG_MAX: &str = "seg_max";
 const SERIAL_NAME: &str = "serial";
 const WRITE_BACK: &str = "write_back";
 const DISCARD: &str = "discard";
+const IOPS: &str = "iops";
+const IOPS_BURST: &str = "iops_burst";
+const BPS: &str = "bps";
+const BPS_BURST: &str = "bps_burst";
 
 /// Request queues at most.
 pub const MAX_QUEUES: u16 = 64;

@@ -12,10 +12,11 @@ use ringway_engine::{Armed, Budget, Polled, Pump};
 use ringway_ring::chain::{Burst, Chain, Held, Span};
 use ringway_ring::guest::GuestMap;
 use ringway_ring::queue::{DeviceRing, RingFault, SetupError};
+use ringway_ring::tsc;
 
 use super::backing::{BackingQueue, Ended, Outcome, Submitted, Taken, Wake};
 use super::request::{Ask, HEADER, OnRanges, RANGE, Request, Shape};
-use crate::counters::{DropReason, QueueCounters, Tally};
+use crate::counters::{DropReason, QueueCounters, RequestKind, Tally};
 use crate::notify::{CallFd, EventFd};
 use crate::vdpa::{FaultReporter, QueueBinding};
 
@@ -40,6 +41,10 @@ pub(super) struct RequestQueue<R, B> {
     is_stopping: bool,
     /// The backing, or the room for requests, was full when the ring was last looked at.
     is_full: bool,
+    /// So many cycles from the last poll on, nothing more is done for the guest than was.
+    waits: Option<u64>,
+    /// Requests of each kind, and their bytes, that were done in this poll as soon as they were seen.
+    at_once: [(u64, u64); RequestKind::ALL.len()],
 }
 
 /// The requests that the backing has, by slot.
@@ -61,6 +66,10 @@ struct Slot {
     bytes: u64,
     /// Its ranges, and the next one's number.
     ranges: Option<(OnRanges, u64)>,
+    /// What it is for, if it is counted by kind.
+    kind: Option<RequestKind>,
+    /// When it was first seen, in cycles.
+    seen: u64,
 }
 
 /// What became of a chain.
@@ -76,7 +85,7 @@ enum Begun {
 impl Requests {
     fn try_new(map: Arc<GuestMap>, slots: u16, segments: u16) -> Result<Requests, SetupError> {
         let held = Held::try_new(map, slots, segments).map_err(|_| SetupError::NoMemory)?;
-        let none = Slot { is_input: false, writes: 0, bytes: 0, ranges: None };
+        let none = Slot { is_input: false, writes: 0, bytes: 0, ranges: None, kind: None, seen: 0 };
         Ok(Requests { held, slots: vec![none; slots.into()], free: (0..slots).rev().collect() })
     }
 
@@ -136,6 +145,8 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
         room: Room,
     ) -> Result<Box<Self>, SetupError> {
         let map = binding.config.map;
+        // Made here: there is no making of anything on a worker.
+        binding.counters.requests();
         let burst = Burst::try_new(Arc::clone(&map)).map_err(|_| SetupError::NoMemory)?;
         // It is about to be polled: the driver need not kick until the pump arms.
         ring.disable_kicks();
@@ -156,12 +167,14 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
             is_faulted: false,
             is_stopping: false,
             is_full: false,
+            waits: None,
+            at_once: Default::default(),
         }))
     }
 
     /// Takes requests from the ring; how many.
-    fn take(&mut self, budget: &Budget) -> u32 {
-        self.is_full = false;
+    fn take(&mut self, budget: &Budget, now: u64) -> u32 {
+        (self.is_full, self.waits) = (false, None);
         let most = (budget.chains as usize).min(Burst::CHAINS);
         let peeked = match self.ring.peek(&mut self.burst, most) {
             Ok(peeked) => peeked,
@@ -173,7 +186,7 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
         let (mut taken, mut bytes, mut segments) = (0, 0, 0);
         for nth in 0..peeked {
             let Some(&chain) = self.burst.chains().get(nth) else { break };
-            match self.begin(&chain) {
+            match self.begin(&chain, now) {
                 Begun::Away { bytes: of_it } => {
                     taken += 1;
                     bytes += of_it;
@@ -197,13 +210,20 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
 
     /// Takes a chain out of the ring, if there is room for what it asks.
     #[inline]
-    fn begin(&mut self, chain: &Chain) -> Begun {
+    fn begin(&mut self, chain: &Chain, now: u64) -> Begun {
         let Some(&slot) = self.requests.free.last() else { return Begun::Full };
         let (readable, writable) = (self.burst.readable_span(chain), self.burst.writable_span(chain));
         let Some(request) = Request::read(readable, writable, &self.shape) else {
             return Begun::Fault(RingFault::TooShort);
         };
         let bytes = request.data.len();
+        let kind = request.ask.kind();
+        if kind.is_some()
+            && let Err(wait) = self.shape.limits.room(now)
+        {
+            self.waits = Some(wait);
+            return Begun::Full;
+        }
         let (outcome, operation, data) = match request.ask {
             Ask::Do(operation) => (None, Some(operation), request.data),
             Ask::GetId => {
@@ -214,12 +234,12 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
             Ask::Unsupported => (Some(Outcome::Unsupported), None, Span::EMPTY),
             Ask::Refused(why) => (Some(Outcome::Failed(why)), None, Span::EMPTY),
         };
-        let is_input = matches!(operation, Some(super::backing::Operation::Read { .. }));
+        let is_input = kind == Some(RequestKind::Read);
         let ranges = match request.ask {
             Ask::Ranges(what) => Some((what, 0)),
             _ => None,
         };
-        let under_way = Slot { is_input, writes: request.writes, bytes, ranges };
+        let under_way = Slot { is_input, writes: request.writes, bytes, ranges, kind, seen: now };
         let outcome = match (outcome, operation) {
             (Some(outcome), _) => outcome,
             // A chain that nobody can keep is not begun.
@@ -230,12 +250,14 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
                 Submitted::Ended(outcome) => outcome,
                 Submitted::Full => return Begun::Full,
                 Submitted::Taken => {
+                    self.shape.limits.charge(bytes, now);
                     self.requests.keep(slot, &self.burst, chain, under_way);
                     self.ring.consume(std::slice::from_ref(chain));
                     return Begun::Away { bytes: 0 };
                 }
             },
             (None, None) => {
+                self.shape.limits.charge(bytes, now);
                 self.requests.keep(slot, &self.burst, chain, under_way);
                 self.ring.consume(std::slice::from_ref(chain));
                 self.ranges_left.push(slot);
@@ -244,6 +266,13 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
         };
         request.status.write(&[status(outcome)]);
         self.ring.consume(std::slice::from_ref(chain));
+        if kind.is_some() {
+            self.shape.limits.charge(bytes, now);
+        }
+        if let (Outcome::Done, Some(kind)) = (outcome, kind) {
+            let (requests, all) = &mut self.at_once[kind as usize];
+            (*requests, *all) = (*requests + 1, *all + bytes);
+        }
         self.answer(chain, under_way, outcome);
         Begun::Away { bytes }
     }
@@ -287,6 +316,10 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
         }
         let Some((chain, request)) = self.requests.release(slot) else { return };
         if !self.is_faulted {
+            if let (Outcome::Done, Some(kind)) = (outcome, request.kind) {
+                let took = tsc::cycles().saturating_sub(request.seen);
+                self.counters.requests().add(kind, 1, request.bytes, took);
+            }
             self.answer(&chain, request, outcome);
         }
     }
@@ -328,10 +361,20 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
     }
 
     /// Makes what was given back visible, and calls the driver if it asked for it; then looks whether the guest's memory held.
-    fn publish(&mut self) {
+    fn publish(&mut self, now: u64) {
         self.counters.add(&mut self.tally);
         if self.is_faulted {
             return;
+        }
+        if self.at_once.iter().any(|(requests, _)| *requests > 0) {
+            let took = tsc::cycles().saturating_sub(now);
+            for (kind, (requests, bytes)) in
+                RequestKind::ALL.into_iter().zip(std::mem::take(&mut self.at_once))
+            {
+                if requests > 0 {
+                    self.counters.requests().add(kind, requests, bytes, took);
+                }
+            }
         }
         if self.ring.publish()
             && let Some(call) = &self.call
@@ -367,17 +410,17 @@ fn status(outcome: Outcome) -> u8 {
 }
 
 impl<R: DeviceRing + 'static, B: BackingQueue> Pump for RequestQueue<R, B> {
-    fn poll(&mut self, budget: &Budget, _now: u64) -> Polled {
+    fn poll(&mut self, budget: &Budget, now: u64) -> Polled {
         let mut moved = self.go_on_with_ranges();
         if !self.is_faulted && !self.is_stopping {
-            moved += self.take(budget);
+            moved += self.take(budget, now);
         }
         let got_on = self.backing.turn(&self.requests, budget.bytes, &mut self.ended);
         while let Some((slot, outcome)) = self.ended.pop() {
             self.end(slot, outcome);
             moved += 1;
         }
-        self.publish();
+        self.publish(now);
         match moved.max(got_on.into()) {
             0 => Polled::Idle,
             moved => Polled::Moved(moved),
@@ -387,6 +430,10 @@ impl<R: DeviceRing + 'static, B: BackingQueue> Pump for RequestQueue<R, B> {
     fn arm(&mut self) -> Armed {
         if !self.ranges_left.is_empty() || self.backing.arm() == Wake::HasWork {
             return Armed::HasWork;
+        }
+        if let Some(cycles) = self.waits {
+            let ns = u128::from(cycles) * 1_000_000_000 / u128::from(tsc::hertz());
+            return Armed::Sleep { within_ns: Some(u64::try_from(ns).unwrap_or(u64::MAX)) };
         }
         if self.is_faulted || (self.is_full && !self.requests.is_empty()) {
             return Armed::Sleep { within_ns: None };

@@ -9,8 +9,9 @@ use ringway_ring::chain::Span;
 use ringway_ring::guest::HostSlice;
 
 use super::backing::Operation;
+use super::limit::Limits;
 use super::{RangeLimits, SECTOR};
-use crate::counters::DropReason;
+use crate::counters::{DropReason, RequestKind};
 
 /// What requests are checked against: shared by the queues of a device with its session, which changes it.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub(super) struct Shape {
     pub(super) write_zeroes: Option<RangeLimits>,
     /// What identifies the disk, padded with zeroes.
     pub(super) serial: [u8; SERIAL],
+    /// How much is done for the guest.
+    pub(super) limits: Limits,
 }
 
 /// A request, as far as it can be told without its ranges.
@@ -55,6 +58,23 @@ pub(super) enum Ask {
     Unsupported,
     /// Nothing that can be done.
     Refused(DropReason),
+}
+
+impl Ask {
+    /// The kind of what is done on the disk, if anything is.
+    #[inline]
+    pub(super) fn kind(self) -> Option<RequestKind> {
+        match self {
+            Ask::Do(Operation::Read { .. }) => Some(RequestKind::Read),
+            Ask::Do(Operation::Write { .. }) => Some(RequestKind::Write),
+            Ask::Do(Operation::Flush) => Some(RequestKind::Flush),
+            Ask::Do(Operation::Discard { .. }) | Ask::Ranges(OnRanges::Discard) => Some(RequestKind::Discard),
+            Ask::Do(Operation::WriteZeroes { .. }) | Ask::Ranges(OnRanges::WriteZeroes) => {
+                Some(RequestKind::WriteZeroes)
+            }
+            Ask::GetId | Ask::Unsupported | Ask::Refused(_) => None,
+        }
+    }
 }
 
 /// What is asked for ranges.

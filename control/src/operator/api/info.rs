@@ -312,12 +312,34 @@ pub struct QueueInfo {
     pub drops: Map<String, Value>,
     /// Faults of the ring by name, every name.
     pub faults: Map<String, Value>,
+    /// Requests of a disk's queue that succeeded, by kind; none before it was first started.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requests: Vec<RequestInfo>,
     /// What it lacks to be of use though it is started, and what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_run: Option<String>,
     /// What the drops and faults that occurred mean and what clears them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub explain: Vec<Explained>,
+}
+
+/// Requests of one kind. Each time is from when a worker first saw the request to its used entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestInfo {
+    /// `read`, `write`, `flush`, `discard`, `write_zeroes`.
+    pub kind: String,
+    /// How many.
+    pub count: u64,
+    /// Bytes of data.
+    pub bytes: u64,
+    /// Half of them took so many nanoseconds at most.
+    pub p50_ns: u64,
+    /// 99 of 100 did.
+    pub p99_ns: u64,
+    /// 999 of 1,000 did.
+    pub p999_ns: u64,
+    /// All of them did.
+    pub max_ns: u64,
 }
 
 /// A counter that is not 0, in words.

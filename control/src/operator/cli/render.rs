@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::frontends::cures;
 use crate::operator::api::{
     AttributeHelp, ConfigShow, CoreInfo, CoreShow, DevInfo, DevShow, Event, EventPage, Explained, Hello,
-    History, MgmtdevShow, PortInfo, PortShow, Provisioned, QueueInfo, Vstats, VstatsShow,
+    History, MgmtdevShow, PortInfo, PortShow, Provisioned, QueueInfo, RequestInfo, Vstats, VstatsShow,
 };
 use crate::operator::cli::grammar::SHOWN;
 use crate::operator::names::FeatureName;
@@ -339,6 +339,7 @@ pub(super) fn vstats(answer: &VstatsShow) -> String {
                 not_run(&mut text, queue);
                 finished(&mut text, queue);
                 batches(&mut text, queue);
+                requests(&mut text, queue);
                 explained(&mut text, queue);
             }
             Vstats::All { queues } => {
@@ -377,6 +378,7 @@ pub(super) fn vstats(answer: &VstatsShow) -> String {
                     not_run(&mut text, queue);
                     finished(&mut text, queue);
                     batches(&mut text, queue);
+                    requests(&mut text, queue);
                     explained(&mut text, queue);
                 }
             }
@@ -417,6 +419,24 @@ fn batches(text: &mut String, queue: &QueueInfo) {
             queue.netdev_calls,
             tenths / 10,
             tenths % 10
+        );
+    }
+}
+
+/// How many requests of each kind a disk's queue did, and how long they took.
+fn requests(text: &mut String, queue: &QueueInfo) {
+    let us = |ns: u64| format!("{}.{}", ns / 1000, ns % 1000 / 100);
+    for RequestInfo { kind, count, bytes, p50_ns, p99_ns, p999_ns, max_ns } in
+        queue.requests.iter().filter(|requests| requests.count > 0)
+    {
+        let _ = writeln!(
+            text,
+            "  queue {} {kind} {count} bytes {bytes} us p50 {} p99 {} p99.9 {} max {}",
+            queue.qidx,
+            us(*p50_ns),
+            us(*p99_ns),
+            us(*p999_ns),
+            us(*max_ns)
         );
     }
 }
