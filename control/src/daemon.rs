@@ -26,7 +26,7 @@ use ringway_engine::{Clock, Engine, EngineConfig};
 use ringway_pmd::driver::Attachments;
 use ringway_pmd::later;
 use ringway_pmd::notify::EventFd;
-use ringway_pmd::vdpa::{DeviceHost, ManagementDevice};
+use ringway_pmd::vdpa::{DeviceHost, Health, ManagementDevice};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use serde_json::Value;
 
@@ -200,6 +200,8 @@ pub(crate) struct Daemon {
     pub(crate) next_session: u64,
     /// Devices that were removed, by number, whose function their session still has: their management devices.
     pub(crate) leaving: HashMap<u64, String>,
+    /// Devices that were removed, and of which something may be under way still.
+    pub(crate) draining: Vec<(String, Arc<dyn Health>)>,
     /// The process ends with this device's session.
     pub(crate) ends_with: Option<u64>,
     pub(crate) timers: BinaryHeap<Reverse<(Instant, u64)>>,
@@ -314,6 +316,7 @@ impl Daemon {
             sessions: HashMap::new(),
             next_session: 1,
             leaving: HashMap::new(),
+            draining: Vec::new(),
             ends_with: None,
             timers: BinaryHeap::new(),
             remote: Remote { sender, wake: wake.clone() },

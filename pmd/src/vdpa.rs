@@ -42,6 +42,8 @@
 //! | [`VdpaDevice::class`], `attributes` | session; control, while no session has it | any; waits for nobody | `class` R | | `mac`, `mtu` of `vdpa_dev_set_config` |
 //! | [`VdpaDevice::set`] | session | any | | [`ManagementDevice::create`] | `dev_set_attr` |
 //! | [`VdpaDevice::note`] | session | any | | | |
+//! | [`VdpaDevice::health`] | control | while no session has it | | | |
+//! | [`Health`] | any | any | | | |
 //! | [`BlockOps::block_config`] | session; control, while no session has it | any | R | | |
 //! | [`NetOps::set_mtu`], `announce` | session | any | `set_mtu` R | | |
 //! | [`VdpaDevice::host_end`] | session; control asks its name and whose it is | any | | | |
@@ -81,7 +83,7 @@ mod spec;
 
 pub use self::class::{BlockOps, Class, ClassOps, Learned, NetMgmt, NetOps, VENDOR_ID};
 pub use self::config::{ConfigError, ConfigSpace};
-pub use self::device::{DataPath, Facts, QueueLimits, VdpaDevice};
+pub use self::device::{DataPath, Facts, Health, QueueLimits, VdpaDevice};
 pub use self::error::{DriverError, Unfit};
 pub use self::fault::FaultReporter;
 pub use self::host::{DeviceHost, Upcall};

@@ -22,7 +22,7 @@ use ringway_pmd::block::F_FLUSH;
 use ringway_pmd::block::disk::BlockDevice;
 use ringway_pmd::counters::DropReason;
 use ringway_pmd::drivers::file::{FileDisk, FileDisks};
-use ringway_pmd::vdpa::{DeviceHost, DriverError, VdpaDevice};
+use ringway_pmd::vdpa::{DeviceHost, DriverError, Upcall, VdpaDevice};
 use ringway_ring::queue::Format;
 use rustix::event::{PollFd, PollFlags, poll};
 use tempfile::TempDir;
@@ -51,7 +51,16 @@ fn device(path: &Path, words: &[(&str, &str)]) -> Result<BlockDevice<FileDisk>, 
 }
 
 fn note(device: &BlockDevice<FileDisk>) -> String {
-    device.note().unwrap_or_default()
+    device.health().unwrap().words().unwrap_or_default()
+}
+
+/// Waits until something is so.
+fn wait_for(mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it does not come");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 proptest! {
@@ -290,8 +299,145 @@ fn nobody_else_has_the_file_unless_both_only_read() {
     drop(first);
     assert!(device(&path, &[]).is_err());
     drop(bed);
-    let begun = Instant::now();
-    while device(&path, &[]).is_err() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "the kernel lets go of it in a moment");
+    // The kernel lets go of it in a moment.
+    wait_for(|| device(&path, &[]).is_ok());
+}
+
+#[test]
+fn size_that_changes_is_told_and_one_that_shrinks_is_named() {
+    let dir = dir(false);
+    let path = disk_in(&dir);
+    let host = DeviceHost::unheard();
+    let mut device =
+        FileDisks::new().device(&spec(&[("path", path.to_str().unwrap())]), host.clone()).unwrap();
+    let capacity = |device: &mut BlockDevice<FileDisk>| {
+        let mut bytes = [0; 8];
+        device.config().read(0, &mut bytes);
+        u64::from_le_bytes(bytes)
+    };
+    assert_eq!(capacity(&mut device), DISK as u64 / 512);
+    let file = File::options().write(true).open(&path).unwrap();
+    for (bytes, sectors) in [(2 << 20, 4096), ((1 << 20) + 700, 2049)] {
+        file.set_len(bytes).unwrap();
+        let mut told = Vec::new();
+        wait_for(|| {
+            told.extend(host.take());
+            told == [Upcall::ConfigChanged]
+        });
+        assert_eq!(capacity(&mut device), sectors);
     }
+    assert!(note(&device).contains("smaller than the 2097152 bytes"), "{}", note(&device));
+    let mut bed = Bed::new(Format::Split, F_FLUSH, &mut device);
+    assert_eq!(bed.done(IN, 2048, &[], 512, &[]).0, 0);
+    assert_eq!(bed.done(IN, 2049, &[], 512, &[]).0, 1);
+}
+
+#[test]
+#[ignore = "needs qemu-io (qemu-utils)"]
+fn neither_qemu_nor_we_open_what_the_other_has() {
+    let dir = dir(false);
+    let path = disk_in(&dir);
+    let qemu = |options: &str| {
+        let mut command = Command::new("qemu-io");
+        command.args(["-f", "raw", "-c", "read 0 512"]).args(options.split_whitespace()).arg(&path);
+        let out = command.output().unwrap();
+        (out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    let mut ours = device(&path, &[]).unwrap();
+    let bed = Bed::new(Format::Split, F_FLUSH, &mut ours);
+    let (is_open, why) = qemu("");
+    assert!(!is_open && why.contains("lock"), "{why}");
+    drop((ours, bed));
+    wait_for(|| qemu("").0);
+    let reader = device(&path, &[("ro", "on")]).unwrap();
+    assert!(!qemu("").0);
+    assert!(qemu("-r").0, "both only read");
+    drop(reader);
+    // While it has it open.
+    let mut theirs =
+        Command::new("qemu-io").args(["-f", "raw", "-c", "sleep 60000"]).arg(&path).spawn().unwrap();
+    let mut held_by = None;
+    wait_for(|| match device(&path, &[]) {
+        Err(DriverError::Conflict { held_by: who, .. }) => {
+            held_by = who;
+            true
+        }
+        _ => false,
+    });
+    theirs.kill().unwrap();
+    theirs.wait().unwrap();
+    assert!(held_by.is_some_and(|who| who.starts_with("qemu-io (pid")));
+    wait_for(|| device(&path, &[]).is_ok());
+}
+
+/// A file system whose server can be stopped: QEMU's storage daemon, as long as it lives.
+struct Server(std::process::Child);
+
+impl Server {
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.signal(rustix::process::Signal::CONT);
+        self.signal(rustix::process::Signal::TERM);
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+#[ignore = "needs qemu-storage-daemon with FUSE exports, and /dev/fuse"]
+fn file_that_hangs_is_given_up_and_nobody_has_it_before_it_answers() {
+    use rustix::process::Signal;
+    let dir = dir(false);
+    let (path, shown) = (disk_in(&dir), dir.path().join("shown"));
+    File::create(&shown).unwrap();
+    let server = Command::new("qemu-storage-daemon")
+        .arg("--blockdev")
+        .arg(format!("driver=file,filename={},node-name=f,locking=off", path.display()))
+        .arg("--export")
+        .arg(format!("type=fuse,id=e,node-name=f,mountpoint={},writable=on", shown.display()))
+        .spawn()
+        .unwrap();
+    let server = Server(server);
+    wait_for(|| fs::metadata(&shown).is_ok_and(|facts| facts.len() == DISK as u64));
+    let mut ours = device(&shown, &[("cache", "direct")]).unwrap();
+    let health = ours.health().unwrap();
+    let mut bed = Bed::new(Format::Split, F_FLUSH, &mut ours);
+    assert_eq!(bed.done(OUT, 0, &[1; 4096], 0, &[]).0, 0);
+    server.signal(Signal::STOP);
+    let asked = bed.ask(1, OUT, 8, &[2; 4096], 0, &[]);
+    let begun = Instant::now();
+    for _ in 0..1000 {
+        bed.poll();
+    }
+    assert!(!bed.pump.begin_stop() && bed.collect().is_empty());
+    assert!(begun.elapsed() < Duration::from_secs(5), "the worker never waits");
+    let what = health.under_way().unwrap();
+    assert!(what.contains("1 requests under way, the oldest a write at sector 8"), "{what}");
+    wait_for(|| health.words().is_some_and(|words| words.contains("it does not answer")));
+    // The device is gone, and another guest's cannot begin before this one's write is done.
+    let another = Bed::try_new(Format::Split, F_FLUSH, &mut ours).err().unwrap();
+    assert!(another.to_string().contains("of the guest before"), "{another}");
+    drop(ours);
+    assert!(!health.is_over());
+    let begun = Instant::now();
+    let mut disks = FileDisks::new();
+    let words = spec(&[("path", shown.to_str().unwrap())]);
+    let why = disks.device(&words, DeviceHost::unheard()).unwrap_err().to_string();
+    assert!(begun.elapsed() < Duration::from_secs(2), "control never waits");
+    assert!(why.contains("does not answer") || why.contains("in use as a disk"), "{why}");
+    server.signal(Signal::CONT);
+    wait_for(|| {
+        bed.poll();
+        bed.pump.stopped()
+    });
+    assert_eq!((bed.collect().len(), bed.status(&asked)), (1, 0));
+    assert_eq!(health.under_way(), None);
+    drop(bed);
+    wait_for(|| health.is_over());
+    assert_eq!(fs::read(&path).unwrap()[4096..8192], [2; 4096]);
 }

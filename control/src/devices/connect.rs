@@ -341,6 +341,7 @@ impl Daemon {
             Ok(mut made) => {
                 device.facts = DeviceFacts::of(&mut *made);
                 device.host = host;
+                (device.health, device.failures) = (made.health(), (0, None));
                 device.held = Some(Held::new(made));
                 (device.is_outdated, device.needs_reset) = (false, false);
                 if device.life == Life::Failed {

@@ -8,7 +8,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ringway_pmd::later;
-use ringway_pmd::vdpa::{Class, DataPath, DeviceHost, HostEnd, NetdevChange, QueueLimits, VdpaDevice};
+use ringway_pmd::vdpa::{
+    Class, DataPath, DeviceHost, Health, HostEnd, NetdevChange, QueueLimits, VdpaDevice,
+};
 use ringway_ring::features::Features;
 use serde_json::{Value, json};
 
@@ -344,6 +346,10 @@ pub(crate) struct Device {
     pub(crate) held: Option<Held>,
     /// On which it tells what it has to tell.
     pub(crate) host: DeviceHost,
+    /// How what is behind it does.
+    pub(crate) health: Option<Arc<dyn Health>>,
+    /// The failures of it that were told, and when.
+    pub(crate) failures: (u64, Option<Instant>),
     /// The driver's device said that it needs a reset, and had none since: it is made anew before the next front-end.
     pub(crate) needs_reset: bool,
     /// True if the driver's device must be made anew before the next front-end, to bring changes into force.

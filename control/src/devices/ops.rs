@@ -274,6 +274,7 @@ impl Daemon {
         let mut made = self.registry.create(&entry, spec, host.clone())?;
         let facts = DeviceFacts::of(&mut *made);
         let netdev = made.host_end().map(|end| end.name().to_owned());
+        let health = made.health();
         let made = Held::new(made);
         let (mode, socket) = match &netdev {
             Some(_) if uplink_of(&entry).is_some() => (Mode::Uplink, PathBuf::new()),
@@ -309,6 +310,8 @@ impl Daemon {
             shares_core: shared_core.is_some(),
             held: Some(made),
             host,
+            health,
+            failures: (0, None),
             needs_reset: false,
             is_outdated: false,
             shared,
@@ -430,6 +433,7 @@ impl Daemon {
             if device.facts.data_path == DataPath::Hardware {
                 self.leaving.insert(id, device.entry.mgmtdev.clone());
             }
+            self.draining.extend(device.health.take().map(|health| (name.to_owned(), health)));
         }
         if let Some(held) = device.held.take() {
             held.remove();

@@ -14,6 +14,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -90,6 +91,25 @@ impl Daemon {
         }
         let found = found.into_iter().map(|finding| (None, finding)).chain(of_devices).collect();
         self.tell_found(found);
+        self.look_at_health();
+    }
+
+    /// Tells of requests that failed, in a while together.
+    fn look_at_health(&mut self) {
+        self.draining.retain(|(_, health)| !health.is_over());
+        let now = Instant::now();
+        for id in self.registry.ids() {
+            let Some(device) = self.registry.by_id(id) else { continue };
+            let Some(health) = &device.health else { continue };
+            let (count, (told, at)) = (health.failures(), device.failures);
+            if count == told || at.is_some_and(|at| now.duration_since(at) < TELL_FAILURES_EVERY) {
+                continue;
+            }
+            device.failures = (count, Some(now));
+            let details = json!({ "failures": count - told, "why": health.words() });
+            let name = device.name().to_owned();
+            self.events.push("dev.failing", Some(&name), details);
+        }
     }
 
     /// Those whose files may have changed.
@@ -161,3 +181,6 @@ pub(crate) fn standing_of(positions: &ringway_ring::position::PositionPage, path
         standing => standing,
     }
 }
+
+/// Between two events of the failures of one device.
+const TELL_FAILURES_EVERY: Duration = Duration::from_secs(10);

@@ -12,10 +12,11 @@ use crate::fault::{Fault, nearest, printable};
 use crate::operator::api::Event;
 
 /// The types of events, as they are told and asked for.
-pub(crate) const TYPES: [&str; 38] = [
+pub(crate) const TYPES: [&str; 39] = [
     "daemon.stopping",
     "dev.added",
     "dev.changed",
+    "dev.failing",
     "dev.gone",
     "dev.needs_reset",
     "dev.removed",

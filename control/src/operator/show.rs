@@ -145,7 +145,10 @@ impl Daemon {
         let dev = self.selected(&select)?.into_iter().map(info);
         let absent = self.absent.iter().map(|absent| (absent.entry.name.clone(), absent.why.clone()));
         let absent = if select.name.is_none() { absent.collect() } else { Named::default() };
-        Ok(DevShow { dev: dev.collect(), absent })
+        let draining =
+            self.draining.iter().filter_map(|(name, health)| Some((name.clone(), health.under_way()?)));
+        let draining = if select.name.is_none() { draining.collect() } else { Named::default() };
+        Ok(DevShow { dev: dev.collect(), absent, draining })
     }
 
     pub(crate) fn show_config(&self, select: Select) -> Result<ConfigShow, Fault> {
@@ -285,6 +288,7 @@ fn dev_info(device: &Device, missing: &[Missing]) -> DevInfo {
         ));
     }
     notes.extend(connection.and_then(|connection| connection.note.clone()));
+    notes.extend(device.health.as_ref().and_then(|health| health.words()));
     let of_it = missing.iter().filter(|missing| missing.dev.as_deref() == Some(device.name()));
     notes.extend(of_it.map(|missing| format!("{}; try: {}", missing.why, missing.cure)));
     if let Some((away, why)) = device.netdev_away.as_ref().and_then(|away| Some((away, away.why.as_ref()?))) {

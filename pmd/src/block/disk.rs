@@ -19,8 +19,8 @@ use super::request::{SERIAL, Shape};
 use super::{BlockConfig, F_CONFIG_WCE, F_DISCARD, F_FLUSH, F_RO, F_WRITE_ZEROES, RangeLimits, SECTOR};
 use crate::dma::{Cancel, MapError};
 use crate::vdpa::{
-    BlockOps, Class, ClassOps, ConfigError, ConfigSpace, DataPath, DeviceHost, DriverError, Facts, MakePump,
-    OwnPumps, QueueBinding, QueueLimits, Queues, Stuck, VENDOR_ID, VdpaDevice,
+    BlockOps, Class, ClassOps, ConfigError, ConfigSpace, DataPath, DeviceHost, DriverError, Facts, Health,
+    MakePump, OwnPumps, QueueBinding, QueueLimits, Queues, Stuck, VENDOR_ID, VdpaDevice,
 };
 
 /// What a disk is like.
@@ -65,7 +65,7 @@ pub trait Disk: Send + 'static {
     /// Its part for one queue.
     type Queue: BackingQueue;
 
-    /// What it is like now. `blk_size`, `is_read_only`, and whether it discards and zeroes, never change.
+    /// What it is like now; another size is told by [`DeviceHost::config_changed`]. `blk_size`, `is_read_only`, and whether it discards and zeroes, never change.
     fn geometry(&self) -> Geometry;
     /// Its part for a queue; may take a while.
     ///
@@ -98,6 +98,10 @@ pub trait Disk: Send + 'static {
     }
     /// As [`VdpaDevice::note`].
     fn note(&self) -> Option<String> {
+        None
+    }
+    /// As [`VdpaDevice::health`].
+    fn health(&self) -> Option<Arc<dyn Health>> {
         None
     }
     /// As [`VdpaDevice::reset`].
@@ -311,6 +315,7 @@ impl<D: Disk> VdpaDevice for BlockDevice<D> {
     }
 
     fn config(&mut self) -> &mut dyn ConfigSpace {
+        self.pumps.maker.look_at_size();
         &mut self.pumps.maker
     }
 
@@ -319,6 +324,7 @@ impl<D: Disk> VdpaDevice for BlockDevice<D> {
     }
 
     fn class(&mut self) -> ClassOps<'_> {
+        self.pumps.maker.look_at_size();
         ClassOps::Block(&mut self.pumps.maker)
     }
 
@@ -351,6 +357,10 @@ impl<D: Disk> VdpaDevice for BlockDevice<D> {
 
     fn note(&self) -> Option<String> {
         self.pumps.maker.disk.note()
+    }
+
+    fn health(&self) -> Option<Arc<dyn Health>> {
+        self.pumps.maker.disk.health()
     }
 
     fn set_map(&mut self, map: Option<&Arc<GuestMap>>, cancel: Cancel<'_>) -> Result<(), MapError> {

@@ -15,8 +15,11 @@ mod lock;
 mod open;
 // A queue's part.
 mod queue;
-// What went wrong.
+// How it does.
 mod trouble;
+// Whether its size is another.
+mod watch;
 
 pub use open::{Cache, OpenFile, Wish};
 pub use queue::FileQueue;
+pub(crate) use watch::watch;

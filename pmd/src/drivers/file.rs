@@ -8,13 +8,14 @@ use std::time::Duration;
 use rustix::thread::{CpuSet, sched_getaffinity};
 
 use crate::block::disk::{BlockDevice, Disk, Geometry, QueueSeat};
-use crate::block::file::{Cache, FileQueue, OpenFile, Wish};
+use crate::block::file::{Cache, FileQueue, OpenFile, Wish, watch};
 use crate::block::plan::{ATTRIBUTES, MAX_QUEUES, Plan, RO};
 use crate::block::{BLOCK, RangeLimits};
 use crate::later;
 use crate::net::plan::switch;
 use crate::vdpa::{
-    AttributeInfo, Class, DeviceHost, DeviceSpec, DriverError, ManagementDevice, MgmtInfo, Unfit, VdpaDevice,
+    AttributeInfo, Class, DeviceHost, DeviceSpec, DriverError, Health, ManagementDevice, MgmtInfo, Unfit,
+    VdpaDevice,
 };
 
 /// The management device.
@@ -102,10 +103,11 @@ impl FileDisks {
     ) -> Result<BlockDevice<FileDisk>, DriverError> {
         let plan = Plan::new(spec)?;
         let file = self.open(wish(spec)?)?;
-        let made = BlockDevice::new(plan, FileDisk { file: Arc::clone(&file) }, host);
-        if made.is_err() {
+        let made = BlockDevice::new(plan, FileDisk { file: Arc::clone(&file) }, host.clone());
+        match &made {
+            Ok(_) => watch(&file, &host),
             // To close a file may wait for its server.
-            later::dispose(move || drop(file));
+            Err(_) => later::dispose(move || drop(file)),
         }
         made
     }
@@ -168,8 +170,8 @@ impl Disk for FileDisk {
         ])
     }
 
-    fn note(&self) -> Option<String> {
-        self.file.words()
+    fn health(&self) -> Option<Arc<dyn Health>> {
+        Some(self.file.health())
     }
 }
 

@@ -74,6 +74,19 @@ impl Facts {
     }
 }
 
+/// What is known of how a device does, for any thread, at any time: also while a session has the device, or nobody has it any
+/// more. Never waits.
+pub trait Health: Send + Sync {
+    /// What an operator is to know of what goes wrong, if anything does.
+    fn words(&self) -> Option<String>;
+    /// Requests that failed so far.
+    fn failures(&self) -> u64;
+    /// What is under way still, the oldest by name and age, if anything is.
+    fn under_way(&self) -> Option<String>;
+    /// Nothing of it is in use any more.
+    fn is_over(&self) -> bool;
+}
+
 /// A device that a driver made.
 pub trait VdpaDevice: Send {
     /// What it is.
@@ -109,6 +122,11 @@ pub trait VdpaDevice: Send {
 
     /// What an operator is to know of how its queues are served, if anything.
     fn note(&self) -> Option<String> {
+        None
+    }
+
+    /// How what is behind it does, where the driver can tell.
+    fn health(&self) -> Option<Arc<dyn Health>> {
         None
     }
 

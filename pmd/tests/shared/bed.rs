@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use ringway_engine::{Budget, Polled, Pump};
 use ringway_pmd::counters::{DropReason, QueueCounters};
 use ringway_pmd::notify::EventFd;
-use ringway_pmd::vdpa::{ClassSpec, DeviceSpec, FaultReporter, MakePump, QueueBinding};
+use ringway_pmd::vdpa::{ClassSpec, DeviceSpec, DriverError, FaultReporter, MakePump, QueueBinding};
 use ringway_ring::features::Features;
 use ringway_ring::guest::GuestMap;
 use ringway_ring::layout::{DriverConfig, Layout};
@@ -45,6 +45,14 @@ pub(crate) struct Asked {
 
 impl Bed {
     pub(crate) fn new(format: Format, features: Features, device: &mut dyn MakePump) -> Bed {
+        Bed::try_new(format, features, device).unwrap()
+    }
+
+    pub(crate) fn try_new(
+        format: Format,
+        features: Features,
+        device: &mut dyn MakePump,
+    ) -> Result<Bed, DriverError> {
         let packed = if format == Format::Packed { Features::RING_PACKED } else { Features::NONE };
         let features = features | Features::VERSION_1 | packed;
         let memory = HostMemory::allocate_on(PageKind::Base, "test", MEMORY).unwrap();
@@ -85,8 +93,8 @@ impl Bed {
             counters: Arc::clone(&counters),
             fault: fault.clone(),
         };
-        let pump = device.pump(0, vec![binding]).unwrap();
-        Bed { driver, pump, map, counters, fault, free: GPA + RINGS, _memory: memory }
+        let pump = device.pump(0, vec![binding])?;
+        Ok(Bed { driver, pump, map, counters, fault, free: GPA + RINGS, _memory: memory })
     }
 
     /// Buffers of `bytes`, cut at `cuts`; each at an odd place of its own.

@@ -17,6 +17,9 @@ pub struct DevShow {
     /// Devices that were asked for and could not be made, and why: kept, and tried again.
     #[serde(default, skip_serializing_if = "Named::is_empty")]
     pub absent: Named<String>,
+    /// Devices that were removed, and what of theirs is under way still.
+    #[serde(default, skip_serializing_if = "Named::is_empty")]
+    pub draining: Named<String>,
 }
 
 /// A device as it is.

@@ -132,6 +132,9 @@ pub(super) fn devices(answer: &DevShow, is_full: bool) -> String {
     for (name, why) in &answer.absent.0 {
         let _ = writeln!(text, "{name}: not made: {why}");
     }
+    for (name, what) in &answer.draining.0 {
+        let _ = writeln!(text, "{name}: removed, draining: {what}");
+    }
     text
 }
 

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::lock;
 use super::trouble::Trouble;
 use crate::uring::Alignment;
-use crate::vdpa::DriverError;
+use crate::vdpa::{DriverError, Health};
 
 /// Whose memory holds what is on the disk meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +65,7 @@ pub struct OpenFile {
     pub(super) alignment: Alignment,
     /// Bytes, as they were last looked at.
     bytes: AtomicU64,
-    pub(super) trouble: Trouble,
+    pub(super) trouble: Arc<Trouble>,
 }
 
 impl OpenFile {
@@ -124,7 +124,7 @@ impl OpenFile {
             discards: writes && gives_back(&file, is_block, facts.st_rdev),
             alignment,
             bytes: AtomicU64::new(0),
-            trouble: Trouble::new(),
+            trouble: Arc::new(Trouble::new()),
             wish,
             file,
         };
@@ -155,7 +155,10 @@ impl OpenFile {
     pub fn look(&self) -> io::Result<u64> {
         // A block device has its size at its end.
         let bytes = rustix::fs::seek(&self.file, SeekFrom::End(0))?;
-        self.bytes.store(bytes, Ordering::Relaxed);
+        let before = self.bytes.swap(bytes, Ordering::Relaxed);
+        if bytes < before {
+            self.trouble.shrank(before);
+        }
         Ok(bytes)
     }
 
@@ -170,9 +173,20 @@ impl OpenFile {
         Ok(file)
     }
 
-    /// What an operator is to know of it.
-    pub fn words(&self) -> Option<String> {
-        self.trouble.words()
+    /// How it does.
+    pub fn health(&self) -> Arc<dyn Health> {
+        Arc::clone(&self.trouble) as Arc<dyn Health>
+    }
+
+    /// For those who watch it.
+    pub(super) fn as_file(&self) -> &OwnedFd {
+        &self.file
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        self.trouble.closed();
     }
 }
 

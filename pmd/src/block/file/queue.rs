@@ -11,10 +11,10 @@ use rustix::thread::CpuSet;
 use super::super::backing::{BackingQueue, Ended, Operation, Outcome, Submitted, Taken, Wake};
 use super::super::disk::QueueSeat;
 use super::open::{Cache, OpenFile};
-use super::trouble::{NOWHERE, SHRANK};
+use super::trouble::{NOWHERE, SHRANK, UnderWay};
 use crate::counters::DropReason;
 use crate::uring::{Alignment, DiskPut as Put, DiskRing, ROOM_BYTES, Room, Way};
-use crate::vdpa::DriverError;
+use crate::vdpa::{DriverError, Health as _};
 
 /// See the module's head.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub struct FileQueue {
     ring: DiskRing,
     /// By slot.
     jobs: Vec<Job>,
+    /// The same, for whoever asks.
+    under_way: Arc<UnderWay>,
     /// Slots whose rest is to be put in; there is room for each.
     again: VecDeque<u16>,
     flush: Flush,
@@ -84,6 +86,11 @@ impl FileQueue {
             let what = format!("{}: {what}", file.wish.path.display());
             move |source| DriverError::Resource { what, source }
         };
+        let under_way = file.trouble.queue(seat.slots, seat.map).ok_or_else(|| DriverError::Conflict {
+            what: format!("{}: requests of the guest before are under way still", file.wish.path.display()),
+            held_by: file.trouble.under_way(),
+            hint: "it goes on by itself once the disk has answered; see what is wrong with it".to_owned(),
+        })?;
         let own = file.again().map_err(failed("it cannot be opened again"))?;
         let rooms = if file.alignment == Alignment::NONE { 0 } else { ROOMS };
         let room = Room { slots: seat.slots, segments: seat.segments, rooms };
@@ -94,6 +101,7 @@ impl FileQueue {
             file: Arc::clone(file),
             ring,
             jobs: vec![Job { operation: Operation::Flush, done: 0, zeroes: Zeroes::Range }; slots],
+            under_way,
             again: VecDeque::with_capacity(slots),
             flush: Flush {
                 is_running: false,
@@ -176,7 +184,7 @@ impl FileQueue {
             Put::Failed(error) => {
                 while let Some(slot) = self.flush.waiting.pop() {
                     let outcome = self.failed(slot, error);
-                    ended.push(slot, outcome);
+                    self.tell(slot, outcome, ended);
                 }
             }
         }
@@ -199,7 +207,7 @@ impl FileQueue {
         }
         while let Some(slot) = self.flush.running.pop() {
             let outcome = error.map_or(Outcome::Done, |error| self.failed(slot, error));
-            ended.push(slot, outcome);
+            self.tell(slot, outcome, ended);
         }
     }
 
@@ -212,6 +220,13 @@ impl FileQueue {
         };
         self.file.trouble.failed(error, offset);
         Outcome::Failed(DropReason::BackingFailed)
+    }
+
+    /// The request ended.
+    #[inline]
+    fn tell(&self, slot: u16, outcome: Outcome, ended: &mut Ended) {
+        self.under_way.end(slot);
+        ended.push(slot, outcome);
     }
 
     /// A slot's operation ended. None: the request goes on.
@@ -281,7 +296,10 @@ impl BackingQueue for FileQueue {
         let Some(job) = self.jobs.get_mut(usize::from(slot)) else { return Submitted::Full };
         *job = Job { operation, done: 0, zeroes: self.zeroes };
         match self.go_on(slot, data) {
-            Step::Out => Submitted::Taken,
+            Step::Out => {
+                self.under_way.begin(slot, operation);
+                Submitted::Taken
+            }
             Step::Busy => Submitted::Full,
             Step::Ended(outcome) => Submitted::Ended(outcome),
         }
@@ -293,7 +311,7 @@ impl BackingQueue for FileQueue {
             match self.go_on(slot, taken.data(slot)) {
                 Step::Out => {}
                 Step::Busy => self.again.push_back(slot),
-                Step::Ended(outcome) => ended.push(slot, outcome),
+                Step::Ended(outcome) => self.tell(slot, outcome, ended),
             }
         }
         self.begin_flush(ended);
@@ -313,7 +331,7 @@ impl BackingQueue for FileQueue {
             left =
                 left.saturating_sub(u64::from(finished.result.max(0).unsigned_abs()).min(ROOM_BYTES as u64));
             if let Some(outcome) = self.end(slot, finished.result, data) {
-                ended.push(slot, outcome);
+                self.tell(slot, outcome, ended);
             }
         }
         got_on

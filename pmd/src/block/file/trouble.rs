@@ -1,10 +1,16 @@
-//! What went wrong with a disk, for its operator: written by workers, read by any thread.
+//! How a disk does, for its operator: what went wrong, and what is under way. Written by workers, read by any thread.
 
 use std::io;
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ringway_ring::guest::GuestMap;
+use ringway_ring::tsc;
 
 use super::super::SECTOR;
+use super::super::backing::Operation;
+use crate::vdpa::Health;
 
 /// See the module's head. Numbers that belong together may be read a moment apart.
 #[derive(Debug)]
@@ -20,6 +26,58 @@ pub(super) struct Trouble {
     flush: AtomicI32,
     /// Requests whose bytes were copied, since their memory did not lie as the file demands.
     copied: AtomicU64,
+    /// Bytes that there were when it became smaller; 0: it did not.
+    larger: AtomicU64,
+    /// The file is closed, but for what is under way.
+    is_closed: AtomicBool,
+    /// What the queues have under way. Locked by sessions and whoever asks.
+    queues: Mutex<Vec<Weak<UnderWay>>>,
+}
+
+/// What a queue has under way.
+#[derive(Debug)]
+pub(super) struct UnderWay {
+    /// Whose they are: the guest's memory.
+    map: Arc<GuestMap>,
+    /// By slot.
+    stamps: Box<[Stamp]>,
+}
+
+#[derive(Debug, Default)]
+struct Stamp {
+    /// In cycles; 0: nothing is.
+    since: AtomicU64,
+    /// The sector, above two bits for what is done there.
+    what: AtomicU64,
+}
+
+impl UnderWay {
+    /// A request begins.
+    #[inline]
+    pub(super) fn begin(&self, slot: u16, operation: Operation) {
+        let (offset, kind) = match operation {
+            Operation::Read { offset } => (offset, 0),
+            Operation::Write { offset, .. } => (offset, 1),
+            Operation::Flush => (0, 2),
+            Operation::Discard { offset, .. } | Operation::WriteZeroes { offset, .. } => (offset, 3),
+        };
+        if let Some(stamp) = self.stamps.get(usize::from(slot)) {
+            stamp.what.store(((offset / SECTOR) << 2) | kind, Ordering::Relaxed);
+            stamp.since.store(tsc::cycles().max(1), Ordering::Relaxed);
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.stamps.iter().any(|stamp| stamp.since.load(Ordering::Relaxed) != 0)
+    }
+
+    /// It ended.
+    #[inline]
+    pub(super) fn end(&self, slot: u16) {
+        if let Some(stamp) = self.stamps.get(usize::from(slot)) {
+            stamp.since.store(0, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Trouble {
@@ -31,7 +89,57 @@ impl Trouble {
             at: AtomicU64::new(0),
             flush: AtomicI32::new(0),
             copied: AtomicU64::new(0),
+            larger: AtomicU64::new(0),
+            is_closed: AtomicBool::new(false),
+            queues: Mutex::default(),
         }
+    }
+
+    /// A queue of so many slots, of the guest whose memory this is. None: another one's requests are under way still, which may
+    /// be done after those of this one.
+    pub(super) fn queue(&self, slots: u16, map: &Arc<GuestMap>) -> Option<Arc<UnderWay>> {
+        let mut queues = self.queues();
+        queues.retain(|queue| queue.strong_count() > 0);
+        let is_in_the_way = |queue: &Arc<UnderWay>| !Arc::ptr_eq(&queue.map, map) && queue.is_busy();
+        if queues.iter().filter_map(Weak::upgrade).any(|queue| is_in_the_way(&queue)) {
+            return None;
+        }
+        let stamps = (0..slots).map(|_| Stamp::default()).collect();
+        let own = Arc::new(UnderWay { map: Arc::clone(map), stamps });
+        queues.push(Arc::downgrade(&own));
+        Some(own)
+    }
+
+    /// The file is closed, but for its queues.
+    pub(super) fn closed(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
+    }
+
+    /// It had so many bytes, and has less.
+    pub(super) fn shrank(&self, from: u64) {
+        self.larger.store(from, Ordering::Relaxed);
+    }
+
+    fn queues(&self) -> MutexGuard<'_, Vec<Weak<UnderWay>>> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The age of the oldest request, and what it is; how many there are.
+    fn oldest(&self) -> Option<(Duration, u64, usize)> {
+        let now = tsc::cycles();
+        let (mut oldest, mut count) = (None, 0);
+        for queue in self.queues().iter().filter_map(Weak::upgrade) {
+            for stamp in &queue.stamps {
+                let since = stamp.since.load(Ordering::Relaxed);
+                if since != 0 {
+                    count += 1;
+                    let found = (now.saturating_sub(since), stamp.what.load(Ordering::Relaxed));
+                    oldest = oldest.max(Some(found));
+                }
+            }
+        }
+        let (cycles, what) = oldest?;
+        Some((Duration::from_secs_f64(cycles as f64 / tsc::hertz().max(1) as f64), what, count))
     }
 
     /// A request failed.
@@ -61,9 +169,30 @@ impl Trouble {
     pub(super) fn copied(&self) {
         self.copied.fetch_add(1, Ordering::Relaxed);
     }
+}
 
-    /// All of it in a few words, if there is any.
-    pub(super) fn words(&self) -> Option<String> {
+impl Health for Trouble {
+    fn failures(&self) -> u64 {
+        self.counts.iter().map(|count| u64::from(count.load(Ordering::Relaxed))).sum()
+    }
+
+    fn under_way(&self) -> Option<String> {
+        let (age, what, count) = self.oldest()?;
+        let place = what >> 2;
+        let what = match what & 3 {
+            0 => format!("a read at sector {place}"),
+            1 => format!("a write at sector {place}"),
+            2 => "a flush".to_owned(),
+            _ => format!("a discard or write of zeroes at sector {place}"),
+        };
+        Some(format!("{count} requests under way, the oldest {what}, for {} s", age.as_secs()))
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_closed.load(Ordering::Relaxed) && self.queues().iter().all(|queue| queue.strong_count() == 0)
+    }
+
+    fn words(&self) -> Option<String> {
         let mut words = Vec::new();
         let at = self.at.load(Ordering::Relaxed);
         if at != 0 {
@@ -92,6 +221,15 @@ impl Trouble {
                 text(error)
             ));
         }
+        if self.oldest().is_some_and(|(age, ..)| age >= LONG) {
+            words.push(format!("it does not answer: {}", self.under_way().unwrap_or_default()));
+        }
+        match self.larger.load(Ordering::Relaxed) {
+            0 => {}
+            bytes => words.push(format!(
+                "it became smaller than the {bytes} bytes it had: what a guest has beyond its end fails"
+            )),
+        }
         match self.copied.load(Ordering::Relaxed) {
             0 => {}
             copied => words.push(format!("{copied} requests were copied for the file's alignment")),
@@ -107,6 +245,8 @@ fn text(error: i32) -> String {
     }
 }
 
+/// A request that is under way for so long is told.
+const LONG: Duration = Duration::from_secs(5);
 /// Numbers of errors are below.
 const ERRORS: usize = 134;
 /// Instead of a place, for what is about no place.
