@@ -38,17 +38,30 @@ pub(crate) struct Options {
     memory: u64,
     /// What it answers for; None: whatever is asked for.
     address: Option<Ipv4Addr>,
+    /// Bytes of a buffer, header and all.
+    buffer: u32,
+    /// It connects again, with its rings as they stand, when the connection is lost.
+    reconnect: bool,
 }
 
 impl Options {
     pub(crate) fn parse(words: &[&str]) -> Result<Options> {
-        let mut options = Options { format: Format::Split, pairs: 1, memory: 0, address: None };
+        let mut options = Options {
+            format: Format::Split,
+            pairs: 1,
+            memory: 0,
+            address: None,
+            buffer: 2048,
+            reconnect: false,
+        };
         for word in words {
             match word.split_once('=') {
                 None if *word == "packed" => options.format = Format::Packed,
+                None if *word == "reconnect" => options.reconnect = true,
                 Some(("pairs", pairs)) => options.pairs = pairs.parse()?,
                 Some(("memory", memory)) => options.memory = memory.parse()?,
                 Some(("address", address)) => options.address = Some(address.parse()?),
+                Some(("buffer", buffer)) => options.buffer = buffer.parse()?,
                 _ => return Err(format!("`{word}` is no option").into()),
             }
         }
@@ -66,10 +79,15 @@ pub(crate) fn run(socket: &str, options: Options) -> Result<()> {
             vec![PollFd::new(&input, PollFlags::IN), PollFd::new(front.frontend.stream(), PollFlags::IN)];
         fds.extend(front.lanes.iter().map(|lane| PollFd::new(&lane.call, PollFlags::IN)));
         rustix::event::poll(&mut fds, None)?;
-        if !fds[1].revents().is_empty() {
-            return Err("the device has closed the connection".into());
+        let [is_told, is_closed] = [0, 1].map(|at: usize| !fds[at].revents().is_empty());
+        if is_closed {
+            if !options.reconnect {
+                return Err("the device has closed the connection".into());
+            }
+            front.connect_again(Path::new(socket))?;
+            println!("connected again");
         }
-        if !fds[0].revents().is_empty() {
+        if is_told {
             let mut bytes = [0; 256];
             let count = input.read(&mut bytes)?;
             told.extend_from_slice(&bytes[..count]);
@@ -101,8 +119,11 @@ struct Front {
     next: usize,
     map: Arc<GuestMap>,
     us: Us,
-    /// Held for the regions in it.
-    _memory: [HostMemory; 2],
+    features: Features,
+    /// Bytes of a buffer.
+    buffer: u32,
+    /// Rings, and payload.
+    memory: [HostMemory; 2],
 }
 
 /// A queue pair.
@@ -116,14 +137,17 @@ struct Lane {
 
 struct Queue {
     ring: Box<dyn DriverRing>,
+    /// By the guest's addresses.
+    areas: Areas<u64>,
     kick: EventFd,
-    /// Where its first buffer is.
+    /// Where its first buffer is, and the bytes of each.
     buffers: u64,
+    bytes: u64,
 }
 
 impl Queue {
     fn buffer(&self, slot: u32) -> u64 {
-        self.buffers + u64::from(slot) * BUFFER
+        self.buffers + u64::from(slot) * self.bytes
     }
 
     fn publish(&mut self) {
@@ -144,15 +168,14 @@ impl Front {
         if !features.contains(Features::VERSION_1 | format) {
             return Err(format!("the device offers {offered:?}").into());
         }
-        frontend.set_features(features)?;
         let mac = frontend.config(0, 6)?;
         let size = RingSize::new(options.format, ENTRIES)?;
         let layout = Layout::new(options.format, size);
         let queues = u64::from(options.pairs) * 2;
-        let slots = u64::from(size.get());
+        let (slots, bytes) = (u64::from(size.get()), u64::from(options.buffer));
         let rings =
             HostMemory::allocate_on(PageKind::Base, "rings", (layout.total * queues).next_multiple_of(PAGE))?;
-        let payload = (slots * BUFFER * queues).max(options.memory << 20).next_multiple_of(PAGE);
+        let payload = (slots * bytes * queues).max(options.memory << 20).next_multiple_of(PAGE);
         // As a guest that is given so much is.
         let pages = if options.memory > 0 { PageKind::Hugetlb2M } else { PageKind::Base };
         let payload = HostMemory::allocate_on(pages, "payload", payload)?;
@@ -161,65 +184,82 @@ impl Front {
             map = map.with(Arc::clone(region))?;
         }
         let map = Arc::new(map);
-        let region = |gpa, memory: &HostMemory| (gpa, memory.size(), memory.address());
-        let regions = [region(RINGS, &rings), region(PAYLOAD, &payload)];
-        let table: Vec<MemoryRegion<'_>> = regions
-            .into_iter()
-            .zip([&rings, &payload])
-            .map(|((gpa, size, user_addr), memory)| MemoryRegion {
-                gpa,
-                size,
-                user_addr,
-                file_offset: 0,
-                file: memory.file(),
-            })
-            .collect();
-        frontend.set_mem_table(&table)?;
         let mut lanes = Vec::new();
         for pair in 0..u64::from(options.pairs) {
-            let call = EventFd::new()?;
-            let mut queue = |number: u64, call: Option<&EventFd>| -> Result<Queue> {
-                let at = layout.total * number;
-                let areas = layout.at(RINGS + at);
+            let queue = |number: u64| -> Result<Queue> {
+                let areas = layout.at(RINGS + layout.total * number);
                 let config =
                     DriverConfig { size, features, map: Arc::clone(&map), areas, position: Position::START };
                 let ring: Box<dyn DriverRing> = match options.format {
                     Format::Split => Box::new(config.start_split()?),
                     Format::Packed => Box::new(config.start_packed()?),
                 };
-                let kick = EventFd::new()?;
-                let Areas { desc, driver, device } = layout.at(rings.address() + at);
-                let address = VringAddr { desc, driver, device, log: None };
-                let base = Position::START.to_vhost_base(options.format);
-                let call = call.map(AsFd::as_fd);
-                frontend.start_ring(
-                    number as u32,
-                    size.get().into(),
-                    base,
-                    address,
-                    Some(kick.as_fd()),
-                    call,
-                )?;
-                Ok(Queue { ring, kick, buffers: PAYLOAD + number * slots * BUFFER })
+                let buffers = PAYLOAD + number * slots * bytes;
+                Ok(Queue { ring, areas, kick: EventFd::new()?, buffers, bytes })
             };
-            let (mut rx, mut tx) = (queue(pair * 2, Some(&call))?, queue(pair * 2 + 1, None)?);
+            let (mut rx, mut tx) = (queue(pair * 2)?, queue(pair * 2 + 1)?);
             tx.ring.disable_calls();
             for slot in 0..u32::from(size.get()) {
                 rx.ring.add(
-                    &[DriverBuffer { gpa: rx.buffer(slot), len: BUFFER as u32, writable: true }],
+                    &[DriverBuffer { gpa: rx.buffer(slot), len: options.buffer, writable: true }],
                     slot,
                 )?;
             }
             rx.publish();
             rx.ring.enable_calls();
-            lanes.push(Lane { rx, tx, call, free: (0..u32::from(size.get())).collect() });
+            lanes.push(Lane { rx, tx, call: EventFd::new()?, free: (0..u32::from(size.get())).collect() });
         }
-        frontend.set_status(DRIVER_OK)?;
         let us =
             Us { mac: mac.as_slice().try_into()?, address: options.address.map(|address| address.octets()) };
-        let mut front = Front { frontend, lanes, pairs: 0, next: 0, map, us, _memory: [rings, payload] };
-        front.use_pairs(options.pairs.into())?;
+        let (pairs, buffer) = (options.pairs.into(), options.buffer);
+        let memory = [rings, payload];
+        let mut front = Front { frontend, lanes, pairs, next: 0, map, us, features, buffer, memory };
+        let base = Position::START.to_vhost_base(options.format);
+        front.introduce(|_| Ok(base))?;
         Ok(front)
+    }
+
+    /// Gives the device all that it serves, each ring from its base on.
+    fn introduce(&mut self, base: impl Fn(&Queue) -> Result<u32>) -> Result<()> {
+        let Front { frontend, lanes, features, memory, .. } = self;
+        frontend.set_features(*features)?;
+        let table = [RINGS, PAYLOAD].into_iter().zip(&*memory).map(|(gpa, memory)| MemoryRegion {
+            gpa,
+            size: memory.size(),
+            user_addr: memory.address(),
+            file_offset: 0,
+            file: memory.file(),
+        });
+        frontend.set_mem_table(&table.collect::<Vec<_>>())?;
+        let at = |gpa: u64| memory[0].address() + (gpa - RINGS);
+        for (number, Lane { rx, tx, call, .. }) in (0u32..).step_by(2).zip(lanes) {
+            for (index, queue, call) in [(number, rx, Some(call.as_fd())), (number + 1, tx, None)] {
+                let Areas { desc, driver, device } = queue.areas;
+                let address = VringAddr { desc: at(desc), driver: at(driver), device: at(device), log: None };
+                frontend.start_ring(index, ENTRIES, base(queue)?, address, Some(queue.kick.as_fd()), call)?;
+            }
+        }
+        frontend.set_status(DRIVER_OK)?;
+        self.use_pairs(self.pairs)
+    }
+
+    /// As a VMM does whose device's daemon has come back: the rings go on behind what was used of them, which of a packed ring
+    /// nobody knows.
+    fn connect_again(&mut self, socket: &Path) -> Result<()> {
+        let mut frontend = Frontend::connect(socket, PATIENCE)?;
+        frontend.set_timeout(PATIENCE);
+        let offered = frontend.handshake()?;
+        if !offered.contains(self.features) || self.features.contains(Features::RING_PACKED) {
+            return Err(format!("it cannot go on: the device offers {offered:?}").into());
+        }
+        self.frontend = frontend;
+        let map = Arc::clone(&self.map);
+        self.introduce(|queue| {
+            let mut index = [0; 2];
+            // virtio 1.3 §2.7.8: the flags come first.
+            map.resolve(queue.areas.device + 2, 2)?.read(&mut index);
+            Ok(u16::from_le_bytes(index).into())
+        })
     }
 
     /// Enables the rings of so many pairs, as a VMM does when its guest wants them.
@@ -248,12 +288,12 @@ impl Front {
         for Completion { token, written } in &done[..count] {
             let gpa = self.lanes[pair].rx.buffer(*token);
             let mut frame = vec![0; (*written as usize).saturating_sub(HEADER)];
-            self.map.resolve(gpa, BUFFER)?.part(HEADER, frame.len()).read(&mut frame);
+            self.map.resolve(gpa, self.buffer.into())?.part(HEADER, frame.len()).read(&mut frame);
             if answer(&mut frame, self.us) {
                 self.send(&frame)?;
             }
             let rx = &mut self.lanes[pair].rx;
-            rx.ring.add(&[DriverBuffer { gpa, len: BUFFER as u32, writable: true }], *token)?;
+            rx.ring.add(&[DriverBuffer { gpa, len: self.buffer, writable: true }], *token)?;
         }
         self.lanes[pair].rx.publish();
         Ok(count)
@@ -268,7 +308,7 @@ impl Front {
         free.extend(done[..count].iter().map(|done| done.token));
         let Some(slot) = free.pop() else { return Ok(()) };
         let gpa = tx.buffer(slot);
-        let buffer = self.map.resolve(gpa, BUFFER)?;
+        let buffer = self.map.resolve(gpa, self.buffer.into())?;
         buffer.write(&[0; HEADER]);
         buffer.part(HEADER, frame.len()).write(frame);
         tx.ring.add(&[DriverBuffer { gpa, len: (HEADER + frame.len()) as u32, writable: false }], slot)?;
@@ -304,8 +344,6 @@ impl Front {
 const RINGS: u64 = 0x1_0000_0000;
 const PAYLOAD: u64 = 0x2_0000_0000;
 const OUTSIDE: u64 = 0x9_0000_0000;
-/// Bytes of a buffer, header and all.
-const BUFFER: u64 = 2048;
 /// Of virtio's header without MRG_RXBUF, as VERSION_1 has it (virtio 1.3 §5.1.6.1).
 const HEADER: usize = 12;
 const ENTRIES: u32 = 256;

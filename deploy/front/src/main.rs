@@ -3,9 +3,10 @@
 //! not have, changes how many queue pairs it uses.
 //!
 //! ```text
-//! ringway-front echo SOCKET [packed] [pairs=N] [memory=MIB] [address=IP]    until `quit`; what it is told by its input, see [`echo`]
-//! ringway-front removal DEVICE GROUP                           removes a device, see [`removal`]
-//! ringway-front stray                                          drives the virtio function that is bound to vfio-pci, see [`stray`]
+//! ringway-front echo SOCKET [packed] [pairs=N] [memory=MIB] [address=IP] [buffer=BYTES] [reconnect]
+//!                                      until `quit`; what it is told by its input, see [`echo`]
+//! ringway-front removal DEVICE GROUP   removes a device, see [`removal`]
+//! ringway-front stray                  drives the virtio function that is bound to vfio-pci, see [`stray`]
 //! ```
 #![forbid(unsafe_code)]
 
@@ -31,7 +32,8 @@ fn main() -> ExitCode {
         ["stray"] => stray::run(),
         ["removal", device, group] => removal::run(device, group),
         _ => Err(
-            "`echo SOCKET [packed] [pairs=N] [memory=MIB] [address=IP]`, `stray`, or `removal DEVICE GROUP`"
+            "`echo SOCKET [packed] [pairs=N] [memory=MIB] [address=IP] [buffer=BYTES] [reconnect]`, `stray`, or \
+             `removal DEVICE GROUP`"
                 .into(),
         ),
     };

@@ -25,12 +25,24 @@ pub struct Front {
     pub memory_mib: u32,
     /// What it answers for; `None`: whatever it is asked for.
     pub address: Option<IpAddr>,
+    /// Bytes of a buffer: a frame has to fit, with its header.
+    pub buffer: u32,
+    /// It connects again, with its rings as they stand, when the connection is lost.
+    pub reconnect: bool,
 }
 
 impl Front {
     /// One pair of split rings, and as much memory as their buffers need.
     pub fn new(device: &str) -> Front {
-        Front { device: device.into(), packed: false, pairs: 1, memory_mib: 0, address: None }
+        Front {
+            device: device.into(),
+            packed: false,
+            pairs: 1,
+            memory_mib: 0,
+            address: None,
+            buffer: 2048,
+            reconnect: false,
+        }
     }
 
     /// That answers for one address.
@@ -42,7 +54,9 @@ impl Front {
     fn words(&self) -> Vec<String> {
         let mut words = vec![FRONT.into(), "echo".into(), format!("/run/ringway/dev/{}.sock", self.device)];
         words.extend([format!("pairs={}", self.pairs), format!("memory={}", self.memory_mib)]);
+        words.push(format!("buffer={}", self.buffer));
         words.extend(self.packed.then(|| "packed".into()));
+        words.extend(self.reconnect.then(|| "reconnect".into()));
         words.extend(self.address.map(|address| format!("address={address}")));
         words
     }
@@ -78,6 +92,13 @@ impl Machine<'_> {
         let words = front.words();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         self.guest.launch(&name(&front.device), &words)
+    }
+
+    /// Waits until a front-end has connected again.
+    pub fn front_is_back(&mut self, device: &str) -> Result<()> {
+        self.step(&format!("the front-end on {device} has connected again"), |machine| {
+            machine.front_says(device, "connected again")
+        })
     }
 
     /// Tells a front-end something, and waits until it has done so.

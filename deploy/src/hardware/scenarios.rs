@@ -154,6 +154,18 @@ pub const ALL: &[Scenario] = &[
         act: safety::neighbours,
     },
     Scenario {
+        name: "virtio-vf-astray",
+        proves: "two virtual functions in hardware: one guest's stray address is stopped by the IOMMU, and is nothing to the other",
+        model: Model::VirtualFunctions,
+        act: safety::astray_in_hardware,
+    },
+    Scenario {
+        name: "virtio-vf-killed",
+        proves: "two virtual functions, one in hardware: the daemon killed and started again, their front-ends go on",
+        model: Model::VirtualFunctions,
+        act: hardware::killed,
+    },
+    Scenario {
         name: "virtio-vf-taken",
         proves: "virtual functions taken away under traffic: the daemon lets go at once, and serves those that come again",
         model: Model::VirtualFunctions,
@@ -228,6 +240,8 @@ fn virtual_functions_of_virtio(machine: &mut Machine<'_>) -> Result<()> {
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 1));
 const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2));
+/// Of a second guest.
+const NEIGHBOUR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 3));
 /// The virtio function's own, or any for a virtual function.
 const VIRTIO_MAC: &str = "52:54:00:00:02:01";
 /// `ringway`'s exit code.

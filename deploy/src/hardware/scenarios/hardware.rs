@@ -4,10 +4,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{HERE, PULSE_MS, THERE};
+use super::{HERE, NEIGHBOUR, PULSE_MS, THERE};
 use crate::ensure;
 use crate::error::{Error, Result};
-use crate::hardware::{Echoer, IGB, Machine};
+use crate::hardware::{Echoer, Front, IGB, Machine, VIRTIO_VFS};
 use crate::lab::wait_for;
 use crate::pace::WATCHDOG;
 
@@ -23,7 +23,7 @@ pub(super) fn in_hardware(machine: &mut Machine<'_>, function: &str, mac: &str) 
     machine.ringway(&[&add[..], &["hardware"]].concat())?;
     let echoer = Echoer { mac: Some(mac.into()), ..Echoer::new("vm0", false) };
     machine.start_testpmd(&echoer)?;
-    machine.data_path_is("hardware")?;
+    machine.data_path_is("vm0", "hardware")?;
     machine.set_address(&pf, &format!("{HERE}/24"))?;
     machine.pings_of_all_sizes(THERE, 1500)?;
     machine.pings_of_all_sizes(THERE, 9000)?;
@@ -36,7 +36,7 @@ pub(super) fn in_hardware(machine: &mut Machine<'_>, function: &str, mac: &str) 
     pulse_goes_on(machine)?;
     let busy = machine.cpu()?;
     machine.ringway(&["dev", "set", "name", "vm0", "datapath", "relay"])?;
-    machine.data_path_is("relay")?;
+    machine.data_path_is("vm0", "relay")?;
     pulse_goes_on(machine)?;
     // What it takes for the same with a core shows what can be seen.
     let relayed = machine.cpu()?;
@@ -53,7 +53,7 @@ pub(super) fn in_hardware(machine: &mut Machine<'_>, function: &str, mac: &str) 
     )?;
     machine.kill_testpmd()?;
     machine.start_testpmd(&echoer)?;
-    machine.data_path_is("hardware")?;
+    machine.data_path_is("vm0", "hardware")?;
     machine.linux().start_pulse(THERE, PULSE_MS)?;
     pulse_goes_on(machine)?;
     machine.ringway(&["dev", "del", "vm0"])?;
@@ -66,6 +66,44 @@ pub(super) fn in_hardware(machine: &mut Machine<'_>, function: &str, mac: &str) 
     machine.set_mtu(&pf, 1500)
 }
 
+/// The daemon of two guests, of which one is in hardware, is killed and started again: their front-ends connect again, and both go
+/// on where their rings stand.
+pub(super) fn killed(machine: &mut Machine<'_>) -> Result<()> {
+    let pf = machine.pf_up(IGB)?;
+    machine.set_address(&pf, &format!("{HERE}/24"))?;
+    super::virtual_functions_of_virtio(machine)?;
+    machine.start_ringwayd()?;
+    let guests = [("vm0", VIRTIO_VFS[0], THERE, "hardware"), ("vm1", VIRTIO_VFS[1], NEIGHBOUR, "relay")];
+    for (device, function, address, path) in guests {
+        machine.give_to_vfio(function)?;
+        let mgmtdev = machine.function_is_shown(function)?;
+        machine.ringway(&["dev", "add", "name", device, "mgmtdev", &mgmtdev, "datapath", path])?;
+        machine.start_front(&Front { reconnect: true, ..Front::new(device).of(address) })?;
+        machine.data_path_is(device, path)?;
+        machine.linux().start_pulse(address, PULSE_MS)?;
+        machine.pulse_goes_on(address)?;
+    }
+    machine.kill_ringwayd()?;
+    machine.pulse_stands(THERE)?;
+    machine.start_ringwayd()?;
+    for (device, _, address, _) in guests {
+        machine.front_is_back(device)?;
+        machine.pulse_goes_on(address)?;
+        // One whose rings were in use is relayed until its driver starts them anew.
+        machine.data_path_is(device, "relay")?;
+    }
+    machine.kill_front("vm0")?;
+    machine.start_front(&Front::new("vm0").of(THERE))?;
+    machine.data_path_is("vm0", "hardware")?;
+    for (device, _, address, _) in guests {
+        machine.pulse_goes_on(address)?;
+        machine.linux().stop_pulse(address)?;
+        machine.stop_front(device)?;
+        machine.ringway(&["dev", "del", device])?;
+    }
+    machine.stop_ringwayd()
+}
+
 fn pulse_goes_on(machine: &mut Machine<'_>) -> Result<()> {
     machine.step("a pulse is answered", |machine| {
         let received = machine.linux().pulse(THERE)?.received;
@@ -75,12 +113,12 @@ fn pulse_goes_on(machine: &mut Machine<'_>) -> Result<()> {
 
 impl Machine<'_> {
     /// Waits until a device's rings are served so.
-    fn data_path_is(&mut self, path: &str) -> Result<()> {
-        self.step(&format!("vm0 is served by {path}"), |machine| {
+    pub(super) fn data_path_is(&mut self, device: &str, path: &str) -> Result<()> {
+        self.step(&format!("{device} is served by {path}"), |machine| {
             let mut last = String::new();
             let is_so = wait_for("the data path", WATCHDOG, || {
-                let shown = machine.ringway_json(&["dev", "show", "vm0"])?;
-                let device = &shown["dev"]["vm0"];
+                let shown = machine.ringway_json(&["dev", "show", device])?;
+                let device = &shown["dev"][device];
                 last = format!("{} {}", device["data_path"], device["notes"]);
                 Ok((device["data_path"] == path).then_some(()))
             });

@@ -1,8 +1,6 @@
 //! What a guest's memory is safe from, and what is done with it.
 
-use std::net::{IpAddr, Ipv4Addr};
-
-use super::{HERE, PULSE_MS, THERE, virtual_functions_of_virtio};
+use super::{HERE, NEIGHBOUR, PULSE_MS, THERE, virtual_functions_of_virtio};
 use crate::ensure;
 use crate::error::Result;
 use crate::hardware::{Front, IGB, Machine, VIRTIO, VIRTIO_VFS};
@@ -68,6 +66,46 @@ pub(super) fn neighbours(machine: &mut Machine<'_>) -> Result<()> {
     machine.stop_ringwayd()
 }
 
+/// Two guests whose rings are in hardware: an address that is not in the memory of one of them is stopped by the IOMMU, which says
+/// whose function it was, and the other goes on.
+pub(super) fn astray_in_hardware(machine: &mut Machine<'_>) -> Result<()> {
+    let pf = machine.pf_up(IGB)?;
+    machine.set_address(&pf, &format!("{HERE}/24"))?;
+    virtual_functions_of_virtio(machine)?;
+    machine.start_ringwayd()?;
+    let guests = [("vm0", VIRTIO_VFS[0], THERE), ("vm1", VIRTIO_VFS[1], NEIGHBOUR)];
+    for (device, function, address) in guests {
+        machine.give_to_vfio(function)?;
+        let mgmtdev = machine.function_is_shown(function)?;
+        machine.ringway(&["dev", "add", "name", device, "mgmtdev", &mgmtdev, "datapath", "hardware"])?;
+        machine.start_front(&Front::new(device).of(address))?;
+        machine.data_path_is(device, "hardware")?;
+        machine.linux().start_pulse(address, PULSE_MS)?;
+        machine.pulse_goes_on(address)?;
+    }
+    for (_, _, address) in guests {
+        machine.linux().stop_pulse(address)?;
+    }
+    let received = machine.nothing_more_comes(&pf)?;
+    machine.tell_front("vm0", "stray")?;
+    let after = machine.nothing_more_comes(&pf)?;
+    // QEMU's function sends a frame in place of what it may not read.
+    ensure!(after - received <= 1, "{} frames came of one address", after - received);
+    let log = machine.kernel_log()?;
+    machine.say(log.end());
+    machine
+        .step("the kernel's log names the function, and no other", |_| log.faults_only_of(VIRTIO_VFS[0]))?;
+    for (device, _, address) in guests {
+        // The other, and mostly its own guest, too, as if nothing had been.
+        machine.linux().start_pulse(address, PULSE_MS)?;
+        machine.pulse_goes_on(address)?;
+        machine.linux().stop_pulse(address)?;
+        machine.stop_front(device)?;
+        machine.ringway(&["dev", "del", device])?;
+    }
+    machine.stop_ringwayd()
+}
+
 /// The positive control: of two guests on a link the payload is copied, and that is seen.
 fn copied(machine: &mut Machine<'_>) -> Result<()> {
     for (device, address) in [("vm0", THERE), ("vm1", NEIGHBOUR)] {
@@ -83,5 +121,3 @@ fn copied(machine: &mut Machine<'_>) -> Result<()> {
     }
     Ok(())
 }
-
-const NEIGHBOUR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 3));
