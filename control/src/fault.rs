@@ -72,6 +72,18 @@ impl Kind {
         }
     }
 
+    /// Of what the system says.
+    fn of_system(kind: std::io::ErrorKind) -> Kind {
+        match kind {
+            std::io::ErrorKind::PermissionDenied => Kind::Permission,
+            std::io::ErrorKind::NotFound => Kind::NotFound,
+            std::io::ErrorKind::AlreadyExists
+            | std::io::ErrorKind::IsADirectory
+            | std::io::ErrorKind::NotADirectory => Kind::Conflict,
+            _ => Kind::Runtime,
+        }
+    }
+
     /// The JSON-RPC error code.
     pub fn rpc_code(self) -> i64 {
         match self {
@@ -122,15 +134,7 @@ impl Fault {
     /// The system refused: its reason decides the kind, so that one cause has one exit code, whoever met it.
     pub fn system(what: impl fmt::Display, error: impl Into<std::io::Error>) -> Fault {
         let error = error.into();
-        let kind = match error.kind() {
-            std::io::ErrorKind::PermissionDenied => Kind::Permission,
-            std::io::ErrorKind::NotFound => Kind::NotFound,
-            std::io::ErrorKind::AlreadyExists
-            | std::io::ErrorKind::IsADirectory
-            | std::io::ErrorKind::NotADirectory => Kind::Conflict,
-            _ => Kind::Runtime,
-        };
-        Fault::new(kind, format!("{what}: {}", reason(&error)))
+        Fault::new(Kind::of_system(error.kind()), format!("{what}: {}", reason(&error)))
     }
     /// What clap found wrong with the command line of `program`.
     pub(crate) fn of_clap(error: &clap::Error, program: &str) -> Fault {
@@ -198,6 +202,7 @@ impl From<DriverError> for Fault {
             }
             DriverError::PeerMisbehaved(why) => Fault::new(Kind::Runtime, why),
             DriverError::Resource { what, source } => Fault::system(what, source),
+            DriverError::Unready { what, hint, kind } => Fault::new(Kind::of_system(kind), what).hint(hint),
         }
     }
 }

@@ -16,6 +16,12 @@ fn virtio_virtual_functions_behind_an_iommu() {
 }
 
 #[test]
+#[ignore = "needs QEMU >= 8, the 6.12 guest kernel and dpdk-testpmd: run deploy/test"]
+fn functions_without_an_iommu() {
+    Lab::run("hardware-no-iommu", |lab| scenarios::play_all(lab, Model::NoIommu));
+}
+
+#[test]
 #[ignore = "needs QEMU >= 8, the 6.12 guest kernel, dpdk-testpmd and root: run deploy/test"]
 fn queue_pairs_of_a_virtio_function() {
     Lab::run("hardware-pairs", |lab| scenarios::play_all(lab, Model::QueuePairs));

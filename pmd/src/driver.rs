@@ -51,7 +51,7 @@ pub enum Change {
         /// Why.
         error: DriverError,
     },
-    /// One is gone: its management device is to be unregistered.
+    /// One is gone: its management device is to be unregistered, if it was made.
     Detached {
         /// The management device's name.
         name: String,
@@ -81,7 +81,7 @@ impl fmt::Debug for Change {
 pub struct Attached<B: Bus> {
     bus: B,
     drivers: Vec<Box<dyn Driver<B::Device>>>,
-    /// Management devices by address.
+    /// Management devices by address, those that a driver could not make too.
     driven: BTreeMap<String, String>,
 }
 
@@ -108,7 +108,10 @@ impl<B: Bus> Attached<B> {
                 self.driven.insert(address, name);
                 Some(Change::Attached(mgmtdev))
             }
-            Err(error) => Some(Change::Failed { name, driver: driver.name(), error }),
+            Err(error) => {
+                self.driven.insert(address, name.clone());
+                Some(Change::Failed { name, driver: driver.name(), error })
+            }
         }
     }
 }

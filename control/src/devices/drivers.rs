@@ -47,6 +47,7 @@ pub fn attachments(bus: &VirtualBus) -> Vec<Box<dyn Attachments>> {
 /// What they say of themselves, for checks without a daemon.
 pub fn known() -> Known {
     Known {
+        unusable: std::collections::BTreeMap::new(),
         mgmtdevs: all().iter().map(|mgmtdev| mgmtdev.info()).collect(),
         kinds: kinds(&VirtualBus::default()).iter().map(|kind| kind.info()).collect(),
         buses: vec![

@@ -1,5 +1,7 @@
 //! What there is to make devices with, for checks that need no daemon.
 
+use std::collections::BTreeMap;
+
 use ringway_pmd::bus::BusInfo;
 use ringway_pmd::driver::Driver;
 use ringway_pmd::vdpa::{AttributeInfo, MgmtInfo, MgmtKindInfo};
@@ -17,6 +19,8 @@ pub struct Known {
     pub kinds: Vec<MgmtKindInfo>,
     /// Buses, whose devices come and go.
     pub buses: Vec<KnownBus>,
+    /// By name, those that a driver could not make of what a bus has, and why.
+    pub unusable: BTreeMap<String, Fault>,
     /// What addresses are made of that are not given.
     pub addresses: Addresses,
 }
@@ -95,7 +99,11 @@ impl Known {
 }
 
 /// There is no management device of this name, and none can be made by it.
-pub(super) fn no_such_mgmtdev(name: &str, known: &Known) -> Fault {
+pub(crate) fn no_such_mgmtdev(name: &str, known: &Known) -> Fault {
+    if let Some(why) = known.unusable.get(name) {
+        let message = format!("{name} cannot be used: {}", why.message);
+        return Fault { message, ..why.clone() }.at("mgmtdev").retryable();
+    }
     let fault = Fault::not_found(format!(
         "Fail to find the specified management device: there is no `{}`",
         printable(name)

@@ -47,8 +47,12 @@ impl Daemon {
     }
 
     fn tell_failed(&mut self, name: &str, driver: Option<&str>, fault: Fault) {
-        let cure = fault.hint.unwrap_or_else(|| "the log of the kernel may say more".to_owned());
+        let cure = fault.hint.clone().unwrap_or_else(|| "the log of the kernel may say more".to_owned());
         let mut details = json!({ "mgmtdev": name, "why": fault.message, "try": cure });
+        if !self.registry.has_mgmtdev(name) {
+            self.registry.note_unusable(name, Some(fault.clone()));
+            self.tell_waiting(name, &format!("{name} cannot be used: {}; try: {cure}", fault.message));
+        }
         for (key, value) in [("driver", driver.map(str::to_owned)), ("held_by", fault.held_by)] {
             if let Some(value) = value {
                 details[key] = value.into();
@@ -75,8 +79,19 @@ impl Daemon {
         Ok(())
     }
 
+    /// Devices that could not be made of a management device say this of it from now on.
+    fn tell_waiting(&mut self, name: &str, why: &str) {
+        let waits = |entry: &DeviceEntry| entry.mgmtdev == name || uplink_of(entry) == Some(name);
+        for absent in self.absent.iter_mut().filter(|absent| waits(&absent.entry)) {
+            if !self.registry.is_taken(&absent.entry.name) {
+                why.clone_into(&mut absent.why);
+            }
+        }
+    }
+
     /// A driver takes its management device back: what it made is revoked, and made again should it come back.
     pub(crate) fn unregister(&mut self, name: &str, why: &str) -> Result<(), Fault> {
+        self.registry.note_unusable(name, None);
         if self.registry.mgmtdev(name)?.origin != MgmtOrigin::Driver {
             return Err(Fault::conflict(format!("{name} was not registered by a driver")).at("name"));
         }
@@ -85,13 +100,7 @@ impl Daemon {
         for device in self.registry.made_by(name).into_iter().chain(uplinks) {
             self.lose_device(&device, &format!("{name} is gone: {why}"));
         }
-        // Those that could not be made of it wait for it now.
-        let waits = |entry: &DeviceEntry| entry.mgmtdev == name || uplink_of(entry) == Some(name);
-        for absent in self.absent.iter_mut().filter(|absent| waits(&absent.entry)) {
-            if !self.registry.is_taken(&absent.entry.name) {
-                absent.why = format!("{name} is gone: {why}");
-            }
-        }
+        self.tell_waiting(name, &format!("{name} is gone: {why}"));
         // With it goes the function, which may take its time.
         let mgmtdev = self.registry.take_mgmtdev(name);
         later::dispose(move || drop(mgmtdev));

@@ -39,6 +39,8 @@ pub(crate) struct Registry {
     mgmtdevs: Vec<Mgmtdev>,
     kinds: Vec<Box<dyn MgmtKind>>,
     buses: Vec<BusInfo>,
+    /// By name, those that a driver could not make of what a bus has, and why.
+    unusable: BTreeMap<String, Fault>,
     addresses: Addresses,
     devices: BTreeMap<u64, Device>,
     by_name: HashMap<String, u64>,
@@ -63,6 +65,7 @@ impl Registry {
             mgmtdevs: Vec::new(),
             kinds,
             buses,
+            unusable: BTreeMap::new(),
             addresses,
             devices: BTreeMap::new(),
             by_name: HashMap::new(),
@@ -84,8 +87,22 @@ impl Registry {
             let fault = Fault::conflict(format!("two drivers register a management device {name}"));
             return Err((device, fault));
         }
+        self.unusable.remove(&name);
         self.mgmtdevs.push(Mgmtdev { device, origin: MgmtOrigin::Driver, asked: BTreeMap::new() });
         Ok(())
+    }
+
+    /// A driver could not make one of what a bus has; None: the bus has that no more.
+    pub(crate) fn note_unusable(&mut self, name: &str, why: Option<Fault>) {
+        match why {
+            Some(why) => self.unusable.insert(name.to_owned(), why),
+            None => self.unusable.remove(name),
+        };
+    }
+
+    /// Those that a driver could not make, and why.
+    pub(crate) fn unusable(&self) -> &BTreeMap<String, Fault> {
+        &self.unusable
     }
 
     pub(crate) fn mgmtdevs(&self) -> impl Iterator<Item = &Mgmtdev> + '_ {
@@ -97,6 +114,7 @@ impl Registry {
             mgmtdevs: self.mgmtdevs.iter().map(|mgmtdev| mgmtdev.device.info()).collect(),
             kinds: self.kinds.iter().map(|kind| kind.info()).collect(),
             buses: self.buses.iter().copied().map(KnownBus::bare).collect(),
+            unusable: self.unusable.clone(),
             addresses: self.addresses.clone(),
         }
     }

@@ -193,6 +193,9 @@ pub struct MgmtdevShow {
     /// have made one of defaults where it is among the others all the same.
     #[serde(default, skip_serializing_if = "Named::is_empty")]
     pub absent: Named<String>,
+    /// Functions that a driver knows and cannot use, and why: tried again.
+    #[serde(default, skip_serializing_if = "Named::is_empty")]
+    pub unusable: Named<String>,
     /// Kinds of management devices that come to be by being named.
     #[serde(default, skip_serializing_if = "Named::is_empty")]
     pub kinds: Named<KindInfo>,

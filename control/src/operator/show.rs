@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use crate::daemon::Daemon;
 use crate::devices::checks::uplink_of;
 use crate::devices::device::{Connection, Device, Origin};
+use crate::devices::known::{KnownBus, no_such_mgmtdev};
 use crate::devices::life::Life;
 use crate::devices::registry::MgmtOrigin;
 use crate::fault::Fault;
@@ -99,9 +100,19 @@ impl Daemon {
             self.absent_mgmtdevs.iter().filter(|absent| wanted.is_none_or(|name| absent.entry.name == name));
         let absent: Named<String> =
             absent.map(|absent| (absent.entry.name.clone(), absent.why.clone())).collect();
+        // One is asked for by its name: why it is not there is the answer then.
+        let unusable = self.registry.unusable().iter().filter(|_| wanted.is_none());
+        let unusable = unusable.map(|(name, fault)| (name.clone(), with_cure(fault))).collect();
         match wanted {
             Some(name) if mgmtdev.0.is_empty() && kinds.0.is_empty() && absent.0.is_empty() => {
-                let known = self.registry.known().mgmtdevs;
+                let known = self.registry.known();
+                let is_on = |bus: &KnownBus| {
+                    name.strip_prefix(bus.info.name).is_some_and(|rest| rest.starts_with('/'))
+                };
+                if known.buses.iter().any(is_on) {
+                    return Err(no_such_mgmtdev(name, &known));
+                }
+                let known = known.mgmtdevs;
                 let known: Vec<String> = known.into_iter().map(|info| info.name).collect();
                 let fault = Fault::not_found(format!(
                     "there is no management device `{}`",
@@ -112,7 +123,7 @@ impl Daemon {
                     None => fault.hint("ringway mgmtdev show"),
                 })
             }
-            _ => Ok(MgmtdevShow { mgmtdev, absent, kinds }),
+            _ => Ok(MgmtdevShow { mgmtdev, absent, unusable, kinds }),
         }
     }
 
@@ -275,6 +286,14 @@ fn learned(learned: ringway_pmd::vdpa::Learned) -> LearnedInfo {
         age_s,
     };
     LearnedInfo { stations: stations.map(station).collect(), refused: learned.refused }
+}
+
+/// Why something is not there, and what to do.
+fn with_cure(fault: &Fault) -> String {
+    match &fault.hint {
+        Some(cure) => format!("{}; try: {cure}", fault.message),
+        None => fault.message.clone(),
+    }
 }
 
 fn dev_info(device: &Device, missing: &[Missing]) -> DevInfo {

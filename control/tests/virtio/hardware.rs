@@ -123,6 +123,29 @@ fn operator_takes_a_guest_from_hardware_to_the_relay_under_traffic_and_back_at_i
 }
 
 #[test]
+fn guest_goes_on_relayed_when_somebody_resets_the_function_that_has_its_rings() {
+    for more in [RESETS_QUEUES, Features::NONE] {
+        let host = Host::in_hardware(Model::with(more, 4), 1);
+        let rig = Rig::new(Format::Split, 2);
+        let (mut frontend, mut pair) = host.serve(&rig);
+        kicked(&mut frontend, &mut pair, [0, 1]);
+        eventually(|| path(&host) == "hardware");
+        pair.exchange(20);
+        pair.post(2);
+        eventually(|| host.model.works());
+        // It answers nothing for a moment.
+        host.model.rule(On::Read(0x04), Then::Give(0), 6);
+        host.model.reset_underneath();
+        pair.send(2);
+        pair.settle(2, true);
+        eventually(|| path(&host) == "relay" && note(&host).contains("were in use before"));
+        pair.exchange(20);
+        drop(frontend);
+        host.finish();
+    }
+}
+
+#[test]
 fn descriptors_that_change_are_the_functions_at_once() {
     let host = Host::in_hardware(Model::with(RESETS_QUEUES, 4), 1);
     let rig = Rig::new(Format::Split, 2);

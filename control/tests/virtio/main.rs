@@ -22,6 +22,7 @@ mod slot;
 mod support;
 mod uplink;
 
+use ringway_control::fault::{Fault, Kind};
 use ringway_control::frontends::life::status;
 use ringway_control::operator::api::{DevShow, DeviceEntry, MgmtdevShow, Select};
 use ringway_control::subsystem::{Options, Subsystem};
@@ -252,9 +253,14 @@ fn function_that_somebody_else_resets_begins_anew_where_its_rings_stand() {
         let rig = Rig::new(Format::Split, 2);
         let (frontend, mut pair) = host.serve(&rig);
         pair.exchange(20);
-        for _ in 0..3 {
+        for turn in 0..3 {
             pair.post(2);
             eventually(|| host.model.works());
+            if turn == 1 {
+                // While that goes on it answers nothing: it reads as zeros, or all ones.
+                host.model.rule(On::Read(0x04), Then::Give(0), 6);
+                host.model.rule(On::Read(STATUS), Then::Give(0xff), 1);
+            }
             host.model.reset_underneath();
             pair.send(2);
             pair.settle(2, true);
@@ -388,6 +394,46 @@ fn function_without_queues_or_a_still_configuration_is_told_of_and_one_in_use_wi
     let DriverError::Conflict { held_by: Some(holder), .. } = refused else { panic!("{refused}") };
     assert_eq!(holder, "process 1 (other)");
     drop(opened);
+}
+
+#[test]
+fn function_that_cannot_be_had_says_why_wherever_it_is_named() {
+    let host = Host::bare(Model::with(Features::NONE, 1));
+    let in_list =
+        || host.mgmtdevs().unusable.0.iter().find(|(name, _)| name == NAME).map(|(_, why)| why.clone());
+    let asked = || -> Result<MgmtdevShow, Fault> {
+        host.subsystem.call("mgmtdev.show", &Select { name: Some(NAME.to_owned()) })
+    };
+    let says = |words: &str| {
+        eventually(|| in_list().is_some_and(|why| why.contains(words)));
+        let (shown, added) = (asked().err().unwrap(), host.subsystem.add(&entry(1)).err().unwrap());
+        assert_eq!(shown, added);
+        assert!(added.message.starts_with(NAME) && added.message.contains(words), "{added:?}");
+        added
+    };
+    let few = says("it has 1 interrupt vectors, and needs one for its queues and one for its configuration");
+    assert!(few.hint.is_some_and(|hint| hint.contains("function")));
+    host.bus.unplug(NAME);
+    eventually(|| in_list().is_none());
+    assert_eq!(asked().err().unwrap().kind, Kind::NotFound);
+
+    // A device that was there waits, and says what for.
+    let model = Model::new();
+    host.bus.plug(model.device());
+    eventually(|| asked().is_ok_and(|shown| shown.mgmtdev.0.len() == 1));
+    host.add(1);
+    host.bus.unplug(NAME);
+    let waits = || host.show()["absent"]["d0"].as_str().unwrap_or_default().to_owned();
+    eventually(|| waits().contains("gone"));
+    let opened = (model.device().opener)().unwrap();
+    host.bus.plug(model.device());
+    eventually(|| waits().contains("in use by process 1 (other); try: stop that process"));
+    let busy = says("in use by process 1 (other)");
+    assert_eq!((busy.kind, busy.held_by.as_deref()), (Kind::Conflict, Some("process 1 (other)")));
+    drop(opened);
+    host.bus.plug(model.device());
+    eventually(|| host.field("state") == "waiting");
+    assert_eq!(in_list(), None);
 }
 
 #[test]

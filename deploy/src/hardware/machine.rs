@@ -26,6 +26,8 @@ pub enum Model {
     Function,
     /// One with two virtual functions: a newer QEMU, unpacked beside the kernel.
     VirtualFunctions,
+    /// As the first, without an IOMMU.
+    NoIommu,
     /// One function with four queue pairs: its wire is a bridge of the host, in a namespace of its own.
     QueuePairs,
 }
@@ -33,7 +35,7 @@ pub enum Model {
 impl Model {
     fn qemu(self) -> Result<Qemu> {
         match self {
-            Model::Function | Model::QueuePairs => Qemu::installed(),
+            Model::Function | Model::NoIommu | Model::QueuePairs => Qemu::installed(),
             Model::VirtualFunctions => Qemu::unpacked(),
         }
     }
@@ -47,9 +49,11 @@ impl Model {
         push(&mut line, "-accel", "tcg,thread=single".into());
         push(&mut line, "-cpu", "max".into());
         push(&mut line, "-m", MEMORY_MIB.to_string());
-        push(&mut line, "-device", "intel-iommu,intremap=on,caching-mode=on".into());
+        if self != Model::NoIommu {
+            push(&mut line, "-device", "intel-iommu,intremap=on,caching-mode=on".into());
+        }
         let virtio: &[&str] = match self {
-            Model::Function => &["bus=rp1,id=fn"],
+            Model::Function | Model::NoIommu => &["bus=rp1,id=fn"],
             Model::QueuePairs => &["bus=rp1,mq=on,vectors=10"],
             // Virtual functions before the function that has them; the address is the virtual function's place.
             Model::VirtualFunctions => &[
@@ -64,7 +68,9 @@ impl Model {
                 Model::QueuePairs => {
                     format!("tap,id=n{port},ifname=wire{port},script=no,downscript=no,queues={queues}")
                 }
-                Model::Function | Model::VirtualFunctions => format!("hubport,id=n{port},hubid=0"),
+                Model::Function | Model::NoIommu | Model::VirtualFunctions => {
+                    format!("hubport,id=n{port},hubid=0")
+                }
             };
             push(&mut line, "-netdev", netdev);
         }
@@ -138,21 +144,35 @@ impl<'lab> Machine<'lab> {
     pub fn unplug_function(&mut self) -> Result<()> {
         self.step("the virtio function is unplugged", |machine| {
             machine.guest.qmp_with("device_del", json!({ "id": FUNCTION }))?;
-            wait_for("its end", WATCHDOG, || {
-                Ok((machine.run(&["/bin/busybox", "test", "-d", &folder(VIRTIO)], WATCHDOG)?.code != 0)
-                    .then_some(()))
-            })
+            machine.function_is_unplugged()
         })
     }
 
-    /// Puts another virtio function into the same slot.
-    pub fn plug_function(&mut self) -> Result<()> {
-        self.step("another virtio function is plugged in", |machine| {
-            let function = json!({
+    pub(super) fn function_is_unplugged(&mut self) -> Result<()> {
+        wait_for("its end", WATCHDOG, || {
+            Ok((self.run(&["/bin/busybox", "test", "-d", &folder(VIRTIO)], WATCHDOG)?.code != 0)
+                .then_some(()))
+        })
+    }
+
+    /// Puts another virtio function into the same slot, with so many interrupt vectors, if not with as many as it needs.
+    pub fn plug_function(&mut self, vectors: Option<u32>) -> Result<()> {
+        let what = vectors.map_or_else(String::new, |vectors| format!(" with {vectors} vectors"));
+        self.step(&format!("another virtio function{what} is plugged in"), |machine| {
+            let mut function = json!({
                 "driver": "virtio-net-pci", "id": FUNCTION, "bus": "rp1", "netdev": "n1", "mac": "52:54:00:00:02:01",
                 "iommu_platform": true, "disable-legacy": "on", "packed": true, "romfile": "",
             });
-            machine.guest.qmp_with("device_add", function)?;
+            if let Some(vectors) = vectors {
+                function["vectors"] = vectors.into();
+            }
+            wait_for("an empty slot", WATCHDOG, || {
+                match machine.guest.qmp_with("device_add", function.clone()) {
+                    // The kernel has let go of the last one, and QEMU not yet.
+                    Err(error) if error.to_string().contains("Duplicate") => Ok(None),
+                    added => added.map(Some),
+                }
+            })?;
             wait_for("the function", WATCHDOG, || {
                 Ok((machine.run(&["/bin/busybox", "test", "-d", &folder(VIRTIO)], WATCHDOG)?.code == 0).then_some(()))
             })

@@ -95,9 +95,14 @@ impl Machine<'_> {
         }
         let group = self.group_of_its_own(function)?;
         self.step(&format!("{function} given to vfio-pci, group {group}"), |machine| {
-            machine.override_driver(function, VFIO)?;
+            machine.bind_to_vfio(function)?;
             machine.sh(&format!("test -c /dev/vfio/{group}")).map(|_| ())
         })
+    }
+
+    /// The same without a look at its group.
+    pub fn bind_to_vfio(&mut self, function: &str) -> Result<()> {
+        self.override_driver(function, VFIO)
     }
 
     /// Takes a function from VFIO: no driver is bound to it.

@@ -82,6 +82,18 @@ pub const ALL: &[Scenario] = &[
         act: traffic::unplugged,
     },
     Scenario {
+        name: "virtio-reset",
+        proves: "a virtio function that somebody resets under traffic, relayed and in hardware: its guest goes on",
+        model: Model::Function,
+        act: traffic::reset,
+    },
+    Scenario {
+        name: "virtio-vectors",
+        proves: "a virtio function with too few interrupt vectors: told so, by each command; relayed with two",
+        model: Model::Function,
+        act: configuration::few_vectors,
+    },
+    Scenario {
         name: "virtio-astray",
         proves: "the positive control: a virtio function that reads where it must not is in the kernel's log",
         model: Model::Function,
@@ -167,7 +179,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "virtio-vf-taken",
-        proves: "virtual functions taken away under traffic: the daemon lets go at once, and serves those that come again",
+        proves: "virtual functions taken away under traffic: the daemon lets go at once, serves what comes again, and says what does not",
         model: Model::VirtualFunctions,
         act: traffic::taken,
     },
@@ -176,6 +188,12 @@ pub const ALL: &[Scenario] = &[
         proves: "a virtual function as a bridge's uplink, taken away under traffic: the guests stay, and it comes back",
         model: Model::VirtualFunctions,
         act: uplink::of_virtual_function,
+    },
+    Scenario {
+        name: "no-iommu",
+        proves: "a machine without an IOMMU: the cure is told, and no other",
+        model: Model::NoIommu,
+        act: configuration::no_iommu,
     },
     Scenario {
         name: "virtio-pairs",
@@ -220,6 +238,10 @@ impl Scenario {
         machine.kernel_log()?;
         // A way to an address that an earlier one used must not lead into its interface.
         machine.ip("-4 address flush scope global")?;
+        for address in [HERE, THERE, NEIGHBOUR] {
+            // None need be there.
+            let _ = machine.linux().stop_pulse(address);
+        }
         // Nor must devices that a failed one has left.
         machine.sh("rm -rf /var/lib/ringway /run/ringway")?;
         let outcome = (self.act)(machine);
@@ -244,6 +266,8 @@ const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2));
 const NEIGHBOUR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 3));
 /// The virtio function's own, or any for a virtual function.
 const VIRTIO_MAC: &str = "52:54:00:00:02:01";
-/// `ringway`'s exit code.
+// `ringway`'s exit codes.
+const RUNTIME: i32 = 1;
 const NOT_FOUND: i32 = 3;
+const CONFLICT: i32 = 4;
 const PULSE_MS: u64 = 10;

@@ -437,7 +437,9 @@ impl From<OpenError> for DriverError {
             | OpenError::Forbidden { .. }
             | OpenError::Unfit { .. }
             | OpenError::Host { .. } => {
-                DriverError::Resource { what: error.to_string(), source: io::Error::other(error.hint()) }
+                let is_forbidden = matches!(error, OpenError::Forbidden { .. });
+                let kind = if is_forbidden { io::ErrorKind::PermissionDenied } else { io::ErrorKind::Other };
+                DriverError::Unready { what: error.to_string(), hint: error.hint(), kind }
             }
         }
     }

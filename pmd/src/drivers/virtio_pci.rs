@@ -120,6 +120,7 @@ pub struct Seen {
 impl Seen {
     /// Looks at one that nobody drives.
     fn look(function: &dyn Function) -> Result<Seen, FunctionFault> {
+        enough_vectors(function)?;
         let transport = Transport::find(function)?;
         transport.reset(RESET)?;
         let mut offered = transport.features();
@@ -192,6 +193,16 @@ impl Seen {
         let by_control = Features(F_MQ.0 | F_CTRL_RX.0 | F_CTRL_MAC_ADDR.0);
         let without = if self.offered.contains(F_CTRL_VQ) { Features::NONE } else { by_control };
         (guest & FRAMES) | (self.offered & OURS).without(without)
+    }
+}
+
+/// Whether it can tell of its queues, and of its configuration.
+fn enough_vectors(function: &dyn Function) -> Result<(), FunctionFault> {
+    match function.vectors() {
+        count @ 0..2 => Err(FunctionFault::Host(format!(
+            "it has {count} interrupt vectors, and needs one for its queues and one for its configuration (QEMU: vectors=)"
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -53,6 +53,16 @@ pub enum DriverError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The host is not set up for it, or it is not fit for that.
+    #[error("{what}: {hint}")]
+    Unready {
+        /// What is missing.
+        what: String,
+        /// What to do.
+        hint: String,
+        /// How the system would say it.
+        kind: std::io::ErrorKind,
+    },
 }
 
 impl DriverError {

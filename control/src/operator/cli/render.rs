@@ -52,6 +52,9 @@ pub(super) fn mgmtdevs(answer: &MgmtdevShow) -> String {
     for (name, why) in &answer.absent.0 {
         let _ = writeln!(text, "{name}: not made as it was asked for: {why}");
     }
+    for (name, why) in &answer.unusable.0 {
+        let _ = writeln!(text, "{name}: cannot be used: {why}");
+    }
     for (name, kind) in &answer.kinds.0 {
         let _ = writeln!(text, "{name}: {}; one comes to be by being named", kind.summary);
         let _ = writeln!(text, "  add {}", kind.add);
@@ -648,7 +651,12 @@ mod tests {
             learned: None,
         };
         let mgmtdev = named("pci/0000:3b:00.1", info);
-        let answer = MgmtdevShow { mgmtdev, absent: Named::default(), kinds: Named::default() };
+        let answer = MgmtdevShow {
+            mgmtdev,
+            absent: Named::default(),
+            unusable: Named::default(),
+            kinds: Named::default(),
+        };
         let expected = "pci/0000:3b:00.1: \n  supported_classes net\n  max_supported_vqs 257\n  dev_features CSUM bit_52\n";
         assert!(mgmtdevs(&answer).starts_with(expected));
         let expected = "{\"mgmtdev\":{\"pci/0000:3b:00.1\":{\"supported_classes\":[\"net\"],\

@@ -92,7 +92,7 @@ pub(super) fn unplugged(machine: &mut Machine<'_>) -> Result<()> {
     machine.function_is_gone(VIRTIO)?;
     machine.refused(&["dev", "add", "name", "vm1", "mgmtdev", &mgmtdev], NOT_FOUND, VIRTIO)?;
     machine.kill_front("vm0")?;
-    machine.plug_function()?;
+    machine.plug_function(None)?;
     machine.give_to_vfio(VIRTIO)?;
     machine.function_is_shown(VIRTIO)?;
     machine.start_front(&Front::new("vm0"))?;
@@ -103,7 +103,38 @@ pub(super) fn unplugged(machine: &mut Machine<'_>) -> Result<()> {
     machine.stop_ringwayd()
 }
 
-/// The host takes its virtual functions back while a guest uses one.
+/// Somebody resets the function under traffic, relayed and in hardware: it begins anew, and its guest goes on.
+pub(super) fn reset(machine: &mut Machine<'_>) -> Result<()> {
+    let pf = machine.pf_up(IGB)?;
+    machine.set_address(&pf, &format!("{HERE}/24"))?;
+    machine.start_ringwayd()?;
+    for path in ["relay", "hardware"] {
+        served(machine, path)?;
+        machine.step("somebody resets the function", |machine| {
+            machine.sh(&format!("echo 1 > /sys/bus/pci/devices/{VIRTIO}/reset")).map(|_| ())
+        })?;
+        machine.pulse_goes_on(THERE)?;
+        machine.data_path_is("vm0", "relay")?;
+        machine.linux().stop_pulse(THERE)?;
+        machine.stop_front("vm0")?;
+        machine.ringway(&["dev", "del", "vm0"])?;
+    }
+    machine.stop_ringwayd()
+}
+
+/// A guest on the function, served so, whose pulse is answered.
+fn served(machine: &mut Machine<'_>, path: &str) -> Result<String> {
+    machine.give_to_vfio(VIRTIO)?;
+    let mgmtdev = machine.function_is_shown(VIRTIO)?;
+    machine.ringway(&["dev", "add", "name", "vm0", "mgmtdev", &mgmtdev, "datapath", path])?;
+    machine.start_front(&Front::new("vm0"))?;
+    machine.data_path_is("vm0", path)?;
+    machine.linux().start_pulse(THERE, PULSE_MS)?;
+    machine.pulse_goes_on(THERE)?;
+    Ok(mgmtdev)
+}
+
+/// The host takes its virtual functions back while a guest uses one, and makes fewer.
 pub(super) fn taken(machine: &mut Machine<'_>) -> Result<()> {
     let pf = machine.pf_up(IGB)?;
     machine.set_address(&pf, &format!("{HERE}/24"))?;
@@ -115,19 +146,34 @@ pub(super) fn taken(machine: &mut Machine<'_>) -> Result<()> {
     machine.start_front(&Front::new("vm0"))?;
     machine.linux().start_pulse(THERE, PULSE_MS)?;
     machine.pulse_goes_on(THERE)?;
+    machine.give_to_vfio(VIRTIO_VFS[1])?;
+    let other = machine.function_is_shown(VIRTIO_VFS[1])?;
+    machine.ringway(&["dev", "add", "name", "vm1", "mgmtdev", &other])?;
+    // Linux lets nobody change how many there are but to none.
+    let changed = machine.sh(&format!("echo 1 > /sys/bus/pci/devices/{VIRTIO}/sriov_numvfs"));
+    ensure!(changed.is_err(), "one of two virtual functions was taken away");
+    machine.pulse_goes_on(THERE)?;
     machine.remove_vfs(VIRTIO)?;
     machine.pulse_stands(THERE)?;
     machine.linux().stop_pulse(THERE)?;
-    machine.function_is_gone(VIRTIO_VFS[0])?;
-    machine.ringway(&["dev", "show"])?;
-    machine.refused(&["dev", "add", "name", "vm1", "mgmtdev", &mgmtdev], NOT_FOUND, VIRTIO_VFS[0])?;
+    for function in VIRTIO_VFS {
+        machine.function_is_gone(function)?;
+    }
+    machine.refused(&["dev", "add", "name", "vm2", "mgmtdev", &mgmtdev], NOT_FOUND, VIRTIO_VFS[0])?;
     machine.kill_front("vm0")?;
-    virtual_functions_of_virtio(machine)?;
+    machine.make_vfs(VIRTIO, 1, &VIRTIO_VFS)?;
     machine.give_to_vfio(VIRTIO_VFS[0])?;
     machine.function_is_shown(VIRTIO_VFS[0])?;
     machine.start_front(&Front::new("vm0"))?;
     machine.pings_of_all_sizes(THERE, 1500)?;
+    let left = machine.ringway(&["dev", "show"])?;
+    ensure!(
+        left.contains(&format!("vm1: not made: {other} is gone")) && left.contains("vm0: type"),
+        "{left}"
+    );
+    machine.say(left.trim());
     machine.stop_front("vm0")?;
     machine.ringway(&["dev", "del", "vm0"])?;
+    machine.ringway(&["dev", "del", "vm1"])?;
     machine.stop_ringwayd()
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
-use super::{HERE, PULSE_MS, THERE, VIRTIO_MAC, virtual_functions_of_virtio};
+use super::{CONFLICT, HERE, PULSE_MS, THERE, VIRTIO_MAC, virtual_functions_of_virtio};
 use crate::ensure;
 use crate::error::Result;
 use crate::hardware::inside::{SECOND_TESTPMD, TESTPMD_NAME};
@@ -155,5 +155,3 @@ const GUESTS: [(&str, &str, &str); 2] =
     [("vm0", "52:54:00:00:03:01", TESTPMD_NAME), ("vm1", "52:54:00:00:03:02", SECOND_TESTPMD)];
 const ALSO_THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 3));
 const IN_VLAN: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 7, 3));
-/// `ringway`'s exit code.
-const CONFLICT: i32 = 4;

@@ -90,14 +90,22 @@ pub const INFO: BusInfo = BusInfo {
 
 /// What an operator does so that a function of this address is found.
 fn missing(address: Address) -> String {
-    let path = Path::new(DEVICES).join(address.to_string());
+    missing_of(Path::new(DEVICES), address)
+}
+
+fn missing_of(devices: &Path, address: Address) -> String {
+    let path = devices.join(address.to_string());
     if !path.exists() {
         return OpenError::NotThere(address).hint();
+    }
+    if !path.join("iommu_group").exists() {
+        // vfio-pci would not take it.
+        return format!("it has no IOMMU group: {}", OpenError::NoIommu(String::new()).hint());
     }
     match link_name(&path.join("driver")) {
         Some(driver) if driver == VFIO_PCI => {
             "ringwayd looks at it within some two seconds of its binding; if it is not shown then, it is no function that this build drives \
-             (docs/hardware.md), or the last event mgmtdev.failed of `ringway events` says why"
+             (docs/hardware.md)"
                 .to_owned()
         }
         driver => bind_hint(address, driver.is_some()),
@@ -265,6 +273,23 @@ mod tests {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    #[test]
+    fn function_that_is_not_driven_is_told_of_by_what_it_lacks_first() {
+        let sysfs = tempfile::tempdir().unwrap();
+        let address: Address = "0000:01:10.2".parse().unwrap();
+        let missing = || missing_of(sysfs.path(), address);
+        assert!(missing().contains("sriov_numvfs"));
+        let function = sysfs.path().join(address.to_string());
+        std::fs::create_dir(&function).unwrap();
+        symlink("../../drivers/virtio-pci", function.join("driver")).unwrap();
+        assert!(missing().starts_with("it has no IOMMU group: start the kernel with intel_iommu=on"));
+        symlink("..", function.join("iommu_group")).unwrap();
+        assert!(missing().contains("driver/unbind; echo vfio-pci"), "{}", missing());
+        std::fs::remove_file(function.join("driver")).unwrap();
+        symlink("../../drivers/vfio-pci", function.join("driver")).unwrap();
+        assert!(missing().contains("within some two seconds"));
     }
 
     #[test]

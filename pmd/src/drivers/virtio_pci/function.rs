@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringway_engine::Watcher;
 use ringway_ring::features::Features;
@@ -59,6 +59,10 @@ struct Work {
     was_reset: AtomicBool,
     /// That it does not go on was told.
     is_told: AtomicBool,
+    /// It did not answer when it was looked at last.
+    is_silent: AtomicBool,
+    /// It was found reset underneath, which may not be over, and was not brought up since.
+    is_settling: AtomicBool,
     /// Woken then. None: the device is told that it needs a reset.
     session: Mutex<Option<Arc<dyn Watcher>>>,
 }
@@ -70,14 +74,18 @@ impl Work {
             return;
         }
         let state = transport.works();
+        let was_silent = self.is_silent.swap(state == Err(FunctionFault::Gone), Ordering::Relaxed);
         if state == Ok(true) || self.is_told.load(Ordering::Relaxed) {
             return;
         }
         match state {
             // Who makes it quiet says so first.
             Ok(_) if !self.goes_on.load(Ordering::Acquire) => {}
+            // While somebody resets it, it answers nothing for some 100 ms.
+            Err(FunctionFault::Gone) if !was_silent => {}
             Ok(_) => {
                 self.is_told.store(true, Ordering::Relaxed);
+                self.is_settling.store(true, Ordering::Relaxed);
                 let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 match session {
                     Some(session) => {
@@ -159,11 +167,10 @@ impl Open {
                 io::Error::other("the IOMMU has no range of 1 GiB for our own rings"),
             ));
         };
+        // It may have fewer than when it was looked at.
+        let lacks = super::enough_vectors(&*function);
+        lacks.map_err(|fault| resource("interrupts", io::Error::other(fault.to_string())))?;
         let count = function.vectors();
-        if count < 2 {
-            let why = format!("it has {count}, and needs one for its queues and one for its configuration");
-            return Err(resource("interrupt vectors", io::Error::other(why)));
-        }
         let (told, its) = (host.clone(), Arc::clone(&transport));
         let config = Listening::start(move || match its.check() {
             Ok(()) => told.config_changed(),
@@ -231,11 +238,15 @@ impl Open {
     ) -> Result<Up, FunctionFault> {
         let transport = &self.transport;
         self.rests();
-        self.reset(RESET)?;
-        let missing = driven.without(transport.features());
-        if missing != Features::NONE {
-            return Err(FunctionFault::Refused(format!("{missing:?}, which it offered before")));
+        let patience = if self.work.is_settling.load(Ordering::Relaxed) { RESET } else { Duration::ZERO };
+        let begun = Instant::now();
+        while let Err(fault) = self.offers(driven) {
+            if begun.elapsed() >= patience {
+                return Err(fault);
+            }
+            std::thread::sleep(SETTLES);
         }
+        self.work.is_settling.store(false, Ordering::Relaxed);
         transport.negotiate(driven)?;
         if let Some(positions) = &self.positions {
             positions.set_pairs(pairs);
@@ -273,6 +284,15 @@ impl Open {
         let Begun { control, idle, .. } = begun?;
         self.work.goes_on.store(true, Ordering::Release);
         Ok(Up { control, idle, driven, given, rings })
+    }
+
+    /// Resets it: it offers then all that it is to be driven with.
+    fn offers(&self, driven: Features) -> Result<(), FunctionFault> {
+        self.reset(RESET)?;
+        match driven.without(self.transport.features()) {
+            Features::NONE => Ok(()),
+            missing => Err(FunctionFault::Refused(format!("{missing:?}, which it offered before"))),
+        }
     }
 
     /// Gives the function its rings, all of them begun, and has it work.
@@ -476,6 +496,7 @@ impl Open {
         self.work.goes_on.store(false, Ordering::Release);
         self.work.was_reset.store(false, Ordering::Relaxed);
         self.work.is_told.store(false, Ordering::Relaxed);
+        self.work.is_silent.store(false, Ordering::Relaxed);
     }
 
     /// Wakes this session when it was reset underneath.
@@ -530,6 +551,8 @@ fn set_receiving(
 const MAX_RING: u16 = 1024;
 /// How long a function is waited for that was late with its last reset.
 const AGAIN: Duration = Duration::from_millis(50);
+/// One that somebody else resets is tried again after this.
+const SETTLES: Duration = Duration::from_millis(10);
 /// How often it is looked at while it is at work.
 const LOOK: Duration = Duration::from_millis(200);
 /// `VIRTIO_NET_S_LINK_UP`.
