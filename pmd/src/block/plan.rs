@@ -153,7 +153,7 @@ impl Plan {
     /// # Errors
     /// One has a value that it cannot have.
     pub fn rates_among(attributes: &BTreeMap<String, String>, before: Rates) -> Result<Rates, Unfit> {
-        let word = |name: &'static str| attributes.get(name).map(|text| size(name, text)).transpose();
+        let word = |name: &'static str| attributes.get(name).map(|text| amount(name, text)).transpose();
         let pair = |rate, burst, (rate_before, burst_before): (u64, u64)| -> Result<(u64, u64), Unfit> {
             let (rate, burst) = (word(rate)?, word(burst)?);
             let default = rate.map_or(burst_before, |rate| rate / 10);
@@ -247,6 +247,14 @@ pub fn size(name: &'static str, text: &str) -> Result<u64, Unfit> {
         let why = format!("{name} {}: bytes, or a number with K, M, G or T behind it", text.escape_debug());
         Unfit::new(name, why)
     })
+}
+
+/// Reads how much a second: requests, or bytes as [`size`] has them.
+fn amount(name: &'static str, text: &str) -> Result<u64, Unfit> {
+    if name == BPS || name == BPS_BURST {
+        return size(name, text);
+    }
+    text.parse().map_err(|_| Unfit::new(name, format!("{name} {}: must be a whole number", text.escape_debug())))
 }
 
 fn block_size(spec: &DeviceSpec) -> Result<Option<u32>, Unfit> {
