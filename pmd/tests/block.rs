@@ -325,3 +325,41 @@ fn guest_gets_what_it_is_allowed_and_its_requests_wait() {
     assert_eq!(requests.iter().map(|of_kind| of_kind.took.count()).collect::<Vec<_>>(), [0, 0, 8, 0, 0]);
     assert!(requests.iter().all(|of_kind| of_kind.took.longest() < tsc::hertz() * 60));
 }
+
+#[test]
+fn what_is_asked_of_a_disk_is_taken_up_to_its_limits() {
+    let asked = |name: &str, value: &str| sim_blk::device(&spec(&[(name, value)]), DeviceHost::unheard());
+    for (name, most, beyond) in [
+        ("num_queues", "64", "65"),
+        ("seg_max", "254", "255"),
+        ("size", "64T", "70368744178176"),
+        ("serial", "12345678901234567890", "123456789012345678901"),
+        ("blk_size", "4096", "8192"),
+        ("iops", "1000", "1k"),
+        ("bps", "1000k", "1x"),
+    ] {
+        assert!(asked(name, most).is_ok(), "{name} {most}");
+        let error = asked(name, beyond).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{name} {beyond}: ")), "{error}");
+    }
+    for (name, value) in
+        [("num_queues", "0"), ("num_queues", "04"), ("size", "0"), ("size", "1000"), ("serial", "")]
+    {
+        assert!(asked(name, value).is_err(), "{name} {value}");
+    }
+    let device = in_memory(&[]);
+    assert_eq!(device.facts().limits.max_vqs, 16);
+    assert_eq!(device.attributes().get("seg_max").map(String::as_str), Some("126"));
+}
+
+#[test]
+fn request_in_more_pieces_than_are_kept_is_refused() {
+    let plan = Plan::new(&spec(&[("seg_max", "1")])).unwrap();
+    let mut device = BlockDevice::new(plan, LateDisk, DeviceHost::unheard()).unwrap();
+    let mut bed = Bed::new(Format::Split, Features::NONE, &mut device);
+    let cuts = |pieces: usize| (1..pieces).map(|nth| nth * 8).collect::<Vec<_>>();
+    // Data and header in pieces, and the status.
+    assert_eq!(bed.done(OUT, 0, &[1; 496 + 16], 0, &cuts(34)).0, 0);
+    assert_eq!(bed.done(OUT, 0, &[1; 496 + 16], 0, &cuts(35)).0, 1);
+    assert_eq!(bed.drops(DropReason::TooManySegments), 1);
+}

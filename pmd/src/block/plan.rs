@@ -254,7 +254,8 @@ fn amount(name: &'static str, text: &str) -> Result<u64, Unfit> {
     if name == BPS || name == BPS_BURST {
         return size(name, text);
     }
-    text.parse().map_err(|_| Unfit::new(name, format!("{name} {}: must be a whole number", text.escape_debug())))
+    text.parse()
+        .map_err(|_| Unfit::new(name, format!("{name} {}: must be a whole number", text.escape_debug())))
 }
 
 fn block_size(spec: &DeviceSpec) -> Result<Option<u32>, Unfit> {
