@@ -7,6 +7,8 @@
     reason = "helpers of a test stop it where something is not as it must be"
 )]
 
+#[path = "../../engine/tests/common/allocations.rs"]
+mod allocations;
 #[path = "shared/bed.rs"]
 mod bed;
 
@@ -22,7 +24,7 @@ use ringway_pmd::block::F_FLUSH;
 use ringway_pmd::block::disk::BlockDevice;
 use ringway_pmd::counters::DropReason;
 use ringway_pmd::drivers::file::{FileDisk, FileDisks};
-use ringway_pmd::vdpa::{DeviceHost, DriverError, Upcall, VdpaDevice};
+use ringway_pmd::vdpa::{DeviceHost, DriverError, MakePump, Upcall, VdpaDevice};
 use ringway_ring::queue::Format;
 use rustix::event::{PollFd, PollFlags, poll};
 use tempfile::TempDir;
@@ -205,6 +207,155 @@ fn error_of_the_file_is_the_guests_error_and_the_operators_reason() {
     assert_eq!(bed.drops(DropReason::BackingFailed), 1);
     let note = note(&device);
     assert!(note.contains("1 x Operation not permitted") && note.contains("at sector 16"), "{note}");
+}
+
+#[test]
+fn requests_allocate_nothing() {
+    let dir = dir(false);
+    let path = disk_in(&dir);
+    let mut device = device(&path, &[("cache", "direct")]).unwrap();
+    let mut bed = Bed::new(Format::Split, F_FLUSH, &mut device);
+    let ask = |bed: &mut Bed| {
+        for token in 0..40u32 {
+            // Some of it lies as the file demands, and some has to be copied.
+            let kinds = [IN, OUT, FLUSH, WRITE_ZEROES];
+            let kind = kinds[token as usize % 4];
+            let output = match kind {
+                OUT => vec![7; 8192],
+                WRITE_ZEROES => range(token.into(), 8, token % 2),
+                _ => Vec::new(),
+            };
+            bed.ask(token, kind, token.into(), &output, if kind == IN { 4096 } else { 0 }, &[512 + 16]);
+        }
+    };
+    let calls = std::thread::scope(|scope| {
+        let bed = &mut bed;
+        let worker = scope.spawn(move || {
+            bed.done(IN, 0, &[], 512, &[]);
+            ask(bed);
+            allocations::watch();
+            for _ in 0..400 {
+                bed.poll();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // Before the thread ends, which frees what it has.
+            allocations::calls()
+        });
+        worker.join().unwrap()
+    });
+    assert_eq!(calls, 0);
+    assert_eq!(bed.collect().len(), 40, "all of them ended meanwhile");
+}
+
+#[test]
+fn helpers_of_the_kernel_keep_off_the_cores_that_are_polled() {
+    use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
+    let allowed = sched_getaffinity(None).unwrap();
+    let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
+    let (Some(polled), Some(_)) = (cores.next(), cores.next()) else {
+        println!("skipped: one core alone");
+        return;
+    };
+    let dir = dir(false);
+    let path = disk_in(&dir);
+    let mut device = device(&path, &[("cache", "buffered")]).unwrap();
+    device.polled(&[polled]);
+    let mut bed = Bed::new(Format::Split, F_FLUSH, &mut device);
+    let seen = std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            let mut own = CpuSet::new();
+            own.set(polled);
+            sched_setaffinity(None, &own).unwrap();
+            let name = format!("iou-wrk-{}", rustix::thread::gettid().as_raw_nonzero());
+            let mut seen = Vec::new();
+            for round in 0..50u8 {
+                assert_eq!(bed.done(OUT, round.into(), &[round; 8192], 0, &[]).0, 0);
+                assert_eq!(bed.done(FLUSH, 0, &[], 0, &[]).0, 0);
+                for task in fs::read_dir("/proc/self/task").unwrap().flatten() {
+                    let comm = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+                    let number = task.file_name().to_str().and_then(|name| name.parse().ok());
+                    if comm.trim() == name
+                        && let Some(helper) = number.and_then(Pid::from_raw)
+                        && let Ok(set) = sched_getaffinity(Some(helper))
+                    {
+                        seen.push(set);
+                    }
+                }
+            }
+            seen
+        });
+        worker.join().unwrap()
+    });
+    assert!(!seen.is_empty(), "a flush is always a helper's");
+    assert!(seen.iter().all(|set| !set.is_set(polled) && set.count() > 0));
+}
+
+/// A loop device, until it is dropped.
+struct Loop(PathBuf);
+
+impl Loop {
+    fn new(file: &Path, blk_size: &str) -> Loop {
+        let out =
+            Command::new("losetup").args(["--find", "--show", "--sector-size", blk_size]).arg(file).output();
+        let out = out.unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        Loop(PathBuf::from(String::from_utf8(out.stdout).unwrap().trim()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
+    }
+}
+
+#[test]
+#[ignore = "makes loop devices: needs root"]
+fn block_device_is_a_disk_of_its_own_blocks_and_size() {
+    for (size, cache) in [("512", "direct"), ("4096", "direct"), ("4096", "buffered")] {
+        let dir = dir(false);
+        let path = disk_in(&dir);
+        let device_path = Loop::new(&path, size);
+        let host = DeviceHost::unheard();
+        let words = [("path", device_path.0.to_str().unwrap()), ("cache", cache)];
+        let mut ours = FileDisks::new().device(&spec(&words), host.clone()).unwrap();
+        let mut config = [0; 60];
+        ours.config().read(0, &mut config);
+        let blk_size = u32::from_le_bytes(config[20..24].try_into().unwrap());
+        assert_eq!(blk_size.to_string(), size);
+        if blk_size == 4096 {
+            let smaller = [words[0], words[1], ("blk_size", "512")];
+            drop(ours);
+            let why = FileDisks::new().device(&spec(&smaller), host.clone()).unwrap_err().to_string();
+            assert!(why.contains("blocks of 4096"), "{why}");
+            let mut again = None;
+            wait_for(|| {
+                again = FileDisks::new().device(&spec(&words), host.clone()).ok();
+                again.is_some()
+            });
+            ours = again.unwrap();
+        }
+        let mut bed = Bed::new(Format::Packed, F_FLUSH, &mut ours);
+        assert_eq!(bed.done(OUT, 0, &[3; 16384], 0, &[777]).0, 0);
+        assert_eq!(bed.done(FLUSH, 0, &[], 0, &[]).0, 0);
+        assert_eq!(bed.done(IN, 8, &[], 4096, &[]).2, [3; 4096]);
+        assert_eq!(bed.done(WRITE_ZEROES, 0, &range(0, 8, 0), 0, &[]).0, 0);
+        assert_eq!(bed.done(WRITE_ZEROES, 0, &range(8, 8, 1), 0, &[]).0, 0);
+        assert_eq!(bed.done(DISCARD, 0, &range(16, 8, 0), 0, &[]).0, 0);
+        assert_eq!(bed.done(IN, 0, &[], 8192, &[]).2, [0; 8192]);
+        assert_eq!(bed.done(IN, 24, &[], 4096, &[]).2, [3; 4096]);
+        // It grows with what is behind it, once it is told.
+        File::options().write(true).open(&path).unwrap().set_len(2 * DISK as u64).unwrap();
+        assert!(
+            Command::new("losetup").arg("--set-capacity").arg(&device_path.0).status().unwrap().success()
+        );
+        wait_for(|| host.take() == [Upcall::ConfigChanged]);
+        ours.config().read(0, &mut config);
+        assert_eq!(u64::from_le_bytes(config[..8].try_into().unwrap()), 4096);
+        assert_eq!(bed.done(OUT, 4088, &[4; 4096], 0, &[]).0, 0);
+        drop((bed, ours));
+        wait_for(|| FileDisks::new().device(&spec(&words), DeviceHost::unheard()).is_ok());
+    }
 }
 
 #[test]

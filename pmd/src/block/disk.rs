@@ -253,6 +253,10 @@ impl<D: Disk> MakePump for Maker<D> {
 
 /// For who serves its queues without a worker.
 impl<D: Disk> MakePump for BlockDevice<D> {
+    fn polled(&mut self, cores: &[usize]) {
+        self.pumps.maker.polled(cores);
+    }
+
     fn pump(&mut self, group: u16, queues: Vec<QueueBinding>) -> Result<Box<dyn Pump>, DriverError> {
         self.pumps.maker.pump(group, queues)
     }

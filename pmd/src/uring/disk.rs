@@ -297,6 +297,8 @@ impl DiskRing {
 
     /// What a flush is put in as.
     pub(crate) const FLUSH: u64 = u64::MAX;
+    /// What nothing is put in as; should it come late, it is nobody's.
+    const NOTHING: u64 = u64::MAX - 1;
 
     fn put(
         &mut self,
@@ -377,8 +379,14 @@ impl DiskRing {
         if self.thread.take().is_some() {
             self.operations.parts.ring = self.setup.ring(self.file()).map_err(number)?;
         }
+        self.operations.parts.ring.submitter().register_enable_rings().map_err(number)?;
+        // The kernel makes what it keeps of this thread when the first operation comes: one that does nothing, at once.
+        // SAFETY: it points to nothing.
+        if unsafe { self.operations.push(&opcode::Nop::new().build().user_data(DiskRing::NOTHING)) } {
+            self.operations.enter();
+            while self.operations.reap().is_some() {}
+        }
         let submitter = self.operations.parts.ring.submitter();
-        submitter.register_enable_rings().map_err(number)?;
         if let Some(helpers) = &self.setup.helpers {
             // Of this thread. What the kernel refuses costs time, and nothing else.
             let _ = submitter.register_iowq_aff(&cpu_set(helpers));

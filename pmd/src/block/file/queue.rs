@@ -326,7 +326,7 @@ impl BackingQueue for FileQueue {
                 self.end_flush(finished.result, ended);
                 continue;
             }
-            let slot = finished.tag as u16;
+            let Ok(slot) = u16::try_from(finished.tag) else { continue };
             let data = taken.data(slot);
             left =
                 left.saturating_sub(u64::from(finished.result.max(0).unsigned_abs()).min(ROOM_BYTES as u64));
@@ -371,3 +371,126 @@ fn zero_range() -> i32 {
 
 /// Rooms to copy to, of a queue of a file that demands alignment.
 const ROOMS: u8 = 16;
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::time::{Duration, Instant};
+
+    use ringway_ring::memory::{HostMemory, PageKind};
+
+    use super::super::open::Wish;
+    use super::*;
+
+    struct Nothing;
+
+    impl Taken for Nothing {
+        fn data(&self, _: u16) -> Span<'_> {
+            Span::EMPTY
+        }
+    }
+
+    struct Scene {
+        queue: FileQueue,
+        file: Arc<OpenFile>,
+        ended: Ended,
+        _dir: tempfile::TempDir,
+        _memory: HostMemory,
+    }
+
+    fn scene(cache: Cache) -> Scene {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = dir.path().join("disk");
+        File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        let wish = Wish { path, cache: Some(cache), is_read_only: false };
+        let file = OpenFile::open(wish, Duration::ZERO).unwrap();
+        let memory = HostMemory::allocate_on(PageKind::Base, "test", 1 << 20).unwrap();
+        let map = Arc::new(memory.guest_map(0).unwrap());
+        let seat = QueueSeat { index: 0, slots: 16, segments: 4, map: &map, polled: &[] };
+        let queue = FileQueue::new(&file, &seat, None).unwrap();
+        Scene { queue, file, ended: Ended::new(16), _dir: dir, _memory: memory }
+    }
+
+    impl Scene {
+        /// Turns until something ended; what did, and how.
+        fn next(&mut self) -> Vec<(u16, Outcome)> {
+            let begun = Instant::now();
+            loop {
+                assert!(begun.elapsed() < Duration::from_secs(30));
+                self.queue.turn(&Nothing, 1 << 20, &mut self.ended);
+                let mut ended: Vec<_> = std::iter::from_fn(|| self.ended.pop()).collect();
+                ended.sort_by_key(|(slot, _)| *slot);
+                if !ended.is_empty() {
+                    return ended;
+                }
+            }
+        }
+
+        fn flush(&mut self, slots: std::ops::Range<u16>) {
+            for slot in slots {
+                assert_eq!(self.queue.submit(slot, Operation::Flush, Span::EMPTY), Submitted::Taken);
+            }
+        }
+    }
+
+    #[test]
+    fn flushes_that_wait_are_served_by_the_next_one_and_never_by_the_one_that_runs() {
+        let mut scene = scene(Cache::Buffered);
+        scene.flush(0..5);
+        scene.queue.begin_flush(&mut scene.ended);
+        // It runs: what comes now may be to cover what it does not.
+        scene.flush(5..9);
+        assert_eq!((scene.queue.flush.running.len(), scene.queue.flush.waiting.len()), (5, 4));
+        let all = |slots: std::ops::Range<u16>| slots.map(|slot| (slot, Outcome::Done)).collect::<Vec<_>>();
+        assert_eq!(scene.next(), all(0..5));
+        assert_eq!(scene.next(), all(5..9));
+        assert_eq!(scene.queue.arm(), Wake::Armed);
+    }
+
+    #[test]
+    fn after_a_flush_that_failed_none_is_true_where_the_host_caches() {
+        for (cache, is_lost) in [(Cache::Buffered, true), (Cache::Direct, false)] {
+            let mut scene = scene(cache);
+            scene.flush(0..2);
+            scene.queue.begin_flush(&mut scene.ended);
+            let Scene { queue, ended, .. } = &mut scene;
+            queue.end_flush(-libc::EIO, ended);
+            let failed = Outcome::Failed(DropReason::BackingFailed);
+            assert_eq!((ended.pop(), ended.pop()), (Some((0, failed)), Some((1, failed))));
+            // As it would, the one that ran ends once more, and has nobody to serve.
+            let begun = Instant::now();
+            while queue.ring.reap().is_none() {
+                assert!(begun.elapsed() < Duration::from_secs(30));
+                queue.ring.look();
+            }
+            let submitted = queue.submit(3, Operation::Flush, Span::EMPTY);
+            if is_lost {
+                assert_eq!(submitted, Submitted::Ended(failed));
+                assert!(scene.file.health().words().unwrap().contains("every flush fails"));
+            } else {
+                assert_eq!(submitted, Submitted::Taken);
+                assert_eq!(scene.next(), [(3, Outcome::Done)]);
+            }
+        }
+    }
+
+    #[test]
+    fn what_passes_is_done_again() {
+        let mut scene = scene(Cache::Buffered);
+        let zero = Operation::WriteZeroes { offset: 0, len: 4096, may_unmap: false, is_durable: true };
+        assert_eq!(scene.queue.submit(0, zero, Span::EMPTY), Submitted::Taken);
+        while scene.queue.ring.reap().is_none() {
+            scene.queue.ring.look();
+        }
+        for (error, way) in [(libc::EAGAIN, Zeroes::Range), (libc::EOPNOTSUPP, Zeroes::Hole)] {
+            assert_eq!(scene.queue.end(0, -error, Span::EMPTY), None);
+            assert_eq!((scene.queue.again.pop_front(), scene.queue.zeroes), (Some(0), way));
+        }
+        scene.queue.jobs[0].zeroes = Zeroes::Hole;
+        assert_eq!(scene.queue.end(0, -libc::EOPNOTSUPP, Span::EMPTY), None);
+        assert_eq!(scene.queue.zeroes, Zeroes::Data);
+        // As data in the end, which lasts by itself.
+        assert_eq!(scene.next(), [(0, Outcome::Done)]);
+        assert_eq!(scene.file.health().failures(), 0);
+    }
+}
