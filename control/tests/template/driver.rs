@@ -139,7 +139,7 @@ impl VdpaDevice for LoopDevice {
         let until = Instant::now() + within;
         while self.card.read(STATUS) & STATUS_READY == 0 {
             if Instant::now() >= until {
-                return Err(Stuck("the card is not ready after its reset".to_owned()));
+                return Err(Stuck::Device("the card is not ready after its reset".to_owned()));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -179,7 +179,7 @@ impl Queues for LoopDevice {
 
     fn stop(&mut self, group: u16, within: Duration) -> Result<Stopped, Stuck> {
         if !self.card.disable(group, within) {
-            return Err(Stuck(format!("the card still has pair {group}")));
+            return Err(Stuck::Device(format!("the card still has pair {group}")));
         }
         Ok(Stopped { positions: self.kept.take(group), ended: None })
     }

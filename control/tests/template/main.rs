@@ -188,6 +188,9 @@ fn card_that_keeps_rings_or_memory_costs_the_session_and_is_not_given_to_the_nex
         }
         drop(frontend);
         eventually(|| host.field("history/last_end").as_str().is_some_and(|end| end.contains("did not")));
+        let end = host.field("history/last_end");
+        // It is the card that hangs, and no core of the host's.
+        assert!(keeps_memory || end.as_str().is_some_and(|end| end.contains("the device did not")), "{end}");
         host.card.unmap_fails(false);
         host.card.stop_hangs(false);
         assert!(host.card.disable(0, SOON));

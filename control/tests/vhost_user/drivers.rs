@@ -118,7 +118,7 @@ impl VdpaDevice for FlawedDevice {
     }
     fn reset(&mut self, _: Duration) -> Result<(), Stuck> {
         if self.pumps.maker.flaw == Flaw::NoReset {
-            return Err(Stuck("the device does not come back".to_owned()));
+            return Err(Stuck::Device("the device does not come back".to_owned()));
         }
         Ok(())
     }

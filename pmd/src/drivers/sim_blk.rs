@@ -177,9 +177,9 @@ impl Disk for MemoryDisk {
 
     fn set(&mut self, attributes: &BTreeMap<String, String>, _within: Duration) -> Result<(), Stuck> {
         let Some(text) = attributes.get(SIZE) else { return Ok(()) };
-        let bytes = size(SIZE, text).map_err(|unfit| Stuck(unfit.why))?;
+        let bytes = size(SIZE, text).map_err(|unfit| Stuck::Device(unfit.why))?;
         if let Some(memory) = self.memory.as_ref().filter(|_| self.moves_data) {
-            memory.reach(bytes).map_err(|error| Stuck(error.to_string()))?;
+            memory.reach(bytes).map_err(|error| Stuck::Device(error.to_string()))?;
         }
         (self.bytes, self.size) = (bytes, text.clone());
         Ok(())

@@ -222,8 +222,10 @@ impl HostEnd for UplinkPort {
         placer: &Placer,
         within: Duration,
     ) -> Result<(), DriverError> {
-        let stuck =
-            |Stuck(why)| DriverError::Resource { what: why, source: std::io::ErrorKind::ResourceBusy.into() };
+        let stuck = |stuck: Stuck| DriverError::Resource {
+            what: stuck.to_string(),
+            source: std::io::ErrorKind::ResourceBusy.into(),
+        };
         self.close(within).map_err(stuck)?;
         let watch = UplinkWatch::new(attention);
         let counted = |index: usize| counters.get(index).map(Arc::clone).unwrap_or_default();

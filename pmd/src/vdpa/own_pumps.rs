@@ -52,7 +52,7 @@ impl<M: MakePump> OwnPumps<M> {
         let Some(running) = slot else { return Ok(None) };
         let end = match running.placed.retire(within) {
             Ok(retired) => retired.end,
-            Err(error @ PlaceError::Timeout { .. }) => return Err(Stuck(error.to_string())),
+            Err(error @ PlaceError::Timeout { .. }) => return Err(Stuck::Worker(error.to_string())),
             // The pump is gone with its engine.
             Err(_) => HowEnded::Retired,
         };
@@ -107,7 +107,7 @@ impl<M: MakePump> Queues for OwnPumps<M> {
             match running.placed.move_to(core, within) {
                 Ok(()) => {}
                 Err(error @ PlaceError::Timeout { .. }) => {
-                    return Err(ServeError::Stuck(error.to_string()));
+                    return Err(Stuck::Worker(error.to_string()).into());
                 }
                 Err(error) => outcome = Err(ServeError::NotPlaced(format!("group {group}: {error}"))),
             }

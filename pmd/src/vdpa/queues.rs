@@ -122,27 +122,28 @@ pub enum ServeError {
     /// No worker took them.
     #[error("no worker took them: {0}")]
     NotPlaced(String),
-    /// A worker did not let go of others in time.
-    #[error("a worker did not let go: {0}")]
-    Stuck(String),
+    /// Somebody did not let go of others in time.
+    #[error(transparent)]
+    Stuck(#[from] Stuck),
 }
 
-/// Somebody did not let go in time: a worker of queues, whose memory is still in use; a device of what it was doing.
+/// Somebody did not let go in time, and the memory of queues is still in use.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Stuck(pub String);
-
-impl From<Stuck> for ServeError {
-    fn from(stuck: Stuck) -> ServeError {
-        ServeError::Stuck(stuck.0)
-    }
+pub enum Stuck {
+    /// A worker: the host has no time for it.
+    #[error("a worker did not let go: {0}")]
+    Worker(String),
+    /// The device, of what it was doing.
+    #[error("{0}")]
+    Device(String),
 }
 
 /// To take queues out of service fails in one way.
 impl From<ServeError> for Stuck {
     fn from(error: ServeError) -> Stuck {
         match error {
-            ServeError::Refused(why) | ServeError::NotPlaced(why) | ServeError::Stuck(why) => Stuck(why),
+            ServeError::Refused(why) | ServeError::NotPlaced(why) => Stuck::Device(why),
+            ServeError::Stuck(stuck) => stuck,
         }
     }
 }

@@ -8,7 +8,7 @@ use ringway_engine::{Engine, Watcher};
 use ringway_pmd::counters::QueueCounters;
 use ringway_pmd::dma::{Cancel, MapError};
 use ringway_pmd::notify::EventFd;
-use ringway_pmd::vdpa::{Ended, Placer, QueueBinding, QueueEnds, ServeError, ServedBy, VdpaDevice};
+use ringway_pmd::vdpa::{Ended, Placer, QueueBinding, QueueEnds, ServeError, ServedBy, Stuck, VdpaDevice};
 use ringway_ring::guest::GuestMap;
 use ringway_ring::position::PositionSlot;
 
@@ -85,7 +85,7 @@ impl<'session> EnginePlane<'session> {
     pub(super) fn set(&mut self, attributes: &BTreeMap<String, String>) -> Result<(), PlaneError> {
         self.device.set(attributes, RETIRE_WITHIN).map_err(|stuck| {
             self.stuck = true;
-            PlaneError::Stuck(stuck.0)
+            PlaneError::from(stuck)
         })
     }
 
@@ -119,7 +119,16 @@ impl From<ServeError> for PlaneError {
         match error {
             ServeError::Refused(why) => PlaneError::Driver(why),
             ServeError::NotPlaced(why) => PlaneError::Engine(why),
-            ServeError::Stuck(why) => PlaneError::Stuck(why),
+            ServeError::Stuck(stuck) => stuck.into(),
+        }
+    }
+}
+
+impl From<Stuck> for PlaneError {
+    fn from(stuck: Stuck) -> PlaneError {
+        match stuck {
+            Stuck::Worker(why) => PlaneError::Stuck(why),
+            Stuck::Device(why) => PlaneError::Device(why),
         }
     }
 }
@@ -155,7 +164,7 @@ impl Plane for EnginePlane<'_> {
         let patience = self.patience();
         let stopped = self.device.queues().stop(group, patience).map_err(|stuck| {
             self.stuck = true;
-            PlaneError::Stuck(stuck.0)
+            PlaneError::from(stuck)
         })?;
         // Where cores serve them, they are kept there already.
         for (index, position) in stopped.positions {
@@ -185,7 +194,7 @@ impl Plane for EnginePlane<'_> {
         let patience = self.patience();
         self.device.reset(patience).map_err(|stuck| {
             self.stuck = true;
-            PlaneError::Device(stuck.0)
+            PlaneError::from(stuck)
         })
     }
 

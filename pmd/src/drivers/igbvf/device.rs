@@ -179,7 +179,7 @@ impl IgbvfNic {
             retired => retired,
         };
         let panicked = match retired.map(|retired| retired.end) {
-            Err(error @ PlaceError::Timeout { .. }) => return Err(Stuck(error.to_string())),
+            Err(error @ PlaceError::Timeout { .. }) => return Err(Stuck::Worker(error.to_string())),
             Ok(HowEnded::Panicked(message)) => Some(message),
             // Err: the pump is gone with its engine.
             Ok(HowEnded::Retired) | Err(_) => None,
@@ -233,7 +233,7 @@ fn quiet(open: &Open, name: &str, host: &DeviceHost) -> Result<(), Stuck> {
     open.quiet().map_err(|why| {
         // Nobody is given it as it is: the host resets what is closed.
         host.gone(format!("the function does not stop: {why}"));
-        Stuck(format!("{name}: {why}"))
+        Stuck::Device(format!("{name}: {why}"))
     })
 }
 

@@ -185,7 +185,7 @@ impl Uplink for Work {
         self.open.quiet().map_err(|why| {
             // Nobody is given it as it is: the host resets what is closed.
             self.host.gone(format!("the function does not stop: {why}"));
-            Stuck(format!("{}: {why}", self.name))
+            Stuck::Device(format!("{}: {why}", self.name))
         })
     }
 }

@@ -423,7 +423,7 @@ impl VirtioNic {
                 retired => retired,
             };
             match retired.map(|retired| retired.end) {
-                Err(error @ PlaceError::Timeout { .. }) => return Err(Stuck(error.to_string())),
+                Err(error @ PlaceError::Timeout { .. }) => return Err(Stuck::Worker(error.to_string())),
                 Ok(HowEnded::Panicked(message)) => panicked = Some(message),
                 // Err: the pump is gone with its engine.
                 Ok(HowEnded::Retired) | Err(_) => {}
@@ -456,7 +456,7 @@ impl VirtioNic {
         {
             // Nobody is given it as it is: the host resets what is closed.
             self.host.gone(format!("the function does not stop: {why}"));
-            return Err(Stuck(format!("{}: {why}", self.name)));
+            return Err(Stuck::Device(format!("{}: {why}", self.name)));
         }
         self.unsettled.drain(..).for_each(|mut queue| settle(&mut queue));
         self.up = None;

@@ -10,7 +10,7 @@ use ringway_engine::{HowEnded, NotPlaced, PlaceError, Placed, Pump, Watcher};
 use super::ends::{EndKey, PumpKey};
 use super::{Fabric, State};
 use crate::later;
-use crate::vdpa::{Ended, ServeError};
+use crate::vdpa::{Ended, ServeError, Stuck};
 
 /// A pump that was placed.
 pub(super) struct Running {
@@ -122,7 +122,7 @@ impl Fabric {
                 running.is_unsettled = true;
                 state.pumps.insert(key, running);
                 self.settle_later(state);
-                return Err(ServeError::Stuck(error.to_string()));
+                return Err(Stuck::Worker(error.to_string()).into());
             }
             Err(error) => {
                 state.ends.lose(&running.members, &Ended::NotPlaced(error.to_string()));
@@ -154,7 +154,7 @@ impl Fabric {
             if let Err(error @ PlaceError::Timeout { .. }) = running.placed.move_to(core, within) {
                 running.is_unsettled = true;
                 self.settle_later(&mut state);
-                return Err(ServeError::Stuck(error.to_string()));
+                return Err(Stuck::Worker(error.to_string()).into());
             }
         }
         Ok(())

@@ -13,7 +13,7 @@ use crate::net::Mac;
 use crate::net::announce::Announcement;
 use crate::net::guest_queue::PortRules;
 use crate::net::side::{receive_queue, transmit_queue};
-use crate::vdpa::{Ended, Placer, QueueBinding, ServeError};
+use crate::vdpa::{Ended, Placer, QueueBinding, ServeError, Stuck};
 
 /// See the module's head. It is let go when dropped, whatever still runs there.
 pub struct Port {
@@ -117,7 +117,7 @@ impl Port {
         let mut state = self.lock();
         for (queue, ..) in &sides {
             if state.ends.running.contains_key(&EndKey { port: self.id, queue: *queue }) {
-                return Err(ServeError::Stuck(format!("queue {queue} is still with one")));
+                return Err(Stuck::Worker(format!("queue {queue} is still with one")).into());
             }
         }
         let (slot, is_leaving) = (self.slot, &self.is_leaving);
