@@ -90,7 +90,7 @@ pub use self::host::{DeviceHost, Upcall};
 pub use self::host_end::{HostEnd, NetdevChange};
 pub use self::mgmtdev::{AttributeInfo, ManagementDevice, MgmtInfo, MgmtKind, MgmtKindInfo};
 pub use self::own_pumps::{MakePump, OwnPumps};
-pub use self::parent::{FunctionState, Functions, Parent};
+pub use self::parent::{FunctionState, Functions, Parent, Planned};
 pub use self::queues::{
     Ended, Kept, Placer, QueueBinding, QueueEnds, Queues, ServeError, ServedBy, Stopped, Stuck,
 };

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 
 use ringway_pmd::net::tap::namespace_path;
 use ringway_pmd::net::{F_MAC, F_MQ, F_MTU, MAX_MTU, MIN_MTU, Mac};
-use ringway_pmd::vdpa::{Class, ClassSpec, DeviceSpec, MgmtInfo, NetSpec, Unfit};
+use ringway_pmd::vdpa::{Class, ClassSpec, DeviceSpec, MgmtInfo, NetSpec, Planned, Unfit};
 use ringway_ring::features::Features;
 
 use crate::devices::known::{Known, no_such_mgmtdev};
 use crate::devices::naming::check_name;
-use crate::fault::{Fault, nearest, printable};
+use crate::fault::{Fault, Kind, nearest, printable};
 use crate::operator::api::{DeviceEntry, FLAVOUR, MgmtEntry, Mode, PortEntry};
 use crate::operator::names::{feature_names, parse_features};
 
@@ -193,6 +193,33 @@ pub fn check_port_entry(entry: &PortEntry, known: &Known) -> Result<(), Fault> {
         }));
     }
     (functions.check)(&entry.attributes).map_err(unfit)
+}
+
+/// The management device of a port is not in its file.
+pub(crate) fn no_parent(name: &str) -> Fault {
+    let why = format!("no [[mgmtdev]] of this file is named {name}");
+    Fault::not_found(why).hint(format!("[[mgmtdev]] with name = \"{name}\""))
+}
+
+/// Checks a port beside others that are made before it, on management devices of kinds that are made with these.
+pub(crate) fn check_port_beside<'a>(
+    entry: &PortEntry,
+    before: impl IntoIterator<Item = &'a PortEntry>,
+    mgmtdevs: &[MgmtEntry],
+    known: &Known,
+) -> Result<(), Fault> {
+    // A driver's own says what is left once it is there.
+    if known.kind(&entry.mgmtdev).is_err() {
+        return Ok(());
+    }
+    let Some(parent) = mgmtdevs.iter().find(|mgmtdev| mgmtdev.name == entry.mgmtdev) else {
+        return Err(no_parent(&entry.mgmtdev).at("mgmtdev"));
+    };
+    let Some(functions) = known.find(&entry.mgmtdev).and_then(|info| info.functions) else { return Ok(()) };
+    let others = before.into_iter().filter(|other| other.mgmtdev == entry.mgmtdev);
+    let others = others.map(|other| &other.attributes).collect();
+    let planned = Planned { parent: &parent.attributes, others, last: (entry.pfnum, &entry.attributes) };
+    (functions.fit)(&planned).map_err(|why| Fault { kind: Kind::Conflict, ..unfit(why) })
 }
 
 /// Checks that the driver declared these attributes.

@@ -184,8 +184,10 @@ impl Daemon {
             .devices()
             .any(|device| device.entry.mgmtdev == *name && device.origin == Origin::Config);
         // Its functions first: what stands on them is gone at once.
-        notes.extend(gone_with_it(&self.revoke_ports(name, &format!("{name} was removed"))));
-        let of_config = self.forget_ports(name) || of_config;
+        let by_port = self.revoke_ports(name, &format!("{name} was removed"));
+        let of_config = self.forget_ports(name, &by_port) || of_config;
+        let gone: Vec<String> = by_port.into_iter().flat_map(|(_, devices)| devices).collect();
+        notes.extend(gone_with_it(&gone));
         if let (true, Some(file)) = (of_config || origin == MgmtOrigin::Config, &self.config_file) {
             notes.push(format!(
                 "{name} stays in {}: it comes back when ringwayd starts again",

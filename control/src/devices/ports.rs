@@ -230,8 +230,8 @@ impl Daemon {
         Ok(PortDeleted { deleted: target.name.clone(), devices, notes })
     }
 
-    /// A parent goes, and its children with it: their devices are gone at once. Returns those.
-    pub(crate) fn revoke_ports(&mut self, name: &str, why: &str) -> Vec<String> {
+    /// A parent goes, and its children with it: their devices are gone at once. Returns those, by port.
+    pub(crate) fn revoke_ports(&mut self, name: &str, why: &str) -> Vec<(String, Vec<String>)> {
         let Ok(mgmtdev) = self.registry.mgmtdev(name) else { return Vec::new() };
         let Some(parent) = mgmtdev.device.parent() else { return Vec::new() };
         parent.revoke(why);
@@ -239,18 +239,21 @@ impl Daemon {
         let mut devices = Vec::new();
         for port in of_it {
             port.why = Some(why.to_owned());
-            devices.extend(self.registry.made_by(&port.entry.child()));
+            let its = self.registry.made_by(&port.entry.child());
+            devices.push((port.entry.handle(), its));
         }
         self.hear_buses();
         devices
     }
 
-    /// Forgets the ports of a parent that an operator removed. True if one of them is the configuration file's.
-    pub(crate) fn forget_ports(&mut self, name: &str) -> bool {
+    /// Forgets the ports of a parent that an operator removed, with these devices. True if one of them is the configuration file's.
+    pub(crate) fn forget_ports(&mut self, name: &str, devices: &[(String, Vec<String>)]) -> bool {
         let gone: Vec<Port> = self.ports.extract_if(.., |port| port.entry.mgmtdev == name).collect();
         self.kept_ports.retain(|entry| entry.mgmtdev != name);
         for port in &gone {
-            self.events.push("port.removed", None, json!({ "port": port.entry.handle() }));
+            let handle = port.entry.handle();
+            let its = devices.iter().find(|(of, _)| *of == handle).map_or(&[][..], |(_, its)| its);
+            self.events.push("port.removed", None, json!({ "port": handle, "devices": its }));
         }
         gone.iter().any(|port| port.origin == MgmtOrigin::Config)
     }

@@ -440,12 +440,18 @@ impl Source<'_> {
     }
 }
 
-/// A device that was asked for and could not be made.
+/// A device or port that was asked for and could not be made.
 pub(crate) struct NotMade<'a> {
-    pub(crate) entry: &'a DeviceEntry,
+    pub(crate) entry: Asked<'a>,
     pub(crate) why: &'a str,
     /// As it is, it never can be.
     pub(crate) is_final: bool,
+}
+
+/// What was asked for.
+pub(crate) enum Asked<'a> {
+    Port(&'a PortEntry),
+    Device(&'a DeviceEntry),
 }
 
 /// Writes what runs as a file that makes it, and as data. What could not be made follows; what never can be, as a comment.
@@ -490,17 +496,24 @@ pub(crate) fn dump(
     for NotMade { entry, why, is_final } in not_made {
         let why: String = why.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         toml.push_str(&format!("\n# not made: {why}\n"));
-        let mut table = String::from("[[device]]\n");
-        write_table(&mut table, &flat(entry));
+        let (kind, name, keys) = match entry {
+            Asked::Port(entry) => ("port", entry.handle(), flat(entry)),
+            Asked::Device(entry) => ("device", entry.name.clone(), flat(entry)),
+        };
+        let mut table = format!("[[{kind}]]\n");
+        write_table(&mut table, &keys);
         for line in table.lines() {
             // Else no daemon would start with the file.
             toml.push_str(if *is_final { "# " } else { "" });
             toml.push_str(line);
             toml.push('\n');
         }
-        config["not_made"][&entry.name] = json!(why);
-        if !is_final && let Some(devices) = config["device"].as_array_mut() {
-            devices.push(flat(entry).into());
+        config["not_made"][&name] = json!(why);
+        if !is_final {
+            match &mut config[kind] {
+                Value::Array(all) => all.push(keys.into()),
+                none => *none = json!([keys]),
+            }
         }
     }
     Dump { toml, config }

@@ -10,7 +10,7 @@ use ringway_ring::queue::RingFault;
 use serde_json::{Map, Value};
 
 use crate::daemon::Daemon;
-use crate::devices::checks::uplink_of;
+use crate::devices::checks::{check_port_beside, uplink_of};
 use crate::devices::device::{Connection, Device, Origin};
 use crate::devices::known::{KnownBus, no_such_mgmtdev};
 use crate::devices::life::Life;
@@ -262,7 +262,7 @@ impl Daemon {
         let not_made = self.absent.iter().filter(|absent| !self.registry.is_taken(&absent.entry.name));
         let not_made: Vec<config::NotMade<'_>> = not_made
             .map(|absent| config::NotMade {
-                entry: &absent.entry,
+                entry: config::Asked::Device(&absent.entry),
                 why: &absent.why,
                 is_final: absent.is_final,
             })
@@ -272,9 +272,23 @@ impl Daemon {
         let mgmtdevs: Vec<MgmtEntry> = named
             .map(|mgmtdev| MgmtEntry { name: mgmtdev.device.info().name, attributes: mgmtdev.asked.clone() })
             .collect();
-        let ports: Vec<PortEntry> = self.ports.iter().map(|port| port.entry.clone()).collect();
+        let made = self.ports.iter().filter(|port| port.why.is_none());
+        let ports: Vec<PortEntry> = made.map(|port| port.entry.clone()).collect();
+        let known = self.registry.known();
+        let mut beside: Vec<&PortEntry> = ports.iter().collect();
+        // Before devices: one of them may be on a port that is not made.
+        let mut all_not_made = Vec::new();
+        for port in &self.ports {
+            let Some(why) = &port.why else { continue };
+            let is_final = check_port_beside(&port.entry, beside.iter().copied(), &mgmtdevs, &known).is_err();
+            if !is_final {
+                beside.push(&port.entry);
+            }
+            all_not_made.push(config::NotMade { entry: config::Asked::Port(&port.entry), why, is_final });
+        }
+        all_not_made.extend(not_made);
         let ctl = self.ctl_path.as_deref();
-        Ok(config::dump(&self.settings, ctl, state_dir, &mgmtdevs, &ports, &devices, &not_made))
+        Ok(config::dump(&self.settings, ctl, state_dir, &mgmtdevs, &ports, &devices, &all_not_made))
     }
 }
 

@@ -252,6 +252,12 @@ fn ports_outlive_the_daemon_and_may_stand_in_a_file() {
         (format!("{nic}{port}state = \"on\"\n"), 2, "dump.toml:6: state is"),
         (format!("{nic}[[port]]\nmgmtdev = \"simnic/n\"\n"), 2, "a port has an sfnum"),
         (format!("{nic}[[port]]\nmgmtdev = \"sim/net\"\nsfnum = 1\n"), 2, "sim/net cannot be divided"),
+        (format!("{nic}{port}pfnum = 3\n"), 4, "dump.toml:6: pfnum 3: there is one, 0"),
+        (
+            format!("{nic}queues = 2\n{port}max_io_eqs = 2\n{}", port.replace("1", "2")),
+            4,
+            "dump.toml:8: 0 of 2 queue pairs are left by the ports before, not 1",
+        ),
         ("[port]\nsfnum = 1\n".to_owned(), 2, "a list of tables: [[port]]"),
     ] {
         std::fs::write(&file, &text).unwrap();
@@ -267,6 +273,27 @@ fn ports_outlive_the_daemon_and_may_stand_in_a_file() {
     )
     .unwrap();
     daemon.run(&check).good();
+}
+
+#[test]
+fn port_that_is_not_made_is_dumped_with_why_and_its_dump_is_good() {
+    let mut daemon = with_nic("queues 2");
+    daemon.run("port add simnic/nic0 sfnum 1").good();
+    daemon.run("port function set simnic/nic0/1 max_io_eqs 2").good();
+    daemon.terminate();
+    // The file goes first, and leaves less.
+    let file = daemon.dir.join("dump.toml");
+    let nic =
+        "[[mgmtdev]]\nname = \"simnic/nic0\"\nqueues = 2\n[[port]]\nmgmtdev = \"simnic/nic0\"\nsfnum = 2\n";
+    std::fs::write(&file, nic).unwrap();
+    daemon.start_again(&["--config", file.to_str().unwrap()]);
+    let dump = daemon.run("config dump").good();
+    let said = "\n# not made: simnic/nic0 has 1 of 2 queue pairs left, not 2";
+    assert!(dump.contains(said) && dump.contains("\n# [[port]]\n"), "{dump}");
+    std::fs::write(&file, &dump).unwrap();
+    daemon.run(&format!("config check {}", file.display())).good();
+    let json = daemon.run("-j config dump").json();
+    assert!(json["not_made"]["simnic/nic0/1"].is_string(), "{json}");
 }
 
 #[test]

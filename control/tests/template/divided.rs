@@ -47,6 +47,7 @@ impl ManagementDevice for Multi {
             functions: Some(Functions {
                 attributes: vec![AttributeInfo { name: "weight", value: "N", help: "", live: None }],
                 check: |_| Ok(()),
+                fit: |_| Ok(()),
             }),
             summary: "a model card that is divided",
             check: |_, _| Ok(()),

@@ -348,7 +348,8 @@ impl<D: Disk> VdpaDevice for BlockDevice<D> {
 
     fn set(&mut self, attributes: &BTreeMap<String, String>, within: Duration) -> Result<(), Stuck> {
         let maker = &mut self.pumps.maker;
-        let rates = Plan::rates_among(attributes, maker.plan.rates).map_err(|unfit| Stuck::Device(unfit.why))?;
+        let rates =
+            Plan::rates_among(attributes, maker.plan.rates).map_err(|unfit| Stuck::Device(unfit.why))?;
         maker.disk.set(attributes, within)?;
         maker.plan.rates = rates;
         maker.plan.rate_words.extend(rate_words(attributes));

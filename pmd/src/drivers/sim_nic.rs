@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::bridge::{self, CORE, DEFAULT_AGEING, FLOOD};
+use super::bridge::{self, DEFAULT_AGEING, FLOOD};
 use super::host_port::{HostPort, NETNS, TAP};
 use super::joined::{FEATURES, JoinedDevice, MAX_PAIRS, Members};
 use super::link::{self, CHECK};
@@ -21,7 +21,12 @@ use crate::net::fabric::{BridgeSettings, Fabric};
 use crate::net::plan::{Offer, switch, word};
 use crate::vdpa::{
     AttributeInfo, Class, ClassSpec, DeviceHost, DeviceSpec, DriverError, FunctionState, Functions, Learned,
-    ManagementDevice, MgmtInfo, MgmtKind, MgmtKindInfo, NetMgmt, Parent, Unfit, VdpaDevice,
+    ManagementDevice, MgmtInfo, MgmtKind, MgmtKindInfo, NetMgmt, Parent, Planned, Unfit, VdpaDevice,
+};
+
+const CORE: AttributeInfo = AttributeInfo {
+    help: "the core that serves the NIC and its functions (default: chosen)",
+    ..bridge::CORE
 };
 
 /// The kind.
@@ -318,10 +323,27 @@ fn describe(name: String) -> MgmtInfo {
         functions: Some(Functions {
             attributes: vec![HW_ADDR, IO_EQS],
             check: |attributes| Function { mac: None, pairs: 1 }.with(attributes).map(drop),
+            fit,
         }),
         summary: "simulated NIC of many functions (ringway port add); its own device is the uplink",
         check: link::check,
     }
+}
+
+/// Whether a function finds queue pairs of its parent left by others.
+fn fit(Planned { parent, others, last: (pfnum, last) }: &Planned<'_>) -> Result<(), Unfit> {
+    if *pfnum != 0 {
+        return Err(Unfit::new("pfnum", format!("pfnum {pfnum}: there is one, 0")));
+    }
+    let pairs = |attributes: &BTreeMap<String, String>| io_eqs(attributes).map(|pairs| pairs.unwrap_or(1));
+    let queues = queues(parent)?.unwrap_or(DEFAULT_QUEUES);
+    let used = others.iter().map(|other| pairs(other)).sum::<Result<u16, Unfit>>()?;
+    let (left, wanted) = (queues.saturating_sub(used), pairs(last)?);
+    if wanted <= left {
+        return Ok(());
+    }
+    let why = format!("{left} of {queues} queue pairs are left by the ports before, not {wanted}");
+    Err(Unfit::new(IO_EQS.name, why))
 }
 
 fn describe_function(name: String, pairs: u16) -> MgmtInfo {

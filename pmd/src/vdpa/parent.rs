@@ -11,6 +11,19 @@ pub struct Functions {
     pub attributes: Vec<AttributeInfo>,
     /// Checks their values.
     pub check: fn(&BTreeMap<String, String>) -> Result<(), Unfit>,
+    /// Checks whether a last one fits beside the others, before any of it is there.
+    pub fit: fn(&Planned<'_>) -> Result<(), Unfit>,
+}
+
+/// Functions of one management device that are to be made together.
+#[derive(Debug)]
+pub struct Planned<'a> {
+    /// Attributes of the management device.
+    pub parent: &'a BTreeMap<String, String>,
+    /// Attributes of the functions before it.
+    pub others: Vec<&'a BTreeMap<String, String>>,
+    /// Of which physical function the last is, and its attributes.
+    pub last: (u32, &'a BTreeMap<String, String>),
 }
 
 /// A function as it is.

@@ -170,7 +170,7 @@ pub fn ringwayd_page() -> String {
     page.section("CONFIGURATION");
     page.text(
         "One TOML file holds the desired state: a table [daemon], a table [[device]] for each device, a table \
-               [[mgmtdev]] for each link or bridge that is to differ from the default, and a table [[port]] for each port. An unknown key is an error.",
+               [[mgmtdev]] for each link, bridge or simnic that is to differ from the default, and a table [[port]] for each port. An unknown key is an error.",
     );
     for key in crate::operator::config::DAEMON_KEYS {
         page.item(vec![roman("[daemon] "), bold(key)], daemon_key_help(key));
@@ -181,7 +181,7 @@ pub fn ringwayd_page() -> String {
     }
     page.text(
         "A [[mgmtdev]] has a name, as in bridge/br0, and the attributes that ringway mgmtdev add takes: for a bridge, \
-         ageing and core.",
+         ageing and core; for a simnic, queues and core.",
     );
     page.text("A [[port]] takes the words of ringway port add and ringway port function set:");
     for key in crate::operator::config::PORT_KEYS {

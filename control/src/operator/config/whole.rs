@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::Desired;
-use crate::devices::checks::{host_interface, implied_name, uplink_of};
+use crate::devices::checks::{check_port_beside, host_interface, implied_name, no_parent, uplink_of};
 use crate::devices::known::Known;
 use crate::devices::placement::{allowed_cores, choose_cores, list};
 use crate::fault::{Fault, Kind};
@@ -66,9 +66,7 @@ impl Desired {
             }
             let is_made = known.kind(&entry.mgmtdev).is_err();
             if !is_made && self.mgmtdevs.iter().all(|mgmtdev| mgmtdev.name != entry.mgmtdev) {
-                let why = format!("no [[mgmtdev]] of this file is named {}", entry.mgmtdev);
-                let cure = format!("[[mgmtdev]] with name = \"{}\"", entry.mgmtdev);
-                faults.push(places.fault("mgmtdev", Fault::not_found(why).hint(cure)));
+                faults.push(places.fault("mgmtdev", no_parent(&entry.mgmtdev)));
             }
         }
         for (n, (entry, places)) in self.placed().enumerate() {
@@ -175,6 +173,7 @@ impl Desired {
             faults.extend(group.err().map(|fault| places.fault("group", fault)));
         }
         faults.extend(self.check_addresses());
+        faults.extend(self.check_shares());
         match &self.cores {
             Some(cores) => {
                 faults.extend(self.check_cores(cores));
@@ -183,6 +182,21 @@ impl Desired {
             // The daemon's own choice, which its unit may narrow.
             None => (faults, self.check_cores(&[]).into_iter().map(|fault| fault.message).collect()),
         }
+    }
+
+    /// A port has its share of what its parent has in the file. A daemon keeps one that has none until there is room.
+    fn check_shares(&self) -> Vec<Fault> {
+        let known = crate::devices::drivers::known();
+        let mut faults = Vec::new();
+        for (n, (entry, places)) in self.ports.iter().zip(&self.places.ports).enumerate() {
+            let has_parent = self.mgmtdevs.iter().any(|mgmtdev| mgmtdev.name == entry.mgmtdev);
+            let beside = check_port_beside(entry, &self.ports[..n], &self.mgmtdevs, &known);
+            if let Some(fault) = beside.err().filter(|_| has_parent) {
+                let key = fault.path.clone().unwrap_or_default();
+                faults.push(places.fault(&key, fault));
+            }
+        }
+        faults
     }
 
     /// One address is one device's of those that are joined. A daemon takes it: a guest that moves from one device to the
