@@ -125,7 +125,38 @@ fn samples() -> tempfile::TempDir {
             }),
         ));
     }
+    for (backing, depth, ratio) in [("memory", 32, 4.6), ("memory", 1, 6.0), ("direct", 32, 1.2)] {
+        let rounds = json!({"rounds": [{"kiops": 700.0, "latency": {"p50": 1500, "p99": 4000}}]});
+        lines.push(record(
+            "compare",
+            40,
+            json!({"job": "blk", "ring": "split", "peer": "qsd", "backing": backing,
+                   "disk": {"op": "read", "size": 4096, "depth": depth, "touch": "head"}}),
+            json!({
+                "ours": {"throughput": rounds}, "peer": {"name": "qsd", "version": "10.0.2", "throughput": rounds},
+                "ratio": spread(ratio), "p50_ratio": spread(0.15), "p99_ratio": spread(0.3),
+                "ceiling_kiops": 800.0, "generator_bound": depth == 32, "tried": [["threads", 160.0], ["io_uring", 320.0]],
+            }),
+        ));
+    }
     write("compare.json", lines.join("\n"));
+
+    let mut lines = Vec::new();
+    for (number, depth) in [1, 8, 32, 128].into_iter().enumerate() {
+        let round = |factor: f64| {
+            json!({"kiops": 90.0 * factor * f64::from(depth).sqrt(), "mbps": 370.0,
+                   "counts": {"errors": 0, "malformed": 0, "stale": 0, "torn": 0, "misplaced": 0, "damaged": 0},
+                   "latency": {"p50": 1500 * depth, "p90": 1600 * depth, "p99": 4000 * depth, "p999": 9000 * depth, "p9999": 20000 * depth}})
+        };
+        let outcome = |ring: &str, factor: f64| json!({"ring": ring, "backend": {"name": "ringway"}, "series": {"rounds": [round(factor), round(factor * 1.1)]}});
+        lines.push(record(
+            "blk",
+            60 + number as u64,
+            json!({"disk": {"ring": "both", "op": "read", "size": 4096, "depth": depth, "queues": 1}, "rate": null}),
+            json!({"runs": [outcome("split", 1.0), outcome("packed", 1.2)]}),
+        ));
+    }
+    write("blk.json", lines.join("\n"));
 
     let mut lines = Vec::new();
     for (ring, factor) in [("split", 1.0), ("packed", 1.2)] {

@@ -1,5 +1,7 @@
 //! `ringway-bench compare`.
 
+use std::path::PathBuf;
+
 use clap::ValueEnum;
 use ringway_bench::compare::{self, Comparison, Setup};
 use ringway_bench::disk::compare::{self as disks, Backing};
@@ -37,6 +39,9 @@ pub(crate) struct BlkArguments {
     /// What the disks are made of
     #[arg(long, value_enum, default_value_t = Backing::Memory)]
     backing: Backing,
+    /// Where the files of --backing cached and direct are made
+    #[arg(long, value_name = "FOLDER", default_value_os_t = std::env::temp_dir())]
+    folder: PathBuf,
     #[command(flatten)]
     disk: DiskArguments,
     #[command(flatten)]
@@ -99,7 +104,7 @@ fn networks(job: Job, arguments: &NetArguments, json: bool) -> Result<(), Failur
 }
 
 fn disks_of(arguments: &BlkArguments, json: bool) -> Result<(), Failure> {
-    let BlkArguments { peer, peer_pid, backing, disk, rounds } = arguments;
+    let BlkArguments { peer, peer_pid, backing, folder, disk, rounds } = arguments;
     rounds.check()?;
     if *backing == Backing::None && disk.touch != Touched::None {
         return Err("where no byte is moved there is none to be checked: --touch none".into());
@@ -118,7 +123,7 @@ fn disks_of(arguments: &BlkArguments, json: bool) -> Result<(), Failure> {
                 QSD => disks::Peer::Qsd,
                 path => disks::Peer::Socket(path.into(), *peer_pid),
             },
-            folder: std::env::temp_dir(),
+            folder: folder.clone(),
             how: rounds.rounds(),
             cores: rounds.cores.clone(),
             backend_core: rounds.backend_core,

@@ -29,6 +29,21 @@ pub enum Backing {
     Memory,
     /// Nothing: no byte is moved by either
     None,
+    /// A file in the page cache; writes are durable before they are completed
+    Cached,
+    /// A file past the page cache (O_DIRECT); writes are durable before they are completed
+    Direct,
+}
+
+impl Backing {
+    /// It is a file, past the page cache or not.
+    fn file(self) -> Option<bool> {
+        match self {
+            Backing::Memory | Backing::None => None,
+            Backing::Cached => Some(false),
+            Backing::Direct => Some(true),
+        }
+    }
 }
 
 /// What a side of the comparison is.
@@ -80,7 +95,7 @@ pub struct Setup {
     pub backing: Backing,
     /// Beside whom.
     pub peer: Peer,
-    /// Where files are made, if not in memory.
+    /// Where files are made that are not to be in memory.
     pub folder: PathBuf,
     /// How rounds are made.
     pub how: Rounds,
@@ -166,7 +181,11 @@ pub fn compare(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Comparis
     let ceiling_kiops = ceiling(setup)?;
     let (mut peer, tried) = peer(setup, &mut progress)?;
     progress("starting ringwayd");
-    let (mut ours, _) = Contender::new(Behind::Ours(ours(setup)?), setup)?;
+    let files = tempfile::Builder::new()
+        .prefix("ringway-bench-")
+        .tempdir_in(&setup.folder)
+        .map_err(BenchError::system(format!("cannot make a directory in {}", setup.folder.display())))?;
+    let (mut ours, _) = Contender::new(Behind::Ours(ours(setup, files.path())?), setup)?;
     let touch = match setup.options.touch {
         Touch::None | Touch::Head => options::Touch::Header,
         Touch::All => options::Touch::All,
@@ -213,14 +232,28 @@ fn ceiling(setup: &Setup) -> Result<f64, BenchError> {
     Ok(rounds.iter().fold(0.0, |best, round| best.max(round.kiops)))
 }
 
-fn ours(setup: &Setup) -> Result<Ours, BenchError> {
-    let mut words = vec!["size".to_owned(), setup.options.span.0.to_string()];
-    words.extend(["num_queues".to_owned(), setup.options.queues.to_string()]);
-    if setup.backing == Backing::None {
-        words.extend(["data", "off"].map(str::to_owned));
-    }
+fn ours(setup: &Setup, files: &Path) -> Result<Ours, BenchError> {
+    let (span, queues) = (setup.options.span.0, setup.options.queues.to_string());
+    let word = |name: &str, value: String| [name.to_owned(), value];
+    let mut words = word("num_queues", queues).to_vec();
+    let mgmtdev = match setup.backing.file() {
+        None => {
+            words.extend(word("size", span.to_string()));
+            let data = if setup.backing == Backing::None { "off" } else { "on" };
+            words.extend(word("data", data.to_owned()));
+            "sim/blk"
+        }
+        Some(direct) => {
+            let path = files.join("disk");
+            qsd::make_file(&path, span)?;
+            words.extend(word("path", path.display().to_string()));
+            words.extend(word("cache", if direct { "direct" } else { "buffered" }.to_owned()));
+            words.extend(word("write_back", "off".to_owned()));
+            "file"
+        }
+    };
     let (core, idle) = (setup.backend_core, setup.idle);
-    Ours::start(Wanted { core, idle, mgmtdev: "sim/blk", words: &words, config: None })
+    Ours::start(Wanted { core, idle, mgmtdev, words: &words, config: None })
 }
 
 /// The peer in the way in which it is fastest, and what its ways came to.
@@ -243,13 +276,15 @@ fn storage_daemon(
     setup: &Setup,
     progress: &mut impl FnMut(&str),
 ) -> Result<(Contender, Vec<(String, f64)>), BenchError> {
-    let file = |uring| qsd::Disk::File { uring, direct: false, through: false };
-    let ways: &[(&str, qsd::Disk)] = match setup.backing {
-        Backing::Memory => &[("threads", file(false)), ("io_uring", file(true))],
-        Backing::None => &[("null-co", qsd::Disk::Null)],
-    };
-    let place = match setup.backing {
-        Backing::Memory | Backing::None => Path::new(MEMORY_FOLDER),
+    let file = |uring, direct, through| qsd::Disk::File { uring, direct, through };
+    let (ways, place): (&[(&str, qsd::Disk)], _) = match setup.backing {
+        Backing::Memory => (
+            &[("threads", file(false, false, false)), ("io_uring", file(true, false, false))],
+            Path::new(MEMORY_FOLDER),
+        ),
+        Backing::None => (&[("null-co", qsd::Disk::Null)], Path::new(MEMORY_FOLDER)),
+        Backing::Cached => (&[("io_uring", file(true, false, true))], setup.folder.as_path()),
+        Backing::Direct => (&[("io_uring", file(true, true, true))], setup.folder.as_path()),
     };
     let Bytes(bytes) = setup.options.span;
     let (mut best, mut tried): (Option<(Contender, f64)>, _) = (None, Vec::new());

@@ -1,6 +1,7 @@
 //! QEMU's storage daemon as a back-end: in a folder of its own, on one core.
 
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -44,8 +45,7 @@ impl Qsd {
             .map_err(system(format!("cannot make a directory in {}", place.display())))?;
         let (file, socket) = (folder.path().join("disk"), folder.path().join("qsd.sock"));
         if disk != Disk::Null {
-            let made = File::create(&file).and_then(|disk| allocate(&disk, bytes));
-            made.map_err(system(format!("cannot make a file of {bytes} bytes in {}", place.display())))?;
+            make_file(&file, bytes)?;
         }
         let flags = flags(disk, queues, bytes, &file, &socket);
         let program = std::env::var_os(VARIABLE).map_or_else(|| PathBuf::from(PROGRAM), PathBuf::from);
@@ -78,6 +78,8 @@ impl Qsd {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+        // It has opened the file: what is left behind when the suite is killed goes with the daemon.
+        let _ = std::fs::remove_file(&file);
         let identity = Identity { name: "qsd".to_owned(), version: version(&program), flags };
         Ok(Qsd { child, socket, identity, _folder: folder })
     }
@@ -105,10 +107,15 @@ impl Drop for Qsd {
     }
 }
 
-/// Blocks on the disk, so that no write has to find some.
-pub(crate) fn allocate(file: &File, bytes: u64) -> std::io::Result<()> {
-    use rustix::fs::{FallocateFlags, fallocate};
-    rustix::io::retry_on_intr(|| fallocate(file, FallocateFlags::empty(), 0, bytes)).map_err(Into::into)
+/// Makes a file of which every byte was written, so that neither reads nor writes meet holes.
+pub(crate) fn make_file(path: &Path, bytes: u64) -> Result<(), BenchError> {
+    let failed = BenchError::system(format!("cannot make {} of {bytes} bytes", path.display()));
+    let write = || {
+        let mut file = File::create(path)?;
+        std::io::copy(&mut std::io::repeat(0).take(bytes), &mut file)?;
+        file.sync_all()
+    };
+    write().map_err(failed)
 }
 
 fn flags(disk: Disk, queues: u16, bytes: u64, file: &Path, socket: &Path) -> Vec<String> {

@@ -26,14 +26,19 @@ pub(crate) fn words(command: &str) -> &'static str {
     match command {
         "compare" => {
             "The same job by Ringway and by a peer: one port whose frames go back with their addresses exchanged \
-             (loopback, net), or two ports joined untouched (link). Rounds were taken in turns on the same cores with the same load; the \
-             ratio is that of the medians of packets a second, its whiskers those of the quartiles. Touch: the load reads and \
+             (loopback, net), two ports joined untouched (link), or a disk (blk). Rounds were taken in turns on the same cores with the same load; the \
+             ratio is that of the medians of packets or requests a second, its whiskers those of the quartiles. Touch: the load reads and \
              writes only headers, or every byte."
         }
         "net" => {
             "A load generator as a guest's driver over a device's socket. Throughput counts frames that came back intact; \
              latency is from the intended time of sending to receipt, so that a stall counts for every frame that it delayed. \
              Whiskers: lowest and highest round."
+        }
+        "blk" => {
+            "A load generator as a guest's driver over a disk's socket. Requests count that were completed; every block that is read \
+             is checked, unless nothing is touched. Latency is from the intended time of submission to completion. Whiskers: \
+             lowest and highest round."
         }
         "scale" => {
             "How cost grows. Every count is measured in passes there and back, and related to the first count within the same \
@@ -54,7 +59,7 @@ pub(crate) fn words(command: &str) -> &'static str {
 pub(crate) fn knows(record: &Record) -> bool {
     match record.command.as_str() {
         "compare" => comparison(record).is_some(),
-        "net" => net::runs(record).is_some(),
+        "net" | "blk" => net::runs(record).is_some(),
         "ring" => ring::paths(record).is_some(),
         "scale" => !scaled(record).is_empty(),
         _ => false,
@@ -65,7 +70,8 @@ pub(crate) fn knows(record: &Record) -> bool {
 pub(crate) fn draw(html: &mut Html, command: &str, records: &[&Sourced]) {
     match command {
         "compare" => compare::draw(html, records),
-        "net" => net::draw(html, records),
+        "net" => net::draw(html, records, &net::FRAMES),
+        "blk" => net::draw(html, records, &net::REQUESTS),
         "ring" => records.iter().for_each(|sourced| ring::draw(html, sourced)),
         "limits" => records.iter().for_each(|sourced| limits::draw(html, sourced)),
         "scale" => {

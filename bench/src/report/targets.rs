@@ -4,12 +4,32 @@ use serde_json::{Map, Value};
 
 /// The least ratio to the peer that a comparison aims at, by its parameters.
 pub(crate) fn ratio_target(parameters: &Map<String, Value>) -> Option<f64> {
+    if parameters.get("job").and_then(Value::as_str) == Some("blk") {
+        return disk_target(parameters);
+    }
     match (size(parameters)?, parameters.get("touch")?.as_str()?) {
         (64 | 1518, "header") => Some(1.5),
         (1518, "all") => Some(1.2),
         _ => None,
     }
 }
+
+/// The same of disks: requests of 4 KiB, 32 of them under way, beside QEMU's storage daemon.
+fn disk_target(parameters: &Map<String, Value>) -> Option<f64> {
+    let word = |name: &str| parameters.get(name).and_then(Value::as_str);
+    let number = |name: &str| parameters.get(name).and_then(Value::as_u64);
+    if (word("peer"), number("size"), number("depth")) != (Some("qsd"), Some(4096), Some(32)) {
+        return None;
+    }
+    match word("backing")? {
+        "memory" => Some(4.0),
+        "cached" | "direct" => Some(1.3),
+        _ => None,
+    }
+}
+
+/// The most of a disk's median latency with one request under way, in microseconds, and beside the peer's.
+pub(crate) const DISK_P50: (f64, f64) = (2.0, 0.2);
 
 /// The most of a latency beside the peer's.
 pub(crate) const LATENCY_TARGET: f64 = 0.8;
@@ -43,5 +63,14 @@ mod tests {
         assert_eq!(target(json!(64), "all"), None);
         assert_eq!(target(json!("imix"), "header"), None);
         assert_eq!(ratio_target(&Map::new()), None);
+        let disk = |backing: &str, depth: u64, peer: &str| {
+            let disk = json!({"job": "blk", "size": 4096, "touch": "all", "backing": backing, "depth": depth, "peer": peer});
+            ratio_target(disk.as_object().unwrap())
+        };
+        assert_eq!((disk("memory", 32, "qsd"), disk("direct", 32, "qsd")), (Some(4.0), Some(1.3)));
+        assert_eq!(
+            (disk("memory", 1, "qsd"), disk("memory", 32, "/s"), disk("none", 32, "qsd")),
+            (None, None, None)
+        );
     }
 }

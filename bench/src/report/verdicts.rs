@@ -4,7 +4,7 @@ use super::axis::short;
 use super::reading::Sourced;
 use super::reading::{parameters, plain};
 use super::sections::{PEER, comparison, paths, scaled};
-use super::targets::{LATENCY_TARGET, OF_LIMIT, RING_TARGET, ratio_target, size};
+use super::targets::{DISK_P50, LATENCY_TARGET, OF_LIMIT, RING_TARGET, ratio_target, size};
 
 /// A target and what a result has of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,6 +44,28 @@ fn of_comparison(sourced: &Sourced) -> Vec<Verdict> {
     let mut verdict = |what: String, target: String, measured: String, reached: bool| {
         verdicts.push(Verdict { what, target, measured, reached, source: sourced.source.clone() });
     };
+    if let Some(disk) = found.disk {
+        if let Some(target) = ratio_target(&parameters) {
+            let bound = if disk.generator_bound { ", generator-bound" } else { "" };
+            verdict(
+                format!("requests a second beside {}: {}", found.peer, found.name),
+                format!("≥ {target} ×"),
+                format!("{} ×{bound}", short(found.ratio.median)),
+                found.ratio.median >= target,
+            );
+        }
+        let is = |name: &str, value: &str| parameters.get(name).map(plain).as_deref() == Some(value);
+        if is("depth", "1") && is("backing", "memory") && is("peer", "qsd") && is("size", "4096") {
+            let (most_us, most) = DISK_P50;
+            verdict(
+                format!("latency p50 with one request under way beside {}: {}", found.peer, found.name),
+                format!("≤ {most_us} µs, and ≤ {most} ×"),
+                format!("{} µs, {} ×", short(disk.p50_us), short(disk.p50_ratio.median)),
+                disk.p50_us <= most_us && disk.p50_ratio.median <= most,
+            );
+        }
+        return verdicts;
+    }
     if let Some(target) = ratio_target(&parameters) {
         let small = size(&parameters) == Some(64);
         let by_limit = small && found.of_limit.is_some_and(|share| share >= OF_LIMIT);
@@ -175,5 +197,24 @@ mod tests {
         };
         assert!(verdict("64", 1.5, 0.1) && verdict("64", 1.1, 0.7) && verdict("1518", 1.6, 0.1));
         assert!(!verdict("64", 1.4, 0.69) && !verdict("1518", 1.4, 0.9));
+    }
+
+    #[test]
+    fn disks_are_held_to_their_ratio_and_to_their_latency_with_one_request() {
+        let verdicts = |depth: u64, p50: u64| {
+            let rounds = json!({"rounds": [{"kiops": 700.0, "latency": {"p50": p50}}]});
+            let record = serde_json::from_value(json!({
+                "suite": "s", "schema": 1, "command": "compare", "words": [], "at": 0, "host": crate::host::Host::read(),
+                "parameters": {"job": "blk", "backing": "memory", "peer": "qsd", "size": 4096, "depth": depth},
+                "ours": {"throughput": rounds}, "peer": {"throughput": rounds}, "generator_bound": false,
+                "ratio": {"median": 4.1, "low": 4.0, "high": 5.0}, "p50_ratio": {"median": 0.1, "low": 0.1, "high": 0.1},
+            }));
+            of_comparison(&Sourced { source: "f".into(), record: record.unwrap() })
+        };
+        let reached = |verdicts: Vec<Verdict>| verdicts.iter().map(|one| one.reached).collect::<Vec<_>>();
+        assert_eq!(reached(verdicts(32, 9000)), [true]);
+        assert_eq!(reached(verdicts(1, 1900)), [true]);
+        assert_eq!(reached(verdicts(1, 2100)), [false]);
+        assert_eq!(reached(verdicts(8, 2100)), [] as [bool; 0]);
     }
 }

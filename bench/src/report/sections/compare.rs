@@ -21,8 +21,21 @@ pub(crate) struct Comparison {
     pub(crate) of_limit: Option<f64>,
     /// Latencies at half of the peer's peak beside the peer's: median, and 99th percentile.
     pub(crate) latency: Option<[Spread; 2]>,
+    /// Of disks: medians of latency at the same depth beside the peer's, and whether the generator was the limit.
+    pub(crate) disk: Option<Disk>,
     ours: Option<Spread>,
     theirs: Option<Spread>,
+}
+
+/// What a comparison of disks has beside that.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Disk {
+    /// Medians of latency, ours to the peer's.
+    pub(crate) p50_ratio: Spread,
+    /// The median of ours, in microseconds.
+    pub(crate) p50_us: f64,
+    /// It is the generator that was measured.
+    pub(crate) generator_bound: bool,
 }
 
 /// Reads a comparison.
@@ -32,9 +45,24 @@ pub(crate) fn comparison(record: &Record) -> Option<Comparison> {
     let word = |name: &str| peer.get(name).and_then(Value::as_str);
     let parameters = parameters(record);
     let parameter = |name: &str| parameters.get(name).map(plain);
-    let job = [parameter("job"), parameter("ring"), parameter("size").map(|size| format!("{size} B"))];
+    let job = [
+        parameter("job"),
+        parameter("backing"),
+        parameter("op"),
+        parameter("ring"),
+        parameter("size").map(|size| format!("{size} B")),
+        parameter("depth").map(|depth| format!("depth {depth}")),
+    ];
     let touch = parameter("touch").map(|touch| format!("touch {touch}"));
     let name: Vec<String> = job.into_iter().chain([touch]).flatten().collect();
+    let disk = || {
+        let p50 = |round: &Value| round.get("latency")?.get("p50")?.as_f64();
+        Some(Disk {
+            p50_ratio: serde_json::from_value(result.get("p50_ratio")?.clone()).ok()?,
+            p50_us: spread_of(&rounds(result.get("ours")?)?, p50)?.median / 1e3,
+            generator_bound: result.get("generator_bound")?.as_bool()?,
+        })
+    };
     Some(Comparison {
         name: if name.is_empty() { record.words.join(" ") } else { name.join(", ") },
         peer: [word("name"), word("version")].into_iter().flatten().collect::<Vec<_>>().join(" "),
@@ -44,35 +72,85 @@ pub(crate) fn comparison(record: &Record) -> Option<Comparison> {
             let of = |name: &str| serde_json::from_value(ratio.get(name)?.clone()).ok();
             Some([of("p50")?, of("p99")?])
         }),
-        ours: result.get("ours").and_then(mpps),
-        theirs: mpps(peer),
+        disk: disk(),
+        ours: result.get("ours").and_then(rate),
+        theirs: rate(peer),
     })
 }
 
-/// Packets a second of one side: a plain series, or that of its rounds.
-fn mpps(side: &Value) -> Option<Spread> {
-    let of_rounds = || {
-        let rounds: Vec<&Value> = side.get("throughput")?.get("rounds")?.as_array()?.iter().collect();
-        spread_of(&rounds, |round| round.get("mpps")?.as_f64())
-    };
-    series(side, "mpps").or_else(of_rounds)
+/// Packets or requests a second of one side, in millions or thousands: a plain series, or that of its rounds.
+fn rate(side: &Value) -> Option<Spread> {
+    let of_rounds = |name: &str| spread_of(&rounds(side)?, |round| round.get(name)?.as_f64());
+    series(side, "mpps").or_else(|| of_rounds("mpps")).or_else(|| of_rounds("kiops"))
+}
+
+/// The rounds of one side.
+fn rounds(side: &Value) -> Option<Vec<&Value>> {
+    Some(side.get("throughput")?.get("rounds")?.as_array()?.iter().collect())
 }
 
 /// Draws the comparisons.
 pub(crate) fn draw(html: &mut Html, records: &[&Sourced]) {
-    let found: Vec<(Comparison, Option<f64>)> = records
-        .iter()
-        .filter_map(|sourced| {
-            Some((comparison(&sourced.record)?, ratio_target(&parameters(&sourced.record))))
-        })
-        .collect();
+    let found = records.iter().filter_map(|sourced| {
+        Some((comparison(&sourced.record)?, ratio_target(&parameters(&sourced.record))))
+    });
+    let (disks, networks): (Vec<_>, Vec<_>) = found.partition(|(one, _)| one.disk.is_some());
+    draw_networks(html, &networks);
+    draw_disks(html, &disks);
+}
+
+/// A comparison and the ratio that it aims at.
+type Aimed = (Comparison, Option<f64>);
+
+/// Rates beside the peer's.
+fn draw_ratios(html: &mut Html, title: &str, found: &[Aimed]) {
     Bars {
-        title: "Packets a second beside the peer".to_owned(),
+        title: title.to_owned(),
         name: "ratio to the peer (times)".to_owned(),
         bars: found.iter().map(|(one, target)| (one.name.clone(), one.ratio, *target)).collect(),
         mark: Some((1.0, "the peer".to_owned())),
     }
     .draw(html);
+}
+
+fn draw_disks(html: &mut Html, found: &[Aimed]) {
+    draw_ratios(html, "Requests a second beside the peer", found);
+    let rows: Vec<Vec<String>> = found
+        .iter()
+        .filter_map(|(one, target)| {
+            let disk = one.disk?;
+            let spread = |of: Option<Spread>| of.map_or("-".to_owned(), told);
+            Some(vec![
+                one.name.clone(),
+                one.peer.clone(),
+                spread(one.ours),
+                spread(one.theirs),
+                told(one.ratio),
+                target.map_or("-".to_owned(), |target| format!("≥ {target}")),
+                short(disk.p50_us),
+                told(disk.p50_ratio),
+                if disk.generator_bound { "yes" } else { "no" }.to_owned(),
+            ])
+        })
+        .collect();
+    if !rows.is_empty() {
+        let heads = [
+            "job",
+            "peer",
+            "ours, k requests/s",
+            "peer's, k requests/s",
+            "ratio",
+            "target",
+            "our p50, µs",
+            "ratio of p50",
+            "generator-bound",
+        ];
+        table(html, &heads, &rows);
+    }
+}
+
+fn draw_networks(html: &mut Html, found: &[Aimed]) {
+    draw_ratios(html, "Packets a second beside the peer", found);
     let latencies = found.iter().filter_map(|(one, _)| Some((one, one.latency?)));
     Bars {
         title: "Latency beside the peer, at half of the peer's peak rate".to_owned(),
@@ -125,6 +203,25 @@ mod tests {
 
     use super::super::tests::record;
     use super::*;
+
+    #[test]
+    fn a_comparison_of_disks_is_read_with_its_load() {
+        let rounds = json!({"rounds": [{"kiops": 700.0, "latency": {"p50": 1500}}]});
+        let found = comparison(&record(
+            "compare",
+            json!({"job": "blk", "ring": "split", "backing": "memory", "disk": {"size": 4096, "depth": 32, "op": "read"}}),
+            json!({
+                "ours": {"throughput": rounds}, "peer": {"name": "qsd", "version": "10", "throughput": rounds},
+                "ratio": {"median": 4.5, "low": 4.0, "high": 5.0}, "p50_ratio": {"median": 0.2, "low": 0.1, "high": 0.3},
+                "generator_bound": true,
+            }),
+        ))
+        .unwrap();
+        assert_eq!(found.name, "blk, memory, read, split, 4096 B, depth 32");
+        assert_eq!(found.ours.map(|spread| spread.median), Some(700.0));
+        let disk = found.disk.unwrap();
+        assert!(disk.generator_bound && (disk.p50_us - 1.5).abs() < 1e-9, "{disk:?}");
+    }
 
     #[test]
     fn a_comparison_is_read_with_its_job_and_peer() {

@@ -1,4 +1,4 @@
-//! Throughput over sizes and queues, latency over percentiles.
+//! Throughput over sizes and queues, latency over percentiles: of frames, and of a disk's requests.
 
 use std::collections::BTreeMap;
 
@@ -56,12 +56,71 @@ pub(crate) fn runs(record: &Record) -> Option<Vec<Run<'_>>> {
     (!runs.is_empty()).then_some(runs)
 }
 
+/// Fields, and what a column of each is called.
+type Columns = &'static [(&'static str, &'static str)];
+
+/// What runs are of.
+#[derive(Debug)]
+pub(crate) struct Form {
+    /// The field of a round that says how many there were, and the same in words.
+    rate: (&'static str, &'static str),
+    /// Parameters that a chart can be over.
+    varied: &'static [(&'static str, &'static str, &'static str)],
+    /// One of them.
+    each: &'static str,
+    /// Beside rate and latencies, fields of a round, and what is counted of each.
+    columns: (Columns, Columns),
+    /// The highest rate without loss may have been searched.
+    searched: bool,
+}
+
+/// Of a network back-end.
+pub(crate) static FRAMES: Form = Form {
+    rate: ("mpps", "million packets a second"),
+    varied: &[
+        ("size", "Throughput by frame size", "frame size, bytes"),
+        ("burst", "Throughput by burst", "frames in a burst"),
+        ("queue_size", "Throughput by queue size", "entries in a ring"),
+        ("pairs", "Throughput by queue pairs", "queue pairs"),
+    ],
+    each: "frames",
+    columns: (
+        &[("gbps", "Gbit/s")],
+        &[("lost", "lost"), ("duplicated", "doubled"), ("reordered", "reordered"), ("corrupt", "damaged")],
+    ),
+    searched: true,
+};
+
+/// Of a disk.
+pub(crate) static REQUESTS: Form = Form {
+    rate: ("kiops", "thousand requests a second"),
+    varied: &[
+        ("depth", "Throughput by depth", "requests under way, a queue"),
+        ("size", "Throughput by request size", "request size, bytes"),
+        ("queues", "Throughput by queues", "queues"),
+    ],
+    each: "requests",
+    columns: (
+        &[("mbps", "MB/s")],
+        &[
+            ("errors", "failed"),
+            ("malformed", "malformed"),
+            ("stale", "stale"),
+            ("torn", "torn"),
+            ("misplaced", "misplaced"),
+            ("damaged", "damaged"),
+        ],
+    ),
+    searched: false,
+};
+
 /// Draws the runs, all of them together.
-pub(crate) fn draw(html: &mut Html, records: &[&Sourced]) {
+pub(crate) fn draw(html: &mut Html, records: &[&Sourced], form: &Form) {
     let found: Vec<Run<'_>> = records.iter().filter_map(|sourced| runs(&sourced.record)).flatten().collect();
     let names = telling(&found);
-    let rate = |run: &Run<'_>| spread_of(&run.rounds, |round| round.get("mpps")?.as_f64());
-    for (parameter, title, unit) in VARIED {
+    let of = |run: &Run<'_>, field: &str| spread_of(&run.rounds, |round| round.get(field)?.as_f64());
+    let rate = |run: &Run<'_>| of(run, form.rate.0);
+    for &(parameter, title, unit) in form.varied {
         let mut lines: BTreeMap<String, Vec<(f64, Spread)>> = BTreeMap::new();
         for run in &found {
             if let (Some(at), Some(spread)) = (run.parameters.get(parameter).and_then(number), rate(run)) {
@@ -76,7 +135,7 @@ pub(crate) fn draw(html: &mut Html, records: &[&Sourced]) {
         Lines {
             title: title.to_owned(),
             x_name: unit.to_owned(),
-            y_name: "million packets a second".to_owned(),
+            y_name: form.rate.1.to_owned(),
             x: Scale::Log,
             y: Scale::Linear,
             lines: lines.into_iter().map(|(name, points)| Line { name, points }).collect(),
@@ -104,7 +163,7 @@ pub(crate) fn draw(html: &mut Html, records: &[&Sourced]) {
         let part = if count > 1 { format!(" ({} of {count})", number + 1) } else { String::new() };
         Lines {
             title: format!("Latency by percentile{part}"),
-            x_name: "share of frames that were as fast".to_owned(),
+            x_name: format!("share of {} that were as fast", form.each),
             y_name: "microseconds".to_owned(),
             x: Scale::Nines,
             y: Scale::Log,
@@ -125,46 +184,25 @@ pub(crate) fn draw(html: &mut Html, records: &[&Sourced]) {
                 let each = run.rounds.iter().filter_map(|round| round.get("counts")?.get(name)?.as_u64());
                 each.sum::<u64>().to_string()
             };
-            vec![
-                name_of(run, &names, None),
-                rate(run).map_or("-".to_owned(), told),
-                run.lossless_mpps.map_or("-".to_owned(), short),
-                spread_of(&run.rounds, |round| round.get("gbps")?.as_f64()).map_or("-".to_owned(), told),
-                latency("p50"),
-                latency("p99"),
-                latency("p999"),
-                count("lost"),
-                count("duplicated"),
-                count("reordered"),
-                count("corrupt"),
-            ]
+            let (fields, counts) = form.columns;
+            let mut row = vec![name_of(run, &names, None), rate(run).map_or("-".to_owned(), told)];
+            row.extend(form.searched.then(|| run.lossless_mpps.map_or("-".to_owned(), short)));
+            row.extend(fields.iter().map(|(field, _)| of(run, field).map_or("-".to_owned(), told)));
+            row.extend(["p50", "p99", "p999"].map(latency));
+            row.extend(counts.iter().map(|(name, _)| count(name)));
+            row
         })
         .collect();
     if !rows.is_empty() {
-        let heads = [
-            "run",
-            "Mpps",
-            "without loss, Mpps",
-            "Gbit/s",
-            "p50, µs",
-            "p99, µs",
-            "p99.9, µs",
-            "lost",
-            "doubled",
-            "reordered",
-            "damaged",
-        ];
+        let (fields, counts) = form.columns;
+        let mut heads = vec!["run", if form.searched { "Mpps" } else { "k requests/s" }];
+        heads.extend(form.searched.then_some("without loss, Mpps"));
+        heads.extend(fields.iter().map(|(_, head)| *head));
+        heads.extend(["p50, µs", "p99, µs", "p99.9, µs"]);
+        heads.extend(counts.iter().map(|(_, head)| *head));
         table(html, &heads, &rows);
     }
 }
-
-/// Parameters that a chart can be over.
-const VARIED: [(&str, &str, &str); 4] = [
-    ("size", "Throughput by frame size", "frame size, bytes"),
-    ("burst", "Throughput by burst", "frames in a burst"),
-    ("queue_size", "Throughput by queue size", "entries in a ring"),
-    ("pairs", "Throughput by queue pairs", "queue pairs"),
-];
 
 /// Lines in one chart of latencies.
 const LINES_MOST: usize = 6;
@@ -196,10 +234,10 @@ fn name_of(run: &Run<'_>, names: &[String], but: Option<&str>) -> String {
         Some(match (name.as_str(), value) {
             (_, Value::Null | Value::Bool(false)) => return None,
             (_, Value::Bool(true)) => spaced,
-            ("ring" | "job" | "backend", _) => plain(value),
+            ("ring" | "job" | "backend" | "op", _) => plain(value),
             ("size", Value::String(mix)) if mix.parse::<u64>().is_err() => mix.clone(),
             ("size", _) => format!("{} B", plain(value)),
-            ("rate", _) => format!("{} Mpps offered", short(number(value)? / 1e6)),
+            ("rate", _) => format!("{} M/s offered", short(number(value)? / 1e6)),
             _ => format!("{spaced} {}", plain(value)),
         })
     };
