@@ -14,7 +14,25 @@ pub mod qsd;
 pub mod series;
 // A `ringwayd` with a disk.
 pub mod ours;
+// A generator that is not ours.
+pub mod virtio_driver;
 
-pub use generator::{Generator, Round};
+pub use generator::{Generates, Generator, Round};
 pub use options::{DiskOptions, Op};
 pub use series::Series;
+
+use std::path::Path;
+
+use crate::error::BenchError;
+use options::Driver;
+
+/// Connects a generator of either kind.
+///
+/// # Errors
+/// The back-end is not there, or cannot do what is asked for.
+pub fn open(socket: &Path, options: &DiskOptions, cores: &[usize]) -> Result<Box<dyn Generates>, BenchError> {
+    Ok(match options.driver {
+        Driver::Ringway => Box::new(Generator::open(socket, options, cores)?),
+        Driver::VirtioDriver => Box::new(virtio_driver::VirtioDriver::open(socket, options, cores)?),
+    })
+}

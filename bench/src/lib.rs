@@ -3,7 +3,7 @@
 //!
 //! Speed counts as a ratio inside one run; a number alone says more about the machine than about the program, so
 //! every result names the host.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 // What is measured.
 pub mod backend;

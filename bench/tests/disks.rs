@@ -8,8 +8,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ringway_bench::disk::generator::Load;
+use ringway_bench::disk::null;
+use ringway_bench::disk::options::Driver;
 use ringway_bench::disk::options::{Bytes, DiskOptions, Op, Touch};
-use ringway_bench::disk::{Generator, null};
 use ringway_bench::options::Ring;
 use ringway_control::operator::api::DeviceEntry;
 use ringway_control::subsystem::{Options, Subsystem};
@@ -71,7 +72,7 @@ fn requests_of_every_kind_are_accounted_for() {
             span: Bytes(BYTES),
             ..DiskOptions::default()
         };
-        let mut generator = Generator::open(&socket, &options, &[cores()[0]]).unwrap();
+        let mut generator = ringway_bench::disk::open(&socket, &options, &[cores()[0]]).unwrap();
         let mut sum = ringway_guest::block::lane::Counts::default();
         for load in [Load::Closed, Load::Open { iops: 2000.0 }] {
             let round = generator.round(load, ROUND).unwrap();
@@ -158,12 +159,12 @@ fn disk_that_keeps_nothing_is_caught_and_one_that_is_not_looked_at_is_not() {
     let null = null::start(*cores().last().unwrap(), BYTES).unwrap();
     for ring in Ring::ALL {
         let options = DiskOptions { ring, touch: Touch::None, span: Bytes(BYTES), ..DiskOptions::default() };
-        let mut generator = Generator::open(&null.socket(), &options, &[cores()[0]]).unwrap();
+        let mut generator = ringway_bench::disk::open(&null.socket(), &options, &[cores()[0]]).unwrap();
         let counts = generator.round(Load::Closed, ROUND).unwrap().counts;
         assert!(counts.reads > 0 && counts.checked == 0 && counts.faults() == 0, "{counts:?}");
         generator.close().unwrap();
         let options = DiskOptions { touch: Touch::Head, ..options };
-        let mut generator = Generator::open(&null.socket(), &options, &[cores()[0]]).unwrap();
+        let mut generator = ringway_bench::disk::open(&null.socket(), &options, &[cores()[0]]).unwrap();
         let counts = generator.round(Load::Closed, ROUND).unwrap().counts;
         assert!(counts.misplaced > 0 && generator.wrong().is_some(), "{counts:?}");
         generator.close().unwrap();
@@ -171,11 +172,37 @@ fn disk_that_keeps_nothing_is_caught_and_one_that_is_not_looked_at_is_not() {
 }
 
 #[test]
+fn others_driver_does_as_ours() {
+    let _alone = alone();
+    let folder = tempfile::tempdir_in("/tmp").unwrap();
+    let (subsystem, socket) = disk(folder.path());
+    for (op, indirect) in [(Op::Read, false), (Op::Write, true), (Op::Mix, false)] {
+        let options = DiskOptions {
+            driver: Driver::VirtioDriver,
+            touch: Touch::None,
+            op,
+            indirect,
+            span: Bytes(BYTES),
+            ..DiskOptions::default()
+        };
+        let mut generator = ringway_bench::disk::open(&socket, &options, &[cores()[0]]).unwrap();
+        let round = generator.round(Load::Closed, ROUND).unwrap();
+        assert!(round.counts.completed > 0 && round.counts.errors == 0 && round.latency.p50 > 0, "{round:?}");
+        assert_eq!((generator.bytes(), generator.wrong()), (BYTES, None));
+        generator.close().unwrap();
+        let refused = DiskOptions { ring: Ring::Packed, ..options };
+        let refused = ringway_bench::disk::open(&socket, &refused, &[0]).unwrap_err().to_string();
+        assert!(refused.contains("--ring split"), "{refused}");
+    }
+    drop(subsystem);
+}
+
+#[test]
 fn load_that_does_not_fit_the_disk_is_refused_in_words() {
     let _alone = alone();
     let null = null::start(*cores().last().unwrap(), 1 << 20).unwrap();
     let refused = |options: DiskOptions| {
-        let opened = Generator::open(&null.socket(), &options, &[cores()[0]]);
+        let opened = ringway_bench::disk::open(&null.socket(), &options, &[cores()[0]]);
         opened.map(|_| ()).unwrap_err().to_string()
     };
     let options = || DiskOptions { touch: Touch::None, ..DiskOptions::default() };

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use ringway_bench::backend::Identity;
 use ringway_bench::disk::generator::Load;
-use ringway_bench::disk::options::{Bytes, DiskOptions, Op, Touch};
+use ringway_bench::disk::options::{Bytes, DiskOptions, Driver, Op, Touch};
 use ringway_bench::disk::ours::{Ours, Wanted};
-use ringway_bench::disk::{Generator, Series, null, series};
+use ringway_bench::disk::{self, Series, null, series};
 use ringway_bench::host::Watch;
 use ringway_bench::null::NullBackend;
 use ringway_bench::options::Ring;
@@ -52,6 +52,9 @@ pub(crate) struct Arguments {
 /// What the load is like.
 #[derive(Debug, clap::Args, Serialize)]
 pub(crate) struct DiskArguments {
+    /// Whose rings the load goes through
+    #[arg(long, value_enum, default_value_t = Driver::Ringway)]
+    driver: Driver,
     /// Ring formats
     #[arg(long, value_enum, default_value_t = Rings::Both)]
     pub(crate) ring: Rings,
@@ -99,6 +102,7 @@ pub(crate) struct DiskArguments {
 impl DiskArguments {
     pub(crate) fn options(&self, ring: Ring) -> DiskOptions {
         DiskOptions {
+            driver: self.driver,
             ring,
             op: self.op,
             reads: self.reads,
@@ -210,13 +214,13 @@ fn measure(arguments: &Arguments, ring: Ring) -> Result<Outcome, Failure> {
     };
     progress::show(&format!("{ring}: connecting, and writing every block"));
     let options = arguments.disk.options(ring);
-    let mut generator = Generator::open(&socket, &options, &arguments.rounds.cores)?;
-    let pages = generator.page_kind().to_string();
+    let mut generator = disk::open(&socket, &options, &arguments.rounds.cores)?;
+    let pages = generator.pages();
     let how = arguments.rounds.rounds();
     let load = arguments.rate.map_or(Load::Closed, |iops| Load::Open { iops });
     let show = |kept: u32| progress::show(&format!("{ring}: round {} of {}", kept + 1, how.rounds));
-    let series = series::series(&mut generator, load, how, show)?;
-    let (disk, wrong) = (generator.config().bytes(), generator.wrong());
+    let series = series::series(generator.as_mut(), load, how, show)?;
+    let (disk, wrong) = (generator.bytes(), generator.wrong());
     generator.close()?;
     Ok(Outcome { ring, backend, pages, disk, series, wrong })
 }

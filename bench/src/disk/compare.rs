@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
-use super::generator::{Generator, Load, Round};
+use super::generator::{Generates, Load, Round};
 use super::options::{DiskOptions, Touch};
 use super::ours::{Ours, Wanted};
 use super::qsd::{self, Qsd};
@@ -147,13 +147,13 @@ impl Behind {
 #[derive(Debug)]
 struct Contender {
     behind: Behind,
-    generator: Generator,
+    generator: Box<dyn Generates>,
 }
 
 impl Contender {
     /// Connects, and makes a first round, so that those that count are like each other.
     fn new(behind: Behind, setup: &Setup) -> Result<(Contender, f64), BenchError> {
-        let generator = Generator::open(&behind.socket(), &setup.options, &setup.cores)?;
+        let generator = super::open(&behind.socket(), &setup.options, &setup.cores)?;
         let mut contender = Contender { behind, generator };
         let first = contender.turn(Load::Closed, setup.how)?;
         Ok((contender, first.kiops))
@@ -224,7 +224,7 @@ pub fn compare(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Comparis
 fn ceiling(setup: &Setup) -> Result<f64, BenchError> {
     let options = DiskOptions { touch: Touch::None, ..setup.options.clone() };
     let null = null::start(setup.backend_core, options.span.0)?;
-    let mut generator = Generator::open(&null.socket(), &options, &setup.cores)?;
+    let mut generator = super::open(&null.socket(), &options, &setup.cores)?;
     let rounds = (0..CEILING_ROUNDS)
         .map(|_| generator.round(Load::Closed, Duration::from_secs_f64(setup.how.seconds)))
         .collect::<Result<Vec<Round>, BenchError>>()?;

@@ -16,7 +16,6 @@ use ringway_guest::block::{BlockConfig, Lane, Port, Queue};
 use ringway_guest::lane::histogram;
 use ringway_guest::pace::Pace;
 use ringway_guest::presence::Presence;
-use ringway_ring::memory::PageKind;
 use ringway_ring::tsc;
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +67,26 @@ impl Timed for Round {
     fn gap_us(&self) -> f64 {
         self.gap_us
     }
+}
+
+/// What makes load on a disk.
+pub trait Generates: std::fmt::Debug {
+    /// One round: a warm-up that does not count, `duration` that does, a drain.
+    ///
+    /// # Errors
+    /// The back-end broke the rules, or something never came back.
+    fn round(&mut self, load: Load, duration: Duration) -> Result<Round, BenchError>;
+    /// Bytes of the disk.
+    fn bytes(&self) -> u64;
+    /// The pages that its memory stands on.
+    fn pages(&self) -> String;
+    /// The first thing that went wrong, in words.
+    fn wrong(&self) -> Option<String>;
+    /// Leaves.
+    ///
+    /// # Errors
+    /// The back-end did not answer.
+    fn close(self: Box<Self>) -> Result<(), BenchError>;
 }
 
 /// A connected port with a lane on each of its queues.
@@ -133,27 +152,13 @@ impl Generator {
         BenchError::Guest { socket: self.name.clone(), source }
     }
 
-    /// What the device says of itself.
-    pub fn config(&self) -> &BlockConfig {
-        self.port.config()
-    }
-
-    /// The pages that its memory stands on.
-    pub fn page_kind(&self) -> PageKind {
-        self.port.page_kind()
-    }
-
-    /// The first thing that went wrong, in words.
-    pub fn wrong(&self) -> Option<String> {
-        self.lanes.iter().find_map(|lane| lane.wrong().map(ToString::to_string))
-    }
-
     fn counts(&self) -> Counts {
         self.lanes.iter().fold(Counts::default(), |sum, lane| sum.plus(lane.counts()))
     }
+}
 
-    /// One round: a warm-up that does not count, `duration` that does, a drain.
-    pub fn round(&mut self, load: Load, duration: Duration) -> Result<Round, BenchError> {
+impl Generates for Generator {
+    fn round(&mut self, load: Load, duration: Duration) -> Result<Round, BenchError> {
         let every = match load {
             Load::Closed => CLOSED_SAMPLE,
             Load::Open { iops } => (iops / OPEN_SAMPLES_PER_SECOND).max(1.0) as u64,
@@ -219,8 +224,20 @@ impl Generator {
         })
     }
 
-    /// Stops every ring in order and leaves.
-    pub fn close(self) -> Result<(), BenchError> {
+    fn bytes(&self) -> u64 {
+        self.port.config().bytes()
+    }
+
+    fn pages(&self) -> String {
+        self.port.page_kind().to_string()
+    }
+
+    fn wrong(&self) -> Option<String> {
+        self.lanes.iter().find_map(|lane| lane.wrong().map(ToString::to_string))
+    }
+
+    /// Stops every ring in order.
+    fn close(self: Box<Self>) -> Result<(), BenchError> {
         let name = self.name;
         self.port.stop().map_err(|source| BenchError::Guest { socket: name, source })
     }

@@ -44,6 +44,16 @@ impl fmt::Display for Op {
     }
 }
 
+/// Whose rings the load goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Driver {
+    /// Ours
+    Ringway,
+    /// The crate `virtio-driver`, libblkio's: one queue, split rings, reads and writes, nothing checked
+    VirtioDriver,
+}
+
 /// What the generator reads and writes of each block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -112,6 +122,8 @@ impl fmt::Display for Bytes {
 /// What the generator is like.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DiskOptions {
+    /// Whose rings.
+    pub driver: Driver,
     /// Ring layout.
     pub ring: Ring,
     /// What is asked.
@@ -151,6 +163,7 @@ pub struct DiskOptions {
 impl Default for DiskOptions {
     fn default() -> DiskOptions {
         DiskOptions {
+            driver: Driver::Ringway,
             ring: Ring::Split,
             op: Op::Read,
             reads: 70,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ringway_guest::block::lane::Counts;
 use serde::{Deserialize, Serialize};
 
-use super::generator::{Generator, Load, Round};
+use super::generator::{Generates, Load, Round};
 use crate::error::BenchError;
 use crate::rounds::{self, Chosen, Rounds};
 use crate::stats::Spread;
@@ -54,7 +54,7 @@ impl Series {
 
 /// Rounds of one load, until enough of them count. Tells `progress` how many do.
 pub fn series(
-    generator: &mut Generator,
+    generator: &mut dyn Generates,
     load: Load,
     how: Rounds,
     mut progress: impl FnMut(u32),
