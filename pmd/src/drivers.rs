@@ -16,6 +16,8 @@ pub mod igbvf;
 mod joined;
 // Two devices joined.
 pub mod link;
+// NVMe controllers on the PCI bus.
+pub mod nvme;
 // A guest joined with a kernel TAP.
 pub mod tap;
 // A disk in memory.

@@ -252,7 +252,13 @@ impl Model {
 
     /// As a bus announces it.
     pub fn device(&self) -> Device<Seen> {
-        let id = Id { vendor: 0x8086, device: 0x10ca, subsystem_vendor: 0x8086, subsystem: 0xa03c };
+        let id = Id {
+            vendor: 0x8086,
+            device: 0x10ca,
+            subsystem_vendor: 0x8086,
+            subsystem: 0xa03c,
+            class: 0x020000,
+        };
         let (address, opener) = (self.0.slot.address, self.opener());
         let seen = EXAMINER.examine(address, &opener);
         Device { address, id, numa_node: Some(1), opener, seen }

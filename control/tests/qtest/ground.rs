@@ -166,6 +166,7 @@ impl Ground {
             device: config.read16(2),
             subsystem_vendor: config.read16(0x2c),
             subsystem: config.read16(0x2e),
+            class: config.read32(8) >> 8,
         })
     }
 
@@ -268,6 +269,7 @@ impl Place {
             device: whole.read16(at + 0x1a),
             subsystem_vendor: pf.config().read16(0x2c),
             subsystem: pf.config().read16(0x2e),
+            class: 0x020000,
         };
         let machine = Arc::clone(&pf.machine);
         let vf = Place { machine, devfn, bars, id: Some(id), is_open: AtomicBool::new(false) };

@@ -187,7 +187,7 @@ fn qemus_controller_says_who_it_is() {
 fn what_was_written_is_stored_and_read_back_whatever_pieces_it_is_in() {
     let scene = Scene::new();
     let controller = scene.open();
-    let mut pair = controller.make_pair(64, None).unwrap();
+    let mut pair = controller.make_pair(64, 0).unwrap();
     for id in [1, 2] {
         let namespace = controller.namespace(id).unwrap();
         let shapes: [(Shape, Kind, usize); 7] = [
@@ -224,7 +224,7 @@ fn what_was_written_is_stored_and_read_back_whatever_pieces_it_is_in() {
         }
     }
     assert_eq!(pair.strays().total(), 0);
-    controller.delete_pair(pair).unwrap();
+    controller.delete_pair(&pair).unwrap();
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn what_was_written_is_stored_and_read_back_whatever_pieces_it_is_in() {
 fn zeros_are_written_and_ranges_deallocated_and_what_is_beyond_the_end_is_refused() {
     let scene = Scene::new();
     let controller = scene.open();
-    let mut pair = controller.make_pair(16, None).unwrap();
+    let mut pair = controller.make_pair(16, 0).unwrap();
     for id in [1, 2] {
         let namespace = controller.namespace(id).unwrap();
         let block = namespace.block();
@@ -270,8 +270,8 @@ fn queue_pairs_are_made_filled_deleted_and_made_anew() {
     let controller = scene.open();
     let namespace = controller.namespace(1).unwrap();
     for size in [2, 3, 8, 64] {
-        let mut pair = controller.make_pair(size, None).unwrap();
-        let other = controller.make_pair(size, None).unwrap();
+        let mut pair = controller.make_pair(size, 0).unwrap();
+        let other = controller.make_pair(size, 0).unwrap();
         assert_eq!((pair.id(), other.id()), (1, 2));
         let memory: Arc<Vec<Piece>> = Arc::new(pieces(&[(0, 512)]));
         let rules = Rules { most: 512, block: 512, scatter: Scatter::No, most_copied: 512 };
@@ -288,8 +288,8 @@ fn queue_pairs_are_made_filled_deleted_and_made_anew() {
             done += 1;
         }
         // One is deleted with commands on it.
-        controller.delete_pair(pair).unwrap();
-        controller.delete_pair(other).unwrap();
+        controller.delete_pair(&pair).unwrap();
+        controller.delete_pair(&other).unwrap();
     }
 }
 
@@ -298,19 +298,25 @@ fn queue_pairs_are_made_filled_deleted_and_made_anew() {
 fn controller_that_is_reset_begins_anew_and_one_that_is_gone_is_told_of() {
     let mut scene = Scene::new();
     let controller = scene.open();
-    let mut pair = controller.make_pair(16, None).unwrap();
+    let mut pair = controller.make_pair(16, 0).unwrap();
     assert!(run(&mut pair, Command::flush(1)).is_ok());
     let place = pair.submit(Command::flush(1)).unwrap();
-    controller.abort(&pair, place).unwrap();
+    controller.abort(pair.id(), pair.command_id(place).unwrap()).unwrap();
     pair.ring();
     next(&mut pair);
+    pair.submit(Command::flush(1)).unwrap();
     controller.reset().unwrap();
-    drop(pair);
-    let mut pair = controller.make_pair(16, None).unwrap();
+    // Its number is its own until it is deleted.
+    controller.make_anew(&mut pair, 0).unwrap();
+    assert_eq!((pair.id(), pair.outstanding()), (1, 0));
+    assert!(run(&mut pair, Command::flush(1)).is_ok());
+    controller.reset().unwrap();
+    controller.delete_pair(&pair).unwrap();
+    let mut pair = controller.make_pair(16, 0).unwrap();
     assert_eq!(pair.id(), 1);
     assert!(run(&mut pair, Command::flush(1)).is_ok());
     scene.ground.kill();
     assert_eq!(controller.check(), Err(NvmeFault::Gone));
     assert_eq!(controller.namespaces(), Err(NvmeFault::Gone));
-    assert_eq!(controller.delete_pair(pair), Err(NvmeFault::Gone));
+    assert_eq!(controller.delete_pair(&pair), Err(NvmeFault::Gone));
 }

@@ -309,7 +309,7 @@ impl Model {
     pub fn device(&self) -> Device<Seen> {
         let (subsystem_vendor, subsystem) =
             if self.state().is_movable { (0x8086, 0x001a) } else { (0x1af4, 0x1100) };
-        let id = Id { vendor: 0x1af4, device: 0x1041, subsystem_vendor, subsystem };
+        let id = Id { vendor: 0x1af4, device: 0x1041, subsystem_vendor, subsystem, class: 0x020000 };
         let (address, opener) = (self.0.slot.address, self.opener());
         let examiners = examiners();
         let examiner = examiners.iter().find(|examiner| (examiner.wants)(id)).unwrap();

@@ -273,7 +273,8 @@ fn block_size(spec: &DeviceSpec) -> Result<Option<u32>, Unfit> {
 pub const RO: &str = "ro";
 /// Bytes of a block.
 pub const BLK_SIZE: &str = "blk_size";
-const NUM_QUEUES: &str = "num_queues";
+/// Request queues.
+pub const NUM_QUEUES: &str = "num_queues";
 const SEG_MAX: &str = "seg_max";
 const SERIAL_NAME: &str = "serial";
 const WRITE_BACK: &str = "write_back";

@@ -91,6 +91,8 @@ pub struct Id {
     pub subsystem_vendor: u16,
     /// The board, by its vendor's numbers.
     pub subsystem: u16,
+    /// What kind of function, whoever made it: class, subclass, programming interface.
+    pub class: u32,
 }
 
 /// Bytes of one access.
@@ -295,7 +297,7 @@ pub struct Examiner<T> {
     /// Somebody drives such a function.
     pub wants: fn(Id) -> bool,
     /// Looks at one that nobody else has; the text says why it cannot be driven.
-    pub look: fn(&dyn Function) -> Result<T, String>,
+    pub look: fn(&Arc<dyn Function>) -> Result<T, String>,
 }
 
 impl<T> Examiner<T> {
@@ -305,7 +307,7 @@ impl<T> Examiner<T> {
     /// It cannot be opened, or not be driven.
     pub fn examine(&self, address: Address, opener: &Opener) -> Result<T, OpenError> {
         let function = opener()?;
-        (self.look)(&*function).map_err(|why| OpenError::Unfit { address, why })
+        (self.look)(&function).map_err(|why| OpenError::Unfit { address, why })
     }
 }
 

@@ -2,26 +2,29 @@
 
 use super::ifc::{self, Ifc};
 use super::igbvf::{self, Igbvf};
+use super::nvme::{self, Nvme};
 use super::virtio_pci::{self, VirtioPci};
 use crate::bus::pci::{Device, Examiner};
 use crate::driver::Driver;
 
 /// What a function was like when it was looked at.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum Seen {
     /// A virtio network function.
     Virtio(virtio_pci::Seen),
     /// A virtual function of an 82576.
     Igbvf(igbvf::Seen),
+    /// An NVMe controller.
+    Nvme(nvme::Seen),
 }
 
 /// How functions are looked at, by what they are.
 pub fn examiners() -> Vec<Examiner<Seen>> {
     // The first that wants a function looks at it: an IFC function is a virtio function, too.
-    vec![ifc::EXAMINER, virtio_pci::EXAMINER, igbvf::EXAMINER]
+    vec![ifc::EXAMINER, virtio_pci::EXAMINER, igbvf::EXAMINER, nvme::EXAMINER]
 }
 
 /// Who drives them.
 pub fn drivers() -> Vec<Box<dyn Driver<Device<Seen>>>> {
-    vec![Box::new(Ifc::default()), Box::new(VirtioPci), Box::new(Igbvf)]
+    vec![Box::new(Ifc::default()), Box::new(VirtioPci), Box::new(Igbvf), Box::new(Nvme)]
 }

@@ -37,7 +37,8 @@ impl Driver<Device<functions::Seen>> for Ifc {
 }
 
 /// How its functions are looked at.
-pub const EXAMINER: Examiner<functions::Seen> = Examiner { wants: is_ifc, look: virtio_pci::look_at_movable };
+pub const EXAMINER: Examiner<functions::Seen> =
+    Examiner { wants: is_ifc, look: |function| virtio_pci::look_at_movable(&**function) };
 
 fn is_ifc(id: Id) -> bool {
     IDS.contains(&[id.vendor, id.device, id.subsystem_vendor, id.subsystem])

@@ -63,7 +63,7 @@ impl Driver<pci::Device<functions::Seen>> for Igbvf {
 /// How its functions are looked at.
 pub const EXAMINER: Examiner<functions::Seen> = Examiner {
     wants: is_vf,
-    look: |function| Seen::look(function).map(functions::Seen::Igbvf).map_err(|fault| fault.to_string()),
+    look: |function| Seen::look(&**function).map(functions::Seen::Igbvf).map_err(|fault| fault.to_string()),
 };
 
 fn is_vf(id: Id) -> bool {

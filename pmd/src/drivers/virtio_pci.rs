@@ -69,7 +69,7 @@ impl Driver<pci::Device<functions::Seen>> for VirtioPci {
 /// How its functions are looked at.
 pub const EXAMINER: Examiner<functions::Seen> = Examiner {
     wants: is_net,
-    look: |function| Seen::look(function).map(functions::Seen::Virtio).map_err(|fault| fault.to_string()),
+    look: |function| Seen::look(&**function).map(functions::Seen::Virtio).map_err(|fault| fault.to_string()),
 };
 
 /// Looks at one that has registers by which its rings begin anywhere, and has to have them.

@@ -36,12 +36,18 @@ struct Admin {
     /// What it answers is written here.
     answer: OwnMemory,
     /// The queue pairs that there are, or may be: their memory stays until it is known that they are not.
-    made: BTreeMap<u16, Arc<OwnMemory>>,
+    made: BTreeMap<u16, Made>,
     /// The command that ends when something happens, and whether something did.
     event: Option<u16>,
     has_news: bool,
     /// A command did not end in time.
     is_stuck: bool,
+}
+
+/// A queue pair's memory, and whether the controller may have the pair.
+struct Made {
+    memory: Arc<OwnMemory>,
+    is_known: bool,
 }
 
 impl fmt::Debug for Controller {
@@ -130,6 +136,12 @@ impl Controller {
         self.registers.check()
     }
 
+    /// It reaches no memory any more, whatever it does, until the function is opened anew.
+    pub fn cut_off(&self) {
+        let config = self.function.config();
+        config.write16(COMMAND, config.read16(COMMAND) & !COMMAND_MASTER);
+    }
+
     /// The namespaces that are attached to it, by number; at most [`MOST_NAMESPACES`] of them.
     ///
     /// # Errors
@@ -175,62 +187,72 @@ impl Controller {
         lock(&self.admin).run(Command::set_write_cache(is_on), "turn its cache on or off").map(drop)
     }
 
-    /// Makes a queue pair of so many entries, 2 to [`Controller::most_entries`]. `vector`: its completions interrupt by this one.
+    /// Makes a queue pair of so many entries, 2 to [`Controller::most_entries`]. Its completions interrupt by the vector of its
+    /// number, if that is below `vectors`.
     ///
     /// # Errors
     /// There is none left, or the controller refuses.
-    pub fn make_pair(&self, size: u16, vector: Option<u16>) -> Result<QueuePair, NvmeFault> {
+    pub fn make_pair(&self, size: u16, vectors: u16) -> Result<QueuePair, NvmeFault> {
         let mut admin = lock(&self.admin);
         let id = (1..=self.pairs).find(|id| !admin.made.contains_key(id));
         let id = id.ok_or_else(|| {
             NvmeFault::Host(format!("all {} queue pairs of the controller are taken", self.pairs))
         })?;
         let memory = memory(&*self.function, self.own, id, size)?;
-        let queue =
-            QueuePair::new(&self.registers, id, Arc::clone(&memory), size).ok_or_else(no_doorbells)?;
-        admin.made.insert(id, memory);
-        let create = Command::create_completions(id, size, queue.completions_at(), vector);
-        if let Err(error) = admin.run(create, "make a completion queue") {
-            if matches!(error, NvmeFault::Refused { .. }) {
-                admin.made.remove(&id);
-            }
-            return Err(error);
+        let pair = QueuePair::new(&self.registers, id, Arc::clone(&memory), size).ok_or_else(no_doorbells)?;
+        admin.made.insert(id, Made { memory, is_known: false });
+        let made = admin.create(&pair, vectors);
+        if made.is_err() {
+            // What the controller may have, it has until it is reset.
+            admin.made.retain(|_, made| made.is_known || made.memory.iova() != pair.submissions_at());
         }
-        let create = Command::create_submissions(id, size, queue.submissions_at());
-        if let Err(error) = admin.run(create, "make a submission queue") {
-            if matches!(error, NvmeFault::Refused { .. })
-                && admin.run(Command::delete_completions(id), "delete a completion queue").is_ok()
-            {
-                admin.made.remove(&id);
-            }
-            return Err(error);
-        }
-        Ok(queue)
+        made.map(|()| pair)
+    }
+
+    /// Makes a queue pair anew, with its number: what was outstanding on it is over, and is not told of.
+    ///
+    /// # Errors
+    /// The controller did not say that it let the old one go, or refuses.
+    pub fn make_anew(&self, pair: &mut QueuePair, vectors: u16) -> Result<(), NvmeFault> {
+        let mut admin = lock(&self.admin);
+        admin.delete(pair.id())?;
+        pair.empty();
+        admin.create(pair, vectors)
     }
 
     /// Deletes a queue pair: what was outstanding on it is over, and the controller touches no memory for it once this returns Ok.
     ///
     /// # Errors
-    /// The controller did not say so: it may have it still, until it is disabled. Its memory stays as long.
-    pub fn delete_pair(&self, pair: QueuePair) -> Result<(), NvmeFault> {
-        let (mut admin, id) = (lock(&self.admin), pair.id());
-        for (command, what) in [
-            (Command::delete_submissions(id), "delete a submission queue"),
-            (Command::delete_completions(id), "delete a completion queue"),
-        ] {
-            admin.run(command, what)?;
-        }
-        admin.made.remove(&id);
+    /// The controller did not say so: it may have it still, until it is reset. Its memory stays as long.
+    pub fn delete_pair(&self, pair: &QueuePair) -> Result<(), NvmeFault> {
+        let mut admin = lock(&self.admin);
+        admin.delete(pair.id())?;
+        admin.made.remove(&pair.id());
         Ok(())
     }
 
-    /// Asks that an outstanding command of a pair end; how it ends, its completion tells, if there is one.
+    /// Memory of our own beside a queue pair's: at most [`BESIDE_BYTES`].
+    ///
+    /// # Errors
+    /// The host has none, or does not map it.
+    pub fn memory_beside(&self, pair: &QueuePair, bytes: u64) -> Result<OwnMemory, NvmeFault> {
+        let at = self.own + u64::from(pair.id()) * STRIDE + STRIDE - BESIDE_BYTES;
+        OwnMemory::new(self.function.dma(), at, bytes.min(BESIDE_BYTES))
+            .map_err(|error| NvmeFault::Host(format!("memory for copies: {error}")))
+    }
+
+    /// Asks that an outstanding command end: by its pair's number and its own ([`QueuePair::command_id`]). How it ends, its
+    /// completion tells, if there is one.
     ///
     /// # Errors
     /// The controller does not answer.
-    pub fn abort(&self, pair: &QueuePair, place: u16) -> Result<(), NvmeFault> {
-        let Some(id) = pair.command_id(place) else { return Ok(()) };
-        lock(&self.admin).run(Command::abort(pair.id(), id), "abort a command").map(drop)
+    pub fn abort(&self, pair: u16, command: u16) -> Result<(), NvmeFault> {
+        let mut admin = lock(&self.admin);
+        // Of a queue that it does not have, some read beyond their memory.
+        if !admin.made.get(&pair).is_some_and(|made| made.is_known) {
+            return Ok(());
+        }
+        admin.run(Command::abort(pair, command), "abort a command").map(drop)
     }
 
     /// It begins anew: all queue pairs are gone, and what was outstanding on them with them.
@@ -240,7 +262,7 @@ impl Controller {
     pub fn reset(&self) -> Result<(), NvmeFault> {
         let mut admin = lock(&self.admin);
         self.registers.disable()?;
-        admin.made.clear();
+        admin.made.values_mut().for_each(|made| made.is_known = false);
         (admin.event, admin.has_news, admin.is_stuck) = (None, false, false);
         admin.queue.empty();
         self.registers.enable(place(&admin.queue))?;
@@ -278,6 +300,45 @@ impl Admin {
         let granted = self.run(Command::set_queues(MOST_PAIRS), "grant queues")?.result;
         let least = (granted as u16).min((granted >> 16) as u16).saturating_add(1);
         Ok(least.min(MOST_PAIRS))
+    }
+
+    fn create(&mut self, pair: &QueuePair, vectors: u16) -> Result<(), NvmeFault> {
+        let (id, size) = (pair.id(), pair.size());
+        if let Some(made) = self.made.get_mut(&id) {
+            made.is_known = true;
+        }
+        let vector = Some(id).filter(|id| *id < vectors);
+        let create = Command::create_completions(id, size, pair.completions_at(), vector);
+        let completions = self.run(create, "make a completion queue");
+        let submissions = completions.and_then(|_| {
+            let create = Command::create_submissions(id, size, pair.submissions_at());
+            let made = self.run(create, "make a submission queue");
+            if made.is_err() {
+                self.run(Command::delete_completions(id), "delete a completion queue")?;
+            }
+            made
+        });
+        if let (Err(NvmeFault::Refused { .. }), Some(made)) = (&submissions, self.made.get_mut(&id)) {
+            made.is_known = false;
+        }
+        submissions.map(drop)
+    }
+
+    /// The controller forgets a pair, if it may have it.
+    fn delete(&mut self, id: u16) -> Result<(), NvmeFault> {
+        if !self.made.get(&id).is_some_and(|made| made.is_known) {
+            return Ok(());
+        }
+        for (command, what) in [
+            (Command::delete_submissions(id), "delete a submission queue"),
+            (Command::delete_completions(id), "delete a completion queue"),
+        ] {
+            self.run(command, what)?;
+        }
+        if let Some(made) = self.made.get_mut(&id) {
+            made.is_known = false;
+        }
+        Ok(())
     }
 
     /// Runs a command whose answer is a page.
@@ -380,6 +441,8 @@ fn no_doorbells() -> NvmeFault {
 
 /// Where a queue pair's memory is from the one's before it: more than the largest has.
 const STRIDE: u64 = 8 << 20;
+/// Bytes at its end that are for others of the pair's.
+pub const BESIDE_BYTES: u64 = 1 << 20;
 /// Queue pairs of a controller that are used.
 pub const MOST_PAIRS: u16 = 64;
 /// Namespaces of a controller that are looked at.
@@ -389,3 +452,6 @@ const ADMIN_ENTRIES: u16 = 32;
 /// An admin command has ended within this.
 const COMMAND_WITHIN: Duration = Duration::from_secs(5);
 const CHANGED_NAMESPACES: u8 = 0x04;
+// In configuration space.
+const COMMAND: u64 = 0x04;
+const COMMAND_MASTER: u16 = 1 << 2;

@@ -99,6 +99,14 @@ impl<'a> Cut<'a> {
         Cut { pieces, skip: 0, left: pieces.iter().map(|piece| piece.len).sum() }
     }
 
+    /// What is behind its first bytes.
+    #[inline]
+    #[must_use]
+    pub fn behind(mut self, bytes: u64) -> Cut<'a> {
+        self.skip_to(bytes.min(self.left));
+        self
+    }
+
     /// Bytes that are left.
     pub fn left(&self) -> u64 {
         self.left

@@ -187,7 +187,7 @@ impl QueuePair {
     }
 
     /// The identifier of a command that is outstanding.
-    pub(super) fn command_id(&self, place: u16) -> Option<u16> {
+    pub fn command_id(&self, place: u16) -> Option<u16> {
         let slot = self.places.get(usize::from(place)).filter(|slot| slot.is_out)?;
         Some(identifier(place, slot.turn))
     }

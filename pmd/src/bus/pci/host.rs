@@ -223,15 +223,17 @@ fn bound(devices: &Path) -> Vec<Address> {
 
 /// What a function is, by sysfs.
 fn id(path: &Path) -> Option<Id> {
-    let number = |name: &str| {
+    let wide = |name: &str| {
         let text = text(&path.join(name))?;
-        u16::from_str_radix(text.strip_prefix("0x")?, 16).ok()
+        u32::from_str_radix(text.strip_prefix("0x")?, 16).ok()
     };
+    let number = |name: &str| wide(name).and_then(|number| u16::try_from(number).ok());
     Some(Id {
         vendor: number("vendor")?,
         device: number("device")?,
         subsystem_vendor: number("subsystem_vendor")?,
         subsystem: number("subsystem_device")?,
+        class: wide("class").unwrap_or(0),
     })
 }
 
@@ -302,6 +304,7 @@ mod tests {
             ("device", "0x1041"),
             ("subsystem_vendor", "0x1af4"),
             ("subsystem_device", "0x1100"),
+            ("class", "0x020000"),
             ("numa_node", "-1"),
         ] {
             std::fs::write(function.join(file), format!("{text}\n")).unwrap();
@@ -322,7 +325,13 @@ mod tests {
         let BusEvent::Announced { address, device } = next(&mut bus) else { unreachable!("not announced") };
         assert!(bound.elapsed() >= OTHERS_FIRST, "others come first");
         assert_eq!((address.as_str(), device.numa_node), ("0000:01:10.2", None));
-        let id = Id { vendor: 0x1af4, device: 0x1041, subsystem_vendor: 0x1af4, subsystem: 0x1100 };
+        let id = Id {
+            vendor: 0x1af4,
+            device: 0x1041,
+            subsystem_vendor: 0x1af4,
+            subsystem: 0x1100,
+            class: 0x020000,
+        };
         assert_eq!(device.id, id);
         assert!(matches!(device.seen, Err(OpenError::NoIommu(_))), "{:?}", device.seen);
         // At once, as the kernel does it.

@@ -1,0 +1,169 @@
+//! A namespace as a disk.
+//!
+//! The controller is opened when a front-end's memory comes first, and is there until the last device on it goes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ringway_ring::guest::GuestMap;
+
+use super::NAMESPACE;
+use super::live::{Live, Member, Reserved, Shelf};
+use super::queue::{NvmeQueue, Terms};
+use crate::block::disk::{Disk, Geometry, QueueSeat};
+use crate::block::{RangeLimits, SECTOR};
+use crate::dma::{Cancel, MapError, Window};
+use crate::nvme::command::MOST_BLOCKS;
+use crate::nvme::identify::{ControllerInfo, Limits, NamespaceInfo};
+use crate::vdpa::{DeviceHost, DriverError};
+
+/// See the module's head.
+pub(super) struct NvmeDisk {
+    shelf: Arc<Shelf>,
+    info: NamespaceInfo,
+    terms: Terms,
+    member: Arc<Member>,
+    // In this order: the window is let go of before its place is, and the controller last.
+    window: Option<Window>,
+    reserved: Option<Reserved>,
+    live: Option<Arc<Live>>,
+}
+
+impl fmt::Debug for NvmeDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NvmeDisk")
+            .field("shelf", &self.shelf)
+            .field("info", &self.info)
+            .finish_non_exhaustive()
+    }
+}
+
+impl NvmeDisk {
+    pub(super) fn new(
+        shelf: Arc<Shelf>,
+        controller: &ControllerInfo,
+        limits: &Limits,
+        info: NamespaceInfo,
+        host: DeviceHost,
+    ) -> NvmeDisk {
+        NvmeDisk {
+            terms: Terms::new(controller, limits, &info),
+            member: Arc::new(Member::new(host, &info)),
+            shelf,
+            info,
+            window: None,
+            reserved: None,
+            live: None,
+        }
+    }
+
+    /// The controller, opened now if it was not.
+    fn opened(&mut self) -> Result<Arc<Live>, DriverError> {
+        if let Some(live) = &self.live {
+            return Ok(Arc::clone(live));
+        }
+        let live = self.shelf.live()?;
+        let resource = |why: String| DriverError::Resource {
+            what: format!("namespace {} of {}", self.info.id, self.shelf.name()),
+            source: io::Error::other(why),
+        };
+        // It may be another than it was when it was looked at.
+        let info = live.controller.namespace(self.info.id).map_err(|fault| resource(fault.to_string()))?;
+        if info.block() != self.info.block() {
+            return Err(resource(format!(
+                "its blocks have {} bytes, and had {} when it was looked at: unbind and bind the function",
+                info.block(),
+                self.info.block()
+            )));
+        }
+        if self.member.bytes.swap(info.bytes(), Ordering::Relaxed) != info.bytes() {
+            self.member.host.config_changed();
+        }
+        live.join(&self.member);
+        self.live = Some(Arc::clone(&live));
+        Ok(live)
+    }
+}
+
+impl Disk for NvmeDisk {
+    type Queue = NvmeQueue;
+
+    fn geometry(&self) -> Geometry {
+        let (info, terms) = (&self.info, &self.terms);
+        let block = info.block();
+        let sectors = |blocks: u64| u32::try_from(blocks * block / SECTOR).unwrap_or(u32::MAX - 127);
+        let discard = RangeLimits { max_sectors: sectors(terms.most_in_range.into()), max_ranges: RANGES };
+        // As many commands as it takes, but no guest waits for one request for ever.
+        let zeroes =
+            RangeLimits { max_sectors: sectors(u64::from(MOST_BLOCKS) * ZERO_COMMANDS), max_ranges: RANGES };
+        let aligned = |blocks: u32| blocks.saturating_mul(block as u32).max(block as u32);
+        let together = |blocks: u32| Some(aligned(blocks)).filter(|bytes| bytes.is_power_of_two());
+        Geometry {
+            bytes: self.member.bytes.load(Ordering::Relaxed),
+            blk_size: block as u32,
+            physical: together(info.written_together).unwrap_or(block as u32),
+            optimal: 0,
+            is_read_only: info.is_read_only,
+            discard: terms.can_deallocate.then(|| (discard, aligned(info.deallocated_together))),
+            write_zeroes: terms.can_zero.then_some((zeroes, true)),
+            depth: DEPTH,
+        }
+    }
+
+    fn queue(&mut self, seat: QueueSeat<'_>) -> Result<NvmeQueue, DriverError> {
+        let live = self.opened()?;
+        let window = self.window.as_ref().zip(self.reserved.as_ref());
+        let holds = |window: &Window| {
+            seat.map.regions().iter().all(|region| window.iova(region.gpa(), region.size()).is_some())
+        };
+        let Some((_, reserved)) = window.filter(|(window, _)| holds(window)) else {
+            return Err(DriverError::PeerMisbehaved("a queue's memory is not the device's".to_owned()));
+        };
+        NvmeQueue::new(&live, self.terms, reserved.base, &seat).map_err(|fault| DriverError::Resource {
+            what: format!("queue {} on {}", seat.index, self.shelf.name()),
+            source: io::Error::other(fault.to_string()),
+        })
+    }
+
+    fn dma(&self) -> bool {
+        true
+    }
+
+    fn set_map(&mut self, map: Option<&Arc<GuestMap>>, cancel: Cancel<'_>) -> Result<(), MapError> {
+        if map.is_none() && self.live.is_none() {
+            return Ok(());
+        }
+        let live = self.opened().map_err(|error| MapError::NoDevice(error.to_string()))?;
+        if let (None, Some(map)) = (&self.window, map) {
+            let ends = map.regions().iter().map(|region| (region.gpa() + region.size(), region));
+            let (bytes, last) =
+                ends.max_by_key(|(end, _)| *end).map_or((0, None), |(end, last)| (end, Some(last)));
+            let beyond = || MapError::Beyond {
+                gpa: last.map_or(0, |region| region.gpa()),
+                size: last.map_or(0, |region| region.size()),
+            };
+            let reserved = live.reserve(bytes).ok_or_else(beyond)?;
+            let space = live.controller.function().dma();
+            self.window = Some(Window::new(space, reserved.base, reserved.size));
+            self.reserved = Some(reserved);
+        }
+        match &mut self.window {
+            Some(window) => window.set_map(map.map(|map| &**map), cancel),
+            None => Ok(()),
+        }
+    }
+
+    fn attributes(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([(NAMESPACE.to_owned(), self.info.id.to_string())])
+    }
+}
+
+/// Requests of a queue under way.
+const DEPTH: u16 = 256;
+/// Ranges of one discard or write of zeroes.
+const RANGES: u32 = 256;
+/// Commands that one range of a write of zeroes may take.
+const ZERO_COMMANDS: u64 = 64;
