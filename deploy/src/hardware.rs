@@ -22,7 +22,7 @@ mod programs;
 pub mod scenarios;
 
 pub use front::{Front, Holdings};
-pub use inside::Echoer;
+pub use inside::{Answerer, Echoer};
 pub use kernel_log::KernelLog;
 pub use machine::{Machine, Model};
 pub use pci::{IGB, IGB_VFS, VIRTIO, VIRTIO_VFS};

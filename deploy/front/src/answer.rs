@@ -13,6 +13,10 @@ pub(crate) fn answer(frame: &mut [u8], us: Us) -> bool {
     let Some(ether_type) = frame.get(12..14) else { return false };
     let at = if ether_type == VLAN { 18 } else { 14 };
     let Some((head, packet)) = frame.split_at_mut_checked(at) else { return false };
+    // What a bridge floods is somebody else's.
+    if head[..6] != us.mac && head[0] & GROUP == 0 {
+        return false;
+    }
     let is_answered = match head.get(at - 2..) {
         Some(ether_type) if ether_type == ARP => answer_arp(packet, us),
         Some(ether_type) if ether_type == IPV4 => answer_echo(packet, us),
@@ -66,6 +70,8 @@ fn answer_echo(packet: &mut [u8], us: Us) -> bool {
     true
 }
 
+/// In the first byte of an Ethernet address.
+const GROUP: u8 = 1;
 const ARP: [u8; 2] = [0x08, 0x06];
 const IPV4: [u8; 2] = [0x08, 0x00];
 const VLAN: [u8; 2] = [0x81, 0x00];
@@ -95,6 +101,9 @@ mod tests {
         ip.append(&mut icmp);
         frame.append(&mut ip);
         assert!(!answer(&mut frame, OTHER), "another address");
+        frame[..6].copy_from_slice(&[2; 6]);
+        assert!(!answer(&mut frame, US), "another station");
+        frame[..6].copy_from_slice(&OURS);
         assert!(answer(&mut frame, US));
         assert_eq!((&frame[..6], &frame[6..12]), (&[2; 6][..], &OURS[..]));
         assert_eq!((&frame[26..30], &frame[30..34]), (&[10, 0, 0, 2][..], &[10, 0, 0, 1][..]));

@@ -1,6 +1,7 @@
 //! Has a virtio function read an address that nobody mapped for it: what the IOMMU has to stop, and the kernel has to log. It shows
 //! that a clean log means something.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringway_pmd::bus::pci::host::HostBus;
@@ -16,7 +17,7 @@ use crate::Result;
 
 /// Does so with the first virtio function that the bus looks at.
 pub(crate) fn run() -> Result<()> {
-    let look = |function: &dyn Function| lead_astray(function).map_err(|error| error.to_string());
+    let look = |function: &Arc<dyn Function>| lead_astray(&**function).map_err(|error| error.to_string());
     let mut bus = HostBus::start(vec![Examiner { wants: |id| id.vendor == VIRTIO, look }])?;
     let begun = Instant::now();
     loop {

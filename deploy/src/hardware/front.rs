@@ -45,6 +45,12 @@ impl Front {
         }
     }
 
+    /// With buffers that hold a frame of an MTU of 9,000.
+    #[must_use]
+    pub fn jumbo(self) -> Front {
+        Front { buffer: 10_240, ..self }
+    }
+
     /// That answers for one address.
     #[must_use]
     pub fn of(self, address: IpAddr) -> Front {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::Machine;
 use super::programs::{NICE, RINGWAY, RINGWAYD, SETPRIV, STDBUF, TESTPMD};
+use super::{Front, Machine};
 use crate::agent::ShellReport;
 use crate::error::{Context, Result};
 use crate::lab::wait_for;
@@ -27,18 +27,41 @@ pub struct Echoer {
     pub queue_size: u32,
     /// Its Ethernet address; `None`: one by chance.
     pub mac: Option<String>,
-    /// By which name the agent knows it.
-    pub program: &'static str,
 }
 
 impl Echoer {
     /// One pair of rings of 256 descriptors.
     pub fn new(device: &str, packed: bool) -> Echoer {
-        Echoer { device: device.into(), packed, queues: 1, queue_size: 256, mac: None, program: TESTPMD_NAME }
+        Echoer { device: device.into(), packed, queues: 1, queue_size: 256, mac: None }
     }
 }
 
+/// Who answers on a device's socket: testpmd takes several seconds to start, the lab's own front-end one.
+#[derive(Debug, Clone)]
+pub enum Answerer {
+    /// DPDK's.
+    Testpmd(Echoer),
+    /// The lab's.
+    Front(Front),
+}
+
 impl Machine<'_> {
+    /// Starts one; returns when it answers.
+    pub fn start_answerer(&mut self, who: &Answerer) -> Result<()> {
+        match who {
+            Answerer::Testpmd(echoer) => self.start_testpmd(echoer),
+            Answerer::Front(front) => self.start_front(front),
+        }
+    }
+
+    /// Ends it as its user would.
+    pub fn stop_answerer(&mut self, who: &Answerer) -> Result<()> {
+        match who {
+            Answerer::Testpmd(_) => self.stop_testpmd(),
+            Answerer::Front(front) => self.stop_front(&front.device),
+        }
+    }
+
     /// Starts `ringwayd`; returns when it answers.
     pub fn start_ringwayd(&mut self) -> Result<()> {
         self.step("ringwayd started", |machine| {
@@ -169,8 +192,8 @@ impl Machine<'_> {
         self.step(&format!("testpmd answers on {} over {kind} rings", echoer.device), |machine| {
             machine.begin_testpmd(echoer)?;
             wait_for("testpmd's prompt", WATCHDOG, || {
-                machine.still_runs(echoer.program)?;
-                let said = machine.guest.program(echoer.program)?.output;
+                machine.still_runs(TESTPMD_NAME)?;
+                let said = machine.guest.program(TESTPMD_NAME)?.output;
                 Ok(said.ends_with("testpmd> ").then_some(()))
             })
         })
@@ -197,7 +220,7 @@ impl Machine<'_> {
         words.extend(["--forward-mode=icmpecho", "--nb-cores=1", "--total-num-mbufs=2048", buffer]);
         words.extend(["--no-lsc-interrupt", "--disable-link-check"]);
         words.extend([queues[0].as_str(), &queues[1], "--auto-start"]);
-        self.guest.launch(echoer.program, &words)
+        self.guest.launch(TESTPMD_NAME, &words)
     }
 
     /// Kills testpmd.
@@ -212,15 +235,11 @@ impl Machine<'_> {
 
     /// Ends testpmd as its user would.
     pub fn stop_testpmd(&mut self) -> Result<()> {
-        self.stop_testpmd_of(TESTPMD_NAME)
-    }
-
-    /// The same of one that the agent knows by this name.
-    pub fn stop_testpmd_of(&mut self, program: &str) -> Result<()> {
-        self.step(&format!("{program} ended"), |machine| {
-            machine.guest.tell(program, "quit")?;
-            let code = wait_for("end of testpmd", WATCHDOG, || Ok(machine.guest.program(program)?.code))?;
-            let left = machine.end_program(program)?;
+        self.step("testpmd ended", |machine| {
+            machine.guest.tell(TESTPMD_NAME, "quit")?;
+            let code =
+                wait_for("end of testpmd", WATCHDOG, || Ok(machine.guest.program(TESTPMD_NAME)?.code))?;
+            let left = machine.end_program(TESTPMD_NAME)?;
             ensure!(code == 0, "exit code {code}:\n{left}");
             Ok(())
         })
@@ -306,7 +325,7 @@ impl Machine<'_> {
             let _ = self.keep_counters();
         }
         self.end_fronts();
-        for name in [TESTPMD_NAME, SECOND_TESTPMD, "ringwayd", HOLDER] {
+        for name in [TESTPMD_NAME, "ringwayd", HOLDER] {
             // It need not run.
             let _ = self.end_program(name);
         }
@@ -348,9 +367,7 @@ const QUIET: Duration = Duration::from_millis(500);
 /// A pulse that has so many answers goes on.
 const ANSWERS: u64 = 20;
 /// By which name the agent knows testpmd.
-pub(super) const TESTPMD_NAME: &str = "testpmd";
-/// And a second one.
-pub(super) const SECOND_TESTPMD: &str = "testpmd-2";
+const TESTPMD_NAME: &str = "testpmd";
 /// Any that is not root.
 const USER: u32 = 1000;
 const HOLDER: &str = "holder";

@@ -41,7 +41,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "tap",
-        proves: "testpmd answers Linux through Ringway and a TAP: split and packed rings, MTU 1500 and 9000, VLAN",
+        proves: "guests answer Linux through Ringway and a TAP: split and packed rings, MTU 1500 and 9000, VLAN",
         model: Model::Function,
         act: ground::tap,
     },

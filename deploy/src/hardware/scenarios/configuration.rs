@@ -3,7 +3,7 @@
 use super::{CONFLICT, HERE, NOT_FOUND, RUNTIME, THERE, VIRTIO_MAC};
 use crate::ensure;
 use crate::error::Result;
-use crate::hardware::{Echoer, Front, IGB, Machine, VIRTIO};
+use crate::hardware::{Front, IGB, Machine, VIRTIO};
 
 /// The group of a function is another process's.
 pub(super) fn busy(machine: &mut Machine<'_>) -> Result<()> {
@@ -83,21 +83,20 @@ pub(super) fn unprivileged(machine: &mut Machine<'_>) -> Result<()> {
     machine.refused(&words, NOT_FOUND, "driver_override")?;
     machine.stop_ringwayd()?;
     machine.give_to_vfio(VIRTIO)?;
-    let echoer = Echoer { mac: Some(VIRTIO_MAC.into()), ..Echoer::new("vm0", false) };
     machine.start_ringwayd_unprivileged(VIRTIO, "8192")?;
     machine.function_is_shown(VIRTIO)?;
     machine.ringway(&words)?;
-    machine.begin_testpmd(&echoer)?;
+    machine.begin_front(&Front { memory_mib: 16, ..Front::new("vm0") })?;
     machine.log_says("ringwayd", "RLIMIT_MEMLOCK")?;
-    machine.kill_testpmd()?;
+    machine.kill_front("vm0")?;
     machine.ringway(&["dev", "del", "vm0"])?;
     machine.stop_ringwayd()?;
     machine.start_ringwayd_unprivileged(VIRTIO, "unlimited")?;
     machine.function_is_shown(VIRTIO)?;
     machine.ringway(&words)?;
-    machine.start_testpmd(&echoer)?;
+    machine.start_front(&Front { memory_mib: 16, ..Front::new("vm0") })?;
     machine.pings_of_all_sizes(THERE, 1500)?;
-    machine.stop_testpmd()?;
+    machine.stop_front("vm0")?;
     machine.ringway(&["dev", "del", "vm0"])?;
     machine.stop_ringwayd()
 }

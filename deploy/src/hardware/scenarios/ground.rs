@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::{HERE, THERE, virtual_functions_of_virtio};
 use crate::ensure;
 use crate::error::Result;
-use crate::hardware::{Echoer, IGB, IGB_VFS, Machine, VIRTIO, VIRTIO_VFS};
+use crate::hardware::{Answerer, Echoer, Front, IGB, IGB_VFS, Machine, VIRTIO, VIRTIO_VFS};
 
 pub(super) fn ground(machine: &mut Machine<'_>) -> Result<()> {
     let pf = machine.pf_up(IGB)?;
@@ -66,7 +66,12 @@ pub(super) fn tap(machine: &mut Machine<'_>) -> Result<()> {
     machine.start_ringwayd()?;
     for packed in [false, true] {
         machine.ringway(&["dev", "add", "name", "vm0", "mgmtdev", "tap/rwt0", "mtu", "9000"])?;
-        machine.start_testpmd(&Echoer::new("vm0", packed))?;
+        let who = if packed {
+            Answerer::Testpmd(Echoer::new("vm0", true))
+        } else {
+            Answerer::Front(Front::new("vm0").jumbo())
+        };
+        machine.start_answerer(&who)?;
         machine.set_address("rwt0", &format!("{HERE}/24"))?;
         machine.ip("link set rwt0 up")?;
         machine.link_is_back("rwt0")?;
@@ -74,7 +79,7 @@ pub(super) fn tap(machine: &mut Machine<'_>) -> Result<()> {
         machine.pings_of_all_sizes(THERE, 9000)?;
         machine.make_vlan("rwt0", 7, "10.9.7.1/24")?;
         machine.pings_of_all_sizes(IpAddr::V4(Ipv4Addr::new(10, 9, 7, 2)), 1500)?;
-        machine.stop_testpmd()?;
+        machine.stop_answerer(&who)?;
         machine.ringway(&["dev", "del", "vm0"])?;
     }
     machine.stop_ringwayd()

@@ -6,7 +6,7 @@ use super::ground::IGB_VF_MACS;
 use super::{HERE, THERE};
 use crate::ensure;
 use crate::error::Result;
-use crate::hardware::{Echoer, IGB, IGB_VFS, Machine};
+use crate::hardware::{Answerer, Echoer, Front, IGB, IGB_VFS, Machine};
 use crate::lab::wait_for;
 use crate::pace::WATCHDOG;
 
@@ -21,7 +21,7 @@ pub(super) fn ground(machine: &mut Machine<'_>) -> Result<String> {
     Ok(pf)
 }
 
-/// Linux on the PF pings what testpmd answers through Ringway on a virtual function of it.
+/// Linux on the PF pings what testpmd and the lab's front-end answer through Ringway on a virtual function of it.
 pub(super) fn relayed(machine: &mut Machine<'_>) -> Result<()> {
     let pf = ground(machine)?;
     machine.set_mtu(&pf, 9000)?;
@@ -30,12 +30,17 @@ pub(super) fn relayed(machine: &mut Machine<'_>) -> Result<()> {
     for packed in [false, true] {
         for mtu in ["1500", "9000"] {
             machine.ringway(&["dev", "add", "name", "vm0", "mgmtdev", &mgmtdev, "mtu", mtu, "vlans", "7"])?;
-            machine.start_testpmd(&echoer(packed))?;
+            let who = if mtu == "1500" {
+                Answerer::Front(Front { packed, ..Front::new("vm0") })
+            } else {
+                Answerer::Testpmd(Echoer { mac: Some(IGB_VF_MACS[0].into()), ..Echoer::new("vm0", packed) })
+            };
+            machine.start_answerer(&who)?;
             machine.pings_of_all_sizes(THERE, mtu.parse().unwrap_or(1500))?;
             machine.make_vlan(&pf, 7, "10.9.7.1/24")?;
             machine.pings_of_all_sizes(IpAddr::V4(Ipv4Addr::new(10, 9, 7, 2)), 1500)?;
             machine.ip(&format!("link delete {pf}.7"))?;
-            machine.stop_testpmd()?;
+            machine.stop_answerer(&who)?;
             machine.ringway(&["dev", "del", "vm0"])?;
         }
     }
@@ -49,7 +54,7 @@ pub(super) fn pf(machine: &mut Machine<'_>) -> Result<()> {
     machine.start_ringwayd()?;
     let mgmtdev = machine.function_is_shown(IGB_VFS[0])?;
     machine.ringway(&["dev", "add", "name", "vm0", "mgmtdev", &mgmtdev])?;
-    machine.start_testpmd(&echoer(false))?;
+    machine.start_front(&Front::new("vm0"))?;
     machine.pings_of_all_sizes(THERE, 1500)?;
     machine.ip(&format!("link set {pf} down"))?;
     pf_is(machine, &mgmtdev, "does not serve")?;
@@ -68,12 +73,12 @@ pub(super) fn pf(machine: &mut Machine<'_>) -> Result<()> {
     machine.say(format_args!("resets of the PF that were seen: {resets}"));
     machine.remove_vfs(IGB)?;
     machine.function_is_gone(IGB_VFS[0])?;
-    machine.kill_testpmd()?;
+    machine.kill_front("vm0")?;
     ground(machine)?;
     machine.function_is_shown(IGB_VFS[0])?;
-    machine.start_testpmd(&echoer(true))?;
+    machine.start_front(&Front { packed: true, ..Front::new("vm0") })?;
     machine.pings_of_all_sizes(THERE, 1500)?;
-    machine.stop_testpmd()?;
+    machine.stop_front("vm0")?;
     machine.ringway(&["dev", "del", "vm0"])?;
     machine.stop_ringwayd()
 }
@@ -86,8 +91,4 @@ fn pf_is(machine: &mut Machine<'_>, mgmtdev: &str, word: &str) -> Result<()> {
             Ok((shown["mgmtdev"][mgmtdev]["settings"]["pf"] == word).then_some(()))
         })
     })
-}
-
-fn echoer(packed: bool) -> Echoer {
-    Echoer { mac: Some(IGB_VF_MACS[0].into()), ..Echoer::new("vm0", packed) }
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::{HERE, THERE};
 use crate::error::Result;
-use crate::hardware::{Echoer, IGB, Machine};
+use crate::hardware::{Echoer, Front, IGB, Machine};
 
 /// Linux on the igb pings what testpmd answers through Ringway on a virtio function.
 pub(super) fn relayed(machine: &mut Machine<'_>, function: &str, mac: &str) -> Result<()> {
@@ -42,16 +42,17 @@ pub(super) fn restarted(machine: &mut Machine<'_>, function: &str, mac: &str) ->
     machine.start_testpmd(&echoer)?;
     machine.pings_of_all_sizes(THERE, 1500)?;
     machine.kill_testpmd()?;
-    machine.start_testpmd(&echoer)?;
+    let front = Front { packed: true, ..Front::new("vm0") };
+    machine.start_front(&front)?;
     machine.pings_of_all_sizes(THERE, 1500)?;
     machine.kill_ringwayd()?;
-    machine.kill_testpmd()?;
+    machine.kill_front("vm0")?;
     machine.start_ringwayd()?;
     // Its device waits for the function.
     machine.function_is_shown(function)?;
-    machine.start_testpmd(&echoer)?;
+    machine.start_front(&front)?;
     machine.pings_of_all_sizes(THERE, 1500)?;
-    machine.stop_testpmd()?;
+    machine.stop_front("vm0")?;
     machine.ringway(&["dev", "del", "vm0"])?;
     machine.stop_ringwayd()
 }

@@ -6,8 +6,7 @@ use std::time::Instant;
 use super::{CONFLICT, HERE, PULSE_MS, THERE, VIRTIO_MAC, virtual_functions_of_virtio};
 use crate::ensure;
 use crate::error::Result;
-use crate::hardware::inside::{SECOND_TESTPMD, TESTPMD_NAME};
-use crate::hardware::{Echoer, IGB, IGB_VFS, Machine, VIRTIO, VIRTIO_VFS};
+use crate::hardware::{Front, IGB, IGB_VFS, Machine, VIRTIO, VIRTIO_VFS};
 use crate::lab::wait_for;
 use crate::pace::WATCHDOG;
 
@@ -66,6 +65,10 @@ pub(super) fn of_igb(machine: &mut Machine<'_>) -> Result<()> {
     machine.step(&format!("{pf}: virtual function 0 is trusted"), |machine| {
         machine.ip(&format!("link set {pf} vf 0 trust on")).map(|_| ())
     })?;
+    // Once its PF was reset it asks anew at once, and not only after half a minute.
+    machine.set_mtu(&pf, 1400)?;
+    machine.set_mtu(&pf, 1500)?;
+    machine.device_link("up0", "up")?;
     says_of_filters(machine, false)?;
     reaches(machine, IGB_VFS[0])?;
     end(machine)
@@ -87,7 +90,7 @@ fn says_of_filters(machine: &mut Machine<'_>, is_missing: bool) -> Result<()> {
 fn switch(machine: &mut Machine<'_>, pf: &str, function: &str) -> Result<()> {
     machine.start_ringwayd()?;
     let mgmtdev = machine.function_is_shown(function)?;
-    for (name, mac, program) in GUESTS {
+    for (name, mac) in GUESTS {
         // Each echoes whatever it hears, in the name of whom it was for.
         let words = [
             "dev",
@@ -104,8 +107,7 @@ fn switch(machine: &mut Machine<'_>, pf: &str, function: &str) -> Result<()> {
             "on",
         ];
         machine.ringway(&words)?;
-        let echoer = Echoer { mac: Some(mac.into()), ..Echoer::new(name, name == "vm1") };
-        machine.start_testpmd(&Echoer { program, ..echoer })?;
+        machine.start_front(&Front { packed: name == "vm1", ..Front::new(name).jumbo() })?;
     }
     machine.ringway(&[
         "dev",
@@ -143,15 +145,14 @@ fn knows(machine: &mut Machine<'_>, interface: &str, address: IpAddr, mac: &str)
 }
 
 fn end(machine: &mut Machine<'_>) -> Result<()> {
-    for (_, _, program) in GUESTS {
-        machine.stop_testpmd_of(program)?;
+    for (name, _) in GUESTS {
+        machine.stop_front(name)?;
     }
     machine.ringway(&["mgmtdev", "del", "bridge/br0"])?;
     machine.stop_ringwayd()
 }
 
-/// Devices, their addresses, and by which name the agent knows who answers.
-const GUESTS: [(&str, &str, &str); 2] =
-    [("vm0", "52:54:00:00:03:01", TESTPMD_NAME), ("vm1", "52:54:00:00:03:02", SECOND_TESTPMD)];
+/// Devices, and their addresses.
+const GUESTS: [(&str, &str); 2] = [("vm0", "52:54:00:00:03:01"), ("vm1", "52:54:00:00:03:02")];
 const ALSO_THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 3));
 const IN_VLAN: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 7, 3));
