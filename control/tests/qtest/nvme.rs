@@ -1,9 +1,14 @@
-//! The NVMe library on QEMU's own controller.
+//! The NVMe library, and the driver, on QEMU's own controller.
 
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use ringway_control::operator::api::DeviceEntry;
+use ringway_control::subsystem::{Options, Subsystem};
+use ringway_pmd::bus::pci::Device;
+use ringway_pmd::driver::Attached;
+use ringway_pmd::drivers::nvme::{EXAMINER, Nvme};
 use ringway_pmd::nvme::NvmeFault;
 use ringway_pmd::nvme::command::{Command, Range, Status};
 use ringway_pmd::nvme::controller::Controller;
@@ -11,8 +16,12 @@ use ringway_pmd::nvme::data::{Cut, Kind, MOST_BYTES, Piece, Rules, Scatter, add}
 use ringway_pmd::nvme::identify::NamespaceInfo;
 use ringway_pmd::nvme::queue::{Done, Found, QueuePair};
 use ringway_ring::guest::GuestMap;
+use ringway_ring::position::Position;
+use ringway_ring::queue::{Completion, DriverBuffer, DriverRing, Format};
+use ringway_vhost_user::frontend::Frontend;
 
 use super::ground::{Ground, SLOT};
+use super::support::{Rig, SOON, eventually};
 
 /// A machine with a controller of two namespaces: 1 of blocks of 512 bytes, 2 of 4096, each with a file.
 struct Scene {
@@ -319,4 +328,83 @@ fn controller_that_is_reset_begins_anew_and_one_that_is_gone_is_told_of() {
     assert_eq!(controller.check(), Err(NvmeFault::Gone));
     assert_eq!(controller.namespaces(), Err(NvmeFault::Gone));
     assert_eq!(controller.delete_pair(&pair), Err(NvmeFault::Gone));
+}
+
+/// A guest's request, done: its status, and what it read.
+fn ask(rig: &Rig, ring: &mut dyn DriverRing, (kind, sector): (u32, u64), data: &mut [u8]) -> u8 {
+    let base = rig.buffer(0, 0);
+    let at = |gpa: u64, len: u64| rig.map.resolve(gpa, len).unwrap();
+    // In two pieces whose border is on nothing.
+    let (header, first, second, status) = (base, base + 0x1001, base + 0x8003, base + 0x18000);
+    let bytes = [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
+    at(header, 16).write(&bytes);
+    at(status, 1).write(&[0xff]);
+    let (cut, writable) = (data.len() / 3, kind == 0);
+    let mut buffers = vec![DriverBuffer { gpa: header, len: 16, writable: false }];
+    for (gpa, part) in [(first, &data[..cut]), (second, &data[cut..])] {
+        if !part.is_empty() {
+            at(gpa, part.len() as u64).write(part);
+            buffers.push(DriverBuffer { gpa, len: part.len() as u32, writable });
+        }
+    }
+    buffers.push(DriverBuffer { gpa: status, len: 1, writable: true });
+    ring.add(&buffers, 1).unwrap();
+    ring.publish();
+    eventually(|| ring.collect(&mut [Completion::default(); 4]).unwrap() == 1);
+    let cut = data.len() / 3;
+    if writable {
+        at(first, cut as u64).read(&mut data[..cut]);
+        at(second, (data.len() - cut) as u64).read(&mut data[cut..]);
+    }
+    let mut answer = [0];
+    at(status, 1).read(&mut answer);
+    answer[0]
+}
+
+/// The driver under the whole subsystem: what a guest writes is in the namespace's file, and comes back.
+#[test]
+#[ignore = "needs QEMU >= 8: run deploy/test"]
+fn guests_disk_is_a_namespace_of_qemus_controller() {
+    let scene = Scene::new();
+    let (address, opener) = (scene.ground.address(), scene.ground.opener());
+    let seen = EXAMINER.examine(address, &opener);
+    let device = Device { address, id: scene.ground.id(), numa_node: None, opener, seen };
+    let bus = super::OneFunction(Some(Mutex::new(device)));
+    let folder = tempfile::tempdir().unwrap();
+    let attached = Attached::new(bus, vec![Box::new(Nvme)]);
+    let options = Options { attachments: vec![Box::new(attached)], ..Options::embedded(folder.path()) };
+    let subsystem = Subsystem::start(options).unwrap();
+    let mut entry =
+        DeviceEntry { name: "d0".to_owned(), mgmtdev: format!("pci/{address}"), ..DeviceEntry::default() };
+    entry.attributes.insert("namespace".to_owned(), "2".to_owned());
+    subsystem.add(&entry).unwrap();
+    for format in [Format::Split, Format::Packed] {
+        let rig = Rig::within(format, 1, |bytes| scene.ground.memory(Rig::GPA, bytes.next_multiple_of(4096)));
+        let mut frontend = None;
+        eventually(|| {
+            frontend = Frontend::connect(&folder.path().join("dev/d0.sock"), SOON).ok();
+            frontend.is_some()
+        });
+        let mut frontend = frontend.unwrap();
+        rig.introduce(&mut frontend);
+        let mut ring = rig.driver(0, Position::START);
+        rig.start_ring(&mut frontend, 0, rig.fresh());
+        frontend.enable_ring(0, true).unwrap();
+        for n in 0..20u64 {
+            let mut data: Vec<u8> = (0..8192).map(|at| pattern(n, at)).collect();
+            let written = data.clone();
+            assert_eq!(ask(&rig, &mut *ring, (1, n * 16), &mut data), 0);
+            assert_eq!(ask(&rig, &mut *ring, (4, 0), &mut []), 0);
+            assert!(scene.stored(2, n * 8192, 8192) == written);
+            data.fill(0);
+            assert_eq!(ask(&rig, &mut *ring, (0, n * 16), &mut data), 0);
+            assert!(data == written);
+        }
+        // Less than a block, and beyond the end.
+        assert_eq!(ask(&rig, &mut *ring, (0, 1), &mut [0; 4096]), 1);
+        assert_eq!(ask(&rig, &mut *ring, (0, DISK / 512), &mut [0; 4096]), 1);
+        frontend.stop_ring(0).unwrap();
+    }
+    drop(subsystem);
+    eventually(|| scene.ground.is_closed());
 }
