@@ -226,18 +226,20 @@ fn receive(
     Ok(received.bytes)
 }
 
-/// At most one outgoing message, without descriptors.
+/// At most one outgoing message, with a descriptor at most.
 #[derive(Debug)]
 pub struct Outbox {
     bytes: [u8; HEADER_BYTES + MAX_PAYLOAD],
     len: usize,
     sent: usize,
+    /// Goes with the first byte.
+    fd: Option<OwnedFd>,
     since: Option<Instant>,
 }
 
 impl Default for Outbox {
     fn default() -> Outbox {
-        Outbox { bytes: [0; HEADER_BYTES + MAX_PAYLOAD], len: 0, sent: 0, since: None }
+        Outbox { bytes: [0; HEADER_BYTES + MAX_PAYLOAD], len: 0, sent: 0, fd: None, since: None }
     }
 }
 
@@ -259,12 +261,34 @@ impl Outbox {
         true
     }
 
+    /// As [`Outbox::put`], with a descriptor.
+    pub fn put_with(&mut self, header: Header, payload: &[u8], fd: OwnedFd, now: Instant) -> bool {
+        let is_put = self.put(header, payload, now);
+        self.fd = is_put.then_some(fd);
+        is_put
+    }
+
     /// Sends as much as the peer takes without waiting. True once nothing is left.
     pub fn flush(&mut self, socket: impl AsFd) -> io::Result<bool> {
         while !self.is_empty() {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            match send(&socket, &self.bytes[self.sent..self.len], flags) {
-                Ok(sent) => self.sent += sent,
+            let bytes = &self.bytes[self.sent..self.len];
+            let sent = match &self.fd {
+                None => send(&socket, bytes, flags),
+                Some(fd) => {
+                    let fd = [fd.as_fd()];
+                    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                    let mut control = SendAncillaryBuffer::new(&mut space);
+                    // There is room for it.
+                    control.push(SendAncillaryMessage::ScmRights(&fd));
+                    sendmsg(&socket, &[IoSlice::new(bytes)], &mut control, flags)
+                }
+            };
+            match sent {
+                Ok(sent) => {
+                    self.sent += sent;
+                    self.fd = None;
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Ok(false),
                 Err(other) => return Err(other.into()),

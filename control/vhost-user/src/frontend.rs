@@ -2,7 +2,7 @@
 //! the benchmark suite.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,8 +14,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 use crate::connection::{Broken, Frame, FrameReader, send_frame, wait_for};
 use crate::message::{
-    BackendRequest, ConfigRange, FLAG_NEED_REPLY, FLAG_VERSION, Header, MemRegion, Request, VRING_NO_FD,
-    VringAddrs, VringState, decode_u64, encode_mem_table, protocol,
+    BackendRequest, ConfigRange, FLAG_NEED_REPLY, FLAG_VERSION, Header, Inflight, MemRegion, Request,
+    VRING_NO_FD, VringAddrs, VringState, decode_u64, encode_mem_table, protocol,
 };
 
 /// Why a request failed.
@@ -204,7 +204,7 @@ impl Frontend {
 
     /// GET_FEATURES, GET/SET_PROTOCOL_FEATURES (all that both sides know), SET_OWNER. Returns the device's features.
     pub fn handshake(&mut self) -> Result<Features, FrontendError> {
-        self.handshake_with(protocol::OFFERED)
+        self.handshake_with(protocol::KNOWN)
     }
 
     /// As [`Frontend::handshake`], but agrees on no more protocol features than `known`.
@@ -343,6 +343,28 @@ impl Frontend {
             Ok((got, _)) => Err(wrong(request, format!("for {} bytes at {}", got.size, got.offset))),
             Err(malformed) => Err(wrong(request, malformed.to_string())),
         }
+    }
+
+    /// GET_INFLIGHT_FD: a region for the records of so many queues of so many entries. None: the back-end has none to give.
+    pub fn inflight(
+        &mut self,
+        queues: u16,
+        entries: u16,
+    ) -> Result<Option<(Inflight, OwnedFd)>, FrontendError> {
+        let request = Request::GetInflightFd;
+        let asked = Inflight { queues, entries, ..Inflight::default() };
+        let mut answer = self.query(request, &asked.encode())?;
+        let region = Inflight::decode(sized(request, &answer, Inflight::BYTES)?);
+        match answer.fds.pop() {
+            _ if region.mmap_size == 0 => Ok(None),
+            Some(fd) => Ok(Some((region, fd))),
+            None => Err(wrong(request, "without its descriptor".to_owned())),
+        }
+    }
+
+    /// SET_INFLIGHT_FD.
+    pub fn set_inflight(&mut self, region: &Inflight, fd: BorrowedFd<'_>) -> Result<(), FrontendError> {
+        self.send(Request::SetInflightFd, &region.encode(), &[fd])
     }
 
     /// SET_CONFIG: writes configuration space, as the driver (`migration` false) or on behalf of a migration.

@@ -99,6 +99,9 @@ pub mod protocol {
         | CONFIGURE_MEM_SLOTS
         | STATUS;
 
+    /// What devices of some class are offered with, beside [`OFFERED`] or in place of some of it.
+    pub const KNOWN: u64 = OFFERED | INFLIGHT_SHMFD;
+
     /// The names of the bits of a set, bits without a name left out.
     pub fn names(bits: u64) -> impl Iterator<Item = &'static str> {
         NAMES.iter().filter(move |(bit, _)| bits & bit != 0).map(|(_, name)| *name)
@@ -273,6 +276,7 @@ const U64: (usize, usize) = (8, 8);
 const STATE: (usize, usize) = (8, 8);
 const CONFIG: (usize, usize) = (12, MAX_PAYLOAD);
 const REGION: (usize, usize) = (40, 40);
+const INFLIGHT: (usize, usize) = (Inflight::FIELDS, Inflight::BYTES);
 const TABLE: (usize, usize) = (8, 8 + 32 * MAX_TABLE_REGIONS);
 
 /// The requests that the back-end supports. Every other one, known or not, is refused.
@@ -298,6 +302,8 @@ pub const RULES: &[Rule] = &[
     rule(Request::SetBackendReqFd, NONE, (1, 1), false, protocol::BACKEND_REQ),
     rule(Request::GetConfig, CONFIG, NONE, true, protocol::CONFIG),
     rule(Request::SetConfig, CONFIG, NONE, false, protocol::CONFIG),
+    rule(Request::GetInflightFd, INFLIGHT, NONE, true, protocol::INFLIGHT_SHMFD),
+    rule(Request::SetInflightFd, INFLIGHT, (0, 1), false, protocol::INFLIGHT_SHMFD),
     rule(Request::ResetDevice, NONE, NONE, false, protocol::RESET_DEVICE),
     rule(Request::VringKick, STATE, NONE, false, protocol::INBAND_NOTIFICATIONS),
     rule(Request::GetMaxMemSlots, NONE, NONE, true, protocol::CONFIGURE_MEM_SLOTS),
@@ -495,6 +501,46 @@ impl VringAddrs {
     }
 }
 
+/// Payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Inflight {
+    /// Bytes of the region; 0: there is none.
+    pub mmap_size: u64,
+    /// Where in its file it starts.
+    pub mmap_offset: u64,
+    /// Queues that have a part in it.
+    pub queues: u16,
+    /// Entries of each part: as many as a ring may have.
+    pub entries: u16,
+}
+
+impl Inflight {
+    /// Bytes of its fields; what front-ends pad is not always sent.
+    pub const FIELDS: usize = 20;
+    /// Bytes on the wire, padded as a C structure is: what QEMU sends, and the only length that it takes.
+    pub const BYTES: usize = 24;
+    /// From the wire.
+    pub fn decode(payload: &[u8]) -> Inflight {
+        let both = u32_at(payload, 16).to_ne_bytes();
+        let [a, b, c, d] = both;
+        Inflight {
+            mmap_size: u64_at(payload, 0),
+            mmap_offset: u64_at(payload, 8),
+            queues: u16::from_ne_bytes([a, b]),
+            entries: u16::from_ne_bytes([c, d]),
+        }
+    }
+    /// To the wire.
+    pub fn encode(&self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        bytes[0..8].copy_from_slice(&self.mmap_size.to_ne_bytes());
+        bytes[8..16].copy_from_slice(&self.mmap_offset.to_ne_bytes());
+        bytes[16..18].copy_from_slice(&self.queues.to_ne_bytes());
+        bytes[18..20].copy_from_slice(&self.entries.to_ne_bytes());
+        bytes
+    }
+}
+
 /// One region of SET_MEM_TABLE, ADD_MEM_REG and REM_MEM_REG.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemRegion {
@@ -624,7 +670,7 @@ mod tests {
         for rule in RULES {
             assert!(rule.min_bytes <= rule.max_bytes && rule.max_bytes <= MAX_PAYLOAD);
             assert!(rule.min_fds <= rule.max_fds && rule.max_fds <= MAX_FDS);
-            assert_eq!(rule.needs & !protocol::OFFERED, 0, "{:?} needs what is not offered", rule.request);
+            assert_eq!(rule.needs & !protocol::KNOWN, 0, "{:?} needs what is not offered", rule.request);
         }
     }
 

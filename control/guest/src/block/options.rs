@@ -47,6 +47,8 @@ pub struct BlockOptions {
     pub pages: Option<PageKind>,
     /// Give the device its memory by one table, also if it takes it region by region.
     pub table: bool,
+    /// Keep a region in which the back-end records what it has in flight, if it knows how to, as QEMU does.
+    pub inflight: bool,
     /// How long the back-end may take to be there, and for an answer.
     pub patience: Duration,
 }
@@ -67,6 +69,7 @@ impl Default for BlockOptions {
             decline: Features::NONE,
             pages: None,
             table: true,
+            inflight: true,
             patience: Duration::from_secs(5),
         }
     }

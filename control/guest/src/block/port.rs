@@ -4,6 +4,7 @@
 //! offers. When the back-end is lost, the port keeps its memory and its rings with all that is under way in them, and
 //! connects to a successor. One thread owns it; its queues may be driven by others.
 
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use ringway_ring::memory::{HostMemory, PageKind};
 use ringway_ring::position::Position;
 use ringway_ring::queue::{Format, RingSize};
 use ringway_vhost_user::frontend::{Frontend, MemoryRegion, VringAddr};
-use ringway_vhost_user::message::protocol;
+use ringway_vhost_user::message::{Inflight, protocol};
 
 use super::config::{
     BlockConfig, F_BLK_SIZE, F_CONFIG_WCE, F_DISCARD, F_FLUSH, F_MQ, F_RO, F_SEG_MAX, F_TOPOLOGY,
@@ -35,6 +36,8 @@ pub struct Port {
     options: BlockOptions,
     plan: Plan,
     queues: Vec<Queue>,
+    /// What back-ends record there outlives them.
+    inflight: Option<(Inflight, OwnedFd)>,
     /// The memory outlives the rings in it.
     memory: HostMemory,
 }
@@ -55,7 +58,7 @@ impl Port {
     pub fn start(mut frontend: Frontend, options: BlockOptions) -> Result<Port, GuestError> {
         frontend.set_timeout(options.patience);
         let needed = needed(&options);
-        let offered = greet(&mut frontend, needed)?;
+        let offered = greet(&mut frontend, needed, &options)?;
         let features = needed | (offered & TAKEN.without(options.decline));
         if frontend.protocol_features() & protocol::CONFIG == 0 {
             return Err(GuestError::Load {
@@ -82,7 +85,8 @@ impl Port {
         let queues = (0..options.queues)
             .map(|index| Queue::new(&options, index, size, features, &map, &plan, GPA))
             .collect::<Result<Vec<Queue>, GuestError>>()?;
-        let mut port = Port { frontend, config, offered, features, options, plan, queues, memory };
+        let mut port =
+            Port { frontend, config, offered, features, options, plan, queues, inflight: None, memory };
         port.introduce(|_| Position::START.to_vhost_base(options.format))?;
         port.queues.iter().for_each(Queue::kick);
         Ok(port)
@@ -96,7 +100,7 @@ impl Port {
     pub fn reconnect(&mut self, socket: &Path) -> Result<(), GuestError> {
         self.frontend = Frontend::connect(socket, self.options.patience)?;
         self.frontend.set_timeout(self.options.patience);
-        greet(&mut self.frontend, self.features)?;
+        greet(&mut self.frontend, self.features, &self.options)?;
         // QEMU's bases: it reads those of split rings in the rings, and repeats those of packed ones from their start.
         let format = self.options.format;
         self.introduce(|used_idx| match format {
@@ -117,6 +121,15 @@ impl Port {
             file_offset: 0,
             file: self.memory.file(),
         };
+        if self.frontend.protocol_features() & protocol::INFLIGHT_SHMFD != 0 {
+            // Asked for once, given at every start.
+            if self.inflight.is_none() {
+                self.inflight = self.frontend.inflight(self.options.queues, self.options.queue_size)?;
+            }
+            if let Some((region, file)) = &self.inflight {
+                self.frontend.set_inflight(region, file.as_fd())?;
+            }
+        }
         let slots = self.frontend.protocol_features() & protocol::CONFIGURE_MEM_SLOTS != 0;
         if slots && !self.options.table {
             self.frontend.add_mem_reg(&region)?;
@@ -135,6 +148,11 @@ impl Port {
             self.frontend.enable_ring(queue.index().into(), true)?;
         }
         Ok(())
+    }
+
+    /// The region in which back-ends record what they have in flight, if there is one.
+    pub fn inflight(&self) -> Option<(&Inflight, &OwnedFd)> {
+        self.inflight.as_ref().map(|(region, file)| (region, file))
     }
 
     /// What the configuration space said when the port was started.
@@ -227,8 +245,9 @@ fn needed(options: &BlockOptions) -> Features {
 }
 
 /// Shakes hands; what the device offers, if that is all that is needed.
-fn greet(frontend: &mut Frontend, needed: Features) -> Result<Features, GuestError> {
-    let offered = frontend.handshake()?;
+fn greet(frontend: &mut Frontend, needed: Features, options: &BlockOptions) -> Result<Features, GuestError> {
+    let known = if options.inflight { protocol::KNOWN } else { protocol::OFFERED };
+    let offered = frontend.handshake_with(known)?;
     if offered.contains(needed) {
         return Ok(offered);
     }
