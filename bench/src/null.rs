@@ -150,6 +150,7 @@ fn accept(
             name,
             counters: (0..queues).map(|_| Arc::default()).collect(),
             positions,
+            records: None,
             lease: None,
             cores: (0..queues).map(|_| AtomicUsize::new(core)).collect(),
         };

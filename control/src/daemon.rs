@@ -261,6 +261,7 @@ impl Daemon {
         }
         make_dir(&options.runtime_dir.join("dev"))?;
         make_dir(&options.runtime_dir.join("positions"))?;
+        make_dir(&options.runtime_dir.join("inflight"))?;
         // Two that share it would write the positions of different guests' rings into one page.
         let lock = options.runtime_dir.join("ringwayd.lock");
         let shown = options.runtime_dir.display().to_string();

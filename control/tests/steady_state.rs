@@ -133,6 +133,7 @@ fn child(way: Way, format: Format, plant: Plant) -> ! {
                 name: spec.name,
                 counters: (0..2).map(|_| Arc::default()).collect(),
                 positions: PositionPage::anonymous().unwrap(),
+                records: None,
                 lease: None,
                 cores: vec![AtomicUsize::new(core)],
             }),

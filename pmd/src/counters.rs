@@ -292,6 +292,7 @@ struct Inner {
     segmented: AtomicU64,
     segments: AtomicU64,
     netdev_calls: AtomicU64,
+    resubmitted: AtomicU64,
     drops: [AtomicU64; DropReason::ALL.len()],
     /// The last [`Example`] of each reason; 0 where there is none.
     examples: [AtomicU64; DropReason::ALL.len()],
@@ -340,6 +341,10 @@ impl QueueCounters {
     pub fn set_example(&self, reason: DropReason, example: Example) {
         self.inner.examples[reason as usize].store(example.to_word(), Ordering::Relaxed);
     }
+    /// Counts requests that a predecessor had and that are done again. No pump has the queue yet.
+    pub fn add_resubmitted(&self, requests: u64) {
+        add(&self.inner.resubmitted, requests);
+    }
     /// Counts a fault of the ring.
     pub fn add_fault(&self, fault: RingFault) {
         add(&self.inner.faults[fault as usize], 1);
@@ -364,6 +369,7 @@ impl QueueCounters {
             segmented: read(&self.inner.segmented),
             segments: read(&self.inner.segments),
             netdev_calls: read(&self.inner.netdev_calls),
+            resubmitted: read(&self.inner.resubmitted),
             drops: DropReason::ALL.map(|reason| (reason, read(&self.inner.drops[reason as usize]))).into(),
             examples: DropReason::ALL
                 .into_iter()
@@ -401,6 +407,8 @@ pub struct QueueStats {
     pub segments: u64,
     /// System calls that moved frames to or from the kernel's interface; 0 for a guest's queue.
     pub netdev_calls: u64,
+    /// Requests that a process before this one had, which were done again.
+    pub resubmitted: u64,
     /// Dropped frames by reason, every reason.
     pub drops: Vec<(DropReason, u64)>,
     /// The last dropped frame of those reasons that have an example.

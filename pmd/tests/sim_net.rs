@@ -125,6 +125,7 @@ impl Bed {
                     keeper: positions.slot(index.into()).unwrap(),
                     skip_used: false,
                 },
+                record: None,
                 kick: setup.kick.then(|| Arc::new(EventFd::new().unwrap())),
                 call: None,
                 counters: Arc::clone(&counters[usize::from(index)]),

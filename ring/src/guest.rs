@@ -265,16 +265,16 @@ impl Region {
 }
 
 /// What the kernel says of a region's file.
-struct FileFacts {
-    size: u64,
-    page_bytes: usize,
+pub(crate) struct FileFacts {
+    pub(crate) size: u64,
+    pub(crate) page_bytes: usize,
     device: u64,
     inode: u64,
     sealed: bool,
 }
 
 impl FileFacts {
-    fn read(file: BorrowedFd<'_>) -> Result<FileFacts, MapError> {
+    pub(crate) fn read(file: BorrowedFd<'_>) -> Result<FileFacts, MapError> {
         let stat_error = |error: rustix::io::Errno| MapError::Stat(error.into());
         let system = rustix::fs::fstatfs(file).map_err(stat_error)?;
         let stat = rustix::fs::fstat(file).map_err(stat_error)?;

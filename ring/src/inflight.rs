@@ -39,14 +39,17 @@
 pub mod packed;
 pub mod split;
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, OFlags, SealFlags};
 
 use crate::format::Format;
+use crate::guest::{FileFacts, MapError};
 use crate::mapping::Mapping;
 use crate::words::{RawWords, Words};
 
@@ -104,22 +107,25 @@ pub struct Region {
 }
 
 impl Region {
-    /// Maps `len` bytes at `offset` of a file.
+    /// Maps what a front-end gives: `len` bytes at `offset` of a file.
     ///
     /// # Errors
-    /// Those of mapping; `InvalidInput` for a range that is empty, not aligned to 8 bytes, or not inside the file.
-    pub fn map(file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<Arc<Region>> {
-        let facts = rustix::fs::fstat(file)?;
-        let is_inside = offset.checked_add(len).is_some_and(|end| end <= facts.st_size as u64);
-        let (Ok(bytes), true) = (usize::try_from(len), is_inside && len > 0 && offset.is_multiple_of(WORD))
-        else {
-            return Err(io::ErrorKind::InvalidInput.into());
+    /// Those of mapping a guest's memory; `Wrap` also for an offset that is not aligned to 8 bytes.
+    pub fn map(file: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Arc<Region>, MapError> {
+        let facts = FileFacts::read(file)?;
+        let wraps = MapError::Wrap { address: offset, size: len };
+        let Some(end) = offset.checked_add(len).filter(|_| offset.is_multiple_of(WORD)) else {
+            return Err(wraps);
         };
-        let page_bytes = usize::try_from(facts.st_blksize).unwrap_or(0).max(rustix::param::page_size());
-        if !page_bytes.is_power_of_two() {
-            return Err(io::ErrorKind::InvalidInput.into());
+        if len == 0 {
+            return Err(MapError::Empty { gpa: offset });
         }
-        Ok(Arc::new(Region { map: Mapping::new(file, offset, bytes, page_bytes)? }))
+        if end > facts.size {
+            return Err(MapError::BeyondFile { end, file_size: facts.size });
+        }
+        let bytes = usize::try_from(len).map_err(|_| wraps)?;
+        let map = Mapping::new(file, offset, bytes, facts.page_bytes).map_err(MapError::Map)?;
+        Ok(Arc::new(Region { map }))
     }
 
     /// The records of queue `index`, where each queue has so many entries. None: they are not inside the region.
@@ -163,11 +169,26 @@ impl Part {
         self.entries
     }
 
+    /// Refuses what a queue would not start with, whatever its ring: another version, another number of entries.
+    pub fn check(&self) -> Result<(), RecordFault> {
+        let words = self.words();
+        match words.read_u16(VERSION) {
+            0 => Ok(()),
+            VERSION_1 => check_entries(&words, self.format, 0, self.entries),
+            version => Err(RecordFault::Version { version }),
+        }
+    }
+
+    /// Nothing is recorded any more: the queue begins anew. Nobody uses it.
+    pub fn forget(&self) {
+        self.words().write_u16(VERSION, 0);
+    }
+
     /// Its words: of one holder at a time.
     pub(crate) fn words(&self) -> RecordWords {
         let start = self.region.map.start().wrapping_add(self.at);
         // SAFETY: validity: `at + len` is inside the mapping (checked in `Region::part`), which the value holds beside the
-        // words. Alignment: the region's start is aligned to 8 (checked in `Region::map`), the part to 64 from there, and no
+        // words. Alignment: the region's start is aligned to 8 (checked in `Region::map`; parts of our own are multiples of 64), the part to 64 from there, and no
         // word is wider. Bounds: offsets are those of entries below the number that the part was made
         // for (see `check_entries`). Aliasing and concurrency: no reference to the bytes is ever made, and others may write them at any time.
         let words = unsafe { RawWords::new(start, self.len) };
@@ -211,6 +232,75 @@ impl Words for RecordWords {
     #[inline(always)]
     fn write_u64(&self, at: usize, value: u64) {
         self.words.write_u64(at, value);
+    }
+}
+
+/// The records of a device's queues, of either format, in a file of our own that is kept over restarts: for front-ends that give
+/// none. What is in them counts only where the queue's kept position does (see [`crate::position`]).
+#[derive(Debug)]
+pub struct OwnRecords {
+    split: Arc<Region>,
+    packed: Arc<Region>,
+    entries: u16,
+}
+
+impl OwnRecords {
+    /// Those of `queues` queues with rings of up to `entries`, in the file at `path`; made if it is not there, readable and
+    /// writable for its owner alone.
+    ///
+    /// # Errors
+    /// Those of opening and mapping; `InvalidData` for what is no regular file.
+    pub fn open(path: &Path, queues: u16, entries: u16) -> io::Result<OwnRecords> {
+        // O_NONBLOCK: a pipe in its place must not make this wait.
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(flags.bits() as i32)
+            .open(path)?;
+        let facts = file.metadata()?;
+        if !facts.is_file() {
+            let why = format!("{} is not a regular file: refused", path.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        OwnRecords::over(&file, facts.len(), queues, entries)
+    }
+
+    /// In memory that this process alone has.
+    ///
+    /// # Errors
+    /// Those of making and mapping it.
+    pub fn anonymous(queues: u16, entries: u16) -> io::Result<OwnRecords> {
+        let file = File::from(rustix::fs::memfd_create("ringway-records", MemfdFlags::CLOEXEC)?);
+        OwnRecords::over(&file, 0, queues, entries)
+    }
+
+    fn over(file: &File, len: u64, queues: u16, entries: u16) -> io::Result<OwnRecords> {
+        let bytes = |format| part_bytes(format, entries) * u64::from(queues);
+        let (split, packed) = (bytes(Format::Split), bytes(Format::Packed));
+        if len != split + packed {
+            // Of another geometry: what it says is of no use.
+            file.set_len(0)?;
+        }
+        // All of it, so that a full disk is an error here and not a SIGBUS at the first store.
+        rustix::fs::fallocate(file, FallocateFlags::empty(), 0, split + packed)?;
+        let map = |offset, len| {
+            let map = Mapping::new(file.as_fd(), offset, len as usize, rustix::param::page_size())?;
+            Ok::<_, io::Error>(Arc::new(Region { map }))
+        };
+        Ok(OwnRecords { split: map(0, split)?, packed: map(split, packed)?, entries })
+    }
+
+    /// The records of a queue. None: it has no such queue.
+    pub fn part(&self, format: Format, index: u16) -> Option<Part> {
+        let region = match format {
+            Format::Split => &self.split,
+            Format::Packed => &self.packed,
+        };
+        region.part(format, self.entries, index)
     }
 }
 

@@ -114,6 +114,7 @@ fn binding(bed: &Bed, index: u16) -> Result<QueueBinding, BenchError> {
         enabled: true,
         format: bed.format,
         config: bed.device(index)?,
+        record: None,
         kick: None,
         call: None,
         counters: Arc::default(),

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use ringway_pmd::counters::QueueCounters;
-use ringway_pmd::vdpa::{ClassSpec, DataPath, DeviceSpec};
+use ringway_pmd::vdpa::{Class, ClassSpec, DataPath, DeviceSpec, QueueLimits};
+use ringway_ring::inflight::OwnRecords;
 use ringway_ring::position::PositionPage;
 use rustix::event::epoll;
 use serde_json::{Value, json};
@@ -287,6 +288,16 @@ impl Daemon {
         };
         let positions = PositionPage::open(&self.positions_file(&entry.name))
             .map_err(|error| Fault::system(format!("cannot keep positions for {}", entry.name), error))?;
+        let records = match facts.class {
+            Class::Net => None,
+            Class::Block => {
+                let QueueLimits { max_vqs, max_vq_size } = facts.limits;
+                let records = OwnRecords::open(&self.records_file(&entry.name), max_vqs, max_vq_size);
+                Some(records.map_err(|error| {
+                    Fault::system(format!("cannot record what {} has in flight", entry.name), error)
+                })?)
+            }
+        };
         if let Some(listening) = &listening {
             self.epoll_add(&listening.socket, Token::Device(id))?;
         }
@@ -298,6 +309,7 @@ impl Daemon {
             name: entry.name.clone(),
             counters: (0..facts.limits.max_vqs).map(|_| Arc::new(QueueCounters::default())).collect(),
             positions,
+            records,
             lease,
             cores: cores.into_iter().map(AtomicUsize::new).collect(),
         });
@@ -369,6 +381,11 @@ impl Daemon {
 
     pub(crate) fn default_socket(&self, name: &str) -> PathBuf {
         endpoint::default_path(&self.runtime_dir, name)
+    }
+
+    /// Where what a device has in flight is recorded.
+    fn records_file(&self, name: &str) -> PathBuf {
+        self.runtime_dir.join("inflight").join(name)
     }
 
     pub(crate) fn positions_file(&self, name: &str) -> PathBuf {
@@ -464,6 +481,7 @@ impl Daemon {
             // Somebody else's, or taken away.
         } else if device.connection.is_none() && has_none() {
             let _ = std::fs::remove_file(&file);
+            let _ = std::fs::remove_file(self.records_file(name));
         } else {
             // A store into the mapped page does not count as a change of the file.
             let _ =
@@ -484,6 +502,10 @@ impl Daemon {
         files.sort_by_cached_key(|file| std::fs::metadata(file).and_then(|facts| facts.modified()).ok());
         for file in files.iter().take(excess) {
             let _ = std::fs::remove_file(file);
+            // Nothing is in flight of a queue without a position.
+            if let Some(name) = file.file_name().and_then(|name| name.to_str()) {
+                let _ = std::fs::remove_file(self.records_file(name));
+            }
         }
     }
 

@@ -31,6 +31,7 @@ use ringway_engine::Engine;
 use ringway_pmd::counters::QueueCounters;
 use ringway_pmd::notify::EventFd;
 use ringway_pmd::vdpa::VdpaDevice;
+use ringway_ring::inflight::OwnRecords;
 use ringway_ring::position::PositionPage;
 
 use crate::frontends::budget::Lease;
@@ -44,6 +45,8 @@ pub struct DeviceShared {
     pub counters: Vec<Arc<QueueCounters>>,
     /// Where each queue stands.
     pub positions: Arc<PositionPage>,
+    /// What its queues have in flight, for front-ends that have no place for it. None: its class needs none.
+    pub records: Option<OwnRecords>,
     /// What a device without front-end holds of the process, until its last session has ended.
     pub lease: Option<Lease>,
     /// The core of each group of queues, decided by control. Read when a pump is placed.

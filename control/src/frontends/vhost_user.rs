@@ -33,7 +33,7 @@ use super::life::{Connection, ConnectionEvent, State, StatusEvent};
 use super::virtdev::{CallTo, Kind, MAX_REGIONS, Notices, Plane, PlaneError, Refusal, Setting, VirtDev};
 
 /// What became of a message.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Verdict {
     /// Obeyed; no answer.
     Done,
@@ -43,6 +43,15 @@ pub enum Verdict {
         header: Header,
         /// Payload.
         payload: Vec<u8>,
+    },
+    /// To be answered, with a descriptor.
+    ReplyWith {
+        /// Header; the size is the payload's.
+        header: Header,
+        /// Payload.
+        payload: Vec<u8>,
+        /// The descriptor.
+        fd: OwnedFd,
     },
     /// The connection is to be closed.
     Close {
@@ -59,6 +68,8 @@ enum Answer {
     Number(u64),
     /// Bytes.
     Bytes(Vec<u8>),
+    /// Bytes and a descriptor.
+    File(Vec<u8>, OwnedFd),
 }
 
 /// One front-end's negotiation with one device.
@@ -99,6 +110,7 @@ impl Backend {
                 Verdict::Reply { header: answered(FLAG_REPLY), payload: number.to_ne_bytes().to_vec() }
             }
             Ok(Answer::Bytes(payload)) => Verdict::Reply { header: answered(FLAG_REPLY), payload },
+            Ok(Answer::File(payload, fd)) => Verdict::ReplyWith { header: answered(FLAG_REPLY), payload, fd },
             Err(Refusal { what, detail, kind }) => {
                 let reason = format!("{what}: {detail}");
                 match kind {
@@ -356,6 +368,8 @@ impl Backend {
                 self.channel = Some(channel);
                 done(self.dev.calls_are_heard(plane))
             }
+            Request::GetInflightFd => self.get_inflight(payload),
+            Request::SetInflightFd => self.set_inflight(plane, payload, fds),
             Request::GetConfig => self.get_config(plane, payload),
             Request::SetConfig => self.set_config(plane, payload),
             Request::ResetDevice => {

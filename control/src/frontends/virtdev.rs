@@ -20,6 +20,7 @@
 mod device;
 mod memory;
 mod plane;
+mod records;
 mod refusal;
 mod ring;
 mod rings;
@@ -38,6 +39,8 @@ use ringway_vhost_user::bucket::Bucket;
 pub use self::memory::MAX_REGIONS;
 use self::plane::NOT_PLACED;
 pub use self::plane::{Plane, PlaneError};
+use self::records::Records;
+pub use self::records::RecordsClaim;
 pub use self::refusal::{Kind, Refusal};
 use self::ring::{Call, Kick, Ring};
 pub use self::rings::{CallTo, Setting};
@@ -87,6 +90,8 @@ pub struct VirtDev {
     /// Group by ring.
     groups: Vec<u16>,
     map: Option<Arc<GuestMap>>,
+    /// The front-end's region for what is in flight.
+    records: Option<Records>,
     /// What was last reported of the rings.
     reported: Vec<RingReport>,
     /// What was last reported of how they are served.
@@ -139,6 +144,7 @@ impl VirtDev {
             rings,
             groups,
             map: None,
+            records: None,
             reported: Vec::new(),
             noted: None,
             look_at: None,
@@ -261,6 +267,7 @@ impl VirtDev {
         }
         self.state.features = None;
         self.map = None;
+        self.records = None;
         outcome
     }
 }
@@ -298,6 +305,9 @@ mod tests {
         }
         fn counters(&self, _: u16) -> Arc<QueueCounters> {
             Arc::default()
+        }
+        fn record(&self, _: u16, _: ringway_ring::queue::Format) -> Option<ringway_ring::inflight::Part> {
+            None
         }
         fn slot(&self, _: u16) -> Option<PositionSlot> {
             None

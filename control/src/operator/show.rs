@@ -586,6 +586,7 @@ fn queue_info(class: Class, config: &DeviceConfig, qidx: u32, stats: &QueueStats
         sw_segmented: stats.segmented,
         sw_segments: stats.segments,
         netdev_calls: stats.netdev_calls,
+        resubmitted: stats.resubmitted,
         drops,
         faults,
         requests: stats.requests.iter().map(request_info).collect(),

@@ -9,6 +9,7 @@ mod commands;
 mod config;
 mod cores;
 mod deaths;
+mod disk_deaths;
 mod exits;
 mod front_ends;
 mod joined;

@@ -53,12 +53,8 @@ const ROWS: &[Row] = &[
     row(13, "dirty log", Waived("comes with migration; LOG_SHMFD and LOG_ALL are not offered: see row 23")),
     row(14, "IOTLB", Waived("comes with a vIOMMU; ACCESS_PLATFORM is not offered: see row 23")),
     row(15, "configuration space", By(configuration)),
-    row(
-        16,
-        "split in-flight records",
-        Waived("come with crash recovery; INFLIGHT_SHMFD is not offered: see row 23"),
-    ),
-    row(17, "packed in-flight records", Waived("as row 16")),
+    row(16, "split in-flight records", By(split_records)),
+    row(17, "packed in-flight records", By(packed_records)),
     row(18, "a reconnecting front-end repeats the handshake and goes on", By(reconnect)),
     row(19, "device state", Waived("comes with migration; DEVICE_STATE is not offered: see row 23")),
     row(20, "host notifier", Waived("comes with hardware rings; HOST_NOTIFIER is not offered: see row 23")),
@@ -497,6 +493,14 @@ fn configuration() {
     frontend.send_rarp([2, 0, 0, 0, 0, 1]).unwrap();
 }
 
+fn split_records() {
+    crate::inflight::records_are_the_front_ends(Format::Split);
+}
+
+fn packed_records() {
+    crate::inflight::records_are_the_front_ends(Format::Packed);
+}
+
 fn reconnect() {
     for format in [Format::Split, Format::Packed] {
         let (mut running, mut frontend) = sim_with_frontend("row18", 1);
@@ -641,8 +645,6 @@ fn refusals() {
         (Request::PostcopyAdvise, 0),
         (Request::PostcopyListen, 0),
         (Request::PostcopyEnd, 0),
-        (Request::GetInflightFd, 24),
-        (Request::SetInflightFd, 24),
         (Request::GpuSetSocket, 0),
         (Request::GetSharedObject, 16),
         (Request::SetDeviceStateFd, 8),

@@ -73,9 +73,22 @@ fn memfd(name: &str, size: u64) -> OwnedFd {
 fn every_request_of_every_size_is_obeyed_or_refused_and_nothing_else() {
     let mut neighbour = Neighbour::new();
     for rule in RULES {
-        let (running, stream) = start_sim("sizes", 1);
-        let mut peer = Raw::new(stream);
-        peer.agree();
+        let fresh = || {
+            if rule.needs & !protocol::OFFERED == 0 {
+                let (running, stream) = start_sim("sizes", 1);
+                let mut peer = Raw::new(stream);
+                peer.agree();
+                return (running, peer);
+            }
+            let device = sim_blk("sizes", 1);
+            let shared = shared("sizes", &*device);
+            let (running, stream) = start(device, shared);
+            let mut peer = Raw::new(stream);
+            let of_disks = protocol::KNOWN & !(protocol::RARP | protocol::MTU);
+            assert_eq!(peer.ask(Request::SetProtocolFeatures, &of_disks.to_ne_bytes(), &[]), Some(0));
+            (running, peer)
+        };
+        let (running, mut peer) = fresh();
         for size in (0..=rule.max_bytes + 1).filter(|size| *size <= 48 || *size + 2 > rule.max_bytes) {
             let (min, max) = (rule.min_bytes, rule.max_bytes);
             let right = (min..=max).contains(&size);
@@ -92,14 +105,12 @@ fn every_request_of_every_size_is_obeyed_or_refused_and_nothing_else() {
                 }
                 // A request with an answer of its own cannot be refused but by the end.
                 Heard::Closed if !right && rule.answers => {
-                    peer = Raw::new(start_sim("sizes", 1).1);
-                    peer.agree();
+                    peer = fresh().1;
                 }
                 Heard::Answer(_) if right => {}
-                // GET_CONFIG whose own size is wrong.
-                Heard::Closed if rule.request == Request::GetConfig => {
-                    peer = Raw::new(start_sim("sizes", 1).1);
-                    peer.agree();
+                // GET_CONFIG whose own size is wrong, GET_INFLIGHT_FD for no queues.
+                Heard::Closed if [Request::GetConfig, Request::GetInflightFd].contains(&rule.request) => {
+                    peer = fresh().1;
                 }
                 heard => panic!("{:?} of {size} bytes: {heard:?}", rule.request),
             }

@@ -7,6 +7,7 @@
 mod checklist;
 mod drivers;
 mod hostile;
+mod inflight;
 mod model;
 #[path = "../shared/pace.rs"]
 mod pace;

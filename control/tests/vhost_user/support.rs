@@ -13,9 +13,10 @@ use ringway_control::frontends::session::{
 };
 use ringway_engine::{Clock, Engine, EngineConfig, IdlePolicy};
 use ringway_pmd::counters::QueueCounters;
+use ringway_pmd::drivers::sim_blk::SimBlk;
 use ringway_pmd::drivers::sim_net::SimNet;
 use ringway_pmd::notify::EventFd;
-use ringway_pmd::vdpa::{DeviceHost, DeviceSpec, ManagementDevice, NetSpec, VdpaDevice};
+use ringway_pmd::vdpa::{ClassSpec, DeviceHost, DeviceSpec, ManagementDevice, NetSpec, VdpaDevice};
 use ringway_ring::features::Features;
 use ringway_ring::guest::{GuestMap, Region};
 use ringway_ring::layout::{DriverConfig, Layout};
@@ -63,6 +64,14 @@ pub fn sim_net(name: &str, pairs: u16) -> Box<dyn VdpaDevice> {
     SimNet::new().create(&DeviceSpec::net(name, net), DeviceHost::unheard()).unwrap()
 }
 
+/// A `sim/blk` device of 1 MiB.
+pub fn sim_blk(name: &str, queues: u16) -> Box<dyn VdpaDevice> {
+    let attributes = [("size", "1M".to_owned()), ("num_queues", queues.to_string())];
+    let attributes = attributes.map(|(name, value)| (name.to_owned(), value)).into();
+    let spec = DeviceSpec { name: name.to_owned(), features: None, class: ClassSpec::Block, attributes };
+    SimBlk::new().create(&spec, DeviceHost::unheard()).unwrap()
+}
+
 /// What control keeps of a device.
 pub fn shared(name: &str, device: &dyn VdpaDevice) -> Arc<DeviceShared> {
     let queues = device.facts().limits.max_vqs;
@@ -71,6 +80,7 @@ pub fn shared(name: &str, device: &dyn VdpaDevice) -> Arc<DeviceShared> {
         name: name.to_owned(),
         counters: (0..queues).map(|_| Arc::new(QueueCounters::default())).collect(),
         positions: PositionPage::anonymous().unwrap(),
+        records: None,
         lease: None,
         cores: (0..queues).map(|_| AtomicUsize::new(core)).collect(),
     })

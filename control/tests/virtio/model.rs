@@ -511,6 +511,7 @@ impl Model {
                         enabled: true,
                         format,
                         config,
+                        record: None,
                         kick: Some(Arc::new(EventFd::new().unwrap())),
                         call,
                         counters: Arc::default(),

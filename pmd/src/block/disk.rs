@@ -9,6 +9,7 @@ use std::time::Duration;
 use ringway_engine::Pump;
 use ringway_ring::features::Features;
 use ringway_ring::guest::GuestMap;
+use ringway_ring::inflight::{OwnRecords, Part};
 use ringway_ring::queue::{Format, SetupError};
 
 use super::backing::BackingQueue;
@@ -135,6 +136,8 @@ struct Maker<D> {
     host: DeviceHost,
     /// Cores that workers poll on.
     polled: Vec<usize>,
+    /// Requests that a process before this one had, and that were begun again since the device was last reset.
+    resubmitted: u64,
 }
 
 impl<D: Disk> BlockDevice<D> {
@@ -188,6 +191,7 @@ impl<D: Disk> BlockDevice<D> {
             generation: 0,
             host,
             polled: Vec::new(),
+            resubmitted: 0,
         };
         maker.look_at_size();
         Ok(BlockDevice { pumps: OwnPumps::new(maker) })
@@ -238,16 +242,26 @@ impl<D: Disk> MakePump for Maker<D> {
         let backing = self.disk.queue(seat)?;
         let (shape, room) = (Arc::clone(&self.shape), Room { requests, segments });
         let config = queue.config.clone();
-        Ok(match queue.format {
+        let record = match &queue.record {
+            Some(record) => record.clone(),
+            None => own_record(queue.format, config.size.get())?,
+        };
+        let counters = Arc::clone(&queue.counters);
+        let (pump, again): (Box<dyn Pump>, usize) = match queue.format {
             Format::Split => {
-                let ring = config.activate_split().map_err(refused)?;
-                RequestQueue::new(queue, ring, backing, shape, room).map_err(refused)?
+                let ring = config.recover_split(&record).map_err(refused)?;
+                let again = ring.taken_before();
+                (RequestQueue::new(queue, ring, backing, shape, room).map_err(refused)?, again)
             }
             Format::Packed => {
-                let ring = config.activate_packed().map_err(refused)?;
-                RequestQueue::new(queue, ring, backing, shape, room).map_err(refused)?
+                let ring = config.recover_packed(&record).map_err(refused)?;
+                let again = ring.taken_before();
+                (RequestQueue::new(queue, ring, backing, shape, room).map_err(refused)?, again)
             }
-        })
+        };
+        counters.add_resubmitted(again as u64);
+        self.resubmitted += again as u64;
+        Ok(pump)
     }
 }
 
@@ -361,7 +375,13 @@ impl<D: Disk> VdpaDevice for BlockDevice<D> {
     }
 
     fn note(&self) -> Option<String> {
-        self.pumps.maker.disk.note()
+        let maker = &self.pumps.maker;
+        let again = (maker.resubmitted > 0).then(|| {
+            let count = maker.resubmitted;
+            format!("{count} requests were done again that a process before this one had not completed")
+        });
+        let notes: Vec<String> = maker.disk.note().into_iter().chain(again).collect();
+        (!notes.is_empty()).then(|| notes.join("; "))
     }
 
     fn health(&self) -> Option<Arc<dyn Health>> {
@@ -377,6 +397,7 @@ impl<D: Disk> VdpaDevice for BlockDevice<D> {
         maker.disk.reset(within)?;
         maker.config.writeback = maker.plan.write_back;
         maker.negotiated = Features::NONE;
+        maker.resubmitted = 0;
         maker.settle_cache();
         maker.look_at_size();
         Ok(())
@@ -385,6 +406,14 @@ impl<D: Disk> VdpaDevice for BlockDevice<D> {
     fn removed(&mut self) {
         self.pumps.maker.disk.removed();
     }
+}
+
+/// A record for a ring that is given none: requests end in any order, which a ring's position does not tell. Who comes after
+/// this process does not have it.
+fn own_record(format: Format, entries: u16) -> Result<Part, DriverError> {
+    let lack = |source| DriverError::Resource { what: "memory for what is in flight".to_owned(), source };
+    let records = OwnRecords::anonymous(1, entries).map_err(lack)?;
+    records.part(format, 0).ok_or_else(|| lack(std::io::ErrorKind::OutOfMemory.into()))
 }
 
 fn padded(serial: &str) -> [u8; SERIAL] {

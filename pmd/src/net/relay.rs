@@ -493,6 +493,7 @@ mod tests {
                     keeper: PositionPage::anonymous().unwrap().slot(0).unwrap(),
                     skip_used: false,
                 },
+                record: None,
                 kick: Some(Arc::new(EventFd::new().unwrap())),
                 call: None,
                 counters: Arc::default(),

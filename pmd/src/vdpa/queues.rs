@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringway_engine::{Engine, Watcher};
+use ringway_ring::inflight::Part;
 use ringway_ring::position::{Position, PositionSlot};
 use ringway_ring::queue::{Format, QueueConfig};
 
@@ -159,6 +160,9 @@ pub struct QueueBinding {
     pub format: Format,
     /// Its ring, ready to activate.
     pub config: QueueConfig,
+    /// Where the chains of its ring are recorded that the device has, for a successor of this process. None: it completes them
+    /// in order, or nobody knows them afterwards.
+    pub record: Option<Part>,
     /// Becomes readable when the driver kicks. None: the front-end polls and never kicks.
     pub kick: Option<Arc<EventFd>>,
     /// To be signalled when the driver asked for it. None: never.

@@ -168,6 +168,7 @@ impl Nic {
                     keeper: self.positions.slot(index.into()).unwrap(),
                     skip_used: false,
                 },
+                record: None,
                 kick: self.kicked.get(&index).cloned(),
                 call: None,
                 counters: Arc::clone(&self.counters[usize::from(index)]),

@@ -10,6 +10,7 @@ use ringway_pmd::notify::EventFd;
 use ringway_pmd::vdpa::{ClassSpec, DeviceSpec, DriverError, FaultReporter, MakePump, QueueBinding};
 use ringway_ring::features::Features;
 use ringway_ring::guest::GuestMap;
+use ringway_ring::inflight::Part;
 use ringway_ring::layout::{DriverConfig, Layout};
 use ringway_ring::memory::{HostMemory, PageKind};
 use ringway_ring::position::{Position, PositionPage};
@@ -33,6 +34,8 @@ pub(crate) struct Bed {
     pub(crate) counters: Arc<QueueCounters>,
     pub(crate) fault: FaultReporter,
     pub(crate) free: u64,
+    #[allow(dead_code, reason = "of those tests in which pumps die")]
+    binding: QueueBinding,
     _memory: HostMemory,
 }
 
@@ -88,13 +91,21 @@ impl Bed {
                 keeper: PositionPage::anonymous().unwrap().slot(0).unwrap(),
                 skip_used: false,
             },
+            record: None,
             kick: Some(Arc::new(EventFd::new().unwrap())),
             call: None,
             counters: Arc::clone(&counters),
             fault: fault.clone(),
         };
-        let pump = device.pump(0, vec![binding])?;
-        Ok(Bed { driver, pump, map, counters, fault, free: GPA + RINGS, _memory: memory })
+        let pump = device.pump(0, vec![binding.clone()])?;
+        Ok(Bed { driver, pump, map, counters, fault, free: GPA + RINGS, binding, _memory: memory })
+    }
+
+    /// The process dies with its pump, and another takes over, which finds what is `recorded`.
+    #[allow(dead_code, reason = "of those tests in which pumps die")]
+    pub(crate) fn die(&mut self, device: &mut dyn MakePump, recorded: Option<Part>) {
+        self.binding.record = recorded;
+        self.pump = device.pump(0, vec![self.binding.clone()]).unwrap();
     }
 
     /// Buffers of `bytes`, cut at `cuts`; each at an odd place of its own.

@@ -119,6 +119,10 @@ fn range_that_is_not_in_the_file_is_not_mapped() {
         assert!(Region::map(file.as_fd(), offset, len).is_err(), "{offset} {len}");
     }
     assert!(Region::map(file.as_fd(), 64, 2048).is_ok());
+    let on_disk = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    on_disk.set_len(4096).unwrap();
+    let refused = Region::map(on_disk.as_fd(), 0, 2112);
+    assert!(matches!(refused, Err(MapError::NotMemory { .. })), "a file whose pages its writer waits for");
 }
 
 #[test]
@@ -312,6 +316,43 @@ fn record_too_small_for_the_ring_is_refused_before_anything_is_written() {
         rig.record.read_exact_at(&mut bytes, 0).unwrap();
         assert_eq!(bytes, [0; 64]);
     }
+}
+
+#[test]
+fn own_records_are_kept_over_restarts_for_either_format_and_forgotten_on_demand() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("records");
+    for format in [Format::Split, Format::Packed] {
+        let mut rig = Rig::new(format, 4);
+        rig.post(3);
+        let start = |rig: &Rig, queues| -> Box<dyn DeviceRing> {
+            let part = OwnRecords::open(&path, queues, 64).unwrap().part(format, 1).unwrap();
+            match format {
+                Format::Split => Box::new(rig.config.clone().recover_split(&part).unwrap()),
+                Format::Packed => Box::new(rig.config.clone().recover_packed(&part).unwrap()),
+            }
+        };
+        let mut device = start(&rig, 2);
+        assert_eq!(rig.take(&mut *device, 2).len(), 2);
+        drop(device);
+        let mut device = start(&rig, 2);
+        assert_eq!(rig.take(&mut *device, 8).len(), 3);
+        drop(device);
+        let part = OwnRecords::open(&path, 2, 64).unwrap().part(format, 1).unwrap();
+        assert_eq!(part.check(), Ok(()));
+        assert_eq!(OwnRecords::open(&path, 2, 64).unwrap().part(format, 2).map(|_| ()), None);
+        part.forget();
+        let mut burst = Burst::new(Arc::clone(&rig.config.map));
+        let mut device = start(&rig, 2);
+        assert_eq!(device.peek(&mut burst, 8), Ok(3), "nothing is known of them");
+        // Another number of queues: others' records.
+        drop(device);
+        let mut device = start(&rig, 3);
+        assert_eq!(device.peek(&mut burst, 8), Ok(3));
+    }
+    std::fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(folder.path().join("elsewhere"), &path).unwrap();
+    assert!(OwnRecords::open(&path, 2, 64).is_err());
 }
 
 proptest! {

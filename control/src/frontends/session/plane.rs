@@ -10,7 +10,9 @@ use ringway_pmd::dma::{Cancel, MapError};
 use ringway_pmd::notify::EventFd;
 use ringway_pmd::vdpa::{Ended, Placer, QueueBinding, QueueEnds, ServeError, ServedBy, Stuck, VdpaDevice};
 use ringway_ring::guest::GuestMap;
+use ringway_ring::inflight::Part;
 use ringway_ring::position::PositionSlot;
+use ringway_ring::queue::Format;
 
 use super::{DeviceShared, Inbox, Report, Reporter};
 use crate::frontends::budget::Lease;
@@ -145,6 +147,10 @@ impl Plane for EnginePlane<'_> {
 
     fn slot(&self, index: u16) -> Option<PositionSlot> {
         self.shared.positions.slot(index.into())
+    }
+
+    fn record(&self, index: u16, format: Format) -> Option<Part> {
+        self.shared.records.as_ref()?.part(format, index)
     }
 
     fn attention(&self) -> Arc<EventFd> {

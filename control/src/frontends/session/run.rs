@@ -302,6 +302,10 @@ impl Session<'_> {
                 self.outbox.put(header, &payload, now);
                 self.flush()
             }
+            Verdict::ReplyWith { header, payload, fd } => {
+                self.outbox.put_with(header, &payload, fd, now);
+                self.flush()
+            }
             Verdict::Close { reason } => Err(SessionEnd::because(reason)),
         }
     }

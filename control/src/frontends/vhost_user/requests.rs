@@ -1,19 +1,21 @@
 //! Requests that are vhost-user's own: protocol features, configuration space, MTU, a guest that arrived.
 
+use std::os::fd::{AsFd as _, OwnedFd};
+
 use ringway_pmd::counters::DropReason;
 use ringway_pmd::net::Mac;
 use ringway_pmd::vdpa::{Class, ConfigError};
-use ringway_vhost_user::message::{ConfigRange, MAX_CONFIG_BYTES, Request, protocol};
+use ringway_vhost_user::message::{ConfigRange, Inflight, MAX_CONFIG_BYTES, Request, protocol};
 
 use super::{Answer, Backend};
 use crate::frontends::report::Report;
-use crate::frontends::virtdev::{Kind, Plane, Refusal};
+use crate::frontends::virtdev::{Kind, Plane, RecordsClaim, Refusal};
 
 impl Backend {
     pub(super) fn protocol_offered(&self) -> u64 {
         match self.dev.class() {
             Class::Net => protocol::OFFERED,
-            Class::Block => protocol::OFFERED & !(protocol::RARP | protocol::MTU),
+            Class::Block => protocol::OFFERED & !(protocol::RARP | protocol::MTU) | protocol::INFLIGHT_SHMFD,
         }
     }
 
@@ -65,10 +67,39 @@ impl Backend {
         Ok(Answer::Ack)
     }
 
+    /// A region for records of what is in flight. The front-end keeps it, and gives it at every start.
+    pub(super) fn get_inflight(&self, payload: &[u8]) -> Result<Answer, Refusal> {
+        let Inflight { queues, entries, .. } = Inflight::decode(payload);
+        let (file, mmap_size) = self.dev.make_records(queues, entries)?;
+        let region = Inflight { mmap_size, mmap_offset: 0, queues, entries };
+        Ok(Answer::File(region.encode().to_vec(), file.into()))
+    }
+
+    pub(super) fn set_inflight(
+        &mut self,
+        plane: &mut dyn Plane,
+        payload: &[u8],
+        fds: Vec<OwnedFd>,
+    ) -> Result<Answer, Refusal> {
+        let Inflight { mmap_size, mmap_offset, queues, entries } = Inflight::decode(payload);
+        let claim = RecordsClaim { offset: mmap_offset, bytes: mmap_size, queues, entries };
+        match fds.into_iter().next() {
+            Some(file) => self.dev.set_records(plane, claim, file.as_fd())?,
+            None if mmap_size == 0 => self.dev.forget_records(plane)?,
+            None => return Err(Refusal::breach("message_fds", "SET_INFLIGHT_FD without its descriptor")),
+        }
+        Ok(Answer::Ack)
+    }
+
     pub(super) fn get_config(&self, plane: &mut dyn Plane, payload: &[u8]) -> Result<Answer, Refusal> {
         let (range, _) = ConfigRange::decode(Request::GetConfig, payload)?;
         let space = config_space(plane);
-        let bytes = slice_of(&space, &range).ok_or_else(|| {
+        // Some front-ends ask by the place that configuration has behind the registers of a transport.
+        let offset = match (self.dev.class(), range.offset) {
+            (Class::Block, CONFIG_BEHIND_REGISTERS) => 0,
+            (_, offset) => offset,
+        };
+        let bytes = slice_of(&space, &ConfigRange { offset, ..range }).ok_or_else(|| {
             Refusal::soft("config_range", format!("{} bytes at {}", range.size, range.offset))
         })?;
         Ok(Answer::Bytes(range.encode(bytes)))
@@ -91,6 +122,9 @@ impl Backend {
         }
     }
 }
+
+/// The offset of configuration space in virtio's registers on memory (virtio 1.3, MMIO transport).
+const CONFIG_BEHIND_REGISTERS: u32 = 0x100;
 
 /// Configuration space: the device's own bytes, zeros behind them.
 fn config_space(plane: &mut dyn Plane) -> [u8; MAX_CONFIG_BYTES] {

@@ -180,6 +180,8 @@ impl VirtDev {
             ring.placed = false;
             ring.reset();
         }
+        // A front-end drops it with the device's reset, and gives another.
+        self.records = None;
         self.state.status = next;
         (self.state.status_bits, self.state.status_used, self.state.needs_reset) = (0, false, false);
         plane.reset()?;

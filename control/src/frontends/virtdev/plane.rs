@@ -7,7 +7,9 @@ use ringway_pmd::dma::MapError;
 use ringway_pmd::notify::EventFd;
 use ringway_pmd::vdpa::{QueueBinding, QueueEnds, ServedBy, VdpaDevice};
 use ringway_ring::guest::GuestMap;
+use ringway_ring::inflight::Part;
 use ringway_ring::position::PositionSlot;
+use ringway_ring::queue::Format;
 
 use crate::frontends::budget::Lease;
 use crate::frontends::report::Report;
@@ -20,6 +22,8 @@ pub trait Plane {
     fn counters(&self, index: u16) -> Arc<QueueCounters>;
     /// Where the position of a queue is kept.
     fn slot(&self, index: u16) -> Option<PositionSlot>;
+    /// Where a queue's requests in flight are recorded for which its front-end has no place. None: nowhere.
+    fn record(&self, index: u16, format: Format) -> Option<Part>;
     /// Signalled when the session shall look after its rings ([`super::VirtDev::attend`]).
     fn attention(&self) -> Arc<EventFd>;
     /// Makes the pump of a group and places it. None exists.

@@ -11,6 +11,7 @@ use ringway_ring::resume;
 
 use super::VirtDev;
 use super::plane::{Plane, PlaneError};
+use super::records::goes_on;
 use super::refusal::Refusal;
 use super::ring::{Call, Kick, Ring, format_of};
 use crate::frontends::life::{RingEvent, State, Status};
@@ -190,11 +191,17 @@ impl VirtDev {
         let features = self.agreed();
         // Transmit queues of a network device complete everything with length 0.
         let skip_used = self.class == Class::Net && index % 2 == 1;
+        let format = format_of(features);
+        let kept = self.rings[index].slot.load();
+        let Some(mut config) = self.rings[index].configure(features, map, skip_used)? else {
+            return Ok(None);
+        };
+        let is_same = self.rings[index].state.begun || goes_on(kept, config.position);
+        let record = self.record_of(plane, index, format, is_same)?;
         let ring = &mut self.rings[index];
-        let Some(mut config) = ring.configure(features, map, skip_used)? else { return Ok(None) };
         let spans_chains =
             self.class == Class::Net && index.is_multiple_of(2) && features.contains(F_MRG_RXBUF);
-        if !ring.state.begun && spans_chains && format_of(features) == Format::Packed {
+        if !ring.state.begun && spans_chains && format == Format::Packed {
             config.give_back_torn();
         }
         let fault = FaultReporter::new(plane.attention());
@@ -207,8 +214,9 @@ impl VirtDev {
         Ok(Some(QueueBinding {
             index: index as u16,
             enabled: ring.state.life.is_enabled(),
-            format: format_of(features),
+            format,
             config,
+            record,
             kick: ring.fds.kick.source(),
             call: ring.fds.call.sink(),
             counters: plane.counters(index as u16),

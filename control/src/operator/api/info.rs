@@ -310,6 +310,9 @@ pub struct QueueInfo {
     /// 0 for a guest's queue.
     #[serde(default)]
     pub netdev_calls: u64,
+    /// Requests that a process before this one had and did not complete, which were done again; of a disk.
+    #[serde(default)]
+    pub resubmitted: u64,
     /// Dropped frames by reason, every reason. Of what a front-end has announced for its guest (SEND_RARP), which came from no
     /// ring, that which reaches nobody is here, and nothing in any other counter.
     pub drops: Map<String, Value>,

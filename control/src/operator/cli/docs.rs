@@ -217,6 +217,10 @@ pub fn ringwayd_page() -> String {
         "where its queues stand, so that a restarted daemon goes on from there",
     );
     page.item(
+        vec![italic("inflight/NAME")],
+        "what a disk's queues have in flight, for a front-end that has no place for it, so that a restarted daemon does it again",
+    );
+    page.item(
         vec![italic("ctl.sock.lock, ringwayd.lock")],
         "locks, beside the operator socket: one daemon alone uses it and its directory",
     );

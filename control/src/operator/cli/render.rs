@@ -346,6 +346,7 @@ pub(super) fn vstats(answer: &VstatsShow) -> String {
                 finished(&mut text, queue);
                 batches(&mut text, queue);
                 requests(&mut text, queue);
+                again(&mut text, queue);
                 explained(&mut text, queue);
             }
             Vstats::All { queues } => {
@@ -385,6 +386,7 @@ pub(super) fn vstats(answer: &VstatsShow) -> String {
                     finished(&mut text, queue);
                     batches(&mut text, queue);
                     requests(&mut text, queue);
+                    again(&mut text, queue);
                     explained(&mut text, queue);
                 }
             }
@@ -411,6 +413,17 @@ fn finished(text: &mut String, queue: &QueueInfo) {
             text,
             "  queue {} done for the guest: {} checksums, {} large frames cut into {}",
             queue.qidx, queue.sw_checksums, queue.sw_segmented, queue.sw_segments
+        );
+    }
+}
+
+/// What was done again of what another process began.
+fn again(text: &mut String, queue: &QueueInfo) {
+    if queue.resubmitted != 0 {
+        let _ = writeln!(
+            text,
+            "  queue {} {} requests were done again that a process before this one had not completed",
+            queue.qidx, queue.resubmitted
         );
     }
 }
