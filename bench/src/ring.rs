@@ -19,6 +19,7 @@ use crate::options::{Job, Ring};
 use crate::stats::Spread;
 
 mod bed;
+mod disk;
 mod ours;
 mod pump;
 mod theirs;
@@ -47,6 +48,23 @@ pub enum Path {
         /// The layout of both its rings.
         ring: Ring,
     },
+    /// The pump of a disk in memory: requests of [`REQUEST`] bytes in batches of [`PUMP_BATCH`].
+    Disk {
+        /// What they ask.
+        access: Access,
+        /// The layout of its ring.
+        ring: Ring,
+    },
+}
+
+/// What a request asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    /// To read.
+    Read,
+    /// To write.
+    Write,
 }
 
 /// Whose ring it is.
@@ -82,7 +100,7 @@ trait Subject {
 /// What was done, so that two implementations are known to have done the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Done {
-    /// Descriptors, or frames of a pump.
+    /// Descriptors, or frames or requests of a pump.
     units: u64,
     /// Bytes in them.
     bytes: u64,
@@ -114,6 +132,9 @@ impl Path {
         for job in [Job::Loopback, Job::Link] {
             all.extend(Ring::ALL.map(|ring| Path::Pump { job, ring }));
         }
+        for access in [Access::Read, Access::Write] {
+            all.extend(Ring::ALL.map(|ring| Path::Disk { access, ring }));
+        }
         all
     }
 
@@ -122,6 +143,7 @@ impl Path {
         match self {
             Path::Ring { .. } => "descriptor",
             Path::Pump { .. } => "frame",
+            Path::Disk { .. } => "request",
         }
     }
 
@@ -157,6 +179,7 @@ impl Path {
             Path::Ring { ring, side: Side::Device, batch, chain, .. } => ours::device(ring, batch, chain)?,
             Path::Ring { ring, side: Side::Driver, batch, chain, .. } => ours::driver(ring, batch, chain)?,
             Path::Pump { job, ring } => pump::subject(job, ring)?,
+            Path::Disk { access, ring } => disk::subject(access, ring)?,
         };
         let mut bench = Bench { path: *self, subject };
         bench.run(2 * u64::from(RING_SIZE))?;
@@ -172,6 +195,9 @@ impl fmt::Display for Path {
                 write!(f, "{whose} {ring} {side} batch {batch} chain {chain}")
             }
             Path::Pump { job, ring } => write!(f, "ringway {job} {ring} batch {PUMP_BATCH} frame {FRAME}"),
+            Path::Disk { access, ring } => {
+                write!(f, "ringway disk {} {ring} batch {PUMP_BATCH} request {REQUEST}", access.name())
+            }
         }
     }
 }
@@ -182,6 +208,16 @@ impl Crate {
         match self {
             Crate::Ringway => "ringway",
             Crate::VirtioQueue => "virtio-queue",
+        }
+    }
+}
+
+impl Access {
+    /// In a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Access::Read => "read",
+            Access::Write => "write",
         }
     }
 }
@@ -308,7 +344,9 @@ pub const CHAINS: [u16; 2] = [1, 2];
 pub const RING_SIZE: u16 = 256;
 /// Bytes of a pump's frames, checksum not included.
 pub const FRAME: u16 = 64;
-/// Frames in a pump's batch.
+/// Bytes of a disk's requests.
+pub const REQUEST: u32 = 4096;
+/// Frames, or requests, in a pump's batch.
 pub const PUMP_BATCH: u16 = 32;
 
 const CALIBRATIONS: usize = 10_001;
@@ -330,10 +368,10 @@ mod tests {
     #[test]
     fn paths_have_names_of_their_own() {
         let mut names: Vec<String> = Path::all().iter().map(Path::to_string).collect();
-        assert_eq!(names.len(), 5 * 4 * 2 + 4);
+        assert_eq!(names.len(), 5 * 4 * 2 + 8);
         names.sort();
         names.dedup();
-        assert_eq!(names.len(), 5 * 4 * 2 + 4);
+        assert_eq!(names.len(), 5 * 4 * 2 + 8);
         assert!(names.contains(&"ringway split device batch 32 chain 1".to_owned()));
     }
 

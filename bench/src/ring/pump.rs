@@ -107,7 +107,7 @@ fn link(rx_binding: QueueBinding, tx_binding: QueueBinding) -> Result<Box<dyn Pu
     Ok(Box::new(transfer.map_err(BenchError::system("cannot make a pump"))?))
 }
 
-fn binding(bed: &Bed, index: u16) -> Result<QueueBinding, BenchError> {
+pub(super) fn binding(bed: &Bed, index: u16) -> Result<QueueBinding, BenchError> {
     let attention = EventFd::new().map_err(BenchError::system("cannot make an eventfd"))?;
     Ok(QueueBinding {
         index,
@@ -166,13 +166,13 @@ fn bytes_of(header_len: usize, number: u8) -> Vec<u8> {
     bytes
 }
 
-fn write(bed: &Bed, buffer: &DriverBuffer, bytes: &[u8]) -> Result<(), BenchError> {
+pub(super) fn write(bed: &Bed, buffer: &DriverBuffer, bytes: &[u8]) -> Result<(), BenchError> {
     let room = bed.map.resolve(buffer.gpa, buffer.len.into());
     room.map_err(|miss| refused(miss.to_string()))?.write(bytes);
     Ok(())
 }
 
-fn refused(why: impl std::fmt::Display) -> BenchError {
+pub(super) fn refused(why: impl std::fmt::Display) -> BenchError {
     BenchError::Peer { peer: "the pump".to_owned(), what: why.to_string() }
 }
 
