@@ -22,10 +22,10 @@ pub trait MakePump {
 
 /// See the module's head.
 pub struct OwnPumps<M> {
+    /// By group. Before what they are made of, so that they go first.
+    running: Vec<Option<Running>>,
     /// What the pumps are made from.
     pub maker: M,
-    /// By group.
-    running: Vec<Option<Running>>,
     kept: Kept,
 }
 
@@ -70,8 +70,12 @@ impl<M: MakePump> Queues for OwnPumps<M> {
         group: u16,
         queues: Vec<QueueBinding>,
         placer: &Placer,
-        _within: Duration,
+        within: Duration,
     ) -> Result<(), ServeError> {
+        // One that was not given back in time may still work on the rings: two on one ring would destroy it.
+        self.take_back(group, within).map_err(|_| {
+            ServeError::Refused("what served this queue before has not ended yet: it has requests under way".into())
+        })?;
         self.kept.note(group, &queues);
         self.maker.polled(placer.engine.cores());
         let pump = self.maker.pump(group, queues).map_err(|error| ServeError::Refused(error.to_string()))?;

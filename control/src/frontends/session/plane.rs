@@ -8,7 +8,7 @@ use ringway_engine::{Engine, Watcher};
 use ringway_pmd::counters::QueueCounters;
 use ringway_pmd::dma::{Cancel, MapError};
 use ringway_pmd::notify::EventFd;
-use ringway_pmd::vdpa::{Ended, Placer, QueueBinding, QueueEnds, ServeError, ServedBy, Stuck, VdpaDevice};
+use ringway_pmd::vdpa::{Class, Ended, Placer, QueueBinding, QueueEnds, ServeError, ServedBy, Stuck, VdpaDevice};
 use ringway_ring::guest::GuestMap;
 use ringway_ring::inflight::Part;
 use ringway_ring::position::PositionSlot;
@@ -112,7 +112,11 @@ impl<'session> EnginePlane<'session> {
 
     /// How long to wait for whoever is to let go.
     fn patience(&self) -> Duration {
-        if self.stuck { RETIRE_WITHIN_AFTER_STUCK } else { RETIRE_WITHIN }
+        match self.device.facts().class {
+            _ if self.stuck => RETIRE_WITHIN_AFTER_STUCK,
+            Class::Net => RETIRE_WITHIN,
+            Class::Block => DRAINED_WITHIN,
+        }
     }
 }
 
@@ -223,4 +227,6 @@ impl Plane for EnginePlane<'_> {
 
 /// How long a worker may take to let go of a pump, or a device to come back from a reset. A turn takes microseconds; only a worker that hangs takes so long.
 const RETIRE_WITHIN: Duration = Duration::from_secs(2);
+/// How long a disk may take to end what it has under way: a flush of much that was written takes seconds.
+const DRAINED_WITHIN: Duration = Duration::from_secs(20);
 const RETIRE_WITHIN_AFTER_STUCK: Duration = Duration::from_millis(10);

@@ -51,7 +51,8 @@ impl VirtDev {
             && self.map.is_some()
             && (!self.state.status_used || self.state.status == Status::DriverOk)
             && ring.state.life.is_started()
-            && (ring.state.life.is_enabled() || ring.state.enable_told)
+            // What a NIC sends on a disabled ring is to be dropped; a disk's is to be left alone.
+            && (ring.state.life.is_enabled() || (ring.state.enable_told && self.class == Class::Net))
     }
 
     /// Something about a ring changed.
