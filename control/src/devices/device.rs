@@ -300,6 +300,14 @@ impl Held {
         self.0.as_mut()?.host_end()
     }
 
+    /// Changes attributes that can be changed at any time; waits for nothing.
+    pub(crate) fn set(&mut self, attributes: &BTreeMap<String, String>) {
+        if let Some(device) = self.0.as_mut() {
+            // It has no time to be stuck in.
+            let _ = device.set(attributes, Duration::ZERO);
+        }
+    }
+
     /// What it is, read anew.
     pub(crate) fn facts(&mut self) -> Option<DeviceFacts> {
         Some(DeviceFacts::of(&mut **self.0.as_mut()?))

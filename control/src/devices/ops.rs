@@ -558,7 +558,10 @@ impl Daemon {
         }
         // What changes while a front-end is connected, and what each of it waits for; what else changes.
         let live_of = |name: &str| {
-            let known = known.find(&entry.mgmtdev).filter(|_| life == Life::Connected)?;
+            let known = known.find(&entry.mgmtdev)?;
+            // A disk is not made anew for them: what is behind it may be another by then.
+            let is_kept = life == Life::Connected || (life == Life::Waiting && known.class == Class::Block);
+            let known = Some(known).filter(|_| is_kept)?;
             known.attributes.iter().find(|attribute| attribute.name == name)?.live
         };
         let changes = |(name, value): &(&String, &String)| before.attributes.get(*name) != Some(*value);
@@ -607,6 +610,9 @@ impl Daemon {
             device.facts.attributes.extend(live.clone());
             if let Some(connection) = &device.connection {
                 connection.handle.send(Command::Set(live));
+            } else if let Some(held) = &mut device.held {
+                held.set(&live);
+                device.facts = held.facts().unwrap_or_else(|| device.facts.clone());
             }
         }
         notes.extend(waits_for.iter().map(|what| format!("in force {what}")));
