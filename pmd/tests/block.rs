@@ -124,6 +124,8 @@ fn what_cannot_be_done_is_answered_under_its_name() {
         assert_eq!(bed.done(DISCARD, 0, &[], 0, &[]).0, 1);
         assert_eq!(bed.done(DISCARD, 0, &range(0, u32::MAX, 0), 0, &[]).0, 1);
         assert_eq!(bed.drops(DropReason::BadRange), 3);
+        // No sector is asked for.
+        assert_eq!((bed.done(IN, 0, &[], 0, &[]).0, bed.done(OUT, 8, &[], 0, &[]).0), (0, 0));
         // What was a barrier once.
         assert_eq!(bed.done(OUT | 1 << 31, 0, &block, 0, &[]).0, 0);
         let (status, written, id) = bed.done(GET_ID, 0, &[], 20, &[]);
@@ -172,6 +174,8 @@ fn write_cache_is_as_the_guest_acknowledged_it() {
     };
     assert!(write(&mut device, Features::NONE), "who never flushes is safe");
     assert!(!write(&mut device, F_FLUSH));
+    assert!(write(&mut device, F_CONFIG_WCE), "who cannot flush has no cache to switch");
+    device.reset(std::time::Duration::from_secs(1)).unwrap();
     assert!(!write(&mut device, F_FLUSH | F_CONFIG_WCE));
     assert_eq!(device.config().write(32, &[0]), Ok(()));
     assert!(write(&mut device, F_FLUSH | F_CONFIG_WCE));
@@ -315,12 +319,20 @@ fn guest_gets_what_it_is_allowed_and_its_requests_wait() {
     let Armed::Sleep { within_ns: Some(ns) } = bed.pump.arm() else { panic!("it waits") };
     assert!((8_000_000..=10_000_000).contains(&ns), "{ns}");
     bed.pump.disarm();
-    assert_eq!(poll(&mut bed, 11), 1);
-    assert_eq!(poll(&mut bed, 31), 2);
+    // However long it has to wait by then: the limit may be lifted meanwhile.
+    let slow = [("iops".to_owned(), "1".to_owned()), ("iops_burst".to_owned(), "0".to_owned())].into();
+    device.set(&slow, std::time::Duration::from_secs(1)).unwrap();
+    assert_eq!((poll(&mut bed, 1), poll(&mut bed, 1)), (1, 0));
+    assert!(matches!(bed.pump.arm(), Armed::Sleep { within_ns: Some(100_000_000) }));
+    bed.pump.disarm();
+    let before = [("iops".to_owned(), "100".to_owned()), ("iops_burst".to_owned(), "0".to_owned())].into();
+    device.set(&before, std::time::Duration::from_secs(1)).unwrap();
+    assert_eq!(poll(&mut bed, 2), 1);
+    assert_eq!((poll(&mut bed, 3), poll(&mut bed, 13)), (0, 1));
     // No limit any more: at once.
     let none = [("iops".to_owned(), "0".to_owned())].into();
     device.set(&none, std::time::Duration::from_secs(1)).unwrap();
-    assert_eq!(poll(&mut bed, 31), 1);
+    assert_eq!(poll(&mut bed, 14), 1);
     let requests = bed.counters.snapshot().requests;
     assert_eq!(requests.iter().map(|of_kind| of_kind.took.count()).collect::<Vec<_>>(), [0, 0, 8, 0, 0]);
     assert!(requests.iter().all(|of_kind| of_kind.took.longest() < tsc::hertz() * 60));
@@ -332,7 +344,7 @@ fn what_is_asked_of_a_disk_is_taken_up_to_its_limits() {
     for (name, most, beyond) in [
         ("num_queues", "64", "65"),
         ("seg_max", "254", "255"),
-        ("size", "64T", "70368744178176"),
+        ("size", "1M", "64T"),
         ("serial", "12345678901234567890", "123456789012345678901"),
         ("blk_size", "4096", "8192"),
         ("iops", "1000", "1k"),
@@ -362,4 +374,27 @@ fn request_in_more_pieces_than_are_kept_is_refused() {
     assert_eq!(bed.done(OUT, 0, &[1; 496 + 16], 0, &cuts(34)).0, 0);
     assert_eq!(bed.done(OUT, 0, &[1; 496 + 16], 0, &cuts(35)).0, 1);
     assert_eq!(bed.drops(DropReason::TooManySegments), 1);
+}
+
+#[test]
+fn file_of_memory_is_one_and_is_one_disks() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = folder.path().join("disk").display().to_string();
+    let mut first = in_memory(&[("size", "1M"), ("path", &path)]);
+    let mut bed = Bed::new(Format::Split, Features::NONE, &mut first);
+    assert_eq!(bed.done(OUT, 0, &[7; 512], 0, &[]).0, 0);
+    let why = |words: &[(&str, &str)]| {
+        let mut device = in_memory(words);
+        let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            Bed::new(Format::Split, Features::NONE, &mut device);
+        }));
+        *refused.unwrap_err().downcast::<String>().unwrap()
+    };
+    assert!(why(&[("size", "1M"), ("path", &path)]).contains("is in use as a disk"));
+    assert!(why(&[("size", "1M"), ("path", "/proc/version")]).contains("is not on tmpfs or hugetlbfs"));
+    assert!(why(&[("size", "1M"), ("path", "/dev/shm")]).contains("/dev/shm: Is a directory"));
+    drop((bed, first));
+    let mut again = in_memory(&[("size", "1M"), ("path", &path)]);
+    let mut bed = Bed::new(Format::Split, Features::NONE, &mut again);
+    assert_eq!(bed.done(IN, 0, &[], 512, &[]).2, [7; 512]);
 }

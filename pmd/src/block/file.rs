@@ -10,7 +10,7 @@
 //! cannot do at once its own threads do.
 
 // Locks as QEMU has them.
-mod lock;
+pub(in crate::block) mod lock;
 // What there is to know of a file.
 mod open;
 // A queue's part.

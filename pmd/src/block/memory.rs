@@ -5,7 +5,8 @@
 use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
@@ -16,6 +17,7 @@ use ringway_ring::memory::HostMemory;
 
 use super::backing::{BackingQueue, Ended, Operation, Outcome, Submitted, Taken, Wake};
 use super::disk::QueueSeat;
+use super::file::lock;
 use crate::counters::DropReason;
 use crate::vdpa::DriverError;
 
@@ -32,8 +34,10 @@ pub enum Place {
 #[derive(Debug)]
 pub struct DiskMemory {
     place: Place,
-    /// At their offset in the disk. Locked by sessions; a worker tries, and goes on with what it has.
+    /// At their offset in the disk. Locked for a moment by who has made it larger; a worker tries, and goes on with what it has.
     newest: Mutex<Arc<GuestMap>>,
+    /// The file, once it was opened. Locked by who makes the disk larger, which takes long.
+    growing: Mutex<Option<OwnedFd>>,
     /// Its bytes.
     bytes: AtomicU64,
 }
@@ -46,7 +50,7 @@ impl DiskMemory {
     pub fn new(place: Place) -> Result<DiskMemory, DriverError> {
         let none = GuestMap::new(Vec::new())
             .map_err(|error| resource("the disk's memory", io::Error::other(error)))?;
-        Ok(DiskMemory { place, newest: Mutex::new(Arc::new(none)), bytes: AtomicU64::new(0) })
+        Ok(DiskMemory { place, newest: Mutex::new(Arc::new(none)), growing: Mutex::new(None), bytes: AtomicU64::new(0) })
     }
 
     /// Where it is.
@@ -59,21 +63,29 @@ impl DiskMemory {
     /// # Errors
     /// There is not so much memory, or the file cannot be used.
     pub fn reach(&self, bytes: u64) -> Result<Arc<GuestMap>, DriverError> {
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = Arc::clone(&self.newest.lock().unwrap_or_else(PoisonError::into_inner));
         let have = self.bytes.load(Ordering::Relaxed);
         if have >= bytes {
-            return Ok(Arc::clone(&newest));
+            return Ok(newest);
         }
         let more = match &self.place {
             Place::Own => own(have, bytes - have)?,
-            Place::File(path) => of_file(path, have, bytes - have)?,
+            Place::File(path) => {
+                let file = match &mut *file {
+                    Some(file) => file,
+                    none => none.insert(open_file(path)?),
+                };
+                of_file(file, path, have, bytes - have)?
+            }
         };
         let map =
             newest.with(more).map_err(|error| resource("the disk's memory", io::Error::other(error)))?;
-        *newest = Arc::new(map);
+        let map = Arc::new(map);
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&map);
         // Release: pairs with the Acquire in `look`; who sees the bytes finds the map.
         self.bytes.store(bytes, Ordering::Release);
-        Ok(Arc::clone(&newest))
+        Ok(map)
     }
 
     /// The newest map, if it is another than one of so many bytes and nobody is changing it.
@@ -97,25 +109,66 @@ fn resource(what: impl Into<String>, source: io::Error) -> DriverError {
 
 fn own(at: u64, bytes: u64) -> Result<Arc<Region>, DriverError> {
     let what = || format!("{} MiB of memory for the disk", bytes >> 20);
+    if let Some(there_is) = available().filter(|there_is| *there_is < bytes) {
+        let why = format!("the host has {} MiB that nobody uses", there_is >> 20);
+        return Err(resource(what(), io::Error::new(io::ErrorKind::OutOfMemory, why)));
+    }
     let memory = HostMemory::allocate("ringway-disk", bytes).map_err(|error| resource(what(), error))?;
     let map = memory.guest_map(at).map_err(|error| resource(what(), io::Error::other(error)))?;
     map.regions().first().cloned().ok_or_else(|| resource(what(), io::ErrorKind::OutOfMemory.into()))
 }
 
-fn of_file(path: &Path, at: u64, bytes: u64) -> Result<Arc<Region>, DriverError> {
-    let what = || format!("{}", path.display());
-    let open = || -> io::Result<OwnedFd> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        if file.metadata()?.len() < at + bytes {
-            file.set_len(at + bytes)?;
+/// The file, which is of memory, and which nobody else has as a disk.
+fn open_file(path: &Path) -> Result<OwnedFd, DriverError> {
+    let what = |why: io::Error| resource(path.display().to_string(), why);
+    let folder = path.parent().unwrap_or(path);
+    let kind = rustix::fs::statfs(folder).map_err(|error| what(error.into()))?.f_type as u64;
+    if ![TMPFS, HUGETLBFS].contains(&kind) {
+        let why = format!("path {}: is not on tmpfs or hugetlbfs; /dev/shm mostly is", path.display());
+        return Err(DriverError::Misconfigured(why));
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(what)?;
+    if !file.metadata().map_err(what)?.is_file() {
+        return Err(DriverError::Misconfigured(format!("path {}: is no file", path.display())));
+    }
+    lock::take(file.as_fd(), true).map_err(what)?;
+    if lock::is_in_use(file.as_fd(), true).map_err(what)? {
+        return Err(DriverError::Conflict {
+            what: format!("{} is in use as a disk", path.display()),
+            held_by: None,
+            hint: "give this device a file of its own: two that write to one file destroy what is on it".into(),
+        });
+    }
+    Ok(file.into())
+}
+
+fn of_file(file: &OwnedFd, path: &Path, at: u64, bytes: u64) -> Result<Arc<Region>, DriverError> {
+    let what = |why: io::Error| resource(path.display().to_string(), why);
+    let own = || -> io::Result<OwnedFd> {
+        let file = file.try_clone()?;
+        if rustix::fs::fstat(&file)?.st_size.unsigned_abs() < at + bytes {
+            rustix::fs::ftruncate(&file, at + bytes)?;
         }
         // All of it is there now: a file system that is full is an error here, and no fault later.
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, at + bytes)?;
-        Ok(file.into())
+        Ok(file)
     };
-    let file = open().map_err(|error| resource(what(), error))?;
-    let spec = RegionSpec { gpa: at, size: bytes, user_addr: at, file_offset: at, file };
-    Region::map(spec).map_err(|error| resource(what(), io::Error::other(error)))
+    let spec = RegionSpec { gpa: at, size: bytes, user_addr: at, file_offset: at, file: own().map_err(what)? };
+    Region::map(spec).map_err(|error| what(io::Error::other(error)))
+}
+
+/// Bytes of memory that the host can give without taking any from others.
+fn available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? << 10)
 }
 
 /// A queue's part.
@@ -243,6 +296,17 @@ fn length(operation: Operation, data: Span<'_>) -> u64 {
     }
 }
 
+/// Where on the disk it ends.
+fn end(operation: Operation, len: u64) -> u64 {
+    match operation {
+        Operation::Read { offset }
+        | Operation::Write { offset, .. }
+        | Operation::Discard { offset, .. }
+        | Operation::WriteZeroes { offset, .. } => offset.saturating_add(len),
+        Operation::Flush => 0,
+    }
+}
+
 impl BackingQueue for MemoryQueue {
     #[inline]
     fn submit(&mut self, slot: u16, operation: Operation, data: Span<'_>) -> Submitted {
@@ -251,6 +315,11 @@ impl BackingQueue for MemoryQueue {
         }
         self.look();
         let len = length(operation, data);
+        if end(operation, len) > self.known {
+            // It has grown, and somebody has the newest map in hand just now. Or it never was so large, which is told.
+            let is_larger = self.memory.bytes.load(Ordering::Relaxed) > self.known;
+            return if is_larger { Submitted::Full } else { Submitted::Ended(self.outcome(false)) };
+        }
         if len <= AT_ONCE {
             let is_there = self.work(operation, 0, len, data);
             return Submitted::Ended(self.outcome(is_there));
@@ -293,5 +362,8 @@ impl BackingQueue for MemoryQueue {
 
 /// Bytes of a request that are moved as it is handed over.
 const AT_ONCE: u64 = 64 << 10;
+/// Kinds of file systems (`statfs(2)`).
+const TMPFS: u64 = 0x0102_1994;
+const HUGETLBFS: u64 = 0x9584_58f6;
 
 static ZEROES: [u8; 4096] = [0; 4096];

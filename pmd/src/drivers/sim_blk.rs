@@ -109,6 +109,8 @@ pub struct MemoryDisk {
     path: Option<PathBuf>,
     /// None while it is only being checked.
     memory: Option<Arc<DiskMemory>>,
+    /// Why it is not as large as it was to be.
+    lacks: Option<String>,
 }
 
 impl MemoryDisk {
@@ -122,7 +124,7 @@ impl MemoryDisk {
             return Err(Unfit::new(PATH, format!("path {}: must begin with /", path.display())));
         }
         let moves_data = !spec.attributes.contains_key(DATA) || switch(spec, DATA)?;
-        Ok(MemoryDisk { bytes, size: size.to_owned(), moves_data, path, memory: None })
+        Ok(MemoryDisk { bytes, size: size.to_owned(), moves_data, path, memory: None, lacks: None })
     }
 
     fn place(&self) -> Place {
@@ -136,10 +138,17 @@ fn disk_size(text: &str, blk_size: u32) -> Result<u64, Unfit> {
         let why = format!("size {bytes}: must be a multiple of the {BLK_SIZE}, {blk_size}, and not 0");
         return Err(Unfit::new(SIZE, why));
     }
-    if bytes > MAX_BYTES {
-        return Err(Unfit::new(SIZE, format!("size {bytes}: more than any host has memory")));
+    let most = host_memory();
+    if bytes > most {
+        return Err(Unfit::new(SIZE, format!("size {text}: this host has {most} bytes of memory")));
     }
     Ok(bytes)
+}
+
+/// Bytes of memory that the host has.
+fn host_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    (info.totalram as u64).saturating_mul(info.mem_unit.into())
 }
 
 impl Disk for MemoryDisk {
@@ -166,6 +175,10 @@ impl Disk for MemoryDisk {
         MemoryQueue::new(memory, bytes, self.moves_data, &seat)
     }
 
+    fn note(&self) -> Option<String> {
+        self.lacks.clone()
+    }
+
     fn attributes(&self) -> BTreeMap<String, String> {
         let mut attributes =
             BTreeMap::from([(SIZE.to_owned(), self.size.clone()), (DATA.to_owned(), word(self.moves_data))]);
@@ -175,13 +188,18 @@ impl Disk for MemoryDisk {
         attributes
     }
 
-    fn set(&mut self, attributes: &BTreeMap<String, String>, _within: Duration) -> Result<(), Stuck> {
+    fn set(&mut self, attributes: &BTreeMap<String, String>, within: Duration) -> Result<(), Stuck> {
         let Some(text) = attributes.get(SIZE) else { return Ok(()) };
-        let bytes = size(SIZE, text).map_err(|unfit| Stuck::Device(unfit.why))?;
-        if let Some(memory) = self.memory.as_ref().filter(|_| self.moves_data) {
-            memory.reach(bytes).map_err(|error| Stuck::Device(error.to_string()))?;
+        let Ok(bytes) = size(SIZE, text) else { return Ok(()) };
+        // Without time, the memory is taken when the next queue is made.
+        if let Some(memory) = self.memory.as_ref().filter(|_| self.moves_data && !within.is_zero())
+            && let Err(error) = memory.reach(bytes)
+        {
+            // It stays as large as it was.
+            self.lacks = Some(format!("size {text}: {error}"));
+            return Ok(());
         }
-        (self.bytes, self.size) = (bytes, text.clone());
+        (self.bytes, self.size, self.lacks) = (bytes, text.clone(), None);
         Ok(())
     }
 }
@@ -192,10 +210,9 @@ const DATA: &str = "data";
 const PATH: &str = "path";
 
 const DEFAULT_SIZE: &str = "1G";
-const MAX_BYTES: u64 = 1 << 46;
-/// Sectors of one discard or write of zeroes: 1 GiB.
-const RANGE_SECTORS: u32 = 1 << 21;
+/// Sectors of one discard or write of zeroes: 64 MiB.
+const RANGE_SECTORS: u32 = 1 << 17;
 /// Ranges of one request.
-const RANGES: u32 = 256;
+const RANGES: u32 = 16;
 /// Requests of a queue under way.
 const DEPTH: u16 = 256;

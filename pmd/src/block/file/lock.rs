@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 ///
 /// # Errors
 /// The kernel or the file system has no such locks.
-pub(super) fn take(file: BorrowedFd<'_>, writes: bool) -> io::Result<()> {
+pub(in crate::block) fn take(file: BorrowedFd<'_>, writes: bool) -> io::Result<()> {
     let does: &[i64] = if writes { &[READ, WRITE, RESIZE] } else { &[READ] };
     let bytes = does.iter().map(|what| DOES + what).chain([WRITE, RESIZE].map(|what| ALONE + what));
     for byte in bytes {
@@ -23,7 +23,7 @@ pub(super) fn take(file: BorrowedFd<'_>, writes: bool) -> io::Result<()> {
 ///
 /// # Errors
 /// The kernel or the file system has no such locks.
-pub(super) fn is_in_use(file: BorrowedFd<'_>, writes: bool) -> io::Result<bool> {
+pub(in crate::block) fn is_in_use(file: BorrowedFd<'_>, writes: bool) -> io::Result<bool> {
     let does: &[i64] = if writes { &[READ, WRITE, RESIZE] } else { &[READ] };
     let bytes =
         [WRITE, RESIZE].map(|what| DOES + what).into_iter().chain(does.iter().map(|what| ALONE + what));
