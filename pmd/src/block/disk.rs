@@ -13,7 +13,7 @@ use ringway_ring::inflight::{OwnRecords, Part};
 use ringway_ring::queue::{Format, SetupError};
 
 use super::backing::BackingQueue;
-use super::limit::Limits;
+use super::limit::{Limits, Rates};
 use super::plan::{Plan, rate_words};
 use super::queue::{RequestQueue, Room};
 use super::request::{SERIAL, Shape};
@@ -214,10 +214,10 @@ impl<D: Disk> Maker<D> {
     /// Whether writes last before they are answered, by what the guest has acknowledged (virtio 1.3 §5.2.6.2).
     fn settle_cache(&self) {
         let has = |feature| self.negotiated.contains(feature);
-        let write_through = match (has(F_CONFIG_WCE), has(F_FLUSH)) {
-            (true, _) => !self.config.writeback,
-            (false, true) => !self.plan.write_back,
-            (false, false) => true,
+        let write_through = match (has(F_FLUSH), has(F_CONFIG_WCE)) {
+            (false, _) => true,
+            (true, true) => !self.config.writeback,
+            (true, false) => !self.plan.write_back,
         };
         self.shape.write_through.store(write_through, Ordering::Relaxed);
     }
@@ -356,18 +356,24 @@ impl<D: Disk> VdpaDevice for BlockDevice<D> {
     fn negotiated(&mut self, features: Features) -> Result<(), DriverError> {
         let maker = &mut self.pumps.maker;
         maker.negotiated = features;
+        if !features.contains(F_FLUSH) {
+            // Who cannot flush is told that nothing needs to be.
+            maker.config.writeback = false;
+        }
         maker.settle_cache();
         Ok(())
     }
 
     fn set(&mut self, attributes: &BTreeMap<String, String>, within: Duration) -> Result<(), Stuck> {
         let maker = &mut self.pumps.maker;
-        let rates =
-            Plan::rates_among(attributes, maker.plan.rates).map_err(|unfit| Stuck::Device(unfit.why))?;
+        let mut words = maker.plan.rate_words.clone();
+        words.extend(rate_words(attributes));
+        // They were checked before they came here.
+        if let Ok(rates) = Plan::rates_among(&words, Rates::default()) {
+            maker.shape.limits.set(rates);
+            (maker.plan.rates, maker.plan.rate_words) = (rates, words);
+        }
         maker.disk.set(attributes, within)?;
-        maker.plan.rates = rates;
-        maker.plan.rate_words.extend(rate_words(attributes));
-        maker.shape.limits.set(rates);
         if maker.look_at_size() {
             maker.host.config_changed();
         }

@@ -50,7 +50,12 @@ impl DiskMemory {
     pub fn new(place: Place) -> Result<DiskMemory, DriverError> {
         let none = GuestMap::new(Vec::new())
             .map_err(|error| resource("the disk's memory", io::Error::other(error)))?;
-        Ok(DiskMemory { place, newest: Mutex::new(Arc::new(none)), growing: Mutex::new(None), bytes: AtomicU64::new(0) })
+        Ok(DiskMemory {
+            place,
+            newest: Mutex::new(Arc::new(none)),
+            growing: Mutex::new(None),
+            bytes: AtomicU64::new(0),
+        })
     }
 
     /// Where it is.
@@ -143,7 +148,8 @@ fn open_file(path: &Path) -> Result<OwnedFd, DriverError> {
         return Err(DriverError::Conflict {
             what: format!("{} is in use as a disk", path.display()),
             held_by: None,
-            hint: "give this device a file of its own: two that write to one file destroy what is on it".into(),
+            hint: "give this device a file of its own: two that write to one file destroy what is on it"
+                .into(),
         });
     }
     Ok(file.into())
@@ -160,7 +166,8 @@ fn of_file(file: &OwnedFd, path: &Path, at: u64, bytes: u64) -> Result<Arc<Regio
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, at + bytes)?;
         Ok(file)
     };
-    let spec = RegionSpec { gpa: at, size: bytes, user_addr: at, file_offset: at, file: own().map_err(what)? };
+    let spec =
+        RegionSpec { gpa: at, size: bytes, user_addr: at, file_offset: at, file: own().map_err(what)? };
     Region::map(spec).map_err(|error| what(io::Error::other(error)))
 }
 

@@ -7,7 +7,7 @@ use ringway_ring::features::Features;
 use super::disk::Geometry;
 use super::limit::Rates;
 use super::request::SERIAL;
-use super::{BLOCK, F_DISCARD, F_RO, F_WRITE_ZEROES};
+use super::{BLOCK, F_CONFIG_WCE, F_DISCARD, F_FLUSH, F_RO, F_WRITE_ZEROES};
 use crate::net::plan::{switch, word};
 use crate::vdpa::{AttributeInfo, ClassSpec, DeviceSpec, DriverError, Unfit};
 
@@ -199,7 +199,9 @@ impl Plan {
             features = features.without(F_WRITE_ZEROES);
         }
         // RO is no offer that can be left out.
-        self.features.map_or(features, |wanted| features & (wanted | F_RO))
+        let features = self.features.map_or(features, |wanted| features & (wanted | F_RO));
+        // Nothing can be switched that cannot be flushed.
+        if features.contains(F_FLUSH) { features } else { features.without(F_CONFIG_WCE) }
     }
 }
 

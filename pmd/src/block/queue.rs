@@ -4,6 +4,7 @@
 //! Lives on one worker. Budget: no allocation, no lock, no panic; system calls are the calls that the driver asked for, and what
 //! the backing does in a turn, once a poll.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use ringway_ring::guest::GuestMap;
 use ringway_ring::queue::{DeviceRing, RingFault, SetupError};
 use ringway_ring::tsc;
 
-use super::backing::{BackingQueue, Ended, Outcome, Submitted, Taken, Wake};
+use super::backing::{BackingQueue, Ended, Operation, Outcome, Submitted, Taken, Wake};
 use super::request::{Ask, HEADER, OnRanges, RANGE, Request, Shape};
 use crate::counters::{DropReason, QueueCounters, RequestKind, Tally};
 use crate::notify::{CallFd, EventFd};
@@ -29,7 +30,7 @@ pub(super) struct RequestQueue<R, B> {
     /// What the last turn came to.
     ended: Ended,
     /// Requests whose next range is to be handed over.
-    ranges_left: Vec<u16>,
+    ranges_left: VecDeque<u16>,
     shape: Arc<Shape>,
     map: Arc<GuestMap>,
     counters: Arc<QueueCounters>,
@@ -156,7 +157,7 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
             burst,
             requests: Requests::try_new(Arc::clone(&map), room.requests, room.segments)?,
             ended: Ended::new(room.requests),
-            ranges_left: Vec::with_capacity(room.requests.into()),
+            ranges_left: VecDeque::with_capacity(room.requests.into()),
             shape,
             map,
             counters: binding.counters,
@@ -174,7 +175,7 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
 
     /// Takes requests from the ring; how many.
     fn take(&mut self, budget: &Budget, now: u64) -> u32 {
-        (self.is_full, self.waits) = (false, None);
+        self.is_full = false;
         let most = (budget.chains as usize).min(Burst::CHAINS);
         let peeked = match self.ring.peek(&mut self.burst, most) {
             Ok(peeked) => peeked,
@@ -225,6 +226,10 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
             return Begun::Full;
         }
         let (outcome, operation, data) = match request.ask {
+            // Nothing of the disk is asked.
+            Ask::Do(Operation::Read { .. } | Operation::Write { .. }) if bytes == 0 => {
+                (Some(Outcome::Done), None, Span::EMPTY)
+            }
             Ask::Do(operation) => (None, Some(operation), request.data),
             Ask::GetId => {
                 request.data.write(&self.shape.serial);
@@ -260,7 +265,7 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
                 self.shape.limits.charge(bytes, now);
                 self.requests.keep(slot, &self.burst, chain, under_way);
                 self.ring.consume(std::slice::from_ref(chain));
-                self.ranges_left.push(slot);
+                self.ranges_left.push_back(slot);
                 return Begun::Away { bytes: 0 };
             }
         };
@@ -301,7 +306,7 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
             let (_, next) =
                 self.requests.slots[usize::from(slot)].ranges.unwrap_or((OnRanges::Discard, left));
             if outcome == Outcome::Done && next < left && !self.is_faulted {
-                self.ranges_left.push(slot);
+                self.ranges_left.push_back(slot);
                 return;
             }
         }
@@ -324,36 +329,45 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
         }
     }
 
-    /// Hands over one range of each request that waits for it: each is read once, checked, and done so.
-    fn go_on_with_ranges(&mut self) -> u32 {
-        let mut done = 0;
+    /// Hands over a range of each request that waits for it, one after the other and within the budget: each is read once, checked,
+    /// and done so.
+    fn go_on_with_ranges(&mut self, budget: &Budget, now: u64) -> u32 {
+        let (mut done, mut bytes) = (0, 0);
         for _ in 0..self.ranges_left.len() {
-            let Some(&slot) = self.ranges_left.first() else { break };
-            let mut range = [0; RANGE];
-            let Some((what, next)) = self.requests.slots.get(usize::from(slot)).and_then(|slot| slot.ranges)
-            else {
-                break;
-            };
+            let Some(&slot) = self.ranges_left.front() else { break };
             if self.is_faulted {
-                self.ranges_left.swap_remove(0);
+                self.ranges_left.pop_front();
                 self.finish(slot, Outcome::Unsupported);
                 continue;
             }
-            self.requests.data(slot).part(next * RANGE as u64, RANGE as u64).read(&mut range);
-            let submitted = match self.shape.range(what, range) {
-                Ok(operation) => self.backing.submit(slot, operation, Span::EMPTY),
-                Err(Ask::Refused(why)) => Submitted::Ended(Outcome::Failed(why)),
-                Err(_) => Submitted::Ended(Outcome::Unsupported),
+            if bytes >= budget.bytes {
+                break;
+            }
+            if let Err(wait) = self.shape.limits.room(now) {
+                self.waits = Some(wait);
+                break;
+            }
+            let ranges = self.requests.slots.get(usize::from(slot)).and_then(|slot| slot.ranges);
+            let Some((what, next)) = ranges else {
+                self.ranges_left.pop_front();
+                continue;
             };
-            match submitted {
-                Submitted::Full => break,
-                Submitted::Taken => {
-                    self.ranges_left.swap_remove(0);
-                }
-                Submitted::Ended(outcome) => {
-                    self.ranges_left.swap_remove(0);
-                    self.end(slot, outcome);
-                }
+            let mut range = [0; RANGE];
+            self.requests.data(slot).part(next * RANGE as u64, RANGE as u64).read(&mut range);
+            let (submitted, len) = match self.shape.range(what, range) {
+                Ok(operation) => (self.backing.submit(slot, operation, Span::EMPTY), length(operation)),
+                Err(Ask::Refused(why)) => (Submitted::Ended(Outcome::Failed(why)), 0),
+                Err(_) => (Submitted::Ended(Outcome::Unsupported), 0),
+            };
+            if submitted == Submitted::Full {
+                break;
+            }
+            self.ranges_left.pop_front();
+            // To give space back moves no bytes.
+            self.shape.limits.charge(if what == OnRanges::WriteZeroes { len } else { 0 }, now);
+            if let Submitted::Ended(outcome) = submitted {
+                bytes += len;
+                self.end(slot, outcome);
             }
             done += 1;
         }
@@ -394,10 +408,18 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
     fn fail(&mut self, fault: RingFault) {
         self.burst.clear();
         if !self.is_faulted {
-            self.is_faulted = true;
+            (self.is_faulted, self.waits) = (true, None);
             self.counters.add_fault(fault);
             self.fault.report(fault);
         }
+    }
+}
+
+/// Bytes of a range.
+fn length(operation: Operation) -> u64 {
+    match operation {
+        Operation::Discard { len, .. } | Operation::WriteZeroes { len, .. } => len,
+        Operation::Read { .. } | Operation::Write { .. } | Operation::Flush => 0,
     }
 }
 
@@ -411,7 +433,8 @@ fn status(outcome: Outcome) -> u8 {
 
 impl<R: DeviceRing + 'static, B: BackingQueue> Pump for RequestQueue<R, B> {
     fn poll(&mut self, budget: &Budget, now: u64) -> Polled {
-        let mut moved = self.go_on_with_ranges();
+        self.waits = None;
+        let mut moved = self.go_on_with_ranges(budget, now);
         if !self.is_faulted && !self.is_stopping {
             moved += self.take(budget, now);
         }
@@ -428,12 +451,16 @@ impl<R: DeviceRing + 'static, B: BackingQueue> Pump for RequestQueue<R, B> {
     }
 
     fn arm(&mut self) -> Armed {
-        if !self.ranges_left.is_empty() || self.backing.arm() == Wake::HasWork {
+        let ranges_wait = !self.ranges_left.is_empty() && self.waits.is_none();
+        if ranges_wait || self.backing.arm() == Wake::HasWork {
             return Armed::HasWork;
         }
         if let Some(cycles) = self.waits {
+            // It looks now and then: the limit may be another by then.
             let ns = u128::from(cycles) * 1_000_000_000 / u128::from(tsc::hertz());
-            return Armed::Sleep { within_ns: Some(u64::try_from(ns).unwrap_or(u64::MAX)) };
+            return Armed::Sleep {
+                within_ns: Some(u64::try_from(ns).unwrap_or(u64::MAX).min(LOOK_AGAIN_NS)),
+            };
         }
         if self.is_faulted || (self.is_full && !self.requests.is_empty()) {
             return Armed::Sleep { within_ns: None };
@@ -456,7 +483,7 @@ impl<R: DeviceRing + 'static, B: BackingQueue> Pump for RequestQueue<R, B> {
     }
 
     fn begin_stop(&mut self) -> bool {
-        self.is_stopping = true;
+        (self.is_stopping, self.waits) = (true, None);
         self.stopped()
     }
 
@@ -479,6 +506,8 @@ impl<R, B> fmt::Debug for RequestQueue<R, B> {
     }
 }
 
+/// How long a queue at its guest's limit sleeps at most.
+const LOOK_AGAIN_NS: u64 = 100_000_000;
 const STATUS_OK: u8 = 0;
 const STATUS_IOERR: u8 = 1;
 const STATUS_UNSUPP: u8 = 2;

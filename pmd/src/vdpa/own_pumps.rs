@@ -74,7 +74,9 @@ impl<M: MakePump> Queues for OwnPumps<M> {
     ) -> Result<(), ServeError> {
         // One that was not given back in time may still work on the rings: two on one ring would destroy it.
         self.take_back(group, within).map_err(|_| {
-            ServeError::Refused("what served this queue before has not ended yet: it has requests under way".into())
+            ServeError::Refused(
+                "what served this queue before has not ended yet: it has requests under way".into(),
+            )
         })?;
         self.kept.note(group, &queues);
         self.maker.polled(placer.engine.cores());

@@ -8,7 +8,9 @@ use ringway_engine::{Engine, Watcher};
 use ringway_pmd::counters::QueueCounters;
 use ringway_pmd::dma::{Cancel, MapError};
 use ringway_pmd::notify::EventFd;
-use ringway_pmd::vdpa::{Class, Ended, Placer, QueueBinding, QueueEnds, ServeError, ServedBy, Stuck, VdpaDevice};
+use ringway_pmd::vdpa::{
+    Class, Ended, Placer, QueueBinding, QueueEnds, ServeError, ServedBy, Stuck, VdpaDevice,
+};
 use ringway_ring::guest::GuestMap;
 use ringway_ring::inflight::Part;
 use ringway_ring::position::PositionSlot;
