@@ -402,6 +402,49 @@ fn namespace_that_changes_its_size_is_told_to_the_guest() {
     host.finish();
 }
 
+/// Writes so many bytes of this from a queue's memory, and does not wait for it.
+fn begin_write(port: &mut Port, fill: u8, bytes: u32) {
+    let queue = &mut port.queues_mut()[0];
+    let slot = queue.reserve().unwrap();
+    queue.data(&slot).write(&vec![fill; bytes as usize]);
+    queue.submit(slot, Request::write(0, bytes), 0).unwrap();
+    queue.publish();
+    queue.kick();
+}
+
+/// The pump of a device whose command hangs goes on without its device. Until it has ended, what the controller reaches for it is the
+/// memory of its own guest, and its namespace is nobody else's.
+#[test]
+fn command_that_outlives_its_device_keeps_its_guests_memory_and_its_namespace() {
+    let host = Host::new(Model::new());
+    let mut port = host.connect("d0", BlockOptions::default());
+    host.model.rule(On::Io(WRITE), Then::Ignore, 1);
+    begin_write(&mut port, 9, 4096);
+    eventually(|| host.model.rules_are_used_up());
+    host.subsystem.remove("d0").unwrap();
+    // The session is over, its pump is not.
+    eventually(|| port.frontend().queue_num().is_err());
+    assert_eq!(host.model.pairs(), 1);
+    let again = || host.subsystem.add(&entry("d1", &[("namespace", "1")]));
+    let refusal = again().unwrap_err().to_string();
+    let told = ["namespace 1", "still under way", "device d0", "once the controller has answered"];
+    assert!(told.iter().all(|word| refusal.contains(word)), "{refusal}");
+    // Another guest, whose memory has the same addresses.
+    host.subsystem.add(&entry("d2", &[("namespace", "2")])).unwrap();
+    let mut other = host.connect("d2", BlockOptions::default());
+    load(&mut other, Work { bytes: 1 << 20, ..work(4096, 4096) }, 10);
+    assert_eq!((host.model.pairs(), host.model.stored(1, 0, 4096)), (2, vec![0; 4096]));
+    eventually(|| again().is_ok());
+    // The write was done again, from its own guest's memory; no queue is left that could do it once more.
+    assert_eq!((host.model.pairs(), host.model.stored(1, 0, 4096)), (1, vec![9; 4096]));
+    let mut port = host.connect("d1", BlockOptions::default());
+    assert_eq!(port.perform(Request::write(0, 4096), &mut [5; 4096]).unwrap().0, Status::Ok);
+    load(&mut other, Work { bytes: 1 << 20, ..work(4096, 4096) }, 10);
+    assert_eq!(host.model.stored(1, 0, 4096), vec![5; 4096]);
+    host.model.forget_rules();
+    host.finish();
+}
+
 /// Registers that cannot be are named.
 #[test]
 fn function_that_is_no_controller_is_told_of_with_what_is_wrong() {

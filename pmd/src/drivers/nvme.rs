@@ -29,7 +29,7 @@ mod live;
 mod queue;
 
 use disk::NvmeDisk;
-use live::Shelf;
+use live::{Shelf, Tenure};
 
 /// The driver.
 #[derive(Debug, Default)]
@@ -58,7 +58,14 @@ impl Driver<pci::Device<functions::Seen>> for Nvme {
             return Err(DriverError::Misconfigured(format!("{name} was looked at as something else")));
         };
         let shelf = Arc::new(Shelf::new(name, opener));
-        Ok(Box::new(NvmeFunction { name: name.to_owned(), seen, numa_node, shelf, taken: BTreeMap::new() }))
+        Ok(Box::new(NvmeFunction {
+            name: name.to_owned(),
+            seen,
+            numa_node,
+            shelf,
+            taken: BTreeMap::new(),
+            users: BTreeMap::new(),
+        }))
     }
 }
 
@@ -118,6 +125,8 @@ struct NvmeFunction {
     shelf: Arc<Shelf>,
     /// Which device has which namespace.
     taken: BTreeMap<String, u32>,
+    /// By namespace: the last device that had it, and whether its queues are there still.
+    users: BTreeMap<u32, (String, Arc<Tenure>)>,
 }
 
 impl NvmeFunction {
@@ -139,11 +148,21 @@ impl NvmeFunction {
         let info = all.get(&id).ok_or_else(|| {
             DriverError::NotFound(format!("{name} has no namespace {id}, but {}", listed()))
         })?;
-        if let Some((holder, _)) = self.taken.iter().find(|(_, taken)| **taken == id) {
+        let is_another = |(holder, taken): &(&String, &u32)| **taken == id && **holder != spec.name;
+        if let Some((holder, _)) = self.taken.iter().find(is_another) {
             return Err(DriverError::Conflict {
                 what: format!("namespace {id} of {name} is a device's"),
                 held_by: Some(format!("device {holder}")),
                 hint: format!("another namespace, or ringway dev del {holder}"),
+            });
+        }
+        // What was submitted before may be done after what a new device submits.
+        if let Some((before, _)) = self.users.get(&id).filter(|(_, tenure)| tenure.is_in_use()) {
+            return Err(DriverError::Conflict {
+                what: format!("namespace {id} of {name}: requests of the guest before are still under way"),
+                held_by: Some(format!("device {before}, which is gone")),
+                hint: "try again once the controller has answered or was reset, which takes some seconds"
+                    .to_owned(),
             });
         }
         Ok(*info)
@@ -182,15 +201,20 @@ impl ManagementDevice for NvmeFunction {
             return Err(DriverError::Misconfigured(why));
         }
         plan.num_queues = plan.num_queues.min(self.seen.pairs);
-        let disk =
-            NvmeDisk::new(Arc::clone(&self.shelf), &self.seen.info, &self.seen.limits, info, host.clone());
+        let (shelf, tenure) = (Arc::clone(&self.shelf), Arc::new(Tenure::default()));
+        let Seen { info: controller, limits, .. } = &self.seen;
+        let disk = NvmeDisk::new(shelf, controller, limits, info, Arc::clone(&tenure), host.clone());
         let device = BlockDevice::new(plan, disk, host)?;
+        self.removed(&spec.name);
         self.taken.insert(spec.name.clone(), info.id);
+        self.users.insert(info.id, (spec.name.clone(), tenure));
         Ok(Box::new(device))
     }
 
     fn removed(&mut self, name: &str) {
-        self.taken.remove(name);
+        if let Some((_, tenure)) = self.taken.remove(name).and_then(|id| self.users.get(&id)) {
+            tenure.end();
+        }
     }
 }
 

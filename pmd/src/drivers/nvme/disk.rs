@@ -8,14 +8,14 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ringway_ring::guest::GuestMap;
+use ringway_ring::guest::{GuestMap, Region};
 
 use super::NAMESPACE;
-use super::live::{Live, Member, Reserved, Shelf};
+use super::live::{Live, Member, Place, Shelf, Tenure};
 use super::queue::{NvmeQueue, Terms};
 use crate::block::disk::{Disk, Geometry, QueueSeat};
 use crate::block::{RangeLimits, SECTOR};
-use crate::dma::{Cancel, MapError, Window};
+use crate::dma::{Cancel, MapError};
 use crate::nvme::command::MOST_BLOCKS;
 use crate::nvme::identify::{ControllerInfo, Limits, NamespaceInfo};
 use crate::vdpa::{DeviceHost, DriverError};
@@ -26,9 +26,9 @@ pub(super) struct NvmeDisk {
     info: NamespaceInfo,
     terms: Terms,
     member: Arc<Member>,
-    // In this order: the window is let go of before its place is, and the controller last.
-    window: Option<Window>,
-    reserved: Option<Reserved>,
+    tenure: Arc<Tenure>,
+    /// Shared with its queues.
+    place: Option<Arc<Place>>,
     live: Option<Arc<Live>>,
 }
 
@@ -47,6 +47,7 @@ impl NvmeDisk {
         controller: &ControllerInfo,
         limits: &Limits,
         info: NamespaceInfo,
+        tenure: Arc<Tenure>,
         host: DeviceHost,
     ) -> NvmeDisk {
         NvmeDisk {
@@ -54,8 +55,8 @@ impl NvmeDisk {
             member: Arc::new(Member::new(host, &info)),
             shelf,
             info,
-            window: None,
-            reserved: None,
+            tenure,
+            place: None,
             live: None,
         }
     }
@@ -115,16 +116,21 @@ impl Disk for NvmeDisk {
 
     fn queue(&mut self, seat: QueueSeat<'_>) -> Result<NvmeQueue, DriverError> {
         let live = self.opened()?;
-        let window = self.window.as_ref().zip(self.reserved.as_ref());
-        let holds = |window: &Window| {
-            seat.map.regions().iter().all(|region| window.iova(region.gpa(), region.size()).is_some())
+        let holds = |place: &&Arc<Place>| {
+            let is_mapped = |region: &Arc<Region>| place.window.iova(region.gpa(), region.size()).is_some();
+            seat.map.regions().iter().all(is_mapped)
         };
-        let Some((_, reserved)) = window.filter(|(window, _)| holds(window)) else {
+        let Some(place) = self.place.as_ref().filter(holds) else {
             return Err(DriverError::PeerMisbehaved("a queue's memory is not the device's".to_owned()));
         };
-        NvmeQueue::new(&live, self.terms, reserved.base, &seat).map_err(|fault| DriverError::Resource {
-            what: format!("queue {} on {}", seat.index, self.shelf.name()),
-            source: io::Error::other(fault.to_string()),
+        let Some(tenant) = self.tenure.enter() else {
+            return Err(DriverError::NotFound("the device was removed".to_owned()));
+        };
+        NvmeQueue::new(&live, self.terms, (Arc::clone(place), tenant), &seat).map_err(|fault| {
+            DriverError::Resource {
+                what: format!("queue {} on {}", seat.index, self.shelf.name()),
+                source: io::Error::other(fault.to_string()),
+            }
         })
     }
 
@@ -137,7 +143,12 @@ impl Disk for NvmeDisk {
             return Ok(());
         }
         let live = self.opened().map_err(|error| MapError::NoDevice(error.to_string()))?;
-        if let (None, Some(map)) = (&self.window, map) {
+        // All its queues were taken back. One that was not, and its commands, keep what they have; it is nobody else's before
+        // they are over.
+        if self.place.as_mut().is_some_and(|place| Arc::get_mut(place).is_none()) {
+            self.place = None;
+        }
+        if let (None, Some(map)) = (&self.place, map) {
             let ends = map.regions().iter().map(|region| (region.gpa() + region.size(), region));
             let (bytes, last) =
                 ends.max_by_key(|(end, _)| *end).map_or((0, None), |(end, last)| (end, Some(last)));
@@ -145,13 +156,10 @@ impl Disk for NvmeDisk {
                 gpa: last.map_or(0, |region| region.gpa()),
                 size: last.map_or(0, |region| region.size()),
             };
-            let reserved = live.reserve(bytes).ok_or_else(beyond)?;
-            let space = live.controller.function().dma();
-            self.window = Some(Window::new(space, reserved.base, reserved.size));
-            self.reserved = Some(reserved);
+            self.place = Some(Arc::new(Place::new(live.reserve(bytes).ok_or_else(beyond)?)));
         }
-        match &mut self.window {
-            Some(window) => window.set_map(map.map(|map| &**map), cancel),
+        match self.place.as_mut().and_then(Arc::get_mut) {
+            Some(place) => place.window.set_map(map.map(|map| &**map), cancel),
             None => Ok(()),
         }
     }

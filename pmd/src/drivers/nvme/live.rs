@@ -22,7 +22,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::bus::pci::listener::Listening;
 use crate::bus::pci::{Function, OpenError, Opener};
-use crate::dma::Division;
+use crate::dma::{Division, Window};
 use crate::notify::EventFd;
 use crate::nvme::NvmeFault;
 use crate::nvme::command::Status;
@@ -161,6 +161,47 @@ pub(super) struct Member {
     /// Bytes of the namespace, and of a block.
     pub(super) bytes: AtomicU64,
     pub(super) block: u64,
+}
+
+/// Who may use a namespace: a device until it is removed, and its queues until the last of them has left its pair.
+#[derive(Debug, Default)]
+pub(super) struct Tenure(Mutex<Tenants>);
+
+#[derive(Debug, Default)]
+struct Tenants {
+    queues: usize,
+    is_over: bool,
+}
+
+/// A queue's part of it.
+pub(super) struct Tenant(Arc<Tenure>);
+
+impl Tenure {
+    /// For a queue that begins. None: the device was removed.
+    pub(super) fn enter(self: &Arc<Tenure>) -> Option<Tenant> {
+        let mut tenants = lock(&self.0);
+        if tenants.is_over {
+            return None;
+        }
+        tenants.queues += 1;
+        Some(Tenant(Arc::clone(self)))
+    }
+
+    /// The device was removed: no queue of it begins any more.
+    pub(super) fn end(&self) {
+        lock(&self.0).is_over = true;
+    }
+
+    /// There are queues.
+    pub(super) fn is_in_use(&self) -> bool {
+        lock(&self.0).queues > 0
+    }
+}
+
+impl Drop for Tenant {
+    fn drop(&mut self) {
+        lock(&self.0.0).queues -= 1;
+    }
 }
 
 /// Where a queue's pair is handed over.
@@ -554,11 +595,32 @@ impl Seat {
     }
 }
 
-/// A device's part of what the controller reaches.
+/// A device's part of what the controller reaches, with its guest's memory. Its queues hold it, too: until the last of them has left
+/// its pair, nothing is unmapped, and the addresses are nobody else's.
+pub(super) struct Place {
+    // In this order: the window is let go of before its addresses are, and the controller last.
+    pub(super) window: Window,
+    reserved: Reserved,
+}
+
+impl Place {
+    /// With nothing mapped.
+    pub(super) fn new(reserved: Reserved) -> Place {
+        let space = reserved.live.controller.function().dma();
+        Place { window: Window::new(space, reserved.base, reserved.size), reserved }
+    }
+
+    /// Where the controller has the guest's memory: this before each address.
+    pub(super) fn base(&self) -> u64 {
+        self.reserved.base
+    }
+}
+
+/// The addresses of a [`Place`].
 pub(super) struct Reserved {
     live: Arc<Live>,
-    pub(super) base: u64,
-    pub(super) size: u64,
+    base: u64,
+    size: u64,
 }
 
 impl Drop for Reserved {

@@ -21,7 +21,7 @@ use std::sync::atomic::Ordering;
 use ringway_ring::chain::Span;
 use ringway_ring::guest::HostSlice;
 
-use super::live::{Counts, Live, Seat};
+use super::live::{Counts, Live, Place, Seat, Tenant};
 use crate::block::backing::{BackingQueue, Ended, Operation, Outcome, Submitted, Taken, Wake};
 use crate::block::disk::QueueSeat;
 use crate::counters::DropReason;
@@ -73,15 +73,12 @@ impl Terms {
 
 /// See the module's head.
 pub(super) struct NvmeQueue {
-    live: Arc<Live>,
     seat: Arc<Seat>,
     /// None: it was handed over.
     pair: Option<QueuePair>,
     /// The pair is of this generation.
     generation: u32,
     terms: Terms,
-    /// Where the controller has the guest's memory: this before each address.
-    base: u64,
     jobs: Vec<Job>,
     /// By place of the pair: what the command there is of.
     commands: Vec<Sent>,
@@ -94,6 +91,10 @@ pub(super) struct NvmeQueue {
     copies: Copies,
     /// When late commands were looked for last.
     looked: u32,
+    // Let go of last, when the pair was left: what the controller may reach for it until then, the namespace, the controller.
+    place: Arc<Place>,
+    _tenant: Tenant,
+    live: Arc<Live>,
 }
 
 /// A request under way.
@@ -170,7 +171,7 @@ impl NvmeQueue {
     pub(super) fn new(
         live: &Arc<Live>,
         terms: Terms,
-        base: u64,
+        (place, tenant): (Arc<Place>, Tenant),
         wanted: &QueueSeat<'_>,
     ) -> Result<NvmeQueue, NvmeFault> {
         let entries = (wanted.slots.saturating_add(1)).next_power_of_two().max(LEAST_ENTRIES);
@@ -197,18 +198,19 @@ impl NvmeQueue {
         };
         Ok(NvmeQueue {
             generation: seat.generation(),
-            live: Arc::clone(live),
             seat,
             commands: vec![Sent { slot: NOBODY, ..Sent::default() }; pair.size().into()],
             pair: Some(pair),
             terms,
-            base,
             jobs: vec![none; wanted.slots.into()],
             waiting: VecDeque::with_capacity(wanted.slots.into()),
             later: Vec::with_capacity(wanted.slots.into()),
             pieces: Vec::with_capacity(wanted.segments.into()),
             copies: Copies { memory, free: (0..copies as u16).collect() },
             looked: 0,
+            place,
+            _tenant: tenant,
+            live: Arc::clone(live),
         })
     }
 
@@ -292,9 +294,10 @@ impl NvmeQueue {
             return true;
         }
         self.pieces.clear();
+        let base = self.place.base();
         for piece in data.pieces() {
             // The guest's map found the address; all of the map is in the window.
-            add(&mut self.pieces, Piece { at: self.base + piece.gpa, len: piece.slice.len() as u64 });
+            add(&mut self.pieces, Piece { at: base + piece.gpa, len: piece.slice.len() as u64 });
         }
         let pieces = std::mem::take(&mut self.pieces);
         let is_all = self.transfer_pieces(slot, (offset, job.begun), is_write, data, &pieces);
@@ -606,7 +609,7 @@ impl BackingQueue for NvmeQueue {
 
 impl Drop for NvmeQueue {
     fn drop(&mut self) {
-        // On a thread that may wait, as every pump's end.
+        // On a thread that may wait, as every pump's end. What the controller reaches for it goes only after this.
         self.live.leave(&self.seat, self.pair.take());
     }
 }
