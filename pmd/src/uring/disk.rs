@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use io_uring::squeue::Entry;
 use io_uring::types::{Fixed, FsyncFlags};
@@ -28,12 +28,20 @@ pub(crate) struct DiskRing {
     hint: LastHit,
     /// The thread that has it work. None: none yet.
     thread: Option<u64>,
+    /// What all rings of that thread may need of the kernel's threads, this one's share among it.
+    promised: Option<Arc<AtomicU32>>,
+    /// Ranges that are out.
+    ranges: u16,
+    /// Reads and writes that are out.
+    transfers: u16,
 }
 
 /// What a ring is made from, again if need be.
 #[derive(Debug)]
 struct Setup {
     entries: u32,
+    /// Reads and writes that may be out.
+    transfers: u16,
     /// Signalled when something is finished: one for whatever ring there is.
     news: EventFd,
     /// Where the kernel's own threads work that do for this ring what cannot be done at once. None: wherever its thread may.
@@ -58,6 +66,8 @@ struct Memory {
 struct Slot {
     /// Its operation was put in and not reaped.
     is_out: bool,
+    /// It is one of a range.
+    is_range: bool,
     /// The room of its operation.
     room: Option<u8>,
 }
@@ -102,6 +112,8 @@ pub(crate) enum Put {
 pub(crate) struct Room {
     /// Operations at a time.
     pub(crate) slots: u16,
+    /// Reads and writes among them.
+    pub(crate) transfers: u16,
     /// Pieces of memory of one.
     pub(crate) segments: u16,
     /// Rooms to copy to.
@@ -121,7 +133,12 @@ impl DiskRing {
     ) -> io::Result<DiskRing> {
         let (slots, segments) = (usize::from(room.slots), usize::from(room.segments.max(1)));
         let rooms = usize::from(room.rooms);
-        let setup = Setup { entries: u32::from(room.slots) + 1, news: EventFd::new()?, helpers };
+        let setup = Setup {
+            entries: u32::from(room.slots) + 1,
+            transfers: room.transfers.min(room.slots),
+            news: EventFd::new()?,
+            helpers,
+        };
         let memory = Memory {
             map,
             vectors: MmapMut::map_anon(slots * segments * VECTOR_BYTES)?,
@@ -133,7 +150,8 @@ impl DiskRing {
         };
         let ring = setup.ring(file.as_fd())?;
         let operations = Operations::on(ring, file, memory);
-        Ok(DiskRing { operations, setup, hint: LastHit::default(), thread: None })
+        let hint = LastHit::default();
+        Ok(DiskRing { operations, setup, hint, thread: None, promised: None, ranges: 0, transfers: 0 })
     }
 
     /// The file.
@@ -154,7 +172,11 @@ impl DiskRing {
         if let Err(error) = self.settle() {
             return Put::Failed(error);
         }
+        let has_room = self.has_room_for_transfer();
         let DiskRing { operations, hint, .. } = self;
+        if !has_room {
+            return Put::Busy;
+        }
         let Some((vectors, map)) = operations.parts.memory.vectors_of(slot) else { return Put::Busy };
         let (address_mask, len_mask) = (u64::from(alignment.address) - 1, u64::from(alignment.len) - 1);
         let (mut count, mut bytes, mut alone) = (0, 0u64, (0, 0));
@@ -204,6 +226,9 @@ impl DiskRing {
         if let Err(error) = self.settle() {
             return Put::Failed(error);
         }
+        if !self.has_room_for_transfer() {
+            return Put::Busy;
+        }
         let Memory { rooms, is_room_out, slots, .. } = &mut self.operations.parts.memory;
         let free = is_room_out.iter().position(|is_out| !is_out);
         let own = slots.get_mut(usize::from(slot)).filter(|own| !own.is_out && own.room.is_none());
@@ -252,6 +277,9 @@ impl DiskRing {
         if let Err(error) = self.settle() {
             return Put::Failed(error);
         }
+        if !self.has_room_for_transfer() {
+            return Put::Busy;
+        }
         let Some((vectors, _)) = self.operations.parts.memory.vectors_of(slot) else { return Put::Busy };
         let (mut count, mut bytes) = (0, 0);
         for vector in vectors.chunks_exact_mut(VECTOR_BYTES) {
@@ -274,7 +302,7 @@ impl DiskRing {
     pub(crate) fn allocate(&mut self, slot: u16, mode: i32, offset: u64, len: u64) -> Put {
         let entry = opcode::Fallocate::new(FILE, len).offset(offset).mode(mode).build();
         // SAFETY: it points to nothing.
-        self.put(slot.into(), &entry, len, |entry, ring| unsafe { ring.push(entry) })
+        self.put_range(slot, &entry, len, |entry, ring| unsafe { ring.push(entry) })
     }
 
     /// Tells a block device that nobody needs a range.
@@ -285,7 +313,7 @@ impl DiskRing {
         let entry =
             opcode::UringCmd16::new(FILE, BLOCK_URING_CMD_DISCARD).addr(Some(offset)).cmd(command).build();
         // SAFETY: it points to nothing: what stands for an address is an offset.
-        self.put(slot.into(), &entry, len, |entry, ring| unsafe { ring.push(entry) })
+        self.put_range(slot, &entry, len, |entry, ring| unsafe { ring.push(entry) })
     }
 
     /// Has what was written last. Its number is [`DiskRing::FLUSH`].
@@ -299,6 +327,31 @@ impl DiskRing {
     pub(crate) const FLUSH: u64 = u64::MAX;
     /// What nothing is put in as; should it come late, it is nobody's.
     const NOTHING: u64 = u64::MAX - 1;
+
+    #[inline]
+    fn has_room_for_transfer(&self) -> bool {
+        self.transfers < self.setup.transfers
+    }
+
+    /// See [`DiskRing::put`]. A range is the work of one of the kernel's threads for as long as it takes: few are out.
+    fn put_range(
+        &mut self,
+        slot: u16,
+        entry: &Entry,
+        bytes: u64,
+        push: impl FnOnce(&Entry, &mut Operations<Memory>) -> bool,
+    ) -> Put {
+        if self.ranges >= RANGES_OUT {
+            return Put::Busy;
+        }
+        let put = self.put(slot.into(), entry, bytes, push);
+        if let (Put::In(_), Some(slot)) = (put, self.operations.parts.memory.slot(slot.into())) {
+            slot.is_range = true;
+            self.transfers -= 1;
+            self.ranges += 1;
+        }
+        put
+    }
 
     fn put(
         &mut self,
@@ -318,7 +371,8 @@ impl DiskRing {
             return Put::Busy;
         }
         if let Some(slot) = self.operations.parts.memory.slot(tag) {
-            slot.is_out = true;
+            (slot.is_out, slot.is_range) = (true, false);
+            self.transfers += 1;
         }
         Put::In(bytes)
     }
@@ -346,6 +400,8 @@ impl DiskRing {
         let finished = self.operations.reap()?;
         if let Some(slot) = self.operations.parts.memory.slot(finished.tag) {
             slot.is_out = false;
+            let out = if slot.is_range { &mut self.ranges } else { &mut self.transfers };
+            *out = out.saturating_sub(1);
         }
         Some(finished)
     }
@@ -353,6 +409,11 @@ impl DiskRing {
     /// Nothing is finished that was not seen. From then on, the wake source tells.
     pub(crate) fn is_quiet(&mut self) -> bool {
         !self.asks() && self.operations.parts.ring.completion().is_empty()
+    }
+
+    /// Something was put in and not reaped: the wake source tells of it.
+    pub(crate) fn is_out(&self) -> bool {
+        self.operations.pending > 0
     }
 
     /// What becomes readable when something is finished. It is never read.
@@ -379,6 +440,7 @@ impl DiskRing {
         if self.thread.take().is_some() {
             self.operations.parts.ring = self.setup.ring(self.file()).map_err(number)?;
         }
+        self.give_helpers_back();
         self.operations.parts.ring.submitter().register_enable_rings().map_err(number)?;
         // The kernel makes what it keeps of this thread when the first operation comes: one that does nothing, at once.
         // SAFETY: it points to nothing.
@@ -391,9 +453,22 @@ impl DiskRing {
             // Of this thread. What the kernel refuses costs time, and nothing else.
             let _ = submitter.register_iowq_aff(&cpu_set(helpers));
         }
-        let _ = submitter.register_iowq_max_workers(&mut [HELPERS, HELPERS]);
+        // They belong to the thread, and one that waits for a disk that hangs is nobody else's: there may be one for whatever all
+        // rings of this thread can have out. The kernel makes them when they are needed.
+        let promised = promised();
+        let most = promised.fetch_add(self.setup.share(), Ordering::Relaxed) + self.setup.share();
+        let _ = submitter.register_iowq_max_workers(&mut [most, most]);
+        self.promised = Some(promised);
         self.thread = Some(thread);
         Ok(())
+    }
+}
+
+impl DiskRing {
+    fn give_helpers_back(&mut self) {
+        if let Some(promised) = self.promised.take() {
+            promised.fetch_sub(self.setup.share(), Ordering::Relaxed);
+        }
     }
 }
 
@@ -413,6 +488,11 @@ impl Memory {
 }
 
 impl Setup {
+    /// How many of the kernel's threads may work for it at a time: for its reads and writes, its ranges and a flush.
+    fn share(&self) -> u32 {
+        u32::from(self.transfers) + u32::from(RANGES_OUT) + 1
+    }
+
     /// A ring that is of no thread yet.
     fn ring(&self, file: BorrowedFd<'_>) -> io::Result<IoUring> {
         let build = |set: &dyn Fn(&mut io_uring::Builder)| {
@@ -437,6 +517,8 @@ impl Drop for DiskRing {
     fn drop(&mut self) {
         if self.operations.pending > 0 {
             self.operations.leak();
+        } else {
+            self.give_helpers_back();
         }
     }
 }
@@ -458,6 +540,14 @@ fn this_thread() -> u64 {
         }
         own.get()
     })
+}
+
+/// How many of the kernel's threads the rings of this thread may need in all.
+fn promised() -> Arc<AtomicU32> {
+    thread_local! {
+        static OWN: Arc<AtomicU32> = Arc::default();
+    }
+    OWN.with(Arc::clone)
 }
 
 fn cpu_set(cores: &CpuSet) -> libc::cpu_set_t {
@@ -483,7 +573,61 @@ pub(crate) const ROOM_BYTES: usize = 128 << 10;
 const VECTOR_BYTES: usize = 16;
 /// Bytes of one piece at most: what is beyond is another's.
 const MOST: u64 = 1 << 30;
-/// The kernel's threads that work for one core's disks at most, of either kind.
-const HELPERS: u32 = 32;
+/// Ranges of a queue that are given back or zeroed at a time.
+const RANGES_OUT: u16 = 4;
 /// `_IO(0x12, 0)` of the kernel's `blkdev.h`.
 const BLOCK_URING_CMD_DISCARD: u32 = 0x1200;
+
+#[cfg(test)]
+mod tests {
+    use ringway_ring::memory::{HostMemory, PageKind};
+
+    use super::*;
+
+    fn ring(transfers: u16) -> DiskRing {
+        let memory = HostMemory::allocate_on(PageKind::Base, "test", 1 << 20).unwrap();
+        let map = Arc::new(memory.guest_map(0).unwrap());
+        let file = tempfile::tempfile_in("/var/tmp").unwrap();
+        file.set_len(1 << 20).unwrap();
+        DiskRing::new(file.into(), map, &Room { slots: 64, segments: 4, transfers, rooms: 0 }, None).unwrap()
+    }
+
+    /// What the kernel has as a limit for this thread.
+    fn limit(ring: &DiskRing) -> u32 {
+        let mut limits = [0, 0];
+        ring.operations.parts.ring.submitter().register_iowq_max_workers(&mut limits).unwrap();
+        limits[0]
+    }
+
+    #[test]
+    fn each_ring_of_a_thread_has_helpers_of_its_own() {
+        let (mut first, mut second) = (ring(64), ring(16));
+        first.settle().unwrap();
+        second.settle().unwrap();
+        assert_eq!(limit(&second), (64 + 4 + 1) + (16 + 4 + 1));
+        drop(second);
+        // What hangs keeps its own.
+        assert_eq!(first.flush(), Put::In(0));
+        drop(first);
+        let mut third = ring(16);
+        third.settle().unwrap();
+        assert_eq!(limit(&third), (64 + 4 + 1) + (16 + 4 + 1));
+    }
+
+    #[test]
+    fn ring_has_as_many_out_as_it_has_helpers() {
+        let mut ring = ring(16);
+        let count = |puts: Vec<Put>| puts.iter().filter(|put| matches!(put, Put::In(_))).count();
+        let ranges = (0..20).map(|slot| ring.allocate(slot, 0, 0, 4096)).collect();
+        assert_eq!(count(ranges), 4);
+        let transfers = (20..64).map(|slot| ring.zero(slot, 0, 4096, false)).collect();
+        assert_eq!(count(transfers), 16);
+        assert_eq!(ring.flush(), Put::In(0));
+        while ring.is_out() {
+            ring.look();
+            while ring.reap().is_some() {}
+        }
+        assert_eq!((ring.ranges, ring.transfers), (0, 0));
+        assert!(matches!(ring.allocate(0, 0, 0, 4096), Put::In(_)));
+    }
+}

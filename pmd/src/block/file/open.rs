@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, SeekFrom, StatxFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use super::lock;
 use super::trouble::Trouble;
@@ -63,6 +63,8 @@ pub struct OpenFile {
     /// It gives space back.
     pub discards: bool,
     pub(super) alignment: Alignment,
+    /// Its reads and writes wait in the kernel, as of a network file system: each is the work of a thread there.
+    pub(super) needs_helpers: bool,
     /// Bytes, as they were last looked at.
     bytes: AtomicU64,
     pub(super) trouble: Arc<Trouble>,
@@ -123,6 +125,7 @@ impl OpenFile {
             physical: physical.max(blk_size),
             discards: writes && gives_back(&file, is_block, facts.st_rdev),
             alignment,
+            needs_helpers: waits(&file),
             bytes: AtomicU64::new(0),
             trouble: Arc::new(Trouble::new()),
             wish,
@@ -274,6 +277,13 @@ fn aligned(file: &OwnedFd, cache: Cache, is_block: bool) -> (Alignment, u32) {
     let power = |bytes: u32| bytes.max(1).checked_next_power_of_two().unwrap_or(PAGE);
     let blk_size = power(offset).max(logical).clamp(SECTOR, PAGE);
     (Alignment { address: power(address), len: power(offset).min(blk_size) }, blk_size)
+}
+
+/// It has no reads that do not wait.
+fn waits(file: &OwnedFd) -> bool {
+    let mut byte = [0];
+    let mut into = [io::IoSliceMut::new(&mut byte)];
+    rustix::io::preadv2(file, &mut into, 0, ReadWriteFlags::NOWAIT) == Err(Errno::OPNOTSUPP)
 }
 
 /// It gives space back. Asked behind its end, where nothing is lost.

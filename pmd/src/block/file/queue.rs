@@ -27,6 +27,8 @@ pub struct FileQueue {
     under_way: Arc<UnderWay>,
     /// Slots whose rest is to be put in; there is room for each.
     again: VecDeque<u16>,
+    /// The first of them waits until something ends that is out.
+    is_stuck: bool,
     flush: Flush,
     /// How zeroes are written, from the best way that was not refused yet.
     zeroes: Zeroes,
@@ -93,7 +95,8 @@ impl FileQueue {
         })?;
         let own = file.again().map_err(failed("it cannot be opened again"))?;
         let rooms = if file.alignment == Alignment::NONE { 0 } else { ROOMS };
-        let room = Room { slots: seat.slots, segments: seat.segments, rooms };
+        let transfers = if file.needs_helpers { TRANSFERS } else { seat.slots };
+        let room = Room { slots: seat.slots, segments: seat.segments, transfers, rooms };
         let ring = DiskRing::new(own, Arc::clone(seat.map), &room, helpers)
             .map_err(failed("no io_uring (kernel.io_uring_disabled must be 0)"))?;
         let slots = usize::from(seat.slots);
@@ -103,6 +106,7 @@ impl FileQueue {
             jobs: vec![Job { operation: Operation::Flush, done: 0, zeroes: Zeroes::Range }; slots],
             under_way,
             again: VecDeque::with_capacity(slots),
+            is_stuck: false,
             flush: Flush {
                 is_running: false,
                 running: Vec::with_capacity(slots),
@@ -293,6 +297,10 @@ impl FileQueue {
 impl BackingQueue for FileQueue {
     #[inline]
     fn submit(&mut self, slot: u16, operation: Operation, data: Span<'_>) -> Submitted {
+        // What waits goes first.
+        if self.is_stuck {
+            return Submitted::Full;
+        }
         let Some(job) = self.jobs.get_mut(usize::from(slot)) else { return Submitted::Full };
         *job = Job { operation, done: 0, zeroes: self.zeroes };
         match self.go_on(slot, data) {
@@ -306,11 +314,16 @@ impl BackingQueue for FileQueue {
     }
 
     fn turn(&mut self, taken: &dyn Taken, bytes: u64, ended: &mut Ended) -> bool {
+        self.is_stuck = false;
         for _ in 0..self.again.len() {
             let Some(slot) = self.again.pop_front() else { break };
             match self.go_on(slot, taken.data(slot)) {
                 Step::Out => {}
-                Step::Busy => self.again.push_back(slot),
+                Step::Busy => {
+                    self.again.push_front(slot);
+                    self.is_stuck = self.ring.is_out();
+                    break;
+                }
                 Step::Ended(outcome) => self.tell(slot, outcome, ended),
             }
         }
@@ -322,6 +335,7 @@ impl BackingQueue for FileQueue {
             && let Some(finished) = self.ring.reap()
         {
             got_on = true;
+            self.is_stuck = false;
             if finished.tag == DiskRing::FLUSH {
                 self.end_flush(finished.result, ended);
                 continue;
@@ -338,7 +352,7 @@ impl BackingQueue for FileQueue {
     }
 
     fn arm(&mut self) -> Wake {
-        let waits = !self.again.is_empty() || (!self.flush.is_running && !self.flush.waiting.is_empty());
+        let waits = (!self.again.is_empty() && !self.is_stuck) || (!self.flush.is_running && !self.flush.waiting.is_empty());
         if waits || !self.ring.is_quiet() { Wake::HasWork } else { Wake::Armed }
     }
 
@@ -369,6 +383,8 @@ fn zero_range() -> i32 {
     (FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE).bits() as i32
 }
 
+/// Reads and writes that are out, of a queue of a file of which each is the work of a thread of the kernel's.
+const TRANSFERS: u16 = 16;
 /// Rooms to copy to, of a queue of a file that demands alignment.
 const ROOMS: u8 = 16;
 
@@ -472,6 +488,28 @@ mod tests {
                 assert_eq!(scene.next(), [(3, Outcome::Done)]);
             }
         }
+    }
+
+    #[test]
+    fn what_waits_for_something_that_is_out_sleeps_until_it_ends_and_goes_first() {
+        let mut scene = scene(Cache::Buffered);
+        let discard = Operation::Discard { offset: 0, len: 4096 };
+        for slot in 0..4 {
+            assert_eq!(scene.queue.submit(slot, discard, Span::EMPTY), Submitted::Taken);
+        }
+        assert_eq!(scene.queue.submit(4, discard, Span::EMPTY), Submitted::Full);
+        // One of which a part was done has to wait, and is not tried in vain meanwhile.
+        scene.queue.jobs[5].operation = discard;
+        scene.queue.again.push_back(5);
+        scene.queue.turn(&Nothing, 0, &mut scene.ended);
+        assert!(scene.queue.is_stuck);
+        assert_eq!(scene.queue.submit(6, Operation::Flush, Span::EMPTY), Submitted::Full);
+        let mut seen = Vec::new();
+        while seen.len() < 5 {
+            seen.extend(scene.next());
+        }
+        assert!(seen.contains(&(5, Outcome::Done)), "{seen:?}");
+        assert_eq!(scene.queue.arm(), Wake::Armed);
     }
 
     #[test]
