@@ -198,7 +198,9 @@ impl FileQueue {
     fn end_flush(&mut self, result: i32, ended: &mut Ended) {
         self.flush.is_running = false;
         let error = if result < 0 { Some(-result) } else { self.file.trouble.is_lost() };
-        if error.is_some_and(is_passing) {
+        // Of the host's memory, each error is told once: the next flush would succeed.
+        let passes = |error| error == libc::EINTR || (self.file.cache == Cache::Direct && is_passing(error));
+        if error.is_some_and(passes) {
             // There is room: no slot is in both.
             self.flush.waiting.append(&mut self.flush.running);
             return;
@@ -294,6 +296,15 @@ impl FileQueue {
     }
 }
 
+impl Drop for FileQueue {
+    /// What is out is seen for as long as it may be done, as after a pump that panicked.
+    fn drop(&mut self) {
+        if self.ring.is_out() {
+            std::mem::forget(Arc::clone(&self.under_way));
+        }
+    }
+}
+
 impl BackingQueue for FileQueue {
     #[inline]
     fn submit(&mut self, slot: u16, operation: Operation, data: Span<'_>) -> Submitted {
@@ -352,7 +363,8 @@ impl BackingQueue for FileQueue {
     }
 
     fn arm(&mut self) -> Wake {
-        let waits = (!self.again.is_empty() && !self.is_stuck) || (!self.flush.is_running && !self.flush.waiting.is_empty());
+        let waits = (!self.again.is_empty() && !self.is_stuck)
+            || (!self.flush.is_running && !self.flush.waiting.is_empty());
         if waits || !self.ring.is_quiet() { Wake::HasWork } else { Wake::Armed }
     }
 
@@ -488,6 +500,40 @@ mod tests {
                 assert_eq!(scene.next(), [(3, Outcome::Done)]);
             }
         }
+    }
+
+    #[test]
+    fn flush_that_failed_for_want_of_memory_is_not_done_again_where_the_host_caches() {
+        for (cache, error, is_again) in [
+            (Cache::Buffered, libc::ENOMEM, false),
+            (Cache::Buffered, libc::EAGAIN, false),
+            (Cache::Buffered, libc::EINTR, true),
+            (Cache::Direct, libc::ENOMEM, true),
+        ] {
+            let mut scene = scene(cache);
+            scene.flush(0..1);
+            scene.queue.begin_flush(&mut scene.ended);
+            scene.queue.end_flush(-error, &mut scene.ended);
+            let expected = (!is_again).then_some((0, Outcome::Failed(DropReason::BackingFailed)));
+            assert_eq!(
+                (scene.ended.pop(), scene.queue.flush.waiting.len()),
+                (expected, usize::from(is_again))
+            );
+            assert_eq!(scene.file.trouble.is_lost(), (!is_again).then_some(error));
+        }
+    }
+
+    #[test]
+    fn what_is_out_when_its_queue_is_dropped_is_seen_still() {
+        let mut scene = scene(Cache::Buffered);
+        assert_eq!(
+            scene.queue.submit(0, Operation::Discard { offset: 0, len: 4096 }, Span::EMPTY),
+            Submitted::Taken
+        );
+        let Scene { queue, file, .. } = scene;
+        drop(queue);
+        let words = file.health().under_way();
+        assert!(words.as_ref().is_some_and(|words| words.starts_with("1 requests")), "{words:?}");
     }
 
     #[test]
