@@ -17,6 +17,7 @@ use proptest::prelude::*;
 use ringway_pmd::block::backing::{BackingQueue, Ended, Operation, Outcome, Submitted, Taken};
 use ringway_pmd::block::disk::{BlockDevice, Disk, Geometry, QueueSeat};
 use ringway_pmd::block::plan::Plan;
+use ringway_pmd::vdpa::VdpaDevice as _;
 use ringway_pmd::vdpa::{DeviceHost, DriverError};
 use ringway_ring::chain::Span;
 use ringway_ring::features::Features;
@@ -102,7 +103,7 @@ fn survives(format: Format, lives: &[u8], seed: u64, is_recorded: bool) -> bool 
     let mut device = BlockDevice::new(Plan::new(&spec(&[])).unwrap(), disk, DeviceHost::unheard()).unwrap();
     let mut bed = Bed::new(format, Features::NONE, &mut device);
     let records = OwnRecords::anonymous(1, 256).unwrap();
-    let record = || is_recorded.then(|| records.part(format, 0).unwrap());
+    let record = || is_recorded.then(|| records.part(format, 0).unwrap().unwrap());
     bed.die(&mut device, record());
     let (mut dice, mut times, mut asked) = (Dice(seed), Vec::<u32>::new(), Vec::new());
     let take = |bed: &mut Bed, times: &mut Vec<u32>| {
@@ -148,6 +149,40 @@ proptest! {
     ) {
         prop_assert!(survives(format, &lives, seed, true));
     }
+}
+
+/// What is recorded is of another guest's queue, of which this one cannot be: it begins anew, and says so.
+/// A packed ring has no index that would tell: there the ring's place does.
+#[test]
+fn own_record_that_its_ring_contradicts_is_forgotten_and_told() {
+    let format = Format::Split;
+    let disk = || AnyOrder { bytes: Arc::new(Mutex::new(vec![0; DISK])), queues: 1 };
+    let device = || BlockDevice::new(Plan::new(&spec(&[])).unwrap(), disk(), DeviceHost::unheard()).unwrap();
+    let records = OwnRecords::anonymous(1, 256).unwrap();
+    let record = || records.part(format, 0).unwrap();
+    let mut before = device();
+    let mut bed = Bed::new(format, Features::NONE, &mut before);
+    bed.die(&mut before, record());
+    // More than end in a few turns.
+    for token in 0..40 {
+        bed.ask(token, OUT, 0, &[1; 512], 0, &[]);
+    }
+    for _ in 0..3 {
+        bed.poll();
+    }
+    drop(bed);
+    let mut after = device();
+    let mut bed = Bed::new(format, Features::NONE, &mut after);
+    bed.die(&mut after, record());
+    let note = after.note().unwrap_or_default();
+    assert!(note.contains("of another guest's queue"), "{format:?}: {note}");
+    let asked = bed.ask(0, OUT, 0, &[2; 512], 0, &[]);
+    let mut done = [Completion::default(); 4];
+    let ended = (0..100).any(|_| {
+        bed.poll();
+        bed.driver.collect(&mut done).unwrap() == 1
+    });
+    assert!(ended && bed.status(&asked) == 0, "{format:?}");
 }
 
 /// The control: successors that know nothing lose requests, or end them twice.

@@ -45,12 +45,14 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use rustix::fs::{FallocateFlags, MemfdFlags, OFlags, SealFlags};
 
 use crate::format::Format;
 use crate::guest::{FileFacts, MapError};
 use crate::mapping::Mapping;
+use crate::queue::QueueConfig;
 use crate::words::{RawWords, Words};
 
 /// Why a record is not one of the ring that it is given for. The front-end's fault, or that of whoever wrote the file.
@@ -138,6 +140,7 @@ impl Region {
             entries,
             at: at as usize,
             len: len as usize,
+            is_own: false,
         })
     }
 
@@ -156,9 +159,46 @@ pub struct Part {
     /// Inside the region, a multiple of [`PART_ALIGN`].
     at: usize,
     len: usize,
+    /// Of our own records: which ring it is of follows the entries.
+    is_own: bool,
+}
+
+/// What tells one ring from another that is at the same position: a queue of a new VM is at the start as its predecessor's was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity([u64; IDENTITY_WORDS]);
+
+impl Identity {
+    fn of(config: &QueueConfig) -> Identity {
+        let QueueConfig { desc_user_addr, driver_user_addr, device_user_addr, size, .. } = config;
+        Identity([*desc_user_addr, *driver_user_addr, *device_user_addr, u64::from(size.get())])
+    }
 }
 
 impl Part {
+    /// It is of our own records, which nobody but us has written.
+    pub fn is_own(&self) -> bool {
+        self.is_own
+    }
+
+    /// Makes a part of our own records the record of this ring: what it has of another is forgotten, and all of it if the ring
+    /// does not go on where it was. A front-end's is its own matter. Nobody uses it.
+    pub fn take_for(&self, config: &QueueConfig, goes_on: bool) {
+        if !self.is_own {
+            return;
+        }
+        let (words, Identity(ring)) = (self.words(), Identity::of(config));
+        let at = part_bytes(self.format, self.entries) as usize;
+        let places = || ring.iter().zip((at..).step_by(WORD as usize));
+        let is_same = places().all(|(word, at)| words.read_u64(at) == *word);
+        if goes_on && is_same {
+            return;
+        }
+        self.forget();
+        // Release: who finds the ring's identity finds nothing of another ring beside it.
+        fence(Ordering::Release);
+        places().for_each(|(word, at)| words.write_u64(at, *word));
+    }
+
     /// The format of ring that it is for.
     pub fn format(&self) -> Format {
         self.format
@@ -237,10 +277,13 @@ impl Words for RecordWords {
 
 /// The records of a device's queues, of either format, in a file of our own that is kept over restarts: for front-ends that give
 /// none. What is in them counts only where the queue's kept position does (see [`crate::position`]).
+///
+/// The file is sparse: a part takes room once its queue is started without a front-end's region.
 #[derive(Debug)]
 pub struct OwnRecords {
-    split: Arc<Region>,
-    packed: Arc<Region>,
+    file: File,
+    region: Arc<Region>,
+    queues: u16,
     entries: u16,
 }
 
@@ -266,7 +309,7 @@ impl OwnRecords {
             let why = format!("{} is not a regular file: refused", path.display());
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
-        OwnRecords::over(&file, facts.len(), queues, entries)
+        OwnRecords::over(file, facts.len(), queues, entries)
     }
 
     /// In memory that this process alone has.
@@ -275,33 +318,46 @@ impl OwnRecords {
     /// Those of making and mapping it.
     pub fn anonymous(queues: u16, entries: u16) -> io::Result<OwnRecords> {
         let file = File::from(rustix::fs::memfd_create("ringway-records", MemfdFlags::CLOEXEC)?);
-        OwnRecords::over(&file, 0, queues, entries)
+        OwnRecords::over(file, 0, queues, entries)
     }
 
-    fn over(file: &File, len: u64, queues: u16, entries: u16) -> io::Result<OwnRecords> {
-        let bytes = |format| part_bytes(format, entries) * u64::from(queues);
-        let (split, packed) = (bytes(Format::Split), bytes(Format::Packed));
-        if len != split + packed {
+    fn over(file: File, len: u64, queues: u16, entries: u16) -> io::Result<OwnRecords> {
+        let of = |format| own_bytes(format, entries) * u64::from(queues);
+        let bytes = of(Format::Split) + of(Format::Packed);
+        if len != bytes {
             // Of another geometry: what it says is of no use.
             file.set_len(0)?;
         }
-        // All of it, so that a full disk is an error here and not a SIGBUS at the first store.
-        rustix::fs::fallocate(file, FallocateFlags::empty(), 0, split + packed)?;
-        let map = |offset, len| {
-            let map = Mapping::new(file.as_fd(), offset, len as usize, rustix::param::page_size())?;
-            Ok::<_, io::Error>(Arc::new(Region { map }))
-        };
-        Ok(OwnRecords { split: map(0, split)?, packed: map(split, packed)?, entries })
+        file.set_len(bytes)?;
+        let map = Mapping::new(file.as_fd(), 0, bytes as usize, rustix::param::page_size())?;
+        Ok(OwnRecords { file, region: Arc::new(Region { map }), queues, entries })
     }
 
     /// The records of a queue. None: it has no such queue.
-    pub fn part(&self, format: Format, index: u16) -> Option<Part> {
-        let region = match format {
-            Format::Split => &self.split,
-            Format::Packed => &self.packed,
+    ///
+    /// # Errors
+    /// There is no room for them.
+    pub fn part(&self, format: Format, index: u16) -> io::Result<Option<Part>> {
+        if index >= self.queues {
+            return Ok(None);
+        }
+        let before = match format {
+            Format::Split => 0,
+            Format::Packed => own_bytes(Format::Split, self.entries) * u64::from(self.queues),
         };
-        region.part(format, self.entries, index)
+        let len = own_bytes(format, self.entries);
+        let at = before + len * u64::from(index);
+        // All of it, so that a full disk is an error here and not a SIGBUS at the first store.
+        rustix::fs::fallocate(&self.file, FallocateFlags::empty(), at, len)?;
+        let region = Arc::clone(&self.region);
+        let (at, len) = (at as usize, len as usize);
+        Ok(Some(Part { region, format, entries: self.entries, at, len, is_own: true }))
     }
+}
+
+/// Bytes of a queue's part of our own records: beside the record, which ring it is of.
+fn own_bytes(format: Format, entries: u16) -> u64 {
+    part_bytes(format, entries) + IDENTITY
 }
 
 /// What the device knows of a chain by its id.
@@ -344,6 +400,10 @@ const DESC_NUM: usize = 10;
 const VERSION_1: u16 = 1;
 /// What the parts of a region are aligned to, in bytes: as other back-ends do it.
 const PART_ALIGN: u64 = 64;
+/// Words that tell a ring from another.
+const IDENTITY_WORDS: usize = 4;
+/// Bytes that they take, as parts are aligned.
+const IDENTITY: u64 = PART_ALIGN;
 /// Bytes of the widest word.
 const WORD: u64 = 8;
 

@@ -306,8 +306,12 @@ mod tests {
         fn counters(&self, _: u16) -> Arc<QueueCounters> {
             Arc::default()
         }
-        fn record(&self, _: u16, _: ringway_ring::queue::Format) -> Option<ringway_ring::inflight::Part> {
-            None
+        fn record(
+            &self,
+            _: u16,
+            _: ringway_ring::queue::Format,
+        ) -> std::io::Result<Option<ringway_ring::inflight::Part>> {
+            Ok(None)
         }
         fn slot(&self, _: u16) -> Option<PositionSlot> {
             None

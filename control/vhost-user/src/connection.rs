@@ -264,7 +264,9 @@ impl Outbox {
     /// As [`Outbox::put`], with a descriptor.
     pub fn put_with(&mut self, header: Header, payload: &[u8], fd: OwnedFd, now: Instant) -> bool {
         let is_put = self.put(header, payload, now);
-        self.fd = is_put.then_some(fd);
+        if is_put {
+            self.fd = Some(fd);
+        }
         is_put
     }
 

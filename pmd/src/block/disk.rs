@@ -138,6 +138,8 @@ struct Maker<D> {
     polled: Vec<usize>,
     /// Requests that a process before this one had, and that were begun again since the device was last reset.
     resubmitted: u64,
+    /// Records of our own that were none of their queues, since the device was last reset.
+    forgotten: u64,
 }
 
 impl<D: Disk> BlockDevice<D> {
@@ -192,6 +194,7 @@ impl<D: Disk> BlockDevice<D> {
             host,
             polled: Vec::new(),
             resubmitted: 0,
+            forgotten: 0,
         };
         maker.look_at_size();
         Ok(BlockDevice { pumps: OwnPumps::new(maker) })
@@ -249,12 +252,14 @@ impl<D: Disk> MakePump for Maker<D> {
         let counters = Arc::clone(&queue.counters);
         let (pump, again): (Box<dyn Pump>, usize) = match queue.format {
             Format::Split => {
-                let ring = config.recover_split(&record).map_err(refused)?;
+                let ring =
+                    self.recovered(&record, || config.clone().recover_split(&record)).map_err(refused)?;
                 let again = ring.taken_before();
                 (RequestQueue::new(queue, ring, backing, shape, room).map_err(refused)?, again)
             }
             Format::Packed => {
-                let ring = config.recover_packed(&record).map_err(refused)?;
+                let ring =
+                    self.recovered(&record, || config.clone().recover_packed(&record)).map_err(refused)?;
                 let again = ring.taken_before();
                 (RequestQueue::new(queue, ring, backing, shape, room).map_err(refused)?, again)
             }
@@ -262,6 +267,25 @@ impl<D: Disk> MakePump for Maker<D> {
         counters.add_resubmitted(again as u64);
         self.resubmitted += again as u64;
         Ok(pump)
+    }
+}
+
+impl<D: Disk> Maker<D> {
+    /// A ring with what is recorded of it. A record of our own that is none of it would stand in its way for good: it is
+    /// forgotten. A front-end's is left to who wrote it.
+    fn recovered<R>(
+        &mut self,
+        record: &Part,
+        recover: impl Fn() -> Result<R, SetupError>,
+    ) -> Result<R, SetupError> {
+        match recover() {
+            Err(SetupError::Record(_)) if record.is_own() => {
+                record.forget();
+                self.forgotten += 1;
+                recover()
+            }
+            other => other,
+        }
     }
 }
 
@@ -386,7 +410,11 @@ impl<D: Disk> VdpaDevice for BlockDevice<D> {
             let count = maker.resubmitted;
             format!("{count} requests were done again that a process before this one had not completed")
         });
-        let notes: Vec<String> = maker.disk.note().into_iter().chain(again).collect();
+        let forgotten = (maker.forgotten > 0).then(|| {
+            "what was recorded of requests under way was of another guest's queue, and is forgotten"
+                .to_owned()
+        });
+        let notes: Vec<String> = maker.disk.note().into_iter().chain(again).chain(forgotten).collect();
         (!notes.is_empty()).then(|| notes.join("; "))
     }
 
@@ -403,7 +431,7 @@ impl<D: Disk> VdpaDevice for BlockDevice<D> {
         maker.disk.reset(within)?;
         maker.config.writeback = maker.plan.write_back;
         maker.negotiated = Features::NONE;
-        maker.resubmitted = 0;
+        (maker.resubmitted, maker.forgotten) = (0, 0);
         maker.settle_cache();
         maker.look_at_size();
         Ok(())
@@ -419,7 +447,8 @@ impl<D: Disk> VdpaDevice for BlockDevice<D> {
 fn own_record(format: Format, entries: u16) -> Result<Part, DriverError> {
     let lack = |source| DriverError::Resource { what: "memory for what is in flight".to_owned(), source };
     let records = OwnRecords::anonymous(1, entries).map_err(lack)?;
-    records.part(format, 0).ok_or_else(|| lack(std::io::ErrorKind::OutOfMemory.into()))
+    let part = records.part(format, 0).map_err(lack)?;
+    part.ok_or_else(|| lack(std::io::ErrorKind::OutOfMemory.into()))
 }
 
 fn padded(serial: &str) -> [u8; SERIAL] {

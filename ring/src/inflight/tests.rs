@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::os::fd::AsFd as _;
+use std::os::linux::fs::MetadataExt as _;
 use std::os::unix::fs::FileExt as _;
 
 use proptest::prelude::*;
@@ -326,7 +327,7 @@ fn own_records_are_kept_over_restarts_for_either_format_and_forgotten_on_demand(
         let mut rig = Rig::new(format, 4);
         rig.post(3);
         let start = |rig: &Rig, queues| -> Box<dyn DeviceRing> {
-            let part = OwnRecords::open(&path, queues, 64).unwrap().part(format, 1).unwrap();
+            let part = OwnRecords::open(&path, queues, 64).unwrap().part(format, 1).unwrap().unwrap();
             match format {
                 Format::Split => Box::new(rig.config.clone().recover_split(&part).unwrap()),
                 Format::Packed => Box::new(rig.config.clone().recover_packed(&part).unwrap()),
@@ -338,9 +339,9 @@ fn own_records_are_kept_over_restarts_for_either_format_and_forgotten_on_demand(
         let mut device = start(&rig, 2);
         assert_eq!(rig.take(&mut *device, 8).len(), 3);
         drop(device);
-        let part = OwnRecords::open(&path, 2, 64).unwrap().part(format, 1).unwrap();
+        let part = OwnRecords::open(&path, 2, 64).unwrap().part(format, 1).unwrap().unwrap();
         assert_eq!(part.check(), Ok(()));
-        assert_eq!(OwnRecords::open(&path, 2, 64).unwrap().part(format, 2).map(|_| ()), None);
+        assert_eq!(OwnRecords::open(&path, 2, 64).unwrap().part(format, 2).unwrap().map(|_| ()), None);
         part.forget();
         let mut burst = Burst::new(Arc::clone(&rig.config.map));
         let mut device = start(&rig, 2);
@@ -350,9 +351,45 @@ fn own_records_are_kept_over_restarts_for_either_format_and_forgotten_on_demand(
         let mut device = start(&rig, 3);
         assert_eq!(device.peek(&mut burst, 8), Ok(3));
     }
+    let facts = std::fs::metadata(&path).unwrap();
+    let most = OwnRecords::open(&path, 512, 1024).map(|_| std::fs::metadata(&path).unwrap()).unwrap();
+    assert!(facts.len() > 0 && most.len() > 20 << 20 && most.st_blocks() == 0, "{most:?}");
     std::fs::remove_file(&path).unwrap();
     std::os::unix::fs::symlink(folder.path().join("elsewhere"), &path).unwrap();
     assert!(OwnRecords::open(&path, 2, 64).is_err());
+}
+
+/// A new VM's ring is at the start, where that of the one before it was when all its requests were still under way.
+#[test]
+fn own_record_of_another_ring_at_the_same_position_is_forgotten() {
+    for format in [Format::Split, Format::Packed] {
+        let records = OwnRecords::anonymous(1, 64).unwrap();
+        let part = records.part(format, 0).unwrap().unwrap();
+        let taken = |rig: &Rig, goes_on| {
+            part.take_for(&rig.config, goes_on);
+            let (again, mut device): (_, Box<dyn DeviceRing>) = match format {
+                Format::Split => {
+                    let device = rig.config.clone().recover_split(&part).unwrap();
+                    (device.taken_before(), Box::new(device))
+                }
+                Format::Packed => {
+                    let device = rig.config.clone().recover_packed(&part).unwrap();
+                    (device.taken_before(), Box::new(device))
+                }
+            };
+            rig.take(&mut *device, 8);
+            again
+        };
+        let mut rig = Rig::new(format, 4);
+        rig.post(3);
+        assert_eq!(taken(&rig, false), 0);
+        assert_eq!(taken(&rig, true), 3, "it is the same");
+        let mut other = Rig::new(format, 8);
+        other.post(2);
+        assert_eq!(taken(&other, true), 0, "these are none of the other's");
+        assert_eq!(taken(&other, true), 2);
+        assert_eq!(taken(&other, false), 0, "it begins anew");
+    }
 }
 
 proptest! {

@@ -1,6 +1,7 @@
 //! The data plane of one session: its device, whose queues are served on the engine's workers or by the device itself.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -155,8 +156,8 @@ impl Plane for EnginePlane<'_> {
         self.shared.positions.slot(index.into())
     }
 
-    fn record(&self, index: u16, format: Format) -> Option<Part> {
-        self.shared.records.as_ref()?.part(format, index)
+    fn record(&self, index: u16, format: Format) -> io::Result<Option<Part>> {
+        self.shared.records.as_ref().map_or(Ok(None), |records| records.part(format, index))
     }
 
     fn attention(&self) -> Arc<EventFd> {

@@ -1,5 +1,6 @@
 //! What a device under a front-end needs of the data plane.
 
+use std::io;
 use std::sync::Arc;
 
 use ringway_pmd::counters::QueueCounters;
@@ -23,7 +24,10 @@ pub trait Plane {
     /// Where the position of a queue is kept.
     fn slot(&self, index: u16) -> Option<PositionSlot>;
     /// Where a queue's requests in flight are recorded for which its front-end has no place. None: nowhere.
-    fn record(&self, index: u16, format: Format) -> Option<Part>;
+    ///
+    /// # Errors
+    /// There is no room for them.
+    fn record(&self, index: u16, format: Format) -> io::Result<Option<Part>>;
     /// Signalled when the session shall look after its rings ([`super::VirtDev::attend`]).
     fn attention(&self) -> Arc<EventFd>;
     /// Makes the pump of a group and places it. None exists.

@@ -1,7 +1,7 @@
 //! Where it is recorded which requests a device's rings have in flight: in a region of the front-end, else in our own file.
 //!
 //! A front-end keeps its region over back-ends, and drops it with the device's reset; it is believed as far as it fits. Our own
-//! records are those of one ring, for as long as its kept position is.
+//! records are those of one ring, known by where its areas are, for as long as its kept position is.
 
 use std::fs::File;
 use std::os::fd::BorrowedFd;
@@ -11,7 +11,7 @@ use ringway_pmd::vdpa::Class;
 use ringway_ring::guest::MapError;
 use ringway_ring::inflight::{self, Part, Region};
 use ringway_ring::position::Position;
-use ringway_ring::queue::Format;
+use ringway_ring::queue::{Format, QueueConfig};
 use ringway_ring::resume;
 
 use super::VirtDev;
@@ -120,12 +120,13 @@ impl VirtDev {
     /// The record of a ring. None: rings of its class have none.
     ///
     /// # Errors
-    /// The front-end's region has none of this ring.
+    /// The front-end's region has none of this ring, or there is no room for one of our own.
     pub(super) fn record_of(
         &self,
         plane: &dyn Plane,
         index: usize,
         format: Format,
+        config: &QueueConfig,
         goes_on: bool,
     ) -> Result<Option<Part>, &'static str> {
         match (self.class, &self.records) {
@@ -136,9 +137,9 @@ impl VirtDev {
                 part.map(Some).ok_or("inflight_region")
             }
             (Class::Block, None) => {
-                let part = plane.record(index as u16, format);
-                if let Some(part) = part.as_ref().filter(|_| !goes_on) {
-                    part.forget();
+                let part = plane.record(index as u16, format).map_err(|_| "inflight_no_room")?;
+                if let Some(part) = &part {
+                    part.take_for(config, goes_on);
                 }
                 Ok(part)
             }

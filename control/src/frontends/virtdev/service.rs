@@ -198,7 +198,7 @@ impl VirtDev {
             return Ok(None);
         };
         let is_same = self.rings[index].state.begun || goes_on(kept, config.position);
-        let record = self.record_of(plane, index, format, is_same)?;
+        let record = self.record_of(plane, index, format, &config, is_same)?;
         let ring = &mut self.rings[index];
         let spans_chains =
             self.class == Class::Net && index.is_multiple_of(2) && features.contains(F_MRG_RXBUF);
