@@ -55,7 +55,10 @@ impl KnownBus {
         let (first, others) = self.at_most.split_first()?;
         let mut info = MgmtInfo { name, ..first.clone() };
         for other in others {
-            info.max_supported_vqs = info.max_supported_vqs.max(other.max_supported_vqs);
+            // A disk's queues are no NIC's.
+            if other.class == info.class {
+                info.max_supported_vqs = info.max_supported_vqs.max(other.max_supported_vqs);
+            }
             info.max_devices = info.max_devices.zip(other.max_devices).map(|(a, b)| a.max(b));
             info.features |= other.features;
             info.check = |_, _| Ok(());
