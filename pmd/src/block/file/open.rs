@@ -159,9 +159,7 @@ impl OpenFile {
         // A block device has its size at its end.
         let bytes = rustix::fs::seek(&self.file, SeekFrom::End(0))?;
         let before = self.bytes.swap(bytes, Ordering::Relaxed);
-        if bytes < before {
-            self.trouble.shrank(before);
-        }
+        self.trouble.sized(before, bytes);
         Ok(bytes)
     }
 
@@ -179,11 +177,6 @@ impl OpenFile {
     /// How it does.
     pub fn health(&self) -> Arc<dyn Health> {
         Arc::clone(&self.trouble) as Arc<dyn Health>
-    }
-
-    /// For those who watch it.
-    pub(super) fn as_file(&self) -> &OwnedFd {
-        &self.file
     }
 }
 

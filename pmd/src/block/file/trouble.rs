@@ -26,7 +26,7 @@ pub(super) struct Trouble {
     flush: AtomicI32,
     /// Requests whose bytes were copied, since their memory did not lie as the file demands.
     copied: AtomicU64,
-    /// Bytes that there were when it became smaller; 0: it did not.
+    /// The most bytes that there were before it became smaller; 0: it did not, or has as many again.
     larger: AtomicU64,
     /// The file is closed, but for what is under way.
     is_closed: AtomicBool,
@@ -115,9 +115,10 @@ impl Trouble {
         self.is_closed.store(true, Ordering::Relaxed);
     }
 
-    /// It had so many bytes, and has less.
-    pub(super) fn shrank(&self, from: u64) {
-        self.larger.store(from, Ordering::Relaxed);
+    /// It had so many bytes, and has so many now.
+    pub(super) fn sized(&self, before: u64, now: u64) {
+        let most = self.larger.load(Ordering::Relaxed).max(before);
+        self.larger.store(if now < most { most } else { 0 }, Ordering::Relaxed);
     }
 
     fn queues(&self) -> MutexGuard<'_, Vec<Weak<UnderWay>>> {
@@ -253,3 +254,20 @@ const ERRORS: usize = 134;
 pub(super) const NOWHERE: u64 = u64::MAX;
 /// Instead of an error's number: there were fewer bytes.
 pub(super) const SHRANK: i32 = 0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_that_shrank_is_named_with_the_most_it_had_until_it_has_it_again() {
+        let trouble = Trouble::new();
+        let steps =
+            [(0, 900, false), (900, 500, true), (500, 300, true), (300, 800, true), (800, 900, false)];
+        for (before, now, is_named) in steps {
+            trouble.sized(before, now);
+            let words = trouble.words().unwrap_or_default();
+            assert_eq!(words.contains("smaller than the 900 bytes"), is_named, "{now}: {words}");
+        }
+    }
+}

@@ -1,101 +1,75 @@
-//! Looks whether files that are disks are of another size, for as long as they are open: one thread for the process, which is
-//! started when it is needed first. What somebody does to a file, the kernel tells; a block device is looked at.
+//! Looks whether files that are disks are of another size, for as long as they are open: each once in a while, by one thread for
+//! the process, which is started when it is needed first. One that hangs is left to a thread of its own until it answers.
 
-use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
-
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::inotify;
 
 use super::open::OpenFile;
 use crate::later;
 use crate::vdpa::DeviceHost;
 
-static WATCH: Mutex<Watch> = Mutex::new(Watch { inotify: None, files: Vec::new() });
+static WATCH: Mutex<Watch> = Mutex::new(Watch { has_thread: false, files: Vec::new() });
 
 struct Watch {
-    /// None: there is no thread.
-    inotify: Option<Arc<OwnedFd>>,
+    has_thread: bool,
     files: Vec<Watched>,
 }
 
+#[derive(Clone)]
 struct Watched {
     file: Weak<OpenFile>,
-    /// None: it is looked at.
-    number: Option<i32>,
     host: DeviceHost,
+    /// Somebody does, and waits for its answer.
+    is_looked_at: Arc<AtomicBool>,
 }
 
-/// Tells `host` whenever the file is of another size. What the host has no thread or descriptor for is not told.
+/// Tells `host` whenever the file is of another size. What the host has no thread for is not told.
 pub(crate) fn watch(file: &Arc<OpenFile>, host: &DeviceHost) {
     let mut watch = lock();
-    if watch.inotify.is_none() {
-        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
-        let Ok(made) = inotify::init(flags) else { return };
-        let made = Arc::new(made);
-        let theirs = Arc::clone(&made);
+    if !watch.has_thread {
         let thread = std::thread::Builder::new().name("rw-disks".to_owned());
-        if thread.spawn(move || run(&theirs)).is_err() {
+        watch.has_thread = thread.spawn(run).is_ok();
+    }
+    watch.files.push(Watched {
+        file: Arc::downgrade(file),
+        host: host.clone(),
+        is_looked_at: Arc::default(),
+    });
+}
+
+fn run() {
+    loop {
+        std::thread::sleep(EVERY);
+        let files = {
+            let mut watch = lock();
+            watch.files.retain(|watched| watched.file.strong_count() > 0);
+            watch.files.clone()
+        };
+        if !files.is_empty() {
+            // The others come in the next round if one hangs, which is left out then.
+            let _ = later::within(LOOK_WITHIN, move || files.iter().for_each(Watched::look));
+        }
+    }
+}
+
+impl Watched {
+    /// Looks at it, unless somebody does. Holds no other file meanwhile.
+    fn look(&self) {
+        if self.is_looked_at.swap(true, Ordering::Relaxed) {
             return;
         }
-        watch.inotify = Some(made);
-    }
-    let number = watch.inotify.as_ref().filter(|_| !file.is_block).and_then(|inotify| {
-        let path = format!("/proc/self/fd/{}", file.as_file().as_raw_fd());
-        inotify::add_watch(&**inotify, path, inotify::WatchFlags::MODIFY | inotify::WatchFlags::ATTRIB).ok()
-    });
-    watch.files.push(Watched { file: Arc::downgrade(file), number, host: host.clone() });
-}
-
-fn run(inotify: &OwnedFd) {
-    let mut room = [MaybeUninit::uninit(); 4096];
-    loop {
-        let mut fds = [PollFd::new(inotify, PollFlags::IN)];
-        let every = rustix::time::Timespec { tv_sec: EVERY.as_secs() as i64, tv_nsec: 0 };
-        let _ = poll(&mut fds, Some(&every));
-        let mut changed = Vec::new();
-        let mut events = inotify::Reader::new(inotify, &mut room);
-        while let Ok(event) = events.next() {
-            if !changed.contains(&event.wd()) {
-                changed.push(event.wd());
+        if let Some(file) = self.file.upgrade() {
+            let before = file.bytes();
+            if file.look().is_ok_and(|bytes| bytes != before) {
+                self.host.config_changed();
+            }
+            // If it is the last to have it: to close a file may take its time.
+            if let Some(last) = Arc::into_inner(file) {
+                later::dispose(move || drop(last));
             }
         }
-        look(inotify, &changed);
-        // A guest's own writes are changes, too: they are looked at together.
-        std::thread::sleep(PAUSE);
-    }
-}
-
-/// Looks at the files that changed, and at those of which the kernel does not tell.
-fn look(inotify: &OwnedFd, changed: &[i32]) {
-    let mut due = Vec::new();
-    {
-        let mut watch = lock();
-        let mut gone = Vec::new();
-        watch.files.retain(|watched| {
-            let is_there = watched.file.strong_count() > 0;
-            gone.extend(watched.number.filter(|_| !is_there));
-            is_there
-        });
-        for number in gone {
-            if !watch.files.iter().any(|watched| watched.number == Some(number)) {
-                let _ = inotify::remove_watch(inotify, number);
-            }
-        }
-        let is_due = |watched: &&Watched| watched.number.is_none_or(|number| changed.contains(&number));
-        due.extend(
-            watch.files.iter().filter(is_due).filter_map(|w| Some((w.file.upgrade()?, w.host.clone()))),
-        );
-    }
-    for (file, host) in due {
-        let before = file.bytes();
-        if file.look().is_ok_and(|bytes| bytes != before) {
-            host.config_changed();
-        }
-        // It may be the last to have it, and to close a file may take its time.
-        later::dispose(move || drop(file));
+        self.is_looked_at.store(false, Ordering::Relaxed);
     }
 }
 
@@ -103,7 +77,35 @@ fn lock() -> MutexGuard<'static, Watch> {
     WATCH.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Between two looks at block devices.
+/// Between two looks at all files.
 const EVERY: Duration = Duration::from_secs(1);
-/// Between two looks at what the kernel told.
-const PAUSE: Duration = Duration::from_millis(100);
+/// How long a look at all of them is waited for.
+const LOOK_WITHIN: Duration = Duration::from_millis(300);
+
+#[cfg(test)]
+mod tests {
+    use super::super::open::{Cache, Wish};
+    use super::*;
+
+    #[test]
+    fn file_that_is_being_looked_at_is_left_out_and_none_is_kept_open() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = dir.path().join("disk");
+        let on_disk = std::fs::File::create(&path).unwrap();
+        on_disk.set_len(1 << 20).unwrap();
+        let wish = Wish { path, cache: Some(Cache::Buffered), is_read_only: false };
+        let file = OpenFile::open(wish, Duration::ZERO).unwrap();
+        let watched = Watched {
+            file: Arc::downgrade(&file),
+            host: DeviceHost::unheard(),
+            is_looked_at: Arc::new(AtomicBool::new(true)),
+        };
+        on_disk.set_len(2 << 20).unwrap();
+        // Another thread is at it, which hangs.
+        watched.look();
+        assert_eq!(file.bytes(), 1 << 20);
+        watched.is_looked_at.store(false, Ordering::Relaxed);
+        watched.look();
+        assert_eq!((file.bytes(), Arc::strong_count(&file)), (2 << 20, 1));
+    }
+}
