@@ -30,8 +30,8 @@ pub struct FileQueue {
     /// The first of them waits until something ends that is out.
     is_stuck: bool,
     flush: Flush,
-    /// How zeroes are written, from the best way that was not refused yet.
-    zeroes: Zeroes,
+    /// How zeroes are written where the space is to be kept, and where it may be given back: the best way that was not refused yet.
+    zeroes: [Zeroes; 2],
 }
 
 /// A request.
@@ -54,7 +54,7 @@ struct Flush {
 }
 
 /// How zeroes are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Zeroes {
     /// The file system zeroes a range, and keeps the space or not as asked.
     Range,
@@ -112,7 +112,7 @@ impl FileQueue {
                 running: Vec::with_capacity(slots),
                 waiting: Vec::with_capacity(slots),
             },
-            zeroes: Zeroes::Range,
+            zeroes: [Zeroes::Range, Zeroes::Hole],
         })
     }
 
@@ -120,8 +120,10 @@ impl FileQueue {
     #[inline]
     fn go_on(&mut self, slot: u16, data: Span<'_>) -> Step {
         let Some(job) = self.jobs.get_mut(usize::from(slot)) else { return Step::Busy };
-        job.zeroes = self.zeroes;
-        let Job { operation, done, .. } = *job;
+        if let Operation::WriteZeroes { may_unmap, .. } = job.operation {
+            job.zeroes = self.zeroes[usize::from(may_unmap)];
+        }
+        let Job { operation, done, zeroes } = *job;
         let put = match operation {
             Operation::Read { offset } => {
                 self.transfer(slot, Way::Read, offset + done, data.part(done, u64::MAX))
@@ -133,10 +135,10 @@ impl FileQueue {
             Operation::Discard { offset, len } if self.file.is_block => self.ring.discard(slot, offset, len),
             Operation::Discard { offset, len } => self.ring.allocate(slot, hole(), offset, len),
             Operation::WriteZeroes { len, .. } if done >= len => return self.join_flush(slot),
-            Operation::WriteZeroes { offset, len, may_unmap, is_durable } => match (self.zeroes, may_unmap) {
-                (Zeroes::Data, _) => self.ring.zero(slot, offset + done, len - done, is_durable),
-                (Zeroes::Range, false) => self.ring.allocate(slot, zero_range(), offset, len),
-                (Zeroes::Range | Zeroes::Hole, _) => self.ring.allocate(slot, hole(), offset, len),
+            Operation::WriteZeroes { offset, len, is_durable, .. } => match zeroes {
+                Zeroes::Data => self.ring.zero(slot, offset + done, len - done, is_durable),
+                Zeroes::Range => self.ring.allocate(slot, zero_range(), offset, len),
+                Zeroes::Hole => self.ring.allocate(slot, hole(), offset, len),
             },
         };
         match put {
@@ -285,8 +287,8 @@ impl FileQueue {
             (Operation::WriteZeroes { may_unmap, .. }, libc::EOPNOTSUPP | libc::ENOTTY)
                 if zeroes != Zeroes::Data =>
             {
-                let next = if zeroes == Zeroes::Range && !may_unmap { Zeroes::Hole } else { Zeroes::Data };
-                self.zeroes = self.zeroes.max(next);
+                // A hole would not keep the space.
+                self.zeroes[usize::from(may_unmap)] = Zeroes::Data;
             }
             _ if is_passing(error) => {}
             _ => return Some(self.failed(slot, error)),
@@ -313,7 +315,7 @@ impl BackingQueue for FileQueue {
             return Submitted::Full;
         }
         let Some(job) = self.jobs.get_mut(usize::from(slot)) else { return Submitted::Full };
-        *job = Job { operation, done: 0, zeroes: self.zeroes };
+        *job = Job { operation, done: 0, zeroes: Zeroes::Range };
         match self.go_on(slot, data) {
             Step::Out => {
                 self.under_way.begin(slot, operation);
@@ -566,13 +568,11 @@ mod tests {
         while scene.queue.ring.reap().is_none() {
             scene.queue.ring.look();
         }
-        for (error, way) in [(libc::EAGAIN, Zeroes::Range), (libc::EOPNOTSUPP, Zeroes::Hole)] {
+        for (error, way) in [(libc::EAGAIN, Zeroes::Range), (libc::EOPNOTSUPP, Zeroes::Data)] {
             assert_eq!(scene.queue.end(0, -error, Span::EMPTY), None);
-            assert_eq!((scene.queue.again.pop_front(), scene.queue.zeroes), (Some(0), way));
+            assert_eq!((scene.queue.again.pop_front(), scene.queue.zeroes), (Some(0), [way, Zeroes::Hole]));
         }
-        scene.queue.jobs[0].zeroes = Zeroes::Hole;
-        assert_eq!(scene.queue.end(0, -libc::EOPNOTSUPP, Span::EMPTY), None);
-        assert_eq!(scene.queue.zeroes, Zeroes::Data);
+        scene.queue.again.push_back(0);
         // As data in the end, which lasts by itself.
         assert_eq!(scene.next(), [(0, Outcome::Done)]);
         assert_eq!(scene.file.health().failures(), 0);
