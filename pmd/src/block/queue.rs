@@ -42,6 +42,8 @@ pub(super) struct RequestQueue<R, B> {
     is_stopping: bool,
     /// The backing, or the room for requests, was full when the ring was last looked at.
     is_full: bool,
+    /// The same of ranges: they wait until something ends.
+    are_ranges_full: bool,
     /// So many cycles from the last poll on, nothing more is done for the guest than was.
     waits: Option<u64>,
     /// Requests of each kind, and their bytes, that were done in this poll as soon as they were seen.
@@ -168,6 +170,7 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
             is_faulted: false,
             is_stopping: false,
             is_full: false,
+            are_ranges_full: false,
             waits: None,
             at_once: Default::default(),
         }))
@@ -360,6 +363,7 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
                 Err(_) => (Submitted::Ended(Outcome::Unsupported), 0),
             };
             if submitted == Submitted::Full {
+                self.are_ranges_full = true;
                 break;
             }
             self.ranges_left.pop_front();
@@ -434,11 +438,13 @@ fn status(outcome: Outcome) -> u8 {
 impl<R: DeviceRing + 'static, B: BackingQueue> Pump for RequestQueue<R, B> {
     fn poll(&mut self, budget: &Budget, now: u64) -> Polled {
         self.waits = None;
+        self.are_ranges_full = false;
         let mut moved = self.go_on_with_ranges(budget, now);
         if !self.is_faulted && !self.is_stopping {
             moved += self.take(budget, now);
         }
         let got_on = self.backing.turn(&self.requests, budget.bytes, &mut self.ended);
+        self.are_ranges_full &= !got_on;
         while let Some((slot, outcome)) = self.ended.pop() {
             self.end(slot, outcome);
             moved += 1;
@@ -451,7 +457,7 @@ impl<R: DeviceRing + 'static, B: BackingQueue> Pump for RequestQueue<R, B> {
     }
 
     fn arm(&mut self) -> Armed {
-        let ranges_wait = !self.ranges_left.is_empty() && self.waits.is_none();
+        let ranges_wait = !self.ranges_left.is_empty() && self.waits.is_none() && !self.are_ranges_full;
         if ranges_wait || self.backing.arm() == Wake::HasWork {
             return Armed::HasWork;
         }
