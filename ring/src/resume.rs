@@ -199,7 +199,7 @@ fn available_from(size: u16, at: Position, read: impl Fn(u16) -> Option<Descript
     (size, second_lap)
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod deaths;
 
 #[cfg(test)]
