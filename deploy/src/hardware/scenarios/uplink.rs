@@ -70,6 +70,12 @@ pub(super) fn of_igb(machine: &mut Machine<'_>) -> Result<()> {
     machine.set_mtu(&pf, 1500)?;
     machine.device_link("up0", "up")?;
     says_of_filters(machine, false)?;
+    // What it says may be of before the last reset: it serves again once both are reached.
+    for to in [THERE, ALSO_THERE] {
+        machine.linux().start_pulse(to, PULSE_MS)?;
+        machine.pulse_goes_on(to)?;
+        machine.linux().stop_pulse(to)?;
+    }
     reaches(machine, IGB_VFS[0])?;
     end(machine)
 }
