@@ -303,17 +303,17 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
 
     /// A request that was under way ended, or one range of it.
     fn end(&mut self, slot: u16, outcome: Outcome) {
-        if let Some(Slot { ranges: Some((_, next)), .. }) = self.requests.slots.get_mut(usize::from(slot)) {
+        let ranges = self.requests.slots.get_mut(usize::from(slot)).and_then(|slot| slot.ranges.as_mut());
+        let next = ranges.map(|(_, next)| {
             *next += 1;
-            let left = self.requests.data(slot).len() / RANGE as u64;
-            let (_, next) =
-                self.requests.slots[usize::from(slot)].ranges.unwrap_or((OnRanges::Discard, left));
-            if outcome == Outcome::Done && next < left && !self.is_faulted {
-                self.ranges_left.push_back(slot);
-                return;
-            }
+            *next
+        });
+        let has_more = next.is_some_and(|next| next < self.requests.data(slot).len() / RANGE as u64);
+        if has_more && outcome == Outcome::Done && !self.is_faulted {
+            self.ranges_left.push_back(slot);
+        } else {
+            self.finish(slot, outcome);
         }
-        self.finish(slot, outcome);
     }
 
     /// Gives a request back that was under way.
