@@ -213,7 +213,7 @@ impl DropReason {
                 "the guest's discards or writes of zeroes are beyond the disk's limits: its driver did not read them"
             }
             DropReason::BackingFailed => {
-                "look at what is behind the disk: ringway events has the error, dev show the file or function"
+                "look at what is behind the disk, a file or a function: ringway dev show has the error"
             }
             DropReason::NetdevDown => "the kernel's interface is down: ip link set IFNAME up",
             DropReason::NetdevRefused => {
