@@ -121,7 +121,8 @@ pub const NO_RECHECK: u8 = 3;
 /// Planted: posters announce by a plain store.
 pub const PLAIN_PENDING: u8 = 4;
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
 

@@ -434,5 +434,6 @@ const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 const NO_EVENT: epoll::Event =
     epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;

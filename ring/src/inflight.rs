@@ -407,7 +407,9 @@ const IDENTITY: u64 = PART_ALIGN;
 /// Bytes of the widest word.
 const WORD: u64 = 8;
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod deaths;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;

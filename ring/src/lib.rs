@@ -47,7 +47,9 @@ mod walk;
 // Access to the words of a ring.
 pub mod words;
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod counts;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod mortal;

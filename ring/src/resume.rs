@@ -199,7 +199,8 @@ fn available_from(size: u16, at: Position, read: impl Fn(u16) -> Option<Descript
     (size, second_lap)
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod deaths;
 
 #[cfg(test)]

@@ -9,11 +9,13 @@ pub use loom::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Orderi
 #[cfg(not(any(loom, test)))]
 pub use std::sync::atomic::fence;
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 pub use counted::fence;
 
 /// Fences that this crate's unit tests can count.
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 pub(crate) mod counted {
     use std::cell::Cell;
     use std::sync::atomic::Ordering;

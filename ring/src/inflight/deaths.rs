@@ -2,8 +2,6 @@
 //! taken completes exactly once for the driver, what is done again is done first and in order. And the same with a store
 //! left out, which must show.
 
-#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
-
 use std::fs::File;
 use std::sync::Arc;
 

@@ -701,5 +701,6 @@ const LINE: usize = 4;
 /// Length and id in the upper half of a descriptor.
 const LEN_AND_ID: u64 = (1 << 48) - 1;
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;
