@@ -25,8 +25,10 @@ use rustix::mm::Advice;
 use crate::mapping::Mapping;
 use crate::sigbus;
 
+use directory::Directory;
 use poison::LastLook;
 
+mod directory;
 mod poison;
 
 /// What `poison` is made of: the process's own atomics even under loom, since maps are made outside of models. The model below
@@ -307,6 +309,8 @@ pub struct GuestMap {
     entries: Box<[Entry]>,
     /// The regions, in the same order; they keep what `entries` points to.
     regions: Box<[Arc<Region>]>,
+    /// Which of them an address may be in.
+    directory: Directory,
     /// Indexes of the regions by the front-end's address.
     by_user: Box<[u16]>,
     last_look: LastLook,
@@ -360,7 +364,9 @@ impl GuestMap {
             let region = &regions[usize::from(index)];
             (region.user_addr, region.size())
         }))?;
+        let places: Vec<_> = regions.iter().map(|region| (region.gpa, region.size())).collect();
         Ok(GuestMap {
+            directory: Directory::new(&places),
             entries: regions.iter().map(|region| region.entry()).collect(),
             regions: regions.into(),
             by_user: by_user.into(),
@@ -402,7 +408,7 @@ impl GuestMap {
     /// adjoining region takes two lookups. Never empty unless `len` is 0 (a zero length with a bad address misses).
     ///
     /// Budget: no allocation, no lock, no system call, no panic. One subtraction and two comparisons where the region
-    /// of the last hit covers the address; else a binary search.
+    /// of the last hit covers the address; else a look into a table, and a search where many regions are near.
     #[inline(always)]
     pub fn lookup(&self, hint: &mut LastHit, gpa: u64, len: u32) -> Result<HostSlice<'_>, Miss> {
         if let Some(entry) = self.entries.get(hint.0 as usize) {
@@ -417,8 +423,7 @@ impl GuestMap {
     /// The whole range in one piece, by guest physical address.
     pub fn resolve(&self, gpa: u64, len: u64) -> Result<HostSlice<'_>, Miss> {
         let miss = Miss { address: gpa, len };
-        let index = self.index_of(gpa).ok_or(miss)?;
-        let entry = &self.entries[index];
+        let (_, entry) = self.entry_of(gpa).ok_or(miss)?;
         whole(entry, gpa - entry.gpa, len).ok_or(miss)
     }
 
@@ -453,20 +458,22 @@ impl GuestMap {
         self.last_look.is_poisoned(regions, || self.regions.iter().any(|region| region.is_poisoned()))
     }
 
-    /// The last region that begins at or below `gpa`, if it reaches so far.
-    fn index_of(&self, gpa: u64) -> Option<usize> {
-        let index = self.entries.partition_point(|entry| entry.gpa <= gpa).checked_sub(1)?;
-        let entry = &self.entries[index];
-        (gpa - entry.gpa < entry.size).then_some(index)
+    /// The region that covers `gpa`, and its index.
+    #[inline(always)]
+    fn entry_of(&self, gpa: u64) -> Option<(usize, &Entry)> {
+        let (first, last) = self.directory.regions_near(gpa)?;
+        let rest = self.entries.get(first + 1..=last)?;
+        let index = first + rest.partition_point(|entry| entry.gpa <= gpa);
+        let entry = self.entries.get(index)?;
+        (gpa.wrapping_sub(entry.gpa) < entry.size).then_some((index, entry))
     }
 
     /// The rest of [`GuestMap::lookup`], where the last hit does not help.
     #[inline(never)]
     fn search(&self, hint: &mut LastHit, gpa: u64, len: u32) -> Result<HostSlice<'_>, Miss> {
-        match self.index_of(gpa) {
-            Some(index) => {
+        match self.entry_of(gpa) {
+            Some((index, entry)) => {
                 hint.0 = index as u32;
-                let entry = &self.entries[index];
                 Ok(entry.prefix(gpa - entry.gpa, len.into()))
             }
             None => missed(gpa, len),
