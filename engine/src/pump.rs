@@ -93,6 +93,11 @@ pub trait Pump: Send + Any {
         true
     }
 
+    /// Nobody waits for what is in flight any more: from here on, whatever ends, nothing of the peers' memory is written or
+    /// read. Called by whoever has the pump back before it had stopped, and who places it again until it has; it takes no new
+    /// work ever.
+    fn give_up(&mut self) {}
+
     /// The descriptors whose becoming readable wakes this pump. Asked for once, by the thread that places the pump:
     /// duplicates of them sit in the worker's edge-triggered epoll until the pump was given back. They are never
     /// read. At most [`MAX_WAKE_SOURCES`].

@@ -400,3 +400,28 @@ fn file_of_memory_is_one_and_is_one_disks() {
     let mut bed = Bed::new(Format::Split, Features::NONE, &mut again);
     assert_eq!(bed.done(IN, 0, &[], 512, &[]).2, [7; 512]);
 }
+
+#[test]
+fn guest_that_was_given_up_has_nothing_written_to_its_memory_whatever_ends() {
+    for format in [Format::Split, Format::Packed] {
+        let mut memory = in_memory(&[("size", "1M")]);
+        let mut late = late_disk();
+        for device in [&mut memory as &mut dyn MakePump, &mut late] {
+            let mut bed = Bed::new(format, F_FLUSH, device);
+            assert_eq!(bed.done(OUT, 0, &[7; 300_000 / 512 * 512], 0, &[]).0, 0);
+            for token in 1..5 {
+                bed.ask(token, IN, 0, &[], 200_192, &[]);
+            }
+            bed.ask(5, OUT, 0, &[8; 200_192], 0, &[]);
+            bed.pump.poll(&Budget { bytes: 4096, ..Budget::default() }, tsc::cycles());
+            assert!(!bed.pump.begin_stop());
+            let before = bed.all();
+            bed.pump.give_up();
+            for _ in 0..1000 {
+                bed.poll();
+            }
+            assert!(bed.pump.stopped());
+            assert!(bed.all() == before, "{format:?}: something was written");
+        }
+    }
+}

@@ -72,7 +72,7 @@ pub enum Submitted {
 /// Requests that a backing has, with their data.
 pub trait Taken {
     /// The data of a request: what the guest has written (to be read) or is to be given (to be written). Empty for a slot that is
-    /// not taken.
+    /// not taken, and for all once the guest was given up: what is left of a read or write then ends as it is.
     fn data(&self, slot: u16) -> Span<'_>;
 }
 

@@ -61,8 +61,8 @@ struct Requests {
 /// What is known of a request that is under way, beside its chain.
 #[derive(Debug, Clone, Copy)]
 struct Slot {
-    /// Its data is the guest's to receive.
-    is_input: bool,
+    /// Whose data goes where.
+    way: Way,
     /// Bytes written if it succeeds, status included.
     writes: u32,
     /// Bytes of its data, for the counters.
@@ -73,6 +73,17 @@ struct Slot {
     kind: Option<RequestKind>,
     /// When it was first seen, in cycles.
     seen: u64,
+}
+
+/// Where the data of a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// In what the guest has written.
+    FromGuest,
+    /// In what the guest is to be given.
+    ToGuest,
+    /// Nowhere any more: the guest's memory is left alone.
+    Nowhere,
 }
 
 /// What became of a chain.
@@ -88,7 +99,7 @@ enum Begun {
 impl Requests {
     fn try_new(map: Arc<GuestMap>, slots: u16, segments: u16) -> Result<Requests, SetupError> {
         let held = Held::try_new(map, slots, segments).map_err(|_| SetupError::NoMemory)?;
-        let none = Slot { is_input: false, writes: 0, bytes: 0, ranges: None, kind: None, seen: 0 };
+        let none = Slot { way: Way::FromGuest, writes: 0, bytes: 0, ranges: None, kind: None, seen: 0 };
         Ok(Requests { held, slots: vec![none; slots.into()], free: (0..slots).rev().collect() })
     }
 
@@ -108,6 +119,11 @@ impl Requests {
         true
     }
 
+    /// The data of all of them is out of reach from now on.
+    fn forget_data(&mut self) {
+        self.slots.iter_mut().for_each(|slot| slot.way = Way::Nowhere);
+    }
+
     fn release(&mut self, slot: u16) -> Option<(Chain, Slot)> {
         let request = *self.slots.get(usize::from(slot))?;
         let chain = self.held.release(slot)?;
@@ -120,13 +136,13 @@ impl Requests {
 impl Taken for Requests {
     #[inline]
     fn data(&self, slot: u16) -> Span<'_> {
-        match self.slots.get(usize::from(slot)) {
-            Some(request) if request.is_input => {
+        match self.slots.get(usize::from(slot)).map(|request| request.way) {
+            Some(Way::ToGuest) => {
                 let writable = self.held.writable(slot);
                 writable.part(0, writable.len().saturating_sub(1))
             }
-            Some(_) => self.held.readable(slot).part(HEADER as u64, u64::MAX),
-            None => Span::EMPTY,
+            Some(Way::FromGuest) => self.held.readable(slot).part(HEADER as u64, u64::MAX),
+            Some(Way::Nowhere) | None => Span::EMPTY,
         }
     }
 }
@@ -242,12 +258,12 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
             Ask::Unsupported => (Some(Outcome::Unsupported), None, Span::EMPTY),
             Ask::Refused(why) => (Some(Outcome::Failed(why)), None, Span::EMPTY),
         };
-        let is_input = kind == Some(RequestKind::Read);
+        let way = if kind == Some(RequestKind::Read) { Way::ToGuest } else { Way::FromGuest };
         let ranges = match request.ask {
             Ask::Ranges(what) => Some((what, 0)),
             _ => None,
         };
-        let under_way = Slot { is_input, writes: request.writes, bytes, ranges, kind, seen: now };
+        let under_way = Slot { way, writes: request.writes, bytes, ranges, kind, seen: now };
         let outcome = match (outcome, operation) {
             (Some(outcome), _) => outcome,
             // A chain that nobody can keep is not begun.
@@ -468,7 +484,7 @@ impl<R: DeviceRing + 'static, B: BackingQueue> Pump for RequestQueue<R, B> {
                 within_ns: Some(u64::try_from(ns).unwrap_or(u64::MAX).min(LOOK_AGAIN_NS)),
             };
         }
-        if self.is_faulted || (self.is_full && !self.requests.is_empty()) {
+        if self.is_faulted || self.is_stopping || (self.is_full && !self.requests.is_empty()) {
             return Armed::Sleep { within_ns: None };
         }
         if self.kick.is_none() {
@@ -498,6 +514,13 @@ impl<R: DeviceRing + 'static, B: BackingQueue> Pump for RequestQueue<R, B> {
         // It may be placed again.
         self.is_stopping = !is_quiet;
         is_quiet
+    }
+
+    fn give_up(&mut self) {
+        // As one that faulted, without telling anybody: what is recorded of its requests stays, for who serves the ring next.
+        (self.is_faulted, self.waits) = (true, None);
+        self.burst.clear();
+        self.requests.forget_data();
     }
 
     fn wake_sources(&self) -> Vec<BorrowedFd<'_>> {

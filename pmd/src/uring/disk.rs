@@ -104,6 +104,8 @@ pub(crate) enum Put {
     Busy,
     /// The memory does not lie as it must.
     Misaligned,
+    /// There are no bytes to move.
+    Nothing,
     /// There is no ring for this thread: the error's number.
     Failed(i32),
 }
@@ -203,7 +205,7 @@ impl DiskRing {
         }
         let list = vectors.as_ptr().cast();
         let entry = match (way, count) {
-            (_, 0) => return Put::Failed(libc::EINVAL),
+            (_, 0) => return Put::Nothing,
             (Way::Read, 1) => {
                 opcode::Read::new(FILE, alone.0 as *mut u8, alone.1 as u32).offset(offset).build()
             }

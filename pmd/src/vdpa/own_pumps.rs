@@ -1,8 +1,9 @@
 //! A pump a group: the common way to serve queues. A driver makes the pump, this places it, moves it and takes it back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use ringway_engine::{HowEnded, PlaceError, Placed, Pump};
+use ringway_engine::{HowEnded, PlaceError, Placed, Pump, Retired};
 
 use super::{DriverError, Ended, Kept, Placer, QueueBinding, Queues, ServeError, ServedBy, Stopped, Stuck};
 
@@ -34,6 +35,20 @@ struct Running {
     placer: Placer,
 }
 
+impl Running {
+    /// Has a pump that was given up stop where it was: what it has under way may be bound to that thread. False: it is not there
+    /// any more, since it has stopped by now, or nobody takes it: what it works on is then never freed.
+    fn place_again(&mut self, group: u16, pump: Box<dyn Pump>) -> bool {
+        let Placer { name, engine, watcher, .. } = &self.placer;
+        let name = format!("{name}.{group}");
+        let Ok(placed) = engine.place(self.placed.core(), &name, pump, Arc::clone(watcher)) else {
+            return false;
+        };
+        self.placed = placed;
+        self.placed.retire(Duration::ZERO).is_err()
+    }
+}
+
 impl<M: std::fmt::Debug> std::fmt::Debug for OwnPumps<M> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("OwnPumps").field("maker", &self.maker).finish_non_exhaustive()
@@ -46,11 +61,23 @@ impl<M: MakePump> OwnPumps<M> {
         OwnPumps { maker, running: Vec::new(), kept: Kept::default() }
     }
 
-    /// Takes the pump of a group back, if there is one; what it panicked with, if it did.
+    /// Takes the pump of a group back, if there is one; what it panicked with, if it did. One whose requests do not end in time
+    /// is given up: it goes on until they have, and leaves the guest's memory alone.
     fn take_back(&mut self, group: u16, within: Duration) -> Result<Option<String>, Stuck> {
         let Some(slot) = self.running.get_mut(usize::from(group)) else { return Ok(None) };
         let Some(running) = slot else { return Ok(None) };
-        let end = match running.placed.retire(within) {
+        let retired = match running.placed.retire(within) {
+            Err(PlaceError::Timeout { .. }) => running.placed.revoke(LET_GO_WITHIN),
+            retired => retired,
+        };
+        let end = match retired {
+            Ok(Retired { mut pump, end: HowEnded::Retired, in_flight: true }) => {
+                pump.give_up();
+                if running.place_again(group, pump) {
+                    return Err(Stuck::Device(format!("requests under way did not end within {within:?}")));
+                }
+                HowEnded::Retired
+            }
             Ok(retired) => retired.end,
             Err(error @ PlaceError::Timeout { .. }) => return Err(Stuck::Worker(error.to_string())),
             // The pump is gone with its engine.
@@ -127,5 +154,107 @@ impl<M: MakePump> Queues for OwnPumps<M> {
             (0u16..).zip(&self.running).filter(|(_, own)| ended(own)).map(|(group, _)| group).collect();
         let taken = groups.into_iter().filter_map(|group| Some((group, self.take_back(group, within).ok()?)));
         taken.map(|(group, message)| (group, Ended::Panicked(message.unwrap_or_default()))).collect()
+    }
+}
+
+/// How long a worker may take to let go of a pump whose requests do not end.
+const LET_GO_WITHIN: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::BorrowedFd;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Instant;
+
+    use ringway_engine::{Armed, Budget, Clock, Engine, EngineConfig, IdlePolicy, Polled, Watcher};
+    use ringway_ring::tsc;
+    use rustix::thread::CpuSet;
+
+    use super::*;
+
+    /// What a pump is told, and tells.
+    #[derive(Default)]
+    struct Told {
+        is_out: AtomicBool,
+        is_given_up: AtomicBool,
+        is_dropped: AtomicBool,
+    }
+
+    /// A pump with something under way that ends when it is told.
+    struct Hung(Arc<Told>);
+
+    impl Pump for Hung {
+        fn poll(&mut self, _: &Budget, _: u64) -> Polled {
+            Polled::Idle
+        }
+        fn arm(&mut self) -> Armed {
+            Armed::Sleep { within_ns: Some(1_000_000) }
+        }
+        fn disarm(&mut self) {}
+        fn begin_stop(&mut self) -> bool {
+            self.stopped()
+        }
+        fn stopped(&mut self) -> bool {
+            !self.0.is_out.load(Ordering::Relaxed)
+        }
+        fn give_up(&mut self) {
+            self.0.is_given_up.store(true, Ordering::Relaxed);
+        }
+        fn wake_sources(&self) -> Vec<BorrowedFd<'_>> {
+            Vec::new()
+        }
+    }
+
+    impl Drop for Hung {
+        fn drop(&mut self) {
+            self.0.is_dropped.store(true, Ordering::Relaxed);
+        }
+    }
+
+    struct Nobody;
+
+    impl Watcher for Nobody {
+        fn pump_ended(&self) {}
+    }
+
+    impl MakePump for Arc<Told> {
+        fn pump(&mut self, _: u16, _: Vec<QueueBinding>) -> Result<Box<dyn Pump>, DriverError> {
+            Ok(Box::new(Hung(Arc::clone(self))))
+        }
+    }
+
+    #[test]
+    fn pump_whose_requests_do_not_end_is_given_up_and_its_group_waits_until_they_have() {
+        let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+        let core = (0..CpuSet::MAX_CPU).find(|core| allowed.is_set(*core)).unwrap();
+        let clock = Clock { cycles: tsc::cycles, hertz: tsc::hertz() };
+        let engine =
+            Engine::start(EngineConfig { cores: vec![core], idle: IdlePolicy::Adaptive, clock }).unwrap();
+        let placer = Placer {
+            name: "d0".to_owned(),
+            engine: engine.clone(),
+            core_of: Arc::new(move |_| core),
+            watcher: Arc::new(Nobody),
+        };
+        let told = Arc::new(Told::default());
+        told.is_out.store(true, Ordering::Relaxed);
+        let mut pumps = OwnPumps::new(Arc::clone(&told));
+        let moment = Duration::from_millis(10);
+        pumps.start(0, Vec::new(), &placer, moment).unwrap();
+        let why = pumps.stop(0, moment).unwrap_err();
+        assert!(matches!(&why, Stuck::Device(why) if why.contains("did not end within 10ms")), "{why}");
+        assert!(told.is_given_up.load(Ordering::Relaxed));
+        // It is where it was, and nothing new is served before it has stopped.
+        assert_eq!(pumps.served_by(0), Some(ServedBy::Core(Some(core))));
+        let why = pumps.start(0, Vec::new(), &placer, moment).unwrap_err();
+        assert!(why.to_string().contains("has not ended yet"), "{why}");
+        assert!(!told.is_dropped.load(Ordering::Relaxed));
+        told.is_out.store(false, Ordering::Relaxed);
+        assert_eq!(pumps.stop(0, Duration::from_secs(20)).unwrap(), Stopped::default());
+        let begun = Instant::now();
+        while !told.is_dropped.load(Ordering::Relaxed) {
+            assert!(begun.elapsed() < Duration::from_secs(20));
+        }
+        engine.shutdown();
     }
 }

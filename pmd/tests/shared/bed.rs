@@ -206,6 +206,14 @@ impl Bed {
         panic!("it does not end");
     }
 
+    /// All of the guest's memory.
+    #[allow(dead_code, reason = "of those tests in which guests are given up")]
+    pub(crate) fn all(&self) -> Vec<u8> {
+        let mut bytes = vec![0; MEMORY as usize];
+        self.map.resolve(GPA, MEMORY).unwrap().read(&mut bytes);
+        bytes
+    }
+
     pub(crate) fn drops(&self, reason: DropReason) -> u64 {
         self.counters.snapshot().drops.into_iter().find(|(other, _)| *other == reason).unwrap().1
     }

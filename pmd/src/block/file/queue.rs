@@ -144,6 +144,8 @@ impl FileQueue {
         match put {
             Put::In(_) => Step::Out,
             Put::Busy | Put::Misaligned => Step::Busy,
+            // Its guest was given up.
+            Put::Nothing => Step::Ended(Outcome::Done),
             Put::Failed(error) => Step::Ended(self.failed(slot, error)),
         }
     }
@@ -186,7 +188,7 @@ impl FileQueue {
                 std::mem::swap(&mut self.flush.running, &mut self.flush.waiting);
             }
             // It is the next turn's.
-            Put::Busy | Put::Misaligned => {}
+            Put::Busy | Put::Misaligned | Put::Nothing => {}
             Put::Failed(error) => {
                 while let Some(slot) = self.flush.waiting.pop() {
                     let outcome = self.failed(slot, error);

@@ -452,6 +452,23 @@ impl NvmeQueue {
         }
     }
 
+    /// Bytes of the guest's are moved for it.
+    fn moves(&self, slot: u16) -> bool {
+        self.jobs.get(usize::from(slot)).is_some_and(|job| {
+            let is_transfer = matches!(job.operation, Operation::Read { .. } | Operation::Write { .. });
+            is_transfer && job.stage == Some(Stage::Work)
+        })
+    }
+
+    /// Ends a job, whose guest was given up, with what is out of it.
+    #[cold]
+    fn cut_short(&mut self, slot: u16, ended: &mut Ended) {
+        if let Some(job) = self.jobs.get_mut(usize::from(slot)) {
+            job.bytes = job.begun;
+        }
+        self.settle(slot, ended);
+    }
+
     /// The request fails.
     fn end(&mut self, slot: u16, ended: &mut Ended) {
         if let Some(job) = self.jobs.get_mut(usize::from(slot)).filter(|job| job.stage.is_some())
@@ -565,7 +582,13 @@ impl BackingQueue for NvmeQueue {
         }
         self.look(ended);
         while let Some(slot) = self.waiting.front().copied() {
-            if !self.go_on(slot, taken.data(slot)) {
+            let data = taken.data(slot);
+            if data.len() == 0 && self.moves(slot) {
+                self.waiting.pop_front();
+                self.cut_short(slot, ended);
+                continue;
+            }
+            if !self.go_on(slot, data) {
                 break;
             }
             self.waiting.pop_front();
