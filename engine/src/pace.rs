@@ -19,6 +19,8 @@ pub(crate) const LONGEST_NAP_NS: u64 = 64_000;
 /// What each further one of its kind adds to the longest nap of all, so that a thousand of them cost a busy pump
 /// only a few per cent.
 pub(crate) const NAP_PER_NAPPER_NS: u64 = 2_000;
+/// How long a pump that has work in flight while it stops sleeps at most.
+pub(crate) const STOP_LOOK_NS: u64 = 10_000_000;
 /// How long a worker that shuts down goes on polling pumps which have work in flight.
 pub(crate) const SHUTDOWN_GRACE_NS: u64 = 500_000_000;
 /// Over how long the longest turn is looked back, at least; at most twice as long.
@@ -36,6 +38,7 @@ pub(crate) struct Pace {
     pub(crate) least_nap: u64,
     pub(crate) longest_nap: u64,
     pub(crate) nap_per_napper: u64,
+    pub(crate) stop_look: u64,
     pub(crate) shutdown_grace: u64,
     pub(crate) longest_turn_window: u64,
 }
@@ -53,6 +56,7 @@ impl Pace {
             least_nap: cycles(LEAST_NAP_NS),
             longest_nap: cycles(LONGEST_NAP_NS),
             nap_per_napper: cycles(NAP_PER_NAPPER_NS),
+            stop_look: cycles(STOP_LOOK_NS),
             shutdown_grace: cycles(SHUTDOWN_GRACE_NS),
             longest_turn_window: cycles(LONGEST_TURN_WINDOW_NS),
         }

@@ -80,7 +80,8 @@ pub trait Pump: Send + Any {
     fn disarm(&mut self);
 
     /// Begins to stop: takes no new work. Returns true when nothing is in flight any more; else the worker polls
-    /// [`Pump::poll`] on until [`Pump::stopped`]. Pumps that finish all work within one poll keep the default.
+    /// on until [`Pump::stopped`]: it arms and disarms the pump as before, which is then woken by what is in flight, and within
+    /// 10 ms in any case. Pumps that finish all work within one poll keep the default.
     ///
     /// A pump that was given back after it stopped may be placed again (a move to another core); its next poll takes
     /// new work again.

@@ -186,10 +186,11 @@ impl Worker {
                     }
                 }
                 Ok(Polled::Idle | Polled::Blocked) => {
-                    if tenant.stopping {
-                        self.try_finish(slot);
-                    } else if tenant.nap != 0 || now.saturating_sub(tenant.idle_since) >= self.pace.arm_after
-                    {
+                    let is_rested =
+                        tenant.nap != 0 || now.saturating_sub(tenant.idle_since) >= self.pace.arm_after;
+                    let has_left = tenant.stopping && self.try_finish(slot);
+                    // A worker that ends polls whom it still has until it lets go of them.
+                    if is_rested && !has_left && self.last_moment.is_none() {
                         self.arm(slot);
                     }
                 }
@@ -232,6 +233,9 @@ impl Worker {
             }
             Err(caught) => return self.evict(slot, caught),
         };
+        // One that stops need not be woken by what it waits for.
+        let stops_by = tenant.stopping.then(|| now.saturating_add(self.pace.stop_look));
+        let deadline = deadline.into_iter().chain(stops_by).min();
         tenant.seat.account.set_asleep(true);
         if tenant.has_sources {
             if self.listening == 0 {

@@ -238,6 +238,39 @@ fn retired_sleepers_and_nappers_leave_nothing_behind() {
 }
 
 #[test]
+fn pump_that_stops_with_work_in_flight_sleeps_until_that_ends() {
+    for is_woken in [true, false] {
+        let mut worker = worker(IdlePolicy::Adaptive);
+        let queue = Queue::with_kick();
+        queue.in_flight.store(true, Ordering::Relaxed);
+        let (slot, _) = place(&worker, &queue);
+        worker.turn();
+        let recall = |worker: &Worker| worker.desk.recall(slot, RETIRE, std::time::Duration::ZERO);
+        assert!(recall(&worker).is_err());
+        let began = polls(&queue);
+        let until = loop {
+            if let Next::Sleep { until } = worker.turn() {
+                break until;
+            }
+        };
+        assert!(polls(&queue) - began < 1_000, "its core rests");
+        assert!((9_000_000..=10_000_000).contains(&(until - TIME.get())), "it is looked at in any case");
+        queue.in_flight.store(false, Ordering::Relaxed);
+        if is_woken {
+            queue.send(1)
+        } else {
+            advance(10_000_000)
+        }
+        worker.sleep(until);
+        worker.turn();
+        worker.turn();
+        assert!(recall(&worker).is_ok());
+        assert_eq!((worker.listening, worker.deadlines.earliest()), (0, u64::MAX));
+        assert_eq!(queue.disarms.load(Ordering::Relaxed), arms(&queue));
+    }
+}
+
+#[test]
 fn pump_that_cannot_sleep_naps_in_doubling_steps_and_is_shown_so() {
     let mut worker = worker(IdlePolicy::Adaptive);
     let queue = Queue::new();
