@@ -69,13 +69,15 @@ pub enum DropReason {
     TooManySegments,
     /// Ranges of a discard or a write of zeroes are more or longer than the disk takes.
     BadRange,
+    /// The guest's memory for the request is not there: its VMM cut it.
+    GuestMemory,
     /// What is behind the disk failed.
     BackingFailed,
 }
 
 impl DropReason {
     /// Every reason, in the order of its number; those of disks' requests come last.
-    pub const ALL: [DropReason; 25] = [
+    pub const ALL: [DropReason; 26] = [
         DropReason::NoRxBuffer,
         DropReason::RxDisabled,
         DropReason::RxBufferTooSmall,
@@ -100,6 +102,7 @@ impl DropReason {
         DropReason::Unsupported,
         DropReason::TooManySegments,
         DropReason::BadRange,
+        DropReason::GuestMemory,
         DropReason::BackingFailed,
     ];
 
@@ -139,6 +142,7 @@ impl DropReason {
             DropReason::Unsupported => "unsupported",
             DropReason::TooManySegments => "too_many_segments",
             DropReason::BadRange => "bad_range",
+            DropReason::GuestMemory => "guest_memory",
             DropReason::BackingFailed => "backing_failed",
         }
     }
@@ -211,6 +215,9 @@ impl DropReason {
             }
             DropReason::BadRange => {
                 "the guest's discards or writes of zeroes are beyond the disk's limits: its driver did not read them"
+            }
+            DropReason::GuestMemory => {
+                "the VMM cut the guest's memory, or the host has none left for it: see the VMM, and free -m"
             }
             DropReason::BackingFailed => {
                 "look at what is behind the disk, a file or a function: ringway dev show has the error"

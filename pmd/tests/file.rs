@@ -25,7 +25,7 @@ use ringway_pmd::block::disk::BlockDevice;
 use ringway_pmd::counters::DropReason;
 use ringway_pmd::drivers::file::{FileDisk, FileDisks};
 use ringway_pmd::vdpa::{DeviceHost, DriverError, MakePump, Upcall, VdpaDevice};
-use ringway_ring::queue::Format;
+use ringway_ring::queue::{Format, RingFault};
 use rustix::event::{PollFd, PollFlags, poll};
 use tempfile::TempDir;
 
@@ -207,6 +207,34 @@ fn error_of_the_file_is_the_guests_error_and_the_operators_reason() {
     assert_eq!(bed.drops(DropReason::BackingFailed), 1);
     let note = note(&device);
     assert!(note.contains("1 x Operation not permitted") && note.contains("at sector 16"), "{note}");
+}
+
+#[test]
+fn memory_that_its_vmm_cut_is_the_guests_fault_and_not_the_files() {
+    for (cache, kind, format) in [
+        ("direct", IN, Format::Split),
+        ("direct", OUT, Format::Packed),
+        ("buffered", IN, Format::Packed),
+        ("buffered", OUT, Format::Split),
+    ] {
+        let dir = dir(false);
+        let mut device = device(&disk_in(&dir), &[("cache", cache)]).unwrap();
+        let mut bed = Bed::new(format, F_FLUSH, &mut device);
+        assert_eq!(bed.done(OUT, 0, &[1; 8192], 0, &[]).0, 0);
+        // Its data lies as the file demands, behind its header or the buffer of that; all but seven blocks of it are missing.
+        let cut = bed.free.next_multiple_of(4096) + 4096;
+        bed.free = cut - 7 * 512 - if kind == OUT { 16 } else { 23 };
+        let (output, input) = if kind == OUT { (vec![2; 8192], 0) } else { (Vec::new(), 8192) };
+        bed.ask(9, kind, 0, &output, input, &[]);
+        bed.cut(cut);
+        wait_for(|| {
+            bed.poll();
+            bed.fault.reported().is_some()
+        });
+        assert_eq!(bed.fault.reported(), Some(RingFault::Poisoned));
+        assert_eq!((bed.drops(DropReason::GuestMemory), bed.drops(DropReason::BackingFailed)), (1, 0));
+        assert_eq!(device.health().unwrap().failures(), 0);
+    }
 }
 
 #[test]

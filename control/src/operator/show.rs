@@ -622,6 +622,7 @@ fn drop_meaning(reason: DropReason) -> &'static str {
         DropReason::Unsupported => "the disk does no such thing",
         DropReason::TooManySegments => "the request is in more pieces than the disk takes",
         DropReason::BadRange => "ranges are more or longer than the disk takes",
+        DropReason::GuestMemory => "the guest's memory for the request is not there",
         DropReason::BackingFailed => "what is behind the disk failed",
     }
 }

@@ -1,5 +1,6 @@
 //! A queue of a block device between a driver-side ring and the pump behind it.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,15 +10,16 @@ use ringway_pmd::counters::{DropReason, QueueCounters};
 use ringway_pmd::notify::EventFd;
 use ringway_pmd::vdpa::{ClassSpec, DeviceSpec, DriverError, FaultReporter, MakePump, QueueBinding};
 use ringway_ring::features::Features;
-use ringway_ring::guest::GuestMap;
+use ringway_ring::guest::{GuestMap, Region, RegionSpec};
 use ringway_ring::inflight::Part;
 use ringway_ring::layout::{DriverConfig, Layout};
-use ringway_ring::memory::{HostMemory, PageKind};
 use ringway_ring::position::{Position, PositionPage};
 use ringway_ring::queue::{Completion, DriverBuffer, DriverRing, Format, QueueConfig, RingSize};
 use ringway_ring::tsc;
 
 pub(crate) const GPA: u64 = 0x4000_0000;
+/// Where its VMM has it.
+const USER: u64 = 0x7000_0000_0000;
 pub(crate) const RINGS: u64 = 1 << 20;
 pub(crate) const MEMORY: u64 = 16 << 20;
 pub(crate) const IN: u32 = 0;
@@ -36,7 +38,8 @@ pub(crate) struct Bed {
     pub(crate) free: u64,
     #[allow(dead_code, reason = "of those tests in which pumps die")]
     binding: QueueBinding,
-    _memory: HostMemory,
+    #[allow(dead_code, reason = "of those tests in which memory is cut")]
+    memory: OwnedFd,
 }
 
 /// A request under way: where its data and its status are.
@@ -58,8 +61,11 @@ impl Bed {
     ) -> Result<Bed, DriverError> {
         let packed = if format == Format::Packed { Features::RING_PACKED } else { Features::NONE };
         let features = features | Features::VERSION_1 | packed;
-        let memory = HostMemory::allocate_on(PageKind::Base, "test", MEMORY).unwrap();
-        let map = Arc::new(memory.guest_map(GPA).unwrap());
+        let memory = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&memory, MEMORY).unwrap();
+        let file = memory.try_clone().unwrap();
+        let region = RegionSpec { gpa: GPA, size: MEMORY, user_addr: USER, file_offset: 0, file };
+        let map = Arc::new(GuestMap::new(vec![Region::map(region).unwrap()]).unwrap());
         let size = RingSize::new(format, 256).unwrap();
         let layout = Layout::new(format, size);
         let config = DriverConfig {
@@ -73,7 +79,7 @@ impl Bed {
             Format::Split => Box::new(config.start_split().unwrap()),
             Format::Packed => Box::new(config.start_packed().unwrap()),
         };
-        let areas = layout.at(memory.address());
+        let areas = layout.at(USER);
         let counters = Arc::new(QueueCounters::default());
         let fault = FaultReporter::new(Arc::new(EventFd::new().unwrap()));
         let binding = QueueBinding {
@@ -98,7 +104,7 @@ impl Bed {
             fault: fault.clone(),
         };
         let pump = device.pump(0, vec![binding.clone()])?;
-        Ok(Bed { driver, pump, map, counters, fault, free: GPA + RINGS, binding, _memory: memory })
+        Ok(Bed { driver, pump, map, counters, fault, free: GPA + RINGS, binding, memory })
     }
 
     /// The process dies with its pump, and another takes over, which finds what is `recorded`.
@@ -204,6 +210,12 @@ impl Bed {
             }
         }
         panic!("it does not end");
+    }
+
+    /// The VMM cuts the guest's memory, and what is left ends below the guest's address.
+    #[allow(dead_code, reason = "of those tests in which memory is cut")]
+    pub(crate) fn cut(&self, gpa: u64) {
+        rustix::fs::ftruncate(&self.memory, gpa - GPA).unwrap();
     }
 
     /// All of the guest's memory.

@@ -244,7 +244,7 @@ impl FileQueue {
     fn end(&mut self, slot: u16, result: i32, data: Span<'_>) -> Option<Outcome> {
         let &Job { operation, done, zeroes } = self.jobs.get(usize::from(slot))?;
         if result < 0 {
-            return self.end_with_error(slot, -result);
+            return self.end_with_error(slot, -result, data);
         }
         let (len, is_whole) = match operation {
             Operation::Read { .. } | Operation::Write { .. } => (data.len(), false),
@@ -278,10 +278,15 @@ impl FileQueue {
     }
 
     #[cold]
-    fn end_with_error(&mut self, slot: u16, error: i32) -> Option<Outcome> {
-        self.ring.take_room(slot, 0, Span::EMPTY);
-        let &Job { operation, zeroes, .. } = self.jobs.get(usize::from(slot))?;
+    fn end_with_error(&mut self, slot: u16, error: i32, data: Span<'_>) -> Option<Outcome> {
+        let has_room = self.ring.take_room(slot, 0, Span::EMPTY);
+        let &Job { operation, zeroes, done } = self.jobs.get(usize::from(slot))?;
         match (operation, error) {
+            (Operation::Read { .. } | Operation::Write { .. }, libc::EFAULT)
+                if !has_room && self.under_way.lacks(data.part(done, TOUCHED)) =>
+            {
+                return Some(Outcome::Failed(DropReason::GuestMemory));
+            }
             // A hint.
             (Operation::Discard { .. }, libc::EOPNOTSUPP | libc::ENOTTY | libc::EINVAL) => {
                 return Some(Outcome::Done);
@@ -399,6 +404,8 @@ fn zero_range() -> i32 {
     (FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE).bits() as i32
 }
 
+/// Bytes of the guest's memory that are looked at to see whose an error is: the kernel says so only where it got on with nothing.
+const TOUCHED: u64 = 1 << 20;
 /// Reads and writes that are out, of a queue of a file of which each is the work of a thread of the kernel's.
 const TRANSFERS: u16 = 16;
 /// Rooms to copy to, of a queue of a file that demands alignment.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use ringway_ring::chain::Span;
 use ringway_ring::guest::GuestMap;
 use ringway_ring::tsc;
 
@@ -65,6 +66,17 @@ impl UnderWay {
             stamp.what.store(((offset / SECTOR) << 2) | kind, Ordering::Relaxed);
             stamp.since.store(tsc::cycles().max(1), Ordering::Relaxed);
         }
+    }
+
+    /// Some of the guest's memory is not there. To look makes the map know.
+    #[cold]
+    pub(super) fn lacks(&self, data: Span<'_>) -> bool {
+        for piece in data.pieces() {
+            for at in (0..piece.slice.len()).step_by(PAGE) {
+                piece.slice.part(at, 1).read(&mut [0]);
+            }
+        }
+        self.map.is_poisoned()
     }
 
     fn is_busy(&self) -> bool {
@@ -246,6 +258,8 @@ fn text(error: i32) -> String {
     }
 }
 
+/// No page of memory is smaller.
+const PAGE: usize = 4096;
 /// A request that is under way for so long is told.
 const LONG: Duration = Duration::from_secs(5);
 /// Numbers of errors are below.
