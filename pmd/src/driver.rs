@@ -17,7 +17,8 @@ use crate::vdpa::{DriverError, ManagementDevice, MgmtInfo};
 pub trait Driver<D>: Send {
     /// Its name, for people.
     fn name(&self) -> &'static str;
-    /// What its management devices can be at most, without a name: for checks of what is asked of one that is not there yet.
+    /// What its management devices can be at most, with what their names begin with, if that is not any device's of the bus: for
+    /// checks of what is asked of one that is not there yet.
     fn at_most(&self) -> MgmtInfo;
     /// It drives this device.
     fn matches(&self, device: &D) -> bool;

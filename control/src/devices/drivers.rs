@@ -7,6 +7,7 @@ use ringway_pmd::drivers::bridge::BridgeKind;
 use ringway_pmd::drivers::file::FileDisks;
 use ringway_pmd::drivers::functions;
 use ringway_pmd::drivers::link::LinkKind;
+use ringway_pmd::drivers::nvme::NvmeFunction;
 use ringway_pmd::drivers::sim_blk::SimBlk;
 use ringway_pmd::drivers::sim_net::SimNet;
 use ringway_pmd::drivers::sim_nic::{SimFunction, SimNicKind};
@@ -28,7 +29,7 @@ pub fn kinds(bus: &VirtualBus) -> Vec<Box<dyn MgmtKind>> {
 
 /// The drivers of children on the virtual bus.
 fn of_children() -> Vec<Box<dyn Driver<Child>>> {
-    vec![Box::new(SimFunction)]
+    vec![Box::new(SimFunction), Box::new(NvmeFunction)]
 }
 
 /// Every bus with its drivers.
@@ -36,7 +37,7 @@ pub fn attachments(bus: &VirtualBus) -> Vec<Box<dyn Attachments>> {
     let mut attachments: Vec<Box<dyn Attachments>> =
         vec![Box::new(Attached::new(bus.clone(), of_children()))];
     match HostBus::start(functions::examiners()) {
-        Ok(bus) => attachments.push(Box::new(Attached::new(bus, functions::drivers()))),
+        Ok(host) => attachments.push(Box::new(Attached::new(host, functions::drivers(bus)))),
         Err(error) => {
             tracing::warn!("the PCI bus is not watched, so no function of it can be used: {error}");
         }
@@ -46,12 +47,13 @@ pub fn attachments(bus: &VirtualBus) -> Vec<Box<dyn Attachments>> {
 
 /// What they say of themselves, for checks without a daemon.
 pub fn known() -> Known {
+    let bus = VirtualBus::default();
     Known {
         unusable: std::collections::BTreeMap::new(),
         mgmtdevs: all().iter().map(|mgmtdev| mgmtdev.info()).collect(),
-        kinds: kinds(&VirtualBus::default()).iter().map(|kind| kind.info()).collect(),
+        kinds: kinds(&bus).iter().map(|kind| kind.info()).collect(),
         buses: vec![
-            KnownBus::with(host::INFO, &functions::drivers()),
+            KnownBus::with(host::INFO, &functions::drivers(&bus)),
             KnownBus::with(virt::INFO, &of_children()),
         ],
         ..Known::default()

@@ -30,8 +30,8 @@ pub struct Known {
 pub struct KnownBus {
     /// What it says of itself.
     pub info: BusInfo,
-    /// For checks without a daemon: what each of its drivers' management devices can be at most, whatever its address. Empty:
-    /// those that are there are known.
+    /// For checks without a daemon: what each of its drivers' management devices can be at most, whatever its address, but for what
+    /// its name begins with. Empty: those that are there are known.
     pub at_most: Vec<MgmtInfo>,
 }
 
@@ -51,9 +51,8 @@ impl KnownBus {
     fn may_be(&self, name: &str) -> Option<MgmtInfo> {
         let address = name.strip_prefix(self.info.name)?.strip_prefix('/')?;
         (self.info.check)(address).ok()?;
-        let name = name.to_owned();
-        let (first, others) = self.at_most.split_first()?;
-        let mut info = MgmtInfo { name, ..first.clone() };
+        let mut others = self.at_most.iter().filter(|other| name.starts_with(&other.name));
+        let mut info = MgmtInfo { name: name.to_owned(), ..others.next()?.clone() };
         for other in others {
             // A disk's queues are no NIC's.
             if other.class == info.class {
@@ -66,6 +65,7 @@ impl KnownBus {
                 |attribute: &&AttributeInfo| info.attributes.iter().all(|own| own.name != attribute.name);
             let new: Vec<AttributeInfo> = other.attributes.iter().filter(is_new).copied().collect();
             info.attributes.extend(new);
+            info.functions = info.functions.or_else(|| other.functions.clone());
         }
         Some(info)
     }
@@ -166,7 +166,9 @@ pub(crate) mod tests {
     #[test]
     fn bus_that_several_drivers_share_may_have_what_one_of_them_takes() {
         let attribute = |name| AttributeInfo { name, value: "", help: "", live: None };
-        let sim = known().mgmtdevs.remove(0);
+        let sim = MgmtInfo { name: String::new(), ..known().mgmtdevs.remove(0) };
+        let elsewhere =
+            MgmtInfo { name: "model/card".into(), attributes: vec![attribute("not")], ..sim.clone() };
         let other = MgmtInfo {
             max_supported_vqs: 64,
             features: F_MAC | Features::RING_PACKED,
@@ -180,7 +182,8 @@ pub(crate) mod tests {
             check: |text| if text == "slot0" { Ok(()) } else { Err("slot0 is all there is".to_owned()) },
             missing: |slot| format!("plug a card into {slot}"),
         };
-        let mut known = Known { buses: vec![KnownBus { info, at_most: vec![sim, other] }], ..known() };
+        let mut known =
+            Known { buses: vec![KnownBus { info, at_most: vec![sim, elsewhere, other] }], ..known() };
         let may = known.find("model/slot0").unwrap();
         assert_eq!((may.name.as_str(), may.max_supported_vqs, may.max_devices), ("model/slot0", 64, None));
         assert_eq!(may.features, Features::VERSION_1 | Features::RING_PACKED | F_MAC | F_MTU | F_MQ);

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
 #![expect(unreachable_pub, reason = "modules that the test has for itself")]
 
+mod functions;
 mod model;
 #[path = "../shared/slot.rs"]
 mod slot;
@@ -19,8 +20,9 @@ use ringway_guest::block::lane::{Mix, Offer, Work};
 use ringway_guest::block::stamp::Touch;
 use ringway_guest::block::{BlockOptions, Lane, Operation, Port, Request, Status};
 use ringway_guest::presence::Presence;
-use ringway_pmd::driver::Attached;
-use ringway_pmd::drivers::nvme::Nvme;
+use ringway_pmd::bus::virt::VirtualBus;
+use ringway_pmd::driver::{Attached, Attachments};
+use ringway_pmd::drivers::nvme::{Nvme, NvmeFunction};
 use ringway_ring::queue::Format;
 use serde_json::Value;
 
@@ -61,8 +63,12 @@ impl Host {
     fn bare(model: Model) -> Host {
         let (bus, folder) = (ModelBus::new(), tempfile::tempdir().unwrap());
         bus.plug(model.device());
-        let attached = Attached::new(bus.clone(), vec![Box::new(Nvme)]);
-        let options = Options { attachments: vec![Box::new(attached)], ..Options::embedded(folder.path()) };
+        let virt = VirtualBus::default();
+        let attachments: Vec<Box<dyn Attachments>> = vec![
+            Box::new(Attached::new(virt.clone(), vec![Box::new(NvmeFunction)])),
+            Box::new(Attached::new(bus.clone(), vec![Box::new(Nvme(virt))])),
+        ];
+        let options = Options { attachments, ..Options::embedded(folder.path()) };
         Host { subsystem: Subsystem::start(options).unwrap(), bus, model, folder }
     }
 
@@ -90,9 +96,13 @@ impl Host {
     }
 
     fn setting(&self, name: &str) -> String {
+        self.setting_of(NAME, name)
+    }
+
+    fn setting_of(&self, mgmtdev: &str, name: &str) -> String {
         let shown: MgmtdevShow = self.subsystem.call("mgmtdev.show", &Select { name: None }).unwrap();
         let shown = serde_json::to_value(shown).unwrap();
-        shown["mgmtdev"][NAME]["settings"][name].as_str().unwrap_or_default().to_owned()
+        shown["mgmtdev"][mgmtdev]["settings"][name].as_str().unwrap_or_default().to_owned()
     }
 
     /// The driver kept to the rules, and let the controller go as it has to be let go.

@@ -273,6 +273,29 @@ fn ports_outlive_the_daemon_and_may_stand_in_a_file() {
     )
     .unwrap();
     daemon.run(&check).good();
+    // So is what is asked of functions of a controller, whether it is there or not.
+    let port = "[[port]]\nmgmtdev = \"pci/0000:02:00.0\"\nsfnum = 1\nstate = \"active\"\n";
+    let disk = "[[device]]\nname = \"v\"\nmgmtdev = \"auxiliary/pci.0000:02:00.0.sf.1\"\n";
+    for (more, said) in [
+        ("", None),
+        ("namespace = 1\nmax_io_eqs = 2\n", None),
+        ("max_io_eqs = 65\n", Some("dump.toml:5: max_io_eqs 65: must be 1 to 64")),
+        ("hw_addr = 1\n", Some("has no attribute `hw_addr`")),
+    ] {
+        std::fs::write(&file, [port, more, disk, "seg_max = 1\n"].concat()).unwrap();
+        match said {
+            None => drop(daemon.run(&check).good()),
+            Some(said) => {
+                let told = daemon.run(&check).bad(2);
+                assert!(told.contains(said), "{told}");
+            }
+        }
+    }
+    for (more, said) in [("seg_max = 0\n", "seg_max 0"), ("spoofchk = true\n", "unknown key `spoofchk`")] {
+        std::fs::write(&file, [disk, more].concat()).unwrap();
+        let told = daemon.run(&check).bad(2);
+        assert!(told.contains(said), "{told}");
+    }
 }
 
 #[test]

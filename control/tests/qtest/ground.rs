@@ -150,7 +150,12 @@ impl Ground {
 
     /// Memory of the machine at a guest physical address.
     pub fn memory(&self, gpa: u64, size: u64) -> Arc<Region> {
-        self.machine.region(gpa, size).unwrap()
+        self.memory_elsewhere(gpa, gpa, size)
+    }
+
+    /// Memory that a guest has at `gpa`, and a function at another address.
+    pub fn memory_elsewhere(&self, gpa: u64, iova: u64, size: u64) -> Arc<Region> {
+        self.machine.region(gpa, iova, size).unwrap()
     }
 
     /// What opens the function.
@@ -230,8 +235,8 @@ impl Machine {
         Machine::ask_on(&mut wire, request)
     }
 
-    fn region(&self, gpa: u64, size: u64) -> io::Result<Arc<Region>> {
-        let file_offset = offset(gpa, size).ok_or(io::ErrorKind::InvalidInput)?;
+    fn region(&self, gpa: u64, iova: u64, size: u64) -> io::Result<Arc<Region>> {
+        let file_offset = offset(iova, size).ok_or(io::ErrorKind::InvalidInput)?;
         let file = self.file.try_clone()?;
         Region::map(RegionSpec { gpa, size, user_addr: gpa, file_offset, file }).map_err(io::Error::other)
     }
@@ -374,7 +379,7 @@ impl Opened {
             return Err(OpenError::Busy { address: function.address(), group: 0, holder: None });
         }
         let machine = &function.machine;
-        let words = Arc::new(GuestMap::new(vec![machine.region(WORDS, 4096).unwrap()]).unwrap());
+        let words = Arc::new(GuestMap::new(vec![machine.region(WORDS, WORDS, 4096).unwrap()]).unwrap());
         let space = Arc::new(Space(Arc::clone(machine)));
         let mut opened = Opened {
             function,
@@ -566,7 +571,7 @@ impl DmaSpace for Space {
 
     fn allocate(&self, iova: u64, size: u64) -> io::Result<GuestMap> {
         let size = size.next_multiple_of(4096);
-        let map = GuestMap::new(vec![self.0.region(iova, size)?]).map_err(io::Error::other)?;
+        let map = GuestMap::new(vec![self.0.region(iova, iova, size)?]).map_err(io::Error::other)?;
         // Others may have had it.
         map.resolve(iova, size).map_err(io::Error::other)?.write(&vec![0; size as usize]);
         Ok(map)

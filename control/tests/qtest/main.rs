@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex};
 use ringway_control::operator::api::{DevChanged, DevSet, DevShow, DeviceEntry, MgmtdevShow, Select};
 use ringway_control::subsystem::{Options, Subsystem};
 use ringway_pmd::bus::pci::{Device, host};
+use ringway_pmd::bus::virt::VirtualBus;
 use ringway_pmd::bus::{Bus, BusEvent, BusInfo};
 use ringway_pmd::driver::Attached;
 use ringway_pmd::drivers::functions::{Seen, drivers, examiners};
@@ -74,7 +75,7 @@ impl Host {
         let seen = examiner.examine(address, &opener);
         let bus = OneFunction(Some(Mutex::new(Device { address, id, numa_node: None, opener, seen })));
         let folder = tempfile::tempdir().unwrap();
-        let attached = Attached::new(bus, drivers());
+        let attached = Attached::new(bus, drivers(&VirtualBus::default()));
         let options = Options { attachments: vec![Box::new(attached)], ..Options::embedded(folder.path()) };
         let subsystem = Subsystem::start(options).unwrap();
         let mgmtdev = format!("pci/{address}");

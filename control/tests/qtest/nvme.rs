@@ -1,14 +1,16 @@
 //! The NVMe library, and the driver, on QEMU's own controller.
 
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use ringway_control::operator::api::DeviceEntry;
+use ringway_control::operator::api::{DeviceEntry, PortDeleted, PortEntry, PortShow, PortState, Target};
 use ringway_control::subsystem::{Options, Subsystem};
 use ringway_pmd::bus::pci::Device;
-use ringway_pmd::driver::Attached;
-use ringway_pmd::drivers::nvme::{EXAMINER, Nvme};
+use ringway_pmd::bus::virt::VirtualBus;
+use ringway_pmd::driver::{Attached, Attachments};
+use ringway_pmd::drivers::nvme::{EXAMINER, Nvme, NvmeFunction};
 use ringway_pmd::nvme::NvmeFault;
 use ringway_pmd::nvme::command::{Command, Range, Status};
 use ringway_pmd::nvme::controller::Controller;
@@ -59,6 +61,26 @@ impl Scene {
         let ground = Ground::start_with(&arguments, folder);
         let memory = GuestMap::new(vec![ground.memory(MEMORY, 16 << 20)]).unwrap();
         Scene { ground, files, memory }
+    }
+
+    /// The driver of its controller, and that of the controller's functions, under a whole subsystem.
+    fn subsystem(&self) -> (Subsystem, tempfile::TempDir) {
+        let (address, opener) = (self.ground.address(), self.ground.opener());
+        let seen = EXAMINER.examine(address, &opener);
+        let device = Device { address, id: self.ground.id(), numa_node: None, opener, seen };
+        let (bus, virt) = (super::OneFunction(Some(Mutex::new(device))), VirtualBus::default());
+        let folder = tempfile::tempdir().unwrap();
+        let attachments: Vec<Box<dyn Attachments>> = vec![
+            Box::new(Attached::new(virt.clone(), vec![Box::new(NvmeFunction)])),
+            Box::new(Attached::new(bus, vec![Box::new(Nvme(virt))])),
+        ];
+        let options = Options { attachments, ..Options::embedded(folder.path()) };
+        (Subsystem::start(options).unwrap(), folder)
+    }
+
+    /// Its controller's management device.
+    fn name(&self) -> String {
+        format!("pci/{}", self.ground.address())
     }
 
     fn open(&self) -> Controller {
@@ -361,35 +383,34 @@ fn ask(rig: &Rig, ring: &mut dyn DriverRing, (kind, sector): (u32, u64), data: &
     answer[0]
 }
 
+/// A guest's first queue, begun.
+fn begin(rig: &Rig, folder: &Path, name: &str) -> (Frontend, Box<dyn DriverRing>) {
+    let mut frontend = None;
+    eventually(|| {
+        frontend = Frontend::connect(&folder.join(format!("dev/{name}.sock")), SOON).ok();
+        frontend.is_some()
+    });
+    let mut frontend = frontend.unwrap();
+    rig.introduce(&mut frontend);
+    let ring = rig.driver(0, Position::START);
+    rig.start_ring(&mut frontend, 0, rig.fresh());
+    frontend.enable_ring(0, true).unwrap();
+    (frontend, ring)
+}
+
 /// The driver under the whole subsystem: what a guest writes is in the namespace's file, and comes back.
 #[test]
 #[ignore = "needs QEMU >= 8: run deploy/test"]
 fn guests_disk_is_a_namespace_of_qemus_controller() {
     let scene = Scene::new();
-    let (address, opener) = (scene.ground.address(), scene.ground.opener());
-    let seen = EXAMINER.examine(address, &opener);
-    let device = Device { address, id: scene.ground.id(), numa_node: None, opener, seen };
-    let bus = super::OneFunction(Some(Mutex::new(device)));
-    let folder = tempfile::tempdir().unwrap();
-    let attached = Attached::new(bus, vec![Box::new(Nvme)]);
-    let options = Options { attachments: vec![Box::new(attached)], ..Options::embedded(folder.path()) };
-    let subsystem = Subsystem::start(options).unwrap();
-    let mut entry =
-        DeviceEntry { name: "d0".to_owned(), mgmtdev: format!("pci/{address}"), ..DeviceEntry::default() };
+    let (subsystem, folder) = scene.subsystem();
+    let mgmtdev = scene.name();
+    let mut entry = DeviceEntry { name: "d0".to_owned(), mgmtdev, ..DeviceEntry::default() };
     entry.attributes.insert("namespace".to_owned(), "2".to_owned());
     subsystem.add(&entry).unwrap();
     for format in [Format::Split, Format::Packed] {
         let rig = Rig::within(format, 1, |bytes| scene.ground.memory(Rig::GPA, bytes.next_multiple_of(4096)));
-        let mut frontend = None;
-        eventually(|| {
-            frontend = Frontend::connect(&folder.path().join("dev/d0.sock"), SOON).ok();
-            frontend.is_some()
-        });
-        let mut frontend = frontend.unwrap();
-        rig.introduce(&mut frontend);
-        let mut ring = rig.driver(0, Position::START);
-        rig.start_ring(&mut frontend, 0, rig.fresh());
-        frontend.enable_ring(0, true).unwrap();
+        let (mut frontend, mut ring) = begin(&rig, folder.path(), "d0");
         for n in 0..20u64 {
             let mut data: Vec<u8> = (0..8192).map(|at| pattern(n, at)).collect();
             let written = data.clone();
@@ -405,6 +426,72 @@ fn guests_disk_is_a_namespace_of_qemus_controller() {
         assert_eq!(ask(&rig, &mut *ring, (0, DISK / 512), &mut [0; 4096]), 1);
         frontend.stop_ring(0).unwrap();
     }
+    drop(subsystem);
+    eventually(|| scene.ground.is_closed());
+}
+
+/// Two guests, whose memory has the same addresses, each on a function of the controller: a queue pair and a namespace of its own. One
+/// function goes, and the other one goes on.
+#[test]
+#[ignore = "needs QEMU >= 8: run deploy/test"]
+fn guests_disks_are_queue_pairs_of_qemus_controller_handed_out_one_by_one() {
+    const GPA: u64 = 16 << 20;
+    let scene = Scene::new();
+    let (subsystem, folder) = scene.subsystem();
+    let controller = scene.name();
+    let function = |number: u32, namespace: u32| {
+        let port = PortEntry {
+            mgmtdev: controller.clone(),
+            flavour: "pcisf".to_owned(),
+            pfnum: 0,
+            sfnum: number,
+            state: PortState::Active,
+            attributes: [("namespace".to_owned(), namespace.to_string())].into(),
+        };
+        subsystem.call::<_, PortShow>("port.add", &port).unwrap();
+        let mgmtdev = format!("auxiliary/{}.sf.{number}", controller.replace('/', "."));
+        let entry = DeviceEntry { name: format!("f{number}"), mgmtdev, ..DeviceEntry::default() };
+        subsystem.add(&entry).unwrap();
+    };
+    function(1, 1);
+    function(2, 2);
+    // The first who comes has the controller's first GiB, the second the next.
+    let rig = |nth: u64| {
+        Rig::within(Format::Packed, 1, |bytes| {
+            scene.ground.memory_elsewhere(GPA, (nth << 30) + GPA, bytes.next_multiple_of(4096))
+        })
+    };
+    let rigs = [rig(0), rig(1)];
+    let mut first = begin(&rigs[0], folder.path(), "f1");
+    let mut second = begin(&rigs[1], folder.path(), "f2");
+    let write = |rig: &Rig, ring: &mut dyn DriverRing, namespace: u32, n: u64| {
+        let mut data: Vec<u8> = (0..8192).map(|at| pattern(n << 8 | u64::from(namespace), at)).collect();
+        let written = data.clone();
+        assert_eq!(ask(rig, ring, (1, n * 16), &mut data), 0);
+        assert_eq!(ask(rig, ring, (4, 0), &mut []), 0);
+        assert!(scene.stored(namespace, n * 8192, 8192) == written);
+        data.fill(0);
+        assert_eq!(ask(rig, ring, (0, n * 16), &mut data), 0);
+        assert!(data == written);
+    };
+    for n in 0..10 {
+        write(&rigs[0], &mut *first.1, 1, n);
+        write(&rigs[1], &mut *second.1, 2, n);
+    }
+    let deleted: PortDeleted =
+        subsystem.call("port.del", &Target { name: format!("{controller}/1") }).unwrap();
+    assert_eq!(deleted.devices, ["f1"]);
+    eventually(|| first.0.queue_num().is_err());
+    (10..20).for_each(|n| write(&rigs[1], &mut *second.1, 2, n));
+    // Its namespace, and its addresses, are another's.
+    function(3, 1);
+    let again = rig(0);
+    let mut third = begin(&again, folder.path(), "f3");
+    let mut data = vec![0; 8192];
+    assert_eq!(ask(&again, &mut *third.1, (0, 16), &mut data), 0);
+    assert!(data == scene.stored(1, 8192, 8192));
+    (0..10).for_each(|n| write(&rigs[1], &mut *second.1, 2, n));
+    (20..30).for_each(|n| write(&again, &mut *third.1, 1, n));
     drop(subsystem);
     eventually(|| scene.ground.is_closed());
 }

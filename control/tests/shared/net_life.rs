@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use ringway_control::operator::api::{DeviceEntry, MgmtdevShow, Select};
 use ringway_control::subsystem::{Options, Subsystem};
+use ringway_pmd::bus::virt::VirtualBus;
 use ringway_pmd::driver::Attached;
 use ringway_pmd::drivers::functions::drivers;
 use ringway_pmd::notify::EventFd;
@@ -240,7 +241,7 @@ pub fn live<M: Liar>(life: &Life<Act>, scene: &Scene<M>) {
     life.found.iter().for_each(|lie| model.lie(lie));
     in_time("being found", || bus.plug(model.device()));
     let options = Options {
-        attachments: vec![Box::new(Attached::new(bus.clone(), drivers()))],
+        attachments: vec![Box::new(Attached::new(bus.clone(), drivers(&VirtualBus::default())))],
         ..Options::embedded(folder.path())
     };
     let subsystem = Subsystem::start(options).unwrap();

@@ -231,6 +231,10 @@ impl RigMemory {
     pub fn size(&self) -> u64 {
         self.0.size()
     }
+    /// Where it is for the guest.
+    pub fn gpa(&self) -> u64 {
+        self.0.gpa()
+    }
     /// Where it is for the front-end.
     pub fn address(&self) -> u64 {
         self.0.user_addr()
@@ -251,7 +255,7 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// Where the guest's memory begins, as it sees it.
+    /// Where the guest's memory begins, as it sees it, unless it is elsewhere.
     pub const GPA: u64 = 0x4000_0000;
     /// Entries of each ring.
     pub const SIZE: u16 = 64;
@@ -266,7 +270,7 @@ impl Rig {
         })
     }
 
-    /// One in memory that others have, of so many bytes at [`Rig::GPA`].
+    /// One in memory that others have, of so many bytes.
     pub fn within(format: Format, queues: u16, place: impl FnOnce(u64) -> Arc<Region>) -> Rig {
         let packed = if format == Format::Packed { Features::RING_PACKED } else { Features::NONE };
         let features = Features::VERSION_1 | packed;
@@ -281,7 +285,7 @@ impl Rig {
     /// The one region that holds it all.
     pub fn region(&self) -> MemoryRegion<'_> {
         MemoryRegion {
-            gpa: Rig::GPA,
+            gpa: self.memory.gpa(),
             size: self.memory.size(),
             user_addr: self.memory.address(),
             file_offset: self.memory.0.file_offset(),
@@ -302,7 +306,8 @@ impl Rig {
             size: self.size,
             features: self.features,
             map: Arc::clone(&self.map),
-            areas: Layout::new(self.format, self.size).at(Rig::GPA + u64::from(index) * Rig::RING_ROOM),
+            areas: Layout::new(self.format, self.size)
+                .at(self.memory.gpa() + u64::from(index) * Rig::RING_ROOM),
             position,
         };
         match self.format {
@@ -334,7 +339,7 @@ impl Rig {
     /// Guest address of a buffer.
     pub fn buffer(&self, queue: u32, n: u32) -> u64 {
         let buffers = u64::from(queue) * u64::from(Rig::SIZE) + u64::from(n % u32::from(Rig::SIZE));
-        Rig::GPA + self.queues * Rig::RING_ROOM + buffers * u64::from(Rig::BUFFER)
+        self.memory.gpa() + self.queues * Rig::RING_ROOM + buffers * u64::from(Rig::BUFFER)
     }
 
     /// Handshake, features, memory: all that comes before rings.

@@ -26,6 +26,7 @@ use ringway_control::fault::{Fault, Kind};
 use ringway_control::frontends::life::status;
 use ringway_control::operator::api::{DevShow, DeviceEntry, MgmtdevShow, Select};
 use ringway_control::subsystem::{Options, Subsystem};
+use ringway_pmd::bus::virt::VirtualBus;
 use ringway_pmd::driver::{Attached, Driver as _};
 use ringway_pmd::drivers::functions::drivers;
 use ringway_pmd::drivers::virtio_pci::VirtioPci;
@@ -54,7 +55,7 @@ impl Host {
     fn bare(model: Model) -> Host {
         let (bus, folder) = (ModelBus::new(), tempfile::tempdir().unwrap());
         bus.plug(model.device());
-        let attached = Attached::new(bus.clone(), drivers());
+        let attached = Attached::new(bus.clone(), drivers(&VirtualBus::default()));
         let options = Options { attachments: vec![Box::new(attached)], ..Options::embedded(folder.path()) };
         Host { subsystem: Subsystem::start(options).unwrap(), bus, model, folder }
     }

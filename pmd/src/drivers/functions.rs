@@ -5,6 +5,7 @@ use super::igbvf::{self, Igbvf};
 use super::nvme::{self, Nvme};
 use super::virtio_pci::{self, VirtioPci};
 use crate::bus::pci::{Device, Examiner};
+use crate::bus::virt::VirtualBus;
 use crate::driver::Driver;
 
 /// What a function was like when it was looked at.
@@ -24,7 +25,7 @@ pub fn examiners() -> Vec<Examiner<Seen>> {
     vec![ifc::EXAMINER, virtio_pci::EXAMINER, igbvf::EXAMINER, nvme::EXAMINER]
 }
 
-/// Who drives them.
-pub fn drivers() -> Vec<Box<dyn Driver<Device<Seen>>>> {
-    vec![Box::new(Ifc::default()), Box::new(VirtioPci), Box::new(Igbvf), Box::new(Nvme)]
+/// Who drives them; `bus` is where those that can be divided have their children.
+pub fn drivers(bus: &VirtualBus) -> Vec<Box<dyn Driver<Device<Seen>>>> {
+    vec![Box::new(Ifc::default()), Box::new(VirtioPci), Box::new(Igbvf), Box::new(Nvme(bus.clone()))]
 }

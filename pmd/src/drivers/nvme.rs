@@ -4,6 +4,14 @@
 //! A device is a disk on one namespace of it, served by a pump and a queue pair for each of its virtqueues; the controller reads
 //! and writes the guest's memory by itself. All devices of a controller share what it reaches: each has a window of its own, and
 //! only addresses that were looked up in a device's own memory go into commands for it.
+//!
+//! Its queue pairs can be handed out one by one, to children on the virtual bus, each of which makes a disk as the controller does:
+//!
+//! ```text
+//!   auxiliary/pci.DDDD:BB:DD.F.sf.1 --its pairs------+
+//!   auxiliary/pci.DDDD:BB:DD.F.sf.2 --its pairs------+-- controller -- namespaces
+//!   pci/DDDD:BB:DD.F -----------what pairs are left--+
+//! ```
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,28 +20,38 @@ use super::functions;
 use crate::block::BLOCK;
 use crate::block::disk::BlockDevice;
 use crate::block::plan::{ATTRIBUTES, MAX_QUEUES, NUM_QUEUES, Plan, number};
-use crate::bus::pci::{self, Examiner, Function, Id};
+use crate::bus::pci::{self, Examiner, Id};
+use crate::bus::virt::{Children, VirtualBus};
 use crate::driver::Driver;
 use crate::nvme::NvmeFault;
 use crate::nvme::controller::Controller;
 use crate::nvme::identify::{ControllerInfo, Limits, NamespaceInfo};
 use crate::vdpa::{
-    AttributeInfo, Class, DeviceHost, DeviceSpec, DriverError, ManagementDevice, MgmtInfo, Unfit, VdpaDevice,
+    AttributeInfo, Class, DeviceHost, DeviceSpec, DriverError, ManagementDevice, MgmtInfo, Parent, Unfit,
+    VdpaDevice,
 };
 
+// Who has what of a controller.
+mod books;
 // A namespace as a disk.
 mod disk;
+// Queue pairs of a controller as management devices of their own.
+mod function;
 // A controller that is open, and who stands on it.
 mod live;
 // What a pump's requests go to.
 mod queue;
 
-use disk::NvmeDisk;
-use live::{Shelf, Tenure};
+pub use function::NvmeFunction;
 
-/// The driver.
+use books::{Books, Tenure};
+use disk::NvmeDisk;
+use function::{Function, functions};
+use live::Shelf;
+
+/// The driver; functions of its controllers are children on this bus.
 #[derive(Debug, Default)]
-pub struct Nvme;
+pub struct Nvme(pub VirtualBus);
 
 impl Driver<pci::Device<functions::Seen>> for Nvme {
     fn name(&self) -> &'static str {
@@ -58,14 +76,9 @@ impl Driver<pci::Device<functions::Seen>> for Nvme {
             return Err(DriverError::Misconfigured(format!("{name} was looked at as something else")));
         };
         let shelf = Arc::new(Shelf::new(name, opener));
-        Ok(Box::new(NvmeFunction {
-            name: name.to_owned(),
-            seen,
-            numa_node,
-            shelf,
-            taken: BTreeMap::new(),
-            users: BTreeMap::new(),
-        }))
+        let books = Arc::new(Books::new(name, seen.pairs));
+        let stand = Stand { name: name.to_owned(), seen: Arc::new(seen), shelf, books };
+        Ok(Box::new(NvmeController { children: Children::new(self.0.clone(), name), stand, numa_node }))
     }
 }
 
@@ -93,7 +106,7 @@ pub struct Seen {
 
 impl Seen {
     /// Looks at one that nobody drives.
-    fn look(function: &Arc<dyn Function>) -> Result<Seen, NvmeFault> {
+    fn look(function: &Arc<dyn pci::Function>) -> Result<Seen, NvmeFault> {
         let controller = Controller::open(Arc::clone(function))?;
         let (mut namespaces, mut unfit) = (BTreeMap::new(), BTreeMap::new());
         for id in controller.namespaces()? {
@@ -117,24 +130,22 @@ impl Seen {
     }
 }
 
-/// The management device.
-struct NvmeFunction {
+/// A controller, as all have it that make devices on it.
+#[derive(Clone)]
+struct Stand {
+    /// The controller's management device.
     name: String,
-    seen: Seen,
-    numa_node: Option<u32>,
+    seen: Arc<Seen>,
     shelf: Arc<Shelf>,
-    /// Which device has which namespace.
-    taken: BTreeMap<String, u32>,
-    /// By namespace: the last device that had it, and whether its queues are there still.
-    users: BTreeMap<u32, (String, Arc<Tenure>)>,
+    books: Arc<Books>,
 }
 
-impl NvmeFunction {
+impl Stand {
     /// The namespace that a device is to have.
-    fn namespace(&self, spec: &DeviceSpec) -> Result<NamespaceInfo, DriverError> {
+    fn namespace(&self, id: Option<u32>) -> Result<NamespaceInfo, DriverError> {
         let (name, all) = (&self.name, &self.seen.namespaces);
         let listed = || all.keys().map(u32::to_string).collect::<Vec<_>>().join(", ");
-        let id = match (namespace(spec)?, all.len()) {
+        let id = match (id, all.len()) {
             (Some(id), _) => id,
             (None, 1) => all.keys().next().copied().unwrap_or(0),
             (None, _) => {
@@ -145,38 +156,72 @@ impl NvmeFunction {
         if let Some(why) = self.seen.unfit.get(&id) {
             return Err(DriverError::Misconfigured(format!("namespace {id}: {why}")));
         }
-        let info = all.get(&id).ok_or_else(|| {
-            DriverError::NotFound(format!("{name} has no namespace {id}, but {}", listed()))
-        })?;
-        let is_another = |(holder, taken): &(&String, &u32)| **taken == id && **holder != spec.name;
-        if let Some((holder, _)) = self.taken.iter().find(is_another) {
+        let info = all.get(&id);
+        info.copied()
+            .ok_or_else(|| DriverError::NotFound(format!("{name} has no namespace {id}, but {}", listed())))
+    }
+
+    /// Makes a device of the controller's own, or of a function's.
+    fn create(
+        &self,
+        of: Option<u32>,
+        id: Option<u32>,
+        spec: &DeviceSpec,
+        host: DeviceHost,
+    ) -> Result<Box<dyn VdpaDevice>, DriverError> {
+        let mut plan = Plan::new(spec)?;
+        let info = self.namespace(id)?;
+        let most = self.books.most(of);
+        if most == 0 {
             return Err(DriverError::Conflict {
-                what: format!("namespace {id} of {name} is a device's"),
-                held_by: Some(format!("device {holder}")),
-                hint: format!("another namespace, or ringway dev del {holder}"),
+                what: format!(
+                    "all {} queue pairs of {} are promised to ports",
+                    self.books.total(),
+                    self.name
+                ),
+                held_by: self.books.holders(),
+                hint: "ringway port del of one of these, or a device of one (ringway port show)".to_owned(),
             });
         }
-        // What was submitted before may be done after what a new device submits.
-        if let Some((before, _)) = self.users.get(&id).filter(|(_, tenure)| tenure.is_in_use()) {
-            return Err(DriverError::Conflict {
-                what: format!("namespace {id} of {name}: requests of the guest before are still under way"),
-                held_by: Some(format!("device {before}, which is gone")),
-                hint: "try again once the controller has answered or was reset, which takes some seconds"
-                    .to_owned(),
-            });
+        if number(spec, NUM_QUEUES, 1, MAX_QUEUES)?.is_some_and(|queues| queues > most) {
+            let why = match of {
+                Some(_) => format!("the function has {most} queue pairs"),
+                None if most < self.books.total() => {
+                    format!("{} has {most} queue pairs that are not promised to ports", self.name)
+                }
+                None => format!("{} has {most} queue pairs", self.name),
+            };
+            return Err(DriverError::Misconfigured(format!("num_queues {}: {why}", plan.num_queues)));
         }
-        Ok(*info)
+        plan.num_queues = plan.num_queues.min(most);
+        let writes = !plan.is_read_only && !info.is_read_only;
+        let tenure = Tenure::new(&spec.name, of, info.id, writes);
+        self.books.check(&tenure)?;
+        let (shelf, books) = (Arc::clone(&self.shelf), Arc::clone(&self.books));
+        let Seen { info: controller, limits, .. } = &*self.seen;
+        let disk = NvmeDisk::new(shelf, controller, limits, info, (books, Arc::clone(&tenure)), host.clone());
+        let device = BlockDevice::new(plan, disk, host)?;
+        self.books.begin(tenure);
+        Ok(Box::new(device))
     }
 }
 
-impl ManagementDevice for NvmeFunction {
+/// The management device of a controller.
+struct NvmeController {
+    stand: Stand,
+    numa_node: Option<u32>,
+    children: Children<Function>,
+}
+
+impl ManagementDevice for NvmeController {
     fn info(&self) -> MgmtInfo {
-        let queues = self.seen.pairs.min(MAX_QUEUES);
-        MgmtInfo { name: self.name.clone(), max_supported_vqs: queues.into(), ..at_most() }
+        let queues = self.stand.books.most(None).min(MAX_QUEUES);
+        MgmtInfo { name: self.stand.name.clone(), max_supported_vqs: queues.into(), ..at_most() }
     }
 
     fn attributes(&self) -> BTreeMap<String, String> {
-        let Seen { info, pairs, namespaces, unfit, .. } = &self.seen;
+        let Stand { seen, books, shelf, .. } = &self.stand;
+        let Seen { info, namespaces, unfit, .. } = &**seen;
         let sizes = namespaces.values().map(|info| format!("{}:{}x{}", info.id, info.blocks, info.block()));
         let sizes = sizes.chain(unfit.keys().map(|id| format!("{id}:unfit"))).collect::<Vec<_>>().join(",");
         let known = [
@@ -185,61 +230,49 @@ impl ManagementDevice for NvmeFunction {
             ("serial", Some(info.serial.clone())),
             ("firmware", Some(info.firmware.clone())),
             ("namespaces", Some(sizes)),
-            ("queue_pairs", Some(pairs.to_string())),
+            ("queue_pairs", Some(books.total().to_string())),
+            ("own_queue_pairs", Some(books.most(None).to_string())),
+            ("own_queue_pairs_in_use", Some(books.in_use(None).to_string())),
             ("numa_node", self.numa_node.map(|node| node.to_string())),
         ];
         let known = known.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
-        known.chain(self.shelf.counts().attributes()).collect()
+        known.chain(shelf.counts().attributes()).collect()
     }
 
     fn create(&mut self, spec: &DeviceSpec, host: DeviceHost) -> Result<Box<dyn VdpaDevice>, DriverError> {
-        let mut plan = Plan::new(spec)?;
-        let info = self.namespace(spec)?;
-        if number(spec, NUM_QUEUES, 1, MAX_QUEUES)?.is_some_and(|queues| queues > self.seen.pairs) {
-            let why =
-                format!("num_queues {}: {} has {} queue pairs", plan.num_queues, self.name, self.seen.pairs);
-            return Err(DriverError::Misconfigured(why));
-        }
-        plan.num_queues = plan.num_queues.min(self.seen.pairs);
-        let (shelf, tenure) = (Arc::clone(&self.shelf), Arc::new(Tenure::default()));
-        let Seen { info: controller, limits, .. } = &self.seen;
-        let disk = NvmeDisk::new(shelf, controller, limits, info, Arc::clone(&tenure), host.clone());
-        let device = BlockDevice::new(plan, disk, host)?;
-        self.removed(&spec.name);
-        self.taken.insert(spec.name.clone(), info.id);
-        self.users.insert(info.id, (spec.name.clone(), tenure));
-        Ok(Box::new(device))
+        self.stand.create(None, namespace(spec)?, spec, host)
     }
 
     fn removed(&mut self, name: &str) {
-        if let Some((_, tenure)) = self.taken.remove(name).and_then(|id| self.users.get(&id)) {
-            tenure.end();
-        }
+        self.stand.books.end(name);
+    }
+
+    fn parent(&mut self) -> Option<&mut dyn Parent> {
+        Some(self)
     }
 }
 
 fn at_most() -> MgmtInfo {
-    let mut attributes = vec![AttributeInfo {
-        name: NAMESPACE,
-        value: "N",
-        help: "which of the controller's namespaces (default: the one that it has)",
-        live: None,
-    }];
-    attributes.extend(ATTRIBUTES);
     MgmtInfo {
         name: String::new(),
         class: Class::Block,
         max_supported_vqs: MAX_QUEUES.into(),
         max_devices: None,
         features: BLOCK,
-        attributes,
-        functions: None,
+        attributes: attributes("which of the controller's namespaces (default: the one that it has)"),
+        functions: Some(functions()),
         summary: "NVMe controller; a core passes the guest's requests on, and the controller reaches the guest's memory",
         check: |_, spec| {
             namespace(spec)?;
             Plan::of_attributes(spec).map(drop)
         },
     }
+}
+
+/// What `dev add` takes.
+fn attributes(namespace: &'static str) -> Vec<AttributeInfo> {
+    let namespace = AttributeInfo { name: NAMESPACE, value: "N", help: namespace, live: None };
+    std::iter::once(namespace).chain(ATTRIBUTES).collect()
 }
 
 /// The namespace that is asked for.

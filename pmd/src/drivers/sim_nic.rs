@@ -257,7 +257,7 @@ impl Driver<Child> for SimFunction {
     }
 
     fn at_most(&self) -> MgmtInfo {
-        describe_function(String::new(), MAX_PAIRS)
+        describe_function("auxiliary/simnic.".to_owned(), MAX_PAIRS)
     }
 
     fn matches(&self, child: &Child) -> bool {

@@ -205,10 +205,15 @@ pub(crate) fn port_add_help() -> String {
 /// What stands below the help of `port function set`.
 pub(crate) fn function_help() -> String {
     let mut text = format!("Keywords:\n{}", keyword_line(&STATE));
-    for kind in crate::devices::drivers::known().kinds {
-        for attribute in kind.device.functions.iter().flat_map(|functions| &functions.attributes) {
+    let known = crate::devices::drivers::known();
+    let kinds = known.kinds.iter().map(|kind| (format!("{}/NAME", kind.name), &kind.device));
+    let on_buses = known.buses.iter().flat_map(|bus| {
+        bus.at_most.iter().map(|info| (format!("{}/{}", bus.info.name, bus.info.shape), info))
+    });
+    for (name, info) in kinds.chain(on_buses) {
+        for attribute in info.functions.iter().flat_map(|functions| &functions.attributes) {
             let term = format!("{} {}", attribute.name, attribute.value);
-            text.push_str(&format!("\n  {term:<28} {} ({}/NAME)", attribute.help, kind.name));
+            text.push_str(&format!("\n  {term:<28} {} ({name})", attribute.help));
         }
     }
     text

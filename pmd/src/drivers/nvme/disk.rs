@@ -11,7 +11,8 @@ use std::sync::atomic::Ordering;
 use ringway_ring::guest::{GuestMap, Region};
 
 use super::NAMESPACE;
-use super::live::{Live, Member, Place, Shelf, Tenure};
+use super::books::{Books, Tenure};
+use super::live::{Live, Member, Place, Shelf};
 use super::queue::{NvmeQueue, Terms};
 use crate::block::disk::{Disk, Geometry, QueueSeat};
 use crate::block::{RangeLimits, SECTOR};
@@ -26,6 +27,7 @@ pub(super) struct NvmeDisk {
     info: NamespaceInfo,
     terms: Terms,
     member: Arc<Member>,
+    books: Arc<Books>,
     tenure: Arc<Tenure>,
     /// Shared with its queues.
     place: Option<Arc<Place>>,
@@ -47,7 +49,7 @@ impl NvmeDisk {
         controller: &ControllerInfo,
         limits: &Limits,
         info: NamespaceInfo,
-        tenure: Arc<Tenure>,
+        (books, tenure): (Arc<Books>, Arc<Tenure>),
         host: DeviceHost,
     ) -> NvmeDisk {
         NvmeDisk {
@@ -55,6 +57,7 @@ impl NvmeDisk {
             member: Arc::new(Member::new(host, &info)),
             shelf,
             info,
+            books,
             tenure,
             place: None,
             live: None,
@@ -123,15 +126,13 @@ impl Disk for NvmeDisk {
         let Some(place) = self.place.as_ref().filter(holds) else {
             return Err(DriverError::PeerMisbehaved("a queue's memory is not the device's".to_owned()));
         };
-        let Some(tenant) = self.tenure.enter() else {
-            return Err(DriverError::NotFound("the device was removed".to_owned()));
+        let resource = |why: String| DriverError::Resource {
+            what: format!("queue {} on {}", seat.index, self.shelf.name()),
+            source: io::Error::other(why),
         };
-        NvmeQueue::new(&live, self.terms, (Arc::clone(place), tenant), &seat).map_err(|fault| {
-            DriverError::Resource {
-                what: format!("queue {} on {}", seat.index, self.shelf.name()),
-                source: io::Error::other(fault.to_string()),
-            }
-        })
+        let claim = self.books.claim(&self.tenure).map_err(resource)?;
+        NvmeQueue::new(&live, self.terms, (Arc::clone(place), claim), &seat)
+            .map_err(|fault| resource(fault.to_string()))
     }
 
     fn dma(&self) -> bool {

@@ -163,47 +163,6 @@ pub(super) struct Member {
     pub(super) block: u64,
 }
 
-/// Who may use a namespace: a device until it is removed, and its queues until the last of them has left its pair.
-#[derive(Debug, Default)]
-pub(super) struct Tenure(Mutex<Tenants>);
-
-#[derive(Debug, Default)]
-struct Tenants {
-    queues: usize,
-    is_over: bool,
-}
-
-/// A queue's part of it.
-pub(super) struct Tenant(Arc<Tenure>);
-
-impl Tenure {
-    /// For a queue that begins. None: the device was removed.
-    pub(super) fn enter(self: &Arc<Tenure>) -> Option<Tenant> {
-        let mut tenants = lock(&self.0);
-        if tenants.is_over {
-            return None;
-        }
-        tenants.queues += 1;
-        Some(Tenant(Arc::clone(self)))
-    }
-
-    /// The device was removed: no queue of it begins any more.
-    pub(super) fn end(&self) {
-        lock(&self.0).is_over = true;
-    }
-
-    /// There are queues.
-    pub(super) fn is_in_use(&self) -> bool {
-        lock(&self.0).queues > 0
-    }
-}
-
-impl Drop for Tenant {
-    fn drop(&mut self) {
-        lock(&self.0.0).queues -= 1;
-    }
-}
-
 /// Where a queue's pair is handed over.
 pub(super) struct Seat {
     state: AtomicU8,

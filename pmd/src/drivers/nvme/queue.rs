@@ -21,7 +21,8 @@ use std::sync::atomic::Ordering;
 use ringway_ring::chain::Span;
 use ringway_ring::guest::HostSlice;
 
-use super::live::{Counts, Live, Place, Seat, Tenant};
+use super::books::Claim;
+use super::live::{Counts, Live, Place, Seat};
 use crate::block::backing::{BackingQueue, Ended, Operation, Outcome, Submitted, Taken, Wake};
 use crate::block::disk::QueueSeat;
 use crate::counters::DropReason;
@@ -91,9 +92,10 @@ pub(super) struct NvmeQueue {
     copies: Copies,
     /// When late commands were looked for last.
     looked: u32,
-    // Let go of last, when the pair was left: what the controller may reach for it until then, the namespace, the controller.
+    // Let go of last, when the pair was left: what the controller may reach for it until then, the namespace and
+    // the pair, the controller.
     place: Arc<Place>,
-    _tenant: Tenant,
+    _claim: Claim,
     live: Arc<Live>,
 }
 
@@ -171,7 +173,7 @@ impl NvmeQueue {
     pub(super) fn new(
         live: &Arc<Live>,
         terms: Terms,
-        (place, tenant): (Arc<Place>, Tenant),
+        (place, claim): (Arc<Place>, Claim),
         wanted: &QueueSeat<'_>,
     ) -> Result<NvmeQueue, NvmeFault> {
         let entries = (wanted.slots.saturating_add(1)).next_power_of_two().max(LEAST_ENTRIES);
@@ -209,7 +211,7 @@ impl NvmeQueue {
             copies: Copies { memory, free: (0..copies as u16).collect() },
             looked: 0,
             place,
-            _tenant: tenant,
+            _claim: claim,
             live: Arc::clone(live),
         })
     }
