@@ -33,3 +33,5 @@ pub(crate) mod register;
 pub(crate) mod state;
 // What was taken away is made again.
 pub(crate) mod upkeep;
+// VLANs of bridges' ports.
+pub(crate) mod vlans;

@@ -55,6 +55,8 @@ pub enum DropReason {
     UplinkFull,
     /// The function gave a frame back that was sent from here: by the device, or by a guest of the bridge.
     Reflected,
+    /// The port does not carry the frame's VLAN, or nobody does who could be sent it.
+    Vlan,
     /// The function received the frame damaged.
     Damaged,
     /// The request is for sectors beyond the disk's end.
@@ -77,7 +79,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of its number; those of disks' requests come last.
-    pub const ALL: [DropReason; 26] = [
+    pub const ALL: [DropReason; 27] = [
         DropReason::NoRxBuffer,
         DropReason::RxDisabled,
         DropReason::RxBufferTooSmall,
@@ -95,6 +97,7 @@ impl DropReason {
         DropReason::SamePort,
         DropReason::UplinkFull,
         DropReason::Reflected,
+        DropReason::Vlan,
         DropReason::Damaged,
         DropReason::BeyondEnd,
         DropReason::Misaligned,
@@ -135,6 +138,7 @@ impl DropReason {
             DropReason::SamePort => "same_port",
             DropReason::UplinkFull => "uplink_full",
             DropReason::Reflected => "reflected",
+            DropReason::Vlan => "vlan",
             DropReason::Damaged => "damaged",
             DropReason::BeyondEnd => "beyond_end",
             DropReason::Misaligned => "misaligned",
@@ -194,6 +198,9 @@ impl DropReason {
             }
             DropReason::UplinkFull => {
                 "the function behind the bridge did not send in time: its link is down (ringway dev show), or slower than what is sent"
+            }
+            DropReason::Vlan => {
+                "the port, or the one that the frame is for, does not carry its VLAN: ringway bridge vlan show tells which do; a second tag behind the first, or a tag of a VLAN that the guest is not in, is its guest's fault"
             }
             DropReason::Damaged => {
                 "frames arrive with errors: look at the cable, the transceiver and the switch's port"

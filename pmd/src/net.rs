@@ -48,6 +48,8 @@ pub mod transfer;
 mod transmit;
 // A function of the host's as a bridge's way out.
 pub mod uplink;
+// Which VLANs a bridge's ports carry, and their frames' tags.
+pub mod vlan;
 
 use std::fmt;
 use std::str::FromStr;

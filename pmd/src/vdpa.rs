@@ -81,7 +81,7 @@ mod queues;
 // What an operator asks of a new device.
 mod spec;
 
-pub use self::class::{BlockOps, Class, ClassOps, Learned, NetMgmt, NetOps, VENDOR_ID};
+pub use self::class::{BlockOps, Class, ClassOps, Learned, LearnedStation, NetMgmt, NetOps, VENDOR_ID};
 pub use self::config::{ConfigError, ConfigSpace};
 pub use self::device::{DataPath, Facts, Health, QueueLimits, VdpaDevice};
 pub use self::error::{DriverError, Unfit};

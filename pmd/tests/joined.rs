@@ -56,6 +56,8 @@ mod races;
 mod scene;
 #[path = "joined/taps.rs"]
 mod taps;
+#[path = "joined/vlans.rs"]
+mod vlans;
 #[path = "joined/workers.rs"]
 mod workers;
 

@@ -94,7 +94,7 @@ impl Frames {
 
 impl Source for Frames {
     fn ingress(&self) -> Ingress {
-        Ingress { header_len: HEADER, max_frame: 1518, may: Offloads::default(), only: None }
+        Ingress { header_len: HEADER, max_frame: 1518, may: Offloads::default(), only: None, by_vlan: false }
     }
     fn is_faulted(&self) -> bool {
         self.is_faulted

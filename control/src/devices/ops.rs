@@ -49,10 +49,13 @@ impl Daemon {
             "dev.show" => read(params).and_then(|select| to_value(&self.show_devices(select)?)),
             "dev.config.show" => read(params).and_then(|select| to_value(&self.show_config(select)?)),
             "dev.vstats.show" => read(params).and_then(|queue| to_value(&self.show_vstats(queue)?)),
+            "bridge.vlan.show" => read(params).and_then(|select| to_value(&self.show_vlans(&select)?)),
             "core.show" => none(params).and_then(|()| to_value(&self.show_cores())),
             "config.dump" => none(params).and_then(|()| to_value(&self.dump()?)),
             "dev.add" | "dev.del" | "dev.set" | "mgmtdev.add" | "mgmtdev.set" | "mgmtdev.del"
-            | "port.add" | "port.del" | "port.function.set" => self.change(method, params, caller),
+            | "port.add" | "port.del" | "port.function.set" | "bridge.vlan.add" | "bridge.vlan.del" => {
+                self.change(method, params, caller)
+            }
             _ => return None,
         };
         Some(result)
@@ -72,6 +75,10 @@ impl Daemon {
                 "port.add" => read(params).and_then(|entry| to_value(&self.add_port(entry)?)),
                 "port.del" => read(params).and_then(|target| to_value(&self.delete_port(&target)?)),
                 "port.function.set" => read(params).and_then(|set| to_value(&self.set_port(&set)?)),
+                "bridge.vlan.add" | "bridge.vlan.del" => {
+                    let is_added = method == "bridge.vlan.add";
+                    read(params).and_then(|change| to_value(&self.change_vlans(&change, is_added)?))
+                }
                 _ => read(params).and_then(|set| to_value(&self.set(&set)?)),
             }
         };
@@ -509,7 +516,7 @@ impl Daemon {
         }
     }
 
-    fn set(&mut self, set: &DevSet) -> Result<DevChanged, Fault> {
+    pub(crate) fn set(&mut self, set: &DevSet) -> Result<DevChanged, Fault> {
         let id = self.registry.id_of(&set.name).map_err(|fault| self.if_absent(&set.name, fault))?;
         if set.mac.is_none() && set.mtu.is_none() && set.core.is_none() && set.attributes.is_empty() {
             return Err(

@@ -21,6 +21,9 @@
 //! | `dev.config.show` | [`Select`] | [`ConfigShow`] |
 //! | `dev.vstats.show` | [`Queue`] | [`VstatsShow`] |
 //! | `dev.set` | [`DevSet`] | [`DevChanged`] |
+//! | `bridge.vlan.show` | [`Select`] | [`VlanShow`] |
+//! | `bridge.vlan.add` | [`VlanChange`] | [`DevChanged`] |
+//! | `bridge.vlan.del` | [`VlanChange`] | [`DevChanged`] |
 //! | `core.show` | | [`CoreShow`] |
 //! | `events` | [`Follow`] | [`EventPage`], then notifications `event` with an [`Event`] each |
 //! | `config.dump` | | [`Dump`] |
@@ -36,9 +39,11 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+mod bridge;
 mod info;
 mod port;
 
+pub use bridge::*;
 pub use info::*;
 pub use port::*;
 
@@ -48,7 +53,7 @@ use crate::operator::names::FeatureName;
 pub const VERSION: &str = "1.2";
 
 /// Every method.
-pub const METHODS: [&str; 18] = [
+pub const METHODS: [&str; 21] = [
     "hello",
     "mgmtdev.show",
     "mgmtdev.add",
@@ -64,6 +69,9 @@ pub const METHODS: [&str; 18] = [
     "dev.config.show",
     "dev.vstats.show",
     "dev.set",
+    "bridge.vlan.show",
+    "bridge.vlan.add",
+    "bridge.vlan.del",
     "core.show",
     "events",
     "config.dump",
@@ -285,6 +293,9 @@ pub struct LearnedInfo {
 pub struct StationInfo {
     /// Its address.
     pub mac: String,
+    /// The VLAN in which it was heard of, where the bridge looks at them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<u16>,
     /// The device.
     pub dev: String,
     /// Seconds since it was last heard of.

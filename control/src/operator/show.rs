@@ -294,10 +294,11 @@ impl Daemon {
 
 fn learned(learned: ringway_pmd::vdpa::Learned) -> LearnedInfo {
     let stations = learned.stations.into_iter();
-    let station = |(mac, dev, age_s): (ringway_pmd::net::Mac, String, u64)| StationInfo {
-        mac: mac.to_string(),
-        dev,
-        age_s,
+    let station = |station: ringway_pmd::vdpa::LearnedStation| StationInfo {
+        mac: station.mac.to_string(),
+        vlan: station.vid,
+        dev: station.device,
+        age_s: station.age,
     };
     LearnedInfo { stations: stations.map(station).collect(), refused: learned.refused }
 }
@@ -615,6 +616,7 @@ fn drop_meaning(reason: DropReason) -> &'static str {
         DropReason::SamePort => "sender and receiver are behind the same port",
         DropReason::UplinkFull => "the uplink had no room for the frame",
         DropReason::Reflected => "the function gave back a frame that was sent from here",
+        DropReason::Vlan => "the port, or the one that it is for, does not carry the frame's VLAN",
         DropReason::Damaged => "the function received the frame damaged",
         DropReason::BeyondEnd => "the request is for sectors beyond the disk's end",
         DropReason::Misaligned => "the request is for less than whole blocks",

@@ -40,6 +40,12 @@ fn names_that_are_none_and_words_that_do_not_fit_say_what_would() {
         ("dev add name a mgmtdev bridge/b netns x", 2, "goes with tap IFNAME"),
         ("dev add name a mgmtdev bridge/b tap a/b", 2, "not a name that the kernel takes"),
         ("dev add name a mgmtdev tap/a%d", 2, "cannot be a management device's name"),
+        ("dev add name a mgmtdev bridge/b vlan 4095", 2, "`4095` begins with no VLAN: 1 to 4094"),
+        ("dev add name a mgmtdev link/l vlan 5", 2, "link/l has no attribute `vlan`"),
+        ("bridge vlan add dev a vid 5", 3, "a"),
+        ("bridge vlan add vid 5", 2, "dev NAME is missing"),
+        ("bridge vlan add dev a vid 5 untaged", 2, "`untaged` is no word of bridge vlan"),
+        ("bridge vlan show a", 2, "takes `dev NAME`"),
         ("mgmtdev add name link/l ageing 5", 2, "link/l has none"),
         ("mgmtdev add name bridge/b agein 5", 2, "did you mean ageing?"),
         ("mgmtdev add name bridge/b ageing 0", 2, "must be 1 to 1000000 seconds"),
@@ -175,4 +181,63 @@ fn one_function_twice_in_a_file_is_found_without_a_daemon() {
     ] {
         check(own, &with(word)).bad(2);
     }
+}
+
+#[test]
+fn vlans_of_ports_are_given_in_the_words_of_bridge_vlan_shown_and_kept() {
+    let mut daemon = Daemon::start();
+    daemon.run("dev add name a mgmtdev bridge/b0").good();
+    daemon.run("dev add name b mgmtdev bridge/b0").good();
+    daemon.run("dev add name l mgmtdev link/l0").good();
+    // Nobody looks at VLANs.
+    assert_eq!(daemon.run("bridge vlan show").good(), "");
+    daemon.run("bridge vlan add dev a vid 100 pvid untagged").good();
+    daemon.run("bridge vlan add dev a vid 200-210").good();
+    let shown = daemon.run("bridge vlan show").good();
+    assert_eq!(
+        shown,
+        "port              vlan-id\n\
+         a                 100 PVID Egress Untagged\n                  200-210\n\
+         b                 1 PVID Egress Untagged\n"
+    );
+    let json = daemon.run("-j bridge vlan show dev a").json();
+    assert_eq!(
+        json["vlan"]["a"]["vlans"],
+        serde_json::json!([
+            { "vlan": 100, "flags": ["PVID", "Egress Untagged"] }, { "vlan": 200, "vlanEnd": 210 }
+        ])
+    );
+    assert_eq!(daemon.device("a")["attributes"]["vlan"], "100 pvid untagged,200-210");
+    assert!(daemon.device("b")["attributes"]["vlan"].is_null());
+    for (line, code, said) in [
+        ("bridge vlan del dev a vid 300", 3, "a was given no VLAN 300"),
+        ("bridge vlan del dev b vid 1", 3, "b was given no VLAN 1"),
+        ("bridge vlan add dev a vid 5-7 pvid", 2, "only one VLAN can be the pvid"),
+        ("bridge vlan add dev a vid 0", 2, "vid `0` is no VLAN"),
+        ("bridge vlan add dev l vid 5", 2, "l is no port of a bridge: its mgmtdev is link/l0"),
+        ("bridge vlan add dev c vid 5", 3, "c"),
+    ] {
+        let told = daemon.run(line).bad(code);
+        assert!(told.contains(said), "{line}: {told}");
+    }
+    daemon.run("bridge vlan del dev a vid 201-209").good();
+    // While a front-end is connected it is in force at once: exit 0, no note.
+    let mut guest = Frontend::connect(&daemon.socket("a"), SOON).unwrap();
+    guest.handshake().unwrap();
+    wait_for("connected", || daemon.device("a")["state"] == "connected");
+    daemon.run("bridge vlan add dev a vid 300").good();
+    assert_eq!(daemon.device("a")["attributes"]["vlan"], "100 pvid untagged,200,210,300");
+    drop(guest);
+    let dump = daemon.run("config dump").good();
+    assert!(dump.contains("vlan = \"100 pvid untagged,200,210,300\"\n"), "{dump}");
+    daemon.terminate();
+    daemon.start_again(&[]);
+    assert_eq!(daemon.device("a")["attributes"]["vlan"], "100 pvid untagged,200,210,300");
+    for vid in ["100", "200", "210", "300"] {
+        daemon.run(&format!("bridge vlan del dev a vid {vid}")).good();
+    }
+    // None is not the same as never given any.
+    assert!(daemon.run("bridge vlan show dev a").good().ends_with("a                 none\n"));
+    daemon.run("dev set name a vlan off").good();
+    assert_eq!(daemon.run("bridge vlan show").good(), "");
 }

@@ -16,11 +16,13 @@ use super::joined::{FEATURES, JoinedDevice, MAX_PAIRS, Members};
 use super::link::{self, CHECK};
 use super::uplink::{UPLINK, UplinkPort};
 use crate::net::fabric::{BridgeSettings, Fabric, MOST_PORTS};
+use crate::net::fdb::cycles;
 use crate::net::plan::{Offer, Plan, switch, word};
 use crate::net::uplink::UplinkFunction;
+use crate::net::vlan::Vlans;
 use crate::vdpa::{
-    AttributeInfo, Class, DeviceHost, DeviceSpec, DriverError, Learned, ManagementDevice, MgmtInfo, MgmtKind,
-    MgmtKindInfo, NetMgmt, Unfit, VdpaDevice,
+    AttributeInfo, Class, DeviceHost, DeviceSpec, DriverError, Learned, LearnedStation, ManagementDevice,
+    MgmtInfo, MgmtKind, MgmtKindInfo, NetMgmt, Unfit, VdpaDevice,
 };
 
 /// The kind.
@@ -146,7 +148,7 @@ pub(super) fn join(
         (CHECK.name.to_owned(), word(is_checked)),
         (FLOOD.name.to_owned(), flood.map_or_else(|| "off".to_owned(), |pps| pps.to_string())),
     ]);
-    let port = fabric.port(flood)?;
+    let port = fabric.port(flood)?.in_vlans(vlans(&spec.attributes)?);
     members.add(&spec.name, &port);
     Ok(JoinedDevice::new(port, plan, is_checked, attributes))
 }
@@ -156,7 +158,8 @@ pub(super) fn learned(settings: &BridgeSettings, members: &Members) -> Learned {
     let stations = settings.stations();
     let seen = stations.seen().into_iter().map(|station| {
         let device = members.at(station.slot).unwrap_or("?").to_owned();
-        (station.mac, device, station.age / tsc::hertz().max(1))
+        let vid = Some(station.vid).filter(|vid| *vid != 0);
+        LearnedStation { mac: station.mac, vid, device, age: cycles(station.age) / tsc::hertz().max(1) }
     });
     Learned { stations: seen.collect(), refused: stations.refused() }
 }
@@ -168,7 +171,7 @@ fn describe(name: String) -> MgmtInfo {
         max_supported_vqs: u32::from(MAX_PAIRS) * 2,
         max_devices: Some(MOST_PORTS.into()),
         features: FEATURES,
-        attributes: vec![CHECK, FLOOD, TAP, NETNS, UPLINK],
+        attributes: vec![CHECK, FLOOD, VLAN, TAP, NETNS, UPLINK],
         functions: None,
         summary: "any number of devices joined by a learning bridge",
         check,
@@ -176,6 +179,7 @@ fn describe(name: String) -> MgmtInfo {
 }
 
 pub(super) fn check(name: &str, spec: &DeviceSpec) -> Result<(), Unfit> {
+    vlans(&spec.attributes)?;
     if UplinkPort::asked(spec)?.is_some() {
         return Ok(());
     }
@@ -195,6 +199,17 @@ fn flood(spec: &DeviceSpec) -> Result<Option<u64>, Unfit> {
                 Err(Unfit::new(FLOOD.name, format!("flood_pps {}: {why}", text.escape_debug())))
             }
         },
+    }
+}
+
+/// The VLANs that are asked for; None: nothing is said of them.
+pub(super) fn vlans(attributes: &BTreeMap<String, String>) -> Result<Option<Vlans>, Unfit> {
+    match attributes.get(VLAN.name).map(String::as_str) {
+        None | Some("off") => Ok(None),
+        Some(text) => {
+            let vlans = Vlans::parse(text);
+            vlans.map(Some).map_err(|why| Unfit::new(VLAN.name, format!("vlan: {why}")))
+        }
     }
 }
 
@@ -235,6 +250,13 @@ pub(super) const CORE: AttributeInfo = AttributeInfo {
     value: "N",
     help: "the core that serves the bridge (default: chosen)",
     live: None,
+};
+
+pub(super) const VLAN: AttributeInfo = AttributeInfo {
+    name: "vlan",
+    value: "off|none|VID[-VID] [pvid] [untagged],...",
+    help: "the VLANs that the port carries, in the words of `bridge vlan` (default off: VLAN 1, where other ports have some)",
+    live: Some(|_| None),
 };
 
 pub(super) const FLOOD: AttributeInfo = AttributeInfo {

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::joined::{FEATURES, MAX_PAIRS, Members, served_by};
+use super::bridge::vlans;
+use super::joined::{FEATURES, MAX_PAIRS, Members, served_by, set_port, vlan_word};
 use crate::counters::QueueCounters;
 use crate::later;
 use crate::net::fabric::{Fabric, Port, Side};
@@ -89,7 +90,8 @@ impl HostPort {
         spec: &DeviceSpec,
     ) -> Result<Option<HostPort>, DriverError> {
         let Some(tap) = HostPort::asked(spec)? else { return Ok(None) };
-        let device = HostPort::open(fabric.port(None)?, spec, tap)?;
+        let port = fabric.port(None)?.in_vlans(vlans(&spec.attributes)?);
+        let device = HostPort::open(port, spec, tap)?;
         members.add(&spec.name, &device.port);
         Ok(Some(device))
     }
@@ -162,7 +164,11 @@ impl VdpaDevice for HostPort {
     fn attributes(&self) -> BTreeMap<String, String> {
         let tap = (TAP.name.to_owned(), self.spec.name.clone());
         let netns = self.spec.netns.clone().map(|netns| (NETNS.name.to_owned(), netns));
-        [tap].into_iter().chain(netns).collect()
+        [tap].into_iter().chain(netns).chain(vlan_word(&self.port)).collect()
+    }
+
+    fn set(&mut self, attributes: &BTreeMap<String, String>, within: Duration) -> Result<(), Stuck> {
+        set_port(&mut self.port, attributes, within)
     }
 
     fn host_end(&mut self) -> Option<&mut dyn HostEnd> {

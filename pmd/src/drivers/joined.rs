@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ringway_ring::features::Features;
 
+use super::bridge::{VLAN, vlans};
 use crate::net::fabric::Port;
 use crate::net::guest_queue::PortRules;
 use crate::net::nic::Nic;
@@ -116,7 +117,11 @@ impl VdpaDevice for JoinedDevice {
     }
 
     fn attributes(&self) -> BTreeMap<String, String> {
-        self.attributes.clone()
+        self.attributes.clone().into_iter().chain(vlan_word(&self.port)).collect()
+    }
+
+    fn set(&mut self, attributes: &BTreeMap<String, String>, within: Duration) -> Result<(), Stuck> {
+        set_port(&mut self.port, attributes, within)
     }
 
     fn reset(&mut self, _within: Duration) -> Result<(), Stuck> {
@@ -144,6 +149,27 @@ impl NetOps for JoinedDevice {
         self.port.announce(mac);
         Ok(())
     }
+}
+
+/// The attribute of the VLANs that a port carries, as it is in force.
+pub(super) fn vlan_word(port: &Port) -> Option<(String, String)> {
+    Some((VLAN.name.to_owned(), port.vlans()?.to_string()))
+}
+
+/// Sets what can be set of a bridge's port at any time.
+pub(super) fn set_port(
+    port: &mut Port,
+    attributes: &BTreeMap<String, String>,
+    within: Duration,
+) -> Result<(), Stuck> {
+    // Checked before it was asked for.
+    if attributes.contains_key(VLAN.name)
+        && let Ok(vlans) = vlans(attributes)
+        && let Err(ServeError::Stuck(stuck)) = port.set_vlans(vlans, within)
+    {
+        return Err(stuck);
+    }
+    Ok(())
 }
 
 /// Who serves a group of a port's queues.

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::joined::{FEATURES, Members, served_by};
+use super::bridge::vlans;
+use super::joined::{FEATURES, Members, served_by, set_port, vlan_word};
 use crate::bus::pci::Address;
 use crate::counters::QueueCounters;
 use crate::net::fabric::{BridgeSettings, Fabric, Port, Side};
@@ -138,7 +139,7 @@ impl UplinkPort {
             nic.set_mac(mac);
         }
         nic.set_link(false);
-        let port = fabric.port(None)?;
+        let port = fabric.port(None)?.in_vlans(vlans(&spec.attributes)?);
         let port = if facts.reflects { port.reflecting() } else { port };
         members.add(&spec.name, &port);
         let settings = Arc::clone(settings);
@@ -155,10 +156,13 @@ impl UplinkPort {
         learned.retain(|seen| seen.slot != self.port.slot() && stations.binary_search(&seen.mac).is_err());
         // The same ones each time, as long as they are there.
         learned.sort_unstable_by_key(|seen| (seen.slot, seen.mac));
+        // Once, in however many VLANs.
+        learned.dedup_by_key(|seen| (seen.slot, seen.mac));
         let few =
             learned.chunk_by(|one, next| one.slot == next.slot).flat_map(|its| its.iter().take(LEARNED));
         let mut few: Vec<Mac> = few.map(|seen| seen.mac).collect();
         few.sort_unstable();
+        few.dedup();
         stations.extend(few);
         stations
     }
@@ -192,7 +196,12 @@ impl VdpaDevice for UplinkPort {
     }
 
     fn attributes(&self) -> BTreeMap<String, String> {
-        BTreeMap::from([(UPLINK.name.to_owned(), self.name.clone())])
+        let uplink = (UPLINK.name.to_owned(), self.name.clone());
+        [uplink].into_iter().chain(vlan_word(&self.port)).collect()
+    }
+
+    fn set(&mut self, attributes: &BTreeMap<String, String>, within: Duration) -> Result<(), Stuck> {
+        set_port(&mut self.port, attributes, within)
     }
 
     fn host_end(&mut self) -> Option<&mut dyn HostEnd> {

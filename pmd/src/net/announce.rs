@@ -9,7 +9,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::Mac;
+use super::frame::ADDRESSES;
+use super::{Mac, VLAN_TAG};
 
 /// What waits to be announced at one port. Written by its session, taken by its pump.
 #[derive(Debug)]
@@ -69,6 +70,16 @@ pub fn frame(mac: Mac) -> [u8; FRAME_BYTES] {
         }
     }
     frame
+}
+
+/// The frame with the tag of a VLAN.
+pub fn tagged(frame: [u8; FRAME_BYTES], vid: u16) -> [u8; FRAME_BYTES + VLAN_TAG as usize] {
+    let mut tagged = [0; FRAME_BYTES + VLAN_TAG as usize];
+    let [high, low] = vid.to_be_bytes();
+    let tag = [0x81, 0, high, low];
+    let bytes = frame.iter().take(ADDRESSES).chain(&tag).chain(frame.iter().skip(ADDRESSES));
+    tagged.iter_mut().zip(bytes).for_each(|(to, byte)| *to = *byte);
+    tagged
 }
 
 /// Bytes of an announcement: the shortest Ethernet frame, without its checksum.

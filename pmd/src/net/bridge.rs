@@ -1,4 +1,4 @@
-//! The pump of a learning bridge (IEEE 802.1Q, without VLAN awareness): owns every running queue of every port and
+//! The pump of a learning bridge (IEEE 802.1Q): owns every running queue of every port and
 //! carries each frame to the port behind which its destination was last seen, or to all others.
 //!
 //! ```text
@@ -6,6 +6,9 @@
 //!   port 1  TX --+--> inspect, learn, look up ---+--> RX  port 1      one copy for each receiver
 //!   netdev  -----+            [ fdb ]            +--> netdev
 //! ```
+//!
+//! Where one of the ports is given VLANs, each frame is in one ([`super::vlan`]): addresses are known in each by itself, and
+//! only ports that carry it hear of it. Where none is, tags are not looked at.
 //!
 //! A bridge presses nobody back: what a port cannot take at once is dropped and counted there, so that a slow port costs
 //! the others nothing. Frames to groups and to unknown addresses are bounded for each sending port. One bridge is one
@@ -26,13 +29,14 @@ use ringway_ring::chain::Burst;
 
 use super::Mac;
 use super::announce::{self, Announcement};
-use super::fdb::{Fdb, Learned};
-use super::frame::{Frames, addresses, prefetch};
+use super::fdb::{Address, Fdb, Learned, ticks};
+use super::frame::{Addresses, Frames, Ingress, addresses, prefetch};
 use super::in_flight::InFlight;
 use super::rate::RateLimit;
 use super::scratch::Scratch;
 use super::side::{Load, Sink, Source};
 use super::stations::Stations;
+use super::vlan::{Dresser, Tag, Vlans};
 use crate::counters::DropReason;
 
 /// One port's running queues, as the pump has them.
@@ -50,6 +54,8 @@ pub struct BridgePort {
     pub announcement: Arc<Announcement>,
     /// What is sent there may come back from there.
     pub reflects: bool,
+    /// The VLANs that it carries; None on all ports of a bridge that does not look at them.
+    pub vlans: Option<Arc<Vlans>>,
 }
 
 /// The pump.
@@ -65,6 +71,8 @@ pub struct BridgePump {
     /// Which port is asked first in the next poll.
     first: usize,
     frames: Box<Frames>,
+    /// Where the bridge looks at VLANs.
+    dresser: Option<Box<Dresser>>,
     scratch: Scratch,
     /// What sinks still read that finish later.
     in_flight: InFlight,
@@ -141,6 +149,7 @@ impl BridgePump {
             Lane { port, first_source, later, is_served: false }
         };
         let ports: Vec<Lane> = ports.into_iter().map(&mut lane).collect();
+        let looks_at_vlans = ports.iter().any(|lane| lane.port.vlans.is_some());
         BridgePump {
             ports,
             by_slot,
@@ -149,6 +158,7 @@ impl BridgePump {
             news,
             first: 0,
             frames: Frames::new(true),
+            dresser: looks_at_vlans.then(Dresser::new),
             scratch,
             in_flight: InFlight::new(sources, sinks),
             is_later: sinks > 0,
@@ -227,7 +237,7 @@ impl BridgePump {
             self.frames.clear();
             return (peeked as u32, peeked);
         }
-        let ingress = source.ingress();
+        let ingress = Ingress { by_vlan: self.dresser.is_some(), ..source.ingress() };
         prefetch(source.burst());
         self.frames.inspect(source.burst(), &ingress);
         if self.frames.as_slice().is_empty() {
@@ -255,9 +265,14 @@ impl BridgePump {
                 .iter()
                 .take_while(|next| **next == decision);
             let mut end = begin + run.count();
+            let mut tag = None;
+            if let Some((its, until)) = self.dresser.as_mut().and_then(|dresser| dresser.take_up(begin, end))
+            {
+                (tag, end) = (Some(its), until);
+            }
             // What nobody would get takes nothing of the bound, which is on the others' rings.
             let is_flood = matches!(decision, Decision::Flood | Decision::FloodHere);
-            if is_flood && is_heard(&self.ports, at, queue) {
+            if is_flood && is_heard(&self.ports, at, queue, tag) {
                 let granted = take_floods(self.ports.get_mut(at), end - begin, self.now);
                 if granted == 0 {
                     if let Some(frame) = all.get(begin) {
@@ -289,7 +304,8 @@ impl BridgePump {
                 }
                 Decision::Port(index) => {
                     let to = self.ports.get_mut(usize::from(index));
-                    to.map_or(0, |to| {
+                    let load = to.as_deref().and_then(|to| as_for(to, load, tag, &mut self.dresser));
+                    to.zip(load).map_or(0, |(to, load)| {
                         u32::from(hand_over(to, queue, load, run, &mut self.scratch, &mut self.in_flight))
                     })
                 }
@@ -298,14 +314,22 @@ impl BridgePump {
                     let is_for = |(index, to): &(usize, &mut Lane)| {
                         *index != at && (decision == Decision::Flood || !to.port.reflects)
                     };
-                    let others = self.ports.iter_mut().enumerate().filter(is_for);
-                    others.map(|(_, to)| u32::from(hand_over(to, queue, load, run, scratch, out))).sum()
+                    let mut reached = 0;
+                    for (_, to) in self.ports.iter_mut().enumerate().filter(is_for) {
+                        if let Some(load) = as_for(to, load, tag, &mut self.dresser) {
+                            reached += u32::from(hand_over(to, queue, load, run, scratch, out));
+                        }
+                    }
+                    reached
                 }
             };
             cost += count as u32 * reached.max(1);
             if reached == 0 {
-                let is_kept_here = decision == Decision::FloodHere;
-                let why = if is_kept_here { DropReason::FloodLimit } else { DropReason::PeerDown };
+                let why = match decision {
+                    Decision::FloodHere => DropReason::FloodLimit,
+                    _ if is_nobodys(&self.ports, at, tag) => DropReason::Vlan,
+                    _ => DropReason::PeerDown,
+                };
                 drops[why as usize] += count as u64;
             } else {
                 sent += count as u64;
@@ -326,10 +350,40 @@ impl BridgePump {
 
     /// Learns where the senders are and looks up where the receivers are.
     fn decide_all(&mut self, at: usize, decisions: &mut [Decision; Burst::CHAINS]) {
-        let BridgePump { ports, by_slot, fdb, stations, frames, now, .. } = self;
+        let BridgePump { ports, by_slot, fdb, stations, frames, now, dresser, .. } = self;
         let Some(lane) = ports.get(at) else { return };
+        let mut table = Table { by_slot, fdb, stations, at, port: &lane.port, now: ticks(*now) };
+        let looked_at = frames.as_slice().iter().zip(frames.heads()).zip(decisions);
+        if let Some(dresser) = dresser {
+            let vlans = lane.port.vlans.as_deref().unwrap_or(&Vlans::NONE);
+            let mut last = None;
+            for (nth, ((frame, head), decision)) in looked_at.enumerate() {
+                let admitted = frame.dropped.map_or_else(|| vlans.admit(frame, head), Err);
+                *decision = match admitted {
+                    Err(reason) => Decision::Drop(reason),
+                    Ok(tag) => {
+                        dresser.note(nth, tag);
+                        let way = (addresses(head), tag);
+                        match last {
+                            Some((before, decision)) if before == way => decision,
+                            _ => {
+                                let decision = match table.decide(way.0, tag.vid) {
+                                    Decision::Port(index) if !carries(ports, index, tag) => {
+                                        Decision::Drop(DropReason::Vlan)
+                                    }
+                                    decision => decision,
+                                };
+                                last = Some((way, decision));
+                                decision
+                            }
+                        }
+                    }
+                };
+            }
+            return;
+        }
         let mut last = None;
-        for ((frame, head), decision) in frames.as_slice().iter().zip(frames.heads()).zip(decisions) {
+        for ((frame, head), decision) in looked_at {
             if let Some(reason) = frame.dropped {
                 *decision = Decision::Drop(reason);
                 continue;
@@ -339,24 +393,7 @@ impl BridgePump {
                 // A stream: the same two stations as before.
                 Some((before, decision)) if before == ends => decision,
                 _ => {
-                    let is_elsewhere = |slot: u16| slot != lane.port.slot && is_there(by_slot, slot);
-                    if lane.port.reflects && fdb.find(ends.source, *now).is_some_and(is_elsewhere) {
-                        // Learned, the guest would be cut off: it would be behind the port that reflects.
-                        *decision = Decision::Drop(DropReason::Reflected);
-                        continue;
-                    }
-                    let learned = fdb.learn(ends.source, lane.port.slot, *now);
-                    if let Learned::PortFull | Learned::Full = learned {
-                        stations.count_refused();
-                    }
-                    let behind = fdb
-                        .find(ends.destination, *now)
-                        .and_then(|slot| by_slot.get(usize::from(slot)).copied().flatten());
-                    let is_known = matches!(learned, Learned::Known | Learned::New | Learned::Moved);
-                    let decision = match decide(ends.destination, behind, at) {
-                        Decision::Flood if !is_known => Decision::FloodHere,
-                        decision => decision,
-                    };
+                    let decision = table.decide(ends, 0);
                     last = Some((ends, decision));
                     decision
                 }
@@ -377,13 +414,22 @@ impl BridgePump {
         let Some(lane) = self.ports.get_mut(at) else { return 0 };
         let Some(nth) = lane.port.sources.iter().position(|(_, source)| source.is_usable()) else { return 0 };
         let Some(mac) = lane.port.announcement.take() else { return 0 };
-        let learned = self.fdb.learn(mac, lane.port.slot, self.now);
+        let queue = lane.port.sources.get(nth).map_or(0, |(queue, _)| *queue);
+        let tag = lane.port.vlans.as_ref().and_then(|vlans| vlans.own());
+        let is_in_one = lane.port.vlans.is_none() || tag.is_some();
+        let learned = if is_in_one {
+            let vid = tag.map_or(0, |tag| tag.vid);
+            self.fdb.learn(Address::of(mac, vid), lane.port.slot, ticks(self.now))
+        } else {
+            Learned::Invalid
+        };
         if let Learned::PortFull | Learned::Full = learned {
             self.stations.count_refused();
         }
         let is_known = matches!(learned, Learned::Known | Learned::New | Learned::Moved);
-        let queue = lane.port.sources.get(nth).map_or(0, |(queue, _)| *queue);
-        let lost = if !is_heard(&self.ports, at, queue) {
+        let lost = if !is_in_one || is_nobodys(&self.ports, at, tag) {
+            DropReason::Vlan
+        } else if !is_heard(&self.ports, at, queue, tag) {
             DropReason::PeerDown
         } else if take_floods(self.ports.get_mut(at), 1, self.now) == 0 {
             DropReason::FloodLimit
@@ -393,8 +439,12 @@ impl BridgePump {
                 if index == at || (lane.port.reflects && !is_known) {
                     continue;
                 }
+                let Some(with_tag) = tag.map_or(Some(false), |tag| lane.carries(tag)) else { continue };
                 if let Some((_, sink)) = receiver(lane, queue) {
-                    sink.give(&frame);
+                    match tag.filter(|_| with_tag) {
+                        Some(tag) => sink.give(&announce::tagged(frame, tag.vid)),
+                        None => sink.give(&frame),
+                    }
                     copies += 1;
                 }
             }
@@ -445,6 +495,43 @@ impl BridgePump {
     }
 }
 
+/// What a burst's frames are looked up in, and the port that they come from.
+struct Table<'a> {
+    by_slot: &'a [Option<u16>],
+    fdb: &'a mut Fdb,
+    stations: &'a Stations,
+    at: usize,
+    port: &'a BridgePort,
+    /// In ticks.
+    now: u64,
+}
+
+impl Table<'_> {
+    /// Learns where the sender of a frame is, and says where the frame goes.
+    #[inline]
+    fn decide(&mut self, ends: Addresses, vid: u16) -> Decision {
+        let Table { by_slot, fdb, stations, at, port, now } = self;
+        let source = Address::of(ends.source, vid);
+        let is_elsewhere = |slot: u16| slot != port.slot && is_there(by_slot, slot);
+        if port.reflects && fdb.find(source, *now).is_some_and(is_elsewhere) {
+            // Learned, the guest would be cut off: it would be behind the port that reflects.
+            return Decision::Drop(DropReason::Reflected);
+        }
+        let learned = fdb.learn(source, port.slot, *now);
+        if let Learned::PortFull | Learned::Full = learned {
+            stations.count_refused();
+        }
+        let behind = fdb
+            .find(Address::of(ends.destination, vid), *now)
+            .and_then(|slot| by_slot.get(usize::from(slot)).copied().flatten());
+        let is_known = matches!(learned, Learned::Known | Learned::New | Learned::Moved);
+        match decide(ends.destination, behind, *at) {
+            Decision::Flood if !is_known => Decision::FloodHere,
+            decision => decision,
+        }
+    }
+}
+
 /// The port of this slot runs.
 fn is_there(by_slot: &[Option<u16>], slot: u16) -> bool {
     by_slot.get(usize::from(slot)).is_some_and(Option::is_some)
@@ -463,9 +550,42 @@ fn decide(destination: Mac, behind: Option<u16>, at: usize) -> Decision {
     }
 }
 
+impl Lane {
+    /// Whether frames of a VLAN go there, and with a tag.
+    fn carries(&self, tag: Tag) -> Option<bool> {
+        self.port.vlans.as_ref()?.carries(tag)
+    }
+}
+
+/// A port carries frames of a VLAN.
+fn carries(ports: &[Lane], index: u16, tag: Tag) -> bool {
+    ports.get(usize::from(index)).is_some_and(|lane| lane.carries(tag).is_some())
+}
+
+/// Frames as a port gets them; None: it does not carry their VLAN. Without a tag, they are as they are.
+#[inline(always)]
+fn as_for<'a>(
+    to: &Lane,
+    load: Load<'a>,
+    tag: Option<Tag>,
+    dresser: &'a mut Option<Box<Dresser>>,
+) -> Option<Load<'a>> {
+    let Some(tag) = tag else { return Some(load) };
+    let with_tag = to.carries(tag)?;
+    Some(dresser.as_mut()?.dress(load, tag, with_tag))
+}
+
+/// True if no port but `at` carries the VLAN of a frame.
+fn is_nobodys(ports: &[Lane], at: usize, tag: Option<Tag>) -> bool {
+    let Some(tag) = tag else { return false };
+    ports.iter().enumerate().all(|(index, to)| index == at || to.carries(tag).is_none())
+}
+
 /// True if a frame of port `at` to everybody would reach somebody.
-fn is_heard(ports: &[Lane], at: usize, queue: u16) -> bool {
-    let mut others = ports.iter().enumerate().filter(|(index, _)| *index != at);
+fn is_heard(ports: &[Lane], at: usize, queue: u16, tag: Option<Tag>) -> bool {
+    let is_other =
+        |(index, to): &(usize, &Lane)| *index != at && tag.is_none_or(|tag| to.carries(tag).is_some());
+    let mut others = ports.iter().enumerate().filter(is_other);
     others.any(|(_, to)| {
         let nth = usize::from(queue).checked_rem(to.port.sinks.len());
         nth.and_then(|nth| to.port.sinks.get(nth)).is_some_and(|(_, sink)| sink.is_usable())
@@ -544,7 +664,7 @@ impl Pump for BridgePump {
         if now >= self.next_view {
             self.next_view = now.saturating_add(self.view_every);
             self.fdb.set_ageing(self.stations.ageing());
-            self.fdb.sweep(now, SWEEP);
+            self.fdb.sweep(ticks(now), SWEEP);
             self.stations.show(&self.fdb, now);
         }
         Polled::Moved(cost)

@@ -36,7 +36,7 @@ mod port;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -56,6 +56,8 @@ pub struct Fabric {
     name: String,
     /// One of the ports may have something to announce.
     news: Arc<AtomicBool>,
+    /// How many of its ports were given VLANs.
+    in_vlans: Arc<AtomicUsize>,
     slots: Mutex<BTreeSet<u16>>,
     next_port: AtomicU64,
     state: Mutex<State>,
@@ -95,6 +97,7 @@ impl Fabric {
         Arc::new(Fabric {
             name: name.to_owned(),
             news: Arc::clone(&ends.news),
+            in_vlans: Arc::clone(&ends.in_vlans),
             slots: Mutex::default(),
             next_port: AtomicU64::new(1),
             state: Mutex::new(State {

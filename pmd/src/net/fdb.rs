@@ -1,8 +1,9 @@
 //! The forwarding database of a learning bridge: which address was last seen on which port (IEEE 802.1Q §8.8, its
 //! dynamic entries).
 //!
-//! It is not a bridge: it moves no frame, knows no VLAN and has no static entries. Owned by one thread; time is the
-//! caller's clock, in cycles.
+//! It is not a bridge: it moves no frame and has no static entries. An address is known in each VLAN by itself, so that
+//! nobody moves an address of a VLAN that he is not in; where nobody looks at VLANs, all is in VLAN 0. Owned by one
+//! thread; time is the caller's clock, in ticks that fit into 48 bits ([`ticks`]).
 //!
 //! # Who may take whose place
 //!
@@ -20,7 +21,8 @@
 //!
 //! # Shape
 //!
-//! An address hashes to two buckets of eight slots; a bucket is two cache lines, one of keys and one of times. There
+//! An address hashes to two buckets of eight slots; a bucket is two cache lines, one of keys and one of times with
+//! ports. There
 //! are two slots for each entry of the capacity, so that two full buckets are not met by chance; and the hash is
 //! SipHash-1-3 under a seed that no guest knows, so they are not met by choice. If they are met, that address alone is
 //! not learned ([`Learned::Full`]).
@@ -37,6 +39,17 @@ use std::collections::TryReserveError;
 
 use super::Mac;
 
+/// What a counter of cycles is in ticks: some twenty microseconds each.
+#[inline]
+pub fn ticks(cycles: u64) -> u64 {
+    cycles >> TICK_BITS
+}
+
+/// Cycles that so many ticks are.
+pub fn cycles(ticks: u64) -> u64 {
+    ticks << TICK_BITS
+}
+
 /// Buckets that a [`Fdb::learn`] of anything but a known address looks through for entries that have aged.
 pub const SWEEP: usize = 2;
 
@@ -49,10 +62,48 @@ pub struct FdbOptions {
     pub ports: u16,
     /// Entries of one port at most.
     pub per_port: u32,
-    /// Cycles that an entry lives without being seen. 0: nothing is remembered.
+    /// Ticks that an entry lives without being seen. 0: nothing is remembered.
     pub ageing: u64,
     /// Random bits that no guest can know.
     pub seed: [u64; 2],
+}
+
+/// An address in a VLAN: the address in the upper 48 bits, the VLAN in the lower 16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address(u64);
+
+impl Address {
+    /// An address in a VLAN; VLAN 0 where nobody looks at VLANs.
+    #[inline]
+    pub fn of(mac: Mac, vid: u16) -> Address {
+        Address(number(mac) << VLAN_BITS | u64::from(vid))
+    }
+
+    /// A station can have it as its own.
+    #[inline]
+    fn is_valid(self) -> bool {
+        // Its first byte is lowest.
+        self.0 >> VLAN_BITS != 0 && self.0 >> VLAN_BITS & 1 == 0
+    }
+}
+
+impl From<Mac> for Address {
+    fn from(mac: Mac) -> Address {
+        Address::of(mac, 0)
+    }
+}
+
+/// What is known of an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// The address.
+    pub mac: Mac,
+    /// The VLAN in which it was seen; 0 where nobody looks at them.
+    pub vid: u16,
+    /// The port behind which it was last seen.
+    pub port: u16,
+    /// Ticks since then.
+    pub age: u64,
 }
 
 /// What became of an address that was seen.
@@ -93,10 +144,38 @@ pub struct Fdb {
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
 struct Bucket {
-    /// Address in the upper 48 bits, port in the lower 16; an empty slot has the zero address.
+    /// As [`Address`] has them; an empty slot has the zero address.
     keys: [u64; SLOTS],
-    /// When each was last seen.
-    seen: [u64; SLOTS],
+    /// When each was last seen in the upper 48 bits, on which port in the lower 16.
+    seen: [Seen; SLOTS],
+}
+
+/// When and where an address was last seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+struct Seen(u64);
+
+impl Seen {
+    #[inline]
+    fn new(at: u64, port: u16) -> Seen {
+        Seen(at << PORT_BITS | u64::from(port))
+    }
+
+    #[inline]
+    fn at(self) -> u64 {
+        self.0 >> PORT_BITS
+    }
+
+    #[inline]
+    fn port(self) -> u16 {
+        self.0 as u16
+    }
+
+    /// Ticks since then; none for a clock that went back.
+    #[inline]
+    fn age(self, now: u64) -> u64 {
+        now.saturating_sub(self.at())
+    }
 }
 
 /// A slot of a bucket.
@@ -126,46 +205,45 @@ impl Fdb {
         })
     }
 
-    /// Notes that `mac` was seen as the source of a frame from `port`.
+    /// Notes that an address was seen as the source of a frame from `port`.
     #[inline]
-    pub fn learn(&mut self, mac: Mac, port: u16, now: u64) -> Learned {
-        let address = number(mac);
-        if mac.is_multicast() || address == 0 {
+    pub fn learn(&mut self, address: impl Into<Address>, port: u16, now: u64) -> Learned {
+        let address = address.into();
+        if !address.is_valid() {
             return Learned::Invalid;
         }
         let [first, second] = self.places(address);
-        let key = address << PORT_BITS | u64::from(port);
         let ageing = self.ageing;
         for index in [first, second] {
             if let Some(bucket) = self.buckets.get_mut(index)
-                && let Some(slot) = bucket.keys.iter().position(|&held| held == key)
+                && let Some(slot) = bucket.keys.iter().position(|&held| held == address.0)
                 && let Some(seen) = bucket.seen.get_mut(slot)
-                && now.saturating_sub(*seen) < ageing
+                && seen.port() == port
+                && seen.age(now) < ageing
             {
-                *seen = now.max(*seen);
+                *seen = Seen::new(now.max(seen.at()), port);
                 return Learned::Known;
             }
         }
         self.learn_change(address, port, [first, second], now)
     }
 
-    /// The port behind which `mac` was last seen, if it was seen within the ageing time.
+    /// The port behind which an address was last seen, if it was seen within the ageing time.
     #[inline]
-    pub fn find(&self, mac: Mac, now: u64) -> Option<u16> {
-        let address = number(mac);
-        if address == 0 {
+    pub fn find(&self, address: impl Into<Address>, now: u64) -> Option<u16> {
+        let address = address.into();
+        if !address.is_valid() {
             return None;
         }
-        let place = self.lookup(address, self.places(address))?;
-        let (key, seen) = self.entry(place)?;
-        (now.saturating_sub(seen) < self.ageing).then_some(port_of(key))
+        let seen = self.seen(self.lookup(address, self.places(address))?)?;
+        (seen.age(now) < self.ageing).then_some(seen.port())
     }
 
     /// Removes every entry of a port. Looks at the whole table: for when a port goes away.
     pub fn forget_port(&mut self, port: u16) {
         for bucket in &mut self.buckets {
-            for key in &mut bucket.keys {
-                if *key != 0 && port_of(*key) == port {
+            for (key, seen) in bucket.keys.iter_mut().zip(&bucket.seen) {
+                if *key != 0 && seen.port() == port {
                     *key = 0;
                     release(&mut self.total, &mut self.held, port);
                 }
@@ -173,7 +251,7 @@ impl Fdb {
         }
     }
 
-    /// Changes the ageing time, in cycles, for the entries that are there too.
+    /// Changes the ageing time, in ticks, for the entries that are there too.
     pub fn set_ageing(&mut self, ageing: u64) {
         self.ageing = ageing;
     }
@@ -197,18 +275,19 @@ impl Fdb {
         self.entries(now).next().is_none()
     }
 
-    /// Each entry that lives, with its port and the cycles since it was last seen, in no order.
-    pub fn entries(&self, now: u64) -> impl Iterator<Item = (Mac, u16, u64)> {
+    /// Each entry that lives, in no order.
+    pub fn entries(&self, now: u64) -> impl Iterator<Item = Entry> {
         let slots = self.buckets.iter().flat_map(|bucket| bucket.keys.iter().zip(&bucket.seen));
-        slots.filter(|&(&key, _)| key != 0).filter_map(move |(&key, &seen)| {
-            let age = now.saturating_sub(seen);
-            (age < self.ageing).then_some((mac_of(key), port_of(key), age))
+        slots.filter(|&(&key, _)| key != 0).filter_map(move |(&key, seen)| {
+            let age = seen.age(now);
+            let entry = Entry { mac: mac_of(key), vid: key as u16, port: seen.port(), age };
+            (age < self.ageing).then_some(entry)
         })
     }
 
     /// The part of `learn` that changes more than an age.
     #[inline(never)]
-    fn learn_change(&mut self, address: u64, port: u16, places: [usize; 2], now: u64) -> Learned {
+    fn learn_change(&mut self, address: Address, port: u16, places: [usize; 2], now: u64) -> Learned {
         self.sweep(now, SWEEP);
         for bucket in places {
             self.clear_aged(bucket, now);
@@ -216,13 +295,12 @@ impl Fdb {
         if self.held.get(usize::from(port)).is_none_or(|&held| held >= self.per_port) {
             return Learned::PortFull;
         }
-        let key = address << PORT_BITS | u64::from(port);
         if let Some(place) = self.lookup(address, places) {
             // It lives, and on another port: on this one it would have been known.
-            if let Some((old, _)) = self.entry(place) {
-                release(&mut self.total, &mut self.held, port_of(old));
+            if let Some(old) = self.seen(place) {
+                release(&mut self.total, &mut self.held, old.port());
             }
-            self.put(place, key, now);
+            self.put(place, address, port, now);
             return Learned::Moved;
         }
         if self.total >= self.capacity {
@@ -240,7 +318,7 @@ impl Fdb {
         });
         match free {
             Some(place) => {
-                self.put(place, key, now);
+                self.put(place, address, port, now);
                 Learned::New
             }
             None => Learned::Full,
@@ -248,14 +326,14 @@ impl Fdb {
     }
 
     /// Fills a slot that is empty or was released, and counts it.
-    fn put(&mut self, place: Place, key: u64, now: u64) {
+    fn put(&mut self, place: Place, address: Address, port: u16, now: u64) {
         if let Some(bucket) = self.buckets.get_mut(place.bucket)
             && let (Some(to), Some(seen)) = (bucket.keys.get_mut(place.slot), bucket.seen.get_mut(place.slot))
         {
-            *to = key;
-            *seen = now;
+            *to = address.0;
+            *seen = Seen::new(now, port);
             self.total = self.total.saturating_add(1);
-            if let Some(held) = self.held.get_mut(usize::from(port_of(key))) {
+            if let Some(held) = self.held.get_mut(usize::from(port)) {
                 *held = held.saturating_add(1);
             }
         }
@@ -265,8 +343,8 @@ impl Fdb {
     fn clear_aged(&mut self, index: usize, now: u64) {
         let Some(bucket) = self.buckets.get_mut(index) else { return };
         for (key, seen) in bucket.keys.iter_mut().zip(&bucket.seen) {
-            if *key != 0 && now.saturating_sub(*seen) >= self.ageing {
-                release(&mut self.total, &mut self.held, port_of(*key));
+            if *key != 0 && seen.age(now) >= self.ageing {
+                release(&mut self.total, &mut self.held, seen.port());
                 *key = 0;
             }
         }
@@ -274,24 +352,23 @@ impl Fdb {
 
     /// Where an address is, on whichever port, aged or not.
     #[inline]
-    fn lookup(&self, address: u64, places: [usize; 2]) -> Option<Place> {
+    fn lookup(&self, address: Address, places: [usize; 2]) -> Option<Place> {
         places.into_iter().find_map(|index| {
             let keys = &self.buckets.get(index)?.keys;
-            let slot = keys.iter().position(|key| key >> PORT_BITS == address)?;
+            let slot = keys.iter().position(|&key| key == address.0)?;
             Some(Place { bucket: index, slot })
         })
     }
 
-    /// Key and time of a slot.
+    /// What stands in a slot.
     #[inline]
-    fn entry(&self, place: Place) -> Option<(u64, u64)> {
-        let bucket = self.buckets.get(place.bucket)?;
-        Some((*bucket.keys.get(place.slot)?, *bucket.seen.get(place.slot)?))
+    fn seen(&self, place: Place) -> Option<Seen> {
+        self.buckets.get(place.bucket)?.seen.get(place.slot).copied()
     }
 
     /// The two buckets of an address, which differ.
     #[inline]
-    fn places(&self, address: u64) -> [usize; 2] {
+    fn places(&self, address: Address) -> [usize; 2] {
         let hash = hash(self.seed, address);
         let mask = self.buckets.len() - 1;
         let (first, second) = (hash as usize & mask, (hash >> 32) as usize & mask);
@@ -300,7 +377,7 @@ impl Fdb {
 }
 
 impl Bucket {
-    const EMPTY: Bucket = Bucket { keys: [0; SLOTS], seen: [0; SLOTS] };
+    const EMPTY: Bucket = Bucket { keys: [0; SLOTS], seen: [Seen(0); SLOTS] };
 }
 
 /// One entry less.
@@ -328,20 +405,15 @@ fn number(mac: Mac) -> u64 {
 
 /// The address of a key.
 fn mac_of(key: u64) -> Mac {
-    let [a, b, c, d, e, f, ..] = (key >> PORT_BITS).to_le_bytes();
+    let [a, b, c, d, e, f, ..] = (key >> VLAN_BITS).to_le_bytes();
     Mac([a, b, c, d, e, f])
 }
 
-/// The port of a key.
+/// SipHash-1-3 of the six bytes of an address: one block, since its length fits beside it. The VLAN goes into the same
+/// block, which is another one for each.
 #[inline]
-fn port_of(key: u64) -> u16 {
-    key as u16
-}
-
-/// SipHash-1-3 of the six bytes of an address: one block, since its length fits beside it.
-#[inline]
-fn hash([k0, k1]: [u64; 2], address: u64) -> u64 {
-    let block = address | 6 << 56;
+fn hash([k0, k1]: [u64; 2], address: Address) -> u64 {
+    let block = address.0.rotate_right(VLAN_BITS) ^ 6 << 56;
     let mut v = [
         k0 ^ 0x736f_6d65_7073_6575,
         k1 ^ 0x646f_7261_6e64_6f6d,
@@ -374,8 +446,14 @@ fn sip_round([mut a, mut b, mut c, mut d]: [u64; 4]) -> [u64; 4] {
 /// Slots of a bucket: eight keys are one cache line.
 const SLOTS: usize = 8;
 
-/// Bits of a key that are the port.
+/// Bits of a key that are the VLAN.
+const VLAN_BITS: u32 = 16;
+
+/// Bits beside a time that are the port.
 const PORT_BITS: u32 = 16;
+
+/// Bits of a counter of cycles that are less than a tick.
+const TICK_BITS: u32 = 16;
 
 #[cfg(test)]
 mod tests;

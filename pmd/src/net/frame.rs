@@ -14,6 +14,7 @@ use ringway_ring::queue::RingFault;
 
 use super::cursor::Cursor;
 use super::offload::{HEAD_BYTES, NetHeader, Offload, Offloads, check};
+use super::vlan::LOOKED_AT;
 use super::{ETHERNET_HEADER, Mac, VLAN_TAG};
 use crate::counters::{DropReason, Example};
 
@@ -28,6 +29,8 @@ pub struct Ingress {
     pub may: Offloads,
     /// The only source address that may be sent from; None for any.
     pub only: Option<Mac>,
+    /// Whoever carries them looks at their VLANs, and may put in a tag.
+    pub by_vlan: bool,
 }
 
 /// The longest frame at an MTU: with its Ethernet header and one VLAN tag.
@@ -47,8 +50,6 @@ pub struct Frame {
     /// How many bytes of its [`Head`] were read: 0 where nothing was decided by them.
     pub looked_at: u8,
 }
-
-const EMPTY: Frame = Frame { len: 0, offload: Offload::None, dropped: None, looked_at: 0 };
 
 impl Frame {
     /// What the frame is an example of, dropped for this reason.
@@ -88,10 +89,13 @@ pub struct Frames {
 }
 
 impl Frames {
+    /// A frame of nothing.
+    pub const EMPTY: Frame = Frame { len: 0, offload: Offload::None, dropped: None, looked_at: 0 };
+
     /// None yet. `by_address`: their addresses decide where they go.
     pub fn new(by_address: bool) -> Box<Frames> {
         Box::new(Frames {
-            frames: [EMPTY; Burst::CHAINS],
+            frames: [Frames::EMPTY; Burst::CHAINS],
             heads: [[0; HEAD_BYTES]; Burst::CHAINS],
             count: 0,
             has_dropped: false,
@@ -138,7 +142,7 @@ impl Frames {
                 self.fault = Some(RingFault::TooShort);
                 return;
             };
-            *frame = Frame { len, ..EMPTY };
+            *frame = Frame { len, ..Frames::EMPTY };
             if len < ETHERNET_HEADER {
                 (frame.dropped, self.has_dropped) = (Some(DropReason::Runt), true);
             } else if is_plain {
@@ -173,7 +177,9 @@ fn look(
         let claim = NetHeader::from_bytes(&bytes);
         if !claim.is_plain() {
             frame.offload = if claim.needs_head() {
-                let head = head.get_mut(..HEAD_BYTES.min(frame.len as usize)).unwrap_or_default();
+                // A tag that is put in has room beside them.
+                let most = if ingress.by_vlan { HEAD_BYTES - VLAN_TAG as usize } else { HEAD_BYTES };
+                let head = head.get_mut(..most.min(frame.len as usize)).unwrap_or_default();
                 copy_out(burst, chain, ingress.header_len, head);
                 frame.looked_at = head.len() as u8;
                 check(claim, ingress.may, frame.len, head)
@@ -188,9 +194,9 @@ fn look(
     }
     if by_address {
         if frame.looked_at == 0 {
-            let both = head.get_mut(..ADDRESSES).unwrap_or_default();
-            copy_out(burst, chain, ingress.header_len, both);
-            frame.looked_at = ADDRESSES as u8;
+            let bytes = if ingress.by_vlan { LOOKED_AT.min(frame.len as usize) } else { ADDRESSES };
+            copy_out(burst, chain, ingress.header_len, head.get_mut(..bytes).unwrap_or_default());
+            frame.looked_at = bytes as u8;
         }
         if ingress.only.is_some_and(|only| addresses(head).source != only) {
             return Err(DropReason::SpoofedMac);

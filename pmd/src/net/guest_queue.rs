@@ -103,6 +103,7 @@ impl<Q: DeviceRing> GuestQueue<Q> {
                 max_frame: longest_frame(rules.mtu),
                 may: Offloads::sent(features),
                 only: rules.only,
+                by_vlan: false,
             },
             takes: Offloads::received(features),
             used: 0,

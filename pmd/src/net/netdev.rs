@@ -79,8 +79,13 @@ impl NetdevSource {
         counters: Arc<QueueCounters>,
         watch: Arc<NetdevWatch>,
     ) -> NetdevSource {
-        let ingress =
-            Ingress { header_len: HEADER_BYTES, max_frame: longest_frame(mtu), may: offloads, only: None };
+        let ingress = Ingress {
+            header_len: HEADER_BYTES,
+            max_frame: longest_frame(mtu),
+            may: offloads,
+            only: None,
+            by_vlan: false,
+        };
         NetdevSource { reader, counters, tally: Tally::default(), ingress, watch, is_gone: false }
     }
 }

@@ -370,6 +370,20 @@ impl Offload {
         }
     }
 
+    /// The same for a frame before which so many bytes more stand, or less, in front of what it is of.
+    #[inline]
+    #[must_use]
+    pub fn moved(self, by: i16) -> Offload {
+        let moved = |at: u16| at.saturating_add_signed(by);
+        match self {
+            Offload::None => Offload::None,
+            Offload::Checksum { start, offset } => Offload::Checksum { start: moved(start), offset },
+            Offload::Segment { kind, ecn, mss, header, start } => {
+                Offload::Segment { kind, ecn, mss, header: moved(header), start: moved(start) }
+            }
+        }
+    }
+
     /// The longest frame that it comes to on the wire, for a frame of `len` bytes.
     #[inline]
     pub fn longest_frame(self, len: u32) -> u32 {

@@ -241,10 +241,10 @@ impl<R: DeviceRing> GuestQueue<R> {
             let mut to = Cursor::new(into.iter().flat_map(|chain| self.burst.writable(chain)));
             to.write(&low.to_le_bytes());
             to.write(high.to_le_bytes().get(..ours.saturating_sub(8)).unwrap_or_default());
-            piece.skip(from.skip);
             let mut left = len;
             let mut head = from.head();
             if from.swap {
+                piece.skip(from.skip);
                 let mut both = [0u8; ADDRESSES];
                 piece.read(&mut both);
                 if let Some((looked_at, rest)) = head.split_first_chunk::<ADDRESSES>() {
@@ -253,9 +253,11 @@ impl<R: DeviceRing> GuestQueue<R> {
                 both.rotate_left(ADDRESSES / 2);
                 to.write(&both);
                 left -= ADDRESSES;
+                piece.skip(head.len());
+            } else {
+                piece.skip(from.rest_at());
             }
             to.write(head);
-            piece.skip(head.len());
             piece.copy_to(&mut to, left.saturating_sub(head.len()));
         }
         self.take(count, len);

@@ -332,7 +332,8 @@ pub struct Passage<'a> {
     pub burst: &'a Burst,
     /// Its chain.
     pub chain: &'a Chain,
-    /// Bytes of its sender's header.
+    /// Bytes of its sender's header, and where the frame begins unless its head is another one than stands there: see
+    /// [`Passage::rest_at`].
     pub skip: usize,
     /// What was found out of it.
     pub frame: &'a Frame,
@@ -352,14 +353,21 @@ impl<'a> Passage<'a> {
         }
     }
 
+    /// Where in its chain the bytes behind its [head](Passage::head) are.
+    #[inline(always)]
+    pub fn rest_at(&self) -> usize {
+        // A tag that was put in may begin before the chain does.
+        self.skip.wrapping_add(self.frame.looked_at.into())
+    }
+
     /// Copies the frame as it is to go on; as much of it as there is room for.
     pub fn copy<'room>(&self, room: &'room mut [u8]) -> &'room mut [u8] {
         let len = room.len().min(self.frame.len as usize);
         let copy = room.get_mut(..len).unwrap_or_default();
-        copy_out(self.burst, self.chain, self.skip, copy);
         let head = self.head();
-        if let Some(begin) = copy.get_mut(..head.len()) {
+        if let Some((begin, rest)) = copy.split_at_mut_checked(head.len()) {
             begin.copy_from_slice(head);
+            copy_out(self.burst, self.chain, self.rest_at(), rest);
         }
         if self.swap
             && let Some((to, source)) = copy.get_mut(..12).and_then(|both| both.split_at_mut_checked(6))

@@ -9,16 +9,18 @@ use std::sync::{Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::Mac;
-use super::fdb::{Fdb, FdbOptions};
+use super::fdb::{Fdb, FdbOptions, ticks};
 
 /// One station, as operators see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Station {
     /// Its address.
     pub mac: Mac,
+    /// The VLAN in which it was heard of; 0 where the bridge does not look at them.
+    pub vid: u16,
     /// The slot of the port behind which it is.
     pub slot: u16,
-    /// Since when it has not been heard of, in cycles, when the copy was made.
+    /// Since when it has not been heard of, in ticks, when the copy was made.
     pub age: u64,
 }
 
@@ -30,7 +32,7 @@ pub struct Stations {
     /// What was read last, for whoever reads while a worker makes a copy and gets no CPU to finish it. No worker's.
     read: Mutex<Vec<Station>>,
     refused: AtomicU64,
-    /// How long a station is kept, in cycles; decided by control, looked at by the pump.
+    /// How long a station is kept, in ticks; decided by control, looked at by the pump.
     ageing: AtomicU64,
     options: FdbOptions,
 }
@@ -56,23 +58,28 @@ impl Stations {
         Ok(Box::new(Fdb::try_new(options).map_err(|_| std::io::ErrorKind::OutOfMemory)?))
     }
 
-    /// Changes how long a station is kept after it was last heard of, in cycles.
-    pub(super) fn set_ageing(&self, cycles: u64) {
-        self.ageing.store(cycles, Ordering::Relaxed);
+    /// Changes how long a station is kept after it was last heard of, in ticks.
+    pub(super) fn set_ageing(&self, ticks: u64) {
+        self.ageing.store(ticks, Ordering::Relaxed);
     }
 
-    /// How long a station is kept, in cycles.
+    /// How long a station is kept, in ticks.
     pub fn ageing(&self) -> u64 {
         self.ageing.load(Ordering::Relaxed)
     }
 
-    /// Worker: copies the database, unless somebody reads the last copy.
+    /// Worker: copies the database, unless somebody reads the last copy. `now` in cycles.
     pub(crate) fn show(&self, fdb: &Fdb, now: u64) {
         let Ok(mut seen) = self.seen.try_lock() else { return };
         seen.clear();
         let room = seen.capacity();
-        let entries = fdb.entries(now).take(room);
-        seen.extend(entries.map(|(mac, slot, age)| Station { mac, slot, age }));
+        let entries = fdb.entries(ticks(now)).take(room);
+        seen.extend(entries.map(|entry| Station {
+            mac: entry.mac,
+            vid: entry.vid,
+            slot: entry.port,
+            age: entry.age,
+        }));
     }
 
     /// Worker: an address was not learned, for want of room.

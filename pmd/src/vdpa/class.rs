@@ -93,10 +93,23 @@ pub trait NetMgmt {
 /// What a bridge has learned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Learned {
-    /// Each station: address, device, seconds since it was last heard of.
-    pub stations: Vec<(Mac, String, u64)>,
+    /// The stations.
+    pub stations: Vec<LearnedStation>,
     /// Addresses that were not learned, for want of room.
     pub refused: u64,
+}
+
+/// A station behind a device of a bridge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LearnedStation {
+    /// Its address.
+    pub mac: Mac,
+    /// The VLAN in which it was heard of, where the bridge looks at them.
+    pub vid: Option<u16>,
+    /// The device.
+    pub device: String,
+    /// Seconds since it was last heard of.
+    pub age: u64,
 }
 
 /// Ringway's virtio vendor id, as `dev show` prints it ("RW").

@@ -48,7 +48,8 @@ fn bridge_floods_what_it_does_not_know_and_sends_the_rest_to_one_port() {
     let deadline = Instant::now() + SOON;
     loop {
         let learned = bridge.net().unwrap().stations();
-        let mut devices: Vec<String> = learned.stations.iter().map(|(_, device, _)| device.clone()).collect();
+        let mut devices: Vec<String> =
+            learned.stations.iter().map(|station| station.device.clone()).collect();
         devices.sort();
         if devices == ["p0", "p0", "p1", "p3"] {
             break;

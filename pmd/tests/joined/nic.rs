@@ -24,6 +24,7 @@ pub(super) struct Setup {
     pub(super) mtu: u16,
     pub(super) spoofchk: bool,
     pub(super) flood_pps: Option<&'static str>,
+    pub(super) vlan: Option<&'static str>,
 }
 
 impl Default for Setup {
@@ -36,6 +37,7 @@ impl Default for Setup {
             mtu: 1500,
             spoofchk: false,
             flood_pps: None,
+            vlan: None,
         }
     }
 }
@@ -70,7 +72,8 @@ impl Nic {
         let mac = Mac::from_name(name);
         let word = if setup.spoofchk { "on" } else { "off" };
         let flood = setup.flood_pps.map(|pps| ("flood_pps", pps));
-        let attributes = [("spoofchk", word)].into_iter().chain(flood);
+        let vlan = setup.vlan.map(|vlan| ("vlan", vlan));
+        let attributes = [("spoofchk", word)].into_iter().chain(flood).chain(vlan);
         let net = NetSpec { mac: Some(mac), seed: None, mtu: Some(setup.mtu), max_vqp: Some(setup.pairs) };
         let mut spec = DeviceSpec::net(name, net);
         spec.attributes = attributes.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();

@@ -120,7 +120,7 @@ fn false_source_address_arrives_nowhere_and_is_not_learned_however_it_is_timed()
             assert_ne!(frame[6..12], FALSE.0, "{format:?} in {pieces} pieces");
         });
         let learned = bridge.net().unwrap().stations();
-        assert!(learned.stations.iter().all(|(mac, ..)| *mac != FALSE), "{learned:?}");
+        assert!(learned.stations.iter().all(|station| station.mac != FALSE), "{learned:?}");
     }
 }
 

@@ -44,6 +44,7 @@ pub(super) fn check(object: Option<&Object>) -> Result<(), Fault> {
             _ => Ok(()),
         },
         Some(Object::Port { .. }) => missing("port"),
+        Some(Object::Bridge { .. }) => missing("bridge"),
         Some(Object::Core { .. }) => missing("core"),
         Some(Object::Events(_)) => missing("events"),
         Some(Object::Config { .. }) => missing("config"),

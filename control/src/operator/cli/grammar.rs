@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use crate::fault::{Fault, nearest};
-use crate::operator::api::{DevSet, DeviceEntry, FLAVOUR, MgmtEntry, Mode, PortEntry, PortSet, PortState};
+use crate::operator::api::{
+    DevSet, DeviceEntry, FLAVOUR, MgmtEntry, Mode, PortEntry, PortSet, PortState, Select, VlanChange,
+};
 
 /// A keyword of `dev add` or `dev set`.
 #[derive(Debug, Clone, Copy)]
@@ -251,7 +253,7 @@ pub fn normalise(args: Vec<OsString>) -> Result<Vec<OsString>, Fault> {
     let commands: &[&str] = match object {
         "mgmtdev" => &["help", "show", "list"],
         "dev" => &["help", "show", "list", "add", "del", "config"],
-        "port" | "core" | "config" => &[],
+        "port" | "bridge" | "core" | "config" => &[],
         _ => return Ok(full),
     };
     let Some(&second) = places.get(1) else { return Ok(full) };
@@ -259,6 +261,7 @@ pub fn normalise(args: Vec<OsString>) -> Result<Vec<OsString>, Fault> {
         "dev" => &["vstats", "set"],
         "mgmtdev" => &["add", "set", "del"],
         "port" => &["show", "list", "add", "del", "function", "help"],
+        "bridge" => &["vlan", "help"],
         "core" => &["show", "list", "help"],
         "config" => &["check", "dump", "help"],
         _ => &[],
@@ -272,7 +275,8 @@ pub fn normalise(args: Vec<OsString>) -> Result<Vec<OsString>, Fault> {
     Ok(full)
 }
 
-const OBJECTS: &[&str] = &["port", "core", "events", "config", "hello", "demo", "completion", "man"];
+const OBJECTS: &[&str] =
+    &["port", "bridge", "core", "events", "config", "hello", "demo", "completion", "man"];
 
 /// A word in full: `short` may be shortened, `exact` may not; what is exact goes first.
 fn resolve<'a>(what: &str, word: &str, short: &[&'a str], exact: &[&'a str]) -> Result<&'a str, Fault> {
@@ -411,6 +415,62 @@ pub fn set_request(words: &[String]) -> Result<DevSet, Fault> {
     }
     Ok(set)
 }
+
+/// What `bridge vlan add` and `bridge vlan del` ask for.
+///
+/// # Errors
+/// A word that is missing or is none of theirs.
+pub fn vlan_change(words: &[String]) -> Result<VlanChange, Fault> {
+    let mut change = VlanChange::default();
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let value = match word.as_str() {
+            "dev" => &mut change.dev,
+            "vid" => &mut change.vid,
+            "pvid" | "untagged" => {
+                *(if word == "pvid" { &mut change.pvid } else { &mut change.untagged }) = true;
+                continue;
+            }
+            other => {
+                let fault =
+                    Fault::usage(format!("`{}` is no word of bridge vlan", crate::fault::printable(other)));
+                return Err(fault.hint("dev NAME vid VID[-VID] [pvid] [untagged]"));
+            }
+        };
+        *value = words.next().cloned().unwrap_or_default();
+    }
+    for (value, word) in [(&change.dev, "dev NAME"), (&change.vid, "vid VID[-VID]")] {
+        if value.is_empty() {
+            return Err(
+                Fault::usage(format!("{word} is missing")).hint("dev NAME vid VID[-VID] [pvid] [untagged]")
+            );
+        }
+    }
+    Ok(change)
+}
+
+/// Which port `bridge vlan show` is about.
+///
+/// # Errors
+/// Words that are not its.
+pub fn vlan_select(words: &[String]) -> Result<Select, Fault> {
+    match words {
+        [] => Ok(Select::default()),
+        [word, name] if word == "dev" => Ok(Select { name: Some(name.clone()) }),
+        _ => Err(Fault::usage("bridge vlan show takes `dev NAME`, or nothing")),
+    }
+}
+
+/// What stands below the help of `bridge vlan add`.
+pub(crate) const VLAN_HELP: &str = "\
+  pvid      what the port sends without a VLAN is in this one, which one alone can be
+  untagged  its frames go to the port without a tag; else with it
+
+A port that was given VLANs is in these and no others, and its bridge looks at tags; a port that was given none is in
+VLAN 1 there, without a tag. The same as the attribute vlan of dev add and dev set: vlan '100 pvid untagged,200-210'.
+
+Examples: ringway bridge vlan add dev vm0 vid 100 pvid untagged
+          ringway bridge vlan add dev up0 vid 100-110";
 
 /// What `mgmtdev add` and `mgmtdev set` ask for.
 ///

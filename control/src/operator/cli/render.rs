@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use crate::frontends::cures;
 use crate::operator::api::{
     AttributeHelp, ConfigShow, CoreInfo, CoreShow, DevInfo, DevShow, Event, EventPage, Explained, Hello,
-    History, MgmtdevShow, PortInfo, PortShow, Provisioned, QueueInfo, RequestInfo, Vstats, VstatsShow,
+    History, MgmtdevShow, PortInfo, PortShow, Provisioned, QueueInfo, RequestInfo, VlanShow, Vstats,
+    VstatsShow,
 };
 use crate::operator::cli::grammar::SHOWN;
 use crate::operator::names::FeatureName;
@@ -44,8 +45,11 @@ pub(super) fn mgmtdevs(answer: &MgmtdevShow) -> String {
         if let Some(learned) = &info.learned {
             let _ = writeln!(text, "  stations {} refused {}", learned.stations.len(), learned.refused);
             for station in &learned.stations {
-                let _ =
-                    writeln!(text, "  station {} dev {} age {} s", station.mac, station.dev, station.age_s);
+                let _ = write!(text, "  station {} ", station.mac);
+                if let Some(vid) = station.vlan {
+                    let _ = write!(text, "vlan {vid} ");
+                }
+                let _ = writeln!(text, "dev {} age {} s", station.dev, station.age_s);
             }
         }
     }
@@ -76,6 +80,27 @@ fn functions(text: &mut String, attributes: &[AttributeHelp]) {
     for attribute in attributes {
         let _ = writeln!(text, "  function {} {}: {}", attribute.name, attribute.value, attribute.help);
     }
+}
+
+/// `bridge vlan show`, as bridge(8) has it.
+pub(super) fn vlans(answer: &VlanShow) -> String {
+    let mut text = String::new();
+    for (name, port) in &answer.vlan.0 {
+        if text.is_empty() {
+            let _ = writeln!(text, "{:<17} vlan-id", "port");
+        }
+        let mut name = name.as_str();
+        for vlan in &port.vlans {
+            let range = vlan.vlan_end.map_or_else(String::new, |last| format!("-{last}"));
+            let flags: String = vlan.flags.iter().map(|flag| format!(" {flag}")).collect();
+            let _ = writeln!(text, "{name:<17} {}{range}{flags}", vlan.vlan);
+            name = "";
+        }
+        if port.vlans.is_empty() {
+            let _ = writeln!(text, "{name:<17} none");
+        }
+    }
+    text
 }
 
 /// `port show`, as devlink(8) has it, then what the function is here.

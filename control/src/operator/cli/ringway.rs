@@ -51,6 +51,12 @@ pub enum Object {
         #[command(subcommand)]
         command: Option<PortCommand>,
     },
+    /// Bridges, in the words of bridge(8)
+    Bridge {
+        /// What of them
+        #[command(subcommand)]
+        command: BridgeCommand,
+    },
     /// Workers; alone, the same as `core show`
     Core {
         /// What to do
@@ -141,6 +147,42 @@ pub enum PortCommand {
         /// What to do
         #[command(subcommand)]
         command: PortFunctionCommand,
+    },
+}
+
+/// Commands of `bridge`.
+#[derive(Debug, Subcommand)]
+pub enum BridgeCommand {
+    /// VLANs of ports
+    Vlan {
+        /// What to do
+        #[command(subcommand)]
+        command: VlanCommand,
+    },
+}
+
+/// Commands of `bridge vlan`, in the words of bridge(8).
+#[derive(Debug, Subcommand)]
+pub enum VlanCommand {
+    /// Show which VLANs the ports carry, on bridges that look at them: where a port was given some
+    #[command(visible_alias = "list")]
+    Show {
+        /// `dev NAME`: one of them
+        #[arg(value_name = "dev NAME", num_args = 0..=2)]
+        words: Vec<String>,
+    },
+    /// Have a port carry VLANs, also under traffic: `dev NAME vid VID[-VID] [pvid] [untagged]`
+    #[command(after_help = grammar::VLAN_HELP)]
+    Add {
+        /// `dev NAME vid VID[-VID]`, then `pvid`, `untagged`
+        #[arg(value_name = "KEYWORD", num_args = 0..)]
+        words: Vec<String>,
+    },
+    /// Have a port carry VLANs no more, also under traffic: `dev NAME vid VID[-VID]`
+    Del {
+        /// `dev NAME vid VID[-VID]`
+        #[arg(value_name = "KEYWORD", num_args = 0..)]
+        words: Vec<String>,
     },
 }
 

@@ -12,11 +12,11 @@ use crate::fault::{Fault, Kind};
 use crate::operator::api::{
     ConfigShow, CoreShow, DevAdded, DevChanged, DevDeleted, DevShow, Dump, Event, EventPage, Follow, Hello,
     MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, Named, PortDeleted, PortShow, Queue, Select, Target,
-    VstatsShow,
+    VlanShow, VstatsShow,
 };
 use crate::operator::cli::ringway::{
-    Cli, ConfigCommand, DemoArgs, DemoRing, DevCommand, DevConfigCommand, DevShowArgs, DevVstatsCommand,
-    EventsArgs, MgmtdevCommand, Object, PortCommand, PortFunctionCommand,
+    BridgeCommand, Cli, ConfigCommand, DemoArgs, DemoRing, DevCommand, DevConfigCommand, DevShowArgs,
+    DevVstatsCommand, EventsArgs, MgmtdevCommand, Object, PortCommand, PortFunctionCommand, VlanCommand,
 };
 use crate::operator::cli::{compat, docs, grammar, render, vmm};
 use crate::operator::client::Client;
@@ -70,6 +70,7 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
         }
         Some(Object::Dev { command }) => dev(command, output, connect),
         Some(Object::Port { command }) => port(command, output, connect),
+        Some(Object::Bridge { command: BridgeCommand::Vlan { command } }) => vlan(command, output, connect),
         Some(Object::Core { .. }) => {
             let answer: CoreShow = connect()?.call("core.show", &json!({}))?;
             output.print(&answer, || render::cores(&answer))
@@ -205,14 +206,37 @@ fn dev(
         }
         DevCommand::Set { words } => {
             let set = grammar::set_request(&words)?;
-            let answer: DevChanged = connect()?.call("dev.set", &set)?;
-            output.print(&answer, String::new)?;
-            if answer.applied {
-                output.tell(&answer.notes);
-                return Ok(());
-            }
-            let message = format!("{} is changed, but not in force yet", answer.changed);
-            Err(Fault::new(Kind::NotApplied, message).hint(answer.notes.join("; ")))
+            changed(&connect()?.call("dev.set", &set)?, output)
+        }
+    }
+}
+
+/// Tells what came of a change to a device.
+fn changed(answer: &DevChanged, output: Output) -> Result<(), Fault> {
+    output.print(answer, String::new)?;
+    if answer.applied {
+        output.tell(&answer.notes);
+        return Ok(());
+    }
+    let message = format!("{} is changed, but not in force yet", answer.changed);
+    Err(Fault::new(Kind::NotApplied, message).hint(answer.notes.join("; ")))
+}
+
+fn vlan(
+    command: VlanCommand,
+    output: Output,
+    connect: impl Fn() -> Result<Client, Fault>,
+) -> Result<(), Fault> {
+    match command {
+        VlanCommand::Show { words } => {
+            let answer: VlanShow = connect()?.call("bridge.vlan.show", &grammar::vlan_select(&words)?)?;
+            output.print(&answer, || render::vlans(&answer))
+        }
+        VlanCommand::Add { words } => {
+            changed(&connect()?.call("bridge.vlan.add", &grammar::vlan_change(&words)?)?, output)
+        }
+        VlanCommand::Del { words } => {
+            changed(&connect()?.call("bridge.vlan.del", &grammar::vlan_change(&words)?)?, output)
         }
     }
 }

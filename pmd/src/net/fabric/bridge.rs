@@ -14,9 +14,10 @@ use super::MOST_PORTS;
 use super::ends::{EndKey, Ends, PumpKey, Side};
 use super::kind::{Foreign, Kind};
 use crate::net::bridge::{BridgePort, BridgePump};
-use crate::net::fdb::{Fdb, FdbOptions};
+use crate::net::fdb::{Fdb, FdbOptions, ticks};
 use crate::net::rate::RateLimit;
 use crate::net::stations::Stations;
+use crate::net::vlan::Vlans;
 
 /// See the module's head.
 #[derive(Debug)]
@@ -56,7 +57,7 @@ impl BridgeSettings {
 
     /// Changes how long stations are kept; in force within half a second of traffic.
     pub fn set_ageing(&self, ageing: Duration) {
-        self.stations.set_ageing(cycles_of(ageing));
+        self.stations.set_ageing(ticks_of(ageing));
     }
 }
 
@@ -65,7 +66,7 @@ impl Bridge {
     /// know.
     pub(super) fn new(core: usize, ageing: Duration, seed: [u64; 2]) -> Bridge {
         let (capacity, ports, per_port) = (STATIONS, MOST_PORTS, STATIONS_PER_PORT);
-        let options = FdbOptions { capacity, ports, per_port, ageing: cycles_of(ageing), seed };
+        let options = FdbOptions { capacity, ports, per_port, ageing: ticks_of(ageing), seed };
         let stations = Arc::new(Stations::new(options));
         let settings = Arc::new(BridgeSettings { core: AtomicUsize::new(core), stations });
         Bridge { settings, fdb: None, forget: BTreeSet::new(), floods: BTreeMap::new() }
@@ -109,7 +110,9 @@ impl Kind for Bridge {
         let mut ports: BTreeMap<u64, BridgePort> = BTreeMap::new();
         for end in members {
             let Some((side, _)) = ends.take(*end) else { continue };
+            let looks_at_vlans = ends.in_vlans.load(Ordering::Relaxed) > 0;
             let Some(known) = ends.ports.get(&end.port) else { continue };
+            let vlans = || known.vlans.clone().unwrap_or_else(|| Arc::new(Vlans::default_of_a_port()));
             let port = ports.entry(end.port).or_insert_with(|| BridgePort {
                 slot: known.slot,
                 sources: Vec::new(),
@@ -117,6 +120,7 @@ impl Kind for Bridge {
                 flood: self.take_flood(known.slot, known.flood_pps),
                 announcement: Arc::clone(&known.announcement),
                 reflects: known.reflects,
+                vlans: looks_at_vlans.then(vlans),
             });
             match side {
                 Side::Source(source) => port.sources.push((end.queue, source)),
@@ -163,8 +167,9 @@ impl Kind for Bridge {
     }
 }
 
-fn cycles_of(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos() * u128::from(tsc::hertz()) / 1_000_000_000).unwrap_or(u64::MAX)
+fn ticks_of(time: Duration) -> u64 {
+    let cycles = time.as_nanos() * u128::from(tsc::hertz()) / 1_000_000_000;
+    ticks(u64::try_from(cycles).unwrap_or(u64::MAX))
 }
 
 /// Frames that may be flooded at once: a second's worth, within bounds.

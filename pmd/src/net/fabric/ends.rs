@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::net::Mac;
 use crate::net::announce::Announcement;
@@ -11,6 +11,7 @@ use crate::net::in_flight::MOST;
 use crate::net::offload::Offloads;
 use crate::net::scratch::Scratch;
 use crate::net::side::{Sink, Source};
+use crate::net::vlan::Vlans;
 use crate::vdpa::{Ended, Placer};
 
 /// One side of one running queue.
@@ -29,6 +30,8 @@ pub(super) struct Ends {
     pub(super) running: BTreeMap<EndKey, End>,
     /// One of the ports may have something to announce.
     pub(super) news: Arc<AtomicBool>,
+    /// How many of the fabric's ports were given VLANs, whether or not they run.
+    pub(super) in_vlans: Arc<AtomicUsize>,
 }
 
 /// What is known of a port whose queues were started.
@@ -43,6 +46,8 @@ pub(super) struct PortState {
     pub(super) announcement: Arc<Announcement>,
     /// What is sent there may come back from there.
     pub(super) reflects: bool,
+    /// The VLANs that it carries, if it was given any.
+    pub(super) vlans: Option<Arc<Vlans>>,
     /// The address that its device has.
     pub(super) mac: Option<Mac>,
     /// Groups whose pump ended without being asked to, and why, until the session takes note.

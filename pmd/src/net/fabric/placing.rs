@@ -18,6 +18,8 @@ pub(super) struct Running {
     pub(super) placed: Placed,
     /// Its worker was told to give it back, and had not when that was last waited for.
     pub(super) is_unsettled: bool,
+    /// It is to be made anew, of the same ends.
+    pub(super) is_outdated: bool,
 }
 
 /// Tells every session whose queues a pump had that it was taken out.
@@ -44,7 +46,9 @@ impl Fabric {
         let outdated: Vec<PumpKey> = state
             .pumps
             .iter()
-            .filter(|(key, running)| running.is_over() || plan.get(key) != Some(&running.members))
+            .filter(|(key, running)| {
+                running.is_outdated || running.is_over() || plan.get(key) != Some(&running.members)
+            })
             .map(|(key, _)| *key)
             .collect();
         let mut outcome = Ok(());
@@ -160,8 +164,8 @@ impl Fabric {
         Ok(())
     }
 
-    /// Has what is unsettled settled once its worker turns again.
-    fn settle_later(self: &Arc<Fabric>, state: &mut State) {
+    /// Has what is unsettled settled once its worker turns again, and what is outdated made anew.
+    pub(super) fn settle_later(self: &Arc<Fabric>, state: &mut State) {
         if !std::mem::replace(&mut state.is_settling, true) {
             let fabric = Arc::clone(self);
             later::run_until(move || fabric.settle());
@@ -173,7 +177,7 @@ impl Fabric {
     fn settle(self: &Arc<Fabric>) -> bool {
         let Some(mut state) = self.try_lock() else { return false };
         let _ = self.withdraw(&mut state, LATER_WITHIN);
-        state.is_settling = state.pumps.values().any(|running| running.is_unsettled);
+        state.is_settling = state.pumps.values().any(|running| running.is_unsettled || running.is_outdated);
         !state.is_settling
     }
 }
@@ -220,7 +224,7 @@ impl State {
         match engine.place(core, &name, pump, watcher) {
             Ok(placed) => {
                 self.ends.put_in(&members, key);
-                self.pumps.insert(key, Running { members, placed, is_unsettled: false });
+                self.pumps.insert(key, Running { members, placed, is_unsettled: false, is_outdated: false });
                 Ok(())
             }
             Err(NotPlaced { why, pump }) => {

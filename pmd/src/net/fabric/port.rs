@@ -13,6 +13,7 @@ use crate::net::Mac;
 use crate::net::announce::Announcement;
 use crate::net::guest_queue::PortRules;
 use crate::net::side::{receive_queue, transmit_queue};
+use crate::net::vlan::Vlans;
 use crate::vdpa::{Ended, Placer, QueueBinding, ServeError, Stuck};
 
 /// See the module's head. It is let go when dropped, whatever still runs there.
@@ -26,6 +27,8 @@ pub struct Port {
     flood_pps: Option<u64>,
     announcement: Arc<Announcement>,
     reflects: bool,
+    /// The VLANs that it carries, if it was given any.
+    vlans: Option<Arc<Vlans>>,
     /// The address of its device, for those beside it.
     mac: Option<Mac>,
 }
@@ -41,6 +44,7 @@ impl Port {
             flood_pps,
             announcement: Arc::new(Announcement::new(Arc::clone(&fabric.news))),
             reflects: false,
+            vlans: None,
             mac: None,
         }
     }
@@ -51,6 +55,46 @@ impl Port {
     pub fn reflecting(mut self) -> Port {
         self.reflects = true;
         self
+    }
+
+    /// The VLANs that it carries, if it was given any.
+    pub fn vlans(&self) -> Option<&Vlans> {
+        self.vlans.as_deref()
+    }
+
+    /// It carries these VLANs; None: it was given none.
+    #[must_use]
+    pub fn in_vlans(mut self, vlans: Option<Vlans>) -> Port {
+        self.note_vlans(vlans);
+        self
+    }
+
+    /// It carries other VLANs from now on, in force when this returns Ok. The stations behind it are forgotten.
+    ///
+    /// # Errors
+    /// A worker did not let go in time.
+    pub fn set_vlans(&mut self, vlans: Option<Vlans>, within: Duration) -> Result<(), ServeError> {
+        if self.vlans.as_deref() == vlans.as_ref() {
+            return Ok(());
+        }
+        self.note_vlans(vlans);
+        let mut state = self.fabric.lock();
+        state.kind.port_stops(self.slot);
+        if let Some(port) = state.ends.ports.get_mut(&self.id) {
+            port.vlans.clone_from(&self.vlans);
+        }
+        // The others' pumps may not have looked at VLANs until now.
+        state.pumps.values_mut().for_each(|running| running.is_outdated = true);
+        self.fabric.withdraw(&mut state, within)
+    }
+
+    /// Counts, too, whether it is one of the ports that were given VLANs.
+    fn note_vlans(&mut self, vlans: Option<Vlans>) {
+        // Relaxed: what is made of it is made under the fabric's lock.
+        let (before, now) = (usize::from(self.vlans.is_some()), usize::from(vlans.is_some()));
+        self.fabric.in_vlans.fetch_add(now, Ordering::Relaxed);
+        self.fabric.in_vlans.fetch_sub(before, Ordering::Relaxed);
+        self.vlans = vlans.map(Arc::new);
     }
 
     /// Its device has this address.
@@ -128,6 +172,7 @@ impl Port {
             flood_pps: self.flood_pps,
             announcement: Arc::clone(&self.announcement),
             reflects: self.reflects,
+            vlans: self.vlans.clone(),
             mac: self.mac,
             ended: Vec::new(),
         });
@@ -231,6 +276,7 @@ impl Drop for Port {
     /// Never waits: its holder may be control.
     fn drop(&mut self) {
         self.is_leaving.store(true, Ordering::Relaxed);
+        self.note_vlans(None);
         let departure = Departure { fabric: Arc::clone(&self.fabric), id: self.id, slot: self.slot };
         // Mostly nothing runs any more, and nobody has the lock.
         let is_out = self.fabric.try_lock().is_some_and(|mut state| departure.forget(&mut state));
@@ -265,8 +311,13 @@ impl Departure {
         if !state.ends.of_port(self.id, |_| true).is_empty() {
             return false;
         }
-        if state.ends.ports.remove(&self.id).is_some() {
+        if let Some(port) = state.ends.ports.remove(&self.id) {
             state.kind.port_leaves(self.slot);
+            if port.vlans.is_some() && state.ends.in_vlans.load(Ordering::Relaxed) == 0 {
+                // It was the last one: nobody looks at tags any more.
+                state.pumps.values_mut().for_each(|running| running.is_outdated = true);
+                self.fabric.settle_later(state);
+            }
         }
         lock(&self.fabric.slots).remove(&self.slot);
         true

@@ -26,7 +26,7 @@ fn hash_is_siphash_1_3_of_the_six_bytes() {
         let mac = mac(number);
         let mut hasher = DefaultHasher::new();
         hasher.write(&mac.0);
-        assert_eq!(hash([0, 0], super::number(mac)), hasher.finish());
+        assert_eq!(hash([0, 0], mac.into()), hasher.finish());
     }
 }
 
@@ -39,7 +39,7 @@ fn address_seen_is_found_on_its_port_until_it_ages() {
     assert_eq!(fdb.find(mac(2), 1000), None);
     assert_eq!(fdb.learn(mac(1), 3, 1050), Learned::Known);
     assert_eq!(fdb.find(mac(1), 1149), Some(3));
-    assert_eq!(fdb.entries(1149).collect::<Vec<_>>(), [(mac(1), 3, 99)]);
+    assert_eq!(fdb.entries(1149).collect::<Vec<_>>(), [Entry { mac: mac(1), vid: 0, port: 3, age: 99 }]);
     assert_eq!(fdb.learn(mac(1), 3, 1150), Learned::New);
     assert_eq!(fdb.len(1150), 1);
 }
@@ -54,6 +54,26 @@ fn address_seen_on_another_port_moves_and_frees_its_place_on_the_old_one() {
     assert_eq!(fdb.learn(mac(2), 1, 3), Learned::PortFull);
     assert_eq!(fdb.find(mac(2), 3), Some(0));
     assert_eq!(fdb.len(3), 2);
+}
+
+#[test]
+fn address_is_known_in_each_vlan_by_itself() {
+    let mut fdb = fdb(OPTIONS);
+    let of = |vid| Address::of(mac(1), vid);
+    assert_eq!(fdb.learn(of(100), 0, 0), Learned::New);
+    assert_eq!(fdb.learn(of(200), 1, 1), Learned::New);
+    // Whoever claims it in another VLAN moves it in none but that.
+    assert_eq!(fdb.learn(of(300), 2, 2), Learned::New);
+    assert_eq!(fdb.learn(of(300), 3, 2), Learned::Moved);
+    let found = [100, 200, 300, 0, 4094].map(|vid| fdb.find(of(vid), 3));
+    assert_eq!(found, [Some(0), Some(1), Some(3), None, None]);
+    fdb.forget_port(1);
+    let mut left: Vec<_> = fdb.entries(3).map(|entry| (entry.mac, entry.vid, entry.port)).collect();
+    left.sort_unstable();
+    assert_eq!(left, [(mac(1), 100, 0), (mac(1), 300, 3)]);
+    // Each counts.
+    let learned = (1..=17).map(|vid| fdb.learn(of(vid), 1, 3));
+    assert_eq!(learned.filter(|learned| *learned == Learned::New).count(), OPTIONS.per_port as usize);
 }
 
 #[test]
@@ -238,7 +258,7 @@ proptest! {
             }
             oracle.age(now);
             let found: HashMap<_, _> =
-                fdb.entries(now).map(|(mac, port, age)| (mac, (port, now - age))).collect();
+                fdb.entries(now).map(|entry| (entry.mac, (entry.port, now - entry.age))).collect();
             prop_assert_eq!(&found, &oracle.entries);
             prop_assert_eq!(fdb.len(now), found.len());
             prop_assert_eq!(fdb.is_empty(now), found.is_empty());
@@ -254,7 +274,7 @@ proptest! {
         let mut fdb = fdb(options);
         let mut now = 0;
         for op in ops {
-            let before: HashMap<_, _> = fdb.entries(now).map(|(mac, port, _)| (mac, port)).collect();
+            let before: HashMap<_, _> = fdb.entries(now).map(|entry| (entry.mac, entry.port)).collect();
             match op {
                 Op::Learn(number, port) => {
                     let learned = fdb.learn(mac(number), port, now);
@@ -281,7 +301,7 @@ proptest! {
                 // Not longer than before: what was swept does not come back.
                 Op::Ageing(ageing) => fdb.set_ageing(ageing.min(fdb.ageing)),
             }
-            let addresses: HashSet<_> = fdb.entries(now).map(|(mac, ..)| mac).collect();
+            let addresses: HashSet<_> = fdb.entries(now).map(|entry| entry.mac).collect();
             prop_assert_eq!(addresses.len(), fdb.len(now));
             prop_assert!(fdb.total <= capacity && fdb.held.iter().all(|&held| held <= per_port));
             prop_assert_eq!(fdb.held.iter().sum::<u32>(), fdb.total);

@@ -82,7 +82,8 @@ impl TapWriter {
     ) -> bool {
         let Some(own) = self.begin(header, head) else { return false };
         let Some(slot) = self.next_slot() else { return false };
-        let (skip, rest) = (skip + head.len(), len.saturating_sub(head.len()));
+        // A tag that was put in may begin before the chain does.
+        let (skip, rest) = (skip.wrapping_add(head.len()), len.saturating_sub(head.len()));
         let put = match self.ring.write(slot, own, FromGuest { burst, chain, skip, len: rest }) {
             Put::ManyPieces => self.copy_together(slot, own, burst.readable(chain), skip, rest),
             put => put,

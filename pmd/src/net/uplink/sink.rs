@@ -192,7 +192,7 @@ impl<'map, I: Iterator<Item = ringway_ring::guest::HostSlice<'map>>> Room for Cu
         let head = from.head();
         self.write(head);
         let mut rest = Cursor::new(from.burst.readable(from.chain));
-        rest.skip(from.skip + head.len());
+        rest.skip(from.rest_at());
         rest.copy_to(self, (from.frame.len as usize).saturating_sub(head.len()));
     }
 }

@@ -73,7 +73,13 @@ impl<R: ReceiveRing> UplinkSource<R> {
         watch: Arc<UplinkWatch>,
     ) -> io::Result<UplinkSource<R>> {
         ring.disarm();
-        let ingress = Ingress { header_len: R::HEADER_BYTES, max_frame: longest_frame(mtu), may, only: None };
+        let ingress = Ingress {
+            header_len: R::HEADER_BYTES,
+            max_frame: longest_frame(mtu),
+            may,
+            only: None,
+            by_vlan: false,
+        };
         let mut source = UplinkSource {
             ring,
             burst: Burst::try_new(Arc::clone(&buffers.map))?,
