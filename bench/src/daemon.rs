@@ -32,6 +32,9 @@ pub enum DaemonError {
         /// What it printed.
         output: String,
     },
+    /// The daemon ended instead of coming up.
+    #[error("ringwayd ended with {0}: what it said stands above")]
+    Ended(std::process::ExitStatus),
     /// The daemon did not come up.
     #[error("ringwayd did not answer within {0:?}")]
     Silent(Duration),
@@ -50,9 +53,12 @@ impl Daemon {
     ///
     /// It inherits where the calling thread may run: start it before pinning that.
     pub fn start(arguments: &[&str]) -> Result<Daemon, DaemonError> {
-        let daemon = Daemon::spawn(arguments)?;
+        let mut daemon = Daemon::spawn(arguments)?;
         let begun = Instant::now();
         while daemon.ringway(&["mgmtdev", "show"]).is_err() {
+            if let Ok(Some(status)) = daemon.child.try_wait() {
+                return Err(DaemonError::Ended(status));
+            }
             if begun.elapsed() > PATIENCE {
                 return Err(DaemonError::Silent(PATIENCE));
             }

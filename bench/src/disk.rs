@@ -2,6 +2,8 @@
 
 // Ringway beside a peer.
 pub mod compare;
+// What the kernel gives a program that serves no guest.
+pub mod fio;
 // The load generator.
 pub mod generator;
 // A back-end that does as little as can be.

@@ -36,10 +36,20 @@ fn cores() -> Vec<usize> {
 
 /// A daemon in this process with a disk in memory, and where that listens.
 fn disk(folder: &std::path::Path) -> (Subsystem, std::path::PathBuf) {
-    let attributes = BTreeMap::from([("size".to_owned(), BYTES.to_string())]);
+    disk_of(folder, "sim/blk", &[("size", &BYTES.to_string())])
+}
+
+/// The same of any kind.
+fn disk_of(
+    folder: &std::path::Path,
+    mgmtdev: &str,
+    words: &[(&str, &str)],
+) -> (Subsystem, std::path::PathBuf) {
+    let attributes: BTreeMap<String, String> =
+        words.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let device = DeviceEntry {
         name: "d".to_owned(),
-        mgmtdev: "sim/blk".to_owned(),
+        mgmtdev: mgmtdev.to_owned(),
         attributes,
         ..DeviceEntry::default()
     };
@@ -226,12 +236,17 @@ fn load_that_does_not_fit_the_disk_is_refused_in_words() {
 fn storage_daemon_takes_turns_with_ringway() {
     let _alone = alone();
     let (generator, back_end) = (cores()[0].to_string(), cores().last().unwrap().to_string());
-    for backing in ["memory", "none"] {
-        let touch = if backing == "memory" { "head" } else { "none" };
+    // Not in memory: there is nothing to go past.
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    for backing in ["memory", "none", "cached", "direct"] {
+        let is_file = matches!(backing, "cached" | "direct");
+        let touch = if backing == "none" { "none" } else { "head" };
         let output = Command::new(env!("CARGO_BIN_EXE_ringway-bench"))
             .args(["compare", "blk", "--json", "--ring", "split", "--op", "mix", "--span", "8M"])
             .args(["--backing", backing, "--touch", touch, "--rounds", "2", "--seconds", "0.05"])
             .args(["--max-gap-us", "1000000", "--cores", &generator, "--backend-core", &back_end])
+            .arg("--folder")
+            .arg(folder.path())
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -239,6 +254,10 @@ fn storage_daemon_takes_turns_with_ringway() {
         assert_eq!((&record["parameters"]["job"], &record["peer"]["name"]), (&"blk".into(), &"qsd".into()));
         assert!(record["ratio"]["median"].as_f64().unwrap() > 0.0, "{record}");
         assert_eq!(record["tried"].as_array().unwrap().len(), if backing == "memory" { 2 } else { 1 });
+        let of_fio = record["fio"]["ratio"]["median"].as_f64();
+        assert_eq!(of_fio.map(|ratio| ratio > 0.0), is_file.then_some(true), "{record}");
+        let flags = record["peer"]["flags"].to_string();
+        assert_eq!(flags.contains("writethrough=on"), is_file, "{flags}");
         for side in ["ours", "peer"] {
             let rounds = record[side]["throughput"]["rounds"].as_array().unwrap();
             assert!(
@@ -248,4 +267,36 @@ fn storage_daemon_takes_turns_with_ringway() {
             assert!(rounds.iter().all(|round| round["counts"]["stale"] == 0), "{record}");
         }
     }
+}
+
+#[test]
+fn comparison_of_files_without_fio_ends_at_once_and_names_the_package() {
+    let output = Command::new(env!("CARGO_BIN_EXE_ringway-bench"))
+        .args(["compare", "blk", "--backing", "cached", "--ring", "split"])
+        .env("RINGWAY_FIO", "/nowhere/fio")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("/nowhere/fio is not here"), "{said}");
+    assert!(said.contains("`fio`") && said.contains("RINGWAY_FIO"), "{said}");
+}
+
+#[test]
+fn disk_that_makes_writes_durable_is_written_before_with_its_cache_on_and_measured_with_it_off() {
+    let _alone = alone();
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let file = folder.path().join("disk");
+    std::fs::write(&file, vec![0; BYTES as usize]).unwrap();
+    let words = [("path", file.to_str().unwrap()), ("cache", "buffered"), ("write_back", "off")];
+    let (subsystem, socket) = disk_of(folder.path(), "file", &words);
+    let options = DiskOptions { durable: true, op: Op::Mix, span: Bytes(BYTES), ..DiskOptions::default() };
+    let mut generator = ringway_bench::disk::open(&socket, &options, &[cores()[0]]).unwrap();
+    let counts = generator.round(Load::Closed, ROUND).unwrap().counts;
+    assert!(counts.reads > 0 && counts.writes > 0 && counts.faults() == 0, "{counts:?}");
+    generator.close().unwrap();
+    // The device's own word again: a driver that comes after finds it off.
+    let port = Port::connect(&socket, BlockOptions::default()).unwrap();
+    assert!(port.can_write_back() && port.config().writeback == 0);
+    port.stop().unwrap();
+    drop(subsystem);
 }

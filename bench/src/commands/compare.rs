@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use ringway_bench::compare::{self, Comparison, Setup};
 use ringway_bench::disk::compare::{self as disks, Backing};
-use ringway_bench::disk::options::Touch as Touched;
+use ringway_bench::disk::options::{DiskOptions, Touch as Touched};
 use ringway_bench::host::{Host, Watch};
 use ringway_bench::net::Series;
 use ringway_bench::options::{Job, Ring, Touch};
@@ -117,7 +117,7 @@ fn disks_of(arguments: &BlkArguments, json: bool) -> Result<(), Failure> {
         }
         let watch = Watch::begin();
         let setup = disks::Setup {
-            options: disk.options(*ring),
+            options: DiskOptions { durable: backing.file().is_some(), ..disk.options(*ring) },
             backing: *backing,
             peer: match peer.as_str() {
                 QSD => disks::Peer::Qsd,
@@ -173,6 +173,18 @@ fn print_disks(arguments: &BlkArguments, ring: Ring, comparison: &disks::Compari
         "  ratio {:.2} ({:.2} to {:.2}), of p50 {:.2}, of p99 {:.2}",
         ratio.median, ratio.low, ratio.high, p50_ratio.median, p99_ratio.median
     );
+    if let Some(fio) = &comparison.fio {
+        println!(
+            "  {}, io_uring on a file: {:.1} k requests/s (lowest {:.1}, highest {:.1}), ringway's ratio to it {:.2} ({:.2} to {:.2})",
+            fio.version,
+            fio.kiops.median,
+            fio.kiops.low,
+            fio.kiops.high,
+            fio.ratio.median,
+            fio.ratio.low,
+            fio.ratio.high
+        );
+    }
     if let Some(ceiling) = comparison.ceiling_kiops {
         let bound = if comparison.generator_bound { ": generator-bound" } else { "" };
         println!("  the generator reaches {ceiling:.1} k requests/s of a disk that does nothing{bound}");

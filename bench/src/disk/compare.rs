@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
+use super::fio::{self, Fio};
 use super::generator::{Generates, Load, Round};
 use super::options::{DiskOptions, Touch};
 use super::ours::{Ours, Wanted};
@@ -17,8 +18,8 @@ use crate::backend::{self, Identity};
 use crate::error::BenchError;
 use crate::limits::Gauge;
 use crate::options;
-use crate::rounds::Rounds;
-use crate::stats::Spread;
+use crate::rounds::{Rounds, Timed};
+use crate::stats::{self, Spread};
 use crate::turns::{Turns, in_turns};
 
 /// What the disks are made of.
@@ -37,7 +38,7 @@ pub enum Backing {
 
 impl Backing {
     /// It is a file, past the page cache or not.
-    fn file(self) -> Option<bool> {
+    pub fn file(self) -> Option<bool> {
         match self {
             Backing::Memory | Backing::None => None,
             Backing::Cached => Some(false),
@@ -73,6 +74,9 @@ pub struct Comparison {
     pub ceiling_kiops: Option<f64>,
     /// Ours came so close to that that it is the generator that was measured.
     pub generator_bound: bool,
+    /// fio's io_uring on a file, if the disks are files and it knows the load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fio: Option<fio::Beside>,
     /// What the peer's other ways of input and output came to in one round each, in thousands of requests a second.
     pub tried: Vec<(String, f64)>,
 }
@@ -173,10 +177,27 @@ impl Contender {
     }
 }
 
+/// A round of a side, and what fio came to right before one of ours, in thousands of requests a second.
+#[derive(Debug, Clone)]
+struct Made {
+    round: Round,
+    fio: Option<f64>,
+}
+
+impl Timed for Made {
+    fn gap_us(&self) -> f64 {
+        self.round.gap_us
+    }
+}
+
 /// Compares. Tells `progress` what it does.
 pub fn compare(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Comparison, BenchError> {
     let how = setup.how;
     let main_core = setup.cores.first().copied().unwrap_or_default();
+    let fio = match setup.backing.file() {
+        Some(direct) => Fio::new(&setup.options, direct, setup.backend_core, how.seconds, &setup.folder)?,
+        None => None,
+    };
     progress("measuring the generator");
     let ceiling_kiops = ceiling(setup)?;
     let (mut peer, tried) = peer(setup, &mut progress)?;
@@ -191,10 +212,16 @@ pub fn compare(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Comparis
         Touch::All => options::Touch::All,
     };
     let gauge = Gauge::new([main_core, setup.backend_core], touch)?;
-    let round = |who| if who == 0 { ours.turn(Load::Closed, how) } else { peer.turn(Load::Closed, how) };
+    let round = |who| -> Result<Made, BenchError> {
+        if who == 0 {
+            let fio = fio.as_ref().map(Fio::round).transpose()?;
+            return Ok(Made { round: ours.turn(Load::Closed, how)?, fio });
+        }
+        Ok(Made { round: peer.turn(Load::Closed, how)?, fio: None })
+    };
     let turns = in_turns(how, &gauge, round, |kept| progress(&format!("{kept} of {} rounds", how.rounds)))?;
     let nothing = || BenchError::Noise("the peer did nothing".to_owned());
-    let ratio = |of: fn(&Round) -> f64| turns.ratio(of).ok_or_else(nothing);
+    let ratio = |of: fn(&Made) -> f64| turns.ratio(of).ok_or_else(nothing);
     let side = |contender: &Contender, who: usize| -> Result<Side, BenchError> {
         let throughput = series(&turns, who).ok_or_else(nothing)?;
         Ok(Side { identity: contender.behind.identity().clone(), throughput })
@@ -202,11 +229,12 @@ pub fn compare(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Comparis
     let (ours_side, peer_side) = (side(&ours, 0)?, side(&peer, 1)?);
     let bound = ceiling_kiops * BOUND;
     let comparison = Comparison {
-        ratio: ratio(|round| round.kiops)?,
-        p50_ratio: ratio(|round| round.latency.p50 as f64)?,
-        p99_ratio: ratio(|round| round.latency.p99 as f64)?,
+        ratio: ratio(|made| made.round.kiops)?,
+        p50_ratio: ratio(|made| made.round.latency.p50 as f64)?,
+        p99_ratio: ratio(|made| made.round.latency.p99 as f64)?,
         generator_bound: ours_side.throughput.kiops.median > bound,
         ceiling_kiops: Some(ceiling_kiops),
+        fio: fio.as_ref().and_then(|fio| beside(fio, &turns)),
         ours: ours_side,
         peer: peer_side,
         tried,
@@ -302,8 +330,21 @@ fn storage_daemon(
 }
 
 /// The rounds of one side.
-fn series(turns: &Turns<Round>, who: usize) -> Option<Series> {
-    Series::of(turns.side(who), turns.discarded, turns.noisy)
+fn series(turns: &Turns<Made>, who: usize) -> Option<Series> {
+    let rounds = turns.side(who).into_iter().map(|made| made.round).collect();
+    Series::of(rounds, turns.discarded, turns.noisy)
+}
+
+/// What fio came to in the turns that count.
+fn beside(fio: &Fio, turns: &Turns<Made>) -> Option<fio::Beside> {
+    let [ours, theirs] = [|made: &Made| Some(made.round.kiops), |made: &Made| made.fio]
+        .map(|of| turns.side(0).iter().filter_map(of).collect::<Vec<f64>>());
+    Some(fio::Beside {
+        version: fio.version.clone(),
+        flags: fio.flags.clone(),
+        kiops: Spread::of(&theirs)?,
+        ratio: stats::paired_ratio(ours.into_iter().zip(theirs))?,
+    })
 }
 
 /// Of the generator's ceiling: closer to it, it is the generator that was measured.

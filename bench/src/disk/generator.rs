@@ -12,6 +12,7 @@ use std::time::Duration;
 use ringway_guest::GuestError;
 use ringway_guest::block::config::SECTOR;
 use ringway_guest::block::lane::{Counts, Offer, Work};
+use ringway_guest::block::request::{Request, Status};
 use ringway_guest::block::{BlockConfig, Lane, Port, Queue};
 use ringway_guest::lane::histogram;
 use ringway_guest::pace::Pace;
@@ -130,9 +131,31 @@ impl Generator {
         let mut generator =
             Generator { name, port, lanes, cores: cores.to_vec(), patience, before: Counts::default() };
         if options.touch != Touch::None {
+            let cached = options.durable && generator.port.can_write_back();
+            if cached {
+                generator.write_back(true)?;
+            }
             generator.fill()?;
+            if cached {
+                generator.flush()?;
+                generator.write_back(false)?;
+            }
         }
         Ok(generator)
+    }
+
+    fn write_back(&mut self, on: bool) -> Result<(), BenchError> {
+        self.port.set_write_back(on).map_err(|source| self.guest(source))
+    }
+
+    fn flush(&mut self) -> Result<(), BenchError> {
+        match self.port.perform(Request::FLUSH, &mut []).map_err(|source| self.guest(source))? {
+            (Status::Ok, _) => Ok(()),
+            (status, _) => Err(BenchError::Peer {
+                peer: self.name.clone(),
+                what: format!("a flush ended with {status:?}"),
+            }),
+        }
     }
 
     fn fill(&mut self) -> Result<(), BenchError> {

@@ -152,6 +152,9 @@ pub struct DiskOptions {
     pub event_idx: bool,
     /// How much of the disk is used, from its beginning; all of it at most.
     pub span: Bytes,
+    /// The device makes writes durable before they are completed: it need not while every block is written before a measurement.
+    #[serde(skip)]
+    pub durable: bool,
     /// The pages of its memory; the largest there are without it.
     #[serde(skip)]
     pub pages: Option<PageKind>,
@@ -178,6 +181,7 @@ impl Default for DiskOptions {
             segment: None,
             event_idx: true,
             span: Bytes(256 << 20),
+            durable: false,
             pages: None,
             patience: Duration::from_secs(10),
         }

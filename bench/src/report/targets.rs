@@ -31,6 +31,9 @@ fn disk_target(parameters: &Map<String, Value>) -> Option<f64> {
 /// The most of a disk's median latency with one request under way, in microseconds, and beside the peer's.
 pub(crate) const DISK_P50: (f64, f64) = (2.0, 0.2);
 
+/// The least of a disk's requests a second on a file beside fio's io_uring.
+pub(crate) const OF_FIO: f64 = 0.95;
+
 /// The most of a latency beside the peer's.
 pub(crate) const LATENCY_TARGET: f64 = 0.8;
 

@@ -4,7 +4,7 @@ use super::axis::short;
 use super::reading::Sourced;
 use super::reading::{parameters, plain};
 use super::sections::{PEER, comparison, paths, scaled};
-use super::targets::{DISK_P50, LATENCY_TARGET, OF_LIMIT, RING_TARGET, ratio_target, size};
+use super::targets::{DISK_P50, LATENCY_TARGET, OF_FIO, OF_LIMIT, RING_TARGET, ratio_target, size};
 
 /// A target and what a result has of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,6 +52,15 @@ fn of_comparison(sourced: &Sourced) -> Vec<Verdict> {
                 format!("≥ {target} ×"),
                 format!("{} ×{bound}", short(found.ratio.median)),
                 found.ratio.median >= target,
+            );
+        }
+        let at_target = ratio_target(&parameters).is_some();
+        if let Some(ratio) = disk.of_fio.filter(|_| at_target) {
+            verdict(
+                format!("requests a second beside fio's io_uring on one core: {}", found.name),
+                format!("≥ {OF_FIO} ×"),
+                format!("{} ×", short(ratio.median)),
+                ratio.median >= OF_FIO,
             );
         }
         let is = |name: &str, value: &str| parameters.get(name).map(plain).as_deref() == Some(value);
@@ -197,6 +206,24 @@ mod tests {
         };
         assert!(verdict("64", 1.5, 0.1) && verdict("64", 1.1, 0.7) && verdict("1518", 1.6, 0.1));
         assert!(!verdict("64", 1.4, 0.69) && !verdict("1518", 1.4, 0.9));
+    }
+
+    #[test]
+    fn disks_on_files_are_held_to_fio_too() {
+        let reached = |fio: f64, depth: u64| {
+            let rounds = json!({"rounds": [{"kiops": 700.0, "latency": {"p50": 9000}}]});
+            let spread = |median: f64| json!({"median": median, "low": median, "high": median});
+            let record = serde_json::from_value(json!({
+                "suite": "s", "schema": 1, "command": "compare", "words": [], "at": 0, "host": crate::host::Host::read(),
+                "parameters": {"job": "blk", "backing": "cached", "peer": "qsd", "size": 4096, "depth": depth},
+                "ours": {"throughput": rounds}, "peer": {"throughput": rounds}, "generator_bound": false,
+                "ratio": spread(1.4), "p50_ratio": spread(0.5), "fio": {"ratio": spread(fio)},
+            }));
+            let found = of_comparison(&Sourced { source: "f".into(), record: record.unwrap() });
+            found.iter().map(|one| one.reached).collect::<Vec<_>>()
+        };
+        assert_eq!((reached(0.96, 32), reached(0.94, 32)), (vec![true, true], vec![true, false]));
+        assert_eq!(reached(0.96, 8), [] as [bool; 0]);
     }
 
     #[test]

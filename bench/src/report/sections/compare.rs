@@ -36,6 +36,8 @@ pub(crate) struct Disk {
     pub(crate) p50_us: f64,
     /// It is the generator that was measured.
     pub(crate) generator_bound: bool,
+    /// Of files: requests a second, ours to those of fio's io_uring.
+    pub(crate) of_fio: Option<Spread>,
 }
 
 /// Reads a comparison.
@@ -61,6 +63,7 @@ pub(crate) fn comparison(record: &Record) -> Option<Comparison> {
             p50_ratio: serde_json::from_value(result.get("p50_ratio")?.clone()).ok()?,
             p50_us: spread_of(&rounds(result.get("ours")?)?, p50)?.median / 1e3,
             generator_bound: result.get("generator_bound")?.as_bool()?,
+            of_fio: result.get("fio").and_then(|fio| serde_json::from_value(fio.get("ratio")?.clone()).ok()),
         })
     };
     Some(Comparison {
@@ -129,6 +132,7 @@ fn draw_disks(html: &mut Html, found: &[Aimed]) {
                 target.map_or("-".to_owned(), |target| format!("≥ {target}")),
                 short(disk.p50_us),
                 told(disk.p50_ratio),
+                spread(disk.of_fio),
                 if disk.generator_bound { "yes" } else { "no" }.to_owned(),
             ])
         })
@@ -143,6 +147,7 @@ fn draw_disks(html: &mut Html, found: &[Aimed]) {
             "target",
             "our p50, µs",
             "ratio of p50",
+            "ratio to fio",
             "generator-bound",
         ];
         table(html, &heads, &rows);
@@ -213,7 +218,7 @@ mod tests {
             json!({
                 "ours": {"throughput": rounds}, "peer": {"name": "qsd", "version": "10", "throughput": rounds},
                 "ratio": {"median": 4.5, "low": 4.0, "high": 5.0}, "p50_ratio": {"median": 0.2, "low": 0.1, "high": 0.3},
-                "generator_bound": true,
+                "generator_bound": true, "fio": {"ratio": {"median": 0.97, "low": 0.9, "high": 1.0}},
             }),
         ))
         .unwrap();
@@ -221,6 +226,7 @@ mod tests {
         assert_eq!(found.ours.map(|spread| spread.median), Some(700.0));
         let disk = found.disk.unwrap();
         assert!(disk.generator_bound && (disk.p50_us - 1.5).abs() < 1e-9, "{disk:?}");
+        assert_eq!(disk.of_fio, Some(Spread { median: 0.97, low: 0.9, high: 1.0 }));
     }
 
     #[test]

@@ -31,6 +31,9 @@ impl BlockConfig {
     /// Bytes that are asked for: up to the fields of WRITE_ZEROES, as Linux's and others' front-ends do.
     pub const BYTES: u32 = 60;
 
+    /// Where the byte is by which a driver switches the cache of writes on and off.
+    pub const WRITEBACK_AT: u32 = 32;
+
     /// Reads what a device that offers `features` answered.
     pub fn read(bytes: &[u8], features: Features) -> BlockConfig {
         let field = |at: usize, len: usize, of: Features| {
@@ -44,7 +47,7 @@ impl BlockConfig {
             capacity: field(0, 8, Features::NONE),
             seg_max: field(12, 4, F_SEG_MAX) as u32,
             blk_size: field(20, 4, F_BLK_SIZE) as u32,
-            writeback: field(32, 1, F_CONFIG_WCE) as u8,
+            writeback: field(BlockConfig::WRITEBACK_AT as usize, 1, F_CONFIG_WCE) as u8,
             num_queues: field(34, 2, F_MQ) as u16,
             max_discard_sectors: field(36, 4, F_DISCARD) as u32,
             max_discard_seg: field(40, 4, F_DISCARD) as u32,

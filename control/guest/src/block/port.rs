@@ -170,6 +170,21 @@ impl Port {
         Ok(&self.config)
     }
 
+    /// It may tell the device whether to cache writes.
+    pub fn can_write_back(&self) -> bool {
+        self.features.contains(F_FLUSH | F_CONFIG_WCE)
+    }
+
+    /// Has the device complete writes before they are durable, or not (virtio 1.3 §5.2.5).
+    ///
+    /// # Errors
+    /// The back-end refused it, or did not answer.
+    pub fn set_write_back(&mut self, on: bool) -> Result<(), GuestError> {
+        self.frontend.set_config(BlockConfig::WRITEBACK_AT, &[on.into()], false)?;
+        self.config.writeback = on.into();
+        Ok(())
+    }
+
     /// The features that it negotiated.
     pub fn features(&self) -> Features {
         self.features
