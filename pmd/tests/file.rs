@@ -24,7 +24,7 @@ use ringway_pmd::block::F_FLUSH;
 use ringway_pmd::block::disk::BlockDevice;
 use ringway_pmd::counters::DropReason;
 use ringway_pmd::drivers::file::{FileDisk, FileDisks};
-use ringway_pmd::vdpa::{DeviceHost, DriverError, MakePump, Upcall, VdpaDevice};
+use ringway_pmd::vdpa::{DeviceHost, DeviceSpec, DriverError, MakePump, Upcall, VdpaDevice};
 use ringway_ring::queue::{Format, RingFault};
 use rustix::event::{PollFd, PollFlags, poll};
 use tempfile::TempDir;
@@ -441,7 +441,20 @@ fn what_is_no_disk_is_refused_by_its_name() {
     let dir = dir(false);
     let path = disk_in(&dir);
     let refused = |path: &Path, words: &[(&str, &str)]| device(path, words).unwrap_err().to_string();
-    assert!(refused(dir.path(), &[]).contains("directory"), "{}", refused(dir.path(), &[]));
+    let circle = dir.path().join("circle");
+    std::os::unix::fs::symlink(&circle, &circle).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("s")).unwrap();
+    for (name, what) in [("", "a directory"), ("circle", "leads to itself"), ("s", "a socket")] {
+        for ro in ["on", "off"] {
+            match device(&dir.path().join(name), &[("ro", ro)]) {
+                Err(DriverError::Conflict { what: why, held_by: None, .. }) => {
+                    assert!(why.contains(what), "{why}")
+                }
+                other => panic!("{name} {ro}: {other:?}"),
+            }
+        }
+    }
+    assert!(refused(&dir.path().join("n".repeat(300)), &[]).contains("longer than"));
     assert!(refused(&dir.path().join("none"), &[]).contains("no such file"));
     assert!(refused(Path::new("disk"), &[]).contains("must begin with /"));
     assert!(refused(&path, &[("cache", "none")]).contains("direct or buffered"));
@@ -452,6 +465,17 @@ fn what_is_no_disk_is_refused_by_its_name() {
     assert!(refused(&path, &[]).contains("less than a block"));
     let none = FileDisks::new().device(&spec(&[]), DeviceHost::unheard()).unwrap_err();
     assert!(none.to_string().contains("path FILE"), "{none}");
+}
+
+#[test]
+fn what_a_file_system_cannot_do_is_found_out_when_the_file_is_opened() {
+    let on_disk = dir(false);
+    let ours = device(&disk_in(&on_disk), &[]).unwrap();
+    assert_eq!(ours.note(), None);
+    let in_memory = dir(true);
+    let note = device(&disk_in(&in_memory), &[]).unwrap().note().unwrap_or_default();
+    assert!(note.contains("no reads and writes that do not wait"), "{note}");
+    assert!(note.contains("zeroes are written as data") && !note.contains("gives no space back"), "{note}");
 }
 
 #[test]
@@ -466,6 +490,20 @@ fn nobody_else_has_the_file_unless_both_only_read() {
             }
             other => panic!("{other:?}"),
         }
+    }
+    drop(first);
+    // Of the same daemon it is named by its device, whatever path leads there.
+    let mut disks = FileDisks::new();
+    let mut named = |name: &str, path: &Path| {
+        let words = spec(&[("path", path.to_str().unwrap())]);
+        disks.device(&DeviceSpec { name: name.to_owned(), ..words }, DeviceHost::unheard())
+    };
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    let first = named("vm1", &path).unwrap();
+    match named("vm2", &link) {
+        Err(DriverError::Conflict { held_by, .. }) => assert_eq!(held_by.as_deref(), Some("device vm1")),
+        other => panic!("{other:?}"),
     }
     drop(first);
     let reader = device(&path, &[("ro", "on")]).unwrap();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::thread::{CpuSet, sched_getaffinity};
 
 use crate::block::disk::{BlockDevice, Disk, Geometry, QueueSeat};
-use crate::block::file::{Cache, FileQueue, OpenFile, Wish, watch};
+use crate::block::file::{Cache, FileQueue, Identity, OpenFile, Wish, watch};
 use crate::block::plan::{ATTRIBUTES, MAX_QUEUES, Plan, RO};
 use crate::block::{BLOCK, RangeLimits};
 use crate::later;
@@ -23,6 +23,8 @@ use crate::vdpa::{
 pub struct FileDisks {
     /// Files that are being opened: one that hangs is opened once.
     opening: BTreeMap<PathBuf, Weak<()>>,
+    /// Those that are open, and the device of each.
+    open: Vec<(Weak<OpenFile>, Identity, String)>,
 }
 
 impl FileDisks {
@@ -32,7 +34,7 @@ impl FileDisks {
     }
 
     /// Opens a file in a moment, or leaves it at that.
-    fn open(&mut self, wish: Wish) -> Result<Arc<OpenFile>, DriverError> {
+    fn open(&mut self, wish: Wish, name: &str) -> Result<Arc<OpenFile>, DriverError> {
         let path = wish.path.clone();
         let hangs = || {
             let what = format!(
@@ -47,12 +49,17 @@ impl FileDisks {
         }
         let mark = Arc::new(());
         self.opening.insert(path.clone(), Arc::downgrade(&mark));
+        self.open.retain(|(file, ..)| file.strong_count() > 0);
+        let ours: Vec<_> =
+            self.open.iter().map(|(_, identity, name)| (*identity, format!("device {name}"))).collect();
         let opened = later::within(LOOK_WITHIN, move || {
-            let opened = OpenFile::open(wish, LOCKED_WITHIN);
+            let opened = OpenFile::open(wish, LOCKED_WITHIN, &ours);
             drop(mark);
             opened
         });
-        opened.unwrap_or_else(|| Err(hangs()))
+        let opened = opened.unwrap_or_else(|| Err(hangs()))?;
+        self.open.push((Arc::downgrade(&opened), opened.identity, name.to_owned()));
+        Ok(opened)
     }
 }
 
@@ -102,7 +109,7 @@ impl FileDisks {
         host: DeviceHost,
     ) -> Result<BlockDevice<FileDisk>, DriverError> {
         let plan = Plan::new(spec)?;
-        let file = self.open(wish(spec)?)?;
+        let file = self.open(wish(spec)?, &spec.name)?;
         let made = BlockDevice::new(plan, FileDisk { file: Arc::clone(&file) }, host.clone());
         match &made {
             Ok(_) => watch(&file, &host),
@@ -168,6 +175,10 @@ impl Disk for FileDisk {
             (PATH.to_owned(), wish.path.display().to_string()),
             (CACHE.to_owned(), self.file.cache.name().to_owned()),
         ])
+    }
+
+    fn note(&self) -> Option<String> {
+        self.file.lacks()
     }
 
     fn health(&self) -> Option<Arc<dyn Health>> {

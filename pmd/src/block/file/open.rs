@@ -46,10 +46,25 @@ pub struct Wish {
     pub is_read_only: bool,
 }
 
+/// Which file it is, whatever paths lead to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity(u64, u64);
+
+impl Identity {
+    fn of(facts: &rustix::fs::Stat) -> Identity {
+        match FileType::from_raw_mode(facts.st_mode) {
+            FileType::BlockDevice => Identity(u64::MAX, facts.st_rdev),
+            _ => Identity(facts.st_dev, facts.st_ino),
+        }
+    }
+}
+
 /// A file that is open as a disk. Nobody else has it as one.
 #[derive(Debug)]
 pub struct OpenFile {
     file: OwnedFd,
+    /// Which it is.
+    pub identity: Identity,
     /// What was wanted.
     pub wish: Wish,
     /// How it is.
@@ -62,6 +77,8 @@ pub struct OpenFile {
     pub physical: u32,
     /// It gives space back.
     pub discards: bool,
+    /// It zeroes a range without being given the zeroes.
+    pub(super) zeroes: bool,
     pub(super) alignment: Alignment,
     /// Its reads and writes wait in the kernel, as of a network file system: each is the work of a thread there.
     pub(super) needs_helpers: bool,
@@ -71,13 +88,17 @@ pub struct OpenFile {
 }
 
 impl OpenFile {
-    /// Opens it, and waits so long for one who lets go of it.
+    /// Opens it, and waits so long for one who lets go of it. `ours` are the disks of this process, with their names.
     ///
     /// # Errors
     /// It cannot be a disk, or somebody has it.
-    pub fn open(wish: Wish, patience: Duration) -> Result<Arc<OpenFile>, DriverError> {
+    pub fn open(
+        wish: Wish,
+        patience: Duration,
+        ours: &[(Identity, String)],
+    ) -> Result<Arc<OpenFile>, DriverError> {
         let path = wish.path.clone();
-        let failed = |error: Errno| explained(&path, &wish, error);
+        let failed = |error: Errno| explained(&path, &wish, error, None);
         let writes = !wish.is_read_only;
         // Without waiting for a pipe's other end. What it is decides.
         let file = open(&path, flags(writes, false)).map_err(failed)?;
@@ -86,11 +107,12 @@ impl OpenFile {
             FileType::RegularFile => false,
             FileType::BlockDevice => true,
             other => {
-                let why =
-                    format!("path {}: it is {}, no file and no block device", path.display(), noun(other));
-                return Err(DriverError::misconfigured(why));
+                return Err(something_else(&path, noun(other)));
             }
         };
+        let identity = Identity::of(&facts);
+        let of_ours = || ours.iter().find(|(other, _)| *other == identity).map(|(_, name)| name.clone());
+        let failed = |error: Errno| explained(&path, &wish, error, of_ours());
         // Nobody writes to a disk that is mounted.
         let alone = if is_block && writes { OFlags::EXCL } else { OFlags::empty() };
         let direct = match wish.cache {
@@ -111,7 +133,7 @@ impl OpenFile {
             }
             (None, _) => (Cache::Buffered, reopen(&file, flags(writes, false) | alone).map_err(failed)?),
         };
-        locked(&file, &wish, patience)?;
+        locked(&file, &wish, patience, of_ours)?;
         let (alignment, blk_size) = aligned(&file, cache, is_block);
         let physical = if is_block {
             rustix::fs::ioctl_blkpbszget(&file).unwrap_or(blk_size)
@@ -124,6 +146,9 @@ impl OpenFile {
             blk_size,
             physical: physical.max(blk_size),
             discards: writes && gives_back(&file, is_block, facts.st_rdev),
+            // For a block device the kernel does whatever its driver does not.
+            zeroes: writes && (is_block || allocates(&file, FallocateFlags::ZERO_RANGE)),
+            identity,
             alignment,
             needs_helpers: waits(&file),
             bytes: AtomicU64::new(0),
@@ -135,6 +160,13 @@ impl OpenFile {
             what: format!("{}", opened.wish.path.display()),
             source: error,
         })?;
+        if bytes < u64::from(opened.blk_size) && is_block {
+            return Err(DriverError::Unready {
+                what: format!("path {}: the block device has no size: nothing is behind it", path.display()),
+                hint: "put a medium in, or set it up (losetup, lvchange -ay)".to_owned(),
+                kind: io::ErrorKind::NotFound,
+            });
+        }
         if bytes < u64::from(opened.blk_size) {
             let why = format!(
                 "path {}: it has {bytes} bytes, less than a block of {}; truncate -s SIZE makes it larger",
@@ -174,6 +206,18 @@ impl OpenFile {
         Ok(file)
     }
 
+    /// What it cannot do, for its operator.
+    pub fn lacks(&self) -> Option<String> {
+        let waits = self.needs_helpers.then_some(
+            "it has no reads and writes that do not wait: threads of the kernel do them, a few at a time",
+        );
+        let zeroes = (!self.zeroes && !self.wish.is_read_only)
+            .then_some("it zeroes no ranges by itself: zeroes are written as data");
+        let discards = (!self.discards && !self.wish.is_read_only).then_some("it gives no space back");
+        let all: Vec<&str> = waits.into_iter().chain(zeroes).chain(discards).collect();
+        (!all.is_empty()).then(|| all.join("; "))
+    }
+
     /// How it does.
     pub fn health(&self) -> Arc<dyn Health> {
         Arc::clone(&self.trouble) as Arc<dyn Health>
@@ -202,7 +246,12 @@ fn reopen(file: &OwnedFd, flags: OFlags) -> rustix::io::Result<OwnedFd> {
 }
 
 /// Locks it, or says who has it.
-fn locked(file: &OwnedFd, wish: &Wish, patience: Duration) -> Result<(), DriverError> {
+fn locked(
+    file: &OwnedFd,
+    wish: &Wish,
+    patience: Duration,
+    of_ours: impl Fn() -> Option<String>,
+) -> Result<(), DriverError> {
     let (path, writes, until) = (wish.path.display(), !wish.is_read_only, Instant::now() + patience);
     let failed = |source| DriverError::Resource { what: format!("{path}: it cannot be locked"), source };
     lock::take(file.as_fd(), writes).map_err(failed)?;
@@ -211,7 +260,7 @@ fn locked(file: &OwnedFd, wish: &Wish, patience: Duration) -> Result<(), DriverE
         if Instant::now() >= until {
             return Err(DriverError::Conflict {
                 what: format!("{path} is in use as a disk"),
-                held_by: holder(file),
+                held_by: of_ours().or_else(|| holder(file)),
                 hint: "end its use there, or give this device a file of its own: two that write to one file destroy what is on it"
                     .to_owned(),
             });
@@ -279,42 +328,76 @@ fn waits(file: &OwnedFd) -> bool {
     rustix::io::preadv2(file, &mut into, 0, ReadWriteFlags::NOWAIT) == Err(Errno::OPNOTSUPP)
 }
 
-/// It gives space back. Asked behind its end, where nothing is lost.
+/// It gives space back.
 fn gives_back(file: &OwnedFd, is_block: bool, device: u64) -> bool {
     if is_block {
-        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-        let most = |place: &str| {
-            let text = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/{place}discard_max_bytes"))
-                .ok()?;
-            text.trim().parse::<u64>().ok()
-        };
-        // A partition has its disk's.
-        return most("queue/").or_else(|| most("../queue/")).is_some_and(|most| most > 0);
+        has_limit(device, "discard_max_bytes")
+    } else {
+        allocates(file, FallocateFlags::PUNCH_HOLE)
     }
+}
+
+/// The block device has a limit for such requests, and so takes them.
+fn has_limit(device: u64, name: &str) -> bool {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let most = |place: &str| {
+        let text = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/{place}{name}")).ok()?;
+        text.trim().parse::<u64>().ok()
+    };
+    // A partition has its disk's.
+    most("queue/").or_else(|| most("../queue/")).is_some_and(|most| most > 0)
+}
+
+/// The file system does such a thing. Asked behind the file's end, where nothing is lost.
+fn allocates(file: &OwnedFd, what: FallocateFlags) -> bool {
     let Ok(facts) = rustix::fs::fstat(file) else { return false };
     let end = u64::try_from(facts.st_size).unwrap_or(0).next_multiple_of(PAGE.into());
-    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    rustix::fs::fallocate(file, hole, end, PAGE.into()).is_ok()
+    rustix::fs::fallocate(file, what | FallocateFlags::KEEP_SIZE, end, PAGE.into()).is_ok()
 }
 
 /// Why it cannot be opened, and what to do.
-fn explained(path: &Path, wish: &Wish, error: Errno) -> DriverError {
-    let path = path.display();
+fn explained(path: &Path, wish: &Wish, error: Errno, held_by: Option<String>) -> DriverError {
+    let at = path.display();
     match error {
         Errno::NOENT => {
-            DriverError::NotFound(format!("path {path}: no such file; truncate -s SIZE {path} makes one"))
+            DriverError::NotFound(format!("path {at}: no such file; truncate -s SIZE {at} makes one"))
         }
+        Errno::ISDIR => something_else(path, "a directory"),
+        Errno::NXIO => something_else(path, "a socket, or a device without a driver"),
+        Errno::LOOP => something_else(path, "a symbolic link that leads to itself"),
+        Errno::NAMETOOLONG => DriverError::misconfigured(format!(
+            "path {at}: longer than the file system's paths and names are"
+        )),
+        Errno::NOMEDIUM => DriverError::Unready {
+            what: format!("path {at}: there is no medium in it"),
+            hint: "put one in".to_owned(),
+            kind: io::ErrorKind::NotFound,
+        },
         Errno::ACCESS | Errno::PERM | Errno::ROFS if !wish.is_read_only => DriverError::Resource {
-            what: format!("path {path}: it cannot be written by ringwayd (ro on does without)"),
+            what: format!("path {at}: it cannot be written by ringwayd (ro on does without)"),
             source: error.into(),
         },
         Errno::TXTBSY | Errno::BUSY => DriverError::Conflict {
-            what: format!("path {path}: {}", io::Error::from(error)),
-            held_by: None,
+            what: format!("path {at}: {}", words_of(&error.into())),
+            held_by,
             hint: "end its use: a mounted disk, a swap, a program that runs".to_owned(),
         },
-        error => DriverError::Resource { what: format!("path {path}"), source: error.into() },
+        error => DriverError::Resource { what: format!("path {at}"), source: error.into() },
     }
+}
+
+fn something_else(path: &Path, what: &str) -> DriverError {
+    DriverError::Conflict {
+        what: format!("path {}: it is {what}, no file and no block device", path.display()),
+        held_by: None,
+        hint: "give the path of a file or a block device".to_owned(),
+    }
+}
+
+/// What the system says, without its number.
+pub(super) fn words_of(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split_once(" (os error").map_or(text.clone(), |(words, _)| words.to_owned())
 }
 
 fn noun(kind: FileType) -> &'static str {

@@ -112,7 +112,10 @@ impl FileQueue {
                 running: Vec::with_capacity(slots),
                 waiting: Vec::with_capacity(slots),
             },
-            zeroes: [Zeroes::Range, Zeroes::Hole],
+            zeroes: [
+                if file.zeroes { Zeroes::Range } else { Zeroes::Data },
+                if file.discards { Zeroes::Hole } else { Zeroes::Data },
+            ],
         })
     }
 
@@ -442,7 +445,7 @@ mod tests {
         let path = dir.path().join("disk");
         File::create(&path).unwrap().set_len(1 << 20).unwrap();
         let wish = Wish { path, cache: Some(cache), is_read_only: false };
-        let file = OpenFile::open(wish, Duration::ZERO).unwrap();
+        let file = OpenFile::open(wish, Duration::ZERO, &[]).unwrap();
         let memory = HostMemory::allocate_on(PageKind::Base, "test", 1 << 20).unwrap();
         let map = Arc::new(memory.guest_map(0).unwrap());
         let seat = QueueSeat { index: 0, slots: 16, segments: 4, map: &map, polled: &[] };

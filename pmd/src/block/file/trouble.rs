@@ -11,6 +11,7 @@ use ringway_ring::tsc;
 
 use super::super::SECTOR;
 use super::super::backing::Operation;
+use super::open::words_of;
 use crate::vdpa::Health;
 
 /// See the module's head. Numbers that belong together may be read a moment apart.
@@ -32,7 +33,15 @@ pub(super) struct Trouble {
     /// The file is closed, but for what is under way.
     is_closed: AtomicBool,
     /// What the queues have under way. Locked by sessions and whoever asks.
-    queues: Mutex<Vec<Weak<UnderWay>>>,
+    queues: Mutex<Vec<Known>>,
+}
+
+/// A queue, as it is known here: nobody who asks is the last to let go of a guest's memory, which may take its time.
+#[derive(Debug)]
+struct Known {
+    queue: Weak<UnderWay>,
+    map: Weak<GuestMap>,
+    stamps: Arc<[Stamp]>,
 }
 
 /// What a queue has under way.
@@ -41,7 +50,7 @@ pub(super) struct UnderWay {
     /// Whose they are: the guest's memory.
     map: Arc<GuestMap>,
     /// By slot.
-    stamps: Box<[Stamp]>,
+    stamps: Arc<[Stamp]>,
 }
 
 #[derive(Debug, Default)]
@@ -79,16 +88,18 @@ impl UnderWay {
         self.map.is_poisoned()
     }
 
-    fn is_busy(&self) -> bool {
-        self.stamps.iter().any(|stamp| stamp.since.load(Ordering::Relaxed) != 0)
-    }
-
     /// It ended.
     #[inline]
     pub(super) fn end(&self, slot: u16) {
         if let Some(stamp) = self.stamps.get(usize::from(slot)) {
             stamp.since.store(0, Ordering::Relaxed);
         }
+    }
+}
+
+impl Known {
+    fn is_there(&self) -> bool {
+        self.queue.strong_count() > 0
     }
 }
 
@@ -111,14 +122,18 @@ impl Trouble {
     /// be done after those of this one.
     pub(super) fn queue(&self, slots: u16, map: &Arc<GuestMap>) -> Option<Arc<UnderWay>> {
         let mut queues = self.queues();
-        queues.retain(|queue| queue.strong_count() > 0);
-        let is_in_the_way = |queue: &Arc<UnderWay>| !Arc::ptr_eq(&queue.map, map) && queue.is_busy();
-        if queues.iter().filter_map(Weak::upgrade).any(|queue| is_in_the_way(&queue)) {
+        queues.retain(Known::is_there);
+        let map_of_it = Arc::downgrade(map);
+        let is_in_the_way = |queue: &Known| {
+            let is_busy = queue.stamps.iter().any(|stamp| stamp.since.load(Ordering::Relaxed) != 0);
+            is_busy && !Weak::ptr_eq(&queue.map, &map_of_it)
+        };
+        if queues.iter().any(is_in_the_way) {
             return None;
         }
-        let stamps = (0..slots).map(|_| Stamp::default()).collect();
-        let own = Arc::new(UnderWay { map: Arc::clone(map), stamps });
-        queues.push(Arc::downgrade(&own));
+        let stamps: Arc<[Stamp]> = (0..slots).map(|_| Stamp::default()).collect();
+        let own = Arc::new(UnderWay { map: Arc::clone(map), stamps: Arc::clone(&stamps) });
+        queues.push(Known { queue: Arc::downgrade(&own), map: map_of_it, stamps });
         Some(own)
     }
 
@@ -133,7 +148,7 @@ impl Trouble {
         self.larger.store(if now < most { most } else { 0 }, Ordering::Relaxed);
     }
 
-    fn queues(&self) -> MutexGuard<'_, Vec<Weak<UnderWay>>> {
+    fn queues(&self) -> MutexGuard<'_, Vec<Known>> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -141,8 +156,8 @@ impl Trouble {
     fn oldest(&self) -> Option<(Duration, u64, usize)> {
         let now = tsc::cycles();
         let (mut oldest, mut count) = (None, 0);
-        for queue in self.queues().iter().filter_map(Weak::upgrade) {
-            for stamp in &queue.stamps {
+        for queue in self.queues().iter().filter(|queue| queue.is_there()) {
+            for stamp in &*queue.stamps {
                 let since = stamp.since.load(Ordering::Relaxed);
                 if since != 0 {
                     count += 1;
@@ -202,7 +217,7 @@ impl Health for Trouble {
     }
 
     fn is_over(&self) -> bool {
-        self.is_closed.load(Ordering::Relaxed) && self.queues().iter().all(|queue| queue.strong_count() == 0)
+        self.is_closed.load(Ordering::Relaxed) && !self.queues().iter().any(Known::is_there)
     }
 
     fn words(&self) -> Option<String> {
@@ -211,21 +226,25 @@ impl Health for Trouble {
         if at != 0 {
             let counts =
                 self.counts.iter().zip(0..).map(|(count, error)| (count.load(Ordering::Relaxed), error));
-            let counts: Vec<String> = counts
-                .filter(|(count, _)| *count > 0)
-                .map(|(count, error)| format!("{count} x {}", text(error)))
-                .collect();
+            let counts: Vec<(u32, i32)> = counts.filter(|(count, _)| *count > 0).collect();
+            let all: Vec<String> =
+                counts.iter().map(|(count, error)| format!("{count} x {}", text(*error))).collect();
+            let last = self.last.load(Ordering::Relaxed);
+            // Where it is but one, it was said.
+            let last_words = if counts.len() > 1 { format!(" ({})", text(last)) } else { String::new() };
             let place = match self.offset.load(Ordering::Relaxed) {
                 NOWHERE => "a flush".to_owned(),
                 offset => format!("sector {}", offset / SECTOR),
             };
             let age = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
             words.push(format!(
-                "requests failed: {}; the last ({}) at {place}, {} s ago",
-                counts.join(", "),
-                text(self.last.load(Ordering::Relaxed)),
+                "requests failed: {}; the last{last_words} at {place}, {} s ago",
+                all.join(", "),
                 age.saturating_sub(at)
             ));
+            let mut cures: Vec<&str> = counts.iter().filter_map(|(_, error)| cure(*error)).collect();
+            cures.dedup();
+            words.extend(cures.into_iter().map(str::to_owned));
         }
         if let Some(error) = self.is_lost() {
             words.push(format!(
@@ -254,7 +273,21 @@ impl Health for Trouble {
 fn text(error: i32) -> String {
     match error {
         SHRANK => "the file ends before".to_owned(),
-        error => io::Error::from_raw_os_error(error).to_string(),
+        error => words_of(&io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// What to do about it, where that is known.
+fn cure(error: i32) -> Option<&'static str> {
+    match error {
+        libc::ENOSPC | libc::EDQUOT => Some(
+            "its file system, or what the file may have of it, is full: free some, then have the guest write again; fallocate \
+             reserves what a disk needs",
+        ),
+        libc::EIO | libc::EREMOTEIO | libc::ETIMEDOUT | libc::ENODATA => {
+            Some("the log of the kernel has more about what it is on")
+        }
+        _ => None,
     }
 }
 
@@ -271,6 +304,8 @@ pub(super) const SHRANK: i32 = 0;
 
 #[cfg(test)]
 mod tests {
+    use ringway_ring::memory::{HostMemory, PageKind};
+
     use super::*;
 
     #[test]
@@ -283,5 +318,42 @@ mod tests {
             let words = trouble.words().unwrap_or_default();
             assert_eq!(words.contains("smaller than the 900 bytes"), is_named, "{now}: {words}");
         }
+    }
+
+    #[test]
+    fn errors_are_told_once_each_without_numbers_and_with_what_to_do() {
+        let trouble = Trouble::new();
+        trouble.failed(libc::ENOSPC, 4096);
+        trouble.failed(libc::ENOSPC, 8192);
+        let words = trouble.words().unwrap();
+        assert!(
+            words.starts_with("requests failed: 2 x No space left on device; the last at sector 16, "),
+            "{words}"
+        );
+        assert!(words.contains("free some") && !words.contains("os error"), "{words}");
+        trouble.failed(libc::EIO, NOWHERE);
+        let words = trouble.words().unwrap();
+        assert!(words.contains("1 x Input/output error, 2 x No space left on device; the last (Input/output error) at a flush"), "{words}");
+    }
+
+    #[test]
+    fn who_asks_how_a_disk_does_never_has_a_guests_memory() {
+        let memory = HostMemory::allocate_on(PageKind::Base, "test", 1 << 20).unwrap();
+        let map = Arc::new(memory.guest_map(0).unwrap());
+        let trouble = Trouble::new();
+        let queue = trouble.queue(4, &map).unwrap();
+        queue.begin(0, Operation::Flush);
+        let other = Arc::new(memory.guest_map(0).unwrap());
+        assert!(trouble.queue(4, &other).is_none(), "another guest's is under way");
+        assert!(trouble.queue(4, &map).is_some());
+        assert!(
+            trouble
+                .under_way()
+                .is_some_and(|what| what.starts_with("1 requests under way, the oldest a flush"))
+        );
+        let all = trouble.queues();
+        drop(queue);
+        assert_eq!(Arc::strong_count(&map), 1);
+        assert!(!all[0].is_there());
     }
 }

@@ -94,7 +94,7 @@ mod tests {
         let on_disk = std::fs::File::create(&path).unwrap();
         on_disk.set_len(1 << 20).unwrap();
         let wish = Wish { path, cache: Some(Cache::Buffered), is_read_only: false };
-        let file = OpenFile::open(wish, Duration::ZERO).unwrap();
+        let file = OpenFile::open(wish, Duration::ZERO, &[]).unwrap();
         let watched = Watched {
             file: Arc::downgrade(&file),
             host: DeviceHost::unheard(),
