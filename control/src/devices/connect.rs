@@ -11,7 +11,7 @@ use crate::daemon::{Daemon, Token};
 use crate::devices::checks::check_entry;
 use crate::devices::device::{Away, Connection, Device, DeviceFacts, Held, Refused};
 use crate::devices::life::{Life, LifeEvent};
-use crate::fault::reason;
+use crate::fault::{Fault, reason};
 use crate::frontends::budget::{Lease, Short};
 use crate::frontends::cures::{REPEATED_CURE, breach_cure, host_cure};
 use crate::frontends::session::{self, NetdevSetup, Report, SessionSetup};
@@ -326,19 +326,22 @@ impl Daemon {
     }
 
     /// Makes the driver's device anew: after it was lost, or to bring changes into force.
-    pub(crate) fn remake(&mut self, id: u64) {
+    /// Returns what stood against it.
+    pub(crate) fn remake(&mut self, id: u64) -> Option<Fault> {
         let host = self.remote.device_host(id);
         let known = self.registry.known();
-        let Some(device) = self.registry.by_id(id) else { return };
+        let device = self.registry.by_id(id)?;
         let entry = device.entry.clone();
         if let Some(before) = device.held.take() {
             before.let_go();
         }
         let made =
             check_entry(&entry, &known).and_then(|spec| self.registry.create(&entry, &spec, host.clone()));
-        let Some(device) = self.registry.by_id(id) else { return };
+        let device = self.registry.by_id(id)?;
         match made {
             Ok(mut made) => {
+                // What hangs under the one before is shown until it is over.
+                self.draining.extend(device.health.take().map(|health| (entry.name.clone(), health)));
                 device.facts = DeviceFacts::of(&mut *made);
                 device.host = host;
                 (device.health, device.failures) = (made.health(), (0, None));
@@ -348,11 +351,13 @@ impl Daemon {
                     let _ = device.life.apply(LifeEvent::Remade);
                     device.history.last_failure = None;
                 }
+                None
             }
             Err(fault) => {
-                device.history.last_failure = Some(fault.message);
+                device.history.last_failure = Some(fault.message.clone());
                 let _ = device.life.apply(LifeEvent::Lost);
                 self.retry_after(id, REMAKE_AFTER);
+                Some(fault)
             }
         }
     }

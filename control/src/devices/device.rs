@@ -358,6 +358,8 @@ pub(crate) struct Device {
     pub(crate) health: Option<Arc<dyn Health>>,
     /// The failures of it that were told, and when.
     pub(crate) failures: (u64, Option<Instant>),
+    /// The sectors of a disk that were told.
+    pub(crate) capacity: Option<u64>,
     /// The driver's device said that it needs a reset, and had none since: it is made anew before the next front-end.
     pub(crate) needs_reset: bool,
     /// True if the driver's device must be made anew before the next front-end, to bring changes into force.

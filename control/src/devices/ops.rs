@@ -322,6 +322,7 @@ impl Daemon {
         });
         self.registry.insert(Device {
             id,
+            capacity: facts.config.block().map(|config| config.capacity),
             entry,
             origin,
             facts,
@@ -457,8 +458,9 @@ impl Daemon {
             if device.facts.data_path == DataPath::Hardware {
                 self.leaving.insert(id, device.entry.mgmtdev.clone());
             }
-            self.draining.extend(device.health.take().map(|health| (name.to_owned(), health)));
         }
+        // Its last session may have ended and left something under way.
+        self.draining.extend(device.health.take().map(|health| (name.to_owned(), health)));
         if let Some(held) = device.held.take() {
             held.remove();
         }
@@ -594,13 +596,12 @@ impl Daemon {
         if let Some(device) = self.registry.by_id(id) {
             device.entry = entry.clone();
         }
-        if is_new_device && life != Life::Connected {
-            self.remake(id);
-            let failure = self.registry.by_id(id).filter(|device| device.held.is_none());
-            if let Some(why) = failure.map(|device| device.history.last_failure.clone()) {
-                put_back(self);
-                return Err(Fault::usage(why.unwrap_or_else(|| "the driver refused".to_owned())));
-            }
+        if is_new_device
+            && life != Life::Connected
+            && let Some(fault) = self.remake(id)
+        {
+            put_back(self);
+            return Err(fault);
         }
         if let Err(fault) = self.keep() {
             put_back(self);

@@ -16,6 +16,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use ringway_pmd::block::SECTOR;
 use serde_json::json;
 
 use crate::daemon::{Daemon, Token, make_dir};
@@ -94,12 +95,20 @@ impl Daemon {
         self.look_at_health();
     }
 
-    /// Tells of requests that failed, in a while together.
+    /// Tells of disks whose size is another, and of requests that failed, in a while together.
     fn look_at_health(&mut self) {
         self.draining.retain(|(_, health)| !health.is_over());
         let now = Instant::now();
         for id in self.registry.ids() {
             let Some(device) = self.registry.by_id(id) else { continue };
+            let capacity = device.facts.config.block().map(|config| config.capacity);
+            let told = std::mem::replace(&mut device.capacity, capacity);
+            if let (Some(before), Some(capacity)) = (told, capacity)
+                && before != capacity
+            {
+                let details = json!({ "bytes": capacity * SECTOR, "before": before * SECTOR });
+                self.events.push("dev.resized", Some(device.entry.name.as_str()), details);
+            }
             let Some(health) = &device.health else { continue };
             let (count, (told, at)) = (health.failures(), device.failures);
             if count == told || at.is_some_and(|at| now.duration_since(at) < TELL_FAILURES_EVERY) {

@@ -33,6 +33,14 @@ impl DeviceConfig {
             DeviceConfig::Block(_) => None,
         }
     }
+
+    /// Of a block device, if it is one.
+    pub fn block(&self) -> Option<&BlockConfig> {
+        match self {
+            DeviceConfig::Net(_) => None,
+            DeviceConfig::Block(config) => Some(config),
+        }
+    }
 }
 
 /// State of one ring, as operators see it.

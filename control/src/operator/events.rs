@@ -12,7 +12,7 @@ use crate::fault::{Fault, nearest, printable};
 use crate::operator::api::Event;
 
 /// The types of events, as they are told and asked for.
-pub(crate) const TYPES: [&str; 39] = [
+pub(crate) const TYPES: [&str; 40] = [
     "daemon.stopping",
     "dev.added",
     "dev.changed",
@@ -20,6 +20,7 @@ pub(crate) const TYPES: [&str; 39] = [
     "dev.gone",
     "dev.needs_reset",
     "dev.removed",
+    "dev.resized",
     "events.lost",
     "host.missing",
     "host.remade",

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::{Daemon, finish};
+use crate::support::{Daemon, finish, wait_for};
 
 const FEATURES: &str = "MTU MAC MRG_RXBUF STATUS CTRL_VQ CTRL_RX GUEST_ANNOUNCE MQ";
 
@@ -183,6 +183,46 @@ fn set_changes_an_unconnected_device_at_once() {
     assert!(error.contains("on or off"), "{error}");
     assert_eq!(daemon.device("vm0")["attributes"]["swap"], "on");
     assert_eq!(daemon.device("vm0")["state"], "waiting");
+}
+
+#[test]
+fn set_that_a_driver_refuses_is_told_as_an_addition_is_and_changes_nothing() {
+    let daemon = Daemon::start();
+    let disk = |name: &str| {
+        let path = daemon.dir.join(name);
+        std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        path.display().to_string()
+    };
+    let (a, b) = (disk("a"), disk("b"));
+    daemon.run(&format!("dev add name d0 mgmtdev file path {a}")).good();
+    daemon.run(&format!("dev add name d1 mgmtdev file path {b}")).good();
+    for verb in ["add name d2 mgmtdev file", "set name d1"] {
+        let error = daemon.run(&format!("dev {verb} path {a}")).bad(4);
+        assert!(error.contains("in use as a disk\n  held by: device d0\n  try: "), "{error}");
+        let error = daemon.run(&format!("dev {verb} path {}", daemon.dir.display())).bad(4);
+        assert!(error.contains("it is a directory"), "{error}");
+        let error = daemon.run(&format!("dev {verb} path {a}.none")).bad(3);
+        assert!(error.contains("no such file"), "{error}");
+    }
+    let device = daemon.device("d1");
+    assert_eq!((&device["attributes"]["path"], &device["state"]), (&json!(b), &json!("waiting")));
+}
+
+#[test]
+fn disk_of_another_size_is_an_event() {
+    let daemon = Daemon::start();
+    let path = daemon.dir.join("disk");
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(1 << 20).unwrap();
+    daemon.run(&format!("dev add name d0 mgmtdev file path {}", path.display())).good();
+    file.set_len(2 << 20).unwrap();
+    let line = "-j events --once --since 0 --type dev.resized";
+    wait_for("it is told", || !daemon.run(line).good().is_empty());
+    let event = daemon.run(line).json();
+    assert_eq!(
+        (&event["dev"], &event["before"], &event["bytes"]),
+        (&json!("d0"), &json!(1 << 20), &json!(2 << 20))
+    );
 }
 
 #[test]

@@ -161,7 +161,7 @@ pub(super) fn devices(answer: &DevShow, is_full: bool) -> String {
         let _ = writeln!(text, "{name}: not made: {why}");
     }
     for (name, what) in &answer.draining.0 {
-        let _ = writeln!(text, "{name}: removed, draining: {what}");
+        let _ = writeln!(text, "{name}: let go of, draining: {what}");
     }
     text
 }
