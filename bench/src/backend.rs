@@ -13,8 +13,10 @@ use crate::daemon::Daemon;
 use crate::error::BenchError;
 use crate::options::Job;
 
+mod ovs;
 mod testpmd;
 
+pub use ovs::Ovs;
 pub use testpmd::Testpmd;
 
 /// What a back-end is, for the record.
@@ -36,12 +38,24 @@ pub enum Backend {
         /// The daemon.
         daemon: Daemon,
         /// Its devices.
-        devices: Vec<&'static str>,
+        devices: Vec<String>,
         /// What it is.
         identity: Identity,
     },
     /// DPDK's testpmd.
     Dpdk(Testpmd),
+    /// Open vSwitch.
+    Ovs(Ovs),
+}
+
+/// Beside whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Peer {
+    /// DPDK's testpmd with net_vhost ports.
+    Dpdk,
+    /// Open vSwitch on DPDK.
+    Ovs,
 }
 
 /// What the devices of a job stand on.
@@ -57,6 +71,7 @@ impl Backend {
     /// Starts `ringwayd` with the devices of a job: its worker on `core`, `idle` its policy.
     pub fn ringway(
         job: Job,
+        ports: usize,
         core: usize,
         idle: &str,
         max_frame: u16,
@@ -71,15 +86,16 @@ impl Backend {
         let mtu = max_frame.saturating_sub(ETHERNET_HEADER).max(1500).to_string();
         let pairs = pairs.to_string();
         let devices = match job {
-            Job::Loopback => vec!["bench"],
-            Job::Link => vec!["bench0", "bench1"],
+            Job::Loopback => vec!["bench".to_owned()],
+            Job::Link | Job::Bridge => (0..ports).map(|port| format!("bench{port}")).collect(),
         };
         for (port, device) in devices.iter().enumerate() {
-            let mut words = vec!["dev", "add", "name", device, "mgmtdev"];
+            let mut words = vec!["dev", "add", "name", device.as_str(), "mgmtdev"];
             match (on.mgmtdevs.get(port), job) {
                 (Some(mgmtdev), _) => words.push(mgmtdev),
                 (None, Job::Loopback) => words.extend(["sim/net", "swap", "on"]),
                 (None, Job::Link) => words.push("link/bench"),
+                (None, Job::Bridge) => words.push("bridge/bench"),
             }
             words.extend(["mtu", &mtu, "max_vqp", &pairs]);
             // A function is there once the daemon has looked at it.
@@ -110,7 +126,13 @@ impl Backend {
                 devices.iter().map(|device| daemon.socket(device)).collect()
             }
             Backend::Dpdk(testpmd) => testpmd.sockets.clone(),
+            Backend::Ovs(ovs) => ovs.sockets.clone(),
         }
+    }
+
+    /// Whether it connects to sockets that are the generator's.
+    pub fn connects(&self) -> bool {
+        matches!(self, Backend::Ovs(_))
     }
 
     /// What it is.
@@ -118,6 +140,7 @@ impl Backend {
         match self {
             Backend::Ringway { identity, .. } => identity,
             Backend::Dpdk(testpmd) => &testpmd.identity,
+            Backend::Ovs(ovs) => &ovs.identity,
         }
     }
 
@@ -135,6 +158,7 @@ impl Backend {
         let pid = match self {
             Backend::Ringway { daemon, .. } => daemon.pid(),
             Backend::Dpdk(testpmd) => testpmd.child.id(),
+            Backend::Ovs(ovs) => ovs.pid(),
         };
         send(pid, &self.identity().name, signal)
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Backend, Identity, On, Testpmd};
+use crate::backend::{Backend, Identity, On, Ovs, Peer, Testpmd};
 use crate::error::BenchError;
 use crate::generator::{Generator, Load, Round};
 use crate::limits::{self, Gauge, Limits};
@@ -69,6 +69,12 @@ pub struct LatencyRatio {
 pub struct Setup {
     /// The job.
     pub job: Job,
+    /// Beside whom.
+    pub peer: Peer,
+    /// Ports.
+    pub ports: usize,
+    /// So many of the first ports send; the others take what comes.
+    pub talkers: usize,
     /// What the ports are like.
     pub port: PortOptions,
     /// How rounds are made.
@@ -92,7 +98,11 @@ struct Contender {
 
 impl Contender {
     fn new(backend: Backend, setup: &Setup) -> Result<Contender, BenchError> {
-        let generator = Generator::open(&backend.sockets(), &setup.port, &setup.cores)?;
+        let port = PortOptions { listen: backend.connects(), ..setup.port.clone() };
+        let mut generator = Generator::open(&backend.sockets(), &port, &setup.cores)?;
+        if setup.job == Job::Bridge {
+            generator.introduce(setup.talkers * usize::from(setup.port.pairs))?;
+        }
         Ok(Contender { backend, generator })
     }
 
@@ -105,22 +115,34 @@ impl Contender {
     }
 }
 
-/// Compares with DPDK's testpmd. Tells `progress` what it does.
-pub fn with_dpdk(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Comparison, BenchError> {
-    let Setup { job, port, backend_core, .. } = setup;
+/// Compares with a peer of our own. Tells `progress` what it does.
+pub fn with_peer(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Comparison, BenchError> {
+    let Setup { job, port, backend_core, ports, .. } = setup;
     let main_core = setup.cores.first().copied().unwrap_or_default();
     let gauge_cores = [main_core, *backend_core];
+    progress("starting the peer");
+    let longest = port.size.max();
+    let peer = match setup.peer {
+        Peer::Dpdk => Backend::Dpdk(Testpmd::start(
+            *job,
+            *backend_core,
+            main_core,
+            port.queue_size,
+            longest,
+            port.pairs,
+        )?),
+        Peer::Ovs => Backend::Ovs(Ovs::start(*ports, *backend_core, main_core)?),
+    };
+    // Whatever is missing is told before anything is measured, which a peer that polls would disturb.
+    peer.pause()?;
     let mut limits = limits::measure(gauge_cores, |what| progress(&format!("limits: {what}")))?;
     let gauge = Gauge::new(gauge_cores, port.touch)?;
-    progress("starting testpmd");
-    let longest = port.size.max();
-    let peer =
-        Backend::Dpdk(Testpmd::start(*job, *backend_core, main_core, port.queue_size, longest, port.pairs)?);
+    peer.proceed()?;
     let mut peer = Contender::new(peer, setup)?;
     // Once it is known to work, so that its first round is like the others.
     peer.turn(Load::Closed, setup.how)?;
     progress("starting ringwayd");
-    let ours = Backend::ringway(*job, *backend_core, setup.idle, longest, port.pairs, On::default())?;
+    let ours = Backend::ringway(*job, *ports, *backend_core, setup.idle, longest, port.pairs, On::default())?;
     let mut ours = Contender::new(ours, setup)?;
     ours.turn(Load::Closed, setup.how)?;
 
@@ -150,8 +172,9 @@ pub fn with_dpdk(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Compar
     let lines: Vec<f64> = throughput.turns.iter().map(Turn::line_ns).collect();
     let line_ns = Spread::of(&lines).map_or(f64::NAN, |spread| spread.median);
     limits = gauge.limits(line_ns, &limits);
+    // What a switch does with a frame is no part of the floor.
     let of_limit = match port.size {
-        Sizes::Fixed(size) => {
+        Sizes::Fixed(size) if *job != Job::Bridge => {
             let shares: Vec<f64> = throughput
                 .turns
                 .iter()
@@ -162,7 +185,7 @@ pub fn with_dpdk(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Compar
                 .collect();
             Spread::of(&shares).map(|spread| spread.median)
         }
-        Sizes::Imix => None,
+        _ => None,
     };
     let side = |contender: &Contender, who: usize| -> Result<Side, BenchError> {
         Ok(Side {

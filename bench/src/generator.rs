@@ -6,7 +6,7 @@
 //!
 //! It knows nothing of what is behind the sockets.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use ringway_guest::lane::{Lane, Offer, histogram};
 use ringway_guest::ledger::Counts;
 use ringway_guest::pace::Pace;
 use ringway_guest::presence::Presence;
-use ringway_guest::{Guest, GuestError, GuestOptions};
+use ringway_guest::{Guest, GuestError};
 use ringway_ring::memory::PageKind;
 use ringway_ring::tsc;
-use ringway_vhost_user::frontend::Frontend;
+use ringway_vhost_user::frontend::{Frontend, FrontendError};
 use serde::{Deserialize, Serialize};
 
 use crate::error::BenchError;
@@ -83,6 +83,8 @@ impl Round {
 pub struct Generator {
     ports: Vec<(String, Guest)>,
     cores: Vec<usize>,
+    /// So many of the first queue pairs send; the others take what comes.
+    talkers: usize,
     /// Faults of the rounds before: what was lost then does not come now.
     before: Counts,
 }
@@ -98,15 +100,35 @@ impl Generator {
         let flows = sockets.len() * usize::from(options.pairs);
         let mut flows = Flows::new(flows);
         let mut ports = Vec::with_capacity(sockets.len());
-        for (port, socket) in sockets.iter().enumerate() {
+        for ((port, socket), frontend) in sockets.iter().enumerate().zip(frontends(sockets, options)) {
             let name = socket.display().to_string();
-            match open(socket, options.guest(port), options, &flows) {
+            let guest = frontend
+                .map_err(GuestError::from)
+                .and_then(|frontend| Guest::start_among(frontend, options.guest(port), &flows));
+            match guest {
                 Ok(guest) => ports.push((name, guest)),
                 Err(source) => return Err(BenchError::Guest { socket: name, source }),
             }
             flows.first += options.pairs;
         }
-        Ok(Generator { ports, cores: cores.to_vec(), before: Counts::default() })
+        Ok(Generator { ports, cores: cores.to_vec(), talkers: usize::MAX, before: Counts::default() })
+    }
+
+    /// Lets only the first queue pairs send, all after one frame each: then a switch knows where each of them is.
+    ///
+    /// # Errors
+    /// The back-end broke the rules of a ring.
+    pub fn introduce(&mut self, talkers: usize) -> Result<(), BenchError> {
+        self.talkers = talkers;
+        let mut lanes: Vec<&mut Lane> =
+            self.ports.iter_mut().flat_map(|(_, guest)| guest.lanes_mut()).collect();
+        let mut presence = Presence::begin();
+        for lane in &mut lanes {
+            lane.turn(Offer::AtMost(1), &mut presence).map_err(of(lane))?;
+        }
+        drain(&mut lanes, &mut presence)?;
+        self.before = self.counts();
+        Ok(())
     }
 
     /// The pages that its memory stands on.
@@ -123,28 +145,30 @@ impl Generator {
         let mut lanes: Vec<&mut Lane> =
             self.ports.iter_mut().flat_map(|(_, guest)| guest.lanes_mut()).collect();
         let count = lanes.len();
+        let talkers = self.talkers.min(count);
         let cores = self.cores.len().clamp(1, count.max(1));
         // Lane i belongs to core i mod n.
-        let mut shares: Vec<Vec<&mut Lane>> = (0..cores).map(|_| Vec::new()).collect();
+        let mut shares: Vec<(Vec<&mut Lane>, usize)> = (0..cores).map(|_| (Vec::new(), 0)).collect();
         for (index, lane) in lanes.drain(..).enumerate() {
             lane.sample_every(every);
             if let Some(share) = shares.get_mut(index % cores) {
-                share.push(lane);
+                share.0.push(lane);
+                share.1 += usize::from(index < talkers);
             }
         }
         let per_lane = match load {
             Load::Closed => None,
-            Load::Open { pps } => Some(pps / count.max(1) as f64),
+            Load::Open { pps } => Some(pps / talkers.max(1) as f64),
         };
         let cores = self.cores.clone();
         let results: Vec<Result<Share, BenchError>> = thread::scope(|scope| {
             let threads: Vec<_> = shares
                 .into_iter()
                 .zip(cores)
-                .map(|(mut share, core)| {
+                .map(|((mut share, talkers), core)| {
                     scope.spawn(move || {
                         host::pin(core);
-                        drive(&mut share, per_lane, duration)
+                        drive(&mut share, talkers, per_lane, duration)
                     })
                 })
                 .collect();
@@ -198,19 +222,17 @@ impl Generator {
     }
 }
 
-/// Connects to a back-end, or waits for it, and starts every ring.
-fn open(
-    socket: &Path,
-    guest: GuestOptions,
-    options: &PortOptions,
-    flows: &Flows,
-) -> Result<Guest, GuestError> {
-    let frontend = if options.listen {
-        Frontend::listen(socket, options.patience)
-    } else {
-        Frontend::connect(socket, options.patience)
-    }?;
-    Guest::start_among(frontend, guest, flows)
+/// Connects to back-ends, or waits for them, all at once: one that has many ports comes to them in its own order and time.
+fn frontends(sockets: &[PathBuf], options: &PortOptions) -> Vec<Result<Frontend, FrontendError>> {
+    if !options.listen {
+        return sockets.iter().map(|socket| Frontend::connect(socket, options.patience)).collect();
+    }
+    thread::scope(|scope| {
+        let waiting: Vec<_> =
+            sockets.iter().map(|socket| scope.spawn(|| Frontend::listen(socket, options.patience))).collect();
+        let lost = || Err(FrontendError::from(std::io::Error::other("bug: a thread that waited panicked")));
+        waiting.into_iter().map(|thread| thread.join().unwrap_or_else(|_| lost())).collect()
+    })
 }
 
 /// Names the queue pair in which something went wrong.
@@ -241,8 +263,13 @@ impl Share {
     }
 }
 
-/// Drives lanes on this thread: warms up, measures for `duration`, drains.
-fn drive(lanes: &mut [&mut Lane], rate: Option<f64>, duration: Duration) -> Result<Share, BenchError> {
+/// Drives lanes on this thread, of which the first `talkers` send: warms up, measures for `duration`, drains.
+fn drive(
+    lanes: &mut [&mut Lane],
+    talkers: usize,
+    rate: Option<f64>,
+    duration: Duration,
+) -> Result<Share, BenchError> {
     let hertz = tsc::hertz();
     let cycles = |span: Duration| (span.as_secs_f64() * hertz as f64) as u64;
     let begun = tsc::cycles();
@@ -250,15 +277,15 @@ fn drive(lanes: &mut [&mut Lane], rate: Option<f64>, duration: Duration) -> Resu
     // Lanes are due at different times, not all at once.
     let mut paces: Vec<Pace> = match rate {
         None => Vec::new(),
-        Some(rate) => (0..lanes.len())
+        Some(rate) => (0..talkers)
             .map(|lane| {
-                let shift = hertz as f64 / rate * lane as f64 / lanes.len() as f64;
+                let shift = hertz as f64 / rate * lane as f64 / talkers as f64;
                 Pace::new(begun + shift as u64, rate, hertz)
             })
             .collect(),
     };
     let mut presence = Presence::begin();
-    turns(lanes, &mut paces, warm, &mut presence)?;
+    turns(lanes, talkers, &mut paces, warm, &mut presence)?;
     let taken =
         |lanes: &[&mut Lane]| lanes.iter().fold(Counts::default(), |sum, lane| sum.plus(&lane.counts()));
     let before = taken(lanes);
@@ -268,7 +295,7 @@ fn drive(lanes: &mut [&mut Lane], rate: Option<f64>, duration: Duration) -> Resu
     }
     let absences = presence.absences();
     let start = tsc::cycles();
-    let gap = turns(lanes, &mut paces, start + cycles(duration), &mut presence)?;
+    let gap = turns(lanes, talkers, &mut paces, start + cycles(duration), &mut presence)?;
     let absences = presence.absences() - absences;
     let end = tsc::cycles();
     let counts = taken(lanes).since(&before);
@@ -280,6 +307,7 @@ fn drive(lanes: &mut [&mut Lane], rate: Option<f64>, duration: Duration) -> Resu
 /// Receives and sends until `end`; returns the longest time between two turns, in cycles.
 fn turns(
     lanes: &mut [&mut Lane],
+    talkers: usize,
     paces: &mut [Pace],
     end: u64,
     presence: &mut Presence,
@@ -288,8 +316,9 @@ fn turns(
     loop {
         for (index, lane) in lanes.iter_mut().enumerate() {
             let offer = match paces.get_mut(index) {
-                None => Offer::All,
                 Some(pace) => Offer::Due(pace),
+                None if index < talkers => Offer::All,
+                None => Offer::Nothing,
             };
             lane.turn(offer, presence).map_err(of(lane))?;
         }

@@ -68,8 +68,8 @@ pub struct Copy {
 impl Limits {
     /// The floor of a job, in packets a second; of a link, both ways together.
     pub fn floor(&self, job: Job, ring: Ring, size: u16, touch: Touch) -> f64 {
-        // A packet of either job passes from a driver to the back-end and from there to a driver.
-        let (Job::Loopback | Job::Link) = job;
+        // A packet of any job passes from a driver to the back-end and from there to a driver.
+        let (Job::Loopback | Job::Link | Job::Bridge) = job;
         let lines = lines_per_packet(ring, size, Touch::Header);
         let behind = lines_per_packet(ring, size, touch) - lines;
         let moved = lines / 2.0 * self.exchange_ns + behind / 2.0 * self.stretch_ns;

@@ -72,14 +72,17 @@ pub enum Job {
     Loopback,
     /// Two ports, joined untouched: what goes into one comes out of the other.
     Link,
+    /// Ports of a learning switch, which talk in pairs.
+    #[value(skip)]
+    Bridge,
 }
 
 impl Job {
-    /// Ports that it takes.
+    /// Ports that it takes at least.
     pub fn ports(self) -> usize {
         match self {
             Job::Loopback => 1,
-            Job::Link => 2,
+            Job::Link | Job::Bridge => 2,
         }
     }
 }
@@ -89,6 +92,7 @@ impl fmt::Display for Job {
         f.write_str(match self {
             Job::Loopback => "net",
             Job::Link => "link",
+            Job::Bridge => "bridge",
         })
     }
 }
@@ -122,6 +126,8 @@ pub struct PortOptions {
     pub sampled: bool,
     /// Own the socket and wait for the back-end to connect.
     pub listen: bool,
+    /// Frames under way at most, a ring's worth without it.
+    pub window: Option<u16>,
     /// How long the back-end may take for an answer, and to be there.
     #[serde(skip)]
     pub patience: Duration,
@@ -142,6 +148,7 @@ impl Default for PortOptions {
             pages: None,
             sampled: true,
             listen: false,
+            window: None,
             patience: Duration::from_secs(10),
         }
     }
@@ -164,14 +171,12 @@ impl PortOptions {
                 Touch::All => options::Touch::All,
             },
             whole_every: self.sampled.then_some(WHOLE_SAMPLE),
-            window: None,
+            window: self.window,
             mergeable: self.mergeable,
             event_idx: self.event_idx,
             in_order: self.in_order,
-            addresses: match port % 2 {
-                0 => Addresses::OF_NOBODY,
-                _ => Addresses::OF_NOBODY.exchanged(),
-            },
+            // 0 with 1, 2 with 3, ..
+            addresses: Addresses { to: address(port ^ 1), from: address(port) },
             rx_buffer: Some(if self.mergeable { MERGEABLE_BUFFER } else { whole.max(MERGEABLE_BUFFER) }),
             pages: self.pages,
             regions: (self.regions > 1).then_some(self.regions),
@@ -179,6 +184,12 @@ impl PortOptions {
             give_up: GIVE_UP,
         }
     }
+}
+
+/// A port's own: a local address, as [`Addresses::OF_NOBODY`] has the first two.
+fn address(port: usize) -> [u8; 6] {
+    let [.., high, low] = (port as u32 + 1).to_be_bytes();
+    [0x52, 0x57, 0, 0, high, low]
 }
 
 fn as_text<S: serde::Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
@@ -200,3 +211,22 @@ const WHOLE_SAMPLE: u64 = 1024;
 
 /// Frames that are missing while nothing comes are given up after so long.
 const GIVE_UP: Duration = Duration::from_millis(250);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_talk_in_pairs_each_with_an_address_of_its_own() {
+        let addresses: Vec<Addresses> =
+            (0..64).map(|port| PortOptions::default().guest(port).addresses).collect();
+        assert_eq!(addresses[0], Addresses::OF_NOBODY);
+        for pair in addresses.chunks(2) {
+            assert_eq!(pair[0].exchanged(), pair[1]);
+        }
+        let mut own: Vec<_> = addresses.iter().map(|addresses| addresses.from).collect();
+        own.sort_unstable();
+        own.dedup();
+        assert_eq!(own.len(), 64);
+    }
+}

@@ -29,6 +29,9 @@ impl Testpmd {
         max_frame: u16,
         pairs: u16,
     ) -> Result<Testpmd, BenchError> {
+        if job == Job::Bridge {
+            return Err(BenchError::Usage("testpmd is no learning switch: --peer ovs".to_owned()));
+        }
         let program = find()?;
         let folder = tempfile::tempdir().map_err(BenchError::system("cannot make a directory"))?;
         let sockets: Vec<PathBuf> =

@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
+use ringway_bench::backend::Peer;
 use ringway_bench::compare::{self, Comparison, Setup};
 use ringway_bench::disk::compare::{self as disks, Backing};
 use ringway_bench::disk::options::{DiskOptions, Touch as Touched};
 use ringway_bench::host::{Host, Watch};
 use ringway_bench::net::Series;
-use ringway_bench::options::{Job, Ring, Touch};
+use ringway_bench::options::{Job, PortOptions, Ring, Touch};
 use ringway_bench::progress;
 use ringway_bench::record::Record;
 use serde::Serialize;
@@ -24,6 +25,8 @@ pub(crate) enum Arguments {
     Net(NetArguments),
     /// Two ports that are joined
     Link(NetArguments),
+    /// Ports of a learning switch that talk in pairs
+    Bridge(BridgeArguments),
     /// A disk
     Blk(BlkArguments),
 }
@@ -51,8 +54,28 @@ pub(crate) struct BlkArguments {
 #[derive(Debug, clap::Args, Serialize)]
 pub(crate) struct NetArguments {
     /// Beside whom
-    #[arg(long, value_enum, default_value_t = Peer::Dpdk)]
-    peer: Peer,
+    #[arg(long, default_value = "dpdk", value_parser = ["dpdk"])]
+    peer: String,
+    #[command(flatten)]
+    port: PortArguments,
+    /// Latencies too, at half of the peer's peak rate
+    #[arg(long)]
+    latency: bool,
+    #[command(flatten)]
+    rounds: RoundArguments,
+}
+
+#[derive(Debug, clap::Args, Serialize)]
+pub(crate) struct BridgeArguments {
+    /// Beside whom: Open vSwitch on DPDK, under the rule NORMAL
+    #[arg(long, default_value = "ovs", value_parser = ["ovs"])]
+    peer: String,
+    /// Ports, an even number; several numbers separated by commas are measured one after the other
+    #[arg(long, value_delimiter = ',', default_value = "2", value_parser = clap::value_parser!(u16).range(2..=256))]
+    ports: Vec<u16>,
+    /// Who sends: every port to its neighbour, or the first port alone
+    #[arg(long, value_enum, default_value_t = Talk::All)]
+    talk: Talk,
     #[command(flatten)]
     port: PortArguments,
     /// Latencies too, at half of the peer's peak rate
@@ -64,43 +87,98 @@ pub(crate) struct NetArguments {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Peer {
-    /// DPDK's testpmd with net_vhost ports
-    Dpdk,
+enum Talk {
+    /// Every port
+    All,
+    /// One port
+    One,
 }
 
 pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<(), Failure> {
     match arguments {
         Arguments::Net(ports) => networks(Job::Loopback, ports, json),
         Arguments::Link(ports) => networks(Job::Link, ports, json),
+        Arguments::Bridge(ports) => bridges(ports, json),
         Arguments::Blk(disks) => disks_of(disks, json),
     }
 }
 
 fn networks(job: Job, arguments: &NetArguments, json: bool) -> Result<(), Failure> {
-    arguments.rounds.check()?;
-    for ring in arguments.port.ring.each() {
-        let watch = Watch::begin();
+    let NetArguments { port, latency, rounds, .. } = arguments;
+    rounds.check()?;
+    for ring in port.ring.each() {
         let setup = Setup {
-            job,
-            port: arguments.port.options(*ring),
-            how: arguments.rounds.rounds(),
-            cores: arguments.rounds.cores.clone(),
-            backend_core: arguments.rounds.backend_core,
-            idle: arguments.rounds.idle.word(),
-            latency: arguments.latency,
+            peer: Peer::Dpdk,
+            ports: job.ports(),
+            talkers: job.ports(),
+            latency: *latency,
+            ..setup(job, port.options(*ring), rounds)
         };
-        let comparison = compare::with_dpdk(&setup, |what| progress::show(&format!("{ring}: {what}")))?;
-        progress::show("");
-        let host = watch.end();
-        if json {
-            print_record(host, job, *ring, arguments, &comparison)?;
-        } else {
-            println!("{host}");
-            print(job, arguments, *ring, &comparison);
+        compared(&setup, arguments, port, json)?;
+    }
+    Ok(())
+}
+
+fn bridges(arguments: &BridgeArguments, json: bool) -> Result<(), Failure> {
+    let BridgeArguments { ports, talk, port, latency, rounds, .. } = arguments;
+    rounds.check()?;
+    if let Some(odd) = ports.iter().find(|ports| *ports % 2 == 1) {
+        return Err(format!("--ports {odd}: ports talk in pairs, so their number is even").into());
+    }
+    for &ports in ports {
+        for ring in port.ring.each() {
+            // What comes is in turn what may be sent: so that all of it finds room in one ring.
+            let options = PortOptions { window: Some((port.queue_size / 2).max(1)), ..port.options(*ring) };
+            let setup = Setup {
+                peer: Peer::Ovs,
+                ports: ports.into(),
+                talkers: if *talk == Talk::One { 1 } else { ports.into() },
+                latency: *latency,
+                ..setup(Job::Bridge, options, rounds)
+            };
+            compared(&setup, arguments, port, json)?;
         }
     }
     Ok(())
+}
+
+/// What all comparisons of networks have in common; who, how many and whether latencies too is told beside it.
+fn setup(job: Job, port: PortOptions, rounds: &RoundArguments) -> Setup {
+    Setup {
+        job,
+        peer: Peer::Dpdk,
+        ports: job.ports(),
+        talkers: job.ports(),
+        port,
+        how: rounds.rounds(),
+        cores: rounds.cores.clone(),
+        backend_core: rounds.backend_core,
+        idle: rounds.idle.word(),
+        latency: false,
+    }
+}
+
+/// Makes a comparison and prints it.
+fn compared(
+    setup: &Setup,
+    arguments: &impl Serialize,
+    port: &PortArguments,
+    json: bool,
+) -> Result<(), Failure> {
+    let watch = Watch::begin();
+    let Setup { job, ports, port: PortOptions { ring, .. }, .. } = setup;
+    let what = if *job == Job::Bridge { format!("{ports} ports, {ring}") } else { ring.to_string() };
+    let comparison = compare::with_peer(setup, |step| progress::show(&format!("{what}: {step}")))?;
+    progress::show("");
+    let host = watch.end();
+    if json {
+        let more = (*job == Job::Bridge).then_some(("ports", ports));
+        print_record(host, job, *ring, more, arguments, &comparison)
+    } else {
+        println!("{host}");
+        print(setup, port, &comparison);
+        Ok(())
+    }
 }
 
 fn disks_of(arguments: &BlkArguments, json: bool) -> Result<(), Failure> {
@@ -133,7 +211,7 @@ fn disks_of(arguments: &BlkArguments, json: bool) -> Result<(), Failure> {
         progress::show("");
         let host = watch.end();
         if json {
-            print_record(host, "blk", *ring, arguments, &comparison)?;
+            print_record(host, "blk", *ring, None, arguments, &comparison)?;
         } else {
             println!("{host}");
             print_disks(arguments, *ring, &comparison);
@@ -148,6 +226,7 @@ fn print_record(
     host: Host,
     job: impl Serialize,
     ring: Ring,
+    more: Option<(&str, &usize)>,
     arguments: &impl Serialize,
     comparison: &impl Serialize,
 ) -> Result<(), Failure> {
@@ -155,6 +234,9 @@ fn print_record(
     if let Some(parameters) = record.parameters.as_object_mut() {
         parameters.insert("job".to_owned(), serde_json::to_value(job)?);
         parameters.insert("ring".to_owned(), serde_json::to_value(ring)?);
+        if let Some((name, value)) = more {
+            parameters.insert(name.to_owned(), serde_json::to_value(value)?);
+        }
     }
     print_json(&record)
 }
@@ -191,9 +273,14 @@ fn print_disks(arguments: &BlkArguments, ring: Ring, comparison: &disks::Compari
     }
 }
 
-fn print(job: Job, arguments: &NetArguments, ring: Ring, comparison: &Comparison) {
-    let port = &arguments.port;
+fn print(setup: &Setup, port: &PortArguments, comparison: &Comparison) {
+    let Setup { job, ports, talkers, port: PortOptions { ring, .. }, .. } = setup;
     let Comparison { ours, peer, ratio, of_limit, latency_ratio, limits } = comparison;
+    let job = match job {
+        Job::Bridge if talkers < ports => format!("{job}, {ports} ports of which {talkers} sends"),
+        Job::Bridge => format!("{job}, {ports} ports"),
+        _ => job.to_string(),
+    };
     println!("{job}, {ring} rings of {}, {} bytes, touch {}", port.queue_size, port.size, port.touch);
     let row = |who: &str, series: &Series| {
         println!(

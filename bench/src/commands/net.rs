@@ -281,7 +281,8 @@ fn start(arguments: &Arguments) -> Result<Behind, Failure> {
             return Err(format!("--job {job} takes {} --mgmtdev, not {}", job.ports(), mgmtdev.len()).into());
         }
         let on = On { mgmtdevs: mgmtdev, config: config.as_deref() };
-        let backend = Backend::ringway(*job, rounds.backend_core, idle, port.size.max(), port.pairs, on)?;
+        let backend =
+            Backend::ringway(*job, job.ports(), rounds.backend_core, idle, port.size.max(), port.pairs, on)?;
         return Ok(Behind::Started(backend));
     }
     if arguments.socket.len() != job.ports() {

@@ -7,6 +7,11 @@ pub(crate) fn ratio_target(parameters: &Map<String, Value>) -> Option<f64> {
     if parameters.get("job").and_then(Value::as_str) == Some("blk") {
         return disk_target(parameters);
     }
+    if parameters.get("job").and_then(Value::as_str) == Some("bridge") {
+        let is_aimed =
+            matches!(size(parameters)?, 64 | 1518) && parameters.get("touch")?.as_str()? == "header";
+        return is_aimed.then_some(BRIDGE_RATIO);
+    }
     match (size(parameters)?, parameters.get("touch")?.as_str()?) {
         (64 | 1518, "header") => Some(1.5),
         (1518, "all") => Some(1.2),
@@ -27,6 +32,9 @@ fn disk_target(parameters: &Map<String, Value>) -> Option<f64> {
         _ => None,
     }
 }
+
+/// The least of a learning switch beside Open vSwitch.
+const BRIDGE_RATIO: f64 = 4.0;
 
 /// The most of a disk's median latency with one request under way, in microseconds, and beside the peer's.
 pub(crate) const DISK_P50: (f64, f64) = (2.0, 0.2);
@@ -66,6 +74,8 @@ mod tests {
         assert_eq!(target(json!(64), "all"), None);
         assert_eq!(target(json!("imix"), "header"), None);
         assert_eq!(ratio_target(&Map::new()), None);
+        let bridge = json!({"job": "bridge", "size": "64", "touch": "header", "ports": 64});
+        assert_eq!(ratio_target(bridge.as_object().unwrap()), Some(4.0));
         let disk = |backing: &str, depth: u64, peer: &str| {
             let disk = json!({"job": "blk", "size": 4096, "touch": "all", "backing": backing, "depth": depth, "peer": peer});
             ratio_target(disk.as_object().unwrap())

@@ -76,7 +76,7 @@ fn of_comparison(sourced: &Sourced) -> Vec<Verdict> {
         return verdicts;
     }
     if let Some(target) = ratio_target(&parameters) {
-        let small = size(&parameters) == Some(64);
+        let small = size(&parameters) == Some(64) && found.of_limit.is_some();
         let by_limit = small && found.of_limit.is_some_and(|share| share >= OF_LIMIT);
         let limit = found.of_limit.map(|share| format!(", {} % of the floor", short(share * 100.0)));
         verdict(

@@ -55,6 +55,7 @@ pub(super) fn subject(job: Job, ring: Ring) -> Result<Box<dyn Subject>, BenchErr
     let pump = match job {
         Job::Loopback => loopback(rx_binding, tx_binding)?,
         Job::Link => link(rx_binding, tx_binding)?,
+        Job::Bridge => return Err(refused("a bridge's pump is made by its fabric, between ports")),
     };
     let header_len = header_len(receiver.features());
     let buffer = |index: u16| DriverBuffer {

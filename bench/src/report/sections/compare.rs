@@ -49,6 +49,7 @@ pub(crate) fn comparison(record: &Record) -> Option<Comparison> {
     let parameter = |name: &str| parameters.get(name).map(plain);
     let job = [
         parameter("job"),
+        parameter("ports").map(|ports| format!("{ports} ports")),
         parameter("backing"),
         parameter("op"),
         parameter("ring"),
@@ -56,7 +57,8 @@ pub(crate) fn comparison(record: &Record) -> Option<Comparison> {
         parameter("depth").map(|depth| format!("depth {depth}")),
     ];
     let touch = parameter("touch").map(|touch| format!("touch {touch}"));
-    let name: Vec<String> = job.into_iter().chain([touch]).flatten().collect();
+    let talk = parameter("talk").filter(|talk| talk == "one").map(|_| "one port sends".to_owned());
+    let name: Vec<String> = job.into_iter().chain([touch, talk]).flatten().collect();
     let disk = || {
         let p50 = |round: &Value| round.get("latency")?.get("p50")?.as_f64();
         Some(Disk {
