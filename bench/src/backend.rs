@@ -126,7 +126,7 @@ impl Backend {
                 devices.iter().map(|device| daemon.socket(device)).collect()
             }
             Backend::Dpdk(testpmd) => testpmd.sockets.clone(),
-            Backend::Ovs(ovs) => ovs.sockets.clone(),
+            Backend::Ovs(ovs) => ovs.sockets().to_vec(),
         }
     }
 

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::mortal;
+
 /// Why the daemon could not be started or asked.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
@@ -71,7 +73,7 @@ impl Daemon {
     pub fn spawn(arguments: &[&str]) -> Result<Daemon, DaemonError> {
         let system = |what| move |source| DaemonError::System { what, source };
         let folder = tempfile::tempdir().map_err(system("cannot make a directory"))?;
-        let mut child = Command::new(beside("ringwayd")?)
+        let mut child = mortal::command(beside("ringwayd")?)
             .arg("--ctl")
             .arg(folder.path().join("ctl.sock"))
             .arg("--state-dir")

@@ -58,7 +58,7 @@ pub enum BenchError {
     Daemon(#[from] DaemonError),
     /// A peer that is not there.
     #[error(
-        "{program} is not here: install Debian's package `{package}` (deploy/test does), or name it in {variable}"
+        "{program} is not here: install Debian's package `{package}`, or name in {variable} where it is (deploy/test brings it)"
     )]
     MissingPeer {
         /// What was looked for.

@@ -25,6 +25,8 @@ pub mod generator;
 pub mod host;
 // What an idle device costs.
 pub mod idle;
+// Programs that end when this one does.
+mod mortal;
 // A back-end that does as little as can be.
 pub mod null;
 // What this machine could do at best.

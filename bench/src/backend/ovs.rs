@@ -1,7 +1,8 @@
 //! Open vSwitch on DPDK as a back-end: a learning switch whose ports connect to sockets of the generator's.
 //!
-//! Runs in a folder of its own, beside whatever the machine has of it: database, control socket and log are there. Its
-//! ports stand under the rule NORMAL, which is what a bridge is.
+//! Runs in a folder and in a network namespace of its own, beside whatever the machine has of it: database, control socket
+//! and log are in the one, the interfaces that it makes for its own use in the other. Its ports stand under the rule NORMAL,
+//! which is what a bridge is.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -9,13 +10,14 @@ use std::time::{Duration, Instant};
 
 use super::{Identity, Memory};
 use crate::error::BenchError;
+use crate::mortal;
 
 /// A running one. Killed when dropped.
 #[derive(Debug)]
 pub struct Ovs {
     switch: Child,
     database: Child,
-    pub(super) sockets: Vec<PathBuf>,
+    sockets: Vec<PathBuf>,
     pub(super) identity: Identity,
     _folder: tempfile::TempDir,
 }
@@ -88,6 +90,16 @@ impl Ovs {
             return Err(BenchError::Usage("bug: a started program is gone".to_owned()));
         };
         Ok(Ovs { switch, database, sockets, identity, _folder: folder })
+    }
+
+    /// Where its ports connect to.
+    pub fn sockets(&self) -> &[PathBuf] {
+        &self.sockets
+    }
+
+    /// It goes on.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.switch.try_wait(), Ok(None))
     }
 
     /// The process that polls.
@@ -187,9 +199,16 @@ fn bridge(sockets: &[PathBuf]) -> Vec<String> {
     line
 }
 
-/// A command with its folders in `folder`.
-fn command(program: &Path, folder: &Path) -> Command {
-    let mut command = Command::new(program);
+/// A command with its folders in `folder`, in a namespace that `namespace` makes.
+fn command(namespace: &[&str], program: &Path, folder: &Path) -> Command {
+    let mut command = match namespace {
+        [first, rest @ ..] => {
+            let mut command = mortal::command(first);
+            command.args(rest).arg(program);
+            command
+        }
+        [] => mortal::command(program),
+    };
     for variable in ["OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR", "OVS_SYSCONFDIR"] {
         command.env(variable, folder);
     }
@@ -201,20 +220,25 @@ fn command(program: &Path, folder: &Path) -> Command {
 fn started(program: &Path, folder: &Path, log: &str, words: &[String]) -> Result<Child, BenchError> {
     let file = std::fs::File::create(folder.join(log)).map_err(BenchError::system("cannot make a log"))?;
     let twin = file.try_clone().map_err(BenchError::system("cannot make a log"))?;
-    let mut command = command(program, folder);
+    let namespace: &[&str] = match rustix::process::geteuid().is_root() {
+        true => &["unshare", "--net"],
+        false => &["unshare", "--map-root-user", "--net"],
+    };
+    let mut command = command(namespace, program, folder);
     command.args(words).stdout(file).stderr(twin);
     command.spawn().map_err(BenchError::system(format!("cannot start {}", program.display())))
 }
 
 /// Runs what ends; returns what it printed.
 fn done(program: &Path, folder: &Path, words: &[String]) -> Result<String, BenchError> {
-    let output = command(program, folder).args(words).output();
+    let output = command(&[], program, folder).args(words).output();
     let Output { status, stdout, stderr } =
         output.map_err(BenchError::system(format!("cannot run {}", program.display())))?;
-    if status.success() {
+    let said = String::from_utf8_lossy(&stderr).trim().to_owned();
+    // What the switch refuses is told so, with a status of success.
+    if status.success() && !said.contains("Error detected") {
         return Ok(String::from_utf8_lossy(&stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(&stderr).trim().to_owned();
     Err(BenchError::Peer { peer: program.display().to_string(), what: format!("{status}: {said}") })
 }
 

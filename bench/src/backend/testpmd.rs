@@ -2,12 +2,13 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Identity, Memory};
 use crate::error::BenchError;
+use crate::mortal;
 use crate::options::Job;
 
 /// DPDK's testpmd with `net_vhost` ports: one that swaps addresses, or two that are joined. Killed when dropped.
@@ -39,7 +40,7 @@ impl Testpmd {
         let flags =
             flags(job, &sockets, core, main_core, queue_size, max_frame, pairs, Memory::find(MEMORY_MIB));
         // Into a pipe it would keep its lines until it has a page of them; waiting for one of them then takes luck.
-        let mut child = Command::new("stdbuf")
+        let mut child = mortal::command("stdbuf")
             .arg("--output=L")
             .arg(&program)
             .args(&flags)

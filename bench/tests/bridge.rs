@@ -1,0 +1,34 @@
+//! Open vSwitch as a peer: that its ports come to the generator's sockets, and that it is a switch.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
+
+use std::time::{Duration, Instant};
+
+use ringway_bench::backend::Ovs;
+use ringway_bench::generator::{Generator, Load};
+use ringway_bench::options::{PortOptions, Ring};
+
+#[test]
+#[ignore = "needs Open vSwitch on DPDK: run deploy/test"]
+fn frames_of_every_port_of_a_peer_come_to_their_neighbour_and_nobody_else() {
+    let mut ovs = Ovs::start(4, 1, 0).unwrap();
+    let options = PortOptions { ring: Ring::Split, window: Some(64), listen: true, ..PortOptions::default() };
+    let mut generator = Generator::open(ovs.sockets(), &options, &[0]).unwrap();
+    // Two pairs, then one port alone.
+    for talkers in [4, 1] {
+        generator.introduce(talkers).unwrap();
+        let begun = Instant::now();
+        loop {
+            let counts = generator.round(Load::Closed, Duration::from_millis(200)).unwrap().counts;
+            assert_eq!((counts.corrupt, counts.duplicated), (0, 0), "{counts:?}");
+            if counts.received > 1000 && counts.lost < counts.sent / 10 {
+                break;
+            }
+            assert!(begun.elapsed() < SOON, "{counts:?}");
+        }
+    }
+    generator.close().unwrap();
+    assert!(ovs.is_alive(), "it ended");
+}
+
+/// Long enough for a round that nothing disturbs.
+const SOON: Duration = Duration::from_secs(60);
