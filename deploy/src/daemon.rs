@@ -291,7 +291,7 @@ const ENDS_WITHIN_STARTS: u32 = 50;
 
 /// The folder of the release binaries, which are built if they are not up to date; once in a process. `RINGWAY_BIN` names
 /// another one, whose are taken as they are.
-pub(crate) fn binaries() -> Result<PathBuf> {
+pub fn binaries() -> Result<PathBuf> {
     static BUILT: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
     BUILT.get_or_init(|| build().map_err(|error| error.to_string())).clone().map_err(Error::new)
 }

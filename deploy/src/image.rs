@@ -271,7 +271,7 @@ fn version_key(release: &str) -> Vec<u64> {
 }
 
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
-const BUSYBOX: &str = "/bin/busybox";
+pub(crate) const BUSYBOX: &str = "/bin/busybox";
 
 #[cfg(test)]
 mod tests {

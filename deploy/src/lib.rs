@@ -15,6 +15,8 @@
 //! | [`frame`] | the frames that guests send and recognise |
 //! | [`station`] | one end of the traffic: an agent, in a guest or in a namespace |
 //! | [`qemu`] | a Linux guest as a vhost-user front-end |
+//! | [`system`] | a small system on a disk that a firmware boots from |
+//! | [`document`] | the commands of a document, to be run as they are written |
 //! | [`disk`] | a guest's disk, and what it is worked on with |
 //! | [`exchange`] | what two stations exchange, checked at both ends |
 //! | [`netns`] | a network namespace of the host |
@@ -29,6 +31,7 @@ pub mod agent;
 pub mod content;
 pub mod daemon;
 pub mod disk;
+pub mod document;
 pub mod error;
 pub mod exchange;
 pub mod frame;
@@ -40,5 +43,6 @@ pub mod pace;
 pub mod process;
 pub mod qemu;
 pub mod station;
+pub mod system;
 pub mod testpmd;
 mod tree;

@@ -32,7 +32,8 @@ impl Tree {
     pub(crate) fn program(&mut self, path: &Path) -> Result<()> {
         ensure!(path.exists(), "{} is not there: run deploy/test, which installs it", path.display());
         self.resolved(path)?;
-        self.libraries(path)
+        let is_script = fs::read(path).is_ok_and(|content| content.starts_with(b"#!"));
+        if is_script { Ok(()) } else { self.libraries(path) }
     }
 
     /// All of it.
