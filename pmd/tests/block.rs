@@ -140,6 +140,8 @@ fn nothing_is_written_to_what_is_read_only() {
     let mut device = in_memory(&[("size", "1M"), ("ro", "on")]);
     assert!(!device.facts().features.contains(ringway_pmd::block::F_DISCARD));
     assert!(device.facts().features.contains(ringway_pmd::block::F_RO));
+    let shown = device.attributes();
+    assert_eq!((shown["ro"].as_str(), shown["discard"].as_str()), ("on", "off"), "as it is in force");
     let mut bed = Bed::new(Format::Split, Features::NONE, &mut device);
     assert_eq!(bed.done(OUT, 0, &[1; 512], 0, &[]).0, 1);
     assert_eq!(bed.done(WRITE_ZEROES, 0, &range(0, 8, 0), 0, &[]).0, 2);

@@ -196,6 +196,12 @@ const MISTAKES: &[(&str, u32, i32, &str)] = &[
     ("mgmtdev = \"sim/net\"\n[[mgmtdev]]\nname = \"tap/sixteen-bytes-xx\"", 5, 2, "at most 15 bytes"),
     // What is there twice, or too often.
     (
+        "mgmtdev = \"file\"\npath = \"/d\"\n[[device]]\nname = \"e\"\nmgmtdev = \"file\"\npath = \"//d\"\nro = true",
+        8,
+        4,
+        "e is on the same file as d\n  held by: device d",
+    ),
+    (
         "mgmtdev = \"sim/net\"\nsocket = \"/tmp/s\"\n[[device]]\nname = \"e\"\nmgmtdev = \"sim/net\"\nsocket = \"/tmp/../tmp//s\"",
         8,
         4,

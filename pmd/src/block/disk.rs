@@ -14,11 +14,12 @@ use ringway_ring::queue::{Format, SetupError};
 
 use super::backing::BackingQueue;
 use super::limit::{Limits, Rates};
-use super::plan::{Plan, rate_words};
+use super::plan::{DISCARD, Plan, RO, rate_words};
 use super::queue::{RequestQueue, Room};
 use super::request::{SERIAL, Shape};
 use super::{BlockConfig, F_CONFIG_WCE, F_DISCARD, F_FLUSH, F_RO, F_WRITE_ZEROES, RangeLimits, SECTOR};
 use crate::dma::{Cancel, MapError};
+use crate::net::plan::word;
 use crate::vdpa::{
     BlockOps, Class, ClassOps, ConfigError, ConfigSpace, DataPath, DeviceHost, DriverError, Facts, Health,
     MakePump, OwnPumps, QueueBinding, QueueLimits, Queues, Stuck, VENDOR_ID, VdpaDevice,
@@ -373,6 +374,9 @@ impl<D: Disk> VdpaDevice for BlockDevice<D> {
     fn attributes(&self) -> BTreeMap<String, String> {
         let maker = &self.pumps.maker;
         let mut attributes = maker.plan.attributes();
+        // As it is in force, whatever was asked for.
+        attributes.insert(DISCARD.to_owned(), word(maker.features.contains(F_DISCARD)));
+        attributes.insert(RO.to_owned(), word(maker.features.contains(F_RO)));
         attributes.extend(maker.disk.attributes());
         attributes
     }

@@ -126,6 +126,12 @@ pub(super) fn libvirt(info: &DevInfo) -> String {
 fn libvirt_disk(xml: &mut String, info: &DevInfo) {
     let (queues, size) = (disk_queues(info), queue_size(info).min(DISK_QUEUE));
     let packed = if offers(info, "RING_PACKED") { " packed='on'" } else { "" };
+    if info.mode != Mode::Server {
+        // It has no word for a disk's socket that QEMU makes.
+        xml.push_str("<!-- libvirt connects to a disk's socket: this device waits for one of the VMM's; ");
+        xml.push_str("add it with mode server -->\n");
+        return;
+    }
     let path = escaped(&info.socket.display().to_string());
     xml.push_str("<disk type='vhostuser' device='disk'>\n");
     let _ = writeln!(xml, "  <driver name='qemu' type='raw' queues='{queues}' queue_size='{size}'{packed}/>");
@@ -238,6 +244,8 @@ mod tests {
                 && !xml.contains("<interface"),
             "{xml}"
         );
+        let client = libvirt(&DevInfo { mode: Mode::Client, ..disk });
+        assert!(!client.contains("<disk") && client.contains("mode server -->"), "{client}");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use ringway_pmd::vdpa::Class;
+
 use super::Desired;
 use crate::devices::checks::{check_port_beside, host_interface, implied_name, no_parent, uplink_of};
 use crate::devices::known::Known;
@@ -93,6 +95,15 @@ impl Desired {
         };
         if before.iter().any(|other| other.name == entry.name) {
             return Err(("name", Fault::conflict(format!("a second device is named {}", entry.name))));
+        }
+        if let Some(path) = disk_file(entry, known)
+            && let Some(other) = before.iter().find(|other| {
+                disk_file(other, known) == Some(path) && !(is_read_only(entry) && is_read_only(other))
+            })
+        {
+            let why = format!("{} is on the same file as {}", entry.name, other.name);
+            let hint = "give each a file of its own: two that write to one file destroy what is on it";
+            return Err(("path", twin(why, other).hint(hint)));
         }
         if let Some(interface) = host_interface(entry)
             && let Some(other) =
@@ -272,4 +283,15 @@ fn real(path: &Path) -> PathBuf {
         (Some(Ok(dir)), Some(name)) => dir.join(name),
         _ => path.to_owned(),
     }
+}
+
+/// The file that is a device's disk.
+fn disk_file<'a>(entry: &'a DeviceEntry, known: &Known) -> Option<&'a Path> {
+    let is_disk = known.find(&entry.mgmtdev).is_some_and(|info| info.class == Class::Block);
+    entry.attributes.get("path").filter(|_| is_disk).map(Path::new)
+}
+
+/// Nothing is written to the device's disk.
+fn is_read_only(entry: &DeviceEntry) -> bool {
+    entry.attributes.get("ro").is_some_and(|value| value == "on")
 }
