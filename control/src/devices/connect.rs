@@ -59,7 +59,8 @@ impl Daemon {
             return;
         }
         // Whom there is nothing left for waits, and is served once others left.
-        let lease = match self.budget.admit(self.next_session, device.name(), device.shared.counters.len()) {
+        let (class, rings) = (device.facts.class, device.shared.counters.len());
+        let lease = match self.budget.admit(self.next_session, device.name(), class, rings) {
             Ok(lease) => lease,
             Err(short) => return self.has_to_wait(id, short),
         };
@@ -190,7 +191,8 @@ impl Daemon {
         }
         let path = device.socket.clone();
         device.awaited = self.watch.await_path(&path).ok();
-        let lease = match self.budget.admit(self.next_session, device.name(), device.shared.counters.len()) {
+        let (class, rings) = (device.facts.class, device.shared.counters.len());
+        let lease = match self.budget.admit(self.next_session, device.name(), class, rings) {
             Ok(lease) => lease,
             Err(short) => return self.has_to_wait(id, short),
         };

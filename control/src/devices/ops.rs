@@ -377,8 +377,10 @@ impl Daemon {
                 }
             }
             Inherited::Connected(stream) => {
-                let rings = self.registry.by_id(id).map_or(0, |device| device.shared.counters.len());
-                let admitted = self.budget.admit(self.next_session, &name, rings);
+                let device = self.registry.by_id(id);
+                let (class, rings) = device
+                    .map_or((Class::Net, 0), |device| (device.facts.class, device.shared.counters.len()));
+                let admitted = self.budget.admit(self.next_session, &name, class, rings);
                 let lease = admitted.map_err(|short| Fault::new(Kind::Runtime, short.to_string()))?;
                 self.ends_with = Some(id);
                 self.start_session(id, stream, lease);

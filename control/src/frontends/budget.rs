@@ -6,6 +6,9 @@
 //! further memory can be refused. So is what a device needs whose other side is a kernel's interface, which is refused
 //! where there is less.
 //!
+//! A region in which a disk's front-end has its requests in flight recorded is not counted: it is one a front-end, of 2 MiB at
+//! most, and keeps no descriptor.
+//!
 //! Sessions take and give back here, control lets them in. The lock is held for a few comparisons, never across a
 //! system call.
 
@@ -13,6 +16,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ringway_pmd::vdpa::Class;
 use rustix::process::{Resource, getrlimit};
 
 /// What the process has and what is held of it.
@@ -68,12 +72,17 @@ impl Budget {
         }))
     }
 
-    /// Lets a front-end in: sets aside what every one needs for so many rings.
+    /// Lets a front-end in: sets aside what every one needs for so many rings of a device of this class.
     ///
     /// # Errors
     /// There are not so many descriptors left.
-    pub fn admit(&self, session: u64, device: &str, rings: usize) -> Result<Lease, Short> {
-        self.set_aside(session, device, BASE_DESCRIPTORS + DESCRIPTORS_PER_RING * rings as u64)
+    pub fn admit(&self, session: u64, device: &str, class: Class, rings: usize) -> Result<Lease, Short> {
+        let behind = match class {
+            Class::Net => 0,
+            Class::Block => DESCRIPTORS_PER_DISK_QUEUE,
+        };
+        let each = DESCRIPTORS_PER_RING + behind;
+        self.set_aside(session, device, BASE_DESCRIPTORS + each * rings as u64)
     }
 
     /// Sets aside what a device needs whose other side is a kernel's interface of so many queues. `holder` is a session's
@@ -237,6 +246,8 @@ const ADDRESS_SPACE: u64 = 1 << 47;
 const LEAST_DESCRIPTORS_KEPT: u64 = 64;
 /// Descriptors of a ring: kick, call and error, and the kick once more for the worker that it wakes.
 const DESCRIPTORS_PER_RING: u64 = 4;
+/// Descriptors behind a queue of a disk: its file, its io_uring, and what wakes the worker, twice.
+const DESCRIPTORS_PER_DISK_QUEUE: u64 = 4;
 /// Descriptors of a queue of a kernel's interface: the queue's own, and for either direction one more of it, its io_uring,
 /// and what wakes the worker.
 const DESCRIPTORS_PER_INTERFACE_QUEUE: u64 = 7;
@@ -266,13 +277,13 @@ mod tests {
         let budget = Budget::new(768, 1 << 46);
         let mut leases = Vec::new();
         for id in 0..4 {
-            let lease = budget.admit(id, "a", 2).unwrap();
+            let lease = budget.admit(id, "a", Class::Net, 2).unwrap();
             let most = (0..=509).take_while(|n| lease.take(regions(*n), regions(*n)).is_ok()).last();
             assert!(most.unwrap() >= 8, "front-end {id}: {most:?}");
             leases.push(lease);
         }
         assert!(leases[0].take(regions(509), regions(509)).is_err());
-        budget.admit(9, "late", 2).unwrap();
+        budget.admit(9, "late", Class::Net, 2).unwrap();
     }
 
     #[test]
@@ -286,14 +297,24 @@ mod tests {
     fn base_is_granted_at_the_border_and_not_beyond() {
         let base = BASE_DESCRIPTORS + 2 * DESCRIPTORS_PER_RING;
         let budget = Budget::new(2 * base, 1 << 40);
-        let first = budget.admit(1, "a", 2).unwrap();
+        let first = budget.admit(1, "a", Class::Net, 2).unwrap();
         first.take(regions(8), regions(8)).unwrap();
         assert!(first.take(regions(9), regions(9)).is_err());
-        let _second = budget.admit(2, "b", 2).unwrap();
-        let refused = budget.admit(3, "c", 2).unwrap_err().to_string();
+        let _second = budget.admit(2, "b", Class::Net, 2).unwrap();
+        let refused = budget.admit(3, "c", Class::Net, 2).unwrap_err().to_string();
         assert!(refused.contains("a 27") && refused.contains("LimitNOFILE"), "{refused}");
         drop(first);
-        budget.admit(3, "c", 2).unwrap();
+        budget.admit(3, "c", Class::Net, 2).unwrap();
+    }
+
+    #[test]
+    fn disk_is_granted_what_is_behind_its_queues_and_one_queue_more_is_refused() {
+        let needs =
+            |queues: u64| BASE_DESCRIPTORS + queues * (DESCRIPTORS_PER_RING + DESCRIPTORS_PER_DISK_QUEUE);
+        let budget = Budget::new(needs(16), 1 << 40);
+        let refused = budget.admit(1, "d0", Class::Block, 17).unwrap_err().to_string();
+        assert!(refused.contains("d0 would hold 155"), "{refused}");
+        budget.admit(1, "d0", Class::Block, 16).unwrap();
     }
 
     #[test]
@@ -305,19 +326,20 @@ mod tests {
         assert!(refused.contains("h1 would hold 17") && refused.contains("held by: h0 115"), "{refused}");
         assert!(refused.contains("LimitNOFILE") && refused.contains("max_vqp"), "{refused}");
         let _second = budget.admit_interface(2, "h1", 1).unwrap();
-        assert!(budget.admit(3, "vm0", 2).is_err(), "front-ends have of the same");
+        assert!(budget.admit(3, "vm0", Class::Net, 2).is_err(), "front-ends have of the same");
         drop(first);
-        budget.admit(3, "vm0", 2).unwrap();
+        budget.admit(3, "vm0", Class::Net, 2).unwrap();
     }
 
     #[test]
     fn address_space_is_left_for_those_that_come_later() {
         let budget = Budget::new(u64::MAX, 112 << 40);
-        let leases: Vec<_> = (0..40).map(|id| budget.admit(id, &format!("d{id}"), 2).unwrap()).collect();
+        let leases: Vec<_> =
+            (0..40).map(|id| budget.admit(id, &format!("d{id}"), Class::Net, 2).unwrap()).collect();
         for lease in &leases {
             assert!((12..=42).rev().any(|shift| lease.take(bytes(1 << shift), bytes(1 << shift)).is_ok()));
         }
-        let late = budget.admit(99, "late", 2).unwrap();
+        let late = budget.admit(99, "late", Class::Net, 2).unwrap();
         late.take(bytes(64 << 30), bytes(64 << 30)).unwrap();
         let refused = late.take(bytes(4 << 40), bytes(4 << 40)).unwrap_err().to_string();
         assert!(
@@ -331,7 +353,8 @@ mod tests {
         const PAGE: u64 = 4096;
         let all = ADDRESS_SPACE - ADDRESS_SPACE / 8;
         let budget = Budget::new(u64::MAX, Budget::of_process().0.space.total);
-        let (first, second) = (budget.admit(1, "a", 2).unwrap(), budget.admit(2, "b", 2).unwrap());
+        let (first, second) =
+            (budget.admit(1, "a", Class::Net, 2).unwrap(), budget.admit(2, "b", Class::Net, 2).unwrap());
         // What lasts, up to the share.
         first.take(bytes(all / 8), bytes(all / 8)).unwrap();
         let refused = first.take(bytes(all / 8 + PAGE), bytes(all / 8 + PAGE)).unwrap_err().to_string();
@@ -352,7 +375,7 @@ mod tests {
     #[test]
     fn what_is_refused_changes_nothing() {
         let budget = Budget::new(64, 1 << 40);
-        let lease = budget.admit(1, "a", 2).unwrap();
+        let lease = budget.admit(1, "a", Class::Net, 2).unwrap();
         lease.settle(Memory { regions: 3, bytes: 77 });
         lease.take(Memory { regions: 500, bytes: 99 }, Memory { regions: 500, bytes: 99 }).unwrap_err();
         assert_eq!(budget.0.space.lock()[&1].1, 77);

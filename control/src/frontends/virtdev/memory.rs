@@ -155,6 +155,7 @@ fn bounded(count: usize, sizes: impl Iterator<Item = Result<u64, MapError>>) -> 
 
 #[cfg(test)]
 mod tests {
+    use ringway_pmd::vdpa::Class;
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
     use std::os::fd::OwnedFd;
@@ -206,7 +207,7 @@ mod tests {
                 assert_eq!(claim(&huge, offset, size).mapped_bytes().unwrap(), bytes, "{offset} {size}");
             }
             // One front-end may hold an eighth of what there is.
-            let lease = Budget::new(1000, 8 * (page - 1)).admit(1, "a", 2).unwrap();
+            let lease = Budget::new(1000, 8 * (page - 1)).admit(1, "a", Class::Net, 2).unwrap();
             let refused = add(None, claim(&huge, 0, 1), &lease);
             assert!(matches!(refused, Err(MemoryError::Short(_))), "{refused:?}");
             let refused = replace(None, vec![claim(&huge, 0, 1)], &lease, || false);
@@ -217,14 +218,14 @@ mod tests {
     #[test]
     fn budget_is_held_as_long_as_anybody_holds_the_map() {
         let budget = Budget::new(1000, 8 * 4096);
-        let lease = Arc::new(budget.admit(1, "a", 2).unwrap());
+        let lease = Arc::new(budget.admit(1, "a", Class::Net, 2).unwrap());
         let file = memfd(MemfdFlags::empty(), 4096).unwrap();
         let map = add(None, claim(&file, 0, 4096), &lease).unwrap();
         lease.settle(held(Some(&map)));
         let of_worker = in_force(map, &lease);
         // The session ends while a worker has the map still.
         drop(lease);
-        let next = budget.admit(2, "b", 2).unwrap();
+        let next = budget.admit(2, "b", Class::Net, 2).unwrap();
         assert!(
             add(None, claim(&file, 0, 4096), &next).is_err(),
             "its part is given away while it is mapped"
