@@ -370,6 +370,21 @@ fn controller_that_fails_is_reset_under_load_and_nothing_is_lost() {
     host.finish();
 }
 
+/// It says nothing of it but that it is not ready. No command has to be late for that to be seen.
+#[test]
+fn controller_that_somebody_resets_begins_anew_and_nothing_is_lost() {
+    let host = Host::new(Model::new());
+    let mut port = host.connect("d0", BlockOptions::default());
+    let mut lane = load(&mut port, work(4096, 4096), 100);
+    host.model.reset_by_somebody();
+    let queue = &mut port.queues_mut()[0];
+    go_on(&mut lane, queue, 200);
+    lane.check_all(queue, SOON).unwrap();
+    assert_eq!(lane.counts().faults(), 0, "{:?}", lane.counts());
+    assert_eq!((host.setting("controller_resets").as_str(), host.setting("aborts").as_str()), ("1", "0"));
+    host.finish();
+}
+
 #[test]
 fn controller_that_is_pulled_takes_its_devices_along_and_brings_them_back() {
     let host = Host::new(Model::new());

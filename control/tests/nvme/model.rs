@@ -197,6 +197,13 @@ impl Model {
         self.0.slot.pull();
     }
 
+    /// Somebody resets it: it is as it was before it was enabled.
+    pub fn reset_by_somebody(&self) {
+        let mut state = self.state();
+        self.disable(&mut state);
+        state.plain.clear();
+    }
+
     pub fn want_back(&self) {
         self.state().wanted.clone().unwrap().signal();
     }

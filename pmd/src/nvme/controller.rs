@@ -128,12 +128,14 @@ impl Controller {
         self.registers.most_entries().min(super::queue::MOST_ENTRIES)
     }
 
-    /// It answers, and works.
+    /// It answers, and works. One that somebody else reset does not, and says nothing of it but that it is not ready; so does one that
+    /// is being reset by [`Controller::reset`].
     ///
     /// # Errors
     /// It does not.
     pub fn check(&self) -> Result<(), NvmeFault> {
-        self.registers.check()
+        self.registers.check()?;
+        if self.registers.is_ready() { Ok(()) } else { Err(NvmeFault::Failed) }
     }
 
     /// It reaches no memory any more, whatever it does, until the function is opened anew.

@@ -92,7 +92,7 @@ impl Registers {
 
     /// It is enabled, and has not failed.
     pub fn is_ready(&self) -> bool {
-        self.check().is_ok() && self.bar.read32(CSTS) & READY != 0
+        self.bar.read32(CSTS) & (READY | FAILED) == READY
     }
 
     /// It begins, with these admin queues, which are empty.
