@@ -137,6 +137,11 @@ impl Window {
         Window { space, base, size, mapped: Vec::new() }
     }
 
+    /// It has so many bytes from now on, not fewer than before; nobody else has any of them.
+    pub fn grow(&mut self, size: u64) {
+        self.size = self.size.max(size);
+    }
+
     /// The address by which the device reaches `len` bytes at `gpa`, if they are mapped as a whole, in one region.
     pub fn iova(&self, gpa: u64, len: u64) -> Option<u64> {
         self.whole().find(|region| is_within(gpa, len, region.gpa(), region.size())).map(|_| self.base + gpa)

@@ -23,7 +23,9 @@ use ringway_guest::presence::Presence;
 use ringway_pmd::bus::virt::VirtualBus;
 use ringway_pmd::driver::{Attached, Attachments};
 use ringway_pmd::drivers::nvme::{Nvme, NvmeFunction};
+use ringway_ring::memory::{HostMemory, PageKind};
 use ringway_ring::queue::Format;
+use ringway_vhost_user::frontend::MemoryRegion;
 use serde_json::Value;
 
 use self::model::{
@@ -241,6 +243,55 @@ fn devices_of_one_controller_have_a_namespace_and_a_window_each() {
     let mut first = host.connect("d0", BlockOptions::default());
     one.check_all(&mut first.queues_mut()[0], SOON).unwrap();
     assert_eq!(one.counts().faults(), 0);
+    host.finish();
+}
+
+/// Two guests whose memory has the same addresses, and grows beyond what was kept for it, while they work: what the second one has is in
+/// the first one's way, which goes elsewhere. What is beyond all that the controller reaches is refused, and changes nothing.
+#[test]
+fn guests_memory_that_grows_has_its_room_whoever_is_behind_it() {
+    let host = Host::new(Model::new());
+    host.subsystem.add(&entry("d1", &[("namespace", "2")])).unwrap();
+    let options = BlockOptions { table: false, ..BlockOptions::default() };
+    let mut ports = ["d0", "d1"].map(|name| host.connect(name, options));
+    let mut lanes = [7, 9].map(|seed| Lane::new(Work { seed, ..work(4096, 4096) }, 32).unwrap());
+    for (lane, port) in lanes.iter_mut().zip(&mut ports) {
+        lane.fill(&mut port.queues_mut()[0], SOON).unwrap();
+    }
+    let more = HostMemory::allocate_on(PageKind::Base, "more", 1 << 20).unwrap();
+    let grow = |port: &mut Port, gpa: u64| {
+        let user_addr = (1 << 46) + gpa;
+        let region = MemoryRegion { gpa, size: 1 << 20, user_addr, file_offset: 0, file: more.file() };
+        port.frontend().add_mem_reg(&region)
+    };
+    for gib in [100, 300, 1000] {
+        for at in [0, 1] {
+            let (lane, port) = (&mut lanes[at], &mut ports[at]);
+            for _ in 0..10 {
+                lane.turn(&mut port.queues_mut()[0], Offer::All, &mut { Presence::ASSUMED }).unwrap();
+            }
+            grow(port, gib << 30).unwrap();
+            for (lane, port) in lanes.iter_mut().zip(&mut ports) {
+                go_on(lane, &mut port.queues_mut()[0], 50);
+            }
+        }
+    }
+    for (lane, port) in lanes.iter_mut().zip(&mut ports) {
+        lane.check_all(&mut port.queues_mut()[0], SOON).unwrap();
+        assert_eq!(lane.counts().faults(), 0, "{:?}: {:?}", lane.counts(), lane.wrong());
+    }
+    assert!(grow(&mut ports[0], 1 << 51).is_err());
+    let told = || host.field("d0/history").to_string();
+    eventually(|| told().contains("is beyond what the device can reach"));
+    let (lane, port) = (&mut lanes[1], &mut ports[1]);
+    go_on(lane, &mut port.queues_mut()[0], 50);
+    // The next guest of the device has no more to do with what this one had.
+    let [first, second] = ports;
+    drop(first);
+    let mut again = host.connect("d0", options);
+    grow(&mut again, 2000 << 30).unwrap();
+    load(&mut again, work(4096, 4096), 50);
+    drop(second);
     host.finish();
 }
 

@@ -31,6 +31,8 @@ pub(super) struct NvmeDisk {
     tenure: Arc<Tenure>,
     /// Shared with its queues.
     place: Option<Arc<Place>>,
+    /// What is in force there.
+    map: Option<Arc<GuestMap>>,
     live: Option<Arc<Live>>,
 }
 
@@ -60,6 +62,7 @@ impl NvmeDisk {
             books,
             tenure,
             place: None,
+            map: None,
             live: None,
         }
     }
@@ -89,6 +92,33 @@ impl NvmeDisk {
         live.join(&self.member);
         self.live = Some(Arc::clone(&live));
         Ok(live)
+    }
+}
+
+impl NvmeDisk {
+    /// Puts a map in force elsewhere. No queue has commands: nobody looks at the memory meanwhile.
+    fn move_to(&mut self, mut place: Place, map: &Arc<GuestMap>, cancel: Cancel<'_>) -> Result<(), MapError> {
+        // Not in both places at a time: it is pinned, and counted, once.
+        let mut before = self.place.as_mut().and_then(Arc::get_mut);
+        if let Some(before) = &mut before {
+            before.window.set_map(None, Cancel::never())?;
+        }
+        let moved = place.window.set_map(Some(&**map), cancel);
+        match (moved, before) {
+            (Ok(()), _) => {
+                self.place = Some(Arc::new(place));
+                Ok(())
+            }
+            (Err(error), Some(before)) => {
+                let again = before.window.set_map(self.map.as_deref(), Cancel::never());
+                again.map_err(|again| match again {
+                    MapError::Host { source, .. } => MapError::Lost(source),
+                    other => other,
+                })?;
+                Err(error)
+            }
+            (Err(error), None) => Err(error),
+        }
     }
 }
 
@@ -149,20 +179,26 @@ impl Disk for NvmeDisk {
         if self.place.as_mut().is_some_and(|place| Arc::get_mut(place).is_none()) {
             self.place = None;
         }
-        if let (None, Some(map)) = (&self.place, map) {
-            let ends = map.regions().iter().map(|region| (region.gpa() + region.size(), region));
-            let (bytes, last) =
-                ends.max_by_key(|(end, _)| *end).map_or((0, None), |(end, last)| (end, Some(last)));
-            let beyond = || MapError::Beyond {
-                gpa: last.map_or(0, |region| region.gpa()),
-                size: last.map_or(0, |region| region.size()),
-            };
-            self.place = Some(Arc::new(Place::new(live.reserve(bytes).ok_or_else(beyond)?)));
-        }
-        match self.place.as_mut().and_then(Arc::get_mut) {
-            Some(place) => place.window.set_map(map.map(|map| &**map), cancel),
-            None => Ok(()),
-        }
+        let Some(map) = map else {
+            if let Some(place) = self.place.as_mut().and_then(Arc::get_mut) {
+                place.window.set_map(None, cancel)?;
+            }
+            // The next guest may have more memory, and others may need the addresses.
+            (self.place, self.map) = (None, None);
+            return Ok(());
+        };
+        let ends = map.regions().iter().map(|region| (region.gpa() + region.size(), region));
+        let Some((bytes, last)) = ends.max_by_key(|(end, _)| *end) else { return Ok(()) };
+        let grown = self.place.as_mut().and_then(Arc::get_mut);
+        let grown = grown.and_then(|place| place.grow(bytes).then_some(place));
+        let placed = match grown {
+            Some(place) => place.window.set_map(Some(&**map), cancel),
+            None => {
+                let beyond = || MapError::Beyond { gpa: last.gpa(), size: last.size() };
+                self.move_to(Place::new(live.reserve(bytes).ok_or_else(beyond)?), map, cancel)
+            }
+        };
+        placed.inspect(|()| self.map = Some(Arc::clone(map)))
     }
 
     fn attributes(&self) -> BTreeMap<String, String> {

@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -311,28 +312,25 @@ impl Live {
     pub(super) fn reserve(self: &Arc<Live>, bytes: u64) -> Option<Reserved> {
         let ranges = self.controller.function().dma().ranges();
         let mut windows = lock(&self.windows);
-        let exact = bytes.max(1).next_multiple_of(WINDOW_STEP);
-        let generous = exact.saturating_mul(2).max(LEAST_WINDOW);
-        let (base, size) = [generous, exact].into_iter().find_map(|size| {
+        let (base, size) = sizes(bytes).into_iter().find_map(|size| {
             let ends = windows.iter().map(|(base, size)| base + size);
             let mut starts: Vec<u64> = ends.chain([0]).collect();
             starts.extend(ranges.iter().map(|range| range.start().next_multiple_of(WINDOW_STEP)));
             starts.sort_unstable();
-            let fits = |base: u64| {
-                let end = base.checked_add(size).filter(|end| *end <= self.guest);
-                // A guest's own hole is where ours is, if its memory is where it has it itself.
-                let is_whole = base == 0
-                    || ranges.iter().any(|range| {
-                        range.contains(&base) && end.is_some_and(|end| range.contains(&(end - 1)))
-                    });
-                let is_free =
-                    |end: u64| windows.iter().all(|(other, size)| end <= *other || other + size <= base);
-                is_whole && end.is_some_and(is_free)
-            };
-            starts.into_iter().find(|base| fits(*base)).map(|base| (base, size))
+            let found = starts.into_iter().find(|base| self.is_room(&windows, &ranges, *base, size));
+            found.map(|base| (base, size))
         })?;
         windows.push((base, size));
         Some(Reserved { live: Arc::clone(self), base, size })
+    }
+
+    /// These addresses can be a window beside these others.
+    fn is_room(&self, others: &[(u64, u64)], ranges: &[RangeInclusive<u64>], base: u64, size: u64) -> bool {
+        let Some(end) = base.checked_add(size).filter(|end| *end <= self.guest) else { return false };
+        // A guest's own hole is where ours is, if its memory is where it has it itself.
+        let is_whole =
+            base == 0 || ranges.iter().any(|range| range.contains(&base) && range.contains(&(end - 1)));
+        is_whole && others.iter().all(|(other, size)| end <= *other || other + size <= base)
     }
 
     fn tell_all(&self, tell: impl Fn(&DeviceHost)) {
@@ -573,6 +571,13 @@ impl Place {
     pub(super) fn base(&self) -> u64 {
         self.reserved.base
     }
+
+    /// Has room for at least so many bytes from now on, with all where it is. False: there are others behind it.
+    pub(super) fn grow(&mut self, bytes: u64) -> bool {
+        let grown = self.reserved.grow(bytes);
+        self.window.grow(self.reserved.size);
+        grown
+    }
 }
 
 /// The addresses of a [`Place`].
@@ -580,6 +585,31 @@ pub(super) struct Reserved {
     live: Arc<Live>,
     base: u64,
     size: u64,
+}
+
+impl Reserved {
+    fn grow(&mut self, bytes: u64) -> bool {
+        if bytes <= self.size {
+            return true;
+        }
+        let ranges = self.live.controller.function().dma().ranges();
+        let mut windows = lock(&self.live.windows);
+        let others: Vec<(u64, u64)> =
+            windows.iter().copied().filter(|(base, _)| *base != self.base).collect();
+        let size =
+            sizes(bytes).into_iter().find(|size| self.live.is_room(&others, &ranges, self.base, *size));
+        let Some(size) = size else { return false };
+        windows.retain(|(base, _)| *base != self.base);
+        windows.push((self.base, size));
+        self.size = size;
+        true
+    }
+}
+
+/// Bytes of a window for a guest whose memory ends so far, the best first.
+fn sizes(bytes: u64) -> [u64; 2] {
+    let exact = bytes.max(1).checked_next_multiple_of(WINDOW_STEP).unwrap_or(u64::MAX);
+    [exact.saturating_mul(2).max(LEAST_WINDOW), exact]
 }
 
 impl Drop for Reserved {
