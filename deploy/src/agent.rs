@@ -142,6 +142,15 @@ pub enum Command {
         /// Its name on the virtio bus, `virtio0`.
         device: String,
     },
+    /// Gives a controller of the kernel's an admin command without data: its result, a number.
+    NvmeAdmin {
+        /// The controller, `nvme0`.
+        controller: String,
+        /// Which command.
+        opcode: u8,
+        /// Its dwords 10 and 11.
+        dwords: [u32; 2],
+    },
     /// Runs a line in busybox's shell for 20 s at most: [`ShellReport`].
     Shell {
         /// The line.

@@ -167,6 +167,11 @@ impl Station {
         })
     }
 
+    /// Gives a controller of the kernel's an admin command without data; gives its result.
+    pub fn nvme_admin(&mut self, controller: &str, opcode: u8, dwords: [u32; 2]) -> Result<u32> {
+        self.ask(&Command::NvmeAdmin { controller: controller.into(), opcode, dwords }, ANSWER_LIMIT)
+    }
+
     /// Serves TCP transfers on a port.
     pub fn tcp_serve(&mut self, port: u16) -> Result<()> {
         self.ask(&Command::TcpServe { port }, ANSWER_LIMIT)

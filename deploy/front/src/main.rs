@@ -5,17 +5,21 @@
 //! ```text
 //! ringway-front echo SOCKET [packed] [pairs=N] [memory=MIB] [address=IP] [buffer=BYTES] [reconnect]
 //!                                      until `quit`; what it is told by its input, see [`echo`]
+//! ringway-front disk SOCKET [packed]   a disk's load, until `quit`; what it is told by its input, see [`disk`]
 //! ringway-front removal DEVICE GROUP   removes a device, see [`removal`]
-//! ringway-front stray                  drives the virtio function that is bound to vfio-pci, see [`stray`]
+//! ringway-front stray [ADDRESS]        drives a virtio function or an NVMe controller that is bound to vfio-pci, see [`stray`]
 //! ```
 #![forbid(unsafe_code)]
 
 mod answer;
+mod disk;
 mod echo;
 mod removal;
 mod stray;
 
 use std::process::ExitCode;
+
+use ringway_ring::queue::Format;
 
 use crate::echo::Options;
 
@@ -29,11 +33,14 @@ fn main() -> ExitCode {
         ["echo", socket, options @ ..] => {
             Options::parse(options).and_then(|options| echo::run(socket, options))
         }
-        ["stray"] => stray::run(),
+        ["disk", socket] => disk::run(socket, Format::Split),
+        ["disk", socket, "packed"] => disk::run(socket, Format::Packed),
+        ["stray"] => stray::run(None),
+        ["stray", address] => stray::run(Some(address)),
         ["removal", device, group] => removal::run(device, group),
         _ => Err(
-            "`echo SOCKET [packed] [pairs=N] [memory=MIB] [address=IP] [buffer=BYTES] [reconnect]`, `stray`, or \
-             `removal DEVICE GROUP`"
+            "`echo SOCKET [packed] [pairs=N] [memory=MIB] [address=IP] [buffer=BYTES] [reconnect]`, `disk SOCKET \
+             [packed]`, `stray [ADDRESS]`, or `removal DEVICE GROUP`"
                 .into(),
         ),
     };

@@ -189,6 +189,10 @@ impl Agent {
             }
             Command::Unbind { device } => self.machine().and_then(|()| nic::unbind(&device))?,
             Command::Bind { device } => self.machine().and_then(|()| nic::bind(&device))?,
+            Command::NvmeAdmin { controller, opcode, dwords } => {
+                self.machine()?;
+                return Ok(json!(sys::nvme_admin(&controller, opcode, dwords)?));
+            }
             Command::Shell { line } => {
                 let words = ["/bin/busybox", "sh", "-c", &line].map(String::from);
                 return Ok(json!(program::run(&words, SHELL_LIMIT)?));

@@ -1,4 +1,4 @@
-//! The calls for which no crate has a safe form: binding a packet socket and `ethtool` requests.
+//! The calls for which no crate has a safe form: binding a packet socket, `ethtool` requests, and commands to NVMe controllers.
 //!
 //! This is the lab's only module with `unsafe`; everything it offers is safe to call.
 
@@ -136,6 +136,55 @@ unsafe impl Ioctl for EthtoolRequest {
     }
 }
 
+/// Gives a controller of the kernel's an admin command without data, and waits for its result.
+pub(crate) fn nvme_admin(controller: &str, opcode: u8, dwords: [u32; 2]) -> Result<u32> {
+    let what = || format!("admin command {opcode:#x} {dwords:x?} to {controller}");
+    let file = std::fs::File::open(format!("/dev/{controller}")).context(what)?;
+    let mut request = NvmeCommand { opcode, ..NvmeCommand::default() };
+    request.dwords[..2].copy_from_slice(&dwords);
+    // SAFETY: NVME_IOCTL_ADMIN_CMD takes a `struct nvme_passthru_cmd` (`NvmeCommand` has its layout), which has no pointers:
+    // addresses and lengths of data are 0.
+    let (status, result) = unsafe { rustix::ioctl::ioctl(&file, request) }.context(what)?;
+    if status == 0 { Ok(result) } else { Err(Error::new(format!("{}: status {status:#x}", what()))) }
+}
+
+/// `struct nvme_passthru_cmd`.
+#[repr(C)]
+#[derive(Default)]
+struct NvmeCommand {
+    opcode: u8,
+    flags: u8,
+    reserved: u16,
+    namespace: u32,
+    second: [u32; 2],
+    addresses: [u64; 2],
+    lengths: [u32; 2],
+    dwords: [u32; 6],
+    timeout_ms: u32,
+    result: u32,
+}
+
+// SAFETY: the pointer given to the kernel is to `self`, which has the layout of `struct nvme_passthru_cmd` and lives through the
+// call; the kernel writes its result there, and nothing beyond it.
+unsafe impl Ioctl for NvmeCommand {
+    type Output = (i32, u32);
+    const IS_MUTATING: bool = true;
+
+    fn opcode(&self) -> Opcode {
+        NVME_IOCTL_ADMIN_CMD
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        std::ptr::from_mut(self).cast()
+    }
+
+    unsafe fn output_from_ptr(status: IoctlOutput, command: *mut c_void) -> rustix::io::Result<(i32, u32)> {
+        // SAFETY: it is the pointer that `as_ptr` gave, to a command that lives still.
+        let result = unsafe { (*command.cast::<NvmeCommand>()).result };
+        Ok((status, result))
+    }
+}
+
 /// `struct sockaddr_ll`.
 #[repr(C)]
 struct LinkAddress {
@@ -157,9 +206,12 @@ unsafe impl SocketAddrArg for LinkAddress {
 }
 
 const _: () = assert!(size_of::<LinkAddress>() == 20 && size_of::<EthtoolRequest>() == 40);
+const _: () = assert!(size_of::<NvmeCommand>() == 72);
 
 const ETH_P_IP: u16 = 0x0800;
 const INTERFACE_NAME_BYTES: usize = 16;
+/// `_IOWR('N', 0x41, struct nvme_passthru_cmd)`.
+const NVME_IOCTL_ADMIN_CMD: Opcode = 0xc048_4e41;
 const SIOCETHTOOL: Opcode = 0x8946;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const ETHTOOL_SCHANNELS: u32 = 0x3d;

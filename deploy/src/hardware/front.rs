@@ -263,7 +263,7 @@ impl Machine<'_> {
         })
     }
 
-    fn front_says(&mut self, device: &str, text: &str) -> Result<()> {
+    pub(super) fn front_says(&mut self, device: &str, text: &str) -> Result<()> {
         wait_for(&format!("the front-end's word: {text}"), WATCHDOG, || {
             self.still_runs(&name(device))?;
             let said = self.guest.program(&name(device))?.output;
@@ -281,7 +281,7 @@ impl Machine<'_> {
 }
 
 /// By which name the agent knows it.
-fn name(device: &str) -> String {
+pub(super) fn name(device: &str) -> String {
     format!("front-{device}")
 }
 

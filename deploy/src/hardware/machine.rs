@@ -22,7 +22,7 @@ use crate::qemu::{Guest, Image, Qemu, push};
 /// Which virtio network function a machine has beside its igb.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Model {
-    /// One function, as the installed QEMU has it.
+    /// One function, as the installed QEMU has it, and an NVMe controller with virtual functions.
     Function,
     /// One with two virtual functions: a newer QEMU, unpacked beside the kernel.
     VirtualFunctions,
@@ -40,7 +40,7 @@ impl Model {
         }
     }
 
-    fn arguments(self) -> Vec<String> {
+    fn arguments(self, lab: &Lab) -> Result<Vec<String>> {
         let mut line = Vec::new();
         push(&mut line, "-machine", "q35,kernel-irqchip=split".into());
         // One vCPU. With a thread for each of several, QEMU 10.0 takes one device's registers for another's while functions'
@@ -82,8 +82,27 @@ impl Model {
             let how = "iommu_platform=on,disable-legacy=on,packed=on,romfile=";
             push(&mut line, "-device", format!("virtio-net-pci,{place},netdev=n{number},{mac},{how}"));
         }
-        line
+        if self == Model::Function {
+            nvme(&mut line, lab)?;
+        }
+        Ok(line)
     }
+}
+
+/// A controller that has virtual ones, and namespaces that all of them have.
+fn nvme(line: &mut Vec<String>, lab: &Lab) -> Result<()> {
+    push(line, "-device", "pcie-root-port,id=rp2,slot=3".into());
+    push(line, "-device", "nvme-subsys,id=s0".into());
+    // Three queues (with that of admin commands) and two vectors for each of two virtual functions, seven queues for itself.
+    let shares = "sriov_max_vfs=2,sriov_vq_flexible=6,sriov_vi_flexible=4,max_ioqpairs=12,msix_qsize=12";
+    push(line, "-device", format!("nvme,id=c0,bus=rp2,subsys=s0,serial=RW0001,{shares}"));
+    for number in 1..=NAMESPACES {
+        let path = lab.path(&format!("namespace{number}"));
+        File::create(&path)?.set_len(NAMESPACE_BYTES)?;
+        push(line, "-drive", format!("file={},if=none,id=d{number},format=raw", path.display()));
+        push(line, "-device", format!("nvme-ns,bus=c0,drive=d{number},nsid={number}"));
+    }
+    Ok(())
 }
 
 /// A running machine.
@@ -110,7 +129,7 @@ impl<'lab> Machine<'lab> {
         lab.say(format_args!("booting {}", qemu.name));
         let append = "quiet intel_iommu=on ipv6.disable=1".into();
         let image = Image { kernel: kernel.image, initramfs, append };
-        let guest = Guest::start(lab, "machine", &qemu.command, model.arguments(), &image)?;
+        let guest = Guest::start(lab, "machine", &qemu.command, model.arguments(lab)?, &image)?;
         let guest = guest.wait_until_up(lab)?;
         // Tens of megabytes that nobody reads again.
         fs::remove_file(&image.initramfs)?;
@@ -292,7 +311,10 @@ impl Drop for Raw {
 
 /// What QEMU calls the virtio function.
 const FUNCTION: &str = "fn";
-const MODULES: [&str; 6] = ["igb", "virtio_net", "vfio-pci", "vfio_iommu_type1", "tun", "8021q"];
+const MODULES: [&str; 7] = ["igb", "virtio_net", "nvme", "vfio-pci", "vfio_iommu_type1", "tun", "8021q"];
+/// Of the NVMe controller, and bytes of each.
+const NAMESPACES: u32 = 3;
+const NAMESPACE_BYTES: u64 = 16 << 20;
 /// Of the igb, and of a virtio function with several.
 const QUEUES: [u32; 2] = [1, 4];
 const MEMORY_MIB: u32 = 2560;

@@ -161,6 +161,10 @@ pub const IGB_VFS: [&str; 2] = ["0000:01:10.0", "0000:01:10.2"];
 pub const VIRTIO: &str = "0000:02:00.0";
 /// The virtio function's virtual functions.
 pub const VIRTIO_VFS: [&str; 2] = ["0000:02:00.1", "0000:02:00.2"];
+/// The NVMe controller.
+pub const NVME: &str = "0000:03:00.0";
+/// Its virtual functions.
+pub const NVME_VFS: [&str; 2] = ["0000:03:00.1", "0000:03:00.2"];
 const VIRTIO_BUS: &str = "0000:02:";
 const VFIO: &str = "vfio-pci";
 /// It takes up to 3 s on a free machine, and 5 s after a link that was down.

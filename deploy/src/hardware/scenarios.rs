@@ -13,6 +13,7 @@ mod configuration;
 mod ground;
 mod hardware;
 mod igbvf;
+mod nvme;
 mod pairs;
 mod relay;
 mod safety;
@@ -134,6 +135,18 @@ pub const ALL: &[Scenario] = &[
         proves: "a virtual function of the igb as a bridge's uplink: a filter a guest, once its PF trusts it",
         model: Model::Function,
         act: uplink::of_igb,
+    },
+    Scenario {
+        name: "nvme",
+        proves: "an NVMe controller: disks on queue pairs of its own each, under load while it is reset, and one is taken away",
+        model: Model::Function,
+        act: nvme::queue_pairs,
+    },
+    Scenario {
+        name: "nvme-vf",
+        proves: "virtual functions of an NVMe controller: a disk, while the IOMMU stops the other one; taken away under load, and back",
+        model: Model::Function,
+        act: nvme::virtual_functions,
     },
     Scenario {
         name: "virtio-vf-ground",
