@@ -105,7 +105,7 @@ impl Account {
 }
 
 /// Processor time of a process's threads so far.
-fn processor_time(pid: u32) -> Result<Duration, IdleError> {
+pub(crate) fn processor_time(pid: u32) -> Result<Duration, IdleError> {
     let path = format!("/proc/{pid}/task");
     let threads = fs::read_dir(&path).map_err(|source| IdleError::Proc { what: path, source })?;
     // In nanoseconds, where `stat` has clock ticks. A thread that has gone meanwhile has no file.

@@ -1,4 +1,4 @@
-//! How cost grows: with idle devices beside a busy one, with busy devices, with regions of memory, with ports of a
+//! How cost grows: with idle devices beside a busy one, with busy devices, with disks, with regions of memory, with ports of a
 //! bridge; and what waits for what: adding, connecting, starting, waking.
 //!
 //! ```text
@@ -13,6 +13,8 @@ pub mod adaptive;
 pub mod curve;
 // Curves of throughput.
 pub mod curves;
+// Disks, busy and idle.
+pub mod disks;
 // Driving guests, and which parts of the time were quiet.
 pub mod load;
 // From the start of a process to its first packet.
@@ -140,8 +142,23 @@ impl Subject {
 
     /// Adds a device.
     pub(crate) fn add(&mut self, name: &str, mgmtdev: &str) -> Result<PathBuf, ScaleError> {
-        let entry =
-            DeviceEntry { name: name.to_owned(), mgmtdev: mgmtdev.to_owned(), ..DeviceEntry::default() };
+        self.add_with(name, mgmtdev, &[])
+    }
+
+    /// Adds a device with words of its own.
+    pub(crate) fn add_with(
+        &mut self,
+        name: &str,
+        mgmtdev: &str,
+        words: &[(&str, String)],
+    ) -> Result<PathBuf, ScaleError> {
+        let attributes = words.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        let entry = DeviceEntry {
+            name: name.to_owned(),
+            mgmtdev: mgmtdev.to_owned(),
+            attributes,
+            ..DeviceEntry::default()
+        };
         let _: Value = self.client.call("dev.add", &entry)?;
         Ok(self.daemon.socket(name))
     }

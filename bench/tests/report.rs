@@ -230,6 +230,8 @@ fn samples() -> tempfile::TempDir {
                 "idle": curve("idle devices", &[0, 16, 256, 1000]),
                 "busy": curve("busy devices", &[1, 2, 4, 8, 16, 32, 64]),
                 "ports": curve("ports", &[2, 4, 8, 16, 32, 64]),
+                "disks": curve("busy disks", &[1, 4, 16, 64]),
+                "idle_disks": [{"devices": 64, "cpu_percent": 3.2, "each_percent": 0.05}],
                 "start": {
                     "ours": [launch(5.0), launch(6.0)],
                     "peer": {"name": "dpdk-testpmd", "version": "DPDK 22.11.11", "words": [], "launches": [launch(1200.0), launch(1210.0)]},

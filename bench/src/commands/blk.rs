@@ -156,6 +156,12 @@ struct Outcome {
     /// Bytes of the disk.
     disk: u64,
     series: Series,
+    /// Of a disk that moves no byte: thousands of requests a second of the generator against one that does nothing at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ceiling_kiops: Option<f64>,
+    /// It came so close to that that it is the generator that was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generator_bound: Option<bool>,
     /// The first thing that went wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     wrong: Option<String>,
@@ -206,6 +212,15 @@ fn check(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 fn measure(arguments: &Arguments, ring: Ring) -> Result<Outcome, Failure> {
+    let options = arguments.disk.options(ring);
+    let RoundArguments { backend_core, cores, .. } = &arguments.rounds;
+    let how = arguments.rounds.rounds();
+    let ceiling_kiops = (arguments.no_data && arguments.rate.is_none())
+        .then(|| {
+            progress::show(&format!("{ring}: measuring the generator"));
+            null::ceiling(&options, how, *backend_core, cores)
+        })
+        .transpose()?;
     let behind = start(arguments)?;
     let (socket, backend) = match &behind {
         Behind::Started(ours) => (ours.socket(), ours.identity().clone()),
@@ -213,16 +228,15 @@ fn measure(arguments: &Arguments, ring: Ring) -> Result<Outcome, Failure> {
         Behind::Given(socket) => (socket.clone(), given("given")),
     };
     progress::show(&format!("{ring}: connecting, and writing every block"));
-    let options = arguments.disk.options(ring);
-    let mut generator = disk::open(&socket, &options, &arguments.rounds.cores)?;
+    let mut generator = disk::open(&socket, &options, cores)?;
     let pages = generator.pages();
-    let how = arguments.rounds.rounds();
     let load = arguments.rate.map_or(Load::Closed, |iops| Load::Open { iops });
     let show = |kept: u32| progress::show(&format!("{ring}: round {} of {}", kept + 1, how.rounds));
     let series = series::series(generator.as_mut(), load, how, show)?;
     let (disk, wrong) = (generator.bytes(), generator.wrong());
     generator.close()?;
-    Ok(Outcome { ring, backend, pages, disk, series, wrong })
+    let generator_bound = ceiling_kiops.map(|ceiling| null::is_bound(series.kiops.median, ceiling));
+    Ok(Outcome { ring, backend, pages, disk, series, ceiling_kiops, generator_bound, wrong })
 }
 
 fn start(arguments: &Arguments) -> Result<Behind, Failure> {
@@ -269,6 +283,15 @@ fn print(arguments: &Arguments, outcome: &Outcome) {
         counts.misplaced,
         counts.damaged
     );
+    if let Some(ceiling) = outcome.ceiling_kiops {
+        println!("  {}", told_ceiling(ceiling, outcome.generator_bound == Some(true)));
+    }
+}
+
+/// The generator's ceiling in words.
+pub(crate) fn told_ceiling(ceiling: f64, is_bound: bool) -> String {
+    let bound = if is_bound { ": generator-bound" } else { "" };
+    format!("the generator reaches {ceiling:.1} k requests/s of a disk that does nothing{bound}")
 }
 
 /// Requests and bytes a second, and latencies.

@@ -14,7 +14,7 @@ use ringway_bench::progress;
 use ringway_bench::record::Record;
 use serde::Serialize;
 
-use super::blk::{DiskArguments, speed};
+use super::blk::{DiskArguments, speed, told_ceiling};
 use super::net::{PortArguments, RoundArguments};
 use super::{Failure, print_json};
 
@@ -268,8 +268,7 @@ fn print_disks(arguments: &BlkArguments, ring: Ring, comparison: &disks::Compari
         );
     }
     if let Some(ceiling) = comparison.ceiling_kiops {
-        let bound = if comparison.generator_bound { ": generator-bound" } else { "" };
-        println!("  the generator reaches {ceiling:.1} k requests/s of a disk that does nothing{bound}");
+        println!("  {}", told_ceiling(ceiling, comparison.generator_bound));
     }
 }
 

@@ -7,6 +7,7 @@ use ringway_bench::host::{self, Watch};
 use ringway_bench::record::Record;
 use ringway_bench::scale::adaptive::{self, Adaptive, IDLE_DEVICES};
 use ringway_bench::scale::curve::{Curve, Point};
+use ringway_bench::scale::disks::{self, Idle};
 use ringway_bench::scale::load::{BOUND, SLICE};
 use ringway_bench::scale::start::{self, Start, packet_ms};
 use ringway_bench::scale::times::{self, MANY, SOME, Times};
@@ -44,7 +45,7 @@ pub(crate) struct Arguments {
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 enum Part {
     /// One busy device beside idle ones
     Idle,
@@ -60,6 +61,10 @@ enum Part {
     Start,
     /// The idle policy `adaptive`: processor time, waking, throughput beside `poll`
     Adaptive,
+    /// Busy disks on one core
+    Disks,
+    /// Idle disks on files under `adaptive`: processor time
+    IdleDisks,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -86,6 +91,10 @@ struct Found {
     start: Option<Start>,
     #[serde(skip_serializing_if = "Option::is_none")]
     adaptive: Option<Adaptive>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disks: Option<Curve>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idle_disks: Option<Vec<Idle>>,
 }
 
 pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<(), Failure> {
@@ -127,6 +136,8 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<(), Failure> {
             Part::Times => found.times = Some(shown(times::measure(&options)?, json, times)),
             Part::Start => found.start = Some(shown(start::measure(&options)?, json, start)),
             Part::Adaptive => found.adaptive = Some(shown(adaptive::measure(&options)?, json, adaptive)),
+            Part::Disks => found.disks = Some(shown(disks::busy(&options)?, json, disks)),
+            Part::IdleDisks => found.idle_disks = Some(shown(disks::idle(&options)?, json, idle_disks)),
         }
     }
     let host = watch.end();
@@ -146,16 +157,24 @@ fn shown<T>(part: T, json: bool, print: fn(&T)) -> T {
 }
 
 fn curve(curve: &Curve) {
+    headed(curve, "Mpps", "cycles/packet");
+}
+
+fn disks(curve: &Curve) {
+    headed(curve, "M requests/s", "cycles/request");
+}
+
+fn idle_disks(found: &Vec<Idle>) {
+    println!("\n{:>14}  {:>13}  {:>22}", "idle disks", "% of a core", "% of a core a device");
+    for point in found {
+        println!("{:>14}  {:>13.2}  {:>22.4}", point.devices, point.cpu_percent, point.each_percent);
+    }
+}
+
+fn headed(curve: &Curve, rate: &str, cycles: &str) {
     println!(
         "\n{:>14}  {:>22}  {:>22}  {:>13}  {:>22}  {:>5}  {:>11}  {:>5}",
-        curve.over,
-        "Mpps",
-        "beside the first",
-        "cycles/packet",
-        "beside the first",
-        "burst",
-        "discarded",
-        "lost"
+        curve.over, rate, "beside the first", cycles, "beside the first", "burst", "discarded", "lost"
     );
     for point in &curve.points {
         println!("{:>14}  {}", point.count, line(point));

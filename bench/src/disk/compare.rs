@@ -199,7 +199,7 @@ pub fn compare(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Comparis
         None => None,
     };
     progress("measuring the generator");
-    let ceiling_kiops = ceiling(setup)?;
+    let ceiling_kiops = null::ceiling(&setup.options, how, setup.backend_core, &setup.cores)?;
     let (mut peer, tried) = peer(setup, &mut progress)?;
     progress("starting ringwayd");
     let files = tempfile::Builder::new()
@@ -227,12 +227,11 @@ pub fn compare(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Comparis
         Ok(Side { identity: contender.behind.identity().clone(), throughput })
     };
     let (ours_side, peer_side) = (side(&ours, 0)?, side(&peer, 1)?);
-    let bound = ceiling_kiops * BOUND;
     let comparison = Comparison {
         ratio: ratio(|made| made.round.kiops)?,
         p50_ratio: ratio(|made| made.round.latency.p50 as f64)?,
         p99_ratio: ratio(|made| made.round.latency.p99 as f64)?,
-        generator_bound: ours_side.throughput.kiops.median > bound,
+        generator_bound: null::is_bound(ours_side.throughput.kiops.median, ceiling_kiops),
         ceiling_kiops: Some(ceiling_kiops),
         fio: fio.as_ref().and_then(|fio| beside(fio, &turns)),
         ours: ours_side,
@@ -246,18 +245,6 @@ pub fn compare(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Comparis
     ours.leave()?;
     peer.leave()?;
     wrong.map_or(Ok(comparison), Err)
-}
-
-/// What the generator can do, in thousands of requests a second.
-fn ceiling(setup: &Setup) -> Result<f64, BenchError> {
-    let options = DiskOptions { touch: Touch::None, ..setup.options.clone() };
-    let null = null::start(setup.backend_core, options.span.0)?;
-    let mut generator = super::open(&null.socket(), &options, &setup.cores)?;
-    let rounds = (0..CEILING_ROUNDS)
-        .map(|_| generator.round(Load::Closed, Duration::from_secs_f64(setup.how.seconds)))
-        .collect::<Result<Vec<Round>, BenchError>>()?;
-    generator.close()?;
-    Ok(rounds.iter().fold(0.0, |best, round| best.max(round.kiops)))
 }
 
 fn ours(setup: &Setup, files: &Path) -> Result<Ours, BenchError> {
@@ -346,12 +333,6 @@ fn beside(fio: &Fio, turns: &Turns<Made>) -> Option<fio::Beside> {
         ratio: stats::paired_ratio(ours.into_iter().zip(theirs))?,
     })
 }
-
-/// Of the generator's ceiling: closer to it, it is the generator that was measured.
-const BOUND: f64 = 0.9;
-
-/// Rounds against a back-end that does nothing; the best counts.
-const CEILING_ROUNDS: u32 = 3;
 
 /// Files in memory.
 const MEMORY_FOLDER: &str = "/dev/shm";

@@ -4,6 +4,7 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use ringway_engine::{Armed, Budget, Polled, Pump};
 use ringway_pmd::drivers::sim_blk;
@@ -15,8 +16,11 @@ use ringway_ring::packed::device::PackedDevice;
 use ringway_ring::queue::{DeviceRing, Format, SetupError};
 use ringway_ring::split::device::SplitDevice;
 
+use super::generator::{Load, Round};
+use super::options::{DiskOptions, Touch};
 use crate::error::BenchError;
 use crate::null::{NullBackend, NullDevice};
+use crate::rounds::Rounds;
 
 /// Starts one of `bytes` with its worker on `core`.
 pub fn start(core: usize, bytes: u64) -> Result<NullBackend, BenchError> {
@@ -30,6 +34,29 @@ pub fn start(core: usize, bytes: u64) -> Result<NullBackend, BenchError> {
     };
     NullBackend::serve(core, Arc::new(AtomicU64::new(0)), make)
 }
+
+/// What the generator can do, in thousands of requests a second: the best of a few rounds against one.
+pub fn ceiling(options: &DiskOptions, how: Rounds, core: usize, cores: &[usize]) -> Result<f64, BenchError> {
+    let options = DiskOptions { touch: Touch::None, ..options.clone() };
+    let null = start(core, options.span.0)?;
+    let mut generator = super::open(&null.socket(), &options, cores)?;
+    let rounds = (0..CEILING_ROUNDS)
+        .map(|_| generator.round(Load::Closed, Duration::from_secs_f64(how.seconds)))
+        .collect::<Result<Vec<Round>, BenchError>>()?;
+    generator.close()?;
+    Ok(rounds.iter().fold(0.0, |best, round| best.max(round.kiops)))
+}
+
+/// A disk came so close to the ceiling that it is the generator that was measured.
+pub fn is_bound(kiops: f64, ceiling: f64) -> bool {
+    kiops > ceiling * BOUND
+}
+
+/// Of the generator's ceiling.
+const BOUND: f64 = 0.9;
+
+/// Rounds against a back-end that does nothing.
+const CEILING_ROUNDS: u32 = 3;
 
 /// Makes the pumps.
 #[derive(Debug)]

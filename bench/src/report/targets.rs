@@ -42,6 +42,12 @@ pub(crate) const DISK_P50: (f64, f64) = (2.0, 0.2);
 /// The least of a disk's requests a second on a file beside fio's io_uring.
 pub(crate) const OF_FIO: f64 = 0.95;
 
+/// The most of a core that an idle disk on a file takes under `adaptive`, in per cent.
+pub(crate) const DISK_IDLE: f64 = 0.1;
+
+/// The least of a disk's thousands of requests a second over four queues on one core, where no byte is moved.
+pub(crate) const DISK_QUEUES_KIOPS: f64 = 2000.0;
+
 /// The most of a latency beside the peer's.
 pub(crate) const LATENCY_TARGET: f64 = 0.8;
 

@@ -1,10 +1,14 @@
 //! What the results have of the targets.
 
+use serde_json::Value;
+
 use super::axis::short;
 use super::reading::Sourced;
 use super::reading::{parameters, plain};
 use super::sections::{PEER, comparison, paths, scaled};
-use super::targets::{DISK_P50, LATENCY_TARGET, OF_FIO, OF_LIMIT, RING_TARGET, ratio_target, size};
+use super::targets::{
+    DISK_IDLE, DISK_P50, DISK_QUEUES_KIOPS, LATENCY_TARGET, OF_FIO, OF_LIMIT, RING_TARGET, ratio_target, size,
+};
 
 /// A target and what a result has of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +34,7 @@ pub(crate) fn verdicts(records: &[Sourced]) -> Vec<Verdict> {
             "compare" => verdicts.extend(of_comparison(sourced)),
             "scale" => verdicts.extend(of_scale(sourced)),
             "ring" => verdicts.extend(of_ring(sourced)),
+            "blk" => verdicts.extend(of_queues(sourced)),
             _ => {}
         }
     }
@@ -118,6 +123,29 @@ fn of_ring(sourced: &Sourced) -> Vec<Verdict> {
         .collect()
 }
 
+/// Four queues of a disk that moves no byte, on one core.
+fn of_queues(sourced: &Sourced) -> Vec<Verdict> {
+    let parameters = parameters(&sourced.record);
+    let aimed = [("no_data", "true"), ("queues", "4"), ("depth", "32"), ("size", "4096")];
+    if aimed.iter().any(|(name, value)| parameters.get(*name).map(plain).as_deref() != Some(value)) {
+        return Vec::new();
+    }
+    let runs = sourced.record.result.get("runs").and_then(Value::as_array).into_iter().flatten();
+    let verdict = |run: &Value| {
+        let kiops = run.get("series")?.get("kiops")?.get("median")?.as_f64()?;
+        let is_bound = run.get("generator_bound")?.as_bool()?;
+        let bound = if is_bound { ", generator-bound" } else { "" };
+        Some(Verdict {
+            what: format!("4 queues on one core, no byte moved: {} rings", run.get("ring").map(plain)?),
+            target: format!("≥ {} M requests/s, or generator-bound", DISK_QUEUES_KIOPS / 1e3),
+            measured: format!("{} M requests/s{bound}", short(kiops / 1e3)),
+            reached: kiops >= DISK_QUEUES_KIOPS || is_bound,
+            source: sourced.source.clone(),
+        })
+    };
+    runs.filter_map(verdict).collect()
+}
+
 fn of_scale(sourced: &Sourced) -> Vec<Verdict> {
     let found = scaled(&sourced.record);
     let mut verdicts = Vec::new();
@@ -156,6 +184,17 @@ fn of_scale(sourced: &Sourced) -> Vec<Verdict> {
             "≤ 100 ms",
             format!("{} ms{}", short(ours.median), peer.unwrap_or_default()),
             ours.median <= 100.0,
+        );
+    }
+    if let Some(idle) = found.idle_disks.as_ref().and_then(|counts| counts.last()) {
+        verdict(
+            &format!(
+                "adaptive: processor time of an idle disk on a file, of a core, {} of them",
+                idle.devices
+            ),
+            &format!("< {DISK_IDLE} %"),
+            format!("{} %", short(idle.each_percent)),
+            idle.each_percent < DISK_IDLE,
         );
     }
     if let Some(adaptive) = &found.adaptive {
@@ -206,6 +245,34 @@ mod tests {
         };
         assert!(verdict("64", 1.5, 0.1) && verdict("64", 1.1, 0.7) && verdict("1518", 1.6, 0.1));
         assert!(!verdict("64", 1.4, 0.69) && !verdict("1518", 1.4, 0.9));
+    }
+
+    fn sourced(command: &str, parameters: &Value, result: &Value) -> Sourced {
+        let record = super::super::sections::tests::record(command, parameters.clone(), result.clone());
+        Sourced { source: "f".into(), record }
+    }
+
+    #[test]
+    fn queues_that_reach_the_generators_ceiling_do_too() {
+        let reached = |queues: u64, kiops: f64, is_bound: bool| {
+            let parameters = json!({"no_data": true, "disk": {"queues": queues, "depth": 32, "size": 4096}});
+            let run =
+                json!({"ring": "split", "series": {"kiops": {"median": kiops}}, "generator_bound": is_bound});
+            let found = of_queues(&sourced("blk", &parameters, &json!({"runs": [run]})));
+            found.iter().map(|one| one.reached).collect::<Vec<_>>()
+        };
+        assert_eq!((reached(4, 2100.0, false), reached(4, 1500.0, true)), (vec![true], vec![true]));
+        assert_eq!((reached(4, 1900.0, false), reached(1, 1900.0, false)), (vec![false], vec![]));
+    }
+
+    #[test]
+    fn idle_disks_are_held_to_what_a_device_costs() {
+        let reached = |percent: f64| {
+            let of = |devices: u64, each: f64| json!({"devices": devices, "cpu_percent": 1.0, "each_percent": each});
+            let idle = [of(0, 0.0), of(1, 0.2), of(64, percent)];
+            of_scale(&sourced("scale", &json!({}), &json!({"idle_disks": idle})))[0].reached
+        };
+        assert!(reached(0.09) && !reached(0.11));
     }
 
     #[test]

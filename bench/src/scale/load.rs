@@ -1,4 +1,4 @@
-//! Driving guests in a closed loop, and which parts of the time were quiet.
+//! Driving guests, of networks or of disks, in a closed loop, and which parts of the time were quiet.
 //!
 //! The time is cut into slices. A slice in which nothing came back for longer than a bound is discarded and counted:
 //! one of the two cores was taken away. The rate is the median of the others.
@@ -21,11 +21,11 @@ pub const BOUND: Duration = Duration::from_millis(1);
 /// What a round came to.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Round {
-    /// Millions of frames that came back a second, all guests together.
+    /// Millions of frames, or requests, that came back a second, all guests together.
     pub mpps: f64,
-    /// Cycles of the worker for each packet, in turns that moved something.
+    /// Cycles of the worker for each packet or request, in turns that moved something.
     pub cycles_per_packet: f64,
-    /// Packets that the worker moved at once.
+    /// Packets or requests that the worker moved at once.
     pub packets_per_burst: f64,
     /// Slices that counted.
     pub slices: usize,
@@ -33,10 +33,29 @@ pub struct Round {
     pub discarded: usize,
 }
 
+/// A guest that is driven.
+pub(crate) trait Driven {
+    /// Receives, and sends so many at most; how many came.
+    fn turn(&mut self, send: u32) -> Result<u32, GuestError>;
+    /// What it sent and never received, or received wrong, of all that it ever sent.
+    fn lost(&self) -> i64;
+}
+
+impl Driven for Guest {
+    fn turn(&mut self, send: u32) -> Result<u32, GuestError> {
+        Guest::turn(self, send)
+    }
+
+    fn lost(&self) -> i64 {
+        let stats = self.stats();
+        stats.sent as i64 - stats.received as i64 + stats.stale as i64
+    }
+}
+
 /// Drives the guests for a while and awaits what is under way. Call it on the guests' core.
 pub(crate) fn round(
     subject: &mut Subject,
-    guests: &mut [Guest],
+    guests: &mut [impl Driven],
     duration: Duration,
 ) -> Result<Round, ScaleError> {
     let (begun, mut discarded) = (Instant::now(), 0);
@@ -61,9 +80,8 @@ pub(crate) fn round(
 
 /// Frames that the guests sent and never received, or received damaged or twice, of all that they ever sent. Added up
 /// over all: in a bridge, one receives what another sends. Floods make it negative.
-pub(crate) fn balance(guests: &[Guest]) -> i64 {
-    let stats = guests.iter().map(Guest::stats);
-    stats.map(|stats| stats.sent as i64 - stats.received as i64 + stats.stale as i64).sum()
+pub(crate) fn balance(guests: &[impl Driven]) -> i64 {
+    guests.iter().map(Driven::lost).sum()
 }
 
 /// Has every guest send a frame and takes in what comes: then a bridge knows where each of them is.
@@ -72,7 +90,7 @@ pub(crate) fn introduce(guests: &mut [Guest]) -> Result<(), GuestError> {
     drain(guests)
 }
 
-fn drive(guests: &mut [Guest], duration: Duration) -> Result<Slices, GuestError> {
+fn drive(guests: &mut [impl Driven], duration: Duration) -> Result<Slices, GuestError> {
     // The first frames find cold caches and a sleeping worker.
     let warm = Instant::now();
     while warm.elapsed() < WARM_UP {
@@ -91,7 +109,7 @@ fn drive(guests: &mut [Guest], duration: Duration) -> Result<Slices, GuestError>
 }
 
 /// Receives until nothing came for a while.
-fn drain(guests: &mut [Guest]) -> Result<(), GuestError> {
+fn drain(guests: &mut [impl Driven]) -> Result<(), GuestError> {
     let mut last = Instant::now();
     while last.elapsed() < QUIET {
         if sweep(guests, 0)? > 0 {
@@ -102,7 +120,7 @@ fn drain(guests: &mut [Guest]) -> Result<(), GuestError> {
 }
 
 /// One turn of each.
-fn sweep(guests: &mut [Guest], send: u32) -> Result<u64, GuestError> {
+fn sweep(guests: &mut [impl Driven], send: u32) -> Result<u64, GuestError> {
     let mut received = 0;
     for guest in guests {
         received += u64::from(guest.turn(send)?);

@@ -11,6 +11,7 @@ use super::super::tables::table;
 use crate::record::Record;
 use crate::scale::adaptive::Adaptive;
 use crate::scale::curve::{Curve, Point};
+use crate::scale::disks::Idle;
 use crate::scale::start::{Launch, Start, packet_ms};
 use crate::scale::times::Times;
 use crate::stats::{Latency, Spread};
@@ -25,16 +26,19 @@ pub(crate) struct Scaled {
     times: Option<Times>,
     pub(crate) start: Option<Start>,
     pub(crate) adaptive: Option<Adaptive>,
+    disks: Option<Curve>,
+    pub(crate) idle_disks: Option<Vec<Idle>>,
 }
 
 impl Scaled {
     /// Nothing of it was understood.
     pub(crate) fn is_empty(&self) -> bool {
-        let curves = [&self.idle, &self.busy, &self.regions, &self.ports];
+        let curves = [&self.idle, &self.busy, &self.regions, &self.ports, &self.disks];
         curves.iter().all(|curve| curve.is_none())
             && self.times.is_none()
             && self.start.is_none()
             && self.adaptive.is_none()
+            && self.idle_disks.is_none()
     }
 }
 
@@ -51,6 +55,8 @@ pub(crate) fn scaled(record: &Record) -> Scaled {
         times: part(record, "times"),
         start: part(record, "start"),
         adaptive: part(record, "adaptive"),
+        disks: part(record, "disks"),
+        idle_disks: part(record, "idle_disks"),
     }
 }
 
@@ -67,7 +73,7 @@ pub(crate) fn draw(html: &mut Html, sourced: &Sourced) {
         ("Ports of a bridge that talk in pairs, all together", &found.ports),
     ] {
         if let Some(curve) = curve {
-            draw_curve(html, title, curve);
+            draw_curve(html, title, curve, PACKETS);
         }
     }
     if let Some(start) = &found.start {
@@ -89,9 +95,19 @@ pub(crate) fn draw(html: &mut Html, sourced: &Sourced) {
     if let Some(adaptive) = &found.adaptive {
         draw_adaptive(html, adaptive);
     }
+    if let Some(curve) = &found.disks {
+        draw_curve(html, "Busy disks in memory on one core, all together", curve, REQUESTS);
+    }
+    if let Some(idle) = &found.idle_disks {
+        let rows: Vec<Vec<String>> = idle
+            .iter()
+            .map(|point| vec![point.devices.to_string(), short(point.cpu_percent), short(point.each_percent)])
+            .collect();
+        table(html, &["idle disks on files, adaptive", "% of a core", "% of a core a device"], &rows);
+    }
 }
 
-fn draw_curve(html: &mut Html, title: &str, curve: &Curve) {
+fn draw_curve(html: &mut Html, title: &str, curve: &Curve, counted: Counted) {
     let counts: Vec<f64> = curve.points.iter().map(|point| point.count as f64).collect();
     let line = |name: &str, of: fn(&Point) -> Option<Spread>| Line {
         name: name.to_owned(),
@@ -105,19 +121,33 @@ fn draw_curve(html: &mut Html, title: &str, curve: &Curve) {
         y: Scale::Linear,
         lines: vec![
             line("throughput", |point| point.ratio),
-            line("the worker's cycles a packet", |point| point.cost_ratio),
+            line(&format!("the worker's {}", counted.cycles), |point| point.cost_ratio),
         ],
         mark: Some((1.0, String::new())),
     }
     .draw(html);
     let rows: Vec<Vec<String>> =
         curve.points.iter().map(|point| row(point.count.to_string(), point)).collect();
-    let heads = [curve.over.as_str()].into_iter().chain(POINT_HEADS).collect::<Vec<_>>();
+    let heads = [curve.over.as_str()].into_iter().chain(counted.heads()).collect::<Vec<_>>();
     table(html, &heads, &rows);
 }
 
-const POINT_HEADS: [&str; 6] =
-    ["Mpps", "beside the first", "cycles a packet", "beside the first", "slices discarded", "lost"];
+/// What a curve counts, in words.
+#[derive(Clone, Copy)]
+struct Counted {
+    rate: &'static str,
+    cycles: &'static str,
+}
+
+impl Counted {
+    /// The heads of a point's row.
+    fn heads(self) -> [&'static str; 6] {
+        [self.rate, "beside the first", self.cycles, "beside the first", "slices discarded", "lost"]
+    }
+}
+
+const PACKETS: Counted = Counted { rate: "Mpps", cycles: "cycles a packet" };
+const REQUESTS: Counted = Counted { rate: "M requests/s", cycles: "cycles a request" };
 
 fn row(name: String, point: &Point) -> Vec<String> {
     let spread = |of: Option<Spread>| of.map_or("-".to_owned(), told);
@@ -191,6 +221,6 @@ fn draw_adaptive(html: &mut Html, adaptive: &Adaptive) {
     );
     let policies = crate::scale::adaptive::POLICIES.iter().zip(&adaptive.busy);
     let rows: Vec<Vec<String>> = policies.map(|(policy, point)| row((*policy).to_owned(), point)).collect();
-    let heads = ["busy under"].into_iter().chain(POINT_HEADS).collect::<Vec<_>>();
+    let heads = ["busy under"].into_iter().chain(PACKETS.heads()).collect::<Vec<_>>();
     table(html, &heads, &rows);
 }
