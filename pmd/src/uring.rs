@@ -5,6 +5,7 @@
 //!   StreamRing: one read that goes on + rooms, and the ring in which the kernel is given them
 //!   WriteRing:  operations + own bytes, vectors, rooms to copy to + the maps of the guests whose memory is out
 //!   DiskRing:   operations + vectors, rooms to copy to + the map of the guest
+//!   Registered: a guest's memory, pinned, for DiskRings
 //! ```
 //!
 //! What an operation works on belongs to the same value as the ring it was put into, does not move, and stays until the
@@ -15,6 +16,7 @@
 //! Owned by one pump. Budget of all but making and dropping: no allocation, no lock, one system call to enter, no panic.
 
 mod disk;
+mod fixed;
 mod read;
 mod stream;
 mod write;
@@ -28,6 +30,7 @@ use io_uring::{IoUring, cqueue, types};
 
 pub(crate) use disk::Put as DiskPut;
 pub(crate) use disk::{Alignment, DiskRing, ROOM_BYTES, Room, Way};
+pub(crate) use fixed::Registered;
 pub(crate) use read::ReadRing;
 pub(crate) use stream::{Found, StreamRing};
 #[cfg(test)]

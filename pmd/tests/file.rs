@@ -16,16 +16,19 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use ringway_engine::Armed;
+use ringway_engine::{Armed, Clock, Engine, EngineConfig, IdlePolicy, Watcher};
 use ringway_pmd::block::F_FLUSH;
 use ringway_pmd::block::disk::BlockDevice;
 use ringway_pmd::counters::DropReason;
 use ringway_pmd::drivers::file::{FileDisk, FileDisks};
-use ringway_pmd::vdpa::{DeviceHost, DeviceSpec, DriverError, MakePump, Upcall, VdpaDevice};
+use ringway_pmd::vdpa::{DeviceHost, DeviceSpec, DriverError, MakePump, Placer, Upcall, VdpaDevice};
 use ringway_ring::queue::{Format, RingFault};
+use ringway_ring::tsc;
 use rustix::event::{PollFd, PollFlags, poll};
 use tempfile::TempDir;
 
@@ -74,12 +77,14 @@ proptest! {
         is_tmpfs in any::<bool>(),
         cache in prop_oneof![Just("direct"), Just("buffered")],
         write_back in any::<bool>(),
+        register in prop_oneof![Just("on"), Just("off")],
         asks in prop::collection::vec((0..8u32, 0u64..2048, 1u64..600, prop::collection::vec(0usize..300_000, 0..5), any::<u8>()), 1..24),
     ) {
         let dir = dir(is_tmpfs);
         let path = disk_in(&dir);
         let write_back = if write_back { "on" } else { "off" };
-        let mut device = device(&path, &[("cache", cache), ("write_back", write_back)]).unwrap();
+        let words = [("cache", cache), ("write_back", write_back), ("register", register)];
+        let mut device = device(&path, &words).unwrap();
         let mut bed = Bed::new(format, F_FLUSH, &mut device);
         let mut model = vec![0u8; DISK];
         for (kind, sector, sectors, cuts, seed) in asks {
@@ -277,7 +282,7 @@ fn requests_allocate_nothing() {
 
 #[test]
 fn helpers_of_the_kernel_keep_off_the_cores_that_are_polled() {
-    use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
     let allowed = sched_getaffinity(None).unwrap();
     let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
     let (Some(polled), Some(_)) = (cores.next(), cores.next()) else {
@@ -294,21 +299,12 @@ fn helpers_of_the_kernel_keep_off_the_cores_that_are_polled() {
             let mut own = CpuSet::new();
             own.set(polled);
             sched_setaffinity(None, &own).unwrap();
-            let name = format!("iou-wrk-{}", rustix::thread::gettid().as_raw_nonzero());
+            let own = rustix::thread::gettid().as_raw_nonzero().get();
             let mut seen = Vec::new();
             for round in 0..50u8 {
                 assert_eq!(bed.done(OUT, round.into(), &[round; 8192], 0, &[]).0, 0);
                 assert_eq!(bed.done(FLUSH, 0, &[], 0, &[]).0, 0);
-                for task in fs::read_dir("/proc/self/task").unwrap().flatten() {
-                    let comm = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-                    let number = task.file_name().to_str().and_then(|name| name.parse().ok());
-                    if comm.trim() == name
-                        && let Some(helper) = number.and_then(Pid::from_raw)
-                        && let Ok(set) = sched_getaffinity(Some(helper))
-                    {
-                        seen.push(set);
-                    }
-                }
+                seen.extend(cores_of_helpers(own));
             }
             seen
         });
@@ -316,6 +312,76 @@ fn helpers_of_the_kernel_keep_off_the_cores_that_are_polled() {
     });
     assert!(!seen.is_empty(), "a flush is always a helper's");
     assert!(seen.iter().all(|set| !set.is_set(polled) && set.count() > 0));
+}
+
+/// The cores that the kernel's threads may use which work for a thread.
+fn cores_of_helpers(tid: i32) -> Vec<rustix::thread::CpuSet> {
+    use rustix::thread::{Pid, sched_getaffinity};
+    let mut seen = Vec::new();
+    for task in fs::read_dir("/proc/self/task").unwrap().flatten() {
+        let comm = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        let number = task.file_name().to_str().and_then(|name| name.parse().ok());
+        if comm.trim() == format!("iou-wrk-{tid}")
+            && let Some(helper) = number.and_then(Pid::from_raw)
+            && let Ok(set) = sched_getaffinity(Some(helper))
+        {
+            seen.push(set);
+        }
+    }
+    seen
+}
+
+#[test]
+fn helpers_of_a_workers_disks_keep_off_the_cores_of_all_workers_wherever_queues_are() {
+    use rustix::thread::{CpuSet, sched_getaffinity};
+    struct Nobody;
+    impl Watcher for Nobody {
+        fn pump_ended(&self) {}
+    }
+    let allowed = sched_getaffinity(None).unwrap();
+    let cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect();
+    let [core, .., other] = cores[..] else {
+        println!("skipped: one core alone");
+        return;
+    };
+    // With two cores, the other one is free at first; with more, both are workers'.
+    let workers = if cores.len() > 2 { vec![core, other] } else { vec![core] };
+    let clock = Clock { cycles: tsc::cycles, hertz: tsc::hertz() };
+    let engine =
+        Engine::start(EngineConfig { cores: workers.clone(), idle: IdlePolicy::Adaptive, clock }).unwrap();
+    let dir = dir(false);
+    let mut device = device(&disk_in(&dir), &[("cache", "buffered")]).unwrap();
+    // Its own pump is never polled.
+    let mut bed = Bed::new(Format::Split, F_FLUSH, &mut device);
+    let home = Arc::new(AtomicUsize::new(core));
+    let theirs = Arc::clone(&home);
+    let placer = Placer {
+        name: "d0".to_owned(),
+        engine: engine.clone(),
+        core_of: Arc::new(move |_| theirs.load(Ordering::Relaxed)),
+        watcher: Arc::new(Nobody),
+    };
+    let binding = bed.binding.clone();
+    let within = Duration::from_secs(20);
+    device.queues().start(0, vec![binding.clone()], &placer, within).unwrap();
+    for core in &workers {
+        home.store(*core, Ordering::Relaxed);
+        device.queues().follow(within).unwrap();
+        for round in 0..50u8 {
+            for (kind, data) in [(OUT, &[round; 8192][..]), (FLUSH, &[])] {
+                let asked = bed.ask(1, kind, 0, data, 0, &[]);
+                binding.kick.as_ref().unwrap().signal();
+                wait_for(|| !bed.collect().is_empty());
+                assert_eq!(bed.status(&asked), 0);
+            }
+        }
+        let worker = engine.workers().into_iter().find(|worker| worker.core == *core).unwrap();
+        let seen = cores_of_helpers(worker.tid);
+        assert!(!seen.is_empty(), "a flush is always a helper's");
+        assert!(seen.iter().all(|set| workers.iter().all(|core| !set.is_set(*core)) && set.count() > 0));
+    }
+    device.queues().stop(0, within).unwrap();
+    engine.shutdown();
 }
 
 /// A loop device, until it is dropped.
@@ -387,10 +453,54 @@ fn block_device_is_a_disk_of_its_own_blocks_and_size() {
 }
 
 #[test]
-fn queue_goes_on_with_another_worker() {
+fn guests_memory_is_pinned_on_the_operators_word_alone_and_as_far_as_the_host_lets() {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
     let dir = dir(false);
     let path = disk_in(&dir);
-    let mut device = device(&path, &[("cache", "direct")]).unwrap();
+    let mut first = device(&path, &[]).unwrap();
+    let bed = Bed::new(Format::Split, F_FLUSH, &mut first);
+    assert_eq!((first.note(), first.attributes()["register"].as_str()), (None, "off"));
+    drop((bed, first));
+    wait_for(|| device(&path, &[]).is_ok());
+    let most = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
+    let is_bound = most.is_some_and(|most| most < bed::MEMORY);
+    let try_it = || {
+        let mut device = device(&path, &[("register", "on")]).unwrap();
+        let mut bed = Bed::new(Format::Split, F_FLUSH, &mut device);
+        assert_eq!(bed.done(OUT, 0, &[1; 4096], 0, &[]).0, 0);
+        assert_eq!(bed.done(IN, 0, &[], 4096, &[]).2, [1; 4096]);
+        device.note().unwrap()
+    };
+    let mut own = capabilities(None).unwrap();
+    if !is_bound || own.effective.contains(CapabilitySet::IPC_LOCK) {
+        assert_eq!(try_it(), "register on: 16 MiB are pinned");
+        wait_for(|| device(&path, &[]).is_ok());
+    }
+    if is_bound {
+        // This thread's alone.
+        own.effective.remove(CapabilitySet::IPC_LOCK);
+        set_capabilities(None, own).unwrap();
+        let note = try_it();
+        assert!(
+            note.contains("not pinned")
+                && note.contains("KiB may be locked")
+                && note.contains("LimitMEMLOCK"),
+            "{note}"
+        );
+    }
+}
+
+#[test]
+fn queue_goes_on_with_another_worker() {
+    for register in ["off", "on"] {
+        queue_goes_on_with_another(register);
+    }
+}
+
+fn queue_goes_on_with_another(register: &str) {
+    let dir = dir(false);
+    let path = disk_in(&dir);
+    let mut device = device(&path, &[("cache", "direct"), ("register", register)]).unwrap();
     let mut bed = Bed::new(Format::Split, F_FLUSH, &mut device);
     for round in 0..4u8 {
         std::thread::scope(|scope| {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use ringway_ring::guest::GuestMap;
 use rustix::thread::{CpuSet, sched_getaffinity};
 
 use crate::block::disk::{BlockDevice, Disk, Geometry, QueueSeat};
@@ -12,7 +13,8 @@ use crate::block::file::{Cache, FileQueue, Identity, OpenFile, Wish, watch};
 use crate::block::plan::{ATTRIBUTES, MAX_QUEUES, Plan, RO};
 use crate::block::{BLOCK, RangeLimits};
 use crate::later;
-use crate::net::plan::switch;
+use crate::net::plan::{switch, word};
+use crate::uring::Registered;
 use crate::vdpa::{
     AttributeInfo, Class, DeviceHost, DeviceSpec, DriverError, Health, ManagementDevice, MgmtInfo, Unfit,
     VdpaDevice,
@@ -79,6 +81,13 @@ impl ManagementDevice for FileDisks {
                 live: None,
             },
         ];
+        attributes.push(AttributeInfo {
+            name: REGISTER,
+            value: "on|off",
+            help: "on: all of the guest's memory is pinned, and requests look up no page of it (default off); it ends overcommit, \
+                   ballooning and postcopy, and takes seconds where a large guest starts",
+            live: None,
+        });
         attributes.extend(ATTRIBUTES);
         MgmtInfo {
             name: NAME.to_owned(),
@@ -110,7 +119,8 @@ impl FileDisks {
     ) -> Result<BlockDevice<FileDisk>, DriverError> {
         let plan = Plan::new(spec)?;
         let file = self.open(wish(spec)?, &spec.name)?;
-        let made = BlockDevice::new(plan, FileDisk { file: Arc::clone(&file) }, host.clone());
+        let disk = FileDisk { file: Arc::clone(&file), memory: Memory::of(switch(spec, REGISTER)?) };
+        let made = BlockDevice::new(plan, disk, host.clone());
         match &made {
             Ok(_) => watch(&file, &host),
             // To close a file may wait for its server.
@@ -138,6 +148,7 @@ fn wish(spec: &DeviceSpec) -> Result<Wish, Unfit> {
             return Err(Unfit::new(CACHE, why));
         }
     };
+    switch(spec, REGISTER)?;
     Ok(Wish { path: path.to_owned(), cache, is_read_only: switch(spec, RO)? })
 }
 
@@ -145,6 +156,61 @@ fn wish(spec: &DeviceSpec) -> Result<Wish, Unfit> {
 #[derive(Debug)]
 pub struct FileDisk {
     file: Arc<OpenFile>,
+    memory: Memory,
+}
+
+/// The guest's memory, as the operator wants the kernel to have it.
+#[derive(Debug)]
+enum Memory {
+    /// Looked up for each request.
+    LookedUp,
+    /// Pinned, as soon as there is a queue.
+    ToBePinned,
+    /// Pinned for the queues that are there.
+    Pinned { registered: Weak<Registered>, bytes: u64 },
+    /// It was to be: of this map, and why it is not.
+    NotPinned { map: Weak<GuestMap>, why: String },
+}
+
+impl Memory {
+    fn of(is_registered: bool) -> Memory {
+        if is_registered { Memory::ToBePinned } else { Memory::LookedUp }
+    }
+
+    /// For a queue of a guest with this memory. What cannot be pinned is looked up.
+    fn registered(&mut self, map: &Arc<GuestMap>) -> Option<Arc<Registered>> {
+        match self {
+            Memory::LookedUp => return None,
+            Memory::Pinned { registered, .. } => {
+                if let Some(registered) = registered.upgrade().filter(|own| own.is_of(map)) {
+                    return Some(registered);
+                }
+            }
+            Memory::NotPinned { map: tried, .. } if Weak::ptr_eq(tried, &Arc::downgrade(map)) => return None,
+            Memory::ToBePinned | Memory::NotPinned { .. } => {}
+        }
+        match Registered::new(map).map(Arc::new) {
+            Ok(registered) => {
+                *self = Memory::Pinned { registered: Arc::downgrade(&registered), bytes: registered.bytes() };
+                Some(registered)
+            }
+            Err(error) => {
+                *self = Memory::NotPinned { map: Arc::downgrade(map), why: error.to_string() };
+                None
+            }
+        }
+    }
+
+    fn note(&self) -> Option<String> {
+        match self {
+            Memory::Pinned { bytes, .. } => Some(format!("register on: {} MiB are pinned", bytes >> 20)),
+            Memory::NotPinned { why, .. } => Some(format!(
+                "register on: the guest's memory is not pinned, and looked up for each request: {why}; LimitMEMLOCK=infinity in \
+                 ringwayd's unit, or ulimit -l"
+            )),
+            Memory::LookedUp | Memory::ToBePinned => None,
+        }
+    }
 }
 
 impl Disk for FileDisk {
@@ -166,7 +232,8 @@ impl Disk for FileDisk {
     }
 
     fn queue(&mut self, seat: QueueSeat<'_>) -> Result<FileQueue, DriverError> {
-        FileQueue::new(&self.file, &seat, helpers(seat.polled))
+        let registered = self.memory.registered(seat.map);
+        FileQueue::new(&self.file, &seat, helpers(seat.polled), registered)
     }
 
     fn attributes(&self) -> BTreeMap<String, String> {
@@ -174,11 +241,13 @@ impl Disk for FileDisk {
         BTreeMap::from([
             (PATH.to_owned(), wish.path.display().to_string()),
             (CACHE.to_owned(), self.file.cache.name().to_owned()),
+            (REGISTER.to_owned(), word(!matches!(self.memory, Memory::LookedUp))),
         ])
     }
 
     fn note(&self) -> Option<String> {
-        self.file.lacks()
+        let notes: Vec<String> = self.memory.note().into_iter().chain(self.file.lacks()).collect();
+        (!notes.is_empty()).then(|| notes.join("; "))
     }
 
     fn health(&self) -> Option<Arc<dyn Health>> {
@@ -197,6 +266,7 @@ fn helpers(polled: &[usize]) -> Option<CpuSet> {
 const NAME: &str = "file";
 const PATH: &str = "path";
 const CACHE: &str = "cache";
+const REGISTER: &str = "register";
 /// How long control waits for a file that is opened.
 const LOOK_WITHIN: Duration = Duration::from_millis(300);
 /// How long of that for one who lets go of it.

@@ -17,7 +17,7 @@ use ringway_ring::chain::Span;
 use ringway_ring::guest::{GuestMap, LastHit};
 use rustix::thread::CpuSet;
 
-use super::{Finished, Operations};
+use super::{Finished, Operations, Registered};
 use crate::notify::EventFd;
 
 /// See the module's head. An operation is put in under the number of a slot, of which no other is out.
@@ -44,6 +44,10 @@ struct Setup {
     transfers: u16,
     /// Signalled when something is finished: one for whatever ring there is.
     news: EventFd,
+    /// The guest's memory, pinned for this ring and others.
+    fixed: Option<Arc<Registered>>,
+    /// The kernel has it by numbers in the ring that there is.
+    is_lent: bool,
     /// Where the kernel's own threads work that do for this ring what cannot be done at once. None: wherever its thread may.
     helpers: Option<CpuSet>,
 }
@@ -132,10 +136,13 @@ impl DiskRing {
         map: Arc<GuestMap>,
         room: &Room,
         helpers: Option<CpuSet>,
+        fixed: Option<Arc<Registered>>,
     ) -> io::Result<DiskRing> {
         let (slots, segments) = (usize::from(room.slots), usize::from(room.segments.max(1)));
         let rooms = usize::from(room.rooms);
-        let setup = Setup {
+        let mut setup = Setup {
+            fixed,
+            is_lent: false,
             entries: u32::from(room.slots) + 1,
             transfers: room.transfers.min(room.slots),
             news: EventFd::new()?,
@@ -156,11 +163,6 @@ impl DiskRing {
         Ok(DiskRing { operations, setup, hint, thread: None, promised: None, ranges: 0, transfers: 0 })
     }
 
-    /// The file.
-    pub(crate) fn file(&self) -> BorrowedFd<'_> {
-        self.operations.parts.file.as_fd()
-    }
-
     /// Puts a read or write in. More pieces than a slot has room for, and what the kernel does not do at once, are left for the
     /// next.
     pub(crate) fn transfer(
@@ -175,7 +177,7 @@ impl DiskRing {
             return Put::Failed(error);
         }
         let has_room = self.has_room_for_transfer();
-        let DiskRing { operations, hint, .. } = self;
+        let DiskRing { operations, hint, setup, .. } = self;
         if !has_room {
             return Put::Busy;
         }
@@ -203,9 +205,17 @@ impl DiskRing {
                 (gpa, left) = (gpa + len, left - len);
             }
         }
-        let list = vectors.as_ptr().cast();
+        let list: *const libc::iovec = vectors.as_ptr().cast();
+        let fixed = setup
+            .fixed
+            .as_deref()
+            .filter(|_| setup.is_lent)
+            .and_then(|fixed| number_of(fixed, vectors, count));
         let entry = match (way, count) {
             (_, 0) => return Put::Nothing,
+            (way, count) if let Some(number) = fixed => {
+                fixed_entry(way, alone, list, count as u32, number, offset)
+            }
             (Way::Read, 1) => {
                 opcode::Read::new(FILE, alone.0 as *mut u8, alone.1 as u32).offset(offset).build()
             }
@@ -440,7 +450,8 @@ impl DiskRing {
         }
         let number = |error: io::Error| error.raw_os_error().unwrap_or(libc::EIO);
         if self.thread.take().is_some() {
-            self.operations.parts.ring = self.setup.ring(self.file()).map_err(number)?;
+            let file = self.operations.parts.file.as_fd();
+            self.operations.parts.ring = self.setup.ring(file).map_err(number)?;
         }
         self.give_helpers_back();
         self.operations.parts.ring.submitter().register_enable_rings().map_err(number)?;
@@ -496,7 +507,7 @@ impl Setup {
     }
 
     /// A ring that is of no thread yet.
-    fn ring(&self, file: BorrowedFd<'_>) -> io::Result<IoUring> {
+    fn ring(&mut self, file: BorrowedFd<'_>) -> io::Result<IoUring> {
         let build = |set: &dyn Fn(&mut io_uring::Builder)| {
             let mut builder = IoUring::builder();
             builder.dontfork().setup_r_disabled();
@@ -510,6 +521,8 @@ impl Setup {
         .or_else(|_| build(&|_| {}))?;
         ring.submitter().register_files(&[file.as_raw_fd()])?;
         ring.submitter().register_eventfd(self.news.as_fd().as_raw_fd())?;
+        // Where the kernel cannot, it looks pages up.
+        self.is_lent = self.fixed.as_ref().is_some_and(|fixed| fixed.lend(&ring).is_ok());
         Ok(ring)
     }
 }
@@ -521,6 +534,46 @@ impl Drop for DiskRing {
             self.operations.leak();
         } else {
             self.give_helpers_back();
+        }
+    }
+}
+
+/// Under which number the kernel has all of what the first `count` vectors lead to.
+#[inline]
+fn number_of(fixed: &Registered, vectors: &[u8], count: usize) -> Option<u16> {
+    if count > 1 && !fixed.takes_lists() {
+        return None;
+    }
+    let mut all = vectors.chunks_exact(VECTOR_BYTES).take(count).map(|vector| {
+        let (base, len) = vector.split_at(VECTOR_BYTES / 2);
+        let word = |bytes: &[u8]| bytes.try_into().map(u64::from_ne_bytes).unwrap_or(u64::MAX);
+        fixed.number(word(base), word(len))
+    });
+    let first = all.next()??;
+    all.all(|number| number == Some(first)).then_some(first)
+}
+
+/// A read or write of memory that the kernel has under a number.
+#[inline]
+fn fixed_entry(
+    way: Way,
+    (address, len): (u64, u64),
+    list: *const libc::iovec,
+    count: u32,
+    number: u16,
+    offset: u64,
+) -> Entry {
+    match (way, count) {
+        (Way::Read, 1) => {
+            opcode::ReadFixed::new(FILE, address as *mut u8, len as u32, number).offset(offset).build()
+        }
+        (Way::Write(lasts), 1) => opcode::WriteFixed::new(FILE, address as *const u8, len as u32, number)
+            .offset(offset)
+            .rw_flags(flags(lasts))
+            .build(),
+        (Way::Read, _) => opcode::ReadvFixed::new(FILE, list, count, number).offset(offset).build(),
+        (Way::Write(lasts), _) => {
+            opcode::WritevFixed::new(FILE, list, count, number).offset(offset).rw_flags(flags(lasts)).build()
         }
     }
 }
@@ -591,7 +644,8 @@ mod tests {
         let map = Arc::new(memory.guest_map(0).unwrap());
         let file = tempfile::tempfile_in("/var/tmp").unwrap();
         file.set_len(1 << 20).unwrap();
-        DiskRing::new(file.into(), map, &Room { slots: 64, segments: 4, transfers, rooms: 0 }, None).unwrap()
+        let room = Room { slots: 64, segments: 4, transfers, rooms: 0 };
+        DiskRing::new(file.into(), map, &room, None, None).unwrap()
     }
 
     /// What the kernel has as a limit for this thread.

@@ -36,8 +36,8 @@ pub(crate) struct Bed {
     pub(crate) counters: Arc<QueueCounters>,
     pub(crate) fault: FaultReporter,
     pub(crate) free: u64,
-    #[allow(dead_code, reason = "of those tests in which pumps die")]
-    binding: QueueBinding,
+    #[allow(dead_code, reason = "of those tests in which pumps die, or are placed")]
+    pub(crate) binding: QueueBinding,
     #[allow(dead_code, reason = "of those tests in which memory is cut")]
     memory: OwnedFd,
 }

@@ -13,7 +13,7 @@ use super::super::disk::QueueSeat;
 use super::open::{Cache, OpenFile};
 use super::trouble::{NOWHERE, SHRANK, UnderWay};
 use crate::counters::DropReason;
-use crate::uring::{Alignment, DiskPut as Put, DiskRing, ROOM_BYTES, Room, Way};
+use crate::uring::{Alignment, DiskPut as Put, DiskRing, ROOM_BYTES, Registered, Room, Way};
 use crate::vdpa::{DriverError, Health as _};
 
 /// See the module's head.
@@ -75,14 +75,15 @@ enum Step {
 }
 
 impl FileQueue {
-    /// A queue of a file. Kernel threads that work for it do so on `helpers`.
+    /// A queue of a file. Kernel threads that work for it do so on `helpers`; its guest's memory may be `registered`.
     ///
     /// # Errors
     /// The file cannot be opened any more, or the kernel has no ring.
-    pub fn new(
+    pub(crate) fn new(
         file: &Arc<OpenFile>,
         seat: &QueueSeat<'_>,
         helpers: Option<CpuSet>,
+        registered: Option<Arc<Registered>>,
     ) -> Result<FileQueue, DriverError> {
         let failed = |what: &str| {
             let what = format!("{}: {what}", file.wish.path.display());
@@ -97,7 +98,7 @@ impl FileQueue {
         let rooms = if file.alignment == Alignment::NONE { 0 } else { ROOMS };
         let transfers = if file.needs_helpers { TRANSFERS } else { seat.slots };
         let room = Room { slots: seat.slots, segments: seat.segments, transfers, rooms };
-        let ring = DiskRing::new(own, Arc::clone(seat.map), &room, helpers)
+        let ring = DiskRing::new(own, Arc::clone(seat.map), &room, helpers, registered)
             .map_err(failed("no io_uring (kernel.io_uring_disabled must be 0)"))?;
         let slots = usize::from(seat.slots);
         Ok(FileQueue {
@@ -449,7 +450,7 @@ mod tests {
         let memory = HostMemory::allocate_on(PageKind::Base, "test", 1 << 20).unwrap();
         let map = Arc::new(memory.guest_map(0).unwrap());
         let seat = QueueSeat { index: 0, slots: 16, segments: 4, map: &map, polled: &[] };
-        let queue = FileQueue::new(&file, &seat, None).unwrap();
+        let queue = FileQueue::new(&file, &seat, None, None).unwrap();
         Scene { queue, file, ended: Ended::new(16), _dir: dir, _memory: memory }
     }
 
