@@ -16,8 +16,6 @@ mod config;
 pub mod disk;
 // A file or block device as a backing.
 pub mod file;
-// How much a guest may ask.
-mod limit;
 // Memory as a backing.
 pub mod memory;
 // What operators ask of a block device, checked.
@@ -30,7 +28,7 @@ mod request;
 use ringway_ring::features::Features;
 
 pub use self::config::{BlockConfig, RangeLimits};
-pub use self::limit::Rates;
+pub use self::plan::Rates;
 
 /// `VIRTIO_BLK_F_SEG_MAX`.
 pub const F_SEG_MAX: Features = Features(1 << 2);

@@ -57,6 +57,8 @@ pub enum DropReason {
     Reflected,
     /// The port does not carry the frame's VLAN, or nobody does who could be sent it.
     Vlan,
+    /// More than the port is given in a second.
+    RateLimit,
     /// The function received the frame damaged.
     Damaged,
     /// The request is for sectors beyond the disk's end.
@@ -79,7 +81,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of its number; those of disks' requests come last.
-    pub const ALL: [DropReason; 27] = [
+    pub const ALL: [DropReason; 28] = [
         DropReason::NoRxBuffer,
         DropReason::RxDisabled,
         DropReason::RxBufferTooSmall,
@@ -98,6 +100,7 @@ impl DropReason {
         DropReason::UplinkFull,
         DropReason::Reflected,
         DropReason::Vlan,
+        DropReason::RateLimit,
         DropReason::Damaged,
         DropReason::BeyondEnd,
         DropReason::Misaligned,
@@ -139,6 +142,7 @@ impl DropReason {
             DropReason::UplinkFull => "uplink_full",
             DropReason::Reflected => "reflected",
             DropReason::Vlan => "vlan",
+            DropReason::RateLimit => "rate_limit",
             DropReason::Damaged => "damaged",
             DropReason::BeyondEnd => "beyond_end",
             DropReason::Misaligned => "misaligned",
@@ -201,6 +205,9 @@ impl DropReason {
             }
             DropReason::Vlan => {
                 "the port, or the one that the frame is for, does not carry its VLAN: ringway bridge vlan show tells which do; a second tag behind the first, or a tag of a VLAN that the guest is not in, is its guest's fault"
+            }
+            DropReason::RateLimit => {
+                "the port is sent more than max_rx_pps or max_rx_rate lets it have: raise them (ringway dev set), or limit who sends"
             }
             DropReason::Damaged => {
                 "frames arrive with errors: look at the cable, the transceiver and the switch's port"
@@ -307,6 +314,7 @@ struct Inner {
     segments: AtomicU64,
     netdev_calls: AtomicU64,
     resubmitted: AtomicU64,
+    held: AtomicU64,
     drops: [AtomicU64; DropReason::ALL.len()],
     /// The last [`Example`] of each reason; 0 where there is none.
     examples: [AtomicU64; DropReason::ALL.len()],
@@ -355,6 +363,10 @@ impl QueueCounters {
     pub fn set_example(&self, reason: DropReason, example: Example) {
         self.inner.examples[reason as usize].store(example.to_word(), Ordering::Relaxed);
     }
+    /// Counts that frames had to stay in the queue for the rate of its port.
+    pub fn add_held(&self) {
+        add(&self.inner.held, 1);
+    }
     /// Counts requests that a predecessor had and that are done again. No pump has the queue yet.
     pub fn add_resubmitted(&self, requests: u64) {
         add(&self.inner.resubmitted, requests);
@@ -384,6 +396,7 @@ impl QueueCounters {
             segments: read(&self.inner.segments),
             netdev_calls: read(&self.inner.netdev_calls),
             resubmitted: read(&self.inner.resubmitted),
+            held: read(&self.inner.held),
             drops: DropReason::ALL.map(|reason| (reason, read(&self.inner.drops[reason as usize]))).into(),
             examples: DropReason::ALL
                 .into_iter()
@@ -423,6 +436,8 @@ pub struct QueueStats {
     pub netdev_calls: u64,
     /// Requests that a process before this one had, which were done again.
     pub resubmitted: u64,
+    /// How often frames had to stay for the rate of the port.
+    pub held: u64,
     /// Dropped frames by reason, every reason.
     pub drops: Vec<(DropReason, u64)>,
     /// The last dropped frame of those reasons that have an example.

@@ -19,6 +19,8 @@ pub mod drivers;
 pub mod igb;
 // Work that may wait, for threads that may not.
 pub mod later;
+// How much may pass in a second.
+pub mod limit;
 // What network devices have in common: features, configuration, headers.
 pub mod net;
 // Ends a worker's write to a peer that blocks.

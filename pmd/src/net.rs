@@ -24,8 +24,8 @@ pub mod offload;
 pub mod nic;
 // What operators ask of a network device, checked.
 pub mod plan;
-// A limit on how often something may happen.
-pub mod rate;
+// How much a bridge's ports may send and are given.
+pub mod rates;
 // The pump that forwards descriptors to an 82576 VF.
 pub mod igb_relay;
 // Frames that sinks still read.

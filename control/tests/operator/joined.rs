@@ -41,6 +41,8 @@ fn names_that_are_none_and_words_that_do_not_fit_say_what_would() {
         ("dev add name a mgmtdev bridge/b tap a/b", 2, "not a name that the kernel takes"),
         ("dev add name a mgmtdev tap/a%d", 2, "cannot be a management device's name"),
         ("dev add name a mgmtdev bridge/b vlan 4095", 2, "`4095` begins with no VLAN: 1 to 4094"),
+        ("dev add name a mgmtdev bridge/b max_tx_rate fast", 2, "max_tx_rate fast: must be bits a second"),
+        ("dev add name a mgmtdev bridge/b max_rx_pps 5kbit", 2, "must be a number of frames"),
         ("dev add name a mgmtdev link/l vlan 5", 2, "link/l has no attribute `vlan`"),
         ("bridge vlan add dev a vid 5", 3, "a"),
         ("bridge vlan add vid 5", 2, "dev NAME is missing"),
@@ -226,6 +228,9 @@ fn vlans_of_ports_are_given_in_the_words_of_bridge_vlan_shown_and_kept() {
     guest.handshake().unwrap();
     wait_for("connected", || daemon.device("a")["state"] == "connected");
     daemon.run("bridge vlan add dev a vid 300").good();
+    // So are rates.
+    daemon.run("dev set name a max_tx_rate 100mbit max_rx_pps 5000").good();
+    assert_eq!(daemon.device("a")["attributes"]["max_tx_rate"], "100mbit");
     assert_eq!(daemon.device("a")["attributes"]["vlan"], "100 pvid untagged,200,210,300");
     drop(guest);
     let dump = daemon.run("config dump").good();
@@ -233,6 +238,7 @@ fn vlans_of_ports_are_given_in_the_words_of_bridge_vlan_shown_and_kept() {
     daemon.terminate();
     daemon.start_again(&[]);
     assert_eq!(daemon.device("a")["attributes"]["vlan"], "100 pvid untagged,200,210,300");
+    assert_eq!(daemon.device("a")["attributes"]["max_rx_pps"], "5000");
     for vid in ["100", "200", "210", "300"] {
         daemon.run(&format!("bridge vlan del dev a vid {vid}")).good();
     }

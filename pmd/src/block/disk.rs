@@ -13,12 +13,12 @@ use ringway_ring::inflight::{OwnRecords, Part};
 use ringway_ring::queue::{Format, SetupError};
 
 use super::backing::BackingQueue;
-use super::limit::{Limits, Rates};
-use super::plan::{DISCARD, Plan, RO, rate_words};
+use super::plan::{DISCARD, Plan, RO, Rates, rate_words};
 use super::queue::{RequestQueue, Room};
 use super::request::{SERIAL, Shape};
 use super::{BlockConfig, F_CONFIG_WCE, F_DISCARD, F_FLUSH, F_RO, F_WRITE_ZEROES, RangeLimits, SECTOR};
 use crate::dma::{Cancel, MapError};
+use crate::limit::Limits;
 use crate::net::plan::word;
 use crate::vdpa::{
     BlockOps, Class, ClassOps, ConfigError, ConfigSpace, DataPath, DeviceHost, DriverError, Facts, Health,
@@ -167,7 +167,7 @@ impl<D: Disk> BlockDevice<D> {
             serial: padded(&plan.serial),
             limits: Limits::default(),
         };
-        shape.limits.set(plan.rates);
+        plan.rates.hold(&shape.limits);
         let sectors_per_block = blk_size / SECTOR as u32;
         let config = BlockConfig {
             capacity: 0,
@@ -398,7 +398,7 @@ impl<D: Disk> VdpaDevice for BlockDevice<D> {
         words.extend(rate_words(attributes));
         // They were checked before they came here.
         if let Ok(rates) = Plan::rates_among(&words, Rates::default()) {
-            maker.shape.limits.set(rates);
+            rates.hold(&maker.shape.limits);
             (maker.plan.rates, maker.plan.rate_words) = (rates, words);
         }
         maker.disk.set(attributes, within)?;

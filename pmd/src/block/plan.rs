@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use ringway_ring::features::Features;
 
 use super::disk::Geometry;
-use super::limit::Rates;
 use super::request::SERIAL;
 use super::{BLOCK, F_CONFIG_WCE, F_DISCARD, F_FLUSH, F_RO, F_WRITE_ZEROES};
+use crate::limit::Limits;
 use crate::net::plan::{switch, word};
 use crate::vdpa::{AttributeInfo, ClassSpec, DeviceSpec, DriverError, Unfit};
 
@@ -34,6 +34,27 @@ pub struct Plan {
     pub rates: Rates,
     /// The same, in the operator's words.
     pub rate_words: BTreeMap<String, String>,
+}
+
+/// What an operator allows; 0: no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rates {
+    /// Requests a second.
+    pub iops: u64,
+    /// Requests at once.
+    pub iops_burst: u64,
+    /// Bytes a second.
+    pub bps: u64,
+    /// Bytes at once.
+    pub bps_burst: u64,
+}
+
+impl Rates {
+    /// Has them hold from now on, for all queues of a device together.
+    pub(super) fn hold(self, limits: &Limits) {
+        limits.count.set(self.iops, self.iops_burst);
+        limits.amount.set(self.bps, self.bps_burst);
+    }
 }
 
 /// The attributes that every block device has.

@@ -9,9 +9,9 @@ use ringway_ring::chain::Span;
 use ringway_ring::guest::HostSlice;
 
 use super::backing::Operation;
-use super::limit::Limits;
 use super::{RangeLimits, SECTOR};
 use crate::counters::{DropReason, RequestKind};
+use crate::limit::Limits;
 
 /// What requests are checked against: shared by the queues of a device with its session, which changes it.
 #[derive(Debug)]

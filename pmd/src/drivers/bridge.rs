@@ -12,12 +12,13 @@ use std::time::Duration;
 use ringway_ring::tsc;
 
 use super::host_port::{HostPort, NETNS, TAP};
-use super::joined::{FEATURES, JoinedDevice, MAX_PAIRS, Members};
+use super::joined::{FEATURES, JoinedDevice, MAX_PAIRS, Members, bridge_port};
 use super::link::{self, CHECK};
 use super::uplink::{UPLINK, UplinkPort};
 use crate::net::fabric::{BridgeSettings, Fabric, MOST_PORTS};
 use crate::net::fdb::cycles;
 use crate::net::plan::{Offer, Plan, switch, word};
+use crate::net::rates::{self, PortRates};
 use crate::net::uplink::UplinkFunction;
 use crate::net::vlan::Vlans;
 use crate::vdpa::{
@@ -148,7 +149,7 @@ pub(super) fn join(
         (CHECK.name.to_owned(), word(is_checked)),
         (FLOOD.name.to_owned(), flood.map_or_else(|| "off".to_owned(), |pps| pps.to_string())),
     ]);
-    let port = fabric.port(flood)?.in_vlans(vlans(&spec.attributes)?);
+    let port = bridge_port(fabric, flood, &spec.attributes)?;
     members.add(&spec.name, &port);
     Ok(JoinedDevice::new(port, plan, is_checked, attributes))
 }
@@ -171,7 +172,11 @@ fn describe(name: String) -> MgmtInfo {
         max_supported_vqs: u32::from(MAX_PAIRS) * 2,
         max_devices: Some(MOST_PORTS.into()),
         features: FEATURES,
-        attributes: vec![CHECK, FLOOD, VLAN, TAP, NETNS, UPLINK],
+        attributes: [CHECK, FLOOD, VLAN]
+            .into_iter()
+            .chain(rates::ATTRIBUTES)
+            .chain([TAP, NETNS, UPLINK])
+            .collect(),
         functions: None,
         summary: "any number of devices joined by a learning bridge",
         check,
@@ -180,6 +185,7 @@ fn describe(name: String) -> MgmtInfo {
 
 pub(super) fn check(name: &str, spec: &DeviceSpec) -> Result<(), Unfit> {
     vlans(&spec.attributes)?;
+    PortRates::default().set(&spec.attributes)?;
     if UplinkPort::asked(spec)?.is_some() {
         return Ok(());
     }

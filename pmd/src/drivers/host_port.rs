@@ -7,8 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::bridge::vlans;
-use super::joined::{FEATURES, MAX_PAIRS, Members, served_by, set_port, vlan_word};
+use super::joined::{FEATURES, MAX_PAIRS, Members, bridge_port, port_words, served_by, set_port};
 use crate::counters::QueueCounters;
 use crate::later;
 use crate::net::fabric::{Fabric, Port, Side};
@@ -90,7 +89,7 @@ impl HostPort {
         spec: &DeviceSpec,
     ) -> Result<Option<HostPort>, DriverError> {
         let Some(tap) = HostPort::asked(spec)? else { return Ok(None) };
-        let port = fabric.port(None)?.in_vlans(vlans(&spec.attributes)?);
+        let port = bridge_port(fabric, None, &spec.attributes)?;
         let device = HostPort::open(port, spec, tap)?;
         members.add(&spec.name, &device.port);
         Ok(Some(device))
@@ -164,7 +163,7 @@ impl VdpaDevice for HostPort {
     fn attributes(&self) -> BTreeMap<String, String> {
         let tap = (TAP.name.to_owned(), self.spec.name.clone());
         let netns = self.spec.netns.clone().map(|netns| (NETNS.name.to_owned(), netns));
-        [tap].into_iter().chain(netns).chain(vlan_word(&self.port)).collect()
+        [tap].into_iter().chain(netns).chain(port_words(&self.port)).collect()
     }
 
     fn set(&mut self, attributes: &BTreeMap<String, String>, within: Duration) -> Result<(), Stuck> {

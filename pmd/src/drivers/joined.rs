@@ -11,7 +11,7 @@ use std::time::Duration;
 use ringway_ring::features::Features;
 
 use super::bridge::{VLAN, vlans};
-use crate::net::fabric::Port;
+use crate::net::fabric::{Fabric, Port};
 use crate::net::guest_queue::PortRules;
 use crate::net::nic::Nic;
 use crate::net::plan::Plan;
@@ -117,7 +117,7 @@ impl VdpaDevice for JoinedDevice {
     }
 
     fn attributes(&self) -> BTreeMap<String, String> {
-        self.attributes.clone().into_iter().chain(vlan_word(&self.port)).collect()
+        self.attributes.clone().into_iter().chain(port_words(&self.port)).collect()
     }
 
     fn set(&mut self, attributes: &BTreeMap<String, String>, within: Duration) -> Result<(), Stuck> {
@@ -151,9 +151,21 @@ impl NetOps for JoinedDevice {
     }
 }
 
-/// The attribute of the VLANs that a port carries, as it is in force.
-pub(super) fn vlan_word(port: &Port) -> Option<(String, String)> {
-    Some((VLAN.name.to_owned(), port.vlans()?.to_string()))
+/// The attributes of a bridge's port that can be set at any time, as they are in force.
+pub(super) fn port_words(port: &Port) -> impl Iterator<Item = (String, String)> {
+    let vlan = port.vlans().map(|vlans| (VLAN.name.to_owned(), vlans.to_string()));
+    port.rates().words().chain(vlan)
+}
+
+/// A port of a bridge, with what can be set of it at any time.
+pub(super) fn bridge_port(
+    fabric: &Arc<Fabric>,
+    flood_pps: Option<u64>,
+    attributes: &BTreeMap<String, String>,
+) -> Result<Port, DriverError> {
+    let port = fabric.port(flood_pps)?.in_vlans(vlans(attributes)?);
+    port.rates().set(attributes)?;
+    Ok(port)
 }
 
 /// Sets what can be set of a bridge's port at any time.
@@ -163,6 +175,7 @@ pub(super) fn set_port(
     within: Duration,
 ) -> Result<(), Stuck> {
     // Checked before it was asked for.
+    let _ = port.rates().set(attributes);
     if attributes.contains_key(VLAN.name)
         && let Ok(vlans) = vlans(attributes)
         && let Err(ServeError::Stuck(stuck)) = port.set_vlans(vlans, within)

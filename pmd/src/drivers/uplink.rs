@@ -7,8 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::bridge::vlans;
-use super::joined::{FEATURES, Members, served_by, set_port, vlan_word};
+use super::joined::{FEATURES, Members, bridge_port, port_words, served_by, set_port};
 use crate::bus::pci::Address;
 use crate::counters::QueueCounters;
 use crate::net::fabric::{BridgeSettings, Fabric, Port, Side};
@@ -139,7 +138,7 @@ impl UplinkPort {
             nic.set_mac(mac);
         }
         nic.set_link(false);
-        let port = fabric.port(None)?.in_vlans(vlans(&spec.attributes)?);
+        let port = bridge_port(fabric, None, &spec.attributes)?;
         let port = if facts.reflects { port.reflecting() } else { port };
         members.add(&spec.name, &port);
         let settings = Arc::clone(settings);
@@ -197,7 +196,7 @@ impl VdpaDevice for UplinkPort {
 
     fn attributes(&self) -> BTreeMap<String, String> {
         let uplink = (UPLINK.name.to_owned(), self.name.clone());
-        [uplink].into_iter().chain(vlan_word(&self.port)).collect()
+        [uplink].into_iter().chain(port_words(&self.port)).collect()
     }
 
     fn set(&mut self, attributes: &BTreeMap<String, String>, within: Duration) -> Result<(), Stuck> {

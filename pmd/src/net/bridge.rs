@@ -26,18 +26,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ringway_engine::{Armed, Budget, Polled, Pump};
 use ringway_ring::chain::Burst;
+use ringway_ring::tsc;
 
 use super::Mac;
 use super::announce::{self, Announcement};
 use super::fdb::{Address, Fdb, Learned, ticks};
-use super::frame::{Addresses, Frames, Ingress, addresses, prefetch};
+use super::frame::{Addresses, Frame, Frames, Ingress, addresses, prefetch};
 use super::in_flight::InFlight;
-use super::rate::RateLimit;
+use super::rates::PortRates;
 use super::scratch::Scratch;
 use super::side::{Load, Sink, Source};
 use super::stations::Stations;
 use super::vlan::{Dresser, Tag, Vlans};
 use crate::counters::DropReason;
+use crate::limit::{Limit, Limits};
 
 /// One port's running queues, as the pump has them.
 #[derive(Debug)]
@@ -49,7 +51,9 @@ pub struct BridgePort {
     /// Enabled receive queues, each with its number.
     pub sinks: Vec<(u16, Box<dyn Sink>)>,
     /// What it may send to everybody.
-    pub flood: Option<RateLimit>,
+    pub flood: Option<Arc<Limit>>,
+    /// What it may send at all, and is given.
+    pub rates: Arc<PortRates>,
     /// What its session has announced.
     pub announcement: Arc<Announcement>,
     /// What is sent there may come back from there.
@@ -221,6 +225,12 @@ impl BridgePump {
             return (0, 0);
         }
         let mut most = (budget.chains as usize).min(BURST);
+        let sent = self.ports.get(at).map(|lane| &lane.port.rates.sent);
+        let sent = sent.filter(|sent| !sent.are_none());
+        if sent.is_some_and(|sent| sent.room(self.now).is_err()) {
+            // It stays where it is.
+            return (0, 0);
+        }
         if self.is_later {
             // As many as may be out; none, while all of those are.
             most = most.min(self.in_flight.room(from.source));
@@ -250,12 +260,20 @@ impl BridgePump {
         let mut decisions = [Decision::Flood; Burst::CHAINS];
         self.decide_all(at, &mut decisions);
 
+        let mut all = self.frames.as_slice();
+        let sent = self.ports.get(at).map(|lane| &lane.port.rates.sent);
+        if let Some(sent) = sent.filter(|sent| !sent.are_none()) {
+            let may = sent.admit(all.iter().map(bits_of), self.now);
+            if may < all.len() {
+                source.count_held();
+                all = all.get(..may).unwrap_or_default();
+            }
+        }
         let mut cost = 0;
         let mut drops = [0u64; DropReason::ALL.len()];
         let (mut sent, mut bytes) = (0u64, 0u64);
         let mut begin = 0;
         let burst = source.burst();
-        let all = self.frames.as_slice();
         while begin < all.len() {
             // A run of frames that go the same way.
             let Some(&decision) = decisions.get(begin) else { break };
@@ -273,7 +291,7 @@ impl BridgePump {
             // What nobody would get takes nothing of the bound, which is on the others' rings.
             let is_flood = matches!(decision, Decision::Flood | Decision::FloodHere);
             if is_flood && is_heard(&self.ports, at, queue, tag) {
-                let granted = take_floods(self.ports.get_mut(at), end - begin, self.now);
+                let granted = take_floods(self.ports.get(at), end - begin, self.now);
                 if granted == 0 {
                     if let Some(frame) = all.get(begin) {
                         source.note_drop(DropReason::FloodLimit, frame, self.frames.heads().get(begin));
@@ -306,7 +324,14 @@ impl BridgePump {
                     let to = self.ports.get_mut(usize::from(index));
                     let load = to.as_deref().and_then(|to| as_for(to, load, tag, &mut self.dresser));
                     to.zip(load).map_or(0, |(to, load)| {
-                        u32::from(hand_over(to, queue, load, run, &mut self.scratch, &mut self.in_flight))
+                        u32::from(hand_over(
+                            to,
+                            queue,
+                            load,
+                            run,
+                            self.now,
+                            (&mut self.scratch, &mut self.in_flight),
+                        ))
                     })
                 }
                 Decision::Flood | Decision::FloodHere => {
@@ -317,7 +342,7 @@ impl BridgePump {
                     let mut reached = 0;
                     for (_, to) in self.ports.iter_mut().enumerate().filter(is_for) {
                         if let Some(load) = as_for(to, load, tag, &mut self.dresser) {
-                            reached += u32::from(hand_over(to, queue, load, run, scratch, out));
+                            reached += u32::from(hand_over(to, queue, load, run, self.now, (scratch, out)));
                         }
                     }
                     reached
@@ -431,7 +456,7 @@ impl BridgePump {
             DropReason::Vlan
         } else if !is_heard(&self.ports, at, queue, tag) {
             DropReason::PeerDown
-        } else if take_floods(self.ports.get_mut(at), 1, self.now) == 0 {
+        } else if take_floods(self.ports.get(at), 1, self.now) == 0 {
             DropReason::FloodLimit
         } else {
             let (frame, mut copies) = (announce::frame(mac), 0);
@@ -593,9 +618,19 @@ fn is_heard(ports: &[Lane], at: usize, queue: u16, tag: Option<Tag>) -> bool {
 }
 
 /// How many of so many frames a port may send to everybody now.
-fn take_floods(from: Option<&mut Lane>, frames: usize, now: u64) -> usize {
-    let flood = from.and_then(|lane| lane.port.flood.as_mut());
+fn take_floods(from: Option<&Lane>, frames: usize, now: u64) -> usize {
+    let flood = from.and_then(|lane| lane.port.flood.as_ref());
     flood.map_or(frames, |flood| (0..frames).take_while(|_| flood.take(now)).count())
+}
+
+/// How many of these frames a port may be given now.
+#[inline(always)]
+fn what_may(received: &Limits, frames: &[Frame], now: u64) -> usize {
+    if received.are_none() { frames.len() } else { received.admit(frames.iter().map(bits_of), now) }
+}
+
+fn bits_of(frame: &Frame) -> u64 {
+    u64::from(frame.len) * 8
 }
 
 /// Gives frames to a port, which keeps what it can. False: nothing there runs.
@@ -604,10 +639,15 @@ fn hand_over(
     queue: u16,
     load: Load<'_>,
     from: Origin,
-    scratch: &mut Scratch,
-    in_flight: &mut InFlight,
+    now: u64,
+    (scratch, in_flight): (&mut Scratch, &mut InFlight),
 ) -> bool {
+    let may = what_may(&to.port.rates.received, load.frames, now);
     let Some((later, sink)) = receiver(to, queue) else { return false };
+    if may < load.frames.len() {
+        sink.count_drops(DropReason::RateLimit, (load.frames.len() - may) as u64);
+    }
+    let load = Load { frames: load.frames.get(..may).unwrap_or_default(), ..load };
     let Some(number) = later else {
         sink.carry_or_drop(load, scratch);
         return true;
@@ -679,7 +719,13 @@ impl Pump for BridgePump {
             Some(false) => {}
             None => cannot = true,
         };
+        let mut wait = None;
         for lane in &mut self.ports {
+            if let Err(cycles) = lane.port.rates.sent.room(now) {
+                // What it has stays there for so long.
+                wait = Some(wait.map_or(cycles, |wait| cycles.min(wait)));
+                continue;
+            }
             for (number, (_, source)) in (lane.first_source..).zip(&mut lane.port.sources) {
                 // Of one that has as many out as may be, it is the sinks that bring news.
                 if self.in_flight.room(number) > 0 {
@@ -692,7 +738,13 @@ impl Pump for BridgePump {
             self.disarm();
             return Armed::HasWork;
         }
-        if cannot { Armed::CannotSleep } else { Armed::Sleep { within_ns: None } }
+        if cannot {
+            return Armed::CannotSleep;
+        }
+        let ns = |cycles: u64| u128::from(cycles) * 1_000_000_000 / u128::from(tsc::hertz());
+        // It looks now and then: the limit may be another by then.
+        let within = |cycles| u64::try_from(ns(cycles)).unwrap_or(u64::MAX).min(LOOK_AGAIN_NS);
+        Armed::Sleep { within_ns: wait.map(within) }
     }
 
     fn disarm(&mut self) {
@@ -726,6 +778,9 @@ impl Pump for BridgePump {
         sources.filter_map(|(_, source)| source.wake_source()).chain(later).collect()
     }
 }
+
+/// How long a bridge sleeps at most of which a port is at its limit.
+const LOOK_AGAIN_NS: u64 = 100_000_000;
 
 /// Buckets looked through for what has aged, twice a second.
 const SWEEP: usize = 256;

@@ -141,6 +141,10 @@ impl Source for NetdevSource {
         self.counters.add_drops(reason, frames);
     }
 
+    fn count_held(&mut self) {
+        self.counters.add_held();
+    }
+
     fn set_example(&self, reason: DropReason, example: Example) {
         self.counters.set_example(reason, example);
     }

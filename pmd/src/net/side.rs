@@ -73,6 +73,9 @@ pub trait Source: Send + fmt::Debug {
     /// Counts frames that go no further.
     fn count_drops(&mut self, reason: DropReason, frames: u64);
 
+    /// Counts that frames were there and had to stay, since no more may be sent now.
+    fn count_held(&mut self) {}
+
     /// Notes what the last of them was like.
     fn set_example(&self, reason: DropReason, example: Example);
 

@@ -74,6 +74,10 @@ impl<R: DeviceRing + fmt::Debug> Source for GuestQueue<R> {
         self.counters.add_drops(reason, frames);
     }
 
+    fn count_held(&mut self) {
+        self.counters.add_held();
+    }
+
     fn set_example(&self, reason: DropReason, example: Example) {
         self.counters.set_example(reason, example);
     }

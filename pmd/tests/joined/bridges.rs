@@ -229,3 +229,90 @@ fn places_of_a_bridge_are_bounded_with_those_that_wind_up_and_refused_by_name() 
     devices.pop();
     create(most).unwrap();
 }
+
+/// Sets attributes of a device that is in service.
+fn set(nic: &mut Nic, attributes: &[(&str, &str)]) {
+    let attributes = attributes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    nic.device.set(&attributes.collect(), WITHIN).unwrap();
+}
+
+#[test]
+fn what_a_port_sends_beyond_its_rate_stays_in_its_ring_and_is_lost_nowhere() {
+    let engine = engine(1);
+    for format in [Format::Split, Format::Packed] {
+        let mut bridge = bridge(&engine);
+        let mut a = Nic::new(&mut *bridge, "a", Setup { format, ..Setup::default() }, &engine);
+        let mut b = Nic::new(&mut *bridge, "b", Setup::default(), &engine);
+        (a.kicks, b.kicks) = (true, true);
+        a.start(1);
+        b.start(1);
+        b.post(0, 200);
+        b.send_plain(0, &frame(Mac([0xff; 6]), b.mac, 64, 1));
+        // A tenth of a second's at once, one that begins then, and from then on one every 2.5 ms.
+        set(&mut a, &[("max_tx_pps", "400")]);
+        let begun = Instant::now();
+        for n in 0..100 {
+            a.send_plain(0, &frame(b.mac, a.mac, 64, n));
+        }
+        let arrived = b.expect(0, 100);
+        let took = begun.elapsed();
+        assert!(took >= Duration::from_millis(135), "{took:?}");
+        for (n, (_, got)) in (0..).zip(arrived) {
+            assert_eq!(got, frame(b.mac, a.mac, 64, n));
+        }
+        assert!(a.stats(1).held > 0 && a.stats(1).packets == 100);
+        assert!(b.stats(0).drops.iter().all(|(_, frames)| *frames == 0), "{:?}", b.stats(0));
+        assert_eq!(a.device.attributes()["max_tx_pps"], "400");
+        // Bits as well: 80 frames of 1,000 bytes are 640,000. A worker that sleeps meanwhile looks again when it may go on.
+        set(&mut a, &[("max_tx_pps", "0"), ("max_tx_rate", "3200kbit")]);
+        b.post(0, 100);
+        let begun = Instant::now();
+        for n in 0..80 {
+            a.send_plain(0, &frame(b.mac, a.mac, 1000, n));
+        }
+        b.expect(0, 80);
+        let took = begun.elapsed();
+        assert!(took >= Duration::from_millis(90), "{took:?}");
+        // And none.
+        set(&mut a, &[("max_tx_rate", "0")]);
+        assert!(!a.device.attributes().contains_key("max_tx_rate"));
+    }
+}
+
+#[test]
+fn what_is_for_a_port_beyond_its_rate_is_dropped_there_and_costs_the_others_nothing() {
+    // Its clock is so slow that hardly any further frame may come while this runs.
+    let engine = patient_engine();
+    let mut bridge = bridge(&engine);
+    let mut nics: Vec<Nic> = ["a", "b", "c"]
+        .map(|name| {
+            Nic::new(&mut *bridge, name, Setup { flood_pps: Some("off"), ..Setup::default() }, &engine)
+        })
+        .into();
+    for nic in &mut nics {
+        nic.start(1);
+        nic.post(0, 200);
+    }
+    set(&mut nics[1], &[("max_rx_pps", "300")]);
+    let everybody = frame(Mac([0xff; 6]), nics[0].mac, 64, 1);
+    (0..100).for_each(|_| nics[0].send_plain(0, &everybody));
+    nics[2].expect(0, 100);
+    let got = nics[1].received(0).len() as u64;
+    assert!((31..=40).contains(&got), "{got}");
+    assert_eq!(nics[1].drops(0, DropReason::RateLimit), 100 - got);
+    // Also of what is for it alone; until that is changed.
+    let (from, to) = (nics[0].mac, nics[1].mac);
+    nics[1].send_plain(0, &frame(Mac([0xff; 6]), to, 64, 1));
+    nics[0].expect(0, 1);
+    (0..50).for_each(|_| nics[0].send_plain(0, &frame(to, from, 64, 2)));
+    let deadline = Instant::now() + SOON;
+    while nics[0].stats(1).completed_desc < 150 {
+        assert!(Instant::now() < deadline);
+    }
+    let more = nics[1].received(0).len() as u64;
+    assert_eq!(nics[1].drops(0, DropReason::RateLimit), 150 - got - more);
+    assert!(more < 10, "{more}");
+    set(&mut nics[1], &[("max_rx_pps", "0")]);
+    (0..50).for_each(|_| nics[0].send_plain(0, &frame(to, from, 64, 3)));
+    nics[1].expect(0, 50);
+}

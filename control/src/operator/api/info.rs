@@ -313,6 +313,9 @@ pub struct QueueInfo {
     /// Requests that a process before this one had and did not complete, which were done again; of a disk.
     #[serde(default)]
     pub resubmitted: u64,
+    /// How often frames of a bridge's port had to stay in the queue, since it sent as much as it may (`max_tx_pps`, `max_tx_rate`).
+    #[serde(default)]
+    pub held: u64,
     /// Dropped frames by reason, every reason. Of what a front-end has announced for its guest (SEND_RARP), which came from no
     /// ring, that which reaches nobody is here, and nothing in any other counter.
     pub drops: Map<String, Value>,

@@ -372,6 +372,7 @@ pub(super) fn vstats(answer: &VstatsShow) -> String {
                 batches(&mut text, queue);
                 requests(&mut text, queue);
                 again(&mut text, queue);
+                held(&mut text, queue);
                 explained(&mut text, queue);
             }
             Vstats::All { queues } => {
@@ -412,6 +413,7 @@ pub(super) fn vstats(answer: &VstatsShow) -> String {
                     batches(&mut text, queue);
                     requests(&mut text, queue);
                     again(&mut text, queue);
+                    held(&mut text, queue);
                     explained(&mut text, queue);
                 }
             }
@@ -449,6 +451,17 @@ fn again(text: &mut String, queue: &QueueInfo) {
             text,
             "  queue {} {} requests were done again that a process before this one had not completed",
             queue.qidx, queue.resubmitted
+        );
+    }
+}
+
+/// How often frames had to stay.
+fn held(text: &mut String, queue: &QueueInfo) {
+    if queue.held != 0 {
+        let _ = writeln!(
+            text,
+            "  queue {} held {} times: it sends as much as max_tx_pps and max_tx_rate let it",
+            queue.qidx, queue.held
         );
     }
 }

@@ -13,9 +13,9 @@ use ringway_ring::tsc;
 use super::MOST_PORTS;
 use super::ends::{EndKey, Ends, PumpKey, Side};
 use super::kind::{Foreign, Kind};
+use crate::limit::Limit;
 use crate::net::bridge::{BridgePort, BridgePump};
 use crate::net::fdb::{Fdb, FdbOptions, ticks};
-use crate::net::rate::RateLimit;
 use crate::net::stations::Stations;
 use crate::net::vlan::Vlans;
 
@@ -27,8 +27,6 @@ pub(super) struct Bridge {
     fdb: Option<Box<Fdb>>,
     /// Slots whose stations are to be forgotten once the database is here.
     forget: BTreeSet<u16>,
-    /// Bounds on what ports send to everybody, by slot, while no pump has them.
-    floods: BTreeMap<u16, RateLimit>,
 }
 
 /// What control decides of a bridge and reads of it, without waiting for anybody.
@@ -69,18 +67,11 @@ impl Bridge {
         let options = FdbOptions { capacity, ports, per_port, ageing: ticks_of(ageing), seed };
         let stations = Arc::new(Stations::new(options));
         let settings = Arc::new(BridgeSettings { core: AtomicUsize::new(core), stations });
-        Bridge { settings, fdb: None, forget: BTreeSet::new(), floods: BTreeMap::new() }
+        Bridge { settings, fdb: None, forget: BTreeSet::new() }
     }
 
     pub(super) fn settings(&self) -> Arc<BridgeSettings> {
         Arc::clone(&self.settings)
-    }
-
-    /// The bound on a port's floods, for a pump. One that went with a pump that panicked is made anew.
-    fn take_flood(&mut self, slot: u16, flood_pps: Option<u64>) -> Option<RateLimit> {
-        let pps = flood_pps?;
-        let anew = || RateLimit::new(pps, burst_of(pps), tsc::hertz());
-        Some(self.floods.remove(&slot).unwrap_or_else(anew))
     }
 }
 
@@ -117,7 +108,8 @@ impl Kind for Bridge {
                 slot: known.slot,
                 sources: Vec::new(),
                 sinks: Vec::new(),
-                flood: self.take_flood(known.slot, known.flood_pps),
+                flood: known.flood.clone(),
+                rates: Arc::clone(&known.rates),
                 announcement: Arc::clone(&known.announcement),
                 reflects: known.reflects,
                 vlans: looks_at_vlans.then(vlans),
@@ -144,9 +136,6 @@ impl Kind for Bridge {
         let ids: BTreeMap<u16, u64> = ends.ports.iter().map(|(id, known)| (known.slot, *id)).collect();
         for port in ports {
             let Some(&id) = ids.get(&port.slot) else { continue };
-            if let Some(flood) = port.flood {
-                self.floods.insert(port.slot, flood);
-            }
             for (queue, source) in port.sources {
                 ends.put_back(EndKey { port: id, queue }, Side::Source(source), None);
             }
@@ -163,13 +152,20 @@ impl Kind for Bridge {
 
     fn port_leaves(&mut self, slot: u16) {
         self.forget.insert(slot);
-        self.floods.remove(&slot);
     }
 }
 
 fn ticks_of(time: Duration) -> u64 {
     let cycles = time.as_nanos() * u128::from(tsc::hertz()) / 1_000_000_000;
     ticks(u64::try_from(cycles).unwrap_or(u64::MAX))
+}
+
+/// A bound on what a port sends to everybody.
+pub(super) fn flood_limit(pps: u64) -> Arc<Limit> {
+    let limit = Limit::default();
+    // One more begins when all that may come at once did.
+    limit.set(pps, burst_of(pps) - 1);
+    Arc::new(limit)
 }
 
 /// Frames that may be flooded at once: a second's worth, within bounds.
@@ -233,23 +229,13 @@ mod tests {
     }
 
     #[test]
-    fn bound_on_floods_outlives_the_pump_that_had_it() {
-        let mut bridge = Bridge::new(0, Duration::from_secs(300), [1, 2]);
-        let mut flood = bridge.take_flood(7, Some(1)).unwrap();
-        (0..BURST_LEAST).for_each(|_| assert!(flood.take(1)));
-        // Given back, it is as it was, also after its port has stopped.
-        bridge.floods.insert(7, flood);
-        bridge.port_stops(7);
-        assert!(!bridge.take_flood(7, Some(1)).unwrap().take(1));
-        // Gone with a pump that panicked, there is a new one.
-        let mut flood = bridge.take_flood(7, Some(1)).unwrap();
-        (0..BURST_LEAST).for_each(|_| assert!(flood.take(1)));
-        assert!(!flood.take(1));
-        // The next port of the same number begins anew.
-        bridge.floods.insert(7, flood);
-        bridge.port_leaves(7);
-        assert!(bridge.take_flood(7, Some(1)).unwrap().take(1));
-        assert!(bridge.take_flood(7, None).is_none());
+    fn floods_at_once_are_as_many_as_may_be_and_not_one_more() {
+        for (pps, burst) in [(1, 32), (20_000, 1024)] {
+            let flood = flood_limit(pps);
+            let now = 1 << 40;
+            assert_eq!((0..2000).filter(|_| flood.take(now)).count(), burst);
+            assert!(!flood.take(now + tsc::hertz() / (2 * pps)) && flood.take(now + tsc::hertz() / pps + 1));
+        }
     }
 
     #[test]

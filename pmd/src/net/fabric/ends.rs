@@ -5,10 +5,12 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use crate::limit::Limit;
 use crate::net::Mac;
 use crate::net::announce::Announcement;
 use crate::net::in_flight::MOST;
 use crate::net::offload::Offloads;
+use crate::net::rates::PortRates;
 use crate::net::scratch::Scratch;
 use crate::net::side::{Sink, Source};
 use crate::net::vlan::Vlans;
@@ -41,8 +43,10 @@ pub(super) struct PortState {
     /// Its device was removed: it is nobody's peer any more.
     pub(super) is_leaving: Arc<AtomicBool>,
     pub(super) placer: Placer,
-    /// What it may send to everybody, in frames a second.
-    pub(super) flood_pps: Option<u64>,
+    /// What it may send to everybody.
+    pub(super) flood: Option<Arc<Limit>>,
+    /// What it may send at all, and is given.
+    pub(super) rates: Arc<PortRates>,
     pub(super) announcement: Arc<Announcement>,
     /// What is sent there may come back from there.
     pub(super) reflects: bool,

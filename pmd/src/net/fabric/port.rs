@@ -5,13 +5,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
+use super::bridge::flood_limit;
 use super::ends::{EndKey, PortState};
 use super::placing::{LATER_WITHIN, Running};
 use super::{Fabric, Side, State, lock};
 use crate::later;
+use crate::limit::Limit;
 use crate::net::Mac;
 use crate::net::announce::Announcement;
 use crate::net::guest_queue::PortRules;
+use crate::net::rates::PortRates;
 use crate::net::side::{receive_queue, transmit_queue};
 use crate::net::vlan::Vlans;
 use crate::vdpa::{Ended, Placer, QueueBinding, ServeError, Stuck};
@@ -24,7 +27,8 @@ pub struct Port {
     slot: u16,
     /// Its device was removed: it is nobody's peer any more.
     is_leaving: Arc<AtomicBool>,
-    flood_pps: Option<u64>,
+    flood: Option<Arc<Limit>>,
+    rates: Arc<PortRates>,
     announcement: Arc<Announcement>,
     reflects: bool,
     /// The VLANs that it carries, if it was given any.
@@ -41,7 +45,8 @@ impl Port {
             id: fabric.next_port.fetch_add(1, Ordering::Relaxed),
             slot,
             is_leaving: Arc::default(),
-            flood_pps,
+            flood: flood_pps.map(flood_limit),
+            rates: Arc::default(),
             announcement: Arc::new(Announcement::new(Arc::clone(&fabric.news))),
             reflects: false,
             vlans: None,
@@ -55,6 +60,11 @@ impl Port {
     pub fn reflecting(mut self) -> Port {
         self.reflects = true;
         self
+    }
+
+    /// How much it may send and is given.
+    pub fn rates(&self) -> &PortRates {
+        &self.rates
     }
 
     /// The VLANs that it carries, if it was given any.
@@ -169,7 +179,8 @@ impl Port {
             slot,
             is_leaving: Arc::clone(is_leaving),
             placer: placer.clone(),
-            flood_pps: self.flood_pps,
+            flood: self.flood.clone(),
+            rates: Arc::clone(&self.rates),
             announcement: Arc::clone(&self.announcement),
             reflects: self.reflects,
             vlans: self.vlans.clone(),

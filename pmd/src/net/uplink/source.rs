@@ -182,6 +182,10 @@ impl<R: ReceiveRing> Source for UplinkSource<R> {
         self.counters.add_drops(reason, frames);
     }
 
+    fn count_held(&mut self) {
+        self.counters.add_held();
+    }
+
     fn set_example(&self, reason: DropReason, example: Example) {
         self.counters.set_example(reason, example);
     }
