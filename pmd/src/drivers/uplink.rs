@@ -14,6 +14,7 @@ use crate::net::fabric::{BridgeSettings, Fabric, Port, Side};
 use crate::net::nic::Nic;
 use crate::net::plan::Offer;
 use crate::net::uplink::{Uplink, UplinkFunction, UplinkOptions, UplinkWatch};
+use crate::net::vlan::Vlans;
 use crate::net::{Mac, NetConfig};
 use crate::notify::EventFd;
 use crate::vdpa::{
@@ -152,7 +153,12 @@ impl UplinkPort {
         stations.sort_unstable();
         stations.dedup();
         let mut learned = self.settings.stations().seen();
-        learned.retain(|seen| seen.slot != self.port.slot() && stations.binary_search(&seen.mac).is_err());
+        // A station of a VLAN that does not go out there is nobody's there.
+        let vlans = self.port.vlans().cloned().unwrap_or_else(Vlans::default_of_a_port);
+        let goes_out = |vid: u16| vid == 0 || vlans.holds(vid);
+        learned.retain(|seen| {
+            seen.slot != self.port.slot() && goes_out(seen.vid) && stations.binary_search(&seen.mac).is_err()
+        });
         // The same ones each time, as long as they are there.
         learned.sort_unstable_by_key(|seen| (seen.slot, seen.mac));
         // Once, in however many VLANs.

@@ -37,7 +37,7 @@ use super::rates::PortRates;
 use super::scratch::Scratch;
 use super::side::{Load, Sink, Source};
 use super::stations::Stations;
-use super::vlan::{Dresser, Tag, Vlans};
+use super::vlan::{Carriers, Dresser, Tag, Vlans};
 use crate::counters::DropReason;
 use crate::limit::{Limit, Limits};
 
@@ -154,6 +154,8 @@ impl BridgePump {
         };
         let ports: Vec<Lane> = ports.into_iter().map(&mut lane).collect();
         let looks_at_vlans = ports.iter().any(|lane| lane.port.vlans.is_some());
+        let given = ports.iter().filter_map(|lane| lane.port.vlans.as_deref());
+        let dresser = looks_at_vlans.then(|| Dresser::new(Carriers::new(given)));
         BridgePump {
             ports,
             by_slot,
@@ -162,7 +164,7 @@ impl BridgePump {
             news,
             first: 0,
             frames: Frames::new(true),
-            dresser: looks_at_vlans.then(Dresser::new),
+            dresser,
             scratch,
             in_flight: InFlight::new(sources, sinks),
             is_later: sinks > 0,
@@ -350,11 +352,8 @@ impl BridgePump {
             };
             cost += count as u32 * reached.max(1);
             if reached == 0 {
-                let why = match decision {
-                    Decision::FloodHere => DropReason::FloodLimit,
-                    _ if is_nobodys(&self.ports, at, tag) => DropReason::Vlan,
-                    _ => DropReason::PeerDown,
-                };
+                let is_kept_here = decision == Decision::FloodHere;
+                let why = if is_kept_here { DropReason::FloodLimit } else { DropReason::PeerDown };
                 drops[why as usize] += count as u64;
             } else {
                 sent += count as u64;
@@ -394,6 +393,11 @@ impl BridgePump {
                             _ => {
                                 let decision = match table.decide(way.0, tag.vid) {
                                     Decision::Port(index) if !carries(ports, index, tag) => {
+                                        Decision::Drop(DropReason::Vlan)
+                                    }
+                                    Decision::Flood | Decision::FloodHere
+                                        if !dresser.has_other(tag, vlans) =>
+                                    {
                                         Decision::Drop(DropReason::Vlan)
                                     }
                                     decision => decision,
@@ -452,7 +456,12 @@ impl BridgePump {
             self.stations.count_refused();
         }
         let is_known = matches!(learned, Learned::Known | Learned::New | Learned::Moved);
-        let lost = if !is_in_one || is_nobodys(&self.ports, at, tag) {
+        let has_other = |tag: Tag| {
+            let own = self.ports.get(at)?.port.vlans.as_ref()?;
+            Some(self.dresser.as_ref()?.has_other(tag, own))
+        };
+        let is_nobodys = tag.is_some_and(|tag| has_other(tag) == Some(false));
+        let lost = if !is_in_one || is_nobodys {
             DropReason::Vlan
         } else if !is_heard(&self.ports, at, queue, tag) {
             DropReason::PeerDown
@@ -598,12 +607,6 @@ fn as_for<'a>(
     let Some(tag) = tag else { return Some(load) };
     let with_tag = to.carries(tag)?;
     Some(dresser.as_mut()?.dress(load, tag, with_tag))
-}
-
-/// True if no port but `at` carries the VLAN of a frame.
-fn is_nobodys(ports: &[Lane], at: usize, tag: Option<Tag>) -> bool {
-    let Some(tag) = tag else { return false };
-    ports.iter().enumerate().all(|(index, to)| index == at || to.carries(tag).is_none())
 }
 
 /// True if a frame of port `at` to everybody would reach somebody.

@@ -164,9 +164,7 @@ impl Vlans {
                 let vid = self.pvid.ok_or(DropReason::Vlan)?;
                 Ok(Tag { vid, form: Form::Priority, is_stacked })
             }
-            vid if has(&self.tagged, vid) || has(&self.untagged, vid) => {
-                Ok(Tag { vid, form: Form::Tagged, is_stacked })
-            }
+            vid if self.holds(vid) => Ok(Tag { vid, form: Form::Tagged, is_stacked }),
             _ => Err(DropReason::Vlan),
         }
     }
@@ -178,6 +176,11 @@ impl Vlans {
             return Some(true);
         }
         (has(&self.untagged, tag.vid) && !tag.is_stacked).then_some(false)
+    }
+
+    /// Whether it carries this VLAN at all.
+    pub fn holds(&self, vid: u16) -> bool {
+        has(&self.tagged, vid) || has(&self.untagged, vid)
     }
 
     /// Each run of VLANs that are alike: the first, the last, whether it is the pvid, whether they go without a tag.
@@ -245,12 +248,54 @@ fn put(set: &mut Set, vid: u16, is_in: bool) {
     }
 }
 
+/// How many of a bridge's ports carry each VLAN: so that frames of one that nobody else has cost no look at every port.
+#[derive(Debug)]
+pub struct Carriers(Box<[Count]>);
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Count {
+    /// All of them.
+    all: u16,
+    /// Those that have its frames with their tag, and so also frames with another one behind it.
+    tagged: u16,
+}
+
+impl Carriers {
+    /// Of ports with these VLANs. Takes time in proportion to what they carry: for sessions.
+    pub fn new<'a>(ports: impl Iterator<Item = &'a Vlans>) -> Carriers {
+        let mut counts = vec![Count::default(); usize::from(MOST) + 1];
+        for port in ports {
+            for (word, (tagged, untagged)) in (0u16..).zip(port.tagged.iter().zip(&port.untagged)) {
+                let mut left = tagged | untagged;
+                while left != 0 {
+                    let bit = left.trailing_zeros() as u16;
+                    left &= left - 1;
+                    if let Some(count) = counts.get_mut(usize::from(word * 64 + bit)) {
+                        count.all += 1;
+                        count.tagged += u16::from(tagged >> bit & 1 != 0);
+                    }
+                }
+            }
+        }
+        Carriers(counts.into())
+    }
+
+    /// A port other than this one, which has these VLANs, carries frames like this one.
+    #[inline]
+    fn has_other(&self, tag: Tag, own: &Vlans) -> bool {
+        let count = self.0.get(usize::from(tag.vid)).copied().unwrap_or_default();
+        let count = if tag.is_stacked { count.tagged } else { count.all };
+        count > u16::from(own.carries(tag).is_some())
+    }
+}
+
 /// The VLANs of a burst, and its frames as ports get them.
 #[derive(Debug)]
 pub struct Dresser {
     tags: [Tag; Burst::CHAINS],
     /// Of the run in hand: without tag, and with one.
     forms: [Dressed; 2],
+    carriers: Carriers,
 }
 
 #[derive(Debug)]
@@ -271,14 +316,20 @@ enum Change {
 
 impl Dresser {
     /// For bursts of any kind.
-    pub fn new() -> Box<Dresser> {
+    pub fn new(carriers: Carriers) -> Box<Dresser> {
         let none = Tag { vid: 0, form: Form::Untagged, is_stacked: false };
         let dressed = || Dressed {
             frames: [Frames::EMPTY; Burst::CHAINS],
             heads: [[0; HEAD_BYTES]; Burst::CHAINS],
             is_made: false,
         };
-        Box::new(Dresser { tags: [none; Burst::CHAINS], forms: [dressed(), dressed()] })
+        Box::new(Dresser { tags: [none; Burst::CHAINS], forms: [dressed(), dressed()], carriers })
+    }
+
+    /// A port other than this one, which has these VLANs, carries frames like this one.
+    #[inline]
+    pub fn has_other(&self, tag: Tag, own: &Vlans) -> bool {
+        self.carriers.has_other(tag, own)
     }
 
     /// Takes note of the tag of a frame.

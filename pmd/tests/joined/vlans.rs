@@ -302,3 +302,41 @@ fn arrival_is_announced_in_the_vlan_of_its_port() {
     trunk.expect_drops(1, DropReason::Vlan, 1);
     assert!([a, same, other].iter_mut().all(|nic| nic.received(0).is_empty()));
 }
+
+#[test]
+fn bridge_looks_at_tags_while_a_port_was_given_vlans_though_that_one_never_runs() {
+    let engine = engine(1);
+    let mut bridge = bridge(&engine);
+    let mut a = port(&mut *bridge, "a", None, Setup::default(), &engine);
+    let mut b = port(&mut *bridge, "b", None, Setup::default(), &engine);
+    let of_7 = tagged(EVERYBODY, a.mac, &[(Q, 7)], 1);
+    a.send_plain(0, &of_7);
+    assert_eq!(b.expect(0, 1)[0].1, of_7);
+    // Whoever was given none is in VLAN 1 from now on, soon.
+    let never = Nic::new(&mut *bridge, "c", Setup { vlan: Some("100"), ..Setup::default() }, &engine);
+    until(|| {
+        let lost = a.drops(1, DropReason::Vlan);
+        let (before, of_7) = (a.stats(1).completed_desc, of_7.clone());
+        a.send_plain(0, &of_7);
+        heard(std::slice::from_mut(&mut a), 0, before + 1);
+        a.drops(1, DropReason::Vlan) > lost
+    });
+    b.received(0);
+    // And with it goes that.
+    drop(never);
+    until(|| {
+        let before = a.stats(1).completed_desc;
+        a.send_plain(0, &of_7);
+        heard(std::slice::from_mut(&mut a), 0, before + 1);
+        !b.received(0).is_empty()
+    });
+}
+
+/// Tries until it is so.
+fn until(mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !is_so() {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

@@ -99,9 +99,10 @@ impl Kind for Bridge {
         let mut fdb = self.fdb.take().map_or_else(|| self.settings.stations.empty_fdb(), Ok)?;
         std::mem::take(&mut self.forget).into_iter().for_each(|slot| fdb.forget_port(slot));
         let mut ports: BTreeMap<u64, BridgePort> = BTreeMap::new();
+        // Once: a port that comes or goes meanwhile has the pump made anew.
+        let looks_at_vlans = ends.in_vlans.load(Ordering::Relaxed) > 0;
         for end in members {
             let Some((side, _)) = ends.take(*end) else { continue };
-            let looks_at_vlans = ends.in_vlans.load(Ordering::Relaxed) > 0;
             let Some(known) = ends.ports.get(&end.port) else { continue };
             let vlans = || known.vlans.clone().unwrap_or_else(|| Arc::new(Vlans::default_of_a_port()));
             let port = ports.entry(end.port).or_insert_with(|| BridgePort {

@@ -84,11 +84,17 @@ impl Port {
     /// # Errors
     /// A worker did not let go in time.
     pub fn set_vlans(&mut self, vlans: Option<Vlans>, within: Duration) -> Result<(), ServeError> {
-        if self.vlans.as_deref() == vlans.as_ref() {
+        let is_same = self.vlans.as_deref() == vlans.as_ref();
+        if !is_same {
+            self.note_vlans(vlans);
+        }
+        // Whoever has no time has no session either: what runs next begins with them.
+        let state = if within.is_zero() { self.fabric.try_lock() } else { Some(self.fabric.lock()) };
+        let Some(mut state) = state else { return Ok(()) };
+        // The same again is what could not be put in force before, if anything.
+        if is_same && !state.pumps.values().any(|running| running.is_outdated) {
             return Ok(());
         }
-        self.note_vlans(vlans);
-        let mut state = self.fabric.lock();
         state.kind.port_stops(self.slot);
         if let Some(port) = state.ends.ports.get_mut(&self.id) {
             port.vlans.clone_from(&self.vlans);
@@ -98,13 +104,34 @@ impl Port {
         self.fabric.withdraw(&mut state, within)
     }
 
-    /// Counts, too, whether it is one of the ports that were given VLANs.
+    /// Counts, too, whether it is one of the ports that were given VLANs. With the first of them a bridge begins to look at tags,
+    /// with the last it ceases, whether or not that port runs.
     fn note_vlans(&mut self, vlans: Option<Vlans>) {
-        // Relaxed: what is made of it is made under the fabric's lock.
-        let (before, now) = (usize::from(self.vlans.is_some()), usize::from(vlans.is_some()));
-        self.fabric.in_vlans.fetch_add(now, Ordering::Relaxed);
-        self.fabric.in_vlans.fetch_sub(before, Ordering::Relaxed);
+        let (before, now) = (self.vlans.is_some(), vlans.is_some());
         self.vlans = vlans.map(Arc::new);
+        if before == now {
+            return;
+        }
+        // Relaxed: what is made of it is made later, under the fabric's lock.
+        let count = &self.fabric.in_vlans;
+        let others = if now {
+            count.fetch_add(1, Ordering::Relaxed)
+        } else {
+            count.fetch_sub(1, Ordering::Relaxed) - 1
+        };
+        if others > 0 {
+            return;
+        }
+        let fabric = Arc::clone(&self.fabric);
+        later::run_until(move || {
+            let Some(mut state) = fabric.try_lock() else { return false };
+            // What was known without tags is in no VLAN, and the other way round.
+            let slots: Vec<u16> = state.ends.ports.values().map(|port| port.slot).collect();
+            slots.into_iter().for_each(|slot| state.kind.port_stops(slot));
+            state.pumps.values_mut().for_each(|running| running.is_outdated = true);
+            fabric.settle_later(&mut state);
+            true
+        });
     }
 
     /// Its device has this address.
@@ -188,6 +215,7 @@ impl Port {
             ended: Vec::new(),
         });
         port.placer = placer.clone();
+        port.vlans.clone_from(&self.vlans);
         // How the group ended before has not been told yet: not to be taken for the end of what starts now.
         let of = |group: u16| sides.iter().any(|(queue, ..)| queue / 2 == group);
         if let Some((group, _)) = port.ended.iter().find(|(group, _)| of(*group)) {
@@ -322,13 +350,8 @@ impl Departure {
         if !state.ends.of_port(self.id, |_| true).is_empty() {
             return false;
         }
-        if let Some(port) = state.ends.ports.remove(&self.id) {
+        if state.ends.ports.remove(&self.id).is_some() {
             state.kind.port_leaves(self.slot);
-            if port.vlans.is_some() && state.ends.in_vlans.load(Ordering::Relaxed) == 0 {
-                // It was the last one: nobody looks at tags any more.
-                state.pumps.values_mut().for_each(|running| running.is_outdated = true);
-                self.fabric.settle_later(state);
-            }
         }
         lock(&self.fabric.slots).remove(&self.slot);
         true
