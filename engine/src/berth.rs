@@ -100,8 +100,16 @@ impl<T: Send> Berth<T> {
         self.outbox.put(tenant);
     }
 
+    /// Holder: takes an order back that was not obeyed yet.
+    pub fn countermand(&self, order: u32) {
+        // Release: pairs with the Acquire in `orders`.
+        self.orders.fetch_and(!order, Ordering::Release);
+    }
+
     /// Holder: lets go for good. The worker is to be told, and the reaper to be called.
     pub fn abandon(&self) {
+        // Nobody could end what is under way: it stays with the worker until it has ended.
+        self.countermand(LET_GO);
         self.order(RETIRE | ORPHAN);
     }
 

@@ -14,7 +14,7 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 
 use crate::account::WorkerAccount;
 use crate::alarm::Alarm;
-use crate::berth::Berth;
+use crate::berth::{Berth, LET_GO};
 use crate::config::IdlePolicy;
 use crate::error::PlaceError;
 use crate::mailbox::Mailbox;
@@ -115,7 +115,17 @@ impl Desk {
         }
         berth.order(order);
         self.post(slot);
-        berth.recall(within).ok_or(PlaceError::Timeout { core: self.core, waited: within })
+        if let Some(tenant) = berth.recall(within) {
+            return Ok(tenant);
+        }
+        if order & LET_GO != 0 {
+            // The worker has not turned since. Later it would give back what nobody waits for any more.
+            berth.countermand(LET_GO);
+            if let Some(tenant) = berth.take() {
+                return Ok(tenant);
+            }
+        }
+        Err(PlaceError::Timeout { core: self.core, waited: within })
     }
 
     /// Puts a tenant that was recalled back to where it can be recalled from again.

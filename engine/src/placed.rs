@@ -84,7 +84,8 @@ impl Placed {
                 return Err(error);
             }
         };
-        if matches!(tenant.ending, Ending::Panicked(_)) {
+        // What it has under way may be bound to the thread that it was on.
+        if !matches!(tenant.ending, Ending::Stopped) {
             new.release(new_slot, &self.seat);
             old.keep(slot, tenant);
             return Err(PlaceError::Ended);

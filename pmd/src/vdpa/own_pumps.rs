@@ -31,21 +31,44 @@ pub struct OwnPumps<M> {
 }
 
 struct Running {
+    group: u16,
     placed: Placed,
     placer: Placer,
+    /// It only stops, and leaves the guest's memory alone.
+    is_given_up: bool,
+    /// No worker took it then: what it works on is never freed, and its group serves nobody any more.
+    is_lost: bool,
 }
 
 impl Running {
-    /// Has a pump that was given up stop where it was: what it has under way may be bound to that thread. False: it is not there
-    /// any more, since it has stopped by now, or nobody takes it: what it works on is then never freed.
-    fn place_again(&mut self, group: u16, pump: Box<dyn Pump>) -> bool {
+    /// Has a pump whose requests are under way stop where it was: what it has under way may be bound to that thread. False: it
+    /// has stopped by now.
+    fn give_up(&mut self, mut pump: Box<dyn Pump>) -> bool {
+        pump.give_up();
+        self.is_given_up = true;
         let Placer { name, engine, watcher, .. } = &self.placer;
-        let name = format!("{name}.{group}");
-        let Ok(placed) = engine.place(self.placed.core(), &name, pump, Arc::clone(watcher)) else {
-            return false;
-        };
-        self.placed = placed;
-        self.placed.retire(Duration::ZERO).is_err()
+        let name = format!("{name}.{}", self.group);
+        match engine.place(self.placed.core(), &name, pump, Arc::clone(watcher)) {
+            Ok(placed) => {
+                self.placed = placed;
+                self.placed.retire(Duration::ZERO).is_err()
+            }
+            Err(_) => {
+                self.is_lost = true;
+                true
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    /// A pump that was given back to nobody in time.
+    fn drop(&mut self) {
+        if let Ok(Retired { pump, end: HowEnded::Retired, in_flight: true }) =
+            self.placed.retire(Duration::ZERO)
+        {
+            self.give_up(pump);
+        }
     }
 }
 
@@ -66,19 +89,27 @@ impl<M: MakePump> OwnPumps<M> {
     fn take_back(&mut self, group: u16, within: Duration) -> Result<Option<String>, Stuck> {
         let Some(slot) = self.running.get_mut(usize::from(group)) else { return Ok(None) };
         let Some(running) = slot else { return Ok(None) };
+        if running.is_lost {
+            return Err(Stuck::Device("requests under way did not end, and no worker took them".to_owned()));
+        }
+        // One that was given up before is not waited for again.
+        let (within, is_given_up) =
+            if running.is_given_up { (Duration::ZERO, true) } else { (within, false) };
         let retired = match running.placed.retire(within) {
-            Err(PlaceError::Timeout { .. }) => running.placed.revoke(LET_GO_WITHIN),
+            Err(PlaceError::Timeout { .. }) if !is_given_up => running.placed.revoke(LET_GO_WITHIN),
             retired => retired,
         };
         let end = match retired {
-            Ok(Retired { mut pump, end: HowEnded::Retired, in_flight: true }) => {
-                pump.give_up();
-                if running.place_again(group, pump) {
+            Ok(Retired { pump, end: HowEnded::Retired, in_flight: true }) => {
+                if running.give_up(pump) {
                     return Err(Stuck::Device(format!("requests under way did not end within {within:?}")));
                 }
                 HowEnded::Retired
             }
             Ok(retired) => retired.end,
+            Err(PlaceError::Timeout { .. }) if is_given_up => {
+                return Err(Stuck::Device("requests under way have not ended yet".to_owned()));
+            }
             Err(error @ PlaceError::Timeout { .. }) => return Err(Stuck::Worker(error.to_string())),
             // The pump is gone with its engine.
             Err(_) => HowEnded::Retired,
@@ -115,7 +146,8 @@ impl<M: MakePump> Queues for OwnPumps<M> {
         if self.running.len() <= at {
             self.running.resize_with(at + 1, || None);
         }
-        self.running[at] = Some(Running { placed, placer: placer.clone() });
+        self.running[at] =
+            Some(Running { group, placed, placer: placer.clone(), is_given_up: false, is_lost: false });
         Ok(())
     }
 
@@ -134,7 +166,8 @@ impl<M: MakePump> Queues for OwnPumps<M> {
         for (group, running) in (0u16..).zip(&mut self.running) {
             let Some(running) = running else { continue };
             let core = (running.placer.core_of)(group);
-            if running.placed.core() == core {
+            // What only stops is bound to where it is.
+            if running.is_given_up || running.placed.core() == core {
                 continue;
             }
             match running.placed.move_to(core, within) {
@@ -158,7 +191,7 @@ impl<M: MakePump> Queues for OwnPumps<M> {
 }
 
 /// How long a worker may take to let go of a pump whose requests do not end.
-const LET_GO_WITHIN: Duration = Duration::from_millis(100);
+const LET_GO_WITHIN: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
@@ -250,8 +283,12 @@ mod tests {
         assert!(why.to_string().contains("has not ended yet"), "{why}");
         assert!(!told.is_dropped.load(Ordering::Relaxed));
         told.is_out.store(false, Ordering::Relaxed);
-        assert_eq!(pumps.stop(0, Duration::from_secs(20)).unwrap(), Stopped::default());
         let begun = Instant::now();
+        // Whoever asks is answered at once: it is not waited for again.
+        while pumps.stop(0, Duration::from_secs(20)).is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(20));
+            std::thread::sleep(moment);
+        }
         while !told.is_dropped.load(Ordering::Relaxed) {
             assert!(begun.elapsed() < Duration::from_secs(20));
         }
