@@ -1,9 +1,10 @@
 //! How front-ends come to devices and leave them: accepting, connecting, refusing, and what sessions report.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringway_pmd::vdpa::{Ended, NetdevChange, VdpaDevice};
+use ringway_pmd::vdpa::{Class, Ended, NetdevChange, VdpaDevice};
 use rustix::event::epoll::EventFlags;
 use serde_json::json;
 
@@ -349,6 +350,7 @@ impl Daemon {
                 (device.health, device.failures) = (made.health(), (0, None));
                 device.held = Some(Held::new(made));
                 (device.is_outdated, device.needs_reset) = (false, false);
+                device.deferred.clear();
                 if device.life == Life::Failed {
                     let _ = device.life.apply(LifeEvent::Remade);
                     device.history.last_failure = None;
@@ -540,10 +542,23 @@ impl Daemon {
             Mode::Netdev | Mode::Uplink if !is_stopping => netdev_lost(device, was_open, &reason),
             _ => None,
         };
-        let is_host_end = matches!(device.mode, Mode::Netdev | Mode::Uplink);
-        if let Some(now) = device.held.as_mut().filter(|_| !is_host_end).and_then(Held::facts) {
-            // What was set while the session was ending, it has not done.
-            device.is_outdated |= now.attributes != device.facts.attributes;
+        // What was set while the session was opening or ending, it has not done.
+        let is_net = device.facts.class == Class::Net;
+        if let Some(held) = device.held.as_mut()
+            && let Some(now) = held.facts()
+        {
+            let is_new = |(name, value): &(&String, &String)| now.attributes.get(*name) != Some(*value);
+            let missed = device.facts.attributes.iter().filter(is_new);
+            let missed: BTreeMap<_, _> = missed.map(|(name, value)| (name.clone(), value.clone())).collect();
+            if !missed.is_empty() && is_net {
+                held.set(&missed);
+                if let Some(facts) = held.facts() {
+                    device.facts.attributes = facts.attributes;
+                }
+            } else if !missed.is_empty() {
+                device.is_outdated = true;
+                device.deferred.extend(missed.into_keys());
+            }
         }
         // An interface that stays away is looked for again and again, and told of once.
         let is_of_host = matches!(device.mode, Mode::Netdev | Mode::Uplink);

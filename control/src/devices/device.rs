@@ -1,6 +1,6 @@
 //! One device of the registry: what was asked for, what the driver made of it, who is connected, what happened.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
@@ -364,6 +364,8 @@ pub(crate) struct Device {
     pub(crate) needs_reset: bool,
     /// True if the driver's device must be made anew before the next front-end, to bring changes into force.
     pub(crate) is_outdated: bool,
+    /// What that was.
+    pub(crate) deferred: BTreeSet<String>,
     pub(crate) shared: Arc<DeviceShared>,
     /// Empty for a netdev.
     pub(crate) socket: std::path::PathBuf,

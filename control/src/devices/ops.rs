@@ -1,6 +1,6 @@
 //! What operators change: adding, removing and setting devices. Each change is kept on disk before it is answered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -334,6 +334,7 @@ impl Daemon {
             failures: (0, None),
             needs_reset: false,
             is_outdated: false,
+            deferred: BTreeSet::new(),
             shared,
             socket,
             mode,
@@ -578,10 +579,14 @@ impl Daemon {
         let changes = |(name, value): &(&String, &String)| before.attributes.get(*name) != Some(*value);
         let mut live = BTreeMap::new();
         let mut waits_for: Vec<&'static str> = Vec::new();
+        let mut deferred: Vec<String> = Vec::new();
+        deferred.extend((entry.mac != before.mac).then(|| "mac".to_owned()));
+        deferred.extend((entry.mtu != before.mtu).then(|| "mtu".to_owned()));
         let mut is_new_device = entry.mac != before.mac || entry.mtu != before.mtu;
         for (name, value) in entry.attributes.iter().filter(changes) {
             let Some(waits) = live_of(name) else {
                 is_new_device = true;
+                deferred.push(name.clone());
                 continue;
             };
             live.insert(name.clone(), value.clone());
@@ -630,6 +635,7 @@ impl Daemon {
         if is_deferred {
             if let Some(device) = self.registry.by_id(id) {
                 device.is_outdated = true;
+                device.deferred.extend(deferred);
             }
             notes.push("a front-end is connected: in force when the next one connects".to_owned());
             // The driver's own attributes are no matter of the VMM's.

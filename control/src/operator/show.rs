@@ -318,7 +318,7 @@ fn dev_info(device: &Device, missing: &[Missing]) -> DevInfo {
     if device.is_outdated {
         notes.push(format!(
             "{} changed by dev set: in force when the next front-end connects",
-            changed(device).join(", ")
+            device.deferred.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
         ));
     }
     notes.extend(connection.and_then(|connection| connection.note.clone()));
@@ -399,23 +399,6 @@ fn dev_info(device: &Device, missing: &[Missing]) -> DevInfo {
         history: device.history.clone(),
         notes,
     }
-}
-
-/// What was set of a device and is not in force yet.
-fn changed(device: &Device) -> Vec<&str> {
-    let entry = &device.entry;
-    let mut keys = Vec::new();
-    if let Some(config) = device.facts.config.net() {
-        if entry.mac.as_ref().is_some_and(|mac| *mac != config.mac.to_string()) {
-            keys.push("mac");
-        }
-        if entry.mtu.is_some_and(|mtu| mtu != config.mtu) {
-            keys.push("mtu");
-        }
-    }
-    let own = entry.attributes.iter().filter(|(key, value)| device.facts.attributes.get(*key) != Some(value));
-    keys.extend(own.map(|(key, _)| key.as_str()));
-    keys
 }
 
 fn front_end(class: Class, connection: &Connection) -> FrontEnd {
