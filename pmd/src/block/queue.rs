@@ -362,7 +362,10 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
             if bytes >= budget.bytes {
                 break;
             }
-            if let Err(wait) = self.shape.limits.room(now) {
+            // What was taken is done before a stop, and a stop is not to wait for it.
+            if !self.is_stopping
+                && let Err(wait) = self.shape.limits.room(now)
+            {
                 self.waits = Some(wait);
                 break;
             }

@@ -77,11 +77,16 @@ impl UnderWay {
         }
     }
 
-    /// Some of the guest's memory is not there. To look makes the map know.
+    /// Some of the guest's memory is not there. To look makes the map know, once: each place that lacks is a fault.
     #[cold]
     pub(super) fn lacks(&self, data: Span<'_>) -> bool {
         for piece in data.pieces() {
-            for at in (0..piece.slice.len()).step_by(PAGE) {
+            // In every page, wherever in one it begins.
+            let last = piece.slice.len().checked_sub(1);
+            for at in (0..piece.slice.len()).step_by(PAGE).chain(last) {
+                if self.map.is_poisoned() {
+                    return true;
+                }
                 piece.slice.part(at, 1).read(&mut [0]);
             }
         }
