@@ -31,7 +31,7 @@ use ringway_ring::tsc;
 use super::Mac;
 use super::announce::{self, Announcement};
 use super::fdb::{Address, Fdb, Learned, ticks};
-use super::frame::{Addresses, Frame, Frames, Ingress, addresses, prefetch};
+use super::frame::{Addresses, Ends, Frame, Frames, Ingress, addresses, prefetch};
 use super::in_flight::InFlight;
 use super::rates::PortRates;
 use super::scratch::Scratch;
@@ -99,6 +99,8 @@ struct Lane {
     later: Vec<Option<usize>>,
     /// Frames of its sources are done with that are not published yet.
     is_served: bool,
+    /// Its sinks were given frames that are not published yet.
+    is_given: bool,
 }
 
 /// Frames of one source, which are numbered from `first` on.
@@ -150,7 +152,7 @@ impl BridgePump {
                 })
             };
             let later = port.sinks.iter().map(number).collect();
-            Lane { port, first_source, later, is_served: false }
+            Lane { port, first_source, later, is_served: false, is_given: false }
         };
         let ports: Vec<Lane> = ports.into_iter().map(&mut lane).collect();
         let looks_at_vlans = ports.iter().any(|lane| lane.port.vlans.is_some());
@@ -207,7 +209,10 @@ impl BridgePump {
     /// Publishes what was done since the last time: receivers before senders, so that what a process had on the way when it
     /// died is sent once more by the next.
     fn publish(&mut self) {
-        self.sinks().for_each(|sink| sink.publish());
+        for lane in self.ports.iter_mut().filter(|lane| lane.is_given) {
+            lane.is_given = false;
+            lane.port.sinks.iter_mut().for_each(|(_, sink)| sink.publish());
+        }
         for lane in self.ports.iter_mut().filter(|lane| lane.is_served) {
             lane.is_served = false;
             lane.port.sources.iter_mut().for_each(|(_, source)| source.publish());
@@ -272,7 +277,7 @@ impl BridgePump {
             }
         }
         let mut cost = 0;
-        let mut drops = [0u64; DropReason::ALL.len()];
+        let (mut drops, mut has_dropped) = ([0u64; DropReason::ALL.len()], false);
         let (mut sent, mut bytes) = (0u64, 0u64);
         let mut begin = 0;
         let burst = source.burst();
@@ -299,6 +304,7 @@ impl BridgePump {
                         source.note_drop(DropReason::FloodLimit, frame, self.frames.heads().get(begin));
                     }
                     drops[DropReason::FloodLimit as usize] += (end - begin) as u64;
+                    has_dropped = true;
                     begin = end;
                     continue;
                 }
@@ -317,6 +323,7 @@ impl BridgePump {
             let reached = match decision {
                 Decision::Drop(reason) => {
                     drops[reason as usize] += count as u64;
+                    has_dropped = true;
                     if let Some(frame) = load.frames.last() {
                         source.note_drop(reason, frame, load.heads.last());
                     }
@@ -355,14 +362,15 @@ impl BridgePump {
                 let is_kept_here = decision == Decision::FloodHere;
                 let why = if is_kept_here { DropReason::FloodLimit } else { DropReason::PeerDown };
                 drops[why as usize] += count as u64;
+                has_dropped = true;
             } else {
                 sent += count as u64;
                 bytes += load.frames.iter().map(|frame| u64::from(frame.len)).sum::<u64>();
             }
         }
         let done = all.len();
-        for (reason, frames) in DropReason::ALL.into_iter().zip(drops) {
-            if frames > 0 {
+        if has_dropped {
+            for (reason, frames) in DropReason::ALL.into_iter().zip(drops).filter(|(_, frames)| *frames > 0) {
                 source.count_drops(reason, frames);
             }
         }
@@ -387,11 +395,11 @@ impl BridgePump {
                     Err(reason) => Decision::Drop(reason),
                     Ok(tag) => {
                         dresser.note(nth, tag);
-                        let way = (addresses(head), tag);
+                        let way = (Ends::of(head), tag);
                         match last {
                             Some((before, decision)) if before == way => decision,
                             _ => {
-                                let decision = match table.decide(way.0, tag.vid) {
+                                let decision = match table.decide(addresses(head), tag.vid) {
                                     Decision::Port(index) if !carries(ports, index, tag) => {
                                         Decision::Drop(DropReason::Vlan)
                                     }
@@ -417,12 +425,12 @@ impl BridgePump {
                 *decision = Decision::Drop(reason);
                 continue;
             }
-            let ends = addresses(head);
+            let ends = Ends::of(head);
             *decision = match last {
                 // A stream: the same two stations as before.
                 Some((before, decision)) if before == ends => decision,
                 _ => {
-                    let decision = table.decide(ends, 0);
+                    let decision = table.decide(addresses(head), 0);
                     last = Some((ends, decision));
                     decision
                 }
@@ -522,10 +530,6 @@ impl BridgePump {
         let sinks = lanes.flat_map(|lane| lane.later.iter().zip(&mut lane.port.sinks));
         let later = sinks.filter_map(|(number, (_, sink))| number.map(|_| sink));
         later.filter_map(|sink| (sink.finished() < sink.given()).then_some(sink))
-    }
-
-    fn sinks(&mut self) -> impl Iterator<Item = &mut Box<dyn Sink>> {
-        self.ports.iter_mut().flat_map(|lane| &mut lane.port.sinks).map(|(_, sink)| sink)
     }
 }
 
@@ -670,10 +674,11 @@ fn hand_over(
 }
 
 /// The receive queue of a port that a sender's queue feeds, if it runs: queue i feeds queue i mod n. With its number, if it
-/// finishes later.
+/// finishes later. It is to be published then.
 #[inline]
 fn receiver(to: &mut Lane, queue: u16) -> Option<(Option<usize>, &mut dyn Sink)> {
     let nth = usize::from(queue).checked_rem(to.port.sinks.len())?;
+    to.is_given = true;
     let later = to.later.get(nth).copied().flatten();
     let (_, sink) = to.port.sinks.get_mut(nth)?;
     sink.is_usable().then_some((later, &mut **sink))

@@ -195,7 +195,15 @@ fn look(
     if by_address {
         if frame.looked_at == 0 {
             let bytes = if ingress.by_vlan { LOOKED_AT.min(frame.len as usize) } else { ADDRESSES };
-            copy_out(burst, chain, ingress.header_len, head.get_mut(..bytes).unwrap_or_default());
+            let whole =
+                burst.single_readable(chain).and_then(|piece| piece.get(ingress.header_len, ADDRESSES));
+            match whole.filter(|_| !ingress.by_vlan) {
+                // In the words in which they are read again: see [`Ends`].
+                Some(both) => Ends { low: both.word(0), high: (both.word(4) >> 32) as u32 }.put(head),
+                None => {
+                    copy_out(burst, chain, ingress.header_len, head.get_mut(..bytes).unwrap_or_default());
+                }
+            }
             frame.looked_at = bytes as u8;
         }
         if ingress.only.is_some_and(|only| addresses(head).source != only) {
@@ -209,6 +217,41 @@ fn look(
 pub const ADDRESSES: usize = 12;
 // `Frame::looked_at` holds the length of a head.
 const _: () = assert!(HEAD_BYTES <= u8::MAX as usize);
+
+/// The two addresses of a frame as numbers, in which they are kept and compared: what is stored in one piece and loaded in the
+/// same waits for no other store, those to a peer's lines among them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ends {
+    low: u64,
+    high: u32,
+}
+
+impl Ends {
+    /// Those with which a frame begins.
+    #[inline(always)]
+    pub fn of(head: &Head) -> Ends {
+        // A load each: a number that is put together of single bytes would be so byte by byte.
+        let (low, rest) = head.split_first_chunk::<8>().unwrap_or((&[0; 8], &[]));
+        let high = rest.first_chunk::<4>().unwrap_or(&[0; 4]);
+        Ends { low: u64::from_le_bytes(*low), high: u32::from_le_bytes(*high) }
+    }
+
+    #[inline(always)]
+    fn put(self, head: &mut Head) {
+        if let Some((low, rest)) = head.split_first_chunk_mut::<8>() {
+            *low = self.low.to_le_bytes();
+            if let Some(high) = rest.first_chunk_mut::<4>() {
+                *high = self.high.to_le_bytes();
+            }
+        }
+    }
+
+    /// The first eight bytes of the twelve as a number, and the last.
+    #[inline(always)]
+    pub fn words(self) -> (u64, u64) {
+        (self.low, self.low >> 32 | u64::from(self.high) << 32)
+    }
+}
 
 /// The two addresses of an Ethernet frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

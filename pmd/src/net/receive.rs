@@ -12,7 +12,7 @@ use ringway_ring::queue::{DeviceRing, RingFault};
 
 use super::cursor::Cursor;
 use super::finish::finish;
-use super::frame::{ADDRESSES, Frame};
+use super::frame::{ADDRESSES, Ends, Frame, Head};
 use super::guest_queue::GuestQueue;
 use super::offload::{Offload, Offloads};
 use super::scratch::Scratch;
@@ -218,7 +218,7 @@ impl<R: DeviceRing> GuestQueue<R> {
             frame.copy_from(piece);
             // Over what was just copied.
             if from.frame.looked_at != 0 {
-                put_head(frame, from.head(), from.swap);
+                put_head(frame, from.beginning, from.frame.looked_at.into(), from.swap);
             } else if from.swap {
                 swap_addresses(piece, frame);
             }
@@ -308,14 +308,12 @@ pub(super) fn put_header(to: HostSlice<'_>, len: usize, (low, high): (u64, u16))
 
 /// Writes what was looked at over what was copied in its place, with its addresses exchanged or not.
 #[inline(always)]
-fn put_head(frame: HostSlice<'_>, head: &[u8], swap: bool) {
-    if head.len() > ADDRESSES {
-        frame.write(head);
+fn put_head(frame: HostSlice<'_>, head: &Head, bytes: usize, swap: bool) {
+    if bytes > ADDRESSES {
+        frame.write(head.get(..bytes).unwrap_or_default());
     }
-    let Some([a, b, c, d, e, f, g, h, i, j, k, l]) = head.first_chunk::<ADDRESSES>().copied() else { return };
     // Two words that overlap: the first eight bytes of the twelve and the last.
-    let low = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
-    let high = u64::from_le_bytes([e, f, g, h, i, j, k, l]);
+    let (low, high) = Ends::of(head).words();
     if swap {
         put_swapped(frame, low, high);
     } else {
