@@ -96,7 +96,9 @@ impl<M: MakePump> OwnPumps<M> {
         let (within, is_given_up) =
             if running.is_given_up { (Duration::ZERO, true) } else { (within, false) };
         let retired = match running.placed.retire(within) {
-            Err(PlaceError::Timeout { .. }) if !is_given_up => running.placed.revoke(LET_GO_WITHIN),
+            Err(PlaceError::Timeout { .. }) if !is_given_up => {
+                running.placed.revoke(within.min(LET_GO_WITHIN))
+            }
             retired => retired,
         };
         let end = match retired {
