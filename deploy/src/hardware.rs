@@ -20,7 +20,7 @@ mod kernel_log;
 mod machine;
 mod nvme;
 mod pci;
-mod programs;
+pub(crate) mod programs;
 pub mod scenarios;
 
 pub use front::{Front, Holdings};

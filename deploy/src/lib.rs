@@ -23,6 +23,7 @@
 //! | [`testpmd`] | DPDK's testpmd as a front-end, and as a back-end to prove this lab against |
 //! | [`daemon`] | `ringwayd` and `ringway` |
 //! | [`hardware`] | a machine with network hardware behind an IOMMU, emulated, and Ringway inside |
+//! | [`volumes`] | a machine whose volumes fail, wait and hang, and Ringway inside |
 //! | [`error`] | the error, a sentence |
 
 #![forbid(unsafe_code)]
@@ -46,3 +47,4 @@ pub mod station;
 pub mod system;
 pub mod testpmd;
 mod tree;
+pub mod volumes;

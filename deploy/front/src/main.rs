@@ -5,6 +5,7 @@
 //! ```text
 //! ringway-front echo SOCKET [packed] [pairs=N] [memory=MIB] [address=IP] [buffer=BYTES] [reconnect]
 //!                                      until `quit`; what it is told by its input, see [`echo`]
+//! ringway-front ask SOCKET [packed]    asks a disk for what it is told by its input, see [`ask`]
 //! ringway-front disk SOCKET [packed]   a disk's load, until `quit`; what it is told by its input, see [`disk`]
 //! ringway-front removal DEVICE GROUP   removes a device, see [`removal`]
 //! ringway-front stray [ADDRESS]        drives a virtio function or an NVMe controller that is bound to vfio-pci, see [`stray`]
@@ -12,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod ask;
 mod disk;
 mod echo;
 mod removal;
@@ -33,14 +35,16 @@ fn main() -> ExitCode {
         ["echo", socket, options @ ..] => {
             Options::parse(options).and_then(|options| echo::run(socket, options))
         }
+        ["ask", socket] => ask::run(socket, Format::Split),
+        ["ask", socket, "packed"] => ask::run(socket, Format::Packed),
         ["disk", socket] => disk::run(socket, Format::Split),
         ["disk", socket, "packed"] => disk::run(socket, Format::Packed),
         ["stray"] => stray::run(None),
         ["stray", address] => stray::run(Some(address)),
         ["removal", device, group] => removal::run(device, group),
         _ => Err(
-            "`echo SOCKET [packed] [pairs=N] [memory=MIB] [address=IP] [buffer=BYTES] [reconnect]`, `disk SOCKET \
-             [packed]`, `stray [ADDRESS]`, or `removal DEVICE GROUP`"
+            "`echo SOCKET [packed] [pairs=N] [memory=MIB] [address=IP] [buffer=BYTES] [reconnect]`, `ask SOCKET \
+             [packed]`, `disk SOCKET [packed]`, `stray [ADDRESS]`, or `removal DEVICE GROUP`"
                 .into(),
         ),
     };

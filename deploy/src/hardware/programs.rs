@@ -17,6 +17,16 @@ pub(crate) fn archive(lab: &Lab) -> Result<Archive> {
         tree.folder(Path::new(folder));
     }
     tree.link(Path::new("/var/run"), Path::new("/run"));
+    ringway(lab, &mut tree)?;
+    let plug_ins = PLUG_INS.map(|name| Path::new(PLUG_IN_FOLDER).join(name));
+    for program in [TESTPMD, IP, NICE, SETPRIV, STDBUF].map(PathBuf::from).iter().chain(&plug_ins) {
+        tree.program(program)?;
+    }
+    Ok(tree.into_archive())
+}
+
+/// Ringway and the lab's front-end.
+pub(crate) fn ringway(lab: &Lab, tree: &mut Tree) -> Result<()> {
     let binaries = daemon::binaries()?;
     for (name, to) in [("ringwayd", RINGWAYD), ("ringway", RINGWAY), ("ringway-front", FRONT)] {
         let (built, stripped) = (binaries.join(name), lab.path(name));
@@ -25,11 +35,7 @@ pub(crate) fn archive(lab: &Lab) -> Result<Archive> {
         fs::remove_file(&stripped)?;
         tree.libraries(&built)?;
     }
-    let plug_ins = PLUG_INS.map(|name| Path::new(PLUG_IN_FOLDER).join(name));
-    for program in [TESTPMD, IP, NICE, SETPRIV, STDBUF].map(PathBuf::from).iter().chain(&plug_ins) {
-        tree.program(program)?;
-    }
-    Ok(tree.into_archive())
+    Ok(())
 }
 
 fn strip(program: &Path, to: &Path) -> Result<()> {
