@@ -21,8 +21,8 @@ use ringway_ring::tsc;
 use ringway_vhost_user::frontend::{Frontend, FrontendError};
 use serde::{Deserialize, Serialize};
 
+use crate::drive::{self, Lanes};
 use crate::error::BenchError;
-use crate::host;
 use crate::options::PortOptions;
 use crate::rounds::Timed;
 use crate::stats::Latency;
@@ -148,37 +148,20 @@ impl Generator {
         let talkers = self.talkers.min(count);
         let cores = self.cores.len().clamp(1, count.max(1));
         // Lane i belongs to core i mod n.
-        let mut shares: Vec<(Vec<&mut Lane>, usize)> = (0..cores).map(|_| (Vec::new(), 0)).collect();
+        let mut shares: Vec<Ports<'_>> =
+            (0..cores).map(|_| Ports { lanes: Vec::new(), talkers: 0 }).collect();
         for (index, lane) in lanes.drain(..).enumerate() {
             lane.sample_every(every);
             if let Some(share) = shares.get_mut(index % cores) {
-                share.0.push(lane);
-                share.1 += usize::from(index < talkers);
+                share.lanes.push(lane);
+                share.talkers += usize::from(index < talkers);
             }
         }
         let per_lane = match load {
             Load::Closed => None,
             Load::Open { pps } => Some(pps / talkers.max(1) as f64),
         };
-        let cores = self.cores.clone();
-        let results: Vec<Result<Share, BenchError>> = thread::scope(|scope| {
-            let threads: Vec<_> = shares
-                .into_iter()
-                .zip(cores)
-                .map(|((mut share, talkers), core)| {
-                    scope.spawn(move || {
-                        host::pin(core);
-                        drive(&mut share, talkers, per_lane, duration)
-                    })
-                })
-                .collect();
-            let gone = || Err(BenchError::Usage("bug: a thread of the generator panicked".to_owned()));
-            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| gone())).collect()
-        });
-        let mut sum = Share::default();
-        for share in results {
-            sum.add(share?);
-        }
+        let sum = drive::on_cores(shares, &self.cores, per_lane, duration, BenchError::Usage)?;
         let hertz = tsc::hertz();
         let seconds = sum.cycles as f64 / hertz as f64;
         // What arrives on another core's lane may come while this one's were drained already: the books are closed when
@@ -196,7 +179,7 @@ impl Generator {
         }
         Ok(Round {
             seconds,
-            mpps: sum.received as f64 / seconds / 1e6,
+            mpps: sum.came as f64 / seconds / 1e6,
             gbps: sum.bytes as f64 * 8.0 / seconds / 1e9,
             counts,
             latency: Latency::of(&latency, hertz),
@@ -241,93 +224,46 @@ fn of(lane: &Lane) -> impl FnOnce(GuestError) -> BenchError + use<> {
     move |source| BenchError::Flow { flow, source }
 }
 
-/// What one thread found.
-#[derive(Debug, Default)]
-struct Share {
-    received: u64,
-    bytes: u64,
-    unsent: u64,
-    cycles: u64,
-    gap: u64,
-    absences: u64,
-}
-
-impl Share {
-    fn add(&mut self, other: Share) {
-        self.received += other.received;
-        self.bytes += other.bytes;
-        self.unsent += other.unsent;
-        self.cycles = self.cycles.max(other.cycles);
-        self.gap = self.gap.max(other.gap);
-        self.absences += other.absences;
-    }
-}
-
-/// Drives lanes on this thread, of which the first `talkers` send: warms up, measures for `duration`, drains.
-fn drive(
-    lanes: &mut [&mut Lane],
+/// Lanes of one thread, of which the first `talkers` send.
+struct Ports<'a> {
+    lanes: Vec<&'a mut Lane>,
     talkers: usize,
-    rate: Option<f64>,
-    duration: Duration,
-) -> Result<Share, BenchError> {
-    let hertz = tsc::hertz();
-    let cycles = |span: Duration| (span.as_secs_f64() * hertz as f64) as u64;
-    let begun = tsc::cycles();
-    let warm = begun + cycles(WARM_UP);
-    // Lanes are due at different times, not all at once.
-    let mut paces: Vec<Pace> = match rate {
-        None => Vec::new(),
-        Some(rate) => (0..talkers)
-            .map(|lane| {
-                let shift = hertz as f64 / rate * lane as f64 / talkers as f64;
-                Pace::new(begun + shift as u64, rate, hertz)
-            })
-            .collect(),
-    };
-    let mut presence = Presence::begin();
-    turns(lanes, talkers, &mut paces, warm, &mut presence)?;
-    let taken =
-        |lanes: &[&mut Lane]| lanes.iter().fold(Counts::default(), |sum, lane| sum.plus(&lane.counts()));
-    let before = taken(lanes);
-    for lane in lanes.iter_mut() {
-        lane.take_latency();
-        lane.take_set_aside();
-    }
-    let absences = presence.absences();
-    let start = tsc::cycles();
-    let gap = turns(lanes, talkers, &mut paces, start + cycles(duration), &mut presence)?;
-    let absences = presence.absences() - absences;
-    let end = tsc::cycles();
-    let counts = taken(lanes).since(&before);
-    let unsent = paces.iter().map(|pace| pace.missed(end.saturating_sub(cycles(GRACE)))).sum();
-    drain(lanes, &mut presence)?;
-    Ok(Share { received: counts.received, bytes: counts.bytes, unsent, cycles: end - start, gap, absences })
 }
 
-/// Receives and sends until `end`; returns the longest time between two turns, in cycles.
-fn turns(
-    lanes: &mut [&mut Lane],
-    talkers: usize,
-    paces: &mut [Pace],
-    end: u64,
-    presence: &mut Presence,
-) -> Result<u64, BenchError> {
-    let (mut last, mut gap) = (tsc::cycles(), 0);
-    loop {
-        for (index, lane) in lanes.iter_mut().enumerate() {
+impl Lanes for Ports<'_> {
+    type Error = BenchError;
+
+    fn senders(&self) -> usize {
+        self.talkers
+    }
+
+    #[inline]
+    fn turn(&mut self, paces: &mut [Pace], presence: &mut Presence) -> Result<(), BenchError> {
+        for (index, lane) in self.lanes.iter_mut().enumerate() {
             let offer = match paces.get_mut(index) {
                 Some(pace) => Offer::Due(pace),
-                None if index < talkers => Offer::All,
+                None if index < self.talkers => Offer::All,
                 None => Offer::Nothing,
             };
             lane.turn(offer, presence).map_err(of(lane))?;
         }
-        let now = tsc::cycles();
-        gap = gap.max(now - last);
-        last = now;
-        if now >= end {
-            return Ok(gap);
+        Ok(())
+    }
+
+    fn came(&self) -> (u64, u64) {
+        let counts = self.lanes.iter().fold(Counts::default(), |sum, lane| sum.plus(&lane.counts()));
+        (counts.received, counts.bytes)
+    }
+
+    fn forget_latencies(&mut self) {
+        for lane in &mut self.lanes {
+            lane.take_latency();
+            lane.take_set_aside();
         }
+    }
+
+    fn drain(&mut self, presence: &mut Presence) -> Result<(), BenchError> {
+        drain(&mut self.lanes, presence)
     }
 }
 
@@ -352,12 +288,6 @@ fn drain(lanes: &mut [&mut Lane], presence: &mut Presence) -> Result<(), BenchEr
         }
     }
 }
-
-/// The first frames find cold caches and a sleeping worker.
-const WARM_UP: Duration = Duration::from_millis(50);
-
-/// Frames that were due in the last moment before the end need not have been sent.
-const GRACE: Duration = Duration::from_millis(1);
 
 /// In a closed loop, one frame in so many has its latency recorded.
 const CLOSED_SAMPLE: u64 = 16;

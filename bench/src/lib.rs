@@ -17,6 +17,8 @@ pub mod compare;
 pub mod daemon;
 // Disks.
 pub mod disk;
+// A round of load on lanes.
+mod drive;
 // Why a measurement could not be made.
 pub mod error;
 // The load generator.

@@ -6,7 +6,6 @@
 //! error, not a number.
 
 use std::path::Path;
-use std::thread;
 use std::time::Duration;
 
 use ringway_guest::GuestError;
@@ -21,8 +20,8 @@ use ringway_ring::tsc;
 use serde::{Deserialize, Serialize};
 
 use super::options::{DiskOptions, Op, Touch};
+use crate::drive::{self, Lanes};
 use crate::error::BenchError;
-use crate::host;
 use crate::rounds::Timed;
 use crate::stats::Latency;
 
@@ -193,33 +192,18 @@ impl Generates for Generator {
         };
         let threads = self.cores.len().clamp(1, count.max(1));
         // Queue i belongs to core i mod n.
-        let mut shares: Vec<Vec<Driven<'_>>> = (0..threads).map(|_| Vec::new()).collect();
+        let patience = self.patience;
+        let mut shares: Vec<Queues<'_>> =
+            (0..threads).map(|_| Queues { driven: Vec::new(), patience }).collect();
         for (index, (queue, lane)) in self.port.queues_mut().iter_mut().zip(&mut self.lanes).enumerate() {
             lane.sample_every(every);
             if let Some(share) = shares.get_mut(index % threads) {
-                share.push(Driven { queue, lane });
+                share.driven.push(Driven { queue, lane });
             }
         }
-        let (cores, patience) = (self.cores.clone(), self.patience);
-        let results: Vec<Result<Share, GuestError>> = thread::scope(|scope| {
-            let threads: Vec<_> = shares
-                .into_iter()
-                .zip(cores)
-                .map(|(mut share, core)| {
-                    scope.spawn(move || {
-                        host::pin(core);
-                        drive(&mut share, per_lane, duration, patience)
-                    })
-                })
-                .collect();
-            let gone =
-                || Err(GuestError::Load { what: "bug: a thread of the generator panicked".to_owned() });
-            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| gone())).collect()
-        });
-        let mut sum = Share::default();
-        for share in results {
-            sum.add(&share.map_err(|source| self.guest(source))?);
-        }
+        let gone = |what| GuestError::Load { what };
+        let driven = drive::on_cores(shares, &self.cores, per_lane, duration, gone);
+        let sum = driven.map_err(|source| self.guest(source))?;
         let hertz = tsc::hertz();
         let seconds = sum.cycles as f64 / hertz as f64;
         let all = self.counts();
@@ -235,7 +219,7 @@ impl Generates for Generator {
         let kicks = self.port.queues_mut().iter_mut().map(Queue::take_kicks).sum();
         Ok(Round {
             seconds,
-            kiops: sum.completed as f64 / seconds / 1e3,
+            kiops: sum.came as f64 / seconds / 1e3,
             mbps: sum.bytes as f64 / seconds / 1e6,
             counts,
             latency: Latency::of(&latency, hertz),
@@ -302,102 +286,48 @@ struct Driven<'a> {
     lane: &'a mut Lane,
 }
 
-/// What one thread found.
-#[derive(Debug, Default)]
-struct Share {
-    completed: u64,
-    bytes: u64,
-    unsent: u64,
-    cycles: u64,
-    gap: u64,
-    absences: u64,
-}
-
-impl Share {
-    fn add(&mut self, other: &Share) {
-        self.completed += other.completed;
-        self.bytes += other.bytes;
-        self.unsent += other.unsent;
-        self.cycles = self.cycles.max(other.cycles);
-        self.gap = self.gap.max(other.gap);
-        self.absences += other.absences;
-    }
-}
-
-/// Drives queues on this thread: warms up, measures for `duration`, drains.
-fn drive(
-    driven: &mut [Driven<'_>],
-    rate: Option<f64>,
-    duration: Duration,
+/// Queues of one thread.
+struct Queues<'a> {
+    driven: Vec<Driven<'a>>,
     patience: Duration,
-) -> Result<Share, GuestError> {
-    let hertz = tsc::hertz();
-    let cycles = |span: Duration| (span.as_secs_f64() * hertz as f64) as u64;
-    let begun = tsc::cycles();
-    let warm = begun + cycles(WARM_UP);
-    // Queues are due at different times, not all at once.
-    let mut paces: Vec<Pace> = match rate {
-        None => Vec::new(),
-        Some(rate) => (0..driven.len())
-            .map(|nth| {
-                let shift = hertz as f64 / rate * nth as f64 / driven.len() as f64;
-                Pace::new(begun + shift as u64, rate, hertz)
-            })
-            .collect(),
-    };
-    let mut presence = Presence::begin();
-    turns(driven, &mut paces, warm, &mut presence)?;
-    let taken = |driven: &[Driven<'_>]| {
-        driven.iter().fold(Counts::default(), |sum, driven| sum.plus(driven.lane.counts()))
-    };
-    let before = taken(driven);
-    for Driven { lane, .. } in driven.iter_mut() {
-        lane.take_latency();
-        lane.take_set_aside();
-    }
-    let absences = presence.absences();
-    let start = tsc::cycles();
-    let gap = turns(driven, &mut paces, start + cycles(duration), &mut presence)?;
-    let absences = presence.absences() - absences;
-    let end = tsc::cycles();
-    let counts = taken(driven).since(&before);
-    let unsent = paces.iter().map(|pace| pace.missed(end.saturating_sub(cycles(GRACE)))).sum();
-    for Driven { queue, lane } in driven.iter_mut() {
-        lane.drain(queue, patience)?;
-    }
-    Ok(Share { completed: counts.completed, bytes: counts.bytes, unsent, cycles: end - start, gap, absences })
 }
 
-/// Collects and submits until `end`; returns the longest time between two turns, in cycles.
-fn turns(
-    driven: &mut [Driven<'_>],
-    paces: &mut [Pace],
-    end: u64,
-    presence: &mut Presence,
-) -> Result<u64, GuestError> {
-    let (mut last, mut gap) = (tsc::cycles(), 0);
-    loop {
-        for (index, Driven { queue, lane }) in driven.iter_mut().enumerate() {
+impl Lanes for Queues<'_> {
+    type Error = GuestError;
+
+    fn senders(&self) -> usize {
+        self.driven.len()
+    }
+
+    #[inline]
+    fn turn(&mut self, paces: &mut [Pace], presence: &mut Presence) -> Result<(), GuestError> {
+        for (index, Driven { queue, lane }) in self.driven.iter_mut().enumerate() {
             let offer = match paces.get_mut(index) {
                 None => Offer::All,
                 Some(pace) => Offer::Due(pace),
             };
             lane.turn(queue, offer, presence)?;
         }
-        let now = tsc::cycles();
-        gap = gap.max(now - last);
-        last = now;
-        if now >= end {
-            return Ok(gap);
+        Ok(())
+    }
+
+    fn came(&self) -> (u64, u64) {
+        let lanes = self.driven.iter().map(|driven| driven.lane.counts());
+        let counts = lanes.fold(Counts::default(), Counts::plus);
+        (counts.completed, counts.bytes)
+    }
+
+    fn forget_latencies(&mut self) {
+        for Driven { lane, .. } in &mut self.driven {
+            lane.take_latency();
+            lane.take_set_aside();
         }
     }
+
+    fn drain(&mut self, _: &mut Presence) -> Result<(), GuestError> {
+        self.driven.iter_mut().try_for_each(|Driven { queue, lane }| lane.drain(queue, self.patience))
+    }
 }
-
-/// The first requests find cold caches and a sleeping back-end.
-const WARM_UP: Duration = Duration::from_millis(50);
-
-/// Requests that were due in the last moment before the end need not have been submitted.
-const GRACE: Duration = Duration::from_millis(1);
 
 /// In a closed loop, one request in so many has its latency recorded.
 const CLOSED_SAMPLE: u64 = 4;
