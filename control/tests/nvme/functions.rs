@@ -81,7 +81,7 @@ fn queue_pairs_are_handed_out_each_with_its_namespace_and_are_nobody_elses() {
         host.add_port(3, &[("max_io_eqs", "2")]),
         &["has 1 of 4 queue pairs left, not 2", held[0], held[1]],
     );
-    refused(host.add_port(3, &[("namespace", "9")]), &["has no namespace 9, but 1, 2"]);
+    refused(host.add_port(3, &[("namespace", "9")]), &["has no namespace 9; it has 1, 2"]);
     refused(host.add_port(3, &[("max_io_eqs", "65")]), &["max_io_eqs 65: must be 1 to 64"]);
     refused(host.add_port(1, &[]), &["sfnum 1 of pci/0000:02:00.0 is taken"]);
     refused(host.set_port(1, None, &[("namespace", "2")]), &["is active", "state inactive"]);
@@ -174,7 +174,7 @@ fn queue_that_finds_no_pair_is_refused_with_who_has_them() {
     // It was made when there were four.
     let port = Port::connect(
         &host.socket("d0"),
-        BlockOptions { queues: 4, patience: Duration::from_secs(2), ..BlockOptions::default() },
+        BlockOptions { queues: 4, patience: SOON, ..BlockOptions::default() },
     );
     eventually(|| host.field("d0/history/last_host_failure").is_string());
     let told = host.field("d0/history/last_host_failure").to_string();

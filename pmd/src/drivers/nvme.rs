@@ -148,6 +148,17 @@ impl Stand {
         let id = match (id, all.len()) {
             (Some(id), _) => id,
             (None, 1) => all.keys().next().copied().unwrap_or(0),
+            (None, 0) => {
+                let unfit: Vec<String> =
+                    self.seen.unfit.iter().map(|(id, why)| format!("namespace {id}: {why}")).collect();
+                let why = match unfit.is_empty() {
+                    true => "make one on its primary (nvme create-ns, nvme attach-ns)".to_owned(),
+                    false => unfit.join("; "),
+                };
+                return Err(DriverError::NotFound(format!(
+                    "{name} has no namespace that can be a disk: {why}"
+                )));
+            }
             (None, _) => {
                 let why = format!("{name} has the namespaces {}: say namespace N", listed());
                 return Err(DriverError::Misconfigured(why));
@@ -157,8 +168,10 @@ impl Stand {
             return Err(DriverError::Misconfigured(format!("namespace {id}: {why}")));
         }
         let info = all.get(&id);
-        info.copied()
-            .ok_or_else(|| DriverError::NotFound(format!("{name} has no namespace {id}, but {}", listed())))
+        info.copied().ok_or_else(|| {
+            let others = if all.is_empty() { "none".to_owned() } else { listed() };
+            DriverError::NotFound(format!("{name} has no namespace {id}; it has {others}"))
+        })
     }
 
     /// Makes a device of the controller's own, or of a function's.
@@ -185,7 +198,11 @@ impl Stand {
         }
         if number(spec, NUM_QUEUES, 1, MAX_QUEUES)?.is_some_and(|queues| queues > most) {
             let why = match of {
-                Some(_) => format!("the function has {most} queue pairs"),
+                Some(of) => format!(
+                    "the function has {most} queue pairs; more by ringway port function set {}/{of} state inactive max_io_eqs N \
+                     state active",
+                    self.name
+                ),
                 None if most < self.books.total() => {
                     format!("{} has {most} queue pairs that are not promised to ports", self.name)
                 }

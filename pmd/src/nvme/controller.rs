@@ -196,11 +196,16 @@ impl Controller {
     /// There is none left, or the controller refuses.
     pub fn make_pair(&self, size: u16, vectors: u16) -> Result<QueuePair, NvmeFault> {
         let mut admin = lock(&self.admin);
-        let id = (1..=self.pairs).find(|id| !admin.made.contains_key(id));
-        let id = id.ok_or_else(|| {
-            NvmeFault::Host(format!("all {} queue pairs of the controller are taken", self.pairs))
-        })?;
-        let memory = memory(&*self.function, self.own, id, size)?;
+        let mut found =
+            Err(NvmeFault::Host(format!("all {} queue pairs of the controller are taken", self.pairs)));
+        for id in (1..=self.pairs).filter(|id| !admin.made.contains_key(id)) {
+            // That of a pair that was deleted just now may still be mapped.
+            found = memory(&*self.function, self.own, id, size).map(|memory| (id, memory));
+            if found.is_ok() {
+                break;
+            }
+        }
+        let (id, memory) = found?;
         let pair = QueuePair::new(&self.registers, id, Arc::clone(&memory), size).ok_or_else(no_doorbells)?;
         admin.made.insert(id, Made { memory, is_known: false });
         let made = admin.create(&pair, vectors);

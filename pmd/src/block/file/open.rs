@@ -360,7 +360,11 @@ fn explained(path: &Path, wish: &Wish, error: Errno, held_by: Option<String>) ->
     let at = path.display();
     match error {
         Errno::NOENT => {
-            DriverError::NotFound(format!("path {at}: no such file; truncate -s SIZE {at} makes one"))
+            let cure = match path.starts_with("/dev") {
+                true => "lvchange -ay or losetup may bring the device, or it has another name".to_owned(),
+                false => format!("truncate -s SIZE {at} makes one"),
+            };
+            DriverError::NotFound(format!("path {at}: no such file; {cure}"))
         }
         Errno::ISDIR => something_else(path, "a directory"),
         Errno::NXIO => something_else(path, "a socket, or a device without a driver"),

@@ -64,6 +64,11 @@ impl Tenure {
         self.is_over.load(Ordering::Relaxed)
     }
 
+    /// Who it is, to an operator.
+    fn told(&self) -> String {
+        format!("device {}{}", self.device, if self.is_over() { ", which is gone" } else { "" })
+    }
+
     /// Both cannot be: they have the same namespace, and one of them writes.
     fn excludes(&self, other: &Tenure) -> bool {
         self.namespace == other.namespace && (self.writes || other.writes)
@@ -150,7 +155,7 @@ impl Books {
                 what: format!(
                     "namespace {namespace} of {controller}: requests of the guest before are still under way"
                 ),
-                held_by: Some(format!("device {}, which is gone", before.tenure.device)),
+                held_by: Some(before.tenure.told()),
                 hint: "try again once the controller has answered or was reset, which takes some seconds"
                     .to_owned(),
             });
@@ -229,17 +234,15 @@ impl Pages {
     fn holders(&self, controller: &str, but: Option<u32>) -> Option<String> {
         let ports = self.shares.iter().filter(|(of, _)| Some(**of) != but);
         let ports = ports.map(|(of, pairs)| format!("port {controller}/{of} ({pairs})"));
-        let mut devices: BTreeMap<(&str, bool), usize> = BTreeMap::new();
+        let mut devices: BTreeMap<String, usize> = BTreeMap::new();
         // Those of functions have their ports'.
         let is_named = |used: &&Used| {
             used.tenure.is_over() || used.tenure.of.is_none_or(|of| !self.shares.contains_key(&of))
         };
         for Used { tenure, .. } in self.used.iter().filter(is_named) {
-            *devices.entry((&tenure.device, tenure.is_over())).or_default() += 1;
+            *devices.entry(tenure.told()).or_default() += 1;
         }
-        let devices = devices.into_iter().map(|((device, is_over), pairs)| {
-            format!("device {device}{} ({pairs})", if is_over { ", which is gone" } else { "" })
-        });
+        let devices = devices.into_iter().map(|(device, pairs)| format!("{device} ({pairs})"));
         let holders: Vec<String> = ports.chain(devices).collect();
         Some(holders.join(", ")).filter(|holders| !holders.is_empty())
     }
@@ -253,4 +256,4 @@ impl Drop for Claim {
 }
 
 /// Devices that are gone have left their pairs within this, unless the controller hangs.
-const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(5);
+const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(30);

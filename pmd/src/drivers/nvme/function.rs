@@ -84,10 +84,11 @@ impl Parent for NvmeController {
     fn set(&mut self, number: u32, attributes: &BTreeMap<String, String>) -> Result<(), DriverError> {
         let before = *self.children.get(number)?;
         let function = self.checked(before, attributes)?;
-        self.stand.books.promise(number, function.pairs)?;
-        self.children.change(number, function).inspect_err(|_| {
-            // It had these, so they are there.
-            let _ = self.stand.books.promise(number, before.pairs);
+        // What can be refused whatever else goes on comes first: what was promised is not given back for a moment.
+        self.children.change(number, function)?;
+        self.stand.books.promise(number, function.pairs).inspect_err(|_| {
+            // It could be changed just now.
+            let _ = self.children.change(number, before);
         })
     }
 
