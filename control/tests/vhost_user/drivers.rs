@@ -57,7 +57,8 @@ impl Pump for FlawedPump {
         match self.flaw {
             Flaw::Panics => panic!("flawed"),
             Flaw::Hangs if !std::mem::replace(&mut self.held, true) => {
-                std::thread::sleep(Duration::from_secs(3));
+                // Much longer than it is waited for, also where the waiting takes its time.
+                std::thread::sleep(Duration::from_secs(6));
                 Polled::Idle
             }
             _ => Polled::Idle,
