@@ -30,7 +30,16 @@ impl Daemon {
             vlans.add(first, last, change.pvid, change.untagged);
         } else if !vlans.remove(first, last) {
             let why = format!("{} was given no VLAN {}", change.dev, change.vid);
-            return Err(Fault::not_found(why).at("vid").hint("ringway bridge vlan show"));
+            let hint = match given(entry)? {
+                // What is shown of it then, it was not given.
+                None => format!(
+                    "a port that was given none is in VLAN 1 without a tag: give it others, or none at all (ringway dev set name {} \
+                     vlan none)",
+                    change.dev
+                ),
+                Some(vlans) => format!("it has {vlans}"),
+            };
+            return Err(Fault::not_found(why).at("vid").hint(hint));
         }
         let attributes = BTreeMap::from([(ATTRIBUTE.to_owned(), vlans.to_string())]);
         self.set(&DevSet { name: change.dev.clone(), attributes, ..DevSet::default() })

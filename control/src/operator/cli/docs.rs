@@ -148,7 +148,7 @@ pub fn ringway_page() -> String {
         "that of a user's; /tmp/ringway-UID/ctl.sock without XDG_RUNTIME_DIR",
     );
     page.section("SEE ALSO");
-    page.text("ringwayd(8), vdpa(8), qemu(1)");
+    page.text("ringwayd(8), vdpa(8), bridge(8), devlink(8), qemu(1)");
     page.finish()
 }
 
