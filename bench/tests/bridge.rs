@@ -10,9 +10,11 @@ use ringway_bench::options::{PortOptions, Ring};
 #[test]
 #[ignore = "needs Open vSwitch on DPDK: run deploy/test"]
 fn frames_of_every_port_of_a_peer_come_to_their_neighbour_and_nobody_else() {
-    let mut ovs = Ovs::start(4, 1, 0).unwrap();
+    let cores = cores();
+    let (own, its) = (cores[0], *cores.last().unwrap());
+    let mut ovs = Ovs::start(4, its, own).unwrap();
     let options = PortOptions { ring: Ring::Split, window: Some(64), listen: true, ..PortOptions::default() };
-    let mut generator = Generator::open(ovs.sockets(), &options, &[0]).unwrap();
+    let mut generator = Generator::open(ovs.sockets(), &options, &[own]).unwrap();
     // Two pairs, then one port alone.
     for talkers in [4, 1] {
         generator.introduce(talkers).unwrap();
@@ -28,6 +30,12 @@ fn frames_of_every_port_of_a_peer_come_to_their_neighbour_and_nobody_else() {
     }
     generator.close().unwrap();
     assert!(ovs.is_alive(), "it ended");
+}
+
+/// Those that this process may run on.
+fn cores() -> Vec<usize> {
+    let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+    (0..1024).filter(|core| allowed.is_set(*core)).collect()
 }
 
 /// Long enough for a round that nothing disturbs.

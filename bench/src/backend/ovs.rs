@@ -172,7 +172,10 @@ fn settings(core: usize, main_core: usize, memory: Memory) -> Result<Vec<String>
     };
     let extra = match memory {
         Memory::Huge => "--no-pci --no-telemetry --in-memory".to_owned(),
-        Memory::Base => format!("--no-pci --no-telemetry --no-huge -m {MEMORY_MIB}"),
+        Memory::Base => format!(
+            "--no-pci --no-telemetry --no-huge -m {MEMORY_MIB} --file-prefix=ringway-bench-ovs-{}",
+            std::process::id()
+        ),
     };
     let mut settings = vec![
         "other_config:dpdk-init=true".to_owned(),

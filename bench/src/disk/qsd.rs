@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::backend::Identity;
 use crate::error::BenchError;
-use crate::host;
+use crate::mortal;
 
 /// What its disk is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,14 +49,18 @@ impl Qsd {
         }
         let flags = flags(disk, queues, bytes, &file, &socket);
         let program = std::env::var_os(VARIABLE).map_or_else(|| PathBuf::from(PROGRAM), PathBuf::from);
-        let spawn = || {
-            // Its threads may run where the one that starts it may.
-            host::pin(core);
-            Command::new(&program).args(&flags).stdin(Stdio::null()).stdout(Stdio::null()).spawn()
+        // Its threads may run where it may.
+        let spawned = match find(&program) {
+            Some(program) => mortal::command("taskset")
+                .args(["--cpu-list", &core.to_string()])
+                .arg(program)
+                .args(&flags)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .spawn(),
+            None => Err(std::io::ErrorKind::NotFound.into()),
         };
-        let spawned = std::thread::scope(|scope| scope.spawn(spawn).join());
-        let gone = |_| Err(std::io::Error::other("a thread of the suite panicked"));
-        let mut child = spawned.unwrap_or_else(gone).map_err(|error| match error.kind() {
+        let mut child = spawned.map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => BenchError::MissingPeer {
                 program: program.display().to_string(),
                 package: "qemu-utils",
@@ -105,6 +109,15 @@ impl Drop for Qsd {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A program by its path, or on the `PATH`.
+fn find(program: &Path) -> Option<PathBuf> {
+    if program.components().count() > 1 {
+        return program.is_file().then(|| program.to_owned());
+    }
+    let paths = std::env::var_os("PATH")?;
+    std::env::split_paths(&paths).map(|folder| folder.join(program)).find(|path| path.is_file())
 }
 
 /// Makes a file of which every byte was written, so that neither reads nor writes meet holes.

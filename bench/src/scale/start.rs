@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::curve::turns;
 use super::{Options, ScaleError, driven, on_core};
 use crate::daemon::Daemon;
+use crate::mortal;
 use crate::progress;
 use crate::stats::Spread;
 
@@ -150,7 +151,7 @@ impl Testpmd {
             socket.display()
         );
         let words: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
-        let mut child = Command::new(program)
+        let mut child = mortal::command(program)
             .args(&words)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
