@@ -20,6 +20,6 @@ mod trouble;
 // Whether its size is another.
 mod watch;
 
-pub use open::{Cache, Identity, OpenFile, Wish};
+pub use open::{Cache, Identity, OpenFile, Ours, Wish};
 pub use queue::FileQueue;
 pub(crate) use watch::watch;

@@ -9,7 +9,7 @@ use ringway_ring::guest::GuestMap;
 use rustix::thread::{CpuSet, sched_getaffinity};
 
 use crate::block::disk::{BlockDevice, Disk, Geometry, QueueSeat};
-use crate::block::file::{Cache, FileQueue, Identity, OpenFile, Wish, watch};
+use crate::block::file::{Cache, FileQueue, OpenFile, Ours, Wish, watch};
 use crate::block::plan::{ATTRIBUTES, MAX_QUEUES, Plan, RO};
 use crate::block::{BLOCK, RangeLimits};
 use crate::later;
@@ -26,7 +26,7 @@ pub struct FileDisks {
     /// Files that are being opened: one that hangs is opened once.
     opening: BTreeMap<PathBuf, Weak<()>>,
     /// Those that are open, and the device of each.
-    open: Vec<(Weak<OpenFile>, Identity, String)>,
+    open: Vec<(Weak<OpenFile>, Ours)>,
 }
 
 impl FileDisks {
@@ -52,15 +52,17 @@ impl FileDisks {
         let mark = Arc::new(());
         self.opening.insert(path.clone(), Arc::downgrade(&mark));
         self.open.retain(|(file, ..)| file.strong_count() > 0);
-        let ours: Vec<_> =
-            self.open.iter().map(|(_, identity, name)| (*identity, format!("device {name}"))).collect();
+        // Of the device itself it is what it had before.
+        let of_before = |ours: &Ours| Ours { is_gone: ours.is_gone || ours.device == name, ..ours.clone() };
+        let ours: Vec<Ours> = self.open.iter().map(|(_, ours)| of_before(ours)).collect();
         let opened = later::within(LOOK_WITHIN, move || {
             let opened = OpenFile::open(wish, LOCKED_WITHIN, &ours);
             drop(mark);
             opened
         });
         let opened = opened.unwrap_or_else(|| Err(hangs()))?;
-        self.open.push((Arc::downgrade(&opened), opened.identity, name.to_owned()));
+        let ours = Ours { identity: opened.identity, device: name.to_owned(), is_gone: false };
+        self.open.push((Arc::downgrade(&opened), ours));
         Ok(opened)
     }
 }
@@ -100,6 +102,11 @@ impl ManagementDevice for FileDisks {
             summary: "files and block devices of the host as disks",
             check: |_, spec| wish(spec).map(drop),
         }
+    }
+
+    fn removed(&mut self, name: &str) {
+        let its = self.open.iter_mut().filter(|(_, ours)| ours.device == name);
+        its.for_each(|(_, ours)| ours.is_gone = true);
     }
 
     fn create(&mut self, spec: &DeviceSpec, host: DeviceHost) -> Result<Box<dyn VdpaDevice>, DriverError> {

@@ -187,7 +187,7 @@ pub fn ringwayd_page() -> String {
     for key in crate::operator::config::PORT_KEYS {
         let keyword = PORT_KEYWORDS.iter().chain([&STATE]).find(|keyword| keyword.name == key);
         let help = keyword
-            .map_or("the management device: a [[mgmtdev]] of the file, or hardware (pci/…)", |keyword| {
+            .map_or("the management device: a [[mgmtdev]] of the file, or hardware (pci/ADDRESS)", |keyword| {
                 keyword.help
             });
         page.item(vec![roman("[[port]] "), bold(key)], help);

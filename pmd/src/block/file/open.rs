@@ -35,6 +35,32 @@ impl Cache {
     }
 }
 
+/// A file that is a disk of this process.
+#[derive(Debug, Clone)]
+pub struct Ours {
+    /// Which file.
+    pub identity: Identity,
+    /// Of which device.
+    pub device: String,
+    /// That device was removed, or begins anew: only what is under way there has the file.
+    pub is_gone: bool,
+}
+
+impl Ours {
+    fn told(&self) -> String {
+        let gone = if self.is_gone { ", which is gone but for requests under way" } else { "" };
+        format!("device {}{gone}", self.device)
+    }
+
+    fn cure(&self) -> String {
+        match self.is_gone {
+            true => "try again once the host has answered them: ringway dev show has how long they wait"
+                .to_owned(),
+            false => format!("ringway dev del {}, {ONE_EACH}", self.device),
+        }
+    }
+}
+
 /// What an operator wants of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wish {
@@ -92,11 +118,7 @@ impl OpenFile {
     ///
     /// # Errors
     /// It cannot be a disk, or somebody has it.
-    pub fn open(
-        wish: Wish,
-        patience: Duration,
-        ours: &[(Identity, String)],
-    ) -> Result<Arc<OpenFile>, DriverError> {
+    pub fn open(wish: Wish, patience: Duration, ours: &[Ours]) -> Result<Arc<OpenFile>, DriverError> {
         let path = wish.path.clone();
         let failed = |error: Errno| explained(&path, &wish, error, None);
         let writes = !wish.is_read_only;
@@ -111,7 +133,7 @@ impl OpenFile {
             }
         };
         let identity = Identity::of(&facts);
-        let of_ours = || ours.iter().find(|(other, _)| *other == identity).map(|(_, name)| name.clone());
+        let of_ours = || ours.iter().find(|other| other.identity == identity);
         let failed = |error: Errno| explained(&path, &wish, error, of_ours());
         // Nobody writes to a disk that is mounted.
         let alone = if is_block && writes { OFlags::EXCL } else { OFlags::empty() };
@@ -246,11 +268,11 @@ fn reopen(file: &OwnedFd, flags: OFlags) -> rustix::io::Result<OwnedFd> {
 }
 
 /// Locks it, or says who has it.
-fn locked(
+fn locked<'a>(
     file: &OwnedFd,
     wish: &Wish,
     patience: Duration,
-    of_ours: impl Fn() -> Option<String>,
+    of_ours: impl Fn() -> Option<&'a Ours>,
 ) -> Result<(), DriverError> {
     let (path, writes, until) = (wish.path.display(), !wish.is_read_only, Instant::now() + patience);
     let failed = |source| DriverError::Resource { what: format!("{path}: it cannot be locked"), source };
@@ -260,9 +282,8 @@ fn locked(
         if Instant::now() >= until {
             return Err(DriverError::Conflict {
                 what: format!("{path} is in use as a disk"),
-                held_by: of_ours().or_else(|| holder(file)),
-                hint: "end its use there, or give this device a file of its own: two that write to one file destroy what is on it"
-                    .to_owned(),
+                held_by: of_ours().map(Ours::told).or_else(|| holder(file)),
+                hint: of_ours().map_or_else(|| format!("end its use there, {ONE_EACH}"), Ours::cure),
             });
         }
         std::thread::sleep(STEP);
@@ -356,7 +377,7 @@ fn allocates(file: &OwnedFd, what: FallocateFlags) -> bool {
 }
 
 /// Why it cannot be opened, and what to do.
-fn explained(path: &Path, wish: &Wish, error: Errno, held_by: Option<String>) -> DriverError {
+fn explained(path: &Path, wish: &Wish, error: Errno, holder: Option<&Ours>) -> DriverError {
     let at = path.display();
     match error {
         Errno::NOENT => {
@@ -383,12 +404,19 @@ fn explained(path: &Path, wish: &Wish, error: Errno, held_by: Option<String>) ->
         },
         Errno::TXTBSY | Errno::BUSY => DriverError::Conflict {
             what: format!("path {at}: {}", words_of(&error.into())),
-            held_by,
-            hint: "end its use: a mounted disk, a swap, a program that runs".to_owned(),
+            held_by: holder.map(Ours::told),
+            hint: holder.map_or_else(
+                || "end its use: a mounted disk, a swap, a program that runs".to_owned(),
+                Ours::cure,
+            ),
         },
         error => DriverError::Resource { what: format!("path {at}"), source: error.into() },
     }
 }
+
+/// Why two devices have two files.
+const ONE_EACH: &str =
+    "or give this device a file of its own: two that write to one file destroy what is on it";
 
 fn something_else(path: &Path, what: &str) -> DriverError {
     DriverError::Conflict {
