@@ -129,7 +129,7 @@ impl Path {
                 all.extend(BATCHES.map(|batch| Path::Ring { crate_name, ring, side, batch, chain }));
             }
         }
-        for job in [Job::Loopback, Job::Link] {
+        for job in [Job::Loopback, Job::Link, Job::Bridge] {
             all.extend(Ring::ALL.map(|ring| Path::Pump { job, ring }));
         }
         for access in [Access::Read, Access::Write] {
@@ -368,10 +368,10 @@ mod tests {
     #[test]
     fn paths_have_names_of_their_own() {
         let mut names: Vec<String> = Path::all().iter().map(Path::to_string).collect();
-        assert_eq!(names.len(), 5 * 4 * 2 + 8);
+        assert_eq!(names.len(), 5 * 4 * 2 + 10);
         names.sort();
         names.dedup();
-        assert_eq!(names.len(), 5 * 4 * 2 + 8);
+        assert_eq!(names.len(), 5 * 4 * 2 + 10);
         assert!(names.contains(&"ringway split device batch 32 chain 1".to_owned()));
     }
 

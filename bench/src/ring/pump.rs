@@ -8,10 +8,12 @@ use std::sync::Arc;
 use ringway_engine::{Budget, Polled, Pump};
 use ringway_pmd::counters::DropReason;
 use ringway_pmd::drivers::sim_net::Loop;
+use ringway_pmd::net::announce::Announcement;
+use ringway_pmd::net::bridge::{BridgePort, BridgePump};
 use ringway_pmd::net::guest_queue::PortRules;
 use ringway_pmd::net::side::{receive_queue, transmit_queue};
 use ringway_pmd::net::transfer::{Transfer, TransferOptions};
-use ringway_pmd::net::{F_MRG_RXBUF, header_len};
+use ringway_pmd::net::{F_MRG_RXBUF, Mac, header_len};
 use ringway_pmd::notify::EventFd;
 use ringway_pmd::vdpa::{DeviceSpec, FaultReporter, MakePump, NetSpec, QueueBinding};
 use ringway_ring::queue::{Completion, DriverBuffer, DriverRing};
@@ -55,7 +57,7 @@ pub(super) fn subject(job: Job, ring: Ring) -> Result<Box<dyn Subject>, BenchErr
     let pump = match job {
         Job::Loopback => loopback(rx_binding, tx_binding)?,
         Job::Link => link(rx_binding, tx_binding)?,
-        Job::Bridge => return Err(refused("a bridge's pump is made by its fabric, between ports")),
+        Job::Bridge => bridge(rx_binding, tx_binding)?,
     };
     let header_len = header_len(receiver.features());
     let buffer = |index: u16| DriverBuffer {
@@ -106,6 +108,26 @@ fn link(rx_binding: QueueBinding, tx_binding: QueueBinding) -> Result<Box<dyn Pu
     let options = TransferOptions { swap_mac: false, absent: DropReason::PeerDown, hertz: tsc::hertz() };
     let transfer = Transfer::new(Some(sink), vec![source], options);
     Ok(Box::new(transfer.map_err(BenchError::system("cannot make a pump"))?))
+}
+
+/// What the fabric of a bridge places on a worker: one port sends to another, whose station is known.
+fn bridge(rx_binding: QueueBinding, tx_binding: QueueBinding) -> Result<Box<dyn Pump>, BenchError> {
+    let rules = PortRules { mtu: 1500, only: None };
+    let port = |slot| BridgePort {
+        slot,
+        sources: Vec::new(),
+        sinks: Vec::new(),
+        flood: None,
+        rates: Arc::default(),
+        announcement: Arc::new(Announcement::new(Arc::default())),
+        reflects: false,
+        vlans: None,
+    };
+    let receiver = BridgePort { sinks: vec![(0, receive_queue(rx_binding, rules)?)], ..port(0) };
+    let sender = BridgePort { sources: vec![(1, transmit_queue(tx_binding, rules)?)], ..port(1) };
+    let known = [(Mac([0x52, 0x57, 0, 0, 0, 2]), 0)];
+    let pump = BridgePump::alone(vec![receiver, sender], &known, tsc::hertz());
+    Ok(Box::new(pump.map_err(BenchError::system("cannot make a pump"))?))
 }
 
 pub(super) fn binding(bed: &Bed, index: u16) -> Result<QueueBinding, BenchError> {

@@ -30,7 +30,7 @@ use ringway_ring::tsc;
 
 use super::Mac;
 use super::announce::{self, Announcement};
-use super::fdb::{Address, Fdb, Learned, ticks};
+use super::fdb::{Address, Fdb, FdbOptions, Learned, ticks};
 use super::frame::{Addresses, Ends, Frame, Frames, Ingress, addresses, prefetch};
 use super::in_flight::InFlight;
 use super::rates::PortRates;
@@ -175,6 +175,28 @@ impl BridgePump {
             now: 0,
             is_stopping: false,
         }
+    }
+
+    /// Binds ports of which no fabric knows, with where stations are, by slot: to count what it costs, without a worker. Frames are
+    /// as guests send them that offload nothing.
+    ///
+    /// # Errors
+    /// The system has no memory for what it learns.
+    pub fn alone(ports: Vec<BridgePort>, known: &[(Mac, u16)], hertz: u64) -> std::io::Result<BridgePump> {
+        let slots = ports.iter().map(|port| port.slot + 1).max().unwrap_or(0);
+        let options = FdbOptions {
+            capacity: 8192,
+            ports: slots,
+            per_port: 1024,
+            ageing: ticks(u64::MAX),
+            seed: [0; 2],
+        };
+        let stations = Arc::new(Stations::new(options));
+        let mut fdb = stations.empty_fdb()?;
+        for (mac, slot) in known {
+            fdb.learn(*mac, *slot, 0);
+        }
+        Ok(BridgePump::new(ports, fdb, stations, Arc::default(), hertz, Scratch::new(false)?))
     }
 
     /// Takes it apart again.

@@ -186,10 +186,10 @@ pub fn ringwayd_page() -> String {
     page.text("A [[port]] takes the words of ringway port add and ringway port function set:");
     for key in crate::operator::config::PORT_KEYS {
         let keyword = PORT_KEYWORDS.iter().chain([&STATE]).find(|keyword| keyword.name == key);
-        let help = keyword
-            .map_or("the management device: a [[mgmtdev]] of the file, or hardware (pci/ADDRESS)", |keyword| {
-                keyword.help
-            });
+        let help = keyword.map_or(
+            "the management device: a [[mgmtdev]] of the file, or hardware (pci/ADDRESS)",
+            |keyword| keyword.help,
+        );
         page.item(vec![roman("[[port]] "), bold(key)], help);
     }
     page.section("EXIT STATUS");
