@@ -20,9 +20,13 @@ use crate::Result;
 /// Does so with the function at an address, or the first virtio function that the bus looks at.
 pub(crate) fn run(address: Option<&str>) -> Result<()> {
     let wanted = address.map(str::parse::<Address>).transpose()?;
-    let virtio = |function: &Arc<dyn Function>| lead_astray(&**function).map_err(|error| error.to_string());
-    let nvme = |function: &Arc<dyn Function>| {
-        lead_controller_astray(Arc::clone(function)).map_err(|error| error.to_string())
+    // Nothing is done to any of them before it is the one.
+    type Astray = (Arc<dyn Function>, fn(Arc<dyn Function>) -> Result<()>);
+    let virtio = |function: &Arc<dyn Function>| -> std::result::Result<Astray, String> {
+        Ok((Arc::clone(function), |function| lead_astray(&*function)))
+    };
+    let nvme = |function: &Arc<dyn Function>| -> std::result::Result<Astray, String> {
+        Ok((Arc::clone(function), lead_controller_astray))
     };
     let examiners = vec![
         Examiner { wants: |id| id.vendor == VIRTIO, look: virtio },
@@ -36,7 +40,8 @@ pub(crate) fn run(address: Option<&str>) -> Result<()> {
             if wanted.is_some_and(|wanted| device.address != wanted) {
                 continue;
             }
-            device.seen?;
+            let (function, lead) = device.seen?;
+            lead(function)?;
             println!("{} was told to read {STRAY:#x}", device.address);
             return Ok(());
         }
