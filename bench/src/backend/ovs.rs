@@ -81,11 +81,10 @@ impl Ovs {
             let BenchError::Peer { what, .. } = error else { return Err(error) };
             return Err(failed(&programs.switch, &format!("{ended}: {what}"), &at("switch.log")));
         }
-        let version =
-            control(&words(&["--bare", "get", "Open_vSwitch", ".", "ovs_version", "dpdk_version"]))?;
-        let version = version.lines().map(|line| line.trim_matches('"')).collect::<Vec<_>>().join(", ");
-        let identity =
-            Identity { name: "ovs".to_owned(), version: format!("Open vSwitch {version}"), flags: settings };
+        let told = tool(&programs.switch, &words(&["--version"]))?;
+        let lines = told.lines().map(str::trim).filter(|line| !line.is_empty());
+        let version = lines.collect::<Vec<_>>().join(", ");
+        let identity = Identity { name: "ovs".to_owned(), version, flags: settings };
         let (Some(switch), Some(database)) = (switch.0.take(), database.0.take()) else {
             return Err(BenchError::Usage("bug: a started program is gone".to_owned()));
         };
