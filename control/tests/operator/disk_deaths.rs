@@ -197,14 +197,16 @@ fn requests_to_files_are_done_once_whenever_the_daemon_is_killed() {
     let disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut daemon = Daemon::start();
     let options = |format, inflight| BlockOptions { format, inflight, indirect: true, ..Default::default() };
+    // What the host has in its page cache it copies byte by byte, so that a read beside a write of the same block may meet the
+    // middle of a sector: requests overlap past the cache alone.
     let mut vms: Vec<Vm> = [
         ("memory-split", &memory, "buffered", options(Format::Split, true), false),
-        ("memory-packed-own", &memory, "buffered", options(Format::Packed, false), true),
+        ("memory-packed-own", &memory, "buffered", options(Format::Packed, false), false),
         ("direct-split", &disk, "direct", options(Format::Split, true), false),
         ("direct-split-own", &disk, "direct", options(Format::Split, false), true),
         ("direct-packed", &disk, "direct", options(Format::Packed, true), true),
         ("direct-packed-own", &disk, "direct", options(Format::Packed, false), false),
-        ("buffered-split", &disk, "buffered", options(Format::Split, true), true),
+        ("buffered-split", &disk, "buffered", options(Format::Split, true), false),
         ("buffered-packed-own", &disk, "buffered", options(Format::Packed, false), false),
     ]
     .into_iter()
