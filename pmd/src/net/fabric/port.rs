@@ -123,7 +123,7 @@ impl Port {
             return;
         }
         let fabric = Arc::clone(&self.fabric);
-        later::run_until(move || {
+        let tell = move || {
             let Some(mut state) = fabric.try_lock() else { return false };
             // What was known without tags is in no VLAN, and the other way round.
             let slots: Vec<u16> = state.ends.ports.values().map(|port| port.slot).collect();
@@ -131,7 +131,11 @@ impl Port {
             state.pumps.values_mut().for_each(|running| running.is_outdated = true);
             fabric.settle_later(&mut state);
             true
-        });
+        };
+        // Mostly nobody has the lock, and what is learned from now on is not forgotten again.
+        if !tell() {
+            later::run_until(tell);
+        }
     }
 
     /// Its device has this address.
