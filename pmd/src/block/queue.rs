@@ -258,12 +258,18 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
             Ask::Unsupported => (Some(Outcome::Unsupported), None, Span::EMPTY),
             Ask::Refused(why) => (Some(Outcome::Failed(why)), None, Span::EMPTY),
         };
-        let way = if kind == Some(RequestKind::Read) { Way::ToGuest } else { Way::FromGuest };
-        let ranges = match request.ask {
-            Ask::Ranges(what) => Some((what, 0)),
-            _ => None,
+        // Made for a request that stays, and for no other.
+        let under_way = || Slot {
+            way: if kind == Some(RequestKind::Read) { Way::ToGuest } else { Way::FromGuest },
+            writes: request.writes,
+            bytes,
+            ranges: match request.ask {
+                Ask::Ranges(what) => Some((what, 0)),
+                _ => None,
+            },
+            kind,
+            seen: now,
         };
-        let under_way = Slot { way, writes: request.writes, bytes, ranges, kind, seen: now };
         let outcome = match (outcome, operation) {
             (Some(outcome), _) => outcome,
             // A chain that nobody can keep is not begun.
@@ -275,14 +281,14 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
                 Submitted::Full => return Begun::Full,
                 Submitted::Taken => {
                     self.shape.limits.charge(bytes, now);
-                    self.requests.keep(slot, &self.burst, chain, under_way);
+                    self.requests.keep(slot, &self.burst, chain, under_way());
                     self.ring.consume(std::slice::from_ref(chain));
                     return Begun::Away { bytes: 0 };
                 }
             },
             (None, None) => {
                 self.shape.limits.charge(bytes, now);
-                self.requests.keep(slot, &self.burst, chain, under_way);
+                self.requests.keep(slot, &self.burst, chain, under_way());
                 self.ring.consume(std::slice::from_ref(chain));
                 self.ranges_left.push_back(slot);
                 return Begun::Away { bytes: 0 };
@@ -297,20 +303,20 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
             let (requests, all) = &mut self.at_once[kind as usize];
             (*requests, *all) = (*requests + 1, *all + bytes);
         }
-        self.answer(chain, under_way, outcome);
+        self.answer(chain, request.writes, bytes, outcome);
         Begun::Away { bytes }
     }
 
-    /// Gives a chain back whose status was written.
+    /// Gives a chain back whose status was written: `writes` bytes if it succeeded, `bytes` of them, or of what was read, data.
     #[inline]
-    fn answer(&mut self, chain: &Chain, request: Slot, outcome: Outcome) {
-        let written = if outcome == Outcome::Done { request.writes } else { 1 };
+    fn answer(&mut self, chain: &Chain, writes: u32, bytes: u64, outcome: Outcome) {
+        let written = if outcome == Outcome::Done { writes } else { 1 };
         self.ring.complete(chain, written);
         self.tally.chains += 1;
         match outcome {
             Outcome::Done => {
                 self.tally.packets += 1;
-                self.tally.bytes += request.bytes;
+                self.tally.bytes += bytes;
             }
             Outcome::Failed(why) => self.counters.add_drops(why, 1),
             Outcome::Unsupported => self.counters.add_drops(DropReason::Unsupported, 1),
@@ -344,7 +350,7 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
                 let took = tsc::cycles().saturating_sub(request.seen);
                 self.counters.requests().add(kind, 1, request.bytes, took);
             }
-            self.answer(&chain, request, outcome);
+            self.answer(&chain, request.writes, request.bytes, outcome);
         }
     }
 
