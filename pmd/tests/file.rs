@@ -125,10 +125,11 @@ proptest! {
 
 #[test]
 fn many_requests_under_way_end_once_each_and_flushes_among_them() {
-    for cache in ["direct", "buffered"] {
+    for (cache, write_back) in [("direct", "on"), ("direct", "off"), ("buffered", "on"), ("buffered", "off")]
+    {
         let dir = dir(false);
         let path = disk_in(&dir);
-        let mut device = device(&path, &[("cache", cache)]).unwrap();
+        let mut device = device(&path, &[("cache", cache), ("write_back", write_back)]).unwrap();
         let mut bed = Bed::new(Format::Split, F_FLUSH, &mut device);
         let mut asked = Vec::new();
         for token in 0..80u32 {

@@ -285,7 +285,7 @@ impl DiskRing {
     }
 
     /// Puts a write of zeroes in, of as many as it can be at once.
-    pub(crate) fn zero(&mut self, slot: u16, offset: u64, len: u64, lasts: bool) -> Put {
+    pub(crate) fn zero(&mut self, slot: u16, offset: u64, len: u64) -> Put {
         if let Err(error) = self.settle() {
             return Put::Failed(error);
         }
@@ -305,7 +305,7 @@ impl DiskRing {
             (count, bytes) = (count + 1, bytes + step);
         }
         let list = vectors.as_ptr().cast();
-        let entry = opcode::Writev::new(FILE, list, count).offset(offset).rw_flags(flags(lasts)).build();
+        let entry = opcode::Writev::new(FILE, list, count).offset(offset).build();
         // SAFETY: the zeroes are never written and stay for good; the vectors are as in `transfer`.
         self.put(slot.into(), &entry, bytes, |entry, ring| unsafe { ring.push(entry) })
     }
@@ -676,7 +676,7 @@ mod tests {
         let count = |puts: Vec<Put>| puts.iter().filter(|put| matches!(put, Put::In(_))).count();
         let ranges = (0..20).map(|slot| ring.allocate(slot, 0, 0, 4096)).collect();
         assert_eq!(count(ranges), 4);
-        let transfers = (20..64).map(|slot| ring.zero(slot, 0, 4096, false)).collect();
+        let transfers = (20..64).map(|slot| ring.zero(slot, 0, 4096)).collect();
         assert_eq!(count(transfers), 16);
         assert_eq!(ring.flush(), Put::In(0));
         while ring.is_out() {

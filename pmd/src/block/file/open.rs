@@ -105,6 +105,8 @@ pub struct OpenFile {
     pub discards: bool,
     /// It zeroes a range without being given the zeroes.
     pub(super) zeroes: bool,
+    /// What was written past the host's memory lasts: its disk has no cache of its own.
+    pub(super) is_write_through: bool,
     pub(super) alignment: Alignment,
     /// Its reads and writes wait in the kernel, as of a network file system: each is the work of a thread there.
     pub(super) needs_helpers: bool,
@@ -170,6 +172,7 @@ impl OpenFile {
             discards: writes && gives_back(&file, is_block, facts.st_rdev),
             // For a block device the kernel does whatever its driver does not.
             zeroes: writes && (is_block || allocates(&file, FallocateFlags::ZERO_RANGE)),
+            is_write_through: is_block && cache == Cache::Direct && is_write_through(facts.st_rdev),
             identity,
             alignment,
             needs_helpers: waits(&file),
@@ -360,13 +363,20 @@ fn gives_back(file: &OwnedFd, is_block: bool, device: u64) -> bool {
 
 /// The block device has a limit for such requests, and so takes them.
 fn has_limit(device: u64, name: &str) -> bool {
+    queue_word(device, name).and_then(|word| word.parse::<u64>().ok()).is_some_and(|most| most > 0)
+}
+
+/// The kernel says so of the device.
+fn is_write_through(device: u64) -> bool {
+    queue_word(device, "write_cache").is_some_and(|word| word == "write through")
+}
+
+/// What the kernel says of a block device's queue.
+fn queue_word(device: u64, name: &str) -> Option<String> {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    let most = |place: &str| {
-        let text = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/{place}{name}")).ok()?;
-        text.trim().parse::<u64>().ok()
-    };
+    let read = |place: &str| fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/{place}{name}")).ok();
     // A partition has its disk's.
-    most("queue/").or_else(|| most("../queue/")).is_some_and(|most| most > 0)
+    Some(read("queue/").or_else(|| read("../queue/"))?.trim().to_owned())
 }
 
 /// The file system does such a thing. Asked behind the file's end, where nothing is lost.

@@ -30,6 +30,7 @@ pub struct FileQueue {
     /// The first of them waits until something ends that is out.
     is_stuck: bool,
     flush: Flush,
+    durable: Durable,
     /// How zeroes are written where the space is to be kept, and where it may be given back: the best way that was not refused yet.
     zeroes: [Zeroes; 2],
 }
@@ -40,6 +41,8 @@ struct Job {
     operation: Operation,
     /// Bytes that are done.
     done: u64,
+    /// It is a write that has to last, and joins a flush once it is written.
+    joins: bool,
     /// How its zeroes are being written.
     zeroes: Zeroes,
 }
@@ -51,6 +54,18 @@ struct Flush {
     is_running: bool,
     running: Vec<u16>,
     waiting: Vec<u16>,
+}
+
+/// Writes that have to last before they are answered. One that is alone is written so that it lasts, in one go; of many, each is
+/// written like any other and joins a flush, which is then one for all of them.
+#[derive(Debug)]
+struct Durable {
+    /// The disk has no cache of its own, so that a write lasts at no cost.
+    is_free: bool,
+    /// How many are out.
+    out: u16,
+    /// There were several at a time, lately.
+    are_many: bool,
 }
 
 /// How zeroes are written.
@@ -104,7 +119,10 @@ impl FileQueue {
         Ok(FileQueue {
             file: Arc::clone(file),
             ring,
-            jobs: vec![Job { operation: Operation::Flush, done: 0, zeroes: Zeroes::Range }; slots],
+            jobs: vec![
+                Job { operation: Operation::Flush, done: 0, joins: false, zeroes: Zeroes::Range };
+                slots
+            ],
             under_way,
             again: VecDeque::with_capacity(slots),
             is_stuck: false,
@@ -113,6 +131,7 @@ impl FileQueue {
                 running: Vec::with_capacity(slots),
                 waiting: Vec::with_capacity(slots),
             },
+            durable: Durable { is_free: file.is_write_through, out: 0, are_many: false },
             zeroes: [
                 if file.zeroes { Zeroes::Range } else { Zeroes::Data },
                 if file.discards { Zeroes::Hole } else { Zeroes::Data },
@@ -127,20 +146,20 @@ impl FileQueue {
         if let Operation::WriteZeroes { may_unmap, .. } = job.operation {
             job.zeroes = self.zeroes[usize::from(may_unmap)];
         }
-        let Job { operation, done, zeroes } = *job;
+        let Job { operation, done, joins, zeroes } = *job;
         let put = match operation {
             Operation::Read { offset } => {
                 self.transfer(slot, Way::Read, offset + done, data.part(done, u64::MAX))
             }
             Operation::Write { offset, is_durable } => {
-                self.transfer(slot, Way::Write(is_durable), offset + done, data.part(done, u64::MAX))
+                let way = Way::Write(is_durable && !joins);
+                self.transfer(slot, way, offset + done, data.part(done, u64::MAX))
             }
             Operation::Flush => return self.join_flush(slot),
             Operation::Discard { offset, len } if self.file.is_block => self.ring.discard(slot, offset, len),
             Operation::Discard { offset, len } => self.ring.allocate(slot, hole(), offset, len),
-            Operation::WriteZeroes { len, .. } if done >= len => return self.join_flush(slot),
-            Operation::WriteZeroes { offset, len, is_durable, .. } => match zeroes {
-                Zeroes::Data => self.ring.zero(slot, offset + done, len - done, is_durable),
+            Operation::WriteZeroes { offset, len, .. } => match zeroes {
+                Zeroes::Data => self.ring.zero(slot, offset + done, len - done),
                 Zeroes::Range => self.ring.allocate(slot, zero_range(), offset, len),
                 Zeroes::Hole => self.ring.allocate(slot, hole(), offset, len),
             },
@@ -219,6 +238,7 @@ impl FileQueue {
             // The host's memory forgets what it could not write, and the next flush would not tell.
             self.file.trouble.lost(error);
         }
+        self.durable.are_many = self.flush.running.len() > 1;
         while let Some(slot) = self.flush.running.pop() {
             let outcome = error.map_or(Outcome::Done, |error| self.failed(slot, error));
             self.tell(slot, outcome, ended);
@@ -238,7 +258,12 @@ impl FileQueue {
 
     /// The request ended.
     #[inline]
-    fn tell(&self, slot: u16, outcome: Outcome, ended: &mut Ended) {
+    fn tell(&mut self, slot: u16, outcome: Outcome, ended: &mut Ended) {
+        if let Some(Job { operation: Operation::Write { is_durable: true, .. }, .. }) =
+            self.jobs.get(usize::from(slot))
+        {
+            self.durable.out = self.durable.out.saturating_sub(1);
+        }
         self.under_way.end(slot);
         ended.push(slot, outcome);
     }
@@ -246,7 +271,7 @@ impl FileQueue {
     /// A slot's operation ended. None: the request goes on.
     #[inline]
     fn end(&mut self, slot: u16, result: i32, data: Span<'_>) -> Option<Outcome> {
-        let &Job { operation, done, zeroes } = self.jobs.get(usize::from(slot))?;
+        let &Job { operation, done, joins, zeroes } = self.jobs.get(usize::from(slot))?;
         if result < 0 {
             return self.end_with_error(slot, -result, data);
         }
@@ -271,20 +296,24 @@ impl FileQueue {
         if let Some(job) = self.jobs.get_mut(usize::from(slot)) {
             job.done = now;
         }
-        // What was written as data lasts by itself.
-        let is_flushed =
-            matches!(operation, Operation::WriteZeroes { is_durable, .. } if is_durable && is_whole);
-        if now < len || is_flushed {
+        if now < len {
             self.again.push_back(slot);
             return None;
         }
-        Some(Outcome::Done)
+        let is_flushed = joins || matches!(operation, Operation::WriteZeroes { is_durable: true, .. });
+        if !is_flushed {
+            return Some(Outcome::Done);
+        }
+        match self.join_flush(slot) {
+            Step::Ended(outcome) => Some(outcome),
+            Step::Out | Step::Busy => None,
+        }
     }
 
     #[cold]
     fn end_with_error(&mut self, slot: u16, error: i32, data: Span<'_>) -> Option<Outcome> {
         let has_room = self.ring.take_room(slot, 0, Span::EMPTY);
-        let &Job { operation, zeroes, done } = self.jobs.get(usize::from(slot))?;
+        let &Job { operation, zeroes, done, .. } = self.jobs.get(usize::from(slot))?;
         match (operation, error) {
             (Operation::Read { .. } | Operation::Write { .. }, libc::EFAULT)
                 if !has_room && self.under_way.lacks(data.part(done, TOUCHED)) =>
@@ -309,6 +338,15 @@ impl FileQueue {
     }
 }
 
+impl Durable {
+    /// Whether one that comes now joins a flush.
+    #[inline]
+    fn joins(&mut self) -> bool {
+        self.are_many |= self.out > 0;
+        self.are_many && !self.is_free
+    }
+}
+
 impl Drop for FileQueue {
     /// What is out is seen for as long as it may be done, as after a pump that panicked.
     fn drop(&mut self) {
@@ -326,9 +364,12 @@ impl BackingQueue for FileQueue {
             return Submitted::Full;
         }
         let Some(job) = self.jobs.get_mut(usize::from(slot)) else { return Submitted::Full };
-        *job = Job { operation, done: 0, zeroes: Zeroes::Range };
+        let is_durable = matches!(operation, Operation::Write { is_durable: true, .. });
+        let joins = is_durable && self.durable.joins();
+        *job = Job { operation, done: 0, joins, zeroes: Zeroes::Range };
         match self.go_on(slot, data) {
             Step::Out => {
+                self.durable.out += u16::from(is_durable);
                 self.under_way.begin(slot, operation);
                 Submitted::Taken
             }
@@ -491,6 +532,54 @@ mod tests {
     }
 
     #[test]
+    fn of_writes_that_have_to_last_one_alone_does_by_itself_and_several_do_by_one_flush() {
+        let mut scene = scene(Cache::Buffered);
+        let Scene { queue, ended, .. } = &mut scene;
+        let write = Operation::Write { offset: 0, is_durable: true };
+        let begin = |queue: &mut FileQueue, slot: u16| {
+            let joins = queue.durable.joins();
+            queue.durable.out += 1;
+            queue.jobs[usize::from(slot)] = Job { operation: write, done: 0, joins, zeroes: Zeroes::Range };
+            queue.under_way.begin(slot, write);
+            joins
+        };
+        assert_eq!([0, 1, 2].map(|slot| begin(queue, slot)), [false, true, true]);
+        // Its bytes are there: the first is done, the others wait for the next flush, which is one.
+        assert_eq!(queue.end(0, 0, Span::EMPTY), Some(Outcome::Done));
+        queue.tell(0, Outcome::Done, ended);
+        assert_eq!((queue.end(1, 0, Span::EMPTY), queue.end(2, 0, Span::EMPTY)), (None, None));
+        assert_eq!(queue.arm(), Wake::HasWork);
+        let done = |slots: &[u16]| slots.iter().map(|&slot| (slot, Outcome::Done)).collect::<Vec<_>>();
+        assert_eq!(ended.pop(), Some((0, Outcome::Done)));
+        assert_eq!(scene.next(), done(&[1, 2]));
+        // As there were several, the next joins too; it was alone, and the one after it is written as one that is.
+        let Scene { queue, .. } = &mut scene;
+        assert!(begin(queue, 3));
+        assert_eq!(queue.end(3, 0, Span::EMPTY), None);
+        assert_eq!(scene.next(), done(&[3]));
+        assert!(!begin(&mut scene.queue, 4));
+        assert_eq!(scene.queue.durable.out, 1);
+        // A disk without a cache of its own has nothing to flush.
+        scene.queue.durable.is_free = true;
+        assert!(!begin(&mut scene.queue, 5));
+    }
+
+    #[test]
+    fn write_that_has_to_last_fails_with_the_flush_that_it_joined() {
+        let mut scene = scene(Cache::Buffered);
+        let Scene { queue, ended, .. } = &mut scene;
+        let operation = Operation::Write { offset: 8192, is_durable: true };
+        queue.jobs[3] = Job { operation, done: 0, joins: true, zeroes: Zeroes::Range };
+        assert_eq!(queue.end(3, 0, Span::EMPTY), None);
+        queue.begin_flush(ended);
+        queue.end_flush(-libc::EIO, ended);
+        let failed = Outcome::Failed(DropReason::BackingFailed);
+        assert_eq!(ended.pop(), Some((3, failed)));
+        // The host's memory forgets what it could not write: none lasts from now on.
+        assert_eq!(queue.end(3, 0, Span::EMPTY), Some(failed));
+    }
+
+    #[test]
     fn after_a_flush_that_failed_none_is_true_where_the_host_caches() {
         for (cache, is_lost) in [(Cache::Buffered, true), (Cache::Direct, false)] {
             let mut scene = scene(cache);
@@ -586,7 +675,7 @@ mod tests {
             assert_eq!((scene.queue.again.pop_front(), scene.queue.zeroes), (Some(0), [way, Zeroes::Hole]));
         }
         scene.queue.again.push_back(0);
-        // As data in the end, which lasts by itself.
+        // As data in the end.
         assert_eq!(scene.next(), [(0, Outcome::Done)]);
         assert_eq!(scene.file.health().failures(), 0);
     }
