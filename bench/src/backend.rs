@@ -12,12 +12,19 @@ use serde::{Deserialize, Serialize};
 use crate::daemon::Daemon;
 use crate::error::BenchError;
 use crate::options::Job;
+use ringway_control::operator::api::CoreShow;
+use ringway_control::operator::client::Client;
 
+// What a back-end spent.
+mod busy;
+// A testpmd at its console.
+pub(crate) mod console;
 mod ovs;
 mod testpmd;
 
+pub use busy::{Busy, Spent};
 pub use ovs::Ovs;
-pub use testpmd::Testpmd;
+pub use testpmd::{Testpmd, Wanted};
 
 /// What a back-end is, for the record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +44,10 @@ pub enum Backend {
     Ringway {
         /// The daemon.
         daemon: Daemon,
+        /// A line to it.
+        client: Client,
+        /// The core of its worker.
+        core: usize,
         /// Its devices.
         devices: Vec<String>,
         /// What it is.
@@ -49,13 +60,14 @@ pub enum Backend {
 }
 
 /// Beside whom.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Peer {
-    /// DPDK's testpmd with net_vhost ports.
-    Dpdk,
+    /// DPDK's testpmd with net_vhost ports: this program, or the one that is found.
+    Dpdk(Option<PathBuf>),
     /// Open vSwitch on DPDK.
     Ovs,
+    /// Ringway itself, whose two ports are joined by a link: for a bridge.
+    Link,
 }
 
 /// What the devices of a job stand on.
@@ -65,6 +77,8 @@ pub struct On<'a> {
     pub mgmtdevs: &'a [String],
     /// What `ringwayd` starts with beside them.
     pub config: Option<&'a Path>,
+    /// A bridge lets everything through that it floods.
+    pub flood: bool,
 }
 
 impl Backend {
@@ -98,6 +112,9 @@ impl Backend {
                 (None, Job::Bridge) => words.push("bridge/bench"),
             }
             words.extend(["mtu", &mtu, "max_vqp", &pairs]);
+            if on.flood {
+                words.extend(["flood_pps", "off"]);
+            }
             // A function is there once the daemon has looked at it.
             let begun = Instant::now();
             while let Err(error) = daemon.ringway(&words) {
@@ -116,7 +133,8 @@ impl Backend {
                 .map(str::to_owned)
                 .collect(),
         };
-        Ok(Backend::Ringway { daemon, devices, identity })
+        let client = Client::connect(&daemon.ctl(), PATIENCE).map_err(unanswered)?;
+        Ok(Backend::Ringway { daemon, client, core, devices, identity })
     }
 
     /// The sockets to connect to.
@@ -139,7 +157,7 @@ impl Backend {
     pub fn identity(&self) -> &Identity {
         match self {
             Backend::Ringway { identity, .. } => identity,
-            Backend::Dpdk(testpmd) => &testpmd.identity,
+            Backend::Dpdk(testpmd) => &testpmd.console.identity,
             Backend::Ovs(ovs) => &ovs.identity,
         }
     }
@@ -154,14 +172,37 @@ impl Backend {
         self.signal(Signal::CONT)
     }
 
+    /// What it has spent so far; None where it does not tell. It must be running.
+    pub fn busy(&mut self) -> Result<Option<Busy>, BenchError> {
+        match self {
+            Backend::Ringway { client, core, .. } => {
+                let show: CoreShow = client.call("core.show", &serde_json::json!({})).map_err(unanswered)?;
+                Ok(show.core.find(&core.to_string()).map(|worker| Busy {
+                    cycles: worker.busy_cycles,
+                    packets: worker.packets,
+                    bursts: worker.bursts as f64,
+                }))
+            }
+            Backend::Dpdk(testpmd) => testpmd.console.forwarded().map(|told| {
+                let (cycles, packets, bursts) = (told.cycles, told.rx, told.bursts as f64);
+                (cycles > 0).then_some(Busy { cycles, packets, bursts })
+            }),
+            Backend::Ovs(ovs) => ovs.busy(),
+        }
+    }
+
     fn signal(&self, signal: Signal) -> Result<(), BenchError> {
         let pid = match self {
             Backend::Ringway { daemon, .. } => daemon.pid(),
-            Backend::Dpdk(testpmd) => testpmd.child.id(),
+            Backend::Dpdk(testpmd) => testpmd.console.pid(),
             Backend::Ovs(ovs) => ovs.pid(),
         };
         send(pid, &self.identity().name, signal)
     }
+}
+
+fn unanswered(why: impl std::fmt::Display) -> BenchError {
+    BenchError::Peer { peer: "ringwayd".to_owned(), what: why.to_string() }
 }
 
 /// Stops a process where it is, or lets it go on.
@@ -189,6 +230,9 @@ impl Memory {
         if free * 2 >= mib { Memory::Huge } else { Memory::Base }
     }
 }
+
+/// How long the daemon may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 const ETHERNET_HEADER: u16 = 14;
 

@@ -11,12 +11,16 @@ pub mod backend;
 pub mod baseline;
 // Counting instructions.
 pub mod callgrind;
+// What the generator can do.
+pub mod ceiling;
 // Ringway beside a peer.
 pub mod compare;
 // A `ringwayd` of our own, on a directory that goes with it.
 pub mod daemon;
 // Disks.
 pub mod disk;
+// DPDK's driver as the load.
+pub mod driver;
 // A round of load on lanes.
 mod drive;
 // Why a measurement could not be made.

@@ -12,7 +12,10 @@
 //! | and back, as used descriptors | to the driver | | 2/4 |
 //! | available entries of both rings, 2 bytes | to the device | 2/32 | |
 //! | used entries of both rings, 8 bytes | to the driver | 2/8 | |
-//! | rest of the frame, if the generator touches it, sent and received | 2 x lines beyond the first | | |
+//! | rest of the frame, if the generator touches all of it, sent and received | 2 x lines beyond the first | | |
+//!
+//! Where the generator touches no frame, its head does not change cores, and of split rings only used entries do: descriptors and
+//! available entries stay as they are.
 //!
 //! Both cores work at once, so that a line each way costs what [`Limits::exchange_ns`] says, or [`Limits::stretch_ns`]
 //! for those that follow the first of a frame: measured with the same pattern, bursts, prefetching and pages as rings
@@ -70,11 +73,12 @@ impl Limits {
     pub fn floor(&self, job: Job, ring: Ring, size: u16, touch: Touch) -> f64 {
         // A packet of any job passes from a driver to the back-end and from there to a driver.
         let (Job::Loopback | Job::Link | Job::Bridge) = job;
-        let lines = lines_per_packet(ring, size, Touch::Header);
-        let behind = lines_per_packet(ring, size, touch) - lines;
-        let moved = lines / 2.0 * self.exchange_ns + behind / 2.0 * self.stretch_ns;
+        let all = lines_per_packet(ring, size, touch);
+        let lines = all.min(lines_per_packet(ring, size, Touch::Header));
+        let moved = lines / 2.0 * self.exchange_ns + (all - lines) / 2.0 * self.stretch_ns;
         let copied = match touch {
             Touch::All => 0.0,
+            Touch::None => self.copy_ns(size.into()),
             Touch::Header => self.copy_ns(u32::from(size).saturating_sub(FIRST_BYTES)),
         };
         1e9 / (moved + copied)
@@ -92,10 +96,12 @@ impl Limits {
 /// Cache lines that change cores for a packet.
 pub fn lines_per_packet(ring: Ring, size: u16, touch: Touch) -> f64 {
     let rings = match ring {
+        Ring::Split if touch == Touch::None => 2.0 / 8.0,
         Ring::Split => 2.0 / 4.0 + 2.0 / 32.0 + 2.0 / 8.0,
         Ring::Packed => 2.0 / 4.0 + 2.0 / 4.0,
     };
     let payload = match touch {
+        Touch::None => 0.0,
         Touch::Header => 2.0,
         Touch::All => 2.0 * f64::from((HEADER_BYTES + u32::from(size)).div_ceil(LINE as u32)),
     };
@@ -123,7 +129,7 @@ impl Gauge {
     /// What a line each way costs now, in nanoseconds.
     pub fn line_ns(&self) -> f64 {
         let stretch = match self.touch {
-            Touch::Header => 1,
+            Touch::None | Touch::Header => 1,
             Touch::All => STRETCH,
         };
         best_place(|place| exchange(self.cores, &self.map, place, GAUGED, stretch))
@@ -132,7 +138,7 @@ impl Gauge {
     /// The limits at a cost that it measured.
     pub fn limits(&self, line_ns: f64, limits: &Limits) -> Limits {
         match self.touch {
-            Touch::Header => Limits { exchange_ns: line_ns, ..limits.clone() },
+            Touch::None | Touch::Header => Limits { exchange_ns: line_ns, ..limits.clone() },
             Touch::All => Limits { stretch_ns: line_ns, ..limits.clone() },
         }
     }
@@ -403,6 +409,8 @@ mod tests {
         let close = |a: f64, b: f64| (a - b).abs() < 1e-9;
         assert!(close(lines_per_packet(Ring::Split, 64, Touch::Header), 2.8125));
         assert!(close(lines_per_packet(Ring::Packed, 64, Touch::Header), 3.0));
+        assert!(close(lines_per_packet(Ring::Split, 1518, Touch::None), 0.25));
+        assert!(close(lines_per_packet(Ring::Packed, 64, Touch::None), 1.0));
         // 12 + 1518 bytes are 24 lines.
         assert!(close(lines_per_packet(Ring::Packed, 1518, Touch::All), 49.0));
     }
@@ -412,6 +420,9 @@ mod tests {
         // 1.5 lines each way of 20 ns, and a copy of 12 bytes at 0.05 ns.
         let floor = limits().floor(Job::Loopback, Ring::Packed, 64, Touch::Header);
         assert!((floor - 1e9 / (30.0 + 0.6)).abs() < 1.0, "{floor}");
+        // Half a line each way, and a copy of the frame.
+        let floor = limits().floor(Job::Loopback, Ring::Packed, 64, Touch::None);
+        assert!((floor - 1e9 / (10.0 + 3.2)).abs() < 1.0, "{floor}");
         // 1.5 lines each way, and 23 in a row; the copy is the moving.
         let floor = limits().floor(Job::Link, Ring::Packed, 1518, Touch::All);
         assert!((floor - 1e9 / 260.0).abs() < 1.0, "{floor}");

@@ -33,6 +33,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::BenchError;
 
+// Where no frame is touched.
+mod bare;
+
+use bare::BarePump;
+
 /// What it does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -54,6 +59,8 @@ pub enum Wrong {
 pub struct NullOptions {
     /// Give the whole frame back, not just its first line.
     pub copies_payload: bool,
+    /// Touch no frame at all: only descriptors come back.
+    pub bare: bool,
     /// What to do wrong, and to one frame in how many.
     pub wrong: Option<(Wrong, u64)>,
 }
@@ -203,6 +210,8 @@ impl MakePump for NullPumps {
         }
         let (Some(rx), Some(tx)) = (rx, tx) else { return Ok(Box::new(Rest)) };
         Ok(match rx.format {
+            Format::Split if self.options.bare => Box::new(BarePump::<bare::Split>::new(rx, tx)?),
+            Format::Packed if self.options.bare => Box::new(BarePump::<bare::Packed>::new(rx, tx)?),
             Format::Split => {
                 Box::new(NullPump::<SplitDevice>::new(rx, tx, self, |queue| queue.config.activate_split())?)
             }

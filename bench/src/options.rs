@@ -47,6 +47,8 @@ impl fmt::Display for Ring {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Touch {
+    /// Nothing: frames are written once, and what comes is counted by descriptor (and of one frame in 1,024 all is read).
+    None,
     /// The first 46 bytes (and of one frame in 1,024 all, to see that they came).
     Header,
     /// Every byte: written before it is sent, compared when it comes.
@@ -56,6 +58,7 @@ pub enum Touch {
 impl fmt::Display for Touch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Touch::None => "none",
             Touch::Header => "header",
             Touch::All => "all",
         })
@@ -128,6 +131,8 @@ pub struct PortOptions {
     pub listen: bool,
     /// Frames under way at most, a ring's worth without it.
     pub window: Option<u16>,
+    /// One frame in so many goes to an address that nobody has.
+    pub flood: Option<u32>,
     /// How long the back-end may take for an answer, and to be there.
     #[serde(skip)]
     pub patience: Duration,
@@ -149,6 +154,7 @@ impl Default for PortOptions {
             sampled: true,
             listen: false,
             window: None,
+            flood: None,
             patience: Duration::from_secs(10),
         }
     }
@@ -167,11 +173,13 @@ impl PortOptions {
             queue_size: self.queue_size,
             sizes: self.size,
             touch: match self.touch {
+                Touch::None => options::Touch::None,
                 Touch::Header => options::Touch::Header,
                 Touch::All => options::Touch::All,
             },
             whole_every: self.sampled.then_some(WHOLE_SAMPLE),
             window: self.window,
+            flood: self.flood,
             mergeable: self.mergeable,
             event_idx: self.event_idx,
             in_order: self.in_order,

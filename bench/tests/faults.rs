@@ -19,7 +19,7 @@ use ringway_guest::ledger::Counts;
 /// more are missing than were made to be.
 fn counted(wrong: Option<Wrong>, ring: Ring, touch: Touch, every: u64, times: u64) -> (Counts, u64) {
     let _alone = alone();
-    let options = NullOptions { copies_payload: true, wrong: wrong.map(|wrong| (wrong, every)) };
+    let options = NullOptions { copies_payload: true, bare: false, wrong: wrong.map(|wrong| (wrong, every)) };
     let last = *cores().last().unwrap();
     let null = NullBackend::start(last, options).unwrap();
     let port = PortOptions { ring, touch, size: Sizes::Fixed(128), ..PortOptions::default() };
@@ -56,7 +56,7 @@ fn cores() -> Vec<usize> {
 #[test]
 fn nothing_wrong_is_nothing_counted() {
     for ring in Ring::ALL {
-        for touch in [Touch::Header, Touch::All] {
+        for touch in [Touch::None, Touch::Header, Touch::All] {
             let (counts, _) = counted(None, ring, touch, 100_000, 1);
             assert_eq!((counts.faults(), counts.sent), (0, counts.received), "{ring} {touch} {counts:?}");
         }
@@ -71,6 +71,8 @@ fn each_fault_of_one_in_a_million_is_counted_as_what_it_is() {
         (Wrong::Reorder, Touch::Header),
         (Wrong::CorruptHead, Touch::Header),
         (Wrong::CorruptPayload, Touch::All),
+        (Wrong::Drop, Touch::None),
+        (Wrong::Duplicate, Touch::None),
     ];
     for (number, (wrong, touch)) in cases.into_iter().enumerate() {
         let ring = Ring::ALL[number % 2];
@@ -88,10 +90,36 @@ fn each_fault_of_one_in_a_million_is_counted_as_what_it_is() {
 }
 
 #[test]
+fn where_no_frame_is_touched_some_are_looked_at_as_a_whole() {
+    // Every third frame is damaged: of those looked at, one in 1,024, a third are.
+    let (counts, _) = counted(Some(Wrong::CorruptPayload), Ring::Split, Touch::None, 3, 100_000);
+    let looked = counts.sent / 1024;
+    assert!((looked / 4..=looked / 2).contains(&counts.corrupt) && counts.corrupt > 10, "{counts:?}");
+}
+
+#[test]
+fn a_back_end_that_moves_no_frame_is_found_out() {
+    let _alone = alone();
+    let options = NullOptions { copies_payload: false, bare: true, wrong: None };
+    for ring in Ring::ALL {
+        let null = NullBackend::start(*cores().last().unwrap(), options).unwrap();
+        let port = PortOptions { ring, touch: Touch::None, ..PortOptions::default() };
+        let mut generator = Generator::open(&[null.socket()], &port, &[cores()[0]]).unwrap();
+        let round = generator.round(Load::Closed, Duration::from_millis(200)).unwrap();
+        generator.close().unwrap();
+        // Not one that was looked at is a frame.
+        assert!(round.counts.received > 10_000, "{ring} {:?}", round.counts);
+        assert!(round.counts.corrupt > 0 && round.counts.lost == 0, "{ring} {:?}", round.counts);
+    }
+}
+
+#[test]
 fn open_loop_sends_what_it_was_told_to() {
     let _alone = alone();
-    let null =
-        NullBackend::start(*cores().last().unwrap(), NullOptions { copies_payload: true, wrong: None });
+    let null = NullBackend::start(
+        *cores().last().unwrap(),
+        NullOptions { copies_payload: true, bare: false, wrong: None },
+    );
     let null = null.unwrap();
     let mut generator = Generator::open(&[null.socket()], &PortOptions::default(), &[cores()[0]]).unwrap();
     let begun = Instant::now();

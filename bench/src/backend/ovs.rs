@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use super::{Identity, Memory};
+use super::{Busy, Identity, Memory};
 use crate::error::BenchError;
 use crate::mortal;
 
@@ -19,7 +19,8 @@ pub struct Ovs {
     database: Child,
     sockets: Vec<PathBuf>,
     pub(super) identity: Identity,
-    _folder: tempfile::TempDir,
+    ask: PathBuf,
+    folder: tempfile::TempDir,
 }
 
 impl Ovs {
@@ -88,7 +89,7 @@ impl Ovs {
         let (Some(switch), Some(database)) = (switch.0.take(), database.0.take()) else {
             return Err(BenchError::Usage("bug: a started program is gone".to_owned()));
         };
-        Ok(Ovs { switch, database, sockets, identity, _folder: folder })
+        Ok(Ovs { switch, database, sockets, identity, ask: programs.ask, folder })
     }
 
     /// Where its ports connect to.
@@ -99,6 +100,13 @@ impl Ovs {
     /// It goes on.
     pub fn is_alive(&mut self) -> bool {
         matches!(self.switch.try_wait(), Ok(None))
+    }
+
+    /// What its polling threads have spent.
+    pub(super) fn busy(&self) -> Result<Option<Busy>, BenchError> {
+        let target = format!("--target={}", self.folder.path().join("switch.ctl").display());
+        let line = [target, format!("--timeout={TIMEOUT_S}"), "dpif-netdev/pmd-stats-show".to_owned()];
+        Ok(busy(&done(&self.ask, self.folder.path(), &line)?))
     }
 
     /// The process that polls.
@@ -134,6 +142,7 @@ struct Programs {
     database: PathBuf,
     tool: PathBuf,
     control: PathBuf,
+    ask: PathBuf,
     schema: PathBuf,
 }
 
@@ -156,9 +165,29 @@ impl Programs {
             database: one(&["usr/sbin/ovsdb-server"])?,
             tool: one(&["usr/bin/ovsdb-tool"])?,
             control: one(&["usr/bin/ovs-vsctl"])?,
+            ask: one(&["usr/bin/ovs-appctl"])?,
             schema: one(&["usr/share/openvswitch/vswitch.ovsschema"])?,
         })
     }
+}
+
+/// Reads the answer to `dpif-netdev/pmd-stats-show`: a section for each polling thread, and one for the main thread, which
+/// polls nothing. Bursts are those that it sends.
+fn busy(told: &str) -> Option<Busy> {
+    let mut sum = Busy::default();
+    for section in told.split("pmd thread").skip(1) {
+        let section = section.split("main thread").next().unwrap_or_default();
+        let value = |name: &str| {
+            let line = section.lines().find_map(|line| line.trim().strip_prefix(name))?;
+            line.split_whitespace().next()?.parse::<f64>().ok()
+        };
+        let packets = value("packets received:")?;
+        sum.packets += packets as u64;
+        sum.cycles += value("processing cycles:").unwrap_or_default() as u64;
+        let batch = value("avg. packets per output batch:").unwrap_or_default();
+        sum.bursts += if batch > 0.0 { packets / batch } else { 0.0 };
+    }
+    (sum.packets > 0).then_some(sum)
 }
 
 /// How its database is set: cores, memory, no devices of the machine's.
@@ -279,6 +308,25 @@ mod tests {
         assert!(base.contains("pmd-cpu-mask=0x10000000000000000000000000"), "{base}");
         assert!(base.contains("--no-huge") && !base.contains("socket-mem"), "{base}");
         assert!(settings(128, 0, Memory::Huge).is_err());
+    }
+
+    #[test]
+    fn what_was_spent_is_that_of_the_polling_threads() {
+        let told = "pmd thread numa_id 0 core_id 1:
+  packets received: 1000
+  packet recirculations: 0
+  avg. datapath passes per packet: 1.00
+  avg. packets per output batch: 20.00
+  idle cycles: 900 (90.00%)
+  processing cycles: 300000 (10.00%)
+  avg processing cycles per packet: 300.00 (300000/1000)
+main thread:
+  packets received: 5
+  processing cycles: 7
+";
+        assert_eq!(busy(told), Some(Busy { cycles: 300_000, packets: 1000, bursts: 50.0 }));
+        // Before the first packet it tells no cycles.
+        assert_eq!(busy("pmd thread numa_id 0 core_id 1:\n  packets received: 0\nmain thread:\n"), None);
     }
 
     #[test]

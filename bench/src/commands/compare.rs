@@ -7,12 +7,15 @@ use ringway_bench::backend::Peer;
 use ringway_bench::compare::{self, Comparison, Setup};
 use ringway_bench::disk::compare::{self as disks, Backing};
 use ringway_bench::disk::options::{DiskOptions, Touch as Touched};
+use ringway_bench::driver::{Driver, DriverOptions, DriverPath};
 use ringway_bench::host::{Host, Watch};
 use ringway_bench::net::Series;
 use ringway_bench::options::{Job, PortOptions, Ring, Touch};
 use ringway_bench::progress;
 use ringway_bench::record::Record;
+use ringway_guest::frame::{MIN_FRAME, Sizes};
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::blk::{DiskArguments, speed, told_ceiling};
 use super::net::{PortArguments, RoundArguments};
@@ -53,11 +56,24 @@ pub(crate) struct BlkArguments {
 
 #[derive(Debug, clap::Args, Serialize)]
 pub(crate) struct NetArguments {
-    /// Beside whom
-    #[arg(long, default_value = "dpdk", value_parser = ["dpdk"])]
+    /// Beside whom: `dpdk`, the testpmd that is found, or the path of any other
+    #[arg(long, default_value = "dpdk", value_parser = testpmd)]
     peer: String,
+    /// What drives: the suite's own guest, or DPDK's net_virtio_user
+    #[arg(long, value_enum, default_value_t = Driver::Ours)]
+    driver: Driver,
+    /// Paths of DPDK's driver, separated by commas, in place of all
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PATHS")]
+    driver_path: Vec<DriverPath>,
+    /// Sizes of the rings of DPDK's driver, separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "SIZES", default_value = "256,1024",
+          value_parser = clap::value_parser!(u16).range(64..=1024))]
+    driver_queue_size: Vec<u16>,
     #[command(flatten)]
     port: PortArguments,
+    /// Leave out what each spends on a packet at rates below saturation
+    #[arg(long)]
+    no_rates: bool,
     /// Latencies too, at half of the peer's peak rate
     #[arg(long)]
     latency: bool,
@@ -67,8 +83,8 @@ pub(crate) struct NetArguments {
 
 #[derive(Debug, clap::Args, Serialize)]
 pub(crate) struct BridgeArguments {
-    /// Beside whom: Open vSwitch on DPDK, under the rule NORMAL
-    #[arg(long, default_value = "ovs", value_parser = ["ovs"])]
+    /// Beside whom: Open vSwitch on DPDK, under the rule NORMAL, or Ringway's own link of two ports
+    #[arg(long, default_value = "ovs", value_parser = ["ovs", "link"])]
     peer: String,
     /// Ports, an even number; several numbers separated by commas are measured one after the other
     #[arg(long, value_delimiter = ',', default_value = "2", value_parser = clap::value_parser!(u16).range(2..=256))]
@@ -76,6 +92,12 @@ pub(crate) struct BridgeArguments {
     /// Who sends: every port to its neighbour, or the first port alone
     #[arg(long, value_enum, default_value_t = Talk::All)]
     talk: Talk,
+    /// So many frames in a hundred go to an address that nobody has, and so to every port
+    #[arg(long, value_name = "PERCENT", default_value_t = 0.0)]
+    flood: f64,
+    /// Leave out what each spends on a packet at rates below saturation
+    #[arg(long)]
+    no_rates: bool,
     #[command(flatten)]
     port: PortArguments,
     /// Latencies too, at half of the peer's peak rate
@@ -104,36 +126,93 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<(), Failure> {
 }
 
 fn networks(job: Job, arguments: &NetArguments, json: bool) -> Result<(), Failure> {
-    let NetArguments { port, latency, rounds, .. } = arguments;
+    let NetArguments { peer, driver, port, latency, no_rates, rounds, .. } = arguments;
     rounds.check()?;
+    check_touch(port, *latency)?;
+    let program = peer.contains('/').then(|| PathBuf::from(peer));
     for ring in port.ring.each() {
         let setup = Setup {
-            peer: Peer::Dpdk,
-            ports: job.ports(),
-            talkers: job.ports(),
+            peer: Peer::Dpdk(program.clone()),
             latency: *latency,
+            rates: !no_rates,
             ..setup(job, port.options(*ring), rounds)
         };
-        compared(&setup, arguments, port, json)?;
+        match driver {
+            Driver::Ours => compared(&setup, arguments, port, json)?,
+            Driver::Testpmd => driven(&setup, arguments, json)?,
+        }
+    }
+    Ok(())
+}
+
+/// The same by DPDK's driver, by each of its paths with rings of each size.
+fn driven(setup: &Setup, arguments: &NetArguments, json: bool) -> Result<(), Failure> {
+    let NetArguments { driver_path, driver_queue_size, port, latency, rounds, .. } = arguments;
+    let Sizes::Fixed(frame) = port.size else {
+        return Err("--driver testpmd sends frames of one size: --size BYTES".into());
+    };
+    if *latency {
+        return Err("--latency: DPDK's driver measures none".into());
+    }
+    if !(MIN_FRAME..=DRIVER_MOST).contains(&frame) {
+        return Err(format!("--driver testpmd sends frames of {MIN_FRAME} to {DRIVER_MOST} bytes").into());
+    }
+    let paths: &[DriverPath] =
+        if driver_path.is_empty() { DriverPath::value_variants() } else { driver_path };
+    for path in paths {
+        for &queue_size in driver_queue_size {
+            let options = DriverOptions {
+                // Of the same version as the peer.
+                program: match &setup.peer {
+                    Peer::Dpdk(program) => program.clone(),
+                    Peer::Ovs | Peer::Link => None,
+                },
+                ring: setup.port.ring,
+                path: *path,
+                queue_size,
+                frame,
+                core: rounds.cores.first().copied().unwrap_or_default(),
+            };
+            let port_options = PortOptions { queue_size, ..setup.port.clone() };
+            let setup = Setup { driver: Some(options), port: port_options, ..setup.clone() };
+            compared(&setup, arguments, port, json)?;
+        }
     }
     Ok(())
 }
 
 fn bridges(arguments: &BridgeArguments, json: bool) -> Result<(), Failure> {
-    let BridgeArguments { ports, talk, port, latency, rounds, .. } = arguments;
+    let BridgeArguments { peer, ports, talk, flood, port, latency, no_rates, rounds, .. } = arguments;
     rounds.check()?;
+    check_touch(port, *latency)?;
     if let Some(odd) = ports.iter().find(|ports| *ports % 2 == 1) {
         return Err(format!("--ports {odd}: ports talk in pairs, so their number is even").into());
+    }
+    if peer == "link" && (ports.iter().any(|ports| *ports != 2) || *flood > 0.0) {
+        return Err(
+            "--peer link: two ports, and what goes to nobody comes to the other one all the same".into()
+        );
+    }
+    if !(0.0..=100.0).contains(flood) {
+        return Err("--flood: 0 to 100 in a hundred".into());
+    }
+    if *flood > 0.0 && port.touch == Touch::None {
+        return Err("--flood: whose frame it is that comes is told by its head: --touch header".into());
     }
     for &ports in ports {
         for ring in port.ring.each() {
             // What comes is in turn what may be sent: so that all of it finds room in one ring.
-            let options = PortOptions { window: Some((port.queue_size / 2).max(1)), ..port.options(*ring) };
+            let options = PortOptions {
+                window: Some((port.queue_size / 2).max(1)),
+                flood: (*flood > 0.0).then(|| (100.0 / flood).round() as u32),
+                ..port.options(*ring)
+            };
             let setup = Setup {
-                peer: Peer::Ovs,
+                peer: if peer == "link" { Peer::Link } else { Peer::Ovs },
                 ports: ports.into(),
                 talkers: if *talk == Talk::One { 1 } else { ports.into() },
                 latency: *latency,
+                rates: !no_rates,
                 ..setup(Job::Bridge, options, rounds)
             };
             compared(&setup, arguments, port, json)?;
@@ -146,7 +225,7 @@ fn bridges(arguments: &BridgeArguments, json: bool) -> Result<(), Failure> {
 fn setup(job: Job, port: PortOptions, rounds: &RoundArguments) -> Setup {
     Setup {
         job,
-        peer: Peer::Dpdk,
+        peer: Peer::Dpdk(None),
         ports: job.ports(),
         talkers: job.ports(),
         port,
@@ -155,7 +234,25 @@ fn setup(job: Job, port: PortOptions, rounds: &RoundArguments) -> Setup {
         backend_core: rounds.backend_core,
         idle: rounds.idle.word(),
         latency: false,
+        rates: false,
+        driver: None,
     }
+}
+
+/// When a frame was sent is told by its head.
+fn check_touch(port: &PortArguments, latency: bool) -> Result<(), Failure> {
+    if latency && port.touch == Touch::None {
+        return Err("--latency: where no frame is touched none is timed: --touch header".into());
+    }
+    Ok(())
+}
+
+/// `dpdk`, or the path of a testpmd.
+fn testpmd(peer: &str) -> Result<String, String> {
+    if peer == "dpdk" || peer.contains('/') {
+        return Ok(peer.to_owned());
+    }
+    Err("`dpdk`, or the path of a testpmd, with a slash in it".to_owned())
 }
 
 /// Makes a comparison and prints it.
@@ -167,12 +264,20 @@ fn compared(
 ) -> Result<(), Failure> {
     let watch = Watch::begin();
     let Setup { job, ports, port: PortOptions { ring, .. }, .. } = setup;
-    let what = if *job == Job::Bridge { format!("{ports} ports, {ring}") } else { ring.to_string() };
+    let what = match (job, &setup.driver) {
+        (Job::Bridge, _) => format!("{ports} ports, {ring}"),
+        (_, Some(driver)) => format!("{ring} {}, rings of {}", driver.path, driver.queue_size),
+        _ => ring.to_string(),
+    };
     let comparison = compare::with_peer(setup, |step| progress::show(&format!("{what}: {step}")))?;
     progress::show("");
     let host = watch.end();
     if json {
-        let more = (*job == Job::Bridge).then_some(("ports", ports));
+        let more = match &setup.driver {
+            Some(driver) => json!({ "driver_path": driver.path, "queue_size": driver.queue_size }),
+            None if *job == Job::Bridge => json!({ "ports": ports }),
+            None => json!({}),
+        };
         print_record(host, job, *ring, more, arguments, &comparison)
     } else {
         println!("{host}");
@@ -211,7 +316,7 @@ fn disks_of(arguments: &BlkArguments, json: bool) -> Result<(), Failure> {
         progress::show("");
         let host = watch.end();
         if json {
-            print_record(host, "blk", *ring, None, arguments, &comparison)?;
+            print_record(host, "blk", *ring, json!({}), arguments, &comparison)?;
         } else {
             println!("{host}");
             print_disks(arguments, *ring, &comparison);
@@ -226,7 +331,7 @@ fn print_record(
     host: Host,
     job: impl Serialize,
     ring: Ring,
-    more: Option<(&str, &usize)>,
+    more: Value,
     arguments: &impl Serialize,
     comparison: &impl Serialize,
 ) -> Result<(), Failure> {
@@ -234,8 +339,8 @@ fn print_record(
     if let Some(parameters) = record.parameters.as_object_mut() {
         parameters.insert("job".to_owned(), serde_json::to_value(job)?);
         parameters.insert("ring".to_owned(), serde_json::to_value(ring)?);
-        if let Some((name, value)) = more {
-            parameters.insert(name.to_owned(), serde_json::to_value(value)?);
+        if let Value::Object(more) = more {
+            parameters.extend(more);
         }
     }
     print_json(&record)
@@ -274,13 +379,21 @@ fn print_disks(arguments: &BlkArguments, ring: Ring, comparison: &disks::Compari
 
 fn print(setup: &Setup, port: &PortArguments, comparison: &Comparison) {
     let Setup { job, ports, talkers, port: PortOptions { ring, .. }, .. } = setup;
-    let Comparison { ours, peer, ratio, of_limit, latency_ratio, limits } = comparison;
+    let Comparison { ours, peer, ratio, of_limit, latency_ratio, limits, .. } = comparison;
     let job = match job {
         Job::Bridge if talkers < ports => format!("{job}, {ports} ports of which {talkers} sends"),
         Job::Bridge => format!("{job}, {ports} ports"),
         _ => job.to_string(),
     };
-    println!("{job}, {ring} rings of {}, {} bytes, touch {}", port.queue_size, port.size, port.touch);
+    match &setup.driver {
+        None => {
+            println!("{job}, {ring} rings of {}, {} bytes, touch {}", port.queue_size, port.size, port.touch)
+        }
+        Some(driver) => println!(
+            "{job}, {ring} rings of {}, {} bytes, DPDK's driver, {}",
+            driver.queue_size, port.size, driver.path
+        ),
+    }
     let row = |who: &str, series: &Series| {
         println!(
             "  {who:<34} {:6.2} Mpps (lowest {:.2}, highest {:.2}), {} rounds, {} left out, {} frames wrong{}",
@@ -300,12 +413,56 @@ fn print(setup: &Setup, port: &PortArguments, comparison: &Comparison) {
             ", ringway at {:.0} % of the floor (a line each way {:.1} ns)",
             share * 100.0,
             match port.touch {
-                Touch::Header => limits.exchange_ns,
+                Touch::None | Touch::Header => limits.exchange_ns,
                 Touch::All => limits.stretch_ns,
             }
         )
     });
     println!("  ratio {:.2} ({:.2} to {:.2}){share}", ratio.median, ratio.low, ratio.high);
+    if let Some(driver) = &comparison.driver {
+        println!("  {}: {}", driver.identity.version, driver.paths.join("; "));
+    } else {
+        println!("  {}", told_room(comparison));
+    }
+    if let [first, others @ ..] = comparison.states.as_slice()
+        && !others.is_empty()
+    {
+        println!(
+            "  taken while a line each way cost {:.1} ns, in {} pairs of rounds",
+            first.line_ns.median, first.pairs
+        );
+        for state in others {
+            println!(
+                "  not counted, at {:.1} ns: {} pairs, {:.2} and {:.2} Mpps, ratio {:.2} ({:.2} to {:.2})",
+                state.line_ns.median,
+                state.pairs,
+                state.ours.median,
+                state.peer.median,
+                state.ratio.median,
+                state.ratio.low,
+                state.ratio.high
+            );
+        }
+    }
+    for busy in &comparison.busy {
+        let at = match busy.share {
+            None => "at saturation".to_owned(),
+            Some(share) => format!("at {:.0} % of the slower one's peak", share * 100.0),
+        };
+        println!(
+            "  busy cycles a packet {at} ({:.2} and {:.2} Mpps): {:.0} and {:.0}, ratio {:.2} ({:.2} to {:.2}); \
+             bursts of {:.1} and {:.1}",
+            busy.ours.mpps.median,
+            busy.peer.mpps.median,
+            busy.ours.cycles_per_packet.median,
+            busy.peer.cycles_per_packet.median,
+            busy.ratio.median,
+            busy.ratio.low,
+            busy.ratio.high,
+            busy.ours.packets_per_burst.median,
+            busy.peer.packets_per_burst.median
+        );
+    }
     if let (Some(latency), Some(ours), Some(peer)) = (latency_ratio, &ours.latency, &peer.latency) {
         println!(
             "  latency at {:.2} Mpps: p50 {:.1} us and {:.1} us, ratio {:.2}; p99 {:.1} us and {:.1} us, ratio {:.2}; \
@@ -322,6 +479,22 @@ fn print(setup: &Setup, port: &PortArguments, comparison: &Comparison) {
         );
     }
 }
+
+/// What the generator can do, and whether that is enough.
+fn told_room(comparison: &Comparison) -> String {
+    let bound = if comparison.generator_bound {
+        ": generator-bound, so that the ratio says less than there is, and no target counts as met or missed by it"
+    } else {
+        ""
+    };
+    match comparison.ceiling_mpps {
+        Some(ceiling) => format!("the generator alone {ceiling:.2} Mpps{bound}"),
+        None => format!("the generator alone was not measured in this state of the machine{bound}"),
+    }
+}
+
+/// Longest frame in one buffer of DPDK's driver.
+const DRIVER_MOST: u16 = 1518;
 
 /// The word for QEMU's storage daemon.
 const QSD: &str = "qsd";

@@ -202,7 +202,7 @@ struct Outcome {
 
 /// What stands behind the sockets.
 enum Behind {
-    Started(Backend),
+    Started(Box<Backend>),
     Null(NullBackend),
     Given(Vec<PathBuf>),
 }
@@ -270,6 +270,7 @@ fn start(arguments: &Arguments) -> Result<Behind, Failure> {
         }
         let options = NullOptions {
             copies_payload: port.touch == Touch::All,
+            bare: port.touch == Touch::None,
             wrong: arguments.wrong.map(|wrong| (wrong, ONE_IN)),
         };
         return Ok(Behind::Null(NullBackend::start(rounds.backend_core, options)?));
@@ -280,10 +281,10 @@ fn start(arguments: &Arguments) -> Result<Behind, Failure> {
         if !mgmtdev.is_empty() && mgmtdev.len() != job.ports() {
             return Err(format!("--job {job} takes {} --mgmtdev, not {}", job.ports(), mgmtdev.len()).into());
         }
-        let on = On { mgmtdevs: mgmtdev, config: config.as_deref() };
+        let on = On { mgmtdevs: mgmtdev, config: config.as_deref(), flood: false };
         let backend =
             Backend::ringway(*job, job.ports(), rounds.backend_core, idle, port.size.max(), port.pairs, on)?;
-        return Ok(Behind::Started(backend));
+        return Ok(Behind::Started(Box::new(backend)));
     }
     if arguments.socket.len() != job.ports() {
         return Err(

@@ -94,7 +94,11 @@ fn targets(html: &mut Html, records: &[Sourced]) {
     let rows: Vec<Vec<String>> = verdicts(records)
         .into_iter()
         .map(|verdict| {
-            let reached = if verdict.reached { "✓ reached" } else { "✗ missed" };
+            let reached = match (verdict.bound, verdict.reached) {
+                (true, _) => "generator-bound: not counted",
+                (false, true) => "✓ reached",
+                (false, false) => "✗ missed",
+            };
             vec![verdict.what, verdict.target, verdict.measured, reached.to_owned(), verdict.source]
         })
         .collect();

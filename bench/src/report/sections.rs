@@ -28,7 +28,10 @@ pub(crate) fn words(command: &str) -> &'static str {
             "The same job by Ringway and by a peer: one port whose frames go back with their addresses exchanged \
              (loopback, net), two ports joined untouched (link), or a disk (blk). Rounds were taken in turns on the same cores with the same load; the \
              ratio is that of the medians of packets or requests a second, its whiskers those of the quartiles. Touch: the load reads and \
-             writes only headers, or every byte."
+             writes only headers, or every byte, or (none) only descriptors. Generator-bound: the load alone, beside a back-end that does \
+             nothing, did less than 1.5 times what the faster one did, so that the ratio says less than there is. Busy cycles: what \
+             each back-end says it spent on a packet in turns that moved something. Rounds of one state of the machine count, by what \
+             a cache line costs from core to core; those of others are told."
         }
         "net" => {
             "A load generator as a guest's driver over a device's socket. Throughput counts frames that came back intact; \

@@ -8,12 +8,16 @@ pub(crate) fn ratio_target(parameters: &Map<String, Value>) -> Option<f64> {
         return disk_target(parameters);
     }
     if parameters.get("job").and_then(Value::as_str) == Some("bridge") {
-        let is_aimed =
-            matches!(size(parameters)?, 64 | 1518) && parameters.get("touch")?.as_str()? == "header";
+        let is_aimed = matches!(size(parameters)?, 64 | 1518)
+            && matches!(parameters.get("touch")?.as_str()?, "header" | "none")
+            && parameters.get("peer").is_none_or(|peer| peer == "ovs");
         return is_aimed.then_some(BRIDGE_RATIO);
     }
+    if parameters.contains_key("driver_path") {
+        return matches!(size(parameters)?, 64 | 1518).then_some(DRIVER_EACH);
+    }
     match (size(parameters)?, parameters.get("touch")?.as_str()?) {
-        (64 | 1518, "header") => Some(1.5),
+        (64 | 1518, "header" | "none") => Some(1.5),
         (1518, "all") => Some(1.2),
         _ => None,
     }
@@ -32,6 +36,37 @@ fn disk_target(parameters: &Map<String, Value>) -> Option<f64> {
         _ => None,
     }
 }
+
+/// The most of the busy cycles a packet beside the peer's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct BusyTarget {
+    /// At this share of the slower one's peak; none at saturation.
+    pub(crate) share: Option<f64>,
+    /// Ours to the peer's.
+    pub(crate) ratio: f64,
+}
+
+/// What a comparison aims at: beside DPDK at nine tenths of the slower one's peak, and a bridge beside a link at saturation.
+pub(crate) fn busy_target(parameters: &Map<String, Value>) -> Option<BusyTarget> {
+    let word = |name: &str| parameters.get(name).and_then(Value::as_str);
+    if !matches!(size(parameters)?, 64 | 1518) || parameters.contains_key("driver_path") {
+        return None;
+    }
+    match (word("job")?, word("peer")?) {
+        ("bridge", "link") => Some(BusyTarget { share: None, ratio: 1.5 }),
+        ("net" | "link", _) if word("touch") != Some("all") => {
+            Some(BusyTarget { share: Some(0.9), ratio: 0.67 })
+        }
+        _ => None,
+    }
+}
+
+/// The least of what DPDK's driver moves, beside DPDK: by each of its paths, and in the median over them.
+const DRIVER_EACH: f64 = 1.3;
+pub(crate) const DRIVER_MEDIAN: f64 = 1.5;
+
+/// The most of a packet's cycles with a memory map of 509 regions beside those with one of 1.
+pub(crate) const REGIONS: f64 = 1.05;
 
 /// The least of a learning switch beside Open vSwitch.
 const BRIDGE_RATIO: f64 = 4.0;

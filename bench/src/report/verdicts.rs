@@ -7,8 +7,10 @@ use super::reading::Sourced;
 use super::reading::{parameters, plain};
 use super::sections::{PEER, comparison, paths, scaled};
 use super::targets::{
-    DISK_IDLE, DISK_P50, DISK_QUEUES_KIOPS, LATENCY_TARGET, OF_FIO, OF_LIMIT, RING_TARGET, ratio_target, size,
+    DISK_IDLE, DISK_P50, DISK_QUEUES_KIOPS, DRIVER_MEDIAN, LATENCY_TARGET, OF_FIO, OF_LIMIT, REGIONS,
+    RING_TARGET, busy_target, ratio_target, size,
 };
+use crate::stats::Spread;
 
 /// A target and what a result has of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +23,8 @@ pub(crate) struct Verdict {
     pub(crate) measured: String,
     /// Reached.
     pub(crate) reached: bool,
+    /// It was the generator that was measured: neither reached nor missed.
+    pub(crate) bound: bool,
     /// Where it stands.
     pub(crate) source: String,
 }
@@ -38,6 +42,7 @@ pub(crate) fn verdicts(records: &[Sourced]) -> Vec<Verdict> {
             _ => {}
         }
     }
+    verdicts.extend(of_drivers(records));
     verdicts
 }
 
@@ -47,7 +52,8 @@ fn of_comparison(sourced: &Sourced) -> Vec<Verdict> {
     let Some(found) = comparison(record) else { return Vec::new() };
     let mut verdicts = Vec::new();
     let mut verdict = |what: String, target: String, measured: String, reached: bool| {
-        verdicts.push(Verdict { what, target, measured, reached, source: sourced.source.clone() });
+        let source = sourced.source.clone();
+        verdicts.push(Verdict { what, target, measured, reached, bound: false, source });
     };
     if let Some(disk) = found.disk {
         if let Some(target) = ratio_target(&parameters) {
@@ -81,9 +87,11 @@ fn of_comparison(sourced: &Sourced) -> Vec<Verdict> {
         return verdicts;
     }
     if let Some(target) = ratio_target(&parameters) {
-        let small = size(&parameters) == Some(64) && found.of_limit.is_some();
+        let touched = parameters.get("touch").map(plain).is_some_and(|touch| touch != "none");
+        let small = size(&parameters) == Some(64) && found.of_limit.is_some() && touched;
         let by_limit = small && found.of_limit.is_some_and(|share| share >= OF_LIMIT);
         let limit = found.of_limit.map(|share| format!(", {} % of the floor", short(share * 100.0)));
+        let bound = if found.generator_bound { ", generator-bound" } else { "" };
         verdict(
             format!("throughput beside {}: {}", found.peer, found.name),
             if small {
@@ -91,9 +99,23 @@ fn of_comparison(sourced: &Sourced) -> Vec<Verdict> {
             } else {
                 format!("≥ {target} ×")
             },
-            format!("{} ×{}", short(found.ratio.median), limit.unwrap_or_default()),
+            format!("{} ×{}{bound}", short(found.ratio.median), limit.unwrap_or_default()),
             found.ratio.median >= target || by_limit,
         );
+    }
+    if let Some(most) = busy_target(&parameters) {
+        let aimed = found.busy.iter().filter(|busy| busy.share == most.share);
+        for busy in aimed {
+            let at = busy.share.map_or("saturation".to_owned(), |share| {
+                format!("{} % of the slower one's peak", short(share * 100.0))
+            });
+            verdict(
+                format!("busy cycles a packet at {at} beside {}: {}", found.peer, found.name),
+                format!("≤ {} ×", most.ratio),
+                format!("{} ×", short(busy.ratio.median)),
+                busy.ratio.median <= most.ratio,
+            );
+        }
     }
     for (name, ratio) in ["p50", "p99"].into_iter().zip(found.latency.iter().flatten()) {
         verdict(
@@ -103,7 +125,40 @@ fn of_comparison(sourced: &Sourced) -> Vec<Verdict> {
             ratio.median <= LATENCY_TARGET,
         );
     }
+    if found.generator_bound {
+        let of_rate = |verdict: &&mut Verdict| !verdict.what.starts_with("busy cycles");
+        verdicts.iter_mut().filter(of_rate).for_each(|verdict| verdict.bound = true);
+    }
     verdicts
+}
+
+/// The median over all paths of DPDK's driver with rings of all sizes, for each job.
+fn of_drivers(records: &[Sourced]) -> Vec<Verdict> {
+    let mut jobs: Vec<(String, Vec<f64>)> = Vec::new();
+    for sourced in records.iter().filter(|sourced| sourced.record.command == "compare") {
+        let Some(found) = comparison(&sourced.record).filter(|found| found.driver_path.is_some()) else {
+            continue;
+        };
+        let parameters = parameters(&sourced.record);
+        let part = |name: &str| parameters.get(name).map(plain).unwrap_or_default();
+        let job = format!("{}, {} B, beside {}", part("job"), part("size"), found.peer);
+        match jobs.iter_mut().find(|(known, _)| *known == job) {
+            Some((_, ratios)) => ratios.push(found.ratio.median),
+            None => jobs.push((job, vec![found.ratio.median])),
+        }
+    }
+    let verdict = |(job, ratios): (String, Vec<f64>)| {
+        let median = Spread::of(&ratios)?.median;
+        Some(Verdict {
+            what: format!("throughput by DPDK's driver, median of {} paths and sizes: {job}", ratios.len()),
+            target: format!("≥ {DRIVER_MEDIAN} ×"),
+            measured: format!("{} ×", short(median)),
+            reached: median >= DRIVER_MEDIAN,
+            bound: false,
+            source: "all of them".to_owned(),
+        })
+    };
+    jobs.into_iter().filter_map(verdict).collect()
 }
 
 fn of_ring(sourced: &Sourced) -> Vec<Verdict> {
@@ -117,6 +172,7 @@ fn of_ring(sourced: &Sourced) -> Vec<Verdict> {
                 target: format!("≥ {RING_TARGET} ×"),
                 measured: format!("{} ×", short(ratio)),
                 reached: ratio >= RING_TARGET,
+                bound: false,
                 source: sourced.source.clone(),
             })
         })
@@ -140,6 +196,7 @@ fn of_queues(sourced: &Sourced) -> Vec<Verdict> {
             target: format!("≥ {} M requests/s, or generator-bound", DISK_QUEUES_KIOPS / 1e3),
             measured: format!("{} M requests/s{bound}", short(kiops / 1e3)),
             reached: kiops >= DISK_QUEUES_KIOPS || is_bound,
+            bound: false,
             source: sourced.source.clone(),
         })
     };
@@ -156,6 +213,7 @@ fn of_scale(sourced: &Sourced) -> Vec<Verdict> {
             target: target.to_owned(),
             measured,
             reached,
+            bound: false,
             source,
         });
     };
@@ -170,6 +228,16 @@ fn of_scale(sourced: &Sourced) -> Vec<Verdict> {
             "≥ 0.95",
             short(ratio.median),
             ratio.median >= 0.95,
+        );
+    }
+    let most_regions =
+        found.regions.as_ref().and_then(|curve| curve.points.iter().find(|point| point.count == 509));
+    if let Some(ratio) = most_regions.and_then(|point| point.cost_ratio) {
+        verdict(
+            "memory map of 509 regions, cycles a packet beside 1",
+            &format!("≤ {REGIONS} ×"),
+            format!("{} ×", short(ratio.median)),
+            ratio.median <= REGIONS,
         );
     }
     if let Some(start) = &found.start
@@ -245,6 +313,69 @@ mod tests {
         };
         assert!(verdict("64", 1.5, 0.1) && verdict("64", 1.1, 0.7) && verdict("1518", 1.6, 0.1));
         assert!(!verdict("64", 1.4, 0.69) && !verdict("1518", 1.4, 0.9));
+    }
+
+    /// A comparison of networks: ratio, ceiling and whether the generator was the limit, and cycles at nine tenths.
+    fn network(parameters: Value, ratio: f64, bound: bool, cycles: f64) -> Sourced {
+        let spread = |median: f64| json!({"median": median, "low": median, "high": median});
+        let spent = json!({"mpps": spread(1.0), "cycles_per_packet": spread(100.0), "packets_per_burst": spread(30.0)});
+        let busy = |share: Value, ratio: f64| json!({"share": share, "ours": spent, "peer": spent, "ratio": spread(ratio)});
+        sourced(
+            "compare",
+            &parameters,
+            &json!({
+                "peer": {}, "ratio": spread(ratio), "ceiling_mpps": 40.0, "generator_bound": bound,
+                "busy": [busy(Value::Null, 9.0), busy(json!(0.9), cycles)],
+            }),
+        )
+    }
+
+    #[test]
+    fn where_the_generator_is_the_limit_nothing_is_met_or_missed_but_cycles() {
+        let told = |ratio: f64, bound: bool, cycles: f64| {
+            let parameters = json!({"job": "net", "peer": "dpdk", "size": "64", "touch": "none"});
+            let found = of_comparison(&network(parameters, ratio, bound, cycles));
+            found.into_iter().map(|one| (one.reached, one.bound)).collect::<Vec<_>>()
+        };
+        assert_eq!(told(1.6, false, 0.6), [(true, false), (true, false)]);
+        assert_eq!(told(1.4, false, 0.7), [(false, false), (false, false)]);
+        assert_eq!(told(1.0, true, 0.6), [(false, true), (true, false)]);
+        assert_eq!(told(1.6, true, 0.7), [(true, true), (false, false)]);
+    }
+
+    #[test]
+    fn dpdks_driver_is_held_to_each_path_and_to_their_median() {
+        let one = |path: &str, ratio: f64| {
+            let parameters = json!({"job": "link", "peer": "dpdk", "driver": "testpmd", "driver_path": path,
+                                    "queue_size": 256, "size": "64", "touch": "header"});
+            network(parameters, ratio, false, 2.0)
+        };
+        let records = [one("plain", 1.2), one("in-order", 1.5), one("vectorised", 1.6)];
+        let found: Vec<(String, bool)> =
+            verdicts(&records).into_iter().map(|one| (one.target, one.reached)).collect();
+        let each = |reached| ("≥ 1.3 ×".to_owned(), reached);
+        assert_eq!(found, [each(false), each(true), each(true), ("≥ 1.5 ×".to_owned(), true)]);
+    }
+
+    #[test]
+    fn a_bridge_is_held_to_its_cycles_beside_a_link() {
+        let parameters =
+            json!({"job": "bridge", "peer": "link", "ports": 2, "size": "64", "touch": "header"});
+        let found = of_comparison(&network(parameters, 0.7, false, 1.4));
+        // Those at saturation: 9.
+        assert_eq!(found.iter().map(|one| one.reached).collect::<Vec<_>>(), [false]);
+        assert_eq!(found[0].target, "≤ 1.5 ×");
+    }
+
+    #[test]
+    fn many_regions_are_held_to_one() {
+        let reached = |cost: f64| {
+            let spread = |median: f64| json!({"median": median, "low": median, "high": median});
+            let point = |count: u64, cost: f64| json!({"count": count, "rounds": [], "ratio": spread(1.0), "cost_ratio": spread(cost), "lost": 0});
+            let regions = json!({"over": "regions", "points": [point(1, 1.0), point(509, cost)]});
+            of_scale(&sourced("scale", &json!({}), &json!({"regions": regions})))[0].reached
+        };
+        assert!(reached(1.05) && !reached(1.06));
     }
 
     fn sourced(command: &str, parameters: &Value, result: &Value) -> Sourced {

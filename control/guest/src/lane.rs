@@ -1,4 +1,5 @@
-//! One queue pair of a guest, from the driver's side: its rings, its buffers, the frames it sends and those it checks.
+//! One queue pair of a guest, from the driver's side: its rings, its buffers, the frames it sends and those it checks. One
+//! that touches no frame is a [`BarePair`].
 //!
 //! Transmit buffers are used again latest first, as drivers with a cache of buffers do. One line of each frame is always
 //! read and written; whether the rest is too, [`Touch`] says. The lines of the next frames are asked for while one is
@@ -19,12 +20,14 @@ use ringway_ring::queue::{Completion, DriverBuffer, DriverRing, Format, RingFaul
 use ringway_ring::split::driver::SplitDriver;
 use ringway_ring::tsc;
 
+use crate::bare::BarePair;
 use crate::error::GuestError;
 use crate::frame::{Addresses, Filler, HEAD_BYTES, MAX_FRAME, Sizes, Stamp, WORDS_AT};
 use crate::ledger::{Counts, Ledger};
 use crate::options::{GuestOptions, Touch};
 use crate::pace::Pace;
 use crate::presence::Presence;
+use crate::standing;
 
 /// What a lane is made of.
 #[derive(Debug)]
@@ -56,6 +59,10 @@ pub enum Lane {
     Split(Box<Pair<SplitDriver>>),
     /// Over packed rings.
     Packed(Box<Pair<PackedDriver>>),
+    /// Over split rings, frames untouched.
+    BareSplit(Box<BarePair<standing::Split>>),
+    /// Over packed rings, frames untouched.
+    BarePacked(Box<BarePair<standing::Packed>>),
 }
 
 /// What a turn sends.
@@ -77,6 +84,8 @@ macro_rules! either {
         match $lane {
             Lane::Split($pair) => $call,
             Lane::Packed($pair) => $call,
+            Lane::BareSplit($pair) => $call,
+            Lane::BarePacked($pair) => $call,
         }
     };
 }
@@ -84,9 +93,11 @@ macro_rules! either {
 impl Lane {
     /// Makes the rings and posts every receive buffer.
     pub(crate) fn new(setup: LaneSetup<'_>) -> Result<Lane, GuestError> {
-        Ok(match setup.options.format {
-            Format::Split => Lane::Split(Box::new(Pair::new(setup, DriverConfig::start_split)?)),
-            Format::Packed => Lane::Packed(Box::new(Pair::new(setup, DriverConfig::start_packed)?)),
+        Ok(match (setup.options.format, setup.options.touch) {
+            (Format::Split, Touch::None) => Lane::BareSplit(Box::new(BarePair::new(setup)?)),
+            (Format::Packed, Touch::None) => Lane::BarePacked(Box::new(BarePair::new(setup)?)),
+            (Format::Split, _) => Lane::Split(Box::new(Pair::new(setup, DriverConfig::start_split)?)),
+            (Format::Packed, _) => Lane::Packed(Box::new(Pair::new(setup, DriverConfig::start_packed)?)),
         })
     }
 
@@ -136,7 +147,7 @@ impl Lane {
 
     /// The number that its frames carry.
     pub fn flow(&self) -> u16 {
-        either!(self, pair => pair.flow)
+        either!(self, pair => pair.flow())
     }
 
     /// The used index that is in a split ring: 0 receive, 1 transmit.
@@ -148,6 +159,12 @@ impl Lane {
     pub(crate) fn kick_of(&self, direction: usize) -> BorrowedFd<'_> {
         let [rx, tx] = either!(self, pair => &pair.kick);
         if direction == 0 { rx.as_fd() } else { tx.as_fd() }
+    }
+
+    /// Looks at every frame from now on, or again at as many as its options say: which flow comes here is learned so where
+    /// no frame is touched.
+    pub fn look_at_all(&mut self, all: bool) {
+        either!(self, pair => pair.look_at_all(all));
     }
 
     /// Kicks of either queue that the back-end asked for, since it was last asked.
@@ -228,6 +245,10 @@ pub struct Pair<D> {
     addresses: Addresses,
     /// The first two words of a frame whose addresses were exchanged.
     exchanged_words: [u64; 2],
+    /// One frame in so many goes to nobody, with these addresses.
+    flood: Option<(u64, Addresses)>,
+    /// Frames of others that came.
+    flooded: u64,
     /// Areas of the rings.
     areas: [Areas<u64>; 2],
 
@@ -267,8 +288,8 @@ pub struct Pair<D> {
     absent_until: u64,
 }
 
-/// The head of a frame that came: its stamp, and whether its addresses were exchanged.
-type Frame = (Stamp, bool);
+/// The head of a frame that came: its stamp, whether its addresses were exchanged, and whether it is somebody else's.
+type Frame = (Stamp, bool, bool);
 
 /// A frame that came in several buffers, as far as it came.
 #[derive(Debug, Clone, Copy)]
@@ -320,12 +341,16 @@ impl<D: DriverRing> Pair<D> {
             filler: Filler::new(),
             addresses: options.addresses,
             exchanged_words: options.addresses.exchanged().words(),
+            flood: options.flood.map(|every| {
+                (u64::from(every.max(1)), Addresses { to: NOBODY, from: options.addresses.from })
+            }),
+            flooded: 0,
             areas: setup.rings,
             next_sequence: 0,
             arrived: 0,
             progress_at: tsc::cycles(),
-            window: u64::from(options.window.unwrap_or(setup.size.get()).min(setup.size.get())),
-            give_up: (options.give_up.as_nanos() * u128::from(tsc::hertz()) / 1_000_000_000) as u64,
+            window: window_of(options, setup.size),
+            give_up: give_up_cycles(options),
             assembly: None,
             body: vec![0; usize::from(MAX_FRAME)].into(),
             ledgers: vec![Ledger::default(); setup.progress.len()],
@@ -491,11 +516,11 @@ impl<D: DriverRing> Pair<D> {
         if self.assembly.is_none() && more == 0 && self.touch == Touch::Header {
             // What most are: all of a frame, of which the head is looked at.
             let stamp = self.head(WORDS_AT.map(|at| head.word(at)));
-            if let Some((stamp, exchanged)) = stamp
-                && !self.is_sampled(&stamp)
+            if let Some(frame) = stamp
+                && !self.is_sampled(&frame.0)
             {
-                let is_whole = completion.written == self.header_len as u32 + u32::from(stamp.len);
-                self.enter(is_whole.then_some((stamp, exchanged)), now);
+                let is_whole = completion.written == self.header_len as u32 + u32::from(frame.0.len);
+                self.enter(is_whole.then_some(frame), now);
                 return 1;
             }
         }
@@ -512,7 +537,8 @@ impl<D: DriverRing> Pair<D> {
     #[inline(always)]
     fn head(&self, words: [u64; 6]) -> Option<Frame> {
         let stamp = Stamp::from_words(words)?;
-        Some((stamp, words[..2] == self.exchanged_words))
+        let foreign = self.flood.is_some() && words[1] != self.exchanged_words[1];
+        Some((stamp, words[..2] == self.exchanged_words, foreign))
     }
 
     /// The same for any frame: `more` buffers follow if it begins one.
@@ -527,7 +553,7 @@ impl<D: DriverRing> Pair<D> {
                 let stamp = self.head(WORDS_AT.map(|at| head.word(at)));
                 let whole = stamp
                     .as_ref()
-                    .is_some_and(|(stamp, _)| self.touch == Touch::All || self.is_sampled(stamp));
+                    .is_some_and(|(stamp, ..)| self.touch == Touch::All || self.is_sampled(stamp));
                 (Assembly { stamp, whole, left: more, written: 0, read: 0 }, self.header_len + HEAD_BYTES)
             }
             Some(begun) => (Assembly { left: begun.left - 1, ..begun }, 0),
@@ -546,7 +572,7 @@ impl<D: DriverRing> Pair<D> {
             self.assembly = Some(frame);
             return 0;
         }
-        let intact = |(stamp, _): &Frame| {
+        let intact = |(stamp, ..): &Frame| {
             frame.written == self.header_len as u32 + u32::from(stamp.len)
                 && (!frame.whole
                     || self.body.get(..frame.read) == Some(self.filler.payload(stamp.filler, stamp.len)))
@@ -555,14 +581,18 @@ impl<D: DriverRing> Pair<D> {
         1
     }
 
-    /// Enters a frame that came: its stamp and whether its addresses were exchanged, or None if it is damaged.
+    /// Enters a frame that came, or None if it is damaged.
     #[inline(always)]
     fn enter(&mut self, frame: Option<Frame>, now: u64) {
-        let Some((stamp, exchanged)) = frame else {
+        let Some((stamp, exchanged, foreign)) = frame else {
             self.corrupt += 1;
             self.damaged += 1;
             return;
         };
+        if foreign {
+            self.flooded += 1;
+            return;
+        }
         let Some(ledger) = self.ledgers.get_mut(usize::from(stamp.flow)) else {
             self.corrupt += 1;
             return;
@@ -637,7 +667,7 @@ impl<D: DriverRing> Pair<D> {
         let (flow, sequence) = (self.flow, self.next_sequence);
         let len = self.sizes.of(sequence);
         let filler = match self.touch {
-            Touch::Header => place_of(slot as usize),
+            Touch::None | Touch::Header => place_of(slot as usize),
             Touch::All => (sequence % u64::from(Filler::PLACES)) as u16,
         };
         let gpa = self.tx_buffers.get(slot as usize).copied().unwrap_or_default();
@@ -645,10 +675,17 @@ impl<D: DriverRing> Pair<D> {
         if let Ok(buffer) = self.map.lookup(&mut self.tx_hint, gpa, bytes) {
             let head = buffer.part(self.header_len, HEAD_BYTES);
             if head.len() == HEAD_BYTES {
-                // The addresses before it stay.
-                let [_, _, words @ ..] =
-                    Stamp { flow, filler, len, sequence, sent_at }.to_words(&self.addresses);
+                let stamp = Stamp { flow, filler, len, sequence, sent_at };
                 let [_, _, places @ ..] = WORDS_AT;
+                let [to, from, words @ ..] = match &self.flood {
+                    Some((every, nobody)) if sequence.is_multiple_of(*every) => stamp.to_words(nobody),
+                    _ => stamp.to_words(&self.addresses),
+                };
+                // The addresses before it stay, if they are those of every frame.
+                if self.flood.is_some() {
+                    head.put_word(WORDS_AT[0], to);
+                    head.put_word(WORDS_AT[1], from);
+                }
                 head.put_word(places[0], words[0]);
                 head.put_word(places[1], words[1]);
                 head.put_word(places[2], words[2]);
@@ -685,6 +722,7 @@ impl<D: DriverRing> Pair<D> {
             bytes: self.bytes,
             corrupt: self.corrupt,
             exchanged: self.exchanged,
+            flooded: self.flooded,
             ..Counts::default()
         };
         for ledger in &self.ledgers {
@@ -713,6 +751,13 @@ impl<D: DriverRing> Pair<D> {
         stats
     }
 
+    fn flow(&self) -> u16 {
+        self.flow
+    }
+
+    /// Each is looked at as it is.
+    fn look_at_all(&self, _: bool) {}
+
     fn used_idx(&self, direction: usize) -> u16 {
         let mut idx = [0; 2];
         let place = self.areas.get(direction).and_then(|areas| self.map.resolve(areas.device + 2, 2).ok());
@@ -725,8 +770,18 @@ impl<D: DriverRing> Pair<D> {
     }
 }
 
+/// Frames under way at most.
+pub(crate) fn window_of(options: &GuestOptions, size: RingSize) -> u64 {
+    options.window.unwrap_or(size.get()).min(size.get()).into()
+}
+
+/// After so long without a frame, those under way are given up, in cycles.
+pub(crate) fn give_up_cycles(options: &GuestOptions) -> u64 {
+    (options.give_up.as_nanos() * u128::from(tsc::hertz()) / 1_000_000_000) as u64
+}
+
 /// Where the payload of a transmit buffer begins in the filler, if it is written once.
-fn place_of(slot: usize) -> u16 {
+pub(crate) fn place_of(slot: usize) -> u16 {
     (slot % usize::from(Filler::PLACES)) as u16
 }
 
@@ -740,11 +795,14 @@ const AHEAD: usize = 2;
 /// Of a closed loop, one frame in so many has its latency recorded.
 const DEFAULT_SAMPLE: u64 = 16;
 
+/// A local address that nobody has.
+const NOBODY: [u8; 6] = [0x52, 0x57, 0xff, 0xff, 0xff, 0xff];
+
 /// A cache line, in bytes: holds the header and the head of a frame.
 const LINE: usize = 64;
 
 /// What no filler has in it.
-static POISON: [u8; 16384] = [0xa5; 16384];
+pub(crate) static POISON: [u8; 16384] = [0xa5; 16384];
 
 /// A histogram for latencies in cycles, to three digits, up to 16 s at 4 GHz.
 pub fn histogram() -> Histogram<u64> {

@@ -102,6 +102,9 @@ pub struct Counts {
     pub stale: u64,
     /// Frames that came with their MAC addresses exchanged.
     pub exchanged: u64,
+    /// Frames that were sent to others, and came here since a switch did not know where those are.
+    #[serde(default)]
+    pub flooded: u64,
 }
 
 impl Counts {
@@ -140,6 +143,7 @@ impl Counts {
             corrupt: f(self.corrupt, other.corrupt),
             stale: f(self.stale, other.stale),
             exchanged: f(self.exchanged, other.exchanged),
+            flooded: f(self.flooded, other.flooded),
         }
     }
 }

@@ -6,6 +6,8 @@
 //! real socket and real rings; it knows nothing of what is behind the socket.
 #![forbid(unsafe_code)]
 
+// One queue pair whose frames nobody touches.
+mod bare;
 // A block port.
 pub mod block;
 // Why a guest could not start or go on.
@@ -29,6 +31,8 @@ pub mod presence;
 
 // Where things are in a guest's memory.
 mod plan;
+// Rings whose buffers stand where they are.
+mod standing;
 
 pub use error::GuestError;
 pub use guest::Guest;

@@ -10,6 +10,9 @@ use crate::frame::{Addresses, Sizes};
 /// What a guest reads and writes of each frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Touch {
+    /// Nothing: frames are written once, what comes is counted by descriptor, and of some all is read (see
+    /// [`GuestOptions::whole_every`]).
+    None,
     /// The first 46 bytes, and of some all (see [`GuestOptions::whole_every`]).
     Header,
     /// Every byte: written before it is sent, compared when it comes.
@@ -43,6 +46,8 @@ pub struct GuestOptions {
     pub in_order: bool,
     /// Where its frames go, and where they come from.
     pub addresses: Addresses,
+    /// One frame in so many goes to an address that nobody has. Frames of others that come by that are counted apart.
+    pub flood: Option<u32>,
     /// Bytes that a receive buffer tells the device it has, header included; without it, room for its own longest frame.
     pub rx_buffer: Option<u32>,
     /// The pages of its memory; the largest there are without it. On base pages, what a back-end touches of its guests
@@ -72,6 +77,7 @@ impl Default for GuestOptions {
             event_idx: false,
             in_order: false,
             addresses: Addresses::TO_ALL,
+            flood: None,
             rx_buffer: None,
             pages: None,
             regions: None,

@@ -12,7 +12,7 @@ use ringway_ring::layout::{Areas, Layout};
 use ringway_ring::queue::RingSize;
 
 use crate::error::GuestError;
-use crate::options::GuestOptions;
+use crate::options::{GuestOptions, Touch};
 
 /// See the head of this file.
 #[derive(Debug)]
@@ -54,6 +54,8 @@ impl Plan {
         let odd = |bytes: u64| bytes.next_multiple_of(LINE) | LINE;
         let longest = header_len + u64::from(options.sizes.max());
         let rx = match options.rx_buffer {
+            // Counted by descriptor: a frame must not take more than one.
+            Some(bytes) if options.touch == Touch::None => longest.max(bytes.into()),
             Some(bytes) => u64::from(bytes),
             None => odd(longest),
         };

@@ -9,8 +9,10 @@ use super::super::reading::Sourced;
 use super::super::reading::{parameters, plain, series, spread_of};
 use super::super::tables::table;
 use super::super::targets::{LATENCY_TARGET, ratio_target};
+use crate::compare::BusyAt;
 use crate::record::Record;
 use crate::stats::Spread;
+use crate::turns::State;
 
 /// What a comparison found.
 #[derive(Debug)]
@@ -21,6 +23,16 @@ pub(crate) struct Comparison {
     pub(crate) of_limit: Option<f64>,
     /// Latencies at half of the peer's peak beside the peer's: median, and 99th percentile.
     pub(crate) latency: Option<[Spread; 2]>,
+    /// Of networks: what the generator alone did, in millions of packets a second, and whether it is the generator that was
+    /// measured.
+    pub(crate) ceiling: Option<f64>,
+    pub(crate) generator_bound: bool,
+    /// What each spent on a packet.
+    pub(crate) busy: Vec<BusyAt>,
+    /// States of the machine, that which counts first.
+    pub(crate) states: Vec<State>,
+    /// The path of DPDK's driver, if that drove.
+    pub(crate) driver_path: Option<String>,
     /// Of disks: medians of latency at the same depth beside the peer's, and whether the generator was the limit.
     pub(crate) disk: Option<Disk>,
     ours: Option<Spread>,
@@ -57,8 +69,15 @@ pub(crate) fn comparison(record: &Record) -> Option<Comparison> {
         parameter("depth").map(|depth| format!("depth {depth}")),
     ];
     let touch = parameter("touch").map(|touch| format!("touch {touch}"));
+    let driver_path = parameter("driver_path");
+    let driver = driver_path.as_ref().map(|path| {
+        format!("DPDK's driver {path}, rings of {}", parameter("queue_size").unwrap_or_default())
+    });
+    let touch = if driver.is_some() { driver } else { touch };
+    let flood = parameter("flood").filter(|flood| !matches!(flood.as_str(), "0" | "0.0"));
+    let flood = flood.map(|flood| format!("{flood} % flooded"));
     let talk = parameter("talk").filter(|talk| talk == "one").map(|_| "one port sends".to_owned());
-    let name: Vec<String> = job.into_iter().chain([touch, talk]).flatten().collect();
+    let name: Vec<String> = job.into_iter().chain([touch, talk, flood]).flatten().collect();
     let disk = || {
         let p50 = |round: &Value| round.get("latency")?.get("p50")?.as_f64();
         Some(Disk {
@@ -77,10 +96,20 @@ pub(crate) fn comparison(record: &Record) -> Option<Comparison> {
             let of = |name: &str| serde_json::from_value(ratio.get(name)?.clone()).ok();
             Some([of("p50")?, of("p99")?])
         }),
+        ceiling: result.get("ceiling_mpps").and_then(Value::as_f64),
+        generator_bound: result.get("generator_bound").and_then(Value::as_bool).unwrap_or_default(),
+        busy: part(result, "busy"),
+        states: part(result, "states"),
+        driver_path,
         disk: disk(),
         ours: result.get("ours").and_then(rate),
         theirs: rate(peer),
     })
+}
+
+/// A list, if it is there and of that form.
+fn part<T: serde::de::DeserializeOwned>(result: &Value, name: &str) -> Vec<T> {
+    result.get(name).and_then(|list| serde_json::from_value(list.clone()).ok()).unwrap_or_default()
 }
 
 /// Packets or requests a second of one side, in millions or thousands: a plain series, or that of its rounds.
@@ -195,11 +224,100 @@ fn draw_networks(html: &mut Html, found: &[Aimed]) {
                 told(one.ratio),
                 target.map_or("-".to_owned(), |target| format!("≥ {target}")),
                 one.of_limit.map_or("-".to_owned(), |share| format!("{} %", short(share * 100.0))),
+                match (one.ceiling, one.generator_bound) {
+                    (Some(ceiling), false) => short(ceiling),
+                    (Some(ceiling), true) => format!("{}: generator-bound", short(ceiling)),
+                    (None, true) => "not measured: generator-bound".to_owned(),
+                    (None, false) => "-".to_owned(),
+                },
             ]
         })
         .collect();
     if !rows.is_empty() {
-        let heads = ["job", "peer", "ours, Mpps", "peer's, Mpps", "ratio", "target", "of the floor"];
+        let heads = [
+            "job",
+            "peer",
+            "ours, Mpps",
+            "peer's, Mpps",
+            "ratio",
+            "target",
+            "of the floor",
+            "generator alone, Mpps",
+        ];
+        table(html, &heads, &rows);
+    }
+    draw_busy(html, found);
+    draw_states(html, found);
+}
+
+/// What each spent on a packet, at which rate.
+fn draw_busy(html: &mut Html, found: &[Aimed]) {
+    let at = |share: Option<f64>| {
+        share.map_or("saturation".to_owned(), |share| format!("{} %", short(share * 100.0)))
+    };
+    let all = || found.iter().flat_map(|(one, _)| one.busy.iter().map(move |busy| (one, busy)));
+    Bars {
+        title: "Busy cycles a packet beside the peer".to_owned(),
+        name: "ratio to the peer (times), lower is better".to_owned(),
+        bars: all()
+            .map(|(one, busy)| (format!("{}, {}", one.name, at(busy.share)), busy.ratio, None))
+            .collect(),
+        mark: Some((1.0, "the peer".to_owned())),
+    }
+    .draw(html);
+    let rows: Vec<Vec<String>> = all()
+        .map(|(one, BusyAt { share, ours, peer, ratio })| {
+            vec![
+                one.name.clone(),
+                at(*share),
+                told(ours.cycles_per_packet),
+                told(peer.cycles_per_packet),
+                told(*ratio),
+                format!(
+                    "{} / {}",
+                    short(ours.packets_per_burst.median),
+                    short(peer.packets_per_burst.median)
+                ),
+                format!("{} / {}", short(ours.mpps.median), short(peer.mpps.median)),
+            ]
+        })
+        .collect();
+    if !rows.is_empty() {
+        html.leaf("h3", &[], "Busy cycles a packet, by each one's own count");
+        let heads = [
+            "job",
+            "rate, of the slower one's peak",
+            "ours",
+            "the peer's",
+            "ratio",
+            "packets a burst, ours / the peer's",
+            "Mpps, ours / the peer's",
+        ];
+        table(html, &heads, &rows);
+    }
+}
+
+/// What was measured in each state of the machine, where there was more than one.
+fn draw_states(html: &mut Html, found: &[Aimed]) {
+    let rows: Vec<Vec<String>> = found
+        .iter()
+        .filter(|(one, _)| one.states.len() > 1)
+        .flat_map(|(one, _)| one.states.iter().enumerate().map(move |(nth, state)| (one, nth, state)))
+        .map(|(one, nth, state)| {
+            vec![
+                one.name.clone(),
+                told(state.line_ns),
+                state.pairs.to_string(),
+                told(state.ours),
+                told(state.peer),
+                told(state.ratio),
+                if nth == 0 { "yes" } else { "no" }.to_owned(),
+            ]
+        })
+        .collect();
+    if !rows.is_empty() {
+        html.leaf("h3", &[], "States of the machine, by the cost of a cache line from one core to the other");
+        let heads = ["job", "a line each way, ns", "pairs", "ours, Mpps", "peer's, Mpps", "ratio", "counts"];
         table(html, &heads, &rows);
     }
 }

@@ -21,7 +21,7 @@ use crate::stats::{Latency, Spread};
 pub(crate) struct Scaled {
     pub(crate) idle: Option<Curve>,
     busy: Option<Curve>,
-    regions: Option<Curve>,
+    pub(crate) regions: Option<Curve>,
     ports: Option<Curve>,
     times: Option<Times>,
     pub(crate) start: Option<Start>,
