@@ -12,6 +12,10 @@ fn page_holds_every_result_and_names_what_it_could_not_read() {
     let (page, warnings) = make(folder.path());
     for part in [
         "dpdk-testpmd",
+        "generator-bound: not counted",
+        "States of the machine",
+        "Busy cycles a packet beside the peer",
+        "median of 1 paths and sizes",
         "Throughput by frame size",
         "Latency by percentile",
         "novelty",
@@ -54,7 +58,7 @@ fn browser_draws_the_page() {
         .replace("</body>", &format!("<pre id=\"facts\"></pre><script>{PROBE}</script></body>"));
     let probe = folder.path().join("probe.html");
     fs::write(&probe, probed).expect("a page");
-    for width in [1280, 480] {
+    for width in [1280, 1200, 480] {
         let (dom, _) = browse(&probe, &["--dump-dom", &format!("--window-size={width},900")]);
         let facts =
             dom.split_once("<pre id=\"facts\">").and_then(|(_, rest)| Some(rest.split_once("</pre>")?.0));
@@ -68,6 +72,10 @@ fn browser_draws_the_page() {
         assert_eq!(facts["outside"], json!([]), "texts beyond the edge of their chart");
         assert_eq!(facts["overlapping"], json!([]), "texts over each other");
         assert_eq!(facts["wider"], 0, "the page is wider than its window");
+        if width >= 1200 {
+            assert_eq!(facts["hidden"], json!([]), "columns that are seen only by moving a scroll bar");
+            assert!(facts["tables"].as_u64() >= Some(10), "too few tables");
+        }
     }
 }
 
@@ -94,6 +102,10 @@ const PROBE: &str = "
     document.getElementById('facts').textContent = JSON.stringify({
         title: document.title, faults, fetched: performance.getEntriesByType('resource').length,
         charts: charts.length, empty, outside, overlapping,
+        hidden: [...document.querySelectorAll('.wide')].filter(box => box.scrollWidth > box.clientWidth + 1)
+            .map(box => [...box.querySelectorAll('th')].map(head => head.textContent).join(' | ') +
+                ': ' + box.scrollWidth + ' in ' + box.clientWidth),
+        tables: [...document.querySelectorAll('.wide')].filter(box => box.clientWidth > 0).length,
         wider: Math.max(0, document.documentElement.scrollWidth - innerWidth),
     });";
 
@@ -125,6 +137,32 @@ fn samples() -> tempfile::TempDir {
             }),
         ));
     }
+    // As they are now: by which driver, who was the limit, in which state, and what a packet cost.
+    let spent = |cycles: f64| json!({"mpps": spread(11.25), "cycles_per_packet": spread(cycles), "packets_per_burst": spread(31.75)});
+    let busy: Vec<Value> = [Value::Null, json!(0.25), json!(0.5), json!(0.9)]
+        .into_iter()
+        .map(|share| json!({"share": share, "ours": spent(123.25), "peer": spent(456.75), "ratio": spread(0.2715)}))
+        .collect();
+    let state = |line: f64, pairs: u32| json!({"line_ns": spread(line), "pairs": pairs, "ours": spread(30.25), "peer": spread(18.75), "ratio": spread(1.6125)});
+    for (bound, driver) in [(true, None), (false, None), (false, Some("in-order-mergeable"))] {
+        let mut parameters =
+            json!({"job": "link", "ring": "packed", "peer": "dpdk", "size": "1518", "touch": "none"});
+        if let Some(path) = driver {
+            parameters["driver_path"] = json!(path);
+            parameters["queue_size"] = json!(1024);
+        }
+        let rounds = json!({"rounds": [{"mpps": 30.25}, {"mpps": 29.5}]});
+        lines.push(record(
+            "compare",
+            20,
+            parameters,
+            json!({
+                "ours": {"throughput": rounds}, "peer": {"name": "dpdk", "version": "DPDK 26.11.0-rc0", "throughput": rounds},
+                "ratio": spread(1.6125), "of_limit": 0.3875, "ceiling_mpps": 41.25, "generator_bound": bound,
+                "busy": busy, "states": [state(28.25, 7), state(115.5, 4)],
+            }),
+        ));
+    }
     for (backing, depth, ratio) in [("memory", 32, 4.6), ("memory", 1, 6.0), ("direct", 32, 1.2)] {
         let rounds = json!({"rounds": [{"kiops": 700.0, "latency": {"p50": 1500, "p99": 4000}}]});
         lines.push(record(
@@ -139,7 +177,20 @@ fn samples() -> tempfile::TempDir {
             }),
         ));
     }
-    write("compare.json", lines.join("\n"));
+    // With names as long as they come.
+    let rounds = json!({"rounds": [{"mpps": 17.1234}, {"mpps": 16.8765}]});
+    lines.push(record(
+        "compare",
+        21,
+        json!({"job": "bridge", "ring": "packed", "peer": "ovs", "ports": 64, "size": "1518", "touch": "header", "talk": "one", "flood": 5.0}),
+        json!({
+            "ours": {"throughput": rounds},
+            "peer": {"name": "ovs", "version": "ovs-vswitchd (Open vSwitch) 3.1.0, DPDK 22.11.11", "throughput": rounds},
+            "ratio": spread(4.0625), "of_limit": null, "ceiling_mpps": 41.2345, "generator_bound": true,
+            "busy": busy, "states": [state(28.2512, 7), state(115.5432, 4)],
+        }),
+    ));
+    write("compare-of-all-networks-and-disks.json", lines.join("\n"));
 
     let mut lines = Vec::new();
     for (number, depth) in [1, 8, 32, 128].into_iter().enumerate() {
@@ -168,7 +219,7 @@ fn samples() -> tempfile::TempDir {
             let round = |more: f64| {
                 json!({
                     "mpps": mpps * more, "gbps": mpps * more * f64::from(size) * 8e-3,
-                    "counts": {"sent": 1000, "received": 1000, "lost": 0, "duplicated": 0, "reordered": 0, "corrupt": 0},
+                    "counts": {"sent": 242_123_456u64, "received": 242_123_455u64, "bytes": 15_495_901_184u64, "lost": 1, "duplicated": 0, "reordered": 0, "corrupt": 0, "stale": 0, "exchanged": 242_123_455u64},
                     "latency": {"p50": 9000, "p90": 11_000, "p99": 14_000, "p999": 60_000, "p9999": 400_000, "max": 900_000},
                 })
             };
@@ -229,6 +280,7 @@ fn samples() -> tempfile::TempDir {
             json!({
                 "idle": curve("idle devices", &[0, 16, 256, 1000]),
                 "busy": curve("busy devices", &[1, 2, 4, 8, 16, 32, 64]),
+                "regions": curve("regions", &[1, 8, 64, 256, 509]),
                 "ports": curve("ports", &[2, 4, 8, 16, 32, 64]),
                 "disks": curve("busy disks", &[1, 4, 16, 64]),
                 "idle_disks": [{"devices": 64, "cpu_percent": 3.2, "each_percent": 0.05}],

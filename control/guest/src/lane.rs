@@ -1,5 +1,5 @@
 //! One queue pair of a guest, from the driver's side: its rings, its buffers, the frames it sends and those it checks. One
-//! that touches no frame is a [`BarePair`].
+//! that touches no frame is a `BarePair`.
 //!
 //! Transmit buffers are used again latest first, as drivers with a cache of buffers do. One line of each frame is always
 //! read and written; whether the rest is too, [`Touch`] says. The lines of the next frames are asked for while one is
