@@ -118,6 +118,7 @@ pub(crate) enum Token {
     Watch,
     Inbox,
     Signals,
+    Reload,
     Bus(usize),
 }
 
@@ -131,6 +132,7 @@ impl Token {
             Token::Inbox => (4, 0),
             Token::Signals => (5, 0),
             Token::Bus(at) => (6, at as u64),
+            Token::Reload => (7, 0),
         };
         EventData::new_u64(kind << 56 | id)
     }
@@ -144,6 +146,7 @@ impl Token {
             4 => Token::Inbox,
             5 => Token::Signals,
             6 => Token::Bus(id as usize),
+            7 => Token::Reload,
             _ => Token::Control,
         }
     }
@@ -208,6 +211,7 @@ pub(crate) struct Daemon {
     pub(crate) remote: Remote,
     inbox: Receiver<Message>,
     signals: Option<UnixStream>,
+    reload: Option<UnixStream>,
     pub(crate) ctl: Option<Listening>,
     pub(crate) ctl_path: Option<PathBuf>,
     pub(crate) retry_absent_at: Option<Instant>,
@@ -323,6 +327,7 @@ impl Daemon {
             remote: Remote { sender, wake: wake.clone() },
             inbox,
             signals: options.signals,
+            reload: options.reload,
             ctl: None,
             ctl_path: options.ctl.clone(),
             retry_absent_at: None,
@@ -338,6 +343,9 @@ impl Daemon {
         daemon.epoll_add(&daemon.watch, Token::Watch)?;
         if let Some(signals) = &daemon.signals {
             daemon.epoll_add(signals, Token::Signals)?;
+        }
+        if let Some(reload) = &daemon.reload {
+            daemon.epoll_add(reload, Token::Reload)?;
         }
         for at in 0..daemon.attachments.len() {
             if let Some(news) = daemon.attachments.get(at).and_then(|bus| bus.news()) {
@@ -490,6 +498,7 @@ impl Daemon {
                         self.remote.wake.clear();
                     }
                     Token::Signals => self.take_signals(),
+                    Token::Reload => self.take_reload(),
                     Token::Bus(at) => self.take_bus_changes(at),
                 }
             }
@@ -580,6 +589,18 @@ impl Daemon {
             && signals.read(&mut bytes).is_ok_and(|n| n > 0)
         {
             self.begin_stop();
+        }
+    }
+
+    /// Several that came at once are one.
+    fn take_reload(&mut self) {
+        use std::io::Read as _;
+        let mut bytes = [0u8; 64];
+        if let Some(mut reload) = self.reload.as_ref()
+            && reload.read(&mut bytes).is_ok_and(|n| n > 0)
+            && !self.is_stopping()
+        {
+            self.reload();
         }
     }
 

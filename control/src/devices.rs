@@ -17,6 +17,8 @@ pub mod registry;
 
 // MAC addresses: given, kept and drawn.
 pub(crate) mod addresses;
+// What a configuration file changes of what runs.
+pub(crate) mod apply;
 // Front-ends that come and go.
 pub(crate) mod connect;
 // A device as control has it.

@@ -53,6 +53,8 @@ pub struct Options {
     pub ports: Vec<PortEntry>,
     /// A byte on it stops the subsystem: the other end belongs to a signal handler.
     pub signals: Option<UnixStream>,
+    /// A byte on it has the configuration file applied as it is then.
+    pub reload: Option<UnixStream>,
 }
 
 impl Options {
@@ -73,6 +75,7 @@ impl Options {
             named: Vec::new(),
             ports: Vec::new(),
             signals: None,
+            reload: None,
         }
     }
 }

@@ -88,7 +88,7 @@ pub use self::error::{DriverError, Unfit};
 pub use self::fault::FaultReporter;
 pub use self::host::{DeviceHost, Upcall};
 pub use self::host_end::{HostEnd, NetdevChange};
-pub use self::mgmtdev::{AttributeInfo, ManagementDevice, MgmtInfo, MgmtKind, MgmtKindInfo};
+pub use self::mgmtdev::{AttributeInfo, Live, ManagementDevice, MgmtInfo, MgmtKind, MgmtKindInfo};
 pub use self::own_pumps::{MakePump, OwnPumps};
 pub use self::parent::{FunctionState, Functions, Parent, Planned};
 pub use self::queues::{

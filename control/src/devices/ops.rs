@@ -51,18 +51,22 @@ impl Daemon {
             "dev.vstats.show" => read(params).and_then(|queue| to_value(&self.show_vstats(queue)?)),
             "bridge.vlan.show" => read(params).and_then(|select| to_value(&self.show_vlans(&select)?)),
             "core.show" => none(params).and_then(|()| to_value(&self.show_cores())),
+            "config.diff" => read(params).and_then(|text| to_value(&self.diff(&text)?)),
             "config.dump" => none(params).and_then(|()| to_value(&self.dump()?)),
             "dev.add" | "dev.del" | "dev.set" | "mgmtdev.add" | "mgmtdev.set" | "mgmtdev.del"
-            | "port.add" | "port.del" | "port.function.set" | "bridge.vlan.add" | "bridge.vlan.del" => {
-                self.change(method, params, caller)
-            }
+            | "port.add" | "port.del" | "port.function.set" | "bridge.vlan.add" | "bridge.vlan.del"
+            | "config.apply" => self.change(method, params, caller),
             _ => return None,
         };
         Some(result)
     }
 
     fn change(&mut self, method: &str, params: Value, caller: &Caller) -> Result<Value, Fault> {
-        let asked = params.to_string();
+        let asked = match method {
+            // Its steps are told as events, each for itself.
+            "config.apply" => json!({ "file": params.get("file") }).to_string(),
+            _ => params.to_string(),
+        };
         let result = if self.is_stopping() {
             Err(Fault::new(Kind::Runtime, "the daemon is stopping").retryable())
         } else {
@@ -79,6 +83,7 @@ impl Daemon {
                     let is_added = method == "bridge.vlan.add";
                     read(params).and_then(|change| to_value(&self.change_vlans(&change, is_added)?))
                 }
+                "config.apply" => read(params).and_then(|text| to_value(&self.apply(&text)?)),
                 _ => read(params).and_then(|set| to_value(&self.set(&set)?)),
             }
         };
@@ -522,6 +527,19 @@ impl Daemon {
     }
 
     pub(crate) fn set(&mut self, set: &DevSet) -> Result<DevChanged, Fault> {
+        let mut changed = self.set_entry(set)?;
+        let origin = self.registry.find(&set.name).map(|device| device.origin);
+        if let (Ok(Origin::Config), Some(file)) = (origin, &self.config_file) {
+            changed.notes.push(format!(
+                "{} still says otherwise and goes first when ringwayd starts again",
+                file.display()
+            ));
+        }
+        Ok(changed)
+    }
+
+    /// The same, whatever stands in a file.
+    pub(crate) fn set_entry(&mut self, set: &DevSet) -> Result<DevChanged, Fault> {
         let id = self.registry.id_of(&set.name).map_err(|fault| self.if_absent(&set.name, fault))?;
         if set.mac.is_none() && set.mtu.is_none() && set.core.is_none() && set.attributes.is_empty() {
             return Err(
@@ -590,7 +608,7 @@ impl Daemon {
                 continue;
             };
             live.insert(name.clone(), value.clone());
-            waits_for.extend(waits(value));
+            waits_for.extend((waits.waits)(value));
         }
         let put_back = |daemon: &mut Daemon| {
             if let Some(device) = daemon.registry.by_id(id) {
@@ -651,12 +669,6 @@ impl Daemon {
             notes.push(format!(
                 "a VMM that asks for a larger MTU than {mtu} (QEMU: host_mtu) is refused when it connects next, and its guest has \
                  no network: start it with host_mtu={mtu}"
-            ));
-        }
-        if let (Origin::Config, Some(file)) = (origin, &self.config_file) {
-            notes.push(format!(
-                "{} still says otherwise and goes first when ringwayd starts again",
-                file.display()
             ));
         }
         let mut changed = json!(set);

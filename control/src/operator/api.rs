@@ -27,6 +27,8 @@
 //! | `core.show` | | [`CoreShow`] |
 //! | `events` | [`Follow`] | [`EventPage`], then notifications `event` with an [`Event`] each |
 //! | `config.dump` | | [`Dump`] |
+//! | `config.diff` | [`ConfigText`] | [`ConfigPlan`]: what `config.apply` would do |
+//! | `config.apply` | [`ConfigText`] | [`ConfigPlan`]: what was done |
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -41,19 +43,21 @@ use serde_json::{Map, Value};
 
 mod bridge;
 mod info;
+mod plan;
 mod port;
 
 pub use bridge::*;
 pub use info::*;
+pub use plan::*;
 pub use port::*;
 
 use crate::operator::names::FeatureName;
 
 /// The protocol's version: the first number changes when a client must change.
-pub const VERSION: &str = "1.2";
+pub const VERSION: &str = "1.3";
 
 /// Every method.
-pub const METHODS: [&str; 21] = [
+pub const METHODS: [&str; 23] = [
     "hello",
     "mgmtdev.show",
     "mgmtdev.add",
@@ -75,6 +79,8 @@ pub const METHODS: [&str; 21] = [
     "core.show",
     "events",
     "config.dump",
+    "config.diff",
+    "config.apply",
 ];
 
 /// Values by name in the order in which they were made.

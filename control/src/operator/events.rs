@@ -12,7 +12,9 @@ use crate::fault::{Fault, nearest, printable};
 use crate::operator::api::Event;
 
 /// The types of events, as they are told and asked for.
-pub(crate) const TYPES: [&str; 40] = [
+pub(crate) const TYPES: [&str; 42] = [
+    "config.applied",
+    "config.refused",
     "daemon.stopping",
     "dev.added",
     "dev.changed",

@@ -90,7 +90,7 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
         },
     };
     let idle = settings.idle.name();
-    let signals = catch_signals().map_err(|error| Fault::system("cannot catch signals", error))?;
+    let (signals, reload) = catch_signals().map_err(|error| Fault::system("cannot catch signals", error))?;
     if args.socket_path.is_some() || args.fd.is_some() {
         return single::serve(args.socket_path.as_deref(), args.fd, settings, signals);
     }
@@ -127,6 +127,7 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
         named: desired.mgmtdevs,
         ports: desired.ports,
         signals: Some(signals),
+        reload: Some(reload),
     })?;
     let workers = workers(subsystem.engine().cores());
     tracing::info!(descriptors, "{}; {workers}; idle policy {idle} ({idle_from})", host());
@@ -167,15 +168,17 @@ const STOPPING_WITHIN: Duration = Duration::from_millis(200);
 
 /// A stream on which a byte arrives for SIGTERM and SIGINT. SIGHUP, SIGPIPE, SIGUSR1, SIGUSR2 and SIGXFSZ do nothing: those who
 /// send them out of habit (rotators of logs, supervisors) must not stop a host's guests.
-fn catch_signals() -> io::Result<UnixStream> {
+fn catch_signals() -> io::Result<(UnixStream, UnixStream)> {
     let (ours, handlers) = UnixStream::pair()?;
     ours.set_nonblocking(true)?;
+    let (reload, handler) = UnixStream::pair()?;
+    reload.set_nonblocking(true)?;
+    signal_hook::low_level::pipe::register(signal_hook::consts::SIGHUP, handler)?;
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         signal_hook::low_level::pipe::register(signal, handlers.try_clone()?)?;
     }
     let ignored = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     for signal in [
-        signal_hook::consts::SIGHUP,
         signal_hook::consts::SIGUSR1,
         signal_hook::consts::SIGUSR2,
         // A file at its largest (RLIMIT_FSIZE): the write fails instead, and is told by name.
@@ -183,7 +186,7 @@ fn catch_signals() -> io::Result<UnixStream> {
     ] {
         signal_hook::flag::register(signal, ignored.clone())?;
     }
-    Ok(ours)
+    Ok((ours, reload))
 }
 
 /// Raises the limit of open descriptors as far as it goes; returns it.

@@ -659,7 +659,7 @@ fn fault_cure(fault: RingFault) -> &'static str {
 }
 
 /// A device as an entry that makes the same again: what is in force, what was asked for where that says more.
-fn in_force(device: &Device) -> DeviceEntry {
+pub(crate) fn in_force(device: &Device) -> DeviceEntry {
     let mut entry = device.entry.clone();
     if !device.is_outdated {
         if let Some(config) = device.facts.config.net() {

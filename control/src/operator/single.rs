@@ -53,6 +53,7 @@ pub(crate) fn serve(
         settings,
         claims_cores: true,
         signals: Some(signals),
+        reload: None,
         ..Options::embedded(runtime.path())
     })?;
     match inherited {

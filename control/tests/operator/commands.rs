@@ -295,22 +295,27 @@ fn events_are_numbered_followed_and_filtered() {
         ("events --once --since foo:3", "`foo` is no daemon's instance"),
         (
             "events --once --type foo",
-            "there is no event of type `foo`\n  try: one of: daemon.stopping, dev.added",
+            "there is no event of type `foo`\n  try: one of: config.applied, config.refused, daemon.stopping, dev.added",
         ),
-        ("events --once --type dev --type hots", "did you mean host? There are daemon.stopping"),
+        ("events --once --type dev --type hots", "did you mean host? There are config.applied"),
         ("events --once --since -3", "unexpected argument '-3'"),
     ] {
         let told = daemon.run(line).bad(2);
         assert!(told.contains(said) && !told.contains("-- -3"), "{told}");
     }
-    assert!(daemon.run("events --help").good().contains("Types: daemon.stopping, dev.added"));
+    assert!(
+        daemon
+            .run("events --help")
+            .good()
+            .contains("Types: config.applied, config.refused, daemon.stopping, dev.added")
+    );
 }
 
 #[test]
 fn hello_tells_who_answers() {
     let daemon = Daemon::start();
     let hello = daemon.run("-j hello").json();
-    assert_eq!(hello["api"], "1.2");
+    assert_eq!(hello["api"], "1.3");
     assert_eq!(hello["pid"], daemon.pid());
     assert_eq!(hello["device_dir"], daemon.dir.join("dev").to_str().unwrap());
     assert!(hello["instance"].as_str().unwrap().len() > 8 && hello["boot_id"].as_str().unwrap().len() > 8);

@@ -4,6 +4,7 @@
 // What fails in a helper of a test fails the test.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod apply;
 mod clients;
 mod commands;
 mod config;

@@ -9,7 +9,7 @@ use super::request::SERIAL;
 use super::{BLOCK, F_CONFIG_WCE, F_DISCARD, F_FLUSH, F_RO, F_WRITE_ZEROES};
 use crate::limit::Limits;
 use crate::net::plan::{switch, word};
-use crate::vdpa::{AttributeInfo, ClassSpec, DeviceSpec, DriverError, Unfit};
+use crate::vdpa::{AttributeInfo, ClassSpec, DeviceSpec, DriverError, Live, Unfit};
 
 /// A device to be made, as far as its disk does not decide.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,25 +100,25 @@ pub const ATTRIBUTES: [AttributeInfo; 11] = [
         name: IOPS,
         value: "REQUESTS",
         help: "a second at most, of all queues together (default 0: no limit); in force at once",
-        live: Some(|_| None),
+        live: Some(Live::or("0")),
     },
     AttributeInfo {
         name: IOPS_BURST,
         value: "REQUESTS",
         help: "beyond iops that may come at once (default: a tenth of iops)",
-        live: Some(|_| None),
+        live: Some(Live::AT_ONCE),
     },
     AttributeInfo {
         name: BPS,
         value: "BYTES[K|M|G|T]",
         help: "a second at most, read and written together (default 0: no limit); in force at once",
-        live: Some(|_| None),
+        live: Some(Live::or("0")),
     },
     AttributeInfo {
         name: BPS_BURST,
         value: "BYTES[K|M|G|T]",
         help: "beyond bps that may come at once (default: a tenth of bps)",
-        live: Some(|_| None),
+        live: Some(Live::AT_ONCE),
     },
 ];
 

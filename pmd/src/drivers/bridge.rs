@@ -22,8 +22,8 @@ use crate::net::rates::{self, PortRates};
 use crate::net::uplink::UplinkFunction;
 use crate::net::vlan::Vlans;
 use crate::vdpa::{
-    AttributeInfo, Class, DeviceHost, DeviceSpec, DriverError, Learned, LearnedStation, ManagementDevice,
-    MgmtInfo, MgmtKind, MgmtKindInfo, NetMgmt, Unfit, VdpaDevice,
+    AttributeInfo, Class, DeviceHost, DeviceSpec, DriverError, Learned, LearnedStation, Live,
+    ManagementDevice, MgmtInfo, MgmtKind, MgmtKindInfo, NetMgmt, Unfit, VdpaDevice,
 };
 
 /// The kind.
@@ -262,7 +262,7 @@ pub(super) const VLAN: AttributeInfo = AttributeInfo {
     name: "vlan",
     value: "off|none|VID[-VID] [pvid] [untagged],...",
     help: "the VLANs that the port carries, in the words of `bridge vlan` (default off: VLAN 1, where other ports have some)",
-    live: Some(|_| None),
+    live: Some(Live::or("off")),
 };
 
 pub(super) const FLOOD: AttributeInfo = AttributeInfo {

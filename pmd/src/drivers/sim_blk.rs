@@ -11,8 +11,8 @@ use crate::block::plan::{ATTRIBUTES, BLK_SIZE, MAX_QUEUES, Plan, size};
 use crate::block::{BLOCK, RangeLimits};
 use crate::net::plan::{switch, word};
 use crate::vdpa::{
-    AttributeInfo, Class, DeviceHost, DeviceSpec, DriverError, ManagementDevice, MgmtInfo, Stuck, Unfit,
-    VdpaDevice,
+    AttributeInfo, Class, DeviceHost, DeviceSpec, DriverError, Live, ManagementDevice, MgmtInfo, Stuck,
+    Unfit, VdpaDevice,
 };
 
 /// The management device.
@@ -36,7 +36,7 @@ impl ManagementDevice for SimBlk {
                 name: SIZE,
                 value: "BYTES[K|M|G|T]",
                 help: "of the disk (default 1G); a guest that runs is told of another",
-                live: Some(|_| None),
+                live: Some(Live::AT_ONCE),
             },
             AttributeInfo {
                 name: DATA,

@@ -19,8 +19,8 @@ use crate::net::{
     F_CTRL_RX, F_CTRL_VQ, F_MAC, F_MQ, F_MRG_RXBUF, F_MTU, F_STATUS, MAX_MTU, MIN_MTU, Mac, NIC, OFFLOADS,
 };
 use crate::vdpa::{
-    AttributeInfo, Class, ClassSpec, DeviceHost, DeviceSpec, DriverError, ManagementDevice, MgmtInfo, Unfit,
-    VdpaDevice,
+    AttributeInfo, Class, ClassSpec, DeviceHost, DeviceSpec, DriverError, Live, ManagementDevice, MgmtInfo,
+    Unfit, VdpaDevice,
 };
 use crate::virtio::control::F_CTRL_MAC_ADDR;
 use crate::virtio::migration::MigrationBlock;
@@ -306,18 +306,21 @@ const DATAPATH: AttributeInfo = AttributeInfo {
     name: "datapath",
     value: "relay|hardware",
     help: "who serves the guest's rings: a core (default), or the function itself wherever they begin anew",
-    live: Some(|value| {
-        (value == "hardware").then_some(
-            "when the guest's driver starts its rings anew (reload it, or reboot the guest) with nothing that a device added with \
-             datapath hardware would not offer, as packed rings; dev show has the data path in use, and why",
-        )
+    live: Some(Live {
+        waits: |value| {
+            (value == "hardware").then_some(
+                "when the guest's driver starts its rings anew (reload it, or reboot the guest) with nothing that a device added \
+                 with datapath hardware would not offer, as packed rings; dev show has the data path in use, and why",
+            )
+        },
+        unset: Some("relay"),
     }),
 };
 
 /// The same of a function whose rings begin anywhere.
 const DATAPATH_AT_ONCE: AttributeInfo = AttributeInfo {
     help: "who serves the guest's rings: a core (default), or the function itself",
-    live: Some(|_| None),
+    live: Some(Live::or("relay")),
     ..DATAPATH
 };
 

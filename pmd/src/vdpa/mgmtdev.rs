@@ -41,9 +41,27 @@ pub struct AttributeInfo {
     pub value: &'static str,
     /// One line of help, with the default.
     pub help: &'static str,
-    /// It can be changed while a front-end is connected ([`VdpaDevice::set`]), and what a value then waits for; None in that
-    /// place: nothing. None: it is in force when the next one connects.
-    pub live: Option<fn(&str) -> Option<&'static str>>,
+    /// It can be changed while a front-end is connected ([`VdpaDevice::set`]). None: it is in force when the next one connects.
+    pub live: Option<Live>,
+}
+
+/// How an attribute changes while a front-end is connected.
+#[derive(Debug, Clone, Copy)]
+pub struct Live {
+    /// What a value waits for. None: nothing.
+    pub waits: fn(&str) -> Option<&'static str>,
+    /// The value that is as good as not asking for it. None: there is none, and only a new device has the default.
+    pub unset: Option<&'static str>,
+}
+
+impl Live {
+    /// In force at once.
+    pub const AT_ONCE: Live = Live { waits: |_| None, unset: None };
+
+    /// The same, and `unset` is as good as not asking for it.
+    pub const fn or(unset: &'static str) -> Live {
+        Live { unset: Some(unset), ..Live::AT_ONCE }
+    }
 }
 
 /// Makes devices: what is registered. Called by the control thread; waits for nobody.

@@ -131,6 +131,7 @@ pub fn ringway_page() -> String {
         ("ringway core show", "what the workers spend their time on"),
         ("ringway -j events", "every device, then everything that happens, a line each"),
         ("ringway config dump", "what runs, as a file for ringwayd --config"),
+        ("ringway config diff /etc/ringway.toml", "what applying it would change, and whom it would disrupt"),
     ] {
         page.item(vec![bold(line)], help);
     }
@@ -196,7 +197,7 @@ pub fn ringwayd_page() -> String {
     page.text("0 when it was told to stop by SIGTERM or SIGINT; else as ringway(8).");
     page.section("SIGNALS");
     page.item(vec![bold("SIGTERM, SIGINT")], "close every session, remove the sockets, end");
-    page.item(vec![bold("SIGHUP")], "does nothing: the configuration file is read at the start only");
+    page.item(vec![bold("SIGHUP")], "apply the configuration file as it is now, as ringway config apply does: all of it, or nothing, told by an event");
     page.section("LOG");
     page.text(
         "It goes to standard error. A reader that stops delays nobody: lines that find no room are lost, counted by \

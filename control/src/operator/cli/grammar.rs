@@ -263,7 +263,7 @@ pub fn normalise(args: Vec<OsString>) -> Result<Vec<OsString>, Fault> {
         "port" => &["show", "list", "add", "del", "function", "help"],
         "bridge" => &["vlan", "help"],
         "core" => &["show", "list", "help"],
-        "config" => &["check", "dump", "help"],
+        "config" => &["check", "dump", "diff", "apply", "help"],
         _ => &[],
     };
     let command = resolve("Command", &word(&full, second), commands, more)?;

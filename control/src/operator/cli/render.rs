@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use crate::frontends::cures;
 use crate::operator::api::{
-    AttributeHelp, ConfigShow, CoreInfo, CoreShow, DevInfo, DevShow, Event, EventPage, Explained, Hello,
-    History, MgmtdevShow, PortInfo, PortShow, Provisioned, QueueInfo, RequestInfo, VlanShow, Vstats,
-    VstatsShow,
+    AttributeHelp, ConfigAction, ConfigPlan, ConfigShow, CoreInfo, CoreShow, DevInfo, DevShow, Disrupts,
+    Event, EventPage, Explained, Hello, History, MgmtdevShow, PortInfo, PortShow, Provisioned, QueueInfo,
+    RequestInfo, VlanShow, Vstats, VstatsShow,
 };
 use crate::operator::cli::grammar::SHOWN;
 use crate::operator::names::FeatureName;
@@ -558,6 +558,57 @@ fn work(text: &mut String, info: &CoreInfo) {
     if info.panics > 0 {
         let _ = writeln!(text, "  panics {}: a pump was taken out; ringway events tells which", info.panics);
     }
+}
+
+/// `config diff`, or `config apply` if it is done.
+pub(super) fn plan(plan: &ConfigPlan, is_done: bool) -> String {
+    let mut text = String::new();
+    for step in &plan.steps {
+        let (sign, done, to_do) = match step.action {
+            ConfigAction::Add => ('+', "added", "is added"),
+            ConfigAction::Set => ('~', "changed", "is changed"),
+            ConfigAction::Remake => ('!', "removed and made anew", "is removed and made anew"),
+            ConfigAction::Del => ('-', "removed", "is removed"),
+            ConfigAction::Adopt => {
+                ('=', "the file's now, not an operator's", "becomes the file's, not an operator's")
+            }
+            ConfigAction::Restart => {
+                ('*', "waits for a restart of ringwayd", "waits for a restart of ringwayd")
+            }
+        };
+        let name = if step.name.is_empty() { String::new() } else { format!(" {}", step.name) };
+        let disrupts = match step.disrupts {
+            Disrupts::Nothing => String::new(),
+            Disrupts::Queue => "; its queues stand for a moment".to_owned(),
+            Disrupts::Device => {
+                "; its guest loses the device".to_owned()
+                    + if step.action == ConfigAction::Del { "" } else { " for a moment" }
+            }
+            Disrupts::Daemon => "; that disrupts all devices for a moment".to_owned(),
+        };
+        let word = if is_done { done } else { to_do };
+        let _ = writeln!(text, "{sign} {}{name}: {word}{disrupts}", step.what);
+        for change in &step.changes {
+            let word = |value: &Option<String>| value.clone().unwrap_or_else(|| "default".to_owned());
+            let _ = writeln!(text, "    {} {} -> {}", change.key, word(&change.before), word(&change.after));
+        }
+        for note in &step.notes {
+            let _ = writeln!(text, "    {note}");
+        }
+    }
+    let devices = |count: usize| if count == 1 { "1 device".to_owned() } else { format!("{count} devices") };
+    let _ = match (plan.steps.is_empty(), plan.unchanged) {
+        (true, unchanged) => writeln!(text, "nothing to change: {} as the file says", devices(unchanged)),
+        (false, 0) => Ok(()),
+        (false, unchanged) => writeln!(text, "{} more as the file says", devices(unchanged)),
+    };
+    if !plan.beside.is_empty() {
+        let _ = writeln!(text, "added by operators, and not in the file: {}", plan.beside.join(", "));
+    }
+    if let Some(previous) = &plan.previous {
+        let _ = writeln!(text, "what ran before is kept in {previous}");
+    }
+    text
 }
 
 /// `hello`.

@@ -308,6 +308,18 @@ pub enum ConfigCommand {
     },
     /// Print what runs as a configuration file
     Dump,
+    /// Say what applying a file would change, and whom it would disrupt; changes nothing
+    Diff {
+        /// The file
+        #[arg(value_hint = clap::ValueHint::FilePath)]
+        file: PathBuf,
+    },
+    /// Make what runs what a file says: all of it, or nothing
+    Apply {
+        /// The file
+        #[arg(value_hint = clap::ValueHint::FilePath)]
+        file: PathBuf,
+    },
 }
 
 /// How to run the demo.

@@ -1,6 +1,7 @@
 //! What each command does: a request to the daemon, and its answer as text or JSON.
 
 use std::io::{self, Write as _};
+use std::path::Path;
 use std::time::Duration;
 
 use clap::CommandFactory as _;
@@ -10,9 +11,9 @@ use serde_json::{Value, json};
 
 use crate::fault::{Fault, Kind};
 use crate::operator::api::{
-    ConfigShow, CoreShow, DevAdded, DevChanged, DevDeleted, DevShow, Dump, Event, EventPage, Follow, Hello,
-    MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, Named, PortDeleted, PortShow, Queue, Select, Target,
-    VlanShow, VstatsShow,
+    ConfigPlan, ConfigShow, ConfigText, CoreShow, DevAdded, DevChanged, DevDeleted, DevShow, Dump, Event,
+    EventPage, Follow, Hello, MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, Named, PortDeleted, PortShow,
+    Queue, Select, Target, VlanShow, VstatsShow,
 };
 use crate::operator::cli::ringway::{
     BridgeCommand, Cli, ConfigCommand, DemoArgs, DemoRing, DevCommand, DevConfigCommand, DevShowArgs,
@@ -80,6 +81,18 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
             let dump: Dump = connect()?.call("config.dump", &json!({}))?;
             output.print(&dump.config, || dump.toml.clone())
         }
+        Some(Object::Config { command: ConfigCommand::Diff { file } }) => {
+            let plan: ConfigPlan = connect()?.call("config.diff", &config_text(&file)?)?;
+            output.print(&plan, || render::plan(&plan, false))?;
+            output.tell(&plan.notes);
+            Ok(())
+        }
+        Some(Object::Config { command: ConfigCommand::Apply { file } }) => {
+            let plan: ConfigPlan = connect()?.call("config.apply", &config_text(&file)?)?;
+            output.print(&plan, || render::plan(&plan, true))?;
+            output.tell(&plan.notes);
+            Ok(())
+        }
         Some(Object::Config { command: ConfigCommand::Check { file } }) => {
             let (desired, mut faults) = config::read_all(&file, &drivers::known())?;
             let (of_host, notes) = desired.check_host();
@@ -105,6 +118,16 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
         Some(Object::Completion { shell }) => write(&docs::completion(shell)),
         Some(Object::Man { dir }) => docs::write_manual(&dir),
     }
+}
+
+/// A file, for the daemon to read as its own.
+fn config_text(file: &Path) -> Result<ConfigText, Fault> {
+    let shown = file.display();
+    let text = crate::host::input::read(file)
+        .map_err(|error| Fault::system(format!("cannot read {shown}"), error))?;
+    let text = String::from_utf8(text).map_err(|_| Fault::usage(format!("{shown}: this is not UTF-8")))?;
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    Ok(ConfigText { file: file.display().to_string(), text })
 }
 
 /// Runs the demo.

@@ -1,0 +1,390 @@
+//! What a configuration file changes of what runs: foretold (`config.diff`), and done (`config.apply`, SIGHUP).
+//!
+//! A plan is made from the file and from what runs, and changes nothing. Applying does its steps in their order: what goes first,
+//! then management devices and ports, then devices; each that was done can be undone, and is, in reverse, if a later one fails.
+//! So either what runs is what the file says, or it is as it was. Devices that operators added stay, unless the file names them.
+//!
+//! Thread: control.
+
+mod plan;
+
+use std::fs::Permissions;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde_json::json;
+
+use crate::daemon::{Absent, Daemon, RETRY_ABSENT};
+use crate::devices::apply::plan::{Plan, Work, unset_of};
+use crate::devices::device::Origin;
+use crate::devices::registry::MgmtOrigin;
+use crate::fault::{Fault, Kind};
+use crate::operator::api::{
+    ConfigAction, ConfigPlan, ConfigStep, ConfigText, DevSet, DeviceEntry, MgmtEntry, PortEntry, PortSet,
+    Target,
+};
+use crate::operator::config;
+use crate::operator::show::in_force;
+
+/// What runs until a file is applied is kept under this name in the state directory.
+const PREVIOUS: &str = "previous.toml";
+
+/// How a step is undone.
+enum Undo {
+    Absent(Absent),
+    AddDevice(DeviceEntry, Origin),
+    RemoveDevice(String),
+    /// Its settings, then its entry and origin.
+    SetDevice(DevSet, DeviceEntry, Origin),
+    RemakeDevice(DeviceEntry, Origin),
+    Entry(DeviceEntry, Origin),
+    AddPort(PortEntry, MgmtOrigin),
+    RemovePort(String),
+    SetPort(PortSet),
+    OriginOfPort(String, MgmtOrigin),
+    AddMgmtdev(MgmtEntry, MgmtOrigin),
+    RemoveMgmtdev(String),
+    SetMgmtdev(MgmtEntry),
+    OriginOfMgmtdev(String, MgmtOrigin),
+}
+
+impl Daemon {
+    /// Foretells what applying a file would do.
+    pub(crate) fn diff(&mut self, given: &ConfigText) -> Result<ConfigPlan, Fault> {
+        let desired = config::parse(&given.text, &given.file, &crate::devices::drivers::known())?;
+        Ok(self.plan(&desired)?.told)
+    }
+
+    /// Makes what runs what a file says.
+    pub(crate) fn apply(&mut self, given: &ConfigText) -> Result<ConfigPlan, Fault> {
+        let desired = config::parse(&given.text, &given.file, &crate::devices::drivers::known())?;
+        let Plan { mut told, work } = self.plan(&desired)?;
+        let before = self.dump()?;
+        if !work.is_empty() {
+            told.previous = self.keep_previous(&before.toml)?.map(|path| path.display().to_string());
+        }
+        let mut undo = Vec::new();
+        for (step, work) in work {
+            match self.work(work, &mut undo) {
+                Ok(notes) => {
+                    if let Some(step) = told.steps.get_mut(step) {
+                        step.notes.extend(notes);
+                    }
+                }
+                Err(fault) => return Err(self.undo_all(fault, told.steps.get(step), undo)),
+            }
+        }
+        if let Err(fault) = self.keep() {
+            return Err(self.undo_all(fault, None, undo));
+        }
+        match &self.config_file {
+            Some(file) if Path::new(&given.file) == std::path::absolute(file).unwrap_or_default() => {}
+            Some(file) => told.notes.push(format!(
+                "ringwayd starts with {}: what is to be there then has to stand there too",
+                file.display()
+            )),
+            None => told.notes.push(format!(
+                "ringwayd was started without a configuration file: --config {} for this to be there when it starts again",
+                given.file
+            )),
+        }
+        let count = |action| told.steps.iter().filter(|step| step.action == action).count();
+        let details = json!({
+            "file": given.file,
+            "added": count(ConfigAction::Add),
+            "changed": count(ConfigAction::Set),
+            "remade": count(ConfigAction::Remake),
+            "removed": count(ConfigAction::Del),
+        });
+        self.events.push("config.applied", None, details);
+        Ok(told)
+    }
+
+    /// Applies the daemon's own file, as it is now.
+    pub(crate) fn reload(&mut self) {
+        let Some(file) = self.config_file.clone() else {
+            tracing::warn!(
+                "SIGHUP: ringwayd was started without a configuration file (--config FILE), so there is none to apply"
+            );
+            return;
+        };
+        let file = std::path::absolute(&file).unwrap_or(file);
+        let shown = file.display().to_string();
+        let read = crate::host::input::read(&file)
+            .map_err(|error| Fault::system(format!("cannot read {shown}"), error));
+        let text = read.and_then(|bytes| {
+            String::from_utf8(bytes)
+                .map_err(|_| Fault::usage(format!("{shown}: this is not UTF-8")).at(shown.clone()))
+        });
+        match text.and_then(|text| self.apply(&ConfigText { file: shown.clone(), text })) {
+            Ok(plan) => {
+                tracing::info!(steps = plan.steps.len(), unchanged = plan.unchanged, "{shown} is applied")
+            }
+            Err(fault) => {
+                tracing::error!(
+                    held_by = fault.held_by,
+                    hint = fault.hint,
+                    "{shown} is not applied, all is as it was: {}",
+                    fault.message
+                );
+                self.events.push("config.refused", None, json!({ "file": shown, "why": fault.message }));
+            }
+        }
+    }
+
+    /// Does a part of a step; what it adds to what is told.
+    fn work(&mut self, work: Work, undo: &mut Vec<Undo>) -> Result<Vec<String>, Fault> {
+        let mut notes = Vec::new();
+        match work {
+            Work::ForgetAbsent(name) => {
+                let gone = self
+                    .absent
+                    .extract_if(.., |absent| absent.entry.name == name && absent.origin == Origin::Config);
+                undo.extend(gone.map(Undo::Absent));
+            }
+            Work::RemoveDevice(name) => {
+                // It may be gone with its port, or with another that brought it.
+                if let Ok(device) = self.registry.find(&name) {
+                    let (entry, origin) = (device.entry.clone(), device.origin);
+                    self.drop_device(&name);
+                    self.events.push("dev.removed", Some(&name), json!({}));
+                    undo.push(Undo::AddDevice(entry, origin));
+                }
+            }
+            Work::RemovePort(handle) => {
+                let Some(port) = self.ports.iter().find(|port| port.entry.handle() == handle) else {
+                    return Ok(notes);
+                };
+                let (entry, origin) = (port.entry.clone(), port.origin);
+                let child = entry.child();
+                let lost: Vec<(DeviceEntry, Origin)> = self
+                    .registry
+                    .devices()
+                    .filter(|device| device.entry.mgmtdev == child)
+                    .map(|device| (device.entry.clone(), device.origin))
+                    .collect();
+                self.delete_port(&Target { name: handle })?;
+                undo.extend(lost.into_iter().map(|(entry, origin)| Undo::AddDevice(entry, origin)));
+                undo.push(Undo::AddPort(entry, origin));
+            }
+            Work::RemoveMgmtdev(name) => {
+                let mgmtdev = self.registry.mgmtdev(&name)?;
+                let entry = MgmtEntry { name: name.clone(), attributes: mgmtdev.asked.clone() };
+                let origin = mgmtdev.origin;
+                self.delete_mgmtdev(&Target { name })?;
+                undo.push(Undo::AddMgmtdev(entry, origin));
+            }
+            Work::AddMgmtdev(entry) => {
+                let name = entry.name.clone();
+                self.add_mgmtdev(entry)?;
+                self.registry.mgmtdev(&name)?.origin = MgmtOrigin::Config;
+                undo.push(Undo::RemoveMgmtdev(name));
+            }
+            Work::SetMgmtdev(entry) => {
+                let now = self.registry.mgmtdev(&entry.name)?.device.attributes();
+                let attributes = entry
+                    .attributes
+                    .keys()
+                    .filter_map(|key| Some((key.clone(), now.get(key)?.clone())))
+                    .collect();
+                let back = MgmtEntry { name: entry.name.clone(), attributes };
+                self.set_mgmtdev(&entry)?;
+                undo.push(Undo::SetMgmtdev(back));
+            }
+            Work::OriginOfMgmtdev(name, origin) => {
+                let mgmtdev = self.registry.mgmtdev(&name)?;
+                undo.push(Undo::OriginOfMgmtdev(name, std::mem::replace(&mut mgmtdev.origin, origin)));
+            }
+            Work::AddPort(entry) => {
+                let handle = entry.handle();
+                self.add_port(entry)?;
+                undo.push(Undo::RemovePort(handle.clone()));
+                self.set_origin_of_port(&handle, MgmtOrigin::Config);
+            }
+            Work::SetPort(set) => {
+                let port = self.ports.iter().find(|port| port.entry.handle() == set.name);
+                let back = port.map(|port| PortSet {
+                    name: set.name.clone(),
+                    state: set.state.and(Some(port.entry.state)),
+                    attributes: set
+                        .attributes
+                        .keys()
+                        .filter_map(|key| Some((key.clone(), port.entry.attributes.get(key)?.clone())))
+                        .collect(),
+                });
+                self.set_port(&set)?;
+                undo.extend(back.map(Undo::SetPort));
+            }
+            Work::OriginOfPort(handle) => {
+                if let Some(before) = self.set_origin_of_port(&handle, MgmtOrigin::Config) {
+                    undo.push(Undo::OriginOfPort(handle, before));
+                }
+            }
+            Work::AddDevice(entry) => {
+                let name = entry.name.clone();
+                match self.make_device(entry.clone(), Origin::Config) {
+                    Ok(()) => {
+                        undo.push(Undo::RemoveDevice(name.clone()));
+                        let stale = self.absent.extract_if(.., |absent| absent.entry.name == name);
+                        undo.extend(stale.map(Undo::Absent));
+                        self.tell_added(&name);
+                    }
+                    // What hardware serves is handed over once it is quiet.
+                    Err(fault) if fault.retryable => {
+                        notes.push(format!("in a moment: {}", fault.message));
+                        self.make_later(entry, Origin::Config, fault.message);
+                        undo.push(Undo::RemoveDevice(name));
+                    }
+                    Err(fault) => return Err(fault),
+                }
+            }
+            Work::SetDevice(set) => {
+                let device = self.registry.find(&set.name)?;
+                let (entry, origin, facts) = (device.entry.clone(), device.origin, &device.facts);
+                let now = in_force(device);
+                let info = self.registry.known().find(&entry.mgmtdev);
+                let before = |key: &String| {
+                    let unset = unset_of(info.clone(), key).map(str::to_owned);
+                    facts.attributes.get(key).cloned().or(unset)
+                };
+                let is_known = set.attributes.keys().all(|key| before(key).is_some());
+                let back = DevSet {
+                    name: set.name.clone(),
+                    mac: set.mac.as_ref().and(now.mac),
+                    mtu: set.mtu.and(now.mtu),
+                    core: set.core.and_then(|_| device.cores().first().copied()),
+                    attributes: set
+                        .attributes
+                        .keys()
+                        .filter_map(|key| Some((key.clone(), before(key)?)))
+                        .collect(),
+                };
+                let answer = self.set_entry(&set)?;
+                notes.extend(answer.notes);
+                undo.push(match is_known {
+                    true => Undo::SetDevice(back, entry, origin),
+                    // Only a new device has what nobody asked for.
+                    false => Undo::RemakeDevice(entry, origin),
+                });
+            }
+            Work::Adopt(entry) => {
+                let id = self.registry.id_of(&entry.name)?;
+                if let Some(device) = self.registry.by_id(id) {
+                    let before = (std::mem::replace(&mut device.entry, entry), device.origin);
+                    device.origin = Origin::Config;
+                    undo.push(Undo::Entry(before.0, before.1));
+                }
+            }
+        }
+        Ok(notes)
+    }
+
+    /// Undoes what was done, the last first, and tells of a fault with which step it came.
+    fn undo_all(&mut self, fault: Fault, step: Option<&ConfigStep>, undo: Vec<Undo>) -> Fault {
+        let mut kept = Vec::new();
+        for undo in undo.into_iter().rev() {
+            if let Err(again) = self.undo(undo) {
+                kept.push(again.message);
+            }
+        }
+        if let Err(again) = self.keep() {
+            kept.push(again.message);
+        }
+        for why in &kept {
+            tracing::error!("a file that could not be applied could not be undone as a whole: {why}");
+        }
+        let at = step.map_or_else(String::new, |step| format!("{} {}: ", step.what, step.name));
+        let end = match kept.is_empty() {
+            true => "nothing is changed".to_owned(),
+            false => format!("not all is as it was: {}", kept.join("; ")),
+        };
+        Fault { message: format!("{at}{}; {end}", fault.message), ..fault }
+    }
+
+    fn undo(&mut self, undo: Undo) -> Result<(), Fault> {
+        match undo {
+            Undo::Absent(absent) => self.make_later(absent.entry, absent.origin, absent.why),
+            Undo::AddDevice(entry, origin) => {
+                let name = entry.name.clone();
+                match self.make_device(entry.clone(), origin) {
+                    Ok(()) => self.tell_added(&name),
+                    // It is tried again, as one that could not be made at the start.
+                    Err(fault) => {
+                        let why = fault.message.clone();
+                        self.make_later(entry, origin, fault.message);
+                        return Err(Fault::new(Kind::Runtime, format!("{name} is tried again: {why}")));
+                    }
+                }
+            }
+            Undo::RemoveDevice(name) => {
+                self.absent.retain(|absent| absent.entry.name != name || absent.origin != Origin::Config);
+                self.drop_device(&name);
+                self.events.push("dev.removed", Some(&name), json!({}));
+            }
+            Undo::RemakeDevice(entry, origin) => {
+                self.drop_device(&entry.name);
+                self.undo(Undo::AddDevice(entry, origin))?;
+            }
+            Undo::SetDevice(set, entry, origin) => {
+                let done = self.set_entry(&set);
+                self.undo(Undo::Entry(entry, origin))?;
+                done?;
+            }
+            Undo::Entry(entry, origin) => {
+                let id = self.registry.id_of(&entry.name)?;
+                if let Some(device) = self.registry.by_id(id) {
+                    (device.entry, device.origin) = (entry, origin);
+                }
+            }
+            Undo::AddPort(entry, origin) => {
+                let handle = entry.handle();
+                self.add_port(entry)?;
+                self.set_origin_of_port(&handle, origin);
+            }
+            Undo::RemovePort(name) => drop(self.delete_port(&Target { name })?),
+            Undo::SetPort(set) => drop(self.set_port(&set)?),
+            Undo::OriginOfPort(handle, origin) => drop(self.set_origin_of_port(&handle, origin)),
+            Undo::AddMgmtdev(entry, origin) => {
+                let name = entry.name.clone();
+                self.add_mgmtdev(entry)?;
+                self.registry.mgmtdev(&name)?.origin = origin;
+            }
+            Undo::RemoveMgmtdev(name) => drop(self.delete_mgmtdev(&Target { name })?),
+            Undo::SetMgmtdev(entry) => drop(self.set_mgmtdev(&entry)?),
+            Undo::OriginOfMgmtdev(name, origin) => self.registry.mgmtdev(&name)?.origin = origin,
+        }
+        Ok(())
+    }
+
+    fn set_origin_of_port(&mut self, handle: &str, origin: MgmtOrigin) -> Option<MgmtOrigin> {
+        let port = self.ports.iter_mut().find(|port| port.entry.handle() == handle)?;
+        Some(std::mem::replace(&mut port.origin, origin))
+    }
+
+    /// A device that cannot be made now is tried again, as one at the start is.
+    fn make_later(&mut self, entry: DeviceEntry, origin: Origin, why: String) {
+        self.absent.push(Absent { entry, origin, why, is_final: false });
+        self.retry_absent_at.get_or_insert(Instant::now() + RETRY_ABSENT);
+    }
+
+    /// Keeps what runs as a file beside what operators added. None: nothing is kept by this daemon.
+    fn keep_previous(&self, toml: &str) -> Result<Option<PathBuf>, Fault> {
+        let Some(state) = &self.state else { return Ok(None) };
+        let path = state.path().join(PREVIOUS);
+        let write = || -> std::io::Result<()> {
+            let mut beside = tempfile::Builder::new()
+                .prefix(PREVIOUS)
+                .permissions(Permissions::from_mode(0o640))
+                .tempfile_in(state.path())?;
+            beside.write_all(toml.as_bytes())?;
+            beside.as_file().sync_all()?;
+            beside.persist(&path)?;
+            Ok(())
+        };
+        write()
+            .map_err(|error| Fault::system(format!("cannot keep what runs in {}", path.display()), error))?;
+        Ok(Some(path))
+    }
+}

@@ -1,0 +1,461 @@
+//! The plan of a configuration file: from what it says and what runs, the steps from the one to the other. Changes nothing.
+//!
+//! Thread: control.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ringway_pmd::vdpa::MgmtInfo;
+
+use crate::daemon::{Absent, Daemon};
+use crate::devices::device::{Device, Origin};
+use crate::devices::placement::list;
+use crate::devices::registry::MgmtOrigin;
+use crate::fault::Fault;
+use crate::operator::api::{
+    ConfigAction, ConfigChange, ConfigPlan, ConfigStep, DevSet, DeviceEntry, Disrupts, MgmtEntry, PortEntry,
+    PortSet,
+};
+use crate::operator::config::Desired;
+use crate::operator::show::in_force;
+
+/// A plan: what is told of each step, and what it does.
+pub(super) struct Plan {
+    pub(super) told: ConfigPlan,
+    /// Each with the number of its step.
+    pub(super) work: Vec<(usize, Work)>,
+}
+
+/// What a step does. Several may be of one step that is told.
+pub(super) enum Work {
+    ForgetAbsent(String),
+    RemoveDevice(String),
+    RemovePort(String),
+    RemoveMgmtdev(String),
+    AddMgmtdev(MgmtEntry),
+    SetMgmtdev(MgmtEntry),
+    /// It is the file's, or comes and goes with its devices.
+    OriginOfMgmtdev(String, MgmtOrigin),
+    AddPort(PortEntry),
+    SetPort(PortSet),
+    OriginOfPort(String),
+    AddDevice(DeviceEntry),
+    SetDevice(DevSet),
+    /// It is as the file says, or is about to be: its entry is the file's.
+    Adopt(DeviceEntry),
+}
+
+impl Daemon {
+    pub(super) fn plan(&mut self, desired: &Desired) -> Result<Plan, Fault> {
+        let mut plan = Plan { told: ConfigPlan::default(), work: Vec::new() };
+        self.plan_daemon(desired, &mut plan);
+        let remade = self.plan_removals(desired, &mut plan);
+        self.plan_mgmtdevs(desired, &mut plan)?;
+        self.plan_ports(desired, &mut plan);
+        self.plan_devices(desired, remade, &mut plan)?;
+        Ok(plan)
+    }
+
+    /// What only a start brings.
+    fn plan_daemon(&self, desired: &Desired, plan: &mut Plan) {
+        let path = |path: &Path| path.display().to_string();
+        let running_state = self.state.as_ref().map(|state| path(state.path()));
+        let pairs = [
+            ("cores", desired.cores.as_deref().map(list), Some(list(&self.settings.cores))),
+            (
+                "idle",
+                desired.idle.map(|idle| idle.name().to_owned()),
+                Some(self.settings.idle.name().to_owned()),
+            ),
+            ("ctl", desired.ctl.as_deref().map(path), self.ctl_path.as_deref().map(path)),
+            ("state_dir", desired.state_dir.as_deref().map(path), running_state),
+        ];
+        let is_other =
+            |(_, after, before): &(_, Option<String>, Option<String>)| after.is_some() && after != before;
+        let changes: Vec<ConfigChange> = pairs
+            .into_iter()
+            .filter(is_other)
+            .map(|(key, after, before)| ConfigChange { key: key.to_owned(), before, after })
+            .collect();
+        if !changes.is_empty() {
+            let note =
+                "in force when ringwayd starts again, unless its command line says otherwise".to_owned();
+            let step = ConfigStep {
+                notes: vec![note],
+                ..step("daemon", "", ConfigAction::Restart, Disrupts::Daemon, changes)
+            };
+            plan.told.steps.push(step);
+        }
+    }
+
+    /// What goes: devices and ports of the file that it does not name any more, and those that are made anew. Returns the latter.
+    fn plan_removals(
+        &self,
+        desired: &Desired,
+        plan: &mut Plan,
+    ) -> BTreeMap<String, (ConfigStep, DeviceEntry)> {
+        let wanted = |name: &str| desired.devices.iter().find(|entry| entry.name == name);
+        let known = self.registry.known();
+        let mut remade = BTreeMap::new();
+        for absent in self.absent.iter().filter(|absent| absent.origin == Origin::Config) {
+            if wanted(&absent.entry.name) != Some(&absent.entry)
+                && !self.registry.is_taken(&absent.entry.name)
+            {
+                let told =
+                    step("device", &absent.entry.name, ConfigAction::Del, Disrupts::Nothing, Vec::new());
+                let work = Work::ForgetAbsent(absent.entry.name.clone());
+                match wanted(&absent.entry.name) {
+                    // It is made as it is wanted now.
+                    Some(_) => plan.work.push((plan.told.steps.len(), work)),
+                    None => plan.step(told, Some(work)),
+                }
+            }
+        }
+        for device in self.registry.devices() {
+            match wanted(device.name()) {
+                None if device.origin == Origin::Config => {
+                    let told = step("device", device.name(), ConfigAction::Del, loss(device), Vec::new());
+                    plan.step(told, Some(Work::RemoveDevice(device.name().to_owned())));
+                }
+                None if device.origin == Origin::Operator => plan.told.beside.push(device.name().to_owned()),
+                Some(entry) if device.origin != Origin::Implied => {
+                    let changes = changes(device, entry);
+                    if changes
+                        .iter()
+                        .any(|change| !is_settable(change, unset_of(known.find(&entry.mgmtdev), &change.key)))
+                    {
+                        let told = step("device", device.name(), ConfigAction::Remake, loss(device), changes);
+                        plan.work.push((plan.told.steps.len(), Work::RemoveDevice(device.name().to_owned())));
+                        remade.insert(entry.name.clone(), (told, entry.clone()));
+                    }
+                }
+                _ => {}
+            }
+        }
+        for port in &self.ports {
+            let handle = port.entry.handle();
+            let wanted = desired.ports.iter().find(|entry| entry.handle() == handle);
+            let is_ours = port.origin == MgmtOrigin::Config;
+            let is_other = wanted.is_some_and(|entry| {
+                let lacks = port.entry.attributes.keys().any(|key| !entry.attributes.contains_key(key));
+                let is_absent = port.why.is_some() && *entry != port.entry;
+                lacks || is_absent || entry.flavour != port.entry.flavour || entry.pfnum != port.entry.pfnum
+            });
+            if (wanted.is_none() && is_ours) || is_other {
+                let gone = self.registry.made_by(&port.entry.child());
+                let disrupts = if gone.is_empty() { Disrupts::Nothing } else { Disrupts::Device };
+                let action = if is_other { ConfigAction::Remake } else { ConfigAction::Del };
+                let notes = crate::devices::ports::gone_with_it(&gone).into_iter().collect();
+                let told = ConfigStep { notes, ..step("port", &handle, action, disrupts, Vec::new()) };
+                plan.step(told, Some(Work::RemovePort(handle)));
+            }
+        }
+        remade
+    }
+
+    fn plan_mgmtdevs(&mut self, desired: &Desired, plan: &mut Plan) -> Result<(), Fault> {
+        let ours: Vec<(String, MgmtOrigin)> =
+            self.registry.mgmtdevs().map(|mgmtdev| (mgmtdev.device.info().name, mgmtdev.origin)).collect();
+        for (name, origin) in &ours {
+            if *origin != MgmtOrigin::Config || desired.mgmtdevs.iter().any(|entry| entry.name == *name) {
+                continue;
+            }
+            let stays =
+                |device: &Device| match desired.devices.iter().find(|entry| entry.name == device.name()) {
+                    Some(entry) => entry.mgmtdev == *name,
+                    None => device.origin == Origin::Operator,
+                };
+            let is_used =
+                self.registry.devices().any(|device| device.entry.mgmtdev == *name && stays(device))
+                    || desired.devices.iter().any(|entry| entry.mgmtdev == *name)
+                    || self
+                        .ports
+                        .iter()
+                        .any(|port| port.entry.mgmtdev == *name && port.origin == MgmtOrigin::Operator);
+            if is_used {
+                // As one that came with its first device.
+                plan.work
+                    .push((plan.told.steps.len(), Work::OriginOfMgmtdev(name.clone(), MgmtOrigin::Device)));
+            } else {
+                let told = step("mgmtdev", name, ConfigAction::Del, Disrupts::Nothing, Vec::new());
+                plan.step(told, Some(Work::RemoveMgmtdev(name.clone())));
+            }
+        }
+        for entry in &desired.mgmtdevs {
+            let Some((_, origin)) = ours.iter().find(|(name, _)| *name == entry.name) else {
+                let changes =
+                    entry.attributes.iter().map(|(key, value)| change(key, None, Some(value))).collect();
+                let told = step("mgmtdev", &entry.name, ConfigAction::Add, Disrupts::Nothing, changes);
+                plan.step(told, Some(Work::AddMgmtdev(entry.clone())));
+                continue;
+            };
+            let mgmtdev = self.registry.mgmtdev(&entry.name)?;
+            let now = mgmtdev.device.attributes();
+            let is_other = |(key, value): &(&String, &String)| now.get(*key) != Some(*value);
+            let set: BTreeMap<String, String> = entry
+                .attributes
+                .iter()
+                .filter(is_other)
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect();
+            let unset: Vec<String> =
+                mgmtdev.asked.keys().filter(|key| !entry.attributes.contains_key(*key)).cloned().collect();
+            let changes: Vec<ConfigChange> =
+                set.iter().map(|(key, value)| change(key, now.get(key), Some(value))).collect();
+            if *origin == MgmtOrigin::Operator || *origin == MgmtOrigin::Device {
+                plan.work.push((
+                    plan.told.steps.len(),
+                    Work::OriginOfMgmtdev(entry.name.clone(), MgmtOrigin::Config),
+                ));
+            }
+            if !set.is_empty() {
+                let disrupts = if set.contains_key("core") { Disrupts::Queue } else { Disrupts::Nothing };
+                let told = step("mgmtdev", &entry.name, ConfigAction::Set, disrupts, changes);
+                plan.step(
+                    told,
+                    Some(Work::SetMgmtdev(MgmtEntry { name: entry.name.clone(), attributes: set })),
+                );
+            }
+            if !unset.is_empty() {
+                let changes = unset.iter().map(|key| change(key, now.get(key), None)).collect();
+                let note = "its default is in force when ringwayd starts again".to_owned();
+                let told = step("mgmtdev", &entry.name, ConfigAction::Restart, Disrupts::Daemon, changes);
+                plan.told.steps.push(ConfigStep { notes: vec![note], ..told });
+            }
+        }
+        Ok(())
+    }
+
+    fn plan_ports(&self, desired: &Desired, plan: &mut Plan) {
+        for entry in &desired.ports {
+            let handle = entry.handle();
+            let is_removed =
+                plan.work.iter().any(|(_, work)| matches!(work, Work::RemovePort(gone) if *gone == handle));
+            let port = self.ports.iter().find(|port| port.entry.handle() == handle).filter(|_| !is_removed);
+            let Some(port) = port else {
+                let told = step("port", &handle, ConfigAction::Add, Disrupts::Nothing, Vec::new());
+                match is_removed {
+                    true => plan.work.push((plan.told.steps.len(), Work::AddPort(entry.clone()))),
+                    false => plan.step(told, Some(Work::AddPort(entry.clone()))),
+                }
+                continue;
+            };
+            if port.origin != MgmtOrigin::Config {
+                plan.work.push((plan.told.steps.len(), Work::OriginOfPort(handle.clone())));
+            }
+            let is_other =
+                |(key, value): &(&String, &String)| port.entry.attributes.get(*key) != Some(*value);
+            let attributes: BTreeMap<String, String> = entry
+                .attributes
+                .iter()
+                .filter(is_other)
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect();
+            let state = (entry.state != port.entry.state).then_some(entry.state);
+            if attributes.is_empty() && state.is_none() {
+                continue;
+            }
+            let mut changes: Vec<ConfigChange> = attributes
+                .iter()
+                .map(|(key, value)| change(key, port.entry.attributes.get(key), Some(value)))
+                .collect();
+            if let Some(state) = state {
+                let (before, after) = (port.entry.state.name().to_owned(), state.name().to_owned());
+                changes.push(ConfigChange {
+                    key: "state".to_owned(),
+                    before: Some(before),
+                    after: Some(after),
+                });
+            }
+            let gone = self.registry.made_by(&port.entry.child());
+            let disrupts = if gone.is_empty() { Disrupts::Nothing } else { Disrupts::Device };
+            let told = step("port", &handle, ConfigAction::Set, disrupts, changes);
+            plan.step(told, Some(Work::SetPort(PortSet { name: handle, state, attributes })));
+        }
+    }
+
+    fn plan_devices(
+        &self,
+        desired: &Desired,
+        mut remade: BTreeMap<String, (ConfigStep, DeviceEntry)>,
+        plan: &mut Plan,
+    ) -> Result<(), Fault> {
+        let known = self.registry.known();
+        for entry in &desired.devices {
+            // What can never be is told before anything is done; of what is not there yet, when it is made.
+            if self.registry.has_mgmtdev(&entry.mgmtdev) {
+                self.check_for_good(entry)?;
+            }
+            if let Some((told, entry)) = remade.remove(&entry.name) {
+                plan.step(told, Some(Work::AddDevice(entry)));
+                continue;
+            }
+            let Ok(device) = self.registry.find(&entry.name) else {
+                let is_kept = |absent: &Absent| absent.entry == *entry && absent.origin == Origin::Config;
+                if let Some(absent) = self.absent.iter().find(|absent| is_kept(absent)) {
+                    plan.told.notes.push(format!("{} still cannot be made: {}", entry.name, absent.why));
+                    plan.told.unchanged += 1;
+                    continue;
+                }
+                let told = step("device", &entry.name, ConfigAction::Add, Disrupts::Nothing, Vec::new());
+                plan.step(told, Some(Work::AddDevice(entry.clone())));
+                continue;
+            };
+            if device.origin == Origin::Implied {
+                return Err(Fault::conflict(format!(
+                    "device {} comes with another, and cannot be made",
+                    entry.name
+                )));
+            }
+            let changes = changes(device, entry);
+            if changes.is_empty() {
+                match device.origin {
+                    Origin::Config => plan.told.unchanged += 1,
+                    _ => plan.told.steps.push(step(
+                        "device",
+                        &entry.name,
+                        ConfigAction::Adopt,
+                        Disrupts::Nothing,
+                        changes,
+                    )),
+                }
+                if device.entry != *entry || device.origin != Origin::Config {
+                    let at = plan.told.steps.len().saturating_sub(1);
+                    plan.work.push((at, Work::Adopt(entry.clone())));
+                }
+                continue;
+            }
+            let after = |key: &str| changes.iter().find(|change| change.key == key)?.after.clone();
+            let own = ["mac", "mtu", "core"];
+            let set = DevSet {
+                name: entry.name.clone(),
+                mac: after("mac"),
+                mtu: after("mtu").and(entry.mtu),
+                core: after("core").and(entry.core),
+                attributes: changes
+                    .iter()
+                    .filter(|change| !own.contains(&change.key.as_str()))
+                    .filter_map(|change| {
+                        let unset = || unset_of(known.find(&entry.mgmtdev), &change.key).map(str::to_owned);
+                        Some((change.key.clone(), change.after.clone().or_else(unset)?))
+                    })
+                    .collect(),
+            };
+            let disrupts = if set.core.is_some() { Disrupts::Queue } else { Disrupts::Nothing };
+            // A core that is not asked for any more is kept: nothing is done for it.
+            let is_set =
+                set.mac.is_some() || set.mtu.is_some() || set.core.is_some() || !set.attributes.is_empty();
+            let told = step("device", &entry.name, ConfigAction::Set, disrupts, changes);
+            plan.step(told, is_set.then_some(Work::SetDevice(set)));
+            plan.work.push((plan.told.steps.len() - 1, Work::Adopt(entry.clone())));
+        }
+        Ok(())
+    }
+}
+
+impl Plan {
+    fn step(&mut self, told: ConfigStep, work: Option<Work>) {
+        self.work.extend(work.map(|work| (self.told.steps.len(), work)));
+        self.told.steps.push(told);
+    }
+}
+
+fn step(
+    what: &str,
+    name: &str,
+    action: ConfigAction,
+    disrupts: Disrupts,
+    changes: Vec<ConfigChange>,
+) -> ConfigStep {
+    ConfigStep { what: what.to_owned(), name: name.to_owned(), action, disrupts, changes, notes: Vec::new() }
+}
+
+fn change(key: &str, before: Option<&String>, after: Option<&String>) -> ConfigChange {
+    ConfigChange { key: key.to_owned(), before: before.cloned(), after: after.cloned() }
+}
+
+/// What goes with a device that is removed, or made anew.
+fn loss(device: &Device) -> Disrupts {
+    if device.connection.is_some() { Disrupts::Device } else { Disrupts::Nothing }
+}
+
+/// What a key has: nothing, if nobody asked for it.
+type Value = Option<String>;
+
+/// What of a device is otherwise than a file has it. A key that the file lacks is otherwise only where somebody asked for it.
+fn changes(device: &Device, wanted: &DeviceEntry) -> Vec<ConfigChange> {
+    let (now, asked) = (in_force(device), &device.entry);
+    let path = |path: &Path| path.display().to_string();
+    let number = |number: Option<u16>| number.map(|number| number.to_string());
+    let core = |core: Option<usize>| core.map(|core| core.to_string());
+    let rows: [(&str, Value, Value, Value); 10] = [
+        ("mgmtdev", Some(now.mgmtdev.clone()), None, Some(wanted.mgmtdev.clone())),
+        ("mac", now.mac.clone(), asked.mac.clone(), wanted.mac.clone()),
+        ("mtu", number(now.mtu), number(asked.mtu), number(wanted.mtu)),
+        ("max_vqp", number(now.max_vqp), number(asked.max_vqp), number(wanted.max_vqp)),
+        (
+            "device_features",
+            asked.device_features.clone(),
+            asked.device_features.clone(),
+            wanted.device_features.clone(),
+        ),
+        (
+            "socket",
+            Some(path(&device.socket)),
+            asked.socket.as_deref().map(path),
+            wanted.socket.as_deref().map(path),
+        ),
+        (
+            "mode",
+            Some(device.mode.name().to_owned()),
+            asked.mode.map(|mode| mode.name().to_owned()),
+            wanted.mode.map(|mode| mode.name().to_owned()),
+        ),
+        (
+            "core",
+            core(asked.core.or_else(|| device.cores().first().copied())),
+            core(asked.core),
+            core(wanted.core),
+        ),
+        ("owner", asked.owner.clone(), asked.owner.clone(), wanted.owner.clone()),
+        ("group", asked.group.clone(), asked.group.clone(), wanted.group.clone()),
+    ];
+    let mut changes = Vec::new();
+    for (key, now, asked, wanted) in rows {
+        let is_same_address = key == "mac"
+            && matches!((&now, &wanted), (Some(now), Some(wanted)) if now.eq_ignore_ascii_case(wanted));
+        let is_other = match &wanted {
+            Some(_) => now != wanted && !is_same_address,
+            None => asked.is_some(),
+        };
+        // What only the kernel's side has is no matter of the file's.
+        if is_other {
+            changes.push(ConfigChange { key: key.to_owned(), before: now, after: wanted });
+        }
+    }
+    for (key, value) in &wanted.attributes {
+        let before = now.attributes.get(key).or_else(|| asked.attributes.get(key));
+        if before != Some(value) && asked.attributes.get(key) != Some(value) {
+            changes.push(change(key, before, Some(value)));
+        }
+    }
+    for (key, value) in asked.attributes.iter().filter(|(key, _)| !wanted.attributes.contains_key(*key)) {
+        changes.push(change(key, Some(value), None));
+    }
+    changes
+}
+
+/// The value of a live attribute that is as good as not asking for it.
+pub(super) fn unset_of(info: Option<MgmtInfo>, key: &str) -> Option<&'static str> {
+    info?.attributes.iter().find(|attribute| attribute.name == key)?.live?.unset
+}
+
+/// `dev set` does it. A key that is to go back to its default needs a new device, unless a value says the same.
+fn is_settable(change: &ConfigChange, unset: Option<&'static str>) -> bool {
+    let fixed = ["mgmtdev", "max_vqp", "device_features", "socket", "mode", "owner", "group"];
+    match change.key.as_str() {
+        // Without a core of its own it stays where it is.
+        "core" => true,
+        key => (change.after.is_some() || unset.is_some()) && !fixed.contains(&key),
+    }
+}

@@ -1,0 +1,108 @@
+//! What a configuration file would change of what runs, and what it has changed.
+
+use serde::{Deserialize, Serialize};
+
+/// Parameters of `config.diff` and `config.apply`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConfigText {
+    /// What the file is called in errors; its absolute path.
+    pub file: String,
+    /// What stands in it.
+    pub text: String,
+}
+
+/// Answer of `config.diff` and `config.apply`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigPlan {
+    /// What changes, in the order in which it is done.
+    pub steps: Vec<ConfigStep>,
+    /// How many devices of the file are as it says.
+    pub unchanged: usize,
+    /// Devices that operators added and the file does not name: they stay.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub beside: Vec<String>,
+    /// Of `config.apply`: where what ran before is kept, as a configuration file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<String>,
+    /// What else the operator should know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// A change to one thing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigStep {
+    /// `device`, `mgmtdev`, `port` or `daemon`.
+    pub what: String,
+    /// Its name; that of the daemon is empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// What is done.
+    pub action: ConfigAction,
+    /// What is disrupted.
+    pub disrupts: Disrupts,
+    /// What is otherwise than before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<ConfigChange>,
+    /// When it is in force, and what it brings about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// What is done to one thing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConfigAction {
+    /// It is made.
+    Add,
+    /// It stays, and is changed.
+    Set,
+    /// It is removed and made anew.
+    Remake,
+    /// It is removed.
+    Del,
+    /// It stays as it is, and is the file's from now on, not an operator's.
+    Adopt,
+    /// Nothing now: it is in force when ringwayd starts again.
+    Restart,
+}
+
+/// How far guests notice a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Disrupts {
+    /// They do not.
+    Nothing,
+    /// Queues stand for a moment.
+    Queue,
+    /// A device goes from its guest, and comes again unless it is removed.
+    Device,
+    /// All devices do, while the daemon is started again.
+    Daemon,
+}
+
+impl Disrupts {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Disrupts::Nothing => "nothing",
+            Disrupts::Queue => "queue",
+            Disrupts::Device => "device",
+            Disrupts::Daemon => "daemon",
+        }
+    }
+}
+
+/// One key that is otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigChange {
+    /// The key of the file.
+    pub key: String,
+    /// What it was; absent: not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<String>,
+    /// What it is to be; absent: not set, so that the default holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+}

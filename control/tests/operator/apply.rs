@@ -1,0 +1,214 @@
+//! A configuration file that is applied to what runs: what is foretold, what is done, and what is undone.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use ringway_vhost_user::frontend::Frontend;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::support::{Daemon, SOON, wait_for};
+
+const FIRST: &str = r#"
+[[mgmtdev]]
+name = "bridge/b"
+ageing = 60
+
+[[device]]
+name = "d0"
+mgmtdev = "sim/blk"
+size = "8M"
+
+[[device]]
+name = "n0"
+mgmtdev = "bridge/b"
+
+[[device]]
+name = "n1"
+mgmtdev = "bridge/b"
+mac = "52:54:00:00:00:01"
+"#;
+
+/// A daemon that was started with this file.
+fn with_file(text: &str) -> (Daemon, PathBuf) {
+    let mut daemon = Daemon::start();
+    daemon.terminate();
+    let file = daemon.dir.join("r.toml");
+    std::fs::write(&file, text).unwrap();
+    daemon.start_again(&["--config", file.to_str().unwrap()]);
+    (daemon, file)
+}
+
+fn connect(daemon: &Daemon, name: &str) -> Frontend {
+    let mut frontend = Frontend::connect(&daemon.socket(name), SOON).unwrap();
+    frontend.set_timeout(SOON);
+    frontend.handshake().unwrap();
+    wait_for("it is connected", || daemon.device(name)["state"] == "connected");
+    frontend
+}
+
+/// What a plan says of each thing: what, name, action and what is disrupted.
+fn steps(plan: &Value) -> Vec<String> {
+    let word = |step: &Value, key: &str| step[key].as_str().unwrap_or_default().to_owned();
+    let steps = plan["steps"].as_array().unwrap();
+    steps
+        .iter()
+        .map(|step| ["what", "name", "action", "disrupts"].map(|key| word(step, key)).join(" "))
+        .collect()
+}
+
+#[test]
+fn what_runs_applied_to_itself_changes_nothing() {
+    let (daemon, _) = with_file(FIRST);
+    daemon.run("dev add name own mgmtdev sim/net max_vqp 2").good();
+    let dump = daemon.run("config dump").good();
+    let file = daemon.dir.join("dump.toml");
+    std::fs::write(&file, &dump).unwrap();
+    let plan = daemon.run(&format!("-j config diff {}", file.display())).json();
+    // What an operator added is named by this file.
+    assert_eq!(steps(&plan), ["device own adopt nothing"], "{plan}");
+    assert_eq!(plan["unchanged"], 3);
+    daemon.run(&format!("config apply {}", file.display())).good();
+    assert_eq!(daemon.device("own")["origin"], "config");
+    let plan = daemon.run(&format!("-j config diff {}", file.display())).json();
+    assert_eq!((steps(&plan), &plan["unchanged"]), (vec![], &json!(4)));
+    assert_eq!(daemon.run("config dump").good(), dump);
+}
+
+#[test]
+fn each_change_is_foretold_with_whom_it_disrupts_and_then_done() {
+    let (daemon, file) = with_file(FIRST);
+    daemon.run("dev add name own mgmtdev sim/net").good();
+    let (mut disk, mut kept) = (connect(&daemon, "d0"), connect(&daemon, "n1"));
+    let text = FIRST
+        .replace("ageing = 60", "ageing = 90")
+        .replace("size = \"8M\"", "size = \"8M\"\niops = 500")
+        .replace("name = \"n0\"\nmgmtdev = \"bridge/b\"", "name = \"n2\"\nmgmtdev = \"bridge/b\"")
+        + "mtu = 1400\n[daemon]\nidle = \"poll\"\n";
+    std::fs::write(&file, &text).unwrap();
+    let before = daemon.run("config dump").good();
+    let diff = format!("config diff {}", file.display());
+    let plan = daemon.run(&format!("-j {diff}")).json();
+    let expected = [
+        "daemon  restart daemon",
+        "device n0 del nothing",
+        "mgmtdev bridge/b set nothing",
+        "device d0 set nothing",
+        "device n2 add nothing",
+        "device n1 set nothing",
+    ];
+    assert_eq!(steps(&plan), expected, "{plan}");
+    assert_eq!(plan["steps"][3]["changes"], json!([{ "key": "iops", "after": "500" }]));
+    assert_eq!(plan["beside"], json!(["own"]));
+    assert_eq!(daemon.run("config dump").good(), before, "nothing was changed");
+    let told = daemon.run(&diff).good();
+    assert!(told.contains("~ device d0: is changed\n    iops default -> 500\n"), "{told}");
+    assert!(told.contains("- device n0: is removed\n"), "{told}");
+
+    let done = daemon.run(&format!("-j config apply {}", file.display())).json();
+    assert_eq!(steps(&done), expected);
+    assert!(
+        done["steps"][5]["notes"][0].as_str().unwrap().contains("in force when the next one connects"),
+        "{done}"
+    );
+    assert_eq!(daemon.device("d0")["attributes"]["iops"], "500");
+    assert_eq!(daemon.run("dev show n0").code, 3);
+    assert_eq!(daemon.device("n2")["origin"], "config");
+    daemon.device("own");
+    // Neither front-end has noticed.
+    disk.queue_num().unwrap();
+    kept.queue_num().unwrap();
+    let plan = daemon.run(&format!("-j {diff}")).json();
+    assert_eq!(steps(&plan), ["daemon  restart daemon"], "{plan}");
+    let event = daemon.run("-j events --once --since 0 --type config.applied").json();
+    assert_eq!((&event["added"], &event["changed"], &event["removed"]), (&json!(1), &json!(3), &json!(1)));
+
+    // Back to what ran before.
+    let previous = done["previous"].as_str().unwrap();
+    assert_eq!(std::fs::metadata(previous).unwrap().permissions().mode() & 0o777, 0o640);
+    assert_eq!(std::fs::read_to_string(previous).unwrap(), before);
+    daemon.run(&format!("config apply {previous}")).good();
+    // What is as good as no limit is set, not made anew.
+    disk.queue_num().unwrap();
+    daemon.device("n0");
+    assert_eq!(daemon.run("dev show n2").code, 3);
+}
+
+#[test]
+fn what_needs_a_new_device_says_that_its_guest_loses_it() {
+    let (daemon, file) = with_file(FIRST);
+    let mut gone = connect(&daemon, "n1");
+    let text = FIRST.replace("mac = \"52:54:00:00:00:01\"", "max_vqp = 2");
+    std::fs::write(&file, &text).unwrap();
+    let told = daemon.run(&format!("config diff {}", file.display())).good();
+    assert!(
+        told.contains("! device n1: is removed and made anew; its guest loses the device for a moment\n"),
+        "{told}"
+    );
+    gone.queue_num().unwrap();
+    daemon.run(&format!("config apply {}", file.display())).good();
+    assert!(gone.queue_num().is_err(), "it lost its device");
+    assert_eq!(daemon.device("n1")["state"], "waiting");
+    connect(&daemon, "n1");
+}
+
+#[test]
+fn file_of_which_a_part_cannot_be_changes_nothing() {
+    let (daemon, file) = with_file(FIRST);
+    daemon.run("dev add name own mgmtdev sim/net").good();
+    let mut kept = connect(&daemon, "d0");
+    let before = daemon.run("config dump").good();
+    let (devices, origins) =
+        (daemon.run("dev show").good().matches("mgmtdev").count(), daemon.run("-j dev show").json());
+    let last = "\n[[device]]\nname = \"f0\"\nmgmtdev = \"file\"\npath = \"/nonexistent/disk\"\n";
+    let text = FIRST
+        .replace("ageing = 60", "ageing = 90")
+        .replace("size = \"8M\"", "size = \"8M\"\niops = 500")
+        .replace("mac = \"52:54:00:00:00:01\"", "max_vqp = 2")
+        .replace("name = \"n0\"", "name = \"n2\"")
+        + "[[mgmtdev]]\nname = \"bridge/other\"\n[[device]]\nname = \"own\"\nmgmtdev = \"sim/net\"\n"
+        + last;
+    std::fs::write(&file, &text).unwrap();
+    let error = daemon.run(&format!("config apply {}", file.display()));
+    assert!(
+        error.code != 0 && error.err.contains("device f0: ") && error.err.contains("; nothing is changed"),
+        "{error:?}"
+    );
+    // A device that was made again stands last, and what was set back is what nobody asked for.
+    let sorted = |dump: &str| {
+        let mut blocks: Vec<String> =
+            dump.split("\n\n").map(|it| it.trim().replace("iops = \"0\"\n", "")).collect();
+        blocks.sort();
+        blocks
+    };
+    assert_eq!(sorted(&daemon.run("config dump").good()), sorted(&before));
+    assert_eq!(daemon.run("dev show").good().matches("mgmtdev").count(), devices);
+    for name in ["d0", "n0", "n1", "own"] {
+        assert_eq!(daemon.device(name)["origin"], origins["dev"][name]["origin"], "{name}");
+    }
+    kept.queue_num().unwrap();
+    // What can never be is refused by its line before anything is done.
+    std::fs::write(&file, FIRST.replace("mac = \"52:54:00:00:00:01\"", "mtu = 3")).unwrap();
+    let error = daemon.run(&format!("config apply {}", file.display())).bad(2);
+    assert!(error.contains("r.toml:18: "), "{error}");
+}
+
+#[test]
+fn sighup_applies_the_daemons_own_file() {
+    let (daemon, file) = with_file(FIRST);
+    let hup = || daemon.signal(Signal::HUP);
+    std::fs::write(&file, FIRST.replace("ageing = 60", "ageing = 61")).unwrap();
+    hup();
+    wait_for("it is applied", || {
+        daemon.run("events --once --since 0 --type config").good().contains("config.applied")
+    });
+    assert!(daemon.run("mgmtdev show bridge/b").good().contains("61"));
+    std::fs::write(&file, "[[device]]\nname = \"a\"\n").unwrap();
+    hup();
+    wait_for("it is refused", || {
+        let events = daemon.run("events --once --since 0 --type config.refused").good();
+        events.contains("r.toml:1: ")
+    });
+    daemon.device("n0");
+    assert!(daemon.log().contains("is not applied, all is as it was"), "{}", daemon.log());
+}
