@@ -147,6 +147,13 @@ pub struct Setup {
     pub driver: Option<DriverOptions>,
 }
 
+impl Setup {
+    /// Ringway's policy: of two that poll, one would be refused the core that the other has claimed.
+    fn idle(&self) -> &'static str {
+        if self.peer == Peer::Link { "adaptive" } else { self.idle }
+    }
+}
+
 /// What makes the load.
 #[derive(Debug)]
 enum Traffic {
@@ -240,7 +247,7 @@ fn start_peer(setup: &Setup, main_core: usize) -> Result<Backend, BenchError> {
                 Job::Link,
                 *ports,
                 *backend_core,
-                setup.idle,
+                setup.idle(),
                 longest,
                 port.pairs,
                 On::default(),
@@ -277,7 +284,7 @@ pub fn with_peer(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Compar
         *job,
         *ports,
         *backend_core,
-        setup.idle,
+        setup.idle(),
         port.size.max(),
         port.pairs,
         On { flood: port.flood.is_some(), ..On::default() },

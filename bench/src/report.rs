@@ -84,6 +84,15 @@ impl Report {
         page::page(self)
     }
 
+    /// What the results have of the targets, as lines of text.
+    pub fn told(&self) -> String {
+        let line = |one: verdicts::Verdict| {
+            let verdicts::Verdict { what, target, measured, source, .. } = &one;
+            format!("{}: {what}: {measured}, target {target} ({source})\n", one.word())
+        };
+        verdicts::verdicts(&self.records).into_iter().map(line).collect()
+    }
+
     /// Takes the records of a file's text.
     fn take(&mut self, name: &str, text: &str) {
         let lines: Vec<(usize, &str)> =
@@ -151,6 +160,25 @@ mod tests {
         assert_eq!(sources, ["a.json:1", "a.json:4"]);
         assert_eq!(report.problems.len(), 1);
         assert_eq!(report.problems[0].source, "a.json:3");
+    }
+
+    #[test]
+    fn targets_are_told_as_on_the_page() {
+        let mut report = Report::default();
+        let spread = |median: f64| json!({"median": median, "low": median, "high": median});
+        for (bound, ratio) in [(false, 1.6), (false, 1.4), (true, 1.6)] {
+            let mut one: serde_json::Value = serde_json::from_str(&line("compare", 1)).unwrap();
+            one["parameters"] = json!({"job": "net", "peer": "dpdk", "size": "64", "touch": "none"});
+            one["peer"] = json!({"name": "p", "version": "1"});
+            (one["ratio"], one["generator_bound"]) = (spread(ratio), json!(bound));
+            report.take("a.json", &one.to_string());
+        }
+        let told = report.told();
+        let words: Vec<&str> = told.lines().filter_map(|line| Some(line.split_once(": ")?.0)).collect();
+        assert_eq!(words, ["reached", "missed", "generator-bound, not counted"], "{told}");
+        let first = "throughput beside p 1: net, 64 B, touch none: 1.6 ×, target ≥ 1.5 × (a.json)";
+        assert!(told.contains(first), "{told}");
+        assert!(report.page().contains("generator-bound, not counted"));
     }
 
     #[test]

@@ -12,7 +12,7 @@ fn page_holds_every_result_and_names_what_it_could_not_read() {
     let (page, warnings) = make(folder.path());
     for part in [
         "dpdk-testpmd",
-        "generator-bound: not counted",
+        "generator-bound, not counted",
         "States of the machine",
         "Busy cycles a packet beside the peer",
         "median of 1 paths and sizes",

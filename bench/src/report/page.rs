@@ -94,12 +94,13 @@ fn targets(html: &mut Html, records: &[Sourced]) {
     let rows: Vec<Vec<String>> = verdicts(records)
         .into_iter()
         .map(|verdict| {
-            let reached = match (verdict.bound, verdict.reached) {
-                (true, _) => "generator-bound: not counted",
-                (false, true) => "✓ reached",
-                (false, false) => "✗ missed",
+            let word = verdict.word();
+            let reached = match word {
+                "reached" => format!("✓ {word}"),
+                "missed" => format!("✗ {word}"),
+                _ => word.to_owned(),
             };
-            vec![verdict.what, verdict.target, verdict.measured, reached.to_owned(), verdict.source]
+            vec![verdict.what, verdict.target, verdict.measured, reached, verdict.source]
         })
         .collect();
     if rows.is_empty() {

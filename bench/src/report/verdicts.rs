@@ -29,6 +29,17 @@ pub(crate) struct Verdict {
     pub(crate) source: String,
 }
 
+impl Verdict {
+    /// Whether it is reached.
+    pub(crate) fn word(&self) -> &'static str {
+        match (self.bound, self.reached) {
+            (true, _) => "generator-bound, not counted",
+            (false, true) => "reached",
+            (false, false) => "missed",
+        }
+    }
+}
+
 /// All that the results have of the targets.
 pub(crate) fn verdicts(records: &[Sourced]) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
