@@ -8,7 +8,7 @@ use super::super::html::Html;
 use super::super::reading::Sourced;
 use super::super::reading::{parameters, plain, series, spread_of};
 use super::super::tables::table;
-use super::super::targets::{LATENCY_TARGET, ratio_target};
+use super::super::targets::{LATENCY_TARGET, driver_path, ratio_target};
 use crate::compare::BusyAt;
 use crate::record::Record;
 use crate::stats::Spread;
@@ -69,7 +69,7 @@ pub(crate) fn comparison(record: &Record) -> Option<Comparison> {
         parameter("depth").map(|depth| format!("depth {depth}")),
     ];
     let touch = parameter("touch").map(|touch| format!("touch {touch}"));
-    let driver_path = parameter("driver_path");
+    let driver_path = driver_path(&parameters).map(str::to_owned);
     let driver = driver_path.as_ref().map(|path| {
         format!("DPDK's driver {path}, rings of {}", parameter("queue_size").unwrap_or_default())
     });
