@@ -42,6 +42,8 @@ pub mod split;
 pub mod inflight;
 // What is kept of the chains that a device has.
 pub mod track;
+// Entries from one worker to another.
+pub mod lane;
 // Gathering one chain.
 mod walk;
 // Access to the words of a ring.

@@ -9,6 +9,7 @@
 #![cfg(loom)]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
 
+mod lane;
 mod support;
 
 use std::sync::Arc;

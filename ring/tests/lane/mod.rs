@@ -1,0 +1,120 @@
+//! The lane, where its two ends meet.
+
+use std::sync::Arc;
+
+use loom::thread;
+use ringway_ring::lane::{Closed, Sleeper, lane};
+
+/// An entry is read whole or not at all, and once; its place, and what it names, are written again only when the reader is done with
+/// it.
+#[test]
+fn entry_is_read_whole_and_once_and_its_place_is_not_written_before() {
+    loom::model(|| {
+        let (mut writer, mut reader) = lane(1, &Sleeper::new(), &Sleeper::new());
+        let named = Arc::new(loom::cell::UnsafeCell::new(0));
+        let ours = Arc::clone(&named);
+        let other = thread::spawn(move || {
+            let mut put = 0;
+            for n in [1, 2] {
+                // There is room only where nothing is out.
+                if writer.room() > 0 {
+                    ours.with_mut(|_| ());
+                    writer.put(&[n, n]).unwrap();
+                    put += 1;
+                    writer.publish().unwrap();
+                }
+            }
+            put
+        });
+        let mut read = 0;
+        for _ in 0..2 {
+            reader.look();
+            let mut words = [0; 2];
+            if reader.read(&mut words) {
+                named.with(|_| ());
+                read += 1;
+                assert_eq!(words, [read, read]);
+                reader.finish(1);
+                reader.tell();
+            }
+        }
+        let put = other.join().unwrap();
+        assert!(read <= put);
+    });
+}
+
+/// An entry that is published while the reader closes is counted by whoever closes or refused to the writer, never both, never
+/// neither; and once the writer sees that it is closed, the reader reads nothing.
+#[test]
+fn closing_and_publishing_account_for_every_entry_once() {
+    loom::model(|| {
+        let (mut writer, mut reader) = lane(2, &Sleeper::new(), &Sleeper::new());
+        // What an entry names, which the writer may take back once it is finished.
+        let named = Arc::new(loom::cell::UnsafeCell::new(0));
+        let theirs = Arc::clone(&named);
+        let other = thread::spawn(move || {
+            let mut read = 0;
+            reader.look();
+            if reader.read(&mut [0]) {
+                read = 1;
+                theirs.with(|_| ());
+            }
+            read + reader.close().0
+        });
+        let mut refused = 0;
+        for n in [1, 2] {
+            writer.put(&[n]).unwrap();
+            if let Err(Closed { entries }) = writer.publish() {
+                refused += entries;
+            }
+        }
+        if writer.finished() == 2 {
+            named.with_mut(|_| ());
+        }
+        assert_eq!(other.join().unwrap() + refused, 2);
+        assert_eq!(writer.finished(), 2);
+    });
+}
+
+/// The reader that is about to sleep sees the entry, or its writer sees that it sleeps.
+#[test]
+fn no_entry_is_left_to_a_sleeper() {
+    loom::model(|| {
+        let to = Sleeper::new();
+        let (mut writer, mut reader) = lane(1, &Sleeper::new(), &to);
+        let other = thread::spawn(move || {
+            writer.put(&[1]).unwrap();
+            writer.publish().unwrap()
+        });
+        to.doze();
+        let is_seen = reader.look() > 0;
+        let is_woken = other.join().unwrap();
+        assert!(is_seen || is_woken);
+    });
+}
+
+/// The writer that is about to sleep sees what was finished, or closed, or the reader sees that it sleeps.
+#[test]
+fn nothing_finished_is_left_to_a_sleeper() {
+    for closes in [false, true] {
+        loom::model(move || {
+            let from = Sleeper::new();
+            let (mut writer, mut reader) = lane(1, &from, &Sleeper::new());
+            writer.put(&[1]).unwrap();
+            writer.publish().unwrap();
+            let other = thread::spawn(move || {
+                if closes {
+                    return (reader.close().1, None);
+                }
+                reader.look();
+                reader.read(&mut [0]);
+                reader.finish(1);
+                (reader.tell(), Some(reader))
+            });
+            from.doze();
+            let is_seen = writer.finished() == 1;
+            let (is_woken, _reader) = other.join().unwrap();
+            assert!(is_seen || is_woken);
+        });
+    }
+}
