@@ -25,6 +25,8 @@ pub mod ringway;
 pub mod ringwayd;
 mod run;
 mod vmm;
+// What keeps packets from a device.
+mod why;
 
 /// Runs the command with these arguments, the program's name first, and returns the exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {

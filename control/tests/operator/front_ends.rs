@@ -505,7 +505,7 @@ fn waiting_device_tells_who_may_open_its_socket() {
 }
 
 /// A queue pair whose rings are empty, in memory of the test's own.
-struct EmptyPair {
+pub(crate) struct EmptyPair {
     memory: HostMemory,
     map: Arc<GuestMap>,
     format: Format,
@@ -516,19 +516,19 @@ struct EmptyPair {
 impl EmptyPair {
     const GPA: u64 = 1 << 30;
 
-    fn new(format: Format) -> EmptyPair {
+    pub(crate) fn new(format: Format) -> EmptyPair {
         let memory = HostMemory::allocate("test", 1 << 20).unwrap();
         let map = Arc::new(memory.guest_map(EmptyPair::GPA).unwrap());
         let layout = Layout::new(format, RingSize::new(format, 256).unwrap());
         EmptyPair { memory, map, format, layout, kick: EventFd::new().unwrap() }
     }
 
-    fn features(&self) -> Features {
+    pub(crate) fn features(&self) -> Features {
         let packed = if self.format == Format::Packed { Features::RING_PACKED } else { Features::NONE };
         Features::VERSION_1 | packed
     }
 
-    fn share(&self, frontend: &mut Frontend) {
+    pub(crate) fn share(&self, frontend: &mut Frontend) {
         let region = MemoryRegion {
             gpa: EmptyPair::GPA,
             size: self.memory.size(),
@@ -539,7 +539,7 @@ impl EmptyPair {
         frontend.set_mem_table(&[region]).unwrap();
     }
 
-    fn start(&self, frontend: &mut Frontend) {
+    pub(crate) fn start(&self, frontend: &mut Frontend) {
         for queue in 0..2u32 {
             let areas = self.layout.at(self.memory.address() + u64::from(queue) * (64 << 10));
             let address =
@@ -551,7 +551,7 @@ impl EmptyPair {
     }
 
     /// Posts one receive buffer.
-    fn post(&self) {
+    pub(crate) fn post(&self) {
         let config = DriverConfig {
             size: RingSize::new(self.format, 256).unwrap(),
             features: self.features(),

@@ -23,3 +23,4 @@ mod scarce;
 mod support;
 mod taken;
 mod taps;
+mod why;

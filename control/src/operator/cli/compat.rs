@@ -48,6 +48,7 @@ pub(super) fn check(object: Option<&Object>) -> Result<(), Fault> {
         Some(Object::Core { .. }) => missing("core"),
         Some(Object::Events(_)) => missing("events"),
         Some(Object::Config { .. }) => missing("config"),
+        Some(Object::Why { .. }) => missing("why"),
         Some(Object::Hello) => missing("hello"),
         Some(Object::Demo(_)) => missing("demo"),
         Some(Object::Completion { .. }) => missing("completion"),

@@ -130,6 +130,7 @@ pub fn ringway_page() -> String {
         ("ringway dev vstats show vm0", "what its queues did, dropped and refused, and what to do about it"),
         ("ringway core show", "what the workers spend their time on"),
         ("ringway -j events", "every device, then everything that happens, a line each"),
+        ("ringway why vm0", "what keeps packets from it, and what to do next"),
         ("ringway config dump", "what runs, as a file for ringwayd --config"),
         ("ringway config diff /etc/ringway.toml", "what applying it would change, and whom it would disrupt"),
     ] {

@@ -276,7 +276,7 @@ pub fn normalise(args: Vec<OsString>) -> Result<Vec<OsString>, Fault> {
 }
 
 const OBJECTS: &[&str] =
-    &["port", "bridge", "core", "events", "config", "hello", "demo", "completion", "man"];
+    &["port", "bridge", "core", "events", "config", "why", "hello", "demo", "completion", "man"];
 
 /// A word in full: `short` may be shortened, `exact` may not; what is exact goes first.
 fn resolve<'a>(what: &str, word: &str, short: &[&'a str], exact: &[&'a str]) -> Result<&'a str, Fault> {

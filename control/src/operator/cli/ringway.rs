@@ -72,6 +72,11 @@ pub enum Object {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Say what keeps packets or requests from a device, and what to do next
+    Why {
+        /// The device
+        name: String,
+    },
     /// Show who answers: version, process, instance, directories
     Hello,
     /// Run the data plane and a guest in this process, and measure: needs no daemon, no root, no hardware

@@ -13,15 +13,18 @@ use crate::fault::{Fault, Kind};
 use crate::operator::api::{
     ConfigPlan, ConfigShow, ConfigText, CoreShow, DevAdded, DevChanged, DevDeleted, DevShow, Dump, Event,
     EventPage, Follow, Hello, MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, Named, PortDeleted, PortShow,
-    Queue, Select, Target, VlanShow, VstatsShow,
+    Queue, QueueInfo, Select, Target, VlanShow, VstatsShow,
 };
 use crate::operator::cli::ringway::{
     BridgeCommand, Cli, ConfigCommand, DemoArgs, DemoRing, DevCommand, DevConfigCommand, DevShowArgs,
     DevVstatsCommand, EventsArgs, MgmtdevCommand, Object, PortCommand, PortFunctionCommand, VlanCommand,
 };
-use crate::operator::cli::{compat, docs, grammar, render, vmm};
+use crate::operator::cli::{compat, docs, grammar, render, vmm, why};
 use crate::operator::client::Client;
 use crate::{devices::drivers, host::paths, operator::config, operator::demo};
+
+/// Between two looks at a device: long enough for a second's rates to show.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 
 /// How output is written.
 #[derive(Debug, Clone, Copy)]
@@ -110,6 +113,10 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
             output.tell(&notes);
             Ok(())
         }
+        Some(Object::Why { name }) => {
+            let why = ask_why(&mut connect()?, &name)?;
+            output.print(&why, || why::text(&why))
+        }
         Some(Object::Hello) => {
             let hello: Hello = connect()?.call("hello", &json!({}))?;
             output.print(&hello, || render::hello(&hello))
@@ -118,6 +125,35 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
         Some(Object::Completion { shell }) => write(&docs::completion(shell)),
         Some(Object::Man { dir }) => docs::write_manual(&dir),
     }
+}
+
+/// Looks at a device twice, a moment apart.
+fn ask_why(client: &mut Client, name: &str) -> Result<why::Why, Fault> {
+    let select = Select { name: Some(name.to_owned()) };
+    let mut shown: DevShow = client.call("dev.show", &Select { name: None })?;
+    if shown.absent.find(name).is_none() && shown.draining.find(name).is_none() {
+        shown = client.call("dev.show", &select)?;
+    }
+    let queues = |client: &mut Client| -> Result<Vec<QueueInfo>, Fault> {
+        if shown.dev.find(name).is_none() {
+            return Ok(Vec::new());
+        }
+        let stats: VstatsShow =
+            client.call("dev.vstats.show", &Queue { name: name.to_owned(), qidx: None })?;
+        Ok(why::queues_of(stats.vstats.find(name)))
+    };
+    let cores = |client: &mut Client| -> Result<CoreShow, Fault> { client.call("core.show", &json!({})) };
+    let (before, cores_before) = (queues(client)?, cores(client)?);
+    std::thread::sleep(BETWEEN_LOOKS);
+    let (after, cores) = (queues(client)?, cores(client)?);
+    let looks = why::Looks {
+        shown: &shown,
+        before: &before,
+        after: &after,
+        cores_before: &cores_before,
+        cores: &cores,
+    };
+    Ok(why::Why { why: Named(vec![(name.to_owned(), looks.why(name))]) })
 }
 
 /// A file, for the daemon to read as its own.
