@@ -175,12 +175,12 @@ impl Writer {
             return Ok(false);
         }
         let before = std::mem::replace(&mut self.published, self.given);
-        // Release: the words of the entries. Acquire: of a reader that closed, that it reads nothing any more.
+        // Release: the words of the entries. A reader that closed is acquired from in `finished`.
         let shown = self.shared.published.write().compare_exchange(
             before,
             self.given,
             Ordering::Release,
-            Ordering::Acquire,
+            Ordering::Relaxed,
         );
         match shown {
             Ok(_) => Ok(self.shared.reader.is_to_be_woken()),
@@ -258,8 +258,8 @@ impl Reader {
     }
 
     fn shut(&self) -> (u64, bool) {
-        // Acquire: so that what is counted was published whole. Release: nothing is read any more.
-        let before = self.shared.published.write().fetch_or(CLOSED, Ordering::AcqRel);
+        // Release: nothing is read any more. What was published is counted, and not read.
+        let before = self.shared.published.write().fetch_or(CLOSED, Ordering::Release);
         if before & CLOSED != 0 {
             return (0, false);
         }
