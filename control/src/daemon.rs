@@ -51,6 +51,7 @@ use crate::host::watch::Watch;
 use crate::host::watchdog::Watchdog;
 use crate::operator::api::{DeviceEntry, MgmtEntry, PortEntry};
 use crate::operator::events::Events;
+use crate::operator::metrics::{Scraped, Scrapers};
 use crate::operator::rpc::Clients;
 use crate::settings::{Options, Settings};
 
@@ -68,6 +69,8 @@ pub(crate) enum Message {
     Unregister { name: String, why: String, reply: Sender<Result<(), Fault>> },
     /// Make a device on a socket that came with the process.
     Adopt { entry: DeviceEntry, socket: Inherited, reply: Sender<Result<(), Fault>> },
+    /// A scraper asks for what is measured.
+    Metrics { reply: crate::operator::metrics::Reply },
     /// Stop.
     Stop,
 }
@@ -119,6 +122,7 @@ pub(crate) enum Token {
     Inbox,
     Signals,
     Reload,
+    Metrics,
     Bus(usize),
 }
 
@@ -133,6 +137,7 @@ impl Token {
             Token::Signals => (5, 0),
             Token::Bus(at) => (6, at as u64),
             Token::Reload => (7, 0),
+            Token::Metrics => (8, 0),
         };
         EventData::new_u64(kind << 56 | id)
     }
@@ -147,6 +152,7 @@ impl Token {
             5 => Token::Signals,
             6 => Token::Bus(id as usize),
             7 => Token::Reload,
+            8 => Token::Metrics,
             _ => Token::Control,
         }
     }
@@ -214,6 +220,8 @@ pub(crate) struct Daemon {
     reload: Option<UnixStream>,
     pub(crate) ctl: Option<Listening>,
     pub(crate) ctl_path: Option<PathBuf>,
+    pub(crate) scraped: Option<Scraped>,
+    pub(crate) scrapers: Arc<Scrapers>,
     pub(crate) retry_absent_at: Option<Instant>,
     /// Clients wait until then, for want of a descriptor.
     pub(crate) accept_again_at: Option<Instant>,
@@ -330,6 +338,8 @@ impl Daemon {
             reload: options.reload,
             ctl: None,
             ctl_path: options.ctl.clone(),
+            scraped: options.metrics.as_deref().map(Scraped::open).transpose()?,
+            scrapers: Arc::default(),
             retry_absent_at: None,
             accept_again_at: None,
             accept_failed: false,
@@ -341,6 +351,9 @@ impl Daemon {
         };
         daemon.epoll_add(&*wake, Token::Inbox)?;
         daemon.epoll_add(&daemon.watch, Token::Watch)?;
+        if let Some(scraped) = &daemon.scraped {
+            daemon.epoll_add(scraped, Token::Metrics)?;
+        }
         if let Some(signals) = &daemon.signals {
             daemon.epoll_add(signals, Token::Signals)?;
         }
@@ -487,6 +500,7 @@ impl Daemon {
             for event in ready.drain(..) {
                 match Token::of(event.data) {
                     Token::Control => self.accept_clients(),
+                    Token::Metrics => self.accept_scrapers(),
                     Token::Client(id) => {
                         if !turn.contains(&id) {
                             turn.push(id);
@@ -576,6 +590,7 @@ impl Daemon {
                 Ok(Message::Adopt { entry, socket, reply }) => {
                     let _ = reply.send(self.adopt(entry, socket));
                 }
+                Ok(Message::Metrics { reply }) => drop(reply.send(self.reading())),
                 Ok(Message::Stop) => self.begin_stop(),
                 Err(_) => break,
             }

@@ -19,6 +19,8 @@ pub mod serve;
 pub(crate) mod clients;
 // The history of events.
 pub(crate) mod events;
+// What Prometheus scrapes.
+pub(crate) mod metrics;
 // Lines of JSON-RPC.
 pub(crate) mod rpc;
 // What is shown.

@@ -29,6 +29,8 @@ impl Default for Settings {
 pub struct Options {
     /// The operator socket; none without it.
     pub ctl: Option<PathBuf>,
+    /// Where metrics are scraped: the path of a socket, or an address with a port; nowhere without it.
+    pub metrics: Option<String>,
     /// Where device sockets (`dev/`) and positions (`positions/`) are. Made if missing.
     pub runtime_dir: PathBuf,
     /// Where devices that operators add are kept; nothing is kept without it.
@@ -63,6 +65,7 @@ impl Options {
         let bus = VirtualBus::default();
         Options {
             ctl: None,
+            metrics: None,
             runtime_dir: runtime_dir.to_owned(),
             state_dir: None,
             settings: Settings::default(),

@@ -115,6 +115,7 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
     let bus = VirtualBus::default();
     let subsystem = Subsystem::start(Options {
         ctl: Some(ctl.clone()),
+        metrics: args.metrics,
         runtime_dir,
         state_dir: Some(state_dir.clone()),
         settings,

@@ -528,7 +528,7 @@ fn example(reason: DropReason, stats: &QueueStats, config: &DeviceConfig) -> Opt
     })
 }
 
-fn queue_info(class: Class, config: &DeviceConfig, qidx: u32, stats: &QueueStats) -> QueueInfo {
+pub(crate) fn queue_info(class: Class, config: &DeviceConfig, qidx: u32, stats: &QueueStats) -> QueueInfo {
     let queue_type = match class {
         Class::Net if qidx.is_multiple_of(2) => "rx",
         Class::Net => "tx",

@@ -14,6 +14,7 @@ mod disk_deaths;
 mod exits;
 mod front_ends;
 mod joined;
+mod metrics;
 #[path = "../shared/pace.rs"]
 mod pace;
 mod ports;

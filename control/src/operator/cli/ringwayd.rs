@@ -15,6 +15,9 @@ pub struct Ringwayd {
     /// The operator socket [env: RINGWAY_CTL] [default: /run/ringway/ctl.sock for root, else $XDG_RUNTIME_DIR/ringway/ctl.sock, without that /tmp/ringway-UID/ctl.sock]
     #[arg(long, value_name = "PATH")]
     pub ctl: Option<PathBuf>,
+    /// Where Prometheus scrapes GET /metrics: an address with a port, or the path of a socket [default: nowhere]
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["fd", "socket_path"])]
+    pub metrics: Option<String>,
     /// Where devices that operators add are kept [default: /var/lib/ringway for root, else $XDG_STATE_HOME/ringway]
     #[arg(long, value_name = "DIRECTORY")]
     pub state_dir: Option<PathBuf>,
