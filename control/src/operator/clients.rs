@@ -16,7 +16,7 @@ use crate::operator::rpc::{Line, Subscription, answer, error_answer, no_such_met
 /// Requests of one client in one turn.
 const REQUESTS_PER_TURN: usize = 16;
 /// How long clients wait that cannot be accepted for want of a descriptor.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+pub(crate) const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 impl Daemon {
     pub(crate) fn accept_clients(&mut self) {
@@ -55,6 +55,7 @@ impl Daemon {
     pub(crate) fn accept_again(&mut self) {
         self.accept_again_at = None;
         self.watch_ctl(true);
+        self.watch_scraped(true);
     }
 
     fn watch_ctl(&self, is_on: bool) {

@@ -24,14 +24,16 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use ringway_pmd::counters::QueueCounters;
 use ringway_pmd::vdpa::Class;
+use rustix::event::epoll::{self, EventFlags};
 use rustix::net::sockopt;
 use serde_json::{Map, Value};
 
-use crate::daemon::{Daemon, Message, Remote};
+use crate::daemon::{Daemon, Message, Remote, Token};
 use crate::fault::Fault;
 use crate::frontends::session::DeviceConfig;
 use crate::host::endpoint::Listening;
 use crate::operator::api::{CoreInfo, History, QueueInfo};
+use crate::operator::clients::ACCEPT_AGAIN;
 use crate::operator::show;
 
 /// Scrapers that are served at a time; a further one is closed and counted.
@@ -44,19 +46,10 @@ const SCRAPE_WITHIN: Duration = Duration::from_secs(5);
 const SCRAPERS_PER_TURN: usize = 16;
 
 /// Numbers that go down as well.
-const GAUGES: [&str; 2] = ["groups", "longest_turn_ns"];
+const GAUGES: [&str; 3] = ["groups", "longest_turn_ns", "tsc_hz"];
 /// Numbers that identify, or that are worked out of counters that are told.
-const NOT_TOLD: [&str; 9] = [
-    "qidx",
-    "tid",
-    "tsc_hz",
-    "cycles_per_packet",
-    "packets_per_burst_x100",
-    "p50_ns",
-    "p99_ns",
-    "p999_ns",
-    "max_ns",
-];
+const NOT_TOLD: [&str; 8] =
+    ["qidx", "tid", "cycles_per_packet", "packets_per_burst_x100", "p50_ns", "p99_ns", "p999_ns", "max_ns"];
 
 /// Where scrapers come.
 pub(crate) enum Scraped {
@@ -127,10 +120,19 @@ struct DeviceReading {
 }
 
 impl Daemon {
-    pub(crate) fn accept_scrapers(&self) {
-        let Some(scraped) = &self.scraped else { return };
+    pub(crate) fn accept_scrapers(&mut self) {
         for _ in 0..SCRAPERS_PER_TURN {
-            let Ok(stream) = scraped.accept() else { return };
+            let Some(scraped) = &self.scraped else { return };
+            let stream = match scraped.accept() {
+                Ok(stream) => stream,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // It waits there and stays readable, while this process cannot take it.
+                Err(error) => {
+                    tracing::debug!(%error, "cannot accept a scraper");
+                    self.accept_again_at = Some(Instant::now() + ACCEPT_AGAIN);
+                    return self.watch_scraped(false);
+                }
+            };
             let scrapers = Arc::clone(&self.scrapers);
             if scrapers.running.load(Ordering::Relaxed) >= MOST_SCRAPERS {
                 scrapers.too_many.fetch_add(1, Ordering::Relaxed);
@@ -148,6 +150,13 @@ impl Daemon {
                 scrapers.running.fetch_sub(1, Ordering::Relaxed);
                 scrapers.refused.fetch_add(1, Ordering::Relaxed);
             }
+        }
+    }
+
+    pub(crate) fn watch_scraped(&self, is_on: bool) {
+        let flags = if is_on { EventFlags::IN } else { EventFlags::empty() };
+        if let Some(scraped) = &self.scraped {
+            let _ = epoll::modify(&self.epoll, scraped, Token::Metrics.data(), flags);
         }
     }
 
@@ -260,8 +269,8 @@ impl Families {
         family.values.push((labels, value));
     }
 
-    /// Every number of a structure, as JSON has it.
-    fn add_numbers(&mut self, of: &str, shown: impl serde::Serialize, labels: &Labels) {
+    /// Every number of a structure, as JSON has it; of what is counted by a name, what is at `least` so much.
+    fn add_numbers(&mut self, of: &str, shown: impl serde::Serialize, labels: &Labels, least: u64) {
         let Ok(Value::Object(fields)) = serde_json::to_value(shown) else { return };
         for (field, value) in &fields {
             match value {
@@ -270,16 +279,22 @@ impl Families {
                     let is_gauge = GAUGES.contains(&field.as_str());
                     self.add(format!("ringway_{of}_{field}"), is_gauge, labels.clone(), number);
                 }
-                Value::Object(by_name) => self.add_named(of, field, by_name, labels),
+                Value::Object(by_name) => self.add_named(of, field, by_name, labels, least),
                 _ => {}
             }
         }
     }
 
-    /// What is counted by a name: those that ever were.
-    fn add_named(&mut self, of: &str, field: &str, by_name: &Map<String, Value>, labels: &Labels) {
+    fn add_named(
+        &mut self,
+        of: &str,
+        field: &str,
+        by_name: &Map<String, Value>,
+        labels: &Labels,
+        least: u64,
+    ) {
         for (name, value) in by_name {
-            if let Some(number @ 1..) = value.as_u64() {
+            if let Some(number) = value.as_u64().filter(|number| *number >= least) {
                 let labels = [labels.as_slice(), &[("reason", name.clone())]].concat();
                 self.add(format!("ringway_{of}_{field}"), false, labels, number);
             }
@@ -294,9 +309,11 @@ impl Families {
         ];
         for request in &info.requests {
             let labels = [labels.as_slice(), &[("kind", request.kind.clone())]].concat();
-            self.add_numbers("request", request, &labels);
+            self.add_numbers("request", request, &labels, 1);
         }
-        self.add_numbers("queue", info, &labels);
+        // A rate needs the zero before the first: told of queues that a guest has used.
+        let least = if info.received_desc > 0 { 0 } else { 1 };
+        self.add_numbers("queue", info, &labels, least);
     }
 }
 
@@ -342,7 +359,7 @@ fn text(reading: Reading, scrapers: &Scrapers) -> String {
     }
     for device in reading.devices {
         let labels: Labels = vec![("dev", device.name.clone())];
-        families.add_numbers("device", &device.history, &labels);
+        families.add_numbers("device", &device.history, &labels, 1);
         let state = [("mgmtdev", device.mgmtdev), ("state", device.state.to_owned())];
         families.add("ringway_device_state".to_owned(), true, [labels.as_slice(), &state].concat(), 1);
         for (index, counters) in device.queues.iter().enumerate() {
@@ -355,9 +372,9 @@ fn text(reading: Reading, scrapers: &Scrapers) -> String {
         let labels: Labels = vec![("core", core)];
         for pump in &info.pumps {
             let labels = [labels.as_slice(), &[("pump", pump.name.clone())]].concat();
-            families.add_numbers("pump", pump, &labels);
+            families.add_numbers("pump", pump, &labels, 1);
         }
-        families.add_numbers("core", info, &labels);
+        families.add_numbers("core", info, &labels, 1);
     }
     let mut registry = Registry::default();
     registry.register_collector(Box::new(families));
