@@ -43,6 +43,8 @@ struct Job {
     done: u64,
     /// It is a write that has to last, and joins a flush once it is written.
     joins: bool,
+    /// It waits for that flush.
+    is_written: bool,
     /// How its zeroes are being written.
     zeroes: Zeroes,
 }
@@ -57,9 +59,12 @@ struct Flush {
 }
 
 /// Writes that have to last before they are answered. One that is alone is written so that it lasts, in one go; of many, each is
-/// written like any other and joins a flush, which is then one for all of them.
+/// written like any other and joins a flush, which is then one for all of them. By way of the host's memory all do: it tells an
+/// error once, to whoever asks first, and a write in one go would take it away from the flush of the others.
 #[derive(Debug)]
 struct Durable {
+    /// By way of the host's memory.
+    is_cached: bool,
     /// The disk has no cache of its own, so that a write lasts at no cost.
     is_free: bool,
     /// How many are out.
@@ -119,10 +124,7 @@ impl FileQueue {
         Ok(FileQueue {
             file: Arc::clone(file),
             ring,
-            jobs: vec![
-                Job { operation: Operation::Flush, done: 0, joins: false, zeroes: Zeroes::Range };
-                slots
-            ],
+            jobs: vec![Job::new(Operation::Flush, false); slots],
             under_way,
             again: VecDeque::with_capacity(slots),
             is_stuck: false,
@@ -131,7 +133,12 @@ impl FileQueue {
                 running: Vec::with_capacity(slots),
                 waiting: Vec::with_capacity(slots),
             },
-            durable: Durable { is_free: file.is_write_through, out: 0, are_many: false },
+            durable: Durable {
+                is_cached: file.cache == Cache::Buffered,
+                is_free: file.is_write_through,
+                out: 0,
+                are_many: false,
+            },
             zeroes: [
                 if file.zeroes { Zeroes::Range } else { Zeroes::Data },
                 if file.discards { Zeroes::Hole } else { Zeroes::Data },
@@ -146,7 +153,7 @@ impl FileQueue {
         if let Operation::WriteZeroes { may_unmap, .. } = job.operation {
             job.zeroes = self.zeroes[usize::from(may_unmap)];
         }
-        let Job { operation, done, joins, zeroes } = *job;
+        let Job { operation, done, joins, zeroes, .. } = *job;
         let put = match operation {
             Operation::Read { offset } => {
                 self.transfer(slot, Way::Read, offset + done, data.part(done, u64::MAX))
@@ -156,6 +163,10 @@ impl FileQueue {
                 self.transfer(slot, way, offset + done, data.part(done, u64::MAX))
             }
             Operation::Flush => return self.join_flush(slot),
+            // The guest may ask for none.
+            Operation::WriteZeroes { len: 0, .. } | Operation::Discard { len: 0, .. } => {
+                return Step::Ended(Outcome::Done);
+            }
             Operation::Discard { offset, len } if self.file.is_block => self.ring.discard(slot, offset, len),
             Operation::Discard { offset, len } => self.ring.allocate(slot, hole(), offset, len),
             Operation::WriteZeroes { offset, len, .. } => match zeroes {
@@ -250,6 +261,8 @@ impl FileQueue {
     fn failed(&self, slot: u16, error: i32) -> Outcome {
         let offset = match self.jobs.get(usize::from(slot)) {
             Some(Job { operation: Operation::Flush, .. }) | None => NOWHERE,
+            // All of it was written, and did not come to last.
+            Some(Job { operation, is_written: true, .. }) => place(*operation).0,
             Some(Job { operation, done, .. }) => place(*operation).0 + done,
         };
         self.file.trouble.failed(error, offset);
@@ -271,7 +284,7 @@ impl FileQueue {
     /// A slot's operation ended. None: the request goes on.
     #[inline]
     fn end(&mut self, slot: u16, result: i32, data: Span<'_>) -> Option<Outcome> {
-        let &Job { operation, done, joins, zeroes } = self.jobs.get(usize::from(slot))?;
+        let &Job { operation, done, joins, zeroes, .. } = self.jobs.get(usize::from(slot))?;
         if result < 0 {
             return self.end_with_error(slot, -result, data);
         }
@@ -303,6 +316,9 @@ impl FileQueue {
         let is_flushed = joins || matches!(operation, Operation::WriteZeroes { is_durable: true, .. });
         if !is_flushed {
             return Some(Outcome::Done);
+        }
+        if let Some(job) = self.jobs.get_mut(usize::from(slot)) {
+            job.is_written = true;
         }
         match self.join_flush(slot) {
             Step::Ended(outcome) => Some(outcome),
@@ -338,12 +354,18 @@ impl FileQueue {
     }
 }
 
+impl Job {
+    fn new(operation: Operation, joins: bool) -> Job {
+        Job { operation, done: 0, joins, is_written: false, zeroes: Zeroes::Range }
+    }
+}
+
 impl Durable {
     /// Whether one that comes now joins a flush.
     #[inline]
     fn joins(&mut self) -> bool {
         self.are_many |= self.out > 0;
-        self.are_many && !self.is_free
+        self.is_cached || (self.are_many && !self.is_free)
     }
 }
 
@@ -366,7 +388,7 @@ impl BackingQueue for FileQueue {
         let Some(job) = self.jobs.get_mut(usize::from(slot)) else { return Submitted::Full };
         let is_durable = matches!(operation, Operation::Write { is_durable: true, .. });
         let joins = is_durable && self.durable.joins();
-        *job = Job { operation, done: 0, joins, zeroes: Zeroes::Range };
+        *job = Job::new(operation, joins);
         match self.go_on(slot, data) {
             Step::Out => {
                 self.durable.out += u16::from(is_durable);
@@ -533,13 +555,13 @@ mod tests {
 
     #[test]
     fn of_writes_that_have_to_last_one_alone_does_by_itself_and_several_do_by_one_flush() {
-        let mut scene = scene(Cache::Buffered);
+        let mut scene = scene(Cache::Direct);
         let Scene { queue, ended, .. } = &mut scene;
         let write = Operation::Write { offset: 0, is_durable: true };
         let begin = |queue: &mut FileQueue, slot: u16| {
             let joins = queue.durable.joins();
             queue.durable.out += 1;
-            queue.jobs[usize::from(slot)] = Job { operation: write, done: 0, joins, zeroes: Zeroes::Range };
+            queue.jobs[usize::from(slot)] = Job::new(write, joins);
             queue.under_way.begin(slot, write);
             joins
         };
@@ -565,11 +587,23 @@ mod tests {
     }
 
     #[test]
+    fn range_of_nothing_is_done_at_once_and_nobody_is_told_of_an_error() {
+        for is_durable in [false, true] {
+            let mut scene = scene(Cache::Buffered);
+            let zeroes = Operation::WriteZeroes { offset: 0, len: 0, may_unmap: false, is_durable };
+            for operation in [zeroes, Operation::Discard { offset: 0, len: 0 }] {
+                assert_eq!(scene.queue.submit(0, operation, Span::EMPTY), Submitted::Ended(Outcome::Done));
+            }
+            assert_eq!(scene.file.health().failures(), 0);
+        }
+    }
+
+    #[test]
     fn write_that_has_to_last_fails_with_the_flush_that_it_joined() {
         let mut scene = scene(Cache::Buffered);
-        let Scene { queue, ended, .. } = &mut scene;
+        let Scene { queue, ended, file, .. } = &mut scene;
         let operation = Operation::Write { offset: 8192, is_durable: true };
-        queue.jobs[3] = Job { operation, done: 0, joins: true, zeroes: Zeroes::Range };
+        queue.jobs[3] = Job::new(operation, true);
         assert_eq!(queue.end(3, 0, Span::EMPTY), None);
         queue.begin_flush(ended);
         queue.end_flush(-libc::EIO, ended);
@@ -577,6 +611,10 @@ mod tests {
         assert_eq!(ended.pop(), Some((3, failed)));
         // The host's memory forgets what it could not write: none lasts from now on.
         assert_eq!(queue.end(3, 0, Span::EMPTY), Some(failed));
+        // It tells an error once, so that nobody else may take it: here one that is alone joins, too.
+        assert!(queue.durable.out == 0 && queue.durable.joins());
+        let words = file.health().words().unwrap();
+        assert!(words.contains("sector 16"), "{words}");
     }
 
     #[test]
@@ -598,7 +636,14 @@ mod tests {
             let submitted = queue.submit(3, Operation::Flush, Span::EMPTY);
             if is_lost {
                 assert_eq!(submitted, Submitted::Ended(failed));
-                assert!(scene.file.health().words().unwrap().contains("every flush fails"));
+                assert!(
+                    scene
+                        .file
+                        .health()
+                        .words()
+                        .unwrap()
+                        .contains("every flush, and every write that has to last, fails")
+                );
             } else {
                 assert_eq!(submitted, Submitted::Taken);
                 assert_eq!(scene.next(), [(3, Outcome::Done)]);

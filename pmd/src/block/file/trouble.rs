@@ -253,8 +253,8 @@ impl Health for Trouble {
         }
         if let Some(error) = self.is_lost() {
             words.push(format!(
-                "a flush failed ({}): what was written before it may be lost, and every flush fails until the device is removed \
-                 and added again",
+                "a flush failed ({}): what was written before it may be lost, and every flush, and every write that has to last, fails \
+                 until the device is removed and added again",
                 text(error)
             ));
         }
