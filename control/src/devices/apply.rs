@@ -15,11 +15,13 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::json;
+use tempfile::NamedTempFile;
 
 use crate::daemon::{Absent, Daemon, RETRY_ABSENT};
 use crate::devices::apply::plan::{Plan, Work, unset_of};
 use crate::devices::device::Origin;
 use crate::devices::registry::MgmtOrigin;
+use crate::devices::state::StateDir;
 use crate::fault::{Fault, Kind};
 use crate::operator::api::{
     ConfigAction, ConfigPlan, ConfigStep, ConfigText, DevSet, DeviceEntry, MgmtEntry, PortEntry, PortSet,
@@ -61,9 +63,11 @@ impl Daemon {
     pub(crate) fn apply(&mut self, given: &ConfigText) -> Result<ConfigPlan, Fault> {
         let desired = config::parse(&given.text, &given.file, &crate::devices::drivers::known())?;
         let Plan { mut told, work } = self.plan(&desired)?;
-        let before = self.dump()?;
+        let mut previous = None;
         if !work.is_empty() {
-            told.previous = self.keep_previous(&before.toml)?.map(|path| path.display().to_string());
+            // What cannot be kept is found out before anything is done.
+            self.keep()?;
+            previous = self.write_previous(&self.asked_by_file())?;
         }
         let mut undo = Vec::new();
         for (step, work) in work {
@@ -79,6 +83,7 @@ impl Daemon {
         if let Err(fault) = self.keep() {
             return Err(self.undo_all(fault, None, undo));
         }
+        told.previous = previous.map(|(beside, path)| keep_as(beside, &path)).transpose()?;
         match &self.config_file {
             Some(file) if Path::new(&given.file) == std::path::absolute(file).unwrap_or_default() => {}
             Some(file) => told.notes.push(format!(
@@ -126,7 +131,7 @@ impl Daemon {
                 tracing::error!(
                     held_by = fault.held_by,
                     hint = fault.hint,
-                    "{shown} is not applied, all is as it was: {}",
+                    "{shown} is not applied: {}",
                     fault.message
                 );
                 self.events.push("config.refused", None, json!({ "file": shown, "why": fault.message }));
@@ -194,6 +199,10 @@ impl Daemon {
                 undo.push(Undo::SetMgmtdev(back));
             }
             Work::OriginOfMgmtdev(name, origin) => {
+                // One that came with its devices may have gone with the last of them.
+                if !self.registry.has_mgmtdev(&name) {
+                    return Ok(notes);
+                }
                 let mgmtdev = self.registry.mgmtdev(&name)?;
                 undo.push(Undo::OriginOfMgmtdev(name, std::mem::replace(&mut mgmtdev.origin, origin)));
             }
@@ -227,7 +236,10 @@ impl Daemon {
                 match self.make_device(entry.clone(), Origin::Config) {
                     Ok(()) => {
                         undo.push(Undo::RemoveDevice(name.clone()));
-                        let stale = self.absent.extract_if(.., |absent| absent.entry.name == name);
+                        let is_stale = |absent: &mut Absent| {
+                            absent.entry.name == name && absent.origin == Origin::Config
+                        };
+                        let stale = self.absent.extract_if(.., is_stale);
                         undo.extend(stale.map(Undo::Absent));
                         self.tell_added(&name);
                     }
@@ -328,9 +340,13 @@ impl Daemon {
                 self.undo(Undo::AddDevice(entry, origin))?;
             }
             Undo::SetDevice(set, entry, origin) => {
-                let done = self.set_entry(&set);
+                let is_some = set.mac.is_some()
+                    || set.mtu.is_some()
+                    || set.core.is_some()
+                    || !set.attributes.is_empty();
+                let done = is_some.then(|| self.set_entry(&set));
                 self.undo(Undo::Entry(entry, origin))?;
-                done?;
+                done.transpose()?;
             }
             Undo::Entry(entry, origin) => {
                 let id = self.registry.id_of(&entry.name)?;
@@ -369,22 +385,45 @@ impl Daemon {
         self.retry_absent_at.get_or_insert(Instant::now() + RETRY_ABSENT);
     }
 
-    /// Keeps what runs as a file beside what operators added. None: nothing is kept by this daemon.
-    fn keep_previous(&self, toml: &str) -> Result<Option<PathBuf>, Fault> {
+    /// Writes what ran as a file beside what operators added, not in its place yet. None: nothing is kept by this daemon.
+    fn write_previous(&self, toml: &str) -> Result<Option<(NamedTempFile, PathBuf)>, Fault> {
         let Some(state) = &self.state else { return Ok(None) };
         let path = state.path().join(PREVIOUS);
-        let write = || -> std::io::Result<()> {
+        let write = || -> std::io::Result<NamedTempFile> {
             let mut beside = tempfile::Builder::new()
                 .prefix(PREVIOUS)
                 .permissions(Permissions::from_mode(0o640))
                 .tempfile_in(state.path())?;
             beside.write_all(toml.as_bytes())?;
             beside.as_file().sync_all()?;
-            beside.persist(&path)?;
-            Ok(())
+            Ok(beside)
         };
-        write()
+        let beside = write()
             .map_err(|error| Fault::system(format!("cannot keep what runs in {}", path.display()), error))?;
-        Ok(Some(path))
+        Ok(Some((beside, path)))
     }
+
+    /// What is the file's of what runs, as it was asked for: applied again, it makes the same.
+    fn asked_by_file(&self) -> String {
+        let of_file = self.registry.mgmtdevs().filter(|mgmtdev| mgmtdev.origin == MgmtOrigin::Config);
+        let mgmtdevs: Vec<MgmtEntry> = of_file
+            .map(|mgmtdev| MgmtEntry { name: mgmtdev.device.info().name, attributes: mgmtdev.asked.clone() })
+            .collect();
+        let ports = self.ports.iter().filter(|port| port.origin == MgmtOrigin::Config);
+        let ports: Vec<PortEntry> = ports.map(|port| port.entry.clone()).collect();
+        let made = self.registry.devices().filter(|device| device.origin == Origin::Config);
+        let absent = self.absent.iter().filter(|absent| absent.origin == Origin::Config);
+        let devices: Vec<DeviceEntry> =
+            made.map(|device| &device.entry).chain(absent.map(|absent| &absent.entry)).cloned().collect();
+        let state_dir = self.state.as_ref().map(StateDir::path);
+        config::dump(&self.settings, self.ctl_path.as_deref(), state_dir, &mgmtdevs, &ports, &devices, &[])
+            .toml
+    }
+}
+
+/// Puts what ran before in its place.
+fn keep_as(beside: NamedTempFile, path: &Path) -> Result<String, Fault> {
+    let kept = beside.persist(path);
+    kept.map_err(|error| Fault::system(format!("cannot keep what ran in {}", path.display()), error.error))?;
+    Ok(path.display().to_string())
 }

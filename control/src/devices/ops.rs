@@ -207,6 +207,10 @@ impl Daemon {
                 Err(_) => self.drop_device(&spec.name),
             }
         }
+        if outcome.is_ok() {
+            // Whoever waited for it to be made waits no more.
+            self.absent.retain(|absent| absent.entry.name != spec.name || absent.origin != origin);
+        }
         if outcome.is_ok() && is_first {
             self.make_waiting_ports(&mgmtdev);
         }

@@ -115,7 +115,7 @@ fn first((desired, faults): (Desired, Vec<Fault>)) -> Result<Desired, Fault> {
 
 /// What a text asks for, as far as it is good, and all that is wrong with it.
 fn parse_all(text: &str, file: &str, known: &Known) -> (Desired, Vec<Fault>) {
-    let source = Source { text, file };
+    let source = Source::new(text, file);
     let (mut desired, mut faults) = (Desired::default(), Vec::new());
     let table = match DeTable::parse(text) {
         Ok(table) => table,
@@ -191,14 +191,18 @@ fn parse_all(text: &str, file: &str, known: &Known) -> (Desired, Vec<Fault>) {
 
 /// A text and what it is called.
 struct Source<'a> {
-    text: &'a str,
     file: &'a str,
+    /// Where its lines end.
+    lines: Vec<usize>,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    fn new(text: &'a str, file: &'a str) -> Source<'a> {
+        Source { file, lines: text.match_indices('\n').map(|(at, _)| at).collect() }
+    }
+
     fn place(&self, at: &Range<usize>) -> String {
-        let end = at.start.min(self.text.len());
-        let line = self.text.as_bytes()[..end].iter().filter(|byte| **byte == b'\n').count() + 1;
+        let line = self.lines.partition_point(|end| *end < at.start) + 1;
         format!("{}:{line}", self.file)
     }
 

@@ -167,7 +167,7 @@ const FLUSH_WITHIN: Duration = Duration::from_millis(500);
 const READY_WITHIN: Duration = Duration::from_secs(2);
 const STOPPING_WITHIN: Duration = Duration::from_millis(200);
 
-/// A stream on which a byte arrives for SIGTERM and SIGINT. SIGHUP, SIGPIPE, SIGUSR1, SIGUSR2 and SIGXFSZ do nothing: those who
+/// A stream on which a byte arrives for SIGTERM and SIGINT, and one for SIGHUP. SIGPIPE, SIGUSR1, SIGUSR2 and SIGXFSZ do nothing: those who
 /// send them out of habit (rotators of logs, supervisors) must not stop a host's guests.
 fn catch_signals() -> io::Result<(UnixStream, UnixStream)> {
     let (ours, handlers) = UnixStream::pair()?;

@@ -126,11 +126,15 @@ fn each_change_is_foretold_with_whom_it_disrupts_and_then_done() {
     // Back to what ran before.
     let previous = done["previous"].as_str().unwrap();
     assert_eq!(std::fs::metadata(previous).unwrap().permissions().mode() & 0o777, 0o640);
-    assert_eq!(std::fs::read_to_string(previous).unwrap(), before);
     daemon.run(&format!("config apply {previous}")).good();
     // What is as good as no limit is set, not made anew.
     disk.queue_num().unwrap();
     daemon.device("n0");
+    assert_eq!(daemon.device("own")["origin"], "operator", "it was nobody's but the operator's");
+    // It is what the file asked for, so that the file itself changes nothing now.
+    std::fs::write(&file, FIRST).unwrap();
+    let plan = daemon.run(&format!("-j {diff}")).json();
+    assert_eq!((steps(&plan), &plan["unchanged"]), (vec![], &json!(3)), "{plan}");
     assert_eq!(daemon.run("dev show n2").code, 3);
 }
 
@@ -210,5 +214,44 @@ fn sighup_applies_the_daemons_own_file() {
         events.contains("r.toml:1: ")
     });
     daemon.device("n0");
-    assert!(daemon.log().contains("is not applied, all is as it was"), "{}", daemon.log());
+    assert!(daemon.log().contains("is not applied: "), "{}", daemon.log());
+}
+
+#[test]
+fn bridge_that_came_with_its_device_is_the_files_though_that_device_goes() {
+    let (daemon, file) = with_file("[[device]]\nname = \"a\"\nmgmtdev = \"bridge/b\"\n");
+    let text =
+        "[[mgmtdev]]\nname = \"bridge/b\"\nageing = 77\n[[device]]\nname = \"z\"\nmgmtdev = \"bridge/b\"\n";
+    std::fs::write(&file, text).unwrap();
+    let plan = daemon.run(&format!("-j config apply {}", file.display())).json();
+    assert_eq!(
+        steps(&plan),
+        ["device a del nothing", "mgmtdev bridge/b set nothing", "device z add nothing"],
+        "{plan}"
+    );
+    assert!(daemon.run("mgmtdev show bridge/b").good().contains("77"));
+    // Its table is gone, and it stays for its device: what was asked of it is told.
+    std::fs::write(&file, "[[device]]\nname = \"z\"\nmgmtdev = \"bridge/b\"\n").unwrap();
+    let plan = daemon.run(&format!("-j config diff {}", file.display())).json();
+    assert_eq!(steps(&plan), ["mgmtdev bridge/b restart daemon"], "{plan}");
+}
+
+#[test]
+fn devices_of_a_port_that_is_made_anew_are_made_anew_and_stand_once() {
+    let text = "[[mgmtdev]]\nname = \"simnic/n\"\n[[port]]\nmgmtdev = \"simnic/n\"\nsfnum = 8\nstate = \"active\"\nmax_io_eqs = 2\n\
+                [[device]]\nname = \"p\"\nmgmtdev = \"auxiliary/simnic.n.sf.8\"\n";
+    let (daemon, file) = with_file(text);
+    wait_for("it is made", || daemon.run("dev show p").code == 0);
+    // A key of the port is gone, and its device is changed with it.
+    std::fs::write(&file, text.replace("max_io_eqs = 2\n", "") + "mtu = 1400\n").unwrap();
+    let plan = daemon.run(&format!("-j config apply {}", file.display())).json();
+    assert_eq!(steps(&plan), ["port simnic/n/8 remake device", "device p remake nothing"], "{plan}");
+    assert_eq!(daemon.device("p")["provisioned"]["mtu"], 1400);
+    // The last device of another file cannot be: the port and its device are as they were, and nothing stands twice.
+    let last = "[[device]]\nname = \"f0\"\nmgmtdev = \"file\"\npath = \"/nonexistent/disk\"\n";
+    std::fs::write(&file, format!("{text}{last}")).unwrap();
+    let error = daemon.run(&format!("config apply {}", file.display()));
+    assert!(error.err.contains("; nothing is changed"), "{error:?}");
+    assert_eq!(daemon.device("p")["provisioned"]["mtu"], 1400);
+    assert!(!daemon.run("dev show").good().contains("not made"), "{}", daemon.run("dev show").good());
 }

@@ -10,6 +10,7 @@ use ringway_pmd::vdpa::MgmtInfo;
 use crate::daemon::{Absent, Daemon};
 use crate::devices::device::{Device, Origin};
 use crate::devices::placement::list;
+use crate::devices::ports::Port;
 use crate::devices::registry::MgmtOrigin;
 use crate::fault::Fault;
 use crate::operator::api::{
@@ -53,6 +54,12 @@ impl Daemon {
         self.plan_mgmtdevs(desired, &mut plan)?;
         self.plan_ports(desired, &mut plan);
         self.plan_devices(desired, remade, &mut plan)?;
+        // Whose a management device is decides whether it goes with its last device: that comes first.
+        plan.work.sort_by_key(|(_, work)| match work {
+            Work::OriginOfMgmtdev(_, MgmtOrigin::Config) => 0,
+            Work::OriginOfMgmtdev(..) => 2,
+            _ => 1,
+        });
         Ok(plan)
     }
 
@@ -120,9 +127,13 @@ impl Daemon {
                 None if device.origin == Origin::Operator => plan.told.beside.push(device.name().to_owned()),
                 Some(entry) if device.origin != Origin::Implied => {
                     let changes = changes(device, entry);
-                    if changes
-                        .iter()
-                        .any(|change| !is_settable(change, unset_of(known.find(&entry.mgmtdev), &change.key)))
+                    // It is gone with its port by then, and made anew.
+                    let is_of_port = self.ports.iter().any(|port| {
+                        port.entry.child() == device.entry.mgmtdev && self.is_removed(port, desired)
+                    });
+                    let info = known.find(&entry.mgmtdev);
+                    let is_host = device.netdev.is_some();
+                    if is_of_port || changes.iter().any(|change| !is_settable(change, info.as_ref(), is_host))
                     {
                         let told = step("device", device.name(), ConfigAction::Remake, loss(device), changes);
                         plan.work.push((plan.told.steps.len(), Work::RemoveDevice(device.name().to_owned())));
@@ -135,13 +146,8 @@ impl Daemon {
         for port in &self.ports {
             let handle = port.entry.handle();
             let wanted = desired.ports.iter().find(|entry| entry.handle() == handle);
-            let is_ours = port.origin == MgmtOrigin::Config;
-            let is_other = wanted.is_some_and(|entry| {
-                let lacks = port.entry.attributes.keys().any(|key| !entry.attributes.contains_key(key));
-                let is_absent = port.why.is_some() && *entry != port.entry;
-                lacks || is_absent || entry.flavour != port.entry.flavour || entry.pfnum != port.entry.pfnum
-            });
-            if (wanted.is_none() && is_ours) || is_other {
+            let is_other = wanted.is_some();
+            if self.is_removed(port, desired) {
                 let gone = self.registry.made_by(&port.entry.child());
                 let disrupts = if gone.is_empty() { Disrupts::Nothing } else { Disrupts::Device };
                 let action = if is_other { ConfigAction::Remake } else { ConfigAction::Del };
@@ -151,6 +157,19 @@ impl Daemon {
             }
         }
         remade
+    }
+
+    /// A port of the file that it names no more, or that only a new one can be as it says.
+    fn is_removed(&self, port: &Port, desired: &Desired) -> bool {
+        let handle = port.entry.handle();
+        match desired.ports.iter().find(|entry| entry.handle() == handle) {
+            None => port.origin == MgmtOrigin::Config,
+            Some(entry) => {
+                let lacks = port.entry.attributes.keys().any(|key| !entry.attributes.contains_key(key));
+                let is_absent = port.why.is_some() && *entry != port.entry;
+                lacks || is_absent || entry.flavour != port.entry.flavour || entry.pfnum != port.entry.pfnum
+            }
+        }
     }
 
     fn plan_mgmtdevs(&mut self, desired: &Desired, plan: &mut Plan) -> Result<(), Fault> {
@@ -169,10 +188,24 @@ impl Daemon {
                 self.registry.devices().any(|device| device.entry.mgmtdev == *name && stays(device))
                     || desired.devices.iter().any(|entry| entry.mgmtdev == *name)
                     || self
+                        .absent
+                        .iter()
+                        .any(|absent| absent.entry.mgmtdev == *name && absent.origin == Origin::Operator)
+                    || self.kept_ports.iter().any(|port| port.mgmtdev == *name)
+                    || self
                         .ports
                         .iter()
                         .any(|port| port.entry.mgmtdev == *name && port.origin == MgmtOrigin::Operator);
             if is_used {
+                let asked = self.registry.mgmtdevs().find(|mgmtdev| mgmtdev.device.info().name == *name);
+                let asked = asked.map(|mgmtdev| mgmtdev.asked.clone()).unwrap_or_default();
+                if !asked.is_empty() {
+                    let changes = asked.iter().map(|(key, value)| change(key, Some(value), None)).collect();
+                    let note = "its devices stay, and its defaults are in force when ringwayd starts again"
+                        .to_owned();
+                    let told = step("mgmtdev", name, ConfigAction::Restart, Disrupts::Daemon, changes);
+                    plan.told.steps.push(ConfigStep { notes: vec![note], ..told });
+                }
                 // As one that came with its first device.
                 plan.work
                     .push((plan.told.steps.len(), Work::OriginOfMgmtdev(name.clone(), MgmtOrigin::Device)));
@@ -235,7 +268,10 @@ impl Daemon {
             let Some(port) = port else {
                 let told = step("port", &handle, ConfigAction::Add, Disrupts::Nothing, Vec::new());
                 match is_removed {
-                    true => plan.work.push((plan.told.steps.len(), Work::AddPort(entry.clone()))),
+                    true => {
+                        let told = plan.told.steps.iter().position(|step| step.name == handle);
+                        plan.work.push((told.unwrap_or_default(), Work::AddPort(entry.clone())));
+                    }
                     false => plan.step(told, Some(Work::AddPort(entry.clone()))),
                 }
                 continue;
@@ -450,8 +486,15 @@ pub(super) fn unset_of(info: Option<MgmtInfo>, key: &str) -> Option<&'static str
     info?.attributes.iter().find(|attribute| attribute.name == key)?.live?.unset
 }
 
-/// `dev set` does it. A key that is to go back to its default needs a new device, unless a value says the same.
-fn is_settable(change: &ConfigChange, unset: Option<&'static str>) -> bool {
+/// `dev set` does it, for a device whose other side is the `host`'s where nobody connects anew. A key that is to go back to its default needs a new device, unless a value says the same.
+fn is_settable(change: &ConfigChange, info: Option<&MgmtInfo>, is_host: bool) -> bool {
+    let attribute =
+        info.and_then(|info| info.attributes.iter().find(|attribute| attribute.name == change.key));
+    let live = attribute.and_then(|attribute| attribute.live);
+    if is_host && attribute.is_some() && live.is_none() {
+        return false;
+    }
+    let unset = live.and_then(|live| live.unset);
     let fixed = ["mgmtdev", "max_vqp", "device_features", "socket", "mode", "owner", "group"];
     match change.key.as_str() {
         // Without a core of its own it stays where it is.

@@ -22,7 +22,7 @@ pub struct ConfigPlan {
     /// Devices that operators added and the file does not name: they stay.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub beside: Vec<String>,
-    /// Of `config.apply`: where what ran before is kept, as a configuration file.
+    /// Of `config.apply`: where what was asked for before is kept, as a configuration file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<String>,
     /// What else the operator should know.

@@ -606,7 +606,7 @@ pub(super) fn plan(plan: &ConfigPlan, is_done: bool) -> String {
         let _ = writeln!(text, "added by operators, and not in the file: {}", plan.beside.join(", "));
     }
     if let Some(previous) = &plan.previous {
-        let _ = writeln!(text, "what ran before is kept in {previous}");
+        let _ = writeln!(text, "what was asked for before is kept in {previous}");
     }
     text
 }

@@ -131,7 +131,8 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
 fn ask_why(client: &mut Client, name: &str) -> Result<why::Why, Fault> {
     let select = Select { name: Some(name.to_owned()) };
     let mut shown: DevShow = client.call("dev.show", &Select { name: None })?;
-    if shown.absent.find(name).is_none() && shown.draining.find(name).is_none() {
+    let is_there = shown.dev.find(name).is_some();
+    if is_there || (shown.absent.find(name).is_none() && shown.draining.find(name).is_none()) {
         shown = client.call("dev.show", &select)?;
     }
     let queues = |client: &mut Client| -> Result<Vec<QueueInfo>, Fault> {

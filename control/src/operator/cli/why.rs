@@ -42,19 +42,22 @@ pub(super) struct Looks<'a> {
 impl Looks<'_> {
     /// Why. Never empty.
     pub(super) fn why(&self, name: &str) -> Vec<Cause> {
-        if let Some(why) = self.shown.absent.find(name) {
-            let cure = "mend that: it is tried again every 2 s; ringway dev del removes it";
-            return vec![cause(
-                "not_made",
-                format!("{name} is asked for and could not be made: {why}"),
-                cure,
-            )];
+        let named = |cause: Cause| Cause { cure: cause.cure.map(|cure| cure.replace("NAME", name)), ..cause };
+        self.causes(name).into_iter().map(named).collect()
+    }
+
+    fn causes(&self, name: &str) -> Vec<Cause> {
+        let shown = self.shown.dev.find(name);
+        if let (None, Some(why)) = (shown, self.shown.absent.find(name)) {
+            let says = format!("{name} is asked for and could not be made: {why}");
+            let cure = "mend that: ringway dev show NAME says whether it is tried again; ringway dev del NAME removes it";
+            return vec![cause("not_made", says, cure)];
         }
-        if let Some(what) = self.shown.draining.find(name) {
+        if let (None, Some(what)) = (shown, self.shown.draining.find(name)) {
             let says = format!("{name} was removed, and what it has under way is not done yet: {what}");
             return vec![cause("draining", says, "see what is wrong with the disk on the host")];
         }
-        let Some(info) = self.shown.dev.find(name) else { return Vec::new() };
+        let Some(info) = shown else { return Vec::new() };
         let mut causes = Vec::new();
         causes.extend(reaches(name, info));
         if causes.is_empty() {
@@ -91,8 +94,13 @@ impl Looks<'_> {
             let (says, cure) = text.split_once("; try: ").unwrap_or((text, "ringway dev show has its rings"));
             causes.push(cause("not_run", format!("queue {}: {says}", queue.qidx), cure));
         }
-        let disabled = info.rings.iter().filter(|ring| ring.started && !ring.enabled && ring.fault.is_none());
-        let disabled: Vec<String> = disabled.map(|ring| ring.qidx.to_string()).collect();
+        // A guest of fewer queues than there are has some that it never enables.
+        let of_way = |way: u16| info.rings.iter().filter(move |ring| ring.started && ring.qidx % 2 == way);
+        let is_disabled = |way: &u16| {
+            of_way(*way).count() > 0 && of_way(*way).all(|ring| !ring.enabled && ring.fault.is_none())
+        };
+        let ways = [0, 1].into_iter().filter(is_disabled);
+        let disabled: Vec<String> = ways.flat_map(of_way).map(|ring| ring.qidx.to_string()).collect();
         if !disabled.is_empty() {
             let says =
                 format!("the guest started queue {} and the VMM has not enabled it", disabled.join(", "));
@@ -248,7 +256,8 @@ fn reaches(name: &str, info: &DevInfo) -> Option<Cause> {
 fn waits(name: &str, info: &DevInfo) -> Cause {
     let socket = info.socket.display();
     let history = &info.history;
-    if let (Some(breach), true) = (&history.last_breach, history.last_end.is_some()) {
+    let last = history.last_breach.as_ref().filter(|breach| history.last_end.as_ref() == Some(*breach));
+    if let Some(breach) = last {
         let says = format!(
             "no VMM is connected to {name}; the last one was disconnected since it broke the protocol: {breach}"
         );
@@ -359,7 +368,7 @@ pub(super) fn text(why: &Why) -> String {
             let head = if nth == 0 { format!("{name}: ") } else { "  also: ".to_owned() };
             text.push_str(&format!("{head}{}\n", cause.says));
             if let Some(cure) = &cause.cure {
-                text.push_str(&format!("  try: {}\n", cure.replace("NAME", name)));
+                text.push_str(&format!("  try: {cure}\n"));
             }
         }
     }
