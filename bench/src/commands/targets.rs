@@ -94,7 +94,10 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<(), Failure> {
     print!("{}", report.told());
     println!("{}", page.display());
     failed.iter().for_each(|what| eprintln!("not measured: {what}"));
-    if failed.len() == measurements.len() { Err("nothing could be measured".into()) } else { Ok(()) }
+    match failed.len() {
+        0 => Ok(()),
+        count => Err(format!("{count} of {} could not be measured", measurements.len()).into()),
+    }
 }
 
 /// All of them, in the order of the table.

@@ -136,6 +136,12 @@ fn of_comparison(sourced: &Sourced) -> Vec<Verdict> {
             ratio.median <= LATENCY_TARGET,
         );
     }
+    if found.wrong > 0 {
+        for verdict in &mut verdicts {
+            verdict.measured = format!("{}, with {} frames wrong", verdict.measured, found.wrong);
+            verdict.reached = false;
+        }
+    }
     if found.generator_bound {
         let of_rate = |verdict: &&mut Verdict| !verdict.what.starts_with("busy cycles");
         verdicts.iter_mut().filter(of_rate).for_each(|verdict| verdict.bound = true);

@@ -285,8 +285,10 @@ impl<R: StandingRing> BarePair<R> {
             self.empty += 1;
             return;
         }
-        let looked = self.looks != Looks::Few
-            || self.whole_mask.is_some_and(|mask| (self.received + self.corrupt) & mask == 0);
+        // One in so many, and each time another place: rings are powers of two as well.
+        let came = self.received + self.corrupt;
+        let is_due = |mask: u64| (came ^ (came >> mask.count_ones())) & mask == 0;
+        let looked = self.looks != Looks::Few || self.whole_mask.is_some_and(is_due);
         let intact =
             if looked { self.look(one) } else { self.written.is_none_or(|written| written == one.written) };
         // A damaged frame stands for one of its flow.

@@ -27,6 +27,8 @@ pub(crate) struct Comparison {
     /// measured.
     pub(crate) ceiling: Option<f64>,
     pub(crate) generator_bound: bool,
+    /// Frames of ours that came damaged, twice, or long after: what is wrong is not fast.
+    pub(crate) wrong: u64,
     /// What each spent on a packet.
     pub(crate) busy: Vec<BusyAt>,
     /// States of the machine, that which counts first.
@@ -50,6 +52,15 @@ pub(crate) struct Disk {
     pub(crate) generator_bound: bool,
     /// Of files: requests a second, ours to those of fio's io_uring.
     pub(crate) of_fio: Option<Spread>,
+}
+
+/// Frames of a series that came damaged, twice, or long after.
+fn wrong(series: &Value) -> u64 {
+    let of = |round: &Value| {
+        let count = |name: &str| round.get("counts")?.get(name)?.as_u64();
+        ["corrupt", "duplicated", "stale"].into_iter().filter_map(count).sum::<u64>()
+    };
+    rounds(series).unwrap_or_default().into_iter().map(of).sum()
 }
 
 /// Reads a comparison.
@@ -98,6 +109,7 @@ pub(crate) fn comparison(record: &Record) -> Option<Comparison> {
         }),
         ceiling: result.get("ceiling_mpps").and_then(Value::as_f64),
         generator_bound: result.get("generator_bound").and_then(Value::as_bool).unwrap_or_default(),
+        wrong: result.get("ours").map(wrong).unwrap_or_default(),
         busy: part(result, "busy"),
         states: part(result, "states"),
         driver_path,
@@ -363,5 +375,12 @@ mod tests {
         assert_eq!((found.name.as_str(), found.peer.as_str()), ("link, packed, 64 B, touch header", "p 1"));
         assert_eq!(found.ours, Some(Spread { median: 2.0, low: 1.0, high: 3.0 }));
         assert!(found.of_limit.is_none());
+    }
+
+    #[test]
+    fn frames_that_came_wrong_are_counted_over_all_rounds_and_lost_ones_are_not() {
+        let round = |corrupt: u64, lost: u64| serde_json::json!({ "counts": { "corrupt": corrupt, "duplicated": 2, "stale": 0, "lost": lost } });
+        let series = serde_json::json!({ "throughput": { "rounds": [round(0, 7), round(3, 0)] } });
+        assert_eq!((wrong(&series), wrong(&serde_json::json!({}))), (7, 0));
     }
 }
