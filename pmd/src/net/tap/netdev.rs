@@ -288,7 +288,8 @@ pub fn check_namespace(path: &Path) -> Result<(), String> {
 fn open_here(spec: &TapSpec, may_make: bool) -> Result<TapNetdev, DriverError> {
     let name = spec.name.as_str();
     let resource = |what: String| move |source: io::Error| DriverError::Resource { what, source };
-    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+    // Of no family that is of use for more: requests about interfaces are taken on a socket of any.
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
         .map_err(|errno| resource("cannot make a socket".to_owned())(errno.into()))?;
     let own_mac = spec.own_mac();
     let look = || Interface::find(name).map_err(resource(format!("cannot ask the kernel about {name}")));
