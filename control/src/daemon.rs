@@ -44,9 +44,12 @@ use crate::frontends::reports::Reports;
 use crate::frontends::session::{Command, Reporter};
 use crate::host::claims::Claims;
 use crate::host::endpoint::{Inherited, Listening};
+use crate::host::gap;
 use crate::host::guard::Guard;
 use crate::host::look::{LOOK_EVERY, Looks, Missing};
+use crate::host::manager::Heartbeat;
 use crate::host::peer::Caller;
+use crate::host::program::Program;
 use crate::host::watch::Watch;
 use crate::host::watchdog::Watchdog;
 use crate::operator::api::{DeviceEntry, MgmtEntry, PortEntry};
@@ -201,6 +204,10 @@ pub(crate) struct Daemon {
     pub(crate) config_file: Option<PathBuf>,
     pub(crate) runtime_dir: PathBuf,
     pub(crate) instance: String,
+    pub(crate) program: Program,
+    pub(crate) started: Instant,
+    /// How long nobody served before this daemon did, where its predecessor was told to stop.
+    pub(crate) gap: Option<Duration>,
     pub(crate) epoll: rustix::fd::OwnedFd,
     pub(crate) watch: Watch,
     pub(crate) clients: Clients,
@@ -218,6 +225,7 @@ pub(crate) struct Daemon {
     inbox: Receiver<Message>,
     signals: Option<UnixStream>,
     reload: Option<UnixStream>,
+    heartbeat: Option<Heartbeat>,
     pub(crate) ctl: Option<Listening>,
     pub(crate) ctl_path: Option<PathBuf>,
     pub(crate) scraped: Option<Scraped>,
@@ -233,6 +241,8 @@ pub(crate) struct Daemon {
     look_again_at: Instant,
     /// Once stopping: until when sessions may take to end.
     stop_by: Option<Instant>,
+    /// Once stopping: since when.
+    stopped_at: Option<Duration>,
     pub(crate) guards: Vec<Guard>,
 }
 
@@ -323,6 +333,9 @@ impl Daemon {
             config_file: options.config_file,
             runtime_dir: options.runtime_dir,
             instance: random_id(),
+            program: Program::of_process(),
+            started: Instant::now(),
+            gap: None,
             epoll,
             watch,
             clients: Clients::default(),
@@ -336,6 +349,7 @@ impl Daemon {
             inbox,
             signals: options.signals,
             reload: options.reload,
+            heartbeat: options.heartbeat,
             ctl: None,
             ctl_path: options.ctl.clone(),
             scraped: options.metrics.as_deref().map(Scraped::open).transpose()?,
@@ -347,6 +361,7 @@ impl Daemon {
             looks: Looks::default(),
             look_again_at: Instant::now() + LOOK_EVERY,
             stop_by: None,
+            stopped_at: None,
             guards,
         };
         daemon.epoll_add(&*wake, Token::Inbox)?;
@@ -373,10 +388,15 @@ impl Daemon {
         daemon.make_devices(options.devices, Origin::Config);
         daemon.make_devices(kept.devices, Origin::Operator);
         if let Some(path) = options.ctl {
-            let ctl = Listening::open(&path, None, None)?;
+            let ctl = match options.ctl_socket {
+                Some(socket) => Listening::inherited(socket)?,
+                None => Listening::open(&path, None, None)?,
+            };
             daemon.epoll_add(&ctl.socket, Token::Control)?;
             daemon.ctl = Some(ctl);
         }
+        let unserved_since = gap::take(&daemon.runtime_dir);
+        daemon.gap = unserved_since.map(|since| gap::now().saturating_sub(since));
         Ok(daemon)
     }
 
@@ -541,7 +561,8 @@ impl Daemon {
         let next = self.timers.peek().map(|Reverse((at, _))| *at);
         let tick = self.clients.any_waiting().then(|| now + Duration::from_secs(1));
         let look = self.stop_by.is_none().then_some(self.look_again_at);
-        [next, tick, self.retry_absent_at, self.accept_again_at, self.stop_by, look]
+        let beat = self.heartbeat.as_ref().map(Heartbeat::next);
+        [beat, next, tick, self.retry_absent_at, self.accept_again_at, self.stop_by, look]
             .into_iter()
             .flatten()
             .min()
@@ -551,6 +572,9 @@ impl Daemon {
 
     fn take_time(&mut self) {
         let now = Instant::now();
+        if let Some(heartbeat) = &mut self.heartbeat {
+            heartbeat.beat(now);
+        }
         while let Some(Reverse((at, id))) = self.timers.peek().copied() {
             if at > now {
                 break;
@@ -626,6 +650,7 @@ impl Daemon {
         }
         self.events.push("daemon.stopping", None, serde_json::json!({}));
         self.stop_by = Some(Instant::now() + STOP_WITHIN);
+        self.stopped_at = Some(gap::now());
         for id in self.registry.ids() {
             let Some(device) = self.registry.by_id(id) else { continue };
             if let Some(listening) = device.listening.take() {
@@ -653,6 +678,9 @@ impl Daemon {
             self.settle_client(id);
         }
         self.ctl = None;
+        if let Some(since) = self.stopped_at {
+            gap::leave(&self.runtime_dir, since);
+        }
         self.engine.shutdown();
         // Interfaces of devices that were removed a moment ago go, too.
         later::settle(LATER_WITHIN);

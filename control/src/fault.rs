@@ -27,13 +27,17 @@ pub enum Kind {
     Unreachable,
     /// No answer in time.
     Timeout,
+    /// The daemon runs, and lacks something that it was asked for.
+    Degraded,
+    /// The daemon runs from a file that is not the installed one any more.
+    Outdated,
     /// Accepted, but not in force yet.
     NotApplied,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Runtime,
         Kind::Usage,
         Kind::NotFound,
@@ -41,6 +45,8 @@ impl Kind {
         Kind::Permission,
         Kind::Unreachable,
         Kind::Timeout,
+        Kind::Degraded,
+        Kind::Outdated,
         Kind::NotApplied,
     ];
 
@@ -54,6 +60,8 @@ impl Kind {
             Kind::Permission => 5,
             Kind::Unreachable => 6,
             Kind::Timeout => 7,
+            Kind::Degraded => 8,
+            Kind::Outdated => 9,
             Kind::NotApplied => 65,
         }
     }
@@ -68,6 +76,8 @@ impl Kind {
             Kind::Permission => "not permitted",
             Kind::Unreachable => "the daemon is not reachable",
             Kind::Timeout => "no answer in time",
+            Kind::Degraded => "the daemon runs without something that it was asked for (status)",
+            Kind::Outdated => "the daemon runs from another file than is installed now (status)",
             Kind::NotApplied => "accepted, but not in force yet",
         }
     }

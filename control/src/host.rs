@@ -5,10 +5,14 @@ pub(crate) mod paths;
 
 // Users and groups, looked up by a thread that may wait.
 pub(crate) mod accounts;
+// The file that runs.
+pub(crate) mod program;
 // Cores, claimed among processes.
 pub(crate) mod claims;
 // Sockets that are listened at.
 pub(crate) mod endpoint;
+// How long nobody served.
+pub(crate) mod gap;
 // Locks on directories and sockets.
 pub(crate) mod guard;
 // Files that are read whole, up to a bound.
@@ -17,6 +21,8 @@ pub(crate) mod input;
 pub(crate) mod look;
 // The log, on a thread of its own.
 pub(crate) mod log;
+// The service manager that started this process.
+pub(crate) mod manager;
 // Who is at the other end of a socket.
 pub(crate) mod peer;
 // What stands at a path.

@@ -1,6 +1,6 @@
 //! With what the subsystem is started.
 
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use ringway_engine::IdlePolicy;
@@ -8,6 +8,7 @@ use ringway_pmd::bus::virt::VirtualBus;
 use ringway_pmd::driver::Attachments;
 use ringway_pmd::vdpa::{ManagementDevice, MgmtKind};
 
+use crate::host::manager::Heartbeat;
 use crate::operator::api::{DeviceEntry, MgmtEntry, PortEntry};
 
 /// Workers and what they do when idle.
@@ -31,6 +32,8 @@ pub struct Options {
     pub ctl: Option<PathBuf>,
     /// Where metrics are scraped: the path of a socket, or an address with a port; nowhere without it.
     pub metrics: Option<String>,
+    /// The operator socket, where it came with the process; whoever made it keeps its file.
+    pub ctl_socket: Option<UnixListener>,
     /// Where device sockets (`dev/`) and positions (`positions/`) are. Made if missing.
     pub runtime_dir: PathBuf,
     /// Where devices that operators add are kept; nothing is kept without it.
@@ -57,6 +60,8 @@ pub struct Options {
     pub signals: Option<UnixStream>,
     /// A byte on it has the configuration file applied as it is then.
     pub reload: Option<UnixStream>,
+    /// What feeds the service manager's watchdog.
+    pub heartbeat: Option<Heartbeat>,
 }
 
 impl Options {
@@ -66,6 +71,7 @@ impl Options {
         Options {
             ctl: None,
             metrics: None,
+            ctl_socket: None,
             runtime_dir: runtime_dir.to_owned(),
             state_dir: None,
             settings: Settings::default(),
@@ -79,6 +85,7 @@ impl Options {
             ports: Vec::new(),
             signals: None,
             reload: None,
+            heartbeat: None,
         }
     }
 }

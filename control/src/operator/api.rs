@@ -168,6 +168,29 @@ pub struct Hello {
     /// Lines of the log that were lost, since whoever reads standard error was too slow.
     #[serde(default)]
     pub lost_log_lines: u64,
+    /// What stands where the daemon was started from: the file that runs, or another one since.
+    #[serde(default)]
+    pub binary: Binary,
+    /// How long this daemon has run, in milliseconds.
+    #[serde(default)]
+    pub up_ms: u64,
+    /// How long nobody served before it did, in milliseconds: from the stop of the daemon before it to its own start. Absent
+    /// where none was told to stop since the host was booted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gap_ms: Option<u64>,
+}
+
+/// What stands where the daemon was started from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Binary {
+    /// The file that runs.
+    #[default]
+    Installed,
+    /// Another one, since.
+    Replaced,
+    /// Nothing any more.
+    Removed,
 }
 
 /// One of several things, or all.

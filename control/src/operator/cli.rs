@@ -24,6 +24,8 @@ pub mod ringway;
 // What `ringwayd` takes.
 pub mod ringwayd;
 mod run;
+// `status` and `wait`.
+mod status;
 mod vmm;
 // What keeps packets from a device.
 mod why;

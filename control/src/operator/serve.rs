@@ -2,9 +2,8 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
-use std::path::Path;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser as _;
@@ -15,6 +14,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::devices::placement::parse_cores;
 use crate::fault::{Fault, Kind};
 use crate::host::log::{self, Log};
+use crate::host::manager::{self, Manager};
+use crate::operator::api::{DevShow, Select};
 use crate::operator::cli::ringwayd::{Idle, Ringwayd};
 use crate::operator::config::{self, Desired};
 use crate::settings::{Options, Settings};
@@ -56,6 +57,8 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
         return writeln!(io::stdout(), "{}", single::CAPABILITIES)
             .map_err(|error| Fault::system("cannot write", error));
     }
+    // Before there is a second thread: what is handed over is taken out of the environment.
+    let ctl_socket = manager::handed_over()?;
     let desired = match &args.config {
         Some(file) => config::read(file, &drivers::known())?,
         None => Desired::default(),
@@ -96,6 +99,10 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
     }
 
     let variable = std::env::var_os("RINGWAY_CTL").filter(|path| !path.is_empty());
+    let handed = match &ctl_socket {
+        Some(socket) => Some(path_of(socket)?),
+        None => None,
+    };
     let (ctl, ctl_from) = match (&args.ctl, variable, &desired.ctl) {
         (Some(path), ..) => (paths::ctl(Some(path)), "from the command line"),
         (None, Some(_), in_file) => {
@@ -106,16 +113,29 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
             (ctl, "from RINGWAY_CTL")
         }
         (None, None, Some(path)) => (paths::ctl(Some(path)), file.as_str()),
-        (None, None, None) => (paths::ctl(None), "default"),
+        (None, None, None) => match &handed {
+            Some(path) => (path.clone(), "from the service manager"),
+            None => (paths::ctl(None), "default"),
+        },
     };
+    if let Some(handed) = handed.filter(|handed| *handed != ctl) {
+        let (ctl, handed) = (ctl.display(), handed.display());
+        return Err(Fault::usage(format!(
+            "the operator socket is to be {ctl}, and the service manager handed over {handed}"
+        ))
+        .at("ctl")
+        .hint("the same path in both, or no --ctl, RINGWAY_CTL or `ctl`"));
+    }
     let state_from = from(args.state_dir.is_some(), desired.state_dir.is_some());
     let state_dir = paths::state_dir(args.state_dir.as_deref().or(desired.state_dir.as_deref()));
     desired.check_start(&ctl, &settings.cores)?;
     let runtime_dir = ctl.parent().unwrap_or(Path::new("/")).to_owned();
     let bus = VirtualBus::default();
+    let manager = Manager::of_environment();
     let subsystem = Subsystem::start(Options {
         ctl: Some(ctl.clone()),
         metrics: args.metrics,
+        ctl_socket,
         runtime_dir,
         state_dir: Some(state_dir.clone()),
         settings,
@@ -129,15 +149,30 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
         ports: desired.ports,
         signals: Some(signals),
         reload: Some(reload),
+        heartbeat: manager.as_ref().and_then(Manager::heartbeat),
     })?;
     let workers = workers(subsystem.engine().cores());
     tracing::info!(descriptors, "{}; {workers}; idle policy {idle} ({idle_from})", host());
     tracing::info!("devices are kept in {} ({state_from})", state_dir.display());
     tracing::info!("ringwayd {} ready at {} ({ctl_from})", env!("CARGO_PKG_VERSION"), ctl.display());
-    notify_manager("READY=1", READY_WITHIN);
+    if let Some(manager) = &manager {
+        manager.tell(&ready(&subsystem)?, READY_WITHIN);
+    }
     subsystem.wait();
-    notify_manager("STOPPING=1", STOPPING_WITHIN);
+    if let Some(manager) = &manager {
+        manager.tell("STOPPING=1", STOPPING_WITHIN);
+    }
     Ok(())
+}
+
+/// Where a socket that was handed over lies.
+fn path_of(socket: &UnixListener) -> Result<PathBuf, Fault> {
+    let address = socket.local_addr().ok();
+    address.and_then(|address| address.as_pathname().map(Path::to_owned)).ok_or_else(|| {
+        Fault::usage("the service manager's socket has no path")
+            .at("LISTEN_FDS")
+            .hint("ListenStream= with a path")
+    })
 }
 
 fn start_log(wanted: Option<&str>) -> Result<Log, Fault> {
@@ -228,21 +263,16 @@ fn workers(cores: &[usize]) -> String {
     format!("{} {noun} {list}, of {usable} usable cores{more}", cores.len())
 }
 
-/// Tells the service manager, if there is one: a datagram to `NOTIFY_SOCKET`. A manager that takes none is waited for so
-/// long, by the program's first thread, which serves nobody.
-fn notify_manager(state: &str, within: Duration) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let address = match path.to_string_lossy().strip_prefix('@') {
-        Some(name) => SocketAddr::from_abstract_name(name.as_bytes()),
-        None => SocketAddr::from_pathname(&path),
-    };
-    let sent = UnixDatagram::unbound().and_then(|socket| {
-        socket.set_write_timeout(Some(within))?;
-        socket.send_to_addr(state.as_bytes(), &address?)
-    });
-    if let Err(error) = sent {
-        tracing::warn!(%error, "cannot tell the service manager {state}");
+/// That it serves, and in words what it made: each device that was asked for was made, or is named here.
+fn ready(subsystem: &Subsystem) -> Result<String, Fault> {
+    let shown: DevShow = subsystem.call("dev.show", &Select::default())?;
+    let made = shown.dev.0.len();
+    let absent: Vec<&str> = shown.absent.0.iter().map(|(name, _)| name.as_str()).collect();
+    let mut status = format!("{made} device{} made", if made == 1 { "" } else { "s" });
+    if !absent.is_empty() {
+        status += &format!("; not made: {}", absent.join(", "));
     }
+    Ok(format!("READY=1\nSTATUS={status}"))
 }
 
 #[cfg(test)]

@@ -36,16 +36,17 @@ const MOST_NAMED: usize = 8;
 /// `VIRTIO_NET_F_RSS`.
 const F_RSS: Features = Features(1 << 60);
 
+fn millis(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl Daemon {
     pub(crate) fn hello(&self) -> Hello {
         Hello {
             api: VERSION.to_owned(),
             build: format!("ringway {}", env!("CARGO_PKG_VERSION")),
             pid: std::process::id(),
-            boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-                .unwrap_or_default()
-                .trim()
-                .to_owned(),
+            boot_id: crate::host::gap::boot_id(),
             instance: self.instance.clone(),
             generation: self.generation,
             seq: self.events.last(),
@@ -54,6 +55,9 @@ impl Daemon {
             clients: self.clients.len(),
             dropped_clients: self.clients.dropped.clone(),
             lost_log_lines: crate::host::log::lost(),
+            binary: self.program.standing(),
+            up_ms: millis(self.started.elapsed()),
+            gap_ms: self.gap.map(millis),
         }
     }
 

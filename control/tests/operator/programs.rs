@@ -32,13 +32,84 @@ fn service_manager_is_told_when_it_serves_and_when_it_stops() {
     let mut child = Running(command.spawn().unwrap());
     let mut told = [0u8; 64];
     let n = manager.recv(&mut told).unwrap();
-    assert_eq!(&told[..n], b"READY=1");
+    assert_eq!(&told[..n], b"READY=1\nSTATUS=0 devices made");
     ringway(&dir.path().join("ctl.sock"), "hello").good();
     let pid = rustix::process::Pid::from_child(&child.0);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let n = manager.recv(&mut told).unwrap();
     assert_eq!(&told[..n], b"STOPPING=1");
     assert!(child.0.wait().unwrap().success());
+}
+
+#[test]
+fn ready_names_what_could_not_be_made_and_the_watchdog_is_fed_by_the_control_thread() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, config) = (dir.path().join("notify"), dir.path().join("ringwayd.toml"));
+    // The second one's socket is where a directory stands.
+    std::fs::create_dir(dir.path().join("b.sock")).unwrap();
+    let socket = dir.path().join("b.sock");
+    let text = format!(
+        "[[device]]\nname = \"a\"\nmgmtdev = \"sim/net\"\n[[device]]\nname = \"b\"\nmgmtdev = \"sim/net\"\nsocket = \"{}\"\n",
+        socket.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(SOON)).unwrap();
+    let ctl = dir.path().join("ctl.sock");
+    let mut command = ringwayd();
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "300000").arg("--ctl").arg(&ctl);
+    command
+        .arg("--config")
+        .arg(&config)
+        .arg("--state-dir")
+        .arg(dir.path().join("state"))
+        .stderr(Stdio::null());
+    let child = Running(command.spawn().unwrap());
+    let mut told = [0u8; 128];
+    let mut next = || {
+        let n = manager.recv(&mut told).unwrap();
+        String::from_utf8_lossy(&told[..n]).into_owned()
+    };
+    let mut beats = 0;
+    loop {
+        match next().as_str() {
+            "WATCHDOG=1" => beats += 1,
+            "READY=1\nSTATUS=1 device made; not made: b" => break,
+            other => panic!("{other}"),
+        }
+        assert!(beats < 1000);
+    }
+    for _ in 0..3 {
+        assert_eq!(next(), "WATCHDOG=1");
+    }
+    let status = ringway(&ctl, "status");
+    assert!(status.code == 8 && status.out.contains("  b: not made: "), "{status:?}");
+    assert!(status.err.starts_with("error: not made: b"), "{status:?}");
+    drop(child);
+}
+
+#[test]
+fn socket_that_the_service_manager_made_is_the_operators_and_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let ctl = dir.path().join("ctl.sock");
+    let listener = UnixListener::bind(&ctl).unwrap();
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" --state-dir \"$1\""]);
+    command.arg(env!("CARGO_BIN_EXE_ringwayd")).arg(dir.path().join("state")).env_remove("RINGWAY_CTL");
+    let mut child = Running(
+        command
+            .stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)))
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    // Asked before it listens, which is what the socket is for.
+    ringway(&ctl, "status").good();
+    assert!(ringway(&ctl, "wait").code == 0 && dir.path().join("dev").is_dir());
+    let pid = rustix::process::Pid::from_child(&child.0);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(child.0.wait().unwrap().success());
+    assert!(ctl.exists(), "it is the service manager's");
 }
 
 #[test]

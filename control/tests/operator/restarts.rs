@@ -40,6 +40,40 @@ fn sigterm_and_sigint_end_it_at_once_and_leave_no_socket() {
 }
 
 #[test]
+fn status_and_wait_answer_scripts_by_their_exit_codes() {
+    let mut daemon = Daemon::start();
+    daemon.run("dev add name a mgmtdev sim/net").good();
+    let status = daemon.run("-j status").json();
+    assert_eq!((&status["status"]["state"], &status["status"]["devices"]), (&"running".into(), &1.into()));
+    assert!(status["status"].get("gap_ms").is_none(), "the first of its directory: {status}");
+    daemon.run("wait").good();
+    daemon.run("wait a made --within 0").good();
+    for (line, told) in [
+        ("wait a --within 0", "error: not within 0 s: a is waiting"),
+        ("wait a connected --within 0", "error: not within 0 s: a is waiting"),
+        ("wait b made --within 0", "error: not within 0 s: there is no device b"),
+    ] {
+        let error = daemon.run(line).bad(7);
+        assert!(error.starts_with(told), "{line}: {error}");
+    }
+    let mut frontend =
+        ringway_vhost_user::frontend::Frontend::connect(&daemon.socket("a"), crate::support::SOON).unwrap();
+    frontend.handshake().unwrap();
+    daemon.run("wait a connected").good();
+    let error = daemon.run("wait a ready --within 0").bad(7);
+    assert!(error.contains("no driver of its guest runs"), "{error}");
+    drop(frontend);
+    daemon.terminate();
+    let error = daemon.run("status").bad(6);
+    assert!(error.starts_with("error: ringwayd is not reachable"), "{error}");
+    daemon.run("wait --within 0").bad(7);
+    daemon.start_again(&[]);
+    let status = daemon.run("-j status").json();
+    assert!(status["status"]["gap_ms"].is_u64(), "{status}");
+    assert!(daemon.run("status").good().contains("  gap "));
+}
+
+#[test]
 fn signals_that_are_sent_out_of_habit_change_nothing() {
     use rustix::process::Signal;
     let daemon = Daemon::start();

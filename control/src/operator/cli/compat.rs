@@ -50,6 +50,8 @@ pub(super) fn check(object: Option<&Object>) -> Result<(), Fault> {
         Some(Object::Config { .. }) => missing("config"),
         Some(Object::Why { .. }) => missing("why"),
         Some(Object::Hello) => missing("hello"),
+        Some(Object::Status) => missing("status"),
+        Some(Object::Wait(_)) => missing("wait"),
         Some(Object::Demo(_)) => missing("demo"),
         Some(Object::Completion { .. }) => missing("completion"),
         Some(Object::Man { .. }) => missing("man"),

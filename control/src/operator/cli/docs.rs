@@ -128,6 +128,8 @@ pub fn ringway_page() -> String {
         ("ringway dev add name vm0 mgmtdev sim/net max_vqp 4 mtu 9000", "a device with four pairs of queues"),
         ("ringway dev show vm0 --qemu", "the arguments with which QEMU uses it"),
         ("ringway dev vstats show vm0", "what its queues did, dropped and refused, and what to do about it"),
+        ("ringway status", "whether it runs with all that it was asked for; for scripts by its exit code"),
+        ("ringway wait vm0 up --within 60", "returns when the guest's driver runs and can be given frames"),
         ("ringway core show", "what the workers spend their time on"),
         ("ringway -j events", "every device, then everything that happens, a line each"),
         ("ringway why vm0", "what keeps packets from it, and what to do next"),
@@ -210,8 +212,23 @@ pub fn ringwayd_page() -> String {
         vec![bold("RINGWAY_LOG")],
         "what is logged, unless --log says: error, warn, info, debug, trace, or filters",
     );
-    page.item(vec![bold("NOTIFY_SOCKET")], "told READY=1 when the daemon serves, and STOPPING=1");
+    page.item(
+        vec![bold("NOTIFY_SOCKET")],
+        "told READY=1 when the daemon serves and every device was made or is named, in STATUS=; and STOPPING=1",
+    );
+    page.item(
+        vec![bold("WATCHDOG_USEC, WATCHDOG_PID")],
+        "how often the thread that answers operators and front-ends has to tell WATCHDOG=1: it does so thrice as often",
+    );
+    page.item(
+        vec![bold("LISTEN_FDS, LISTEN_PID")],
+        "the operator socket, handed over by the service manager",
+    );
     page.section("FILES");
+    page.item(
+        vec![italic("stopped")],
+        "beside the operator socket: when a daemon was told to stop, for its successor to tell the gap (ringway status)",
+    );
     page.item(vec![italic("dev/NAME.sock")], "a device's socket, beside the operator socket");
     page.item(
         vec![italic("/run/lock/ringway-core-N, /run/lock/ringway-core-N.poll")],

@@ -275,8 +275,29 @@ pub fn normalise(args: Vec<OsString>) -> Result<Vec<OsString>, Fault> {
     Ok(full)
 }
 
-const OBJECTS: &[&str] =
-    &["port", "bridge", "core", "events", "config", "why", "hello", "demo", "completion", "man"];
+const OBJECTS: &[&str] = &[
+    "port",
+    "bridge",
+    "core",
+    "events",
+    "config",
+    "why",
+    "hello",
+    "status",
+    "wait",
+    "demo",
+    "completion",
+    "man",
+];
+
+/// What the help of `status` ends with.
+pub const STATUS_HELP: &str = "Exit codes: 0 running with all that it was asked for, 6 not running, 8 degraded: something \
+of its configuration or state could not be made, and is named, 9 it runs from an older file than is installed: restart it \
+when its guests can spare it. Where both are so, 8.";
+
+/// What the help of `wait` ends with.
+pub const WAIT_HELP: &str = "Waits for the daemon, too, where none runs yet. Exit codes: 0 it is so far, 7 not within the \
+time: the error says how far it is.";
 
 /// A word in full: `short` may be shortened, `exact` may not; what is exact goes first.
 fn resolve<'a>(what: &str, word: &str, short: &[&'a str], exact: &[&'a str]) -> Result<&'a str, Fault> {

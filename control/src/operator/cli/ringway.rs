@@ -79,6 +79,12 @@ pub enum Object {
     },
     /// Show who answers: version, process, instance, directories
     Hello,
+    /// Say whether the daemon runs with all that it was asked for, as the installed program
+    #[command(after_help = grammar::STATUS_HELP)]
+    Status,
+    /// Wait for the daemon, or for a device of it
+    #[command(after_help = grammar::WAIT_HELP)]
+    Wait(WaitArgs),
     /// Run the data plane and a guest in this process, and measure: needs no daemon, no root, no hardware
     Demo(DemoArgs),
     /// Print a completion script for a shell
@@ -327,6 +333,32 @@ pub enum ConfigCommand {
     },
 }
 
+/// What to wait for.
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    /// The device; without it, the daemon
+    pub name: Option<String>,
+    /// How far it is to be
+    #[arg(value_enum, default_value_t = WaitFor::Ready)]
+    pub until: WaitFor,
+    /// How long to wait
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    pub within: u64,
+}
+
+/// How far a device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum WaitFor {
+    /// It is there, and can be connected to
+    Made,
+    /// A front-end is connected
+    Connected,
+    /// Its guest's driver runs, and a core serves it
+    Ready,
+    /// All its queues are served, and the guest can be given frames
+    Up,
+}
+
 /// How to run the demo.
 #[derive(Debug, Args)]
 pub struct DemoArgs {
@@ -349,7 +381,7 @@ pub enum DemoRing {
 
 /// What the help ends with.
 const AFTER_HELP: &str = "Words of vdpa(8) may be shortened as there. Exit codes: 0 done, 1 failed, 2 usage, 3 not \
-found, 4 conflict, 5 permission, 6 daemon unreachable, 7 timeout, 65 accepted but not in force yet.";
+found, 4 conflict, 5 permission, 6 daemon unreachable, 7 timeout, 8 and 9 see status, 65 accepted but not in force yet.";
 
 /// The definition, for the manual and the completion.
 pub fn command() -> clap::Command {

@@ -19,7 +19,7 @@ use crate::operator::cli::ringway::{
     BridgeCommand, Cli, ConfigCommand, DemoArgs, DemoRing, DevCommand, DevConfigCommand, DevShowArgs,
     DevVstatsCommand, EventsArgs, MgmtdevCommand, Object, PortCommand, PortFunctionCommand, VlanCommand,
 };
-use crate::operator::cli::{compat, docs, grammar, render, vmm, why};
+use crate::operator::cli::{compat, docs, grammar, render, status, vmm, why};
 use crate::operator::client::Client;
 use crate::{devices::drivers, host::paths, operator::config, operator::demo};
 
@@ -120,6 +120,15 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
         Some(Object::Hello) => {
             let hello: Hello = connect()?.call("hello", &json!({}))?;
             output.print(&hello, || render::hello(&hello))
+        }
+        Some(Object::Status) => {
+            let status = status::look(&mut connect()?)?;
+            output.print(&json!({ "status": status }), || status.text())?;
+            status.verdict()
+        }
+        Some(Object::Wait(args)) => {
+            let reached = status::wait(&args, &connect)?;
+            output.print(&reached, String::new)
         }
         Some(Object::Demo(args)) => run_demo(&args, output.json),
         Some(Object::Completion { shell }) => write(&docs::completion(shell)),
