@@ -23,6 +23,7 @@
 //! | [`testpmd`] | DPDK's testpmd as a front-end, and as a back-end to prove this lab against |
 //! | [`daemon`] | `ringwayd` and `ringway` |
 //! | [`hardware`] | a machine with network hardware behind an IOMMU, emulated, and Ringway inside |
+//! | [`debian`] | a Debian with systemd as its first process |
 //! | [`volumes`] | a machine whose volumes fail, wait and hang, and Ringway inside |
 //! | [`error`] | the error, a sentence |
 
@@ -31,6 +32,7 @@
 pub mod agent;
 pub mod content;
 pub mod daemon;
+pub mod debian;
 pub mod disk;
 pub mod document;
 pub mod error;

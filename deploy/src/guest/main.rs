@@ -2,7 +2,8 @@
 //! host.
 //!
 //! As a guest's first process it mounts what it needs and loads the kernel modules that lie in `/modules`. With
-//! `--serve-on-stdio` it serves the namespace in which it was started. Either way it then says that it is ready and carries
+//! `--serve-on-stdio` it serves the namespace in which it was started, with `--serve-beside-init` a machine whose first process
+//! is another. Each way it then says that it is ready and carries
 //! out what the harness asks (see `ringway_lab::agent`). It is linked statically; the initramfs holds little else.
 
 #![deny(unsafe_code)]
@@ -12,6 +13,7 @@ mod echo;
 mod frames;
 mod job;
 mod nic;
+mod probe;
 mod program;
 mod setup;
 mod sys;
@@ -40,10 +42,14 @@ use crate::program::Program;
 use crate::traffic::Traffic;
 
 fn main() -> ExitCode {
-    let on_stdio = std::env::args().skip(1).eq(["--serve-on-stdio"]);
-    let served = match (std::process::id(), on_stdio) {
-        (1, false) => serve_a_machine(),
-        (2.., true) => serve_a_namespace(),
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let on_stdio = words == ["--serve-on-stdio"];
+    let served = match (std::process::id(), words.as_slice()) {
+        (1, []) => serve_a_machine(),
+        (2.., ["--serve-on-stdio"]) => serve_a_namespace(),
+        (2.., ["--serve-beside-init"]) => setup::open_port().and_then(|port| serve(port, true)),
+        (2.., ["--probe", report]) => probe::run(report.as_ref()),
         _ => {
             eprintln!(
                 "ringway-guest is the first process of a test guest; the tests of `ringway-lab` boot it"
@@ -53,7 +59,7 @@ fn main() -> ExitCode {
     };
     match served {
         // In a guest the kernel panics when its first process ends, which ends one that can no longer be reached.
-        Ok(()) if on_stdio => return ExitCode::SUCCESS,
+        Ok(()) if on_stdio || words.first() == Some(&"--probe") => return ExitCode::SUCCESS,
         Ok(()) => eprintln!("ringway-guest: the harness closed its side"),
         Err(error) => eprintln!("ringway-guest: {error}"),
     }

@@ -1,0 +1,167 @@
+//! A Debian with systemd as its first process, in which Ringway's package is installed.
+//!
+//! ```text
+//! /dev/vda  the root that deploy/test made: one for all tests, each with changes of its own
+//! /dev/vdb  what the test brings: the agent, the packages, the kernel's modules
+//! ```
+//! The initramfs loads what is needed for the first disk and goes on with its systemd; the agent is one of its units.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::{Context, Error, Result};
+use crate::image::{self, Archive, BUSYBOX, Kernel};
+use crate::lab::{self, Lab};
+use crate::pace::WATCHDOG;
+use crate::qemu::{self, Guest, Image, push};
+use crate::{daemon, ensure, process};
+
+/// The machine.
+#[derive(Debug)]
+pub struct Machine<'lab> {
+    lab: &'lab Lab,
+    guest: Guest,
+}
+
+impl<'lab> Machine<'lab> {
+    /// Boots it, with these files in its `/mnt`.
+    pub fn boot(lab: &'lab Lab, files: &[PathBuf]) -> Result<Machine<'lab>> {
+        qemu::require_qemu()?;
+        let kernel = Kernel::find()?;
+        let root = root_image()?;
+        let initramfs = lab.path("debian.cpio");
+        fs::write(&initramfs, first_stage(&kernel)?.finish())?;
+        let second = second_disk(lab, &kernel, files)?;
+        let mut line = Vec::new();
+        push(&mut line, "-machine", "q35".into());
+        push(&mut line, "-accel", "tcg,thread=single".into());
+        push(&mut line, "-cpu", "max".into());
+        push(&mut line, "-smp", "2".into());
+        push(&mut line, "-m", "1024".into());
+        for (idx, disk) in [&root, &second].into_iter().enumerate() {
+            let disk = disk.display();
+            let drive = format!("file={disk},if=none,id=d{idx},format=raw,snapshot=on,cache=unsafe");
+            push(&mut line, "-drive", drive);
+            push(&mut line, "-device", format!("virtio-blk-pci,drive=d{idx}"));
+        }
+        let append = "quiet root=/dev/vda rw systemd.show_status=0".into();
+        let image = Image { kernel: kernel.image, initramfs, append };
+        let guest = Guest::start(lab, "debian", &[qemu::QEMU.into()], line, &image)?.wait_until_up(lab)?;
+        Ok(Machine { lab, guest })
+    }
+
+    /// Runs a line in its shell; gives the exit code and what was written.
+    pub fn shell(&mut self, line: &str) -> Result<(i32, String)> {
+        let ended = self.guest.run(&["/bin/bash", "-c", line], WATCHDOG)?;
+        self.lab.say(format_args!("# {line}: {}\n{}", ended.code, ended.output.trim()));
+        Ok((ended.code, ended.output))
+    }
+
+    /// Runs a line in its shell, which must succeed; gives what was written.
+    pub fn well(&mut self, line: &str) -> Result<String> {
+        let (code, said) = self.shell(line)?;
+        ensure!(code == 0, "{line}: exit code {code}: {said}");
+        Ok(said.trim().to_string())
+    }
+
+    /// Runs a line in its shell, which must end with this exit code; gives what was written.
+    pub fn ends_with(&mut self, wanted: i32, line: &str) -> Result<String> {
+        let (code, said) = self.shell(line)?;
+        ensure!(code == wanted, "{line}: exit code {code}, and not {wanted}: {said}");
+        Ok(said.trim().to_string())
+    }
+
+    /// Restarts it as an operator does; returns when its agent is ready again.
+    pub fn reboot(&mut self) -> Result<()> {
+        self.lab.say("reboot");
+        self.guest.run(&["systemctl", "--no-block", "reboot"], WATCHDOG)?;
+        self.guest.wait_until_ready(BOOT_LIMIT).map(drop)
+    }
+
+    /// Ends it.
+    pub fn power_off(self) -> Result<()> {
+        self.guest.power_off()
+    }
+}
+
+/// Makes the package with `deploy/package`, of the release binaries as they are.
+pub fn package(lab: &Lab, revision: u32) -> Result<PathBuf> {
+    let binaries = daemon::binaries()?;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("package");
+    let words: Vec<String> = [
+        format!("RINGWAY_BIN={}", binaries.display()),
+        format!("RINGWAY_LAB={}", lab::root()?.display()),
+        script.display().to_string(),
+        "--no-build".into(),
+        "--fast".into(),
+        "--revision".into(),
+        revision.to_string(),
+        lab.folder().display().to_string(),
+    ]
+    .into();
+    let made = process::run("env", &words, PACKAGE_LIMIT)?;
+    ensure!(made.code == 0, "deploy/package: {}{}", made.stdout, made.stderr);
+    let path = made.stdout.lines().next_back().map(PathBuf::from);
+    path.filter(|path| path.exists()).ok_or_else(|| Error::new(format!("no package: {}", made.stdout)))
+}
+
+fn root_image() -> Result<PathBuf> {
+    let folder = lab::root()?.join("debian");
+    let images = fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let image = images.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "img"));
+    image.ok_or_else(|| {
+        Error::new(format!("no Debian under {}: run deploy/test, which makes one", folder.display()))
+    })
+}
+
+/// Loads what the first disk needs, and goes on with what is on it.
+fn first_stage(kernel: &Kernel) -> Result<Archive> {
+    let mut archive = Archive::default();
+    for folder in ["bin", "dev", "modules", "proc", "root"] {
+        archive.folder(folder);
+    }
+    archive.file("bin/busybox", 0o755, &fs::read(BUSYBOX).context(|| BUSYBOX.into())?);
+    for (position, module) in kernel.modules(&ROOT_MODULES)?.iter().enumerate() {
+        archive.file(&format!("modules/{position:02}-{}.ko", module.name), 0o644, &module.bytes);
+    }
+    archive.file("init", 0o755, INIT.as_bytes());
+    Ok(archive)
+}
+
+/// The second disk.
+fn second_disk(lab: &Lab, kernel: &Kernel, files: &[PathBuf]) -> Result<PathBuf> {
+    let (folder, disk) = (lab.path("second"), lab.path("second.img"));
+    fs::create_dir_all(folder.join("modules"))?;
+    let there = kernel.modules(&ROOT_MODULES)?;
+    let more = kernel.modules(&[&ROOT_MODULES[..], &["tun", "bridge"]].concat())?;
+    for (position, module) in more.iter().filter(|module| !there.contains(module)).enumerate() {
+        fs::write(folder.join(format!("modules/{position:02}-{}.ko", module.name)), &module.bytes)?;
+    }
+    fs::copy(image::agent()?, folder.join("ringway-guest"))?;
+    for file in files {
+        fs::copy(file, folder.join(file.file_name().unwrap_or_default()))
+            .context(|| file.display().to_string())?;
+    }
+    let words = ["-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d"].map(String::from);
+    let rest = [folder.display().to_string(), disk.display().to_string(), "256M".into()];
+    let made = process::run("/usr/sbin/mke2fs", &[&words[..], &rest].concat(), WATCHDOG)?;
+    ensure!(made.code == 0, "mke2fs: {}", made.stderr);
+    fs::remove_dir_all(&folder)?;
+    Ok(disk)
+}
+
+const ROOT_MODULES: [&str; 3] = ["virtio_blk", "crc32c_generic", "ext4"];
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
+const PACKAGE_LIMIT: Duration = Duration::from_secs(180);
+const INIT: &str = "#!/bin/busybox sh
+alias b=/bin/busybox
+b mount -t proc proc /proc
+b mount -t devtmpfs dev /dev
+for module in /modules/*; do b insmod $module; done
+until [ -b /dev/vda ] && [ -b /dev/vdb ]; do b sleep 0.1; done
+b mount -t ext4 /dev/vda /root
+b umount /proc
+b mount -o move /dev /root/dev
+exec /bin/busybox switch_root /root /lib/systemd/systemd
+";

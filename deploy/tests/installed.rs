@@ -1,0 +1,240 @@
+//! The package on a fresh Debian with systemd: installed, sandboxed, watched, upgraded, rebooted, removed.
+
+use std::path::Path;
+
+use ringway_lab::debian::{self, Machine};
+use ringway_lab::document::blocks;
+use ringway_lab::ensure;
+use ringway_lab::error::{Context, Error, Result};
+use ringway_lab::lab::Lab;
+
+#[test]
+#[ignore = "needs QEMU >= 8, the 6.12 guest kernel, a Debian with systemd and cargo-deb: run deploy/test"]
+fn package_is_installed_upgraded_and_removed() {
+    Lab::run("installed", |lab| {
+        let packages = [debian::package(lab, 1)?, debian::package(lab, 2)?];
+        let mut machine = Machine::boot(lab, &packages)?;
+        machine.well("mkdir /packages; cp /mnt/*.deb /packages; touch /packages/before")?;
+        machine.well("systemctl is-system-running --wait || systemctl --failed")?;
+        install(&mut machine)?;
+        sandbox(&mut machine)?;
+        deaths(&mut machine)?;
+        drop_ins(&mut machine)?;
+        degraded(&mut machine)?;
+        reload(&mut machine)?;
+        upgrade(&mut machine)?;
+        activation(&mut machine)?;
+        reboot(&mut machine)?;
+        remove(&mut machine)?;
+        as_documented(&mut machine)?;
+        machine.power_off()
+    });
+}
+
+/// It runs once it is installed, as nobody much; a device can be made and is kept.
+fn install(machine: &mut Machine<'_>) -> Result<()> {
+    machine.well("dpkg -i /packages/ringway_*-1_amd64.deb")?;
+    machine.well("systemctl is-active ringwayd && systemctl is-enabled ringwayd")?;
+    machine.well("ringway status")?;
+    machine.well("test $(stat -c %U /proc/$(pidof ringwayd)) = ringway")?;
+    machine.well("grep -x 'CapEff:\t0000000000000000' /proc/$(pidof ringwayd)/status")?;
+    exposed(machine, 0.5)?;
+    machine.well("ringway dev add name vm0 mgmtdev sim/net && ringway wait vm0 made --within 5")?;
+    machine.ends_with(7, "ringway wait vm0 connected --within 0")?;
+    machine.well("stat -c '%a %U %G' /run/ringway/dev/vm0.sock | grep -x '660 ringway ringway'")?;
+    // A stranger is kept out, a member of the group is let in.
+    machine.ends_with(
+        5,
+        "setpriv --reuid 1 --regid 1 --clear-groups ringway --ctl /run/ringway/ctl.sock status",
+    )?;
+    machine.well(
+        "setpriv --reuid 1 --regid 1 --groups $(getent group ringway | cut -d: -f3) ringway --ctl /run/ringway/ctl.sock status",
+    )?;
+    machine
+        .well("test -e /usr/share/man/man8/ringwayd.8.gz && test -e /usr/share/doc/ringway/installing.md")
+        .map(drop)
+}
+
+/// What the unit forbids is tried by a probe in the daemon's place.
+fn sandbox(machine: &mut Machine<'_>) -> Result<()> {
+    machine.well("systemctl stop ringwayd")?;
+    let drop_in = "[Service]\\nType=oneshot\\nRestart=no\\nWatchdogSec=0\\nExecStart=\\nExecStart=/mnt/ringway-guest --probe /var/lib/ringway/report\\n";
+    machine.well(&format!(
+        "mkdir -p {UNIT_D} && printf '{drop_in}' > {UNIT_D}/zz-probe.conf && systemctl daemon-reload"
+    ))?;
+    machine.well("systemctl start ringwayd")?;
+    let report = machine.well("cat /var/lib/ringway/report")?;
+    let could: Vec<&str> = report.lines().filter_map(|line| line.strip_suffix(": could")).collect();
+    ensure!(could == ["write its runtime", "write its state"], "under its unit the probe could: {could:?}");
+    // Without the unit the same probe can: it is the unit that keeps it.
+    machine.well("/mnt/ringway-guest --probe /var/lib/ringway/report")?;
+    let report = machine.well("cat /var/lib/ringway/report; rm -f /etc/ringway-probe /usr/ringway-probe /run/ringway-probe; rmdir /sys/fs/cgroup/ringway-probe; umount /srv || true")?;
+    for name in [
+        "write /etc",
+        "read shadow",
+        "read the disk",
+        "open tun",
+        "udp",
+        "mount",
+        "a new namespace",
+        "real-time",
+    ] {
+        ensure!(
+            report.contains(&format!("{name}: could\n")),
+            "without its unit the probe could not: {name}\n{report}"
+        );
+    }
+    machine.well(&format!(
+        "rm {UNIT_D}/zz-probe.conf /var/lib/ringway/probe /var/lib/ringway/report /run/ringway/probe.sock; systemctl daemon-reload; systemctl start ringwayd; ringway wait vm0 made"
+    ))
+    .map(drop)
+}
+
+/// Killed, and hanging: it is there again, with its devices and where their rings stood.
+fn deaths(machine: &mut Machine<'_>) -> Result<()> {
+    machine.well("stat -c %i /run/ringway/positions > /packages/inode; pidof ringwayd > /packages/pid; kill -9 $(pidof ringwayd)")?;
+    machine.well(AGAIN)?;
+    machine.well("test $(stat -c %i /run/ringway/positions) = $(cat /packages/inode)")?;
+    let watchdog = "[Service]\\nWatchdogSec=3s\\nTimeoutAbortSec=1s\\n";
+    machine.well(&format!("printf '{watchdog}' > {UNIT_D}/zz-watchdog.conf && systemctl daemon-reload && systemctl restart ringwayd"))?;
+    // Three limits long it is fed, by the thread that is then stopped: the others go on.
+    machine.well("pidof ringwayd > /packages/pid; sleep 9; test $(pidof ringwayd) = $(cat /packages/pid)")?;
+    machine.well("kill -STOP $(pidof ringwayd)")?;
+    machine.well(AGAIN)?;
+    machine.well("journalctl -b -u ringwayd | grep -i watchdog")?;
+    machine
+        .well(&format!(
+            "rm {UNIT_D}/zz-watchdog.conf && systemctl daemon-reload && systemctl restart ringwayd"
+        ))
+        .map(drop)
+}
+
+/// An interface of the host's needs its drop-in, and has it at a price that is known.
+fn drop_ins(machine: &mut Machine<'_>) -> Result<()> {
+    machine.shell("ringway dev add name host0 mgmtdev bridge/br0 tap rwt0").and_then(|(code, said)| {
+        ensure!(code != 0, "an interface without its drop-in: {said}");
+        Ok(())
+    })?;
+    machine.well(&format!(
+        "ln -s {SHARE}/tap.conf {UNIT_D}/ && systemctl daemon-reload && systemctl restart ringwayd"
+    ))?;
+    exposed(machine, 1.6)?;
+    machine.well("ringway dev add name host0 mgmtdev bridge/br0 tap rwt0 && ip link show rwt0 && ringway wait host0 up")?;
+    machine.well(&format!(
+        "ln -s {SHARE}/netns.conf {UNIT_D}/ && systemctl daemon-reload && systemctl restart ringwayd"
+    ))?;
+    machine.well("ip netns add blue && ringway dev add name host1 mgmtdev bridge/br0 tap rwt1 netns blue && ip -n blue link show rwt1")?;
+    machine.well("ringway dev del host1 && ip netns del blue")?;
+    // All of them are units that systemd takes.
+    machine.well(&format!(
+        "ln -s {SHARE}/vfio.conf {SHARE}/disks.conf {SHARE}/cores.conf {UNIT_D}/ && systemctl daemon-reload"
+    ))?;
+    let verified = machine.well(
+        "systemd-analyze verify ringwayd.service --man=no ringwayd.socket 2>&1 | grep -i ringway || true",
+    )?;
+    ensure!(verified.is_empty(), "{verified}");
+    machine
+        .well(&format!("rm {UNIT_D}/vfio.conf {UNIT_D}/disks.conf {UNIT_D}/cores.conf {UNIT_D}/netns.conf"))
+        .map(drop)
+}
+
+/// It is started though a device cannot be made, which is named everywhere.
+fn degraded(machine: &mut Machine<'_>) -> Result<()> {
+    machine
+        .well(&format!("rm {UNIT_D}/tap.conf && systemctl daemon-reload && systemctl restart ringwayd"))?;
+    let said = machine.ends_with(8, "ringway status")?;
+    ensure!(said.contains("host0: not made: "), "{said}");
+    machine.well(
+        "systemctl is-active ringwayd && systemctl show -P StatusText ringwayd | grep 'not made: host0'",
+    )?;
+    machine.ends_with(7, "ringway wait host0 made --within 0")?;
+    machine.well("ringway dev del host0 && ringway status").map(drop)
+}
+
+/// The configuration file is applied to what runs.
+fn reload(machine: &mut Machine<'_>) -> Result<()> {
+    machine.well(
+        "printf '[[device]]\\nname = \"vm1\"\\nmgmtdev = \"sim/net\"\\n' >> /etc/ringway/ringwayd.toml",
+    )?;
+    machine.well("pidof ringwayd > /packages/pid; systemctl reload ringwayd && ringway wait vm1 made")?;
+    machine.well("test $(pidof ringwayd) = $(cat /packages/pid)").map(drop)
+}
+
+/// An upgrade leaves the daemon alone; its restart is the operator's, and the gap is told.
+fn upgrade(machine: &mut Machine<'_>) -> Result<()> {
+    machine.well("pidof ringwayd > /packages/pid; dpkg -i /packages/ringway_*-2_amd64.deb")?;
+    machine.well("test $(pidof ringwayd) = $(cat /packages/pid)")?;
+    let said = machine.ends_with(9, "ringway status")?;
+    ensure!(said.contains("an older program runs"), "{said}");
+    machine.well("systemctl restart ringwayd")?;
+    let said = machine.well("ringway status")?;
+    ensure!(said.contains("gap "), "no gap: {said}");
+    machine.well("ringway wait vm0 made --within 0").map(drop)
+}
+
+/// With the socket unit, a command starts what is stopped.
+fn activation(machine: &mut Machine<'_>) -> Result<()> {
+    machine.well("systemctl stop ringwayd")?;
+    machine.ends_with(6, "ringway status")?;
+    machine.well("systemctl enable --now ringwayd.socket")?;
+    machine.well("ringway status && ringway wait vm0 made && systemctl is-active ringwayd")?;
+    machine.well("systemctl stop ringwayd; ringway hello")?;
+    machine
+        .well("systemctl disable --now ringwayd.socket; systemctl restart ringwayd; ringway status")
+        .map(drop)
+}
+
+fn reboot(machine: &mut Machine<'_>) -> Result<()> {
+    machine.well("ringway hello > /packages/hello; sync")?;
+    machine.reboot()?;
+    machine.well("ringway wait vm0 made && ringway status")?;
+    let failed = machine.well("systemctl --failed --no-legend --plain")?;
+    ensure!(failed.is_empty(), "{failed}");
+    Ok(())
+}
+
+/// Removed it keeps what is the operator's; purged, nothing.
+fn remove(machine: &mut Machine<'_>) -> Result<()> {
+    machine.well(&format!("ln -s {SHARE}/tap.conf {UNIT_D}/"))?;
+    machine.well(
+        "dpkg -r ringway && test -e /etc/ringway/ringwayd.toml && test -e /var/lib/ringway/devices.json",
+    )?;
+    machine.well("dpkg -P ringway")?;
+    nothing_left(machine)
+}
+
+/// The page for those who install it, run as it is written.
+fn as_documented(machine: &mut Machine<'_>) -> Result<()> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/installing.md");
+    let text = std::fs::read_to_string(&path).context(|| path.display().to_string())?;
+    let blocks = blocks(&text)?;
+    ensure!(blocks.len() > 4, "the page has no commands");
+    for block in blocks {
+        let (code, said) = machine.shell(&format!("cd /packages; set -e\n{}", block.text))?;
+        ensure!(code == 0, "{block}: exit code {code}: {said}");
+    }
+    nothing_left(machine)
+}
+
+fn nothing_left(machine: &mut Machine<'_>) -> Result<()> {
+    let left = machine.well(
+        "find / -xdev -name '*ringway*' -not -path '/packages*' -not -path '/proc/*' -not -name 'ringway-guest*' -not -name 'ringway-run-*'; find /run /sys/fs/cgroup -name 'ringway*' -not -name 'ringway-guest*'; \
+         getent passwd ringway; getent group ringway; dpkg -l | grep ringway || true",
+    )?;
+    ensure!(left.is_empty(), "left behind:\n{left}");
+    Ok(())
+}
+
+/// How exposed the unit is, as systemd counts.
+fn exposed(machine: &mut Machine<'_>, limit: f64) -> Result<()> {
+    let said = machine.well("systemd-analyze security --no-pager ringwayd.service | tail -n 1")?;
+    let level = said.split_whitespace().find_map(|word| word.parse::<f64>().ok());
+    let level = level.ok_or_else(|| Error::new(format!("no number: {said}")))?;
+    ensure!(level <= limit, "exposed by {level}, and {limit} at most");
+    Ok(())
+}
+
+const UNIT_D: &str = "/etc/systemd/system/ringwayd.service.d";
+const SHARE: &str = "/usr/share/ringway/ringwayd.service.d";
+/// Another process of it answers, and has the device.
+const AGAIN: &str = "for turn in $(seq 200); do pid=$(systemctl show -P MainPID ringwayd); test $pid != 0 -a $pid != $(cat /packages/pid) && ringway wait vm0 made --within 0 && exit 0; sleep 0.1; done; exit 1";
