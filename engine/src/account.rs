@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crossbeam::utils::CachePadded;
 
+use crate::histogram::{Histogram, Times};
+use crate::sizes::{BurstSizes, Sizes};
 use crate::stats::PumpStats;
 
 /// A counter that one thread writes. No locked instruction.
@@ -69,11 +71,9 @@ pub(crate) struct WorkerAccount(CachePadded<WorkerFields>);
 
 #[derive(Debug, Default)]
 struct WorkerFields {
-    busy_cycles: Counter,
     idle_cycles: Counter,
     sleep_cycles: Counter,
     turns: Counter,
-    bursts: Counter,
     items: Counter,
     wakeups: Counter,
     panics: Counter,
@@ -89,16 +89,20 @@ struct WorkerFields {
     current: AtomicU32,
     /// When it fell asleep; 0 while awake.
     asleep_since: AtomicU64,
+    /// What each poll moved that moved something.
+    bursts: Sizes,
+    /// How long the turns took that moved something: the sum is the busy cycles.
+    busy: Histogram,
 }
 
 /// A copy of a worker's counters.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct WorkerSnapshot {
-    pub(crate) busy_cycles: u64,
+    pub(crate) busy: Times,
     pub(crate) idle_cycles: u64,
     pub(crate) sleep_cycles: u64,
     pub(crate) turns: u64,
-    pub(crate) bursts: u64,
+    pub(crate) bursts: BurstSizes,
     pub(crate) items: u64,
     pub(crate) wakeups: u64,
     pub(crate) panics: u64,
@@ -106,13 +110,18 @@ pub(crate) struct WorkerSnapshot {
 }
 
 impl WorkerAccount {
-    /// Books a turn that ends at `now`: `bursts` of its polls moved `items`. `window` is that of [`WorkerAccount::read`].
+    /// Books a poll that moved something, in the present turn.
     #[inline]
-    pub(crate) fn turn(&self, now: u64, window: u64, cycles: u64, bursts: u64, items: u64) {
+    pub(crate) fn moved(&self, items: u64) {
+        self.0.bursts.add(items);
+    }
+
+    /// Books a turn that ends at `now` and whose polls moved `items`. `window` is that of [`WorkerAccount::read`].
+    #[inline]
+    pub(crate) fn turn(&self, now: u64, window: u64, cycles: u64, items: u64) {
         self.0.turns.add(1);
-        if bursts > 0 {
-            self.0.busy_cycles.add(cycles);
-            self.0.bursts.add(bursts);
+        if items > 0 {
+            self.0.busy.add(cycles, 1);
             self.0.items.add(items);
         } else {
             self.0.idle_cycles.add(cycles);
@@ -198,11 +207,11 @@ impl WorkerAccount {
             }
         };
         WorkerSnapshot {
-            busy_cycles: fields.busy_cycles.read(),
+            busy: fields.busy.snapshot(),
             idle_cycles: fields.idle_cycles.read(),
             sleep_cycles,
             turns: fields.turns.read(),
-            bursts: fields.bursts.read(),
+            bursts: fields.bursts.snapshot(),
             items: fields.items.read(),
             wakeups: fields.wakeups.read(),
             panics: fields.panics.read(),
@@ -218,30 +227,35 @@ mod tests {
     #[test]
     fn turn_is_busy_or_idle() {
         let account = WorkerAccount::default();
-        account.turn(10, 100, 10, 0, 0);
-        account.turn(50, 100, 40, 2, 64);
-        account.turn(70, 100, 20, 1, 1);
+        account.turn(10, 100, 10, 0);
+        account.moved(32);
+        account.moved(32);
+        account.turn(50, 100, 40, 64);
+        account.moved(1);
+        account.turn(70, 100, 20, 1);
         let read = account.read(70, 100);
-        assert_eq!((read.idle_cycles, read.busy_cycles, read.turns), (10, 60, 3));
-        assert_eq!((read.bursts, read.items, read.longest_turn), (3, 65, 40));
+        assert_eq!((read.idle_cycles, read.busy.cycles(), read.turns), (10, 60, 3));
+        assert_eq!((read.bursts.count(), read.items, read.longest_turn), (3, 65, 40));
+        assert_eq!((read.busy.count(), read.busy.longest()), (2, 40));
+        assert_eq!((read.bursts.per_mille(333), read.bursts.per_mille(1000)), (1, 32));
     }
 
     #[test]
     fn longest_turn_is_the_same_for_every_reader_and_passes_with_time() {
         let account = WorkerAccount::default();
         let longest = |now| account.read(now, 100).longest_turn;
-        account.turn(1_000, 100, 40, 0, 0);
+        account.turn(1_000, 100, 40, 0);
         assert_eq!((longest(1_000), longest(1_000), longest(1_099)), (40, 40, 40));
         // The next window: what was in the one before still counts.
-        account.turn(1_100, 100, 7, 0, 0);
+        account.turn(1_100, 100, 7, 0);
         assert_eq!((longest(1_100), longest(1_199)), (40, 40));
         // The one after it.
-        account.turn(1_200, 100, 5, 0, 0);
+        account.turn(1_200, 100, 5, 0);
         assert_eq!(longest(1_200), 7);
         // Asleep: nothing begins a window, and the past passes all the same.
         assert_eq!((longest(1_299), longest(1_300), longest(1_399), longest(1_400)), (7, 5, 5, 0));
         // After a long sleep nothing of before it counts.
-        account.turn(9_000, 100, 3, 0, 0);
+        account.turn(9_000, 100, 3, 0);
         assert_eq!(longest(9_000), 3);
     }
 

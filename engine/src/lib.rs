@@ -23,6 +23,8 @@ mod desk;
 pub mod engine;
 /// Why something was not done.
 pub mod error;
+/// How long things took.
+pub mod histogram;
 /// How a worker is told that there is something to see, and falls asleep without missing it.
 #[doc(hidden)]
 pub mod mailbox;
@@ -33,6 +35,8 @@ pub mod placed;
 /// What a worker polls, and what it tells the worker.
 pub mod pump;
 mod reaper;
+/// How much was moved at a time.
+pub mod sizes;
 mod stats;
 mod sync;
 mod tenant;
@@ -42,6 +46,8 @@ mod workers;
 pub use config::{Clock, EngineConfig, IdlePolicy};
 pub use engine::Engine;
 pub use error::{NotPlaced, PlaceError, StartError};
+pub use histogram::{Histogram, Times};
 pub use placed::{HowEnded, Placed, Retired};
 pub use pump::{Armed, Budget, Polled, Pump, Watcher};
+pub use sizes::{BurstSizes, Sizes};
 pub use stats::{PumpStats, StuckWorker, WorkerStats};

@@ -72,6 +72,10 @@ pub trait Pump: Send + Any {
     /// cycles at the start of this poll.
     fn poll(&mut self, budget: &Budget, now: u64) -> Polled;
 
+    /// Told after each [`Pump::poll`] that moved something how many cycles it took, by the clock that the worker has read anyway:
+    /// for who counts how long bursts take. What it published had been published by then.
+    fn took(&mut self, _cycles: u64) {}
+
     /// Asks the far sides for a wake-up (enables kicks) and then looks once more for work, so that none is missed.
     fn arm(&mut self) -> Armed;
 

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use crate::config::IdlePolicy;
+use crate::histogram::Times;
+use crate::sizes::BurstSizes;
 
 /// What one pump cost and did, since it was first placed; moves between cores do not reset it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +44,10 @@ pub struct WorkerStats {
     pub bursts: u64,
     /// Units moved, over all pumps, past ones included.
     pub items: u64,
+    /// Polls that moved something by how much, over all pumps, past ones included.
+    pub burst_sizes: BurstSizes,
+    /// How long the turns took that moved something.
+    pub busy_turns: Times,
     /// Times it woke from sleep.
     pub wakeups: u64,
     /// The longest turn, in cycles, of the last 10 to 20 seconds.

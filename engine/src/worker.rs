@@ -101,8 +101,8 @@ impl Worker {
         if self.desk.mailbox.has_mail() {
             self.open_mail();
         }
-        let (bursts, items) = self.poll_active();
-        if bursts == 0 {
+        let items = self.poll_active();
+        if items == 0 {
             // The end of a turn without polls; also a hint to the core's other thread.
             std::hint::spin_loop();
             self.tell_time();
@@ -116,7 +116,7 @@ impl Worker {
             self.look(Some(&NOW));
         }
         let cycles = self.now.saturating_sub(began);
-        self.desk.account.turn(self.now, self.pace.longest_turn_window, cycles, bursts, items);
+        self.desk.account.turn(self.now, self.pace.longest_turn_window, cycles, items);
         self.next()
     }
 
@@ -157,10 +157,9 @@ impl Worker {
         self.desk.account.woke_up(self.now.saturating_sub(began));
     }
 
-    /// Polls each active pump once; how many moved something, and how much.
-    fn poll_active(&mut self) -> (u64, u64) {
-        let (mut bursts, mut items) = (0, 0);
-        let mut index = 0;
+    /// Polls each active pump once; how much they moved.
+    fn poll_active(&mut self) -> u64 {
+        let (mut items, mut index) = (0, 0);
         while let Some(&slot) = self.active.get(index) {
             let Some(tenant) = self.tenants[slot as usize].as_deref_mut() else {
                 // Not reached: the list names tenants only.
@@ -168,18 +167,25 @@ impl Worker {
                 continue;
             };
             let began = self.now;
-            let polled = watched(&self.desk, slot, began, || tenant.pump.poll(&self.budget, began));
-            let now = (self.clock.cycles)();
+            let mut now = began;
+            let polled = watched(&self.desk, slot, began, || {
+                let polled = tenant.pump.poll(&self.budget, began);
+                now = (self.clock.cycles)();
+                if let Polled::Moved(_) = polled {
+                    tenant.pump.took(now.saturating_sub(began));
+                }
+                polled
+            });
             self.now = now;
             match polled {
                 Ok(Polled::Moved(count)) => {
                     tenant.seat.account.moved(u64::from(count), now.saturating_sub(began));
+                    self.desk.account.moved(u64::from(count));
                     tenant.idle_since = now;
                     if tenant.nap != 0 {
                         tenant.nap = 0;
                         self.napping -= 1;
                     }
-                    bursts += 1;
                     items += u64::from(count);
                     if tenant.stopping {
                         self.try_finish(slot);
@@ -194,14 +200,17 @@ impl Worker {
                         self.arm(slot);
                     }
                 }
-                Err(caught) => self.evict(slot, caught),
+                Err(caught) => {
+                    self.tell_time();
+                    self.evict(slot, caught);
+                }
             }
             // Whoever left the list was replaced by its last, which has not been polled yet.
             if self.active.get(index) == Some(&slot) {
                 index += 1;
             }
         }
-        (bursts, items)
+        items
     }
 
     /// Arms a pump that has been idle, and takes it off the active list if it can sleep or must nap.

@@ -3,18 +3,16 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-// How long things took.
-mod histogram;
 // What a disk's queue did, by kind of request.
 mod requests;
 
 use crossbeam::utils::CachePadded;
+use ringway_engine::{BurstSizes, Histogram, Sizes, Times};
 use ringway_ring::queue::RingFault;
 
 use crate::net::Mac;
 use crate::vdpa::Class;
 
-pub use self::histogram::{Histogram, Times};
 pub use self::requests::{RequestCounters, RequestKind, RequestStats};
 
 /// Why a frame or request was dropped by the data path, without fault of the ring.
@@ -299,16 +297,16 @@ pub struct QueueCounters {
     inner: CachePadded<Inner>,
     /// Of a disk's queue, once it was started.
     requests: OnceLock<Box<RequestCounters>>,
+    /// Of a network device's queue, once it was started.
+    latency: OnceLock<Box<Histogram>>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     received: AtomicU64,
-    completed: AtomicU64,
     packets: AtomicU64,
     bytes: AtomicU64,
     calls: AtomicU64,
-    bursts: AtomicU64,
     checksums: AtomicU64,
     segmented: AtomicU64,
     segments: AtomicU64,
@@ -319,6 +317,8 @@ struct Inner {
     /// The last [`Example`] of each reason; 0 where there is none.
     examples: [AtomicU64; DropReason::ALL.len()],
     faults: [AtomicU64; RingFault::ALL.len() + 1],
+    /// Bursts by how many chains each gave back.
+    bursts: Sizes,
 }
 
 /// Adds to a counter that only this thread writes: a load and a store, no locked instruction.
@@ -342,9 +342,8 @@ impl QueueCounters {
         if done.chains | done.packets == 0 {
             return;
         }
-        add(&self.inner.bursts, 1);
+        self.inner.bursts.add(done.chains);
         add(&self.inner.received, done.chains);
-        add(&self.inner.completed, done.chains);
         add(&self.inner.packets, done.packets);
         add(&self.inner.bytes, done.bytes);
     }
@@ -381,16 +380,31 @@ impl QueueCounters {
         self.requests.get_or_init(Box::default)
     }
 
+    /// How long bursts took; made when it is first asked for, which is not on a worker.
+    pub fn latency(&self) -> &Histogram {
+        self.latency.get_or_init(Box::default)
+    }
+
+    /// Counts a burst that took so many cycles from when a worker first saw it until its used entries were published.
+    #[inline]
+    pub fn add_latency(&self, cycles: u64) {
+        if let Some(latency) = self.latency.get() {
+            latency.add(cycles, 1);
+        }
+    }
+
     /// A copy of every counter.
     pub fn snapshot(&self) -> QueueStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         QueueStats {
             received_desc: read(&self.inner.received),
-            completed_desc: read(&self.inner.completed),
+            completed_desc: read(&self.inner.received),
             packets: read(&self.inner.packets),
             bytes: read(&self.inner.bytes),
             calls: read(&self.inner.calls),
-            bursts: read(&self.inner.bursts),
+            bursts: self.inner.bursts.count(),
+            burst_sizes: self.inner.bursts.snapshot(),
+            latency: self.latency.get().map(|latency| latency.snapshot()).unwrap_or_default(),
             checksums: read(&self.inner.checksums),
             segmented: read(&self.inner.segmented),
             segments: read(&self.inner.segments),
@@ -426,6 +440,11 @@ pub struct QueueStats {
     pub calls: u64,
     /// Bursts that moved something.
     pub bursts: u64,
+    /// The same by how many chains each gave back.
+    pub burst_sizes: BurstSizes,
+    /// How long bursts took from when a worker first saw them until their used entries were published, of a network device's
+    /// queue that a core serves and that was started.
+    pub latency: Times,
     /// Frames whose checksum was completed here, since their receiver does not do it.
     pub checksums: u64,
     /// Frames that were cut up here, since their receiver takes none so large.

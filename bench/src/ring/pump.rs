@@ -171,7 +171,11 @@ impl Subject for Carried {
     #[inline]
     fn work(&mut self) -> Result<Done, BenchError> {
         match self.pump.poll(&Budget::default(), self.now) {
-            Polled::Moved(frames) => Ok(Done { units: frames.into(), bytes: 0 }),
+            Polled::Moved(frames) => {
+                // As its worker does.
+                self.pump.took(TOOK);
+                Ok(Done { units: frames.into(), bytes: 0 })
+            }
             Polled::Idle | Polled::Blocked => Ok(Done::default()),
         }
     }
@@ -199,6 +203,8 @@ pub(super) fn refused(why: impl std::fmt::Display) -> BenchError {
     BenchError::Peer { peer: "the pump".to_owned(), what: why.to_string() }
 }
 
+/// Cycles that a poll is said to have taken.
+const TOOK: u64 = 5000;
 const RX: u16 = 0;
 const TX: u16 = 1;
 /// Room of a receive buffer.

@@ -2,8 +2,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ringway_engine::{Histogram, Times};
+
 use super::add;
-use super::histogram::{Histogram, Times};
 
 /// What a request was for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -101,6 +101,8 @@ struct Lane {
     is_served: bool,
     /// Its sinks were given frames that are not published yet.
     is_given: bool,
+    /// Something was published of which it was not told how long it took.
+    is_untimed: bool,
 }
 
 /// Frames of one source, which are numbered from `first` on.
@@ -152,7 +154,7 @@ impl BridgePump {
                 })
             };
             let later = port.sinks.iter().map(number).collect();
-            Lane { port, first_source, later, is_served: false, is_given: false }
+            Lane { port, first_source, later, is_served: false, is_given: false, is_untimed: false }
         };
         let ports: Vec<Lane> = ports.into_iter().map(&mut lane).collect();
         let looks_at_vlans = ports.iter().any(|lane| lane.port.vlans.is_some());
@@ -233,10 +235,12 @@ impl BridgePump {
     fn publish(&mut self) {
         for lane in self.ports.iter_mut().filter(|lane| lane.is_given) {
             lane.is_given = false;
+            lane.is_untimed = true;
             lane.port.sinks.iter_mut().for_each(|(_, sink)| sink.publish());
         }
         for lane in self.ports.iter_mut().filter(|lane| lane.is_served) {
             lane.is_served = false;
+            lane.is_untimed = true;
             lane.port.sources.iter_mut().for_each(|(_, source)| source.publish());
         }
     }
@@ -539,6 +543,7 @@ impl BridgePump {
                 if done > 0 {
                     source.give_back(done);
                     source.publish();
+                    lane.is_untimed = true;
                     count += done as u32;
                 }
             }
@@ -709,6 +714,7 @@ fn receiver(to: &mut Lane, queue: u16) -> Option<(Option<usize>, &mut dyn Sink)>
 impl Pump for BridgePump {
     fn poll(&mut self, budget: &Budget, now: u64) -> Polled {
         self.now = now;
+        self.in_flight.begin(now);
         let back = self.give_back();
         if self.is_stopping {
             return Polled::Idle;
@@ -738,6 +744,17 @@ impl Pump for BridgePump {
             self.stations.show(&self.fdb, now);
         }
         Polled::Moved(cost)
+    }
+
+    fn took(&mut self, cycles: u64) {
+        for lane in self.ports.iter_mut().filter(|lane| lane.is_untimed) {
+            lane.is_untimed = false;
+            lane.port.sinks.iter_mut().for_each(|(_, sink)| sink.took(cycles));
+            for (number, (_, source)) in (lane.first_source..).zip(&mut lane.port.sources) {
+                let waited = if self.is_later { self.in_flight.waited(number) } else { 0 };
+                source.took(cycles + waited);
+            }
+        }
     }
 
     fn arm(&mut self) -> Armed {

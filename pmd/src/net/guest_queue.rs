@@ -43,6 +43,8 @@ pub struct GuestQueue<Q> {
     pub(super) ingress: Ingress,
     /// What may be left to be done for frames that go to it.
     pub(super) takes: Offloads,
+    /// Chains were given back whose time was not counted yet.
+    pub(super) is_untimed: bool,
     /// Chains of the burst that were filled.
     pub(super) used: usize,
     /// Writable bytes of the chain filled last: how many chains a frame will take is judged by it.
@@ -92,6 +94,8 @@ impl<Q: DeviceRing> GuestQueue<Q> {
         // It is about to be polled: the driver need not kick until the pump arms.
         ring.disable_kicks();
         let features = binding.config.features;
+        // Made here, where it may be allocated.
+        binding.counters.latency();
         Ok(Box::new(GuestQueue {
             ring,
             burst,
@@ -106,6 +110,7 @@ impl<Q: DeviceRing> GuestQueue<Q> {
                 by_vlan: false,
             },
             takes: Offloads::received(features),
+            is_untimed: false,
             used: 0,
             taken: VecDeque::new(),
             capacity: 1526,
@@ -147,6 +152,8 @@ impl<Q: DeviceRing> GuestQueue<Q> {
     /// held. Brings the counters up to date.
     #[inline]
     pub(super) fn publish(&mut self) {
+        // What is taken is in its sinks' hands still.
+        self.is_untimed |= self.tally.chains > 0 && self.taken.is_empty();
         self.counters.add(&mut self.tally);
         if self.faulted {
             return;
@@ -161,6 +168,14 @@ impl<Q: DeviceRing> GuestQueue<Q> {
         }
         if self.map.is_poisoned() {
             self.fail(RingFault::Poisoned);
+        }
+    }
+
+    /// What was published since the last time took so many cycles.
+    #[inline]
+    pub(super) fn took(&mut self, cycles: u64) {
+        if std::mem::take(&mut self.is_untimed) {
+            self.counters.add_latency(cycles);
         }
     }
 

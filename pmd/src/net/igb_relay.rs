@@ -124,6 +124,8 @@ struct Transmit<R> {
     /// The function's ring had no room for the next frame, and has finished none since.
     is_full: bool,
     is_armed: bool,
+    /// When the first of what the guest was given back in this poll was first seen.
+    seen: Option<u64>,
     pieces: Vec<(u64, u16)>,
     /// The beginning of a frame of which something is to be done.
     head: Head,
@@ -138,6 +140,8 @@ struct Sent {
     last: Option<u16>,
     descriptors: u16,
     is_staged: bool,
+    /// When it was first seen.
+    since: u64,
 }
 
 impl<R> fmt::Debug for Transmit<R> {
@@ -166,6 +170,7 @@ impl<R: DeviceRing> Transmit<R> {
             staged: 0,
             is_full: false,
             is_armed: false,
+            seen: None,
             pieces: Vec::with_capacity(MOST_PIECES + 1),
             head: [0; HEAD_BYTES],
             scratch: vec![0; STAGE_BYTES as usize].into(),
@@ -181,6 +186,7 @@ impl<R: DeviceRing> Transmit<R> {
                 break;
             }
             self.given.pop_front();
+            self.seen.get_or_insert(sent.since);
             self.far.ring.free(sent.descriptors);
             self.staged -= u16::from(sent.is_staged);
             self.end.ring.complete(&sent.chain, 0);
@@ -200,7 +206,7 @@ impl<R: DeviceRing> Transmit<R> {
     }
 
     /// Gives the function up to `most` frames.
-    fn give(&mut self, most: usize) -> u32 {
+    fn give(&mut self, most: usize, now: u64) -> u32 {
         let most = most.min(self.room());
         if most == 0 || self.end.peek(most) == 0 {
             return 0;
@@ -209,9 +215,9 @@ impl<R: DeviceRing> Transmit<R> {
         let (tail, mut count) = (self.far.ring.tail(), 0);
         for at in 0..self.frames.as_slice().len() {
             let Some(chain) = self.end.burst.chains().get(at).copied() else { break };
-            let nowhere = Sent { chain, last: None, descriptors: 0, is_staged: false };
+            let nowhere = Sent { chain, last: None, descriptors: 0, is_staged: false, since: now };
             let sent = match self.send(at, chain) {
-                Ok(sent) => sent,
+                Ok(sent) => Sent { since: now, ..sent },
                 Err(Stop::Drop(reason)) => {
                     self.end.counters.add_drops(reason, 1);
                     nowhere
@@ -301,7 +307,7 @@ impl<R: DeviceRing> Transmit<R> {
             self.staged += 1;
             self.end.tally.checksums += u64::from(is_own_sum);
         }
-        Ok(Sent { chain, last: Some(last), descriptors: descriptors as u16, is_staged })
+        Ok(Sent { chain, last: Some(last), descriptors: descriptors as u16, is_staged, since: 0 })
     }
 
     /// The pieces of a chain from a byte on, as the function is to be given them. False: they are too many.
@@ -376,18 +382,24 @@ fn context_of(headers: Headers, mss: u16) -> Context {
 }
 
 impl<R: DeviceRing> Leg for Transmit<R> {
-    fn step(&mut self, most: usize, rest: bool) -> u32 {
+    fn step(&mut self, most: usize, rest: bool, now: u64) -> u32 {
         if self.end.is_faulted() {
             return 0;
         }
         let mut moved = self.take_back();
         if !rest {
-            moved += if self.end.enabled { self.give(most) } else { self.drop_sent(most) };
+            moved += if self.end.enabled { self.give(most, now) } else { self.drop_sent(most) };
         }
         if moved > 0 {
             self.end.publish();
         }
         moved
+    }
+
+    fn ended(&mut self, now: u64) {
+        if let Some(seen) = self.seen.take() {
+            self.end.counters.add_latency(now.saturating_sub(seen));
+        }
     }
 
     fn is_drained(&self) -> bool {
@@ -431,6 +443,8 @@ struct Receive<R> {
     /// The frame in line is longer than a buffer: what of it came is passed over.
     is_long: bool,
     is_armed: bool,
+    /// When the frames that the guest was given in this poll were first seen.
+    seen: Option<u64>,
     /// What is moved within a buffer.
     scratch: Box<[u8]>,
 }
@@ -458,6 +472,7 @@ impl<R: DeviceRing> Receive<R> {
             is_starved: false,
             is_long: false,
             is_armed: false,
+            seen: None,
             scratch: vec![0; far.buffer_bytes as usize].into(),
             far,
         }
@@ -658,11 +673,12 @@ impl<R: DeviceRing> Receive<R> {
 }
 
 impl<R: DeviceRing> Leg for Receive<R> {
-    fn step(&mut self, most: usize, rest: bool) -> u32 {
+    fn step(&mut self, most: usize, rest: bool, now: u64) -> u32 {
         if self.end.is_faulted() || !self.end.enabled {
             return 0;
         }
         let mut moved = self.take(most.min(BURST));
+        self.seen = (moved > 0).then_some(now);
         if !rest && !self.end.is_faulted() {
             moved += self.give(most);
         }
@@ -670,6 +686,12 @@ impl<R: DeviceRing> Leg for Receive<R> {
             self.end.publish();
         }
         moved
+    }
+
+    fn ended(&mut self, now: u64) {
+        if let Some(seen) = self.seen.take() {
+            self.end.counters.add_latency(now.saturating_sub(seen));
+        }
     }
 
     fn is_drained(&self) -> bool {

@@ -19,6 +19,8 @@ pub(super) struct InFlight {
     sinks: Vec<VecDeque<Wait>>,
     /// Frames of all sources.
     frames: usize,
+    /// The time of the present poll: frames that are taken now were first seen then.
+    now: u64,
 }
 
 /// What is taken of one source.
@@ -26,8 +28,19 @@ pub(super) struct InFlight {
 struct Taken {
     /// The number of the frame in front.
     first: u64,
-    /// How many sinks read each, from the front on.
-    readers: VecDeque<u16>,
+    /// Each, from the front on.
+    readers: VecDeque<Readers>,
+    /// How long the first of those that were given back last had been seen.
+    waited: u64,
+}
+
+/// A frame that is taken.
+#[derive(Debug, Clone, Copy)]
+struct Readers {
+    /// How many sinks read it.
+    count: u16,
+    /// When it was first seen.
+    since: u64,
 }
 
 /// What a sink reads.
@@ -43,12 +56,19 @@ impl InFlight {
     /// Of so many sources, and so many sinks that finish later.
     pub(super) fn new(sources: usize, sinks: usize) -> InFlight {
         let most = if sinks == 0 { 0 } else { MOST };
-        let taken = |_| Taken { first: 0, readers: VecDeque::with_capacity(most) };
+        let taken = |_| Taken { first: 0, readers: VecDeque::with_capacity(most), waited: 0 };
         InFlight {
             sources: (0..sources).map(taken).collect(),
             sinks: (0..sinks).map(|_| VecDeque::with_capacity(MOST)).collect(),
             frames: 0,
+            now: 0,
         }
+    }
+
+    /// A poll begins, at this time.
+    #[inline]
+    pub(super) fn begin(&mut self, now: u64) {
+        self.now = now;
     }
 
     /// True if nothing is taken.
@@ -85,7 +105,7 @@ impl InFlight {
         let Some(waits) = self.sinks.get_mut(sink) else { return };
         let Some(taken) = self.sources.get_mut(source) else { return };
         if let Some(readers) = taken.readers.get_mut(frame.saturating_sub(taken.first) as usize) {
-            *readers += 1;
+            readers.count += 1;
             waits.push_back(Wait { mark, source, frame });
         }
     }
@@ -94,7 +114,7 @@ impl InFlight {
     pub(super) fn take_up_to(&mut self, source: usize, end: u64) {
         let Some(taken) = self.sources.get_mut(source) else { return };
         let more = end.saturating_sub(taken.first + taken.readers.len() as u64) as usize;
-        taken.readers.extend(std::iter::repeat_n(0, more));
+        taken.readers.extend(std::iter::repeat_n(Readers { count: 0, since: self.now }, more));
         self.frames += more;
     }
 
@@ -118,7 +138,7 @@ impl InFlight {
             if let Some(taken) = self.sources.get_mut(wait.source)
                 && let Some(readers) = taken.readers.get_mut(wait.frame.saturating_sub(taken.first) as usize)
             {
-                *readers = readers.saturating_sub(1);
+                readers.count = readers.count.saturating_sub(1);
             }
         }
     }
@@ -126,11 +146,19 @@ impl InFlight {
     /// How many frames of a source are not read any more, from the oldest on: they are no longer counted as taken.
     pub(super) fn give_back(&mut self, source: usize) -> usize {
         let Some(taken) = self.sources.get_mut(source) else { return 0 };
-        let done = taken.readers.iter().take_while(|readers| **readers == 0).count();
+        let done = taken.readers.iter().take_while(|readers| readers.count == 0).count();
+        if let Some(first) = taken.readers.front().filter(|_| done > 0) {
+            taken.waited = self.now.saturating_sub(first.since);
+        }
         taken.readers.drain(..done);
         taken.first += done as u64;
         self.frames -= done.min(self.frames);
         done
+    }
+
+    /// How long before the present poll the first of what was given back last had been seen; it is told once.
+    pub(super) fn waited(&mut self, source: usize) -> u64 {
+        self.sources.get_mut(source).map_or(0, |taken| std::mem::take(&mut taken.waited))
     }
 }
 
@@ -158,8 +186,10 @@ mod tests {
         assert!(out.holds(0) && !out.holds(1) && !out.is_empty());
         out.finished(0, 8);
         assert_eq!(out.give_back(0), 2);
+        out.begin(50);
         out.finished(0, 9);
         assert_eq!(out.give_back(0), 1);
+        assert_eq!((out.waited(0), out.waited(0), out.waited(1)), (50, 0, 0));
         assert!(out.is_empty());
         assert_eq!(out.next(0), 4);
     }

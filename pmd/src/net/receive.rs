@@ -93,6 +93,11 @@ impl<R: DeviceRing + fmt::Debug> Sink for GuestQueue<R> {
     }
 
     #[inline]
+    fn took(&mut self, cycles: u64) {
+        GuestQueue::took(self, cycles);
+    }
+
+    #[inline]
     fn is_usable(&self) -> bool {
         GuestQueue::is_usable(self)
     }

@@ -34,6 +34,8 @@ use crate::virtio::transport::Doorbell;
 pub struct Relay {
     legs: Vec<Box<dyn Leg>>,
     is_stopping: bool,
+    /// Time of the last poll.
+    now: u64,
 }
 
 /// Our end of a queue of the function.
@@ -74,7 +76,7 @@ impl Relay {
 
     /// Queues with their far ends, whatever these are.
     pub(super) fn of(legs: Vec<Box<dyn Leg>>) -> Relay {
-        Relay { legs, is_stopping: false }
+        Relay { legs, is_stopping: false, now: 0 }
     }
 }
 
@@ -102,8 +104,11 @@ fn leg(pair: Pair, rules: PortRules) -> Result<Box<dyn Leg>, SetupError> {
 
 /// One queue, whatever the formats of its two rings: one dynamic call a burst.
 pub(super) trait Leg: Send + fmt::Debug {
-    /// Takes what the function has finished, and gives it more unless it is to `rest`. How many chains that were.
-    fn step(&mut self, most: usize, rest: bool) -> u32;
+    /// Takes what the function has finished, and gives it more unless it is to `rest`. How many chains that were. `now` is the time
+    /// at the start of the poll.
+    fn step(&mut self, most: usize, rest: bool, now: u64) -> u32;
+    /// The poll that it was part of ended at this time: what it gave the guest back was published by then.
+    fn ended(&mut self, now: u64);
     /// True if the function has no frame of the guest's to send any more. What it has to receive into is not waited for.
     fn is_drained(&self) -> bool;
     /// Asks to be told of news. None: there is no way. Some(true): there are news already.
@@ -131,6 +136,8 @@ struct Line<R, D> {
     first: u32,
     /// The function's ring had no room for the next chain, and has not finished any since.
     is_full: bool,
+    /// When the first of what the guest was given back in this poll was first seen.
+    seen: Option<u64>,
     buffers: Vec<DriverBuffer>,
 }
 
@@ -139,6 +146,8 @@ struct Given {
     chain: Chain,
     /// Bytes that the function wrote, once it is finished.
     written: Option<u32>,
+    /// When it was first seen.
+    since: u64,
 }
 
 impl<R, D> fmt::Debug for Line<R, D> {
@@ -159,11 +168,20 @@ impl<R: DeviceRing, D: DriverRing> Line<R, D> {
     fn new(end: Box<GuestQueue<R>>, mut ring: Box<D>, far: Far) -> Line<R, D> {
         ring.disable_calls();
         let given = VecDeque::with_capacity(far.size.into());
-        Line { end, ring, far, given, first: 0, is_full: false, buffers: Vec::with_capacity(MAX_CHAIN) }
+        Line {
+            end,
+            ring,
+            far,
+            given,
+            first: 0,
+            is_full: false,
+            seen: None,
+            buffers: Vec::with_capacity(MAX_CHAIN),
+        }
     }
 
     /// Takes all that the function has finished: it shows a frame over several buffers at once, and the guest is to see it so.
-    fn take_back(&mut self) -> u32 {
+    fn take_back(&mut self, now: u64) -> u32 {
         let (mut done, mut collected) = ([Completion::default(); BURST], 0);
         // As many as it may have at a time, and no function goes on for ever.
         for _ in 0..=usize::from(self.far.size) / BURST {
@@ -193,8 +211,10 @@ impl<R: DeviceRing, D: DriverRing> Line<R, D> {
         }
         let mut count = 0;
         let header = self.end.ingress.header_len as u32;
-        while let Some(Given { chain, written: Some(written) }) = self.given.front().copied() {
+        while let Some(Given { chain, written: Some(written), since }) = self.given.front().copied() {
             self.given.pop_front();
+            // A buffer waits for a frame, which is seen once it is there.
+            self.seen.get_or_insert(if self.far.is_receive { now } else { since });
             self.first = self.first.wrapping_add(1);
             self.end.ring.complete(&chain, written);
             let bytes = if self.far.is_receive { written } else { chain.readable_bytes };
@@ -221,14 +241,14 @@ impl<R: DeviceRing, D: DriverRing> Line<R, D> {
     }
 
     /// Gives the function up to `most` chains.
-    fn give(&mut self, most: usize) -> u32 {
+    fn give(&mut self, most: usize, now: u64) -> u32 {
         let most = most.min(self.room()).min(BURST);
         if most == 0 || self.end.peek(most) == 0 {
             return 0;
         }
         let (mut count, mut fault) = (0, None);
         for at in 0..self.end.burst.chains().len() {
-            match self.give_one(at) {
+            match self.give_one(at, now) {
                 Ok(()) => count += 1,
                 Err(Stop::Full) => {
                     self.is_full = true;
@@ -253,7 +273,7 @@ impl<R: DeviceRing, D: DriverRing> Line<R, D> {
         count as u32
     }
 
-    fn give_one(&mut self, at: usize) -> Result<(), Stop> {
+    fn give_one(&mut self, at: usize, now: u64) -> Result<(), Stop> {
         let Some(chain) = self.end.burst.chains().get(at).copied() else { return Err(Stop::Full) };
         let is_receive = self.far.is_receive;
         let (other_way, bytes) = match is_receive {
@@ -278,7 +298,7 @@ impl<R: DeviceRing, D: DriverRing> Line<R, D> {
         }
         let token = self.first.wrapping_add(self.given.len() as u32);
         self.ring.add(&self.buffers, token).map_err(|_| Stop::Full)?;
-        self.given.push_back(Given { chain, written: None });
+        self.given.push_back(Given { chain, written: None, since: now });
         Ok(())
     }
 
@@ -297,18 +317,24 @@ impl<R: DeviceRing, D: DriverRing> Line<R, D> {
 }
 
 impl<R: DeviceRing, D: DriverRing> Leg for Line<R, D> {
-    fn step(&mut self, most: usize, rest: bool) -> u32 {
+    fn step(&mut self, most: usize, rest: bool, now: u64) -> u32 {
         if self.end.is_faulted() {
             return 0;
         }
-        let mut moved = self.take_back();
+        let mut moved = self.take_back(now);
         if !rest && !self.end.is_faulted() {
-            moved += if self.end.enabled { self.give(most) } else { self.drop_sent(most) };
+            moved += if self.end.enabled { self.give(most, now) } else { self.drop_sent(most) };
         }
         if moved > 0 {
             self.end.publish();
         }
         moved
+    }
+
+    fn ended(&mut self, now: u64) {
+        if let Some(seen) = self.seen.take() {
+            self.end.counters.add_latency(now.saturating_sub(seen));
+        }
     }
 
     fn is_drained(&self) -> bool {
@@ -332,10 +358,16 @@ impl<R: DeviceRing, D: DriverRing> Leg for Line<R, D> {
 }
 
 impl Pump for Relay {
-    fn poll(&mut self, budget: &Budget, _now: u64) -> Polled {
+    fn poll(&mut self, budget: &Budget, now: u64) -> Polled {
+        self.now = now;
         let (most, rest) = (budget.chains as usize, self.is_stopping);
-        let moved: u32 = self.legs.iter_mut().map(|leg| leg.step(most, rest)).sum();
+        let moved: u32 = self.legs.iter_mut().map(|leg| leg.step(most, rest, now)).sum();
         if moved > 0 { Polled::Moved(moved) } else { Polled::Idle }
+    }
+
+    fn took(&mut self, cycles: u64) {
+        let ended = self.now.saturating_add(cycles);
+        self.legs.iter_mut().for_each(|leg| leg.ended(ended));
     }
 
     fn arm(&mut self) -> Armed {
@@ -365,7 +397,7 @@ impl Pump for Relay {
     fn stopped(&mut self) -> bool {
         // What has gone is the guest's again, also if the pump is let go of now.
         for leg in &mut self.legs {
-            leg.step(BURST, true);
+            leg.step(BURST, true, self.now);
         }
         let is_stopped = self.legs.iter().all(|leg| leg.is_drained());
         // It may be placed again.
@@ -537,16 +569,16 @@ mod tests {
     fn chains_come_back_in_the_guests_order_whatever_order_the_function_has() {
         let mut bed = Bed::new(true);
         (0..6).for_each(|token| bed.offer(token, &[1024]));
-        assert_eq!(bed.line.step(32, false), 6);
+        assert_eq!(bed.line.step(32, false, 0), 6);
         let given: Vec<u32> = bed.model.0.lock().unwrap().given.iter().map(|(token, _)| *token).collect();
         assert_eq!(given, [0, 1, 2, 3, 4, 5]);
         bed.complete(&[(3, 103), (1, 101)]);
-        assert_eq!((bed.line.step(32, false), bed.back()), (0, vec![]));
+        assert_eq!((bed.line.step(32, false, 0), bed.back()), (0, vec![]));
         bed.complete(&[(0, 100)]);
-        assert_eq!((bed.line.step(32, false), bed.back()), (2, vec![(0, 100), (1, 101)]));
+        assert_eq!((bed.line.step(32, false, 0), bed.back()), (2, vec![(0, 100), (1, 101)]));
         // No more than the buffers hold, whatever the function says.
         bed.complete(&[(2, u32::MAX), (5, 105), (4, 0)]);
-        assert_eq!(bed.line.step(32, false), 4);
+        assert_eq!(bed.line.step(32, false, 0), 4);
         assert_eq!(bed.back(), [(2, 1024), (3, 103), (4, 0), (5, 105)]);
     }
 
@@ -554,11 +586,11 @@ mod tests {
     fn what_is_completed_twice_or_was_never_given_changes_nothing() {
         let mut bed = Bed::new(true);
         (0..2).for_each(|token| bed.offer(token, &[1024]));
-        bed.line.step(32, false);
+        bed.line.step(32, false, 0);
         bed.complete(&[(7, 1), (u32::MAX, 1), (1, 20), (1, 30)]);
-        assert_eq!((bed.line.step(32, false), bed.back()), (0, vec![]));
+        assert_eq!((bed.line.step(32, false, 0), bed.back()), (0, vec![]));
         bed.complete(&[(0, 10)]);
-        bed.line.step(32, false);
+        bed.line.step(32, false, 0);
         assert_eq!(bed.back(), [(0, 10), (1, 30)]);
         assert_eq!(bed.fault.reported(), None);
     }
@@ -567,13 +599,13 @@ mod tests {
     fn function_whose_ring_breaks_the_rules_costs_the_queue_by_name() {
         let mut bed = Bed::new(false);
         bed.offer(0, &[100]);
-        bed.line.step(32, false);
+        bed.line.step(32, false, 0);
         assert!(!bed.line.is_drained());
         bed.model.0.lock().unwrap().fault = Some(RingFault::UsedId);
-        bed.line.step(32, false);
+        bed.line.step(32, false, 0);
         assert_eq!(bed.fault.reported(), Some(RingFault::UsedId));
         bed.offer(1, &[100]);
-        assert_eq!((bed.line.step(32, false), bed.back()), (0, vec![]));
+        assert_eq!((bed.line.step(32, false, 0), bed.back()), (0, vec![]));
         // Nothing more is waited for.
         assert!(bed.line.is_drained());
     }
@@ -589,17 +621,17 @@ mod tests {
             bed.offer(0, &[1024]);
             if bad.len() < 64 {
                 bed.offer(1, bad);
-                assert_eq!(bed.line.step(32, false), 1);
+                assert_eq!(bed.line.step(32, false, 0), 1);
                 assert_eq!(bed.fault.reported(), None, "what precedes it goes on");
-                bed.line.step(32, false);
+                bed.line.step(32, false, 0);
             } else {
                 // Longer than the function's ring, which is smaller than the guest's here.
                 bed.line.far.size = 2;
-                bed.line.step(32, false);
+                bed.line.step(32, false, 0);
                 bed.complete(&[(0, 0)]);
-                bed.line.step(32, false);
+                bed.line.step(32, false, 0);
                 bed.offer(1, &[100, 100, 100]);
-                bed.line.step(32, false);
+                bed.line.step(32, false, 0);
             }
             assert_eq!(bed.fault.reported(), Some(fault));
             let given = bed.model.0.lock().unwrap().given.len();
@@ -611,9 +643,9 @@ mod tests {
     fn frame_over_more_buffers_than_a_burst_is_seen_by_the_guest_at_once() {
         let mut bed = Bed::new(true);
         (0..40).for_each(|token| bed.offer(token, &[1024]));
-        assert_eq!(bed.line.step(64, false) + bed.line.step(64, false), 40);
+        assert_eq!(bed.line.step(64, false, 0) + bed.line.step(64, false, 0), 40);
         bed.complete(&(0..40).map(|token| (token, 1024)).collect::<Vec<_>>());
-        assert_eq!((bed.line.step(64, false), bed.back().len()), (40, 40));
+        assert_eq!((bed.line.step(64, false, 0), bed.back().len()), (40, 40));
     }
 
     #[test]
@@ -621,26 +653,26 @@ mod tests {
         let mut bed = Bed::new(true);
         bed.model.0.lock().unwrap().room = 1;
         (0..2).for_each(|token| bed.offer(token, &[1024]));
-        assert_eq!(bed.line.step(32, false), 1);
-        assert_eq!((bed.line.step(32, false), bed.line.arm()), (0, Some(false)));
+        assert_eq!(bed.line.step(32, false, 0), 1);
+        assert_eq!((bed.line.step(32, false, 0), bed.line.arm()), (0, Some(false)));
         bed.complete(&[(0, 100)]);
         assert_eq!(bed.line.arm(), Some(true));
         bed.line.disarm();
         bed.model.0.lock().unwrap().room = 1;
-        assert_eq!((bed.line.step(32, false), bed.line.arm()), (2, Some(false)));
+        assert_eq!((bed.line.step(32, false, 0), bed.line.arm()), (2, Some(false)));
         // Disabled: what is posted waits, whatever comes.
         bed.line.end.enabled = false;
         bed.offer(2, &[1024]);
-        assert_eq!((bed.line.step(32, false), bed.line.arm()), (0, Some(false)));
+        assert_eq!((bed.line.step(32, false, 0), bed.line.arm()), (0, Some(false)));
         // What a disabled queue sends is dropped behind what the function has.
         let mut bed = Bed::new(false);
         bed.offer(0, &[100]);
-        bed.line.step(32, false);
+        bed.line.step(32, false, 0);
         bed.line.end.enabled = false;
         bed.offer(1, &[100, 0]);
-        assert_eq!((bed.line.step(32, false), bed.line.arm()), (0, Some(false)));
+        assert_eq!((bed.line.step(32, false, 0), bed.line.arm()), (0, Some(false)));
         bed.complete(&[(0, 0)]);
-        assert_eq!((bed.line.step(32, false), bed.back()), (2, vec![(0, 0), (1, 0)]));
+        assert_eq!((bed.line.step(32, false, 0), bed.back()), (2, vec![(0, 0), (1, 0)]));
         assert_eq!(bed.line.arm(), Some(false));
     }
 
@@ -648,7 +680,7 @@ mod tests {
     fn empty_buffers_are_left_out() {
         let mut bed = Bed::new(false);
         bed.offer(0, &[0, 60, 0, 40]);
-        bed.line.step(32, false);
+        bed.line.step(32, false, 0);
         let given = bed.model.0.lock().unwrap().given.clone();
         assert_eq!(given[0].1.iter().map(|buffer| buffer.len).collect::<Vec<_>>(), [60, 40]);
     }
@@ -658,18 +690,18 @@ mod tests {
         let mut bed = Bed::new(false);
         bed.model.0.lock().unwrap().room = 3;
         (0..3).for_each(|token| bed.offer(token, &[100, 200]));
-        assert_eq!(bed.line.step(32, false), 1);
-        assert_eq!(bed.line.step(32, false), 0);
+        assert_eq!(bed.line.step(32, false, 0), 1);
+        assert_eq!(bed.line.step(32, false, 0), 0);
         bed.model.0.lock().unwrap().room = 64;
         bed.complete(&[(0, 0)]);
-        assert_eq!((bed.line.step(32, false), bed.back()), (3, vec![(0, 0)]));
+        assert_eq!((bed.line.step(32, false, 0), bed.back()), (3, vec![(0, 0)]));
         // A queue that is to rest gives no more, and takes back what comes.
         bed.offer(3, &[100]);
         bed.complete(&[(1, 0)]);
-        assert_eq!((bed.line.step(32, true), bed.back()), (1, vec![(1, 0)]));
+        assert_eq!((bed.line.step(32, true, 0), bed.back()), (1, vec![(1, 0)]));
         assert!(!bed.line.is_drained());
         bed.complete(&[(2, 0)]);
-        bed.line.step(32, true);
+        bed.line.step(32, true, 0);
         assert!(bed.line.is_drained());
     }
 }

@@ -67,6 +67,9 @@ pub trait Source: Send + fmt::Debug {
     /// Makes what was given back visible, and the counters up to date.
     fn publish(&mut self);
 
+    /// What was published last took so many cycles from when its pump first saw it: for who counts that.
+    fn took(&mut self, _cycles: u64) {}
+
     /// What is counted at the next publication.
     fn tally(&mut self) -> &mut Tally;
 
@@ -145,6 +148,9 @@ pub trait Sink: Send + fmt::Debug {
 
     /// Makes what was delivered visible, and the counters up to date.
     fn publish(&mut self);
+
+    /// As [`Source::took`].
+    fn took(&mut self, _cycles: u64) {}
 
     /// What is counted at the next publication.
     fn tally(&mut self) -> &mut Tally;

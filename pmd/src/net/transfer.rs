@@ -62,6 +62,8 @@ pub struct Transfer {
     blocked_cycles: u64,
     /// When the receiver was first found without a buffer for the frame in line; None while it takes frames.
     blocked_since: Option<u64>,
+    /// How long the frames that were carried last had waited for buffers.
+    waited: u64,
     /// Time of the last poll, for the sleep that `arm` allows.
     now: u64,
     /// It takes no new work.
@@ -140,6 +142,7 @@ impl Transfer {
             announcement,
             blocked_cycles: (u128::from(BLOCKED_NS) * u128::from(options.hertz) / 1_000_000_000) as u64,
             blocked_since: None,
+            waited: 0,
             now: 0,
             is_stopping: false,
         }
@@ -215,7 +218,9 @@ impl Transfer {
         }
         self.in_flight.settle(at, number, &mut **source, carried.frames);
         if carried.frames > 0 {
-            self.blocked_since = None;
+            if let Some(since) = self.blocked_since.take() {
+                self.waited = self.now.saturating_sub(since);
+            }
             return Step::Moved(carried.frames as u32);
         }
         if !carried.is_starved {
@@ -305,6 +310,7 @@ fn count_dropped(source: &mut dyn Source, frames: &[Frame], heads: &[Head], coun
 impl Pump for Transfer {
     fn poll(&mut self, budget: &Budget, now: u64) -> Polled {
         self.now = now;
+        self.in_flight.begin(now);
         let back = self.give_back();
         if self.is_stopping {
             return Polled::Idle;
@@ -345,6 +351,17 @@ impl Pump for Transfer {
         }
         self.blocked_since = None;
         if back > 0 { Polled::Moved(back) } else { Polled::Idle }
+    }
+
+    fn took(&mut self, cycles: u64) {
+        let took = cycles + std::mem::take(&mut self.waited);
+        if let Some(sink) = &mut self.sink {
+            sink.took(took);
+        }
+        for (at, feeder) in self.sources.iter_mut().enumerate() {
+            let waited = if self.is_later { self.in_flight.waited(at) } else { 0 };
+            feeder.source.took(took + waited);
+        }
     }
 
     fn arm(&mut self) -> Armed {

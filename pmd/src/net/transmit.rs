@@ -51,6 +51,7 @@ impl<R: DeviceRing + fmt::Debug> Source for GuestQueue<R> {
     fn give_back(&mut self, frames: usize) {
         // A ring that broke the rules is not touched any more.
         let is_whole = !GuestQueue::is_faulted(self);
+        self.is_untimed |= frames > 0;
         for chain in self.taken.drain(..frames.min(self.taken.len())) {
             if is_whole {
                 self.ring.complete(&chain, 0);
@@ -64,6 +65,10 @@ impl<R: DeviceRing + fmt::Debug> Source for GuestQueue<R> {
 
     fn publish(&mut self) {
         GuestQueue::publish(self);
+    }
+
+    fn took(&mut self, cycles: u64) {
+        GuestQueue::took(self, cycles);
     }
 
     fn tally(&mut self) -> &mut Tally {

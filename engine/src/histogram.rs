@@ -1,23 +1,37 @@
 //! How long things took: counts by length of time, written by one thread and read by any.
 //!
 //! Eight buckets an octave: what is read of it is at most an eighth too long. Counts only grow, and no reader takes anything from
-//! another.
+//! another. It knows no unit of time but its writer's cycles: whoever shows it turns these into seconds.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::add;
+use crate::account::Counter;
 
-/// Counts by cycles (see [`ringway_ring::tsc`]).
-#[derive(Debug)]
+/// Counts by cycles of a worker's clock.
 pub struct Histogram {
-    buckets: [AtomicU64; BUCKETS],
+    buckets: [Counter; BUCKETS],
+    /// Of all of them together.
+    cycles: Counter,
     /// The longest.
     longest: AtomicU64,
 }
 
 impl Default for Histogram {
     fn default() -> Histogram {
-        Histogram { buckets: [const { AtomicU64::new(0) }; BUCKETS], longest: AtomicU64::new(0) }
+        Histogram {
+            buckets: std::array::from_fn(|_| Counter::default()),
+            cycles: Counter::default(),
+            longest: AtomicU64::new(0),
+        }
+    }
+}
+
+impl fmt::Debug for Histogram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let times = self.snapshot();
+        let (count, longest) = (times.count(), times.longest);
+        f.debug_struct("Histogram").field("count", &count).field("longest", &longest).finish_non_exhaustive()
     }
 }
 
@@ -26,8 +40,9 @@ impl Histogram {
     #[inline]
     pub fn add(&self, cycles: u64, count: u64) {
         if let Some(bucket) = self.buckets.get(bucket_of(cycles)) {
-            add(bucket, count);
+            bucket.add(count);
         }
+        self.cycles.add(cycles.wrapping_mul(count));
         if cycles > self.longest.load(Ordering::Relaxed) {
             self.longest.store(cycles, Ordering::Relaxed);
         }
@@ -36,7 +51,8 @@ impl Histogram {
     /// What it says.
     pub fn snapshot(&self) -> Times {
         Times {
-            buckets: self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect(),
+            buckets: self.buckets.iter().map(Counter::read).collect(),
+            cycles: self.cycles.read(),
             longest: self.longest.load(Ordering::Relaxed),
         }
     }
@@ -46,6 +62,7 @@ impl Histogram {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Times {
     buckets: Vec<u64>,
+    cycles: u64,
     longest: u64,
 }
 
@@ -53,6 +70,27 @@ impl Times {
     /// How many things.
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
+    }
+
+    /// All of them together, in cycles.
+    pub fn cycles(&self) -> u64 {
+        self.cycles
+    }
+
+    /// For each of some lengths of time, in cycles and ascending, how many things are known to have taken at most so long. One
+    /// that took less than an eighth less may be counted with the next.
+    pub fn at_most<'a>(
+        &'a self,
+        bounds: impl IntoIterator<Item = u64> + 'a,
+    ) -> impl Iterator<Item = u64> + 'a {
+        let mut buckets = self.buckets.iter().enumerate().peekable();
+        let mut seen = 0;
+        bounds.into_iter().map(move |bound| {
+            while let Some((_, count)) = buckets.next_if(|(bucket, _)| end_of(*bucket) <= bound) {
+                seen += count;
+            }
+            seen
+        })
     }
 
     /// The longest, in cycles.
@@ -121,6 +159,14 @@ mod tests {
         }
         let times = histogram.snapshot();
         assert_eq!((times.count(), times.longest()), (1000, 1_000_000));
+        assert_eq!(times.cycles(), (1..=1000).map(|cycles| cycles * 1000).sum::<u64>());
+        for (bound, told) in [900, 500_000, 1_000_000, 2_000_000]
+            .into_iter()
+            .zip(times.at_most([900, 500_000, 1_000_000, 2_000_000]))
+        {
+            let exact = (bound / 1000).min(1000);
+            assert!((exact - exact / 8..=exact).contains(&told), "{bound}: {told}");
+        }
         for (thousandths, exact) in [(500, 500_000), (990, 990_000), (999, 999_000), (1000, 1_000_000)] {
             let told = times.per_mille(thousandths);
             assert!((exact..=exact + exact / 8).contains(&told), "{thousandths}: {told}");
