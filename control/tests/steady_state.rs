@@ -1,6 +1,7 @@
 //! The data path under traffic allocates nothing and makes no system call: proved by a counting allocator and by a
 //! seccomp filter on the worker that kills, both formats, through a loop, a link and a bridge; and a planted violation is
-//! caught by each.
+//! caught by each. Meanwhile others read all that is counted, as those do who scrape and who look (`ringway top`): they
+//! cost the data path no call and no lock either.
 //!
 //! Each case runs in a process of its own, since what the filter kills is the process. The worker gets its filter from
 //! a pump that is placed on it beside the one under test.
@@ -15,13 +16,14 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ringway_control::frontends::session::{self, DeviceShared, SessionSetup};
 use ringway_engine::{Armed, Budget, Clock, Engine, EngineConfig, IdlePolicy, Polled, Pump, Watcher};
 use ringway_guest::load::BATCH;
 use ringway_guest::{Guest, GuestOptions};
+use ringway_pmd::counters::QueueCounters;
 use ringway_pmd::drivers::bridge::BridgeKind;
 use ringway_pmd::drivers::link::LinkKind;
 use ringway_pmd::drivers::sim_net::SimNet;
@@ -119,6 +121,7 @@ fn child(way: Way, format: Format, plant: Plant) -> ! {
     };
     let mut guests = Vec::new();
     let mut sessions = Vec::new();
+    let counted: Vec<Arc<QueueCounters>> = (0..2 * ends).map(|_| Arc::default()).collect();
     for end in 0..ends {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut spec = DeviceSpec::net(format!("steady{end}"), NetSpec::default());
@@ -131,7 +134,7 @@ fn child(way: Way, format: Format, plant: Plant) -> ! {
             device: mgmtdev.create(&spec, DeviceHost::unheard()).unwrap(),
             shared: Arc::new(DeviceShared {
                 name: spec.name,
-                counters: (0..2).map(|_| Arc::default()).collect(),
+                counters: counted[2 * end as usize..][..2].to_vec(),
                 positions: PositionPage::anonymous().unwrap(),
                 records: None,
                 lease: None,
@@ -156,10 +159,20 @@ fn child(way: Way, format: Format, plant: Plant) -> ! {
         own: EventFd::new().unwrap(),
         polls: 0,
     };
+    let read = Arc::new(AtomicU64::new(0));
+    for _ in 0..READERS {
+        read_on(engine.clone(), counted.clone(), Arc::clone(&read));
+    }
     let _placed = engine.place(core, "sentinel", Box::new(sentinel), Arc::new(Nobody)).unwrap();
     traffic(&mut guests, 100_000);
     watch.store(true, Ordering::Relaxed);
+    let before = read.load(Ordering::Relaxed);
     traffic(&mut guests, 500_000);
+    assert!(read.load(Ordering::Relaxed) > before + u64::from(READERS), "nobody read meanwhile");
+    for counters in &counted {
+        let stats = counters.snapshot();
+        assert!(stats.burst_sizes.count() > 0 && stats.latency.count() > 0, "{stats:?}");
+    }
     for guest in &guests {
         let stats = guest.stats();
         assert_eq!((stats.corrupt, stats.stale), (0, 0), "frames were damaged");
@@ -168,6 +181,22 @@ fn child(way: Way, format: Format, plant: Plant) -> ! {
     }
     std::process::exit(allocations::calls().min(100) as i32)
 }
+
+/// Reads everything that is counted, over and over.
+fn read_on(engine: Engine, counted: Vec<Arc<QueueCounters>>, read: Arc<AtomicU64>) {
+    std::thread::spawn(move || {
+        loop {
+            let moved: u64 = counted.iter().map(|counters| counters.snapshot().latency.count()).sum();
+            let turns: u64 = engine.workers().iter().map(|worker| worker.busy_turns.count()).sum();
+            std::hint::black_box(moved + turns);
+            read.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+}
+
+/// Two that scrape, and three that look.
+const READERS: u32 = 5;
 
 /// A clock that runs 16,384 times slower than the real one: the guest's thread may be held up for most of a second
 /// before its queues count as idle and the worker looks after sleepers, so that a busy machine does not end the steady

@@ -1,13 +1,12 @@
 //! What a Prometheus scrapes: every counter of queues, devices and workers as OpenMetrics, over HTTP.
 //!
 //! It is no second list of counters: what is told of a queue, a device and a worker is every number of the structures
-//! that `ringway -j` prints ([`QueueInfo`], [`History`], [`CoreInfo`]). Reading takes nothing from a counter, so
+//! that `ringway -j` prints ([`QueueInfo`](crate::operator::api::QueueInfo), [`History`], [`CoreInfo`]). Reading takes nothing from a counter, so
 //! any number of readers see the same.
 //!
 //! The control thread accepts, and answers a scraper's thread with what it owns ([`Reading`]); the rest, the counters of
 //! queues included, is read and written by that thread. Each has [`SCRAPE_WITHIN`] for one request.
 
-use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -16,25 +15,25 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Sender, bounded};
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
+use ringway_engine::{BurstSizes, Times};
 use ringway_pmd::counters::QueueCounters;
 use ringway_pmd::vdpa::Class;
 use rustix::event::epoll::{self, EventFlags};
 use rustix::net::sockopt;
-use serde_json::{Map, Value};
 
 use crate::daemon::{Daemon, Message, Remote, Token};
 use crate::fault::Fault;
 use crate::frontends::session::DeviceConfig;
 use crate::host::endpoint::Listening;
-use crate::operator::api::{CoreInfo, History, QueueInfo};
+use crate::operator::api::{CoreInfo, History};
 use crate::operator::clients::ACCEPT_AGAIN;
 use crate::operator::show;
+
+use self::families::{Families, Labels, with};
+
+// What is told.
+mod families;
 
 /// Scrapers that are served at a time; a further one is closed and counted.
 const MOST_SCRAPERS: usize = 8;
@@ -44,12 +43,6 @@ const LONGEST_SCRAPE: usize = 8192;
 const SCRAPE_WITHIN: Duration = Duration::from_secs(5);
 /// Scrapers taken in one turn of the control thread.
 const SCRAPERS_PER_TURN: usize = 16;
-
-/// Numbers that go down as well.
-const GAUGES: [&str; 3] = ["groups", "longest_turn_ns", "tsc_hz"];
-/// Numbers that identify, or that are worked out of counters that are told.
-const NOT_TOLD: [&str; 8] =
-    ["qidx", "tid", "cycles_per_packet", "packets_per_burst_x100", "p50_ns", "p99_ns", "p999_ns", "max_ns"];
 
 /// Where scrapers come.
 pub(crate) enum Scraped {
@@ -106,7 +99,14 @@ pub(crate) struct Scrapers {
 pub(crate) struct Reading {
     generation: u64,
     devices: Vec<DeviceReading>,
-    cores: Vec<(String, CoreInfo)>,
+    cores: Vec<CoreReading>,
+}
+
+struct CoreReading {
+    number: usize,
+    info: CoreInfo,
+    burst_sizes: BurstSizes,
+    busy_turns: Times,
 }
 
 struct DeviceReading {
@@ -170,10 +170,16 @@ impl Daemon {
             history: device.history.clone(),
             queues: device.shared.counters.to_vec(),
         };
+        let core = |worker: ringway_engine::WorkerStats| CoreReading {
+            number: worker.core,
+            burst_sizes: worker.burst_sizes,
+            busy_turns: worker.busy_turns.clone(),
+            info: self.core_info(worker),
+        };
         Reading {
             generation: self.generation,
             devices: self.registry.devices().map(device).collect(),
-            cores: self.show_cores().core.0,
+            cores: self.engine.workers().into_iter().map(core).collect(),
         }
     }
 }
@@ -249,132 +255,39 @@ fn set_timeout(stream: &dyn Stream, which: sockopt::Timeout, by: Instant) -> io:
     Ok(sockopt::set_socket_timeout(stream, which, Some(left))?)
 }
 
-type Labels = Vec<(&'static str, String)>;
-
-/// A metric, with every value that it has.
-#[derive(Debug, Default)]
-struct Family {
-    is_gauge: bool,
-    values: Vec<(Labels, u64)>,
-}
-
-/// Metrics by name.
-#[derive(Debug, Default)]
-struct Families(std::collections::BTreeMap<String, Family>);
-
-impl Families {
-    fn add(&mut self, name: String, is_gauge: bool, labels: Labels, value: u64) {
-        let family = self.0.entry(name).or_default();
-        family.is_gauge = is_gauge;
-        family.values.push((labels, value));
-    }
-
-    /// Every number of a structure, as JSON has it; of what is counted by a name, what is at `least` so much.
-    fn add_numbers(&mut self, of: &str, shown: impl serde::Serialize, labels: &Labels, least: u64) {
-        let Ok(Value::Object(fields)) = serde_json::to_value(shown) else { return };
-        for (field, value) in &fields {
-            match value {
-                Value::Number(number) if !NOT_TOLD.contains(&field.as_str()) => {
-                    let Some(number) = number.as_u64() else { continue };
-                    let is_gauge = GAUGES.contains(&field.as_str());
-                    self.add(format!("ringway_{of}_{field}"), is_gauge, labels.clone(), number);
-                }
-                Value::Object(by_name) => self.add_named(of, field, by_name, labels, least),
-                _ => {}
-            }
-        }
-    }
-
-    fn add_named(
-        &mut self,
-        of: &str,
-        field: &str,
-        by_name: &Map<String, Value>,
-        labels: &Labels,
-        least: u64,
-    ) {
-        for (name, value) in by_name {
-            if let Some(number) = value.as_u64().filter(|number| *number >= least) {
-                let labels = [labels.as_slice(), &[("reason", name.clone())]].concat();
-                self.add(format!("ringway_{of}_{field}"), false, labels, number);
-            }
-        }
-    }
-
-    fn add_queue(&mut self, info: QueueInfo, dev: &str) {
-        let labels: Labels = vec![
-            ("dev", dev.to_owned()),
-            ("queue", info.qidx.to_string()),
-            ("type", info.queue_type.clone()),
-        ];
-        for request in &info.requests {
-            let labels = [labels.as_slice(), &[("kind", request.kind.clone())]].concat();
-            self.add_numbers("request", request, &labels, 1);
-        }
-        // A rate needs the zero before the first: told of queues that a guest has used.
-        let least = if info.received_desc > 0 { 0 } else { 1 };
-        self.add_numbers("queue", info, &labels, least);
-    }
-}
-
-impl Collector for Families {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        for (name, family) in &self.0 {
-            let kind = if family.is_gauge { MetricType::Gauge } else { MetricType::Counter };
-            if let [(labels, value)] = family.values.as_slice()
-                && labels.is_empty()
-            {
-                let metric = encoder.encode_descriptor(name, "as in ringway -j", None, kind)?;
-                if family.is_gauge {
-                    ConstGauge::new(*value).encode(metric)?;
-                } else {
-                    ConstCounter::new(*value).encode(metric)?;
-                }
-                continue;
-            }
-            let mut metric = encoder.encode_descriptor(name, "as in ringway -j", None, kind)?;
-            for (labels, value) in &family.values {
-                let one = metric.encode_family(labels)?;
-                if family.is_gauge {
-                    ConstGauge::new(*value).encode(one)?;
-                } else {
-                    ConstCounter::new(*value).encode(one)?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
 fn text(reading: Reading, scrapers: &Scrapers) -> String {
+    let hertz = ringway_ring::tsc::hertz();
     let mut families = Families::default();
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let build = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
-    families.add("ringway_build_info".to_owned(), true, build, 1);
-    families.add("ringway_config_generation".to_owned(), true, Vec::new(), reading.generation);
-    families.add("ringway_scrapes".to_owned(), false, Vec::new(), count(&scrapers.served));
+    families.add_gauge("ringway_build_info", build, 1);
+    families.add_gauge("ringway_config_generation", Vec::new(), reading.generation);
+    families.add_counter("ringway_scrapes", Vec::new(), count(&scrapers.served));
     for (reason, counter) in [("failed", &scrapers.refused), ("too_many", &scrapers.too_many)] {
         let labels = vec![("reason", reason.to_owned())];
-        families.add("ringway_scrapes_refused".to_owned(), false, labels, count(counter));
+        families.add_counter("ringway_scrapes_refused", labels, count(counter));
     }
     for device in reading.devices {
         let labels: Labels = vec![("dev", device.name.clone())];
         families.add_numbers("device", &device.history, &labels, 1);
-        let state = [("mgmtdev", device.mgmtdev), ("state", device.state.to_owned())];
-        families.add("ringway_device_state".to_owned(), true, [labels.as_slice(), &state].concat(), 1);
+        let state = with(&with(&labels, "mgmtdev", &device.mgmtdev), "state", device.state);
+        families.add_gauge("ringway_device_state", state, 1);
         for (index, counters) in device.queues.iter().enumerate() {
             let index = u32::try_from(index).unwrap_or(u32::MAX);
-            let info = show::queue_info(device.class, &device.config, index, &counters.snapshot());
-            families.add_queue(info, &device.name);
+            let stats = counters.snapshot();
+            let info = show::queue_info(device.class, &device.config, index, &stats);
+            families.add_queue(info, &stats, &device.name, hertz);
         }
     }
-    for (core, info) in reading.cores {
-        let labels: Labels = vec![("core", core)];
-        for pump in &info.pumps {
-            let labels = [labels.as_slice(), &[("pump", pump.name.clone())]].concat();
-            families.add_numbers("pump", pump, &labels, 1);
+    for core in reading.cores {
+        let labels: Labels = vec![("core", core.number.to_string())];
+        for pump in &core.info.pumps {
+            families.add_numbers("pump", pump, &with(&labels, "pump", &pump.name), 1);
         }
-        families.add_numbers("core", info, &labels, 1);
+        let packets = core.info.packets;
+        families.add_sizes("ringway_core_burst_packets", labels.clone(), &core.burst_sizes, packets);
+        families.add_times("ringway_core_busy_turn", labels.clone(), &core.busy_turns, hertz);
+        families.add_numbers("core", core.info, &labels, 1);
     }
     let mut registry = Registry::default();
     registry.register_collector(Box::new(families));

@@ -21,13 +21,13 @@ use crate::frontends::session::{DeviceConfig, Lack, RingReport};
 use crate::host::endpoint;
 use crate::host::look::Missing;
 use crate::operator::api::{
-    AttributeHelp, ConfigInfo, ConfigShow, CoreInfo, CoreShow, DevInfo, DevShow, DeviceEntry, Dump,
-    Explained, FrontEnd, Hello, KindInfo, LearnedInfo, MgmtEntry, MgmtdevInfo, MgmtdevShow, Mode, Named,
-    PortEntry, Provisioned, PumpInfo, Queue, QueueInfo, RequestInfo, Ring, Select, StationInfo, VERSION,
-    Vstats, VstatsShow,
+    AttributeHelp, ConfigInfo, ConfigShow, DevInfo, DevShow, DeviceEntry, Dump, Explained, FrontEnd, Hello,
+    KindInfo, LearnedInfo, MgmtEntry, MgmtdevInfo, MgmtdevShow, Mode, Named, PortEntry, Provisioned, Queue,
+    QueueInfo, RequestInfo, Ring, Select, StationInfo, VERSION, Vstats, VstatsShow,
 };
 use crate::operator::config;
 use crate::operator::names::feature_names;
+use crate::operator::sample::{nanoseconds, sizes, times};
 use ringway_vhost_user::message::protocol;
 
 /// Devices that a hint names at most.
@@ -218,45 +218,6 @@ impl Daemon {
             None | Some([]) => down.join("; "),
             Some(more) => format!("{}; and {} more", down[..MOST_NAMED].join("; "), more.len()),
         }
-    }
-
-    pub(crate) fn show_cores(&self) -> CoreShow {
-        let hertz = ringway_ring::tsc::hertz();
-        let core = self.engine.workers().into_iter().map(|worker| {
-            let info = CoreInfo {
-                tid: worker.tid,
-                idle_policy: worker.idle.name().to_owned(),
-                tsc_hz: hertz,
-                busy_cycles: worker.busy_cycles,
-                idle_cycles: worker.idle_cycles,
-                sleep_cycles: worker.sleep_cycles,
-                turns: worker.turns,
-                packets: worker.items,
-                bursts: worker.bursts,
-                cycles_per_packet: worker.busy_cycles.checked_div(worker.items),
-                packets_per_burst_x100: worker.items.saturating_mul(100).checked_div(worker.bursts),
-                wakeups: worker.wakeups,
-                longest_turn_ns: nanoseconds(worker.longest_turn_cycles, hertz),
-                preemptions: preemptions(worker.tid),
-                panics: worker.panics,
-                others: self.claims.others(worker.core),
-                groups: self.placement.groups_on(worker.core),
-                pumps: worker
-                    .pumps
-                    .into_iter()
-                    .map(|pump| PumpInfo {
-                        name: pump.name,
-                        busy_cycles: pump.busy_cycles,
-                        bursts: pump.bursts,
-                        packets: pump.items,
-                        asleep: pump.asleep,
-                        cannot_sleep: pump.cannot_sleep,
-                    })
-                    .collect(),
-            };
-            (worker.core.to_string(), info)
-        });
-        CoreShow { core: core.collect() }
     }
 
     pub(crate) fn dump(&self) -> Result<Dump, Fault> {
@@ -570,6 +531,8 @@ pub(crate) fn queue_info(class: Class, config: &DeviceConfig, qidx: u32, stats: 
         bytes: stats.bytes,
         calls: stats.calls,
         bursts: stats.bursts,
+        burst_sizes: sizes(&stats.burst_sizes),
+        latency: times(&stats.latency),
         sw_checksums: stats.checksums,
         sw_segmented: stats.segmented,
         sw_segments: stats.segments,
@@ -683,18 +646,6 @@ pub(crate) fn in_force(device: &Device) -> DeviceEntry {
     entry
 }
 
-fn nanoseconds(cycles: u64, hertz: u64) -> u64 {
-    let ns = u128::from(cycles) * 1_000_000_000 / u128::from(hertz.max(1));
-    u64::try_from(ns).unwrap_or(u64::MAX)
-}
-
-/// Involuntary context switches of a thread of this process.
-fn preemptions(tid: i32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/self/task/{tid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("nonvoluntary_ctxt_switches:"))?;
-    line.trim().parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use ringway_pmd::net::{Mac, NetConfig};
@@ -736,11 +687,5 @@ mod tests {
     fn status_is_shown_by_name() {
         assert_eq!(status_names(0x0f), ["ACKNOWLEDGE", "DRIVER", "FEATURES_OK", "DRIVER_OK"]);
         assert!(status_names(0).is_empty());
-    }
-
-    #[test]
-    fn cycles_become_nanoseconds_without_overflow() {
-        assert_eq!(nanoseconds(3_000_000_000, 3_000_000_000), 1_000_000_000);
-        assert_eq!(nanoseconds(u64::MAX, 0), u64::MAX);
     }
 }

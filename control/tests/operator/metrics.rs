@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ringway_guest::block::{BlockOptions, Port, Request, Status};
 use ringway_guest::{Guest, GuestOptions};
+use serde_json::Value;
 
 use crate::support::{Daemon, SOON, wait_for};
 
@@ -63,6 +65,90 @@ fn counters_are_scraped_and_hostile_scrapers_are_bounded_and_counted() {
     assert!(refused("ringway_scrapes_refused_total{reason=\"failed\"}"), "{answer}");
 }
 
+/// The value of a metric with these labels; None: it is not told.
+fn told(answer: &str, metric: &str, labels: &[&str]) -> Option<f64> {
+    let is_it = |line: &&str| {
+        let name = line.split(['{', ' ']).next().unwrap_or_default();
+        name == metric && labels.iter().all(|label| line.contains(label))
+    };
+    answer.lines().find(is_it)?.rsplit(' ').next()?.parse().ok()
+}
+
+#[test]
+fn bursts_are_told_by_size_and_by_how_long_they_took_each_once() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("metrics.sock");
+    let daemon = Daemon::start_with(&["--metrics", path.to_str().unwrap()]);
+    daemon.run("mgmtdev add name bridge/br0").good();
+    for (name, mgmtdev) in
+        [("one", "sim/net"), ("l0", "link/l"), ("l1", "link/l"), ("b0", "bridge/br0"), ("b1", "bridge/br0")]
+    {
+        daemon.run(&format!("dev add name {name} mgmtdev {mgmtdev}")).good();
+    }
+    let guest = |name| Guest::connect(&daemon.socket(name), GuestOptions::default()).unwrap();
+    for names in [&["one"][..], &["l0", "l1"], &["b0", "b1"]] {
+        let mut guests: Vec<Guest> = names.iter().map(|name| guest(name)).collect();
+        wait_for("frames", || {
+            for guest in &mut guests {
+                guest.turn(16).unwrap();
+            }
+            guests.iter().all(|guest| guest.stats().received > 500)
+        });
+        for name in names {
+            for qidx in 0..2 {
+                let number = |what: &str, value: &Value| {
+                    value[what].as_u64().unwrap_or_else(|| panic!("{name} {qidx} {what}: {value}"))
+                };
+                let shown = || {
+                    let shown = daemon.run(&format!("-j dev vstats show {name} qidx {qidx}")).json();
+                    shown["vstats"][*name].clone()
+                };
+                wait_for("nothing moves any more", || {
+                    let before = shown();
+                    std::thread::sleep(Duration::from_millis(20));
+                    before == shown()
+                });
+                let shown = shown();
+                let (sizes, latency) = (&shown["burst_sizes"], &shown["latency"]);
+                let of_sizes = ["p50", "p99", "max"].map(|what| number(what, sizes));
+                let of_times = ["p50_ns", "p99_ns", "p999_ns", "max_ns"].map(|what| number(what, latency));
+                assert!(of_sizes.is_sorted() && of_sizes[0] > 0, "{shown}");
+                assert!(of_times.is_sorted() && of_times[0] > 0, "{shown}");
+                let answer = ask(&path, "GET /metrics HTTP/1.1\r\n\r\n");
+                let labels = [&*format!("dev=\"{name}\""), &*format!("queue=\"{qidx}\"")];
+                let (bursts, chains) =
+                    (number("bursts", &shown) as f64, number("completed_desc", &shown) as f64);
+                let value = |metric: &str| told(&answer, metric, &labels);
+                assert_eq!(value("ringway_queue_burst_chains_count"), Some(bursts), "{name} {qidx}");
+                assert_eq!(value("ringway_queue_burst_chains_sum"), Some(chains), "{name} {qidx}");
+                assert_eq!(value("ringway_queue_latency_seconds_count"), Some(bursts), "{name} {qidx}");
+                let endless = [labels[0], labels[1], "le=\"+Inf\""];
+                assert_eq!(told(&answer, "ringway_queue_latency_seconds_bucket", &endless), Some(bursts));
+                let mean = value("ringway_queue_latency_seconds_sum").unwrap() / bursts;
+                assert!(
+                    mean > 1e-8 && mean <= number("max_ns", latency) as f64 / 1e9,
+                    "{name} {qidx}: {mean}"
+                );
+                // As text.
+                let text = daemon.run(&format!("dev vstats show {name} qidx {qidx}")).good();
+                let line = format!("  queue {qidx} burst p50 {} p99 {}", of_sizes[0], of_sizes[1]);
+                assert!(text.contains(&line) && text.contains(" latency_us p50 "), "{text}");
+            }
+        }
+    }
+    let answer = ask(&path, "GET /metrics HTTP/1.1\r\n\r\n");
+    let cores = daemon.run("-j core show").json();
+    for (core, info) in cores["core"].as_object().unwrap() {
+        let label = [&*format!("core=\"{core}\"")];
+        let bursts = info["bursts"].as_u64().unwrap();
+        if bursts > 0 {
+            assert_eq!(told(&answer, "ringway_core_burst_packets_count", &label), Some(bursts as f64));
+            assert!(told(&answer, "ringway_core_busy_turn_seconds_count", &label).unwrap() <= bursts as f64);
+        }
+    }
+    assert!(daemon.run("core show").good().contains(" turn_us p50 "));
+}
+
 #[test]
 fn thousand_devices_are_scraped_in_one_read_and_what_was_used_has_its_zeros() {
     let place = tempfile::tempdir().unwrap();
@@ -95,28 +181,72 @@ fn rules() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/prometheus")
 }
 
+/// What the dashboard asks a Prometheus, with its variables replaced by all that there is.
+fn queries() -> Vec<String> {
+    fn collect(value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                found.extend(fields.get("expr").and_then(Value::as_str).map(str::to_owned));
+                fields.values().for_each(|value| collect(value, found));
+            }
+            Value::Array(values) => values.iter().for_each(|value| collect(value, found)),
+            _ => {}
+        }
+    }
+    let file = rules().join("../grafana/ringway.json");
+    let dashboard: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let mut found = Vec::new();
+    collect(&dashboard, &mut found);
+    let variables = [("$__rate_interval", "10s"), ("$job", "ringway"), ("$instance", ".*"), ("$dev", ".*")];
+    for query in &mut found {
+        for (name, value) in variables {
+            *query = query.replace(name, value);
+        }
+        assert!(!query.contains('$'), "{query} has a variable that nothing stands for");
+    }
+    assert!(found.len() > 20, "{found:?}");
+    found
+}
+
+/// A guest's network device and disk that were used.
+fn used(daemon: &Daemon) -> (Guest, Port) {
+    daemon.run("dev add name vm0 mgmtdev sim/net").good();
+    daemon.run("dev add name d0 mgmtdev sim/blk size 1M").good();
+    let mut guest = Guest::connect(&daemon.socket("vm0"), GuestOptions::default()).unwrap();
+    while guest.turn(16).unwrap() == 0 {}
+    let mut port = Port::connect(&daemon.socket("d0"), BlockOptions::default()).unwrap();
+    read(&mut port);
+    (guest, port)
+}
+
+fn read(port: &mut Port) {
+    let (status, _) = port.perform(Request::read(0, 4096), &mut [0; 4096]).unwrap();
+    assert_eq!(status, Status::Ok);
+}
+
 #[test]
-fn alert_rules_name_only_metrics_that_a_daemon_has() {
+fn alert_rules_and_the_dashboard_name_only_metrics_that_a_daemon_has() {
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("metrics.sock");
     let daemon = Daemon::start_with(&["--metrics", path.to_str().unwrap()]);
-    daemon.run("dev add name vm0 mgmtdev sim/net").good();
-    let mut guest = Guest::connect(&daemon.socket("vm0"), GuestOptions::default()).unwrap();
-    while guest.turn(16).unwrap() == 0 {}
-    let text = std::fs::read_to_string(rules().join("ringway.rules.yml")).unwrap();
+    let _used = used(&daemon);
+    let text = std::fs::read_to_string(rules().join("ringway.rules.yml")).unwrap() + &queries().join("\n");
     let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let named = text.split(|c| !is_of_name(c)).filter(|word| word.starts_with("ringway_"));
-    let named: BTreeSet<&str> = named.map(|word| word.trim_end_matches("_total")).collect();
-    assert!(named.len() > 5, "{named:?}");
+    let named: BTreeSet<&str> = named.collect();
+    assert!(named.len() > 20, "{named:?}");
+    let mut missing = named.clone();
     wait_for("all are told", || {
         let answer = ask(&path, "GET /metrics HTTP/1.1\r\n\r\n");
-        named.iter().all(|name| answer.contains(&format!("# TYPE {name} counter\n")))
+        let is_told = |name: &str| answer.lines().any(|line| line.split(['{', ' ']).next() == Some(name));
+        missing.retain(|name| !is_told(name));
+        missing.is_empty()
     });
 }
 
 #[test]
 #[ignore = "needs prometheus and promtool (prometheus)"]
-fn prometheus_scrapes_a_daemon_and_takes_the_alert_rules() {
+fn prometheus_scrapes_a_daemon_and_takes_the_alert_rules_and_the_dashboards_queries() {
     for words in [["check", "rules", "ringway.rules.yml"], ["test", "rules", "ringway.rules.test.yml"]] {
         let done = Command::new("promtool").args(words).current_dir(rules()).output().unwrap();
         assert!(done.status.success(), "{words:?}: {done:?}");
@@ -124,7 +254,7 @@ fn prometheus_scrapes_a_daemon_and_takes_the_alert_rules() {
     let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (own, theirs) = (free(), free());
     let daemon = Daemon::start_with(&["--metrics", &own.to_string()]);
-    daemon.run("dev add name vm0 mgmtdev sim/net").good();
+    let (mut guest, mut port) = used(&daemon);
     let place = tempfile::tempdir().unwrap();
     let config = place.path().join("prometheus.yml");
     let text = format!(
@@ -143,7 +273,7 @@ fn prometheus_scrapes_a_daemon_and_takes_the_alert_rules() {
         .stdout(Stdio::null())
         .stderr(log);
     let _ends = Ends(prometheus.spawn().unwrap());
-    let query = |what: &str| -> Option<serde_json::Value> {
+    let query = |what: &str| -> Option<Value> {
         let mut stream = TcpStream::connect(theirs).ok()?;
         write!(stream, "GET {what} HTTP/1.0\r\n\r\n").ok()?;
         let mut answer = String::new();
@@ -156,10 +286,34 @@ fn prometheus_scrapes_a_daemon_and_takes_the_alert_rules() {
     };
     wait_for("it is scraped", || value("up").as_deref() == Some("1"));
     wait_for("its counters are there", || value("ringway_queue_packets_total").is_some());
+    // Each query of the dashboard is one, and is answered with something.
+    let asked = queries();
+    let rule = |(nth, query): (usize, &String)| {
+        format!("  - record: query:{nth}\n    expr: {}\n", serde_json::to_string(query).unwrap())
+    };
+    let text = asked.iter().enumerate().map(rule).collect::<String>();
+    let file = place.path().join("dashboard.yml");
+    std::fs::write(&file, format!("groups:\n- name: dashboard\n  rules:\n{text}")).unwrap();
+    let checked = Command::new("promtool").args(["check", "rules"]).arg(&file).output().unwrap();
+    assert!(checked.status.success(), "{checked:?}");
+    for asked in &asked {
+        let what = format!("/api/v1/query?query={}", encoded(asked));
+        wait_for(asked, || {
+            guest.turn(16).unwrap();
+            read(&mut port);
+            let answer = query(&what).unwrap_or_default();
+            answer["data"]["result"].as_array().is_some_and(|result| !result.is_empty())
+        });
+    }
     let loaded = query("/api/v1/rules").unwrap();
     assert_eq!(loaded["data"]["groups"][0]["rules"].as_array().unwrap().len(), 7, "{loaded}");
     drop(daemon);
     wait_for("it is seen to be gone", || value("up").as_deref() == Some("0"));
+}
+
+/// As a part of a URL.
+fn encoded(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
 /// A program that ends with the test.

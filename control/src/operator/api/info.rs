@@ -297,6 +297,13 @@ pub struct QueueInfo {
     pub calls: u64,
     /// Bursts that moved something.
     pub bursts: u64,
+    /// How many chains the bursts gave back; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst_sizes: Option<SizeInfo>,
+    /// How long bursts took from when a worker first saw them until their used entries were published, of a network device's queue
+    /// that a core serves; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<TimeInfo>,
     /// Frames whose checksum was completed for the guest, which does not do it.
     #[serde(default)]
     pub sw_checksums: u64,
@@ -330,6 +337,30 @@ pub struct QueueInfo {
     /// What the drops and faults that occurred mean and what clears them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub explain: Vec<Explained>,
+}
+
+/// Sizes of bursts, each up to the next power of two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SizeInfo {
+    /// Half of the bursts were of this size at most.
+    pub p50: u64,
+    /// 99 of 100 were.
+    pub p99: u64,
+    /// All of them were; what is more than 1,024 is shown as 2,048.
+    pub max: u64,
+}
+
+/// How long things took, in nanoseconds; all but the longest are at most an eighth too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimeInfo {
+    /// Half of them took so long at most.
+    pub p50_ns: u64,
+    /// 99 of 100 did.
+    pub p99_ns: u64,
+    /// 999 of 1,000 did.
+    pub p999_ns: u64,
+    /// The longest.
+    pub max_ns: u64,
 }
 
 /// Requests of one kind. Each time is from when a worker first saw the request to its used entry.
@@ -395,6 +426,12 @@ pub struct CoreInfo {
     pub packets: u64,
     /// Polls that moved something.
     pub bursts: u64,
+    /// How much the polls moved that moved something; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst_sizes: Option<SizeInfo>,
+    /// How long the turns took that moved something; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub busy_turns: Option<TimeInfo>,
     /// Busy cycles per packet; absent before the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cycles_per_packet: Option<u64>,

@@ -6,10 +6,11 @@ use crate::frontends::cures;
 use crate::operator::api::{
     AttributeHelp, ConfigAction, ConfigPlan, ConfigShow, CoreInfo, CoreShow, DevInfo, DevShow, Disrupts,
     Event, EventPage, Explained, Hello, History, MgmtdevShow, PortInfo, PortShow, Provisioned, QueueInfo,
-    RequestInfo, VlanShow, Vstats, VstatsShow,
+    RequestInfo, SizeInfo, TimeInfo, VlanShow, Vstats, VstatsShow,
 };
 use crate::operator::cli::grammar::SHOWN;
 use crate::operator::names::FeatureName;
+use crate::operator::rates::pump_state;
 
 fn features(names: &[FeatureName]) -> String {
     names.iter().map(FeatureName::shown).collect::<Vec<_>>().join(" ")
@@ -368,6 +369,7 @@ pub(super) fn vstats(answer: &VstatsShow) -> String {
                     queue.qidx, queue.packets, queue.bytes, queue.calls, queue.bursts
                 );
                 not_run(&mut text, queue);
+                bursts(&mut text, queue);
                 finished(&mut text, queue);
                 batches(&mut text, queue);
                 requests(&mut text, queue);
@@ -409,6 +411,7 @@ pub(super) fn vstats(answer: &VstatsShow) -> String {
                 }
                 for queue in queues {
                     not_run(&mut text, queue);
+                    bursts(&mut text, queue);
                     finished(&mut text, queue);
                     batches(&mut text, queue);
                     requests(&mut text, queue);
@@ -431,6 +434,30 @@ fn not_run(text: &mut String, queue: &QueueInfo) {
     if let Some(why) = &queue.not_run {
         let _ = writeln!(text, "  queue {} {why}", queue.qidx);
     }
+}
+
+/// How large bursts were, and how long they took.
+fn bursts(text: &mut String, queue: &QueueInfo) {
+    let Some(sizes) = &queue.burst_sizes else { return };
+    let _ = write!(text, "  queue {} burst {}", queue.qidx, sizes_text(sizes));
+    if let Some(latency) = &queue.latency {
+        let _ = write!(text, " latency_us {}", times_text(latency));
+    }
+    text.push('\n');
+}
+
+fn sizes_text(sizes: &SizeInfo) -> String {
+    format!("p50 {} p99 {} max {}", sizes.p50, sizes.p99, sizes.max)
+}
+
+/// In microseconds, with a tenth.
+fn times_text(times: &TimeInfo) -> String {
+    let TimeInfo { p50_ns, p99_ns, p999_ns, max_ns } = *times;
+    format!("p50 {} p99 {} p99.9 {} max {}", us(p50_ns), us(p99_ns), us(p999_ns), us(max_ns))
+}
+
+fn us(ns: u64) -> String {
+    format!("{}.{}", ns / 1000, ns % 1000 / 100)
 }
 
 /// What was done for a guest that did not agree to do it.
@@ -482,19 +509,11 @@ fn batches(text: &mut String, queue: &QueueInfo) {
 
 /// How many requests of each kind a disk's queue did, and how long they took.
 fn requests(text: &mut String, queue: &QueueInfo) {
-    let us = |ns: u64| format!("{}.{}", ns / 1000, ns % 1000 / 100);
-    for RequestInfo { kind, count, bytes, p50_ns, p99_ns, p999_ns, max_ns } in
+    for &RequestInfo { ref kind, count, bytes, p50_ns, p99_ns, p999_ns, max_ns } in
         queue.requests.iter().filter(|requests| requests.count > 0)
     {
-        let _ = writeln!(
-            text,
-            "  queue {} {kind} {count} bytes {bytes} us p50 {} p99 {} p99.9 {} max {}",
-            queue.qidx,
-            us(*p50_ns),
-            us(*p99_ns),
-            us(*p999_ns),
-            us(*max_ns)
-        );
+        let times = times_text(&TimeInfo { p50_ns, p99_ns, p999_ns, max_ns });
+        let _ = writeln!(text, "  queue {} {kind} {count} bytes {bytes} us {times}", queue.qidx);
     }
 }
 
@@ -527,15 +546,14 @@ pub(super) fn cores(answer: &CoreShow) -> String {
             let _ = writeln!(text, "  shared with {other}");
         }
         for pump in &info.pumps {
-            let state = match (pump.cannot_sleep, pump.asleep) {
-                (true, _) => "cannot sleep",
-                (_, true) => "asleep",
-                _ => "awake",
-            };
             let _ = writeln!(
                 text,
-                "  pump {}: {state} packets {} bursts {} busy_cycles {}",
-                pump.name, pump.packets, pump.bursts, pump.busy_cycles
+                "  pump {}: {} packets {} bursts {} busy_cycles {}",
+                pump.name,
+                pump_state(pump),
+                pump.packets,
+                pump.bursts,
+                pump.busy_cycles
             );
         }
     }
@@ -555,6 +573,9 @@ fn work(text: &mut String, info: &CoreInfo) {
         let _ = write!(text, " preemptions {preemptions}");
     }
     text.push('\n');
+    if let (Some(sizes), Some(turns)) = (&info.burst_sizes, &info.busy_turns) {
+        let _ = writeln!(text, "  burst {} turn_us {}", sizes_text(sizes), times_text(turns));
+    }
     if info.panics > 0 {
         let _ = writeln!(text, "  panics {}: a pump was taken out; ringway events tells which", info.panics);
     }
