@@ -137,7 +137,7 @@ impl Drop for Daemon {
 }
 
 /// The path of a program that is installed or built beside this one.
-fn beside(program: &'static str) -> Result<PathBuf, DaemonError> {
+pub(crate) fn beside(program: &'static str) -> Result<PathBuf, DaemonError> {
     let own = std::env::current_exe().unwrap_or_default();
     let folder = own.parent().unwrap_or(Path::new("."));
     let path = folder.join(program);

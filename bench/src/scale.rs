@@ -21,6 +21,8 @@ pub mod load;
 pub mod start;
 // Adding devices and connecting front-ends.
 pub mod times;
+// What looking costs.
+pub mod watched;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -90,6 +92,9 @@ pub enum ScaleError {
         /// Slices in that time.
         discarded: usize,
     },
+    /// Those who were to look did not.
+    #[error("not everybody who was to look did so within {0:?}: give a round more --seconds")]
+    NobodyLooked(Duration),
     /// Nothing came back.
     #[error("no frame came back through {device} within {within:?}")]
     NoFrame {

@@ -21,8 +21,12 @@ pub(crate) mod clients;
 pub(crate) mod events;
 // What Prometheus scrapes.
 pub(crate) mod metrics;
+// What happened in a second.
+pub(crate) mod rates;
 // Lines of JSON-RPC.
 pub(crate) mod rpc;
+// What moves.
+pub(crate) mod sample;
 // What is shown.
 pub(crate) mod show;
 // One device, without an operator.

@@ -11,7 +11,7 @@ use ringway_bench::scale::disks::{self, Idle};
 use ringway_bench::scale::load::{BOUND, SLICE};
 use ringway_bench::scale::start::{self, Start, packet_ms};
 use ringway_bench::scale::times::{self, MANY, SOME, Times};
-use ringway_bench::scale::{Options, curves};
+use ringway_bench::scale::{Options, curves, watched};
 use ringway_bench::stats::Spread;
 use ringway_ring::queue::Format;
 use serde::Serialize;
@@ -51,6 +51,8 @@ enum Part {
     Idle,
     /// Busy devices on one core
     Busy,
+    /// One busy device beside a thousand idle ones, with and without scrapers and `ringway top`s
+    Watched,
     /// Regions of memory
     Regions,
     /// Ports of a bridge
@@ -81,6 +83,8 @@ struct Found {
     idle: Option<Curve>,
     #[serde(skip_serializing_if = "Option::is_none")]
     busy: Option<Curve>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    watched: Option<Curve>,
     #[serde(skip_serializing_if = "Option::is_none")]
     regions: Option<Curve>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -131,6 +135,7 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<(), Failure> {
         match part {
             Part::Idle => found.idle = Some(shown(curves::idle(&options)?, json, curve)),
             Part::Busy => found.busy = Some(shown(curves::busy(&options)?, json, curve)),
+            Part::Watched => found.watched = Some(shown(watched::measure(&options)?, json, curve)),
             Part::Regions => found.regions = Some(shown(curves::regions(&options)?, json, curve)),
             Part::Ports => found.ports = Some(shown(curves::ports(&options)?, json, curve)),
             Part::Times => found.times = Some(shown(times::measure(&options)?, json, times)),

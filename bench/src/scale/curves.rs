@@ -92,7 +92,7 @@ pub fn ports(options: &Options) -> Result<Curve, ScaleError> {
 }
 
 /// What a count is measured on.
-struct Setup {
+pub(super) struct Setup {
     subject: Subject,
     /// The devices' sockets, and what their guests are like.
     devices: Vec<(PathBuf, GuestOptions)>,
@@ -101,7 +101,11 @@ struct Setup {
 
 impl Setup {
     /// Adds a device for each of these guests.
-    fn new(mut subject: Subject, mgmtdev: &str, guests: Vec<GuestOptions>) -> Result<Setup, ScaleError> {
+    pub(super) fn new(
+        mut subject: Subject,
+        mgmtdev: &str,
+        guests: Vec<GuestOptions>,
+    ) -> Result<Setup, ScaleError> {
         let devices = guests.into_iter().enumerate();
         let devices = devices
             .map(|(number, guest)| Ok((subject.add(&format!("busy{number}"), mgmtdev)?, guest)))
@@ -109,8 +113,13 @@ impl Setup {
         Ok(Setup { subject, devices, lost: 0 })
     }
 
+    /// Frames lost, damaged or doubled so far.
+    pub(super) fn lost(&self) -> i64 {
+        self.lost
+    }
+
     /// Connects the guests, drives them for a round, and has them leave.
-    fn round(&mut self, duration: Duration) -> Result<Round, ScaleError> {
+    pub(super) fn round(&mut self, duration: Duration) -> Result<Round, ScaleError> {
         let failed = |source| ScaleError::Guest { device: "the round".to_owned(), source };
         let guests = self.devices.iter().map(|(socket, guest)| Guest::connect(socket, *guest));
         let mut guests = guests.collect::<Result<Vec<_>, _>>().map_err(failed)?;

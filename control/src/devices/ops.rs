@@ -51,6 +51,7 @@ impl Daemon {
             "dev.vstats.show" => read(params).and_then(|queue| to_value(&self.show_vstats(queue)?)),
             "bridge.vlan.show" => read(params).and_then(|select| to_value(&self.show_vlans(&select)?)),
             "core.show" => none(params).and_then(|()| to_value(&self.show_cores())),
+            "sample" => none(params).and_then(|()| to_value(&self.sample())),
             "config.diff" => read(params).and_then(|text| to_value(&self.diff(&text)?)),
             "config.dump" => none(params).and_then(|()| to_value(&self.dump()?)),
             "dev.add" | "dev.del" | "dev.set" | "mgmtdev.add" | "mgmtdev.set" | "mgmtdev.del"

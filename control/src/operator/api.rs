@@ -25,6 +25,7 @@
 //! | `bridge.vlan.add` | [`VlanChange`] | [`DevChanged`] |
 //! | `bridge.vlan.del` | [`VlanChange`] | [`DevChanged`] |
 //! | `core.show` | | [`CoreShow`] |
+//! | `sample` | | [`Sample`] |
 //! | `events` | [`Follow`] | [`EventPage`], then notifications `event` with an [`Event`] each |
 //! | `config.dump` | | [`Dump`] |
 //! | `config.diff` | [`ConfigText`] | [`ConfigPlan`]: what `config.apply` would do |
@@ -45,11 +46,13 @@ mod bridge;
 mod info;
 mod plan;
 mod port;
+mod sample;
 
 pub use bridge::*;
 pub use info::*;
 pub use plan::*;
 pub use port::*;
+pub use sample::*;
 
 use crate::operator::names::FeatureName;
 
@@ -57,7 +60,7 @@ use crate::operator::names::FeatureName;
 pub const VERSION: &str = "1.3";
 
 /// Every method.
-pub const METHODS: [&str; 23] = [
+pub const METHODS: [&str; 24] = [
     "hello",
     "mgmtdev.show",
     "mgmtdev.add",
@@ -77,6 +80,7 @@ pub const METHODS: [&str; 23] = [
     "bridge.vlan.add",
     "bridge.vlan.del",
     "core.show",
+    "sample",
     "events",
     "config.dump",
     "config.diff",

@@ -18,6 +18,8 @@ mod compat;
 pub mod docs;
 // What the words of a command line mean.
 pub mod grammar;
+// Rates, again and again.
+mod interval;
 mod render;
 // What `ringway` takes.
 pub mod ringway;
@@ -26,6 +28,8 @@ pub mod ringwayd;
 mod run;
 // `status` and `wait`.
 mod status;
+// What happens in a second, while it runs.
+mod top;
 mod vmm;
 // What keeps packets from a device.
 mod why;

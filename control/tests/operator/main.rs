@@ -24,4 +24,5 @@ mod scarce;
 mod support;
 mod taken;
 mod taps;
+mod top;
 mod why;

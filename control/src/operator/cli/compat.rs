@@ -41,11 +41,16 @@ pub(super) fn check(object: Option<&Object>) -> Result<(), Fault> {
             {
                 Err(Fault::usage("kernel answers: Invalid argument"))
             }
+            Some(DevCommand::Vstats { command: DevVstatsCommand::Show { words, .. } }) => {
+                let unknown = words.iter().step_by(2).find(|word| *word != "qidx");
+                unknown.map_or(Ok(()), |word| Err(Fault::usage(format!("Unknown option \"{word}\""))))
+            }
             _ => Ok(()),
         },
         Some(Object::Port { .. }) => missing("port"),
         Some(Object::Bridge { .. }) => missing("bridge"),
         Some(Object::Core { .. }) => missing("core"),
+        Some(Object::Top(_)) => missing("top"),
         Some(Object::Events(_)) => missing("events"),
         Some(Object::Config { .. }) => missing("config"),
         Some(Object::Why { .. }) => missing("why"),

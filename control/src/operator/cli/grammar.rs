@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::time::Duration;
 
 use crate::fault::{Fault, nearest};
 use crate::operator::api::{
@@ -117,13 +118,15 @@ pub(crate) fn show_help() -> String {
 }
 
 /// Words of `core show`, and what they mean.
-pub(crate) const CORE_SHOWN: [(&str, &str); 8] = [
+pub(crate) const CORE_SHOWN: [(&str, &str); 10] = [
     ("busy, idle, sleep", "shares of the time since ringwayd started"),
     (
         "groups",
         "what was placed on the core: each pair of queues of a device, or a whole bridge or link as one",
     ),
     ("packets, bursts", "what the core moved since ringwayd started, and in how many goes"),
+    ("burst", "how much one poll of a pump moved, each up to the next power of two"),
+    ("turn_us", "how long one round over all its pumps took that moved something"),
     ("wakeups", "how often it was woken from sleep"),
     ("longest_turn_us", "the longest that one round over all its pumps took"),
     ("preemptions", "how often the kernel gave the core to something else meanwhile"),
@@ -240,8 +243,8 @@ pub fn normalise(args: Vec<OsString>) -> Result<Vec<OsString>, Fault> {
         if std::mem::take(&mut is_value) {
             continue;
         }
-        is_value =
-            ["--ctl", "--timeout", "--since", "--type", "--seconds", "--ring"].contains(&text.as_ref());
+        is_value = ["--ctl", "--timeout", "--since", "--type", "--seconds", "--ring", "--count", "-n"]
+            .contains(&text.as_ref());
         if !text.starts_with('-') {
             places.push(at);
         }
@@ -279,6 +282,7 @@ const OBJECTS: &[&str] = &[
     "port",
     "bridge",
     "core",
+    "top",
     "events",
     "config",
     "why",
@@ -294,6 +298,12 @@ const OBJECTS: &[&str] = &[
 pub const STATUS_HELP: &str = "Exit codes: 0 running with all that it was asked for, 6 not running, 8 degraded: something \
 of its configuration or state could not be made, and is named, 9 it runs from an older file than is installed: restart it \
 when its guests can spare it. Where both are so, 8.";
+
+/// What the help of `top` ends with.
+pub const TOP_HELP: &str = "With -j, a line of JSON for each look, for scripts. Keys: d devices, u queues, c cores and \
+their pumps, x drops and faults; s and S sort by the next or the last column, r turns the order round; / filters by name; \
+space pauses; + and - change the interval; arrows, PgUp and PgDn move; q ends. Without a daemon it says so and looks again. \
+NO_COLOR and TERM=dumb are heeded.";
 
 /// What the help of `wait` ends with.
 pub const WAIT_HELP: &str = "Waits for the daemon, too, where none runs yet. Exit codes: 0 it is so far, 7 not within the \
@@ -568,19 +578,85 @@ pub fn port_set(name: &str, words: &[String]) -> Result<PortSet, Fault> {
     Ok(set)
 }
 
+/// How often something is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Looks {
+    /// From one look to the next.
+    pub every: Duration,
+    /// How often it is shown; for ever without it.
+    pub count: Option<u64>,
+}
+
+/// `interval SECONDS [count N]` of the words of a command, and its other words. None: it is shown once, as it stands.
+///
+/// # Errors
+/// A value that is missing or cannot be read, or `count` alone.
+pub fn looks(words: &[String]) -> Result<(Option<Looks>, Vec<String>), Fault> {
+    let (mut every, mut count, mut others) = (None, None, Vec::new());
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        match (word.as_str(), words.as_slice().first()) {
+            ("interval" | "count", None) => {
+                return Err(Fault::usage("number expected").at(word).hint("interval SECONDS count N"));
+            }
+            ("interval", Some(value)) => every = Some(interval(value)?),
+            ("count", Some(value)) => count = Some(number::<u64>("count", value)?.max(1)),
+            _ => {
+                others.push(word.clone());
+                continue;
+            }
+        }
+        words.next();
+    }
+    match (every, count) {
+        (Some(every), count) => Ok((Some(Looks { every, count }), others)),
+        (None, None) => Ok((None, others)),
+        (None, Some(_)) => {
+            Err(Fault::usage("count without interval").at("count").hint("interval SECONDS count N"))
+        }
+    }
+}
+
+/// A time between two looks.
+///
+/// # Errors
+/// It is none, or out of bounds.
+pub fn interval(value: &str) -> Result<Duration, Fault> {
+    let seconds = value.parse::<f64>().ok().filter(|seconds| seconds.is_finite() && *seconds > 0.0);
+    let every = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    let bounds = Duration::from_millis(LEAST_INTERVAL_MS)..=Duration::from_millis(LONGEST_INTERVAL_MS);
+    every.filter(|every| bounds.contains(every)).ok_or_else(|| {
+        let shown = crate::fault::printable(value);
+        Fault::usage(format!("interval `{shown}` is not between 0.1 and 3600"))
+            .at("interval")
+            .hint("in seconds, as in 1")
+    })
+}
+
+/// The shortest time between two looks: the control thread has other work.
+pub const LEAST_INTERVAL_MS: u64 = 100;
+/// The longest.
+pub const LONGEST_INTERVAL_MS: u64 = 3_600_000;
+
 /// What `dev vstats show NAME` asks for beyond the name.
 ///
 /// # Errors
 /// Something else than `qidx N`.
 pub fn qidx(words: &[String]) -> Result<Option<u32>, Fault> {
     match words {
-        [] => Ok(None),
         [key, value] if key == "qidx" => number("qidx", value).map(Some),
         [key] if key == "qidx" => Err(Fault::usage("number expected").at("qidx").hint("qidx N")),
-        [other, ..] => {
-            Err(Fault::usage(format!("Unknown option \"{}\"", crate::fault::printable(other))).hint("qidx N"))
-        }
+        others => nothing_more(others, "qidx N").map(|()| None),
     }
+}
+
+/// Refuses words that a command does not know.
+///
+/// # Errors
+/// There is one.
+pub fn nothing_more(words: &[String], hint: &str) -> Result<(), Fault> {
+    let Some(word) = words.first() else { return Ok(()) };
+    Err(Fault::usage(format!("Unknown option \"{}\"", crate::fault::printable(word))).hint(hint))
 }
 
 #[cfg(test)]
@@ -599,6 +675,30 @@ mod tests {
 
     fn words(line: &str) -> Vec<String> {
         line.split(' ').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn interval_and_count_stand_anywhere_and_have_their_bounds() {
+        let once = Looks { every: Duration::from_secs(1), count: None };
+        assert_eq!(looks(&[]), Ok((None, vec![])));
+        assert_eq!(looks(&words("interval 1")), Ok((Some(once), vec![])));
+        let thrice = Looks { every: Duration::from_millis(250), count: Some(3) };
+        assert_eq!(looks(&words("count 3 qidx 1 interval 0.25")), Ok((Some(thrice), words("qidx 1"))));
+        assert_eq!(looks(&words("qidx 1")), Ok((None, words("qidx 1"))));
+        for wrong in ["interval", "count 3", "interval 1 count", "interval 1 count x"] {
+            assert!(looks(&words(wrong)).is_err(), "{wrong}");
+        }
+        for (seconds, is_good) in [
+            ("0.1", true),
+            ("0.09", false),
+            ("3600", true),
+            ("3601", false),
+            ("-1", false),
+            ("NaN", false),
+            ("inf", false),
+        ] {
+            assert_eq!(interval(seconds).is_ok(), is_good, "{seconds}");
+        }
     }
 
     #[test]

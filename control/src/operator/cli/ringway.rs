@@ -63,6 +63,9 @@ pub enum Object {
         #[command(subcommand)]
         command: Option<CoreCommand>,
     },
+    /// Show what happens in a second, of devices, queues, cores and pumps, while it runs
+    #[command(after_help = grammar::TOP_HELP)]
+    Top(TopArgs),
     /// Follow what happens
     #[command(after_help = grammar::events_help())]
     Events(EventsArgs),
@@ -280,8 +283,8 @@ pub enum DevVstatsCommand {
     Show {
         /// The device
         name: String,
-        /// `qidx N`: one queue
-        #[arg(value_name = "qidx N", num_args = 0..=2)]
+        /// `qidx N`: one queue; `interval SECONDS`: rates since the line before, again and again, `count N` times
+        #[arg(value_name = "qidx N", num_args = 0..=6)]
         words: Vec<String>,
     },
 }
@@ -291,7 +294,22 @@ pub enum DevVstatsCommand {
 pub enum CoreCommand {
     /// Show workers: busy, idle, asleep, cycles per packet, packets per burst, and what runs on them
     #[command(visible_alias = "list", after_help = grammar::core_help())]
-    Show,
+    Show {
+        /// `interval SECONDS`: rates since the line before, again and again, `count N` times
+        #[arg(value_name = "interval SECONDS", num_args = 0..=4)]
+        words: Vec<String>,
+    },
+}
+
+/// What `top` shows, and how often.
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// `interval SECONDS`: from one look to the next; 1 without it
+    #[arg(value_name = "interval SECONDS", num_args = 0..=2)]
+    pub words: Vec<String>,
+    /// End after so many looks
+    #[arg(short = 'n', long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
 }
 
 /// What to follow.

@@ -16,10 +16,11 @@ use crate::operator::api::{
     Queue, QueueInfo, Select, Target, VlanShow, VstatsShow,
 };
 use crate::operator::cli::ringway::{
-    BridgeCommand, Cli, ConfigCommand, DemoArgs, DemoRing, DevCommand, DevConfigCommand, DevShowArgs,
-    DevVstatsCommand, EventsArgs, MgmtdevCommand, Object, PortCommand, PortFunctionCommand, VlanCommand,
+    BridgeCommand, Cli, ConfigCommand, CoreCommand, DemoArgs, DemoRing, DevCommand, DevConfigCommand,
+    DevShowArgs, DevVstatsCommand, EventsArgs, MgmtdevCommand, Object, PortCommand, PortFunctionCommand,
+    VlanCommand,
 };
-use crate::operator::cli::{compat, docs, grammar, render, status, vmm, why};
+use crate::operator::cli::{compat, docs, grammar, interval, render, status, top, vmm, why};
 use crate::operator::client::Client;
 use crate::{devices::drivers, host::paths, operator::config, operator::demo};
 
@@ -28,7 +29,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 
 /// How output is written.
 #[derive(Debug, Clone, Copy)]
-struct Output {
+pub(super) struct Output {
     json: bool,
     pretty: bool,
     /// Only what `vdpa(8)` prints.
@@ -75,10 +76,17 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
         Some(Object::Dev { command }) => dev(command, output, connect),
         Some(Object::Port { command }) => port(command, output, connect),
         Some(Object::Bridge { command: BridgeCommand::Vlan { command } }) => vlan(command, output, connect),
-        Some(Object::Core { .. }) => {
+        Some(Object::Core { command }) => {
+            let CoreCommand::Show { words } = command.unwrap_or(CoreCommand::Show { words: Vec::new() });
+            let (looks, others) = grammar::looks(&words)?;
+            grammar::nothing_more(&others, "interval SECONDS count N")?;
+            if let Some(looks) = looks {
+                return interval::cores(looks, &mut connect()?, output);
+            }
             let answer: CoreShow = connect()?.call("core.show", &json!({}))?;
             output.print(&answer, || render::cores(&answer))
         }
+        Some(Object::Top(args)) => top::run(&args, cli.json, &ctl, within),
         Some(Object::Events(args)) => events(&args, output, connect()?),
         Some(Object::Config { command: ConfigCommand::Dump }) => {
             let dump: Dump = connect()?.call("config.dump", &json!({}))?;
@@ -269,7 +277,11 @@ fn dev(
             output.print(&answer, || render::config(&answer))
         }
         DevCommand::Vstats { command: DevVstatsCommand::Show { name, words } } => {
-            let qidx = grammar::qidx(&words)?;
+            let (looks, others) = grammar::looks(&words)?;
+            let qidx = grammar::qidx(&others)?;
+            if let Some(looks) = looks {
+                return interval::queues(looks, Queue { name, qidx }, &mut connect()?, output);
+            }
             let answer: VstatsShow = connect()?.call("dev.vstats.show", &Queue { name, qidx })?;
             output.print(&answer, || render::vstats(&answer))
         }
@@ -361,7 +373,7 @@ fn help(of: &[&str]) -> Result<(), Fault> {
 }
 
 /// Writes to standard output. A reader that went away (`ringway … | head`) is no failure.
-fn write(text: &str) -> Result<(), Fault> {
+pub(super) fn write(text: &str) -> Result<(), Fault> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Fault::system("cannot write", error)),
@@ -395,7 +407,7 @@ impl Output {
     }
 
     /// Prints one line of many: JSON is never indented, so that each line stands alone.
-    fn line(self, answer: &Value, text: impl FnOnce() -> String) -> Result<(), Fault> {
+    pub(super) fn line(self, answer: &Value, text: impl FnOnce() -> String) -> Result<(), Fault> {
         if self.json { write(&format!("{answer}\n")) } else { write(&text()) }
     }
 

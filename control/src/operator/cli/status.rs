@@ -181,7 +181,7 @@ fn is_connected(device: &DevInfo) -> bool {
 }
 
 /// A span of time, with as much of it as matters.
-fn span(ms: u64) -> String {
+pub(super) fn span(ms: u64) -> String {
     match ms / 1000 {
         0 => format!("{ms} ms"),
         s @ 1..60 => format!("{s}.{} s", ms % 1000 / 100),
