@@ -224,6 +224,32 @@ impl Burst {
         self.put_single(&Single { id, gpa, len, write: false }) == Put::Done
     }
 
+    /// Clears it for chains that are pushed, which lie in `map`; takes hold of `map` if that is another one than before.
+    #[inline]
+    pub fn restart(&mut self, map: &Arc<GuestMap>) {
+        self.begin(map);
+    }
+
+    /// Adds a chain of these readable pieces, each of which must be in the burst's map: guest physical address and bytes. False:
+    /// one is not, or there is no room.
+    #[inline]
+    pub fn push_pieces(&mut self, id: u16, pieces: &[(u64, u32)]) -> bool {
+        if let [(gpa, len)] = *pieces
+            && self.push_own(id, gpa, len)
+        {
+            return true;
+        }
+        let mut chain = self.open();
+        let mut bytes = 0u32;
+        for (gpa, len) in pieces {
+            if !matches!(chain.put(*gpa, *len, false), Ok(true)) {
+                return false;
+            }
+            bytes = bytes.saturating_add(*len);
+        }
+        chain.finish(id, 1, bytes, 0)
+    }
+
     /// Chains in it.
     #[inline]
     pub(crate) fn len(&self) -> usize {

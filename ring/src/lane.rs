@@ -23,6 +23,10 @@
 //! published before, and whoever closes is told of it, or it is refused to its writer: none is left that nobody finishes, and none
 //! is counted twice. Once it is closed, nothing of it is read any more, and all counts as finished.
 //!
+//! A reader that is dropped closes, and rings the bell of a writer that sleeps: nobody waits for what will not be finished. A writer
+//! that is dropped takes nothing back: what it published is read and finished as before. So whoever drops one keeps what its
+//! entries name for as long as there is a reader, by other means; or has them finished first.
+//!
 //! # Sleep
 //!
 //! Each end belongs to somebody who may sleep, whose [`Sleeper`] says so. Who is about to sleep says so first and looks once more;
@@ -31,6 +35,7 @@
 //! Budget of all but making: no allocation, no lock, no system call, no panic. No `unsafe`: a reader that is told a wrong index
 //! reads words, not memory.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::sync::{AtomicBool, AtomicU64, Ordering, fence};
@@ -38,8 +43,14 @@ use crate::sync::{AtomicBool, AtomicU64, Ordering, fence};
 use line::Line;
 
 /// Whoever has ends of lanes, and whether he sleeps.
-#[derive(Debug)]
-pub struct Sleeper(Line<AtomicBool>);
+pub struct Sleeper {
+    sleeps: Line<AtomicBool>,
+    /// What wakes him, if he said so.
+    bell: Option<Bell>,
+}
+
+/// Wakes somebody: from any thread, without waiting.
+type Bell = Box<dyn Fn() + Send + Sync>;
 
 /// The end that puts entries in.
 #[derive(Debug)]
@@ -51,6 +62,8 @@ pub struct Writer {
     published: u64,
     /// How many the reader had finished with when that was last looked at.
     finished: u64,
+    /// The reader was gone then.
+    is_closed: bool,
 }
 
 /// The end that reads them. It is closed when it is dropped.
@@ -103,33 +116,52 @@ pub fn lane(entries: usize, writer: &Arc<Sleeper>, reader: &Arc<Sleeper>) -> (Wr
         writer: Arc::clone(writer),
         reader: Arc::clone(reader),
     });
-    let writer = Writer { shared: Arc::clone(&shared), given: 0, published: 0, finished: 0 };
+    let writer =
+        Writer { shared: Arc::clone(&shared), given: 0, published: 0, finished: 0, is_closed: false };
     (writer, Reader { shared, seen: 0, read: 0, finished: 0, told: 0 })
 }
 
 impl Sleeper {
-    /// One who is awake.
+    /// One who is awake, and is woken by whoever is told that he is to be.
     pub fn new() -> Arc<Sleeper> {
-        Arc::new(Sleeper(Line::new(AtomicBool::new(false))))
+        Arc::new(Sleeper { sleeps: Line::new(AtomicBool::new(false)), bell: None })
+    }
+
+    /// One who is awake, and is woken by this, which does not wait.
+    pub fn with_bell(bell: impl Fn() + Send + Sync + 'static) -> Arc<Sleeper> {
+        Arc::new(Sleeper { sleeps: Line::new(AtomicBool::new(false)), bell: Some(Box::new(bell)) })
+    }
+
+    /// Rings his bell, if he has one.
+    pub fn ring(&self) {
+        if let Some(bell) = &self.bell {
+            bell();
+        }
     }
 
     /// He is about to sleep: he looks at all his lanes once more after this, and is [awake](Sleeper::wake) if there is something.
     pub fn doze(&self) {
-        self.0.write().store(true, Ordering::Relaxed);
+        self.sleeps.write().store(true, Ordering::Relaxed);
         // Against the fence in `is_to_be_woken`.
         fence(Ordering::SeqCst);
     }
 
     /// He is awake. Called by himself.
     pub fn wake(&self) {
-        self.0.write().store(false, Ordering::Relaxed);
+        self.sleeps.write().store(false, Ordering::Relaxed);
     }
 
     /// Whether he sleeps, for whoever has published something.
     fn is_to_be_woken(&self) -> bool {
         // Against the fence in `doze`: he sees what was published, or it is seen here that he sleeps.
         fence(Ordering::SeqCst);
-        self.0.read().load(Ordering::Relaxed)
+        self.sleeps.read().load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Debug for Sleeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sleeper").field("has_bell", &self.bell.is_some()).finish_non_exhaustive()
     }
 }
 
@@ -191,13 +223,32 @@ impl Writer {
     /// Looks with how many entries the reader has finished, from the first on. All, once it is gone.
     pub fn finished(&mut self) -> u64 {
         // Acquire: pairs with the Release of whoever closes; a line that nobody else writes before.
-        self.finished = if self.shared.published.read().load(Ordering::Acquire) & CLOSED != 0 {
+        self.is_closed = self.shared.published.read().load(Ordering::Acquire) & CLOSED != 0;
+        self.finished = if self.is_closed {
             self.given
         } else {
             // Acquire: pairs with the Release in `tell`. The count is held to what there can be.
             self.shared.finished.read().load(Ordering::Acquire).clamp(self.finished, self.published)
         };
         self.finished
+    }
+
+    /// The reader is gone: as of the last look at what is [finished](Writer::finished).
+    #[inline]
+    pub fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
+    /// With how many entries the reader said that it is done, whether or not it is gone: of one that is gone, those behind were
+    /// not read to their end, or not at all.
+    pub fn done(&self) -> u64 {
+        // Acquire: pairs with the Release in `tell`.
+        self.shared.finished.read().load(Ordering::Acquire).min(self.given)
+    }
+
+    /// Whoever reads.
+    pub fn reader(&self) -> &Sleeper {
+        &self.shared.reader
     }
 }
 
@@ -237,7 +288,7 @@ impl Reader {
 
     /// It has finished with so many more of those that it read, which the writer sees when it is [told](Reader::tell).
     pub fn finish(&mut self, entries: u64) {
-        self.finished = (self.finished + entries).min(self.read);
+        self.finished = self.finished.saturating_add(entries).min(self.read);
     }
 
     /// Shows the writer what was finished. True: he sleeps, and is to be woken.
@@ -251,6 +302,11 @@ impl Reader {
         self.shared.writer.is_to_be_woken()
     }
 
+    /// Whoever writes.
+    pub fn writer(&self) -> &Sleeper {
+        &self.shared.writer
+    }
+
     /// Takes nothing more. How many entries were published and not read: nobody but whoever closes counts them, and nobody reads what they
     /// name. And whether the writer sleeps, and is to be woken.
     pub fn close(self) -> (u64, bool) {
@@ -258,6 +314,8 @@ impl Reader {
     }
 
     fn shut(&self) -> (u64, bool) {
+        // Release: as in `tell`, for a writer that tells what was read from what was not.
+        self.shared.finished.write().store(self.finished, Ordering::Release);
         // Release: nothing is read any more. What was published is counted, and not read.
         let before = self.shared.published.write().fetch_or(CLOSED, Ordering::Release);
         if before & CLOSED != 0 {
@@ -269,7 +327,10 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.shut();
+        let (_, is_asleep) = self.shut();
+        if is_asleep {
+            self.shared.writer.ring();
+        }
     }
 }
 
