@@ -57,6 +57,8 @@ pub enum DropReason {
     Vlan,
     /// More than the port is given in a second.
     RateLimit,
+    /// The core that serves the frame's receiver did not take it in time, or serves nobody any more.
+    LaneFull,
     /// The function received the frame damaged.
     Damaged,
     /// The request is for sectors beyond the disk's end.
@@ -79,7 +81,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of its number; those of disks' requests come last.
-    pub const ALL: [DropReason; 28] = [
+    pub const ALL: [DropReason; 29] = [
         DropReason::NoRxBuffer,
         DropReason::RxDisabled,
         DropReason::RxBufferTooSmall,
@@ -99,6 +101,7 @@ impl DropReason {
         DropReason::Reflected,
         DropReason::Vlan,
         DropReason::RateLimit,
+        DropReason::LaneFull,
         DropReason::Damaged,
         DropReason::BeyondEnd,
         DropReason::Misaligned,
@@ -141,6 +144,7 @@ impl DropReason {
             DropReason::Reflected => "reflected",
             DropReason::Vlan => "vlan",
             DropReason::RateLimit => "rate_limit",
+            DropReason::LaneFull => "lane_full",
             DropReason::Damaged => "damaged",
             DropReason::BeyondEnd => "beyond_end",
             DropReason::Misaligned => "misaligned",
@@ -206,6 +210,9 @@ impl DropReason {
             }
             DropReason::RateLimit => {
                 "the port is sent more than max_rx_pps or max_rx_rate lets it have: raise them (ringway dev set), or limit who sends"
+            }
+            DropReason::LaneFull => {
+                "the core that serves the receiving port did not take frames in time: ringway core show tells what it does; give it to nothing else, or serve the port by another core (ringway dev set name DEV core N)"
             }
             DropReason::Damaged => {
                 "frames arrive with errors: look at the cable, the transceiver and the switch's port"

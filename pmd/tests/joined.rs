@@ -48,6 +48,8 @@ mod links;
 mod nic;
 #[path = "joined/offloads.rs"]
 mod offloads;
+#[path = "joined/parts.rs"]
+mod parts;
 #[path = "joined/quiet.rs"]
 mod quiet;
 #[path = "joined/races.rs"]

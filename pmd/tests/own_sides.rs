@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use ringway_pmd::net::offload::{Offload, Offloads};
 use ringway_pmd::net::scratch::Scratch;
 use ringway_pmd::net::side::{Passage, Refused, Sink, Source};
 use ringway_pmd::net::transfer::{Transfer, TransferOptions};
-use ringway_pmd::vdpa::{Placer, ServeError};
+use ringway_pmd::vdpa::{Ended, Placer, ServeError};
 use ringway_ring::chain::Burst;
 use ringway_ring::guest::GuestMap;
 use ringway_ring::memory::HostMemory;
@@ -52,6 +52,8 @@ struct FramesShared {
     dropped: AtomicU64,
     /// The first of them that is a fault.
     broken: AtomicU64,
+    /// It panics when it is asked next.
+    panics: AtomicBool,
     order: Arc<Order>,
 }
 
@@ -83,7 +85,8 @@ impl Frames {
         let memory = HostMemory::allocate("test", SLOTS * FRAME as u64).unwrap();
         let map = Arc::new(memory.guest_map(0).unwrap());
         let [has, back, dropped, broken] = [0, 0, 0, u64::MAX].map(AtomicU64::new);
-        let shared = Arc::new(FramesShared { has, back, dropped, broken, order });
+        let panics = AtomicBool::new(false);
+        let shared = Arc::new(FramesShared { has, back, dropped, broken, panics, order });
         let burst = Burst::try_new(Arc::clone(&map)).unwrap();
         let (to_test, tally) = (Arc::clone(&shared), Tally::default());
         let frames =
@@ -101,6 +104,7 @@ impl Source for Frames {
     }
     fn peek(&mut self, frames: usize) -> usize {
         self.burst.clear();
+        assert!(!self.shared.panics.load(Ordering::SeqCst), "asked to panic");
         let end = self.shared.has.load(Ordering::SeqCst).min(self.taken + frames as u64);
         for number in self.taken..end {
             let at = number % SLOTS * FRAME as u64;
@@ -390,15 +394,25 @@ impl Own {
 
 /// A bridge, and where its pump runs.
 fn bridge() -> (Placer, Arc<Fabric>) {
+    let (mut placers, fabric) = bridge_on(1);
+    (placers.remove(0), fabric)
+}
+
+/// A bridge, and where its parts run, on so many cores or as many as there are.
+fn bridge_on(cores: usize) -> (Vec<Placer>, Arc<Fabric>) {
     let allowed = rustix::thread::sched_getaffinity(None).unwrap();
-    let core = (0..1024).rev().find(|core| allowed.is_set(*core)).unwrap();
+    let cores: Vec<usize> = (0..1024).rev().filter(|core| allowed.is_set(*core)).take(cores).collect();
     let clock = Clock { cycles: tsc::cycles, hertz: tsc::hertz() };
     let engine =
-        Engine::start(EngineConfig { cores: vec![core], idle: IdlePolicy::Adaptive, clock }).unwrap();
-    let (fabric, _settings) = Fabric::bridge("b", core, Duration::from_secs(300), [1, 2]);
-    let placer =
-        Placer { name: "p".into(), engine, core_of: Arc::new(move |_| core), watcher: Arc::new(Nobody) };
-    (placer, fabric)
+        Engine::start(EngineConfig { cores: cores.clone(), idle: IdlePolicy::Adaptive, clock }).unwrap();
+    let (fabric, _settings) = Fabric::bridge("b", cores[0], Duration::from_secs(300), [1, 2]);
+    let placer = |core| Placer {
+        name: "p".into(),
+        engine: engine.clone(),
+        core_of: Arc::new(move |_| core),
+        watcher: Arc::new(Nobody),
+    };
+    (cores.into_iter().map(placer).collect(), fabric)
 }
 
 /// Three frames and a fault, in one burst: all else is visible before anything of the sender's is.
@@ -472,6 +486,42 @@ fn port_of_a_bridge_that_finishes_nothing_holds_up_nobody_but_who_sends_to_it() 
     wait("the others, after", || a.sends.back.load(Ordering::SeqCst) == 2001);
     let lost = |own: &Own| own.sends.dropped.load(Ordering::SeqCst) + own.gets.dropped.load(Ordering::SeqCst);
     assert_eq!(ports.iter().chain([&stuck_port]).map(lost).sum::<u64>(), 0);
+}
+
+#[test]
+fn part_that_panics_takes_nobody_with_it_and_its_ports_are_told() {
+    let (placers, fabric) = bridge_on(2);
+    let [here, there] = &placers[..] else { return };
+    let (one, two, three, four) = (mac(1), mac(2), mac(3), mac(4));
+    let a = Own::new(&fabric, here, two, one, u64::MAX);
+    let b = Own::new(&fabric, here, one, two, u64::MAX);
+    let c = Own::new(&fabric, there, one, three, u64::MAX);
+    let d = Own::new(&fabric, here, three, four, u64::MAX);
+    for own in [&a, &b, &c, &d] {
+        own.send(1);
+        wait("heard of", || own.sends.back.load(Ordering::SeqCst) == 1);
+    }
+    c.sends.panics.store(true, Ordering::SeqCst);
+    // Frames are on their way there.
+    d.send(2000);
+    let ended = || c.port.take_ended(Duration::from_secs(10));
+    let begun = Instant::now();
+    let told = loop {
+        if let Some(told) = ended().pop() {
+            break told;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20));
+    };
+    assert!(matches!(told, (0, Ended::Panicked(_))), "{told:?}");
+    assert!(!c.port.is_started(0));
+    // Everything of the others is served, and what was for it is finished.
+    for own in [&a, &b] {
+        own.send(1000);
+        wait("the others", || own.sends.back.load(Ordering::SeqCst) == 1001);
+        assert!(own.port.is_started(0));
+    }
+    wait("what was for it", || d.sends.back.load(Ordering::SeqCst) == 2001);
+    assert_eq!(a.port.core(0), d.port.core(0));
 }
 
 #[test]

@@ -569,6 +569,7 @@ fn drop_meaning(reason: DropReason) -> &'static str {
         DropReason::Reflected => "the function gave back a frame that was sent from here",
         DropReason::Vlan => "the port, or the one that it is for, does not carry the frame's VLAN",
         DropReason::RateLimit => "more than the port is given in a second",
+        DropReason::LaneFull => "the core that serves the receiver did not take the frame in time",
         DropReason::Damaged => "the function received the frame damaged",
         DropReason::BeyondEnd => "the request is for sectors beyond the disk's end",
         DropReason::Misaligned => "the request is for less than whole blocks",

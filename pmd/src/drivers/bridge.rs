@@ -1,7 +1,8 @@
 //! `bridge/NAME`: any number of devices joined by a learning bridge. On no bus: it comes to be by being named.
 //!
 //! A frame goes to the port behind which its destination was last heard of, else to all others; one copy for each
-//! receiver. What a port cannot take at once is dropped and counted there. A bridge is served by one core.
+//! receiver. What a port cannot take at once is dropped and counted there. A bridge is served by one core, but for those devices that
+//! were given one of their own.
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
@@ -36,6 +37,7 @@ impl MgmtKind for BridgeKind {
             name: "bridge",
             attributes: vec![AGEING, CORE],
             shares_core: true,
+            takes_cores: true,
             device: describe(String::new()),
             check: |_, attributes| {
                 ageing(attributes)?;
@@ -118,6 +120,10 @@ impl ManagementDevice for BridgeMgmtdev {
 
     fn shared_core(&self) -> Option<usize> {
         Some(self.core)
+    }
+
+    fn takes_cores(&self) -> bool {
+        true
     }
 
     fn net(&self) -> Option<&dyn NetMgmt> {
@@ -254,7 +260,7 @@ const AGEING: AttributeInfo = AttributeInfo {
 pub(super) const CORE: AttributeInfo = AttributeInfo {
     name: "core",
     value: "N",
-    help: "the core that serves the bridge (default: chosen)",
+    help: "the core that serves the devices that were given none of their own (default: chosen)",
     live: None,
 };
 

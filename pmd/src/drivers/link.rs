@@ -26,6 +26,7 @@ impl MgmtKind for LinkKind {
             name: "link",
             attributes: Vec::new(),
             shares_core: false,
+            takes_cores: false,
             device: describe(String::new()),
             check: |_, _| Ok(()),
         }

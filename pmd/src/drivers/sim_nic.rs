@@ -39,6 +39,7 @@ impl MgmtKind for SimNicKind {
             name: "simnic",
             attributes: vec![QUEUES, CORE],
             shares_core: true,
+            takes_cores: false,
             device: describe(String::new()),
             check: |_, attributes| {
                 queues(attributes)?;

@@ -403,7 +403,7 @@ mod tests {
         let mut learns = |last, slot| {
             now += 1;
             fdb.learn(mac(last), slot, now);
-            settings.stations().show(&fdb, now);
+            settings.stations().views(1)[0].show(&fdb, now, |_| true);
         };
         // Those behind the uplink itself are none.
         learns(9, port.port.slot());

@@ -12,18 +12,55 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::frame::ADDRESSES;
 use super::{Mac, VLAN_TAG};
 
+/// Whether one of a fabric's ports may have something to announce, for the pumps that serve them: one that takes it back, or
+/// several, each of which looks how often there was something.
+#[derive(Debug, Default)]
+pub struct News {
+    is_there: AtomicBool,
+    count: AtomicU64,
+}
+
+impl News {
+    /// There may be something.
+    pub fn tell(&self) {
+        // Release: as below.
+        self.count.fetch_add(1, Ordering::Release);
+        // Release: pairs with the Acquire of a pump that looks at all its ports. The address is all that there is to see.
+        self.is_there.store(true, Ordering::Release);
+    }
+
+    /// There may be something, for the only pump.
+    #[inline(always)]
+    pub fn is_there(&self) -> bool {
+        self.is_there.load(Ordering::Relaxed)
+    }
+
+    /// Takes that back: the only pump looks now.
+    pub fn take(&self) {
+        // Acquire: pairs with the Release of whoever left something, which is seen from here on.
+        self.is_there.swap(false, Ordering::Acquire);
+    }
+
+    /// How often there was something, for one of several pumps.
+    #[inline]
+    pub fn count(&self) -> u64 {
+        // Acquire: as in `take`.
+        self.count.load(Ordering::Acquire)
+    }
+}
+
 /// What waits to be announced at one port. Written by its session, taken by its pump.
 #[derive(Debug)]
 pub struct Announcement {
     /// The address in the low 48 bits, [`WAITS`] above; 0 for none.
     waiting: AtomicU64,
     /// Of the fabric's ports, one may have something to announce.
-    news: Arc<AtomicBool>,
+    news: Arc<News>,
 }
 
 impl Announcement {
     /// Nothing waits. `news` is shared by the ports that one pump may serve.
-    pub fn new(news: Arc<AtomicBool>) -> Announcement {
+    pub fn new(news: Arc<News>) -> Announcement {
         Announcement { waiting: AtomicU64::new(0), news }
     }
 
@@ -31,8 +68,7 @@ impl Announcement {
     pub fn set(&self, mac: Option<Mac>) {
         let word = mac.map_or(0, |mac| WAITS | mac.to_bits());
         self.waiting.store(word, Ordering::Relaxed);
-        // Release: pairs with the Acquire of a pump that looks at all its ports. The address is all that there is to see.
-        self.news.store(true, Ordering::Release);
+        self.news.tell();
     }
 
     /// Something waits.
@@ -106,13 +142,13 @@ mod tests {
 
     #[test]
     fn latest_waits_until_it_is_taken_once_or_taken_back() {
-        let news = Arc::new(AtomicBool::new(false));
+        let news = Arc::<News>::default();
         let announcement = Announcement::new(Arc::clone(&news));
         assert!(!announcement.is_waiting() && announcement.take().is_none());
         for last in [2, 1] {
             announcement.set(Some(Mac([0, 0, 0, 0, 0, last])));
         }
-        assert!(news.load(Ordering::Relaxed) && announcement.is_waiting());
+        assert!(news.is_there() && news.count() == 2 && announcement.is_waiting());
         assert_eq!(announcement.take(), Some(Mac([0, 0, 0, 0, 0, 1])));
         assert!(announcement.take().is_none());
         announcement.set(Some(Mac([0; 6])));

@@ -11,8 +11,10 @@
 //! only ports that carry it hear of it. Where none is, tags are not looked at.
 //!
 //! A bridge presses nobody back: what a port cannot take at once is dropped and counted there, so that a slow port costs
-//! the others nothing. Frames to groups and to unknown addresses are bounded for each sending port. One bridge is one
-//! pump on one core; several bridges may be on several.
+//! the others nothing. Frames to groups and to unknown addresses are bounded for each sending port.
+//!
+//! One bridge is one pump on one core, or several, each with the ports on a core: [parts](part), between which frames cross by
+//! lanes. A pump that is all of a bridge is another type, which has nothing of that.
 //!
 //! A sink may read frames for longer than one poll (io_uring, DMA): they go back to their sources in order as it finishes,
 //! and the pump goes on meanwhile.
@@ -20,58 +22,55 @@
 //! Lives on one worker. Budget: no allocation, no lock that is waited for, no panic; no system call but the calls that
 //! drivers asked for, and one a burst for a kernel netdev.
 
+// Frames in many pieces, copied together to cross to another part.
+mod copies;
+// What a port's announcement becomes.
+mod arrival;
+// What came through lanes from other parts.
+mod crossed;
+// Where each frame of a burst goes.
+mod decision;
+// What goes through a lane.
+mod entry;
+// One of several parts: the ends of the lanes to the others.
+mod part;
+// The ports.
+mod port;
+
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use ringway_engine::{Armed, Budget, Polled, Pump};
 use ringway_ring::chain::Burst;
 use ringway_ring::tsc;
 
 use super::Mac;
-use super::announce::{self, Announcement};
-use super::fdb::{Address, Fdb, FdbOptions, Learned, ticks};
-use super::frame::{Addresses, Ends, Frame, Frames, Ingress, addresses, prefetch};
+use super::announce::News;
+use super::fdb::{Fdb, FdbOptions, ticks};
+use super::frame::{Ends, Frames, Ingress, addresses, prefetch};
 use super::in_flight::InFlight;
-use super::rates::PortRates;
 use super::scratch::Scratch;
 use super::side::{Load, Sink, Source};
-use super::stations::Stations;
+use super::stations::{Stations, View};
 use super::vlan::{Carriers, Dresser, Tag, Vlans};
 use crate::counters::DropReason;
-use crate::limit::{Limit, Limits};
 
-/// One port's running queues, as the pump has them.
-#[derive(Debug)]
-pub struct BridgePort {
-    /// Its number in the forwarding database: it stays when the pump is made anew.
-    pub slot: u16,
-    /// Transmit queues, each with its number.
-    pub sources: Vec<(u16, Box<dyn Source>)>,
-    /// Enabled receive queues, each with its number.
-    pub sinks: Vec<(u16, Box<dyn Sink>)>,
-    /// What it may send to everybody.
-    pub flood: Option<Arc<Limit>>,
-    /// What it may send at all, and is given.
-    pub rates: Arc<PortRates>,
-    /// What its session has announced.
-    pub announcement: Arc<Announcement>,
-    /// What is sent there may come back from there.
-    pub reflects: bool,
-    /// The VLANs that it carries; None on all ports of a bridge that does not look at them.
-    pub vlans: Option<Arc<Vlans>>,
-}
+use decision::{AWAY, Decision, Table};
+pub(crate) use part::{Part, PartPort};
+pub use port::BridgePort;
+use port::{Member, Origin, as_for, bits_of, hand_over, is_heard, take_floods};
 
-/// The pump.
+/// The pump: all of a bridge, or one part of several, which is another type so that the former costs nothing for it.
 #[derive(Debug)]
-pub struct BridgePump {
-    ports: Vec<Lane>,
-    /// Index in `ports` by slot.
+pub struct BridgePump<const PARTS: bool = false> {
+    ports: Vec<Member>,
+    /// Index in `ports` by slot; of a port of another part, what [`AWAY`] says.
     by_slot: Vec<Option<u16>>,
     fdb: Box<Fdb>,
     stations: Arc<Stations>,
+    view: Arc<View>,
     /// One of the ports may have something to announce.
-    news: Arc<AtomicBool>,
+    news: Arc<News>,
     /// Which port is asked first in the next poll.
     first: usize,
     frames: Box<Frames>,
@@ -82,6 +81,12 @@ pub struct BridgePump {
     in_flight: InFlight,
     /// One of the sinks does.
     is_later: bool,
+    /// Sources of its ports; those behind are lanes.
+    sources: usize,
+    /// Sinks of its ports that finish later; those behind are lanes.
+    sinks: usize,
+    /// Where there are others.
+    part: Option<Box<Part>>,
     /// Cycles between two looks at the table for those who ask.
     view_every: u64,
     next_view: u64,
@@ -89,96 +94,16 @@ pub struct BridgePump {
     is_stopping: bool,
 }
 
-/// A port, and what the pump knows of it beside.
-#[derive(Debug)]
-struct Lane {
-    port: BridgePort,
-    /// The number of its first source among those of all ports.
-    first_source: usize,
-    /// By sink: its number among those that finish later, if it is one.
-    later: Vec<Option<usize>>,
-    /// Frames of its sources are done with that are not published yet.
-    is_served: bool,
-    /// Its sinks were given frames that are not published yet.
-    is_given: bool,
-    /// Something was published of which it was not told how long it took.
-    is_untimed: bool,
-}
-
-/// Frames of one source, which are numbered from `first` on.
-#[derive(Clone, Copy)]
-struct Origin {
-    source: usize,
-    first: u64,
-}
-
-/// Where a frame goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Decision {
-    /// To one port, by its index.
-    Port(u16),
-    /// To all others.
-    Flood,
-    /// To all others from which it cannot come back: its sender is not known to be here, so that what came back of it would be
-    /// taken for somebody's of the network.
-    FloodHere,
-    /// Nowhere.
-    Drop(DropReason),
+/// What a bridge's pump learns and tells.
+pub(crate) struct Knowledge {
+    pub(crate) fdb: Box<Fdb>,
+    pub(crate) stations: Arc<Stations>,
+    pub(crate) view: Arc<View>,
+    /// One of the ports may have something to announce.
+    pub(crate) news: Arc<News>,
 }
 
 impl BridgePump {
-    /// Binds what runs. The scratch is one with room if any source may leave more to be done than any sink takes.
-    pub(super) fn new(
-        ports: Vec<BridgePort>,
-        fdb: Box<Fdb>,
-        stations: Arc<Stations>,
-        news: Arc<AtomicBool>,
-        hertz: u64,
-        scratch: Scratch,
-    ) -> BridgePump {
-        // What waited for a port to run may be sent now.
-        news.store(true, Ordering::Relaxed);
-        let slots = ports.iter().map(|port| usize::from(port.slot) + 1).max().unwrap_or(0);
-        let mut by_slot = vec![None; slots];
-        for (index, port) in ports.iter().enumerate() {
-            by_slot[usize::from(port.slot)] = Some(index as u16);
-        }
-        let (mut sources, mut sinks) = (0, 0);
-        let mut lane = |port: BridgePort| {
-            let first_source = sources;
-            sources += port.sources.len();
-            let number = |(_, sink): &(u16, Box<dyn Sink>)| {
-                sink.defers().then(|| {
-                    sinks += 1;
-                    sinks - 1
-                })
-            };
-            let later = port.sinks.iter().map(number).collect();
-            Lane { port, first_source, later, is_served: false, is_given: false, is_untimed: false }
-        };
-        let ports: Vec<Lane> = ports.into_iter().map(&mut lane).collect();
-        let looks_at_vlans = ports.iter().any(|lane| lane.port.vlans.is_some());
-        let given = ports.iter().filter_map(|lane| lane.port.vlans.as_deref());
-        let dresser = looks_at_vlans.then(|| Dresser::new(Carriers::new(given)));
-        BridgePump {
-            ports,
-            by_slot,
-            fdb,
-            stations,
-            news,
-            first: 0,
-            frames: Frames::new(true),
-            dresser,
-            scratch,
-            in_flight: InFlight::new(sources, sinks),
-            is_later: sinks > 0,
-            view_every: hertz / 2,
-            next_view: 0,
-            now: 0,
-            is_stopping: false,
-        }
-    }
-
     /// Binds ports of which no fabric knows, with where stations are, by slot: to count what it costs, without a worker. Frames are
     /// as guests send them that offload nothing.
     ///
@@ -194,24 +119,94 @@ impl BridgePump {
             seed: [0; 2],
         };
         let stations = Arc::new(Stations::new(options));
+        let view = stations.views(1).remove(0);
         let mut fdb = stations.empty_fdb()?;
         for (mac, slot) in known {
             fdb.learn(*mac, *slot, 0);
         }
-        Ok(BridgePump::new(ports, fdb, stations, Arc::default(), hertz, Scratch::new(false)?))
+        let knowledge = Knowledge { fdb, stations, view, news: Arc::default() };
+        Ok(BridgePump::new(ports, knowledge, hertz, Scratch::new(false)?, None))
+    }
+}
+
+impl<const PARTS: bool> BridgePump<PARTS> {
+    /// Binds what runs. The scratch is one with room if any source may leave more to be done than any sink takes. `part`: of several,
+    /// whose sources are all ready for sinks that finish later; [`Pump::poll`] of any other pump passes it by.
+    pub(super) fn new(
+        ports: Vec<BridgePort>,
+        knowledge: Knowledge,
+        hertz: u64,
+        scratch: Scratch,
+        part: Option<Box<Part>>,
+    ) -> BridgePump<PARTS> {
+        let Knowledge { fdb, stations, view, news } = knowledge;
+        // What waited for a port to run may be sent now.
+        news.tell();
+        let slots = ports.iter().map(|port| usize::from(port.slot) + 1).max().unwrap_or(0);
+        let mut by_slot = vec![None; slots];
+        for (index, port) in ports.iter().enumerate() {
+            by_slot[usize::from(port.slot)] = Some(index as u16);
+        }
+        let (mut sources, mut sinks) = (0, 0);
+        let mut member = |port: BridgePort| {
+            let first_source = sources;
+            sources += port.sources.len();
+            let number = |(_, sink): &(u16, Box<dyn Sink>)| {
+                sink.defers().then(|| {
+                    sinks += 1;
+                    sinks - 1
+                })
+            };
+            let later = port.sinks.iter().map(number).collect();
+            Member { port, first_source, later, is_served: false, is_given: false, is_untimed: false }
+        };
+        let ports: Vec<Member> = ports.into_iter().map(&mut member).collect();
+        let looks_at_vlans = ports.iter().any(|member| member.port.vlans.is_some());
+        let given = || Carriers::new(ports.iter().filter_map(|member| member.port.vlans.as_deref()));
+        let of_all = |part: &Part| part.carriers().unwrap_or_else(given);
+        let carriers = || part.as_deref().map_or_else(given, of_all);
+        let dresser = looks_at_vlans.then(|| Dresser::new(carriers()));
+        for (slot, number) in part.iter().flat_map(|part| part.away()) {
+            if by_slot.len() <= slot {
+                by_slot.resize(slot + 1, None);
+            }
+            by_slot[slot] = Some(number);
+        }
+        let lanes = part.as_deref().map_or(0, Part::lanes);
+        BridgePump {
+            ports,
+            by_slot,
+            fdb,
+            stations,
+            view,
+            news,
+            first: 0,
+            frames: Frames::new(true),
+            dresser,
+            scratch,
+            in_flight: InFlight::new(sources + lanes, sinks + lanes),
+            is_later: sinks + lanes > 0,
+            sources,
+            sinks,
+            part,
+            view_every: hertz / 2,
+            next_view: 0,
+            now: 0,
+            is_stopping: false,
+        }
     }
 
-    /// Takes it apart again.
+    /// Takes it apart again. What others have in lanes to it goes back to them.
     pub fn into_parts(self) -> (Vec<BridgePort>, Box<Fdb>) {
-        (self.ports.into_iter().map(|lane| lane.port).collect(), self.fdb)
+        (self.ports.into_iter().map(|member| member.port).collect(), self.fdb)
     }
 
     /// One burst of every source of a port, published by [`BridgePump::publish`]; how many copies that came to.
     fn serve(&mut self, at: usize, budget: &Budget) -> u32 {
         // Taken out while they are served, so that the receivers can be reached beside them. Nothing is allocated.
-        let Some(lane) = self.ports.get_mut(at) else { return 0 };
-        let first_source = lane.first_source;
-        let mut sources = std::mem::take(&mut lane.port.sources);
+        let Some(member) = self.ports.get_mut(at) else { return 0 };
+        let first_source = member.first_source;
+        let mut sources = std::mem::take(&mut member.port.sources);
         let (mut cost, mut is_served) = (0, false);
         for (nth, (queue, source)) in sources.iter_mut().enumerate() {
             let number = first_source + nth;
@@ -223,9 +218,9 @@ impl BridgePump {
                 is_served = true;
             }
         }
-        if let Some(lane) = self.ports.get_mut(at) {
-            lane.port.sources = sources;
-            lane.is_served = is_served;
+        if let Some(member) = self.ports.get_mut(at) {
+            member.port.sources = sources;
+            member.is_served = is_served;
         }
         cost
     }
@@ -233,15 +228,15 @@ impl BridgePump {
     /// Publishes what was done since the last time: receivers before senders, so that what a process had on the way when it
     /// died is sent once more by the next.
     fn publish(&mut self) {
-        for lane in self.ports.iter_mut().filter(|lane| lane.is_given) {
-            lane.is_given = false;
-            lane.is_untimed = true;
-            lane.port.sinks.iter_mut().for_each(|(_, sink)| sink.publish());
+        for member in self.ports.iter_mut().filter(|member| member.is_given) {
+            member.is_given = false;
+            member.is_untimed = true;
+            member.port.sinks.iter_mut().for_each(|(_, sink)| sink.publish());
         }
-        for lane in self.ports.iter_mut().filter(|lane| lane.is_served) {
-            lane.is_served = false;
-            lane.is_untimed = true;
-            lane.port.sources.iter_mut().for_each(|(_, source)| source.publish());
+        for member in self.ports.iter_mut().filter(|member| member.is_served) {
+            member.is_served = false;
+            member.is_untimed = true;
+            member.port.sources.iter_mut().for_each(|(_, source)| source.publish());
         }
     }
 
@@ -258,7 +253,7 @@ impl BridgePump {
             return (0, 0);
         }
         let mut most = (budget.chains as usize).min(BURST);
-        let sent = self.ports.get(at).map(|lane| &lane.port.rates.sent);
+        let sent = self.ports.get(at).map(|member| &member.port.rates.sent);
         let sent = sent.filter(|sent| !sent.are_none());
         if sent.is_some_and(|sent| sent.room(self.now).is_err()) {
             // It stays where it is.
@@ -294,7 +289,15 @@ impl BridgePump {
         self.decide_all(at, &mut decisions);
 
         let mut all = self.frames.as_slice();
-        let sent = self.ports.get(at).map(|lane| &lane.port.rates.sent);
+        if PARTS && let Some(part) = &mut self.part {
+            let decisions = decisions.get(..all.len()).unwrap_or_default();
+            let fits = part.fit(decisions, source.burst(), self.now);
+            all = all.get(..fits).unwrap_or_default();
+            if fits == 0 {
+                return (0, 0);
+            }
+        }
+        let sent = self.ports.get(at).map(|member| &member.port.rates.sent);
         if let Some(sent) = sent.filter(|sent| !sent.are_none()) {
             let may = sent.admit(all.iter().map(bits_of), self.now);
             if may < all.len() {
@@ -323,7 +326,9 @@ impl BridgePump {
             }
             // What nobody would get takes nothing of the bound, which is on the others' rings.
             let is_flood = matches!(decision, Decision::Flood | Decision::FloodHere);
-            if is_flood && is_heard(&self.ports, at, queue, tag) {
+            let is_heard_away =
+                || PARTS && is_flood && self.part.as_ref().is_some_and(|part| part.is_heard(tag));
+            if is_flood && (is_heard(&self.ports, at, queue, tag) || is_heard_away()) {
                 let granted = take_floods(self.ports.get(at), end - begin, self.now);
                 if granted == 0 {
                     if let Some(frame) = all.get(begin) {
@@ -346,6 +351,8 @@ impl BridgePump {
             let count = end - begin;
             let run = Origin { first: from.first + begin as u64, ..from };
             begin = end;
+            // Of those that reach somebody, entries that found a lane full.
+            let mut lost = 0;
             let reached = match decision {
                 Decision::Drop(reason) => {
                     drops[reason as usize] += count as u64;
@@ -354,6 +361,15 @@ impl BridgePump {
                         source.note_drop(reason, frame, load.heads.last());
                     }
                     continue;
+                }
+                Decision::Port(index) if PARTS && index & AWAY != 0 => {
+                    let (first, of) = (self.sinks, (from.source as u16, tag));
+                    let part = self.part.as_mut();
+                    let missed = part.and_then(|part| {
+                        part.send(index & !AWAY, &load, of, run, &mut self.in_flight, first)
+                    });
+                    lost = missed.unwrap_or(0);
+                    u32::from(missed.is_some())
                 }
                 Decision::Port(index) => {
                     let to = self.ports.get_mut(usize::from(index));
@@ -370,15 +386,23 @@ impl BridgePump {
                     })
                 }
                 Decision::Flood | Decision::FloodHere => {
-                    let (scratch, out) = (&mut self.scratch, &mut self.in_flight);
-                    let is_for = |(index, to): &(usize, &mut Lane)| {
-                        *index != at && (decision == Decision::Flood || !to.port.reflects)
-                    };
-                    let mut reached = 0;
-                    for (_, to) in self.ports.iter_mut().enumerate().filter(is_for) {
-                        if let Some(load) = as_for(to, load, tag, &mut self.dresser) {
-                            reached += u32::from(hand_over(to, queue, load, run, self.now, (scratch, out)));
-                        }
+                    let is_here = decision == Decision::FloodHere;
+                    let here = (&mut self.ports[..], &mut self.dresser);
+                    let mut reached = flood(
+                        here,
+                        Some(at),
+                        is_here,
+                        (queue, tag),
+                        load,
+                        run,
+                        self.now,
+                        (&mut self.scratch, &mut self.in_flight),
+                    );
+                    if PARTS && let Some(part) = &mut self.part {
+                        let of = (from.source as u16, tag);
+                        let (lanes, missed) =
+                            part.flood(is_here, &load, of, run, &mut self.in_flight, self.sinks);
+                        (reached, lost) = (reached + lanes, missed);
                     }
                     reached
                 }
@@ -390,8 +414,17 @@ impl BridgePump {
                 drops[why as usize] += count as u64;
                 has_dropped = true;
             } else {
-                sent += count as u64;
-                bytes += load.frames.iter().map(|frame| u64::from(frame.len)).sum::<u64>();
+                if PARTS && lost > 0 {
+                    drops[DropReason::LaneFull as usize] += lost as u64;
+                    has_dropped = true;
+                }
+                let mut gone = load.frames;
+                if PARTS && !is_flood {
+                    // What a lane had no room for was for nobody else.
+                    gone = gone.get(..count - lost.min(count)).unwrap_or_default();
+                }
+                sent += gone.len() as u64;
+                bytes += gone.iter().map(|frame| u64::from(frame.len)).sum::<u64>();
             }
         }
         let done = all.len();
@@ -408,12 +441,14 @@ impl BridgePump {
 
     /// Learns where the senders are and looks up where the receivers are.
     fn decide_all(&mut self, at: usize, decisions: &mut [Decision; Burst::CHAINS]) {
-        let BridgePump { ports, by_slot, fdb, stations, frames, now, dresser, .. } = self;
-        let Some(lane) = ports.get(at) else { return };
-        let mut table = Table { by_slot, fdb, stations, at, port: &lane.port, now: ticks(*now) };
+        let BridgePump { ports, by_slot, fdb, stations, frames, now, dresser, part, .. } = self;
+        let Some(member) = ports.get(at) else { return };
+        let (port, now) = (&member.port, ticks(*now));
+        let part = if PARTS { part.as_deref_mut() } else { None };
+        let mut table = Table::<PARTS> { by_slot, fdb, stations, at, port, now, part };
         let looked_at = frames.as_slice().iter().zip(frames.heads()).zip(decisions);
         if let Some(dresser) = dresser {
-            let vlans = lane.port.vlans.as_deref().unwrap_or(&Vlans::NONE);
+            let vlans = member.port.vlans.as_deref().unwrap_or(&Vlans::NONE);
             let mut last = None;
             for (nth, ((frame, head), decision)) in looked_at.enumerate() {
                 let admitted = frame.dropped.map_or_else(|| vlans.admit(frame, head), Err);
@@ -426,7 +461,7 @@ impl BridgePump {
                             Some((before, decision)) if before == way => decision,
                             _ => {
                                 let decision = match table.decide(addresses(head), tag.vid) {
-                                    Decision::Port(index) if !carries(ports, index, tag) => {
+                                    Decision::Port(index) if !table.carries(ports, index, tag) => {
                                         Decision::Drop(DropReason::Vlan)
                                     }
                                     Decision::Flood | Decision::FloodHere
@@ -464,293 +499,128 @@ impl BridgePump {
         }
     }
 
-    /// Sends what the ports have to announce; how many copies that came to.
-    #[cold]
-    fn announce(&mut self) -> u32 {
-        // Acquire: pairs with the Release of whoever left something, which is seen below.
-        self.news.swap(false, Ordering::Acquire);
-        (0..self.ports.len()).map(|at| self.announce_from(at)).sum()
-    }
-
-    /// Sends what one port has to announce as if its guest had, under the same limit. It waits while the port sends nothing.
-    fn announce_from(&mut self, at: usize) -> u32 {
-        let Some(lane) = self.ports.get_mut(at) else { return 0 };
-        let Some(nth) = lane.port.sources.iter().position(|(_, source)| source.is_usable()) else { return 0 };
-        let Some(mac) = lane.port.announcement.take() else { return 0 };
-        let queue = lane.port.sources.get(nth).map_or(0, |(queue, _)| *queue);
-        let tag = lane.port.vlans.as_ref().and_then(|vlans| vlans.own());
-        let is_in_one = lane.port.vlans.is_none() || tag.is_some();
-        let learned = if is_in_one {
-            let vid = tag.map_or(0, |tag| tag.vid);
-            self.fdb.learn(Address::of(mac, vid), lane.port.slot, ticks(self.now))
-        } else {
-            Learned::Invalid
-        };
-        if let Learned::PortFull | Learned::Full = learned {
-            self.stations.count_refused();
-        }
-        let is_known = matches!(learned, Learned::Known | Learned::New | Learned::Moved);
-        let has_other = |tag: Tag| {
-            let own = self.ports.get(at)?.port.vlans.as_ref()?;
-            Some(self.dresser.as_ref()?.has_other(tag, own))
-        };
-        let is_nobodys = tag.is_some_and(|tag| has_other(tag) == Some(false));
-        let lost = if !is_in_one || is_nobodys {
-            DropReason::Vlan
-        } else if !is_heard(&self.ports, at, queue, tag) {
-            DropReason::PeerDown
-        } else if take_floods(self.ports.get(at), 1, self.now) == 0 {
-            DropReason::FloodLimit
-        } else {
-            let (frame, mut copies) = (announce::frame(mac), 0);
-            for (index, lane) in self.ports.iter_mut().enumerate() {
-                if index == at || (lane.port.reflects && !is_known) {
-                    continue;
-                }
-                let Some(with_tag) = tag.map_or(Some(false), |tag| lane.carries(tag)) else { continue };
-                if let Some((_, sink)) = receiver(lane, queue) {
-                    match tag.filter(|_| with_tag) {
-                        Some(tag) => sink.give(&announce::tagged(frame, tag.vid)),
-                        None => sink.give(&frame),
-                    }
-                    copies += 1;
-                }
-            }
-            return copies;
-        };
-        if let Some((_, source)) = self.ports.get_mut(at).and_then(|lane| lane.port.sources.get_mut(nth)) {
-            source.count_drops(lost, 1);
-        }
-        1
-    }
-
     /// Gives back what sinks have finished with. How many frames that are.
     fn give_back(&mut self) -> u32 {
+        if PARTS {
+            self.look_at_lanes();
+        }
         if self.in_flight.is_empty() {
             return 0;
         }
         let mut count = 0;
-        for lane in &mut self.ports {
-            for (number, (_, sink)) in lane.later.iter().zip(&mut lane.port.sinks) {
+        for member in &mut self.ports {
+            for (number, (_, sink)) in member.later.iter().zip(&mut member.port.sinks) {
                 if let Some(number) = number {
                     self.in_flight.finished(*number, sink.finished());
                 }
             }
         }
-        for lane in &mut self.ports {
-            for (number, (_, source)) in (lane.first_source..).zip(&mut lane.port.sources) {
+        for member in &mut self.ports {
+            for (number, (_, source)) in (member.first_source..).zip(&mut member.port.sources) {
                 let done = self.in_flight.give_back(number);
                 if done > 0 {
                     source.give_back(done);
                     source.publish();
-                    lane.is_untimed = true;
+                    member.is_untimed = true;
                     count += done as u32;
                 }
             }
+        }
+        if PARTS {
+            count += self.finish_lanes();
         }
         count
     }
 
     /// Those of its sinks that have not finished with what they were given.
     fn out(&mut self) -> impl Iterator<Item = &mut Box<dyn Sink>> {
-        let lanes = self.ports.iter_mut().filter(|_| self.is_later);
-        let sinks = lanes.flat_map(|lane| lane.later.iter().zip(&mut lane.port.sinks));
+        let members = self.ports.iter_mut().filter(|_| self.is_later);
+        let sinks = members.flat_map(|member| member.later.iter().zip(&mut member.port.sinks));
         let later = sinks.filter_map(|(number, (_, sink))| number.map(|_| sink));
         later.filter_map(|sink| (sink.finished() < sink.given()).then_some(sink))
     }
 }
 
-/// What a burst's frames are looked up in, and the port that they come from.
-struct Table<'a> {
-    by_slot: &'a [Option<u16>],
-    fdb: &'a mut Fdb,
-    stations: &'a Stations,
-    at: usize,
-    port: &'a BridgePort,
-    /// In ticks.
-    now: u64,
-}
-
-impl Table<'_> {
-    /// Learns where the sender of a frame is, and says where the frame goes.
-    #[inline]
-    fn decide(&mut self, ends: Addresses, vid: u16) -> Decision {
-        let Table { by_slot, fdb, stations, at, port, now } = self;
-        let source = Address::of(ends.source, vid);
-        let is_elsewhere = |slot: u16| slot != port.slot && is_there(by_slot, slot);
-        if port.reflects && fdb.find(source, *now).is_some_and(is_elsewhere) {
-            // Learned, the guest would be cut off: it would be behind the port that reflects.
-            return Decision::Drop(DropReason::Reflected);
-        }
-        let learned = fdb.learn(source, port.slot, *now);
-        if let Learned::PortFull | Learned::Full = learned {
-            stations.count_refused();
-        }
-        let behind = fdb
-            .find(Address::of(ends.destination, vid), *now)
-            .and_then(|slot| by_slot.get(usize::from(slot)).copied().flatten());
-        let is_known = matches!(learned, Learned::Known | Learned::New | Learned::Moved);
-        match decide(ends.destination, behind, *at) {
-            Decision::Flood if !is_known => Decision::FloodHere,
-            decision => decision,
-        }
-    }
-}
-
-/// The port of this slot runs.
-fn is_there(by_slot: &[Option<u16>], slot: u16) -> bool {
-    by_slot.get(usize::from(slot)).is_some_and(Option::is_some)
-}
-
-/// Where a frame to `destination` goes that came from port `at`; `behind` is the port where it was last seen.
-fn decide(destination: Mac, behind: Option<u16>, at: usize) -> Decision {
-    // IEEE 802.1Q §8.6.3: frames to these are for the bridge itself and go no further.
-    if matches!(destination.0, [0x01, 0x80, 0xc2, 0x00, 0x00, last] if last < 0x10) {
-        return Decision::Drop(DropReason::ReservedAddress);
-    }
-    match behind {
-        Some(index) if usize::from(index) == at => Decision::Drop(DropReason::SamePort),
-        Some(index) if !destination.is_multicast() => Decision::Port(index),
-        _ => Decision::Flood,
-    }
-}
-
-impl Lane {
-    /// Whether frames of a VLAN go there, and with a tag.
-    fn carries(&self, tag: Tag) -> Option<bool> {
-        self.port.vlans.as_ref()?.carries(tag)
-    }
-}
-
-/// A port carries frames of a VLAN.
-fn carries(ports: &[Lane], index: u16, tag: Tag) -> bool {
-    ports.get(usize::from(index)).is_some_and(|lane| lane.carries(tag).is_some())
-}
-
-/// Frames as a port gets them; None: it does not carry their VLAN. Without a tag, they are as they are.
+/// Gives frames to everybody of these but port `at`, or to those only from which they cannot come back. How many had them.
 #[inline(always)]
-fn as_for<'a>(
-    to: &Lane,
-    load: Load<'a>,
-    tag: Option<Tag>,
-    dresser: &'a mut Option<Box<Dresser>>,
-) -> Option<Load<'a>> {
-    let Some(tag) = tag else { return Some(load) };
-    let with_tag = to.carries(tag)?;
-    Some(dresser.as_mut()?.dress(load, tag, with_tag))
-}
-
-/// True if a frame of port `at` to everybody would reach somebody.
-fn is_heard(ports: &[Lane], at: usize, queue: u16, tag: Option<Tag>) -> bool {
-    let is_other =
-        |(index, to): &(usize, &Lane)| *index != at && tag.is_none_or(|tag| to.carries(tag).is_some());
-    let mut others = ports.iter().enumerate().filter(is_other);
-    others.any(|(_, to)| {
-        let nth = usize::from(queue).checked_rem(to.port.sinks.len());
-        nth.and_then(|nth| to.port.sinks.get(nth)).is_some_and(|(_, sink)| sink.is_usable())
-    })
-}
-
-/// How many of so many frames a port may send to everybody now.
-fn take_floods(from: Option<&Lane>, frames: usize, now: u64) -> usize {
-    let flood = from.and_then(|lane| lane.port.flood.as_ref());
-    flood.map_or(frames, |flood| (0..frames).take_while(|_| flood.take(now)).count())
-}
-
-/// How many of these frames a port may be given now.
-#[inline(always)]
-fn what_may(received: &Limits, frames: &[Frame], now: u64) -> usize {
-    if received.are_none() { frames.len() } else { received.admit(frames.iter().map(bits_of), now) }
-}
-
-fn bits_of(frame: &Frame) -> u64 {
-    u64::from(frame.len) * 8
-}
-
-/// Gives frames to a port, which keeps what it can. False: nothing there runs.
-fn hand_over(
-    to: &mut Lane,
-    queue: u16,
+#[expect(clippy::too_many_arguments, reason = "what a pump has apart while it carries a burst; two callers")]
+fn flood(
+    (ports, dresser): (&mut [Member], &mut Option<Box<Dresser>>),
+    at: Option<usize>,
+    is_here: bool,
+    (queue, tag): (u16, Option<Tag>),
     load: Load<'_>,
     from: Origin,
     now: u64,
-    (scratch, in_flight): (&mut Scratch, &mut InFlight),
-) -> bool {
-    let may = what_may(&to.port.rates.received, load.frames, now);
-    let Some((later, sink)) = receiver(to, queue) else { return false };
-    if may < load.frames.len() {
-        sink.count_drops(DropReason::RateLimit, (load.frames.len() - may) as u64);
+    (scratch, out): (&mut Scratch, &mut InFlight),
+) -> u32 {
+    let is_for = |(index, to): &(usize, &mut Member)| Some(*index) != at && (!is_here || !to.port.reflects);
+    let mut reached = 0;
+    for (_, to) in ports.iter_mut().enumerate().filter(is_for) {
+        if let Some(load) = as_for(to, load, tag, dresser) {
+            reached += u32::from(hand_over(to, queue, load, from, now, (scratch, out)));
+        }
     }
-    let load = Load { frames: load.frames.get(..may).unwrap_or_default(), ..load };
-    let Some(number) = later else {
-        sink.carry_or_drop(load, scratch);
-        return true;
-    };
-    // As many as may be out at one sink.
-    let room = in_flight.room_at(number).min(load.frames.len());
-    let (now, lost) = load.frames.split_at_checked(room).unwrap_or_default();
-    let carried = sink.carry_or_drop(Load { frames: now, ..load }, scratch);
-    let lost = lost.iter().filter(|frame| frame.dropped.is_none()).count();
-    if lost > 0 {
-        sink.count_drops(DropReason::NoRxBuffer, lost as u64);
-    }
-    for (mark, frame) in scratch.marks.iter().take(carried).zip(from.first..) {
-        in_flight.read_by(number, *mark, from.source, frame);
-    }
-    true
+    reached
 }
 
-/// The receive queue of a port that a sender's queue feeds, if it runs: queue i feeds queue i mod n. With its number, if it
-/// finishes later. It is to be published then.
-#[inline]
-fn receiver(to: &mut Lane, queue: u16) -> Option<(Option<usize>, &mut dyn Sink)> {
-    let nth = usize::from(queue).checked_rem(to.port.sinks.len())?;
-    to.is_given = true;
-    let later = to.later.get(nth).copied().flatten();
-    let (_, sink) = to.port.sinks.get_mut(nth)?;
-    sink.is_usable().then_some((later, &mut **sink))
-}
-
-impl Pump for BridgePump {
+impl<const PARTS: bool> Pump for BridgePump<PARTS> {
     fn poll(&mut self, budget: &Budget, now: u64) -> Polled {
         self.now = now;
         self.in_flight.begin(now);
         let back = self.give_back();
+        let lanes = if PARTS { self.lanes() } else { 0 };
+        if PARTS && (self.is_stopping || self.is_ending()) {
+            return self.drain(lanes, budget);
+        }
         if self.is_stopping {
             return Polled::Idle;
         }
         let mut cost = 0;
-        if self.news.load(Ordering::Relaxed) {
+        if self.has_news() {
             cost = self.announce();
         }
-        let count = self.ports.len();
+        let count = self.ports.len() + lanes;
         for turn in 0..count {
             let at = (self.first + turn) % count;
-            cost += self.serve(at, budget);
+            cost += if PARTS && at >= self.ports.len() {
+                self.serve_lane(at - self.ports.len(), budget)
+            } else {
+                self.serve(at, budget)
+            };
             if cost >= budget.chains {
                 self.first = (at + 1) % count;
                 break;
             }
         }
+        if PARTS {
+            self.tell_stations();
+        }
         if cost == 0 {
+            if PARTS {
+                self.publish_lanes();
+            }
             return if back > 0 { Polled::Moved(back) } else { Polled::Idle };
         }
         self.publish();
         self.give_back();
+        if PARTS {
+            self.publish_lanes();
+        }
         if now >= self.next_view {
             self.next_view = now.saturating_add(self.view_every);
             self.fdb.set_ageing(self.stations.ageing());
             self.fdb.sweep(ticks(now), SWEEP);
-            self.stations.show(&self.fdb, now);
+            self.show(now);
         }
         Polled::Moved(cost)
     }
 
     fn took(&mut self, cycles: u64) {
-        for lane in self.ports.iter_mut().filter(|lane| lane.is_untimed) {
-            lane.is_untimed = false;
-            lane.port.sinks.iter_mut().for_each(|(_, sink)| sink.took(cycles));
-            for (number, (_, source)) in (lane.first_source..).zip(&mut lane.port.sources) {
+        for member in self.ports.iter_mut().filter(|member| member.is_untimed) {
+            member.is_untimed = false;
+            member.port.sinks.iter_mut().for_each(|(_, sink)| sink.took(cycles));
+            for (number, (_, source)) in (member.first_source..).zip(&mut member.port.sources) {
                 let waited = if self.is_later { self.in_flight.waited(number) } else { 0 };
                 source.took(cycles + waited);
             }
@@ -759,7 +629,8 @@ impl Pump for BridgePump {
 
     fn arm(&mut self) -> Armed {
         let now = self.now;
-        self.stations.show(&self.fdb, now);
+        self.show(now);
+        let is_ending = PARTS && (self.is_stopping || self.is_ending());
         let (mut has_work, mut cannot) = (false, false);
         let mut note = |armed: Option<bool>| match armed {
             Some(true) => has_work = true,
@@ -767,13 +638,13 @@ impl Pump for BridgePump {
             None => cannot = true,
         };
         let mut wait = None;
-        for lane in &mut self.ports {
-            if let Err(cycles) = lane.port.rates.sent.room(now) {
+        for member in self.ports.iter_mut().filter(|_| !is_ending) {
+            if let Err(cycles) = member.port.rates.sent.room(now) {
                 // What it has stays there for so long.
                 wait = Some(wait.map_or(cycles, |wait| cycles.min(wait)));
                 continue;
             }
-            for (number, (_, source)) in (lane.first_source..).zip(&mut lane.port.sources) {
+            for (number, (_, source)) in (member.first_source..).zip(&mut member.port.sources) {
                 // Of one that has as many out as may be, it is the sinks that bring news.
                 if self.in_flight.room(number) > 0 {
                     note(source.arm());
@@ -781,6 +652,9 @@ impl Pump for BridgePump {
             }
         }
         self.out().for_each(|sink| note(sink.arm()));
+        if PARTS {
+            has_work |= self.arm_lanes();
+        }
         if has_work {
             self.disarm();
             return Armed::HasWork;
@@ -795,34 +669,45 @@ impl Pump for BridgePump {
     }
 
     fn disarm(&mut self) {
-        for lane in &mut self.ports {
-            lane.port.sources.iter_mut().for_each(|(_, source)| source.disarm());
-            let sinks = lane.later.iter().zip(&mut lane.port.sinks).filter(|(number, _)| number.is_some());
+        for member in &mut self.ports {
+            member.port.sources.iter_mut().for_each(|(_, source)| source.disarm());
+            let sinks =
+                member.later.iter().zip(&mut member.port.sinks).filter(|(number, _)| number.is_some());
             sinks.for_each(|(_, (_, sink))| sink.disarm());
+        }
+        if PARTS && let Some(part) = &mut self.part {
+            part.disarm();
         }
     }
 
     fn begin_stop(&mut self) -> bool {
         self.is_stopping = true;
+        if PARTS && let Some(part) = &mut self.part {
+            part.end();
+        }
         self.stopped()
     }
 
     fn stopped(&mut self) -> bool {
         self.give_back();
         let mut is_stopped = self.in_flight.is_empty() && self.out().next().is_none();
-        let sources = self.ports.iter_mut().flat_map(|lane| &mut lane.port.sources);
+        let sources = self.ports.iter_mut().flat_map(|member| &mut member.port.sources);
         sources.for_each(|(_, source)| is_stopped &= source.rest());
+        if PARTS {
+            is_stopped &= self.has_left(is_stopped);
+        }
         // It may be placed again.
         self.is_stopping = !is_stopped;
         is_stopped
     }
 
     fn wake_sources(&self) -> Vec<BorrowedFd<'_>> {
-        let sources = self.ports.iter().flat_map(|lane| &lane.port.sources);
-        let sinks = self.ports.iter().flat_map(|lane| lane.later.iter().zip(&lane.port.sinks));
+        let sources = self.ports.iter().flat_map(|member| &member.port.sources);
+        let sinks = self.ports.iter().flat_map(|member| member.later.iter().zip(&member.port.sinks));
         let later =
             sinks.filter(|(number, _)| number.is_some()).filter_map(|(_, (_, sink))| sink.wake_source());
-        sources.filter_map(|(_, source)| source.wake_source()).chain(later).collect()
+        let lanes = self.part.iter().map(|part| part.wake_source());
+        sources.filter_map(|(_, source)| source.wake_source()).chain(later).chain(lanes).collect()
     }
 }
 

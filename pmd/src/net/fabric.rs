@@ -3,7 +3,7 @@
 //! ```text
 //!   link:     port A  RX 0 <--[pump]-- TX 0, TX 1 ..  port B      one pump for each receive queue; sender's pair i
 //!             port A  TX 0 --[pump]--> RX 0           port B      feeds receiver's queue i mod n
-//!   bridge:   every queue of every port in one [pump]
+//!   bridge:   every queue of every port in one [pump], or of every port on a core in one for each core
 //! ```
 //!
 //! What pumps there are is its kind's to decide, which is a trait with an implementation a file: another way to join ports
@@ -36,10 +36,11 @@ mod port;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
+use crate::net::announce::News;
 use crate::vdpa::DriverError;
 
 use bridge::Bridge;
@@ -55,7 +56,7 @@ pub use port::Port;
 pub struct Fabric {
     name: String,
     /// One of the ports may have something to announce.
-    news: Arc<AtomicBool>,
+    news: Arc<News>,
     /// How many of its ports were given VLANs.
     in_vlans: Arc<AtomicUsize>,
     slots: Mutex<BTreeSet<u16>>,
@@ -71,6 +72,8 @@ struct State {
     give_up_at: Option<Instant>,
     /// What is unsettled was left to [`crate::later`].
     is_settling: bool,
+    /// How many pumps were made together the last time that some were.
+    together: usize,
 }
 
 impl Fabric {
@@ -106,6 +109,7 @@ impl Fabric {
                 pumps: BTreeMap::new(),
                 give_up_at: None,
                 is_settling: false,
+                together: 0,
             }),
         })
     }

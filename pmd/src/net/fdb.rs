@@ -35,9 +35,14 @@
 //! Budget: [`Fdb::find`] and [`Fdb::learn`] of a known address look at one bucket, at most two; a `learn` that changes
 //! something sweeps [`SWEEP`] more. No allocation after creation, no lock, no panic.
 
+// What the databases of one bridge on several cores tell each other.
+mod copies;
+
 use std::collections::TryReserveError;
 
 use super::Mac;
+
+pub use copies::Heard;
 
 /// What a counter of cycles is in ticks: some twenty microseconds each.
 #[inline]
@@ -77,6 +82,18 @@ impl Address {
     #[inline]
     pub fn of(mac: Mac, vid: u16) -> Address {
         Address(number(mac) << VLAN_BITS | u64::from(vid))
+    }
+
+    /// As a number, for [`Address::from_bits`].
+    #[inline]
+    pub fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    /// The address that such a number is of.
+    #[inline]
+    pub fn from_bits(bits: u64) -> Address {
+        Address(bits)
     }
 
     /// A station can have it as its own.
@@ -278,11 +295,14 @@ impl Fdb {
     /// Each entry that lives, in no order.
     pub fn entries(&self, now: u64) -> impl Iterator<Item = Entry> {
         let slots = self.buckets.iter().flat_map(|bucket| bucket.keys.iter().zip(&bucket.seen));
-        slots.filter(|&(&key, _)| key != 0).filter_map(move |(&key, seen)| {
-            let age = seen.age(now);
-            let entry = Entry { mac: mac_of(key), vid: key as u16, port: seen.port(), age };
-            (age < self.ageing).then_some(entry)
-        })
+        slots.filter_map(move |(&key, &seen)| self.entry_of(key, seen, now))
+    }
+
+    /// What stands in a slot, if it lives.
+    fn entry_of(&self, key: u64, seen: Seen, now: u64) -> Option<Entry> {
+        let age = seen.age(now);
+        let entry = Entry { mac: mac_of(key), vid: key as u16, port: seen.port(), age };
+        (key != 0 && age < self.ageing).then_some(entry)
     }
 
     /// The part of `learn` that changes more than an age.

@@ -143,6 +143,12 @@ impl InFlight {
         }
     }
 
+    /// The source of each frame with which a sink is not finished when it is finished with all up to a mark.
+    pub(super) fn beyond(&self, sink: usize, mark: u64) -> impl Iterator<Item = usize> {
+        let waits = self.sinks.get(sink).into_iter().flatten();
+        waits.filter(move |wait| wait.mark > mark).map(|wait| wait.source)
+    }
+
     /// How many frames of a source are not read any more, from the oldest on: they are no longer counted as taken.
     pub(super) fn give_back(&mut self, source: usize) -> usize {
         let Some(taken) = self.sources.get_mut(source) else { return 0 };
@@ -184,6 +190,7 @@ mod tests {
         out.finished(1, 2);
         assert_eq!((out.give_back(0), out.give_back(1)), (0, 1));
         assert!(out.holds(0) && !out.holds(1) && !out.is_empty());
+        assert_eq!((out.beyond(0, 7).count(), out.beyond(0, 9).count()), (1, 0));
         out.finished(0, 8);
         assert_eq!(out.give_back(0), 2);
         out.begin(50);

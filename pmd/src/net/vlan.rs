@@ -54,6 +54,31 @@ enum Form {
     Priority,
 }
 
+impl Tag {
+    /// As a number, for [`Tag::from_bits`]; never 0.
+    #[inline]
+    pub(super) fn to_bits(self) -> u16 {
+        let form = match self.form {
+            Form::Untagged => 1,
+            Form::Tagged => 2,
+            Form::Priority => 3,
+        };
+        self.vid & VID | form << 12 | u16::from(self.is_stacked) << 14
+    }
+
+    /// The tag that such a number is of; None of 0.
+    #[inline]
+    pub(super) fn from_bits(bits: u16) -> Option<Tag> {
+        let form = match bits >> 12 & 3 {
+            1 => Form::Untagged,
+            2 => Form::Tagged,
+            3 => Form::Priority,
+            _ => return None,
+        };
+        Some(Tag { vid: bits & VID, form, is_stacked: bits >> 14 & 1 != 0 })
+    }
+}
+
 impl Vlans {
     /// A port in no VLAN, which carries nothing.
     pub const NONE: Vlans = Vlans { tagged: [0; 64], untagged: [0; 64], pvid: None };
@@ -249,7 +274,7 @@ fn put(set: &mut Set, vid: u16, is_in: bool) {
 }
 
 /// How many of a bridge's ports carry each VLAN: so that frames of one that nobody else has cost no look at every port.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Carriers(Box<[Count]>);
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -278,6 +303,13 @@ impl Carriers {
             }
         }
         Carriers(counts.into())
+    }
+
+    /// One of the ports carries frames like this one.
+    #[inline]
+    pub(super) fn has_any(&self, tag: Tag) -> bool {
+        let count = self.0.get(usize::from(tag.vid)).copied().unwrap_or_default();
+        (if tag.is_stacked { count.tagged } else { count.all }) > 0
     }
 
     /// A port other than this one, which has these VLANs, carries frames like this one.
@@ -514,6 +546,17 @@ mod tests {
         assert_eq!(trunk.admit(&plain, &head), Err(DropReason::Vlan));
         let (priority, head) = looked_at(&frame(&[0x81, 0, 0xe0, 0, 8, 0]), Offload::None);
         assert_eq!(trunk.admit(&priority, &head), Err(DropReason::Vlan));
+    }
+
+    #[test]
+    fn tag_is_read_back_from_its_number() {
+        for form in [Form::Untagged, Form::Tagged, Form::Priority] {
+            for (vid, is_stacked) in [(0, false), (1, true), (MOST, true)] {
+                let tag = Tag { vid, form, is_stacked };
+                assert_eq!(Tag::from_bits(tag.to_bits()), Some(tag));
+            }
+        }
+        assert_eq!(Tag::from_bits(0), None);
     }
 
     #[test]

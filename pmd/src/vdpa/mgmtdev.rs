@@ -122,6 +122,10 @@ pub trait ManagementDevice: Send {
     fn shared_core(&self) -> Option<usize> {
         None
     }
+    /// A device may be given a core of its own: it is served where its placer says, and the others by the shared one.
+    fn takes_cores(&self) -> bool {
+        false
+    }
     /// How it is divided, for one whose hardware can be: where it says so in [`MgmtInfo::functions`].
     fn parent(&mut self) -> Option<&mut dyn Parent> {
         None
@@ -157,6 +161,8 @@ pub struct MgmtKindInfo {
     pub attributes: Vec<AttributeInfo>,
     /// The devices of each management device share one core.
     pub shares_core: bool,
+    /// A device may be given a core of its own all the same: [`ManagementDevice::takes_cores`].
+    pub takes_cores: bool,
     /// What each management device says of itself, but for its name.
     pub device: MgmtInfo,
     /// Checks the name (behind the `/`) and the attributes of a management device that is to be made or changed.

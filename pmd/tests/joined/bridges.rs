@@ -297,6 +297,10 @@ fn what_is_for_a_port_beyond_its_rate_is_dropped_there_and_costs_the_others_noth
     let everybody = frame(Mac([0xff; 6]), nics[0].mac, 64, 1);
     (0..100).for_each(|_| nics[0].send_plain(0, &everybody));
     nics[2].expect(0, 100);
+    let deadline = Instant::now() + SOON;
+    while nics[1].stats(0).packets + nics[1].drops(0, DropReason::RateLimit) < 100 {
+        assert!(Instant::now() < deadline, "{:?}", nics[1].stats(0));
+    }
     let got = nics[1].received(0).len() as u64;
     assert!((31..=40).contains(&got), "{got}");
     assert_eq!(nics[1].drops(0, DropReason::RateLimit), 100 - got);

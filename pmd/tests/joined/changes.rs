@@ -13,6 +13,13 @@ fn moves_between_cores_and_ports_that_come_and_go_lose_nothing_of_the_others() {
     let mut bridge = bridge(&engine);
     let mut a = Nic::new(&mut *bridge, "a", Setup::default(), &engine);
     let mut b = Nic::new(&mut *bridge, "b", Setup { format: Format::Packed, ..Setup::default() }, &engine);
+    let core = Arc::new(std::sync::atomic::AtomicUsize::new(cores[0]));
+    let placed_on = |nic: &mut Nic| {
+        let core = Arc::clone(&core);
+        nic.placer.core_of = Arc::new(move |_| core.load(std::sync::atomic::Ordering::SeqCst));
+    };
+    placed_on(&mut a);
+    placed_on(&mut b);
     a.start(1);
     b.start(1);
     a.post(0, 1);
@@ -23,11 +30,12 @@ fn moves_between_cores_and_ports_that_come_and_go_lose_nothing_of_the_others() {
         for seed in 0..8 {
             a.send_plain(0, &frame(b.mac, a.mac, 64, seed));
         }
-        bridge
-            .set(&BTreeMap::from([("core".to_owned(), cores[usize::from(round) % 2].to_string())]))
-            .unwrap();
+        let to = cores[usize::from(round) % 2];
+        core.store(to, std::sync::atomic::Ordering::SeqCst);
+        bridge.set(&BTreeMap::from([("core".to_owned(), to.to_string())])).unwrap();
         a.device.queues().follow(WITHIN).unwrap();
         let mut c = Nic::new(&mut *bridge, "c", Setup::default(), &engine);
+        placed_on(&mut c);
         c.start(1);
         c.stop();
         b.expect(0, 8);

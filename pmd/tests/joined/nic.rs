@@ -85,7 +85,7 @@ impl Nic {
         assert!(device.facts().features.contains(features));
         let memory = HostMemory::allocate("test", MEMORY).unwrap();
         let map = Arc::new(memory.guest_map(GPA).unwrap());
-        let core = engine.cores()[0];
+        let core = parts::core_of(name, engine);
         let placer = Placer {
             name: name.to_owned(),
             engine: engine.clone(),

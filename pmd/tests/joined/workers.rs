@@ -4,6 +4,7 @@ use super::*;
 
 pub(super) fn engine(cores: usize) -> Engine {
     let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+    let cores = cores.max(parts::parts());
     let cores = (0..1024).rev().filter(|core| allowed.is_set(*core)).take(cores).collect();
     let clock = Clock { cycles: tsc::cycles, hertz: tsc::hertz() };
     Engine::start(EngineConfig { cores, idle: IdlePolicy::Adaptive, clock }).unwrap()
@@ -13,9 +14,9 @@ pub(super) fn engine(cores: usize) -> Engine {
 /// on a busy machine still brings its buffers in time.
 pub(super) fn patient_engine() -> Engine {
     let allowed = rustix::thread::sched_getaffinity(None).unwrap();
-    let core = (0..1024).rev().find(|core| allowed.is_set(*core)).unwrap();
+    let cores = (0..1024).rev().filter(|core| allowed.is_set(*core)).take(parts::parts()).collect();
     let clock = Clock { cycles: || tsc::cycles() >> 8, hertz: tsc::hertz() >> 8 };
-    Engine::start(EngineConfig { cores: vec![core], idle: IdlePolicy::Poll, clock }).unwrap()
+    Engine::start(EngineConfig { cores, idle: IdlePolicy::Poll, clock }).unwrap()
 }
 
 /// Hears nothing.

@@ -1,4 +1,5 @@
-//! Any number of ports, joined by a learning bridge: every queue of every port in one pump.
+//! Any number of ports, joined by a learning bridge: every queue of every port in one pump; or in one for each core on which ports
+//! are placed, a part of the bridge, joined with the others by lanes.
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,28 +12,39 @@ use ringway_engine::Pump;
 use ringway_ring::tsc;
 
 use super::MOST_PORTS;
-use super::ends::{EndKey, Ends, PumpKey, Side};
+use super::ends::{EndKey, Ends, PortState, PumpKey, Side};
 use super::kind::{Foreign, Kind};
 use crate::limit::Limit;
-use crate::net::bridge::{BridgePort, BridgePump};
+use crate::net::bridge::{BridgePort, BridgePump, Knowledge, Part, PartPort};
 use crate::net::fdb::{Fdb, FdbOptions, ticks};
-use crate::net::stations::Stations;
+use crate::net::stations::{Stations, View};
 use crate::net::vlan::Vlans;
 
 /// See the module's head.
 #[derive(Debug)]
 pub(super) struct Bridge {
     settings: Arc<BridgeSettings>,
-    /// While no pump has it.
-    fdb: Option<Box<Fdb>>,
+    /// Those that no pump has, and what each knows.
+    known: Vec<Box<Fdb>>,
+    /// What the pumps that are about to be made are made with.
+    ready: BTreeMap<PumpKey, Ready>,
     /// Slots whose stations are to be forgotten once the database is here.
     forget: BTreeSet<u16>,
+}
+
+/// What a pump that is about to be made is made with.
+#[derive(Debug)]
+struct Ready {
+    fdb: Box<Fdb>,
+    view: Arc<View>,
+    /// Of several.
+    part: Option<Box<Part>>,
 }
 
 /// What control decides of a bridge and reads of it, without waiting for anybody.
 #[derive(Debug)]
 pub struct BridgeSettings {
-    /// The core of its pump.
+    /// The core of those of its ports that were given none.
     core: AtomicUsize,
     stations: Arc<Stations>,
 }
@@ -43,12 +55,13 @@ impl BridgeSettings {
         &self.stations
     }
 
-    /// The core of its pump.
+    /// The core of those of its ports that were given none.
     pub fn core(&self) -> usize {
         self.core.load(Ordering::Relaxed)
     }
 
-    /// The core of its pump from now on; sessions follow when they are told to.
+    /// The same from now on. What counts is where each port's [placer](crate::vdpa::Placer) says that it belongs; sessions follow
+    /// when they are told to.
     pub fn set_core(&self, core: usize) {
         self.core.store(core, Ordering::Relaxed);
     }
@@ -67,7 +80,7 @@ impl Bridge {
         let options = FdbOptions { capacity, ports, per_port, ageing: ticks_of(ageing), seed };
         let stations = Arc::new(Stations::new(options));
         let settings = Arc::new(BridgeSettings { core: AtomicUsize::new(core), stations });
-        Bridge { settings, fdb: None, forget: BTreeSet::new() }
+        Bridge { settings, known: Vec::new(), ready: BTreeMap::new(), forget: BTreeSet::new() }
     }
 
     pub(super) fn settings(&self) -> Arc<BridgeSettings> {
@@ -77,34 +90,90 @@ impl Bridge {
 
 impl Kind for Bridge {
     fn plan(&self, ends: &Ends) -> BTreeMap<PumpKey, Vec<EndKey>> {
-        let sources: Vec<EndKey> = ends.sources().collect();
-        if sources.is_empty() {
+        let mut parts: BTreeMap<usize, Vec<EndKey>> = BTreeMap::new();
+        for end in ends.sources().chain(ends.sinks()) {
+            parts.entry(core_of(ends, end)).or_default().push(end);
+        }
+        if ends.sources().next().is_none() {
             return BTreeMap::new();
         }
-        BTreeMap::from([(ALL, sources.into_iter().chain(ends.sinks()).collect())])
+        if parts.len() == 1 {
+            return parts.into_values().map(|members| (ALL, members)).collect();
+        }
+        parts.into_iter().map(|(core, members)| (part_on(core), members)).collect()
     }
 
-    fn name(&self, fabric: &str, _key: PumpKey, _ends: &Ends) -> String {
-        fabric.to_owned()
+    fn name(&self, fabric: &str, key: PumpKey, _ends: &Ends) -> String {
+        if key == ALL { fabric.to_owned() } else { format!("{fabric}@{}", key.port) }
     }
 
-    fn core(&self, _key: PumpKey, _members: &[EndKey], _ends: &Ends) -> usize {
-        self.settings.core()
+    fn core(&self, _key: PumpKey, members: &[EndKey], ends: &Ends) -> usize {
+        members.first().map_or_else(|| self.settings.core(), |end| core_of(ends, *end))
     }
 
-    fn make(&mut self, ends: &mut Ends, members: &[EndKey]) -> io::Result<Box<dyn Pump>> {
+    fn is_together(&self) -> bool {
+        true
+    }
+
+    fn prepare(&mut self, ends: &Ends, pumps: &[(PumpKey, Vec<EndKey>)]) -> io::Result<()> {
+        // What is left of the last time was made into nothing: whoever has lanes to it is told.
+        self.ready.clear();
+        let stations = &self.settings.stations;
+        let now = tsc::cycles();
+        let parts: Vec<Option<Box<Part>>> = if pumps.len() > 1 {
+            let ports: Vec<Vec<PartPort>> =
+                pumps.iter().map(|(_, members)| part_ports(ends, members)).collect();
+            Part::all(&ports)?.into_iter().map(|part| Some(Box::new(part))).collect()
+        } else {
+            pumps.iter().map(|_| None).collect()
+        };
+        // The first time, or they went with pumps that panicked.
+        let mut first = match self.known.first_mut() {
+            Some(known) => std::mem::replace(known, stations.empty_fdb()?),
+            None => stations.empty_fdb()?,
+        };
+        let copies = (1..pumps.len()).map(|_| stations.empty_fdb()).collect::<io::Result<Vec<_>>>();
+        let mut copies = match copies {
+            Ok(copies) => copies,
+            Err(error) => {
+                self.known.insert(0, first);
+                return Err(error);
+            }
+        };
+        for known in std::mem::take(&mut self.known) {
+            first.merge(&known, ticks(now));
+        }
+        std::mem::take(&mut self.forget).into_iter().for_each(|slot| first.forget_port(slot));
+        copies.iter_mut().for_each(|copy| copy.copy_from(&first));
+        let knows = std::iter::once(first).chain(copies);
+        let views = stations.views(pumps.len().max(1));
+        for ((((key, _), part), fdb), view) in pumps.iter().zip(parts).zip(knows).zip(views) {
+            if let Some(part) = &part {
+                view.show(&fdb, now, |slot| part.is_own(slot));
+            }
+            self.ready.insert(*key, Ready { fdb, view, part });
+        }
+        Ok(())
+    }
+
+    fn make(&mut self, ends: &mut Ends, key: PumpKey, members: &[EndKey]) -> io::Result<Box<dyn Pump>> {
+        let Some(Ready { fdb, view, part }) = self.ready.remove(&key) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
         // What can fail comes first: nothing is taken then.
-        let scratch = ends.scratch(members)?;
-        // The first time, or it went with a pump that panicked.
-        let mut fdb = self.fdb.take().map_or_else(|| self.settings.stations.empty_fdb(), Ok)?;
-        std::mem::take(&mut self.forget).into_iter().for_each(|slot| fdb.forget_port(slot));
+        let scratch = match ends.scratch(members, part.is_some()) {
+            Ok(scratch) => scratch,
+            Err(error) => {
+                self.known.push(fdb);
+                return Err(error);
+            }
+        };
         let mut ports: BTreeMap<u64, BridgePort> = BTreeMap::new();
         // Once: a port that comes or goes meanwhile has the pump made anew.
         let looks_at_vlans = ends.in_vlans.load(Ordering::Relaxed) > 0;
         for end in members {
             let Some((side, _)) = ends.take(*end) else { continue };
             let Some(known) = ends.ports.get(&end.port) else { continue };
-            let vlans = || known.vlans.clone().unwrap_or_else(|| Arc::new(Vlans::default_of_a_port()));
             let port = ports.entry(end.port).or_insert_with(|| BridgePort {
                 slot: known.slot,
                 sources: Vec::new(),
@@ -113,7 +182,7 @@ impl Kind for Bridge {
                 rates: Arc::clone(&known.rates),
                 announcement: Arc::clone(&known.announcement),
                 reflects: known.reflects,
-                vlans: looks_at_vlans.then(vlans),
+                vlans: looks_at_vlans.then(|| vlans_of(known)),
             });
             match side {
                 Side::Source(source) => port.sources.push((end.queue, source)),
@@ -122,7 +191,11 @@ impl Kind for Bridge {
         }
         let ports = ports.into_values().collect();
         let (stations, news) = (Arc::clone(&self.settings.stations), Arc::clone(&ends.news));
-        Ok(Box::new(BridgePump::new(ports, fdb, stations, news, tsc::hertz(), scratch)))
+        let knowledge = Knowledge { fdb, stations, view, news };
+        Ok(match part {
+            None => Box::new(BridgePump::<false>::new(ports, knowledge, tsc::hertz(), scratch, None)),
+            part => Box::new(BridgePump::<true>::new(ports, knowledge, tsc::hertz(), scratch, part)),
+        })
     }
 
     fn take_apart(
@@ -131,9 +204,11 @@ impl Kind for Bridge {
         _members: &[EndKey],
         pump: Box<dyn Any>,
     ) -> Result<(), Foreign> {
-        let bridge = pump.downcast::<BridgePump>().map_err(|_| Foreign)?;
-        let (ports, fdb) = bridge.into_parts();
-        self.fdb = Some(fdb);
+        let (ports, fdb) = match pump.downcast::<BridgePump<false>>() {
+            Ok(all) => all.into_parts(),
+            Err(pump) => pump.downcast::<BridgePump<true>>().map_err(|_| Foreign)?.into_parts(),
+        };
+        self.known.push(fdb);
         let ids: BTreeMap<u16, u64> = ends.ports.iter().map(|(id, known)| (known.slot, *id)).collect();
         for port in ports {
             let Some(&id) = ids.get(&port.slot) else { continue };
@@ -156,6 +231,36 @@ impl Kind for Bridge {
     }
 }
 
+/// Where a port is to be served: all its queues by one core.
+fn core_of(ends: &Ends, end: EndKey) -> usize {
+    ends.core_of(end.port, 0)
+}
+
+/// What a port carries where the bridge looks at VLANs.
+fn vlans_of(port: &PortState) -> Arc<Vlans> {
+    port.vlans.clone().unwrap_or_else(|| Arc::new(Vlans::default_of_a_port()))
+}
+
+/// What others are told of the ports that these free ends are of: in the order in which their pump has them and their sources.
+fn part_ports(ends: &Ends, members: &[EndKey]) -> Vec<PartPort> {
+    let mut ports: BTreeMap<u64, PartPort> = BTreeMap::new();
+    let looks_at_vlans = ends.in_vlans.load(Ordering::Relaxed) > 0;
+    for end in members {
+        let Some(known) = ends.ports.get(&end.port) else { continue };
+        let port = ports.entry(end.port).or_insert_with(|| PartPort {
+            slot: known.slot,
+            sources: Vec::new(),
+            has_sinks: false,
+            vlans: looks_at_vlans.then(|| vlans_of(known)),
+        });
+        match ends.map_of(*end) {
+            Some(map) => port.sources.push((end.queue, map)),
+            None => port.has_sinks = true,
+        }
+    }
+    ports.into_values().collect()
+}
+
 fn ticks_of(time: Duration) -> u64 {
     let cycles = time.as_nanos() * u128::from(tsc::hertz()) / 1_000_000_000;
     ticks(u64::try_from(cycles).unwrap_or(u64::MAX))
@@ -176,6 +281,11 @@ fn burst_of(pps: u64) -> u64 {
 
 /// Its one pump.
 const ALL: PumpKey = PumpKey { port: 0, queue: 0 };
+
+/// Its part on a core, one of several.
+fn part_on(core: usize) -> PumpKey {
+    PumpKey { port: core as u64, queue: 1 }
+}
 
 /// Stations that a bridge knows at most, and behind one port, so that no guest fills the table for the others.
 pub const STATIONS: u32 = 8192;

@@ -5,9 +5,11 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use ringway_ring::guest::GuestMap;
+
 use crate::limit::Limit;
 use crate::net::Mac;
-use crate::net::announce::Announcement;
+use crate::net::announce::{Announcement, News};
 use crate::net::in_flight::MOST;
 use crate::net::offload::Offloads;
 use crate::net::rates::PortRates;
@@ -31,7 +33,7 @@ pub(super) struct Ends {
     pub(super) ports: BTreeMap<u64, PortState>,
     pub(super) running: BTreeMap<EndKey, End>,
     /// One of the ports may have something to announce.
-    pub(super) news: Arc<AtomicBool>,
+    pub(super) news: Arc<News>,
     /// How many of the fabric's ports were given VLANs, whether or not they run.
     pub(super) in_vlans: Arc<AtomicUsize>,
 }
@@ -185,6 +187,14 @@ impl Ends {
         }
     }
 
+    /// The map that frames of a source lie in which is free.
+    pub(super) fn map_of(&self, key: EndKey) -> Option<Arc<GuestMap>> {
+        match &self.running.get(&key)?.place {
+            Place::Free(Side::Source(source)) => Some(Arc::clone(source.burst().map())),
+            _ => None,
+        }
+    }
+
     /// An end is free again.
     pub(super) fn put_back(&mut self, key: EndKey, mut side: Side, half: Option<Half>) {
         // Who leaves takes its memory along.
@@ -198,9 +208,10 @@ impl Ends {
     }
 
     /// What a pump of ends that are free works with, which it is all that can fail about making one: the sources are ready
-    /// for a sink that finishes later.
-    pub(super) fn scratch(&mut self, members: &[EndKey]) -> io::Result<Scratch> {
-        let (mut may, mut takes, mut is_later) = (Vec::new(), Vec::new(), false);
+    /// for a sink that finishes later. `is_part`: frames go to others as well, which finish later, and come from others, whatever is
+    /// left to be done to them.
+    pub(super) fn scratch(&mut self, members: &[EndKey], is_part: bool) -> io::Result<Scratch> {
+        let (mut may, mut takes, mut is_later) = (Vec::new(), Vec::new(), is_part);
         for key in members {
             match self.running.get(key).map(|end| &end.place) {
                 Some(Place::Free(Side::Source(source))) => may.push(source.ingress().may),
@@ -218,7 +229,7 @@ impl Ends {
                 source.reserve(MOST)?;
             }
         }
-        Scratch::new(may.iter().any(|may| takes.iter().any(|takes| !takes.contains(*may))))
+        Scratch::new(is_part || may.iter().any(|may| takes.iter().any(|takes| !takes.contains(*may))))
     }
 
     /// The core that control decided on for a group of a port.

@@ -24,11 +24,24 @@ pub(super) trait Kind: fmt::Debug + Send {
     /// The core that a pump belongs on.
     fn core(&self, key: PumpKey, members: &[EndKey], ends: &Ends) -> usize;
 
+    /// Its pumps know of each other: they are made together and taken back together.
+    fn is_together(&self) -> bool {
+        false
+    }
+
+    /// These are about to be [made](Kind::make), one after the other, of ends that are free.
+    ///
+    /// # Errors
+    /// The kernel gave no memory; none is made then.
+    fn prepare(&mut self, _ends: &Ends, _pumps: &[(PumpKey, Vec<EndKey>)]) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Makes a pump of ends that are free, which are [taken](Ends::take) out for it.
     ///
     /// # Errors
     /// The kernel gave no memory; every end is free as before.
-    fn make(&mut self, ends: &mut Ends, members: &[EndKey]) -> io::Result<Box<dyn Pump>>;
+    fn make(&mut self, ends: &mut Ends, key: PumpKey, members: &[EndKey]) -> io::Result<Box<dyn Pump>>;
 
     /// Puts the ends of a pump that it made [back](Ends::put_back), in the order of its members.
     ///

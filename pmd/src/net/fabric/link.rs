@@ -49,8 +49,8 @@ impl Kind for Link {
         ends.core_of(key.port, if key.queue == NOBODY { 0 } else { key.queue / 2 })
     }
 
-    fn make(&mut self, ends: &mut Ends, members: &[EndKey]) -> io::Result<Box<dyn Pump>> {
-        let scratch = ends.scratch(members)?;
+    fn make(&mut self, ends: &mut Ends, _key: PumpKey, members: &[EndKey]) -> io::Result<Box<dyn Pump>> {
+        let scratch = ends.scratch(members, false)?;
         let (mut sink, mut sources) = (None, Vec::new());
         // The sources are of one port, and stand behind the sink.
         let from = members.last().and_then(|end| ends.ports.get(&end.port));

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,30 +43,67 @@ impl Fabric {
         state: &mut State,
         within: Duration,
     ) -> Result<(), ServeError> {
+        let mut outcome = Ok(());
+        // Those first that nobody polls any more, or that may be polled again: others may wait for them.
+        let over: Vec<PumpKey> = state.keys(|running| running.is_over());
         let plan = state.kind.plan(&state.ends);
+        let is_outdated = |key: &PumpKey, running: &Running| {
+            running.is_outdated || running.is_over() || plan.get(key) != Some(&running.members)
+        };
         let outdated: Vec<PumpKey> = state
             .pumps
             .iter()
-            .filter(|(key, running)| {
-                running.is_outdated || running.is_over() || plan.get(key) != Some(&running.members)
-            })
+            .filter(|(key, running)| is_outdated(key, running))
             .map(|(key, _)| *key)
             .collect();
-        let mut outcome = Ok(());
-        for key in outdated {
+        let rest = outdated.into_iter().filter(|key| !over.contains(key));
+        for key in over.iter().copied().chain(rest) {
             if let Err(error) = self.take_down(state, key, within) {
                 outcome = Err(error);
             }
         }
         state.ends.drop_leaving();
+        if state.kind.is_together()
+            && let Err(error) = self.take_down_together(state, within)
+        {
+            outcome = Err(error);
+        }
         // A pump that panicked took its ends with it: planned anew.
-        for (key, members) in state.kind.plan(&state.ends) {
-            if state.is_unplaced(key, &members)
-                && let Err(why) = state.set_up(&self.name, key, members)
-                && outcome.is_ok()
-            {
-                outcome = Err(ServeError::NotPlaced(why));
+        let mut plan: Vec<_> = state.kind.plan(&state.ends).into_iter().collect();
+        plan.retain(|(key, members)| state.is_unplaced(*key, members));
+        let mut prepared = Ok(());
+        if !plan.is_empty() {
+            prepared = state.kind.prepare(&state.ends, &plan).map_err(no_memory);
+        }
+        if !plan.is_empty() {
+            state.together = 0;
+        }
+        for (key, members) in plan {
+            match prepared.clone().and_then(|()| state.set_up(&self.name, key, members)) {
+                Ok(()) => state.together += 1,
+                Err(why) if outcome.is_ok() => outcome = Err(ServeError::NotPlaced(why)),
+                Err(_) => {}
             }
+        }
+        outcome
+    }
+
+    /// Takes back all pumps of a kind that are made together if one is to be made beside them, and those that run are not what is
+    /// to run. One that its worker holds is left out: it is nobody's until it is given back.
+    fn take_down_together(self: &Arc<Fabric>, state: &mut State, within: Duration) -> Result<(), ServeError> {
+        let plan = state.kind.plan(&state.ends);
+        let is_to_be_made = plan.iter().any(|(key, members)| state.is_unplaced(*key, members));
+        let running = state.keys(|running| !running.is_over());
+        // What goes on beside one that ended has lanes to it that nobody reads.
+        let is_less = running.len() < state.together;
+        let mut outcome = Ok(());
+        if is_to_be_made || is_less {
+            for key in running {
+                if let Err(error) = self.take_down(state, key, within) {
+                    outcome = Err(error);
+                }
+            }
+            state.ends.drop_leaving();
         }
         outcome
     }
@@ -147,6 +185,13 @@ impl Fabric {
     /// A worker did not let go in time.
     pub(super) fn follow_cores(self: &Arc<Fabric>, within: Duration) -> Result<(), ServeError> {
         let mut state = self.lock();
+        let is_running = |(key, members): (&PumpKey, &Vec<EndKey>)| {
+            state.pumps.get(key).is_some_and(|running| running.members == *members)
+        };
+        if state.kind.is_together() && !state.kind.plan(&state.ends).iter().all(is_running) {
+            // Ports are with others than before.
+            return self.withdraw(&mut state, within);
+        }
         let keys: Vec<PumpKey> = state.pumps.keys().copied().collect();
         for key in keys {
             let Some(running) = state.pumps.get(&key) else { continue };
@@ -183,6 +228,11 @@ impl Fabric {
 }
 
 impl State {
+    /// Pumps that are like this.
+    fn keys(&self, is_like: impl Fn(&Running) -> bool) -> Vec<PumpKey> {
+        self.pumps.iter().filter(|(_, running)| is_like(running)).map(|(key, _)| *key).collect()
+    }
+
     /// True if a pump of the plan does not run and could.
     fn is_unplaced(&self, key: PumpKey, members: &[EndKey]) -> bool {
         !self.pumps.contains_key(&key) && self.ends.are_free(members)
@@ -217,9 +267,7 @@ impl State {
             .iter()
             .filter_map(|end| Some((end.port, Arc::clone(&self.ends.ports.get(&end.port)?.placer.watcher))))
             .collect();
-        let pump = self.kind.make(&mut self.ends, &members);
-        let pump =
-            pump.map_err(|error| format!("no memory for the pump: {error}; free some, or run fewer queues"))?;
+        let pump = self.kind.make(&mut self.ends, key, &members).map_err(no_memory)?;
         let watcher = Arc::new(Everybody(watchers.into_values().collect()));
         match engine.place(core, &name, pump, watcher) {
             Ok(placed) => {
@@ -233,6 +281,11 @@ impl State {
             }
         }
     }
+}
+
+/// Why a pump cannot be made, and what helps.
+fn no_memory(error: io::Error) -> String {
+    format!("no memory for the pump: {error}; free some, or run fewer queues")
 }
 
 impl Running {

@@ -1,0 +1,224 @@
+//! What a part of a bridge does with its lanes in a turn: gives what came through them to its ports, sees what others are finished with,
+//! and tells what it is.
+//!
+//! Part of the pump, and of none that is all of a bridge. Budget: no allocation, no lock that is waited for, no panic; one system call
+//! to wake another part that sleeps.
+
+use ringway_engine::{Budget, Polled};
+
+use super::entry::To;
+use super::part::Next;
+use super::port::{Origin, as_for, hand_over};
+use super::{BURST, BridgePump, arrival, flood};
+use crate::counters::DropReason;
+use crate::net::fdb::ticks;
+use crate::net::frame::prefetch;
+use crate::net::side::Load;
+
+impl<const PARTS: bool> BridgePump<PARTS> {
+    /// Lanes from others.
+    #[inline]
+    pub(super) fn lanes(&self) -> usize {
+        self.part.as_ref().map_or(0, |part| part.lanes())
+    }
+
+    /// One of the parts was told to stop.
+    #[inline]
+    pub(super) fn is_ending(&self) -> bool {
+        self.part.as_ref().is_some_and(|part| part.is_ending())
+    }
+
+    /// Shows those who ask what it knows first.
+    pub(super) fn show(&self, now: u64) {
+        match self.part.as_ref().filter(|_| PARTS) {
+            Some(part) => self.view.show(&self.fdb, now, |slot| part.is_own(slot)),
+            None => self.view.show(&self.fdb, now, |_| true),
+        }
+    }
+
+    /// A burst of what came through a lane; how many copies that came to.
+    pub(super) fn serve_lane(&mut self, nth: usize, budget: &Budget) -> u32 {
+        // Taken out while it is served, so that the ports can be reached beside it.
+        let Some(mut part) = self.part.take() else { return 0 };
+        let number = self.sources + nth;
+        let (mut cost, mut left) = (0, part.look(nth).min(BURST));
+        while left > 0 && cost < budget.chains {
+            let first = self.in_flight.next(number);
+            let most = left.min(self.in_flight.room(number));
+            let next =
+                if most > 0 { part.take(nth, most, &mut self.fdb, ticks(self.now)) } else { Next::Nothing };
+            let count = match next {
+                Next::Nothing => break,
+                Next::Done => 1,
+                Next::Announcement { mac, tag, to, queue } => {
+                    cost += arrival::give(&mut self.ports, None, to == To::Here, mac, tag, queue);
+                    1
+                }
+                Next::Frames => {
+                    let origin = Origin { source: number, first };
+                    cost += self.give(&mut part.come, origin);
+                    part.come.count
+                }
+            };
+            cost += 1;
+            left -= count.min(left);
+            if self.in_flight.holds(number) {
+                self.in_flight.take_up_to(number, first + count as u64);
+            } else {
+                part.finish(nth, count as u64);
+            }
+        }
+        self.part = Some(part);
+        cost
+    }
+
+    /// Gives frames that came through a lane to the ports that they are for; how many copies that came to.
+    fn give(&mut self, come: &mut super::part::Come, from: Origin) -> u32 {
+        prefetch(&come.burst);
+        let (count, queue) = (come.count, come.queue);
+        if let Some(dresser) = &mut self.dresser {
+            for (nth, tag) in come.tags.iter().take(count).enumerate() {
+                if let Some(tag) = tag {
+                    dresser.note(nth, *tag);
+                }
+            }
+        }
+        let (mut cost, mut begin) = (0, 0);
+        while begin < count {
+            // A run of frames that go the same way.
+            let Some(&to) = come.to.get(begin) else { break };
+            let run = come.to.get(begin..count).unwrap_or_default().iter().take_while(|next| **next == to);
+            let mut end = begin + run.count();
+            let mut tag = None;
+            if let Some((its, until)) = self.dresser.as_mut().and_then(|dresser| dresser.take_up(begin, end))
+            {
+                (tag, end) = (Some(its), until);
+            }
+            let burst = &come.burst;
+            let load = Load {
+                burst,
+                chains: burst.chains().get(begin..end).unwrap_or_default(),
+                skip: 0,
+                frames: come.frames.get(begin..end).unwrap_or_default(),
+                heads: come.heads.get(begin..end).unwrap_or_default(),
+            };
+            let run = Origin { first: from.first + begin as u64, ..from };
+            let frames = (end - begin) as u32;
+            begin = end;
+            let apart = (&mut self.scratch, &mut self.in_flight);
+            let reached = match to {
+                To::Slot(slot) => {
+                    let index = self.by_slot.get(usize::from(slot)).copied().flatten();
+                    let to = index.and_then(|index| self.ports.get_mut(usize::from(index)));
+                    let Some(to) = to else { continue };
+                    let load = as_for(to, load, tag, &mut self.dresser);
+                    let is_given = load.is_some_and(|load| hand_over(to, queue, load, run, self.now, apart));
+                    if !is_given {
+                        lose(to, queue, frames);
+                    }
+                    1
+                }
+                To::All | To::Here => {
+                    let here = (&mut self.ports[..], &mut self.dresser);
+                    flood(here, None, to == To::Here, (queue, tag), load, run, self.now, apart)
+                }
+            };
+            cost += frames * reached.max(1);
+        }
+        cost
+    }
+
+    /// Looks with what the others are finished. What was in a lane that was closed is counted with its senders.
+    pub(super) fn look_at_lanes(&mut self) {
+        let BridgePump { ports, in_flight, part, sinks, .. } = self;
+        let Some(part) = part else { return };
+        for nth in 0..part.lanes() {
+            let (finished, closed) = part.finished(nth);
+            if let Some(done) = closed {
+                for number in in_flight.beyond(*sinks + nth, done) {
+                    let of = ports.iter_mut().rev().find(|member| member.first_source <= number);
+                    let source = of.and_then(|member| {
+                        member.port.sources.get_mut(number - member.first_source).map(|(_, source)| source)
+                    });
+                    if let Some(source) = source {
+                        source.count_drops(DropReason::LaneFull, 1);
+                    }
+                }
+            }
+            in_flight.finished(*sinks + nth, finished);
+        }
+    }
+
+    /// Finishes with what came through lanes and is not read any more; how many entries that are.
+    pub(super) fn finish_lanes(&mut self) -> u32 {
+        let Some(part) = &mut self.part else { return 0 };
+        let mut count = 0;
+        for nth in 0..part.lanes() {
+            let done = self.in_flight.give_back(self.sources + nth);
+            part.finish(nth, done as u64);
+            count += done as u32;
+        }
+        count
+    }
+
+    /// Tells the others of stations, now and then.
+    #[inline]
+    pub(super) fn tell_stations(&mut self) {
+        if let Some(part) = &mut self.part {
+            part.tell_again(&self.fdb, self.stations.ageing(), ticks(self.now));
+        }
+    }
+
+    /// Shows the others what was put into lanes and what is finished.
+    #[inline]
+    pub(super) fn publish_lanes(&mut self) {
+        if let Some(part) = &mut self.part {
+            part.publish();
+        }
+    }
+
+    /// A turn of one that ends: takes nothing from its sources, and delivers what is in lanes.
+    #[cold]
+    pub(super) fn drain(&mut self, lanes: usize, budget: &Budget) -> Polled {
+        if let Some(part) = &mut self.part {
+            part.end();
+            part.waits_from(self.now);
+        }
+        let cost = (0..lanes).map(|nth| self.serve_lane(nth, budget)).sum::<u32>();
+        self.publish();
+        let back = self.give_back();
+        self.publish_lanes();
+        if cost + back == 0 { Polled::Idle } else { Polled::Moved(cost + back) }
+    }
+
+    /// Asks to be woken by the others. True: there is something to be done already.
+    pub(super) fn arm_lanes(&mut self) -> bool {
+        let Some(part) = &mut self.part else { return false };
+        let has_come = part.arm();
+        // Whoever finishes with something from here on sees that it sleeps.
+        let is_back = self.give_back() > 0;
+        self.publish_lanes();
+        has_come || is_back
+    }
+
+    /// All is finished with, what it put into lanes as well as what came through them, `is_done` with the rest: it reads nothing any
+    /// more.
+    pub(super) fn has_left(&mut self, is_done: bool) -> bool {
+        self.publish_lanes();
+        let Some(part) = &mut self.part else { return true };
+        if is_done && part.is_drained(self.now) {
+            part.close();
+            return true;
+        }
+        false
+    }
+}
+
+/// Frames for a port whose receive queue does not run are dropped there.
+#[cold]
+fn lose(to: &mut super::port::Member, queue: u16, frames: u32) {
+    let nth = usize::from(queue).checked_rem(to.port.sinks.len());
+    if let Some((_, sink)) = nth.and_then(|nth| to.port.sinks.get_mut(nth)) {
+        sink.count_drops(DropReason::RxDisabled, frames.into());
+    }
+}
