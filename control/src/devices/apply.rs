@@ -345,7 +345,9 @@ impl Daemon {
                     || set.core.is_some()
                     || !set.attributes.is_empty();
                 let done = is_some.then(|| self.set_entry(&set));
+                let id = self.registry.id_of(&entry.name);
                 self.undo(Undo::Entry(entry, origin))?;
+                id.into_iter().for_each(|id| self.share_core(id));
                 done.transpose()?;
             }
             Undo::Entry(entry, origin) => {

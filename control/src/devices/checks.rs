@@ -82,7 +82,7 @@ pub fn check_entry(entry: &DeviceEntry, known: &Known) -> Result<DeviceSpec, Fau
                 .unwrap_or_else(|| no_such_mgmtdev(&entry.mgmtdev, known)));
         }
     };
-    let shares_core = known.kind(&entry.mgmtdev).is_ok_and(|(kind, _)| kind.shares_core);
+    let shares_core = known.kind(&entry.mgmtdev).is_ok_and(|(kind, _)| kind.shares_core && !kind.takes_cores);
     if let Some(core) = entry.core.filter(|_| shares_core) {
         return Err(Fault::usage(format!("{} serves all its devices on one core", info.name))
             .at("core")

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::devices::life::Life;
 use crate::frontends::cures::REFUSED_CURE;
-use crate::frontends::session::{DeviceConfig, DeviceShared, RingReport, SessionHandle};
+use crate::frontends::session::{Command, DeviceConfig, DeviceShared, RingReport, SessionHandle};
 use crate::host::endpoint::{self, Listening};
 use crate::host::peer::Caller;
 use crate::host::watch::Awaited;
@@ -422,6 +422,16 @@ impl Device {
                 closed.join(" ")
             )
         })
+    }
+
+    /// Has every group served by this core, under traffic if there is any. The cores before.
+    pub(crate) fn serve_by(&self, core: usize) -> Vec<usize> {
+        let before = self.cores();
+        self.shared.cores.iter().for_each(|slot| slot.store(core, Ordering::Relaxed));
+        if let Some(connection) = self.connection.as_ref().filter(|_| before.iter().any(|old| *old != core)) {
+            connection.handle.send(Command::Move);
+        }
+        before
     }
 
     /// The core of each group.

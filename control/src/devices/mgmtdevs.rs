@@ -135,11 +135,12 @@ impl Daemon {
             self.placement.release(before.as_slice());
             let _ = self.placement.place(1, Some(core));
             let family = self.family(name);
-            for id in self.registry.ids() {
-                let device = self.registry.by_id(id).filter(|device| family.contains(&device.entry.mgmtdev));
-                let Some(device) = device else { continue };
+            let shares = |device: &Device| device.shares_core && family.contains(&device.entry.mgmtdev);
+            for device in self.registry.devices().filter(|device| shares(device)) {
                 device.shared.cores.iter().for_each(|slot| slot.store(core, Ordering::Relaxed));
-                // Whoever comes first moves what they share.
+            }
+            // Whoever comes first moves what they share, once all are to be there.
+            for device in self.registry.devices().filter(|device| shares(device)) {
                 if let Some(connection) = &device.connection {
                     connection.handle.send(Command::Move);
                 }

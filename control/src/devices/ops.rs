@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::SystemTime;
 
 use ringway_pmd::counters::QueueCounters;
@@ -281,7 +281,9 @@ impl Daemon {
         };
         let id = self.registry.next_id();
         let host = self.remote.device_host(id);
-        let shared_core = self.registry.mgmtdev(&entry.mgmtdev)?.device.shared_core();
+        let mgmtdev = &self.registry.mgmtdev(&entry.mgmtdev)?.device;
+        let (shared_core, takes_cores) = (mgmtdev.shared_core(), mgmtdev.takes_cores());
+        let shared_core = shared_core.filter(|_| !takes_cores || entry.core.is_none());
         if let (Some(_), Some(core)) = (shared_core, entry.core) {
             let family = self.family(&entry.mgmtdev);
             let parent = family.first().map_or(entry.mgmtdev.as_str(), String::as_str);
@@ -696,15 +698,29 @@ impl Daemon {
     /// Moves every group of a device to one core, under traffic if there is any.
     fn move_device(&mut self, id: u64, core: usize) {
         let Some(device) = self.registry.by_id(id) else { return };
-        let before = device.cores();
-        device.shared.cores.iter().for_each(|slot| slot.store(core, Ordering::Relaxed));
-        if let Some(connection) = device.connection.as_ref().filter(|_| before.iter().any(|old| *old != core))
-        {
-            connection.handle.send(Command::Move);
+        let before = device.serve_by(core);
+        // Its own from now on, if it had that of its management device.
+        let had_own = !std::mem::replace(&mut device.shares_core, false);
+        if had_own {
+            self.placement.release(&before);
         }
-        let groups = before.len();
-        self.placement.release(&before);
-        let _ = self.placement.place(groups, Some(core));
+        let _ = self.placement.place(before.len(), Some(core));
+    }
+
+    /// A device that was given no core is served by that of its management device, if its devices share one.
+    pub(crate) fn share_core(&mut self, id: u64) {
+        let Some(device) = self.registry.by_id(id) else { return };
+        let (mgmtdev, has_own) = (device.entry.mgmtdev.clone(), device.entry.core.is_some());
+        if has_own || device.shares_core {
+            return;
+        }
+        let shared = self.registry.mgmtdev(&mgmtdev).ok().and_then(|mgmtdev| mgmtdev.device.shared_core());
+        let Some(core) = shared else { return };
+        if let Some(device) = self.registry.by_id(id) {
+            device.shares_core = true;
+            let before = device.serve_by(core);
+            self.placement.release(&before);
+        }
     }
 
     /// Keeps what operators added, as it is now.

@@ -564,6 +564,8 @@ mod tests {
         assert!(refusal("[[mgmtdev]]\nname = \"brigde/br0\"\n").contains("did you mean bridge/br0?"));
         assert!(refusal("[[device]]\nname = \"a\"\nmgmtdev = \"bridge/br 0\"\n").contains("cannot be"));
         let text = "[[device]]\nname = \"a\"\nmgmtdev = \"bridge/br0\"\ncore = 1\n";
+        assert_eq!(parse(text, "f.toml", &known()).unwrap().devices[0].core, Some(1));
+        let text = "[[device]]\nname = \"a\"\nmgmtdev = \"simnic/n0\"\ncore = 1\n";
         assert!(refusal(text).contains("serves all its devices on one core"));
     }
 

@@ -1,5 +1,6 @@
 //! Links and bridges as operators make, see, change, keep and remove them.
 
+use ringway_guest::frame::Addresses;
 use ringway_guest::{Guest, GuestOptions};
 use ringway_vhost_user::frontend::Frontend;
 
@@ -36,7 +37,7 @@ fn names_that_are_none_and_words_that_do_not_fit_say_what_would() {
         ("dev add name a mgmtdev bridge/b spoofchck on", 2, "did you mean spoofchk?"),
         ("dev add name a mgmtdev bridge/b spoofchk maybe", 2, "must be on or off"),
         ("dev add name a mgmtdev bridge/b flood_pps 0", 2, "must be a number of frames, or off"),
-        ("dev add name a mgmtdev bridge/b core 0", 2, "ringway mgmtdev set name bridge/b core 0"),
+        ("dev add name a mgmtdev bridge/b core 999", 3, "no worker runs on core 999"),
         ("dev add name a mgmtdev bridge/b netns x", 2, "goes with tap IFNAME"),
         ("dev add name a mgmtdev bridge/b tap a/b", 2, "not a name that the kernel takes"),
         ("dev add name a mgmtdev tap/a%d", 2, "cannot be a management device's name"),
@@ -246,4 +247,86 @@ fn vlans_of_ports_are_given_in_the_words_of_bridge_vlan_shown_and_kept() {
     assert!(daemon.run("bridge vlan show dev a").good().ends_with("a                 none\n"));
     daemon.run("dev set name a vlan off").good();
     assert_eq!(daemon.run("bridge vlan show").good(), "");
+}
+
+/// The pumps of each core, by name.
+fn pumps(daemon: &Daemon) -> Vec<(String, Vec<String>)> {
+    let shown = daemon.run("-j core show").json();
+    let names = |core: &serde_json::Value| {
+        let pumps = core["pumps"].as_array().unwrap().iter();
+        pumps.map(|pump| pump["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let cores = shown["core"].as_object().unwrap().iter();
+    cores.map(|(core, shown)| (core.clone(), names(shown))).filter(|(_, names)| !names.is_empty()).collect()
+}
+
+#[test]
+fn ports_of_a_bridge_have_cores_of_their_own_shown_kept_and_changed_while_their_guests_run() {
+    if std::thread::available_parallelism().unwrap().get() < 2 {
+        return;
+    }
+    let args = ["--cores", "0,1"];
+    let mut daemon = Daemon::start_with(&args);
+    daemon.run("mgmtdev add name bridge/b core 0").good();
+    daemon.run("dev add name a mgmtdev bridge/b").good();
+    daemon.run("dev add name b mgmtdev bridge/b core 1").good();
+    daemon.run("dev add name c mgmtdev bridge/b core 1").good();
+    assert_eq!(daemon.run("-j dev show b").json()["dev"]["b"]["cores"], serde_json::json!([1]));
+    let groups = || {
+        let shown = daemon.run("-j core show").json();
+        ["0", "1"].map(|core| shown["core"][core]["groups"].as_u64().unwrap())
+    };
+    assert_eq!(groups(), [1, 2], "the bridge, and two that have their own");
+    let address = |last: u8| [0x52, 0x57, 0, 1, 0, last];
+    let connect = |name: &str, from: u8, to: u8| {
+        let addresses = Addresses { to: address(to), from: address(from) };
+        let options = GuestOptions { addresses, window: Some(64), ..GuestOptions::default() };
+        Guest::connect(&daemon.socket(name), options).unwrap()
+    };
+    let mut guests = [connect("a", 1, 2), connect("b", 2, 1)];
+    let of_core = |core: &str, name: &str| (core.to_owned(), vec![name.to_owned()]);
+    assert_eq!(pumps(&daemon), [of_core("0", "bridge/b@0"), of_core("1", "bridge/b@1")]);
+    // They talk to each other, over both cores and over one, whoever moves.
+    let mut talk = |frames: u64| {
+        let before: Vec<u64> = guests.iter().map(|guest| guest.stats().received).collect();
+        wait_for("frames both ways", || {
+            for guest in &mut guests {
+                guest.turn(16).unwrap();
+            }
+            guests.iter().zip(&before).all(|(guest, before)| guest.stats().received >= before + frames)
+        });
+    };
+    talk(2_000);
+    daemon.run("dev set name b core 0").good();
+    wait_for("one pump", || pumps(&daemon) == [of_core("0", "bridge/b")]);
+    assert_eq!(groups(), [2, 1]);
+    talk(2_000);
+    daemon.run("dev set name b core 1").good();
+    wait_for("two of them", || pumps(&daemon).len() == 2);
+    talk(2_000);
+    // Those that were given none go where the bridge goes, and no others.
+    daemon.run("mgmtdev set name bridge/b core 1").good();
+    wait_for("one pump", || pumps(&daemon) == [of_core("1", "bridge/b")]);
+    daemon.run("dev set name b core 0").good();
+    daemon.run("mgmtdev set name bridge/b core 0").good();
+    wait_for("one pump", || pumps(&daemon) == [of_core("0", "bridge/b")]);
+    talk(2_000);
+    for guest in &guests {
+        let stats = guest.stats();
+        assert_eq!(stats.corrupt, 0, "{stats:?}");
+    }
+    for name in ["a", "b"] {
+        let drops = daemon.run(&format!("-j dev vstats show {name}")).json();
+        assert!(!drops.to_string().contains("lane_full\":1"), "{drops}");
+    }
+    // Kept over a restart, and forgotten with the device.
+    drop(guests);
+    daemon.terminate();
+    daemon.start_again(&args);
+    assert_eq!(daemon.device("b")["cores"], serde_json::json!([0]));
+    assert_eq!(daemon.device("c")["cores"], serde_json::json!([1]));
+    assert!(daemon.run("config dump").good().contains("core = 1\n"));
+    daemon.run("dev del c").good();
+    let shown = daemon.run("-j core show").json();
+    assert_eq!(shown["core"]["1"]["groups"], 0);
 }
