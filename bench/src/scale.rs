@@ -7,6 +7,8 @@
 //! ```
 //! What is compared is measured in one run, in turns there and back (A B C C B A ..). Only ratios count.
 
+// A bridge on one core and on two.
+pub mod bridge_cores;
 // What `adaptive` costs when idle, and takes to wake.
 pub mod adaptive;
 // A rate over a count.
@@ -46,6 +48,8 @@ pub struct Options {
     pub guest_core: usize,
     /// Core of the daemon's one worker.
     pub worker_core: usize,
+    /// Core of a second worker, where there is one.
+    pub second_core: Option<usize>,
     /// Rings of the guests that are driven.
     pub format: Format,
     /// Bytes of their frames.
@@ -133,16 +137,50 @@ pub(crate) struct Subject {
     pub(crate) daemon: Daemon,
     client: Client,
     worker_core: usize,
+    cores: Vec<usize>,
+}
+
+/// What all workers of a daemon did together.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Busy {
+    pub(crate) cycles: u64,
+    pub(crate) bursts: u64,
 }
 
 impl Subject {
     /// Starts it. Before this thread is pinned: the daemon inherits where it may run.
     pub(crate) fn start(options: &Options, more: &[&str]) -> Result<Subject, ScaleError> {
-        let core = options.worker_core.to_string();
-        let arguments: Vec<&str> = ["--cores", &core].into_iter().chain(more.iter().copied()).collect();
+        Subject::start_on(&[options.worker_core], more)
+    }
+
+    /// The same with workers on these cores; the first is the one that [`Subject::worker`] tells of.
+    pub(crate) fn start_on(cores: &[usize], more: &[&str]) -> Result<Subject, ScaleError> {
+        let list = cores.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+        let arguments: Vec<&str> = ["--cores", &list].into_iter().chain(more.iter().copied()).collect();
         let daemon = Daemon::start(&arguments)?;
         let client = Client::connect(&daemon.ctl(), PATIENCE)?;
-        Ok(Subject { daemon, client, worker_core: options.worker_core })
+        let worker_core = cores.first().copied().unwrap_or(0);
+        Ok(Subject { daemon, client, worker_core, cores: cores.to_vec() })
+    }
+
+    /// Adds a device that is served by a core of its own.
+    pub(crate) fn add_on(&mut self, name: &str, mgmtdev: &str, core: usize) -> Result<PathBuf, ScaleError> {
+        let (name_of, mgmtdev) = (name.to_owned(), mgmtdev.to_owned());
+        let entry = DeviceEntry { name: name_of, mgmtdev, core: Some(core), ..DeviceEntry::default() };
+        let _: Value = self.client.call("dev.add", &entry)?;
+        Ok(self.daemon.socket(name))
+    }
+
+    /// What all its workers did.
+    pub(crate) fn busy(&mut self) -> Result<Busy, ScaleError> {
+        let show: CoreShow = self.client.call("core.show", &json!({}))?;
+        let mut busy = Busy::default();
+        for core in &self.cores {
+            let info = show.core.find(&core.to_string()).ok_or(ScaleError::NoWorker(*core))?;
+            busy.cycles += info.busy_cycles;
+            busy.bursts += info.bursts;
+        }
+        Ok(busy)
     }
 
     /// Adds a device.

@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use ringway_bench::host::{self, Watch};
 use ringway_bench::record::Record;
 use ringway_bench::scale::adaptive::{self, Adaptive, IDLE_DEVICES};
+use ringway_bench::scale::bridge_cores::{self, BridgeCores, WAYS};
 use ringway_bench::scale::curve::{Curve, Point};
 use ringway_bench::scale::disks::{self, Idle};
 use ringway_bench::scale::load::{BOUND, SLICE};
@@ -13,6 +14,7 @@ use ringway_bench::scale::start::{self, Start, packet_ms};
 use ringway_bench::scale::times::{self, MANY, SOME, Times};
 use ringway_bench::scale::{Options, curves, watched};
 use ringway_bench::stats::Spread;
+use ringway_control::devices::placement::allowed_cores;
 use ringway_ring::queue::Format;
 use serde::Serialize;
 
@@ -41,6 +43,9 @@ pub(crate) struct Arguments {
     /// Core of the daemon's worker
     #[arg(long, default_value_t = 1)]
     worker_core: usize,
+    /// Core of a second worker [default: the first that is neither, if there is one]
+    #[arg(long)]
+    second_core: Option<usize>,
 }
 
 /// What is measured.
@@ -67,6 +72,8 @@ enum Part {
     Disks,
     /// Idle disks on files under `adaptive`: processor time
     IdleDisks,
+    /// A bridge on one worker and on two: frames for each busy cycle
+    BridgeCores,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -99,6 +106,8 @@ struct Found {
     disks: Option<Curve>,
     #[serde(skip_serializing_if = "Option::is_none")]
     idle_disks: Option<Vec<Idle>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bridge_cores: Option<BridgeCores>,
 }
 
 pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<(), Failure> {
@@ -113,6 +122,7 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<(), Failure> {
     let options = Options {
         guest_core: core,
         worker_core,
+        second_core: second_core(arguments)?,
         format: match arguments.ring {
             Ring::Split => Format::Split,
             Ring::Packed => Format::Packed,
@@ -142,6 +152,9 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<(), Failure> {
             Part::Start => found.start = Some(shown(start::measure(&options)?, json, start)),
             Part::Adaptive => found.adaptive = Some(shown(adaptive::measure(&options)?, json, adaptive)),
             Part::Disks => found.disks = Some(shown(disks::busy(&options)?, json, disks)),
+            Part::BridgeCores => {
+                found.bridge_cores = Some(shown(bridge_cores::measure(&options)?, json, bridge_cores));
+            }
             Part::IdleDisks => found.idle_disks = Some(shown(disks::idle(&options)?, json, idle_disks)),
         }
     }
@@ -151,6 +164,19 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<(), Failure> {
     }
     println!("steal {:.2} %", host.steal_percent);
     Ok(())
+}
+
+/// The core of a second worker: the one that is named, or the first that is left.
+fn second_core(arguments: &Arguments) -> Result<Option<usize>, Failure> {
+    let Arguments { core, worker_core, second_core, .. } = *arguments;
+    let is_free = |other: &usize| ![core, worker_core].contains(other);
+    match second_core {
+        Some(second) if !is_free(&second) => {
+            Err(format!("--second-core {second} is that of the guests or of the first worker").into())
+        }
+        Some(second) => Ok(Some(second)),
+        None => Ok(allowed_cores()?.into_iter().find(is_free)),
+    }
 }
 
 /// Prints a part as soon as it is there, unless all of it is to be one line in the end.
@@ -183,6 +209,17 @@ fn headed(curve: &Curve, rate: &str, cycles: &str) {
     );
     for point in &curve.points {
         println!("{:>14}  {}", point.count, line(point));
+    }
+}
+
+fn bridge_cores(found: &BridgeCores) {
+    if let Some(why) = &found.not_measured {
+        println!("\na bridge on two workers: not measured; it {why}");
+    }
+    let Some(curve) = &found.curve else { return };
+    headed(curve, "Mpps", "cycles/frame");
+    for (place, way) in WAYS.iter().enumerate() {
+        println!("{way:>20}: {} frames a busy cycle, beside one worker", spread(found.kept(place), 3));
     }
 }
 

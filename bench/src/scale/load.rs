@@ -90,7 +90,8 @@ pub(crate) fn introduce(guests: &mut [Guest]) -> Result<(), GuestError> {
     drain(guests)
 }
 
-fn drive(guests: &mut [impl Driven], duration: Duration) -> Result<Slices, GuestError> {
+/// Drives the guests for a while and awaits what is under way: the rates of the slices of that time.
+pub(crate) fn drive(guests: &mut [impl Driven], duration: Duration) -> Result<Slices, GuestError> {
     // The first frames find cold caches and a sleeping worker.
     let warm = Instant::now();
     while warm.elapsed() < WARM_UP {
@@ -130,7 +131,7 @@ fn sweep(guests: &mut [impl Driven], send: u32) -> Result<u64, GuestError> {
 
 /// Rates of the slices of a round. Times in cycles.
 #[derive(Debug)]
-struct Slices {
+pub(crate) struct Slices {
     slice: u64,
     bound: u64,
     hertz: u64,
@@ -140,8 +141,8 @@ struct Slices {
     last_packet: u64,
     spoilt: bool,
     /// Frames a second of each that counts.
-    rates: Vec<f64>,
-    discarded: usize,
+    pub(crate) rates: Vec<f64>,
+    pub(crate) discarded: usize,
 }
 
 impl Slices {
