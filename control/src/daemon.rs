@@ -54,6 +54,7 @@ use crate::host::watch::Watch;
 use crate::host::watchdog::Watchdog;
 use crate::operator::api::{DeviceEntry, MgmtEntry, PortEntry};
 use crate::operator::events::Events;
+use crate::operator::methods::Asker;
 use crate::operator::metrics::{Scraped, Scrapers};
 use crate::operator::rpc::Clients;
 use crate::settings::{Options, Settings};
@@ -607,7 +608,8 @@ impl Daemon {
                     let _ = reply.send(self.unregister(&name, &why));
                 }
                 Ok(Message::Call { method, params, reply }) => {
-                    let result = self.call(&method, params, &Caller::own());
+                    let asker = Asker { caller: Caller::own(), client: None };
+                    let result = self.call(&method, params, &asker);
                     let _ = reply
                         .send(result.unwrap_or_else(|| Err(Fault::usage(format!("no method {method}")))));
                 }

@@ -7,10 +7,11 @@ use std::fmt;
 
 use clap::error::ErrorKind;
 use ringway_pmd::vdpa::DriverError;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What sort of failure: stable names and exit codes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// Something failed while it was done.

@@ -17,8 +17,12 @@ pub mod serve;
 
 // Clients of the operator socket.
 pub(crate) mod clients;
+// The protocol described by itself.
+pub(crate) mod discover;
 // The history of events.
 pub(crate) mod events;
+// The table of the protocol's methods.
+pub(crate) mod methods;
 // What Prometheus scrapes.
 pub(crate) mod metrics;
 // What happened in a second.

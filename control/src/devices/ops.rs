@@ -27,7 +27,6 @@ use crate::frontends::session::{Command, DeviceShared};
 use crate::host::accounts::{A_MOMENT, Account};
 use crate::host::endpoint::{self, Inherited, Listening};
 use crate::host::look::Finding;
-use crate::host::peer::Caller;
 use crate::host::standing::Standing;
 use crate::operator::api::{DevAdded, DevChanged, DevDeleted, DevSet, DeviceEntry, MgmtEntry, Mode, Target};
 
@@ -35,68 +34,7 @@ use crate::operator::api::{DevAdded, DevChanged, DevDeleted, DevSet, DeviceEntry
 const KEPT_POSITIONS: usize = 1024;
 
 impl Daemon {
-    /// Calls a method. None: there is no such method.
-    pub(crate) fn call(
-        &mut self,
-        method: &str,
-        params: Value,
-        caller: &Caller,
-    ) -> Option<Result<Value, Fault>> {
-        let result = match method {
-            "hello" => none(params).and_then(|()| to_value(&self.hello())),
-            "mgmtdev.show" => read(params).and_then(|select| to_value(&self.show_mgmtdevs(select)?)),
-            "port.show" => read(params).and_then(|select| to_value(&self.show_ports(&select)?)),
-            "dev.show" => read(params).and_then(|select| to_value(&self.show_devices(select)?)),
-            "dev.config.show" => read(params).and_then(|select| to_value(&self.show_config(select)?)),
-            "dev.vstats.show" => read(params).and_then(|queue| to_value(&self.show_vstats(queue)?)),
-            "bridge.vlan.show" => read(params).and_then(|select| to_value(&self.show_vlans(&select)?)),
-            "core.show" => none(params).and_then(|()| to_value(&self.show_cores())),
-            "sample" => none(params).and_then(|()| to_value(&self.sample())),
-            "config.diff" => read(params).and_then(|text| to_value(&self.diff(&text)?)),
-            "config.dump" => none(params).and_then(|()| to_value(&self.dump()?)),
-            "dev.add" | "dev.del" | "dev.set" | "mgmtdev.add" | "mgmtdev.set" | "mgmtdev.del"
-            | "port.add" | "port.del" | "port.function.set" | "bridge.vlan.add" | "bridge.vlan.del"
-            | "config.apply" => self.change(method, params, caller),
-            _ => return None,
-        };
-        Some(result)
-    }
-
-    fn change(&mut self, method: &str, params: Value, caller: &Caller) -> Result<Value, Fault> {
-        let asked = match method {
-            // Its steps are told as events, each for itself.
-            "config.apply" => json!({ "file": params.get("file") }).to_string(),
-            _ => params.to_string(),
-        };
-        let result = if self.is_stopping() {
-            Err(Fault::new(Kind::Runtime, "the daemon is stopping").retryable())
-        } else {
-            match method {
-                "dev.add" => read(params).and_then(|entry| to_value(&self.add(entry)?)),
-                "dev.del" => read(params).and_then(|target| to_value(&self.delete(&target)?)),
-                "mgmtdev.add" => read(params).and_then(|entry| to_value(&self.add_mgmtdev(entry)?)),
-                "mgmtdev.set" => read(params).and_then(|entry| to_value(&self.set_mgmtdev(&entry)?)),
-                "mgmtdev.del" => read(params).and_then(|target| to_value(&self.delete_mgmtdev(&target)?)),
-                "port.add" => read(params).and_then(|entry| to_value(&self.add_port(entry)?)),
-                "port.del" => read(params).and_then(|target| to_value(&self.delete_port(&target)?)),
-                "port.function.set" => read(params).and_then(|set| to_value(&self.set_port(&set)?)),
-                "bridge.vlan.add" | "bridge.vlan.del" => {
-                    let is_added = method == "bridge.vlan.add";
-                    read(params).and_then(|change| to_value(&self.change_vlans(&change, is_added)?))
-                }
-                "config.apply" => read(params).and_then(|text| to_value(&self.apply(&text)?)),
-                _ => read(params).and_then(|set| to_value(&self.set(&set)?)),
-            }
-        };
-        let outcome = match &result {
-            Ok(_) => "ok",
-            Err(fault) => fault.message.as_str(),
-        };
-        tracing::info!(method, %asked, uid = caller.uid, pid = caller.pid, comm = caller.comm, outcome, "operator");
-        result
-    }
-
-    fn add(&mut self, entry: DeviceEntry) -> Result<DevAdded, Fault> {
+    pub(crate) fn add(&mut self, entry: DeviceEntry) -> Result<DevAdded, Fault> {
         let name = entry.name.clone();
         self.make_device(entry, Origin::Operator)?;
         // One that could not be made at the start gives way to the one that could.
@@ -415,7 +353,7 @@ impl Daemon {
         self.runtime_dir.join("positions").join(name)
     }
 
-    fn delete(&mut self, target: &Target) -> Result<DevDeleted, Fault> {
+    pub(crate) fn delete(&mut self, target: &Target) -> Result<DevDeleted, Fault> {
         let name = &target.name;
         let mut notes = Vec::new();
         let absent = self.absent.iter().find(|absent| absent.entry.name == *name).map(|absent| absent.origin);
@@ -764,33 +702,4 @@ impl Daemon {
         self.generation = generation;
         Ok(())
     }
-}
-
-fn read<T: serde::de::DeserializeOwned>(params: Value) -> Result<T, Fault> {
-    serde_json::from_value(params).map_err(|error| {
-        let text = error.to_string();
-        let fault = Fault::usage(format!("parameters: {text}"));
-        match unknown_field(&text) {
-            Some((field, near)) => fault.at(field).hint(format!("did you mean {near}?")),
-            None => fault,
-        }
-    })
-}
-
-/// The unknown field that serde named, and the nearest of those that it expected.
-fn unknown_field(text: &str) -> Option<(&str, &str)> {
-    let mut words = text.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
-    let field = words.next()?;
-    Some((field, crate::fault::nearest(field, words)?))
-}
-
-fn none(params: Value) -> Result<(), Fault> {
-    match params {
-        Value::Object(map) if map.is_empty() => Ok(()),
-        _ => Err(Fault::usage("this method takes no parameters")),
-    }
-}
-
-fn to_value<T: serde::Serialize>(value: &T) -> Result<Value, Fault> {
-    serde_json::to_value(value).map_err(|error| Fault::new(Kind::Runtime, error.to_string()))
 }

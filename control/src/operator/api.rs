@@ -4,51 +4,30 @@
 //! JSON-RPC 2.0, one message a line. Keys that `vdpa(8)` knows stand first, in its order and its spelling (two of
 //! them end in a blank); what it lacks follows under keys of its own.
 //!
-//! | method | parameters | answer |
-//! | --- | --- | --- |
-//! | `hello` | | [`Hello`] |
-//! | `mgmtdev.show` | [`Select`] | [`MgmtdevShow`] |
-//! | `mgmtdev.add` | [`MgmtEntry`] | [`MgmtdevChanged`] |
-//! | `mgmtdev.set` | [`MgmtEntry`] | [`MgmtdevChanged`] |
-//! | `mgmtdev.del` | [`Target`] | [`MgmtdevDeleted`] |
-//! | `port.show` | [`Select`] | [`PortShow`] |
-//! | `port.add` | [`PortEntry`] | [`PortShow`] |
-//! | `port.del` | [`Target`] | [`PortDeleted`] |
-//! | `port.function.set` | [`PortSet`] | [`PortShow`] |
-//! | `dev.add` | [`DeviceEntry`] | [`DevAdded`] |
-//! | `dev.del` | [`Target`] | [`DevDeleted`] |
-//! | `dev.show` | [`Select`] | [`DevShow`] |
-//! | `dev.config.show` | [`Select`] | [`ConfigShow`] |
-//! | `dev.vstats.show` | [`Queue`] | [`VstatsShow`] |
-//! | `dev.set` | [`DevSet`] | [`DevChanged`] |
-//! | `bridge.vlan.show` | [`Select`] | [`VlanShow`] |
-//! | `bridge.vlan.add` | [`VlanChange`] | [`DevChanged`] |
-//! | `bridge.vlan.del` | [`VlanChange`] | [`DevChanged`] |
-//! | `core.show` | | [`CoreShow`] |
-//! | `sample` | | [`Sample`] |
-//! | `events` | [`Follow`] | [`EventPage`], then notifications `event` with an [`Event`] each |
-//! | `config.dump` | | [`Dump`] |
-//! | `config.diff` | [`ConfigText`] | [`ConfigPlan`]: what `config.apply` would do |
-//! | `config.apply` | [`ConfigText`] | [`ConfigPlan`]: what was done |
+//! Which method takes and answers what is one table: `operator::methods`. The daemon describes it itself (`rpc.discover`).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::path::PathBuf;
 
 use ringway_pmd::vdpa::{AttributeInfo, MgmtInfo, MgmtKindInfo};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 mod bridge;
+mod discovered;
 mod info;
 mod plan;
 mod port;
 mod sample;
 
 pub use bridge::*;
+pub use discovered::*;
 pub use info::*;
 pub use plan::*;
 pub use port::*;
@@ -57,35 +36,7 @@ pub use sample::*;
 use crate::operator::names::FeatureName;
 
 /// The protocol's version: the first number changes when a client must change.
-pub const VERSION: &str = "1.3";
-
-/// Every method.
-pub const METHODS: [&str; 24] = [
-    "hello",
-    "mgmtdev.show",
-    "mgmtdev.add",
-    "mgmtdev.set",
-    "mgmtdev.del",
-    "port.show",
-    "port.add",
-    "port.del",
-    "port.function.set",
-    "dev.add",
-    "dev.del",
-    "dev.show",
-    "dev.config.show",
-    "dev.vstats.show",
-    "dev.set",
-    "bridge.vlan.show",
-    "bridge.vlan.add",
-    "bridge.vlan.del",
-    "core.show",
-    "sample",
-    "events",
-    "config.dump",
-    "config.diff",
-    "config.apply",
-];
+pub const VERSION: &str = "1.4";
 
 /// Values by name in the order in which they were made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,8 +95,20 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
     }
 }
 
+impl<T: JsonSchema> JsonSchema for Named<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        format!("Named_{}", T::schema_name()).into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "object", "additionalProperties": generator.subschema_for::<T>() })
+    }
+}
+
 /// Who answers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Hello {
     /// The protocol's version.
     pub api: String,
@@ -185,7 +148,7 @@ pub struct Hello {
 }
 
 /// What stands where the daemon was started from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Binary {
     /// The file that runs.
@@ -198,7 +161,7 @@ pub enum Binary {
 }
 
 /// One of several things, or all.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Select {
     /// The one; all without it.
@@ -207,7 +170,7 @@ pub struct Select {
 }
 
 /// A device.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
     /// Its name.
@@ -215,7 +178,7 @@ pub struct Target {
 }
 
 /// A queue of a device, or all of its queues.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Queue {
     /// The device's name.
@@ -226,7 +189,7 @@ pub struct Queue {
 }
 
 /// Answer of `mgmtdev.show`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MgmtdevShow {
     /// By name.
     pub mgmtdev: Named<MgmtdevInfo>,
@@ -243,7 +206,7 @@ pub struct MgmtdevShow {
 }
 
 /// A kind of management devices, of which there is one of any name once it is named.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct KindInfo {
     /// What one is.
     pub summary: String,
@@ -278,7 +241,7 @@ impl KindInfo {
 }
 
 /// A management device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MgmtdevInfo {
     /// What it can make.
     pub supported_classes: Vec<String>,
@@ -313,7 +276,7 @@ pub struct MgmtdevInfo {
 }
 
 /// What a bridge has learned. While there is traffic, it is half a second old at most.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LearnedInfo {
     /// The stations.
     pub stations: Vec<StationInfo>,
@@ -322,7 +285,7 @@ pub struct LearnedInfo {
 }
 
 /// A station behind a device of a bridge.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StationInfo {
     /// Its address.
     pub mac: String,
@@ -337,7 +300,7 @@ pub struct StationInfo {
 
 /// A management device as an operator asks for it, or changes to one: parameters of `mgmtdev.add` and `mgmtdev.set`, and
 /// what the state file and the configuration keep.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MgmtEntry {
     /// `KIND/NAME`.
@@ -348,7 +311,7 @@ pub struct MgmtEntry {
 }
 
 /// Answer of `mgmtdev.add` and `mgmtdev.set`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MgmtdevChanged {
     /// The management device.
     pub changed: String,
@@ -357,7 +320,7 @@ pub struct MgmtdevChanged {
 }
 
 /// Answer of `mgmtdev.del`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MgmtdevDeleted {
     /// The management device.
     pub deleted: String,
@@ -369,7 +332,7 @@ pub struct MgmtdevDeleted {
 }
 
 /// An attribute of a driver's own.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AttributeHelp {
     /// The keyword.
     pub name: String,
@@ -397,7 +360,7 @@ impl AttributeHelp {
 }
 
 /// Who owns a device's socket.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Ringway listens, the VMM connects.
@@ -424,7 +387,7 @@ impl Mode {
 }
 
 /// A device as an operator asks for it: parameters of `dev.add`, and what the state file and the configuration keep.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceEntry {
     /// Its name.
@@ -464,7 +427,7 @@ pub struct DeviceEntry {
 }
 
 /// Answer of `dev.add`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DevAdded {
     /// The device.
     pub added: String,
@@ -486,7 +449,7 @@ fn is_none(path: &std::path::Path) -> bool {
 }
 
 /// Answer of `dev.del`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DevDeleted {
     /// The device.
     pub deleted: String,
@@ -496,7 +459,7 @@ pub struct DevDeleted {
 }
 
 /// Parameters of `dev.set`: at least one change.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DevSet {
     /// The device.
@@ -516,7 +479,7 @@ pub struct DevSet {
 }
 
 /// Answer of `dev.set`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DevChanged {
     /// The device.
     pub changed: String,
@@ -528,7 +491,7 @@ pub struct DevChanged {
 }
 
 /// Parameters of `events`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Follow {
     /// The last event that the client has seen. Without it: from now on.
@@ -546,7 +509,7 @@ pub struct Follow {
 }
 
 /// Answer of `events`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EventPage {
     /// The daemon's instance.
     pub instance: String,
@@ -561,7 +524,7 @@ pub struct EventPage {
 }
 
 /// Something that happened.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
     /// Its number: 1, 2, 3 … within an instance.
     pub seq: u64,
@@ -579,7 +542,7 @@ pub struct Event {
 }
 
 /// Answer of `config.dump`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Dump {
     /// A configuration file that makes what runs.
     pub toml: String,

@@ -4,13 +4,13 @@
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventFlags};
-use serde_json::Value;
 
 use crate::daemon::{Daemon, Token};
 use crate::fault::{Fault, reason};
 use crate::host::peer::Caller;
 use crate::operator::api::{EventPage, Follow};
 use crate::operator::events::{check_instance, check_types, wanted};
+use crate::operator::methods::Asker;
 use crate::operator::rpc::{Line, Subscription, answer, error_answer, no_such_method};
 
 /// Requests of one client in one turn.
@@ -75,7 +75,7 @@ impl Daemon {
         for _ in 0..REQUESTS_PER_TURN {
             let Some(client) = self.clients.by_id(id) else { return false };
             let Some(line) = client.take_line() else { break };
-            let caller = client.caller.clone();
+            let asker = Asker { caller: client.caller.clone(), client: Some(id) };
             let message = match line {
                 Line::Refused(refusal) => Some(refusal),
                 Line::Oversize(refusal) => {
@@ -83,10 +83,7 @@ impl Daemon {
                     Some(refusal)
                 }
                 Line::Request(request) => {
-                    let result = match request.method.as_str() {
-                        "events" => Some(self.subscribe(id, request.params)),
-                        method => self.call(method, request.params, &caller),
-                    };
+                    let result = self.call(&request.method, request.params, &asker);
                     request.id.map(|id| match result {
                         Some(Ok(result)) => answer(id, result),
                         Some(Err(fault)) => error_answer(id, &fault),
@@ -141,9 +138,7 @@ impl Daemon {
     }
 
     /// Answers `events`, and makes the client a follower if it asks for that.
-    fn subscribe(&mut self, client: u64, params: Value) -> Result<Value, Fault> {
-        let follow: Follow =
-            serde_json::from_value(params).map_err(|error| Fault::usage(format!("parameters: {error}")))?;
+    pub(crate) fn subscribe(&mut self, client: Option<u64>, follow: Follow) -> Result<EventPage, Fault> {
         check_types(&follow.types)?;
         follow.instance.as_deref().map(check_instance).transpose()?;
         let is_other = follow.instance.as_ref().is_some_and(|instance| *instance != self.instance);
@@ -162,10 +157,10 @@ impl Daemon {
             Some(_) => {}
         }
         if follow.follow
-            && let Some(client) = self.clients.by_id(client)
+            && let Some(client) = client.and_then(|id| self.clients.by_id(id))
         {
             client.subscription = Some(Subscription { cursor: since.unwrap_or(last), types: follow.types });
         }
-        serde_json::to_value(page).map_err(|error| Fault::usage(error.to_string()))
+        Ok(page)
     }
 }

@@ -2,12 +2,13 @@
 
 use ringway_pmd::vdpa::Class;
 use ringway_ring::features::Features;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::fault::nearest;
 
 /// A feature in a list: its name, or the bare number of a bit without one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum FeatureName {
     /// A bit that has a name for this class of device.

@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 
 use crate::fault::{Fault, Kind};
 use crate::host::peer::Caller;
+use crate::operator::api::ErrorData;
+use crate::operator::methods::names;
 
 /// The longest request, in bytes with its newline.
 pub(crate) const LONGEST_REQUEST: usize = 256 * 1024;
@@ -311,11 +313,11 @@ pub(crate) fn error_answer(id: Value, fault: &Fault) -> Value {
 
 /// The answer to a request for a method that there is not.
 pub(crate) fn no_such_method(id: Value, method: &str) -> Value {
-    let near = crate::fault::nearest(method, crate::operator::api::METHODS);
+    let near = crate::fault::nearest(method, names());
     let fault = Fault::new(Kind::Usage, format!("there is no method `{}`", crate::fault::printable(method)));
     let fault = match near {
         Some(near) => fault.hint(format!("did you mean {near}?")),
-        None => fault.hint(crate::operator::api::METHODS.join(", ")),
+        None => fault.hint(names().collect::<Vec<_>>().join(", ")),
     };
     error_with(id, -32601, &fault)
 }
@@ -325,13 +327,13 @@ fn protocol_error(code: i64, fault: &Fault) -> Value {
 }
 
 fn error_with(id: Value, code: i64, fault: &Fault) -> Value {
-    let data = json!({
-        "kind": fault.kind,
-        "held_by": fault.held_by,
-        "hint": fault.hint,
-        "path": fault.path,
-        "retryable": fault.retryable,
-    });
+    let data = ErrorData {
+        kind: fault.kind,
+        held_by: fault.held_by.clone(),
+        hint: fault.hint.clone(),
+        path: fault.path.clone(),
+        retryable: fault.retryable,
+    };
     json!({ "jsonrpc": "2.0", "id": id, "error": { "code": code, "message": fault.message, "data": data } })
 }
 

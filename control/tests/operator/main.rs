@@ -10,6 +10,7 @@ mod commands;
 mod config;
 mod cores;
 mod deaths;
+mod discover;
 mod disk_deaths;
 mod exits;
 mod front_ends;

@@ -1,11 +1,12 @@
 //! VLANs of bridges' ports, with the words of bridge(8).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Named;
 
 /// VLANs of a port to be added or removed: parameters of `bridge.vlan.add` and `bridge.vlan.del`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VlanChange {
     /// The device whose port it is.
@@ -21,14 +22,14 @@ pub struct VlanChange {
 }
 
 /// Answer of `bridge.vlan.show`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VlanShow {
     /// By device.
     pub vlan: Named<PortVlans>,
 }
 
 /// What a port carries.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PortVlans {
     /// The bridge.
     pub mgmtdev: String,
@@ -37,7 +38,7 @@ pub struct PortVlans {
 }
 
 /// A VLAN of a port, or a range of them that are alike.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VlanInfo {
     /// The first.
     pub vlan: u16,

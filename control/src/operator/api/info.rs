@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -10,7 +11,7 @@ use super::{Mode, Named};
 use crate::operator::names::FeatureName;
 
 /// Answer of `dev.show`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DevShow {
     /// By name.
     pub dev: Named<DevInfo>,
@@ -23,7 +24,7 @@ pub struct DevShow {
 }
 
 /// A device as it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DevInfo {
     /// `network` or `block`.
     #[serde(rename = "type")]
@@ -93,7 +94,7 @@ impl DevInfo {
 }
 
 /// A device's configuration as it was provisioned, whether or not a guest has asked for it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Provisioned {
     /// Ethernet address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -125,7 +126,7 @@ pub struct Provisioned {
 }
 
 /// A connected front-end.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FrontEnd {
     /// Its process, as the kernel says.
     pub pid: i32,
@@ -154,7 +155,7 @@ pub struct FrontEnd {
 }
 
 /// Who may open a device's socket: as in the file system, now.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SocketAccess {
     /// The user whose it is: a name, or a number without one.
     pub owner: String,
@@ -165,7 +166,7 @@ pub struct SocketAccess {
 }
 
 /// A ring as it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Ring {
     /// Which queue.
     pub qidx: u16,
@@ -189,7 +190,7 @@ pub struct Ring {
 }
 
 /// What happened on a device since it was added.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct History {
     /// Front-ends that connected.
     pub connections: u64,
@@ -223,7 +224,7 @@ pub struct History {
 }
 
 /// Answer of `dev.config.show`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigShow {
     /// By name.
     pub config: Named<ConfigInfo>,
@@ -231,7 +232,7 @@ pub struct ConfigShow {
 
 /// A device's configuration space. What `vdpa(8)` shows is there only once the features that carry it were
 /// negotiated; `provisioned` is always there.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigInfo {
     /// With MAC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -259,14 +260,14 @@ pub struct ConfigInfo {
 }
 
 /// Answer of `dev.vstats.show`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VstatsShow {
     /// By name.
     pub vstats: Named<Vstats>,
 }
 
 /// One queue's statistics, or those of all queues.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Vstats {
     /// All queues.
@@ -279,7 +280,7 @@ pub enum Vstats {
 }
 
 /// A queue's statistics since the device was added.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct QueueInfo {
     /// `rx` or `tx`, as the guest sees it; `request` for block.
     pub queue_type: String,
@@ -340,7 +341,7 @@ pub struct QueueInfo {
 }
 
 /// Sizes of bursts, each up to the next power of two.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SizeInfo {
     /// Half of the bursts were of this size at most.
     pub p50: u64,
@@ -351,7 +352,7 @@ pub struct SizeInfo {
 }
 
 /// How long things took, in nanoseconds; all but the longest are at most an eighth too long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TimeInfo {
     /// Half of them took so long at most.
     pub p50_ns: u64,
@@ -364,7 +365,7 @@ pub struct TimeInfo {
 }
 
 /// Requests of one kind. Each time is from when a worker first saw the request to its used entry.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RequestInfo {
     /// `read`, `write`, `flush`, `discard`, `write_zeroes`.
     pub kind: String,
@@ -383,7 +384,7 @@ pub struct RequestInfo {
 }
 
 /// A counter that is not 0, in words.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Explained {
     /// Its name.
     pub name: String,
@@ -399,14 +400,14 @@ pub struct Explained {
 }
 
 /// Answer of `core.show`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CoreShow {
     /// By the core's number.
     pub core: Named<CoreInfo>,
 }
 
 /// A worker since its start.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CoreInfo {
     /// Its thread.
     pub tid: i32,
@@ -457,7 +458,7 @@ pub struct CoreInfo {
 }
 
 /// A pump on a worker.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PumpInfo {
     /// What it was placed as.
     pub name: String,

@@ -1,9 +1,10 @@
 //! What a configuration file would change of what runs, and what it has changed.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Parameters of `config.diff` and `config.apply`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConfigText {
     /// What the file is called in errors; its absolute path.
@@ -13,7 +14,7 @@ pub struct ConfigText {
 }
 
 /// Answer of `config.diff` and `config.apply`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigPlan {
     /// What changes, in the order in which it is done.
     pub steps: Vec<ConfigStep>,
@@ -31,7 +32,7 @@ pub struct ConfigPlan {
 }
 
 /// A change to one thing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigStep {
     /// `device`, `mgmtdev`, `port` or `daemon`.
     pub what: String,
@@ -51,7 +52,7 @@ pub struct ConfigStep {
 }
 
 /// What is done to one thing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ConfigAction {
     /// It is made.
@@ -69,7 +70,7 @@ pub enum ConfigAction {
 }
 
 /// How far guests notice a change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Disrupts {
     /// They do not.
@@ -95,7 +96,7 @@ impl Disrupts {
 }
 
 /// One key that is otherwise.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigChange {
     /// The key of the file.
     pub key: String,

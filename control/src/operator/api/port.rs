@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -15,7 +16,7 @@ fn flavour() -> String {
 }
 
 /// Whether a function is there for drivers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PortState {
     /// Its share is taken, and nobody sees it.
@@ -40,7 +41,7 @@ impl PortState {
 }
 
 /// A port as an operator asks for it: parameters of `port.add`, and what the state file and the configuration keep.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PortEntry {
     /// The management device that it is a part of.
@@ -62,7 +63,7 @@ pub struct PortEntry {
 }
 
 /// Parameters of `port.function.set`: at least one change.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PortSet {
     /// The port: `MGMTDEV/SFNUM`.
@@ -76,7 +77,7 @@ pub struct PortSet {
 }
 
 /// Answer of `port.show`, `port.add` and `port.function.set`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PortShow {
     /// By `MGMTDEV/SFNUM`.
     pub port: Named<PortInfo>,
@@ -86,7 +87,7 @@ pub struct PortShow {
 }
 
 /// A port.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PortInfo {
     /// `pcisf`.
     pub flavour: String,
@@ -105,7 +106,7 @@ pub struct PortInfo {
 }
 
 /// The function of a port.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FunctionInfo {
     /// Whether it is there for drivers.
     pub state: PortState,
@@ -117,7 +118,7 @@ pub struct FunctionInfo {
 }
 
 /// Answer of `port.del`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PortDeleted {
     /// The port.
     pub deleted: String,

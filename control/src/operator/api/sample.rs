@@ -1,12 +1,13 @@
 //! What everything that moves stands at, at one time: what rates are worked out of.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{CoreInfo, Named, QueueInfo, TimeInfo};
 
 /// Answer of `sample`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Sample {
     /// This start of the daemon: with another one, counters begin anew.
     pub instance: String,
@@ -19,7 +20,7 @@ pub struct Sample {
 }
 
 /// What a device's queues stand at.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeviceSample {
     /// Which device of this daemon's it is: one that is made anew has another, and counts from 0.
     pub id: u64,
@@ -37,7 +38,7 @@ pub struct DeviceSample {
 }
 
 /// What a queue stands at.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct QueueSample {
     /// Which queue.
     pub qidx: u32,

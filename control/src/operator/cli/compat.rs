@@ -54,6 +54,7 @@ pub(super) fn check(object: Option<&Object>) -> Result<(), Fault> {
         Some(Object::Events(_)) => missing("events"),
         Some(Object::Config { .. }) => missing("config"),
         Some(Object::Why { .. }) => missing("why"),
+        Some(Object::Rpc { .. }) => missing("rpc"),
         Some(Object::Hello) => missing("hello"),
         Some(Object::Status) => missing("status"),
         Some(Object::Wait(_)) => missing("wait"),

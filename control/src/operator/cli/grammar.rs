@@ -256,7 +256,7 @@ pub fn normalise(args: Vec<OsString>) -> Result<Vec<OsString>, Fault> {
     let commands: &[&str] = match object {
         "mgmtdev" => &["help", "show", "list"],
         "dev" => &["help", "show", "list", "add", "del", "config"],
-        "port" | "bridge" | "core" | "config" => &[],
+        "port" | "bridge" | "core" | "config" | "rpc" => &[],
         _ => return Ok(full),
     };
     let Some(&second) = places.get(1) else { return Ok(full) };
@@ -266,6 +266,7 @@ pub fn normalise(args: Vec<OsString>) -> Result<Vec<OsString>, Fault> {
         "port" => &["show", "list", "add", "del", "function", "help"],
         "bridge" => &["vlan", "help"],
         "core" => &["show", "list", "help"],
+        "rpc" => &["discover", "help"],
         "config" => &["check", "dump", "diff", "apply", "help"],
         _ => &[],
     };
@@ -286,6 +287,7 @@ const OBJECTS: &[&str] = &[
     "events",
     "config",
     "why",
+    "rpc",
     "hello",
     "status",
     "wait",

@@ -88,6 +88,12 @@ pub enum Object {
     /// Wait for the daemon, or for a device of it
     #[command(after_help = grammar::WAIT_HELP)]
     Wait(WaitArgs),
+    /// The protocol of the operator socket
+    Rpc {
+        /// What to do
+        #[command(subcommand)]
+        command: RpcCommand,
+    },
     /// Run the data plane and a guest in this process, and measure: needs no daemon, no root, no hardware
     Demo(DemoArgs),
     /// Print a completion script for a shell
@@ -349,6 +355,13 @@ pub enum ConfigCommand {
         #[arg(value_hint = clap::ValueHint::FilePath)]
         file: PathBuf,
     },
+}
+
+/// Commands of `rpc`.
+#[derive(Debug, Subcommand)]
+pub enum RpcCommand {
+    /// Print the protocol as the daemon describes it: an OpenRPC document, JSON with and without -j
+    Discover,
 }
 
 /// What to wait for.

@@ -18,7 +18,7 @@ use crate::operator::api::{
 use crate::operator::cli::ringway::{
     BridgeCommand, Cli, ConfigCommand, CoreCommand, DemoArgs, DemoRing, DevCommand, DevConfigCommand,
     DevShowArgs, DevVstatsCommand, EventsArgs, MgmtdevCommand, Object, PortCommand, PortFunctionCommand,
-    VlanCommand,
+    RpcCommand, VlanCommand,
 };
 use crate::operator::cli::{compat, docs, grammar, interval, render, status, top, vmm, why};
 use crate::operator::client::Client;
@@ -128,6 +128,10 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
         Some(Object::Hello) => {
             let hello: Hello = connect()?.call("hello", &json!({}))?;
             output.print(&hello, || render::hello(&hello))
+        }
+        Some(Object::Rpc { command: RpcCommand::Discover }) => {
+            let document: Value = connect()?.call("rpc.discover", &json!({}))?;
+            write(&(output.json_text(&document)? + "\n"))
         }
         Some(Object::Status) => {
             let status = status::look(&mut connect()?)?;

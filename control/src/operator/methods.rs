@@ -1,0 +1,208 @@
+//! The methods of the operator protocol: one table, of which requests are dispatched and the protocol is described
+//! ([`crate::operator::discover`]). A method that is not in it can neither be called nor found; what is described of it is
+//! the types that its request is read as and that its answer is written from.
+//!
+//! All of it runs on the control thread.
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::daemon::Daemon;
+use crate::fault::{Fault, Kind};
+use crate::host::peer::Caller;
+use crate::operator::api::{
+    ConfigPlan, ConfigShow, ConfigText, CoreShow, DevAdded, DevChanged, DevDeleted, DevSet, DevShow,
+    DeviceEntry, Discovered, Dump, EventPage, Follow, Hello, MgmtEntry, MgmtdevChanged, MgmtdevDeleted,
+    MgmtdevShow, PortDeleted, PortEntry, PortSet, PortShow, Queue, Sample, Select, Target, VlanChange, VlanShow,
+    VstatsShow,
+};
+use crate::operator::discover;
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub(crate) struct Asker {
+    /// Its process.
+    pub(crate) caller: Caller,
+    /// Its place among the clients of the operator socket; none from within the process.
+    pub(crate) client: Option<u64>,
+}
+
+/// A method.
+pub(crate) struct Method {
+    pub(crate) name: &'static str,
+    /// What it is for, in one sentence.
+    pub(crate) summary: &'static str,
+    /// It changes something: it stands in the log, with who asked, and is refused once the daemon is stopping.
+    pub(crate) is_change: bool,
+    call: fn(&mut Daemon, &Asker, Value) -> Result<Value, Fault>,
+    /// The type that its parameters are read as.
+    pub(crate) params: fn(&mut SchemaGenerator) -> Schema,
+    /// The type that its answer is written from.
+    pub(crate) result: fn(&mut SchemaGenerator) -> Schema,
+}
+
+/// Each line: whether it only shows or changes something, its name, parameters, answer, summary and what does it.
+macro_rules! methods {
+    ($($sort:ident $name:literal ($params:ty) -> $answer:ty, $summary:literal, $run:expr;)*) => {
+        /// Every method.
+        pub(crate) static METHODS: &[Method] = &[$(Method {
+            name: $name,
+            summary: $summary,
+            is_change: stringify!($sort).as_bytes()[0] == b'c',
+            call: |daemon, asker, params| {
+                let run: fn(&mut Daemon, &Asker, $params) -> Result<$answer, Fault> = $run;
+                to_value(&run(daemon, asker, read(params)?)?)
+            },
+            params: |generator| generator.root_schema_for::<$params>(),
+            result: |generator| generator.subschema_for::<$answer>(),
+        }),*];
+    };
+}
+
+methods! {
+    show "rpc.discover" (Nothing) -> Discovered,
+        "This description: an OpenRPC document",
+        |_, _, _| Ok(discover::document().clone());
+    show "hello" (Nothing) -> Hello,
+        "Who answers: version, process, instance, directories",
+        |daemon, _, _| Ok(daemon.hello());
+    show "mgmtdev.show" (Select) -> MgmtdevShow,
+        "Management devices, those that could not be made, and the kinds that there can be",
+        |daemon, _, select| daemon.show_mgmtdevs(select);
+    change "mgmtdev.add" (MgmtEntry) -> MgmtdevChanged,
+        "Adds a management device",
+        |daemon, _, entry| daemon.add_mgmtdev(entry);
+    change "mgmtdev.set" (MgmtEntry) -> MgmtdevChanged,
+        "Changes a management device, also while its devices are in use",
+        |daemon, _, entry| daemon.set_mgmtdev(&entry);
+    change "mgmtdev.del" (Target) -> MgmtdevDeleted,
+        "Removes a management device with all its devices",
+        |daemon, _, target| daemon.delete_mgmtdev(&target);
+    show "port.show" (Select) -> PortShow,
+        "Ports: each with its function, its management device and the devices of that",
+        |daemon, _, select| daemon.show_ports(&select);
+    change "port.add" (PortEntry) -> PortShow,
+        "Adds a port, inactive unless it says otherwise",
+        |daemon, _, entry| daemon.add_port(entry);
+    change "port.del" (Target) -> PortDeleted,
+        "Removes a port, with what was made with its function",
+        |daemon, _, target| daemon.delete_port(&target);
+    change "port.function.set" (PortSet) -> PortShow,
+        "Changes the function of a port",
+        |daemon, _, set| daemon.set_port(&set);
+    change "dev.add" (DeviceEntry) -> DevAdded,
+        "Adds a device",
+        |daemon, _, entry| daemon.add(entry);
+    change "dev.del" (Target) -> DevDeleted,
+        "Removes a device at once, also while a guest uses it",
+        |daemon, _, target| daemon.delete(&target);
+    show "dev.show" (Select) -> DevShow,
+        "Devices, with their front-ends, rings and history",
+        |daemon, _, select| daemon.show_devices(select);
+    show "dev.config.show" (Select) -> ConfigShow,
+        "The configuration space that guests read",
+        |daemon, _, select| daemon.show_config(select);
+    show "dev.vstats.show" (Queue) -> VstatsShow,
+        "Statistics of one queue, or of all queues of a device",
+        |daemon, _, queue| daemon.show_vstats(queue);
+    change "dev.set" (DevSet) -> DevChanged,
+        "Changes a device",
+        |daemon, _, set| daemon.set(&set);
+    show "bridge.vlan.show" (Select) -> VlanShow,
+        "The VLANs that ports of bridges carry",
+        |daemon, _, select| daemon.show_vlans(&select);
+    change "bridge.vlan.add" (VlanChange) -> DevChanged,
+        "Has a port carry VLANs",
+        |daemon, _, change| daemon.change_vlans(&change, true);
+    change "bridge.vlan.del" (VlanChange) -> DevChanged,
+        "Has a port carry VLANs no more",
+        |daemon, _, change| daemon.change_vlans(&change, false);
+    show "core.show" (Nothing) -> CoreShow,
+        "Workers since their start, and the pumps that run on them",
+        |daemon, _, _| Ok(daemon.show_cores());
+    show "sample" (Nothing) -> Sample,
+        "What all queues and workers stand at, at one time: what rates are worked out of",
+        |daemon, _, _| Ok(daemon.sample());
+    show "events" (Follow) -> EventPage,
+        "What happened; with `follow`, each further event comes as a notification `event`",
+        |daemon, asker, follow| daemon.subscribe(asker.client, follow);
+    show "config.dump" (Nothing) -> Dump,
+        "What runs, as a configuration file",
+        |daemon, _, _| daemon.dump();
+    show "config.diff" (ConfigText) -> ConfigPlan,
+        "What applying a file would change, and whom it would disrupt",
+        |daemon, _, text| daemon.diff(&text);
+    change "config.apply" (ConfigText) -> ConfigPlan,
+        "Makes what runs what a file says: all of it, or nothing",
+        |daemon, _, text| daemon.apply(&text);
+}
+
+/// The names of all methods.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    METHODS.iter().map(|method| method.name)
+}
+
+/// Parameters of a method that takes none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Nothing {}
+
+impl Daemon {
+    /// Calls a method. None: there is no such method.
+    pub(crate) fn call(
+        &mut self,
+        method: &str,
+        params: Value,
+        asker: &Asker,
+    ) -> Option<Result<Value, Fault>> {
+        let method = METHODS.iter().find(|known| known.name == method)?;
+        Some(if method.is_change { self.change(method, params, asker) } else { (method.call)(self, asker, params) })
+    }
+
+    /// Calls a method that changes something, and logs who asked for what, and what came of it.
+    fn change(&mut self, method: &Method, params: Value, asker: &Asker) -> Result<Value, Fault> {
+        let asked = match method.name {
+            // Its steps are told as events, each for itself.
+            "config.apply" => json!({ "file": params.get("file") }).to_string(),
+            _ => params.to_string(),
+        };
+        let result = if self.is_stopping() {
+            Err(Fault::new(Kind::Runtime, "the daemon is stopping").retryable())
+        } else {
+            (method.call)(self, asker, params)
+        };
+        let outcome = match &result {
+            Ok(_) => "ok",
+            Err(fault) => fault.message.as_str(),
+        };
+        let Caller { uid, pid, comm, .. } = &asker.caller;
+        tracing::info!(method = method.name, %asked, uid, pid, comm, outcome, "operator");
+        result
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(params: Value) -> Result<T, Fault> {
+    serde_json::from_value(params).map_err(|error| {
+        let text = error.to_string();
+        if text.ends_with("there are no fields") {
+            return Fault::usage("this method takes no parameters");
+        }
+        let fault = Fault::usage(format!("parameters: {text}"));
+        match unknown_field(&text) {
+            Some((field, near)) => fault.at(field).hint(format!("did you mean {near}?")),
+            None => fault,
+        }
+    })
+}
+
+/// The unknown field that serde named, and the nearest of those that it expected.
+fn unknown_field(text: &str) -> Option<(&str, &str)> {
+    let mut words = text.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
+    let field = words.next()?;
+    Some((field, crate::fault::nearest(field, words)?))
+}
+
+fn to_value<T: Serialize>(value: &T) -> Result<Value, Fault> {
+    serde_json::to_value(value).map_err(|error| Fault::new(Kind::Runtime, error.to_string()))
+}
