@@ -23,6 +23,8 @@ pub(crate) mod apply;
 pub(crate) mod connect;
 // A device as control has it.
 pub(crate) mod device;
+// What a change would do.
+pub(crate) mod dry_run;
 // Management devices that are made and go.
 pub(crate) mod mgmtdevs;
 // What is asked of devices.

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use ringway_pmd::vdpa::DriverError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -120,15 +120,35 @@ pub struct Fault {
     /// The parameter, file or key that is at fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+    /// The word that is wrong, and what would have been right. Apart, for most faults have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub words: Option<Box<Words>>,
     /// True if the same request may succeed later.
     #[serde(default)]
     pub retryable: bool,
 }
 
+/// The word of a command line or a request that is wrong.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Words {
+    /// It, as it was given.
+    pub given: Option<String>,
+    /// What would have been right: words, or what one has to look like.
+    pub expected: Vec<String>,
+}
+
 impl Fault {
     /// A fault of this kind.
     pub fn new(kind: Kind, message: impl Into<String>) -> Fault {
-        Fault { kind, message: message.into(), held_by: None, hint: None, path: None, retryable: false }
+        Fault {
+            kind,
+            message: message.into(),
+            held_by: None,
+            hint: None,
+            path: None,
+            words: None,
+            retryable: false,
+        }
     }
     /// The request is not one.
     pub fn usage(message: impl Into<String>) -> Fault {
@@ -157,8 +177,9 @@ impl Fault {
                 let word = line.strip_prefix("  ")?.split(' ').next()?;
                 (!word.is_empty() && word != "help").then_some(word)
             });
-            let words = words.collect::<Vec<_>>().join(", ");
-            return Fault::usage("a command is missing").hint(format!("one of: {words}"));
+            let words: Vec<&str> = words.collect();
+            let hint = format!("one of: {}", words.join(", "));
+            return Fault::usage("a command is missing").hint(hint).expected(words);
         }
         let text = text.strip_prefix("error: ").unwrap_or(&text);
         let mut parts = text.splitn(2, "\n\n");
@@ -170,7 +191,28 @@ impl Fault {
             .filter_map(|line| line.strip_prefix("tip: ").or_else(|| line.strip_prefix("Usage: ")))
             .next()
             .map(str::to_owned);
-        Fault::usage(message.join(" ")).hint(hint.unwrap_or_else(|| format!("{program} --help")))
+        let mut fault =
+            Fault::usage(message.join(" ")).hint(hint.unwrap_or_else(|| format!("{program} --help")));
+        let context = |kind| -> Vec<String> {
+            match error.get(kind) {
+                Some(ContextValue::String(text)) if !text.is_empty() => vec![text.clone()],
+                Some(ContextValue::Strings(all)) => all.clone(),
+                _ => Vec::new(),
+            }
+        };
+        let arg = context(ContextKind::InvalidArg).into_iter().next();
+        let value = context(ContextKind::InvalidValue).into_iter().next();
+        let command = context(ContextKind::InvalidSubcommand).into_iter().next();
+        let expected = [ContextKind::ValidValue, ContextKind::ValidSubcommand].map(context).concat();
+        let is_unknown = error.kind() == ErrorKind::UnknownArgument;
+        let given = value.or(command).or_else(|| arg.clone().filter(|_| is_unknown));
+        fault.words = Some(Box::new(Words { given, expected }));
+        // As the usage has it: `--timeout <SECONDS>`, `[UNTIL]`.
+        fault.path = arg.filter(|_| !is_unknown).map(|arg| {
+            let name = arg.split([' ', '=']).next().unwrap_or_default();
+            name.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase()
+        });
+        fault
     }
     /// Adds what to do.
     #[must_use]
@@ -189,6 +231,31 @@ impl Fault {
     pub fn at(mut self, path: impl Into<String>) -> Fault {
         self.path = Some(path.into());
         self
+    }
+    /// Adds the word that is wrong, as it was given.
+    #[must_use]
+    pub fn given(mut self, word: impl Into<String>) -> Fault {
+        self.words.get_or_insert_default().given = Some(word.into());
+        self
+    }
+    /// Adds what would have been right.
+    #[must_use]
+    pub fn expected(mut self, words: impl IntoIterator<Item = impl Into<String>>) -> Fault {
+        self.words.get_or_insert_default().expected = words.into_iter().map(Into::into).collect();
+        self
+    }
+    /// The word that is wrong, if it was told.
+    pub fn given_word(&self) -> Option<&str> {
+        self.words.as_ref()?.given.as_deref()
+    }
+    /// What would have been right, as far as that was told.
+    pub fn expected_words(&self) -> &[String] {
+        self.words.as_ref().map_or(&[], |words| &words.expected)
+    }
+    /// The key itself is unknown; `known` are those that there are.
+    #[must_use]
+    pub fn unknown_key<'a>(self, key: &str, known: impl IntoIterator<Item = &'a str>) -> Fault {
+        self.at(key).given(key).expected(known)
     }
     /// The same request may succeed later.
     #[must_use]

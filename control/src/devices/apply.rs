@@ -6,7 +6,7 @@
 //!
 //! Thread: control.
 
-mod plan;
+pub(crate) mod plan;
 
 use std::fs::Permissions;
 use std::io::Write as _;

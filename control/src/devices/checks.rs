@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use ringway_pmd::net::tap::namespace_path;
 use ringway_pmd::net::{F_MAC, F_MQ, F_MTU, MAX_MTU, MIN_MTU, Mac};
-use ringway_pmd::vdpa::{Class, ClassSpec, DeviceSpec, MgmtInfo, NetSpec, Planned, Unfit};
+use ringway_pmd::vdpa::{AttributeInfo, Class, ClassSpec, DeviceSpec, MgmtInfo, NetSpec, Planned, Unfit};
 use ringway_ring::features::Features;
 
 use crate::devices::known::{Known, no_such_mgmtdev};
@@ -34,7 +34,8 @@ pub fn check_entry(entry: &DeviceEntry, known: &Known) -> Result<DeviceSpec, Fau
     check_name(&entry.name)?;
     let mac = entry.mac.as_deref().map(check_mac).transpose()?;
     if let Some(mtu) = entry.mtu.filter(|mtu| !(MIN_MTU..=MAX_MTU).contains(mtu)) {
-        return Err(Fault::usage(format!("mtu {mtu} is not {}", number_of("mtu"))).at("mtu"));
+        let fault = Fault::usage(format!("mtu {mtu} is not {}", number_of("mtu")));
+        return Err(fault.at("mtu").expected([number_of("mtu")]));
     }
     if entry.max_vqp == Some(0) {
         return Err(Fault::usage("At least one pair of VQs is required").at("max_vqp"));
@@ -70,6 +71,7 @@ pub fn check_entry(entry: &DeviceEntry, known: &Known) -> Result<DeviceSpec, Fau
     if slashes > 1 {
         return Err(Fault::usage("Wrong vdpa mgmtdev identification string format")
             .at("mgmtdev")
+            .expected(["BUS/NAME", "NAME"])
             .hint("\"mgmtdev_bus_name/mgmtdev_name\" or \"mgmtdev_name\""));
     }
     let info = match info {
@@ -121,13 +123,22 @@ pub fn check_entry(entry: &DeviceEntry, known: &Known) -> Result<DeviceSpec, Fau
         Class::Block => ClassSpec::Block,
     };
     let spec = DeviceSpec { name: entry.name.clone(), features, class, attributes: entry.attributes.clone() };
-    (info.check)(&info.name, &spec).map_err(unfit)?;
+    (info.check)(&info.name, &spec).map_err(|why| with_values(unfit(why), &info.attributes))?;
     Ok(spec)
 }
 
 /// What a driver says can never be.
 fn unfit(unfit: Unfit) -> Fault {
     Fault::usage(unfit.why).at(unfit.attribute)
+}
+
+/// Adds what the value of the attribute at fault has to look like, as it is declared.
+fn with_values(fault: Fault, declared: &[AttributeInfo]) -> Fault {
+    let value = declared.iter().find(|own| Some(own.name) == fault.path.as_deref()).map(|own| own.value);
+    match value {
+        Some(value) if fault.expected_words().is_empty() => fault.expected(value.split('|')),
+        _ => fault,
+    }
 }
 
 /// Checks a request for a management device, or changes to one, against what its kind says of itself.
@@ -149,14 +160,15 @@ pub fn check_mgmt_entry(entry: &MgmtEntry, known: &Known) -> Result<(), Fault> {
         if own.clone().any(|attribute| attribute == name) {
             continue;
         }
-        let fault = Fault::usage(format!("{} has no attribute `{}`", entry.name, printable(name))).at(name);
+        let fault = Fault::usage(format!("{} has no attribute `{}`", entry.name, printable(name)))
+            .unknown_key(name, own.clone());
         return Err(match nearest(name, own.clone()) {
             Some(near) => fault.hint(format!("did you mean {near}?")),
             None if own.clone().next().is_none() => fault.hint(format!("{} has none", entry.name)),
             None => fault.hint(format!("one of: {}", own.collect::<Vec<_>>().join(", "))),
         });
     }
-    (kind.check)(rest, &entry.attributes).map_err(unfit)
+    (kind.check)(rest, &entry.attributes).map_err(|why| with_values(unfit(why), &kind.attributes))
 }
 
 /// Checks a request for a port against what its parent says of itself, without making anything.
@@ -172,7 +184,8 @@ pub fn check_port_entry(entry: &PortEntry, known: &Known) -> Result<(), Fault> {
     }
     if entry.flavour != FLAVOUR {
         let why = format!("flavour {} cannot be added", printable(&entry.flavour));
-        return Err(Fault::usage(why).at("flavour").hint(format!("flavour {FLAVOUR}")));
+        let fault = Fault::usage(why).at("flavour").expected([FLAVOUR]);
+        return Err(fault.hint(format!("flavour {FLAVOUR}")));
     }
     let info = known.find(name);
     let info = info.ok_or_else(|| no_such_mgmtdev(name, known).at("mgmtdev"))?;
@@ -187,12 +200,13 @@ pub fn check_port_entry(entry: &PortEntry, known: &Known) -> Result<(), Fault> {
             continue;
         }
         let why = format!("a function of {name} has no attribute `{}`", printable(attribute));
-        return Err(Fault::usage(why).at(attribute).hint(match nearest(attribute, own()) {
+        let fault = Fault::usage(why).unknown_key(attribute, own().chain(["state"]));
+        return Err(fault.hint(match nearest(attribute, own()) {
             Some(near) => format!("did you mean {near}?"),
             None => format!("one of: state, {}", own().collect::<Vec<_>>().join(", ")),
         }));
     }
-    (functions.check)(&entry.attributes).map_err(unfit)
+    (functions.check)(&entry.attributes).map_err(|why| with_values(unfit(why), &functions.attributes))
 }
 
 /// The management device of a port is not in its file.
@@ -232,7 +246,8 @@ pub(crate) fn check_attributes<'a>(
             continue;
         }
         let own = info.attributes.iter().map(|attribute| attribute.name);
-        let fault = Fault::usage(format!("{} has no attribute `{}`", info.name, printable(name))).at(name);
+        let fault = Fault::usage(format!("{} has no attribute `{}`", info.name, printable(name)))
+            .unknown_key(name, own.clone().chain(ATTRIBUTES));
         return Err(match nearest(name, own.chain(ATTRIBUTES)) {
             Some(near) => fault.hint(format!("did you mean {near}?")),
             None => fault.hint(format!("ringway mgmtdev show {}", info.name)),
@@ -298,6 +313,7 @@ pub(crate) fn check_mac(text: &str) -> Result<Mac, Fault> {
     let mac: Mac = text.parse().map_err(|_| {
         Fault::usage(format!("`{}` is not a MAC address", printable(text)))
             .at("mac")
+            .expected(["an Ethernet address"])
             .hint("six pairs of hex digits, as in 52:54:00:12:34:56")
     })?;
     if mac.is_multicast() || mac == Mac([0; 6]) {

@@ -84,13 +84,19 @@ impl Daemon {
         self.registry.remove_mgmtdev(name);
     }
 
-    pub(crate) fn add_mgmtdev(&mut self, entry: MgmtEntry) -> Result<MgmtdevChanged, Fault> {
-        check_mgmt_entry(&entry, &self.registry.known())?;
+    /// Checks that a management device can be made, as far as can be told.
+    pub(crate) fn check_add_mgmtdev(&self, entry: &MgmtEntry) -> Result<(), Fault> {
+        check_mgmt_entry(entry, &self.registry.known())?;
         if self.registry.has_mgmtdev(&entry.name) {
             return Err(Fault::conflict(format!("management device {} is there already", entry.name))
                 .at("name")
                 .hint(format!("another name, or ringway mgmtdev set name {}", entry.name)));
         }
+        wanted_core(&entry.attributes)?.map_or(Ok(()), |core| self.placement.check(core))
+    }
+
+    pub(crate) fn add_mgmtdev(&mut self, entry: MgmtEntry) -> Result<MgmtdevChanged, Fault> {
+        self.check_add_mgmtdev(&entry)?;
         self.make_mgmtdev(&entry.name, &entry.attributes, MgmtOrigin::Operator)?;
         let forgotten = self.forget_absent(&entry.name);
         if let Err(fault) = self.keep() {
@@ -103,7 +109,8 @@ impl Daemon {
         self.mgmtdev_answer(entry.name)
     }
 
-    pub(crate) fn set_mgmtdev(&mut self, entry: &MgmtEntry) -> Result<MgmtdevChanged, Fault> {
+    /// Checks a change of a management device; the core that is asked for.
+    pub(crate) fn check_set_mgmtdev(&mut self, entry: &MgmtEntry) -> Result<Option<usize>, Fault> {
         let name = &entry.name;
         self.registry.mgmtdev(name).map_err(|fault| fault.at("name"))?;
         check_mgmt_entry(entry, &self.registry.known())?;
@@ -122,6 +129,12 @@ impl Daemon {
         if let Some(core) = wanted {
             self.placement.check(core)?;
         }
+        Ok(wanted)
+    }
+
+    pub(crate) fn set_mgmtdev(&mut self, entry: &MgmtEntry) -> Result<MgmtdevChanged, Fault> {
+        let wanted = self.check_set_mgmtdev(entry)?;
+        let name = &entry.name;
         let mgmtdev = self.registry.mgmtdev(name)?;
         let before = mgmtdev.device.shared_core();
         let moves = mgmtdev.device.set(&entry.attributes).map_err(Fault::from)?;
@@ -157,9 +170,8 @@ impl Daemon {
         Ok(MgmtdevChanged { changed: name, settings })
     }
 
-    /// Removes a management device with all that it made.
-    pub(crate) fn delete_mgmtdev(&mut self, target: &Target) -> Result<MgmtdevDeleted, Fault> {
-        let name = &target.name;
+    /// Checks that a management device can be removed; whose it is.
+    pub(crate) fn check_delete_mgmtdev(&mut self, name: &str) -> Result<MgmtOrigin, Fault> {
         let absent = self.absent_mgmtdevs.iter().find(|absent| absent.entry.name == *name);
         let absent = absent.map(|absent| absent.origin);
         let origin = match (self.registry.mgmtdev(name), absent) {
@@ -178,6 +190,13 @@ impl Daemon {
                 .at("name")
                 .hint("ringway dev del removes devices"));
         }
+        Ok(origin)
+    }
+
+    /// Removes a management device with all that it made.
+    pub(crate) fn delete_mgmtdev(&mut self, target: &Target) -> Result<MgmtdevDeleted, Fault> {
+        let name = &target.name;
+        let origin = self.check_delete_mgmtdev(name)?;
         let mut notes = Vec::new();
         let devices = self.registry.made_by(name);
         let of_config = self

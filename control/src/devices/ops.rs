@@ -30,6 +30,30 @@ use crate::host::look::Finding;
 use crate::host::standing::Standing;
 use crate::operator::api::{DevAdded, DevChanged, DevDeleted, DevSet, DeviceEntry, MgmtEntry, Mode, Target};
 
+/// A device that can be made, as far as can be told.
+pub(crate) struct NewDevice {
+    spec: DeviceSpec,
+    pub(crate) mode: Mode,
+    pub(crate) socket: PathBuf,
+    owner: Option<u32>,
+    group: Option<u32>,
+}
+
+/// A change of a device that can be made, and what it comes to.
+pub(crate) struct DeviceChange {
+    pub(crate) id: u64,
+    pub(crate) before: DeviceEntry,
+    /// What it is to be.
+    pub(crate) entry: DeviceEntry,
+    pub(crate) life: Life,
+    /// What changes in the device that there is.
+    live: BTreeMap<String, String>,
+    /// What some of it waits for.
+    pub(crate) waits_for: Vec<&'static str>,
+    /// What only a new device has: at once, or when the front-end that is connected is gone.
+    pub(crate) deferred: Vec<String>,
+}
+
 /// Positions kept of devices that are gone: 4 MiB.
 const KEPT_POSITIONS: usize = 1024;
 
@@ -74,9 +98,9 @@ impl Daemon {
         Ok(spec)
     }
 
-    /// Makes a device and opens its endpoint. Nothing is left behind if it fails.
-    pub(crate) fn make_device(&mut self, entry: DeviceEntry, origin: Origin) -> Result<(), Fault> {
-        let spec = self.check_for_good(&entry)?;
+    /// Checks what can be told of a new device before anything is made.
+    pub(crate) fn check_new(&self, entry: &DeviceEntry) -> Result<NewDevice, Fault> {
+        let spec = self.check_for_good(entry)?;
         let most = self.registry.known().find(&entry.mgmtdev).and_then(|info| info.max_devices);
         let made = self.registry.made_by(&entry.mgmtdev);
         if self.registry.is_taken(&entry.name) {
@@ -100,7 +124,7 @@ impl Daemon {
             .held_by(made.join(", "))
             .hint("another management device, or ringway dev del of one of these"));
         }
-        self.check_function(&entry)?;
+        self.check_function(entry)?;
         let owner = entry.owner.as_deref().map(|name| Account::User.id(name, A_MOMENT)).transpose()?;
         let group = entry.group.as_deref().map(|name| Account::Group.id(name, A_MOMENT)).transpose()?;
         let mode = entry.mode.unwrap_or_default();
@@ -112,10 +136,15 @@ impl Daemon {
                 .at("socket")
                 .held_by(format!("device {}", other.name())));
         }
-        if let Some((ifname, namespace)) = host_interface(&entry) {
+        if let Some((ifname, namespace)) = host_interface(entry) {
             self.check_interface(ifname, &namespace)?;
         }
+        Ok(NewDevice { spec, mode, socket, owner, group })
+    }
 
+    /// Makes a device and opens its endpoint. Nothing is left behind if it fails.
+    pub(crate) fn make_device(&mut self, entry: DeviceEntry, origin: Origin) -> Result<(), Fault> {
+        let NewDevice { spec, mode, socket, owner, group } = self.check_new(&entry)?;
         let is_first = !self.registry.has_mgmtdev(&entry.mgmtdev);
         if is_first {
             // By its name: it comes with its first device.
@@ -353,9 +382,8 @@ impl Daemon {
         self.runtime_dir.join("positions").join(name)
     }
 
-    pub(crate) fn delete(&mut self, target: &Target) -> Result<DevDeleted, Fault> {
-        let name = &target.name;
-        let mut notes = Vec::new();
+    /// Checks that a device can be removed; what the operator should know then.
+    pub(crate) fn check_delete(&self, name: &str) -> Result<Vec<String>, Fault> {
         let absent = self.absent.iter().find(|absent| absent.entry.name == *name).map(|absent| absent.origin);
         let origin = match (self.registry.find(name), absent) {
             (Ok(device), _) => device.origin,
@@ -365,14 +393,18 @@ impl Daemon {
         if origin == Origin::Implied {
             return Err(self.comes_with(name));
         }
+        let file = self.config_file.as_ref().filter(|_| origin == Origin::Config);
+        let stays = file.map(|file| {
+            format!("{name} stays in {}: it comes back when ringwayd starts again", file.display())
+        });
+        Ok(stays.into_iter().collect())
+    }
+
+    pub(crate) fn delete(&mut self, target: &Target) -> Result<DevDeleted, Fault> {
+        let name = &target.name;
+        let notes = self.check_delete(name)?;
         // On disk first: what is answered as gone does not come back.
         self.keep_without(Some(name))?;
-        if let (Origin::Config, Some(file)) = (origin, &self.config_file) {
-            notes.push(format!(
-                "{name} stays in {}: it comes back when ringwayd starts again",
-                file.display()
-            ));
-        }
         self.absent.retain(|absent| absent.entry.name != *name);
         self.drop_device(name);
         self.events.push("dev.removed", Some(name), json!({}));
@@ -483,8 +515,8 @@ impl Daemon {
         Ok(changed)
     }
 
-    /// The same, whatever stands in a file.
-    pub(crate) fn set_entry(&mut self, set: &DevSet) -> Result<DevChanged, Fault> {
+    /// Checks a change of a device, and says what it comes to.
+    pub(crate) fn check_set(&mut self, set: &DevSet) -> Result<DeviceChange, Fault> {
         let id = self.registry.id_of(&set.name).map_err(|fault| self.if_absent(&set.name, fault))?;
         if set.mac.is_none() && set.mtu.is_none() && set.core.is_none() && set.attributes.is_empty() {
             return Err(
@@ -496,9 +528,6 @@ impl Daemon {
             return Err(Fault::not_found("the device is gone"));
         };
         let (before, life, origin) = (device.entry.clone(), device.life, device.origin);
-        // The host's own interface takes whatever is set.
-        let net = device.facts.config.net().filter(|_| device.netdev.is_none());
-        let mtu_before = net.map(|config| before.mtu.unwrap_or(config.mtu));
         if origin == Origin::Implied && (set.mac.is_some() || set.mtu.is_some() || !set.attributes.is_empty())
         {
             return Err(self.comes_with(&set.name));
@@ -545,16 +574,25 @@ impl Daemon {
         let mut deferred: Vec<String> = Vec::new();
         deferred.extend((entry.mac != before.mac).then(|| "mac".to_owned()));
         deferred.extend((entry.mtu != before.mtu).then(|| "mtu".to_owned()));
-        let mut is_new_device = entry.mac != before.mac || entry.mtu != before.mtu;
         for (name, value) in entry.attributes.iter().filter(changes) {
             let Some(waits) = live_of(name) else {
-                is_new_device = true;
                 deferred.push(name.clone());
                 continue;
             };
             live.insert(name.clone(), value.clone());
             waits_for.extend((waits.waits)(value));
         }
+        Ok(DeviceChange { id, before, entry, life, live, waits_for, deferred })
+    }
+
+    /// The same, whatever stands in a file.
+    pub(crate) fn set_entry(&mut self, set: &DevSet) -> Result<DevChanged, Fault> {
+        let DeviceChange { id, before, entry, life, live, waits_for, deferred } = self.check_set(set)?;
+        let is_new_device = !deferred.is_empty();
+        // The host's own interface takes whatever is set.
+        let device = self.registry.by_id(id).filter(|device| device.netdev.is_none());
+        let net = device.and_then(|device| device.facts.config.net());
+        let mtu_before = net.map(|config| before.mtu.unwrap_or(config.mtu));
         let put_back = |daemon: &mut Daemon| {
             if let Some(device) = daemon.registry.by_id(id) {
                 device.entry = before.clone();

@@ -17,11 +17,12 @@ use ringway_pmd::vdpa::{FunctionState, Parent};
 use serde_json::{Value, json};
 
 use crate::daemon::Daemon;
-use crate::devices::checks::check_port_entry;
+use crate::devices::checks::{check_port_beside, check_port_entry};
 use crate::devices::registry::MgmtOrigin;
 use crate::fault::{Fault, nearest, printable};
 use crate::operator::api::{
-    FunctionInfo, Named, PortDeleted, PortEntry, PortInfo, PortSet, PortShow, PortState, Select, Target,
+    FunctionInfo, MgmtEntry, Named, PortDeleted, PortEntry, PortInfo, PortSet, PortShow, PortState, Select,
+    Target,
 };
 
 /// A port that was asked for.
@@ -132,6 +133,25 @@ impl Daemon {
         self.events.push("port.failed", None, json!({ "port": handle, "why": why, "try": cure }));
     }
 
+    /// Checks that a port can be made, as far as can be told before its share is taken.
+    pub(crate) fn check_add_port(&mut self, entry: &PortEntry) -> Result<(), Fault> {
+        let known = self.registry.known();
+        check_port_entry(entry, &known)?;
+        if self.parent(&entry.mgmtdev)?.function(entry.sfnum).is_some() {
+            let handle = entry.handle();
+            return Err(Fault::conflict(format!("sfnum {} of {} is taken", entry.sfnum, entry.mgmtdev))
+                .at("sfnum")
+                .held_by(format!("port {handle}"))
+                .hint(format!("another sfnum, or ringway port del {handle}")));
+        }
+        let made = self.ports.iter().filter(|port| port.why.is_none()).map(|port| &port.entry);
+        let parents = self.registry.mgmtdevs().filter(|mgmtdev| mgmtdev.device.info().name == entry.mgmtdev);
+        let parents: Vec<MgmtEntry> = parents
+            .map(|mgmtdev| MgmtEntry { name: entry.mgmtdev.clone(), attributes: mgmtdev.device.attributes() })
+            .collect();
+        check_port_beside(entry, made, &parents, &known)
+    }
+
     pub(crate) fn add_port(&mut self, entry: PortEntry) -> Result<PortShow, Fault> {
         self.make_port(&entry)?;
         let handle = entry.handle();
@@ -152,21 +172,27 @@ impl Daemon {
         self.show_ports(&Select { name: Some(handle) })
     }
 
-    pub(crate) fn set_port(&mut self, set: &PortSet) -> Result<PortShow, Fault> {
+    /// Checks a change of a port's function, as far as can be told: where the port is, and what it is to be.
+    pub(crate) fn check_set_port(&self, set: &PortSet) -> Result<(usize, PortEntry), Fault> {
         let at = self.port_at(&set.name)?;
         if set.state.is_none() && set.attributes.is_empty() {
             return Err(Fault::usage("nothing to set").hint("state active, state inactive, or an attribute"));
         }
-        let before = self.ports[at].entry.clone();
         if let Some(why) = &self.ports[at].why {
             return Err(Fault::conflict(format!("{} is not made: {why}", set.name)).at("name").hint(
                 format!("it is kept and made once it can be; ringway port del {} removes it", set.name),
             ));
         }
-        let mut entry = before.clone();
+        let mut entry = self.ports[at].entry.clone();
         entry.attributes.extend(set.attributes.clone());
         entry.state = set.state.unwrap_or(entry.state);
         check_port_entry(&entry, &self.registry.known())?;
+        Ok((at, entry))
+    }
+
+    pub(crate) fn set_port(&mut self, set: &PortSet) -> Result<PortShow, Fault> {
+        let (at, entry) = self.check_set_port(set)?;
+        let before = self.ports[at].entry.clone();
         let (number, was) = (entry.sfnum, before.state == PortState::Active);
         let parent = self.parent(&entry.mgmtdev)?;
         let in_force = parent.function(number);
@@ -266,7 +292,7 @@ impl Daemon {
         std::iter::once(parent.to_owned()).chain(children.map(|port| port.entry.child())).collect()
     }
 
-    fn port_at(&self, handle: &str) -> Result<usize, Fault> {
+    pub(crate) fn port_at(&self, handle: &str) -> Result<usize, Fault> {
         let at = self.ports.iter().position(|port| port.entry.handle() == handle);
         at.ok_or_else(|| {
             let fault = Fault::not_found(format!("there is no port `{}`", printable(handle))).at("name");

@@ -78,6 +78,7 @@ impl Registry {
     }
 
     /// A driver's management device comes in; one of a name that there is comes back.
+    #[expect(clippy::result_large_err, reason = "once for each that a bus announces")]
     pub(crate) fn register(
         &mut self,
         device: Box<dyn ManagementDevice>,

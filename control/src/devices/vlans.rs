@@ -13,6 +13,12 @@ use crate::operator::api::{
 impl Daemon {
     /// `bridge vlan add`, or `del`.
     pub(crate) fn change_vlans(&mut self, change: &VlanChange, is_added: bool) -> Result<DevChanged, Fault> {
+        let set = self.vlans_to_set(change, is_added)?;
+        self.set(&set)
+    }
+
+    /// The change of a device that a change of its VLANs is.
+    pub(crate) fn vlans_to_set(&self, change: &VlanChange, is_added: bool) -> Result<DevSet, Fault> {
         let entry = &self.find(&change.dev)?.entry;
         if !is_port(entry) {
             let why = format!("{} is no port of a bridge: its mgmtdev is {}", change.dev, entry.mgmtdev);
@@ -42,7 +48,7 @@ impl Daemon {
             return Err(Fault::not_found(why).at("vid").hint(hint));
         }
         let attributes = BTreeMap::from([(ATTRIBUTE.to_owned(), vlans.to_string())]);
-        self.set(&DevSet { name: change.dev.clone(), attributes, ..DevSet::default() })
+        Ok(DevSet { name: change.dev.clone(), attributes, ..DevSet::default() })
     }
 
     /// `bridge vlan show`: the ports of bridges that look at VLANs.

@@ -11,11 +11,16 @@ use clap::error::ErrorKind;
 
 use crate::fault::Fault;
 
+use errors::Voice;
 use ringway::Cli;
 
+// Commands from a file.
+mod batch;
 mod compat;
 // Completion and manual pages.
 pub mod docs;
+// How an error is told.
+pub mod errors;
 // What the words of a command line mean.
 pub mod grammar;
 // Rates, again and again.
@@ -38,31 +43,38 @@ mod why;
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let args: Vec<OsString> = args.into_iter().collect();
     let is_vdpa = compat::is_vdpa(&args);
-    let outcome = grammar::normalise(args).and_then(|args| match Cli::try_parse_from(args) {
-        Ok(cli) => run::run(cli, is_vdpa),
-        Err(error) => match error.kind() {
-            ErrorKind::DisplayVersion if is_vdpa => {
-                let _ = writeln!(std::io::stdout(), "vdpa utility, ringway-{}", env!("CARGO_PKG_VERSION"));
-                Ok(())
-            }
-            ErrorKind::DisplayHelp if is_vdpa => {
-                let _ = writeln!(std::io::stderr(), "{}", compat::USAGE);
-                Ok(())
-            }
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-                let _ = error.print();
-                Ok(())
-            }
-            _ if is_vdpa => Err(compat::usage(&error)),
-            _ => Err(Fault::of_clap(&error, "ringway")),
+    let outcome = match parse(args.clone(), is_vdpa) {
+        Ok(Some(cli)) => match cli.batch.as_deref().filter(|_| !is_vdpa && cli.object.is_none()) {
+            Some(file) => return batch::run_all(file, &cli).map_or_else(|told| told.0.exit_code(), |()| 0),
+            None => run::run(cli, is_vdpa),
         },
-    });
+        Ok(None) => Ok(()),
+        Err(fault) => Err(fault),
+    };
     let Err(fault) = outcome else { return 0 };
     let _ = std::io::stdout().flush();
-    if is_vdpa {
-        let _ = writeln!(std::io::stderr(), "{}", compat::fault(&fault));
-        return 1;
+    Voice::of(&args).tell(&fault, &args, None);
+    if is_vdpa { 1 } else { fault.kind.exit_code() }
+}
+
+/// What a command line asks for. None: for its help or its version, which is printed.
+fn parse(args: Vec<OsString>, is_vdpa: bool) -> Result<Option<Cli>, Fault> {
+    let error = match Cli::try_parse_from(grammar::normalise(args)?) {
+        Ok(cli) => return Ok(Some(cli)),
+        Err(error) => error,
+    };
+    match error.kind() {
+        ErrorKind::DisplayVersion if is_vdpa => {
+            let _ = writeln!(std::io::stdout(), "vdpa utility, ringway-{}", env!("CARGO_PKG_VERSION"));
+        }
+        ErrorKind::DisplayHelp if is_vdpa => {
+            let _ = writeln!(std::io::stderr(), "{}", compat::USAGE);
+        }
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = error.print();
+        }
+        _ if is_vdpa => return Err(compat::usage(&error)),
+        _ => return Err(Fault::of_clap(&error, "ringway")),
     }
-    let _ = writeln!(std::io::stderr(), "{fault}");
-    fault.kind.exit_code()
+    Ok(None)
 }

@@ -10,9 +10,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::fault::{Fault, Kind, reason};
+use crate::fault::{Fault, Kind, Words, reason};
 use crate::host::endpoint;
-use crate::operator::api::Event;
+use crate::operator::api::{ErrorData, Event};
 
 /// A connection to a daemon.
 #[derive(Debug)]
@@ -129,14 +129,12 @@ fn unreachable(path: &Path, error: &io::Error) -> Fault {
 }
 
 fn fault_of(error: &Value) -> Fault {
-    let data = &error["data"];
-    let text = |key: &str| data[key].as_str().map(str::to_owned);
-    Fault {
-        kind: serde_json::from_value(data["kind"].clone()).unwrap_or(Kind::Runtime),
-        message: error["message"].as_str().unwrap_or("the daemon refused").to_owned(),
-        held_by: text("held_by"),
-        hint: text("hint"),
-        path: text("path"),
-        retryable: data["retryable"].as_bool().unwrap_or(false),
-    }
+    let message = error["message"].as_str().unwrap_or("the daemon refused");
+    let Ok(data) = serde_json::from_value::<ErrorData>(error["data"].clone()) else {
+        return Fault::new(Kind::Runtime, message);
+    };
+    let ErrorData { kind, held_by, hint, path, given, expected, retryable } = data;
+    let is_told = given.is_some() || !expected.is_empty();
+    let words = is_told.then(|| Box::new(Words { given, expected }));
+    Fault { kind, message: message.to_owned(), held_by, hint, path, words, retryable }
 }

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
-use schemars::generate::SchemaSettings;
 use schemars::SchemaGenerator;
+use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
 
 use crate::fault::Kind;
@@ -66,7 +66,8 @@ fn settings() -> SchemaSettings {
 
 fn describe_method(method: &Method, answers: &mut SchemaGenerator) -> DiscoveredMethod {
     // Parameters are named one by one, so their schemas stand where they are.
-    let mut requests = settings().for_deserialize().with(|settings| settings.inline_subschemas = true).into_generator();
+    let mut requests =
+        settings().for_deserialize().with(|settings| settings.inline_subschemas = true).into_generator();
     let params = (method.params)(&mut requests).to_value();
     DiscoveredMethod {
         name: method.name.to_owned(),
@@ -127,8 +128,12 @@ mod tests {
             }
         }
         let add = document.methods.iter().find(|method| method.name == "dev.add").unwrap();
-        let required: Vec<&str> =
-            add.params.iter().filter(|parameter| parameter.required).map(|parameter| parameter.name.as_str()).collect();
+        let required: Vec<&str> = add
+            .params
+            .iter()
+            .filter(|parameter| parameter.required)
+            .map(|parameter| parameter.name.as_str())
+            .collect();
         assert_eq!(required, ["name", "mgmtdev"]);
         assert!(add.is_change);
     }

@@ -63,7 +63,10 @@ pub(crate) fn check_types(types: &[String]) -> Result<(), Fault> {
     let Some(unknown) = types.iter().find(|wanted| parts().all(|known| known != wanted.as_str())) else {
         return Ok(());
     };
-    let fault = Fault::usage(format!("there is no event of type `{}`", printable(unknown))).at("types");
+    let fault = Fault::usage(format!("there is no event of type `{}`", printable(unknown)))
+        .at("types")
+        .given(unknown)
+        .expected(TYPES);
     Err(fault.hint(match nearest(unknown, parts()) {
         Some(near) => format!("did you mean {near}? There are {}", TYPES.join(", ")),
         None => format!("one of: {}", TYPES.join(", ")),

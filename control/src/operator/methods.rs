@@ -13,9 +13,9 @@ use crate::fault::{Fault, Kind};
 use crate::host::peer::Caller;
 use crate::operator::api::{
     ConfigPlan, ConfigShow, ConfigText, CoreShow, DevAdded, DevChanged, DevDeleted, DevSet, DevShow,
-    DeviceEntry, Discovered, Dump, EventPage, Follow, Hello, MgmtEntry, MgmtdevChanged, MgmtdevDeleted,
-    MgmtdevShow, PortDeleted, PortEntry, PortSet, PortShow, Queue, Sample, Select, Target, VlanChange, VlanShow,
-    VstatsShow,
+    DeviceEntry, Discovered, DryRun, Dump, EventPage, Follow, Hello, MgmtEntry, MgmtdevChanged,
+    MgmtdevDeleted, MgmtdevShow, PortDeleted, PortEntry, PortSet, PortShow, Queue, Sample, Select, Target,
+    VlanChange, VlanShow, VstatsShow,
 };
 use crate::operator::discover;
 
@@ -36,27 +36,55 @@ pub(crate) struct Method {
     /// It changes something: it stands in the log, with who asked, and is refused once the daemon is stopping.
     pub(crate) is_change: bool,
     call: fn(&mut Daemon, &Asker, Value) -> Result<Value, Fault>,
+    /// Says what the same call would do, of a method that changes something.
+    plan: Option<PlanOf>,
     /// The type that its parameters are read as.
     pub(crate) params: fn(&mut SchemaGenerator) -> Schema,
     /// The type that its answer is written from.
     pub(crate) result: fn(&mut SchemaGenerator) -> Schema,
 }
 
-/// Each line: whether it only shows or changes something, its name, parameters, answer, summary and what does it.
+/// What says what a call with these parameters would do.
+type PlanOf = fn(&mut Daemon, Value) -> Result<ConfigPlan, Fault>;
+
+/// Each line: whether it only shows or changes something, its name, parameters, answer and summary, what does it, and of a change
+/// what says beforehand what it would do.
 macro_rules! methods {
-    ($($sort:ident $name:literal ($params:ty) -> $answer:ty, $summary:literal, $run:expr;)*) => {
+    ($($sort:ident $name:literal ($params:ty) -> $answer:ty, $summary:literal, $run:expr $(, $plan:expr)?;)*) => {
         /// Every method.
         pub(crate) static METHODS: &[Method] = &[$(Method {
             name: $name,
             summary: $summary,
-            is_change: stringify!($sort).as_bytes()[0] == b'c',
+            is_change: is_change!($sort),
             call: |daemon, asker, params| {
                 let run: fn(&mut Daemon, &Asker, $params) -> Result<$answer, Fault> = $run;
                 to_value(&run(daemon, asker, read(params)?)?)
             },
+            plan: plan!($sort, $params $(, $plan)?),
             params: |generator| generator.root_schema_for::<$params>(),
             result: |generator| generator.subschema_for::<$answer>(),
         }),*];
+    };
+}
+
+macro_rules! is_change {
+    (show) => {
+        false
+    };
+    (change) => {
+        true
+    };
+}
+
+macro_rules! plan {
+    (show, $params:ty) => {
+        None
+    };
+    (change, $params:ty, $plan:expr) => {
+        Some(|daemon, params| {
+            let plan: fn(&mut Daemon, $params) -> Result<ConfigPlan, Fault> = $plan;
+            plan(daemon, read(params)?)
+        })
     };
 }
 
@@ -72,31 +100,39 @@ methods! {
         |daemon, _, select| daemon.show_mgmtdevs(select);
     change "mgmtdev.add" (MgmtEntry) -> MgmtdevChanged,
         "Adds a management device",
-        |daemon, _, entry| daemon.add_mgmtdev(entry);
+        |daemon, _, entry| daemon.add_mgmtdev(entry),
+        |daemon, entry| daemon.plan_add_mgmtdev(&entry);
     change "mgmtdev.set" (MgmtEntry) -> MgmtdevChanged,
         "Changes a management device, also while its devices are in use",
-        |daemon, _, entry| daemon.set_mgmtdev(&entry);
+        |daemon, _, entry| daemon.set_mgmtdev(&entry),
+        |daemon, entry| daemon.plan_set_mgmtdev(&entry);
     change "mgmtdev.del" (Target) -> MgmtdevDeleted,
         "Removes a management device with all its devices",
-        |daemon, _, target| daemon.delete_mgmtdev(&target);
+        |daemon, _, target| daemon.delete_mgmtdev(&target),
+        |daemon, target| daemon.plan_delete_mgmtdev(&target);
     show "port.show" (Select) -> PortShow,
         "Ports: each with its function, its management device and the devices of that",
         |daemon, _, select| daemon.show_ports(&select);
     change "port.add" (PortEntry) -> PortShow,
         "Adds a port, inactive unless it says otherwise",
-        |daemon, _, entry| daemon.add_port(entry);
+        |daemon, _, entry| daemon.add_port(entry),
+        |daemon, entry| daemon.plan_add_port(&entry);
     change "port.del" (Target) -> PortDeleted,
         "Removes a port, with what was made with its function",
-        |daemon, _, target| daemon.delete_port(&target);
+        |daemon, _, target| daemon.delete_port(&target),
+        |daemon, target| daemon.plan_delete_port(&target);
     change "port.function.set" (PortSet) -> PortShow,
         "Changes the function of a port",
-        |daemon, _, set| daemon.set_port(&set);
+        |daemon, _, set| daemon.set_port(&set),
+        |daemon, set| daemon.plan_set_port(&set);
     change "dev.add" (DeviceEntry) -> DevAdded,
         "Adds a device",
-        |daemon, _, entry| daemon.add(entry);
+        |daemon, _, entry| daemon.add(entry),
+        |daemon, entry| daemon.plan_add(&entry);
     change "dev.del" (Target) -> DevDeleted,
         "Removes a device at once, also while a guest uses it",
-        |daemon, _, target| daemon.delete(&target);
+        |daemon, _, target| daemon.delete(&target),
+        |daemon, target| daemon.plan_delete(&target);
     show "dev.show" (Select) -> DevShow,
         "Devices, with their front-ends, rings and history",
         |daemon, _, select| daemon.show_devices(select);
@@ -108,16 +144,19 @@ methods! {
         |daemon, _, queue| daemon.show_vstats(queue);
     change "dev.set" (DevSet) -> DevChanged,
         "Changes a device",
-        |daemon, _, set| daemon.set(&set);
+        |daemon, _, set| daemon.set(&set),
+        |daemon, set| daemon.plan_set(&set);
     show "bridge.vlan.show" (Select) -> VlanShow,
         "The VLANs that ports of bridges carry",
         |daemon, _, select| daemon.show_vlans(&select);
     change "bridge.vlan.add" (VlanChange) -> DevChanged,
         "Has a port carry VLANs",
-        |daemon, _, change| daemon.change_vlans(&change, true);
+        |daemon, _, change| daemon.change_vlans(&change, true),
+        |daemon, change| daemon.vlans_to_set(&change, true).and_then(|set| daemon.plan_set(&set));
     change "bridge.vlan.del" (VlanChange) -> DevChanged,
         "Has a port carry VLANs no more",
-        |daemon, _, change| daemon.change_vlans(&change, false);
+        |daemon, _, change| daemon.change_vlans(&change, false),
+        |daemon, change| daemon.vlans_to_set(&change, false).and_then(|set| daemon.plan_set(&set));
     show "core.show" (Nothing) -> CoreShow,
         "Workers since their start, and the pumps that run on them",
         |daemon, _, _| Ok(daemon.show_cores());
@@ -127,6 +166,9 @@ methods! {
     show "events" (Follow) -> EventPage,
         "What happened; with `follow`, each further event comes as a notification `event`",
         |daemon, asker, follow| daemon.subscribe(asker.client, follow);
+    show "dry_run" (DryRun) -> ConfigPlan,
+        "What a change would do and whom it would disrupt, checked as far as that can be told; changes nothing",
+        |daemon, _, asked| daemon.dry_run(asked);
     show "config.dump" (Nothing) -> Dump,
         "What runs, as a configuration file",
         |daemon, _, _| daemon.dump();
@@ -135,7 +177,8 @@ methods! {
         |daemon, _, text| daemon.diff(&text);
     change "config.apply" (ConfigText) -> ConfigPlan,
         "Makes what runs what a file says: all of it, or nothing",
-        |daemon, _, text| daemon.apply(&text);
+        |daemon, _, text| daemon.apply(&text),
+        |daemon, text| daemon.diff(&text);
 }
 
 /// The names of all methods.
@@ -157,7 +200,24 @@ impl Daemon {
         asker: &Asker,
     ) -> Option<Result<Value, Fault>> {
         let method = METHODS.iter().find(|known| known.name == method)?;
-        Some(if method.is_change { self.change(method, params, asker) } else { (method.call)(self, asker, params) })
+        Some(if method.is_change {
+            self.change(method, params, asker)
+        } else {
+            (method.call)(self, asker, params)
+        })
+    }
+
+    /// Says what a change would do.
+    fn dry_run(&mut self, asked: DryRun) -> Result<ConfigPlan, Fault> {
+        let changes = || METHODS.iter().filter(|method| method.is_change).map(|method| method.name);
+        match METHODS.iter().find(|known| known.name == asked.method).and_then(|method| method.plan) {
+            Some(plan) => plan(self, asked.params),
+            None => {
+                let shown = crate::fault::printable(&asked.method);
+                let fault = Fault::usage(format!("`{shown}` is no method that changes something"));
+                Err(fault.at("method").given(asked.method).expected(changes()))
+            }
+        }
     }
 
     /// Calls a method that changes something, and logs who asked for what, and what came of it.

@@ -332,6 +332,8 @@ fn error_with(id: Value, code: i64, fault: &Fault) -> Value {
         held_by: fault.held_by.clone(),
         hint: fault.hint.clone(),
         path: fault.path.clone(),
+        given: fault.given_word().map(str::to_owned),
+        expected: fault.expected_words().to_vec(),
         retryable: fault.retryable,
     };
     json!({ "jsonrpc": "2.0", "id": id, "error": { "code": code, "message": fault.message, "data": data } })

@@ -28,8 +28,11 @@ impl Described {
 
     #[track_caller]
     fn check(&self, schema: &Value, value: &Value) {
-        let faults: Vec<String> =
-            self.validator(schema).iter_errors(value).map(|fault| format!("{}: {fault}", fault.instance_path)).collect();
+        let faults: Vec<String> = self
+            .validator(schema)
+            .iter_errors(value)
+            .map(|fault| format!("{}: {fault}", fault.instance_path))
+            .collect();
         assert!(faults.is_empty(), "{faults:#?}\n{value:#}");
     }
 
@@ -66,6 +69,7 @@ fn every_method_answers_as_it_is_described_and_none_is_left_out() {
     let mut call = |name: &str, params: Value| described.call(&mut wire, name, params);
 
     call("rpc.discover", json!({}));
+    call("dry_run", json!({ "method": "dev.add", "params": { "name": "a", "mgmtdev": "sim/net" } }));
     call("mgmtdev.add", json!({ "name": "simnic/nic0", "attributes": { "queues": "8" } }));
     call("port.add", json!({ "mgmtdev": "simnic/nic0", "flavour": "pcisf", "pfnum": 0, "sfnum": 7 }));
     call("port.function.set", json!({ "name": "simnic/nic0/7", "state": "active" }));
@@ -80,12 +84,13 @@ fn every_method_answers_as_it_is_described_and_none_is_left_out() {
     call("dev.set", json!({ "name": "a", "mac": "52:54:00:00:00:01" }));
     let disk = daemon.dir.join("disk");
     std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
-    call("dev.add", json!({ "name": "disk", "mgmtdev": "file/blk", "attributes": { "path": disk } }));
+    call("dev.add", json!({ "name": "disk", "mgmtdev": "file", "attributes": { "path": disk } }));
     call("dev.add", json!({ "name": "fn", "mgmtdev": "auxiliary/simnic.nic0.sf.7" }));
     let net = call("dev.add", json!({ "name": "vm0", "mgmtdev": "sim/net", "max_vqp": 2 }));
 
     // With a guest, so that all that there is of a device is shown.
-    let mut guest = Guest::connect(net["socket"].as_str().unwrap().as_ref(), GuestOptions::default()).unwrap();
+    let mut guest =
+        Guest::connect(net["socket"].as_str().unwrap().as_ref(), GuestOptions::default()).unwrap();
     while guest.turn(16).unwrap() == 0 {}
     wait_for("its rings", || daemon.device("vm0")["rings"].as_array().is_some_and(|rings| !rings.is_empty()));
     call("hello", json!({}));
@@ -155,13 +160,18 @@ fn errors_and_events_are_as_they_are_described() {
     let described = Described::by(&mut wire);
     let errors = described.document["components"]["errors"].as_object().unwrap().clone();
     let data = &described.document["components"]["schemas"]["ErrorData"];
+    daemon.run("mgmtdev add name bridge/br0").good();
     for (method, params, kind) in [
         ("dev.add", json!({ "name": "a", "mgmtdev": "sim/net", "mtu": 5 }), "usage"),
         ("dev.del", json!({ "name": "zzz" }), "not_found"),
-        ("mgmtdev.del", json!({ "name": "sim/net" }), "conflict"),
+        ("mgmtdev.add", json!({ "name": "bridge/br0" }), "conflict"),
     ] {
         let error = &wire.call(method, params)["error"];
-        assert_eq!((&error["data"]["kind"], &error["code"]), (&json!(kind), &errors[kind]["code"]), "{error}");
+        assert_eq!(
+            (&error["data"]["kind"], &error["code"]),
+            (&json!(kind), &errors[kind]["code"]),
+            "{error}"
+        );
         described.check(data, &error["data"]);
     }
     assert!(wire.call("events", json!({ "follow": true }))["result"].is_object());

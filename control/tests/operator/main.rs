@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod apply;
+mod batches;
 mod clients;
 mod commands;
 mod config;
@@ -12,6 +13,8 @@ mod cores;
 mod deaths;
 mod discover;
 mod disk_deaths;
+mod dry_runs;
+mod errors;
 mod exits;
 mod front_ends;
 mod joined;

@@ -396,7 +396,7 @@ impl Plan {
     }
 }
 
-fn step(
+pub(crate) fn step(
     what: &str,
     name: &str,
     action: ConfigAction,
@@ -406,12 +406,12 @@ fn step(
     ConfigStep { what: what.to_owned(), name: name.to_owned(), action, disrupts, changes, notes: Vec::new() }
 }
 
-fn change(key: &str, before: Option<&String>, after: Option<&String>) -> ConfigChange {
+pub(crate) fn change(key: &str, before: Option<&String>, after: Option<&String>) -> ConfigChange {
     ConfigChange { key: key.to_owned(), before: before.cloned(), after: after.cloned() }
 }
 
 /// What goes with a device that is removed, or made anew.
-fn loss(device: &Device) -> Disrupts {
+pub(crate) fn loss(device: &Device) -> Disrupts {
     if device.connection.is_some() { Disrupts::Device } else { Disrupts::Nothing }
 }
 
@@ -419,7 +419,7 @@ fn loss(device: &Device) -> Disrupts {
 type Value = Option<String>;
 
 /// What of a device is otherwise than a file has it. A key that the file lacks is otherwise only where somebody asked for it.
-fn changes(device: &Device, wanted: &DeviceEntry) -> Vec<ConfigChange> {
+pub(crate) fn changes(device: &Device, wanted: &DeviceEntry) -> Vec<ConfigChange> {
     let (now, asked) = (in_force(device), &device.entry);
     let path = |path: &Path| path.display().to_string();
     let number = |number: Option<u16>| number.map(|number| number.to_string());

@@ -98,6 +98,12 @@ pub struct ErrorData {
     pub hint: Option<String>,
     /// The parameter, file or key that is at fault.
     pub path: Option<String>,
+    /// The word that is wrong, as it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub given: Option<String>,
+    /// What would have been right: words, or what one has to look like.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expected: Vec<String>,
     /// The same request may succeed later.
     #[serde(default)]
     pub retryable: bool,

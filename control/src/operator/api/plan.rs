@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// Parameters of `config.diff` and `config.apply`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -13,7 +14,17 @@ pub struct ConfigText {
     pub text: String,
 }
 
-/// Answer of `config.diff` and `config.apply`.
+/// Parameters of `dry_run`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DryRun {
+    /// A method that changes something.
+    pub method: String,
+    /// Its parameters.
+    pub params: Value,
+}
+
+/// Answer of `config.diff`, `config.apply` and `dry_run`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigPlan {
     /// What changes, in the order in which it is done.

@@ -229,26 +229,58 @@ fn shortened<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     known.iter().copied().find(|full| !word.is_empty() && full.starts_with(word))
 }
 
+/// Options that a value follows.
+const WITH_VALUE: [&str; 11] = [
+    "--ctl",
+    "--timeout",
+    "--since",
+    "--type",
+    "--within",
+    "--seconds",
+    "--ring",
+    "--count",
+    "-n",
+    "--batch",
+    "-b",
+];
+
+/// Where the words of a command line are that are neither options nor an option's value.
+pub(crate) fn words(args: &[OsString]) -> Vec<usize> {
+    sorted(args).0
+}
+
+/// Where the options of a command line are.
+pub(crate) fn options(args: &[OsString]) -> Vec<usize> {
+    sorted(args).1
+}
+
+/// Whether a value follows an option.
+pub(crate) fn takes_value(option: &str) -> bool {
+    WITH_VALUE.contains(&option)
+}
+
+/// Words, then options.
+fn sorted(args: &[OsString]) -> (Vec<usize>, Vec<usize>) {
+    let (mut words, mut options) = (Vec::new(), Vec::new());
+    let mut is_value = false;
+    for (at, arg) in args.iter().enumerate().skip(1) {
+        let text = arg.to_string_lossy();
+        if std::mem::take(&mut is_value) {
+            continue;
+        }
+        is_value = takes_value(&text);
+        if text.starts_with('-') { options.push(at) } else { words.push(at) }
+    }
+    (words, options)
+}
+
 /// Writes shortened objects and commands of `vdpa(8)` in full, so that clap sees one spelling only.
 ///
 /// # Errors
 /// An object or a command that there is not.
 pub fn normalise(args: Vec<OsString>) -> Result<Vec<OsString>, Fault> {
     let mut full = args;
-    // Where the words are that are neither options nor an option's value.
-    let mut places = Vec::new();
-    let mut is_value = false;
-    for (at, arg) in full.iter().enumerate().skip(1) {
-        let text = arg.to_string_lossy();
-        if std::mem::take(&mut is_value) {
-            continue;
-        }
-        is_value = ["--ctl", "--timeout", "--since", "--type", "--seconds", "--ring", "--count", "-n"]
-            .contains(&text.as_ref());
-        if !text.starts_with('-') {
-            places.push(at);
-        }
-    }
+    let places = words(&full);
     let word = |full: &[OsString], place: usize| full[place].to_string_lossy().into_owned();
     let Some(&first) = places.first() else { return Ok(full) };
     let object = resolve("Object", &word(&full, first), &["mgmtdev", "dev", "help"], OBJECTS)?;
@@ -316,7 +348,9 @@ fn resolve<'a>(what: &str, word: &str, short: &[&'a str], exact: &[&'a str]) -> 
     let found = exact.iter().copied().find(|full| *full == word).or_else(|| shortened(word, short));
     found.ok_or_else(|| {
         let all: Vec<&str> = short.iter().chain(exact).copied().filter(|full| *full != "help").collect();
-        let fault = Fault::usage(format!("{what} \"{}\" not found", crate::fault::printable(word)));
+        let fault = Fault::usage(format!("{what} \"{}\" not found", crate::fault::printable(word)))
+            .given(word)
+            .expected(all.iter().copied());
         match nearest(word, all.iter().copied()) {
             Some(near) => fault.hint(format!("did you mean {near}?")),
             None => fault.hint(format!("one of: {}", all.join(", "))),
@@ -341,10 +375,11 @@ fn pairs(words: &[String]) -> Result<Vec<(String, String)>, Fault> {
                     crate::fault::printable(word)
                 ),
             };
-            return Err(Fault::usage(expected).at(key).hint(hint));
+            let value = KEYWORDS.iter().find(|keyword| keyword.name == key).map(|keyword| keyword.value);
+            return Err(Fault::usage(expected).at(key).expected(value).hint(hint));
         };
         if found.iter().any(|(other, _)| *other == key) {
-            return Err(Fault::usage(format!("{key} is given twice")).at(key));
+            return Err(Fault::usage(format!("{key} is given twice")).at(key.clone()).given(word));
         }
         found.push((key, value.clone()));
     }
@@ -364,7 +399,8 @@ pub(crate) fn keyword(word: &str) -> String {
 fn number<T: std::str::FromStr>(key: &str, value: &str) -> Result<T, Fault> {
     value.parse().map_err(|_| {
         let shown = crate::fault::printable(value);
-        Fault::usage(format!("{key} `{shown}` is not {}", crate::devices::checks::number_of(key))).at(key)
+        let expected = crate::devices::checks::number_of(key);
+        Fault::usage(format!("{key} `{shown}` is not {expected}")).at(key).given(value).expected([expected])
     })
 }
 
@@ -394,6 +430,7 @@ pub fn add_entry(words: &[String]) -> Result<DeviceEntry, Fault> {
                     other => {
                         return Err(Fault::usage(format!("mode `{}`", crate::fault::printable(other)))
                             .at("mode")
+                            .expected(["server", "client"])
                             .hint("mode server, or mode client"));
                     }
                 });
@@ -431,8 +468,9 @@ pub fn set_request(words: &[String]) -> Result<DevSet, Fault> {
             "mtu" => set.mtu = Some(number(&key, &value)?),
             "core" => set.core = Some(number(&key, &value)?),
             other if KEYWORDS.iter().any(|keyword| keyword.name == other) => {
+                let settable = KEYWORDS.iter().filter(|keyword| keyword.is_settable);
                 return Err(Fault::usage(format!("{other} cannot be changed"))
-                    .at(key.clone())
+                    .unknown_key(other, settable.map(|keyword| keyword.name))
                     .hint("remove the device and add it anew"));
             }
             _ => {
@@ -467,7 +505,9 @@ pub fn vlan_change(words: &[String]) -> Result<VlanChange, Fault> {
             other => {
                 let fault =
                     Fault::usage(format!("`{}` is no word of bridge vlan", crate::fault::printable(other)));
-                return Err(fault.hint("dev NAME vid VID[-VID] [pvid] [untagged]"));
+                return Err(fault
+                    .unknown_key(other, ["dev", "vid", "pvid", "untagged"])
+                    .hint("dev NAME vid VID[-VID] [pvid] [untagged]"));
             }
         };
         *value = words.next().cloned().unwrap_or_default();
@@ -541,7 +581,7 @@ pub fn port_entry(mgmtdev: &str, words: &[String]) -> Result<PortEntry, Fault> {
             other => {
                 let names = PORT_KEYWORDS.iter().map(|keyword| keyword.name);
                 let why = format!("unknown keyword `{}`", crate::fault::printable(other));
-                return Err(Fault::usage(why).at(other).hint(match nearest(other, names) {
+                return Err(Fault::usage(why).unknown_key(other, names.clone()).hint(match nearest(other, names) {
                     Some(near) => format!("did you mean {near}?"),
                     None => format!(
                         "flavour {FLAVOUR} pfnum N sfnum N; what is the function's is set afterwards: ringway port function set \
@@ -570,6 +610,7 @@ pub fn port_set(name: &str, words: &[String]) -> Result<PortSet, Fault> {
             ("state", other) => {
                 return Err(Fault::usage(format!("state `{}`", crate::fault::printable(other)))
                     .at("state")
+                    .expected(["active", "inactive"])
                     .hint("state active, or state inactive"));
             }
             _ => {
@@ -701,6 +742,21 @@ mod tests {
         ] {
             assert_eq!(interval(seconds).is_ok(), is_good, "{seconds}");
         }
+    }
+
+    #[test]
+    fn every_option_that_takes_a_value_is_known_to_do_so() {
+        fn with_value(command: &clap::Command, found: &mut std::collections::BTreeSet<String>) {
+            for arg in command.get_arguments().filter(|arg| arg.get_action().takes_values()) {
+                found.extend(arg.get_long().map(|long| format!("--{long}")));
+                found.extend(arg.get_short().map(|short| format!("-{short}")));
+            }
+            command.get_subcommands().for_each(|sub| with_value(sub, found));
+        }
+        let mut found = std::collections::BTreeSet::new();
+        with_value(&crate::operator::cli::ringway::command(), &mut found);
+        let known: std::collections::BTreeSet<String> = WITH_VALUE.map(str::to_owned).into();
+        assert_eq!(found, known);
     }
 
     #[test]

@@ -21,12 +21,26 @@ pub struct Cli {
     #[arg(long, global = true, value_name = "PATH", value_hint = clap::ValueHint::FilePath)]
     pub ctl: Option<PathBuf>,
     /// How long the daemon may take to answer
-    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = Self::TIMEOUT)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub timeout: u64,
+    /// Say what a command would change and whom it would disrupt, and change nothing
+    #[arg(long, global = true)]
+    pub dry_run: bool,
+    /// Run the commands of a file, or of standard input (-), one a line with # for comments; end at the first that fails
+    #[arg(short = 'b', long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub batch: Option<PathBuf>,
+    /// With -b: go on after a command that failed; the exit code is that of the first
+    #[arg(long, requires = "batch")]
+    pub force: bool,
     /// What to work on
     #[command(subcommand)]
     pub object: Option<Object>,
+}
+
+impl Cli {
+    /// How long the daemon may take to answer, in seconds, unless it is said.
+    pub const TIMEOUT: u64 = 10;
 }
 
 /// What to work on.

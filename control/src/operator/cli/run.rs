@@ -7,14 +7,16 @@ use std::time::Duration;
 use clap::CommandFactory as _;
 use ringway_ring::queue::Format;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::fault::{Fault, Kind};
 use crate::operator::api::{
-    ConfigPlan, ConfigShow, ConfigText, CoreShow, DevAdded, DevChanged, DevDeleted, DevShow, Dump, Event,
-    EventPage, Follow, Hello, MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, Named, PortDeleted, PortShow,
-    Queue, QueueInfo, Select, Target, VlanShow, VstatsShow,
+    ConfigPlan, ConfigShow, ConfigText, CoreShow, DevAdded, DevChanged, DevDeleted, DevShow, DryRun, Dump,
+    Event, EventPage, Follow, Hello, MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, Named, PortDeleted,
+    PortShow, Queue, QueueInfo, Select, Target, VlanShow, VstatsShow,
 };
+use crate::operator::cli::errors::Voice;
 use crate::operator::cli::ringway::{
     BridgeCommand, Cli, ConfigCommand, CoreCommand, DemoArgs, DemoRing, DevCommand, DevConfigCommand,
     DevShowArgs, DevVstatsCommand, EventsArgs, MgmtdevCommand, Object, PortCommand, PortFunctionCommand,
@@ -34,13 +36,20 @@ pub(super) struct Output {
     pretty: bool,
     /// Only what `vdpa(8)` prints.
     is_vdpa: bool,
+    /// Nothing is changed: it is said what would be.
+    is_dry: bool,
 }
 
 /// Runs a parsed command line.
 pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
-    let output = Output { json: cli.json, pretty: cli.pretty, is_vdpa };
+    let output = Output { json: cli.json, pretty: cli.pretty, is_vdpa, is_dry: cli.dry_run };
     if is_vdpa {
+        if cli.batch.is_some() || cli.dry_run {
+            return Err(Fault::usage(format!("Unknown option.\n{}", compat::USAGE)));
+        }
         compat::check(cli.object.as_ref())?;
+    } else if cli.batch.is_some() {
+        return Err(Fault::usage("-b takes its commands from its file").at("batch").hint("ringway -b FILE"));
     }
     let ctl = paths::ctl(cli.ctl.as_deref());
     let within = Duration::from_secs(cli.timeout);
@@ -60,18 +69,18 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
             output.print(&answer, || render::mgmtdevs(&answer))
         }
         Some(Object::Mgmtdev { command: Some(MgmtdevCommand::Add { words }) }) => {
-            let answer: MgmtdevChanged = connect()?.call("mgmtdev.add", &grammar::mgmt_entry(&words)?)?;
-            output.print(&answer, String::new)
+            let entry = grammar::mgmt_entry(&words)?;
+            let done: Option<MgmtdevChanged> = output.change(connect, "mgmtdev.add", &entry)?;
+            done.map_or(Ok(()), |answer| output.print(&answer, String::new))
         }
         Some(Object::Mgmtdev { command: Some(MgmtdevCommand::Set { words }) }) => {
-            let answer: MgmtdevChanged = connect()?.call("mgmtdev.set", &grammar::mgmt_entry(&words)?)?;
-            output.print(&answer, String::new)
+            let entry = grammar::mgmt_entry(&words)?;
+            let done: Option<MgmtdevChanged> = output.change(connect, "mgmtdev.set", &entry)?;
+            done.map_or(Ok(()), |answer| output.print(&answer, String::new))
         }
         Some(Object::Mgmtdev { command: Some(MgmtdevCommand::Del { name }) }) => {
-            let answer: MgmtdevDeleted = connect()?.call("mgmtdev.del", &Target { name })?;
-            output.print(&answer, String::new)?;
-            output.tell(&answer.notes);
-            Ok(())
+            let done: Option<MgmtdevDeleted> = output.change(connect, "mgmtdev.del", &Target { name })?;
+            done.map_or(Ok(()), |answer| output.done(&answer, &answer.notes))
         }
         Some(Object::Dev { command }) => dev(command, output, connect),
         Some(Object::Port { command }) => port(command, output, connect),
@@ -99,7 +108,8 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
             Ok(())
         }
         Some(Object::Config { command: ConfigCommand::Apply { file } }) => {
-            let plan: ConfigPlan = connect()?.call("config.apply", &config_text(&file)?)?;
+            let done: Option<ConfigPlan> = output.change(connect, "config.apply", &config_text(&file)?)?;
+            let Some(plan) = done else { return Ok(()) };
             output.print(&plan, || render::plan(&plan, true))?;
             output.tell(&plan.notes);
             Ok(())
@@ -113,7 +123,7 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
                     faults.push(fault);
                 }
             }
-            refuse(&file.display().to_string(), faults)?;
+            refuse(&file.display().to_string(), faults, output.voice())?;
             let count = desired.devices.len();
             output.print(&json!({ "file": file, "devices": count }), || {
                 format!("{}: good, {count} device{}\n", file.display(), if count == 1 { "" } else { "s" })
@@ -144,6 +154,7 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
         }
         Some(Object::Demo(args)) => run_demo(&args, output.json),
         Some(Object::Completion { shell }) => write(&docs::completion(shell)),
+        Some(Object::Man { .. }) if output.is_dry => Err(Fault::usage("man has no dry run").at("dry-run")),
         Some(Object::Man { dir }) => docs::write_manual(&dir),
     }
 }
@@ -198,7 +209,7 @@ fn run_demo(args: &DemoArgs, json: bool) -> Result<(), Fault> {
 }
 
 /// Tells all that is wrong with a file in the order of its lines. The exit code is that of the first.
-fn refuse(file: &str, mut faults: Vec<Fault>) -> Result<(), Fault> {
+fn refuse(file: &str, mut faults: Vec<Fault>, voice: Voice) -> Result<(), Fault> {
     let line = |fault: &Fault| -> Option<usize> { fault.path.as_ref()?.rsplit(':').next()?.parse().ok() };
     faults.sort_by_key(line);
     let (Some(first), count) = (faults.first(), faults.len()) else { return Ok(()) };
@@ -206,7 +217,7 @@ fn refuse(file: &str, mut faults: Vec<Fault>) -> Result<(), Fault> {
         return Err(first.clone());
     }
     for fault in &faults {
-        let _ = writeln!(io::stderr(), "{fault}");
+        voice.tell(fault, &[], None);
     }
     Err(Fault::new(first.kind, format!("{file}: {count} mistakes")))
 }
@@ -216,22 +227,20 @@ fn port(
     output: Output,
     connect: impl Fn() -> Result<Client, Fault>,
 ) -> Result<(), Fault> {
-    let shown: PortShow = match command.unwrap_or(PortCommand::Show { name: None }) {
-        PortCommand::Show { name } => connect()?.call("port.show", &Select { name })?,
+    let shown: Option<PortShow> = match command.unwrap_or(PortCommand::Show { name: None }) {
+        PortCommand::Show { name } => Some(connect()?.call("port.show", &Select { name })?),
         PortCommand::Add { mgmtdev, words } => {
-            connect()?.call("port.add", &grammar::port_entry(&mgmtdev, &words)?)?
+            output.change(connect, "port.add", &grammar::port_entry(&mgmtdev, &words)?)?
         }
         PortCommand::Function { command: PortFunctionCommand::Set { name, words } } => {
-            connect()?.call("port.function.set", &grammar::port_set(&name, &words)?)?
+            output.change(connect, "port.function.set", &grammar::port_set(&name, &words)?)?
         }
         PortCommand::Del { name } => {
-            let answer: PortDeleted = connect()?.call("port.del", &Target { name })?;
-            output.print(&answer, String::new)?;
-            output.tell(&answer.notes);
-            return Ok(());
+            let done: Option<PortDeleted> = output.change(connect, "port.del", &Target { name })?;
+            return done.map_or(Ok(()), |answer| output.done(&answer, &answer.notes));
         }
     };
-    output.print(&shown, || render::ports(&shown))
+    shown.map_or(Ok(()), |shown| output.print(&shown, || render::ports(&shown)))
 }
 
 fn dev(
@@ -264,16 +273,12 @@ fn dev(
         }
         DevCommand::Add { words } => {
             let entry = grammar::add_entry(&words)?;
-            let answer: DevAdded = connect()?.call("dev.add", &entry)?;
-            output.print(&answer, String::new)?;
-            output.tell(&answer.notes);
-            Ok(())
+            let done: Option<DevAdded> = output.change(connect, "dev.add", &entry)?;
+            done.map_or(Ok(()), |answer| output.done(&answer, &answer.notes))
         }
         DevCommand::Del { name } => {
-            let answer: DevDeleted = connect()?.call("dev.del", &Target { name })?;
-            output.print(&answer, String::new)?;
-            output.tell(&answer.notes);
-            Ok(())
+            let done: Option<DevDeleted> = output.change(connect, "dev.del", &Target { name })?;
+            done.map_or(Ok(()), |answer| output.done(&answer, &answer.notes))
         }
         DevCommand::Config { command } => {
             let name = command.and_then(|DevConfigCommand::Show { name }| name);
@@ -291,7 +296,8 @@ fn dev(
         }
         DevCommand::Set { words } => {
             let set = grammar::set_request(&words)?;
-            changed(&connect()?.call("dev.set", &set)?, output)
+            let done: Option<DevChanged> = output.change(connect, "dev.set", &set)?;
+            done.map_or(Ok(()), |answer| changed(&answer, output))
         }
     }
 }
@@ -318,10 +324,14 @@ fn vlan(
             output.print(&answer, || render::vlans(&answer))
         }
         VlanCommand::Add { words } => {
-            changed(&connect()?.call("bridge.vlan.add", &grammar::vlan_change(&words)?)?, output)
+            let change = grammar::vlan_change(&words)?;
+            let done: Option<DevChanged> = output.change(connect, "bridge.vlan.add", &change)?;
+            done.map_or(Ok(()), |answer| changed(&answer, output))
         }
         VlanCommand::Del { words } => {
-            changed(&connect()?.call("bridge.vlan.del", &grammar::vlan_change(&words)?)?, output)
+            let change = grammar::vlan_change(&words)?;
+            let done: Option<DevChanged> = output.change(connect, "bridge.vlan.del", &change)?;
+            done.map_or(Ok(()), |answer| changed(&answer, output))
         }
     }
 }
@@ -387,11 +397,47 @@ pub(super) fn write(text: &str) -> Result<(), Fault> {
 }
 
 impl Output {
+    fn voice(self) -> Voice {
+        match (self.is_vdpa, self.json) {
+            (true, _) => Voice::Vdpa,
+            (false, true) => Voice::Json,
+            (false, false) => Voice::Text,
+        }
+    }
+
     /// Says what else the operator should know.
     fn tell(self, notes: &[String]) {
-        for note in notes.iter().filter(|_| !self.is_vdpa) {
-            let _ = writeln!(io::stderr(), "note: {note}");
+        for note in notes {
+            self.voice().note(note);
         }
+    }
+
+    /// Has the daemon change something; None: it only said what it would do, which is printed.
+    fn change<R: DeserializeOwned>(
+        self,
+        connect: impl Fn() -> Result<Client, Fault>,
+        method: &str,
+        params: &impl Serialize,
+    ) -> Result<Option<R>, Fault> {
+        let mut client = connect()?;
+        if !self.is_dry {
+            return client.call(method, params).map(Some);
+        }
+        let params = serde_json::to_value(params).map_err(|error| Fault::usage(error.to_string()))?;
+        let plan: ConfigPlan = client.call("dry_run", &DryRun { method: method.to_owned(), params })?;
+        self.print(&plan, || match (method, plan.steps.as_slice()) {
+            ("config.apply", _) | (_, [_, ..]) => render::plan(&plan, false),
+            _ => "nothing to change\n".to_owned(),
+        })?;
+        self.tell(&plan.notes);
+        Ok(None)
+    }
+
+    /// Prints what was done: nothing but what else the operator should know, and with -j the answer.
+    fn done(self, answer: &impl Serialize, notes: &[String]) -> Result<(), Fault> {
+        self.print(answer, String::new)?;
+        self.tell(notes);
+        Ok(())
     }
 
     /// Prints an answer.

@@ -84,6 +84,7 @@ impl Desired {
     }
 
     /// Checks a device beside those before it; a fault comes with the key that is at fault.
+    #[expect(clippy::result_large_err, reason = "once for each device of a file")]
     fn check_beside(
         &self,
         entry: &DeviceEntry,
