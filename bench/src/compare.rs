@@ -295,7 +295,7 @@ pub fn with_peer(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Compar
     let mut both = |load, how: Rounds| {
         let (ours, peer) = (&mut ours, &mut peer);
         let round = |who| if who == 0 { ours.turn(load, how) } else { peer.turn(load, how) };
-        in_turns(how, &gauge, round, |kept| {
+        in_turns(how, || gauge.line_ns(), round, |kept| {
             progress(&format!("{}: {kept} of {} rounds", of(load), how.rounds))
         })
     };

@@ -140,6 +140,8 @@ impl Drop for Daemon {
 pub(crate) fn beside(program: &'static str) -> Result<PathBuf, DaemonError> {
     let own = std::env::current_exe().unwrap_or_default();
     let folder = own.parent().unwrap_or(Path::new("."));
+    // Cargo's tests lie in a folder below that of the programs.
+    let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
     let path = folder.join(program);
     if path.is_file() {
         Ok(path)

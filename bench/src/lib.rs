@@ -55,5 +55,7 @@ pub mod report;
 pub mod scale;
 // Medians, percentiles, ratios.
 pub mod stats;
+// The host's network behind a guest.
+pub mod tap;
 // Two back-ends in turns.
 pub mod turns;

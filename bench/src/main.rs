@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{blk, compare, idle, limits, net, report, ring, scale, targets};
+use commands::{blk, compare, idle, limits, net, report, ring, scale, tap, targets};
 
 #[derive(Parser)]
 #[command(name = "ringway-bench", version, about = "Measures Ringway from outside, as a guest would")]
@@ -36,6 +36,8 @@ enum Bench {
     Idle(idle::Arguments),
     /// How cost grows: idle and busy devices, memory regions, bridge ports; adding, connecting, starting, waking
     Scale(scale::Arguments),
+    /// The host's network behind a guest: TCP, and UDP without offloads, through `tap/IFNAME` beside other ways to a TAP
+    Tap(tap::Arguments),
     /// Every row of the table of targets in one go: a folder of results, their page, and what they have of the targets
     Targets(targets::Arguments),
     /// One HTML page from all results in a folder
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Bench::Limits(arguments) => limits::run(arguments, cli.json),
         Bench::Idle(arguments) => idle::run(arguments, cli.json),
         Bench::Scale(arguments) => scale::run(arguments, cli.json),
+        Bench::Tap(arguments) => tap::run(arguments, cli.json),
         Bench::Targets(arguments) => targets::run(arguments, cli.json),
         Bench::Report(arguments) => report::run(arguments, cli.json),
     };

@@ -126,7 +126,7 @@ impl Report {
 
 /// The place of a command's section: what matters most comes first.
 fn order(command: &str) -> usize {
-    let known = ["compare", "net", "blk", "scale", "ring", "limits", "idle"];
+    let known = ["compare", "tap", "net", "blk", "scale", "ring", "limits", "idle"];
     known.iter().position(|name| *name == command).unwrap_or(known.len())
 }
 

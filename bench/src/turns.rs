@@ -1,7 +1,6 @@
 //! Two back-ends measured in turns, and which of the turns count.
 
 use crate::error::BenchError;
-use crate::limits::Gauge;
 use crate::rounds::{Rounds, Timed, most_tries};
 use crate::stats::{self, Spread};
 
@@ -160,18 +159,19 @@ pub(crate) fn is_same_state(a: f64, b: f64) -> bool {
 }
 
 /// Rounds of both in turns A B B A, until enough of one state of the machine count: `round` makes one of ours (0) or of the
-/// peer's (1), and leaves neither back-end running. Tells `progress` how many count.
+/// peer's (1), and leaves neither back-end running; `line_ns` tells what a line each way costs now. Tells `progress` how many
+/// count.
 ///
 /// # Errors
 /// A round could not be made.
 pub fn in_turns<R: Timed + Clone>(
     how: Rounds,
-    gauge: &Gauge,
+    line_ns: impl Fn() -> f64,
     mut round: impl FnMut(usize) -> Result<R, BenchError>,
     mut progress: impl FnMut(u32),
 ) -> Result<Turns<R>, BenchError> {
     let mut turns: Vec<Turn<R>> = Vec::new();
-    let mut before = gauge.line_ns();
+    let mut before = line_ns();
     for number in 0..most_tries(how.rounds) {
         let quiet = turns.iter().filter(|turn| turn.disturbance(how.max_gap_us) <= 1.0);
         let states = by_state(quiet.collect(), |turn| turn.line_ns());
@@ -183,9 +183,9 @@ pub fn in_turns<R: Timed + Clone>(
         }
         let first = comes_first(number);
         let one = round(first)?;
-        let between = gauge.line_ns();
+        let between = line_ns();
         let two = round(1 - first)?;
-        let after = gauge.line_ns();
+        let after = line_ns();
         let rounds = if first == 0 { [one, two] } else { [two, one] };
         turns.push(Turn { rounds, line: [before, between, after] });
         before = after;

@@ -8,6 +8,7 @@ pub(crate) mod net;
 pub(crate) mod report;
 pub(crate) mod ring;
 pub(crate) mod scale;
+pub(crate) mod tap;
 pub(crate) mod targets;
 
 use ringway_bench::record::Record;

@@ -219,7 +219,12 @@ pub fn compare(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Comparis
         }
         Ok(Made { round: peer.turn(Load::Closed, how)?, fio: None })
     };
-    let turns = in_turns(how, &gauge, round, |kept| progress(&format!("{kept} of {} rounds", how.rounds)))?;
+    let turns = in_turns(
+        how,
+        || gauge.line_ns(),
+        round,
+        |kept| progress(&format!("{kept} of {} rounds", how.rounds)),
+    )?;
     let nothing = || BenchError::Noise("the peer did nothing".to_owned());
     let ratio = |of: fn(&Made) -> f64| turns.ratio(of).ok_or_else(nothing);
     let side = |contender: &Contender, who: usize| -> Result<Side, BenchError> {

@@ -12,6 +12,8 @@ mod net;
 mod ring;
 // How cost grows.
 mod scale;
+// The host's network behind a guest.
+mod tap;
 
 use super::html::Html;
 use super::reading::Sourced;
@@ -52,6 +54,12 @@ pub(crate) fn words(command: &str) -> &'static str {
             "What one descriptor costs in each ring format, on either side, by the number of chains in a batch and of descriptors \
              in a chain; beside rust-vmm's virtio-queue at the same work."
         }
+        "tap" => {
+            "The host's network behind a guest, through Ringway's tap/IFNAME beside another way to a TAP: a plain reader and writer of \
+             it (a program of the host, without virtqueues), or the kernel's vhost-net. TCP leaves checksums and segmentation to the \
+             other side, so that a frame has up to 64 KiB; UDP negotiates no offload. Rounds were taken in turns; rates are what the \
+             receiver had, which compares all of it with what was sent."
+        }
         "limits" => "What this machine could do at best: the floor that results are held against.",
         "idle" => "What connected devices cost while nobody uses them.",
         _ => "A command that this report knows no form of.",
@@ -64,6 +72,7 @@ pub(crate) fn knows(record: &Record) -> bool {
         "compare" => comparison(record).is_some(),
         "net" | "blk" => net::runs(record).is_some(),
         "ring" => ring::paths(record).is_some(),
+        "tap" => tap::compared(record).is_some(),
         "scale" => !scaled(record).is_empty(),
         _ => false,
     }
@@ -76,6 +85,7 @@ pub(crate) fn draw(html: &mut Html, command: &str, records: &[&Sourced]) {
         "net" => net::draw(html, records, &net::FRAMES),
         "blk" => net::draw(html, records, &net::REQUESTS),
         "ring" => records.iter().for_each(|sourced| ring::draw(html, sourced)),
+        "tap" => tap::draw(html, records),
         "limits" => records.iter().for_each(|sourced| limits::draw(html, sourced)),
         "scale" => {
             let known = records.iter().filter(|sourced| knows(&sourced.record));

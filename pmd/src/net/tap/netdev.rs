@@ -173,6 +173,18 @@ impl TapNetdev {
         })
     }
 
+    /// Its queues, for whoever moves frames by system calls of its own: each read and each write is one frame behind a header of
+    /// [`super::HEADER_BYTES`] bytes, and none waits. Without `offloads` the kernel leaves nothing to be done for what is read.
+    ///
+    /// # Errors
+    /// The kernel does not let the offloads be turned off.
+    pub fn into_descriptors(self, offloads: bool) -> io::Result<Vec<OwnedFd>> {
+        if !offloads {
+            self.queues.iter().try_for_each(|queue| sys::set_offload(queue.as_fd(), 0))?;
+        }
+        Ok(self.queues)
+    }
+
     /// What the kernel may be left to do for frames that it is given, and leaves to be done for those that it gives.
     pub fn offloads(&self) -> Offloads {
         self.offloads
