@@ -23,6 +23,7 @@ mod ovs;
 mod testpmd;
 
 pub use busy::{Busy, Spent};
+pub use console::version_of as testpmd_version;
 pub use ovs::Ovs;
 pub use testpmd::{Testpmd, Wanted};
 

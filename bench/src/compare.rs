@@ -84,6 +84,15 @@ pub struct BusyAt {
     pub peer: SpentAt,
     /// Busy cycles a packet, ours to the peer's.
     pub ratio: Spread,
+    /// Both moved what they were offered, to 2 %: only then does the ratio compare like with like. At saturation nothing is
+    /// offered.
+    #[serde(default = "kept_up")]
+    pub kept_up: bool,
+}
+
+/// Of results that do not tell.
+fn kept_up() -> bool {
+    true
 }
 
 /// What one of them spent.
@@ -179,20 +188,23 @@ impl Timed for Made {
 struct Contender {
     backend: Backend,
     traffic: Traffic,
+    /// Some frames go to every port: cycles are told by the frames that were sent.
+    floods: bool,
 }
 
 impl Contender {
     fn new(backend: Backend, setup: &Setup) -> Result<Contender, BenchError> {
         if let Some(driver) = &setup.driver {
             let traffic = Traffic::VirtioUser(Box::new(VirtioUser::open(&backend.sockets(), driver)?));
-            return Ok(Contender { backend, traffic });
+            return Ok(Contender { backend, traffic, floods: false });
         }
         let port = PortOptions { listen: backend.connects(), ..setup.port.clone() };
         let mut generator = Generator::open(&backend.sockets(), &port, &setup.cores)?;
         if setup.job == Job::Bridge {
             generator.introduce(setup.talkers * usize::from(setup.port.pairs))?;
         }
-        Ok(Contender { backend, traffic: Traffic::Guest(Box::new(generator)) })
+        let floods = setup.port.flood.is_some();
+        Ok(Contender { backend, traffic: Traffic::Guest(Box::new(generator)), floods })
     }
 
     /// A round in its turn.
@@ -207,7 +219,12 @@ impl Contender {
         };
         let after = self.backend.busy();
         self.backend.pause()?;
-        Ok(Made { round: round?, spent: after?.and_then(|after| after.since(&before)) })
+        let round = round?;
+        let spent = after?.and_then(|after| match self.floods {
+            true => after.since_over(&before, round.counts.sent),
+            false => after.since(&before),
+        });
+        Ok(Made { round, spent })
     }
 
     fn leave(self) -> Result<(), BenchError> {
@@ -228,7 +245,15 @@ impl Contender {
     }
 }
 
-fn start_peer(setup: &Setup, main_core: usize) -> Result<Backend, BenchError> {
+/// Starts `ringwayd` with the devices of the job.
+pub(crate) fn start_ours(setup: &Setup) -> Result<Backend, BenchError> {
+    let Setup { job, ports, port, backend_core, .. } = setup;
+    let on = On { flood: port.flood.is_some(), ..On::default() };
+    Backend::ringway(*job, *ports, *backend_core, setup.idle(), port.size.max(), port.pairs, on)
+}
+
+/// Starts the peer; what waits in it does so on `main_core`.
+pub(crate) fn start_peer(setup: &Setup, main_core: usize) -> Result<Backend, BenchError> {
     let Setup { job, port, backend_core, ports, .. } = setup;
     Ok(match &setup.peer {
         Peer::Dpdk(program) => Backend::Dpdk(Testpmd::start(Wanted {
@@ -280,24 +305,18 @@ pub fn with_peer(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Compar
     // Once it is known to work, so that its first round is like the others.
     peer.turn(Load::Closed, setup.how)?;
     progress("starting ringwayd");
-    let ours = Backend::ringway(
-        *job,
-        *ports,
-        *backend_core,
-        setup.idle(),
-        port.size.max(),
-        port.pairs,
-        On { flood: port.flood.is_some(), ..On::default() },
-    )?;
-    let mut ours = Contender::new(ours, setup)?;
+    let mut ours = Contender::new(start_ours(setup)?, setup)?;
     ours.turn(Load::Closed, setup.how)?;
 
     let mut both = |load, how: Rounds| {
         let (ours, peer) = (&mut ours, &mut peer);
         let round = |who| if who == 0 { ours.turn(load, how) } else { peer.turn(load, how) };
-        in_turns(how, || gauge.line_ns(), round, |kept| {
-            progress(&format!("{}: {kept} of {} rounds", of(load), how.rounds))
-        })
+        in_turns(
+            how,
+            || gauge.line_ns(),
+            round,
+            |kept| progress(&format!("{}: {kept} of {} rounds", of(load), how.rounds)),
+        )
     };
     let throughput = both(Load::Closed, setup.how)?;
     let nothing = || BenchError::Noise("the peer moved nothing".to_owned());
@@ -315,13 +334,14 @@ pub fn with_peer(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Compar
         });
         latency = Some(turns);
     }
-    let mut busy: Vec<BusyAt> = BusyAt::of(&throughput, None).into_iter().collect();
+    let mut busy: Vec<BusyAt> = BusyAt::of(&throughput, None, None).into_iter().collect();
     // A driver of somebody else's takes no rates; a back-end that does not tell at saturation does not tell below.
     if setup.rates && setup.driver.is_none() && !busy.is_empty() {
         let how = Rounds { rounds: setup.how.rounds.div_ceil(2), ..setup.how };
         for share in SHARES {
-            let turns = both(Load::Open { pps: our_peak.min(peer_peak) * share }, how)?;
-            busy.extend(BusyAt::of(&turns, Some(share)));
+            let pps = our_peak.min(peer_peak) * share;
+            let turns = both(Load::Open { pps }, how)?;
+            busy.extend(BusyAt::of(&turns, Some(share), Some(pps / 1e6)));
         }
     }
     taken.extend(ceiling()?);
@@ -372,8 +392,8 @@ pub fn with_peer(setup: &Setup, mut progress: impl FnMut(&str)) -> Result<Compar
 }
 
 impl BusyAt {
-    /// Of turns at a rate; None if either does not tell.
-    fn of(turns: &Turns<Made>, share: Option<f64>) -> Option<BusyAt> {
+    /// Of turns at a rate, in millions of packets a second; None if either does not tell.
+    fn of(turns: &Turns<Made>, share: Option<f64>, offered: Option<f64>) -> Option<BusyAt> {
         let spent =
             |who: usize| turns.side(who).iter().map(|made| made.spent).collect::<Option<Vec<Spent>>>();
         let at = |who: usize| {
@@ -386,7 +406,10 @@ impl BusyAt {
         };
         let cycles = |spent: Vec<Spent>| spent.into_iter().map(|spent| spent.cycles_per_packet);
         let ratio = stats::paired_ratio(cycles(spent(0)?).zip(cycles(spent(1)?)))?;
-        Some(BusyAt { share, ours: at(0)?, peer: at(1)?, ratio })
+        let (ours, peer) = (at(0)?, at(1)?);
+        let slower = ours.mpps.median.min(peer.mpps.median);
+        let kept_up = offered.is_none_or(|offered| slower >= offered * KEPT_UP);
+        Some(BusyAt { share, ours, peer, ratio, kept_up })
     }
 }
 
@@ -403,6 +426,9 @@ fn of(load: Load) -> String {
         Load::Open { pps } => format!("{:.2} Mpps", pps / 1e6),
     }
 }
+
+/// Of what was offered: who moves less was slower than the rate, and spent its cycles on other bursts than the other one.
+const KEPT_UP: f64 = 0.98;
 
 /// Rates at which it is measured what each spends, of the slower one's peak.
 const SHARES: [f64; 3] = [0.25, 0.5, 0.9];

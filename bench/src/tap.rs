@@ -363,7 +363,7 @@ pub fn compare(setup: &Setup, peer: Peer, mut progress: impl FnMut(&str)) -> Res
             ours.turn(job, setup.how)?;
             theirs.turn(job, setup.how)?;
             let round = |who| if who == 0 { ours.turn(job, setup.how) } else { theirs.turn(job, setup.how) };
-            let turns = in_turns(setup.how, &line_ns, round, |kept| {
+            let turns = in_turns(setup.how, line_ns, round, |kept| {
                 progress(&format!("{job}: {kept} of {} rounds", setup.how.rounds))
             })?;
             rows.push(Row::of(job, &turns)?);

@@ -202,7 +202,7 @@ fn comes_first(turn: u32) -> usize {
 const MOST_CHANGE: f64 = 1.3;
 
 /// Rounds are of one state of the machine while a line costs no more than so many times as much as it did at least.
-const OF_STATE: f64 = 1.5;
+const OF_STATE: f64 = MOST_CHANGE;
 
 #[cfg(test)]
 mod tests {

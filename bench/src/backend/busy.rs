@@ -27,11 +27,17 @@ pub struct Spent {
 impl Busy {
     /// What was spent since `before`; None if nothing was moved.
     pub fn since(&self, before: &Busy) -> Option<Spent> {
-        let packets = self.packets.checked_sub(before.packets).filter(|packets| *packets > 0)? as f64;
+        self.since_over(before, self.packets.checked_sub(before.packets)?)
+    }
+
+    /// The same by packets that somebody else has counted: a frame that goes to many is one, however each back-end counts its
+    /// copies.
+    pub fn since_over(&self, before: &Busy, packets: u64) -> Option<Spent> {
+        let own = self.packets.checked_sub(before.packets).filter(|own| *own > 0)? as f64;
         let cycles = self.cycles.checked_sub(before.cycles)? as f64;
-        Some(Spent {
-            cycles_per_packet: cycles / packets,
-            packets_per_burst: packets / (self.bursts - before.bursts).max(1.0),
+        (packets > 0).then(|| Spent {
+            cycles_per_packet: cycles / packets as f64,
+            packets_per_burst: own / (self.bursts - before.bursts).max(1.0),
         })
     }
 }
@@ -46,6 +52,10 @@ mod tests {
         let after = Busy { cycles: 11_000, packets: 110, bursts: 12.0 };
         assert_eq!(after.since(&before), Some(Spent { cycles_per_packet: 100.0, packets_per_burst: 10.0 }));
         assert_eq!(after.since(&after), None);
+        // Of 100 packets, 75 were copies.
+        let of_frames = Some(Spent { cycles_per_packet: 400.0, packets_per_burst: 10.0 });
+        assert_eq!(after.since_over(&before, 25), of_frames);
+        assert_eq!(after.since_over(&before, 0), None);
         // A back-end that began to count anew.
         assert_eq!(before.since(&after), None);
     }

@@ -205,6 +205,32 @@ fn missing(program: String) -> BenchError {
     BenchError::MissingPeer { program, package: "dpdk-dev", variable: VARIABLE }
 }
 
+/// The version that a testpmd tells of itself; `unknown` of one that tells none.
+///
+/// # Errors
+/// It cannot be run.
+pub fn version_of(program: &Path) -> Result<String, BenchError> {
+    let mut command = mortal::command(program);
+    // It says so before it looks at its arguments.
+    command.args([
+        "-v",
+        "--no-huge",
+        "--no-pci",
+        "--no-telemetry",
+        "--in-memory",
+        "-m",
+        "64",
+        "--",
+        "--help",
+    ]);
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(BenchError::system(format!("cannot run {}", program.display())))?;
+    let said = [output.stdout, output.stderr].concat();
+    Ok(version(&String::from_utf8_lossy(&said).lines().map(str::to_owned).collect::<Vec<_>>()))
+}
+
 /// What it told of its version: `EAL: RTE Version: 'DPDK 22.11.11'`.
 fn version(lines: &[String]) -> String {
     let told = lines.iter().find_map(|line| line.split_once("RTE Version:"));

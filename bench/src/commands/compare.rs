@@ -451,7 +451,7 @@ fn print(setup: &Setup, port: &PortArguments, comparison: &Comparison) {
         };
         println!(
             "  busy cycles a packet {at} ({:.2} and {:.2} Mpps): {:.0} and {:.0}, ratio {:.2} ({:.2} to {:.2}); \
-             bursts of {:.1} and {:.1}",
+             bursts of {:.1} and {:.1}{}",
             busy.ours.mpps.median,
             busy.peer.mpps.median,
             busy.ours.cycles_per_packet.median,
@@ -460,7 +460,12 @@ fn print(setup: &Setup, port: &PortArguments, comparison: &Comparison) {
             busy.ratio.low,
             busy.ratio.high,
             busy.ours.packets_per_burst.median,
-            busy.peer.packets_per_burst.median
+            busy.peer.packets_per_burst.median,
+            if busy.kept_up {
+                ""
+            } else {
+                "; one moved less than 98 % of it, so that no target counts by this"
+            }
         );
     }
     if let (Some(latency), Some(ours), Some(peer)) = (latency_ratio, &ours.latency, &peer.latency) {

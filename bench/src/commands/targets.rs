@@ -1,10 +1,12 @@
 //! `ringway-bench targets`: every row of the table of targets in one go, each by the command that it is measured by.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use ringway_bench::backend::testpmd_version;
 use ringway_bench::progress;
+use ringway_bench::record::Record;
 use ringway_bench::report::Report;
 use serde::Serialize;
 
@@ -12,7 +14,8 @@ use super::Failure;
 
 #[derive(Debug, clap::Args, Serialize)]
 pub(crate) struct Arguments {
-    /// Where the results and their page are put; results that are there already are not measured again
+    /// Where the results and their page are put; results that are there already are not measured again, those of another
+    /// --testpmd are
     folder: PathBuf,
     /// Another testpmd beside the one that is found, such as the newest
     #[arg(long, value_name = "PATH")]
@@ -42,6 +45,8 @@ pub(crate) struct Arguments {
 struct Measurement {
     name: String,
     words: Vec<String>,
+    /// Beside another testpmd than the one that is found.
+    is_given: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<(), Failure> {
@@ -56,7 +61,7 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<(), Failure> {
         return Err(format!("--only {}: there is none of that name", arguments.only.join(",")).into());
     }
     if arguments.list {
-        for Measurement { name, words } in &measurements {
+        for Measurement { name, words, .. } in &measurements {
             println!("{name}: ringway-bench -j {}", words.join(" "));
         }
         return Ok(());
@@ -64,14 +69,22 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<(), Failure> {
     fs::create_dir_all(&arguments.folder)?;
     let program = std::env::current_exe()?;
     let mut failed = Vec::new();
-    for (nth, Measurement { name, words }) in measurements.iter().enumerate() {
+    let given = match &arguments.testpmd {
+        Some(path) if measurements.iter().any(|one| one.is_given) => {
+            Some((path.display().to_string(), testpmd_version(path)?))
+        }
+        _ => None,
+    };
+    for (nth, Measurement { name, words, is_given }) in measurements.iter().enumerate() {
         let path = arguments.folder.join(format!("{name}.json"));
-        if path.exists() {
+        let wanted = given.as_ref().filter(|_| *is_given);
+        if path.exists() && wanted.is_none_or(|(peer, version)| is_beside(&path, peer, version)) {
             continue;
         }
         progress::show(&format!("{} of {}: {name}", nth + 1, measurements.len()));
         // Under another name until it is whole: what was broken off is measured again.
         let unfinished = arguments.folder.join(format!("{name}.unfinished"));
+        let part = arguments.folder.join(format!("{name}-part.json"));
         let output = Command::new(&program)
             .arg("-j")
             .args(words)
@@ -81,10 +94,20 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<(), Failure> {
             .output()?;
         if output.status.success() {
             fs::rename(&unfinished, &path)?;
+            remove_if_there(&part)?;
         } else {
-            fs::remove_file(&unfinished)?;
             let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            failed.push(format!("{name}: {}", why.lines().last().unwrap_or("it said nothing")));
+            let why = why.lines().last().unwrap_or("it said nothing").to_owned();
+            // Each line is a measurement of its own: those that were made stand, until all are.
+            let whole = whole_lines(&fs::read_to_string(&unfinished)?);
+            fs::remove_file(&unfinished)?;
+            let kept = whole.lines().count();
+            if kept > 0 {
+                fs::write(&part, whole)?;
+                failed.push(format!("{name}: {why} ({kept} of its results are in {})", part.display()));
+            } else {
+                failed.push(format!("{name}: {why}"));
+            }
         }
     }
     progress::show("");
@@ -100,6 +123,29 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<(), Failure> {
     }
 }
 
+/// Whether all of a file's results are beside this peer, of this version.
+fn is_beside(path: &Path, peer: &str, version: &str) -> bool {
+    let Ok(text) = fs::read_to_string(path) else { return false };
+    text.lines().all(|line| {
+        serde_json::from_str::<Record>(line).is_ok_and(|record| {
+            record.parameters["peer"] == peer && record.result["peer"]["version"] == version
+        })
+    })
+}
+
+/// The lines that are results as a whole.
+fn whole_lines(text: &str) -> String {
+    let whole = text.lines().filter(|line| serde_json::from_str::<Record>(line).is_ok());
+    whole.map(|line| format!("{line}\n")).collect()
+}
+
+fn remove_if_there(path: &Path) -> std::io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// All of them, in the order of the table.
 fn measurements(arguments: &Arguments) -> Vec<Measurement> {
     let Arguments { seconds, rounds, cores, backend_core, .. } = arguments;
@@ -107,7 +153,8 @@ fn measurements(arguments: &Arguments) -> Vec<Measurement> {
     let mut all = Vec::new();
     let mut one = |name: String, line: &str, more: &[&str]| {
         let words = line.split_whitespace().chain(more.iter().copied()).map(str::to_owned).collect();
-        all.push(Measurement { name, words });
+        let is_given = name.ends_with("-given");
+        all.push(Measurement { name, words, is_given });
     };
     let given = arguments.testpmd.as_ref().map(|path| path.display().to_string());
     let peers: Vec<(&str, Option<&str>)> =
@@ -134,6 +181,7 @@ fn measurements(arguments: &Arguments) -> Vec<Measurement> {
     let line = format!("compare bridge --ports 2,4,16,64 --flood 5 --no-rates {how}");
     one("bridge-64-flood-ovs".to_owned(), &line, &[]);
     one("bridge-64-link".to_owned(), &format!("compare bridge --peer link {how}"), &[]);
+    one("tap".to_owned(), &format!("tap {how}"), &[]);
     for ring in ["split", "packed"] {
         let line = format!(
             "scale --only regions --ring {ring} --core {} --worker-core {backend_core}",
@@ -164,7 +212,7 @@ mod tests {
     #[test]
     fn every_command_is_one_that_there_is_and_has_a_file_of_its_own() {
         let all = measurements(&arguments(&["/x", "--testpmd", "/y/dpdk-testpmd", "--rounds", "3"]));
-        for Measurement { name, words } in &all {
+        for Measurement { name, words, .. } in &all {
             let line = ["ringway-bench", "-j"].into_iter().chain(words.iter().map(String::as_str));
             if let Err(why) = Cli::try_parse_from(line) {
                 panic!("{name}: {why}");
@@ -174,7 +222,40 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), all.len());
-        let given = all.iter().filter(|one| one.words.contains(&"/y/dpdk-testpmd".to_owned()));
-        assert_eq!(given.count(), 12);
+        let given: Vec<&Measurement> =
+            all.iter().filter(|one| one.words.contains(&"/y/dpdk-testpmd".to_owned())).collect();
+        assert_eq!(given.len(), 12);
+        assert!(given.iter().all(|one| one.is_given));
+    }
+
+    fn line(peer: &str, version: &str) -> String {
+        let result = serde_json::json!({"peer": {"name": "dpdk", "version": version}});
+        let host = ringway_bench::host::Host::read();
+        let record = Record::new("compare", host, &serde_json::json!({"peer": peer}), &result).unwrap();
+        serde_json::to_string(&record).unwrap()
+    }
+
+    #[test]
+    fn what_was_measured_beside_another_peer_or_version_is_measured_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        let ours = line("/y/dpdk-testpmd", "DPDK 26.11.0");
+        for (text, kept) in [
+            (format!("{ours}\n{ours}\n"), true),
+            (format!("{ours}\n{}\n", line("/y/dpdk-testpmd", "DPDK 25.11.0")), false),
+            (line("/z/dpdk-testpmd", "DPDK 26.11.0"), false),
+            ("{".to_owned(), false),
+        ] {
+            fs::write(&path, &text).unwrap();
+            assert_eq!(is_beside(&path, "/y/dpdk-testpmd", "DPDK 26.11.0"), kept, "{text}");
+        }
+        assert!(!is_beside(&folder.path().join("none"), "/y/dpdk-testpmd", "DPDK 26.11.0"));
+    }
+
+    #[test]
+    fn of_what_was_broken_off_whole_results_stay() {
+        let one = line("ovs", "3.1");
+        assert_eq!(whole_lines(&format!("{one}\n{one}\n{}", &one[..40])), format!("{one}\n{one}\n"));
+        assert_eq!(whole_lines("{"), "");
     }
 }

@@ -23,19 +23,29 @@ pub(crate) struct Verdict {
     pub(crate) measured: String,
     /// Reached.
     pub(crate) reached: bool,
-    /// It was the generator that was measured: neither reached nor missed.
-    pub(crate) bound: bool,
+    /// Why it is neither reached nor missed.
+    pub(crate) uncounted: Option<Uncounted>,
     /// Where it stands.
     pub(crate) source: String,
+}
+
+/// What makes a measurement one of something else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Uncounted {
+    /// It was the generator that was measured.
+    GeneratorBound,
+    /// A back-end moved less than it was offered.
+    NotKeptUp,
 }
 
 impl Verdict {
     /// Whether it is reached.
     pub(crate) fn word(&self) -> &'static str {
-        match (self.bound, self.reached) {
-            (true, _) => "generator-bound, not counted",
-            (false, true) => "reached",
-            (false, false) => "missed",
+        match (self.uncounted, self.reached) {
+            (Some(Uncounted::GeneratorBound), _) => "generator-bound, not counted",
+            (Some(Uncounted::NotKeptUp), _) => "the rate was not kept, not counted",
+            (None, true) => "reached",
+            (None, false) => "missed",
         }
     }
 }
@@ -62,9 +72,10 @@ fn of_comparison(sourced: &Sourced) -> Vec<Verdict> {
     let parameters = parameters(record);
     let Some(found) = comparison(record) else { return Vec::new() };
     let mut verdicts = Vec::new();
+    let mut late = Vec::new();
     let mut verdict = |what: String, target: String, measured: String, reached: bool| {
         let source = sourced.source.clone();
-        verdicts.push(Verdict { what, target, measured, reached, bound: false, source });
+        verdicts.push(Verdict { what, target, measured, reached, uncounted: None, source });
     };
     if let Some(disk) = found.disk {
         if let Some(target) = ratio_target(&parameters) {
@@ -120,8 +131,12 @@ fn of_comparison(sourced: &Sourced) -> Vec<Verdict> {
             let at = busy.share.map_or("saturation".to_owned(), |share| {
                 format!("{} % of the slower one's peak", short(share * 100.0))
             });
+            let what = format!("busy cycles a packet at {at} beside {}: {}", found.peer, found.name);
+            if !busy.kept_up {
+                late.push(what.clone());
+            }
             verdict(
-                format!("busy cycles a packet at {at} beside {}: {}", found.peer, found.name),
+                what,
                 format!("≤ {} ×", most.ratio),
                 format!("{} ×", short(busy.ratio.median)),
                 busy.ratio.median <= most.ratio,
@@ -136,6 +151,9 @@ fn of_comparison(sourced: &Sourced) -> Vec<Verdict> {
             ratio.median <= LATENCY_TARGET,
         );
     }
+    for verdict in verdicts.iter_mut().filter(|verdict| late.contains(&verdict.what)) {
+        verdict.uncounted = Some(Uncounted::NotKeptUp);
+    }
     if found.wrong > 0 {
         for verdict in &mut verdicts {
             verdict.measured = format!("{}, with {} frames wrong", verdict.measured, found.wrong);
@@ -144,7 +162,10 @@ fn of_comparison(sourced: &Sourced) -> Vec<Verdict> {
     }
     if found.generator_bound {
         let of_rate = |verdict: &&mut Verdict| !verdict.what.starts_with("busy cycles");
-        verdicts.iter_mut().filter(of_rate).for_each(|verdict| verdict.bound = true);
+        verdicts
+            .iter_mut()
+            .filter(of_rate)
+            .for_each(|verdict| verdict.uncounted = Some(Uncounted::GeneratorBound));
     }
     verdicts
 }
@@ -171,7 +192,7 @@ fn of_drivers(records: &[Sourced]) -> Vec<Verdict> {
             target: format!("≥ {DRIVER_MEDIAN} ×"),
             measured: format!("{} ×", short(median)),
             reached: median >= DRIVER_MEDIAN,
-            bound: false,
+            uncounted: None,
             source: "all of them".to_owned(),
         })
     };
@@ -189,7 +210,7 @@ fn of_ring(sourced: &Sourced) -> Vec<Verdict> {
                 target: format!("≥ {RING_TARGET} ×"),
                 measured: format!("{} ×", short(ratio)),
                 reached: ratio >= RING_TARGET,
-                bound: false,
+                uncounted: None,
                 source: sourced.source.clone(),
             })
         })
@@ -213,7 +234,7 @@ fn of_queues(sourced: &Sourced) -> Vec<Verdict> {
             target: format!("≥ {} M requests/s, or generator-bound", DISK_QUEUES_KIOPS / 1e3),
             measured: format!("{} M requests/s{bound}", short(kiops / 1e3)),
             reached: kiops >= DISK_QUEUES_KIOPS || is_bound,
-            bound: false,
+            uncounted: None,
             source: sourced.source.clone(),
         })
     };
@@ -230,7 +251,7 @@ fn of_scale(sourced: &Sourced) -> Vec<Verdict> {
             target: target.to_owned(),
             measured,
             reached,
-            bound: false,
+            uncounted: None,
             source,
         });
     };
@@ -352,12 +373,24 @@ mod tests {
         let told = |ratio: f64, bound: bool, cycles: f64| {
             let parameters = json!({"job": "net", "peer": "dpdk", "size": "64", "touch": "none"});
             let found = of_comparison(&network(parameters, ratio, bound, cycles));
-            found.into_iter().map(|one| (one.reached, one.bound)).collect::<Vec<_>>()
+            found.into_iter().map(|one| (one.reached, one.uncounted.is_some())).collect::<Vec<_>>()
         };
         assert_eq!(told(1.6, false, 0.6), [(true, false), (true, false)]);
         assert_eq!(told(1.4, false, 0.7), [(false, false), (false, false)]);
         assert_eq!(told(1.0, true, 0.6), [(false, true), (true, false)]);
         assert_eq!(told(1.6, true, 0.7), [(true, true), (false, false)]);
+    }
+
+    #[test]
+    fn cycles_at_a_rate_that_one_did_not_keep_are_not_counted() {
+        let parameters = json!({"job": "net", "peer": "dpdk", "size": "64", "touch": "none"});
+        let words = |kept_up: bool| {
+            let mut one = network(parameters.clone(), 1.6, false, 0.6);
+            one.record.result["busy"][1]["kept_up"] = json!(kept_up);
+            of_comparison(&one).iter().map(Verdict::word).collect::<Vec<_>>()
+        };
+        assert_eq!(words(true), ["reached", "reached"]);
+        assert_eq!(words(false), ["reached", "the rate was not kept, not counted"]);
     }
 
     #[test]

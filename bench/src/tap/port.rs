@@ -51,7 +51,7 @@ pub(crate) struct Port {
 
 /// The far side.
 enum Behind {
-    VhostUser(Frontend),
+    VhostUser(Box<Frontend>),
     Kernel(VhostNet),
 }
 
@@ -102,7 +102,7 @@ impl Port {
         // The rings are whole before a device looks at them.
         let made = rings.driver(ring, wanted)?;
         introduce().map_err(of_socket)?;
-        Ok(Port::new(rings, made, Behind::VhostUser(frontend)))
+        Ok(Port::new(rings, made, Behind::VhostUser(Box::new(frontend))))
     }
 
     /// Over the kernel's vhost-net, whose thread moves frames to and from this queue of a TAP; it runs where the calling thread

@@ -166,7 +166,8 @@ fn send(to: SocketAddr, pattern: &Pattern, stop: &AtomicBool) -> Result<u64, Ben
     stream.shutdown(std::net::Shutdown::Write).map_err(system("cannot end"))?;
     // The other end closes once it has read all.
     match stream.read(&mut [0; 1]) {
-        Ok(_) => Ok(sent),
+        Ok(0) => Ok(sent),
+        Ok(_) => Err(stood_still("its receiver sends")),
         Err(error) => Err(system("the end was not acknowledged")(error)),
     }
 }

@@ -101,11 +101,11 @@ impl Udp {
             let pattern = &*pattern;
             let ends = match direction {
                 Direction::ToHost => {
-                    let mut theirs = Frames::new(*flow, size, pattern);
+                    let theirs = Frames::new(*flow, size, pattern);
                     let first = *to_host;
                     let receiver = scope.spawn(move || {
                         host::pin(*host_core);
-                        take_of_socket(socket, first, &mut theirs, pattern, way)
+                        take_of_socket(socket, first, &theirs, pattern, way)
                     });
                     let sender = scope.spawn(move || {
                         host::pin(*wire_core);
@@ -115,10 +115,10 @@ impl Udp {
                 }
                 Direction::ToGuest => {
                     let first = *to_guest;
-                    let mut theirs = Frames::new(*flow, size, pattern);
+                    let theirs = Frames::new(*flow, size, pattern);
                     let receiver = scope.spawn(move || {
                         host::pin(*wire_core);
-                        take_of_wire(wire, first, &mut theirs, pattern, *sleeps, way)
+                        take_of_wire(wire, first, &theirs, pattern, *sleeps, way)
                     });
                     let sender = scope.spawn(move || {
                         host::pin(*host_core);
@@ -305,7 +305,7 @@ impl Patience {
 fn take_of_socket(
     socket: &UdpSocket,
     first: u64,
-    frames: &mut Frames,
+    frames: &Frames,
     pattern: &Pattern,
     way: &Way,
 ) -> Result<Books, BenchError> {
@@ -331,7 +331,7 @@ fn take_of_socket(
 fn take_of_wire(
     wire: &mut Wire,
     first: u64,
-    frames: &mut Frames,
+    frames: &Frames,
     pattern: &Pattern,
     sleeps: bool,
     way: &Way,

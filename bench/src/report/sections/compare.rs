@@ -264,24 +264,25 @@ fn draw_networks(html: &mut Html, found: &[Aimed]) {
 
 /// What each spent on a packet, at which rate.
 fn draw_busy(html: &mut Html, found: &[Aimed]) {
-    let at = |share: Option<f64>| {
-        share.map_or("saturation".to_owned(), |share| format!("{} %", short(share * 100.0)))
+    let at = |busy: &BusyAt| {
+        let rate = busy.share.map_or("saturation".to_owned(), |share| format!("{} %", short(share * 100.0)));
+        // Then one of them had another job.
+        if busy.kept_up { rate } else { format!("{rate}, not kept") }
     };
     let all = || found.iter().flat_map(|(one, _)| one.busy.iter().map(move |busy| (one, busy)));
     Bars {
         title: "Busy cycles a packet beside the peer".to_owned(),
         name: "ratio to the peer (times), lower is better".to_owned(),
-        bars: all()
-            .map(|(one, busy)| (format!("{}, {}", one.name, at(busy.share)), busy.ratio, None))
-            .collect(),
+        bars: all().map(|(one, busy)| (format!("{}, {}", one.name, at(busy)), busy.ratio, None)).collect(),
         mark: Some((1.0, "the peer".to_owned())),
     }
     .draw(html);
     let rows: Vec<Vec<String>> = all()
-        .map(|(one, BusyAt { share, ours, peer, ratio })| {
+        .map(|(one, busy)| {
+            let BusyAt { ours, peer, ratio, .. } = busy;
             vec![
                 one.name.clone(),
-                at(*share),
+                at(busy),
                 told(ours.cycles_per_packet),
                 told(peer.cycles_per_packet),
                 told(*ratio),
