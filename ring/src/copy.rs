@@ -56,6 +56,27 @@ impl<'map> HostSlice<'map> {
             unsafe { machine::store_word(self.as_ptr().wrapping_add(at), word.to_le()) }
         }
     }
+    /// The same, but a word that is there already is left alone: its line then stays in the peer's cache as well.
+    #[inline(always)]
+    pub fn keep_word(self, at: usize, word: u64) {
+        if self.word(at) != word {
+            self.put_word(at, word);
+        }
+    }
+    /// Asks for the lines of what begins with a header of `at` bytes, which mostly [is there already](HostSlice::keep_word): the line
+    /// of byte `at` to be owned, and the one before it, if the header is on a line of its own, to be read only. One line more if not.
+    #[inline]
+    pub fn prefetch_behind(self, at: usize) {
+        let start = self.as_ptr();
+        let behind = start.wrapping_add(at);
+        if start.addr() / 64 == behind.addr() / 64 {
+            prefetch_write(start);
+            prefetch_write(start.wrapping_add(64));
+        } else {
+            prefetch_read(start);
+            prefetch_write(behind);
+        }
+    }
     #[inline(always)]
     fn holds_word(self, at: usize) -> bool {
         at <= self.len() && self.len() - at >= size_of::<u64>()

@@ -117,8 +117,25 @@ fn prefetch_of_any_address_is_harmless() {
     let mut memory = [0];
     slice(&mut memory).prefetch_read(usize::MAX / 2);
     slice(&mut memory).prefetch_write(usize::MAX / 2);
+    slice(&mut memory).prefetch_behind(usize::MAX / 2);
     prefetch_read(std::ptr::null());
     prefetch_write(std::ptr::null());
+}
+
+#[test]
+fn word_that_is_there_already_is_not_written() {
+    let mut page = memmap2::MmapMut::map_anon(4096).unwrap();
+    page[8..16].copy_from_slice(&7u64.to_le_bytes());
+    let page = page.make_read_only().unwrap();
+    // SAFETY: mapped for as long as the slice; a write would end the test with a fault, and there is none.
+    let slice = unsafe { HostSlice::new(page.as_ptr().cast_mut(), page.len()) };
+    slice.keep_word(0, 0);
+    slice.keep_word(8, 7);
+    // Not all of it is inside.
+    slice.keep_word(4089, 1);
+    let mut page = page.make_mut().unwrap();
+    super::tests::slice(&mut page).keep_word(8, 9);
+    assert_eq!(page[8..16], 9u64.to_le_bytes());
 }
 
 #[test]
