@@ -28,6 +28,8 @@ pub enum Driver {
     Ours,
     /// DPDK's `net_virtio_user`.
     Testpmd,
+    /// A Linux guest of the lab's, for shape: see [`crate::linux`].
+    Linux,
 }
 
 /// Which of the driver's paths: what it negotiates decides.

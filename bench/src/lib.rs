@@ -35,6 +35,8 @@ pub mod idle;
 mod mortal;
 // A back-end that does as little as can be.
 pub mod null;
+// A Linux guest as the load.
+pub mod linux;
 // What this machine could do at best.
 pub mod limits;
 // Throughput and latency of a network back-end.

@@ -27,6 +27,8 @@ pub struct Lab {
     folder: PathBuf,
     sockets: PathBuf,
     start: Instant,
+    /// Progress is not told.
+    quiet: bool,
     /// Held for as long as the test runs.
     _turn: File,
 }
@@ -44,7 +46,7 @@ impl Lab {
 
     /// Runs something in its turn; if it fails, prints the end of every log that it left.
     pub fn attempt(name: &str, test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
-        let lab = Lab::new(name)?;
+        let lab = Lab::new(name, false)?;
         let outcome = catch_unwind(AssertUnwindSafe(|| test(&lab)));
         lab.say(format_args!("{}", if matches!(outcome, Ok(Ok(()))) { "passed" } else { "FAILED" }));
         match outcome {
@@ -60,7 +62,12 @@ impl Lab {
         }
     }
 
-    fn new(name: &str) -> Result<Lab> {
+    /// A place for who has a standard output of its own: nothing is printed, and logs are left where they are.
+    pub fn quiet(name: &str) -> Result<Lab> {
+        Lab::new(name, true)
+    }
+
+    fn new(name: &str, quiet: bool) -> Result<Lab> {
         let root = root()?;
         let folder = root.join("runs").join(name);
         if folder.exists() {
@@ -81,7 +88,7 @@ impl Lab {
         let number = RUNS.fetch_add(1, Ordering::Relaxed);
         let sockets = std::env::temp_dir().join(format!("ringway-lab-{}-{number}", std::process::id()));
         fs::create_dir_all(&sockets).context(|| sockets.display().to_string())?;
-        Ok(Lab { folder, sockets, start: Instant::now(), _turn: turn })
+        Ok(Lab { folder, sockets, start: Instant::now(), quiet, _turn: turn })
     }
 
     /// Where the test keeps its files.
@@ -106,7 +113,9 @@ impl Lab {
 
     /// A line of progress, with the time since the test began.
     pub fn say(&self, line: impl std::fmt::Display) {
-        println!("[{:6.2}] {line}", self.start.elapsed().as_secs_f64());
+        if !self.quiet {
+            println!("[{:6.2}] {line}", self.start.elapsed().as_secs_f64());
+        }
     }
 
     fn show_logs(&self) {

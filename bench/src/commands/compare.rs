@@ -9,6 +9,7 @@ use ringway_bench::disk::compare::{self as disks, Backing};
 use ringway_bench::disk::options::{DiskOptions, Touch as Touched};
 use ringway_bench::driver::{Driver, DriverOptions, DriverPath};
 use ringway_bench::host::{Host, Watch};
+use ringway_bench::linux::{self, Account, Served};
 use ringway_bench::net::Series;
 use ringway_bench::options::{Job, PortOptions, Ring, Touch};
 use ringway_bench::progress;
@@ -59,12 +60,16 @@ pub(crate) struct NetArguments {
     /// Beside whom: `dpdk`, the testpmd that is found, or the path of any other
     #[arg(long, default_value = "dpdk", value_parser = testpmd)]
     peer: String,
-    /// What drives: the suite's own guest, or DPDK's net_virtio_user
+    /// What drives: the suite's own guest; DPDK's net_virtio_user; or a Linux guest of the lab's (deploy/test brings what it takes),
+    /// whose processor is emulated, so that frames are counted and no speed is told
     #[arg(long, value_enum, default_value_t = Driver::Ours)]
     driver: Driver,
     /// Paths of DPDK's driver, separated by commas, in place of all
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PATHS")]
     driver_path: Vec<DriverPath>,
+    /// Frames that a Linux guest sends, each way
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    driver_frames: u32,
     /// Sizes of the rings of DPDK's driver, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "SIZES", default_value = "256,1024",
           value_parser = clap::value_parser!(u16).range(64..=1024))]
@@ -140,6 +145,7 @@ fn networks(job: Job, arguments: &NetArguments, json: bool) -> Result<(), Failur
         match driver {
             Driver::Ours => compared(&setup, arguments, port, json)?,
             Driver::Testpmd => driven(&setup, arguments, json)?,
+            Driver::Linux => shaped(&setup, arguments, json)?,
         }
     }
     Ok(())
@@ -176,6 +182,37 @@ fn driven(setup: &Setup, arguments: &NetArguments, json: bool) -> Result<(), Fai
             let port_options = PortOptions { queue_size, ..setup.port.clone() };
             let setup = Setup { driver: Some(options), port: port_options, ..setup.clone() };
             compared(&setup, arguments, port, json)?;
+        }
+    }
+    Ok(())
+}
+
+/// Frames of a Linux guest, accounted for.
+fn shaped(setup: &Setup, arguments: &NetArguments, json: bool) -> Result<(), Failure> {
+    if arguments.latency {
+        return Err("--latency: a Linux guest whose processor is emulated tells none".into());
+    }
+    let watch = Watch::begin();
+    let Setup { job, port: PortOptions { ring, .. }, .. } = setup;
+    let shape =
+        linux::shape(setup, arguments.driver_frames, |step| progress::show(&format!("{ring}: {step}")))?;
+    progress::show("");
+    let host = watch.end();
+    if json {
+        return print_record(host, job, *ring, json!({}), arguments, &json!({ "shape": shape }));
+    }
+    println!("{host}");
+    println!(
+        "{job}, {ring} rings of {}, {} bytes, a Linux guest ({}): {}",
+        setup.port.queue_size, arguments.port.size, shape.ours.kernel, shape.reading
+    );
+    for Served { identity, ways, .. } in [&shape.ours, &shape.peer] {
+        for Account { sent, received, lost, duplicated, corrupt } in ways {
+            let corrupt = corrupt.map_or("not looked at".to_owned(), |corrupt| format!("{corrupt} damaged"));
+            println!(
+                "  {} {}: {sent} sent, {received} came, {lost} lost, {duplicated} twice, {corrupt}",
+                identity.name, identity.version
+            );
         }
     }
     Ok(())

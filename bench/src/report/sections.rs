@@ -69,7 +69,7 @@ pub(crate) fn words(command: &str) -> &'static str {
 /// Whether a record has a form that is drawn here.
 pub(crate) fn knows(record: &Record) -> bool {
     match record.command.as_str() {
-        "compare" => comparison(record).is_some(),
+        "compare" => comparison(record).is_some() || compare::shape(record).is_some(),
         "net" | "blk" => net::runs(record).is_some(),
         "ring" => ring::paths(record).is_some(),
         "tap" => tap::compared(record).is_some(),

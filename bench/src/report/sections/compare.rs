@@ -10,6 +10,7 @@ use super::super::reading::{parameters, plain, series, spread_of};
 use super::super::tables::table;
 use super::super::targets::{LATENCY_TARGET, driver_path, ratio_target};
 use crate::compare::BusyAt;
+use crate::linux::Shape;
 use crate::record::Record;
 use crate::stats::Spread;
 use crate::turns::State;
@@ -135,6 +136,46 @@ fn rounds(side: &Value) -> Option<Vec<&Value>> {
     Some(side.get("throughput")?.get("rounds")?.as_array()?.iter().collect())
 }
 
+/// Reads what back-ends did with a Linux guest's frames.
+pub(crate) fn shape(record: &Record) -> Option<Shape> {
+    serde_json::from_value(record.result.get("shape")?.clone()).ok()
+}
+
+/// Draws what Linux guests' frames came to.
+fn draw_shapes(html: &mut Html, records: &[&Sourced]) {
+    let found: Vec<(Shape, String)> = records
+        .iter()
+        .filter_map(|sourced| {
+            let parameters = parameters(&sourced.record);
+            let part = |name: &str| parameters.get(name).map(plain).unwrap_or_default();
+            let job = format!("{}, {}, {} B", part("job"), part("ring"), part("size"));
+            Some((shape(&sourced.record)?, job))
+        })
+        .collect();
+    let Some((first, _)) = found.first() else { return };
+    html.leaf("h3", &[], "A Linux guest as the load, for shape");
+    html.leaf("p", &[], &format!("These are {}.", first.reading));
+    let rows: Vec<Vec<String>> = found
+        .iter()
+        .flat_map(|(shape, job)| [&shape.ours, &shape.peer].map(|served| (served, job)))
+        .flat_map(|(served, job)| served.ways.iter().map(move |way| (served, job, way)))
+        .map(|(served, job, way)| {
+            vec![
+                job.clone(),
+                format!("{} {}", served.identity.name, served.identity.version),
+                served.kernel.clone(),
+                way.sent.to_string(),
+                way.received.to_string(),
+                way.lost.to_string(),
+                way.duplicated.to_string(),
+                way.corrupt.map_or("not looked at".to_owned(), |corrupt| corrupt.to_string()),
+            ]
+        })
+        .collect();
+    let heads = ["job", "back-end", "guest's kernel", "sent", "came", "lost", "twice", "damaged"];
+    table(html, &heads, &rows);
+}
+
 /// Draws the comparisons.
 pub(crate) fn draw(html: &mut Html, records: &[&Sourced]) {
     let found = records.iter().filter_map(|sourced| {
@@ -143,6 +184,7 @@ pub(crate) fn draw(html: &mut Html, records: &[&Sourced]) {
     let (disks, networks): (Vec<_>, Vec<_>) = found.partition(|(one, _)| one.disk.is_some());
     draw_networks(html, &networks);
     draw_disks(html, &disks);
+    draw_shapes(html, records);
 }
 
 /// A comparison and the ratio that it aims at.
