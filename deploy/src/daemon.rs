@@ -297,19 +297,31 @@ pub fn binaries() -> Result<PathBuf> {
 }
 
 fn build() -> Result<PathBuf> {
+    build_packages(&["ringway-control", "ringway-front"], &["ringwayd", "ringway", "ringway-front"])
+}
+
+/// The benchmark suite, and the programs that it starts beside it: as [`binaries`], built if they are not up to date.
+pub fn suite() -> Result<Vec<PathBuf>> {
+    let programs = ["ringway-bench", "ringwayd", "ringway"];
+    let folder = build_packages(&["ringway-control", "ringway-bench"], &programs)?;
+    Ok(programs.iter().map(|name| folder.join(name)).collect())
+}
+
+/// Builds packages' release binaries; the folder that these are in.
+fn build_packages(packages: &[&str], programs: &[&str]) -> Result<PathBuf> {
     if let Some(folder) = std::env::var_os("RINGWAY_BIN") {
         return Ok(PathBuf::from(folder));
     }
     let target = lab::target_folder()?;
     let status = cargo()
-        .args(["build", "--quiet", "--release", "--package", "ringway-control", "--package", "ringway-front"])
-        .args(["--bins", "--target-dir"])
+        .args(["build", "--quiet", "--release", "--bins", "--target-dir"])
         .arg(&target)
+        .args(packages.iter().flat_map(|package| ["--package", package]))
         .status()
         .context(|| "cargo".into())?;
-    ensure!(status.success(), "ringwayd could not be built ({status})");
+    ensure!(status.success(), "{} could not be built ({status})", packages.join(", "));
     let folder = target.join("release");
-    for name in ["ringwayd", "ringway", "ringway-front"] {
+    for name in programs {
         ensure!(Path::new(&folder).join(name).exists(), "{name} is not in {}", folder.display());
     }
     Ok(folder)

@@ -58,6 +58,14 @@ impl<'lab> Machine<'lab> {
         Ok((ended.code, ended.output))
     }
 
+    /// Runs a program that takes long, which must succeed within `limit`; gives what was written.
+    pub fn well_within(&mut self, limit: Duration, words: &[&str]) -> Result<String> {
+        let ended = self.guest.run(words, limit)?;
+        self.lab.say(format_args!("# {}: {}\n{}", words.join(" "), ended.code, ended.output.trim()));
+        ensure!(ended.code == 0, "{}: exit code {}: {}", words.join(" "), ended.code, ended.output);
+        Ok(ended.output.trim().to_string())
+    }
+
     /// Runs a line in its shell, which must succeed; gives what was written.
     pub fn well(&mut self, line: &str) -> Result<String> {
         let (code, said) = self.shell(line)?;
@@ -134,7 +142,7 @@ fn second_disk(lab: &Lab, kernel: &Kernel, files: &[PathBuf]) -> Result<PathBuf>
     let (folder, disk) = (lab.path("second"), lab.path("second.img"));
     fs::create_dir_all(folder.join("modules"))?;
     let there = kernel.modules(&ROOT_MODULES)?;
-    let more = kernel.modules(&[&ROOT_MODULES[..], &["tun", "bridge"]].concat())?;
+    let more = kernel.modules(&[&ROOT_MODULES[..], &["tun", "bridge", "vhost_net"]].concat())?;
     for (position, module) in more.iter().filter(|module| !there.contains(module)).enumerate() {
         fs::write(folder.join(format!("modules/{position:02}-{}.ko", module.name)), &module.bytes)?;
     }
