@@ -309,7 +309,10 @@ pub(super) fn put_header(to: HostSlice<'_>, len: usize, (low, high): (u64, u16))
     to.keep_word(0, low);
     // What is behind the first word, with some of it.
     let (high, behind) = (u64::from(high) | 1 << 16, len.saturating_sub(8) as u32 * 8);
-    to.keep_word(len.saturating_sub(8), if behind == 0 { low } else { low >> behind | high << (64 - behind) });
+    to.keep_word(
+        len.saturating_sub(8),
+        if behind == 0 { low } else { low >> behind | high << (64 - behind) },
+    );
 }
 
 /// Writes what was looked at over what was copied in its place, with its addresses exchanged or not.
