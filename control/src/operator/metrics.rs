@@ -34,6 +34,8 @@ use self::families::{Families, Labels, with};
 
 // What is told.
 mod families;
+// What each metric tells, in a sentence.
+mod help;
 
 /// Scrapers that are served at a time; a further one is closed and counted.
 const MOST_SCRAPERS: usize = 8;

@@ -39,6 +39,7 @@ fn counters_are_scraped_and_hostile_scrapers_are_bounded_and_counted() {
     assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
     assert!(body.ends_with("# EOF\n"), "{body}");
     for line in [
+        "# HELP ringway_queue_bursts Bursts that moved something",
         "# TYPE ringway_queue_packets counter",
         "ringway_queue_packets_total{dev=\"vm0\",queue=\"1\",type=\"tx\"} 0",
         "ringway_device_connections_total{dev=\"vm0\"} 0",
@@ -242,6 +243,13 @@ fn alert_rules_and_the_dashboard_name_only_metrics_that_a_daemon_has() {
         missing.retain(|name| !is_told(name));
         missing.is_empty()
     });
+    // Each says what it is in a sentence.
+    let answer = ask(&path, "GET /metrics HTTP/1.1\r\n\r\n");
+    let helps: Vec<&str> = answer.lines().filter(|line| line.starts_with("# HELP ")).collect();
+    assert!(helps.len() > 40, "{helps:?}");
+    for help in helps {
+        assert!(help.split(' ').count() > 4, "{help}");
+    }
 }
 
 #[test]

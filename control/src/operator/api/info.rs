@@ -292,7 +292,7 @@ pub struct QueueInfo {
     pub qidx: u32,
     /// Frames or requests.
     pub packets: u64,
-    /// Their bytes.
+    /// Bytes of frames or requests, without virtio headers.
     pub bytes: u64,
     /// Notifications sent to the driver.
     pub calls: u64,
@@ -369,7 +369,7 @@ pub struct TimeInfo {
 pub struct RequestInfo {
     /// `read`, `write`, `flush`, `discard`, `write_zeroes`.
     pub kind: String,
-    /// How many.
+    /// Requests of the kind.
     pub count: u64,
     /// Bytes of data.
     pub bytes: u64,

@@ -15,6 +15,7 @@ use ringway_engine::{BurstSizes, Times};
 use ringway_pmd::counters::QueueStats;
 use serde_json::{Map, Value};
 
+use super::help;
 use crate::operator::api::QueueInfo;
 
 /// Numbers that go down as well.
@@ -230,7 +231,7 @@ impl Collector for Families {
         for (name, family) in &self.0 {
             let unit = (family.kind == Kind::Times).then_some(&Unit::Seconds);
             let kind = family.kind.metric_type();
-            let mut metric = encoder.encode_descriptor(name, "as in ringway -j", unit, kind)?;
+            let mut metric = encoder.encode_descriptor(name, help::of(name).unwrap_or(name), unit, kind)?;
             if let [(labels, value)] = family.values.as_slice()
                 && labels.is_empty()
             {
