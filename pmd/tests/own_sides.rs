@@ -489,6 +489,49 @@ fn port_of_a_bridge_that_finishes_nothing_holds_up_nobody_but_who_sends_to_it() 
 }
 
 #[test]
+fn port_on_another_core_that_finishes_nothing_holds_up_nobody_but_who_sends_to_it() {
+    let (placers, fabric) = bridge_on(2);
+    let [here, there] = &placers[..] else { return };
+    let (one, two, three, stuck) = (mac(1), mac(2), mac(3), mac(9));
+    let stuck_port = Own::new(&fabric, there, one, stuck, u64::MAX);
+    // 1 and 2 talk to each other across the cores, 3 from the other core to the one that finishes nothing.
+    let a = Own::new(&fabric, here, two, one, u64::MAX);
+    let b = Own::new(&fabric, there, one, two, u64::MAX);
+    let c = Own::new(&fabric, here, stuck, three, u64::MAX);
+    let all = [&stuck_port, &a, &b, &c];
+    for own in all {
+        let heard = || all.iter().map(|own| own.gets.got.lock().unwrap().len()).sum::<usize>();
+        let before = heard();
+        own.send(1);
+        wait("heard of", || own.sends.back.load(Ordering::SeqCst) == 1 && heard() > before);
+    }
+    wait("learned everywhere", || {
+        c.send(1);
+        let sent = c.sends.has.load(Ordering::SeqCst);
+        wait("an answer", || c.sends.back.load(Ordering::SeqCst) == sent);
+        let last = |own: &Own| own.gets.got.lock().unwrap().last().copied();
+        last(&a) != Some((three, sent - 1)) && last(&b) != Some((three, sent - 1))
+    });
+    let sent = c.sends.has.load(Ordering::SeqCst);
+    let before = stuck_port.gets.given.load(Ordering::SeqCst);
+    stuck_port.gets.may.store(before, Ordering::SeqCst);
+    c.send(50);
+    wait("given to the one that is stuck", || stuck_port.gets.given.load(Ordering::SeqCst) == before + 50);
+    for own in [&a, &b] {
+        own.send(1000);
+    }
+    for own in [&a, &b] {
+        wait("the others", || own.sends.back.load(Ordering::SeqCst) == 1001);
+    }
+    assert_eq!(c.sends.back.load(Ordering::SeqCst), sent, "finished before its receiver was");
+    stuck_port.gets.may.store(u64::MAX, Ordering::SeqCst);
+    wait("all", || c.sends.back.load(Ordering::SeqCst) == sent + 50);
+    assert_eq!(all_of(&stuck_port.gets, three), (0..sent + 50).collect::<Vec<_>>());
+    let lost = |own: &Own| own.sends.dropped.load(Ordering::SeqCst) + own.gets.dropped.load(Ordering::SeqCst);
+    assert_eq!(all.into_iter().map(lost).sum::<u64>(), 0);
+}
+
+#[test]
 fn part_that_panics_takes_nobody_with_it_and_its_ports_are_told() {
     let (placers, fabric) = bridge_on(2);
     let [here, there] = &placers[..] else { return };

@@ -34,6 +34,8 @@ mod decision;
 mod entry;
 // One of several parts: the ends of the lanes to the others.
 mod part;
+// Frames that came from other parts, for sinks that finish later.
+mod kept;
 // The ports.
 mod port;
 
@@ -390,7 +392,7 @@ impl<const PARTS: bool> BridgePump<PARTS> {
                     let here = (&mut self.ports[..], &mut self.dresser);
                     let mut reached = flood(
                         here,
-                        Some(at),
+                        at,
                         is_here,
                         (queue, tag),
                         load,
@@ -504,14 +506,19 @@ impl<const PARTS: bool> BridgePump<PARTS> {
         if PARTS {
             self.look_at_lanes();
         }
-        if self.in_flight.is_empty() {
+        if self.in_flight.is_empty() && !(PARTS && self.keeps()) {
             return 0;
         }
         let mut count = 0;
+        let mut kept = self.part.as_deref_mut().filter(|_| PARTS).and_then(|part| part.kept.as_deref_mut());
         for member in &mut self.ports {
             for (number, (_, sink)) in member.later.iter().zip(&mut member.port.sinks) {
                 if let Some(number) = number {
-                    self.in_flight.finished(*number, sink.finished());
+                    let finished = sink.finished();
+                    self.in_flight.finished(*number, finished);
+                    if PARTS && let Some(kept) = &mut kept {
+                        kept.finished(*number, finished);
+                    }
                 }
             }
         }
@@ -543,10 +550,10 @@ impl<const PARTS: bool> BridgePump<PARTS> {
 
 /// Gives frames to everybody of these but port `at`, or to those only from which they cannot come back. How many had them.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "what a pump has apart while it carries a burst; two callers")]
+#[expect(clippy::too_many_arguments, reason = "what a pump has apart while it carries a burst")]
 fn flood(
     (ports, dresser): (&mut [Member], &mut Option<Box<Dresser>>),
-    at: Option<usize>,
+    at: usize,
     is_here: bool,
     (queue, tag): (u16, Option<Tag>),
     load: Load<'_>,
@@ -554,7 +561,7 @@ fn flood(
     now: u64,
     (scratch, out): (&mut Scratch, &mut InFlight),
 ) -> u32 {
-    let is_for = |(index, to): &(usize, &mut Member)| Some(*index) != at && (!is_here || !to.port.reflects);
+    let is_for = |(index, to): &(usize, &mut Member)| *index != at && (!is_here || !to.port.reflects);
     let mut reached = 0;
     for (_, to) in ports.iter_mut().enumerate().filter(is_for) {
         if let Some(load) = as_for(to, load, tag, dresser) {

@@ -44,6 +44,11 @@ impl Copies {
         self.free.len()
     }
 
+    /// True if nobody reads any.
+    pub(super) fn is_idle(&self) -> bool {
+        self.free.len() == usize::from(PLACES)
+    }
+
     /// Copies a frame together: where it is, and the number of its place, which is [kept](Copies::keep) or [free](Copies::free)
     /// again. None: there is no room.
     pub(super) fn copy(&mut self, from: &Passage<'_>) -> Option<(u64, u16)> {

@@ -7,12 +7,14 @@
 use ringway_engine::{Budget, Polled};
 
 use super::entry::To;
-use super::part::Next;
-use super::port::{Origin, as_for, hand_over};
-use super::{BURST, BridgePump, arrival, flood};
+use super::kept::Kept;
+use super::part::{Come, Next, Part};
+use super::port::{Member, Origin, as_for, hand_over, receiver, what_may};
+use super::{BURST, BridgePump, arrival};
 use crate::counters::DropReason;
 use crate::net::fdb::ticks;
 use crate::net::frame::prefetch;
+use crate::net::scratch::Scratch;
 use crate::net::side::Load;
 
 impl<const PARTS: bool> BridgePump<PARTS> {
@@ -56,8 +58,9 @@ impl<const PARTS: bool> BridgePump<PARTS> {
                 }
                 Next::Frames => {
                     let origin = Origin { source: number, first };
-                    cost += self.give(&mut part.come, origin);
-                    part.come.count
+                    let Part { come, kept, .. } = &mut *part;
+                    cost += self.give(come, kept, origin);
+                    come.count
                 }
             };
             cost += 1;
@@ -73,7 +76,7 @@ impl<const PARTS: bool> BridgePump<PARTS> {
     }
 
     /// Gives frames that came through a lane to the ports that they are for; how many copies that came to.
-    fn give(&mut self, come: &mut super::part::Come, from: Origin) -> u32 {
+    fn give(&mut self, come: &Come, kept: &mut Option<Box<Kept>>, from: Origin) -> u32 {
         prefetch(&come.burst);
         let (count, queue) = (come.count, come.queue);
         if let Some(dresser) = &mut self.dresser {
@@ -105,27 +108,40 @@ impl<const PARTS: bool> BridgePump<PARTS> {
             let run = Origin { first: from.first + begin as u64, ..from };
             let frames = (end - begin) as u32;
             begin = end;
-            let apart = (&mut self.scratch, &mut self.in_flight);
+            let BridgePump { ports, by_slot, dresser, scratch, in_flight, now, .. } = self;
+            let mut hand = |to: &mut Member| {
+                let Some(load) = as_for(to, load, tag, dresser) else { return false };
+                match kept.as_deref_mut() {
+                    Some(kept) if to.finishes_later(queue) => keep(to, queue, &load, *now, scratch, kept),
+                    _ => hand_over(to, queue, load, run, *now, (scratch, in_flight)),
+                }
+            };
             let reached = match to {
                 To::Slot(slot) => {
-                    let index = self.by_slot.get(usize::from(slot)).copied().flatten();
-                    let to = index.and_then(|index| self.ports.get_mut(usize::from(index)));
-                    let Some(to) = to else { continue };
-                    let load = as_for(to, load, tag, &mut self.dresser);
-                    let is_given = load.is_some_and(|load| hand_over(to, queue, load, run, self.now, apart));
-                    if !is_given {
+                    let index = by_slot.get(usize::from(slot)).copied().flatten();
+                    let to = index.and_then(|index| ports.get_mut(usize::from(index)));
+                    // Not reached without it: all parts were made of the same ports.
+                    if let Some(to) = to
+                        && !hand(to)
+                    {
                         lose(to, queue, frames);
                     }
                     1
                 }
                 To::All | To::Here => {
-                    let here = (&mut self.ports[..], &mut self.dresser);
-                    flood(here, None, to == To::Here, (queue, tag), load, run, self.now, apart)
+                    let is_for = |member: &&mut Member| to == To::All || !member.port.reflects;
+                    ports.iter_mut().filter(is_for).map(|member| u32::from(hand(member))).sum()
                 }
             };
             cost += frames * reached.max(1);
         }
         cost
+    }
+
+    /// A sink has frames that came through a lane and are kept for it.
+    #[inline]
+    pub(super) fn keeps(&self) -> bool {
+        self.part.as_ref().is_some_and(|part| part.kept.as_ref().is_some_and(|kept| kept.is_out()))
     }
 
     /// Looks with what the others are finished. What was in a lane that was closed is counted with its senders.
@@ -214,9 +230,28 @@ impl<const PARTS: bool> BridgePump<PARTS> {
     }
 }
 
+/// Gives frames to a port whose sink finishes later, out of memory of the part's own. False: nothing there runs.
+fn keep(
+    to: &mut Member,
+    queue: u16,
+    load: &Load<'_>,
+    now: u64,
+    scratch: &mut Scratch,
+    kept: &mut Kept,
+) -> bool {
+    let may = what_may(&to.port.rates.received, load.frames, now);
+    let Some((Some(number), sink)) = receiver(to, queue) else { return false };
+    if may < load.frames.len() {
+        sink.count_drops(DropReason::RateLimit, (load.frames.len() - may) as u64);
+    }
+    let frames = load.frames.get(..may).unwrap_or_default();
+    kept.give(number, sink, &Load { frames, ..*load }, scratch);
+    true
+}
+
 /// Frames for a port whose receive queue does not run are dropped there.
 #[cold]
-fn lose(to: &mut super::port::Member, queue: u16, frames: u32) {
+fn lose(to: &mut Member, queue: u16, frames: u32) {
     let nth = usize::from(queue).checked_rem(to.port.sinks.len());
     if let Some((_, sink)) = nth.and_then(|nth| to.port.sinks.get_mut(nth)) {
         sink.count_drops(DropReason::RxDisabled, frames.into());

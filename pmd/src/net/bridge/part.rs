@@ -29,6 +29,7 @@ use ringway_ring::tsc;
 use super::copies::Copies;
 use super::decision::{AWAY, Decision};
 use super::entry::{Crossing, Entry, Pieces, To, frame_of, head_of, put_frame};
+use super::kept::Kept;
 use super::port::Origin;
 use crate::net::Mac;
 use crate::net::fdb::{Address, Fdb, Heard};
@@ -48,6 +49,8 @@ pub(crate) struct PartPort {
     pub(crate) sources: Vec<(u16, Arc<GuestMap>)>,
     /// It has receive queues.
     pub(crate) has_sinks: bool,
+    /// How many of those finish later.
+    pub(crate) later: usize,
     /// The VLANs that it carries, where the bridge looks at them.
     pub(crate) vlans: Option<Arc<Vlans>>,
 }
@@ -67,6 +70,8 @@ pub(crate) struct Part {
     /// Of all ports of all parts.
     carriers: Option<Carriers>,
     copies: Copies,
+    /// Where one of its sinks finishes later.
+    pub(super) kept: Option<Box<Kept>>,
     /// Frames that came through a lane and are being given to ports.
     pub(super) come: Box<Come>,
     sleeper: Arc<Sleeper>,
@@ -189,6 +194,8 @@ impl Part {
             for port in ports {
                 is_own.get_mut(usize::from(port.slot)).into_iter().for_each(|is_own| *is_own = true);
             }
+            let later = ports.iter().map(|port| port.later).sum();
+            let kept = if later > 0 { Some(Kept::new(later)?) } else { None };
             let map = copies.map().clone();
             let come = Come {
                 burst: Burst::try_new(map)?,
@@ -207,6 +214,7 @@ impl Part {
                 maps: ports.iter().flat_map(|port| &port.sources).map(|(_, map)| Arc::clone(map)).collect(),
                 carriers: carriers.clone(),
                 copies,
+                kept,
                 come: Box::new(come),
                 sleeper: Arc::clone(sleeper),
                 bell: Arc::clone(bell),
@@ -641,7 +649,7 @@ impl Part {
     }
 
     /// Takes that back.
-    pub(super) fn disarm(&mut self) {
+    pub(super) fn disarm(&self) {
         self.sleeper.wake();
     }
 }

@@ -59,6 +59,12 @@ pub(super) struct Origin {
 }
 
 impl Member {
+    /// What a sender's queue feeds finishes later.
+    pub(super) fn finishes_later(&self, queue: u16) -> bool {
+        let nth = usize::from(queue).checked_rem(self.port.sinks.len());
+        nth.and_then(|nth| self.later.get(nth).copied().flatten()).is_some()
+    }
+
     /// Whether frames of a VLAN go there, and with a tag.
     pub(super) fn carries(&self, tag: Tag) -> Option<bool> {
         self.port.vlans.as_ref()?.carries(tag)
@@ -102,7 +108,7 @@ pub(super) fn take_floods(from: Option<&Member>, frames: usize, now: u64) -> usi
 
 /// How many of these frames a port may be given now.
 #[inline(always)]
-fn what_may(received: &Limits, frames: &[Frame], now: u64) -> usize {
+pub(super) fn what_may(received: &Limits, frames: &[Frame], now: u64) -> usize {
     if received.are_none() { frames.len() } else { received.admit(frames.iter().map(bits_of), now) }
 }
 

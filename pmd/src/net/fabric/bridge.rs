@@ -25,7 +25,7 @@ use crate::net::vlan::Vlans;
 pub(super) struct Bridge {
     settings: Arc<BridgeSettings>,
     /// Those that no pump has, and what each knows.
-    known: Vec<Box<Fdb>>,
+    known: Vec<Fdb>,
     /// What the pumps that are about to be made are made with.
     ready: BTreeMap<PumpKey, Ready>,
     /// Slots whose stations are to be forgotten once the database is here.
@@ -129,8 +129,8 @@ impl Kind for Bridge {
         };
         // The first time, or they went with pumps that panicked.
         let mut first = match self.known.first_mut() {
-            Some(known) => std::mem::replace(known, stations.empty_fdb()?),
-            None => stations.empty_fdb()?,
+            Some(known) => std::mem::replace(known, *stations.empty_fdb()?),
+            None => *stations.empty_fdb()?,
         };
         let copies = (1..pumps.len()).map(|_| stations.empty_fdb()).collect::<io::Result<Vec<_>>>();
         let mut copies = match copies {
@@ -145,7 +145,7 @@ impl Kind for Bridge {
         }
         std::mem::take(&mut self.forget).into_iter().for_each(|slot| first.forget_port(slot));
         copies.iter_mut().for_each(|copy| copy.copy_from(&first));
-        let knows = std::iter::once(first).chain(copies);
+        let knows = std::iter::once(Box::new(first)).chain(copies);
         let views = stations.views(pumps.len().max(1));
         for ((((key, _), part), fdb), view) in pumps.iter().zip(parts).zip(knows).zip(views) {
             if let Some(part) = &part {
@@ -164,7 +164,7 @@ impl Kind for Bridge {
         let scratch = match ends.scratch(members, part.is_some()) {
             Ok(scratch) => scratch,
             Err(error) => {
-                self.known.push(fdb);
+                self.known.push(*fdb);
                 return Err(error);
             }
         };
@@ -208,7 +208,7 @@ impl Kind for Bridge {
             Ok(all) => all.into_parts(),
             Err(pump) => pump.downcast::<BridgePump<true>>().map_err(|_| Foreign)?.into_parts(),
         };
-        self.known.push(fdb);
+        self.known.push(*fdb);
         let ids: BTreeMap<u16, u64> = ends.ports.iter().map(|(id, known)| (known.slot, *id)).collect();
         for port in ports {
             let Some(&id) = ids.get(&port.slot) else { continue };
@@ -251,11 +251,15 @@ fn part_ports(ends: &Ends, members: &[EndKey]) -> Vec<PartPort> {
             slot: known.slot,
             sources: Vec::new(),
             has_sinks: false,
+            later: 0,
             vlans: looks_at_vlans.then(|| vlans_of(known)),
         });
         match ends.map_of(*end) {
             Some(map) => port.sources.push((end.queue, map)),
-            None => port.has_sinks = true,
+            None => {
+                port.has_sinks = true;
+                port.later += usize::from(ends.defers(*end));
+            }
         }
     }
     ports.into_values().collect()

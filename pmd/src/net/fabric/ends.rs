@@ -195,6 +195,12 @@ impl Ends {
         }
     }
 
+    /// A sink which is free finishes later.
+    pub(super) fn defers(&self, key: EndKey) -> bool {
+        let place = self.running.get(&key).map(|end| &end.place);
+        matches!(place, Some(Place::Free(Side::Sink(sink))) if sink.defers())
+    }
+
     /// An end is free again.
     pub(super) fn put_back(&mut self, key: EndKey, mut side: Side, half: Option<Half>) {
         // Who leaves takes its memory along.
