@@ -18,20 +18,21 @@ pub(super) struct Copies {
     map: Arc<GuestMap>,
     /// Numbers of places that nobody reads.
     free: Vec<u16>,
+    places: u16,
     /// By lane: until which mark it reads which place.
     read: Vec<VecDeque<(u64, u16)>>,
 }
 
 impl Copies {
-    /// Places to copy to, read through so many lanes.
+    /// So many places to copy to, read through so many lanes.
     ///
     /// # Errors
     /// There is no memory.
-    pub(super) fn new(lanes: usize) -> io::Result<Copies> {
-        let memory = HostMemory::allocate_on(PageKind::Base, "bridge", u64::from(PLACES) * PLACE_BYTES)?;
+    pub(super) fn new(places: u16, lanes: usize) -> io::Result<Copies> {
+        let memory = HostMemory::allocate_on(PageKind::Base, "bridge", u64::from(places) * PLACE_BYTES)?;
         let map = memory.guest_map(0).map_err(io::Error::other)?;
-        let read = (0..lanes).map(|_| VecDeque::with_capacity(PLACES.into())).collect();
-        Ok(Copies { map: Arc::new(map), free: (0..PLACES).collect(), read })
+        let read = (0..lanes).map(|_| VecDeque::with_capacity(places.into())).collect();
+        Ok(Copies { map: Arc::new(map), free: (0..places).collect(), places, read })
     }
 
     /// Where the copies lie.
@@ -46,7 +47,7 @@ impl Copies {
 
     /// True if nobody reads any.
     pub(super) fn is_idle(&self) -> bool {
-        self.free.len() == usize::from(PLACES)
+        self.free.len() == usize::from(self.places)
     }
 
     /// Copies a frame together: where it is, and the number of its place, which is [kept](Copies::keep) or [free](Copies::free)
@@ -86,9 +87,6 @@ impl Copies {
         }
     }
 }
-
-/// Frames that are copied at a time: a burst.
-const PLACES: u16 = 32;
 
 /// Room for the largest frame that passes the checks, in bytes: an IP packet of 64 KiB with an Ethernet header and tags.
 const PLACE_BYTES: u64 = (64 << 10) + 4096;

@@ -18,7 +18,8 @@ use crate::net::side::{Load, Passage, Sink};
 /// See the module's head.
 #[derive(Debug)]
 pub(super) struct Kept {
-    copies: Copies,
+    /// By sink, so that one that finishes nothing takes nothing of the others.
+    copies: Vec<Copies>,
     /// Frames that are being given to a sink, and their places.
     burst: Burst,
     frames: [Frame; Burst::CHAINS],
@@ -32,8 +33,9 @@ impl Kept {
     /// # Errors
     /// There is no memory.
     pub(super) fn new(sinks: usize) -> io::Result<Box<Kept>> {
-        let copies = Copies::new(sinks)?;
-        let burst = Burst::try_new(Arc::clone(copies.map()))?;
+        let copies = (0..sinks).map(|_| Copies::new(PLACES, 1)).collect::<io::Result<Vec<_>>>()?;
+        let map = copies.first().map(|copies| Arc::clone(copies.map())).ok_or(io::ErrorKind::InvalidInput)?;
+        let burst = Burst::try_new(map)?;
         Ok(Box::new(Kept {
             copies,
             burst,
@@ -53,12 +55,12 @@ impl Kept {
     ) {
         let mut done = 0;
         while done < load.frames.len() {
-            let mut count = self.copy(load, done);
+            let mut count = self.copy(number, load, done);
             if count == 0 {
                 // What it was given goes on its way, and mostly is finished then.
                 sink.publish();
                 self.finished(number, sink.finished());
-                count = self.copy(load, done);
+                count = self.copy(number, load, done);
             }
             if count == 0 {
                 sink.count_drops(DropReason::NoRxBuffer, (load.frames.len() - done) as u64);
@@ -72,11 +74,12 @@ impl Kept {
                 heads: self.heads.get(..count).unwrap_or_default(),
             };
             let carried = sink.carry_or_drop(ours, scratch);
+            let Some(copies) = self.copies.get_mut(number) else { return };
             for (nth, (place, mark)) in self.places.iter().zip(&scratch.marks).take(count).enumerate() {
                 if nth < carried {
-                    self.copies.keep(number, *mark, *place);
+                    copies.keep(0, *mark, *place);
                 } else {
-                    self.copies.free(*place);
+                    copies.free(*place);
                 }
             }
             done += count;
@@ -84,9 +87,10 @@ impl Kept {
     }
 
     /// Copies frames from the one at `from` on, as many as there is room for; how many.
-    fn copy(&mut self, load: &Load<'_>, from: usize) -> usize {
+    fn copy(&mut self, number: usize, load: &Load<'_>, from: usize) -> usize {
         let Kept { copies, burst, frames, heads, places } = self;
-        burst.clear();
+        let Some(copies) = copies.get_mut(number) else { return 0 };
+        burst.restart(copies.map());
         let mut count = 0;
         let frames_of = load.chains.iter().zip(load.frames).zip(load.heads).skip(from);
         let ours = frames.iter_mut().zip(heads).zip(places);
@@ -106,11 +110,16 @@ impl Kept {
 
     /// A sink is finished with all up to a mark.
     pub(super) fn finished(&mut self, number: usize, mark: u64) {
-        self.copies.finished(number, mark);
+        if let Some(copies) = self.copies.get_mut(number) {
+            copies.finished(0, mark);
+        }
     }
 
     /// True if a sink still reads something.
     pub(super) fn is_out(&self) -> bool {
-        !self.copies.is_idle()
+        !self.copies.iter().all(Copies::is_idle)
     }
 }
+
+/// Frames that are kept for one sink at a time.
+const PLACES: u16 = 16;

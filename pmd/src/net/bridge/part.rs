@@ -179,7 +179,8 @@ impl Part {
         let count = parts.len();
         let bells = (0..count).map(|_| Ok(Arc::new(EventFd::new()?))).collect::<io::Result<Vec<_>>>()?;
         let sleepers: Vec<Arc<Sleeper>> = bells.iter().cloned().map(sleeper_by).collect();
-        let copies = (0..count).map(|_| Copies::new(count - 1)).collect::<io::Result<Vec<Copies>>>()?;
+        let copies =
+            (0..count).map(|_| Copies::new(COPIED, count - 1)).collect::<io::Result<Vec<Copies>>>()?;
         let copied: Vec<Arc<GuestMap>> = copies.iter().map(|copies| Arc::clone(copies.map())).collect();
         let sources: Vec<Arc<[AwaySource]>> = parts.iter().map(|ports| sources_of(ports)).collect();
         let is_quiet = (0..count).map(|_| AtomicBool::new(false)).collect();
@@ -738,6 +739,9 @@ fn carriers_of<'a>(ports: impl Iterator<Item = &'a PartPort> + Clone) -> Option<
 
 /// Buckets of the database that are looked through at a time for stations to be told of again.
 const RETOLD_BUCKETS: usize = 32;
+
+/// Frames in many pieces that are on their way through all lanes of a part at a time: a burst.
+const COPIED: u16 = 32;
 
 /// The part of a second that a source waits for a full lane: a millisecond.
 const FULL_WITHIN: u64 = 1000;
