@@ -12,6 +12,8 @@ pub mod config;
 pub mod demo;
 // Names of virtio feature bits.
 pub mod names;
+// Every counter, event, setting and method, as a page.
+pub mod reference;
 // The program `ringwayd`.
 pub mod serve;
 

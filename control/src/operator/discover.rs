@@ -108,7 +108,7 @@ fn parameters(object: &Value) -> Vec<ContentDescriptor> {
 }
 
 /// The name of a kind of error, as it stands in an error's data.
-fn name_of(kind: Kind) -> String {
+pub(crate) fn name_of(kind: Kind) -> String {
     serde_json::to_value(kind).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
 }
 

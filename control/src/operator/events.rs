@@ -11,51 +11,71 @@ use serde_json::{Map, Value, json};
 use crate::fault::{Fault, nearest, printable};
 use crate::operator::api::Event;
 
-/// The types of events, as they are told and asked for.
-pub(crate) const TYPES: [&str; 42] = [
-    "config.applied",
-    "config.refused",
-    "daemon.stopping",
-    "dev.added",
-    "dev.changed",
-    "dev.failing",
-    "dev.gone",
-    "dev.needs_reset",
-    "dev.removed",
-    "dev.resized",
-    "events.lost",
-    "host.missing",
-    "host.remade",
-    "mgmtdev.added",
-    "mgmtdev.changed",
-    "mgmtdev.failed",
-    "mgmtdev.registered",
-    "mgmtdev.removed",
-    "mgmtdev.unregistered",
-    "netdev.changed",
-    "netdev.restored",
-    "port.added",
-    "port.changed",
-    "port.failed",
-    "port.removed",
-    "pump.not_placed",
-    "pump.panicked",
-    "queues.lost",
-    "ring.fault",
-    "session.breach",
-    "session.connected",
-    "session.ended",
-    "session.host_failed",
-    "session.mtu",
-    "session.negotiated",
-    "session.no_buffers",
-    "session.not_run",
-    "session.refused",
-    "session.repeated",
-    "session.rings",
-    "uplink.limited",
-    "uplink.restored",
+/// The types of events, as they are told and asked for, and what each means.
+pub(crate) const MEANINGS: [(&str, &str); 42] = [
+    ("config.applied", "a configuration file was applied: how much it added, changed, made anew and removed"),
+    ("config.refused", "the daemon's own file was to be applied (SIGHUP) and was not, and why"),
+    ("daemon.stopping", "the daemon was told to stop"),
+    ("dev.added", "a device is there"),
+    ("dev.changed", "a device was changed; `applied` false: in force when the next front-end connects"),
+    ("dev.failing", "what is behind a disk failed, how often since this was told last, and why"),
+    ("dev.gone", "a device went with what it stood on; it is kept, and made again should that come back"),
+    ("dev.needs_reset", "a device cannot go on until its guest resets it, and why"),
+    ("dev.removed", "a device was removed"),
+    ("dev.resized", "a disk has another size than before"),
+    ("events.lost", "so many events were forgotten before this follower read them"),
+    ("host.missing", "what somebody took away cannot be made again, and why"),
+    ("host.remade", "what somebody took away was made again"),
+    ("mgmtdev.added", "an operator added a management device"),
+    ("mgmtdev.changed", "a management device was changed"),
+    ("mgmtdev.failed", "a driver knows a function and cannot use it, and why; it is tried again"),
+    ("mgmtdev.registered", "a driver brings a management device"),
+    ("mgmtdev.removed", "a management device was removed, with these devices"),
+    ("mgmtdev.unregistered", "a management device went with what it drives, and why"),
+    ("netdev.changed", "somebody else changed a kernel interface of a device's, and what to do"),
+    ("netdev.restored", "a kernel interface is again as its device needs it"),
+    ("port.added", "a port is there"),
+    ("port.changed", "the function of a port was changed"),
+    ("port.failed", "a port that was asked for cannot be made, and why; it is kept"),
+    ("port.removed", "a port was removed, with these devices"),
+    ("pump.not_placed", "a pair of queues is not served, for its pump could not be placed, and why"),
+    (
+        "pump.panicked",
+        "a pump panicked and was taken out: its queues are not served until they are started anew",
+    ),
+    ("queues.lost", "the device lost a pair of queues while they were served, and why"),
+    ("ring.fault", "a guest broke a rule of a ring, which stopped; the others go on"),
+    ("session.breach", "a front-end broke the protocol, how, and what to do"),
+    (
+        "session.connected",
+        "a front-end is connected; `after_short_ones`: how many were gone at once before it",
+    ),
+    ("session.ended", "a front-end is gone, and why"),
+    ("session.host_failed", "this host lacked what a session needed, and what to do"),
+    ("session.mtu", "the front-end told the MTU that its guest uses"),
+    ("session.negotiated", "features were agreed on"),
+    ("session.no_buffers", "a guest's driver runs and has posted no receive buffer"),
+    ("session.not_run", "a ring is started and cannot be served, and what it lacks"),
+    (
+        "session.refused",
+        "a front-end was turned away because another is connected, or because nothing is left for it",
+    ),
+    ("session.repeated", "front-ends end one after another, so often, each in the same way"),
+    ("session.rings", "another number of rings is served than before"),
+    ("uplink.limited", "the function behind a bridge cannot do all that is asked of it, and what"),
+    ("uplink.restored", "the function behind a bridge does all that is asked of it again"),
 ];
+
+/// The types of events.
+pub(crate) const TYPES: [&str; MEANINGS.len()] = {
+    let mut types = [""; MEANINGS.len()];
+    let mut at = 0;
+    while at < types.len() {
+        types[at] = MEANINGS[at].0;
+        at += 1;
+    }
+    types
+};
 
 /// Checks what a follower asks for: types that there are, by their whole names or the part before the point.
 pub(crate) fn check_types(types: &[String]) -> Result<(), Fault> {

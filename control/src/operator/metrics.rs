@@ -32,6 +32,8 @@ use crate::operator::show;
 
 use self::families::{Families, Labels, with};
 
+pub(crate) use self::families::{OWN, SOURCES, kind_of};
+
 // What is told.
 mod families;
 // What each metric tells, in a sentence.

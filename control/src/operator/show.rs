@@ -548,7 +548,7 @@ pub(crate) fn queue_info(class: Class, config: &DeviceConfig, qidx: u32, stats: 
 }
 
 /// What a drop means, in few words.
-fn drop_meaning(reason: DropReason) -> &'static str {
+pub(crate) fn drop_meaning(reason: DropReason) -> &'static str {
     match reason {
         DropReason::NoRxBuffer => "no receive buffer for longer than the bounded wait",
         DropReason::RxDisabled => "the receiving queue is stopped or disabled",
@@ -603,7 +603,7 @@ fn drops_of(class: Class, stats: &QueueStats) -> impl Iterator<Item = (DropReaso
 }
 
 /// What clears a fault of a ring.
-fn fault_cure(fault: RingFault) -> &'static str {
+pub(crate) fn fault_cure(fault: RingFault) -> &'static str {
     match fault {
         RingFault::Poisoned => {
             "the VMM shrank the memory it shares: restart the VM, with memory-backend-memfd (sealed) and share=on"

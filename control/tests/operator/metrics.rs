@@ -51,6 +51,16 @@ fn counters_are_scraped_and_hostile_scrapers_are_bounded_and_counted() {
     ] {
         assert!(body.lines().any(|known| known == line), "{line} is not in\n{body}");
     }
+    let reference =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference.md")).unwrap();
+    for told in body.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, kind) = told.split_once(' ').unwrap();
+        let suffix = if kind == "counter" { "_total" } else { "" };
+        assert!(
+            reference.contains(&format!("| `{name}{suffix}` | {kind} |")),
+            "{told} is not in docs/reference.md"
+        );
+    }
     assert!(ask(&path, "GET / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404 "));
     // As many as are served at a time say nothing: the next one is turned away at once.
     let silent: Vec<_> = (0..SCRAPERS).map(|_| UnixStream::connect(&path).unwrap()).collect();

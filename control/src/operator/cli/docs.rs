@@ -155,7 +155,7 @@ pub fn ringway_page() -> String {
         "that of a user's; /tmp/ringway-UID/ctl.sock without XDG_RUNTIME_DIR",
     );
     page.section("SEE ALSO");
-    page.text("ringwayd(8), vdpa(8), bridge(8), devlink(8), qemu(1)");
+    page.text("ringwayd(8), ringway-reference(7), vdpa(8), bridge(8), devlink(8), qemu(1)");
     page.finish()
 }
 
@@ -264,11 +264,11 @@ pub fn ringwayd_page() -> String {
          interface is told (netdev.changed) and left as it is.",
     );
     page.section("SEE ALSO");
-    page.text("ringway(8), vdpa(8), qemu(1)");
+    page.text("ringway(8), ringway-reference(7), vdpa(8), qemu(1)");
     page.finish()
 }
 
-fn daemon_key_help(key: &str) -> &'static str {
+pub(crate) fn daemon_key_help(key: &str) -> &'static str {
     match key {
         "cores" => "cores of the workers: a list, or a string as in \"2-3\"; restart to change",
         "idle" => "what idle workers do: \"adaptive\" (sleep) or \"poll\" (spin); restart to change",
@@ -278,12 +278,42 @@ fn daemon_key_help(key: &str) -> &'static str {
     }
 }
 
-/// Writes both pages into a directory.
+/// The manual page ringway-reference(7).
+pub fn reference_page() -> String {
+    let mut page = Page::of_section(
+        "7",
+        "RINGWAY-REFERENCE",
+        "ringway-reference - every counter, drop, fault, metric, event, setting, attribute and method",
+    );
+    for section in crate::operator::reference::sections() {
+        page.section(&section.title.to_uppercase());
+        page.text(&section.about.replace('`', ""));
+        for row in section.rows {
+            let cells = section.columns.iter().zip(&row.cells).filter(|(_, cell)| !cell.is_empty());
+            let cells: Vec<String> = cells
+                .map(|(column, cell)| match *column {
+                    "meaning" | "" => cell.clone(),
+                    column => format!("{column}: {cell}"),
+                })
+                .collect();
+            page.item(vec![bold(row.name)], &cells.join("; "));
+        }
+    }
+    page.section("SEE ALSO");
+    page.text("ringway(8), ringwayd(8)");
+    page.finish()
+}
+
+/// Writes all pages into a directory.
 ///
 /// # Errors
 /// The directory cannot be written to.
 pub fn write_manual(dir: &Path) -> Result<(), Fault> {
-    for (name, page) in [("ringway.8", ringway_page()), ("ringwayd.8", ringwayd_page())] {
+    for (name, page) in [
+        ("ringway.8", ringway_page()),
+        ("ringwayd.8", ringwayd_page()),
+        ("ringway-reference.7", reference_page()),
+    ] {
         let path = dir.join(name);
         std::fs::write(&path, page)
             .map_err(|error| Fault::system(format!("cannot write {}", path.display()), error))
@@ -299,9 +329,13 @@ struct Page {
 
 impl Page {
     fn new(title: &str, summary: &str) -> Page {
+        Page::of_section("8", title, summary)
+    }
+
+    fn of_section(section: &str, title: &str, summary: &str) -> Page {
         let mut roff = Roff::new();
         let source = format!("Ringway {}", env!("CARGO_PKG_VERSION"));
-        roff.control("TH", [title, "8", "", source.as_str(), "Ringway"]);
+        roff.control("TH", [title, section, "", source.as_str(), "Ringway"]);
         let mut page = Page { roff };
         page.section("NAME");
         page.text(summary);

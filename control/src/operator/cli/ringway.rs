@@ -115,7 +115,7 @@ pub enum Object {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Write the manual pages ringway.8 and ringwayd.8 into a directory
+    /// Write the manual pages ringway.8, ringwayd.8 and ringway-reference.7 into a directory
     Man {
         /// The directory
         #[arg(value_hint = clap::ValueHint::DirPath)]

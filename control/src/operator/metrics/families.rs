@@ -34,6 +34,49 @@ const NOT_TOLD: [&str; 11] = [
     "p999_ns",
     "max_ns",
 ];
+/// The types of the protocol whose numbers are told, what of each metric's name says which, and their labels.
+pub(crate) const SOURCES: [(&str, &str, &str); 5] = [
+    ("QueueInfo", "queue", "dev, queue, type"),
+    ("RequestInfo", "request", "dev, queue, type, kind"),
+    ("History", "device", "dev"),
+    ("CoreInfo", "core", "core"),
+    ("PumpInfo", "pump", "core, pump"),
+];
+/// What is told beside: name, type, labels, meaning.
+pub(crate) const OWN: [(&str, &str, &str, &str); 10] = [
+    (
+        "ringway_queue_latency_seconds",
+        "histogram",
+        "dev, queue, type",
+        "From when a worker first saw a burst until its used entries were published.",
+    ),
+    ("ringway_queue_burst_chains", "histogram", "dev, queue, type", "Chains that a burst gave back."),
+    (
+        "ringway_request_latency_seconds",
+        "histogram",
+        "dev, queue, type, kind",
+        "From when a worker first saw a request to its used entry.",
+    ),
+    ("ringway_core_burst_packets", "histogram", "core", "What a poll moved, of those that moved something."),
+    ("ringway_core_busy_turn_seconds", "histogram", "core", "How long the turns took that moved something."),
+    ("ringway_build_info", "gauge", "version", "1, for its label."),
+    ("ringway_config_generation", "gauge", "", "Counts the changes to the devices, over restarts."),
+    ("ringway_device_state", "gauge", "dev, mgmtdev, state", "1, for its labels."),
+    ("ringway_scrapes_total", "counter", "", "Requests that were answered."),
+    (
+        "ringway_scrapes_refused_total",
+        "counter",
+        "reason",
+        "Requests that were not, by reason: failed, too_many.",
+    ),
+];
+
+/// Whether a number of these types is told as a counter or as a gauge. None: it is not told, or no number.
+pub(crate) fn kind_of(field: &str, is_number: bool) -> Option<&'static str> {
+    let is_told = is_number && !NOT_TOLD.contains(&field);
+    is_told.then(|| if GAUGES.contains(&field) { "gauge" } else { "counter" })
+}
+
 /// The bounds of buckets of times, in nanoseconds: those of a core's work close together, those of a disk's four times apart.
 const TIMES_NS: [u64; 17] = [
     250,
