@@ -5,7 +5,8 @@ mod commands;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use ringway_control::operator::cli::docs;
 
 use commands::{blk, compare, idle, limits, net, report, ring, scale, tap, targets};
 
@@ -42,6 +43,28 @@ enum Bench {
     Targets(targets::Arguments),
     /// One HTML page from all results in a folder
     Report(report::Arguments),
+    /// Print a completion script for a shell
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual page ringway-bench.8 into a directory
+    Man {
+        /// The directory
+        #[arg(value_hint = clap::ValueHint::DirPath)]
+        dir: std::path::PathBuf,
+    },
+}
+
+/// What the manual says before the options.
+const DESCRIPTION: &str = "Drives any vhost-user back-end as a guest would, with every frame and block accounted for, and prints what it does on \
+                           this machine: rates, latency, cost, limits, and the same of its peers. Each measurement is a file of JSON, of which \
+                           report makes one page.";
+
+fn manual(dir: &std::path::Path) -> Result<(), commands::Failure> {
+    let page = docs::page_of(Cli::command(), "ringway-bench", "measures Ringway from outside", DESCRIPTION);
+    std::fs::write(dir.join("ringway-bench.8"), page)?;
+    Ok(())
 }
 
 fn main() -> ExitCode {
@@ -57,6 +80,11 @@ fn main() -> ExitCode {
         Bench::Tap(arguments) => tap::run(arguments, cli.json),
         Bench::Targets(arguments) => targets::run(arguments, cli.json),
         Bench::Report(arguments) => report::run(arguments, cli.json),
+        Bench::Completion { shell } => {
+            print!("{}", docs::completion_of(*shell, Cli::command(), "ringway-bench"));
+            Ok(())
+        }
+        Bench::Man { dir } => manual(dir),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

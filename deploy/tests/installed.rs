@@ -51,7 +51,7 @@ fn install(machine: &mut Machine<'_>) -> Result<()> {
         "setpriv --reuid 1 --regid 1 --groups $(getent group ringway | cut -d: -f3) ringway --ctl /run/ringway/ctl.sock status",
     )?;
     machine
-        .well("test -e /usr/share/man/man8/ringwayd.8.gz && test -e /usr/share/doc/ringway/installing.md")
+        .well("test -e /usr/share/man/man8/ringwayd.8.gz && test -e /usr/share/man/man8/ringway-bench.8.gz && test -e /usr/share/man/man7/ringway-reference.7.gz && test -e /usr/share/bash-completion/completions/ringway-bench && test -e /usr/share/doc/ringway/installing.md")
         .map(drop)
 }
 

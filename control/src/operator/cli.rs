@@ -17,6 +17,8 @@ use ringway::Cli;
 // Commands from a file.
 mod batch;
 mod compat;
+// What completes a command line.
+mod complete;
 // Completion and manual pages.
 pub mod docs;
 // How an error is told.

@@ -187,10 +187,11 @@ fn descriptor_that_is_not_there_is_an_error() {
 fn manual_pages_are_written_and_formatted_without_complaint() {
     let dir = tempfile::tempdir().unwrap();
     ringway("/x".as_ref(), &format!("man {}", dir.path().display())).good();
-    for page in ["ringway.8", "ringwayd.8"] {
+    for page in ["ringway.8", "ringwayd.8", "ringway-reference.7"] {
         let path = dir.path().join(page);
         let text = std::fs::read_to_string(&path).unwrap();
-        assert!(text.contains(".TH ") && text.contains(".SH \"EXIT STATUS\""), "{page}");
+        let section = if page.ends_with('8') { "\"EXIT STATUS\"" } else { "DROPS" };
+        assert!(text.contains(".TH ") && text.contains(&format!(".SH {section}")), "{page}");
         // Where there is a formatter, it finds nothing wrong.
         let groff = Command::new("groff").args(["-man", "-Tutf8", "-ww", "-z"]).arg(&path).output();
         if let Ok(output) = groff {
@@ -211,6 +212,63 @@ fn completion_scripts_are_good_to_their_shells() {
             assert!(output.status.success(), "{shell}: {}", String::from_utf8_lossy(&output.stderr));
         }
     }
+}
+
+#[test]
+fn bash_completes_what_the_daemon_knows_and_waits_for_none() {
+    let daemon = Daemon::start();
+    daemon.run("dev add name web-1 mgmtdev bridge/br0").good();
+    daemon.run("dev add name web-2 mgmtdev sim/net").good();
+    daemon.run("mgmtdev add name simnic/nic0").good();
+    daemon.run("port add simnic/nic0 sfnum 7").good();
+    let core = daemon.run("-j core show").json()["core"].as_object().unwrap().keys().next().unwrap().clone();
+    let script = daemon.dir.join("completion");
+    std::fs::write(&script, daemon.run("completion bash").good()).unwrap();
+    // As bash calls it at the end of this line.
+    let completed = |ctl: &std::path::Path, line: &str| -> Vec<String> {
+        let program = env!("CARGO_BIN_EXE_ringway");
+        let call = format!(
+            "source {}; COMP_LINE='{line}'; COMP_POINT=${{#COMP_LINE}}; _ringway {program} 2>/dev/null; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+            script.display()
+        );
+        let mut command = Command::new("bash");
+        command.env("RINGWAY_CTL", ctl).args(["--norc", "-c", &call]);
+        finish(command).good().lines().map(str::to_owned).filter(|word| !word.is_empty()).collect()
+    };
+    for (line, expected) in [
+        ("ringway dev del web", &["web-1", "web-2"][..]),
+        ("ringway -j d sh web-2", &["web-2"]),
+        ("ringway why ", &["web-1", "web-2"]),
+        ("ringway dev add name x mgmtdev bridge/", &["bridge/br0", "bridge/"]),
+        ("ringway dev set name web-1 spoofchk o", &["on", "off"]),
+        ("ringway dev set name web-2 sw", &["swap"]),
+        ("ringway bridge vlan add dev ", &["web-1"]),
+        ("ringway port function set simnic/nic0/7 max", &["max_io_eqs"]),
+        ("ringway port del ", &["simnic/nic0/7"]),
+        ("ringway port add sim", &["simnic/nic0"]),
+        ("ringway dev vstats show web-1 qidx ", &["0", "1"]),
+        ("ringway mgmtdev del simn", &["simnic/nic0", "simnic/"]),
+        ("ringway dev add name x mgmtdev sim/net device_features MAC,MT", &["MAC,MTU"]),
+        ("ringway dev add core ", &[core.as_str()]),
+    ] {
+        assert_eq!(completed(&daemon.ctl(), line), expected, "{line}");
+    }
+    let files = completed(&daemon.ctl(), &format!("ringway config check {}/compl", daemon.dir.display()));
+    assert_eq!(files, [script.display().to_string()]);
+
+    // A daemon that accepts and never answers.
+    let dir = tempfile::tempdir().unwrap();
+    let deaf = dir.path().join("deaf.sock");
+    let _listener = UnixListener::bind(&deaf).unwrap();
+    let begun = std::time::Instant::now();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringway"));
+    command.env("RINGWAY_CTL", &deaf).args(["complete", "--line", "ringway dev del "]);
+    let done = finish(command);
+    assert_eq!((done.code, done.out.as_str(), done.err.as_str()), (0, "", ""));
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
+    // Without one, what needs none is there.
+    assert_eq!(completed(&dir.path().join("none"), "ringway dev de"), ["del"]);
+    assert!(completed(&dir.path().join("none"), "ringway dev del ").is_empty());
 }
 
 #[test]

@@ -60,6 +60,7 @@ pub(super) fn check(object: Option<&Object>) -> Result<(), Fault> {
         Some(Object::Wait(_)) => missing("wait"),
         Some(Object::Demo(_)) => missing("demo"),
         Some(Object::Completion { .. }) => missing("completion"),
+        Some(Object::Complete { .. }) => missing("complete"),
         Some(Object::Man { .. }) => missing("man"),
     }
 }

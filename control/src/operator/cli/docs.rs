@@ -3,48 +3,49 @@
 use std::path::Path;
 
 use clap::Command;
-use clap::builder::PossibleValuesParser;
 use clap_complete::Shell;
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 
 use crate::fault::{Fault, Kind};
-use crate::operator::cli::grammar::{CORE_SHOWN, KEYWORDS, Keyword, PORT_KEYWORDS, PORT_SHOWN, SHOWN, STATE};
-use crate::operator::cli::ringway::command;
+use crate::operator::cli::grammar::{CORE_SHOWN, KEYWORDS, PORT_KEYWORDS, PORT_SHOWN, SHOWN, STATE};
+use crate::operator::cli::ringway::{Completed, command};
 
-/// The completion script of a shell, keywords of `dev add` and `dev set` included.
-pub fn completion(shell: Shell) -> String {
-    let words = |is_wanted: fn(&&Keyword) -> bool| {
-        PossibleValuesParser::new(
-            KEYWORDS.iter().filter(is_wanted).map(|keyword| keyword.name).collect::<Vec<_>>(),
-        )
-    };
-    let mut command = command().mut_subcommand("dev", |dev| {
-        dev.mut_subcommand("add", |add| add.mut_arg("words", |arg| arg.value_parser(words(|_| true))))
-            .mut_subcommand("set", |set| {
-                let settable = words(|keyword| keyword.is_settable || keyword.name == "name");
-                set.mut_arg("words", |arg| arg.value_parser(settable))
-            })
-    });
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut command, "ringway", &mut script);
-    let mut script = String::from_utf8_lossy(&script).into_owned();
-    if shell == Shell::Fish {
-        script.push_str(&fish_keywords("add", &KEYWORDS));
-        let settable: Vec<_> =
-            KEYWORDS.into_iter().filter(|keyword| keyword.is_settable || keyword.name == "name").collect();
-        script.push_str(&fish_keywords("set", &settable));
+/// The completion script of a shell for one of the programs. That of `ringway` asks `ringway complete`, where there is one written for the
+/// shell; others have what their definition says.
+pub fn completion(shell: Shell, program: Completed) -> String {
+    match (program, shell) {
+        (Completed::Ringway, Shell::Bash) => include_str!("completion/ringway.bash").to_owned(),
+        (Completed::Ringway, Shell::Zsh) => include_str!("completion/ringway.zsh").to_owned(),
+        (Completed::Ringway, Shell::Fish) => include_str!("completion/ringway.fish").to_owned(),
+        (Completed::Ringway, _) => completion_of(shell, command(), "ringway"),
+        (Completed::Ringwayd, _) => {
+            completion_of(shell, crate::operator::cli::ringwayd::command(), "ringwayd")
+        }
     }
-    script
 }
 
-/// Keywords for fish: clap_complete knows no values of positional arguments there.
-fn fish_keywords(sub: &str, keywords: &[Keyword]) -> String {
-    let is_there = format!("__fish_seen_subcommand_from dev; and __fish_seen_subcommand_from {sub}");
-    let line = |keyword: &Keyword| {
-        let help = keyword.help.replace('\'', "\\'");
-        format!("complete -c ringway -n \"{is_there}\" -f -a {} -d '{help}'\n", keyword.name)
-    };
-    keywords.iter().map(line).collect()
+/// The completion script of a shell, of what a definition says.
+pub fn completion_of(shell: Shell, mut command: Command, program: &str) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, program, &mut script);
+    String::from_utf8_lossy(&script).into_owned()
+}
+
+/// The manual page of a program by what its definition says: `about`, then its options and commands.
+pub fn page_of(mut command: Command, program: &str, about: &str, text: &str) -> String {
+    command.build();
+    let mut page = Page::new(&program.to_uppercase(), &format!("{program} - {about}"));
+    page.section("SYNOPSIS");
+    page.synopsis(&command);
+    page.section("DESCRIPTION");
+    page.text(text);
+    page.section("OPTIONS");
+    page.options(&command);
+    page.section("COMMANDS");
+    page.commands(&command);
+    page.section("SEE ALSO");
+    page.text("ringway(8), ringwayd(8)");
+    page.finish()
 }
 
 /// The manual page ringway(8).
@@ -296,7 +297,8 @@ pub fn reference_page() -> String {
                     column => format!("{column}: {cell}"),
                 })
                 .collect();
-            page.item(vec![bold(row.name)], &cells.join("; "));
+            // What formats manual pages takes ASCII for granted.
+            page.item(vec![bold(row.name)], &cells.join("; ").replace('…', "..."));
         }
     }
     page.section("SEE ALSO");
@@ -401,7 +403,7 @@ impl Page {
     }
 
     fn commands(&mut self, command: &Command) {
-        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help" && !sub.is_hide_set()) {
             let aliases: Vec<&str> = sub.get_visible_aliases().collect();
             self.roff.control("SS", []);
             let usage = sub.clone().render_usage().to_string();
@@ -434,7 +436,7 @@ mod tests {
         for arg in command.get_arguments() {
             found.extend(arg.get_long().map(|long| format!("--{long}")));
         }
-        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help" && !sub.is_hide_set()) {
             let path = format!("{above} {}", sub.get_name());
             found.push(path.clone());
             everything(sub, &path, found);
@@ -483,14 +485,13 @@ mod tests {
     }
 
     #[test]
-    fn completion_of_every_shell_has_every_command_option_and_keyword() {
+    fn completion_of_other_programs_has_every_option_and_that_of_ringway_asks_it() {
         let mut wanted = Vec::new();
-        everything(&command(), "", &mut wanted);
-        wanted.extend(KEYWORDS.iter().map(|keyword| keyword.name.to_owned()));
+        everything(&crate::operator::cli::ringwayd::command(), "", &mut wanted);
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-            let script = completion(shell);
+            assert!(completion(shell, Completed::Ringway).contains(" complete --line "), "{shell}");
+            let script = completion(shell, Completed::Ringwayd);
             for word in &wanted {
-                let word = word.rsplit(' ').next().unwrap_or_default();
                 // fish writes a long option as `-l name`.
                 let word = if shell == Shell::Fish { word.trim_start_matches("--") } else { word };
                 assert!(script.contains(word), "{shell}: no `{word}`");

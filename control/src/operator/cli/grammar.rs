@@ -230,7 +230,7 @@ fn shortened<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
 }
 
 /// Options that a value follows.
-const WITH_VALUE: [&str; 11] = [
+const WITH_VALUE: [&str; 12] = [
     "--ctl",
     "--timeout",
     "--since",
@@ -240,6 +240,7 @@ const WITH_VALUE: [&str; 11] = [
     "--ring",
     "--count",
     "-n",
+    "--line",
     "--batch",
     "-b",
 ];
@@ -325,6 +326,7 @@ const OBJECTS: &[&str] = &[
     "wait",
     "demo",
     "completion",
+    "complete",
     "man",
 ];
 
@@ -347,7 +349,8 @@ time: the error says how far it is.";
 fn resolve<'a>(what: &str, word: &str, short: &[&'a str], exact: &[&'a str]) -> Result<&'a str, Fault> {
     let found = exact.iter().copied().find(|full| *full == word).or_else(|| shortened(word, short));
     found.ok_or_else(|| {
-        let all: Vec<&str> = short.iter().chain(exact).copied().filter(|full| *full != "help").collect();
+        let all: Vec<&str> =
+            short.iter().chain(exact).copied().filter(|full| !["help", "complete"].contains(full)).collect();
         let fault = Fault::usage(format!("{what} \"{}\" not found", crate::fault::printable(word)))
             .given(word)
             .expected(all.iter().copied());

@@ -114,6 +114,16 @@ pub enum Object {
     Completion {
         /// The shell
         shell: clap_complete::Shell,
+        /// The program whose command lines it completes
+        #[arg(value_enum, default_value_t = Completed::Ringway)]
+        program: Completed,
+    },
+    /// Print what may stand at the end of a command line: what completion scripts call
+    #[command(hide = true)]
+    Complete {
+        /// The command line up to the cursor
+        #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+        line: String,
     },
     /// Write the manual pages ringway.8, ringwayd.8 and ringway-reference.7 into a directory
     Man {
@@ -413,6 +423,15 @@ pub struct DemoArgs {
     /// Layout of the rings
     #[arg(long, value_enum, default_value_t = DemoRing::Split)]
     pub ring: DemoRing,
+}
+
+/// The programs that there is completion for; `ringway-bench completion` prints its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Completed {
+    /// The operator's command
+    Ringway,
+    /// The daemon
+    Ringwayd,
 }
 
 /// Layout of the demo's rings.

@@ -22,7 +22,7 @@ use crate::operator::cli::ringway::{
     DevShowArgs, DevVstatsCommand, EventsArgs, MgmtdevCommand, Object, PortCommand, PortFunctionCommand,
     RpcCommand, VlanCommand,
 };
-use crate::operator::cli::{compat, docs, grammar, interval, render, status, top, vmm, why};
+use crate::operator::cli::{compat, complete, docs, grammar, interval, render, status, top, vmm, why};
 use crate::operator::client::Client;
 use crate::{devices::drivers, host::paths, operator::config, operator::demo};
 
@@ -153,7 +153,8 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
             output.print(&reached, String::new)
         }
         Some(Object::Demo(args)) => run_demo(&args, output.json),
-        Some(Object::Completion { shell }) => write(&docs::completion(shell)),
+        Some(Object::Completion { shell, program }) => write(&docs::completion(shell, program)),
+        Some(Object::Complete { line }) => write(&complete::text(&line, &ctl)),
         Some(Object::Man { .. }) if output.is_dry => Err(Fault::usage("man has no dry run").at("dry-run")),
         Some(Object::Man { dir }) => docs::write_manual(&dir),
     }
