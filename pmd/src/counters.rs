@@ -1,7 +1,7 @@
 //! Counters of a queue: written by the one thread that owns the queue's pump, read by any.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 // What a disk's queue did, by kind of request.
 mod requests;
@@ -11,6 +11,8 @@ use ringway_engine::{BurstSizes, Histogram, Sizes, Times};
 use ringway_ring::queue::RingFault;
 
 use crate::net::Mac;
+use crate::net::capture::{Onlookers, QueueCapture};
+use crate::net::side::Passage;
 use crate::vdpa::Class;
 
 pub use self::requests::{RequestCounters, RequestKind, RequestStats};
@@ -306,10 +308,16 @@ pub struct QueueCounters {
     requests: OnceLock<Box<RequestCounters>>,
     /// Of a network device's queue, once it was started.
     latency: OnceLock<Box<Histogram>>,
+    /// Who looks on at its frames.
+    onlookers: Onlookers,
 }
 
+/// In this order: what is touched at each burst comes first.
 #[derive(Debug, Default)]
+#[repr(C)]
 struct Inner {
+    /// Somebody looks on.
+    is_captured: AtomicBool,
     received: AtomicU64,
     packets: AtomicU64,
     bytes: AtomicU64,
@@ -380,6 +388,48 @@ impl QueueCounters {
     /// Counts a fault of the ring.
     pub fn add_fault(&self, fault: RingFault) {
         add(&self.inner.faults[fault as usize], 1);
+    }
+
+    /// Whether somebody looks on at the queue's frames: asked once a burst.
+    #[inline(always)]
+    pub fn is_captured(&self) -> bool {
+        // Relaxed: what it leads to is behind a lock.
+        self.inner.is_captured.load(Ordering::Relaxed)
+    }
+    /// Shows a frame that passed the queue, or was dropped there, to those who look on. `at` in cycles.
+    #[cold]
+    pub fn capture(&self, from: Passage<'_>, dropped: Option<DropReason>, at: u64) {
+        self.onlookers.show(from, dropped, at);
+    }
+    /// The same with a frame of our own.
+    #[cold]
+    pub fn capture_bytes(&self, frame: &[u8], dropped: Option<DropReason>, at: u64) {
+        self.onlookers.show_bytes(frame, dropped, at);
+    }
+    /// Somebody looks on from now on. Not on a worker. False: a worker that does not run holds the list; try again.
+    pub fn begin_capture(&self, capture: &Arc<QueueCapture>) -> bool {
+        let begun = self.onlookers.change(|all| all.push(Arc::clone(capture)));
+        self.note_onlookers(begun)
+    }
+    /// They look on no more. Not on a worker. False: as for [`QueueCounters::begin_capture`].
+    pub fn end_capture(&self, capture: &Arc<QueueCapture>) -> bool {
+        let ended = self.onlookers.change(|all| all.retain(|other| !Arc::ptr_eq(other, capture)));
+        self.note_onlookers(ended)
+    }
+    fn note_onlookers(&self, there_are: Option<usize>) -> bool {
+        if let Some(count) = there_are {
+            self.inner.is_captured.store(count > 0, Ordering::Relaxed);
+        }
+        there_are.is_some()
+    }
+    /// Holds the list of those who look on meanwhile.
+    #[cfg(test)]
+    pub(crate) fn change_held(&self, meanwhile: impl FnOnce()) {
+        self.onlookers.change(|_| meanwhile());
+    }
+    /// Frames of the queue that passed unseen by those who look on, since one of them was just coming or going.
+    pub fn unseen(&self) -> u64 {
+        self.onlookers.unseen()
     }
 
     /// The counters by kind of request; made when they are first asked for, which is not on a worker.

@@ -4,6 +4,8 @@
 pub mod announce;
 // The pump of a learning bridge.
 pub mod bridge;
+// Copies of the frames that pass a queue, for who looks on.
+pub mod capture;
 // A place in a sequence of slices of guest memory.
 mod cursor;
 // A guest's end of a path: a started queue.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ringway_engine::{Armed, Budget, Clock, Engine, EngineConfig, IdlePolicy, Polled, Pump, Watcher};
-use ringway_pmd::counters::{DropReason, Example, Tally};
+use ringway_pmd::counters::{DropReason, Example, QueueCounters, Tally};
 use ringway_pmd::net::Mac;
 use ringway_pmd::net::fabric::{Fabric, Port, Side};
 use ringway_pmd::net::frame::Ingress;
@@ -41,6 +41,7 @@ struct Frames {
     is_faulted: bool,
     published: u64,
     tally: Tally,
+    counters: Arc<QueueCounters>,
 }
 
 /// What a test sees of it, and sets.
@@ -89,8 +90,18 @@ impl Frames {
         let shared = Arc::new(FramesShared { has, back, dropped, broken, panics, order });
         let burst = Burst::try_new(Arc::clone(&map)).unwrap();
         let (to_test, tally) = (Arc::clone(&shared), Tally::default());
-        let frames =
-            Frames { shared, map, burst, to, from, taken: 0, is_faulted: false, published: 0, tally };
+        let frames = Frames {
+            shared,
+            map,
+            burst,
+            to,
+            from,
+            taken: 0,
+            is_faulted: false,
+            published: 0,
+            tally,
+            counters: Arc::default(),
+        };
         (Box::new(frames), to_test)
     }
 }
@@ -144,6 +155,9 @@ impl Source for Frames {
     fn tally(&mut self) -> &mut Tally {
         &mut self.tally
     }
+    fn counters(&self) -> &Arc<QueueCounters> {
+        &self.counters
+    }
     fn count_drops(&mut self, _reason: DropReason, frames: u64) {
         self.shared.dropped.fetch_add(frames, Ordering::SeqCst);
     }
@@ -172,6 +186,7 @@ struct Later {
     given: u64,
     finished: u64,
     tally: Tally,
+    counters: Arc<QueueCounters>,
 }
 
 /// What a test sees of it, and sets.
@@ -193,7 +208,16 @@ impl Later {
     fn noted(order: Option<Arc<Order>>) -> (Box<Later>, Arc<LaterShared>) {
         let shared = Arc::<LaterShared>::default();
         let (to_test, tally) = (Arc::clone(&shared), Tally::default());
-        let later = Later { shared, order, published: 0, out: Vec::new(), given: 0, finished: 0, tally };
+        let later = Later {
+            shared,
+            order,
+            published: 0,
+            out: Vec::new(),
+            given: 0,
+            finished: 0,
+            tally,
+            counters: Arc::default(),
+        };
         (Box::new(later), to_test)
     }
 }
@@ -225,6 +249,9 @@ impl Sink for Later {
     }
     fn tally(&mut self) -> &mut Tally {
         &mut self.tally
+    }
+    fn counters(&self) -> &Arc<QueueCounters> {
+        &self.counters
     }
     fn count_drops(&mut self, _reason: DropReason, frames: u64) {
         self.shared.dropped.fetch_add(frames, Ordering::SeqCst);

@@ -48,6 +48,7 @@ use ringway_ring::tsc;
 
 use super::Mac;
 use super::announce::News;
+use super::capture;
 use super::fdb::{Fdb, FdbOptions, ticks};
 use super::frame::{Ends, Frames, Ingress, addresses, prefetch};
 use super::in_flight::InFlight;
@@ -274,6 +275,16 @@ impl<const PARTS: bool> BridgePump<PARTS> {
         }
         if !source.is_enabled() {
             source.count_drops(DropReason::TxDisabled, peeked as u64);
+            if source.counters().is_captured() {
+                let skip = source.ingress().header_len;
+                capture::show_waiting(
+                    source.counters(),
+                    source.burst(),
+                    skip,
+                    peeked,
+                    DropReason::TxDisabled,
+                );
+            }
             self.frames.clear();
             return (peeked as u32, peeked);
         }
@@ -307,11 +318,14 @@ impl<const PARTS: bool> BridgePump<PARTS> {
                 all = all.get(..may).unwrap_or_default();
             }
         }
+        let seen_at = source.counters().is_captured().then(tsc::cycles);
         let mut cost = 0;
         let (mut drops, mut has_dropped) = ([0u64; DropReason::ALL.len()], false);
         let (mut sent, mut bytes) = (0u64, 0u64);
         let mut begin = 0;
         let burst = source.burst();
+        let heads = self.frames.heads();
+        let whole = Load { burst, chains: burst.chains(), skip: ingress.header_len, frames: all, heads };
         while begin < all.len() {
             // A run of frames that go the same way.
             let Some(&decision) = decisions.get(begin) else { break };
@@ -338,18 +352,16 @@ impl<const PARTS: bool> BridgePump<PARTS> {
                     }
                     drops[DropReason::FloodLimit as usize] += (end - begin) as u64;
                     has_dropped = true;
+                    if let Some(at) = seen_at {
+                        let over = whole.part(begin, end);
+                        capture::show(source.counters(), over, Some(DropReason::FloodLimit), at);
+                    }
                     begin = end;
                     continue;
                 }
                 end = begin + granted;
             }
-            let load = Load {
-                burst,
-                chains: burst.chains().get(begin..end).unwrap_or_default(),
-                skip: ingress.header_len,
-                frames: all.get(begin..end).unwrap_or_default(),
-                heads: self.frames.heads().get(begin..end).unwrap_or_default(),
-            };
+            let load = whole.part(begin, end);
             let count = end - begin;
             let run = Origin { first: from.first + begin as u64, ..from };
             begin = end;
@@ -361,6 +373,9 @@ impl<const PARTS: bool> BridgePump<PARTS> {
                     has_dropped = true;
                     if let Some(frame) = load.frames.last() {
                         source.note_drop(reason, frame, load.heads.last());
+                    }
+                    if let Some(at) = seen_at {
+                        capture::show(source.counters(), load, Some(reason), at);
                     }
                     continue;
                 }
@@ -410,9 +425,15 @@ impl<const PARTS: bool> BridgePump<PARTS> {
                 }
             };
             cost += count as u32 * reached.max(1);
+            let is_kept_here = decision == Decision::FloodHere;
+            let why = if is_kept_here { DropReason::FloodLimit } else { DropReason::PeerDown };
+            if let Some(at) = seen_at {
+                // What a lane had no room for comes last, and was for nobody else.
+                let gone = if PARTS && !is_flood { count - lost.min(count) } else { count };
+                capture::show(source.counters(), load.part(0, gone), (reached == 0).then_some(why), at);
+                capture::show(source.counters(), load.behind(gone), Some(DropReason::LaneFull), at);
+            }
             if reached == 0 {
-                let is_kept_here = decision == Decision::FloodHere;
-                let why = if is_kept_here { DropReason::FloodLimit } else { DropReason::PeerDown };
                 drops[why as usize] += count as u64;
                 has_dropped = true;
             } else {

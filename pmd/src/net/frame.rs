@@ -91,6 +91,8 @@ pub struct Frames {
 impl Frames {
     /// A frame of nothing.
     pub const EMPTY: Frame = Frame { len: 0, offload: Offload::None, dropped: None, looked_at: 0 };
+    /// The beginning of a frame that nobody looked at.
+    pub(super) const NO_HEAD: Head = [0; HEAD_BYTES];
 
     /// None yet. `by_address`: their addresses decide where they go.
     pub fn new(by_address: bool) -> Box<Frames> {

@@ -137,6 +137,10 @@ impl Source for NetdevSource {
         &mut self.tally
     }
 
+    fn counters(&self) -> &Arc<QueueCounters> {
+        &self.counters
+    }
+
     fn count_drops(&mut self, reason: DropReason, frames: u64) {
         self.counters.add_drops(reason, frames);
     }
@@ -261,6 +265,10 @@ impl Sink for NetdevSink {
 
     fn tally(&mut self) -> &mut Tally {
         &mut self.tally
+    }
+
+    fn counters(&self) -> &Arc<QueueCounters> {
+        &self.counters
     }
     fn publish(&mut self) {
         self.writer.submit();

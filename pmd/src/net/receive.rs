@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use ringway_ring::chain::{Burst, Chain};
 use ringway_ring::guest::HostSlice;
@@ -17,7 +18,7 @@ use super::guest_queue::GuestQueue;
 use super::offload::{Offload, Offloads};
 use super::scratch::Scratch;
 use super::side::{Passage, Refused, Sink};
-use crate::counters::{DropReason, Example, Tally};
+use crate::counters::{DropReason, Example, QueueCounters, Tally};
 
 impl<R: DeviceRing + fmt::Debug> Sink for GuestQueue<R> {
     #[inline]
@@ -85,6 +86,10 @@ impl<R: DeviceRing + fmt::Debug> Sink for GuestQueue<R> {
 
     fn tally(&mut self) -> &mut Tally {
         &mut self.tally
+    }
+
+    fn counters(&self) -> &Arc<QueueCounters> {
+        &self.counters
     }
 
     #[inline]

@@ -16,15 +16,18 @@
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use ringway_ring::chain::{Burst, Chain};
 use ringway_ring::queue::{Format, RingFault, SetupError};
+use ringway_ring::tsc;
 
+use super::capture;
 use super::frame::{Frame, Head, Ingress, copy_out};
 use super::guest_queue::{GuestQueue, PortRules};
 use super::offload::{Offload, Offloads};
 use super::scratch::Scratch;
-use crate::counters::{DropReason, Example, Tally};
+use crate::counters::{DropReason, Example, QueueCounters, Tally};
 use crate::vdpa::QueueBinding;
 
 /// Where frames come from.
@@ -72,6 +75,9 @@ pub trait Source: Send + fmt::Debug {
 
     /// What is counted at the next publication.
     fn tally(&mut self) -> &mut Tally;
+
+    /// The queue's counters; always the same. By them it is known whether somebody looks on at its frames.
+    fn counters(&self) -> &Arc<QueueCounters>;
 
     /// Counts frames that go no further.
     fn count_drops(&mut self, reason: DropReason, frames: u64);
@@ -155,6 +161,9 @@ pub trait Sink: Send + fmt::Debug {
     /// What is counted at the next publication.
     fn tally(&mut self) -> &mut Tally;
 
+    /// The queue's counters; always the same. By them it is known whether somebody looks on at its frames.
+    fn counters(&self) -> &Arc<QueueCounters>;
+
     /// Counts frames that were for it and did not reach it.
     fn count_drops(&mut self, reason: DropReason, frames: u64);
 
@@ -193,35 +202,13 @@ pub trait Sink: Send + fmt::Debug {
     fn let_go(&mut self) {}
 
     /// Takes frames, until it has no room or enough bytes have gone. A frame that is dropped already is passed over.
+    #[inline]
     fn carry(&mut self, load: Load<'_>, options: CarryOptions, scratch: &mut Scratch) -> Carried {
-        let mut done = Carried::default();
-        let Load { burst, skip, .. } = load;
-        for ((chain, frame), beginning) in load.chains.iter().zip(load.frames).zip(load.heads) {
-            if frame.dropped.is_none() {
-                let passage = Passage { burst, chain, skip, frame, beginning, swap: options.swap };
-                match self.deliver(passage, scratch) {
-                    Ok(()) => {}
-                    Err(Refused::Drop(reason)) => self.refuse(reason, frame, beginning),
-                    Err(Refused::Starved) => {
-                        done.is_starved = true;
-                        return done;
-                    }
-                    Err(Refused::Faulted) => return done,
-                }
-                done.sent += 1;
-                done.bytes += u64::from(frame.len);
-            }
-            if self.defers()
-                && let Some(mark) = scratch.marks.get_mut(done.frames)
-            {
-                *mark = self.given();
-            }
-            done.frames += 1;
-            if done.bytes >= options.most_bytes {
-                return done;
-            }
+        if self.counters().is_captured() {
+            carry_captured(self, load, options, scratch)
+        } else {
+            carry_each::<Self, false>(self, load, options, scratch)
         }
-        done
     }
 
     /// Counts a frame that it does not take.
@@ -246,6 +233,9 @@ pub trait Sink: Send + fmt::Debug {
             // A ring that broke the rules in the middle of a burst lacks no buffers: it is stopped.
             let reason = if self.is_usable() { DropReason::NoRxBuffer } else { DropReason::RxDisabled };
             self.count_drops(reason, left as u64);
+            if self.counters().is_captured() {
+                capture::show(self.counters(), load.behind(carried.frames), Some(reason), tsc::cycles());
+            }
         }
         carried.frames
     }
@@ -253,12 +243,78 @@ pub trait Sink: Send + fmt::Debug {
     /// Takes one frame of our own, which asks for nothing to be done; counted if there is no room.
     #[cold]
     fn give(&mut self, frame: &[u8]) {
-        match self.put_bytes(frame, &[], Offload::None) {
-            Ok(()) | Err(Refused::Faulted) => {}
-            Err(Refused::Starved) => self.count_drops(DropReason::NoRxBuffer, 1),
-            Err(Refused::Drop(reason)) => self.count_drops(reason, 1),
+        let dropped = match self.put_bytes(frame, &[], Offload::None) {
+            Ok(()) => None,
+            Err(Refused::Faulted) => return,
+            Err(Refused::Starved) => Some(DropReason::NoRxBuffer),
+            Err(Refused::Drop(reason)) => Some(reason),
+        };
+        if let Some(reason) = dropped {
+            self.count_drops(reason, 1);
+        }
+        if self.counters().is_captured() {
+            self.counters().capture_bytes(frame, dropped, tsc::cycles());
         }
     }
+}
+
+/// The loop of [`Sink::carry`], compiled for each sink with and without somebody who looks on.
+#[inline(always)]
+fn carry_each<S: Sink + ?Sized, const CAPTURED: bool>(
+    sink: &mut S,
+    load: Load<'_>,
+    options: CarryOptions,
+    scratch: &mut Scratch,
+) -> Carried {
+    let mut done = Carried::default();
+    let Load { burst, skip, .. } = load;
+    for ((chain, frame), beginning) in load.chains.iter().zip(load.frames).zip(load.heads) {
+        if frame.dropped.is_none() {
+            let passage = Passage { burst, chain, skip, frame, beginning, swap: options.swap };
+            let delivered = sink.deliver(passage, scratch);
+            if CAPTURED {
+                match delivered {
+                    Ok(()) => sink.counters().capture(passage, None, tsc::cycles()),
+                    Err(Refused::Drop(reason)) => {
+                        sink.counters().capture(passage, Some(reason), tsc::cycles());
+                    }
+                    Err(Refused::Starved | Refused::Faulted) => {}
+                }
+            }
+            match delivered {
+                Ok(()) => {}
+                Err(Refused::Drop(reason)) => sink.refuse(reason, frame, beginning),
+                Err(Refused::Starved) => {
+                    done.is_starved = true;
+                    return done;
+                }
+                Err(Refused::Faulted) => return done,
+            }
+            done.sent += 1;
+            done.bytes += u64::from(frame.len);
+        }
+        if sink.defers()
+            && let Some(mark) = scratch.marks.get_mut(done.frames)
+        {
+            *mark = sink.given();
+        }
+        done.frames += 1;
+        if done.bytes >= options.most_bytes {
+            return done;
+        }
+    }
+    done
+}
+
+#[cold]
+#[inline(never)]
+fn carry_captured<S: Sink + ?Sized>(
+    sink: &mut S,
+    load: Load<'_>,
+    options: CarryOptions,
+    scratch: &mut Scratch,
+) -> Carried {
+    carry_each::<S, true>(sink, load, options, scratch)
 }
 
 /// A started transmit queue.
@@ -322,6 +378,31 @@ pub struct Load<'a> {
     pub frames: &'a [Frame],
     /// Their beginnings, one for each frame.
     pub heads: &'a [Head],
+}
+
+impl<'a> Load<'a> {
+    /// The frames from one number to before another.
+    #[inline(always)]
+    pub fn part(self, begin: usize, end: usize) -> Load<'a> {
+        Load {
+            chains: self.chains.get(begin..end).unwrap_or_default(),
+            frames: self.frames.get(begin..end).unwrap_or_default(),
+            heads: self.heads.get(begin..end).unwrap_or_default(),
+            ..self
+        }
+    }
+
+    /// The frames behind the first so many.
+    pub fn behind(self, frames: usize) -> Load<'a> {
+        self.part(frames, self.frames.len())
+    }
+
+    /// Each of them on its way.
+    pub fn passages(self, swap: bool) -> impl Iterator<Item = Passage<'a>> {
+        let Load { burst, skip, .. } = self;
+        let all = self.chains.iter().zip(self.frames).zip(self.heads);
+        all.map(move |((chain, frame), beginning)| Passage { burst, chain, skip, frame, beginning, swap })
+    }
 }
 
 /// How frames go.

@@ -20,14 +20,16 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use ringway_engine::{Armed, Budget, Polled, Pump};
+use ringway_ring::tsc;
 
 use super::announce::{self, Announcement};
+use super::capture;
 use super::frame::{Frame, Frames, Head, Ingress, prefetch};
 use super::in_flight::{InFlight, MOST};
 use super::offload::Offloads;
 use super::scratch::Scratch;
 use super::side::{CarryOptions, Load, Sink, Source};
-use crate::counters::DropReason;
+use crate::counters::{DropReason, QueueCounters};
 
 /// How long a sender waits for a receiver without buffers before its frames are dropped: 10 ms, well above what a
 /// running guest needs to refill, well below what a sender's transport protocol takes for a lost link.
@@ -77,6 +79,7 @@ struct Feeder {
     /// As the source has them, asked for once.
     ingress: Ingress,
     is_enabled: bool,
+    counters: Arc<QueueCounters>,
     /// Segments of it that were delivered.
     resume: u32,
 }
@@ -127,7 +130,8 @@ impl Transfer {
         let Sides { sink, sources } = sides;
         let feeder = |(source, resume): (Box<dyn Source>, u32)| {
             let (ingress, is_enabled) = (source.ingress(), source.is_enabled());
-            Feeder { source, ingress, is_enabled, resume }
+            let counters = Arc::clone(source.counters());
+            Feeder { source, ingress, is_enabled, counters, resume }
         };
         let is_later = sink.as_ref().is_some_and(|sink| sink.defers());
         Transfer {
@@ -201,9 +205,13 @@ impl Transfer {
         let in_line = if feeder.resume > 0 { 1 } else { frames.len() };
         let in_line = frames.get(..in_line).unwrap_or_default();
         let load = Load { burst, chains: burst.chains(), skip, frames: in_line, heads };
+        let seen_at = feeder.counters.is_captured().then(tsc::cycles);
         let carried = sink.carry(load, options, &mut self.scratch);
         feeder.resume = if feeder.resume > 0 && carried.frames > 0 { 0 } else { self.scratch.resume };
 
+        if let Some(at) = seen_at {
+            capture::show_taken(&feeder.counters, load, carried.frames, at);
+        }
         if self.frames.has_dropped() {
             count_dropped(&mut **source, frames, heads, carried.frames);
         }
@@ -232,6 +240,15 @@ impl Transfer {
         }
         // `blocked_since` stays: until buffers come, later frames do not wait anew.
         feeder.resume = 0;
+        let burst = source.burst();
+        let load = Load { burst, chains: burst.chains(), skip, frames, heads };
+        if let Some(at) = seen_at {
+            capture::show_taken(&feeder.counters, load, frames.len(), at);
+        }
+        if sink.counters().is_captured() {
+            let sent = load.passages(options.swap).filter(|from| from.frame.dropped.is_none());
+            sent.for_each(|from| sink.counters().capture(from, Some(DropReason::NoRxBuffer), tsc::cycles()));
+        }
         let (mut lost, mut bytes) = (0, 0);
         for frame in frames {
             match frame.dropped {
@@ -264,6 +281,10 @@ impl Transfer {
     fn drop_waiting(&mut self, at: usize, count: usize, reason: DropReason) -> Step {
         let Some(feeder) = self.sources.get_mut(at) else { return Step::Idle };
         feeder.resume = 0;
+        if feeder.counters.is_captured() {
+            let (burst, skip) = (feeder.source.burst(), feeder.ingress.header_len);
+            capture::show_waiting(&feeder.counters, burst, skip, count, reason);
+        }
         self.in_flight.settle(at, self.in_flight.next(at), &mut *feeder.source, count);
         feeder.source.count_drops(reason, count as u64);
         Step::Moved(count as u32)

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use ringway_ring::chain::Burst;
 use ringway_ring::queue::{DeviceRing, RingFault};
@@ -13,7 +14,7 @@ use ringway_ring::queue::{DeviceRing, RingFault};
 use super::frame::Ingress;
 use super::guest_queue::GuestQueue;
 use super::side::Source;
-use crate::counters::{DropReason, Example, Tally};
+use crate::counters::{DropReason, Example, QueueCounters, Tally};
 
 impl<R: DeviceRing + fmt::Debug> Source for GuestQueue<R> {
     fn ingress(&self) -> Ingress {
@@ -73,6 +74,10 @@ impl<R: DeviceRing + fmt::Debug> Source for GuestQueue<R> {
 
     fn tally(&mut self) -> &mut Tally {
         &mut self.tally
+    }
+
+    fn counters(&self) -> &Arc<QueueCounters> {
+        &self.counters
     }
 
     fn count_drops(&mut self, reason: DropReason, frames: u64) {

@@ -4,9 +4,12 @@
 
 use std::sync::Arc;
 
+use ringway_ring::tsc;
+
 use crate::counters::DropReason;
 use crate::limit::{Limit, Limits};
 use crate::net::announce::Announcement;
+use crate::net::capture;
 use crate::net::frame::Frame;
 use crate::net::in_flight::InFlight;
 use crate::net::rates::PortRates;
@@ -129,6 +132,9 @@ pub(super) fn hand_over(
     let Some((later, sink)) = receiver(to, queue) else { return false };
     if may < load.frames.len() {
         sink.count_drops(DropReason::RateLimit, (load.frames.len() - may) as u64);
+        if sink.counters().is_captured() {
+            capture::show(sink.counters(), load.behind(may), Some(DropReason::RateLimit), tsc::cycles());
+        }
     }
     let load = Load { frames: load.frames.get(..may).unwrap_or_default(), ..load };
     let Some(number) = later else {
@@ -137,11 +143,14 @@ pub(super) fn hand_over(
     };
     // As many as may be out at one sink.
     let room = in_flight.room_at(number).min(load.frames.len());
-    let (now, lost) = load.frames.split_at_checked(room).unwrap_or_default();
+    let (now, beyond) = load.frames.split_at_checked(room).unwrap_or_default();
     let carried = sink.carry_or_drop(Load { frames: now, ..load }, scratch);
-    let lost = lost.iter().filter(|frame| frame.dropped.is_none()).count();
+    let lost = beyond.iter().filter(|frame| frame.dropped.is_none()).count();
     if lost > 0 {
         sink.count_drops(DropReason::NoRxBuffer, lost as u64);
+        if sink.counters().is_captured() {
+            capture::show(sink.counters(), load.behind(room), Some(DropReason::NoRxBuffer), tsc::cycles());
+        }
     }
     for (mark, frame) in scratch.marks.iter().take(carried).zip(from.first..) {
         in_flight.read_by(number, *mark, from.source, frame);

@@ -235,6 +235,10 @@ impl<T: TransmitRing> Sink for UplinkSink<T> {
         &mut self.tally
     }
 
+    fn counters(&self) -> &Arc<QueueCounters> {
+        &self.counters
+    }
+
     fn count_drops(&mut self, reason: DropReason, frames: u64) {
         self.counters.add_drops(reason, frames);
     }

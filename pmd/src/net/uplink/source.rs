@@ -178,6 +178,10 @@ impl<R: ReceiveRing> Source for UplinkSource<R> {
         &mut self.tally
     }
 
+    fn counters(&self) -> &Arc<QueueCounters> {
+        &self.counters
+    }
+
     fn count_drops(&mut self, reason: DropReason, frames: u64) {
         self.counters.add_drops(reason, frames);
     }
