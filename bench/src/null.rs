@@ -160,6 +160,7 @@ fn accept(
             records: None,
             lease: None,
             cores: (0..queues).map(|_| AtomicUsize::new(core)).collect(),
+            log: Default::default(),
         };
         // A front-end that cannot be served finds its socket closed.
         let _ = session::spawn(SessionSetup {

@@ -53,6 +53,7 @@ use crate::host::program::Program;
 use crate::host::watch::Watch;
 use crate::host::watchdog::Watchdog;
 use crate::operator::api::{DeviceEntry, MgmtEntry, PortEntry};
+use crate::operator::capture::{Captures, End};
 use crate::operator::events::Events;
 use crate::operator::methods::Asker;
 use crate::operator::metrics::{Scraped, Scrapers};
@@ -75,6 +76,8 @@ pub(crate) enum Message {
     Adopt { entry: DeviceEntry, socket: Inherited, reply: Sender<Result<(), Fault>> },
     /// A scraper asks for what is measured.
     Metrics { reply: crate::operator::metrics::Reply },
+    /// A capture has ended.
+    CaptureEnded { id: u64, end: End },
     /// Stop.
     Stop,
 }
@@ -212,6 +215,7 @@ pub(crate) struct Daemon {
     pub(crate) epoll: rustix::fd::OwnedFd,
     pub(crate) watch: Watch,
     pub(crate) clients: Clients,
+    pub(crate) captures: Captures,
     /// Which device each session has, and what it told; a device that was removed is not in the registry any more.
     pub(crate) sessions: HashMap<u64, (u64, Arc<Reports>)>,
     pub(crate) next_session: u64,
@@ -251,6 +255,8 @@ pub(crate) struct Daemon {
 const STOP_WITHIN: Duration = Duration::from_millis(700);
 /// How long a process that ends waits for what it left for later.
 const LATER_WITHIN: Duration = Duration::from_millis(500);
+/// How long a process that ends waits for the disk to have its last events.
+const EVENTS_WITHIN: Duration = Duration::from_millis(300);
 /// How often a device that could not be made is tried again.
 pub(crate) const RETRY_ABSENT: Duration = Duration::from_secs(2);
 /// The same, the first time.
@@ -315,6 +321,11 @@ impl Daemon {
         let watchdog = Watchdog::start(engine.clone())
             .map_err(|error| Fault::system("cannot start the watchdog of the workers", error))?;
 
+        let instance = random_id();
+        let events = match &state {
+            Some(state) => Events::kept_in(state.path(), &instance),
+            None => Events::new(&instance),
+        };
         let mut daemon = Daemon {
             registry,
             attachments: options.attachments,
@@ -327,19 +338,20 @@ impl Daemon {
             engine,
             budget: Budget::of_process(),
             _watchdog: watchdog,
-            events: Events::new(),
+            events,
             state,
             generation: kept.generation,
             settings,
             config_file: options.config_file,
             runtime_dir: options.runtime_dir,
-            instance: random_id(),
+            instance,
             program: Program::of_process(),
             started: Instant::now(),
             gap: None,
             epoll,
             watch,
             clients: Clients::default(),
+            captures: Captures::default(),
             sessions: HashMap::new(),
             next_session: 1,
             leaving: HashMap::new(),
@@ -546,7 +558,7 @@ impl Daemon {
             self.take_time();
             self.feed_subscribers();
             if let Some(by) = self.stop_by
-                && (self.sessions.is_empty() || Instant::now() >= by)
+                && ((self.sessions.is_empty() && self.captures.is_empty()) || Instant::now() >= by)
             {
                 break;
             }
@@ -617,6 +629,7 @@ impl Daemon {
                     let _ = reply.send(self.adopt(entry, socket));
                 }
                 Ok(Message::Metrics { reply }) => drop(reply.send(self.reading())),
+                Ok(Message::CaptureEnded { id, end }) => self.capture_ended(id, end),
                 Ok(Message::Stop) => self.begin_stop(),
                 Err(_) => break,
             }
@@ -653,6 +666,7 @@ impl Daemon {
         self.events.push("daemon.stopping", None, serde_json::json!({}));
         self.stop_by = Some(Instant::now() + STOP_WITHIN);
         self.stopped_at = Some(gap::now());
+        self.captures.end(None, End::DaemonStopping);
         for id in self.registry.ids() {
             let Some(device) = self.registry.by_id(id) else { continue };
             if let Some(listening) = device.listening.take() {
@@ -680,6 +694,7 @@ impl Daemon {
             self.settle_client(id);
         }
         self.ctl = None;
+        self.events.flush(EVENTS_WITHIN);
         if let Some(since) = self.stopped_at {
             gap::leave(&self.runtime_dir, since);
         }

@@ -21,6 +21,8 @@ pub(crate) mod input;
 pub(crate) mod look;
 // The log, on a thread of its own.
 pub(crate) mod log;
+// What is logged, and in which form.
+pub(crate) mod logging;
 // The service manager that started this process.
 pub(crate) mod manager;
 // Who is at the other end of a socket.

@@ -17,6 +17,8 @@ pub mod reference;
 // The program `ringwayd`.
 pub mod serve;
 
+// Frames of devices, as pcapng.
+pub(crate) mod capture;
 // Clients of the operator socket.
 pub(crate) mod clients;
 // The protocol described by itself.
@@ -25,10 +27,14 @@ pub(crate) mod discover;
 pub(crate) mod events;
 // The table of the protocol's methods.
 pub(crate) mod methods;
+// What is logged, as operators see it.
+pub(crate) mod logs;
 // What Prometheus scrapes.
 pub(crate) mod metrics;
 // What happened in a second.
 pub(crate) mod rates;
+// What captures are written in.
+pub(crate) mod pcapng;
 // Lines of JSON-RPC.
 pub(crate) mod rpc;
 // What moves.

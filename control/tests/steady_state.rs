@@ -139,6 +139,7 @@ fn child(way: Way, format: Format, plant: Plant) -> ! {
                 records: None,
                 lease: None,
                 cores: vec![AtomicUsize::new(core)],
+                log: Default::default(),
             }),
             stream: theirs,
             engine: engine.clone(),

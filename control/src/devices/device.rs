@@ -237,12 +237,16 @@ impl Backoff {
 }
 
 /// Lets a few events of each kind a second through, so that a hostile front-end cannot flood the history, and what there is
-/// much of does not keep what tells its cause out of it.
+/// much of does not keep what tells its cause out of it. The others are told together, with their number.
 #[derive(Debug)]
 pub(crate) struct Quota {
     second: Instant,
     /// How many of a kind were told in this second. There are a dozen kinds.
     told: Vec<(&'static str, u32)>,
+    /// By kind, those that are to be told together.
+    held: Vec<(&'static str, u64)>,
+    /// When some were told together last.
+    told_together: Option<Instant>,
     pub(crate) suppressed: u64,
 }
 
@@ -250,11 +254,18 @@ impl Quota {
     const PER_SECOND: u32 = 10;
 
     pub(crate) fn new() -> Quota {
-        Quota { second: Instant::now(), told: Vec::new(), suppressed: 0 }
+        Quota {
+            second: Instant::now(),
+            told: Vec::new(),
+            held: Vec::new(),
+            told_together: None,
+            suppressed: 0,
+        }
     }
     pub(crate) fn take(&mut self, kind: &'static str) -> bool {
         if self.second.elapsed() >= Duration::from_secs(1) {
-            *self = Quota { suppressed: self.suppressed, ..Quota::new() };
+            self.second = Instant::now();
+            self.told.clear();
         }
         let at = self.told.iter().position(|(known, _)| *known == kind).unwrap_or_else(|| {
             self.told.push((kind, 0));
@@ -263,12 +274,29 @@ impl Quota {
         let told = &mut self.told[at].1;
         if *told >= Quota::PER_SECOND {
             self.suppressed += 1;
+            match self.held.iter_mut().find(|(known, _)| *known == kind) {
+                Some((_, times)) => *times += 1,
+                None => self.held.push((kind, 1)),
+            }
             return false;
         }
         *told += 1;
         true
     }
+
+    /// What is to be told together now, by kind and how often: at once the first time, then every ten seconds.
+    pub(crate) fn take_held(&mut self) -> Vec<(&'static str, u64)> {
+        let is_early = self.told_together.is_some_and(|last| last.elapsed() < TELL_TOGETHER_EVERY);
+        if is_early || self.held.is_empty() {
+            return Vec::new();
+        }
+        self.told_together = Some(Instant::now());
+        std::mem::take(&mut self.held)
+    }
 }
+
+/// Between two times that events of a device are told together.
+const TELL_TOGETHER_EVERY: Duration = Duration::from_secs(10);
 
 /// A kernel's interface that is not there, or not to be had, until it is open again.
 #[derive(Debug, Clone)]
@@ -513,5 +541,22 @@ mod tests {
         quota.second = Instant::now().checked_sub(Duration::from_secs(1)).expect("it runs for longer");
         assert!(quota.take("session.connected"));
         assert_eq!(quota.suppressed, 16);
+    }
+
+    #[test]
+    fn events_beyond_the_quota_are_told_together_with_their_number() {
+        let mut quota = Quota::new();
+        quota.second = Instant::now() + Duration::from_secs(3600);
+        assert!(quota.take_held().is_empty());
+        assert_eq!((0..25).filter(|_| quota.take("session.connected")).count(), 10);
+        assert_eq!((0..11).filter(|_| quota.take("session.breach")).count(), 10);
+        assert_eq!(quota.take_held(), [("session.connected", 15), ("session.breach", 1)]);
+        quota.take("session.breach");
+        assert!(quota.take_held().is_empty(), "not so soon again");
+        let ago = TELL_TOGETHER_EVERY - Duration::from_millis(100);
+        quota.told_together = Instant::now().checked_sub(ago);
+        assert!(quota.take_held().is_empty());
+        quota.told_together = Instant::now().checked_sub(TELL_TOGETHER_EVERY);
+        assert_eq!(quota.take_held(), [("session.breach", 1)]);
     }
 }

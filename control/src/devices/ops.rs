@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU8, AtomicUsize};
 use std::time::SystemTime;
 
 use ringway_pmd::counters::QueueCounters;
@@ -29,6 +29,7 @@ use crate::host::endpoint::{self, Inherited, Listening};
 use crate::host::look::Finding;
 use crate::host::standing::Standing;
 use crate::operator::api::{DevAdded, DevChanged, DevDeleted, DevSet, DeviceEntry, MgmtEntry, Mode, Target};
+use crate::operator::capture::End;
 
 /// A device that can be made, as far as can be told.
 pub(crate) struct NewDevice {
@@ -298,6 +299,7 @@ impl Daemon {
             records,
             lease,
             cores: cores.into_iter().map(AtomicUsize::new).collect(),
+            log: AtomicU8::new(0),
         });
         self.registry.insert(Device {
             id,
@@ -437,6 +439,7 @@ impl Daemon {
     pub(crate) fn drop_device(&mut self, name: &str) {
         let Ok(id) = self.registry.id_of(name) else { return };
         let Some(mut device) = self.registry.remove(id) else { return };
+        self.captures.end(Some(id), End::DeviceRemoved);
         let _ = device.life.apply(LifeEvent::Remove);
         if let Some(connection) = &device.connection {
             connection.handle.send(Command::Revoke);

@@ -62,6 +62,7 @@ impl Daemon {
         if let Some(state) = &mut self.state {
             found.extend(state.look_after());
         }
+        found.extend(self.events.missing().map(Finding::Missing));
         if let Some(path) = self.ctl_path.clone().filter(|path| !blocked(&found, path)) {
             let standing = self.ctl.as_ref().map_or(Standing::Ours, Listening::standing);
             let made = Finding::of("the operator socket", &path, standing, || {
@@ -108,6 +109,10 @@ impl Daemon {
             {
                 let details = json!({ "bytes": capacity * SECTOR, "before": before * SECTOR });
                 self.events.push("dev.resized", Some(device.entry.name.as_str()), details);
+            }
+            for (kind, times) in device.quota.take_held() {
+                let details = json!({ "of": kind, "n": times });
+                self.events.push("events.repeated", Some(device.entry.name.as_str()), details);
             }
             let Some(health) = &device.health else { continue };
             let (count, (told, at)) = (health.failures(), device.failures);

@@ -14,6 +14,7 @@
 //! The thread waits in one place, for all of these at once, and never for the peer alone: a front-end that is stopped
 //! in the middle of a message, or never reads an answer, delays neither a command nor its own removal.
 
+mod messages;
 mod netdev;
 mod plane;
 mod run;
@@ -24,7 +25,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
 use crossbeam::queue::SegQueue;
 use ringway_engine::Engine;
@@ -33,6 +34,7 @@ use ringway_pmd::notify::EventFd;
 use ringway_pmd::vdpa::VdpaDevice;
 use ringway_ring::inflight::OwnRecords;
 use ringway_ring::position::PositionPage;
+use tracing::Level;
 
 use crate::frontends::budget::Lease;
 
@@ -51,9 +53,26 @@ pub struct DeviceShared {
     pub lease: Option<Lease>,
     /// The core of each group of queues, decided by control. Read when a pump is placed.
     pub cores: Vec<AtomicUsize>,
+    /// What is logged of it beside what is of everybody: 0 nothing, 1 `debug`, 2 `trace`.
+    pub log: AtomicU8,
 }
 
 impl DeviceShared {
+    /// The level of its own log; None: everybody's.
+    pub fn log_level(&self) -> Option<Level> {
+        match self.log.load(Ordering::Relaxed) {
+            0 => None,
+            1 => Some(Level::DEBUG),
+            _ => Some(Level::TRACE),
+        }
+    }
+
+    /// Gives it a level of its own.
+    pub fn set_log_level(&self, level: Option<Level>) {
+        let number = level.map_or(0, |level| if level == Level::TRACE { 2 } else { 1 });
+        self.log.store(number, Ordering::Relaxed);
+    }
+
     /// The core that control decided on for a group.
     pub fn core_of(&self, group: u16) -> Option<usize> {
         self.cores.get(usize::from(group)).map(|core| core.load(Ordering::Relaxed))

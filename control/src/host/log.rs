@@ -1,5 +1,7 @@
 //! The log's way to standard error: a thread of its own, since whoever reads there may have stopped.
 //!
+//! What is logged, and what a line looks like, is made elsewhere ([`super::logging`]).
+//!
 //! Everybody else hands over whole lines and goes on; what finds no room is counted, and the count is written once the
 //! reader is back.
 //!
@@ -15,10 +17,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
-
-use crate::fault::Fault;
 
 /// Lines that were lost in this process, which has one standard error.
 static LOST: AtomicU64 = AtomicU64::new(0);
@@ -28,26 +27,34 @@ pub(crate) fn lost() -> u64 {
     LOST.load(Ordering::Relaxed)
 }
 
-/// Reads what is to be logged.
-pub(crate) fn filter(wanted: &str) -> Result<EnvFilter, Fault> {
-    // A word alone would be taken for the name of a module, and a mistyped level would silence everything.
-    let is_level = |word: &&str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
-    if let Some(word) = wanted.split(',').find(|word| !word.contains('=') && !is_level(&word.trim())) {
-        let fault = Fault::usage(format!("log `{wanted}`: `{word}` is not a level")).at("log");
-        return Err(fault.hint("error, warn, info, debug, trace, or MODULE=LEVEL"));
-    }
-    EnvFilter::try_new(wanted).map_err(|error| {
-        Fault::usage(format!("log `{wanted}`: {error}")).at("log").hint("error, warn, info, debug or trace")
-    })
+/// What a line is to whoever reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// For people: with the time and the level.
+    Text,
+    /// For journald, by its stream: with the priority in front.
+    Prefixed,
+    /// For journald, by its socket: an entry.
+    Journal,
 }
 
-const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+impl Form {
+    /// A text that came without a level, as a line: something failed.
+    fn line_of(self, text: &str) -> Vec<u8> {
+        match self {
+            Form::Text => format!("{}\n", text.trim_end()).into_bytes(),
+            Form::Prefixed => format!("<3>{}\n", text.trim_end().replace('\n', "\n<3>")).into_bytes(),
+            Form::Journal => super::logging::entry_of(3, text),
+        }
+    }
+}
 
 /// Hands lines over to the log's thread. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Log {
     lines: Sender<Item>,
     count: Arc<Count>,
+    form: Form,
 }
 
 /// What is counted on both sides. Relaxed throughout: counts that publish nothing.
@@ -75,15 +82,25 @@ enum Item {
 
 impl Log {
     /// Starts the thread, which ends when the last sender is gone.
-    pub(crate) fn start(to: impl Write + Send + 'static) -> io::Result<Log> {
+    pub(crate) fn start(to: impl Write + Send + 'static, form: Form) -> io::Result<Log> {
         let (lines, taken) = bounded(LINES);
         let count = Arc::new(Count::default());
         let counted = Arc::clone(&count);
         std::thread::Builder::new()
             .name("rw-log".to_owned())
             .stack_size(STACK_BYTES)
-            .spawn(move || write_out(to, &taken, &counted))?;
-        Ok(Log { lines, count })
+            .spawn(move || write_out(to, &taken, &counted, form))?;
+        Ok(Log { lines, count, form })
+    }
+
+    /// What its lines are.
+    pub(crate) fn form(&self) -> Form {
+        self.form
+    }
+
+    /// Adds what somebody has to say who knows no levels. Never waits.
+    pub(crate) fn add_text(&self, text: &str) {
+        self.add(&self.form.line_of(text));
     }
 
     /// Adds a line, its end included. Never waits.
@@ -117,12 +134,12 @@ impl Log {
             if trace.status() == std::backtrace::BacktraceStatus::Captured {
                 text.push_str(&trace.to_string());
             }
-            log.add(text.as_bytes());
+            log.add_text(&text);
         }));
     }
 }
 
-fn write_out(mut to: impl Write, taken: &Receiver<Item>, count: &Count) {
+fn write_out(mut to: impl Write, taken: &Receiver<Item>, count: &Count, form: Form) {
     while let Ok(item) = taken.recv() {
         match item {
             Item::Line(line) => {
@@ -136,7 +153,8 @@ fn write_out(mut to: impl Write, taken: &Receiver<Item>, count: &Count) {
         }
         let n = count.untold.swap(0, Ordering::Relaxed);
         if n > 0 {
-            let _ = writeln!(to, "{n} lines of the log were lost: whoever reads it was too slow");
+            let text = format!("{n} lines of the log were lost: whoever reads it was too slow");
+            let _ = to.write_all(&form.line_of(&text));
         }
     }
 }
@@ -177,7 +195,7 @@ mod tests {
     /// Sends `sent` lines of `bytes` while nobody reads; those that came, after it was held that no other is missing uncounted.
     fn came(sent: usize, bytes: usize) -> usize {
         let (mut reader, writer) = UnixStream::pair().unwrap();
-        let log = Log::start(writer).unwrap();
+        let log = Log::start(writer, Form::Text).unwrap();
         let line = [b'x'].repeat(bytes - 1).into_iter().chain([b'\n']).collect::<Vec<u8>>();
         for _ in 0..sent {
             (&log).write_all(&line).unwrap();
@@ -217,7 +235,7 @@ mod tests {
     #[test]
     fn line_that_is_longer_than_the_room_is_written_when_nothing_waits() {
         let (mut reader, writer) = UnixStream::pair().unwrap();
-        let log = Log::start(writer).unwrap();
+        let log = Log::start(writer, Form::Text).unwrap();
         log.add(&[b'x'].repeat(2 * BYTES));
         drop(log);
         let mut text = Vec::new();
@@ -228,7 +246,7 @@ mod tests {
     #[test]
     fn flush_waits_for_what_was_logged() {
         let (mut reader, writer) = UnixStream::pair().unwrap();
-        let log = Log::start(writer).unwrap();
+        let log = Log::start(writer, Form::Text).unwrap();
         (&log).write_all(b"last words\n").unwrap();
         log.flush(Duration::from_secs(5));
         let mut text = [0; 11];

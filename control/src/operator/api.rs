@@ -20,15 +20,19 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 mod bridge;
+mod capture;
 mod discovered;
 mod info;
+mod log;
 mod plan;
 mod port;
 mod sample;
 
 pub use bridge::*;
+pub use capture::*;
 pub use discovered::*;
 pub use info::*;
+pub use log::*;
 pub use plan::*;
 pub use port::*;
 pub use sample::*;
@@ -494,7 +498,8 @@ pub struct DevChanged {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Follow {
-    /// The last event that the client has seen. Without it: from now on.
+    /// The last event that the client has seen. Without it: from now on. 0 without an instance: all that are kept, those of
+    /// earlier instances included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<u64>,
     /// The daemon's instance that `since` belongs to.
@@ -536,6 +541,9 @@ pub struct Event {
     /// The device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dev: Option<String>,
+    /// The daemon's instance, of an event that an earlier one told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
     /// What is particular to this event.
     #[serde(flatten)]
     pub details: Map<String, Value>,

@@ -16,6 +16,8 @@ use ringway::Cli;
 
 // Commands from a file.
 mod batch;
+// Frames of a device, to a file.
+mod capture;
 mod compat;
 // What completes a command line.
 mod complete;
@@ -27,6 +29,8 @@ pub mod errors;
 pub mod grammar;
 // Rates, again and again.
 mod interval;
+// `log`.
+mod logs;
 mod render;
 // What `ringway` takes.
 pub mod ringway;

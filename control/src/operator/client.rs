@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::fault::{Fault, Kind, Words, reason};
 use crate::host::endpoint;
-use crate::operator::api::{ErrorData, Event};
+use crate::operator::api::{CaptureBegun, CaptureRequest, ErrorData, Event};
 
 /// A connection to a daemon.
 #[derive(Debug)]
@@ -69,6 +69,16 @@ impl Client {
         serde_json::from_value(result).map_err(|error| {
             Fault::new(Kind::Runtime, format!("the daemon's answer is not understood: {error}"))
         })
+    }
+
+    /// Has frames captured: the connection, on which pcapng follows, and what of that has come already.
+    ///
+    /// # Errors
+    /// As for [`Client::call`].
+    pub(crate) fn capture(mut self, request: &CaptureRequest) -> Result<(UnixStream, Vec<u8>), Fault> {
+        let _: CaptureBegun = self.call("capture", request)?;
+        let first = self.stream.buffer().to_vec();
+        Ok((self.stream.into_inner(), first))
     }
 
     /// Waits for the next event of a daemon that this client follows. No deadline.

@@ -83,7 +83,16 @@ impl Daemon {
                     Some(refusal)
                 }
                 Line::Request(request) => {
-                    let result = self.call(&request.method, request.params, &asker);
+                    let result = match (request.method.as_str(), &request.id) {
+                        // Its connection is another thread's from then on.
+                        ("capture", Some(number)) => {
+                            match self.capture(id, number, request.params, &asker.caller) {
+                                Ok(()) => return false,
+                                Err(fault) => Some(Err(fault)),
+                            }
+                        }
+                        (method, _) => self.call(method, request.params, &asker),
+                    };
                     request.id.map(|id| match result {
                         Some(Ok(result)) => answer(id, result),
                         Some(Err(fault)) => error_answer(id, &fault),
@@ -115,7 +124,7 @@ impl Daemon {
 
     /// Sends each follower the events that it has room for.
     pub(crate) fn feed_subscribers(&mut self) {
-        let last = self.events.last();
+        let last = self.events.place();
         for id in self.clients.ids() {
             let Some(client) = self.clients.by_id(id) else { continue };
             let Some(subscription) = client.subscription.clone() else { continue };
@@ -123,11 +132,11 @@ impl Daemon {
                 continue;
             }
             let mut cursor = subscription.cursor;
-            for event in self.events.after(subscription.cursor) {
+            for (place, event) in self.events.after(subscription.cursor) {
                 if client.is_full() {
                     break;
                 }
-                cursor = event.seq;
+                cursor = place;
                 if wanted(&subscription.types, &event.kind) {
                     client.say(&serde_json::json!({ "jsonrpc": "2.0", "method": "event", "params": event }));
                 }
@@ -141,17 +150,16 @@ impl Daemon {
     pub(crate) fn subscribe(&mut self, client: Option<u64>, follow: Follow) -> Result<EventPage, Fault> {
         check_types(&follow.types)?;
         follow.instance.as_deref().map(check_instance).transpose()?;
-        let is_other = follow.instance.as_ref().is_some_and(|instance| *instance != self.instance);
-        let since = if is_other { Some(0) } else { follow.since };
-        let last = self.events.last();
-        let mut page = EventPage { instance: self.instance.clone(), seq: last, ..EventPage::default() };
+        let since = follow.since.map(|seq| self.events.place_of(seq, follow.instance.as_deref()));
+        let seq = self.events.last();
+        let mut page = EventPage { instance: self.instance.clone(), seq, ..EventPage::default() };
         match since {
             None => {
                 let states = self.registry.devices().map(|d| (d.name().to_owned(), d.life.name().to_owned()));
                 page.snapshot = Some(states.collect());
             }
             Some(since) if !follow.follow => {
-                let events = self.events.after(since);
+                let events = self.events.after(since).map(|(_, event)| event);
                 page.events = events.filter(|event| wanted(&follow.types, &event.kind)).collect();
             }
             Some(_) => {}
@@ -159,7 +167,8 @@ impl Daemon {
         if follow.follow
             && let Some(client) = client.and_then(|id| self.clients.by_id(id))
         {
-            client.subscription = Some(Subscription { cursor: since.unwrap_or(last), types: follow.types });
+            let cursor = since.unwrap_or(self.events.place());
+            client.subscription = Some(Subscription { cursor, types: follow.types });
         }
         Ok(page)
     }

@@ -1,18 +1,26 @@
 //! What happened, in order, for those who follow: a bounded history with a number for each event.
 //!
 //! A follower has a cursor into the history and takes what it can when it can. One that is slower than the history is
-//! long is told how many events it lost; nobody waits for it.
+//! long is told how many events it lost; nobody waits for it. What earlier processes told is read from disk at the start.
 
 use std::collections::VecDeque;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
 use crate::fault::{Fault, nearest, printable};
+use crate::host::look::Missing;
 use crate::operator::api::Event;
+use crate::operator::events::file::EventsFile;
+
+// The history on disk.
+mod file;
 
 /// The types of events, as they are told and asked for, and what each means.
-pub(crate) const MEANINGS: [(&str, &str); 42] = [
+pub(crate) const MEANINGS: [(&str, &str); 45] = [
+    ("capture.ended", "a capture ended: who had it, why, how many frames it has and how many it missed"),
+    ("capture.started", "somebody captures the frames of a device, by its queues"),
     ("config.applied", "a configuration file was applied: how much it added, changed, made anew and removed"),
     ("config.refused", "the daemon's own file was to be applied (SIGHUP) and was not, and why"),
     ("daemon.stopping", "the daemon was told to stop"),
@@ -24,6 +32,10 @@ pub(crate) const MEANINGS: [(&str, &str); 42] = [
     ("dev.removed", "a device was removed"),
     ("dev.resized", "a disk has another size than before"),
     ("events.lost", "so many events were forgotten before this follower read them"),
+    (
+        "events.repeated",
+        "so many more events of this type were told together, since there were too many a second",
+    ),
     ("host.missing", "what somebody took away cannot be made again, and why"),
     ("host.remade", "what somebody took away was made again"),
     ("mgmtdev.added", "an operator added a management device"),
@@ -103,24 +115,84 @@ pub(crate) fn check_instance(instance: &str) -> Result<(), Fault> {
         .hint("the number of an event alone, or INSTANCE:NUMBER as ringway -j events prints them"))
 }
 
-/// Events kept for followers that come late or are slow.
+/// Events kept for followers that come late or are slow, those of earlier instances included.
 pub(crate) const HISTORY: usize = 4096;
 
 /// The history. Owned by the control thread.
+///
+/// Events have a place in it beside their number: the places of what earlier instances told, as far as it was read, come first.
 #[derive(Debug)]
 pub(crate) struct Events {
     kept: VecDeque<Event>,
+    /// The place of the last event, 0 before the first.
     last: u64,
+    /// The place of the last event of an earlier instance.
+    earlier: u64,
+    instance: String,
+    file: Option<EventsFile>,
 }
 
 impl Events {
-    pub(crate) fn new() -> Events {
-        Events { kept: VecDeque::new(), last: 0 }
+    /// A history that begins now.
+    pub(crate) fn new(instance: &str) -> Events {
+        Events { kept: VecDeque::new(), last: 0, earlier: 0, instance: instance.to_owned(), file: None }
+    }
+
+    /// One that goes on behind what is kept in a directory, and is kept there.
+    pub(crate) fn kept_in(dir: &Path, instance: &str) -> Events {
+        let mut events = Events::new(instance);
+        let (file, found) = match EventsFile::open(dir, HISTORY) {
+            Ok(opened) => opened,
+            Err(error) => {
+                tracing::error!(%error, "events are not kept over a restart: their thread cannot be started");
+                return events;
+            }
+        };
+        for moved in &found.moved {
+            tracing::warn!("{moved}");
+        }
+        if found.unreadable > 0 {
+            let file = file.path().display();
+            tracing::warn!(%file, "{} lines that a crash cut off, or that are damaged, were passed over", found.unreadable);
+        }
+        events.earlier = found.events.len() as u64;
+        events.last = events.earlier;
+        events.kept = found.events.into();
+        events.file = Some(file);
+        events
+    }
+
+    /// The place of the last event.
+    pub(crate) fn place(&self) -> u64 {
+        self.last
     }
 
     /// The number of the last event, 0 before the first.
     pub(crate) fn last(&self) -> u64 {
-        self.last
+        self.last - self.earlier
+    }
+
+    /// The place of what a client has seen last: an event of an instance, or of this one without. Where nobody knows that,
+    /// what comes first of what is kept is news.
+    pub(crate) fn place_of(&self, seq: u64, instance: Option<&str>) -> u64 {
+        match instance {
+            None if seq == 0 || seq > self.last() => 0,
+            Some(instance) if instance == self.instance && seq > self.last() => self.earlier,
+            None => self.earlier + seq,
+            Some(instance) if instance == self.instance => self.earlier + seq,
+            Some(instance) => {
+                let is_of_it = |event: &Event| event.instance.as_deref() == Some(instance);
+                let oldest = self.last + 1 - self.kept.len() as u64;
+                // Behind the last one that it has seen; before the first of the instance if that one is not kept.
+                let seen = self.kept.iter().rposition(|event| is_of_it(event) && event.seq <= seq);
+                let first = self.kept.iter().position(is_of_it);
+                match (seen, first) {
+                    (Some(at), _) => oldest + at as u64,
+                    (None, Some(at)) => (oldest + at as u64).saturating_sub(1),
+                    (None, None) => 0,
+                }
+            }
+        }
     }
 
     /// Adds an event.
@@ -137,27 +209,56 @@ impl Events {
         } else {
             tracing::info!("{kind} {}{told}", dev.unwrap_or("-"));
         }
-        self.kept.push_back(Event {
-            seq: self.last,
+        let mut event = Event {
+            seq: self.last(),
             time_ns: now_ns(),
             kind: kind.to_owned(),
             dev: dev.map(str::to_owned),
+            instance: Some(self.instance.clone()),
             details,
-        });
+        };
+        if let Some(file) = &self.file {
+            file.add(&event);
+        }
+        // Whoever is told of it knows whose it is.
+        event.instance = None;
+        self.kept.push_back(event);
         if self.kept.len() > HISTORY {
             self.kept.pop_front();
         }
     }
 
-    /// The events after `seq`, preceded by `events.lost` if some of them are gone.
-    pub(crate) fn after(&self, seq: u64) -> impl Iterator<Item = Event> + '_ {
+    /// The events behind a place, each with its own, preceded by `events.lost` if some of them are gone.
+    pub(crate) fn after(&self, place: u64) -> impl Iterator<Item = (u64, Event)> + '_ {
         let oldest = self.last + 1 - self.kept.len() as u64;
-        // A number that was never given belongs to an earlier instance: all of this one's events are news.
-        let seq = if seq > self.last { 0 } else { seq };
-        let lost = oldest.saturating_sub(seq + 1);
-        let skip = (seq + 1).saturating_sub(oldest) as usize;
-        let notice = (lost > 0).then(|| lost_notice(oldest - 1, lost));
-        notice.into_iter().chain(self.kept.iter().skip(skip).cloned())
+        let lost = oldest.saturating_sub(place + 1);
+        let skip = (place + 1).saturating_sub(oldest) as usize;
+        let of_this = (oldest - 1).saturating_sub(self.earlier);
+        let notice = (lost > 0).then(|| (oldest - 1, lost_notice(of_this, lost)));
+        let first = oldest.max(place + 1);
+        notice.into_iter().chain((first..).zip(self.kept.iter().skip(skip).cloned()))
+    }
+
+    /// What keeps events from the disk, if anything does.
+    pub(crate) fn missing(&self) -> Option<Missing> {
+        let file = self.file.as_ref()?;
+        // How many is no part of it: it is told once.
+        let (_, why) = file.trouble()?;
+        let shown = file.path().display();
+        Some(Missing {
+            dev: None,
+            what: "the file of events",
+            path: file.path().to_owned(),
+            why: format!("events are not kept in {shown}: {why}"),
+            cure: format!("mend what is named: space, permissions, or what is in the place of {shown}"),
+        })
+    }
+
+    /// Waits until all of them are on disk, for as long at most.
+    pub(crate) fn flush(&self, within: Duration) {
+        if let Some(file) = &self.file {
+            file.flush(within);
+        }
     }
 }
 
@@ -167,7 +268,7 @@ fn lost_notice(seq: u64, n: u64) -> Event {
         Value::Object(map) => map,
         _ => Map::new(),
     };
-    Event { seq, time_ns: now_ns(), kind: "events.lost".to_owned(), dev: None, details }
+    Event { seq, time_ns: now_ns(), kind: "events.lost".to_owned(), dev: None, instance: None, details }
 }
 
 /// True if an event of this kind is wanted: by its whole name or by the part before the point.
@@ -186,7 +287,7 @@ mod tests {
     use super::*;
 
     fn filled(n: usize) -> Events {
-        let mut events = Events::new();
+        let mut events = Events::new("own");
         for _ in 0..n {
             events.push("dev.added", Some("a"), json!({}));
         }
@@ -194,7 +295,13 @@ mod tests {
     }
 
     fn seqs(events: &Events, since: u64) -> Vec<u64> {
-        events.after(since).map(|event| event.seq).collect()
+        told(events, since).iter().map(|event| event.seq).collect()
+    }
+
+    fn told(events: &Events, since: u64) -> Vec<Event> {
+        let all: Vec<(u64, Event)> = events.after(events.place_of(since, None)).collect();
+        assert!(all.is_sorted_by(|(one, _), (next, _)| one < next));
+        all.into_iter().map(|(_, event)| event).collect()
     }
 
     #[test]
@@ -208,10 +315,10 @@ mod tests {
     #[test]
     fn slow_follower_is_told_how_many_it_lost() {
         let events = filled(HISTORY + 10);
-        let first = events.after(3).next().unwrap();
+        let first = told(&events, 3).remove(0);
         assert_eq!((first.kind.as_str(), first.seq, &first.details["n"]), ("events.lost", 10, &json!(7)));
-        assert_eq!(events.after(3).count(), HISTORY + 1);
-        assert_eq!(events.after(10).next().unwrap().seq, 11);
+        assert_eq!(told(&events, 3).len(), HISTORY + 1);
+        assert_eq!(told(&events, 10)[0].seq, 11);
     }
 
     #[test]
@@ -219,19 +326,44 @@ mod tests {
         let mut events = filled(HISTORY);
         assert!(seqs(&events, 0).into_iter().eq(1..=HISTORY as u64), "all of them, and no word of a loss");
         events.push("dev.added", Some("a"), json!({}));
-        let told: Vec<Event> = events.after(0).collect();
-        assert_eq!(
-            (told[0].kind.as_str(), told[0].seq, &told[0].details["n"]),
-            ("events.lost", 1, &json!(1))
-        );
-        assert!(told[1..].iter().map(|event| event.seq).eq(2..=HISTORY as u64 + 1));
+        let all: Vec<Event> = told(&events, 0);
+        assert_eq!((all[0].kind.as_str(), all[0].seq, &all[0].details["n"]), ("events.lost", 1, &json!(1)));
+        assert!(all[1..].iter().map(|event| event.seq).eq(2..=HISTORY as u64 + 1));
         assert_eq!(seqs(&events, 1)[0], 2);
-        assert_eq!(events.after(1).count(), HISTORY, "who has seen the one that went has lost nothing");
+        assert_eq!(told(&events, 1).len(), HISTORY, "who has seen the one that went has lost nothing");
     }
 
     #[test]
-    fn number_of_an_earlier_instance_gives_everything() {
+    fn number_that_was_never_given_gives_everything() {
         assert_eq!(seqs(&filled(2), 900), [1, 2]);
+    }
+
+    #[test]
+    fn events_of_earlier_instances_come_before_this_ones_and_a_follower_of_theirs_goes_on_where_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        for instance in ["first", "second"] {
+            let mut events = Events::kept_in(dir.path(), instance);
+            (0..3).for_each(|_| events.push("dev.added", Some("a"), json!({ "by": instance })));
+            events.flush(Duration::from_secs(20));
+            assert_eq!(events.last(), 3);
+        }
+        let mut events = Events::kept_in(dir.path(), "third");
+        events.push("dev.added", Some("a"), json!({}));
+        let after = |seq: u64, instance: Option<&str>| -> Vec<(String, u64)> {
+            let of = |event: Event| (event.instance.unwrap_or_else(|| "third".to_owned()), event.seq);
+            events.after(events.place_of(seq, instance)).map(|(_, event)| of(event)).collect()
+        };
+        let all: Vec<(String, u64)> = [("first", 1..=3), ("second", 1..=3), ("third", 1..=1)]
+            .into_iter()
+            .flat_map(|(instance, seqs)| seqs.map(move |seq| (instance.to_owned(), seq)))
+            .collect();
+        assert_eq!(after(0, None), all);
+        assert_eq!(after(2, Some("first")), all[2..]);
+        assert_eq!(after(3, Some("second")), all[6..]);
+        assert_eq!(after(9, Some("second")), all[6..]);
+        assert_eq!(after(0, Some("third")), all[6..]);
+        assert!(after(1, Some("third")).is_empty() && after(1, None).is_empty());
+        assert_eq!(after(5, Some("nobody")), all);
     }
 
     #[test]
@@ -249,6 +381,7 @@ mod tests {
             "devices/upkeep",
             "frontends/report",
             "frontends/session",
+            "operator/capture",
             "operator/clients",
             "operator/events",
         ] {

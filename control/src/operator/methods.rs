@@ -12,10 +12,10 @@ use crate::daemon::Daemon;
 use crate::fault::{Fault, Kind};
 use crate::host::peer::Caller;
 use crate::operator::api::{
-    ConfigPlan, ConfigShow, ConfigText, CoreShow, DevAdded, DevChanged, DevDeleted, DevSet, DevShow,
-    DeviceEntry, Discovered, DryRun, Dump, EventPage, Follow, Hello, MgmtEntry, MgmtdevChanged,
-    MgmtdevDeleted, MgmtdevShow, PortDeleted, PortEntry, PortSet, PortShow, Queue, Sample, Select, Target,
-    VlanChange, VlanShow, VstatsShow,
+    CaptureBegun, CaptureRequest, ConfigPlan, ConfigShow, ConfigText, CoreShow, DevAdded, DevChanged,
+    DevDeleted, DevSet, DevShow, DeviceEntry, Discovered, DryRun, Dump, EventPage, Follow, Hello, LogSet,
+    LogShow, MgmtEntry, MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, PortDeleted, PortEntry, PortSet,
+    PortShow, Queue, Sample, Select, Target, VlanChange, VlanShow, VstatsShow,
 };
 use crate::operator::discover;
 
@@ -166,6 +166,16 @@ methods! {
     show "events" (Follow) -> EventPage,
         "What happened; with `follow`, each further event comes as a notification `event`",
         |daemon, asker, follow| daemon.subscribe(asker.client, follow);
+    show "capture" (CaptureRequest) -> CaptureBegun,
+        "Frames of a network device: once it is answered, pcapng follows on the connection until either side ends it",
+        |_, _, _| Err(Fault::usage("a capture is asked for on a connection to the operator socket, with an `id`"));
+    show "log.show" (Nothing) -> LogShow,
+        "What is logged, of everybody and of single devices",
+        |daemon, _, _| Ok(daemon.show_log());
+    change "log.set" (LogSet) -> LogShow,
+        "Changes what is logged, until the daemon ends",
+        |daemon, _, set| daemon.set_log(&set),
+        |daemon, set| daemon.check_log(&set).map(|_| ConfigPlan::default());
     show "dry_run" (DryRun) -> ConfigPlan,
         "What a change would do and whom it would disrupt, checked as far as that can be told; changes nothing",
         |daemon, _, asked| daemon.dry_run(asked);

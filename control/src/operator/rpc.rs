@@ -34,7 +34,7 @@ const READ_PER_TURN: usize = 64 * 1024;
 /// What a client follows.
 #[derive(Debug, Clone)]
 pub(crate) struct Subscription {
-    /// The last event sent.
+    /// The place of the last event sent.
     pub(crate) cursor: u64,
     pub(crate) types: Vec<String>,
 }
@@ -120,6 +120,12 @@ impl Clients {
         };
         self.slots.insert(self.next, client);
         Some(self.next)
+    }
+
+    /// Gives a client's connection to somebody else, with what waits to be written to it.
+    pub(crate) fn give_away(&mut self, id: u64) -> Option<(UnixStream, Vec<u8>)> {
+        let mut client = self.slots.remove(&id)?;
+        Some((client.stream, client.outbox.split_off(client.sent)))
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -339,7 +345,7 @@ fn error_with(id: Value, code: i64, fault: &Fault) -> Value {
     json!({ "jsonrpc": "2.0", "id": id, "error": { "code": code, "message": fault.message, "data": data } })
 }
 
-fn line_of(message: &Value) -> Vec<u8> {
+pub(crate) fn line_of(message: &Value) -> Vec<u8> {
     let mut line = message.to_string().into_bytes();
     line.push(b'\n');
     line

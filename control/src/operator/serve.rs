@@ -12,8 +12,9 @@ use ringway_pmd::bus::virt::VirtualBus;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::devices::placement::parse_cores;
-use crate::fault::{Fault, Kind};
-use crate::host::log::{self, Log};
+use crate::fault::Fault;
+use crate::host::log::Log;
+use crate::host::logging;
 use crate::host::manager::{self, Manager};
 use crate::operator::api::{DevShow, Select};
 use crate::operator::cli::ringwayd::{Idle, Ringwayd};
@@ -41,7 +42,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     if let Err(fault) = &outcome {
         match &log {
             // Nobody may read standard error any more.
-            Some(log) => log.add(format!("{fault}\n").as_bytes()),
+            Some(log) => log.add_text(&fault.to_string()),
             None => drop(writeln!(io::stderr(), "{fault}")),
         }
     }
@@ -178,20 +179,7 @@ fn path_of(socket: &UnixListener) -> Result<PathBuf, Fault> {
 fn start_log(wanted: Option<&str>) -> Result<Log, Fault> {
     let variable = std::env::var("RINGWAY_LOG").ok().filter(|text| !text.is_empty());
     let wanted = wanted.map(str::to_owned).or(variable).unwrap_or_else(|| "info".to_owned());
-    let filter = log::filter(&wanted)?;
-    let log =
-        Log::start(io::stderr()).map_err(|error| Fault::system("cannot start the log's thread", error))?;
-    log.take_panics();
-    let made = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(log.clone())
-        .with_ansi(false)
-        .with_target(false)
-        // A line that cannot be written is lost; telling so on the same stream would panic.
-        .log_internal_errors(false)
-        .try_init();
-    made.map_err(|error| Fault::new(Kind::Runtime, error.to_string()))?;
-    Ok(log)
+    logging::start(&wanted)
 }
 
 /// With fewer descriptors than this not even some guests of many queues are served beside operators.

@@ -156,7 +156,11 @@ impl Daemon {
     }
 
     pub(crate) fn show_devices(&self, select: Select) -> Result<DevShow, Fault> {
-        let info = |device: &Device| (device.name().to_owned(), dev_info(device, &self.missing));
+        let info = |device: &Device| {
+            let mut info = dev_info(device, &self.missing);
+            info.captures = self.captures.of(device.id);
+            (device.name().to_owned(), info)
+        };
         let dev = self.selected(&select)?.into_iter().map(info);
         let absent = self.absent.iter().map(|absent| (absent.entry.name.clone(), absent.why.clone()));
         let absent = if select.name.is_none() { absent.collect() } else { Named::default() };
@@ -330,7 +334,7 @@ fn dev_info(device: &Device, missing: &[Missing]) -> DevInfo {
     }
     if device.quota.suppressed > 0 {
         notes.push(format!(
-            "{} events of this device were not told: too many a second",
+            "{} events of this device were told together: too many a second",
             device.quota.suppressed
         ));
     }
@@ -362,6 +366,7 @@ fn dev_info(device: &Device, missing: &[Missing]) -> DevInfo {
         rings: connection.map(|connection| connection.rings.iter().map(ring).collect()).unwrap_or_default(),
         access: (device.life == Life::Waiting).then(|| endpoint::access(&device.socket)).flatten(),
         history: device.history.clone(),
+        captures: Vec::new(),
         notes,
     }
 }

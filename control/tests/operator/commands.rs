@@ -295,9 +295,9 @@ fn events_are_numbered_followed_and_filtered() {
         ("events --once --since foo:3", "`foo` is no daemon's instance"),
         (
             "events --once --type foo",
-            "there is no event of type `foo`\n  try: one of: config.applied, config.refused, daemon.stopping, dev.added",
+            "there is no event of type `foo`\n  try: one of: capture.ended, capture.started, config.applied, config.refused",
         ),
-        ("events --once --type dev --type hots", "did you mean host? There are config.applied"),
+        ("events --once --type dev --type hots", "did you mean host? There are capture.ended"),
         ("events --once --since -3", "unexpected argument '-3'"),
     ] {
         let told = daemon.run(line).bad(2);
@@ -307,7 +307,7 @@ fn events_are_numbered_followed_and_filtered() {
         daemon
             .run("events --help")
             .good()
-            .contains("Types: config.applied, config.refused, daemon.stopping, dev.added")
+            .contains("Types: capture.ended, capture.started, config.applied, config.refused")
     );
 }
 

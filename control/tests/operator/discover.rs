@@ -115,6 +115,10 @@ fn every_method_answers_as_it_is_described_and_none_is_left_out() {
     call("dev.del", json!({ "name": "fn" }));
     call("port.del", json!({ "name": "simnic/nic0/7" }));
     call("mgmtdev.del", json!({ "name": "simnic/nic0" }));
+    call("log.set", json!({ "level": "debug", "dev": "vm0" }));
+    call("log.show", json!({}));
+    // It takes its connection along.
+    described.call(&mut daemon.wire(), "capture", json!({ "name": "vm0", "direction": "in", "count": 1 }));
 
     let methods = described.document["methods"].as_array().unwrap();
     let all: BTreeSet<String> =

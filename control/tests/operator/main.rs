@@ -6,6 +6,7 @@
 
 mod apply;
 mod batches;
+mod captures;
 mod clients;
 mod commands;
 mod config;
@@ -18,6 +19,7 @@ mod errors;
 mod exits;
 mod front_ends;
 mod joined;
+mod logs;
 mod metrics;
 #[path = "../shared/pace.rs"]
 mod pace;

@@ -25,7 +25,7 @@ impl Namespace {
         is_there.then_some(Namespace(name))
     }
 
-    fn ip(&self, words: &str) -> bool {
+    pub(crate) fn ip(&self, words: &str) -> bool {
         let words = words.split_whitespace();
         Command::new("ip").args(["-n", &self.0]).args(words).output().unwrap().status.success()
     }

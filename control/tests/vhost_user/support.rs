@@ -83,6 +83,7 @@ pub fn shared(name: &str, device: &dyn VdpaDevice) -> Arc<DeviceShared> {
         records: None,
         lease: None,
         cores: (0..queues).map(|_| AtomicUsize::new(core)).collect(),
+        log: Default::default(),
     })
 }
 

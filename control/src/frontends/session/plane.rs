@@ -25,7 +25,7 @@ use crate::frontends::virtdev::{Plane, PlaneError};
 pub(super) struct EnginePlane<'session> {
     id: u64,
     pub(super) device: Box<dyn VdpaDevice>,
-    shared: Arc<DeviceShared>,
+    pub(super) shared: Arc<DeviceShared>,
     engine: Engine,
     inbox: &'session Inbox,
     pub(super) lease: Arc<Lease>,

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Mode, Named};
+use super::{CaptureInfo, Mode, Named};
 use crate::operator::names::FeatureName;
 
 /// Answer of `dev.show`.
@@ -80,6 +80,9 @@ pub struct DevInfo {
     pub access: Option<SocketAccess>,
     /// What happened on this device since it was added.
     pub history: History,
+    /// Who captures its frames.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub captures: Vec<CaptureInfo>,
     /// What the operator should know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,

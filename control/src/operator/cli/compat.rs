@@ -55,6 +55,8 @@ pub(super) fn check(object: Option<&Object>) -> Result<(), Fault> {
         Some(Object::Config { .. }) => missing("config"),
         Some(Object::Why { .. }) => missing("why"),
         Some(Object::Rpc { .. }) => missing("rpc"),
+        Some(Object::Capture(_)) => missing("capture"),
+        Some(Object::Log { .. }) => missing("log"),
         Some(Object::Hello) => missing("hello"),
         Some(Object::Status) => missing("status"),
         Some(Object::Wait(_)) => missing("wait"),

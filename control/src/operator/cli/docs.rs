@@ -7,7 +7,9 @@ use clap_complete::Shell;
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 
 use crate::fault::{Fault, Kind};
+use crate::operator::cli::capture::words::{CAPTURE_TEXT, CAPTURED};
 use crate::operator::cli::grammar::{CORE_SHOWN, KEYWORDS, PORT_KEYWORDS, PORT_SHOWN, SHOWN, STATE};
+use crate::operator::cli::logs::LEVELS;
 use crate::operator::cli::ringway::{Completed, command};
 
 /// The completion script of a shell for one of the programs. That of `ringway` asks `ringway complete`, where there is one written for the
@@ -121,6 +123,17 @@ pub fn ringway_page() -> String {
     for (word, meaning) in CORE_SHOWN {
         page.item(vec![bold(word)], meaning);
     }
+    page.section("WORDS OF CAPTURE");
+    for (word, meaning) in CAPTURED {
+        page.item(vec![bold(word)], meaning);
+    }
+    for text in CAPTURE_TEXT {
+        page.text(text);
+    }
+    page.section("LEVELS OF THE LOG");
+    for (word, meaning) in LEVELS {
+        page.item(vec![bold(word)], meaning);
+    }
     page.section("TYPES OF EVENTS");
     page.text(&format!("{}.", crate::operator::events::TYPES.join(", ")));
     page.section("EXAMPLES");
@@ -137,6 +150,10 @@ pub fn ringway_page() -> String {
         ("ringway -j top interval 5 -n 12", "the same for a minute, as lines of JSON"),
         ("ringway -j events", "every device, then everything that happens, a line each"),
         ("ringway why vm0", "what keeps packets from it, and what to do next"),
+        (
+            "ringway capture vm0 drops -w vm0.pcapng",
+            "what is dropped of its frames, for tcpdump -r and Wireshark",
+        ),
         ("ringway config dump", "what runs, as a file for ringwayd --config"),
         ("ringway config diff /etc/ringway.toml", "what applying it would change, and whom it would disrupt"),
     ] {

@@ -230,7 +230,7 @@ fn shortened<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
 }
 
 /// Options that a value follows.
-const WITH_VALUE: [&str; 12] = [
+const WITH_VALUE: [&str; 14] = [
     "--ctl",
     "--timeout",
     "--since",
@@ -243,6 +243,8 @@ const WITH_VALUE: [&str; 12] = [
     "--line",
     "--batch",
     "-b",
+    "--write",
+    "-w",
 ];
 
 /// Where the words of a command line are that are neither options nor an option's value.
@@ -289,7 +291,7 @@ pub fn normalise(args: Vec<OsString>) -> Result<Vec<OsString>, Fault> {
     let commands: &[&str] = match object {
         "mgmtdev" => &["help", "show", "list"],
         "dev" => &["help", "show", "list", "add", "del", "config"],
-        "port" | "bridge" | "core" | "config" | "rpc" => &[],
+        "port" | "bridge" | "core" | "config" | "rpc" | "log" => &[],
         _ => return Ok(full),
     };
     let Some(&second) = places.get(1) else { return Ok(full) };
@@ -300,6 +302,7 @@ pub fn normalise(args: Vec<OsString>) -> Result<Vec<OsString>, Fault> {
         "bridge" => &["vlan", "help"],
         "core" => &["show", "list", "help"],
         "rpc" => &["discover", "help"],
+        "log" => &["show", "list", "set", "help"],
         "config" => &["check", "dump", "diff", "apply", "help"],
         _ => &[],
     };
@@ -321,6 +324,8 @@ const OBJECTS: &[&str] = &[
     "config",
     "why",
     "rpc",
+    "capture",
+    "log",
     "hello",
     "status",
     "wait",
@@ -399,7 +404,7 @@ pub(crate) fn keyword(word: &str) -> String {
     }
 }
 
-fn number<T: std::str::FromStr>(key: &str, value: &str) -> Result<T, Fault> {
+pub(super) fn number<T: std::str::FromStr>(key: &str, value: &str) -> Result<T, Fault> {
     value.parse().map_err(|_| {
         let shown = crate::fault::printable(value);
         let expected = crate::devices::checks::number_of(key);

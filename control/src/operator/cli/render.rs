@@ -154,6 +154,16 @@ pub(super) fn devices(answer: &DevShow, is_full: bool) -> String {
         if is_full {
             device_details(&mut text, name, info);
         }
+        for capture in &info.captures {
+            let _ = writeln!(
+                text,
+                "  captured by {} for {} s: {} frames, {} missed",
+                capture.by,
+                capture.up_ms / 1000,
+                capture.captured,
+                capture.missed
+            );
+        }
         for note in &info.notes {
             let _ = writeln!(text, "  note: {note}");
         }
@@ -669,7 +679,10 @@ pub(super) fn snapshot(page: &EventPage) -> String {
 
 /// An event as a line.
 pub(super) fn event(event: &Event) -> String {
-    let mut text = format!("{} {} {}", event.seq, timestamp(event.time_ns), event.kind);
+    // Of an earlier daemon: the beginning of its instance tells it from others.
+    let instance = event.instance.as_deref().and_then(|instance| instance.get(..8));
+    let whose = instance.map(|instance| format!("{instance}:")).unwrap_or_default();
+    let mut text = format!("{whose}{} {} {}", event.seq, timestamp(event.time_ns), event.kind);
     if let Some(dev) = &event.dev {
         let _ = write!(text, " {dev}");
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use super::grammar;
+use super::{capture, grammar, logs};
 
 /// Show and change the vDPA devices of a running ringwayd.
 #[derive(Debug, Parser)]
@@ -93,6 +93,16 @@ pub enum Object {
     Why {
         /// The device
         name: String,
+    },
+    /// Write the frames of a network device to a file, for tcpdump and Wireshark
+    #[command(after_help = capture::words::capture_help())]
+    Capture(CaptureArgs),
+    /// What the daemon logs; alone, the same as `log show`
+    #[command(after_help = logs::log_help())]
+    Log {
+        /// What to do
+        #[command(subcommand)]
+        command: Option<LogCommand>,
     },
     /// Show who answers: version, process, instance, directories
     Hello,
@@ -319,6 +329,23 @@ pub enum DevVstatsCommand {
     },
 }
 
+/// Commands of `log`.
+#[derive(Debug, Subcommand)]
+pub enum LogCommand {
+    /// Show what is logged, of everybody and of single devices, and where it goes
+    #[command(visible_alias = "list")]
+    Show,
+    /// Change what is logged, until the daemon ends: `LEVEL`, or `LEVEL device NAME`
+    #[command(after_help = logs::log_help())]
+    Set {
+        /// The level; `default`: as the daemon began, and of a device: as everybody's
+        level: String,
+        /// `device NAME`: only of this one
+        #[arg(value_name = "device NAME", num_args = 0..=2)]
+        words: Vec<String>,
+    },
+}
+
 /// Commands of `core`.
 #[derive(Debug, Subcommand)]
 pub enum CoreCommand {
@@ -342,10 +369,23 @@ pub struct TopArgs {
     pub count: Option<u64>,
 }
 
+/// What to capture.
+#[derive(Debug, Args)]
+pub struct CaptureArgs {
+    /// The device
+    pub name: String,
+    /// Keywords: see below
+    #[arg(value_name = "KEYWORD", num_args = 0..)]
+    pub words: Vec<String>,
+    /// Where to write pcapng; `-` is standard output
+    #[arg(short = 'w', long = "write", value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub file: PathBuf,
+}
+
 /// What to follow.
 #[derive(Debug, Args)]
 pub struct EventsArgs {
-    /// Begin after this event: a number, or INSTANCE:NUMBER as `-j` prints them; of an earlier daemon's, and beyond the last: everything
+    /// Begin after this event: INSTANCE:NUMBER as `-j` prints them, also of an earlier daemon's, or a number of this one's; 0, and what nobody knows: all that are kept, those of earlier daemons too
     #[arg(long, value_name = "SEQ")]
     pub since: Option<String>,
     /// Only events of this type, as in `dev` or `dev.added`; can be given more than once

@@ -13,16 +13,18 @@ use serde_json::{Value, json};
 use crate::fault::{Fault, Kind};
 use crate::operator::api::{
     ConfigPlan, ConfigShow, ConfigText, CoreShow, DevAdded, DevChanged, DevDeleted, DevShow, DryRun, Dump,
-    Event, EventPage, Follow, Hello, MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, Named, PortDeleted,
-    PortShow, Queue, QueueInfo, Select, Target, VlanShow, VstatsShow,
+    Event, EventPage, Follow, Hello, LogShow, MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, Named,
+    PortDeleted, PortShow, Queue, QueueInfo, Select, Target, VlanShow, VstatsShow,
 };
 use crate::operator::cli::errors::Voice;
 use crate::operator::cli::ringway::{
     BridgeCommand, Cli, ConfigCommand, CoreCommand, DemoArgs, DemoRing, DevCommand, DevConfigCommand,
-    DevShowArgs, DevVstatsCommand, EventsArgs, MgmtdevCommand, Object, PortCommand, PortFunctionCommand,
-    RpcCommand, VlanCommand,
+    DevShowArgs, DevVstatsCommand, EventsArgs, LogCommand, MgmtdevCommand, Object, PortCommand,
+    PortFunctionCommand, RpcCommand, VlanCommand,
 };
-use crate::operator::cli::{compat, complete, docs, grammar, interval, render, status, top, vmm, why};
+use crate::operator::cli::{
+    capture, compat, complete, docs, grammar, interval, logs, render, status, top, vmm, why,
+};
 use crate::operator::client::Client;
 use crate::{devices::drivers, host::paths, operator::config, operator::demo};
 
@@ -134,6 +136,25 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
         Some(Object::Why { name }) => {
             let why = ask_why(&mut connect()?, &name)?;
             output.print(&why, || why::text(&why))
+        }
+        Some(Object::Capture(args)) => {
+            let request = capture::words::capture_request(&args.name, &args.words)?;
+            let outcome = capture::run(&request, &args.file, connect()?)?;
+            // What is captured may be on standard output.
+            if output.json && args.file != Path::new("-") {
+                return output.print(&json!({ "capture": outcome }), String::new);
+            }
+            let _ = write!(io::stderr(), "{}", outcome.text());
+            Ok(())
+        }
+        Some(Object::Log { command: None | Some(LogCommand::Show) }) => {
+            let answer: LogShow = connect()?.call("log.show", &json!({}))?;
+            output.print(&answer, || logs::text(&answer))
+        }
+        Some(Object::Log { command: Some(LogCommand::Set { level, words }) }) => {
+            let set = logs::log_set(&level, &words)?;
+            let done: Option<LogShow> = output.change(connect, "log.set", &set)?;
+            done.map_or(Ok(()), |answer| output.print(&answer, || logs::text(&answer)))
         }
         Some(Object::Hello) => {
             let hello: Hello = connect()?.call("hello", &json!({}))?;

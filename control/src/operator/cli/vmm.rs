@@ -189,6 +189,7 @@ mod tests {
             rings: Vec::new(),
             access: None,
             history: History::default(),
+            captures: Vec::new(),
             notes: Vec::new(),
         }
     }

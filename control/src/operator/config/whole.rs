@@ -48,7 +48,7 @@ impl Desired {
     pub(super) fn check_whole(&self, known: &Known) -> Vec<Fault> {
         let of_daemon = |key: &str, fault: Fault| self.places.daemon.fault(key, fault);
         let mut faults = Vec::new();
-        if let Some(Err(fault)) = self.log.as_deref().map(crate::host::log::filter) {
+        if let Some(Err(fault)) = self.log.as_deref().map(crate::host::logging::filter) {
             faults.push(of_daemon("log", fault));
         }
         let cores = self.cores.as_deref().unwrap_or_default();

@@ -1,0 +1,307 @@
+//! Captures: frames of a device's queues, written as pcapng to the connection on which an operator asked for them.
+//!
+//! ```text
+//!   workers --copies--> a buffer for each queue <--emptied every few ms-- rw-capture --pcapng--> the client's connection
+//!                                                                             |
+//!   control <--------------------- what became of it -------------------------+
+//! ```
+//!
+//! The control thread checks what is asked for and gives the connection away; each capture has a thread of its own from then
+//! on, which alone waits for the client, for as long as [`SLOWEST_READER`]. While the client does not read, nothing is taken
+//! from the queues' buffers: what finds no room there is counted, and is told in the file. What a capture sees it keeps nowhere.
+//!
+//! Frames are payload of guests: whoever may use the administrators' socket may see them, and each capture is told in the log
+//! and as an event.
+
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Sender, bounded};
+use ringway_pmd::net::capture::{Filter, Wanted};
+use ringway_pmd::vdpa::{Class, DataPath};
+use rustix::event::epoll;
+use serde_json::{Value, json};
+
+use crate::daemon::{Daemon, Message};
+use crate::fault::{Fault, Kind};
+use crate::host::peer::Caller;
+use crate::operator::api::{CaptureInfo, CaptureRequest, Direction};
+
+use self::stream::Capture;
+
+// Its thread.
+mod stream;
+
+/// Captures at a time.
+const MOST_CAPTURES: usize = 4;
+/// Bytes of a frame that are captured unless it is said otherwise, and at most.
+pub(crate) const SNAPLEN: u32 = 262_144;
+/// The fewest that can be asked for: what tells who sends to whom.
+const LEAST_SNAPLEN: u32 = 14;
+/// Characters of a filter at most.
+const LONGEST_FILTER: usize = 4096;
+/// How long a client may read nothing of a capture.
+const SLOWEST_READER: Duration = Duration::from_secs(30);
+const STACK_BYTES: usize = 256 * 1024;
+
+/// The captures that run. Owned by the control thread.
+#[derive(Debug, Default)]
+pub(crate) struct Captures {
+    running: Vec<Running>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Running {
+    id: u64,
+    /// The number of its device.
+    device: u64,
+    name: String,
+    caller: Caller,
+    since: Instant,
+    queues: Vec<u16>,
+    shared: Arc<Shared>,
+}
+
+/// What both sides know of a capture.
+#[derive(Debug, Default)]
+struct Shared {
+    captured: AtomicU64,
+    missed: AtomicU64,
+    /// Set by whoever ends it first.
+    end: OnceLock<End>,
+}
+
+/// Why a capture ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// As many frames as were asked for.
+    Count,
+    /// Whoever asked for it has enough, or has gone.
+    Stopped,
+    SlowReader,
+    DeviceRemoved,
+    DaemonStopping,
+    /// It could not begin.
+    Failed,
+}
+
+impl End {
+    /// The name that operators see.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            End::Count => "count",
+            End::Stopped => "stopped",
+            End::SlowReader => "slow_reader",
+            End::DeviceRemoved => "device_removed",
+            End::DaemonStopping => "daemon_stopping",
+            End::Failed => "failed",
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            End::Count => "as many frames as were asked for",
+            End::Stopped => "by whoever asked for it",
+            End::SlowReader => "whoever asked for it took nothing for 30 s",
+            End::DeviceRemoved => "the device was removed",
+            End::DaemonStopping => "the daemon stops",
+            End::Failed => "it could not begin",
+        }
+    }
+}
+
+impl Captures {
+    /// None runs.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.running.is_empty()
+    }
+
+    /// Those of a device, for operators.
+    pub(crate) fn of(&self, device: u64) -> Vec<CaptureInfo> {
+        let info = |running: &Running| CaptureInfo {
+            by: running.caller.to_string(),
+            queues: running.queues.clone(),
+            up_ms: u64::try_from(running.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+            captured: running.shared.captured.load(Ordering::Relaxed),
+            missed: running.shared.missed.load(Ordering::Relaxed),
+        };
+        self.running.iter().filter(|running| running.device == device).map(info).collect()
+    }
+
+    /// Ends those of a device, or all.
+    pub(crate) fn end(&self, device: Option<u64>, why: End) {
+        for running in self.running.iter().filter(|running| device.is_none_or(|id| id == running.device)) {
+            let _ = running.shared.end.set(why);
+        }
+    }
+}
+
+impl Daemon {
+    /// Answers `capture`: the client's connection is the capture's from then on. A fault: it stays a client.
+    pub(crate) fn capture(
+        &mut self,
+        client: u64,
+        id: &Value,
+        params: Value,
+        caller: &Caller,
+    ) -> Result<(), Fault> {
+        let asked = params.to_string();
+        let begun = self.begin_capture(id, params, caller);
+        let outcome = begun.as_ref().map_or_else(|fault| fault.message.as_str(), |_| "ok");
+        tracing::info!(method = "capture", %asked, uid = caller.uid, pid = caller.pid, comm = caller.comm, outcome, "operator");
+        let (running, connection) = begun?;
+        let Some((stream, unsent)) = self.clients.give_away(client) else { return Ok(()) };
+        let _ = epoll::delete(&self.epoll, &stream);
+        let details = json!({ "by": running.caller.to_string(), "queues": running.queues });
+        self.events.push("capture.started", Some(&running.name), details);
+        self.captures.running.push(running);
+        let _ = connection.send((stream, unsent));
+        Ok(())
+    }
+
+    fn begin_capture(
+        &mut self,
+        id: &Value,
+        params: Value,
+        caller: &Caller,
+    ) -> Result<(Running, Sender<(UnixStream, Vec<u8>)>), Fault> {
+        let request: CaptureRequest =
+            serde_json::from_value(params).map_err(|error| Fault::usage(format!("parameters: {error}")))?;
+        if self.is_stopping() {
+            return Err(Fault::new(Kind::Runtime, "the daemon is stopping").retryable());
+        }
+        self.captures.next += 1;
+        let number_of_it = self.captures.next;
+        let device = self.find(&request.name)?;
+        let (name, number) = (device.name().to_owned(), device.id);
+        if device.facts.class == Class::Block {
+            return Err(Fault::usage(format!(
+                "{name} is a disk: what is captured are a network device's frames"
+            ))
+            .at("name")
+            .hint(format!("ringway dev vstats show {name}")));
+        }
+        if device.facts.data_path != DataPath::Pumped {
+            let path = device.facts.data_path.name();
+            let why = format!(
+                "no core sees frames of {name} (data_path {path}): its function reads and writes them itself"
+            );
+            return Err(Fault::usage(why).at("name").hint("tcpdump in the guest, or at the switch's port"));
+        }
+        if let Some(other) = self.captures.running.get(MOST_CAPTURES - 1) {
+            return Err(Fault::conflict(format!("{MOST_CAPTURES} captures run already"))
+                .held_by(other.caller.to_string())
+                .hint("end one of them")
+                .retryable());
+        }
+        let wanted = Arc::new(wanted_of(&request)?);
+        let queues = queues_of(&request, device.facts.limits.max_vqs)?;
+        let description = device.entry.mgmtdev.clone();
+        let counters = queues
+            .iter()
+            .filter_map(|queue| Some((*queue, Arc::clone(device.shared.counters.get(usize::from(*queue))?))));
+        let shared = Arc::<Shared>::default();
+        let remote = self.remote();
+        let capture = Capture {
+            request: id.clone(),
+            name: name.clone(),
+            description,
+            wanted,
+            count: request.count,
+            queues: counters.collect(),
+            shared: Arc::clone(&shared),
+            patience: SLOWEST_READER,
+        };
+        let (connection, given) = bounded::<(UnixStream, Vec<u8>)>(1);
+        let serve = move || {
+            if let Ok((stream, unsent)) = given.recv() {
+                let end = capture.run(stream, unsent);
+                remote.send(Message::CaptureEnded { id: number_of_it, end });
+            }
+        };
+        let thread = std::thread::Builder::new().name("rw-capture".to_owned()).stack_size(STACK_BYTES);
+        thread.spawn(serve).map_err(|error| Fault::system("cannot start a thread", error))?;
+        let running = Running {
+            id: number_of_it,
+            device: number,
+            name,
+            caller: caller.clone(),
+            since: Instant::now(),
+            queues,
+            shared,
+        };
+        Ok((running, connection))
+    }
+
+    /// A capture has ended.
+    pub(crate) fn capture_ended(&mut self, id: u64, end: End) {
+        let Some(at) = self.captures.running.iter().position(|running| running.id == id) else { return };
+        let running = self.captures.running.swap_remove(at);
+        let details = json!({
+            "by": running.caller.to_string(),
+            "reason": end.name(),
+            "captured": running.shared.captured.load(Ordering::Relaxed),
+            "missed": running.shared.missed.load(Ordering::Relaxed),
+        });
+        self.events.push("capture.ended", Some(&running.name), details);
+    }
+}
+
+fn wanted_of(request: &CaptureRequest) -> Result<Wanted, Fault> {
+    let snaplen = request.snaplen.unwrap_or(SNAPLEN);
+    if !(LEAST_SNAPLEN..=SNAPLEN).contains(&snaplen) {
+        return Err(Fault::usage(format!("snaplen {snaplen}: must be {LEAST_SNAPLEN} to {SNAPLEN} bytes"))
+            .at("snaplen"));
+    }
+    if request.count == Some(0) {
+        return Err(Fault::usage("count 0: must be 1 or more frames").at("count"));
+    }
+    let text = request.filter.as_deref().unwrap_or_default();
+    if text.len() > LONGEST_FILTER {
+        return Err(
+            Fault::usage(format!("the filter is longer than {LONGEST_FILTER} characters")).at("filter")
+        );
+    }
+    let compile = |text: &str| {
+        Filter::parse(text).map_err(|error| {
+            Fault::usage(format!("filter: {error}"))
+                .at("filter")
+                .hint("as in 'arp or host 10.0.0.1 and not port 22': ringway capture --help")
+        })
+    };
+    let filter = request.filter.as_deref().map(compile).transpose()?;
+    Ok(Wanted { filter, snaplen, only_drops: request.drops })
+}
+
+/// The queues whose frames are wanted: those of even number are what the other side receives from.
+fn queues_of(request: &CaptureRequest, max_vqs: u16) -> Result<Vec<u16>, Fault> {
+    let name = &request.name;
+    if let Some(queue) = request.queue.filter(|queue| *queue >= max_vqs) {
+        let why = format!("{name} has no queue {queue}: it has {max_vqs} queues, counted from 0");
+        return Err(Fault::not_found(why).at("queue"));
+    }
+    let is_wanted = |queue: &u16| {
+        request.queue.is_none_or(|wanted| wanted == *queue)
+            && request.direction.is_none_or(|wanted| wanted == direction_of(*queue))
+    };
+    let queues: Vec<u16> = (0..max_vqs).filter(is_wanted).collect();
+    match (request.queue, queues.is_empty()) {
+        (Some(queue), true) => {
+            let (why, word) = match direction_of(queue) {
+                Direction::In => ("in", "out"),
+                Direction::Out => ("out", "in"),
+            };
+            Err(Fault::usage(format!("queue {queue} goes {why}: there is nothing that goes {word}"))
+                .at("direction"))
+        }
+        _ => Ok(queues),
+    }
+}
+
+/// Where frames of a queue go (virtio 1.3 §5.1.2).
+fn direction_of(queue: u16) -> Direction {
+    if queue.is_multiple_of(2) { Direction::Out } else { Direction::In }
+}
