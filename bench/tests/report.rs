@@ -16,6 +16,9 @@ fn page_holds_every_result_and_names_what_it_could_not_read() {
         "States of the machine",
         "Busy cycles a packet beside the peer",
         "median of 1 paths and sizes",
+        "Bytes a second beside other ways to a TAP",
+        "UDP, host to guest, 1514 B, split, vhost-net",
+        "A Linux guest as the load, for shape",
         "Throughput by frame size",
         "Latency by percentile",
         "novelty",
@@ -190,7 +193,39 @@ fn samples() -> tempfile::TempDir {
             "busy": busy, "states": [state(28.2512, 7), state(115.5432, 4)],
         }),
     ));
+    let served = |name: &str, version: &str| {
+        let way = json!({"sent": 2000, "received": 1999, "lost": 1, "duplicated": 0, "corrupt": null});
+        json!({"name": name, "version": version, "flags": [], "kernel": "6.12.117+deb12-amd64", "features": [0, 1], "ways": [way, way]})
+    };
+    lines.push(record(
+        "compare",
+        22,
+        json!({"job": "link", "ring": "packed", "peer": "dpdk", "size": "1518", "driver": "linux"}),
+        json!({"shape": {"ours": served("ringway", "0.1.0 (0123456789ab-dirty)"), "peer": served("dpdk", "DPDK 22.11.11"), "reading": "counts"}}),
+    ));
     write("compare-of-all-networks-and-disks.json", lines.join("\n"));
+
+    let books = json!({"sent": 242_123_456u64, "received": 242_123_000u64, "lost": 456, "corrupt": 0, "out_of_order": 0});
+    let side = |gbps: f64| json!({"gbps": spread(gbps), "mpps": spread(0.123_45), "cycles_per_frame": spread(47_244.25), "books": books, "rounds": []});
+    let row = |protocol: &str, direction: &str, size: Value| {
+        json!({"protocol": protocol, "direction": direction, "size": size, "ours": side(12.3456), "peer": side(9.8765),
+               "ratio": spread(1.25), "cycles_ratio": spread(0.75), "discarded": 0, "noisy": false, "states": []})
+    };
+    let rows: Vec<Value> = [("tcp", Value::Null), ("udp", json!(64)), ("udp", json!(1514))]
+        .into_iter()
+        .flat_map(|(protocol, size)| {
+            [row(protocol, "to-host", size.clone()), row(protocol, "to-guest", size)]
+        })
+        .collect();
+    let tap = |peer: &str, version: &str| {
+        let who = |name: &str, version: &str| json!({"name": name, "version": version, "flags": []});
+        let placed = "the guest's on core 0, the host's on core 2, in turns on core 1 the others";
+        let result = json!({"ours": who("ringway", "0.1.0"), "peer": who(peer, version), "placed": placed, "rows": rows});
+        record("tap", 50, json!({"peer": peer, "ring": "split", "wrong": null}), result)
+    };
+    let lines =
+        [tap("plain", "read and write, a frame each"), tap("vhost-net", "of Linux 6.12.117+deb12-amd64")];
+    write("tap.json", lines.join("\n"));
 
     let mut lines = Vec::new();
     for (number, depth) in [1, 8, 32, 128].into_iter().enumerate() {
