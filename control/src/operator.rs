@@ -25,6 +25,8 @@ pub(crate) mod clients;
 pub(crate) mod discover;
 // The history of events.
 pub(crate) mod events;
+// All that there is, read by path.
+pub(crate) mod inspect;
 // The table of the protocol's methods.
 pub(crate) mod methods;
 // What is logged, as operators see it.

@@ -27,6 +27,7 @@ mod log;
 mod plan;
 mod port;
 mod sample;
+mod state;
 
 pub use bridge::*;
 pub use capture::*;
@@ -36,6 +37,7 @@ pub use log::*;
 pub use plan::*;
 pub use port::*;
 pub use sample::*;
+pub use state::*;
 
 use crate::operator::names::FeatureName;
 

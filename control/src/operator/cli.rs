@@ -29,6 +29,8 @@ pub mod errors;
 pub mod grammar;
 // Rates, again and again.
 mod interval;
+// What stands at a path of the state.
+mod inspect;
 // `log`.
 mod logs;
 mod render;

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use crate::fault::Kind;
 use crate::operator::api::{
     ContentDescriptor, Discovered, DiscoveredComponents, DiscoveredError, DiscoveredInfo, DiscoveredMethod,
-    ErrorData, Event, VERSION,
+    ErrorData, Event, State, VERSION,
 };
 use crate::operator::methods::{METHODS, Method};
 
@@ -35,6 +35,7 @@ fn describe() -> Discovered {
     methods.sort_by(|a, b| a.name.cmp(&b.name));
     let event = answers.subschema_for::<Event>();
     answers.subschema_for::<ErrorData>();
+    answers.subschema_for::<State>();
     let errors = Kind::ALL.iter().map(|kind| {
         let error = DiscoveredError { code: kind.rpc_code(), message: kind.meaning().to_owned() };
         (name_of(*kind), error)
@@ -156,7 +157,7 @@ mod tests {
         let defined: std::collections::BTreeSet<&str> =
             document().components.schemas.keys().map(String::as_str).collect();
         let beside: Vec<&&str> = defined.symmetric_difference(&referred).collect();
-        // What every error carries stands in no method.
-        assert_eq!(beside, [&"ErrorData"]);
+        // What every error carries, and what `inspect` reads parts of, stand in no method.
+        assert_eq!(beside, [&"ErrorData", &"State"]);
     }
 }

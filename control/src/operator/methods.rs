@@ -13,9 +13,9 @@ use crate::fault::{Fault, Kind};
 use crate::host::peer::Caller;
 use crate::operator::api::{
     CaptureBegun, CaptureRequest, ConfigPlan, ConfigShow, ConfigText, CoreShow, DevAdded, DevChanged,
-    DevDeleted, DevSet, DevShow, DeviceEntry, Discovered, DryRun, Dump, EventPage, Follow, Hello, LogSet,
-    LogShow, MgmtEntry, MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, PortDeleted, PortEntry, PortSet,
-    PortShow, Queue, Sample, Select, Target, VlanChange, VlanShow, VstatsShow,
+    DevDeleted, DevSet, DevShow, DeviceEntry, Discovered, DryRun, Dump, EventPage, Follow, Hello, Inspect,
+    Inspected, LogSet, LogShow, MgmtEntry, MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, PortDeleted,
+    PortEntry, PortSet, PortShow, Queue, Sample, Select, Target, VlanChange, VlanShow, VstatsShow,
 };
 use crate::operator::discover;
 
@@ -163,6 +163,9 @@ methods! {
     show "sample" (Nothing) -> Sample,
         "What all queues and workers stand at, at one time: what rates are worked out of",
         |daemon, _, _| Ok(daemon.sample());
+    show "inspect" (Inspect) -> Inspected,
+        "All that there is, as one document of the type State, or what stands at a path of it",
+        |daemon, _, asked| daemon.inspect(&asked);
     show "events" (Follow) -> EventPage,
         "What happened; with `follow`, each further event comes as a notification `event`",
         |daemon, asker, follow| daemon.subscribe(asker.client, follow);

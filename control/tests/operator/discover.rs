@@ -103,6 +103,8 @@ fn every_method_answers_as_it_is_described_and_none_is_left_out() {
     call("dev.vstats.show", json!({ "name": "disk" }));
     call("core.show", json!({}));
     call("sample", json!({}));
+    let state = call("inspect", json!({}))["state"].clone();
+    assert!(state["devices"]["vm0"]["front_end"]["pid"].is_number(), "{state:#}");
     call("mgmtdev.show", json!({}));
     call("port.show", json!({}));
     let page = call("events", json!({ "since": 0, "types": ["dev"] }));
@@ -120,6 +122,8 @@ fn every_method_answers_as_it_is_described_and_none_is_left_out() {
     // It takes its connection along.
     described.call(&mut daemon.wire(), "capture", json!({ "name": "vm0", "direction": "in", "count": 1 }));
 
+    // The whole document is of its type.
+    described.check(&json!({ "$ref": "#/components/schemas/State" }), &state);
     let methods = described.document["methods"].as_array().unwrap();
     let all: BTreeSet<String> =
         methods.iter().map(|method| method["name"].as_str().unwrap().to_owned()).collect();

@@ -18,6 +18,7 @@ mod dry_runs;
 mod errors;
 mod exits;
 mod front_ends;
+mod inspect;
 mod joined;
 mod logs;
 mod metrics;

@@ -57,6 +57,7 @@ pub(super) fn check(object: Option<&Object>) -> Result<(), Fault> {
         Some(Object::Rpc { .. }) => missing("rpc"),
         Some(Object::Capture(_)) => missing("capture"),
         Some(Object::Log { .. }) => missing("log"),
+        Some(Object::Inspect { .. }) => missing("inspect"),
         Some(Object::Hello) => missing("hello"),
         Some(Object::Status) => missing("status"),
         Some(Object::Wait(_)) => missing("wait"),

@@ -173,6 +173,10 @@ fn of_words(command: &Command, path: &[&str], given: &[String], current: &str, f
                 _ => pairs(keywords(&more), &given[1..]),
             }
         }
+        (["inspect"], 0) => {
+            let parts = crate::operator::inspect::PARTS.into_iter();
+            words(parts.map(|part| (format!("{part}/"), String::new())).collect())
+        }
         (["core", "show"], _) => pairs(keywords(&[INTERVAL, COUNT]), given),
         (["top"], _) => pairs(keywords(&[INTERVAL]), given),
         (["dev", "add" | "set"], _) => pairs(device_keywords(path[1] == "set", given, facts), given),

@@ -326,6 +326,7 @@ const OBJECTS: &[&str] = &[
     "rpc",
     "capture",
     "log",
+    "inspect",
     "hello",
     "status",
     "wait",
@@ -345,6 +346,14 @@ pub const TOP_HELP: &str = "With -j, a line of JSON for each look, for scripts. 
 their pumps, x drops and faults; s and S sort by the next or the last column, r turns the order round; / filters by name; \
 space pauses; + and - change the interval; arrows, PgUp and PgDn move; q ends. Without a daemon it says so and looks again. \
 NO_COLOR and TERM=dumb are heeded.";
+
+/// What the help of `inspect` ends with.
+pub const INSPECT_HELP: &str = "Parts: daemon, mgmtdevs, kinds, ports, devices, cores, absent, draining. It has what show and -j have of them: \
+the type State of the protocol (ringway-reference(7)).
+
+Examples: ringway inspect devices/vm0/queues/*/drops
+          ringway inspect cores/*/busy_cycles
+          ringway -j inspect devices/*/front_end/pid";
 
 /// What the help of `wait` ends with.
 pub const WAIT_HELP: &str = "Waits for the daemon, too, where none runs yet. Exit codes: 0 it is so far, 7 not within the \

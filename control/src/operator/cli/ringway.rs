@@ -104,6 +104,12 @@ pub enum Object {
         #[command(subcommand)]
         command: Option<LogCommand>,
     },
+    /// Show all that there is, or what stands at a path of it, a line for each value
+    #[command(after_help = grammar::INSPECT_HELP)]
+    Inspect {
+        /// Keys joined by slashes, as in devices/vm0/queues/0/drops; * stands for anything in a key
+        path: Option<String>,
+    },
     /// Show who answers: version, process, instance, directories
     Hello,
     /// Say whether the daemon runs with all that it was asked for, as the installed program

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use crate::fault::{Fault, Kind};
 use crate::operator::api::{
     ConfigPlan, ConfigShow, ConfigText, CoreShow, DevAdded, DevChanged, DevDeleted, DevShow, DryRun, Dump,
-    Event, EventPage, Follow, Hello, LogShow, MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, Named,
-    PortDeleted, PortShow, Queue, QueueInfo, Select, Target, VlanShow, VstatsShow,
+    Event, EventPage, Follow, Hello, Inspect, Inspected, LogShow, MgmtdevChanged, MgmtdevDeleted,
+    MgmtdevShow, Named, PortDeleted, PortShow, Queue, QueueInfo, Select, Target, VlanShow, VstatsShow,
 };
 use crate::operator::cli::errors::Voice;
 use crate::operator::cli::ringway::{
@@ -23,7 +23,7 @@ use crate::operator::cli::ringway::{
     PortFunctionCommand, RpcCommand, VlanCommand,
 };
 use crate::operator::cli::{
-    capture, compat, complete, docs, grammar, interval, logs, render, status, top, vmm, why,
+    capture, compat, complete, docs, grammar, inspect, interval, logs, render, status, top, vmm, why,
 };
 use crate::operator::client::Client;
 use crate::{devices::drivers, host::paths, operator::config, operator::demo};
@@ -155,6 +155,11 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
             let set = logs::log_set(&level, &words)?;
             let done: Option<LogShow> = output.change(connect, "log.set", &set)?;
             done.map_or(Ok(()), |answer| output.print(&answer, || logs::text(&answer)))
+        }
+        Some(Object::Inspect { path }) => {
+            let asked = Inspect { path: path.unwrap_or_default() };
+            let answer: Inspected = connect()?.call("inspect", &asked)?;
+            output.print(&answer, || inspect::text(&answer))
         }
         Some(Object::Hello) => {
             let hello: Hello = connect()?.call("hello", &json!({}))?;
