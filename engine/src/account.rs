@@ -77,6 +77,8 @@ struct WorkerFields {
     items: Counter,
     wakeups: Counter,
     panics: Counter,
+    rests: Counter,
+    rest_cycles: Counter,
     /// In the present window of time.
     longest_turn: AtomicU64,
     /// In the window before.
@@ -106,6 +108,8 @@ pub(crate) struct WorkerSnapshot {
     pub(crate) items: u64,
     pub(crate) wakeups: u64,
     pub(crate) panics: u64,
+    pub(crate) rests: u64,
+    pub(crate) rest_cycles: u64,
     pub(crate) longest_turn: u64,
 }
 
@@ -163,6 +167,12 @@ impl WorkerAccount {
         self.0.panics.add(1);
     }
 
+    /// It left the core to others for so many cycles.
+    pub(crate) fn rested(&self, cycles: u64) {
+        self.0.rests.add(1);
+        self.0.rest_cycles.add(cycles);
+    }
+
     /// A call into the pump of `slot` begins at `now`.
     #[inline]
     pub(crate) fn enter(&self, slot: u32, now: u64) {
@@ -215,6 +225,8 @@ impl WorkerAccount {
             items: fields.items.read(),
             wakeups: fields.wakeups.read(),
             panics: fields.panics.read(),
+            rests: fields.rests.read(),
+            rest_cycles: fields.rest_cycles.read(),
             longest_turn: self.longest_turn(now, window),
         }
     }

@@ -33,6 +33,8 @@ pub(crate) struct Desk {
     /// The worker's thread id, once it runs.
     pub(crate) tid: AtomicU32,
     idle: AtomicU8,
+    /// It is to rest now and then.
+    gives_way: AtomicBool,
     stop: AtomicBool,
     /// Slots whose holder has gone, for the reaper.
     pub(crate) graves: Mailbox,
@@ -65,6 +67,7 @@ impl Desk {
             account: WorkerAccount::default(),
             tid: AtomicU32::new(0),
             idle: AtomicU8::new(idle as u8),
+            gives_way: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             graves: Mailbox::new(SLOTS),
             alarm,
@@ -88,11 +91,14 @@ impl Desk {
         book.free.pop().ok_or(PlaceError::Full(self.core))
     }
 
-    /// Hands a tenant to the worker. Its wake sources are already watched. It comes back if the desk is closed.
+    /// Hands a tenant to the worker. Its wake sources are already watched. It comes back, and its slot is free, if the desk
+    /// is closed.
     pub(crate) fn deliver(&self, slot: u32, tenant: Box<Tenant>) -> Result<(), Box<Tenant>> {
         let mut book = self.book();
         // The worker takes its mail for the last time after the book was closed.
         if book.closed {
+            drop(book);
+            self.release(slot, &tenant.seat);
             return Err(tenant);
         }
         book.seats[slot as usize] = Some(Arc::clone(&tenant.seat));
@@ -131,6 +137,16 @@ impl Desk {
     /// Puts a tenant that was recalled back to where it can be recalled from again.
     pub(crate) fn keep(&self, slot: u32, tenant: Box<Tenant>) {
         self.berth(slot).keep(tenant);
+    }
+
+    /// Reserves a slot and has the worker's epoll watch the wake sources.
+    pub(crate) fn reserve(&self, seat: &Seat) -> Result<u32, PlaceError> {
+        let slot = self.admit()?;
+        if let Err(error) = seat.watch(&self.epoll, slot) {
+            self.release(slot, seat);
+            return Err(error);
+        }
+        Ok(slot)
     }
 
     /// Frees the slot of a tenant that was given back, or that was never delivered.
@@ -175,6 +191,18 @@ impl Desk {
         self.knock();
     }
 
+    /// As [`Desk::close`], if no slot is taken. False: one is, and all is as before.
+    pub(crate) fn close_if_empty(&self) -> bool {
+        let mut book = self.book();
+        if book.free.len() < SLOTS {
+            return false;
+        }
+        book.closed = true;
+        drop(book);
+        self.close();
+        true
+    }
+
     /// From now on there is no reaper.
     pub(crate) fn set_reaperless(&self) {
         self.book().reaperless = true;
@@ -183,6 +211,12 @@ impl Desk {
     pub(crate) fn set_idle(&self, idle: IdlePolicy) {
         self.idle.store(idle as u8, Ordering::Relaxed);
         self.knock();
+    }
+
+    pub(crate) fn set_gives_way(&self, gives_way: bool) {
+        if self.gives_way.swap(gives_way, Ordering::Relaxed) != gives_way {
+            self.knock();
+        }
     }
 
     /// The seats of its pumps, by slot.
@@ -220,6 +254,11 @@ impl Desk {
     }
 
     // Either side.
+
+    /// Whether the worker is to rest now and then.
+    pub(crate) fn gives_way(&self) -> bool {
+        self.gives_way.load(Ordering::Relaxed)
+    }
 
     pub(crate) fn idle(&self) -> IdlePolicy {
         if self.idle.load(Ordering::Relaxed) == IdlePolicy::Poll as u8 {

@@ -4,7 +4,7 @@
 //! worker reaches once per turn. It owns the workers' threads and the reaper's.
 
 use std::fmt;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use crate::pin::pin_to;
 use crate::placed::Placed;
 use crate::pump::{Pump, Watcher};
 use crate::reaper;
+use crate::scheduled::Scheduled;
 use crate::stats::{StuckWorker, WorkerStats};
 use crate::tenant::{Seat, Tenant};
 use crate::worker::Worker;
@@ -32,8 +33,11 @@ pub struct Engine {
 /// What ends with the last clone.
 struct Inner {
     workers: Arc<Workers>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Each with its core.
+    threads: Mutex<Vec<(usize, JoinHandle<()>)>>,
     reaper: Mutex<Option<JoinHandle<()>>>,
+    /// Nothing is started any more.
+    is_stopped: AtomicBool,
 }
 
 /// What the holders of placed pumps keep as well.
@@ -61,30 +65,75 @@ impl Engine {
                     .map_err(|source| StartError::System { core, source })
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let workers = Arc::new(Workers { desks, cores: config.cores, alarm, clock: config.clock });
+        let workers = Arc::new(Workers::new(desks, alarm, config.clock));
         // From here on, dropping it ends what was started.
-        let inner =
-            Inner { workers: Arc::clone(&workers), threads: Mutex::default(), reaper: Mutex::default() };
-        for desk in &workers.desks {
+        let inner = Inner {
+            workers: Arc::clone(&workers),
+            threads: Mutex::default(),
+            reaper: Mutex::default(),
+            is_stopped: AtomicBool::new(false),
+        };
+        for desk in &workers.desks() {
             let thread = start_worker(desk, config.clock)?;
-            lock(&inner.threads).push(thread);
+            lock(&inner.threads).push((desk.core, thread));
         }
-        let first = workers.cores[0];
+        let first = config.cores[0];
         let reaper = {
             let workers = Arc::clone(&workers);
             std::thread::Builder::new()
                 .name("rw-reaper".to_owned())
                 .stack_size(REAPER_STACK_BYTES)
-                .spawn(move || reaper::run(&workers.alarm, &workers.desks))
+                .spawn(move || reaper::run(&workers))
                 .map_err(|source| StartError::System { core: first, source })?
         };
         *lock(&inner.reaper) = Some(reaper);
         Ok(Engine { inner: Arc::new(inner) })
     }
 
-    /// The cores that have workers, in the order given.
-    pub fn cores(&self) -> &[usize] {
-        &self.inner.workers.cores
+    /// The cores that have workers, in the order in which those were started.
+    pub fn cores(&self) -> Vec<usize> {
+        self.inner.workers.desks().iter().map(|desk| desk.core).collect()
+    }
+
+    /// Starts and pins a worker on one more core, beside those that run.
+    ///
+    /// # Errors
+    /// See [`StartError`]; [`StartError::Duplicate`] where the core has a worker.
+    pub fn add_worker(&self, core: usize, idle: IdlePolicy) -> Result<(), StartError> {
+        let workers = &self.inner.workers;
+        // Held throughout: one at a time, and none while the engine stops.
+        let mut threads = lock(&self.inner.threads);
+        if self.inner.is_stopped.load(Ordering::Acquire) {
+            let source = std::io::Error::other("the workers are stopping");
+            return Err(StartError::System { core, source });
+        }
+        if workers.desk_of(core).is_ok() {
+            return Err(StartError::Duplicate(core));
+        }
+        let desk = Desk::new(core, idle, Arc::clone(&workers.alarm))
+            .map_err(|source| StartError::System { core, source })?;
+        threads.push((core, start_worker(&desk, workers.clock)?));
+        workers.add(desk);
+        Ok(())
+    }
+
+    /// Ends the worker of a core that has no pumps, and waits for its thread.
+    ///
+    /// # Errors
+    /// [`PlaceError::NoSuchCore`]; [`PlaceError::InUse`] while a pump is on it, or on its way there or back.
+    pub fn remove_worker(&self, core: usize) -> Result<(), PlaceError> {
+        let workers = &self.inner.workers;
+        let mut threads = lock(&self.inner.threads);
+        let desk = workers.desk_of(core)?;
+        if !desk.close_if_empty() {
+            return Err(PlaceError::InUse { core, pumps: desk.seats().len() });
+        }
+        workers.remove(core);
+        if let Some(at) = threads.iter().position(|(of, _)| *of == core) {
+            // It has no pump that could hold it: it ends with its turn.
+            let _ = threads.swap_remove(at).1.join();
+        }
+        Ok(())
     }
 
     /// Hands a pump to the worker of `core`. Returns once it is in the mailbox.
@@ -99,25 +148,25 @@ impl Engine {
         watcher: Arc<dyn Watcher>,
     ) -> Result<Placed, NotPlaced> {
         let workers = &self.inner.workers;
-        let reserved = workers.index_of(core).and_then(|index| {
+        let reserved = workers.desk_of(core).and_then(|desk| {
             let seat = Seat::new(name, pump.as_ref())?;
-            let slot = workers.reserve(index, &seat)?;
-            Ok((index, seat, slot))
+            let slot = desk.reserve(&seat)?;
+            Ok((desk, seat, slot))
         });
-        let (index, seat, slot) = match reserved {
+        let (desk, seat, slot) = match reserved {
             Ok(reserved) => reserved,
             Err(why) => return Err(NotPlaced { why, pump }),
         };
         let tenant = Tenant::new(pump, watcher, Arc::clone(&seat));
-        match workers.deliver(index, slot, tenant) {
-            Ok(()) => Ok(Placed { workers: Arc::clone(workers), index, slot: Some(slot), seat }),
+        match desk.deliver(slot, tenant) {
+            Ok(()) => Ok(Placed { workers: Arc::clone(workers), desk, slot: Some(slot), seat }),
             Err(tenant) => Err(NotPlaced { why: PlaceError::Full(core), pump: tenant.pump }),
         }
     }
 
     /// What every worker did. Reading changes nothing.
     pub fn workers(&self) -> Vec<WorkerStats> {
-        self.inner.workers.desks.iter().map(|desk| self.inner.workers.read(desk)).collect()
+        self.inner.workers.desks().iter().map(|desk| self.inner.workers.read(desk)).collect()
     }
 
     /// The workers that have been inside one call of one pump for longer than `longer_than`. A pump's only system call
@@ -127,7 +176,7 @@ impl Engine {
         let clock = self.inner.workers.clock;
         let bound = to_cycles(u64::try_from(longer_than.as_nanos()).unwrap_or(u64::MAX), clock.hertz);
         let mut found = Vec::new();
-        for desk in &self.inner.workers.desks {
+        for desk in self.inner.workers.desks() {
             let Some((slot, since)) = desk.account.current() else { continue };
             let cycles = (clock.cycles)().saturating_sub(since);
             if cycles > bound
@@ -146,9 +195,25 @@ impl Engine {
 
     /// Changes the idle policy of every worker.
     pub fn set_idle(&self, idle: IdlePolicy) {
-        for desk in &self.inner.workers.desks {
+        for desk in self.inner.workers.desks() {
             desk.set_idle(idle);
         }
+    }
+
+    /// How the kernel schedules each core's worker, where it tells. Reads files of `/proc`, three for each.
+    pub fn scheduled(&self) -> Vec<(usize, Option<Scheduled>)> {
+        let of = |desk: &Arc<Desk>| (desk.core, Scheduled::of(desk.tid.load(Ordering::Relaxed) as i32));
+        self.inner.workers.desks().iter().map(of).collect()
+    }
+
+    /// Has the worker of a core rest 100 us in each 2 ms that it is awake, so that whatever else has to run there does,
+    /// however the kernel schedules the two; or no longer. Counted in [`WorkerStats::rests`].
+    ///
+    /// # Errors
+    /// [`PlaceError::NoSuchCore`].
+    pub fn set_gives_way(&self, core: usize, gives_way: bool) -> Result<(), PlaceError> {
+        self.inner.workers.desk_of(core)?.set_gives_way(gives_way);
+        Ok(())
     }
 
     /// Stops every worker and waits for its thread. Each gives back the pumps that it still has; those with work in
@@ -164,7 +229,7 @@ impl Engine {
 
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Engine").field("cores", &self.inner.workers.cores).finish_non_exhaustive()
+        f.debug_struct("Engine").field("cores", &self.cores()).finish_non_exhaustive()
     }
 }
 
@@ -172,11 +237,12 @@ impl Inner {
     fn stop(&self) {
         // Held while it waits, so that a second caller returns when all is done, too.
         let mut threads = lock(&self.threads);
-        for desk in &self.workers.desks {
+        self.is_stopped.store(true, Ordering::Release);
+        for desk in self.workers.desks() {
             desk.close();
         }
         let asked = Instant::now();
-        for thread in threads.drain(..) {
+        for (_, thread) in threads.drain(..) {
             while !thread.is_finished() && asked.elapsed() < SHUTDOWN_WAIT {
                 std::thread::sleep(SHUTDOWN_STEP);
             }
@@ -191,7 +257,7 @@ impl Inner {
                 let _ = reaper.join();
             }
             // Started half-way, or stopped before.
-            None => self.workers.desks.iter().for_each(|desk| desk.set_reaperless()),
+            None => self.workers.desks().iter().for_each(|desk| desk.set_reaperless()),
         }
     }
 }

@@ -73,6 +73,14 @@ pub enum PlaceError {
         /// How long it was given.
         waited: Duration,
     },
+    /// The worker has pumps, or one is on its way there or back: it cannot be ended.
+    #[error("the worker of core {core} has {pumps} pumps")]
+    InUse {
+        /// The core.
+        core: usize,
+        /// How many.
+        pumps: usize,
+    },
     /// No pump is placed by this handle any more: it was given back.
     #[error("the pump was given back before")]
     Gone,

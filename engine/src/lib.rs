@@ -35,6 +35,7 @@ pub mod placed;
 /// What a worker polls, and what it tells the worker.
 pub mod pump;
 mod reaper;
+mod scheduled;
 /// How much was moved at a time.
 pub mod sizes;
 mod stats;
@@ -49,5 +50,6 @@ pub use error::{NotPlaced, PlaceError, StartError};
 pub use histogram::{Histogram, Times};
 pub use placed::{HowEnded, Placed, Retired};
 pub use pump::{Armed, Budget, Polled, Pump, Watcher};
+pub use scheduled::{Policy, Scheduled};
 pub use sizes::{BurstSizes, Sizes};
 pub use stats::{PumpStats, StuckWorker, WorkerStats};

@@ -25,6 +25,11 @@ pub(crate) const STOP_LOOK_NS: u64 = 10_000_000;
 pub(crate) const SHUTDOWN_GRACE_NS: u64 = 500_000_000;
 /// Over how long the longest turn is looked back, at least; at most twice as long.
 pub(crate) const LONGEST_TURN_WINDOW_NS: u64 = 10_000_000_000;
+/// How often a worker that gives way rests.
+pub(crate) const REST_EVERY_NS: u64 = 2_000_000;
+/// How long it rests: of its time as much as the kernel itself keeps from real-time tasks for all others, in steps that a
+/// ring's buffers outlast.
+pub(crate) const REST_NS: u64 = 100_000;
 
 /// The times in cycles.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +46,7 @@ pub(crate) struct Pace {
     pub(crate) stop_look: u64,
     pub(crate) shutdown_grace: u64,
     pub(crate) longest_turn_window: u64,
+    pub(crate) rest_every: u64,
 }
 
 impl Pace {
@@ -59,6 +65,7 @@ impl Pace {
             stop_look: cycles(STOP_LOOK_NS),
             shutdown_grace: cycles(SHUTDOWN_GRACE_NS),
             longest_turn_window: cycles(LONGEST_TURN_WINDOW_NS),
+            rest_every: cycles(REST_EVERY_NS),
         }
     }
 

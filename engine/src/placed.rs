@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::berth::{LET_GO, RETIRE};
+use crate::desk::Desk;
 use crate::error::PlaceError;
 use crate::pump::Pump;
 use crate::stats::PumpStats;
@@ -35,7 +36,7 @@ pub struct Retired {
 /// that is not a worker.
 pub struct Placed {
     pub(crate) workers: Arc<Workers>,
-    pub(crate) index: usize,
+    pub(crate) desk: Arc<Desk>,
     /// None once the pump was given back.
     pub(crate) slot: Option<u32>,
     pub(crate) seat: Arc<Seat>,
@@ -66,17 +67,17 @@ impl Placed {
     /// # Errors
     /// The pump stays where it is; after a [`PlaceError::Timeout`] it may have stopped, and goes on once it is moved.
     pub fn move_to(&mut self, core: usize, within: Duration) -> Result<(), PlaceError> {
-        let index = self.workers.index_of(core)?;
+        let new = self.workers.desk_of(core)?;
         let slot = self.slot.ok_or(PlaceError::Gone)?;
         if self.seat.has_ended() {
             return Err(PlaceError::Ended);
         }
-        if index == self.index {
+        if Arc::ptr_eq(&new, &self.desk) {
             return Ok(());
         }
         // All that can fail on the other core comes before the pump leaves this one.
-        let new_slot = self.workers.reserve(index, &self.seat)?;
-        let (old, new) = (&self.workers.desks[self.index], &self.workers.desks[index]);
+        let new_slot = new.reserve(&self.seat)?;
+        let old = &self.desk;
         let mut tenant = match old.recall(slot, RETIRE, within) {
             Ok(tenant) => tenant,
             Err(error) => {
@@ -91,12 +92,12 @@ impl Placed {
             return Err(PlaceError::Ended);
         }
         tenant.renew();
-        if let Err(tenant) = self.workers.deliver(index, new_slot, tenant) {
+        if let Err(tenant) = new.deliver(new_slot, tenant) {
             old.keep(slot, tenant);
             return Err(PlaceError::Full(core));
         }
         old.release(slot, &self.seat);
-        (self.index, self.slot) = (index, Some(new_slot));
+        (self.desk, self.slot) = (new, Some(new_slot));
         Ok(())
     }
 
@@ -104,13 +105,13 @@ impl Placed {
     /// poll.
     pub fn wake(&self) {
         if let Some(slot) = self.slot {
-            self.workers.desks[self.index].wake(slot);
+            self.desk.wake(slot);
         }
     }
 
     /// The core it is on.
     pub fn core(&self) -> usize {
-        self.workers.cores[self.index]
+        self.desk.core
     }
 
     /// True once the pump was taken out because it panicked.
@@ -125,9 +126,8 @@ impl Placed {
 
     fn take_back(&mut self, order: u32, within: Duration) -> Result<Retired, PlaceError> {
         let slot = self.slot.ok_or(PlaceError::Gone)?;
-        let desk = &self.workers.desks[self.index];
-        let tenant = desk.recall(slot, order, within)?;
-        desk.release(slot, &self.seat);
+        let tenant = self.desk.recall(slot, order, within)?;
+        self.desk.release(slot, &self.seat);
         self.slot = None;
         self.seat.close_sources();
         let Tenant { pump, ending, .. } = *tenant;
@@ -143,7 +143,7 @@ impl Placed {
 impl Drop for Placed {
     fn drop(&mut self) {
         if let Some(slot) = self.slot {
-            self.workers.desks[self.index].abandon(slot);
+            self.desk.abandon(slot);
         }
     }
 }

@@ -3,24 +3,25 @@
 
 use std::sync::Arc;
 
-use crate::alarm::Alarm;
 use crate::desk::Desk;
+use crate::workers::Workers;
 
 /// The reaper's thread.
-pub(crate) fn run(alarm: &Alarm, desks: &[Arc<Desk>]) {
+pub(crate) fn run(workers: &Workers) {
+    let alarm = &workers.alarm;
     loop {
         // Before the sweep: what is buried during it makes the wait return at once.
         let seen = alarm.seen();
-        sweep(desks);
+        sweep(&workers.desks());
         if alarm.must_stop() {
             break;
         }
         alarm.wait(seen);
     }
-    for desk in desks {
+    for desk in workers.desks() {
         desk.set_reaperless();
     }
-    sweep(desks);
+    sweep(&workers.desks());
 }
 
 fn sweep(desks: &[Arc<Desk>]) {

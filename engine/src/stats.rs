@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::config::IdlePolicy;
 use crate::histogram::Times;
+use crate::scheduled::Scheduled;
 use crate::sizes::BurstSizes;
 
 /// What one pump cost and did, since it was first placed; moves between cores do not reset it.
@@ -54,8 +55,14 @@ pub struct WorkerStats {
     pub longest_turn_cycles: u64,
     /// Pumps that panicked on it.
     pub panics: u64,
-    /// Times that the kernel took the core away from it (`nonvoluntary_ctxt_switches`). 0 once it has stopped.
-    pub preemptions: u64,
+    /// It was told to give way ([`Engine::set_gives_way`](crate::Engine::set_gives_way)).
+    pub gives_way: bool,
+    /// Times that it rested so that others could run.
+    pub rests: u64,
+    /// Cycles that it rested.
+    pub rest_cycles: u64,
+    /// How the kernel schedules it, where it tells.
+    pub scheduled: Option<Scheduled>,
     /// The pump that it is inside of at this moment, if any.
     pub current_pump: Option<String>,
     /// When it entered that pump, in cycles. One that stays the same for more than a millisecond is stuck; see

@@ -7,7 +7,8 @@
 //!
 //! A turn costs what its active pumps cost: sleeping ones are in no list that it walks. Everything it uses is
 //! allocated before it runs; the loop neither allocates, locks, logs nor panics, and makes a system call only for a
-//! sleeper's sake (to look at the epoll, or to sleep) and at hand-overs. Times are cycles of its clock.
+//! sleeper's sake (to look at the epoll, or to sleep), at hand-overs, and to rest where it was told to give way to
+//! what else has to run on its core. Times are cycles of its clock.
 
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use crate::config::{Clock, IdlePolicy};
 use crate::contain::{Caught, contained};
 use crate::deadlines::Deadlines;
 use crate::desk::{BELL, Desk, SLOTS};
-use crate::pace::Pace;
+use crate::pace::{Pace, REST_NS};
 use crate::pump::{Armed, Budget, Polled};
 use crate::tenant::{Ending, State, Tenant};
 
@@ -47,6 +48,10 @@ pub(crate) struct Worker {
     quiet_since: u64,
     /// Set once it was asked to stop: when it lets go of pumps that have not stopped.
     last_moment: Option<u64>,
+    /// It rests now and then, to leave the core to others.
+    gives_way: bool,
+    /// When it rests next, if it does.
+    rest_at: u64,
 }
 
 /// What the worker does after a turn.
@@ -72,7 +77,7 @@ impl Worker {
             pace: Pace::of(clock),
             tenants: (0..SLOTS).map(|_| None).collect(),
             active: Vec::with_capacity(SLOTS),
-            deadlines: Deadlines::new(SLOTS),
+            deadlines: Deadlines::new(SLOTS + 1),
             events: vec![NO_EVENT; EVENTS].into_boxed_slice(),
             budget: Budget::default(),
             listening: 0,
@@ -81,6 +86,8 @@ impl Worker {
             next_look: now,
             quiet_since: now,
             last_moment: None,
+            gives_way: false,
+            rest_at: u64::MAX,
         }
     }
 
@@ -97,7 +104,7 @@ impl Worker {
 
     /// One turn.
     pub(crate) fn turn(&mut self) -> Next {
-        let began = self.now;
+        let mut began = self.now;
         if self.desk.mailbox.has_mail() {
             self.open_mail();
         }
@@ -110,7 +117,8 @@ impl Worker {
             self.quiet_since = self.now;
         }
         if self.deadlines.earliest() <= self.now {
-            self.wake_expired();
+            // What it rested is no part of the turn.
+            began = began.saturating_add(self.wake_expired());
         }
         if self.listening > 0 && self.now >= self.next_look {
             self.look(Some(&NOW));
@@ -127,18 +135,44 @@ impl Worker {
         if !self.active.is_empty() || self.desk.idle() == IdlePolicy::Poll {
             return Next::Turn;
         }
-        let until = self.deadlines.earliest();
-        let rested = self.now.saturating_sub(self.quiet_since) >= self.pace.spin;
-        if rested && until.saturating_sub(self.now) >= self.pace.least_sleep {
-            Next::Sleep { until }
-        } else {
-            Next::Turn
+        if self.now.saturating_sub(self.quiet_since) < self.pace.spin {
+            return Next::Turn;
         }
+        // Asleep it is in nobody's way.
+        self.deadlines.clear(REST);
+        let until = self.deadlines.earliest();
+        if until.saturating_sub(self.now) >= self.pace.least_sleep {
+            return Next::Sleep { until };
+        }
+        self.plan_rest(self.rest_at);
+        Next::Turn
+    }
+
+    /// Has it rest at a time, if it rests at all. Of the deadlines, since those are looked at in every turn anyway.
+    fn plan_rest(&mut self, at: u64) {
+        self.rest_at = at;
+        if self.gives_way {
+            self.deadlines.set(REST, at);
+        }
+    }
+
+    /// Leaves the core for a moment to whatever else is to run there; for how long, in cycles.
+    #[cold]
+    fn rest(&mut self) -> u64 {
+        let began = self.now;
+        // Interrupted it was shorter; the next one comes.
+        let _ = rustix::thread::nanosleep(&Timespec { tv_sec: 0, tv_nsec: REST_NS as _ });
+        self.tell_time();
+        let cycles = self.now.saturating_sub(began);
+        self.desk.account.rested(cycles);
+        self.plan_rest(self.now.saturating_add(self.pace.rest_every));
+        cycles
     }
 
     /// Sleeps until a wake source, the bell, or `until`.
     fn sleep(&mut self, until: u64) {
         if !self.desk.mailbox.fall_asleep() {
+            self.plan_rest(self.rest_at);
             return;
         }
         let began = self.now;
@@ -155,6 +189,7 @@ impl Worker {
         }
         self.desk.mailbox.wake_up();
         self.desk.account.woke_up(self.now.saturating_sub(began));
+        self.plan_rest(self.now.saturating_add(self.pace.rest_every));
     }
 
     /// Polls each active pump once; how much they moved.
@@ -282,11 +317,18 @@ impl Worker {
         }
     }
 
-    fn wake_expired(&mut self) {
+    /// Wakes whom it is time to wake, and rests if it is time to; for how long it rested, in cycles.
+    fn wake_expired(&mut self) -> u64 {
+        let mut rested = 0;
         while let Some(slot) = self.deadlines.expired(self.now) {
-            self.rouse(slot);
+            if slot == REST {
+                rested = self.rest();
+            } else {
+                self.rouse(slot);
+            }
         }
         self.tell_time();
+        rested
     }
 
     /// Looks at the epoll and rouses whom it names.
@@ -315,6 +357,11 @@ impl Worker {
         // Counted up and down again, so that the mailbox can be read while the rest of the worker is changed.
         let desk = Arc::clone(&self.desk);
         desk.mailbox.collect(|letter| self.open_letter(letter as u32));
+        if self.gives_way != desk.gives_way() {
+            self.gives_way = !self.gives_way;
+            self.deadlines.clear(REST);
+            self.plan_rest(self.now.saturating_add(self.pace.rest_every));
+        }
         if self.last_moment.is_none() && desk.must_stop() {
             self.last_moment = Some(self.now.saturating_add(self.pace.shutdown_grace));
             for slot in 0..SLOTS as u32 {
@@ -438,6 +485,9 @@ fn watched<T>(desk: &Desk, slot: u32, now: u64, call: impl FnOnce() -> T) -> Res
     desk.account.leave();
     outcome
 }
+
+/// Among the deadlines: when it rests. No slot's number.
+const REST: u32 = SLOTS as u32;
 
 /// How many events one look takes; when there are more, the next turn looks again.
 const EVENTS: usize = 128;

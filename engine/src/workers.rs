@@ -1,44 +1,44 @@
 //! The workers of an engine, as those see them who are none: what their pumps are placed on.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::alarm::Alarm;
 use crate::config::Clock;
 use crate::desk::Desk;
 use crate::error::PlaceError;
+use crate::scheduled::Scheduled;
 use crate::stats::WorkerStats;
-use crate::tenant::{Seat, Tenant};
 
 /// See the module's head.
 pub(crate) struct Workers {
-    pub(crate) desks: Vec<Arc<Desk>>,
-    pub(crate) cores: Vec<usize>,
+    /// In the order in which they were started. Written only when a worker is started or ended; no worker reads it.
+    desks: RwLock<Vec<Arc<Desk>>>,
     pub(crate) alarm: Arc<Alarm>,
     pub(crate) clock: Clock,
 }
 
 impl Workers {
-    pub(crate) fn index_of(&self, core: usize) -> Result<usize, PlaceError> {
-        self.cores.iter().position(|&known| known == core).ok_or(PlaceError::NoSuchCore(core))
+    pub(crate) fn new(desks: Vec<Arc<Desk>>, alarm: Arc<Alarm>, clock: Clock) -> Workers {
+        Workers { desks: RwLock::new(desks), alarm, clock }
     }
 
-    /// Reserves a slot and has the worker's epoll watch the wake sources.
-    pub(crate) fn reserve(&self, index: usize, seat: &Seat) -> Result<u32, PlaceError> {
-        let desk = &self.desks[index];
-        let slot = desk.admit()?;
-        if let Err(error) = seat.watch(&desk.epoll, slot) {
-            desk.release(slot, seat);
-            return Err(error);
-        }
-        Ok(slot)
+    /// Those that there are at this moment.
+    pub(crate) fn desks(&self) -> Vec<Arc<Desk>> {
+        self.desks.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Hands a tenant to a worker. It comes back from one that is stopping.
-    pub(crate) fn deliver(&self, index: usize, slot: u32, tenant: Box<Tenant>) -> Result<(), Box<Tenant>> {
-        let seat = Arc::clone(&tenant.seat);
-        let desk = &self.desks[index];
-        desk.deliver(slot, tenant).inspect_err(|_| desk.release(slot, &seat))
+    pub(crate) fn desk_of(&self, core: usize) -> Result<Arc<Desk>, PlaceError> {
+        let desks = self.desks.read().unwrap_or_else(PoisonError::into_inner);
+        desks.iter().find(|desk| desk.core == core).cloned().ok_or(PlaceError::NoSuchCore(core))
+    }
+
+    pub(crate) fn add(&self, desk: Arc<Desk>) {
+        self.desks.write().unwrap_or_else(PoisonError::into_inner).push(desk);
+    }
+
+    pub(crate) fn remove(&self, core: usize) {
+        self.desks.write().unwrap_or_else(PoisonError::into_inner).retain(|desk| desk.core != core);
     }
 
     pub(crate) fn read(&self, desk: &Desk) -> WorkerStats {
@@ -61,20 +61,13 @@ impl Workers {
             wakeups: snapshot.wakeups,
             longest_turn_cycles: snapshot.longest_turn,
             panics: snapshot.panics,
-            preemptions: preemptions(tid),
+            gives_way: desk.gives_way(),
+            rests: snapshot.rests,
+            rest_cycles: snapshot.rest_cycles,
+            scheduled: Scheduled::of(tid),
             current_pump: current.as_ref().map(|(seat, _)| seat.name.clone()),
             stuck_since: current.map(|(_, since)| since),
             pumps: desk.seats().iter().map(|seat| seat.account.read(&seat.name)).collect(),
         }
     }
-}
-
-/// How often the kernel took the core away from a thread of this process.
-fn preemptions(tid: i32) -> u64 {
-    let Ok(status) = std::fs::read_to_string(format!("/proc/self/task/{tid}/status")) else { return 0 };
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("nonvoluntary_ctxt_switches:"))
-        .and_then(|count| count.trim().parse().ok())
-        .unwrap_or(0)
 }

@@ -152,7 +152,7 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
         reload: Some(reload),
         heartbeat: manager.as_ref().and_then(Manager::heartbeat),
     })?;
-    let workers = workers(subsystem.engine().cores());
+    let workers = workers(&subsystem.engine().cores());
     tracing::info!(descriptors, "{}; {workers}; idle policy {idle} ({idle_from})", host());
     tracing::info!("devices are kept in {} ({state_from})", state_dir.display());
     tracing::info!("ringwayd {} ready at {} ({ctl_from})", env!("CARGO_PKG_VERSION"), ctl.display());

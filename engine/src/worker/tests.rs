@@ -543,3 +543,46 @@ fn cpu_time_ns() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
+
+#[test]
+fn worker_that_gives_way_rests_in_bounded_counted_steps_and_no_longer_when_told() {
+    let mut worker = worker(IdlePolicy::Poll);
+    let queue = Queue::with_kick();
+    place(&worker, &queue);
+    let read = |worker: &Worker| worker.desk.account.read(TIME.get(), 1_000_000_000);
+    turns(&mut worker, 100_000);
+    assert_eq!(read(&worker).rests, 0);
+    worker.desk.set_gives_way(true);
+    let began = TIME.get();
+    turns(&mut worker, 100_000);
+    let (rests, periods) = (read(&worker).rests, (TIME.get() - began) / crate::pace::REST_EVERY_NS);
+    assert!(periods > 3 && rests.abs_diff(periods) <= 1, "{rests} rests in {periods} periods");
+    // It works between them.
+    queue.send(1);
+    turns_until(&mut worker, "the work is done", || queue.done() == 1);
+    assert!(read(&worker).rest_cycles > 0);
+    worker.desk.set_gives_way(false);
+    turns(&mut worker, 100);
+    let rests = read(&worker).rests;
+    turns(&mut worker, 100_000);
+    assert_eq!(read(&worker).rests, rests);
+}
+
+#[test]
+fn worker_that_gives_way_and_sleeps_is_not_woken_to_rest() {
+    let mut worker = worker(IdlePolicy::Adaptive);
+    worker.desk.set_gives_way(true);
+    let mut next = worker.turn();
+    for _ in 0..100_000 {
+        if next != Next::Turn {
+            break;
+        }
+        next = worker.turn();
+    }
+    assert_eq!(next, Next::Sleep { until: u64::MAX });
+    // Awake again it rests.
+    worker.desk.set_idle(IdlePolicy::Poll);
+    worker.sleep(u64::MAX);
+    turns(&mut worker, 100_000);
+    assert!(worker.desk.account.read(TIME.get(), 1_000_000_000).rests > 0);
+}

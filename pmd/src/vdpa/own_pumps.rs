@@ -139,7 +139,7 @@ impl<M: MakePump> Queues for OwnPumps<M> {
             )
         })?;
         self.kept.note(group, &queues);
-        self.maker.polled(placer.engine.cores());
+        self.maker.polled(&placer.engine.cores());
         let pump = self.maker.pump(group, queues).map_err(|error| ServeError::Refused(error.to_string()))?;
         let name = format!("{}.{group}", placer.name);
         let placed = placer.engine.place((placer.core_of)(group), &name, pump, placer.watcher.clone());
