@@ -34,10 +34,11 @@ use crate::devices::addresses::{self, Addresses};
 use crate::devices::checks::uplink_of;
 use crate::devices::device::Origin;
 use crate::devices::life::LifeEvent;
-use crate::devices::placement::{Placement, allowed_cores, choose_cores};
+use crate::devices::placement::{Placement, allowed_cores, choose_cores, list};
 use crate::devices::ports::Port;
 use crate::devices::registry::{MgmtOrigin, Registry};
 use crate::devices::state::StateDir;
+use crate::devices::workers::Loads;
 use crate::fault::{Fault, Kind};
 use crate::frontends::budget::Budget;
 use crate::frontends::reports::Reports;
@@ -50,6 +51,8 @@ use crate::host::look::{LOOK_EVERY, Looks, Missing};
 use crate::host::manager::Heartbeat;
 use crate::host::peer::Caller;
 use crate::host::program::Program;
+use crate::host::share::Shares;
+use crate::host::topology::Topology;
 use crate::host::watch::Watch;
 use crate::host::watchdog::Watchdog;
 use crate::operator::api::{DeviceEntry, MgmtEntry, PortEntry};
@@ -197,6 +200,8 @@ pub(crate) struct Daemon {
     pub(crate) kept_ports: Vec<PortEntry>,
     pub(crate) placement: Placement,
     pub(crate) claims: Claims,
+    pub(crate) shares: Shares,
+    pub(crate) loads: Loads,
     pub(crate) engine: Engine,
     pub(crate) budget: Budget,
     /// Held for as long as the workers run.
@@ -302,7 +307,8 @@ impl Daemon {
 
         let allowed = allowed_cores().map_err(|error| Fault::system("cannot read the cpuset", error))?;
         let mut settings = options.settings;
-        settings.cores = choose_cores(&allowed, &settings.cores)?;
+        let topology = Topology::of_host();
+        settings.cores = choose_cores(&allowed, &settings.cores, &topology)?;
         let claims = match options.claims_cores {
             true => Claims::take(&settings.cores, settings.idle)?,
             false => Claims::default(),
@@ -318,6 +324,12 @@ impl Daemon {
         let buses = options.attachments.iter().map(|bus| bus.info()).collect();
         let registry = Registry::new(options.mgmtdevs, options.kinds, buses, addresses)?;
         let engine = start_engine(&settings)?;
+        if settings.cores.contains(&0) && allowed.len() > 1 {
+            tracing::warn!(
+                "a worker is on core 0, where the kernel has work that no setting moves; others: {}",
+                list(&allowed)
+            );
+        }
         let watchdog = Watchdog::start(engine.clone())
             .map_err(|error| Fault::system("cannot start the watchdog of the workers", error))?;
 
@@ -333,8 +345,10 @@ impl Daemon {
             absent_mgmtdevs: Vec::new(),
             ports: Vec::new(),
             kept_ports: Vec::new(),
-            placement: Placement::new(&settings.cores),
+            placement: Placement::new(&settings.cores, topology),
             claims,
+            shares: Shares::default(),
+            loads: Loads::default(),
             engine,
             budget: Budget::of_process(),
             _watchdog: watchdog,

@@ -39,3 +39,5 @@ pub(crate) mod state;
 pub(crate) mod upkeep;
 // VLANs of bridges' ports.
 pub(crate) mod vlans;
+// Workers that are started, drained and ended.
+pub(crate) mod workers;

@@ -28,7 +28,7 @@ pub enum Kind {
     Unreachable,
     /// No answer in time.
     Timeout,
-    /// The daemon runs, and lacks something that it was asked for.
+    /// The daemon runs, and lacks something that it was asked for; or its host is not as it has to be.
     Degraded,
     /// The daemon runs from a file that is not the installed one any more.
     Outdated,
@@ -77,7 +77,9 @@ impl Kind {
             Kind::Permission => "not permitted",
             Kind::Unreachable => "the daemon is not reachable",
             Kind::Timeout => "no answer in time",
-            Kind::Degraded => "the daemon runs without something that it was asked for (status)",
+            Kind::Degraded => {
+                "the daemon runs without something that it was asked for (status), or the host harms it or is harmed (doctor)"
+            }
             Kind::Outdated => "the daemon runs from another file than is installed now (status)",
             Kind::NotApplied => "accepted, but not in force yet",
         }

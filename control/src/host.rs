@@ -27,8 +27,12 @@ pub(crate) mod logging;
 pub(crate) mod manager;
 // Who is at the other end of a socket.
 pub(crate) mod peer;
+// What workers leave of their cores.
+pub(crate) mod share;
 // What stands at a path.
 pub(crate) mod standing;
+// Which cores are one physical core, and which memory is near.
+pub(crate) mod topology;
 // Directories, watched.
 pub(crate) mod watch;
 // Workers, watched.

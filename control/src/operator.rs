@@ -10,6 +10,8 @@ pub mod client;
 pub mod config;
 // The main job on an embedded default.
 pub mod demo;
+// What of a host keeps workers from their cores.
+pub mod doctor;
 // Names of virtio feature bits.
 pub mod names;
 // Every counter, event, setting and method, as a page.

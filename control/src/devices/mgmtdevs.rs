@@ -50,7 +50,7 @@ impl Daemon {
     ) -> Result<(), Fault> {
         let shares_core = self.registry.known().kind(name)?.0.shares_core;
         let wanted = wanted_core(attributes)?;
-        let cores = self.placement.place(usize::from(shares_core), wanted)?;
+        let cores = self.placement.place(usize::from(shares_core), wanted, None)?;
         let core = cores.first().copied().unwrap_or(0);
         let made = self.registry.make_mgmtdev(name, attributes, core, origin);
         if made.is_err() {
@@ -145,24 +145,29 @@ impl Daemon {
             self.forget_absent(name);
         }
         if let Some(core) = wanted.filter(|_| moves) {
-            self.placement.release(before.as_slice());
-            let _ = self.placement.place(1, Some(core));
-            let family = self.family(name);
-            let shares = |device: &Device| device.shares_core && family.contains(&device.entry.mgmtdev);
-            for device in self.registry.devices().filter(|device| shares(device)) {
-                device.shared.cores.iter().for_each(|slot| slot.store(core, Ordering::Relaxed));
-            }
-            // Whoever comes first moves what they share, once all are to be there.
-            for device in self.registry.devices().filter(|device| shares(device)) {
-                if let Some(connection) = &device.connection {
-                    connection.handle.send(Command::Move);
-                }
-            }
+            self.follow_mgmtdev(name, before.as_slice(), core);
         }
         self.keep()?;
         self.events.push("mgmtdev.changed", None, json!({ "mgmtdev": name, "set": entry.attributes }));
         self.make_waiting_ports(name);
         self.mgmtdev_answer(name.clone())
+    }
+
+    /// Has the devices of a management device follow it to a core.
+    pub(crate) fn follow_mgmtdev(&mut self, name: &str, before: &[usize], core: usize) {
+        self.placement.release(before);
+        let _ = self.placement.place(1, Some(core), None);
+        let family = self.family(name);
+        let shares = |device: &Device| device.shares_core && family.contains(&device.entry.mgmtdev);
+        for device in self.registry.devices().filter(|device| shares(device)) {
+            device.shared.cores.iter().for_each(|slot| slot.store(core, Ordering::Relaxed));
+        }
+        // Whoever comes first moves what they share, once all are to be there.
+        for device in self.registry.devices().filter(|device| shares(device)) {
+            if let Some(connection) = &device.connection {
+                connection.handle.send(Command::Move);
+            }
+        }
     }
 
     fn mgmtdev_answer(&mut self, name: String) -> Result<MgmtdevChanged, Fault> {

@@ -28,6 +28,7 @@ use crate::host::accounts::{A_MOMENT, Account};
 use crate::host::endpoint::{self, Inherited, Listening};
 use crate::host::look::Finding;
 use crate::host::standing::Standing;
+use crate::host::topology::node_of_function;
 use crate::operator::api::{DevAdded, DevChanged, DevDeleted, DevSet, DeviceEntry, MgmtEntry, Mode, Target};
 use crate::operator::capture::End;
 
@@ -290,7 +291,7 @@ impl Daemon {
         }
         let cores = match shared_core {
             Some(core) => vec![core; facts.groups],
-            None => self.placement.place(facts.groups, entry.core)?,
+            None => self.placement.place(facts.groups, entry.core, node_of_function(&entry.mgmtdev))?,
         };
         let shared = Arc::new(DeviceShared {
             name: entry.name.clone(),
@@ -683,7 +684,7 @@ impl Daemon {
         if had_own {
             self.placement.release(&before);
         }
-        let _ = self.placement.place(before.len(), Some(core));
+        let _ = self.placement.place(before.len(), Some(core), None);
     }
 
     /// A device that was given no core is served by that of its management device, if its devices share one.

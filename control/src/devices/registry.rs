@@ -161,6 +161,11 @@ impl Registry {
         self.mgmtdevs.retain(|mgmtdev| mgmtdev.device.info().name != name);
     }
 
+    /// The names of all management devices.
+    pub(crate) fn mgmtdev_names(&self) -> Vec<String> {
+        self.mgmtdevs.iter().map(|mgmtdev| mgmtdev.device.info().name).collect()
+    }
+
     /// The names of the devices of a management device, in the order in which they were added.
     pub(crate) fn made_by(&self, mgmtdev: &str) -> Vec<String> {
         let made = self.devices.values().filter(|device| device.entry.mgmtdev == mgmtdev);

@@ -25,6 +25,7 @@ use crate::fault::Fault;
 use crate::host::accounts::{A_MOMENT, Account};
 use crate::host::endpoint::Listening;
 use crate::host::look::{Finding, Missing};
+use crate::host::share::{CURE, Changed};
 use crate::host::standing::{Identity, Standing, noun};
 
 /// A directory of ours: any will do, with what belongs into it.
@@ -94,6 +95,23 @@ impl Daemon {
         let found = found.into_iter().map(|finding| (None, finding)).chain(of_devices).collect();
         self.tell_found(found);
         self.look_at_health();
+        self.look_at_shares();
+    }
+
+    /// Has workers give way that would keep everybody else from their cores.
+    fn look_at_shares(&mut self) {
+        for Changed { core, gives_way } in self.shares.look(&self.engine) {
+            let details = match gives_way {
+                Some(policy) => json!({
+                    "core": core,
+                    "gives_way": true,
+                    "why": format!("its worker has the real-time policy {}, under which nothing else would run there", policy.name()),
+                    "try": CURE,
+                }),
+                None => json!({ "core": core, "gives_way": false }),
+            };
+            self.events.push("core.gives_way", None, details);
+        }
     }
 
     /// Tells of disks whose size is another, and of requests that failed, in a while together.

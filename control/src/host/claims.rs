@@ -14,7 +14,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ringway_engine::IdlePolicy;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
@@ -25,6 +25,8 @@ use crate::host::peer::comm;
 /// What is taken of the host's cores, until dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
+    /// Where the files are; None: nothing is ever claimed.
+    dir: Option<PathBuf>,
     cores: Vec<Claimed>,
 }
 
@@ -48,36 +50,50 @@ impl Claims {
     }
 
     fn take_in(dir: &Path, cores: &[usize], idle: IdlePolicy) -> Result<Claims, Fault> {
-        let mut claims = Claims::default();
+        let mut claims = Claims { dir: Some(dir.to_owned()), cores: Vec::new() };
         for &core in cores {
-            let paths =
-                (dir.join(format!("ringway-core-{core}")), dir.join(format!("ringway-core-{core}.poll")));
-            let (shared, polled) = match (open(&paths.0), open(&paths.1)) {
-                (Ok(shared), Ok(polled)) => (shared, polled),
-                (Err(error), _) | (_, Err(error)) => {
-                    tracing::warn!(
-                        "core {core} is not claimed, and another daemon on it is not seen: {}: {}",
-                        paths.0.display(),
-                        reason(&error)
-                    );
-                    continue;
-                }
-            };
-            if idle == IdlePolicy::Poll && flock(&polled, FlockOperation::NonBlockingLockExclusive).is_err() {
-                let holder = holders(&polled).first().map_or_else(
-                    || "a process of another namespace, which cannot be seen from here".to_owned(),
-                    |pid| format!("{} (pid {pid})", comm(*pid)),
-                );
-                return Err(Fault::conflict(format!("core {core} is claimed: another process polls it"))
-                    .at("cores")
-                    .held_by(holder)
-                    .hint("--cores with others, or --idle adaptive, which shares a core"));
-            }
-            // Nobody takes this one alone.
-            let _ = flock(&shared, FlockOperation::NonBlockingLockShared);
-            claims.cores.push(Claimed { core, shared, polled });
+            claims.add(core, idle)?;
         }
         Ok(claims)
+    }
+
+    /// Takes part in one more core, as [`Claims::take`] does; nothing where no core was ever to be claimed.
+    ///
+    /// # Errors
+    /// Another process polls it.
+    pub(crate) fn add(&mut self, core: usize, idle: IdlePolicy) -> Result<(), Fault> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        let paths = paths(dir, core);
+        let (shared, polled) = match (open(&paths.0), open(&paths.1)) {
+            (Ok(shared), Ok(polled)) => (shared, polled),
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::warn!(
+                    "core {core} is not claimed, and another daemon on it is not seen: {}: {}",
+                    paths.0.display(),
+                    reason(&error)
+                );
+                return Ok(());
+            }
+        };
+        if idle == IdlePolicy::Poll && flock(&polled, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let holder = holders(&polled).first().map_or_else(
+                || "a process of another namespace, which cannot be seen from here".to_owned(),
+                |pid| format!("{} (pid {pid})", comm(*pid)),
+            );
+            return Err(Fault::conflict(format!("core {core} is claimed: another process polls it"))
+                .at("cores")
+                .held_by(holder)
+                .hint("--cores with others, or --idle adaptive, which shares a core"));
+        }
+        // Nobody takes this one alone.
+        let _ = flock(&shared, FlockOperation::NonBlockingLockShared);
+        self.cores.push(Claimed { core, shared, polled });
+        Ok(())
+    }
+
+    /// Lets a core go.
+    pub(crate) fn remove(&mut self, core: usize) {
+        self.cores.retain(|claimed| claimed.core != core);
     }
 
     /// The other processes that work on a core, and how.
@@ -95,6 +111,27 @@ impl Claims {
         };
         others.into_iter().map(shown).collect()
     }
+}
+
+/// The processes that are seen to work on a core, by their locks, without taking part: daemons of ours, and SPDK's programs, which
+/// poll. Not `own`.
+pub(crate) fn seen_on(core: usize, own: Option<i32>) -> Vec<(i32, String)> {
+    let (shared, polled) = paths(Path::new(DIRECTORY), core);
+    let spdk = PathBuf::from(format!("/var/tmp/spdk_cpu_lock_{core:03}"));
+    let holders =
+        |path: &Path| std::fs::metadata(path).map_or_else(|_| Vec::new(), |facts| holders_of_file(&facts));
+    let polling = [holders(&polled), holders(&spdk)].concat();
+    let mut seen = [polling.clone(), holders(&shared)].concat();
+    seen.retain(|pid| Some(*pid) != own);
+    seen.sort_unstable();
+    seen.dedup();
+    let how = |pid: &i32| if polling.contains(pid) { "which polls" } else { "adaptive" };
+    seen.iter().map(|pid| (*pid, format!("{} (pid {pid}), {}", comm(*pid), how(pid)))).collect()
+}
+
+/// The two files of a core.
+fn paths(dir: &Path, core: usize) -> (PathBuf, PathBuf) {
+    (dir.join(format!("ringway-core-{core}")), dir.join(format!("ringway-core-{core}.poll")))
 }
 
 /// Opens a file to lock it, made if it is not there: readable by all, so that all may lock it.
@@ -122,9 +159,11 @@ fn open(path: &Path) -> io::Result<File> {
 
 /// The processes that hold a lock on a file, as the kernel says.
 fn holders(file: &File) -> Vec<i32> {
-    let (Ok(facts), Ok(locks)) = (file.metadata(), std::fs::read_to_string("/proc/locks")) else {
-        return Vec::new();
-    };
+    file.metadata().map_or_else(|_| Vec::new(), |facts| holders_of_file(&facts))
+}
+
+fn holders_of_file(facts: &std::fs::Metadata) -> Vec<i32> {
+    let Ok(locks) = std::fs::read_to_string("/proc/locks") else { return Vec::new() };
     let device = facts.dev();
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let wanted = format!("{major:02x}:{minor:02x}:{}", facts.ino());
@@ -138,7 +177,7 @@ fn holders_of(wanted: &str, locks: &str) -> Vec<i32> {
         let mut words = line.split_whitespace().skip(1);
         let kind = words.next()?;
         let pid: i32 = words.nth(2)?.parse().ok()?;
-        (kind == "FLOCK" && words.next()? == wanted && pid > 0).then_some(pid)
+        (["FLOCK", "POSIX"].contains(&kind) && words.next()? == wanted && pid > 0).then_some(pid)
     };
     locks.lines().filter_map(holder).collect()
 }
@@ -185,8 +224,8 @@ mod tests {
     #[test]
     fn holders_are_read_from_the_kernels_list() {
         let locks = "1: FLOCK  ADVISORY  WRITE 2048 fe:00:7 0 EOF\n1: -> FLOCK  ADVISORY  WRITE 9 fe:00:7 0 EOF\n\
-                     2: FLOCK  ADVISORY  READ 5 fe:00:7 0 EOF\n3: POSIX  ADVISORY  READ 6 fe:00:7 0 EOF\n\
+                     2: FLOCK  ADVISORY  READ 5 fe:00:7 0 EOF\n3: POSIX  ADVISORY  WRITE 6 fe:00:7 0 EOF\n3: LEASE  ACTIVE  READ 8 fe:00:7 0 EOF\n\
                      4: FLOCK  ADVISORY  READ 7 fe:00:8 0 EOF\n5: FLOCK  ADVISORY  READ -1 fe:00:7 0 EOF\nx\n";
-        assert_eq!(holders_of("fe:00:7", locks), [2048, 5]);
+        assert_eq!(holders_of("fe:00:7", locks), [2048, 5, 6]);
     }
 }

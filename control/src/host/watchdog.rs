@@ -1,8 +1,8 @@
 //! The watchdog: frees a thread that hangs in a write to a peer's eventfd (see [`ringway_pmd::interrupt`]): a worker in a
 //! call, a session that tells of an error.
 //!
-//! One thread with a small stack, which looks at the workers a hundred times a second: a look costs some loads and no
-//! lock, so an idle daemon does not feel it. A worker that was merely held up by another task is interrupted to no
+//! One thread with a small stack, which looks at the workers a hundred times a second: a look costs some loads, and a lock that
+//! no worker takes, so an idle daemon does not feel it. A worker that was merely held up by another task is interrupted to no
 //! effect: only a write that blocks can be.
 
 use std::sync::Arc;

@@ -21,6 +21,7 @@ use serde_json::{Map, Value};
 
 mod bridge;
 mod capture;
+mod core;
 mod discovered;
 mod info;
 mod log;
@@ -29,6 +30,7 @@ mod port;
 mod sample;
 mod state;
 
+pub use self::core::*;
 pub use bridge::*;
 pub use capture::*;
 pub use discovered::*;
@@ -42,7 +44,7 @@ pub use state::*;
 use crate::operator::names::FeatureName;
 
 /// The protocol's version: the first number changes when a client must change.
-pub const VERSION: &str = "1.4";
+pub const VERSION: &str = "1.5";
 
 /// Values by name in the order in which they were made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -549,6 +551,13 @@ pub struct Event {
     /// What is particular to this event.
     #[serde(flatten)]
     pub details: Map<String, Value>,
+}
+
+/// Answer of `metrics.show`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MetricsText {
+    /// What is scraped, in the text format of OpenMetrics.
+    pub text: String,
 }
 
 /// Answer of `config.dump`.

@@ -16,6 +16,8 @@ use ringway::Cli;
 
 // Commands from a file.
 mod batch;
+// Everything in one file.
+mod bundle;
 // Frames of a device, to a file.
 mod capture;
 mod compat;

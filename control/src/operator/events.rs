@@ -18,11 +18,19 @@ use crate::operator::events::file::EventsFile;
 mod file;
 
 /// The types of events, as they are told and asked for, and what each means.
-pub(crate) const MEANINGS: [(&str, &str); 45] = [
+pub(crate) const MEANINGS: [(&str, &str); 50] = [
     ("capture.ended", "a capture ended: who had it, why, how many frames it has and how many it missed"),
     ("capture.started", "somebody captures the frames of a device, by its queues"),
     ("config.applied", "a configuration file was applied: how much it added, changed, made anew and removed"),
     ("config.refused", "the daemon's own file was to be applied (SIGHUP) and was not, and why"),
+    ("core.added", "a worker was started on a core, or a drained one takes groups again"),
+    ("core.balanced", "what the workers have was spread anew: how many groups were moved"),
+    ("core.drained", "a worker takes no more groups: how many went elsewhere"),
+    (
+        "core.gives_way",
+        "a worker rests in small steps from now on, since its thread's policy keeps all else from its core, and what to do; or no longer",
+    ),
+    ("core.removed", "the worker of a core was ended"),
     ("daemon.stopping", "the daemon was told to stop"),
     ("dev.added", "a device is there"),
     ("dev.changed", "a device was changed; `applied` false: in force when the next front-end connects"),

@@ -12,10 +12,11 @@ use crate::daemon::Daemon;
 use crate::fault::{Fault, Kind};
 use crate::host::peer::Caller;
 use crate::operator::api::{
-    CaptureBegun, CaptureRequest, ConfigPlan, ConfigShow, ConfigText, CoreShow, DevAdded, DevChanged,
-    DevDeleted, DevSet, DevShow, DeviceEntry, Discovered, DryRun, Dump, EventPage, Follow, Hello, Inspect,
-    Inspected, LogSet, LogShow, MgmtEntry, MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, PortDeleted,
-    PortEntry, PortSet, PortShow, Queue, Sample, Select, Target, VlanChange, VlanShow, VstatsShow,
+    CaptureBegun, CaptureRequest, ConfigPlan, ConfigShow, ConfigText, CoreChanged, CorePlan, CoreShow,
+    CoreTarget, DevAdded, DevChanged, DevDeleted, DevSet, DevShow, DeviceEntry, Discovered, DryRun, Dump,
+    EventPage, Follow, Hello, Inspect, Inspected, LogSet, LogShow, MetricsText, MgmtEntry, MgmtdevChanged,
+    MgmtdevDeleted, MgmtdevShow, PortDeleted, PortEntry, PortSet, PortShow, Queue, Sample, Select, Target,
+    VlanChange, VlanShow, VstatsShow,
 };
 use crate::operator::discover;
 
@@ -160,6 +161,28 @@ methods! {
     show "core.show" (Nothing) -> CoreShow,
         "Workers since their start, and the pumps that run on them",
         |daemon, _, _| Ok(daemon.show_cores());
+    change "core.add" (CoreTarget) -> CoreChanged,
+        "Starts a worker on one more core, or has a drained one take groups again",
+        |daemon, _, target| daemon.add_core(target),
+        |daemon, target| daemon.plan_add_core(target);
+    change "core.drain" (CoreTarget) -> CoreChanged,
+        "Has a worker take no more groups, and those that it has go to the others",
+        |daemon, _, target| daemon.drain_core(target),
+        |daemon, target| daemon.plan_drain_core(target);
+    change "core.del" (CoreTarget) -> CoreChanged,
+        "Ends the worker of a core that was drained",
+        |daemon, _, target| daemon.delete_core(target),
+        |daemon, target| daemon.plan_delete_core(target);
+    show "core.plan" (Nothing) -> CorePlan,
+        "How what is placed can be spread better over the workers, by what it did since this was last asked",
+        |daemon, _, _| daemon.balance_cores(false);
+    change "core.balance" (Nothing) -> CorePlan,
+        "Spreads what is placed as core.plan says",
+        |daemon, _, _| daemon.balance_cores(true),
+        |daemon, _| daemon.plan_balance_cores();
+    show "metrics.show" (Nothing) -> MetricsText,
+        "What is scraped, as one text",
+        |daemon, _, _| Ok(MetricsText { text: crate::operator::metrics::text(daemon.reading(), &daemon.scrapers) });
     show "sample" (Nothing) -> Sample,
         "What all queues and workers stand at, at one time: what rates are worked out of",
         |daemon, _, _| Ok(daemon.sample());

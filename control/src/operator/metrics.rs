@@ -259,7 +259,8 @@ fn set_timeout(stream: &dyn Stream, which: sockopt::Timeout, by: Instant) -> io:
     Ok(sockopt::set_socket_timeout(stream, which, Some(left))?)
 }
 
-fn text(reading: Reading, scrapers: &Scrapers) -> String {
+/// What is scraped.
+pub(crate) fn text(reading: Reading, scrapers: &Scrapers) -> String {
     let hertz = ringway_ring::tsc::hertz();
     let mut families = Families::default();
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

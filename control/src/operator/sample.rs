@@ -60,10 +60,18 @@ impl Daemon {
             packets_per_burst_x100: worker.items.saturating_mul(100).checked_div(worker.bursts),
             wakeups: worker.wakeups,
             longest_turn_ns: nanoseconds(worker.longest_turn_cycles, hertz),
-            preemptions: preemptions(worker.tid),
+            preemptions: worker.scheduled.map(|scheduled| scheduled.preemptions),
+            run_delay_ns: worker.scheduled.map(|scheduled| scheduled.run_delay_ns),
+            scheduling: worker.scheduled.map(|scheduled| scheduled.policy.name().to_owned()),
+            gives_way: worker.gives_way,
+            rests: worker.rests,
+            rest_ns: nanoseconds(worker.rest_cycles, hertz),
             panics: worker.panics,
             others: self.claims.others(worker.core),
             groups: self.placement.groups_on(worker.core),
+            draining: self.placement.is_draining(worker.core),
+            node: self.placement.topology().node(worker.core),
+            siblings: self.placement.topology().siblings(worker.core).to_vec(),
             pumps: worker
                 .pumps
                 .into_iter()
@@ -102,13 +110,6 @@ pub(crate) fn times(times: &Times) -> Option<TimeInfo> {
 pub(crate) fn nanoseconds(cycles: u64, hertz: u64) -> u64 {
     let ns = u128::from(cycles) * 1_000_000_000 / u128::from(hertz.max(1));
     u64::try_from(ns).unwrap_or(u64::MAX)
-}
-
-/// Involuntary context switches of a thread of this process.
-fn preemptions(tid: i32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/self/task/{tid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("nonvoluntary_ctxt_switches:"))?;
-    line.trim().parse().ok()
 }
 
 #[cfg(test)]

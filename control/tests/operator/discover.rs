@@ -102,6 +102,15 @@ fn every_method_answers_as_it_is_described_and_none_is_left_out() {
     call("dev.vstats.show", json!({ "name": "vm0", "qidx": 1 }));
     call("dev.vstats.show", json!({ "name": "disk" }));
     call("core.show", json!({}));
+    call("core.add", json!({ "core": 0 }));
+    call("core.plan", json!({}));
+    call("core.balance", json!({}));
+    call("core.drain", json!({ "core": 0 }));
+    wait_for("nothing to be on core 0", || {
+        daemon.run("-j core show").json()["core"]["0"]["pumps"].as_array().is_some_and(Vec::is_empty)
+    });
+    call("core.del", json!({ "core": 0 }));
+    call("metrics.show", json!({}));
     call("sample", json!({}));
     let state = call("inspect", json!({}))["state"].clone();
     assert!(state["devices"]["vm0"]["front_end"]["pid"].is_number(), "{state:#}");

@@ -6,6 +6,7 @@
 
 mod apply;
 mod batches;
+mod bundle;
 mod captures;
 mod clients;
 mod commands;
@@ -14,6 +15,7 @@ mod cores;
 mod deaths;
 mod discover;
 mod disk_deaths;
+mod doctor;
 mod dry_runs;
 mod errors;
 mod exits;

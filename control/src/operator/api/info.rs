@@ -449,6 +449,21 @@ pub struct CoreInfo {
     /// Times the kernel took the core away while the worker wanted it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preemptions: Option<u64>,
+    /// For how long it had to wait for the core while it wanted to run, in nanoseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_delay_ns: Option<u64>,
+    /// How the kernel schedules its thread: `other`, or a real-time policy (`fifo`, `rr`, `deadline`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduling: Option<String>,
+    /// It rests 100 us in each 2 ms, since nothing else would run on its core.
+    #[serde(default)]
+    pub gives_way: bool,
+    /// How often it rested so.
+    #[serde(default)]
+    pub rests: u64,
+    /// For how long, in nanoseconds.
+    #[serde(default)]
+    pub rest_ns: u64,
     /// Pumps that panicked on it.
     pub panics: u64,
     /// Other processes that are seen to work on this core, and how.
@@ -456,6 +471,15 @@ pub struct CoreInfo {
     pub others: Vec<String>,
     /// Groups of queues placed on it by control, connected or not.
     pub groups: usize,
+    /// It takes no more groups.
+    #[serde(default)]
+    pub draining: bool,
+    /// Its memory node, where the kernel tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<usize>,
+    /// The other threads of its physical core.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub siblings: Vec<usize>,
     /// What runs on it.
     pub pumps: Vec<PumpInfo>,
 }

@@ -58,6 +58,8 @@ pub(super) fn check(object: Option<&Object>) -> Result<(), Fault> {
         Some(Object::Capture(_)) => missing("capture"),
         Some(Object::Log { .. }) => missing("log"),
         Some(Object::Inspect { .. }) => missing("inspect"),
+        Some(Object::Doctor(_)) => missing("doctor"),
+        Some(Object::Bundle { .. }) => missing("bundle"),
         Some(Object::Hello) => missing("hello"),
         Some(Object::Status) => missing("status"),
         Some(Object::Wait(_)) => missing("wait"),

@@ -134,6 +134,15 @@ pub fn ringway_page() -> String {
     for (word, meaning) in LEVELS {
         page.item(vec![bold(word)], meaning);
     }
+    page.section("CHECKS OF DOCTOR");
+    page.text("Each finding is of one of these, and says what was found, why it matters, and what to do.");
+    for (name, why) in crate::operator::doctor::all_checks() {
+        page.item(vec![bold(name)], why);
+    }
+    page.section("FILES OF A BUNDLE");
+    for (name, what) in crate::operator::cli::bundle::CONTENTS {
+        page.item(vec![bold(name)], what);
+    }
     page.section("TYPES OF EVENTS");
     page.text(&format!("{}.", crate::operator::events::TYPES.join(", ")));
     page.section("EXAMPLES");
@@ -148,6 +157,11 @@ pub fn ringway_page() -> String {
         ("ringway core show interval 1", "the same of each second, a line for each core"),
         ("ringway top", "what happens in a second, of devices, queues, cores and pumps, while it runs"),
         ("ringway -j top interval 5 -n 12", "the same for a minute, as lines of JSON"),
+        ("ringway doctor", "what of the host keeps workers from their cores, and what to do about it"),
+        ("ringway core add 3", "a worker on one more core, while all else runs"),
+        ("ringway core balance", "how what the workers have can be spread better; --apply does it"),
+        ("ringway core drain 3 && ringway core del 3", "what the worker has goes to the others, and it ends"),
+        ("ringway bundle", "all that is shown of daemon and host, in one file for a report"),
         ("ringway -j events", "every device, then everything that happens, a line each"),
         ("ringway why vm0", "what keeps packets from it, and what to do next"),
         (

@@ -118,7 +118,7 @@ pub(crate) fn show_help() -> String {
 }
 
 /// Words of `core show`, and what they mean.
-pub(crate) const CORE_SHOWN: [(&str, &str); 10] = [
+pub(crate) const CORE_SHOWN: [(&str, &str); 14] = [
     ("busy, idle, sleep", "shares of the time since ringwayd started"),
     (
         "groups",
@@ -130,6 +130,13 @@ pub(crate) const CORE_SHOWN: [(&str, &str); 10] = [
     ("wakeups", "how often it was woken from sleep"),
     ("longest_turn_us", "the longest that one round over all its pumps took"),
     ("preemptions", "how often the kernel gave the core to something else meanwhile"),
+    ("run_delay_us", "for how long it had to wait for the core meanwhile"),
+    (
+        "gives way",
+        "it rests 100 us in each 2 ms: its thread has a real-time policy, under which the kernel's own work on the core would wait for ever",
+    ),
+    ("node, beside", "its memory node, and the other threads of its physical core"),
+    ("draining", "it takes no more groups, until ringway core add or del"),
     ("shared with", "another daemon that polls on the core"),
     (
         "pump",
@@ -230,7 +237,9 @@ fn shortened<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
 }
 
 /// Options that a value follows.
-const WITH_VALUE: [&str; 14] = [
+const WITH_VALUE: [&str; 16] = [
+    "--cores",
+    "--root",
     "--ctl",
     "--timeout",
     "--since",
@@ -300,7 +309,7 @@ pub fn normalise(args: Vec<OsString>) -> Result<Vec<OsString>, Fault> {
         "mgmtdev" => &["add", "set", "del"],
         "port" => &["show", "list", "add", "del", "function", "help"],
         "bridge" => &["vlan", "help"],
-        "core" => &["show", "list", "help"],
+        "core" => &["show", "list", "add", "drain", "del", "balance", "help"],
         "rpc" => &["discover", "help"],
         "log" => &["show", "list", "set", "help"],
         "config" => &["check", "dump", "diff", "apply", "help"],
@@ -327,6 +336,8 @@ const OBJECTS: &[&str] = &[
     "capture",
     "log",
     "inspect",
+    "doctor",
+    "bundle",
     "hello",
     "status",
     "wait",
@@ -354,6 +365,30 @@ the type State of the protocol (ringway-reference(7)).
 Examples: ringway inspect devices/vm0/queues/*/drops
           ringway inspect cores/*/busy_cycles
           ringway -j inspect devices/*/front_end/pid";
+
+/// What the help of `core balance` ends with.
+pub const BALANCE_HELP: &str = "What goes: pairs of queues, or a whole bridge or simnic. What was given a core (core N) stays there, and \
+what is near to its hardware stays near. A move under traffic loses nothing.";
+
+/// What stands below the help of `doctor`.
+pub(crate) fn doctor_help() -> String {
+    let names: Vec<&str> = crate::operator::doctor::all_checks().map(|(name, _)| name).collect();
+    format!(
+        "Checks: {}. Each finding says what was found, why it matters and what to do; what cannot be read is said as unknown. \
+         Exit codes: 0 nothing harms, 8 something does, or with --strict is not as it should be.",
+        names.join(", ")
+    )
+}
+
+/// What stands below the help of `bundle`.
+pub(crate) fn bundle_help() -> String {
+    let lines = super::bundle::CONTENTS.iter().map(|(name, what)| format!("  {name:<16} {what}"));
+    format!(
+        "In it:\n{}\nNot in it: anything that guests send or store, environment variables, files of the host's beyond those. There are names, \
+         paths and Ethernet addresses in it.",
+        lines.collect::<Vec<_>>().join("\n")
+    )
+}
 
 /// What the help of `wait` ends with.
 pub const WAIT_HELP: &str = "Waits for the daemon, too, where none runs yet. Exit codes: 0 it is so far, 7 not within the \

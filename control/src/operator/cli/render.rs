@@ -4,11 +4,12 @@ use std::fmt::Write as _;
 
 use crate::frontends::cures;
 use crate::operator::api::{
-    AttributeHelp, ConfigAction, ConfigPlan, ConfigShow, CoreInfo, CoreShow, DevInfo, DevShow, Disrupts,
-    Event, EventPage, Explained, Hello, History, MgmtdevShow, PortInfo, PortShow, Provisioned, QueueInfo,
-    RequestInfo, SizeInfo, TimeInfo, VlanShow, Vstats, VstatsShow,
+    AttributeHelp, ConfigAction, ConfigPlan, ConfigShow, CoreChanged, CoreInfo, CoreMove, CorePlan, CoreShow,
+    DevInfo, DevShow, Disrupts, Event, EventPage, Explained, Hello, History, MgmtdevShow, PortInfo, PortShow,
+    Provisioned, QueueInfo, RequestInfo, SizeInfo, TimeInfo, VlanShow, Vstats, VstatsShow,
 };
 use crate::operator::cli::grammar::SHOWN;
+use crate::operator::doctor::ranges;
 use crate::operator::names::FeatureName;
 use crate::operator::rates::pump_state;
 
@@ -552,6 +553,7 @@ pub(super) fn cores(answer: &CoreShow) -> String {
             info.groups
         );
         work(&mut text, info);
+        place(&mut text, info);
         for other in &info.others {
             let _ = writeln!(text, "  shared with {other}");
         }
@@ -570,6 +572,68 @@ pub(super) fn cores(answer: &CoreShow) -> String {
     text
 }
 
+/// Where a core is, where there is something to say of it.
+fn place(text: &mut String, info: &CoreInfo) {
+    let mut words = Vec::new();
+    words.extend(info.node.map(|node| format!("node {node}")));
+    if !info.siblings.is_empty() {
+        words.push(format!("beside {}", ranges(&info.siblings)));
+    }
+    if info.draining {
+        words.push("draining".to_owned());
+    }
+    if !words.is_empty() {
+        let _ = writeln!(text, "  {}", words.join(" "));
+    }
+}
+
+/// `core add`, `core drain`, `core del`.
+pub(super) fn core_changed(changed: &CoreChanged) -> String {
+    changed
+        .moved
+        .iter()
+        .map(|step| format!("{} goes from core {} to core {}\n", moved(step), step.from, step.to))
+        .collect()
+}
+
+/// `core balance`.
+pub(super) fn core_plan(plan: &CorePlan) -> String {
+    let mut text = String::new();
+    let percent = |x100: u64| format!("{}.{} %", x100 / 100, x100 / 10 % 10);
+    for (core, load) in &plan.core.0 {
+        let _ =
+            write!(text, "core {core}: busy {}, groups {}", percent(load.before_x100), load.groups_before);
+        if load.before_x100 != load.after_x100 || load.groups_before != load.groups_after {
+            let _ = write!(text, "; then busy {}, groups {}", percent(load.after_x100), load.groups_after);
+        }
+        text.push('\n');
+    }
+    let goes = if plan.applied { "goes" } else { "would go" };
+    for step in &plan.moves {
+        let _ = writeln!(
+            text,
+            "{} {goes} from core {} to core {} (busy {})",
+            moved(step),
+            step.from,
+            step.to,
+            percent(step.busy_x100)
+        );
+    }
+    match (plan.moves.is_empty(), plan.applied) {
+        (true, _) => text += "nothing to move\n",
+        (false, false) => text += "nothing is done yet: ringway core balance --apply\n",
+        (false, true) => {}
+    }
+    text
+}
+
+fn moved(step: &CoreMove) -> String {
+    match step.group {
+        Some(group) => format!("{} group {group}", step.name),
+        None => step.name.clone(),
+    }
+}
+
 fn work(text: &mut String, info: &CoreInfo) {
     let _ = write!(text, "  packets {} bursts {}", info.packets, info.bursts);
     if let Some(cycles) = info.cycles_per_packet {
@@ -582,9 +646,22 @@ fn work(text: &mut String, info: &CoreInfo) {
     if let Some(preemptions) = info.preemptions {
         let _ = write!(text, " preemptions {preemptions}");
     }
+    if let Some(ns) = info.run_delay_ns {
+        let _ = write!(text, " run_delay_us {}", ns / 1000);
+    }
     text.push('\n');
     if let (Some(sizes), Some(turns)) = (&info.burst_sizes, &info.busy_turns) {
         let _ = writeln!(text, "  burst {} turn_us {}", sizes_text(sizes), times_text(turns));
+    }
+    if info.gives_way || info.rests > 0 {
+        let now = if info.gives_way { "gives way" } else { "gave way" };
+        let policy = info.scheduling.as_deref().unwrap_or("unknown");
+        let _ = writeln!(
+            text,
+            "  {now}: rests {} rest_us {} scheduling {policy}",
+            info.rests,
+            info.rest_ns / 1000
+        );
     }
     if info.panics > 0 {
         let _ = writeln!(text, "  panics {}: a pump was taken out; ringway events tells which", info.panics);

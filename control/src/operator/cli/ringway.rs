@@ -110,6 +110,16 @@ pub enum Object {
         /// Keys joined by slashes, as in devices/vm0/queues/0/drops; * stands for anything in a key
         path: Option<String>,
     },
+    /// Look at the host: what keeps workers from their cores, or Ringway from what it needs; needs no daemon
+    #[command(after_help = grammar::doctor_help())]
+    Doctor(DoctorArgs),
+    /// Write all that is shown of daemon and host into one file for a report, without what guests send
+    #[command(after_help = grammar::bundle_help())]
+    Bundle {
+        /// The file; one that is there is left alone [default: ringway-bundle-SECONDS.tar.gz here]
+        #[arg(value_hint = clap::ValueHint::FilePath)]
+        file: Option<PathBuf>,
+    },
     /// Show who answers: version, process, instance, directories
     Hello,
     /// Say whether the daemon runs with all that it was asked for, as the installed program
@@ -362,6 +372,49 @@ pub enum CoreCommand {
         #[arg(value_name = "interval SECONDS", num_args = 0..=4)]
         words: Vec<String>,
     },
+    /// Start a worker on one more core, or have a drained one serve again
+    Add {
+        /// The core
+        core: usize,
+    },
+    /// Have a worker take nothing more, and what it has go to the others, under traffic; waits until it is gone
+    Drain {
+        /// The core
+        core: usize,
+    },
+    /// End the worker of a core that was drained
+    Del {
+        /// The core
+        core: usize,
+    },
+    /// Say how what the workers have can be spread better, by what it does in a while; with --apply it is moved so
+    #[command(after_help = grammar::BALANCE_HELP)]
+    Balance(BalanceArgs),
+}
+
+/// How to spread what workers have.
+#[derive(Debug, Args)]
+pub struct BalanceArgs {
+    /// Do it, under traffic
+    #[arg(long)]
+    pub apply: bool,
+    /// For how long to look at the load first
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub seconds: u64,
+}
+
+/// What to look at.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// These cores, as in 2-3,8 [default: those of the daemon's workers; without a daemon, the one it would take]
+    #[arg(long, value_name = "LIST")]
+    pub cores: Option<String>,
+    /// Below which directory the host's /proc and /sys are: a copy of another host's; no daemon is asked then
+    #[arg(long, value_name = "DIR", default_value = "/", value_hint = clap::ValueHint::DirPath)]
+    pub root: PathBuf,
+    /// A warning is a failure
+    #[arg(long)]
+    pub strict: bool,
 }
 
 /// What `top` shows, and how often.
@@ -491,7 +544,7 @@ pub enum DemoRing {
 
 /// What the help ends with.
 const AFTER_HELP: &str = "Words of vdpa(8) may be shortened as there. Exit codes: 0 done, 1 failed, 2 usage, 3 not \
-found, 4 conflict, 5 permission, 6 daemon unreachable, 7 timeout, 8 and 9 see status, 65 accepted but not in force yet.";
+found, 4 conflict, 5 permission, 6 daemon unreachable, 7 timeout, 8 and 9 see status and doctor, 65 accepted but not in force yet.";
 
 /// The definition, for the manual and the completion.
 pub fn command() -> clap::Command {

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::CommandFactory as _;
 use ringway_ring::queue::Format;
@@ -10,24 +10,29 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use crate::devices::placement::parse_cores;
 use crate::fault::{Fault, Kind};
 use crate::operator::api::{
-    ConfigPlan, ConfigShow, ConfigText, CoreShow, DevAdded, DevChanged, DevDeleted, DevShow, DryRun, Dump,
-    Event, EventPage, Follow, Hello, Inspect, Inspected, LogShow, MgmtdevChanged, MgmtdevDeleted,
-    MgmtdevShow, Named, PortDeleted, PortShow, Queue, QueueInfo, Select, Target, VlanShow, VstatsShow,
+    ConfigPlan, ConfigShow, ConfigText, CoreChanged, CorePlan, CoreShow, CoreTarget, DevAdded, DevChanged,
+    DevDeleted, DevShow, DryRun, Dump, Event, EventPage, Follow, Hello, Inspect, Inspected, LogShow,
+    MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, Named, PortDeleted, PortShow, Queue, QueueInfo, Select,
+    Target, VlanShow, VstatsShow,
 };
 use crate::operator::cli::errors::Voice;
 use crate::operator::cli::ringway::{
     BridgeCommand, Cli, ConfigCommand, CoreCommand, DemoArgs, DemoRing, DevCommand, DevConfigCommand,
-    DevShowArgs, DevVstatsCommand, EventsArgs, LogCommand, MgmtdevCommand, Object, PortCommand,
+    DevShowArgs, DevVstatsCommand, DoctorArgs, EventsArgs, LogCommand, MgmtdevCommand, Object, PortCommand,
     PortFunctionCommand, RpcCommand, VlanCommand,
 };
 use crate::operator::cli::{
-    capture, compat, complete, docs, grammar, inspect, interval, logs, render, status, top, vmm, why,
+    bundle, capture, compat, complete, docs, grammar, inspect, interval, logs, render, status, top, vmm, why,
 };
 use crate::operator::client::Client;
+use crate::operator::doctor::{self, Report, Told};
 use crate::{devices::drivers, host::paths, operator::config, operator::demo};
 
+/// Between two tries of what waits for a session.
+const BETWEEN_TRIES: Duration = Duration::from_millis(20);
 /// Between two looks at a device: long enough for a second's rates to show.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 
@@ -87,15 +92,15 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
         Some(Object::Dev { command }) => dev(command, output, connect),
         Some(Object::Port { command }) => port(command, output, connect),
         Some(Object::Bridge { command: BridgeCommand::Vlan { command } }) => vlan(command, output, connect),
-        Some(Object::Core { command }) => {
-            let CoreCommand::Show { words } = command.unwrap_or(CoreCommand::Show { words: Vec::new() });
-            let (looks, others) = grammar::looks(&words)?;
-            grammar::nothing_more(&others, "interval SECONDS count N")?;
-            if let Some(looks) = looks {
-                return interval::cores(looks, &mut connect()?, output);
-            }
-            let answer: CoreShow = connect()?.call("core.show", &json!({}))?;
-            output.print(&answer, || render::cores(&answer))
+        Some(Object::Core { command }) => core(command, output, within, connect),
+        Some(Object::Doctor(args)) => {
+            let report = ask_doctor(&args, &connect, output)?;
+            output.print(&json!({ "doctor": report }), || report.text())?;
+            report.verdict(args.strict)
+        }
+        Some(Object::Bundle { file }) => {
+            let made = bundle::make(file, &connect)?;
+            output.print(&made, || made.text())
         }
         Some(Object::Top(args)) => top::run(&args, cli.json, &ctl, within),
         Some(Object::Events(args)) => events(&args, output, connect()?),
@@ -184,6 +189,106 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
         Some(Object::Man { .. }) if output.is_dry => Err(Fault::usage("man has no dry run").at("dry-run")),
         Some(Object::Man { dir }) => docs::write_manual(&dir),
     }
+}
+
+fn core(
+    command: Option<CoreCommand>,
+    output: Output,
+    within: Duration,
+    connect: impl Fn() -> Result<Client, Fault>,
+) -> Result<(), Fault> {
+    let (method, core) = match command.unwrap_or(CoreCommand::Show { words: Vec::new() }) {
+        CoreCommand::Show { words } => {
+            let (looks, others) = grammar::looks(&words)?;
+            grammar::nothing_more(&others, "interval SECONDS count N")?;
+            if let Some(looks) = looks {
+                return interval::cores(looks, &mut connect()?, output);
+            }
+            let answer: CoreShow = connect()?.call("core.show", &json!({}))?;
+            return output.print(&answer, || render::cores(&answer));
+        }
+        CoreCommand::Balance(args) => {
+            // From here on it counts.
+            let mut client = connect()?;
+            let _: CorePlan = client.call("core.plan", &json!({}))?;
+            std::thread::sleep(Duration::from_secs(args.seconds));
+            let plan: CorePlan = match args.apply {
+                true => match output.change(connect, "core.balance", &json!({}))? {
+                    Some(plan) => plan,
+                    None => return Ok(()),
+                },
+                false => client.call("core.plan", &json!({}))?,
+            };
+            output.print(&plan, || render::core_plan(&plan))?;
+            output.tell(&plan.notes);
+            return Ok(());
+        }
+        CoreCommand::Add { core } => ("core.add", core),
+        CoreCommand::Drain { core } => ("core.drain", core),
+        CoreCommand::Del { core } => ("core.del", core),
+    };
+    let begun = Instant::now();
+    let changed: CoreChanged = loop {
+        match output.change(&connect, method, &CoreTarget { core }) {
+            // What was drained a moment ago may be on its way.
+            Err(Fault { retryable: true, .. }) if begun.elapsed() < within => {
+                std::thread::sleep(BETWEEN_TRIES);
+            }
+            Ok(Some(changed)) => break changed,
+            Ok(None) => return Ok(()),
+            Err(fault) => return Err(fault),
+        }
+    };
+    output.print(&changed, || render::core_changed(&changed))?;
+    output.tell(&changed.notes);
+    if method != "core.drain" {
+        return Ok(());
+    }
+    let mut client = connect()?;
+    loop {
+        let shown: CoreShow = client.call("core.show", &json!({}))?;
+        let left: Vec<&str> = shown
+            .core
+            .find(&core.to_string())
+            .map_or_else(Vec::new, |info| info.pumps.iter().map(|pump| pump.name.as_str()).collect());
+        if left.is_empty() {
+            return Ok(());
+        }
+        if begun.elapsed() >= within {
+            let message = format!("core {core} takes nothing more, and has still {}", left.join(", "));
+            let fault = Fault::new(Kind::NotApplied, message);
+            return Err(fault.hint(
+                "they go once what they have under way has ended: ringway core show, ringway dev show",
+            ));
+        }
+        std::thread::sleep(BETWEEN_TRIES);
+    }
+}
+
+/// Looks at the host, with what a daemon tells if one answers.
+fn ask_doctor(
+    args: &DoctorArgs,
+    connect: &impl Fn() -> Result<Client, Fault>,
+    output: Output,
+) -> Result<Report, Fault> {
+    let cores = match &args.cores {
+        Some(list) => parse_cores(list).map_err(|why| Fault::usage(why).at("cores"))?,
+        None => Vec::new(),
+    };
+    let mut told = Told::default();
+    if args.root == Path::new("/") {
+        let asked = connect().and_then(|mut client| {
+            let hello: Hello = client.call("hello", &json!({}))?;
+            let cores: CoreShow = client.call("core.show", &json!({}))?;
+            Ok(Told::of(&hello, &cores))
+        });
+        match asked {
+            Ok(of_daemon) => told = of_daemon,
+            Err(fault) if fault.kind == Kind::Unreachable => {}
+            Err(fault) => output.tell(&[format!("the daemon is not asked: {}", fault.message)]),
+        }
+    }
+    doctor::examine(&args.root, &told, &cores)
 }
 
 /// Looks at a device twice, a moment apart.

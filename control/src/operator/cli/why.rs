@@ -341,6 +341,13 @@ fn core_cause(number: usize, before: &CoreInfo, now: &CoreInfo) -> Option<Cause>
         ));
     }
     let all = busy + idle + sleep;
+    if now.gives_way {
+        let policy = now.scheduling.as_deref().unwrap_or("real-time");
+        let says = format!(
+            "its worker on core {number} rests 100 us in each 2 ms, since its thread's policy {policy} keeps the kernel's own work from the core"
+        );
+        return Some(cause("core_gives_way", says, crate::host::share::CURE));
+    }
     (all > 0 && busy / (all / 100).max(1) >= AT_LIMIT).then(|| {
         let says = format!("core {number}, which serves it, is busy all of the time, with {} pumps", now.pumps.len());
         cause("core_at_limit", says, "ringway core show: give it another core (ringway dev set name NAME core N), or ringwayd more of them")

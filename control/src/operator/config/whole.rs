@@ -12,6 +12,7 @@ use crate::devices::placement::{allowed_cores, choose_cores, list};
 use crate::fault::{Fault, Kind};
 use crate::host::accounts::{A_WHILE, Account};
 use crate::host::endpoint;
+use crate::host::topology::Topology;
 use crate::operator::api::DeviceEntry;
 
 /// Where the keys of a table stand, as `FILE:LINE`; the table itself stands under the empty key.
@@ -232,7 +233,7 @@ impl Desired {
     fn check_cores(&self, wanted: &[usize]) -> Vec<Fault> {
         let is_of_file = self.cores.as_deref() == Some(wanted);
         let allowed = allowed_cores().map_err(|error| Fault::system("cannot read the cpuset", error));
-        let workers = match allowed.and_then(|allowed| choose_cores(&allowed, wanted)) {
+        let workers = match allowed.and_then(|allowed| choose_cores(&allowed, wanted, &Topology::of_host())) {
             Ok(workers) => workers,
             Err(fault) if is_of_file => return vec![self.places.daemon.fault("cores", fault)],
             Err(fault) => return vec![fault],

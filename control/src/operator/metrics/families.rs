@@ -19,7 +19,7 @@ use super::help;
 use crate::operator::api::QueueInfo;
 
 /// Numbers that go down as well.
-const GAUGES: [&str; 3] = ["groups", "longest_turn_ns", "tsc_hz"];
+const GAUGES: [&str; 4] = ["groups", "longest_turn_ns", "node", "tsc_hz"];
 /// What identifies, or is worked out of counters and histograms that are told.
 const NOT_TOLD: [&str; 11] = [
     "qidx",
