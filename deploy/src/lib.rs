@@ -24,6 +24,7 @@
 //! | [`daemon`] | `ringwayd` and `ringway` |
 //! | [`hardware`] | a machine with network hardware behind an IOMMU, emulated, and Ringway inside |
 //! | [`debian`] | a Debian with systemd as its first process |
+//! | [`pollers`] | a machine whose workers poll while its kernel writes to a disk |
 //! | [`volumes`] | a machine whose volumes fail, wait and hang, and Ringway inside |
 //! | [`error`] | the error, a sentence |
 
@@ -43,6 +44,7 @@ pub mod image;
 pub mod lab;
 pub mod netns;
 pub mod pace;
+pub mod pollers;
 pub mod process;
 pub mod qemu;
 pub mod station;

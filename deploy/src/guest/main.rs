@@ -3,7 +3,7 @@
 //!
 //! As a guest's first process it mounts what it needs and loads the kernel modules that lie in `/modules`. With
 //! `--serve-on-stdio` it serves the namespace in which it was started, with `--serve-beside-init` a machine whose first process
-//! is another. Each way it then says that it is ready and carries
+//! is another. With `--probe` and `--collect-statistics` it does one thing and ends. Else it then says that it is ready and carries
 //! out what the harness asks (see `ringway_lab::agent`). It is linked statically; the initramfs holds little else.
 
 #![deny(unsafe_code)]
@@ -16,6 +16,7 @@ mod nic;
 mod probe;
 mod program;
 mod setup;
+mod statistics;
 mod sys;
 mod tcp;
 mod traffic;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         (2.., ["--serve-on-stdio"]) => serve_a_namespace(),
         (2.., ["--serve-beside-init"]) => setup::open_port().and_then(|port| serve(port, true)),
         (2.., ["--probe", report]) => probe::run(report.as_ref()),
+        (2.., ["--collect-statistics", seconds]) => statistics::collect(seconds),
         _ => {
             eprintln!(
                 "ringway-guest is the first process of a test guest; the tests of `ringway-lab` boot it"
@@ -59,7 +61,9 @@ fn main() -> ExitCode {
     };
     match served {
         // In a guest the kernel panics when its first process ends, which ends one that can no longer be reached.
-        Ok(()) if on_stdio || words.first() == Some(&"--probe") => return ExitCode::SUCCESS,
+        Ok(()) if on_stdio || ["--probe", "--collect-statistics"].contains(words.first().unwrap_or(&"")) => {
+            return ExitCode::SUCCESS;
+        }
         Ok(()) => eprintln!("ringway-guest: the harness closed its side"),
         Err(error) => eprintln!("ringway-guest: {error}"),
     }
