@@ -43,8 +43,9 @@ use crate::fault::{Fault, Kind};
 use crate::frontends::budget::Budget;
 use crate::frontends::reports::Reports;
 use crate::frontends::session::{Command, Reporter};
+use crate::host::accounts::{A_WHILE, Account};
 use crate::host::claims::Claims;
-use crate::host::endpoint::{Inherited, Listening};
+use crate::host::endpoint::{Inherited, Listening, unreachable_for};
 use crate::host::gap;
 use crate::host::guard::Guard;
 use crate::host::look::{LOOK_EVERY, Looks, Missing};
@@ -60,8 +61,9 @@ use crate::operator::capture::{Captures, End};
 use crate::operator::events::Events;
 use crate::operator::methods::Asker;
 use crate::operator::metrics::{Scraped, Scrapers};
+use crate::operator::role::Role;
 use crate::operator::rpc::Clients;
-use crate::settings::{Options, Settings};
+use crate::settings::{Options, Settings, View};
 
 /// What reaches the control thread from other threads.
 pub(crate) enum Message {
@@ -126,6 +128,7 @@ impl Remote {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Token {
     Control,
+    View,
     Client(u64),
     Device(u64),
     Watch,
@@ -148,6 +151,7 @@ impl Token {
             Token::Bus(at) => (6, at as u64),
             Token::Reload => (7, 0),
             Token::Metrics => (8, 0),
+            Token::View => (9, 0),
         };
         EventData::new_u64(kind << 56 | id)
     }
@@ -163,6 +167,7 @@ impl Token {
             6 => Token::Bus(id as usize),
             7 => Token::Reload,
             8 => Token::Metrics,
+            9 => Token::View,
             _ => Token::Control,
         }
     }
@@ -238,6 +243,10 @@ pub(crate) struct Daemon {
     heartbeat: Option<Heartbeat>,
     pub(crate) ctl: Option<Listening>,
     pub(crate) ctl_path: Option<PathBuf>,
+    /// The view-only socket.
+    pub(crate) view: Option<Listening>,
+    pub(crate) view_asked: Option<View>,
+    pub(crate) metrics_asked: Option<String>,
     pub(crate) scraped: Option<Scraped>,
     pub(crate) scrapers: Arc<Scrapers>,
     pub(crate) retry_absent_at: Option<Instant>,
@@ -379,6 +388,9 @@ impl Daemon {
             heartbeat: options.heartbeat,
             ctl: None,
             ctl_path: options.ctl.clone(),
+            view: None,
+            view_asked: options.view.clone(),
+            metrics_asked: options.metrics.clone(),
             scraped: options.metrics.as_deref().map(Scraped::open).transpose()?,
             scrapers: Arc::default(),
             retry_absent_at: None,
@@ -421,6 +433,16 @@ impl Daemon {
             };
             daemon.epoll_add(&ctl.socket, Token::Control)?;
             daemon.ctl = Some(ctl);
+        }
+        if let Some(View { path, group }) = options.view {
+            let group = group.map(|name| Account::Group.id(&name, A_WHILE)).transpose()?;
+            let view = Listening::open(&path, None, group)?;
+            for closed in unreachable_for(&path, None, group) {
+                let hint = format!("chmod o+x {}", closed.display());
+                tracing::warn!(hint, "viewers cannot pass {} to {}", closed.display(), path.display());
+            }
+            daemon.epoll_add(&view.socket, Token::View)?;
+            daemon.view = Some(view);
         }
         let unserved_since = gap::take(&daemon.runtime_dir);
         daemon.gap = unserved_since.map(|since| gap::now().saturating_sub(since));
@@ -546,7 +568,8 @@ impl Daemon {
             let mut turn = std::mem::take(&mut busy_clients);
             for event in ready.drain(..) {
                 match Token::of(event.data) {
-                    Token::Control => self.accept_clients(),
+                    Token::Control => self.accept_clients(Role::Administrator),
+                    Token::View => self.accept_clients(Role::Viewer),
                     Token::Metrics => self.accept_scrapers(),
                     Token::Client(id) => {
                         if !turn.contains(&id) {
@@ -634,7 +657,7 @@ impl Daemon {
                     let _ = reply.send(self.unregister(&name, &why));
                 }
                 Ok(Message::Call { method, params, reply }) => {
-                    let asker = Asker { caller: Caller::own(), client: None };
+                    let asker = Asker { caller: Caller::own(), client: None, role: Role::Administrator };
                     let result = self.call(&method, params, &asker);
                     let _ = reply
                         .send(result.unwrap_or_else(|| Err(Fault::usage(format!("no method {method}")))));
@@ -709,6 +732,7 @@ impl Daemon {
         }
         self.ctl = None;
         self.events.flush(EVENTS_WITHIN);
+        self.view = None;
         if let Some(since) = self.stopped_at {
             gap::leave(&self.runtime_dir, since);
         }

@@ -39,6 +39,8 @@ pub(crate) mod metrics;
 pub(crate) mod rates;
 // What captures are written in.
 pub(crate) mod pcapng;
+// What a client may do.
+pub(crate) mod role;
 // Lines of JSON-RPC.
 pub(crate) mod rpc;
 // What moves.

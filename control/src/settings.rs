@@ -26,10 +26,21 @@ impl Default for Settings {
     }
 }
 
+/// An operator socket for those who see and change nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whose it is, by name or number, beside the user of the daemon.
+    pub group: Option<String>,
+}
+
 /// How to start the subsystem.
 pub struct Options {
     /// The operator socket; none without it.
     pub ctl: Option<PathBuf>,
+    /// The view-only operator socket; none without it.
+    pub view: Option<View>,
     /// Where metrics are scraped: the path of a socket, or an address with a port; nowhere without it.
     pub metrics: Option<String>,
     /// The operator socket, where it came with the process; whoever made it keeps its file.
@@ -70,6 +81,7 @@ impl Options {
         let bus = VirtualBus::default();
         Options {
             ctl: None,
+            view: None,
             metrics: None,
             ctl_socket: None,
             runtime_dir: runtime_dir.to_owned(),

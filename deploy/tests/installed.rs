@@ -21,6 +21,7 @@ fn package_is_installed_upgraded_and_removed() {
         deaths(&mut machine)?;
         drop_ins(&mut machine)?;
         degraded(&mut machine)?;
+        viewers(&mut machine)?;
         reload(&mut machine)?;
         upgrade(&mut machine)?;
         activation(&mut machine)?;
@@ -151,6 +152,25 @@ fn degraded(machine: &mut Machine<'_>) -> Result<()> {
     machine.well("ringway dev del host0 && ringway status").map(drop)
 }
 
+/// Who is in their group sees, and changes nothing.
+fn viewers(machine: &mut Machine<'_>) -> Result<()> {
+    machine.well(&format!(
+        "ln -s {SHARE}/view.conf {UNIT_D}/ && cp /etc/ringway/ringwayd.toml /packages/without && printf '[daemon]\\nview = \"/run/ringway/view.sock\"\\nview_group = \"ringway-view\"\\n' >> /etc/ringway/ringwayd.toml && systemctl daemon-reload && systemctl restart ringwayd"
+    ))?;
+    let viewer =
+        "setpriv --reuid 1 --regid 1 --groups $(getent group ringway-view | cut -d: -f3) ringway --ctl";
+    machine.well(&format!("{viewer} /run/ringway/view.sock dev show"))?;
+    machine.ends_with(5, &format!("{viewer} /run/ringway/view.sock dev del vm0"))?;
+    machine.ends_with(5, &format!("{viewer} /run/ringway/ctl.sock dev show"))?;
+    machine.ends_with(
+        5,
+        "setpriv --reuid 1 --regid 1 --clear-groups ringway --ctl /run/ringway/view.sock dev show",
+    )?;
+    machine
+        .well(&format!("rm {UNIT_D}/view.conf && cp /packages/without /etc/ringway/ringwayd.toml && systemctl daemon-reload && systemctl restart ringwayd && test ! -e /run/ringway/view.sock"))
+        .map(drop)
+}
+
 /// The configuration file is applied to what runs.
 fn reload(machine: &mut Machine<'_>) -> Result<()> {
     machine.well(
@@ -219,7 +239,7 @@ fn as_documented(machine: &mut Machine<'_>) -> Result<()> {
 fn nothing_left(machine: &mut Machine<'_>) -> Result<()> {
     let left = machine.well(
         "find / -xdev -name '*ringway*' -not -path '/packages*' -not -path '/proc/*' -not -name 'ringway-guest*' -not -name 'ringway-run-*'; find /run /sys/fs/cgroup -name 'ringway*' -not -name 'ringway-guest*'; \
-         getent passwd ringway; getent group ringway; dpkg -l | grep ringway || true",
+         getent passwd ringway; getent group ringway ringway-view; dpkg -l | grep ringway || true",
     )?;
     ensure!(left.is_empty(), "left behind:\n{left}");
     Ok(())

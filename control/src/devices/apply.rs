@@ -21,7 +21,6 @@ use crate::daemon::{Absent, Daemon, RETRY_ABSENT};
 use crate::devices::apply::plan::{Plan, Work, unset_of};
 use crate::devices::device::Origin;
 use crate::devices::registry::MgmtOrigin;
-use crate::devices::state::StateDir;
 use crate::fault::{Fault, Kind};
 use crate::operator::api::{
     ConfigAction, ConfigPlan, ConfigStep, ConfigText, DevSet, DeviceEntry, MgmtEntry, PortEntry, PortSet,
@@ -417,9 +416,7 @@ impl Daemon {
         let absent = self.absent.iter().filter(|absent| absent.origin == Origin::Config);
         let devices: Vec<DeviceEntry> =
             made.map(|device| &device.entry).chain(absent.map(|absent| &absent.entry)).cloned().collect();
-        let state_dir = self.state.as_ref().map(StateDir::path);
-        config::dump(&self.settings, self.ctl_path.as_deref(), state_dir, &mgmtdevs, &ports, &devices, &[])
-            .toml
+        config::dump(&self.settings, &self.places(), &mgmtdevs, &ports, &devices, &[]).toml
     }
 }
 

@@ -2,7 +2,7 @@
 //! again for as long as it is wanted. What somebody put in its place is left alone and told, once, with what to do.
 //!
 //! ```text
-//!   runtime directory   dev/NAME.sock   positions/NAME   CTL   CTL.lock   ringwayd.lock
+//!   runtime directory   dev/NAME.sock   positions/NAME   CTL   VIEW   CTL.lock   ringwayd.lock
 //!   state directory     devices.json    addresses.json   lock
 //! ```
 //!
@@ -27,6 +27,7 @@ use crate::host::endpoint::Listening;
 use crate::host::look::{Finding, Missing};
 use crate::host::share::{CURE, Changed};
 use crate::host::standing::{Identity, Standing, noun};
+use crate::settings::View;
 
 /// A directory of ours: any will do, with what belongs into it.
 fn standing_of_directory(path: &Path) -> Standing {
@@ -70,6 +71,19 @@ impl Daemon {
                 let ctl = Listening::make(&path, None, None)?;
                 self.epoll_add(&ctl.socket, Token::Control)?;
                 self.ctl = Some(ctl);
+                Ok(())
+            });
+            found.extend(made);
+        }
+        if let Some(View { path, group }) =
+            self.view_asked.clone().filter(|view| !blocked(&found, &view.path))
+        {
+            let standing = self.view.as_ref().map_or(Standing::Ours, Listening::standing);
+            let made = Finding::of("the view-only socket", &path, standing, || {
+                let group = group.map(|name| Account::Group.id(&name, A_MOMENT)).transpose()?;
+                let view = Listening::make(&path, None, group)?;
+                self.epoll_add(&view.socket, Token::View)?;
+                self.view = Some(view);
                 Ok(())
             });
             found.extend(made);

@@ -140,6 +140,12 @@ pub struct Hello {
     pub clients: usize,
     /// Clients that were dropped, by reason.
     pub dropped_clients: BTreeMap<String, u64>,
+    /// By which socket the client came that asks: `administrator` or `viewer`.
+    #[serde(default)]
+    pub role: String,
+    /// Requests of viewers that are only the administrators'.
+    #[serde(default)]
+    pub refused_requests: u64,
     /// Lines of the log that were lost, since whoever reads standard error was too slow.
     #[serde(default)]
     pub lost_log_lines: u64,

@@ -122,7 +122,14 @@ impl Client {
 fn unreachable(path: &Path, error: &io::Error) -> Fault {
     let message = format!("ringwayd is not reachable at {}: {}", path.display(), reason(error));
     if error.kind() == io::ErrorKind::PermissionDenied {
-        let fault = Fault::new(Kind::Permission, message).hint("join the socket's group, or ask its owner");
+        let view = path.with_file_name("view.sock");
+        let hint = match endpoint::connect(&view) {
+            Ok(_) => {
+                format!("to see and not to change: --ctl {}; or join the socket's group", view.display())
+            }
+            Err(_) => "join the socket's group, or ask its owner".to_owned(),
+        };
+        let fault = Fault::new(Kind::Permission, message).hint(hint);
         return match std::fs::metadata(path) {
             Ok(meta) => fault.held_by(format!(
                 "uid {}, gid {}, mode {:o}",

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll::{self, EventFlags};
 
 use crate::daemon::{Daemon, Token};
-use crate::fault::{Fault, reason};
+use crate::fault::{Fault, Kind, reason};
 use crate::host::peer::Caller;
 use crate::operator::api::{EventPage, Follow};
 use crate::operator::events::{check_instance, check_types, wanted};
 use crate::operator::methods::Asker;
+use crate::operator::role::Role;
 use crate::operator::rpc::{Line, Subscription, answer, error_answer, no_such_method};
 
 /// Requests of one client in one turn.
@@ -19,10 +20,15 @@ const REQUESTS_PER_TURN: usize = 16;
 pub(crate) const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 impl Daemon {
-    pub(crate) fn accept_clients(&mut self) {
+    /// Lets those in who wait at one of the sockets.
+    pub(crate) fn accept_clients(&mut self, role: Role) {
         for _ in 0..16 {
-            let Some(ctl) = &self.ctl else { return };
-            let stream = match ctl.socket.accept() {
+            let listening = match role {
+                Role::Administrator => &self.ctl,
+                Role::Viewer => &self.view,
+            };
+            let Some(listening) = listening else { return };
+            let stream = match listening.socket.accept() {
                 Ok((stream, _)) => {
                     self.accept_failed = false;
                     stream
@@ -42,7 +48,7 @@ impl Daemon {
                 continue;
             }
             let caller = Caller::of(&stream);
-            if let Some(id) = self.clients.admit(stream, caller)
+            if let Some(id) = self.clients.admit(stream, caller, role)
                 && let Some(client) = self.clients.by_id(id)
                 && epoll::add(&self.epoll, &client.stream, Token::Client(id).data(), EventFlags::IN).is_err()
             {
@@ -60,8 +66,10 @@ impl Daemon {
 
     fn watch_ctl(&self, is_on: bool) {
         let flags = if is_on { EventFlags::IN } else { EventFlags::empty() };
-        if let Some(ctl) = &self.ctl {
-            let _ = epoll::modify(&self.epoll, &ctl.socket, Token::Control.data(), flags);
+        for (listening, token) in [(&self.ctl, Token::Control), (&self.view, Token::View)] {
+            if let Some(listening) = listening {
+                let _ = epoll::modify(&self.epoll, &listening.socket, token.data(), flags);
+            }
         }
     }
 
@@ -75,7 +83,8 @@ impl Daemon {
         for _ in 0..REQUESTS_PER_TURN {
             let Some(client) = self.clients.by_id(id) else { return false };
             let Some(line) = client.take_line() else { break };
-            let asker = Asker { caller: client.caller.clone(), client: Some(id) };
+            let role = client.role;
+            let asker = Asker { caller: client.caller.clone(), client: Some(id), role };
             let message = match line {
                 Line::Refused(refusal) => Some(refusal),
                 Line::Oversize(refusal) => {
@@ -105,6 +114,18 @@ impl Daemon {
             }
         }
         self.settle_client(id)
+    }
+
+    /// Counts what a viewer may not, and logs the first of each: more than that would be a viewer's way to fill the log.
+    pub(crate) fn refuse(&mut self, method: &str, asker: &Asker) -> Fault {
+        self.clients.refused += 1;
+        let client = asker.client.and_then(|id| self.clients.by_id(id));
+        if client.is_some_and(|client| !std::mem::replace(&mut client.was_refused, true)) {
+            let Caller { uid, pid, comm, .. } = &asker.caller;
+            tracing::info!(method, uid, pid, comm, outcome = "refused: the socket is view-only", "operator");
+        }
+        Fault::new(Kind::Permission, format!("{method}: this socket is view-only"))
+            .hint("the operator socket (--ctl), for whoever may open it")
     }
 
     /// Writes what waits for a client and watches it for what it can do next. True if it has more requests.

@@ -6,6 +6,9 @@
 //! idle = "adaptive"       # or "poll"
 //! ctl = "/run/ringway/ctl.sock"
 //! state_dir = "/var/lib/ringway"
+//! view = "/run/ringway/view.sock"  # for those who may see and not change
+//! view_group = "ringway-view"
+//! metrics = "127.0.0.1:9178"
 //! log = "info"
 //!
 //! [[mgmtdev]]             # only for what differs from the default: naming bridge/br0 below is enough
@@ -55,6 +58,12 @@ pub struct Desired {
     pub ctl: Option<PathBuf>,
     /// State directory, if given.
     pub state_dir: Option<PathBuf>,
+    /// View-only operator socket, if given.
+    pub view: Option<PathBuf>,
+    /// Its group, if given.
+    pub view_group: Option<String>,
+    /// Where metrics are scraped, if anywhere.
+    pub metrics: Option<String>,
     /// Log level, if given.
     pub log: Option<String>,
     /// Management devices, in the file's order.
@@ -68,7 +77,8 @@ pub struct Desired {
 }
 
 /// Keys of `[daemon]`.
-pub const DAEMON_KEYS: [&str; 5] = ["cores", "idle", "ctl", "state_dir", "log"];
+pub const DAEMON_KEYS: [&str; 8] =
+    ["cores", "idle", "ctl", "view", "view_group", "metrics", "state_dir", "log"];
 /// Tables of the file.
 const TABLES: [&str; 4] = ["daemon", "mgmtdev", "port", "device"];
 /// Keys of `[[port]]`, beside its function's attributes.
@@ -256,6 +266,9 @@ impl<'a> Source<'a> {
             }
             "ctl" => desired.ctl = Some(self.path(value)?),
             "state_dir" => desired.state_dir = Some(self.path(value)?),
+            "view" => desired.view = Some(self.path(value)?),
+            "view_group" => desired.view_group = Some(self.string(value)?),
+            "metrics" => desired.metrics = Some(self.string(value)?),
             "log" => desired.log = Some(self.string(value)?),
             other => return Err(self.unknown(key.span(), other, DAEMON_KEYS)),
         }
@@ -461,8 +474,7 @@ pub(crate) enum Asked<'a> {
 /// Writes what runs as a file that makes it, and as data. What could not be made follows; what never can be, as a comment.
 pub(crate) fn dump(
     settings: &Settings,
-    ctl: Option<&Path>,
-    state_dir: Option<&Path>,
+    places: &[(&str, String)],
     mgmtdevs: &[MgmtEntry],
     ports: &[PortEntry],
     devices: &[DeviceEntry],
@@ -471,11 +483,7 @@ pub(crate) fn dump(
     let mut daemon = Map::new();
     daemon.insert("cores".into(), json!(settings.cores));
     daemon.insert("idle".into(), json!(settings.idle.name()));
-    for (key, path) in [("ctl", ctl), ("state_dir", state_dir)] {
-        if let Some(path) = path {
-            daemon.insert(key.into(), json!(path));
-        }
-    }
+    daemon.extend(places.iter().map(|(key, value)| ((*key).to_owned(), json!(value))));
     let mgmtdevs: Vec<Map<String, Value>> = mgmtdevs.iter().map(flat).collect();
     let ports: Vec<Map<String, Value>> = ports.iter().map(flat).collect();
     let devices: Vec<Map<String, Value>> = devices.iter().map(flat).collect();
@@ -679,12 +687,17 @@ mod tests {
             attributes: [("max_io_eqs".into(), "2".into())].into(),
         };
         let ports = [port.clone(), PortEntry { sfnum: 7, state: PortState::Inactive, ..port }];
-        let dump = dump(&settings, Some(Path::new("/run/c.sock")), None, &mgmtdevs, &ports, &devices, &[]);
+        let places =
+            [("ctl", "/run/c.sock"), ("view", "/run/v.sock"), ("view_group", "g"), ("metrics", "[::1]:9")];
+        let places = places.map(|(key, value)| (key, value.to_owned()));
+        let dump = dump(&settings, &places, &mgmtdevs, &ports, &devices, &[]);
         let read = parse(&dump.toml, "dump", &known()).unwrap();
         assert_eq!((&read.devices[..], &read.mgmtdevs[..]), (&devices[..], &mgmtdevs[..]));
         assert_eq!(read.ports, ports);
         assert_eq!((read.cores, read.idle), (Some(vec![1, 3]), Some(IdlePolicy::Poll)));
         assert_eq!(read.ctl.as_deref(), Some(Path::new("/run/c.sock")));
+        assert_eq!(read.view.as_deref(), Some(Path::new("/run/v.sock")));
+        assert_eq!((read.view_group.as_deref(), read.metrics.as_deref()), (Some("g"), Some("[::1]:9")));
         assert_eq!(dump.config["device"][0]["swap"], "on");
     }
 }

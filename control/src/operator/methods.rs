@@ -19,6 +19,7 @@ use crate::operator::api::{
     VlanChange, VlanShow, VstatsShow,
 };
 use crate::operator::discover;
+use crate::operator::role::Role;
 
 /// Who asks.
 #[derive(Debug, Clone)]
@@ -27,6 +28,8 @@ pub(crate) struct Asker {
     pub(crate) caller: Caller,
     /// Its place among the clients of the operator socket; none from within the process.
     pub(crate) client: Option<u64>,
+    /// By which socket.
+    pub(crate) role: Role,
 }
 
 /// A method.
@@ -95,7 +98,7 @@ methods! {
         |_, _, _| Ok(discover::document().clone());
     show "hello" (Nothing) -> Hello,
         "Who answers: version, process, instance, directories",
-        |daemon, _, _| Ok(daemon.hello());
+        |daemon, asker, _| Ok(daemon.hello(asker.role));
     show "mgmtdev.show" (Select) -> MgmtdevShow,
         "Management devices, those that could not be made, and the kinds that there can be",
         |daemon, _, select| daemon.show_mgmtdevs(select);
@@ -236,6 +239,9 @@ impl Daemon {
         asker: &Asker,
     ) -> Option<Result<Value, Fault>> {
         let method = METHODS.iter().find(|known| known.name == method)?;
+        if !asker.role.may(method) {
+            return Some(Err(self.refuse(method.name, asker)));
+        }
         Some(if method.is_change {
             self.change(method, params, asker)
         } else {

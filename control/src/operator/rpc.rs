@@ -17,11 +17,14 @@ use crate::fault::{Fault, Kind};
 use crate::host::peer::Caller;
 use crate::operator::api::ErrorData;
 use crate::operator::methods::names;
+use crate::operator::role::Role;
 
 /// The longest request, in bytes with its newline.
 pub(crate) const LONGEST_REQUEST: usize = 256 * 1024;
 /// The most clients at a time.
 pub(crate) const MOST_CLIENTS: usize = 64;
+/// The most of them that came by the view-only socket: the others' places are the administrators'.
+pub(crate) const MOST_VIEWERS: usize = 32;
 /// Bytes waiting for a client above which nothing more is read from it.
 const OUTBOX_PAUSE: usize = 256 * 1024;
 /// How long a client may leave an answer unread.
@@ -44,6 +47,9 @@ pub(crate) struct Subscription {
 pub(crate) struct Client {
     pub(crate) stream: UnixStream,
     pub(crate) caller: Caller,
+    pub(crate) role: Role,
+    /// It asked for what a viewer may not, which was logged.
+    pub(crate) was_refused: bool,
     pub(crate) subscription: Option<Subscription>,
     inbox: Vec<u8>,
     outbox: Vec<u8>,
@@ -80,15 +86,19 @@ pub(crate) struct Clients {
     slots: HashMap<u64, Client>,
     next: u64,
     pub(crate) dropped: BTreeMap<String, u64>,
+    /// Requests of viewers that are the administrators'.
+    pub(crate) refused: u64,
 }
 
 impl Clients {
-    /// Takes a new client in, if need be in the place of the one that has been silent longest.
-    pub(crate) fn admit(&mut self, stream: UnixStream, caller: Caller) -> Option<u64> {
-        if self.slots.len() >= MOST_CLIENTS {
+    /// Takes a new client in, if need be in the place of the one that has been silent longest. A viewer takes no administrator's place.
+    pub(crate) fn admit(&mut self, stream: UnixStream, caller: Caller, role: Role) -> Option<u64> {
+        let viewers = self.slots.values().filter(|client| client.role == Role::Viewer).count();
+        if self.slots.len() >= MOST_CLIENTS || (role == Role::Viewer && viewers >= MOST_VIEWERS) {
             let silent = self
                 .slots
                 .iter()
+                .filter(|(_, client)| role == Role::Administrator || client.role == Role::Viewer)
                 .filter(|(_, client)| client.heard.elapsed() >= SILENT)
                 // A follower has nothing to say; it is in use as long as it reads.
                 .filter(|(_, client)| client.subscription.is_none() || client.stalled.is_some())
@@ -110,6 +120,8 @@ impl Clients {
         let client = Client {
             stream,
             caller,
+            role,
+            was_refused: false,
             subscription: None,
             inbox: Vec::new(),
             outbox: Vec::new(),
@@ -366,7 +378,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let mut clients = Clients::default();
-        let id = clients.admit(ours, Caller::own()).unwrap();
+        let id = clients.admit(ours, Caller::own(), Role::Administrator).unwrap();
         (clients.slots.remove(&id).unwrap(), theirs)
     }
 
@@ -481,18 +493,41 @@ mod tests {
         for _ in 0..MOST_CLIENTS {
             let (ours, theirs) = UnixStream::pair().unwrap();
             held.push(theirs);
-            clients.admit(ours, Caller::own()).unwrap();
+            clients.admit(ours, Caller::own(), Role::Administrator).unwrap();
         }
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        assert_eq!(clients.admit(ours, Caller::own()), None);
+        assert_eq!(clients.admit(ours, Caller::own(), Role::Administrator), None);
         let mut told = String::new();
         theirs.read_to_string(&mut told).unwrap();
         assert!(told.contains("too many clients"), "{told}");
         let silent = clients.by_id(3).unwrap();
         silent.heard = Instant::now().checked_sub(SILENT).unwrap();
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        clients.admit(ours, Caller::own()).unwrap();
+        clients.admit(ours, Caller::own(), Role::Administrator).unwrap();
         assert!(clients.by_id(3).is_none());
         assert_eq!(clients.dropped["silent"], 1);
+    }
+
+    #[test]
+    fn viewers_leave_the_administrators_their_places() {
+        let mut clients = Clients::default();
+        let mut held = Vec::new();
+        let mut come = |clients: &mut Clients, role| {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            held.push(theirs);
+            clients.admit(ours, Caller::own(), role)
+        };
+        let administrator = come(&mut clients, Role::Administrator).unwrap();
+        for _ in 0..MOST_VIEWERS {
+            come(&mut clients, Role::Viewer).unwrap();
+        }
+        // However long the administrator has been silent.
+        clients.by_id(administrator).unwrap().heard = Instant::now().checked_sub(SILENT).unwrap();
+        assert_eq!(come(&mut clients, Role::Viewer), None);
+        assert!(clients.by_id(administrator).is_some());
+        for _ in 1..MOST_CLIENTS - MOST_VIEWERS {
+            come(&mut clients, Role::Administrator).unwrap();
+        }
+        assert_eq!(clients.len(), MOST_CLIENTS);
     }
 }

@@ -19,7 +19,7 @@ use crate::host::manager::{self, Manager};
 use crate::operator::api::{DevShow, Select};
 use crate::operator::cli::ringwayd::{Idle, Ringwayd};
 use crate::operator::config::{self, Desired};
-use crate::settings::{Options, Settings};
+use crate::settings::{Options, Settings, View};
 use crate::subsystem::Subsystem;
 use crate::{devices::drivers, host::paths, operator::single};
 
@@ -130,12 +130,22 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
     let state_from = from(args.state_dir.is_some(), desired.state_dir.is_some());
     let state_dir = paths::state_dir(args.state_dir.as_deref().or(desired.state_dir.as_deref()));
     desired.check_start(&ctl, &settings.cores)?;
+    let view = args.view.or(desired.view).map(|path| View {
+        path: std::path::absolute(&path).unwrap_or(path),
+        group: args.view_group.clone().or(desired.view_group.clone()),
+    });
+    if view.is_none() && (args.view_group.is_some() || desired.view_group.is_some()) {
+        return Err(Fault::usage("view_group is whose the view-only socket is, and there is none")
+            .at("view_group")
+            .hint("view = \"/run/ringway/view.sock\""));
+    }
     let runtime_dir = ctl.parent().unwrap_or(Path::new("/")).to_owned();
     let bus = VirtualBus::default();
     let manager = Manager::of_environment();
     let subsystem = Subsystem::start(Options {
         ctl: Some(ctl.clone()),
-        metrics: args.metrics,
+        view,
+        metrics: args.metrics.or(desired.metrics),
         ctl_socket,
         runtime_dir,
         state_dir: Some(state_dir.clone()),

@@ -1,6 +1,8 @@
 //! What operators read: the registry, the devices, their queues, the workers and the events, as the protocol's
 //! answers. Nothing here changes anything.
 
+use std::path::Path;
+
 use ringway_pmd::block::SECTOR;
 use ringway_pmd::counters::{DropReason, Example, QueueStats, RequestStats};
 use ringway_pmd::net::{F_MAC, F_MQ, F_MTU, F_STATUS};
@@ -27,6 +29,7 @@ use crate::operator::api::{
 };
 use crate::operator::config;
 use crate::operator::names::feature_names;
+use crate::operator::role::Role;
 use crate::operator::sample::{nanoseconds, sizes, times};
 use ringway_vhost_user::message::protocol;
 
@@ -41,7 +44,7 @@ fn millis(time: std::time::Duration) -> u64 {
 }
 
 impl Daemon {
-    pub(crate) fn hello(&self) -> Hello {
+    pub(crate) fn hello(&self, role: Role) -> Hello {
         Hello {
             api: VERSION.to_owned(),
             build: format!("ringway {}", env!("CARGO_PKG_VERSION")),
@@ -54,6 +57,8 @@ impl Daemon {
             state_dir: self.state.as_ref().map(|state| state.path().to_owned()),
             clients: self.clients.len(),
             dropped_clients: self.clients.dropped.clone(),
+            role: role.name().to_owned(),
+            refused_requests: self.clients.refused,
             lost_log_lines: crate::host::log::lost(),
             binary: self.program.standing(),
             up_ms: millis(self.started.elapsed()),
@@ -236,7 +241,6 @@ impl Daemon {
                 is_final: absent.is_final,
             })
             .collect();
-        let state_dir = self.state.as_ref().map(crate::devices::state::StateDir::path);
         let named = self.registry.mgmtdevs().filter(|mgmtdev| mgmtdev.origin != MgmtOrigin::Driver);
         let mgmtdevs: Vec<MgmtEntry> = named
             .map(|mgmtdev| MgmtEntry { name: mgmtdev.device.info().name, attributes: mgmtdev.asked.clone() })
@@ -256,8 +260,21 @@ impl Daemon {
             all_not_made.push(config::NotMade { entry: config::Asked::Port(&port.entry), why, is_final });
         }
         all_not_made.extend(not_made);
-        let ctl = self.ctl_path.as_deref();
-        Ok(config::dump(&self.settings, ctl, state_dir, &mgmtdevs, &ports, &devices, &all_not_made))
+        Ok(config::dump(&self.settings, &self.places(), &mgmtdevs, &ports, &devices, &all_not_made))
+    }
+
+    /// Where it is reached and where it keeps things: keys of `[daemon]`, and their values, of what there is.
+    pub(crate) fn places(&self) -> Vec<(&'static str, String)> {
+        let shown = |path: &Path| path.display().to_string();
+        let view = self.view_asked.as_ref();
+        let all = [
+            ("ctl", self.ctl_path.as_deref().map(shown)),
+            ("view", view.map(|view| shown(&view.path))),
+            ("view_group", view.and_then(|view| view.group.clone())),
+            ("metrics", self.metrics_asked.clone()),
+            ("state_dir", self.state.as_ref().map(|state| shown(state.path()))),
+        ];
+        all.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
     }
 }
 

@@ -37,6 +37,48 @@ fn socket_and_directories_are_closed_to_others() {
 }
 
 #[test]
+fn viewers_see_everything_and_change_nothing() {
+    let temp = tempfile::tempdir_in("/tmp").unwrap();
+    let view = temp.path().join("view.sock");
+    let group = rustix::process::getgid().as_raw().to_string();
+    let daemon = Daemon::start_with(&["--view", view.to_str().unwrap(), "--view-group", &group]);
+    daemon.run("dev add name vm0 mgmtdev sim/net").good();
+    wait_for("the view-only socket", || view.exists());
+    assert_eq!(std::fs::metadata(&view).unwrap().mode() & 0o777, 0o660);
+    let look = |line: &str| crate::support::ringway(&view, line);
+    assert!(look("dev show").good().contains("vm0"));
+    assert!(look("dev vstats show vm0").good().contains("qidx"));
+    assert_eq!(look("-j hello").json()["role"], "viewer");
+    assert_eq!(daemon.run("-j hello").json()["role"], "administrator");
+    for line in [
+        "dev del vm0",
+        "dev add name vm1 mgmtdev sim/net",
+        "mgmtdev del sim/net",
+        "dev set name vm0 mtu 1400",
+    ] {
+        let error = look(line).bad(5);
+        assert!(error.contains("this socket is view-only") && error.contains("--ctl"), "{line}: {error}");
+    }
+    assert!(look("hello").good().contains("refused requests of viewers 4"));
+    assert!(daemon.run("dev show").good().contains("vm0"));
+    assert_eq!(daemon.log().matches("refused: the socket is view-only").count(), 4, "{}", daemon.log());
+    // What runs is what its own description makes again.
+    let dump = daemon.run("config dump").good();
+    assert!(dump.contains(&format!("view = \"{}\"", view.display())), "{dump}");
+    // Taken away, it comes again.
+    std::fs::remove_file(&view).unwrap();
+    wait_for("the socket is made again", || view.exists());
+    assert!(look("dev show").good().contains("vm0"));
+}
+
+#[test]
+fn group_of_a_socket_that_there_is_not_is_refused() {
+    let mut command = crate::support::ringwayd();
+    command.args(["--ctl", "/tmp/none/ctl.sock", "--view-group", "0"]);
+    assert!(crate::support::finish(command).bad(2).contains("view_group"));
+}
+
+#[test]
 fn errors_carry_code_kind_hint_and_path() {
     let daemon = Daemon::start();
     let mut wire = daemon.wire();

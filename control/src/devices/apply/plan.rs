@@ -66,7 +66,11 @@ impl Daemon {
     /// What only a start brings.
     fn plan_daemon(&self, desired: &Desired, plan: &mut Plan) {
         let path = |path: &Path| path.display().to_string();
-        let running_state = self.state.as_ref().map(|state| path(state.path()));
+        let running = self.places();
+        let place = |key: &'static str, after: Option<String>| {
+            let before = running.iter().find(|(known, _)| *known == key).map(|(_, value)| value.clone());
+            (key, after, before)
+        };
         let pairs = [
             ("cores", desired.cores.as_deref().map(list), Some(list(&self.settings.cores))),
             (
@@ -74,8 +78,11 @@ impl Daemon {
                 desired.idle.map(|idle| idle.name().to_owned()),
                 Some(self.settings.idle.name().to_owned()),
             ),
-            ("ctl", desired.ctl.as_deref().map(path), self.ctl_path.as_deref().map(path)),
-            ("state_dir", desired.state_dir.as_deref().map(path), running_state),
+            place("ctl", desired.ctl.as_deref().map(path)),
+            place("view", desired.view.as_deref().map(path)),
+            place("view_group", desired.view_group.clone()),
+            place("metrics", desired.metrics.clone()),
+            place("state_dir", desired.state_dir.as_deref().map(path)),
         ];
         let is_other =
             |(_, after, before): &(_, Option<String>, Option<String>)| after.is_some() && after != before;

@@ -305,6 +305,11 @@ pub(crate) fn daemon_key_help(key: &str) -> &'static str {
         "cores" => "cores of the workers: a list, or a string as in \"2-3\"; restart to change",
         "idle" => "what idle workers do: \"adaptive\" (sleep) or \"poll\" (spin); restart to change",
         "ctl" => "the operator socket; restart to change",
+        "view" => "an operator socket for those who may see everything and change nothing; restart to change",
+        "view_group" => "whose the view-only socket is: a group; restart to change",
+        "metrics" => {
+            "where Prometheus scrapes: an address with a port, or the path of a socket; restart to change"
+        }
         "state_dir" => "where devices that operators add are kept; restart to change",
         _ => "what is logged; restart to change",
     }

@@ -734,6 +734,12 @@ pub(super) fn hello(hello: &Hello) -> String {
     for (reason, count) in &hello.dropped_clients {
         let _ = writeln!(text, "  dropped clients: {reason} {count}");
     }
+    if hello.role == "viewer" {
+        text.push_str("  this socket is view-only\n");
+    }
+    if hello.refused_requests > 0 {
+        let _ = writeln!(text, "  refused requests of viewers {}", hello.refused_requests);
+    }
     if hello.lost_log_lines > 0 {
         let _ = writeln!(
             text,

@@ -15,6 +15,12 @@ pub struct Ringwayd {
     /// The operator socket [env: RINGWAY_CTL] [default: /run/ringway/ctl.sock for root, else $XDG_RUNTIME_DIR/ringway/ctl.sock, without that /tmp/ringway-UID/ctl.sock]
     #[arg(long, value_name = "PATH")]
     pub ctl: Option<PathBuf>,
+    /// An operator socket for those who may see everything and change nothing [default: none]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["fd", "socket_path"])]
+    pub view: Option<PathBuf>,
+    /// Whose the view-only socket is: a group, by name or number [default: the daemon's]
+    #[arg(long, value_name = "GROUP", conflicts_with_all = ["fd", "socket_path"])]
+    pub view_group: Option<String>,
     /// Where Prometheus scrapes GET /metrics: an address with a port, or the path of a socket [default: nowhere]
     #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["fd", "socket_path"])]
     pub metrics: Option<String>,

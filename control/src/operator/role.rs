@@ -1,0 +1,62 @@
+//! What a client of an operator socket may do: which of the two sockets it came by decides, and nothing that it says.
+//!
+//! A viewer sees what there is and what happens; whatever changes something, or shows what guests send, is an administrator's.
+
+use crate::operator::methods::Method;
+
+/// By which socket a client came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The operator socket: everything.
+    Administrator,
+    /// The view-only socket.
+    Viewer,
+}
+
+impl Role {
+    /// Its name, as `hello` tells it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Role::Administrator => "administrator",
+            Role::Viewer => "viewer",
+        }
+    }
+
+    /// Whether it may call this method.
+    pub(crate) fn may(self, method: &Method) -> bool {
+        self == Role::Administrator || (!method.is_change && !PRIVATE.contains(&method.name))
+    }
+}
+
+/// What changes nothing and shows what guests send.
+const PRIVATE: [&str; 1] = ["capture"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operator::methods::METHODS;
+
+    #[test]
+    fn viewers_may_call_these_and_nothing_else() {
+        let of_viewers: Vec<&str> =
+            METHODS.iter().filter(|method| Role::Viewer.may(method)).map(|method| method.name).collect();
+        let known = [
+            "rpc.discover",
+            "hello",
+            "mgmtdev.show",
+            "port.show",
+            "dev.show",
+            "dev.config.show",
+            "dev.vstats.show",
+            "bridge.vlan.show",
+            "core.show",
+            "sample",
+            "events",
+            "dry_run",
+            "config.dump",
+            "config.diff",
+        ];
+        assert_eq!(of_viewers, known, "a new one is thought over before it is shown to everybody");
+        assert!(METHODS.iter().all(|method| Role::Administrator.may(method)));
+    }
+}
