@@ -71,7 +71,7 @@ pub(crate) const LEVEL_NAMES: [&str; 6] = ["off", "error", "warn", "info", "debu
 /// It is no level, or the thread cannot be started.
 pub(crate) fn start(wanted: &str) -> Result<Log, Fault> {
     let filter = filter(wanted)?;
-    let started = match of_journal(&io::stderr()) {
+    let started = match of_journal(io::stderr()) {
         false => Log::start(io::stderr(), Form::Text),
         true => match UnixDatagram::unbound().and_then(|socket| {
             socket.connect(Path::new(JOURNAL))?;
@@ -256,15 +256,12 @@ struct Journal {
 
 impl Write for Journal {
     fn write(&mut self, entry: &[u8]) -> io::Result<usize> {
-        match self.socket.send(entry) {
-            // It was started anew, or what was said is larger than it takes so.
-            Err(_) => {
-                let again = self.socket.connect(Path::new(JOURNAL)).and_then(|()| self.socket.send(entry));
-                if again.is_err() {
-                    self.socket.send(&entry_of(4, "a line of the log was larger than journald takes"))?;
-                }
+        // It was started anew, or what was said is larger than it takes so.
+        if self.socket.send(entry).is_err() {
+            let again = self.socket.connect(Path::new(JOURNAL)).and_then(|()| self.socket.send(entry));
+            if again.is_err() {
+                self.socket.send(&entry_of(4, "a line of the log was larger than journald takes"))?;
             }
-            Ok(_) => {}
         }
         Ok(entry.len())
     }

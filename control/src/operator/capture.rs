@@ -139,6 +139,9 @@ impl Captures {
     }
 }
 
+/// A client's connection, with what was not written to it.
+type Given = (UnixStream, Vec<u8>);
+
 impl Daemon {
     /// Answers `capture`: the client's connection is the capture's from then on. A fault: it stays a client.
     pub(crate) fn capture(
@@ -167,7 +170,7 @@ impl Daemon {
         id: &Value,
         params: Value,
         caller: &Caller,
-    ) -> Result<(Running, Sender<(UnixStream, Vec<u8>)>), Fault> {
+    ) -> Result<(Running, Sender<Given>), Fault> {
         let request: CaptureRequest =
             serde_json::from_value(params).map_err(|error| Fault::usage(format!("parameters: {error}")))?;
         if self.is_stopping() {

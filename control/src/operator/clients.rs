@@ -94,7 +94,7 @@ impl Daemon {
                 Line::Request(request) => {
                     let result = match (request.method.as_str(), &request.id) {
                         // Its connection is another thread's from then on.
-                        ("capture", Some(number)) => {
+                        ("capture", Some(number)) if role == Role::Administrator => {
                             match self.capture(id, number, request.params, &asker.caller) {
                                 Ok(()) => return false,
                                 Err(fault) => Some(Err(fault)),

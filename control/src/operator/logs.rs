@@ -40,7 +40,7 @@ impl Daemon {
         })
     }
 
-    pub(crate) fn set_log(&mut self, set: &LogSet) -> Result<LogShow, Fault> {
+    pub(crate) fn set_log(&self, set: &LogSet) -> Result<LogShow, Fault> {
         let level = self.check_log(set)?;
         match &set.dev {
             None => logging::set(&set.level)?,

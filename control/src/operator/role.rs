@@ -28,8 +28,8 @@ impl Role {
     }
 }
 
-/// What changes nothing and shows what guests send.
-const PRIVATE: [&str; 1] = ["capture"];
+/// What changes nothing, and is not for everybody all the same: what guests send, and a measurement that begins anew for whoever asks next.
+const PRIVATE: [&str; 2] = ["capture", "core.plan"];
 
 #[cfg(test)]
 mod tests {
@@ -50,8 +50,11 @@ mod tests {
             "dev.vstats.show",
             "bridge.vlan.show",
             "core.show",
+            "metrics.show",
             "sample",
+            "inspect",
             "events",
+            "log.show",
             "dry_run",
             "config.dump",
             "config.diff",

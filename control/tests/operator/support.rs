@@ -238,10 +238,7 @@ impl Daemon {
 
     /// A raw connection to the operator socket.
     pub(crate) fn wire(&self) -> Wire {
-        let stream = UnixStream::connect(self.ctl()).unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        stream.set_write_timeout(Some(SOON)).unwrap();
-        Wire(BufReader::new(stream))
+        Wire::to(&self.ctl())
     }
 }
 
@@ -258,6 +255,12 @@ impl Drop for Daemon {
 pub(crate) struct Wire(pub(crate) BufReader<UnixStream>);
 
 impl Wire {
+    pub(crate) fn to(path: &Path) -> Wire {
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.set_write_timeout(Some(SOON)).unwrap();
+        Wire(BufReader::new(stream))
+    }
     pub(crate) fn send(&mut self, text: &str) {
         self.0.get_mut().write_all(text.as_bytes()).unwrap();
     }
