@@ -141,7 +141,7 @@ impl Daemon {
     }
 
     /// What `core.add` would do.
-    pub(crate) fn plan_add_core(&mut self, target: CoreTarget) -> Result<ConfigPlan, Fault> {
+    pub(crate) fn plan_add_core(&self, target: CoreTarget) -> Result<ConfigPlan, Fault> {
         let core = target.core;
         if self.placement.find(core).is_ok() && !self.placement.is_draining(core) {
             return Err(has_a_worker(core));
@@ -162,7 +162,7 @@ impl Daemon {
     }
 
     /// What `core.del` would do.
-    pub(crate) fn plan_delete_core(&mut self, target: CoreTarget) -> Result<ConfigPlan, Fault> {
+    pub(crate) fn plan_delete_core(&self, target: CoreTarget) -> Result<ConfigPlan, Fault> {
         self.check_delete_core(target.core)?;
         Ok(of_core(target.core, ConfigAction::Del, &[]))
     }
