@@ -304,7 +304,7 @@ impl<const PARTS: bool> BridgePump<PARTS> {
         let mut all = self.frames.as_slice();
         if PARTS && let Some(part) = &mut self.part {
             let decisions = decisions.get(..all.len()).unwrap_or_default();
-            let fits = part.fit(decisions, source.burst(), self.now);
+            let fits = part.fit(decisions, source.burst(), (&self.in_flight, self.sinks), self.now);
             all = all.get(..fits).unwrap_or_default();
             if fits == 0 {
                 return (0, 0);

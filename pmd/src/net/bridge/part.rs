@@ -306,9 +306,16 @@ impl Part {
 
     /// How many of the first frames of a burst find room in the lanes that they are for, or have waited long enough: the others stay
     /// in their source. What chains of the burst are in decides what has to be copied.
-    pub(super) fn fit(&mut self, decisions: &[Decision], burst: &Burst, now: u64) -> usize {
-        for lane in &mut self.lanes {
-            lane.look_for_room(now);
+    pub(super) fn fit(
+        &mut self,
+        decisions: &[Decision],
+        burst: &Burst,
+        (in_flight, first_sink): (&InFlight, usize),
+        now: u64,
+    ) -> usize {
+        for (sink, lane) in (first_sink..).zip(&mut self.lanes) {
+            // As many as may be out: what was finished since the poll began is not given back yet.
+            lane.look_for_room(in_flight.room_at(sink), now);
         }
         let mut copies = self.copies.room();
         for (nth, (decision, chain)) in decisions.iter().zip(burst.chains()).enumerate() {
@@ -672,13 +679,13 @@ impl Lane {
     }
 
     /// Looks how many entries it takes, before a burst of them.
-    fn look_for_room(&mut self, now: u64) {
+    fn look_for_room(&mut self, may_be_out: usize, now: u64) {
         self.room = self.writer.room();
         if self.room < Burst::CHAINS {
             self.writer.finished();
             self.room = self.writer.room();
         }
-        // Beside stations that are told with the burst.
+        self.room = self.room.min(may_be_out);
         if self.room > 0 {
             self.full_since = None;
         } else {
