@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use crate::daemon::Daemon;
 use crate::fault::{Fault, Kind, nearest, printable};
 use crate::operator::api::{DeviceState, Inspect, Inspected, Named, Queue, Select, State, Vstats};
+use crate::operator::role::Role;
 
 /// The parts of the document.
 pub(crate) const PARTS: [&str; 8] =
@@ -15,7 +16,7 @@ pub(crate) const PARTS: [&str; 8] =
 
 impl Daemon {
     /// What stands at a path.
-    pub(crate) fn inspect(&mut self, asked: &Inspect) -> Result<Inspected, Fault> {
+    pub(crate) fn inspect(&mut self, asked: &Inspect, role: Role) -> Result<Inspected, Fault> {
         let path = match asked.path.trim_matches('/') {
             "" => "*",
             path => path,
@@ -24,7 +25,7 @@ impl Daemon {
             PARTS.into_iter().filter_map(|part| Some((part, rest_behind(part, path)?))).collect();
         let mut state = State::default();
         for (part, rest) in &parts {
-            self.fill(&mut state, part, rest)?;
+            self.fill(&mut state, part, rest, role)?;
         }
         let whole =
             serde_json::to_value(&state).map_err(|error| Fault::new(Kind::Runtime, error.to_string()))?;
@@ -52,9 +53,9 @@ impl Daemon {
     }
 
     /// Makes a part, of the devices those that the rest of the path leads to.
-    fn fill(&mut self, state: &mut State, part: &str, rest: &str) -> Result<(), Fault> {
+    fn fill(&mut self, state: &mut State, part: &str, rest: &str, role: Role) -> Result<(), Fault> {
         match part {
-            "daemon" => state.daemon = Some(self.hello()),
+            "daemon" => state.daemon = Some(self.hello(role)),
             "mgmtdevs" => state.mgmtdevs = self.show_mgmtdevs(Select::default())?.mgmtdev,
             "kinds" => state.kinds = self.show_mgmtdevs(Select::default())?.kinds,
             "ports" => state.ports = self.show_ports(&Select::default())?.port,

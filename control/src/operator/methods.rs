@@ -191,7 +191,7 @@ methods! {
         |daemon, _, _| Ok(daemon.sample());
     show "inspect" (Inspect) -> Inspected,
         "All that there is, as one document of the type State, or what stands at a path of it",
-        |daemon, _, asked| daemon.inspect(&asked);
+        |daemon, asker, asked| daemon.inspect(&asked, asker.role);
     show "events" (Follow) -> EventPage,
         "What happened; with `follow`, each further event comes as a notification `event`",
         |daemon, asker, follow| daemon.subscribe(asker.client, follow);
