@@ -46,7 +46,7 @@ pub enum Standing {
 /// What was found of one thing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// Which check: one of [`CHECKS`].
+    /// Which check: one of `CHECKS`.
     pub check: String,
     /// How it stands.
     pub standing: Standing,

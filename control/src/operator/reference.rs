@@ -1,7 +1,7 @@
 //! The reference: every counter, drop, fault, metric, event, setting, attribute and method, from the code that has them. One list
 //! of sections, written as a page (`docs/reference.md`) and as a manual page (ringway-reference(7)).
 //!
-//! What a field means is the documentation of its type, as the protocol's description has it ([`crate::operator::discover`]).
+//! What a field means is the documentation of its type, as the protocol's description has it (`crate::operator::discover`).
 
 use std::fmt::Write as _;
 
