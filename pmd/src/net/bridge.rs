@@ -13,7 +13,7 @@
 //! A bridge presses nobody back: what a port cannot take at once is dropped and counted there, so that a slow port costs
 //! the others nothing. Frames to groups and to unknown addresses are bounded for each sending port.
 //!
-//! One bridge is one pump on one core, or several, each with the ports on a core: [parts](part), between which frames cross by
+//! One bridge is one pump on one core, or several, each with the ports on a core: parts (`part`), between which frames cross by
 //! lanes. A pump that is all of a bridge is another type, which has nothing of that.
 //!
 //! A sink may read frames for longer than one poll (io_uring, DMA): they go back to their sources in order as it finishes,
