@@ -36,7 +36,7 @@ pub enum Standing {
     /// As it should be.
     Ok,
     /// The host does not tell, or not this user.
-    CannotTell,
+    Unknown,
     /// It works, and costs something.
     Warning,
     /// It harms the host, or keeps Ringway from working.
@@ -158,7 +158,7 @@ pub fn examine(root: &Path, told: &Told, cores: &[usize]) -> Result<Report, Faul
 impl Check {
     fn finding(&self, look: &Look<'_>) -> Finding {
         let mut finding = (self.look)(look).unwrap_or_else(|why| Finding {
-            standing: Standing::CannotTell,
+            standing: Standing::Unknown,
             ..Finding::ok(format!("cannot tell: {why}"))
         });
         finding.check = self.name.to_owned();
@@ -208,7 +208,7 @@ impl Report {
         for finding in &self.findings {
             let word = match finding.standing {
                 Standing::Ok => "ok",
-                Standing::CannotTell => "unknown",
+                Standing::Unknown => "unknown",
                 Standing::Warning => "warning",
                 Standing::Failure => "failure",
             };
@@ -219,7 +219,7 @@ impl Report {
             if let Some(more) = finding.items.len().checked_sub(MOST_ITEMS).filter(|more| *more > 0) {
                 let _ = writeln!(text, "           and {more} more (ringway -j doctor)");
             }
-            if finding.standing > Standing::CannotTell {
+            if finding.standing > Standing::Unknown {
                 for (word, said) in [("why", &finding.why), ("try", &finding.cure)] {
                     if let Some(said) = said {
                         let _ = writeln!(text, "         {word}: {said}");
@@ -229,10 +229,10 @@ impl Report {
         }
         let _ = writeln!(
             text,
-            "{} failures, {} warnings, {} not told",
+            "{} failures, {} warnings, {} unknown",
             self.count(Standing::Failure),
             self.count(Standing::Warning),
-            self.count(Standing::CannotTell)
+            self.count(Standing::Unknown)
         );
         text
     }

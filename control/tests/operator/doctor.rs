@@ -103,7 +103,7 @@ fn host_that_is_prepared_is_good_in_every_check() {
     assert_eq!(done.code, 0, "{done:?}");
     let text = ringway(NO_DAEMON.as_ref(), &format!("doctor --root {}", host.path().display())).good();
     assert!(text.starts_with("no daemon: looked at as if one had workers on cores 3\n"), "{text}");
-    assert!(text.ends_with("0 failures, 0 warnings, 0 not told\n"), "{text}");
+    assert!(text.ends_with("0 failures, 0 warnings, 0 unknown\n"), "{text}");
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn each_thing_that_is_wrong_is_found_with_what_to_do() {
     all(
         "governor",
         &|root| fs::remove_dir_all(root.join(cpu).join("cpu3/cpufreq")).unwrap(),
-        "cannot_tell",
+        "unknown",
         &["is not there"],
     );
     all(
@@ -174,7 +174,7 @@ fn each_thing_that_is_wrong_is_found_with_what_to_do() {
     all(
         "irq",
         &|root| fs::remove_dir_all(root.join("proc/irq")).unwrap(),
-        "cannot_tell",
+        "unknown",
         &["/proc/irq is not there"],
     );
     all(
@@ -246,7 +246,7 @@ fn cores_are_named_or_refused_and_what_is_not_there_is_not_guessed() {
         !["scheduling", "claimed", "program"].contains(&finding["check"].as_str().unwrap())
     };
     for finding in report["doctor"]["findings"].as_array().unwrap().iter().filter(told) {
-        assert_eq!(finding["standing"], "cannot_tell", "{finding}");
+        assert_eq!(finding["standing"], "unknown", "{finding}");
         assert!(finding["found"].as_str().unwrap().starts_with("cannot tell: /"), "{finding}");
     }
 }

@@ -1,7 +1,15 @@
 //! Ports that come, go and move to other cores, and workers that take nothing or do not answer: whoever asked for a change bears
 //! its failure, and the others go on.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::*;
+
+/// Its ports are served where this says, as control has it of those that were given no core of their own.
+fn place_on(nic: &mut Nic, core: &Arc<AtomicUsize>) {
+    let core = Arc::clone(core);
+    nic.placer.core_of = Arc::new(move |_| core.load(Ordering::SeqCst));
+}
 
 #[test]
 fn moves_between_cores_and_ports_that_come_and_go_lose_nothing_of_the_others() {
@@ -13,13 +21,9 @@ fn moves_between_cores_and_ports_that_come_and_go_lose_nothing_of_the_others() {
     let mut bridge = bridge(&engine);
     let mut a = Nic::new(&mut *bridge, "a", Setup::default(), &engine);
     let mut b = Nic::new(&mut *bridge, "b", Setup { format: Format::Packed, ..Setup::default() }, &engine);
-    let core = Arc::new(std::sync::atomic::AtomicUsize::new(cores[0]));
-    let placed_on = |nic: &mut Nic| {
-        let core = Arc::clone(&core);
-        nic.placer.core_of = Arc::new(move |_| core.load(std::sync::atomic::Ordering::SeqCst));
-    };
-    placed_on(&mut a);
-    placed_on(&mut b);
+    let core = Arc::new(AtomicUsize::new(cores[0]));
+    place_on(&mut a, &core);
+    place_on(&mut b, &core);
     a.start(1);
     b.start(1);
     a.post(0, 1);
@@ -31,11 +35,11 @@ fn moves_between_cores_and_ports_that_come_and_go_lose_nothing_of_the_others() {
             a.send_plain(0, &frame(b.mac, a.mac, 64, seed));
         }
         let to = cores[usize::from(round) % 2];
-        core.store(to, std::sync::atomic::Ordering::SeqCst);
+        core.store(to, Ordering::SeqCst);
         bridge.set(&BTreeMap::from([("core".to_owned(), to.to_string())])).unwrap();
         a.device.queues().follow(WITHIN).unwrap();
         let mut c = Nic::new(&mut *bridge, "c", Setup::default(), &engine);
-        placed_on(&mut c);
+        place_on(&mut c, &core);
         c.start(1);
         c.stop();
         b.expect(0, 8);
@@ -99,11 +103,14 @@ fn port_whose_pump_cannot_be_placed_any_more_is_told_so_and_not_of_a_panic() {
     let mut bridge = bridge(&engine);
     let mut a = Nic::new(&mut *bridge, "a", Setup::default(), &engine);
     let mut b = Nic::new(&mut *bridge, "b", Setup::default(), &engine);
+    let core = Arc::new(AtomicUsize::new(engine.cores()[0]));
     for nic in [&mut a, &mut b] {
         nic.placer.watcher = Arc::new(Deaf);
+        place_on(nic, &core);
         nic.start(1);
     }
     // A core that has no worker: neither the new plan nor the old one can be placed.
+    core.store(999, Ordering::SeqCst);
     bridge.set(&BTreeMap::from([("core".to_owned(), "999".to_owned())])).unwrap();
     b.stop();
     // It is tried again for a while first.
@@ -115,6 +122,7 @@ fn port_whose_pump_cannot_be_placed_any_more_is_told_so_and_not_of_a_panic() {
     }
     let ended = a.device.queues().take_ended(WITHIN);
     assert!(matches!(&ended[..], [(0, Ended::NotPlaced(why))] if why.contains("core 999")), "{ended:?}");
+    core.store(engine.cores()[0], Ordering::SeqCst);
     bridge.set(&BTreeMap::from([("core".to_owned(), engine.cores()[0].to_string())])).unwrap();
     for nic in [&mut a, &mut b] {
         nic.start(1);
@@ -130,12 +138,16 @@ fn port_whose_pump_cannot_be_placed_for_a_moment_is_served_again_and_told_nothin
     let mut a = Nic::new(&mut *bridge, "a", Setup::default(), &engine);
     let mut b = Nic::new(&mut *bridge, "b", Setup::default(), &engine);
     let mut c = Nic::new(&mut *bridge, "c", Setup::default(), &engine);
+    let core = Arc::new(AtomicUsize::new(engine.cores()[0]));
     for nic in [&mut a, &mut b, &mut c] {
+        place_on(nic, &core);
         nic.start(1);
     }
+    core.store(999, Ordering::SeqCst);
     bridge.set(&BTreeMap::from([("core".to_owned(), "999".to_owned())])).unwrap();
     c.stop();
     assert_eq!(a.device.queues().served_by(0).and_then(ServedBy::core), None, "nobody serves it");
+    core.store(engine.cores()[0], Ordering::SeqCst);
     bridge.set(&BTreeMap::from([("core".to_owned(), engine.cores()[0].to_string())])).unwrap();
     passes(&mut a, &mut b, 1);
     passes(&mut b, &mut a, 2);
@@ -158,7 +170,7 @@ fn start_that_a_held_worker_does_not_answer_leaves_nothing_behind() {
     let refused = c.try_start(1).unwrap_err();
     assert!(matches!(refused, ServeError::Stuck(_)), "{refused}");
     assert!(c.device.queues().served_by(0).is_none(), "it is told that none is in service");
-    holds.store(false, std::sync::atomic::Ordering::SeqCst);
+    holds.store(false, Ordering::SeqCst);
     // The others go on, though nobody asks for a change.
     passes(&mut a, &mut b, 1);
     // Nor does one serve what was refused.
@@ -190,7 +202,7 @@ fn stop_that_a_held_worker_does_not_answer_leaves_the_others_in_service() {
         let stuck = service.stop(group, Duration::from_millis(20)).unwrap_err();
         assert!(stuck.to_string().contains("did not"), "{stuck}");
         assert!(service.served_by(group).is_some(), "a worker has it");
-        holds.store(false, std::sync::atomic::Ordering::SeqCst);
+        holds.store(false, Ordering::SeqCst);
         passes(&mut a, &mut b, 2);
         passes(&mut b, &mut a, 3);
         let stopped = c.as_mut().unwrap_or(&mut b);
@@ -207,22 +219,22 @@ fn move_that_a_held_worker_does_not_answer_leaves_all_in_service() {
         let mut mgmtdev = if is_bridge { bridge(&engine) } else { link() };
         let mut a = Nic::new(&mut *mgmtdev, "a", Setup::default(), &engine);
         let mut b = Nic::new(&mut *mgmtdev, "b", Setup::default(), &engine);
-        let core = Arc::new(std::sync::atomic::AtomicUsize::new(engine.cores()[0]));
+        let core = Arc::new(AtomicUsize::new(engine.cores()[0]));
         for nic in [&mut a, &mut b] {
             let core = Arc::clone(&core);
-            nic.placer.core_of = Arc::new(move |_| core.load(std::sync::atomic::Ordering::SeqCst));
+            nic.placer.core_of = Arc::new(move |_| core.load(Ordering::SeqCst));
             nic.start(1);
         }
         passes(&mut a, &mut b, 1);
         let (holds, _holder) = hold(&engine);
-        core.store(engine.cores()[1], std::sync::atomic::Ordering::SeqCst);
+        core.store(engine.cores()[1], Ordering::SeqCst);
         bridge_core(&mut *mgmtdev, is_bridge, engine.cores()[1]);
         let stuck = a.device.queues().follow(Duration::from_millis(20)).unwrap_err();
         assert!(matches!(stuck, ServeError::Stuck(_)), "{stuck}");
         // It is to stay where it was after all, so that nothing is left to move.
-        core.store(engine.cores()[0], std::sync::atomic::Ordering::SeqCst);
+        core.store(engine.cores()[0], Ordering::SeqCst);
         bridge_core(&mut *mgmtdev, is_bridge, engine.cores()[0]);
-        holds.store(false, std::sync::atomic::Ordering::SeqCst);
+        holds.store(false, Ordering::SeqCst);
         passes(&mut a, &mut b, 2);
         passes(&mut b, &mut a, 3);
         assert_eq!(a.device.queues().served_by(0).and_then(ServedBy::core), Some(engine.cores()[0]));
@@ -274,7 +286,7 @@ fn port_that_is_dropped_waits_neither_for_a_worker_nor_for_the_lock() {
     let took = begun.elapsed();
     assert!(took < 100 * undisturbed, "waited for {took:?}; undisturbed it takes {undisturbed:?}");
     assert!(!session.is_finished(), "the worker was not held");
-    holds.store(false, std::sync::atomic::Ordering::SeqCst);
+    holds.store(false, Ordering::SeqCst);
     let mut a = session.join().unwrap();
     a.start(1);
     b.start(1);
