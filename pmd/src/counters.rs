@@ -408,24 +408,17 @@ impl QueueCounters {
     }
     /// Somebody looks on from now on. Not on a worker. False: a worker that does not run holds the list; try again.
     pub fn begin_capture(&self, capture: &Arc<QueueCapture>) -> bool {
-        let begun = self.onlookers.change(|all| all.push(Arc::clone(capture)));
-        self.note_onlookers(begun)
+        self.onlookers.change(&self.inner.is_captured, |all| all.push(Arc::clone(capture)))
     }
     /// They look on no more. Not on a worker. False: as for [`QueueCounters::begin_capture`].
     pub fn end_capture(&self, capture: &Arc<QueueCapture>) -> bool {
-        let ended = self.onlookers.change(|all| all.retain(|other| !Arc::ptr_eq(other, capture)));
-        self.note_onlookers(ended)
-    }
-    fn note_onlookers(&self, there_are: Option<usize>) -> bool {
-        if let Some(count) = there_are {
-            self.inner.is_captured.store(count > 0, Ordering::Relaxed);
-        }
-        there_are.is_some()
+        let leave = |all: &mut Vec<Arc<QueueCapture>>| all.retain(|other| !Arc::ptr_eq(other, capture));
+        self.onlookers.change(&self.inner.is_captured, leave)
     }
     /// Holds the list of those who look on meanwhile.
     #[cfg(test)]
     pub(crate) fn change_held(&self, meanwhile: impl FnOnce()) {
-        self.onlookers.change(|_| meanwhile());
+        self.onlookers.change(&self.inner.is_captured, |_| meanwhile());
     }
     /// Frames of the queue that passed unseen by those who look on, since one of them was just coming or going.
     pub fn unseen(&self) -> u64 {

@@ -16,7 +16,7 @@
 
 mod filter;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -199,11 +199,18 @@ pub struct Onlookers {
 }
 
 impl Onlookers {
-    /// One more, or one less: how many there are then. None: a worker that does not run is about to look; nothing is changed.
-    pub(crate) fn change(&self, change: impl FnOnce(&mut Vec<Arc<QueueCapture>>)) -> Option<usize> {
-        let mut of = within(&self.of, EXCHANGE_WITHIN)?;
+    /// One more, or one less; `are_there` says afterwards whether there are any. False: a worker that does not run is about to
+    /// look; nothing is changed.
+    pub(crate) fn change(
+        &self,
+        are_there: &AtomicBool,
+        change: impl FnOnce(&mut Vec<Arc<QueueCapture>>),
+    ) -> bool {
+        let Some(mut of) = within(&self.of, EXCHANGE_WITHIN) else { return false };
         change(&mut of);
-        Some(of.len())
+        // Under the lock: of two that change the list at a time, the later one says what is so.
+        are_there.store(!of.is_empty(), Ordering::Relaxed);
+        true
     }
 
     /// Frames that no onlooker saw, since the list was just being changed.

@@ -455,6 +455,8 @@ impl<'a> Passage<'a> {
         let len = room.len().min(self.frame.len as usize);
         let copy = room.get_mut(..len).unwrap_or_default();
         let head = self.head();
+        // There may be room for less than was looked at.
+        let head = head.get(..copy.len()).unwrap_or(head);
         if let Some((begin, rest)) = copy.split_at_mut_checked(head.len()) {
             begin.copy_from_slice(head);
             copy_out(self.burst, self.chain, self.rest_at(), rest);

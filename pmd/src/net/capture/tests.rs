@@ -24,10 +24,22 @@ impl Bed {
 
     /// Shows it; its first bytes are what was looked at, and other ones stand there by now.
     fn show(&self, counters: &QueueCounters, dropped: Option<DropReason>, at: u64) {
+        self.show_looked_at(14, counters, dropped, at);
+    }
+
+    /// The same, where so many bytes were looked at.
+    fn show_looked_at(
+        &self,
+        looked_at: usize,
+        counters: &QueueCounters,
+        dropped: Option<DropReason>,
+        at: u64,
+    ) {
         let mut beginning: Head = [0; 192];
-        beginning[..14].copy_from_slice(&self.bytes[..14]);
+        beginning[..looked_at].copy_from_slice(&self.bytes[..looked_at]);
         self.burst.map().resolve(12, 12).unwrap().write(&[0xdd; 12]);
-        let frame = Frame { len: self.bytes.len() as u32, looked_at: 14, ..Frames::EMPTY };
+        let looked_at = looked_at.try_into().unwrap();
+        let frame = Frame { len: self.bytes.len() as u32, looked_at, ..Frames::EMPTY };
         let chain = &self.burst.chains()[0];
         let from = Passage {
             burst: &self.burst,
@@ -158,5 +170,43 @@ fn records_end_where_the_bytes_do() {
     let bytes = taken(&capture, 4096);
     for len in 0..bytes.len() {
         assert_eq!(records(&bytes[..len]).count(), len / (RECORD_BYTES + 100), "{len}");
+    }
+}
+
+#[test]
+fn less_than_was_looked_at_of_a_frame_is_its_beginning() {
+    let bed = Bed::new(300);
+    for looked_at in [14, 18, 188, 192] {
+        for snaplen in [14, 17, 60, 191, 192, 193, 299, 300, 301] {
+            let (counters, all) = (QueueCounters::default(), capture(None, snaplen, false, 4096));
+            assert!(counters.begin_capture(&all));
+            bed.show_looked_at(looked_at, &counters, None, 5);
+            let bytes = taken(&all, 4096);
+            let record = records(&bytes).next().unwrap();
+            let wanted = &bed.bytes[..300.min(snaplen as usize)];
+            assert_eq!((record.len, record.bytes), (300, wanted), "{looked_at} {snaplen}");
+        }
+    }
+}
+
+#[test]
+fn those_who_come_and_go_at_a_time_leave_it_said_whether_anybody_looks_on() {
+    let counters = QueueCounters::default();
+    for _ in 0..200 {
+        let stays = capture(None, 60, false, 64);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    let comes_and_goes = capture(None, 60, false, 64);
+                    while !counters.begin_capture(&comes_and_goes) {}
+                    assert!(counters.is_captured());
+                    while !counters.end_capture(&comes_and_goes) {}
+                });
+            }
+            scope.spawn(|| while !counters.begin_capture(&stays) {});
+        });
+        assert!(counters.is_captured());
+        while !counters.end_capture(&stays) {}
+        assert!(!counters.is_captured());
     }
 }
