@@ -48,6 +48,15 @@ static LEVELS: OnceLock<Levels> = OnceLock::new();
 
 /// Reads what is to be logged.
 pub(crate) fn filter(wanted: &str) -> Result<EnvFilter, Fault> {
+    if wanted.len() > LONGEST_FILTERS {
+        let fault = Fault::usage(format!("log: {} bytes, at most {LONGEST_FILTERS}", wanted.len()));
+        return Err(fault.at("log").hint("error, warn, info, debug, trace, or MODULE=LEVEL"));
+    }
+    // Of spans, which this program has none of, and of fields.
+    if wanted.contains(['[', '{']) {
+        let fault = Fault::usage(format!("log `{}`: no spans or fields", crate::fault::printable(wanted)));
+        return Err(fault.at("log").hint("error, warn, info, debug, trace, or MODULE=LEVEL"));
+    }
     // A word alone would be taken for the name of a module, and a mistyped level would silence everything.
     let is_level = |word: &&str| LEVEL_NAMES.iter().any(|level| level.eq_ignore_ascii_case(word));
     if let Some(word) = wanted.split(',').find(|word| !word.contains('=') && !is_level(&word.trim())) {
@@ -56,11 +65,15 @@ pub(crate) fn filter(wanted: &str) -> Result<EnvFilter, Fault> {
             Fault::usage(format!("log `{}`: `{word}` is not a level", crate::fault::printable(wanted)));
         return Err(fault.at("log").hint("error, warn, info, debug, trace, or MODULE=LEVEL"));
     }
-    EnvFilter::try_new(wanted).map_err(|error| {
+    // Without regular expressions: one that is small as text may need all the memory there is.
+    EnvFilter::builder().with_regex(false).parse(wanted).map_err(|error| {
         let wanted = crate::fault::printable(wanted);
         Fault::usage(format!("log `{wanted}`: {error}")).at("log").hint("error, warn, info, debug or trace")
     })
 }
+
+/// Bytes of what is to be logged, at most.
+const LONGEST_FILTERS: usize = 1024;
 
 /// The words for levels, from nothing to everything.
 pub(crate) const LEVEL_NAMES: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -323,5 +336,14 @@ mod tests {
         let told = filter("inof").unwrap_err().to_string();
         assert!(told.contains("`inof` is not a level"), "{told}");
         assert!(filter("x=loud").is_err());
+        // Nothing of it is a regular expression, and none is long.
+        for text in ["[{dev=(a|b)*a(a|b)(a|b)}]=info", "ringway[x]=info", "info,x[{a}]=debug"] {
+            let told = filter(text).unwrap_err().to_string();
+            assert!(told.contains("no spans or fields"), "{told}");
+        }
+        let most = format!("{}=info", "x".repeat(LONGEST_FILTERS - 5));
+        filter(&most).unwrap();
+        let told = check(&format!("x{most}")).unwrap_err().to_string();
+        assert!(told.contains("1025 bytes, at most 1024"), "{told}");
     }
 }
