@@ -48,6 +48,10 @@ impl Account {
             Ok(id) => return Ok(id),
             Err(_) => {}
         }
+        if word.len() > LONGEST_NAME {
+            let what = format!("{keyword}: a name of {} bytes, at most {LONGEST_NAME}", word.len());
+            return Err(Fault::usage(what).at(keyword));
+        }
         let shown = crate::fault::printable(word);
         if let Some(id) = find(self.table(), |name, _| name == word).map(|(_, id)| id) {
             return Ok(id);
@@ -85,6 +89,10 @@ impl Account {
     }
 }
 
+/// Bytes of a name at most (`LOGIN_NAME_MAX`, limits.h).
+const LONGEST_NAME: usize = 256;
+/// Answers that are kept at a time.
+const MOST_KEPT: usize = 64;
 /// How long control waits for the name service.
 pub(crate) const A_MOMENT: Duration = Duration::from_millis(200);
 /// How long a command waits for it.
@@ -134,11 +142,24 @@ struct Answered {
     at: Instant,
 }
 
+type Known = HashMap<(Account, String), Option<Answered>>;
+
+/// Forgets the oldest answer, where as many are kept as may be.
+fn make_room(known: &mut Known) {
+    if known.len() < MOST_KEPT {
+        return;
+    }
+    let answered = known.iter().filter_map(|(key, answer)| Some((answer.as_ref()?.at, key)));
+    if let Some(oldest) = answered.min_by_key(|(at, _)| *at).map(|(_, key)| key.clone()) {
+        known.remove(&oldest);
+    }
+}
+
 /// The questions to the name service: open ones, and those answered lately.
 #[derive(Default)]
 struct Service {
     /// None: asked, and not answered.
-    known: Mutex<HashMap<(Account, String), Option<Answered>>>,
+    known: Mutex<Known>,
     answered: Condvar,
 }
 
@@ -159,6 +180,7 @@ impl Service {
             if known.values().filter(|answer| answer.is_none()).count() >= MOST_OPEN {
                 return Answer::NotYet;
             }
+            make_room(&mut known);
             let (service, asked) = (Arc::clone(self), key.clone());
             let thread = std::thread::Builder::new().name("rw-names".to_owned()).spawn(move || {
                 let answer = look_up(asked.0, &asked.1);
@@ -227,6 +249,23 @@ mod tests {
         assert_eq!(ask("alice", A_WHILE), Answer::Is(5));
         assert_eq!(service.name(Account::User, 5).as_deref(), Some("alice"));
         assert_eq!(service.name(Account::Group, 5), None);
+    }
+
+    #[test]
+    fn names_and_answers_that_are_kept_are_bounded() {
+        let service = Arc::new(Service::default());
+        let at_once = |_: Account, word: &str| Answer::Is(word.parse().unwrap());
+        for n in 0..2 * MOST_KEPT as u32 {
+            let answer = service.ask(Account::User, &n.to_string(), A_WHILE, at_once);
+            assert_eq!(answer, Answer::Is(n));
+        }
+        let known = service.known.lock().unwrap();
+        assert_eq!(known.len(), MOST_KEPT);
+        // The newest are those that stay.
+        let oldest = known.keys().map(|(_, word)| word.parse::<usize>().unwrap()).min();
+        assert_eq!(oldest, Some(MOST_KEPT));
+        let told = Account::User.id(&"x".repeat(LONGEST_NAME + 1), Duration::ZERO).unwrap_err();
+        assert_eq!(told.kind, Kind::Usage, "{told}");
     }
 
     #[test]

@@ -207,7 +207,7 @@ methods! {
         |daemon, set| daemon.check_log(&set).map(|_| ConfigPlan::default());
     show "dry_run" (DryRun) -> ConfigPlan,
         "What a change would do and whom it would disrupt, checked as far as that can be told; changes nothing",
-        |daemon, _, asked| daemon.dry_run(asked);
+        |daemon, asker, asked| daemon.dry_run(asked, asker.role);
     show "config.dump" (Nothing) -> Dump,
         "What runs, as a configuration file",
         |daemon, _, _| daemon.dump();
@@ -250,7 +250,8 @@ impl Daemon {
     }
 
     /// Says what a change would do.
-    fn dry_run(&mut self, asked: DryRun) -> Result<ConfigPlan, Fault> {
+    fn dry_run(&mut self, asked: DryRun, role: Role) -> Result<ConfigPlan, Fault> {
+        role.may_rehearse(&asked.params)?;
         let changes = || METHODS.iter().filter(|method| method.is_change).map(|method| method.name);
         match METHODS.iter().find(|known| known.name == asked.method).and_then(|method| method.plan) {
             Some(plan) => plan(self, asked.params),

@@ -2,6 +2,9 @@
 //!
 //! A viewer sees what there is and what happens; whatever changes something, or shows what guests send, is an administrator's.
 
+use serde_json::Value;
+
+use crate::fault::{Fault, Kind};
 use crate::operator::methods::Method;
 
 /// By which socket a client came.
@@ -26,7 +29,30 @@ impl Role {
     pub(crate) fn may(self, method: &Method) -> bool {
         self == Role::Administrator || (!method.is_change && !PRIVATE.contains(&method.name))
     }
+
+    /// Checks that it may have said what a change with these parameters would do: whoever only looks has control wait for no
+    /// name service.
+    ///
+    /// # Errors
+    /// A viewer gives a name of an account.
+    pub(crate) fn may_rehearse(self, params: &Value) -> Result<(), Fault> {
+        let is_name = |keyword: &&&str| {
+            params.get(**keyword).and_then(Value::as_str).is_some_and(|word| word.parse::<u32>().is_err())
+        };
+        match ACCOUNTS.iter().find(is_name) {
+            Some(keyword) if self == Role::Viewer => {
+                let what = format!("dry_run: names of accounts ({keyword}) are not looked up for viewers");
+                Err(Fault::new(Kind::Permission, what)
+                    .at(*keyword)
+                    .hint("a number, or the operator socket (--ctl)"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
+
+/// What names accounts, among the parameters of changes.
+const ACCOUNTS: [&str; 2] = ["owner", "group"];
 
 /// What changes nothing, and is not for everybody all the same: what guests send, and a measurement that begins anew for whoever asks next.
 const PRIVATE: [&str; 2] = ["capture", "core.plan"];

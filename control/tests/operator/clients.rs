@@ -65,6 +65,17 @@ fn viewers_see_everything_and_change_nothing() {
         let answer = wire.call(method, json!({ "name": "vm0" }));
         assert_eq!(answer["error"]["data"]["kind"], "permission", "{method}: {answer}");
     }
+    // Nor is anybody asked who somebody is, so that viewers cost nothing that others wait for.
+    let rehearse = |params| json!({ "method": "dev.add", "params": params });
+    for keyword in ["owner", "group"] {
+        let device = json!({ "name": "vm1", "mgmtdev": "sim/net", keyword: "somebody-unknown" });
+        let answer = wire.call("dry_run", rehearse(device));
+        assert_eq!(answer["error"]["data"]["kind"], "permission", "{answer}");
+        assert_eq!(answer["error"]["data"]["path"], keyword, "{answer}");
+        let device = json!({ "name": "vm1", "mgmtdev": "sim/net", keyword: "0" });
+        let answer = wire.call("dry_run", rehearse(device));
+        assert_eq!(answer["result"]["steps"][0]["name"], "vm1", "{answer}");
+    }
     assert!(look("hello").good().contains("refused requests of viewers"));
     assert!(daemon.run("dev show").good().contains("vm0"));
     assert_eq!(daemon.log().matches("refused: the socket is view-only").count(), 4, "{}", daemon.log());
