@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize};
+use std::sync::atomic::AtomicUsize;
 use std::time::SystemTime;
 
 use ringway_pmd::counters::QueueCounters;
@@ -23,7 +23,7 @@ use crate::devices::registry::MgmtOrigin;
 use crate::devices::state::{Kept, StateDir};
 use crate::devices::upkeep::standing_of;
 use crate::fault::{Fault, Kind};
-use crate::frontends::session::{Command, DeviceShared};
+use crate::frontends::session::{Command, DeviceShared, MessageLog};
 use crate::host::accounts::{A_MOMENT, Account};
 use crate::host::endpoint::{self, Inherited, Listening};
 use crate::host::look::Finding;
@@ -300,7 +300,7 @@ impl Daemon {
             records,
             lease,
             cores: cores.into_iter().map(AtomicUsize::new).collect(),
-            log: AtomicU8::new(0),
+            log: MessageLog::default(),
         });
         self.registry.insert(Device {
             id,

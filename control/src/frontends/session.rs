@@ -19,13 +19,14 @@ mod netdev;
 mod plane;
 mod run;
 
+pub use self::messages::MessageLog;
 pub use super::report::{DeviceConfig, Lack, Report, Reporter, RingReport};
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crossbeam::queue::SegQueue;
 use ringway_engine::Engine;
@@ -38,7 +39,7 @@ use tracing::Level;
 
 use crate::frontends::budget::Lease;
 
-/// What control and session both see of a device, without a lock.
+/// What control and session both see of a device; but for what is logged, without a lock.
 #[derive(Debug)]
 pub struct DeviceShared {
     /// The device's name.
@@ -53,24 +54,19 @@ pub struct DeviceShared {
     pub lease: Option<Lease>,
     /// The core of each group of queues, decided by control. Read when a pump is placed.
     pub cores: Vec<AtomicUsize>,
-    /// What is logged of it beside what is of everybody: 0 nothing, 1 `debug`, 2 `trace`.
-    pub log: AtomicU8,
+    /// What is logged of its messages.
+    pub log: MessageLog,
 }
 
 impl DeviceShared {
     /// The level of its own log; None: everybody's.
     pub fn log_level(&self) -> Option<Level> {
-        match self.log.load(Ordering::Relaxed) {
-            0 => None,
-            1 => Some(Level::DEBUG),
-            _ => Some(Level::TRACE),
-        }
+        self.log.level()
     }
 
     /// Gives it a level of its own.
     pub fn set_log_level(&self, level: Option<Level>) {
-        let number = level.map_or(0, |level| if level == Level::TRACE { 2 } else { 1 });
-        self.log.store(number, Ordering::Relaxed);
+        self.log.set_level(level);
     }
 
     /// The core that control decided on for a group.

@@ -11,7 +11,6 @@ use ringway_pmd::vdpa::VdpaDevice;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use super::messages::MessageLog;
 use super::plane::EnginePlane;
 use super::{Command, DeviceConfig, Inbox, Report, SessionSetup};
 use crate::frontends::vhost_user::{Backend, Verdict};
@@ -81,7 +80,6 @@ struct Session<'inbox> {
     bucket: Bucket,
     /// The name of the last request.
     last: Option<&'static str>,
-    log: MessageLog,
 }
 
 /// What became ready.
@@ -112,7 +110,6 @@ impl<'inbox> Session<'inbox> {
             outbox: Outbox::default(),
             bucket: Bucket::new(MESSAGE_BURST, MESSAGES_PER_SECOND, now),
             last: None,
-            log: MessageLog::new(now),
         })
     }
 
@@ -296,10 +293,10 @@ impl Session<'_> {
         self.bucket.spend(1, now);
         self.last =
             Some(Request::from_number(frame.header.request).map_or("an unknown request", Request::name));
-        let heard = self.log.hear(&self.plane.shared, &frame, now);
+        let heard = self.plane.shared.log.hear(&frame, now);
         let verdict = self.backend.handle(&mut self.plane, frame, now);
         if let Some(heard) = heard {
-            self.log.tell(&self.plane.shared, heard, &verdict);
+            self.plane.shared.log.tell(&self.plane.shared, heard, &verdict);
         }
         self.bucket.spend(self.backend.take_cost(), now);
         match verdict {
