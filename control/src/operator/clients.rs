@@ -116,13 +116,24 @@ impl Daemon {
         self.settle_client(id)
     }
 
-    /// Counts what a viewer may not, and logs the first of each: more than that would be a viewer's way to fill the log.
+    /// Counts what a viewer may not, and logs the first of each, of all viewers together at a rate: more than that would be a
+    /// viewer's way to fill the log.
     pub(crate) fn refuse(&mut self, method: &str, asker: &Asker) -> Fault {
         self.clients.refused += 1;
         let client = asker.client.and_then(|id| self.clients.by_id(id));
-        if client.is_some_and(|client| !std::mem::replace(&mut client.was_refused, true)) {
+        let is_first = client.is_some_and(|client| !std::mem::replace(&mut client.was_refused, true));
+        if is_first && self.clients.may_log_refusal(Instant::now()) {
             let Caller { uid, pid, comm, .. } = &asker.caller;
-            tracing::info!(method, uid, pid, comm, outcome = "refused: the socket is view-only", "operator");
+            let refused = self.clients.refused;
+            tracing::info!(
+                method,
+                refused,
+                uid,
+                pid,
+                comm,
+                outcome = "refused: the socket is view-only",
+                "operator"
+            );
         }
         Fault::new(Kind::Permission, format!("{method}: this socket is view-only"))
             .hint("the operator socket (--ctl), for whoever may open it")

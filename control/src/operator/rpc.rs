@@ -11,6 +11,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use ringway_vhost_user::bucket::Bucket;
 use serde_json::{Value, json};
 
 use crate::fault::{Fault, Kind};
@@ -33,6 +34,9 @@ const SLOWEST_READER: Duration = Duration::from_secs(10);
 const SILENT: Duration = Duration::from_secs(1);
 /// Bytes read from one client in one turn of the loop.
 const READ_PER_TURN: usize = 64 * 1024;
+/// Refused requests of all viewers that are logged at once, and a second in the long run.
+const REFUSALS_AT_ONCE: u32 = 20;
+const REFUSALS_PER_SECOND: u32 = 1;
 
 /// What a client follows.
 #[derive(Debug, Clone)]
@@ -88,9 +92,16 @@ pub(crate) struct Clients {
     pub(crate) dropped: BTreeMap<String, u64>,
     /// Requests of viewers that are the administrators'.
     pub(crate) refused: u64,
+    /// How many of them may still be logged; None: none was.
+    refusals: Option<Bucket>,
 }
 
 impl Clients {
+    /// Whether one more refusal is logged.
+    pub(crate) fn may_log_refusal(&mut self, now: Instant) -> bool {
+        self.refusals.get_or_insert_with(|| Bucket::new(REFUSALS_AT_ONCE, REFUSALS_PER_SECOND, now)).take(now)
+    }
+
     /// Takes a new client in, if need be in the place of the one that has been silent longest. A viewer takes no administrator's place.
     pub(crate) fn admit(&mut self, stream: UnixStream, caller: Caller, role: Role) -> Option<u64> {
         let viewers = self.slots.values().filter(|client| client.role == Role::Viewer).count();
@@ -506,6 +517,15 @@ mod tests {
         clients.admit(ours, Caller::own(), Role::Administrator).unwrap();
         assert!(clients.by_id(3).is_none());
         assert_eq!(clients.dropped["silent"], 1);
+    }
+
+    #[test]
+    fn refusals_are_logged_at_a_rate_however_many_connections_there_are() {
+        let (mut clients, now) = (Clients::default(), Instant::now());
+        let taken = (0..100).filter(|_| clients.may_log_refusal(now)).count();
+        assert_eq!(taken, REFUSALS_AT_ONCE as usize);
+        let later = now + Duration::from_secs(1);
+        assert_eq!((0..100).filter(|_| clients.may_log_refusal(later)).count(), REFUSALS_PER_SECOND as usize);
     }
 
     #[test]

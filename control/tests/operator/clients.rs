@@ -78,7 +78,7 @@ fn viewers_see_everything_and_change_nothing() {
     }
     assert!(look("hello").good().contains("refused requests of viewers"));
     assert!(daemon.run("dev show").good().contains("vm0"));
-    assert_eq!(daemon.log().matches("refused: the socket is view-only").count(), 4, "{}", daemon.log());
+    assert_eq!(daemon.log().matches("refused: the socket is view-only").count(), 5, "{}", daemon.log());
     // What runs is what its own description makes again.
     let dump = daemon.run("config dump").good();
     assert!(dump.contains(&format!("view = \"{}\"", view.display())), "{dump}");
