@@ -149,6 +149,9 @@ pub struct Hello {
     /// Lines of the log that were lost, since whoever reads standard error was too slow.
     #[serde(default)]
     pub lost_log_lines: u64,
+    /// Events that were not kept on disk: `host.missing` said why.
+    #[serde(default)]
+    pub lost_events: u64,
     /// What stands where the daemon was started from: the file that runs, or another one since.
     #[serde(default)]
     pub binary: Binary,

@@ -251,7 +251,7 @@ impl Events {
     pub(crate) fn missing(&self) -> Option<Missing> {
         let file = self.file.as_ref()?;
         // How many is no part of it: it is told once.
-        let (_, why) = file.trouble()?;
+        let why = file.trouble()?;
         let shown = file.path().display();
         Some(Missing {
             dev: None,
@@ -260,6 +260,11 @@ impl Events {
             why: format!("events are not kept in {shown}: {why}"),
             cure: format!("mend what is named: space, permissions, or what is in the place of {shown}"),
         })
+    }
+
+    /// Events that are not on disk, and never will be.
+    pub(crate) fn lost_on_disk(&self) -> u64 {
+        self.file.as_ref().map_or(0, EventsFile::lost)
     }
 
     /// Waits until all of them are on disk, for as long at most.

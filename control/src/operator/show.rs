@@ -60,6 +60,7 @@ impl Daemon {
             role: role.name().to_owned(),
             refused_requests: self.clients.refused,
             lost_log_lines: crate::host::log::lost(),
+            lost_events: self.events.lost_on_disk(),
             binary: self.program.standing(),
             up_ms: millis(self.started.elapsed()),
             gap_ms: self.gap.map(millis),

@@ -747,6 +747,9 @@ pub(super) fn hello(hello: &Hello) -> String {
             hello.lost_log_lines
         );
     }
+    if hello.lost_events > 0 {
+        let _ = writeln!(text, "  events that are not kept on disk: {}", hello.lost_events);
+    }
     text
 }
 

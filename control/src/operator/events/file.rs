@@ -4,8 +4,9 @@
 //! line of JSON for each event. Lines are only added; a full file takes the place of the one before. So what a crash can
 //! cost is the last lines, and one that was cut off is passed over when it is read.
 //!
-//! A file that says something else is not ours: it is moved aside, to `events.jsonl.other`, and told. A thread of its own
-//! writes (`rw-events`), which may wait for the disk; nobody waits for it. What cannot be written is counted and told.
+//! A file that says something else is not ours: it is moved aside, to `events.jsonl.other` (or `.other.2` and so on), and
+//! told; one that just cannot be read is left where it is, and told. A thread of its own writes (`rw-events`), which may wait
+//! for the disk; nobody waits for it. What cannot be written is counted and told.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -28,6 +29,9 @@ const WAITING: usize = 4096;
 const LONGEST_LINE: usize = 256 * 1024;
 const STACK_BYTES: usize = 128 * 1024;
 
+/// Files that are moved aside and kept, of each of the two.
+const MOST_OTHERS: u32 = 9;
+
 /// The line with which a file begins.
 const FIRST_LINE: &str = "{\"ringway_events\":1}";
 
@@ -43,14 +47,36 @@ pub(crate) struct EventsFile {
 struct Shared {
     /// Events that are not on disk, and never will be.
     lost: AtomicU64,
-    /// Why the last of them is not.
-    trouble: Mutex<Option<String>>,
+    trouble: Mutex<Trouble>,
+}
+
+/// Why the last of them is not.
+#[derive(Debug, Default)]
+struct Trouble {
+    why: Option<String>,
+    is_told: bool,
+    /// Later ones are on disk.
+    is_over: bool,
 }
 
 impl Shared {
-    fn lose(&self, why: String) {
-        self.lost.fetch_add(1, Ordering::Relaxed);
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+    fn lose(&self, events: u64, why: String) {
+        self.lost.fetch_add(events, Ordering::Relaxed);
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        *trouble = Trouble {
+            is_told: trouble.is_told && trouble.why.as_ref() == Some(&why),
+            is_over: false,
+            why: Some(why),
+        };
+    }
+
+    /// Events are kept again: that they were not is told all the same, once.
+    fn keep(&self) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if trouble.is_told {
+            *trouble = Trouble::default();
+        }
+        trouble.is_over = true;
     }
 }
 
@@ -68,7 +94,7 @@ pub(crate) struct Earlier {
     pub(crate) events: Vec<Event>,
     /// Lines that are no events: cut off by a crash, or damaged.
     pub(crate) unreadable: u64,
-    /// What was not ours, and where it is now.
+    /// What was not ours, and where it is now; and what could not be read.
     pub(crate) moved: Vec<String>,
 }
 
@@ -81,7 +107,7 @@ impl EventsFile {
         let path = dir.join("events.jsonl");
         let mut earlier = Earlier::default();
         for path in [before(&path), path.clone()] {
-            read(&path, &mut earlier);
+            read(&path, most, &mut earlier);
         }
         let surplus = earlier.events.len().saturating_sub(most);
         earlier.events.drain(..surplus);
@@ -103,17 +129,23 @@ impl EventsFile {
         line.push(b'\n');
         match self.lines.try_send(Item::Line(line)) {
             Ok(()) => {}
-            Err(TrySendError::Full(_)) => self.shared.lose("the disk takes too long".to_owned()),
+            Err(TrySendError::Full(_)) => self.shared.lose(1, "the disk takes too long".to_owned()),
             Err(TrySendError::Disconnected(_)) => {
-                self.shared.lose("the thread that writes it ended".to_owned());
+                self.shared.lose(1, "the thread that writes it ended".to_owned());
             }
         }
     }
 
-    /// Events that are not on disk, and why, while the last one is not.
-    pub(crate) fn trouble(&self) -> Option<(u64, String)> {
-        let trouble = self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        trouble.map(|why| (self.shared.lost.load(Ordering::Relaxed), why))
+    /// Why events are not on disk, while the last one is not, and once if that is over before it was asked for.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        let mut trouble = self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.is_told = true;
+        if trouble.is_over { std::mem::take(&mut *trouble).why } else { trouble.why.clone() }
+    }
+
+    /// Events that are not on disk, and never will be.
+    pub(crate) fn lost(&self) -> u64 {
+        self.shared.lost.load(Ordering::Relaxed)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -138,11 +170,17 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(format!("{}.{suffix}", path.display()))
 }
 
-/// Reads the events of a file, if it is ours; else it is moved aside.
-fn read(path: &Path, into: &mut Earlier) {
+/// Reads the events of a file, at least `most` of the newest, if it is ours; else it is moved aside.
+fn read(path: &Path, most: usize, into: &mut Earlier) {
     let text = match crate::host::input::read(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+        // What the system says may pass, and the history be there again.
+        Err(error) if error.raw_os_error().is_some() => {
+            let shown = path.display();
+            into.moved.push(format!("{shown} cannot be read ({}): it is left as it is", reason(&error)));
+            return;
+        }
         Err(error) => return move_aside(path, &reason(&error), into),
     };
     let mut lines = text.split(|byte| *byte == b'\n');
@@ -158,21 +196,45 @@ fn read(path: &Path, into: &mut Earlier) {
     for line in lines.filter(|line| !line.is_empty()) {
         let event = Some(line).filter(|line| line.len() <= LONGEST_LINE);
         match event.and_then(|line| serde_json::from_slice::<Event>(line).ok()) {
-            Some(event) if event.instance.is_some() => into.events.push(event),
+            Some(event) if event.instance.is_some() => {
+                // A file of any length takes no more memory than twice what is wanted of it.
+                if into.events.len() >= 2 * most {
+                    into.events.drain(..most);
+                }
+                into.events.push(event);
+            }
             _ => into.unreadable += 1,
         }
     }
 }
 
+/// Not over what was moved aside before.
 fn move_aside(path: &Path, why: &str, into: &mut Earlier) {
-    let other = with_suffix(path, "other");
     let shown = path.display();
-    into.moved.push(match fs::rename(path, &other) {
-        Ok(()) => format!("{shown} is no history of events ({why}): moved to {}", other.display()),
+    let mut tried = (1..=MOST_OTHERS).map(|nth| {
+        let suffix = if nth == 1 { "other".to_owned() } else { format!("other.{nth}") };
+        let other = with_suffix(path, &suffix);
+        rename_to_free(path, &other).map(|()| other)
+    });
+    let is_decided = |tried: &io::Result<PathBuf>| !matches!(tried, Err(error) if error.kind() == io::ErrorKind::AlreadyExists);
+    let all_taken = || Err(io::Error::other(format!("there are {MOST_OTHERS} such already")));
+    into.moved.push(match tried.find(is_decided).unwrap_or_else(all_taken) {
+        Ok(other) => format!("{shown} is no history of events ({why}): moved to {}", other.display()),
         Err(error) => {
             format!("{shown} is no history of events ({why}), and cannot be moved: {}", reason(&error))
         }
     });
+}
+
+/// Renames it, unless something has that name.
+fn rename_to_free(from: &Path, to: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // A file system without it.
+        Err(rustix::io::Errno::INVAL) if fs::symlink_metadata(to).is_err() => fs::rename(from, to),
+        Err(rustix::io::Errno::INVAL) => Err(io::ErrorKind::AlreadyExists.into()),
+        renamed => Ok(renamed?),
+    }
 }
 
 /// The thread's side.
@@ -189,17 +251,27 @@ struct Open {
     is_cut: bool,
 }
 
+/// What came together.
+#[derive(Debug, Default)]
+struct Batch {
+    written: u64,
+    is_last_written: bool,
+}
+
 impl Writer {
     fn run(mut self, taken: &Receiver<Item>) {
         while let Ok(item) = taken.recv() {
             let mut told = Vec::new();
-            self.take(item, &mut told);
+            let mut batch = Batch::default();
+            self.take(item, &mut told, &mut batch);
             while let Ok(item) = taken.try_recv() {
-                self.take(item, &mut told);
+                self.take(item, &mut told, &mut batch);
             }
-            // Once for all that came together.
-            if let Some(open) = &self.open {
-                let _ = open.file.sync_data();
+            // Once for all that came together: whether the disk has them is known only now.
+            match self.open.as_ref().filter(|_| batch.written > 0).map(|open| open.file.sync_data()) {
+                Some(Ok(())) if batch.is_last_written => self.shared.keep(),
+                Some(Err(error)) => self.shared.lose(batch.written, reason(&error)),
+                _ => {}
             }
             for mark in told {
                 let _ = mark.send(());
@@ -207,29 +279,40 @@ impl Writer {
         }
     }
 
-    fn take(&mut self, item: Item, told: &mut Vec<Sender<()>>) {
+    fn take(&mut self, item: Item, told: &mut Vec<Sender<()>>, batch: &mut Batch) {
         match item {
             Item::Mark(mark) => told.push(mark),
-            Item::Line(line) => match self.write(&line) {
-                Ok(()) => *self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None,
-                Err(error) => self.shared.lose(reason(&error)),
-            },
+            Item::Line(line) => {
+                let written = self.write(&line);
+                batch.is_last_written = written.is_ok();
+                match written {
+                    Ok(()) => batch.written += 1,
+                    Err(error) => self.shared.lose(1, reason(&error)),
+                }
+            }
         }
     }
 
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
-        if self.open.as_ref().is_some_and(|open| open.bytes >= FILE_BYTES) {
-            self.open = None;
-            fs::rename(&self.path, before(&self.path))?;
-        }
+        // What stands there is looked at first: nothing else than ours takes the place of the one before.
         if self.open.as_ref().is_some_and(|open| !open.is_at(&self.path)) {
             self.open = None;
         }
-        let open = match &mut self.open {
-            Some(open) => open,
-            None => self.open.insert(Open::at(&self.path)?),
-        };
-        open.add(line)
+        let open = self.opened()?;
+        if open.bytes >= FILE_BYTES {
+            open.file.sync_data()?;
+            // If that fails it stays as it is, however often it is tried.
+            fs::rename(&self.path, before(&self.path))?;
+            self.open = None;
+        }
+        self.opened()?.add(line)
+    }
+
+    fn opened(&mut self) -> io::Result<&mut Open> {
+        match &mut self.open {
+            Some(open) => Ok(open),
+            empty => Ok(empty.insert(Open::at(&self.path)?)),
+        }
     }
 }
 
@@ -392,7 +475,8 @@ mod tests {
             file.add(&event(2, "x"));
             file.flush(SOON);
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
-            assert_eq!(file.trouble(), Some((1, "somebody put another file in its place".to_owned())));
+            assert_eq!(file.trouble().as_deref(), Some("somebody put another file in its place"));
+            assert_eq!(file.lost(), 1);
             // Taken away, it is made again.
             fs::remove_file(&path).unwrap();
             file.add(&event(3, "x"));
@@ -409,15 +493,99 @@ mod tests {
         // In the place of a file, a directory: nothing can be written.
         fs::create_dir(&path).unwrap();
         fs::create_dir(dir.path().join("events.jsonl.other")).unwrap();
-        fs::write(dir.path().join("events.jsonl.other/x"), "").unwrap();
+        (2..=MOST_OTHERS).for_each(|nth| fs::write(other(dir.path(), nth), "").unwrap());
         let (file, earlier) = EventsFile::open(dir.path(), 10).unwrap();
         assert!(earlier.moved[0].contains("cannot be moved"), "{:?}", earlier.moved);
         let begun = std::time::Instant::now();
         (0..2 * WAITING as u64).for_each(|seq| file.add(&event(seq, "x")));
         assert!(begun.elapsed() < SOON);
         file.flush(SOON);
-        let (lost, _) = file.trouble().unwrap();
-        assert_eq!(lost, 2 * WAITING as u64);
+        file.trouble().unwrap();
+        assert_eq!(file.lost(), 2 * WAITING as u64);
+        // That some were lost is told, also where later ones were kept before anybody asked.
+        fs::remove_dir(&path).unwrap();
+        file.shared.lose(1, "for a moment".to_owned());
+        file.add(&event(1, "x"));
+        file.flush(SOON);
+        assert_eq!(file.trouble().as_deref(), Some("for a moment"));
+        assert_eq!(file.trouble(), None);
+        assert_eq!(seqs(&EventsFile::open(dir.path(), 10).unwrap().1), [1]);
+    }
+
+    fn other(dir: &Path, nth: u32) -> PathBuf {
+        dir.join(format!("events.jsonl.other.{nth}"))
+    }
+
+    /// One that is just full.
+    fn full(dir: &Path) -> EventsFile {
+        let (file, _) = EventsFile::open(dir, 10).unwrap();
+        let text = "x".repeat(LONGEST_LINE / 2);
+        (1..=FILE_BYTES / text.len() as u64).for_each(|seq| file.add(&event(seq, &text)));
+        file.flush(SOON);
+        assert!(!before(&dir.join("events.jsonl")).exists() && file.trouble().is_none());
+        file
+    }
+
+    #[test]
+    fn full_file_stays_as_it_is_while_it_cannot_take_the_place_of_the_one_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, file) = (dir.path().join("events.jsonl"), full(dir.path()));
+        let bytes = fs::metadata(&path).unwrap().len();
+        assert!(bytes >= FILE_BYTES);
+        fs::create_dir(before(&path)).unwrap();
+        for lost in 1..=10 {
+            file.add(&event(100 + lost, "y"));
+            file.flush(SOON);
+            assert_eq!((file.lost(), file.trouble().is_some()), (lost, true));
+            assert_eq!(fs::metadata(&path).unwrap().len(), bytes);
+        }
+        fs::remove_dir(before(&path)).unwrap();
+        file.add(&event(200, "y"));
+        file.flush(SOON);
+        assert_eq!((file.lost(), file.trouble()), (10, None));
+        assert_eq!(fs::metadata(before(&path)).unwrap().len(), bytes);
+    }
+
+    #[test]
+    fn another_file_in_the_place_of_a_full_one_is_left_alone_and_so_is_the_one_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        fs::write(before(&path), format!("{FIRST_LINE}\n")).unwrap();
+        let (file, _) = EventsFile::open(dir.path(), 10).unwrap();
+        let text = "x".repeat(LONGEST_LINE / 2);
+        (1..=FILE_BYTES / text.len() as u64).for_each(|seq| file.add(&event(seq, &text)));
+        file.flush(SOON);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "theirs").unwrap();
+        file.add(&event(100, "y"));
+        file.flush(SOON);
+        assert_eq!(file.trouble().as_deref(), Some("somebody put another file in its place"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "theirs");
+        assert_eq!(fs::read_to_string(before(&path)).unwrap(), format!("{FIRST_LINE}\n"));
+        // Neither is a second one put over the first that was moved aside.
+        for nth in 1..=3 {
+            fs::write(&path, nth.to_string()).unwrap();
+            EventsFile::open(dir.path(), 10).unwrap();
+            let _ = fs::remove_file(&path);
+        }
+        assert_eq!(fs::read_to_string(dir.path().join("events.jsonl.other")).unwrap(), "1");
+        assert_eq!([2, 3].map(|nth| fs::read_to_string(other(dir.path(), nth)).unwrap()), ["2", "3"]);
+    }
+
+    #[test]
+    fn history_that_just_cannot_be_read_is_left_where_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        // Any error that the system tells.
+        std::os::unix::fs::symlink("events.jsonl", &path).unwrap();
+        let (_, earlier) = EventsFile::open(dir.path(), 10).unwrap();
+        assert!(
+            earlier.moved[0].contains("cannot be read") && earlier.moved.len() == 1,
+            "{:?}",
+            earlier.moved
+        );
+        assert!(fs::symlink_metadata(&path).unwrap().is_symlink());
+        assert!(!dir.path().join("events.jsonl.other").exists());
     }
 
     #[test]
