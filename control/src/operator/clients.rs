@@ -14,8 +14,9 @@ use crate::operator::methods::Asker;
 use crate::operator::role::Role;
 use crate::operator::rpc::{Line, Subscription, answer, error_answer, no_such_method};
 
-/// Requests of one client in one turn.
+/// Requests of one client in one turn: of an administrator, and of a viewer, who there may be many of.
 const REQUESTS_PER_TURN: usize = 16;
+const VIEWS_PER_TURN: usize = 1;
 /// How long clients wait that cannot be accepted for want of a descriptor.
 pub(crate) const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -80,7 +81,11 @@ impl Daemon {
             self.clients.forget(id);
             return false;
         }
-        for _ in 0..REQUESTS_PER_TURN {
+        let most = match client.role {
+            Role::Administrator => REQUESTS_PER_TURN,
+            Role::Viewer => VIEWS_PER_TURN,
+        };
+        for _ in 0..most {
             let Some(client) = self.clients.by_id(id) else { return false };
             let Some(line) = client.take_line() else { break };
             let role = client.role;
