@@ -24,7 +24,7 @@ use ringway_pmd::vdpa::{Class, DataPath};
 use rustix::event::epoll;
 use serde_json::{Value, json};
 
-use crate::daemon::{Daemon, Message};
+use crate::daemon::{Daemon, Message, Remote};
 use crate::fault::{Fault, Kind};
 use crate::host::peer::Caller;
 use crate::operator::api::{CaptureInfo, CaptureRequest, Direction};
@@ -84,9 +84,13 @@ pub(crate) enum End {
     SlowReader,
     DeviceRemoved,
     DaemonStopping,
-    /// It could not begin.
+    /// It could not begin, or its thread panicked.
     Failed,
 }
+
+/// All of them.
+const END: [End; 6] =
+    [End::Count, End::Stopped, End::SlowReader, End::DeviceRemoved, End::DaemonStopping, End::Failed];
 
 impl End {
     /// The name that operators see.
@@ -101,14 +105,19 @@ impl End {
         }
     }
 
-    fn words(self) -> &'static str {
+    /// The one of a name.
+    pub(crate) fn named(name: &str) -> Option<End> {
+        END.into_iter().find(|end| end.name() == name)
+    }
+
+    pub(crate) fn words(self) -> &'static str {
         match self {
             End::Count => "as many frames as were asked for",
             End::Stopped => "by whoever asked for it",
             End::SlowReader => "whoever asked for it took nothing for 30 s",
             End::DeviceRemoved => "the device was removed",
             End::DaemonStopping => "the daemon stops",
-            End::Failed => "it could not begin",
+            End::Failed => "it could not begin or go on",
         }
     }
 }
@@ -136,6 +145,19 @@ impl Captures {
         for running in self.running.iter().filter(|running| device.is_none_or(|id| id == running.device)) {
             let _ = running.shared.end.set(why);
         }
+    }
+}
+
+/// A capture's place among those that may run: control is told that it is free, also by a thread that panics.
+struct TakenPlace {
+    remote: Remote,
+    id: u64,
+    end: End,
+}
+
+impl Drop for TakenPlace {
+    fn drop(&mut self) {
+        self.remote.send(Message::CaptureEnded { id: self.id, end: self.end });
     }
 }
 
@@ -221,8 +243,8 @@ impl Daemon {
         let (connection, given) = bounded::<(UnixStream, Vec<u8>)>(1);
         let serve = move || {
             if let Ok((stream, unsent)) = given.recv() {
-                let end = capture.run(stream, unsent);
-                remote.send(Message::CaptureEnded { id: number_of_it, end });
+                let mut place = TakenPlace { remote, id: number_of_it, end: End::Failed };
+                place.end = capture.run(stream, unsent);
             }
         };
         let thread = std::thread::Builder::new().name("rw-capture".to_owned()).stack_size(STACK_BYTES);

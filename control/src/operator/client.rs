@@ -81,6 +81,16 @@ impl Client {
         Ok((self.stream.into_inner(), first))
     }
 
+    /// Where the daemon listens.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How long it may take for an answer.
+    pub(crate) fn within(&self) -> Duration {
+        self.within
+    }
+
     /// Waits for the next event of a daemon that this client follows. No deadline.
     ///
     /// # Errors

@@ -126,7 +126,9 @@ impl Running {
         command.env("RINGWAY_CTL", daemon.ctl()).args(["capture", name]).args(words).arg("-w").arg(file);
         let child =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        wait_for("the capture to begin", || count(daemon, name) > before && file.exists());
+        // Its first words are sent once frames are copied.
+        let is_written = || std::fs::metadata(file).is_ok_and(|meta| meta.len() > 0);
+        wait_for("the capture to begin", || count(daemon, name) > before && is_written());
         Running(Some(child))
     }
 
@@ -169,14 +171,16 @@ fn count(daemon: &Daemon, name: &str) -> usize {
     captures(daemon, name).len()
 }
 
-/// Frames that tcpdump, where it is installed, reads in a file that pass its own filter.
-fn by_tcpdump(file: &Path, filter: &str) -> Option<Vec<String>> {
-    let output = Command::new("tcpdump").args(["-nne", "-r"]).arg(file).arg(filter).output().ok()?;
+/// Frames that tcpdump reads in a file that pass its own filter.
+#[track_caller]
+fn by_tcpdump(file: &Path, filter: &str) -> Vec<String> {
+    let output = Command::new("tcpdump").args(["-nne", "-r"]).arg(file).arg(filter).output();
+    let output = output.expect("tcpdump is installed (deploy/test installs it)");
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{errors}");
     let lines = String::from_utf8_lossy(&output.stdout).into_owned();
     // Of frames that it does not know it shows the bytes as well, in lines of their own.
-    Some(lines.lines().filter(|line| !line.starts_with('\t')).map(str::to_owned).collect())
+    lines.lines().filter(|line| !line.starts_with('\t')).map(str::to_owned).collect()
 }
 
 /// Sends so many frames, and waits until what came of them has come.
@@ -243,10 +247,7 @@ fn every_frame_of_known_traffic_is_in_a_capture_both_ways_and_in_order() {
         assert_eq!(got.bytes, sent.bytes[..60]);
     }
     for (path, frames) in [(&file, 300), (&out_of_b, 200)] {
-        let Some(lines) = by_tcpdump(path, "") else {
-            println!("skipped: tcpdump is not installed");
-            break;
-        };
+        let lines = by_tcpdump(path, "");
         assert_eq!(lines.len(), frames);
         assert!(lines.iter().all(|line| line.contains("length 300")), "{}", lines[0]);
     }
@@ -312,9 +313,7 @@ fn dropped_frames_are_captured_where_they_were_dropped_with_their_reasons() {
     assert!(
         of("spoofed_mac").iter().all(|seen| seen.bytes[6..12] == [0x52, 0x54, 0, 0, 0, 9] && seen.queue == 1)
     );
-    if let Some(lines) = by_tcpdump(&file, "ether src 52:54:00:00:00:09") {
-        assert_eq!(lines.len(), 30);
-    }
+    assert_eq!(by_tcpdump(&file, "ether src 52:54:00:00:00:09").len(), 30);
 }
 
 #[test]
@@ -405,6 +404,35 @@ fn client_that_does_not_read_delays_nobody_and_is_told_what_it_missed() {
 }
 
 #[test]
+fn reader_that_takes_nothing_for_too_long_is_told_why_its_capture_ended() {
+    let daemon = Daemon::start();
+    daemon.run("dev add name a mgmtdev sim/net").good();
+    let options = GuestOptions { sizes: Sizes::Fixed(1500), ..GuestOptions::default() };
+    let mut guest = Guest::connect(&daemon.socket("a"), options).unwrap();
+    let mut command = Command::new(daemon.programs.join("ringway"));
+    command.env("RINGWAY_CTL", daemon.ctl()).args(["capture", "a", "-w", "-"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    // Its first words are sent once frames are copied.
+    out.read_exact(&mut [0; 4]).unwrap();
+    assert_eq!(count(&daemon, "a"), 1);
+    // More than pipe and socket hold.
+    send(&mut guest, 2000);
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(30) + SOON;
+    while count(&daemon, "a") > 0 {
+        assert!(std::time::Instant::now() < until, "the capture goes on");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    let mut taken = Vec::new();
+    out.read_to_end(&mut taken).unwrap();
+    let said = child.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert_eq!(said.status.code(), Some(1), "{told}");
+    assert!(told.contains("the capture ended: slow_reader"), "{told}");
+    assert!(!taken.is_empty());
+}
+
+#[test]
 fn capture_of_a_device_that_is_removed_ends_whole_and_says_so() {
     let mut daemon = Daemon::start();
     daemon.run("dev add name a mgmtdev sim/net").good();
@@ -480,7 +508,6 @@ fn what_cannot_be_captured_is_refused_with_the_reason() {
 fn file_of_a_capture_is_its_owners_alone_and_a_full_disk_is_told() {
     let daemon = Daemon::start();
     daemon.run("dev add name a mgmtdev sim/net").good();
-    let mut guest = Guest::connect(&daemon.socket("a"), GuestOptions::default()).unwrap();
     let file = file(&daemon);
     let mode = || std::fs::metadata(&file).unwrap().mode() & 0o777;
     Running::start(&daemon, "a", &[], &file).stop().good();
@@ -499,6 +526,30 @@ fn file_of_a_capture_is_its_owners_alone_and_a_full_disk_is_told() {
     assert!(told.contains("has another name besides"), "{told}");
     let told = daemon.run(&line(&daemon.dir)).bad(4);
     assert!(told.contains("cannot write"), "{told}");
+    // One that was somebody else's would stay so: who owns it reads it.
+    let others = daemon.dir.join("others");
+    std::fs::write(&others, "theirs").unwrap();
+    std::os::unix::fs::chown(&others, Some(12_345), None).unwrap();
+    let told = daemon.run(&line(&others)).bad(4);
+    assert!(told.contains("belongs to the user 12345"), "{told}");
+    assert_eq!(std::fs::read_to_string(&others).unwrap(), "theirs");
+    // Who had it open while it could be read by all reads nothing of it.
+    std::fs::write(&others, "old").unwrap();
+    std::os::unix::fs::chown(&others, Some(rustix::process::geteuid().as_raw()), None).unwrap();
+    let mut early = std::fs::File::open(&others).unwrap();
+    Running::start(&daemon, "a", &[], &others).stop().good();
+    let mut read = String::new();
+    early.read_to_string(&mut read).unwrap();
+    assert_eq!(read, "old");
+    assert!(Captured::read(&others).totals.is_some());
+    // What cannot be written is found out before anything is captured, and what is refused leaves nothing behind.
+    let begun = || daemon.run("-j events --once --since 0 --type capture.started").good().lines().count();
+    let before = begun();
+    daemon.run("capture a -w /nonexistent/x").bad(3);
+    assert_eq!(begun(), before);
+    let none = daemon.dir.join("none");
+    daemon.run(&format!("capture nosuch -w {}", none.display())).bad(3);
+    assert!(!none.exists());
     // What is written at once is refused: the section's beginning.
     let told = daemon.run("capture a -w /dev/full").bad(1);
     assert!(told.contains("cannot write /dev/full") && told.contains("No space left"), "{told}");
@@ -511,11 +562,11 @@ fn file_of_a_capture_is_its_owners_alone_and_a_full_disk_is_told() {
     out.read_exact(&mut first).unwrap();
     assert_eq!(first, 0x0a0d_0d0au32.to_le_bytes());
     drop(out);
-    wait_for("it to end", || {
-        send(&mut guest, 1);
-        child.try_wait().unwrap().is_some()
-    });
-    assert!(child.wait().unwrap().success());
+    // Also while nothing comes; what was missed is what the daemon says.
+    wait_for("it to end", || child.try_wait().unwrap().is_some());
+    let said = child.wait_with_output().unwrap();
+    assert!(said.status.success(), "{said:?}");
+    assert_eq!(String::from_utf8_lossy(&said.stderr), "a: 0 frames captured, 0 missed\n");
     wait_for("the daemon to know", || count(&daemon, "a") == 0);
 }
 
@@ -552,7 +603,6 @@ fn frames_of_the_kernels_interface_are_captured_at_the_hosts_device() {
         !arp.is_empty() && arp.iter().all(|seen| seen.is_inbound && seen.bytes[12..14] == [8, 6]),
         "{arp:?}"
     );
-    if let Some(lines) = by_tcpdump(&file, "arp") {
-        assert!(lines[0].contains("who-has 192.0.2.9 tell 192.0.2.1"), "{lines:?}");
-    }
+    let lines = by_tcpdump(&file, "arp");
+    assert!(lines[0].contains("who-has 192.0.2.9 tell 192.0.2.1"), "{lines:?}");
 }
