@@ -22,6 +22,11 @@ use crate::operator::rpc::{answer, error_answer, line_of};
 const BUFFERS_BYTES: usize = 16 << 20;
 /// Bytes of the buffer of one queue, at most and at least: the largest frame fits into it.
 const QUEUE_BYTES: [usize; 2] = [2 << 20, 128 << 10];
+/// Bytes that wait for the client, but for the frame that goes beyond it.
+const OUT_BYTES: usize = 4 << 20;
+/// Bytes of frames that were taken and are not written, beyond which no more are taken: what is taken at once is half of the
+/// buffers.
+const LEFT_BYTES: usize = 1 << 20;
 /// How long a client may take nothing of the end of a capture.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How often queues' buffers are emptied.
@@ -63,11 +68,7 @@ impl Capture {
     pub(super) fn run(self, stream: UnixStream, unsent: Vec<u8>) -> End {
         let mut client = Connection { stream, out: unsent, sent: 0, moved: Instant::now() };
         match self.begin() {
-            Ok(mut queues) => {
-                let end = self.stream(&mut queues, &mut client);
-                queues.iter().for_each(let_go);
-                end
-            }
+            Ok(mut queues) => self.stream(&mut queues, &mut client),
             Err(fault) => {
                 client.out.extend(line_of(&error_answer(self.request.clone(), &fault)));
                 client.drain(LAST_WORDS);
@@ -93,9 +94,8 @@ impl Capture {
             };
             begun.push(captured);
         }
-        for (nth, captured) in begun.iter().enumerate() {
+        for captured in &begun {
             if !(0..TRIES).any(|_| captured.counters.begin_capture(&captured.capture)) {
-                begun.iter().take(nth).for_each(let_go);
                 let why = format!("the core that serves queue {} gets no time", captured.queue);
                 return Err(Fault::new(Kind::Runtime, why).hint("ringway core show").retryable());
             }
@@ -128,25 +128,30 @@ impl Capture {
                 }
                 Err(_) => break End::Stopped,
             }
-            frames.take(queues);
-            let left = self.count.map(|count| count - self.shared.captured.load(Ordering::Relaxed));
-            let written = frames.write(queues, &mut client.out, left, Some(HELD_BACK));
-            self.shared.captured.fetch_add(written, Ordering::Relaxed);
-            self.note_missed(queues);
-            if left == Some(written) {
+            // What was taken before goes first, so that it does not pile up here.
+            if frames.bytes.len() <= LEFT_BYTES {
+                frames.take(queues);
+            }
+            if self.write(&mut frames, queues, client, Some(HELD_BACK)) == Some(0) {
                 break End::Count;
             }
+            self.note_missed(queues);
         };
         let mut unwritten = 0;
-        if end == End::SlowReader {
+        if end != End::Count {
+            frames.take(queues);
+            let mut is_taken = end != End::SlowReader;
+            while is_taken
+                && !frames.all.is_empty()
+                && self.write(&mut frames, queues, client, None) != Some(0)
+            {
+                client.drain(LAST_WORDS);
+                is_taken = client.is_empty();
+            }
             // What nobody takes is as good as missed.
-            frames.take(queues);
-            unwritten = frames.all.len() as u64;
-        } else if end != End::Count {
-            frames.take(queues);
-            let left = self.count.map(|count| count - self.shared.captured.load(Ordering::Relaxed));
-            let written = frames.write(queues, &mut client.out, left, None);
-            self.shared.captured.fetch_add(written, Ordering::Relaxed);
+            if !is_taken {
+                unwritten = frames.all.len() as u64;
+            }
         }
         let missed = self.note_missed(queues) + unwritten;
         self.shared.missed.store(missed, Ordering::Relaxed);
@@ -160,6 +165,20 @@ impl Capture {
         pcapng::end(&mut client.out, &totals);
         client.drain(LAST_WORDS);
         end
+    }
+
+    /// Writes frames that are older than so much: how many are left then of those that were asked for.
+    fn write(
+        &self,
+        frames: &mut Frames,
+        queues: &mut [Captured],
+        client: &mut Connection,
+        older_than: Option<Duration>,
+    ) -> Option<u64> {
+        let left = self.count.map(|count| count - self.shared.captured.load(Ordering::Relaxed));
+        let written = frames.write(queues, &mut client.out, left, older_than);
+        self.shared.captured.fetch_add(written, Ordering::Relaxed);
+        left.map(|left| left - written)
     }
 
     /// Brings the count of what was missed up to date.
@@ -182,9 +201,11 @@ fn bytes_for(queues: usize) -> usize {
     (BUFFERS_BYTES / 2 / queues.max(1)).clamp(least, most)
 }
 
-/// Workers fill the buffer no more. A worker that gets no time leaves it there, full, until it does.
-fn let_go(captured: &Captured) {
-    let _ = (0..TRIES).any(|_| captured.counters.end_capture(&captured.capture));
+impl Drop for Captured {
+    /// Workers fill the buffer no more. One that got no time for all these tries has it until the device goes.
+    fn drop(&mut self) {
+        let _ = (0..TRIES).any(|_| self.counters.end_capture(&self.capture));
+    }
 }
 
 /// Frames that were taken from the queues and are not written yet, since others may come that are older.
@@ -216,7 +237,9 @@ impl Frames {
                 continue;
             }
             let mut at = self.bytes.len();
+            self.bytes.reserve_exact(captured.spare.len());
             self.bytes.extend_from_slice(&captured.spare);
+            self.all.reserve_exact(records(&captured.spare).count());
             for record in records(&captured.spare) {
                 let begin = at;
                 at += record.space();
@@ -225,7 +248,8 @@ impl Frames {
         }
     }
 
-    /// Writes those that are older than so much, in order of their time; `most` of them at most. How many that were.
+    /// Writes those that are older than so much, in order of their time; `most` of them at most, and as many as there is room
+    /// for. How many that were.
     fn write(
         &mut self,
         queues: &mut [Captured],
@@ -235,10 +259,15 @@ impl Frames {
     ) -> u64 {
         let (cycles, ns, hertz) = (tsc::cycles(), now_ns(), u128::from(tsc::hertz().max(1)));
         let held_back = older_than.map_or(0, |time| (time.as_nanos() * hertz / 1_000_000_000) as u64);
-        self.all.sort_by_key(|taken| taken.at);
+        self.all.sort_unstable_by_key(|taken| (taken.at, taken.begin));
         let due = self.all.partition_point(|taken| cycles.saturating_sub(taken.at) >= held_back);
         let due = most.map_or(due, |most| due.min(usize::try_from(most).unwrap_or(usize::MAX)));
-        for taken in self.all.drain(..due) {
+        let mut written = 0;
+        for taken in self.all.iter().take(due) {
+            if out.len() >= OUT_BYTES {
+                break;
+            }
+            written += 1;
             let bytes = self.bytes.get(taken.begin..taken.end).unwrap_or_default();
             let (Some(record), Some(captured)) = (records(bytes).next(), queues.get_mut(taken.nth)) else {
                 continue;
@@ -265,15 +294,18 @@ impl Frames {
             captured.missed = record.missed;
             pcapng::packet(out, &packet);
         }
-        // What stays moves to the front.
-        let mut kept = Vec::new();
+        self.all.drain(..written);
+        // What stays moves to the front, each to where it ends before it began.
+        self.all.sort_unstable_by_key(|taken| taken.begin);
+        let mut end = 0;
         for taken in &mut self.all {
-            let begin = kept.len();
-            kept.extend_from_slice(self.bytes.get(taken.begin..taken.end).unwrap_or_default());
-            (taken.begin, taken.end) = (begin, kept.len());
+            let (begin, len) = (end, taken.end - taken.begin);
+            self.bytes.copy_within(taken.begin..taken.end, begin);
+            end += len;
+            (taken.begin, taken.end) = (begin, end);
         }
-        self.bytes = kept;
-        due as u64
+        self.bytes.truncate(end);
+        written as u64
     }
 }
 
@@ -488,6 +520,39 @@ mod tests {
         let (written, received, missed, _) = read(&bytes);
         assert_eq!((received, written + missed), (frames as u64, frames as u64));
         assert_eq!(bed.shared.missed.load(Ordering::Relaxed), missed);
+    }
+
+    #[test]
+    fn capture_of_small_frames_takes_no_more_memory_than_is_said() {
+        let counters = Arc::<QueueCounters>::default();
+        let wanted = Arc::new(Wanted { filter: None, snaplen: 14, only_drops: false });
+        let bytes = BUFFERS_BYTES / 2;
+        let capture = Arc::new(QueueCapture::new(Arc::clone(&wanted), bytes).unwrap());
+        assert!(counters.begin_capture(&capture));
+        let spare = buffer(bytes).unwrap();
+        let captured = Captured { queue: 1, counters, capture, unseen: 0, spare, missed: 0 };
+        let (mut queues, mut frames, mut out) = (vec![captured], Frames::default(), Vec::new());
+        let mut all: u64 = 0;
+        while queues[0].capture.missed() == 0 {
+            queues[0].counters.capture_bytes(&[0x55; 60], None, all);
+            all += 1;
+        }
+        all -= 1;
+        frames.take(&mut queues);
+        assert_eq!(frames.all.len() as u64, all);
+        assert!(frames.bytes.capacity() <= bytes + LEFT_BYTES);
+        let taken = frames.all.capacity() * size_of::<Taken>();
+        assert!(BUFFERS_BYTES + bytes + LEFT_BYTES + taken + OUT_BYTES <= 40 << 20, "{taken}");
+        let (mut written, mut pieces) = (0, 0);
+        while !frames.all.is_empty() {
+            written += frames.write(&mut queues, &mut out, None, None);
+            assert!(out.len() < OUT_BYTES + 1000, "{}", out.len());
+            pieces += 1;
+            out.clear();
+            // What is left of it is as it was.
+            assert!(records(&frames.bytes).map(|record| record.at).eq(written..all));
+        }
+        assert!(written == all && pieces > 2 && frames.bytes.is_empty(), "{written} {pieces}");
     }
 
     #[test]
