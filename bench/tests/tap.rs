@@ -63,7 +63,9 @@ fn check_row(row: &Row) {
             // Where a socket had no time a few may be lost, and are told.
             Protocol::Udp => assert!(books.lost * 10 < books.sent, "{row:?}"),
         }
-        assert!(side.cycles_per_frame.is_some_and(|cycles| cycles.median > 10.0), "{row:?}");
+        // A round in which one side had no time has no cycles.
+        let was_busy = side.rounds.iter().all(|round| round.mpps > 0.0);
+        assert!(!was_busy || side.cycles_per_frame.is_some_and(|cycles| cycles.median > 10.0), "{row:?}");
     }
 }
 
