@@ -264,7 +264,7 @@ impl<const PARTS: bool> BridgePump<PARTS> {
         }
         if self.is_later {
             // As many as may be out; none, while all of those are.
-            most = most.min(self.in_flight.room(from.source));
+            most = most.min(self.room_of(from.source));
             if most == 0 {
                 return (0, 0);
             }
@@ -286,6 +286,9 @@ impl<const PARTS: bool> BridgePump<PARTS> {
                 );
             }
             self.frames.clear();
+            if PARTS && let Some(part) = &mut self.part {
+                part.settle(from.source, 0, peeked);
+            }
             return (peeked as u32, peeked);
         }
         let ingress = Ingress { by_vlan: self.dresser.is_some(), ..source.ingress() };
@@ -299,12 +302,15 @@ impl<const PARTS: bool> BridgePump<PARTS> {
             return (0, 0);
         }
         let mut decisions = [Decision::Flood; Burst::CHAINS];
-        self.decide_all(at, &mut decisions);
+        self.decide_all(at, from.source, &mut decisions);
 
         let mut all = self.frames.as_slice();
         if PARTS && let Some(part) = &mut self.part {
             let decisions = decisions.get(..all.len()).unwrap_or_default();
-            let fits = part.fit(decisions, source.burst(), (&self.in_flight, self.sinks), self.now);
+            let sinks = (&self.in_flight, self.sinks);
+            let fits = part.fit(decisions, source.burst(), from.source, sinks, self.now);
+            // Those that stay are not learned from once more.
+            part.settle(from.source, all.len(), fits);
             all = all.get(..fits).unwrap_or_default();
             if fits == 0 {
                 return (0, 0);
@@ -315,6 +321,9 @@ impl<const PARTS: bool> BridgePump<PARTS> {
             let may = sent.admit(all.iter().map(bits_of), self.now);
             if may < all.len() {
                 source.count_held();
+                if PARTS && let Some(part) = &mut self.part {
+                    part.stay(from.source, all.len() - may);
+                }
                 all = all.get(..may).unwrap_or_default();
             }
         }
@@ -462,18 +471,29 @@ impl<const PARTS: bool> BridgePump<PARTS> {
         (cost.max(1), done)
     }
 
+    /// How many more frames of a source may be out.
+    #[inline]
+    fn room_of(&self, source: usize) -> usize {
+        let reserved = if PARTS { part::RESERVED } else { 0 };
+        self.in_flight.room(source).saturating_sub(reserved)
+    }
+
     /// Learns where the senders are and looks up where the receivers are.
-    fn decide_all(&mut self, at: usize, decisions: &mut [Decision; Burst::CHAINS]) {
+    fn decide_all(&mut self, at: usize, of: usize, decisions: &mut [Decision; Burst::CHAINS]) {
         let BridgePump { ports, by_slot, fdb, stations, frames, now, dresser, part, .. } = self;
         let Some(member) = ports.get(at) else { return };
         let (port, now) = (&member.port, ticks(*now));
         let part = if PARTS { part.as_deref_mut() } else { None };
-        let mut table = Table::<PARTS> { by_slot, fdb, stations, at, port, now, part };
+        let decided = part.as_deref().map_or(0, |part| part.decided(of));
+        let mut table = Table::<PARTS> { by_slot, fdb, stations, at, port, now, learns: decided == 0, part };
         let looked_at = frames.as_slice().iter().zip(frames.heads()).zip(decisions);
         if let Some(dresser) = dresser {
             let vlans = member.port.vlans.as_deref().unwrap_or(&Vlans::NONE);
             let mut last = None;
             for (nth, ((frame, head), decision)) in looked_at.enumerate() {
+                if PARTS && nth == decided {
+                    (table.learns, last) = (true, None);
+                }
                 let admitted = frame.dropped.map_or_else(|| vlans.admit(frame, head), Err);
                 *decision = match admitted {
                     Err(reason) => Decision::Drop(reason),
@@ -504,7 +524,10 @@ impl<const PARTS: bool> BridgePump<PARTS> {
             return;
         }
         let mut last = None;
-        for ((frame, head), decision) in looked_at {
+        for (nth, ((frame, head), decision)) in looked_at.enumerate() {
+            if PARTS && nth == decided {
+                (table.learns, last) = (true, None);
+            }
             if let Some(reason) = frame.dropped {
                 *decision = Decision::Drop(reason);
                 continue;
@@ -604,6 +627,9 @@ impl<const PARTS: bool> Pump for BridgePump<PARTS> {
         if self.is_stopping {
             return Polled::Idle;
         }
+        if PARTS {
+            self.tell_stations();
+        }
         let mut cost = 0;
         if self.has_news() {
             cost = self.announce();
@@ -621,8 +647,9 @@ impl<const PARTS: bool> Pump for BridgePump<PARTS> {
                 break;
             }
         }
-        if PARTS {
-            self.tell_stations();
+        if PARTS && self.was_short() {
+            // Another one is asked first where there is room.
+            self.first = (self.first + 1) % count;
         }
         if cost == 0 {
             if PARTS {
@@ -674,7 +701,8 @@ impl<const PARTS: bool> Pump for BridgePump<PARTS> {
             }
             for (number, (_, source)) in (member.first_source..).zip(&mut member.port.sources) {
                 // Of one that has as many out as may be, it is the sinks that bring news.
-                if self.in_flight.room(number) > 0 {
+                let reserved = if PARTS { part::RESERVED } else { 0 };
+                if self.in_flight.room(number) > reserved {
                     note(source.arm());
                 }
             }

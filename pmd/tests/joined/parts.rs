@@ -241,9 +241,11 @@ fn worker_that_is_held_costs_those_who_send_to_it_by_name_and_nobody_else() {
     // As many as there is room for are out, and then they go nowhere, in time.
     let to_held = frame(a.mac, c.mac, 64, 1);
     let begun = Instant::now();
+    let mut sent = 0;
     while c.drops(1, DropReason::LaneFull) == 0 && c.rings[1].free_slots() > 0 {
         assert!(begun.elapsed() < SOON, "{:?}", c.stats(1));
         c.send_plain(0, &to_held);
+        sent += 1;
     }
     // Who sends nothing there is not concerned, and reaches everybody else.
     passes(d, c, 2);
@@ -252,10 +254,9 @@ fn worker_that_is_held_costs_those_who_send_to_it_by_name_and_nobody_else() {
     }
     holds.store(false, std::sync::atomic::Ordering::SeqCst);
     let deadline = Instant::now() + SOON;
-    let expected = c.stats(1).packets;
     let mut came = 0;
-    while came < expected.min(200) as usize {
-        assert!(Instant::now() < deadline, "{came} of {expected}: {:?} {:?}", a.stats(0), c.stats(1));
+    while came < 200 || c.stats(1).completed_desc < sent + 1 {
+        assert!(Instant::now() < deadline, "{came} of {sent}: {:?} {:?}", a.stats(0), c.stats(1));
         came += a.received(0).len();
     }
     a.received(0);
@@ -387,7 +388,11 @@ fn frames_that_nobody_has_on_the_other_core_are_counted_as_on_one() {
 
 #[test]
 fn frames_in_many_pieces_cross_whole_though_only_some_can_be_copied_at_a_time() {
-    let Some(engine) = two_cores() else { return };
+    // A worker that has no CPU for a moment would cost what waits for a place.
+    let engine = workers::patient_engine_of(2);
+    if engine.cores().len() < 2 {
+        return;
+    }
     let mut bridge = bridge(&engine);
     let [first, second] = [0, 1].map(|nth| engine.cores()[nth]);
     let (mut a, _) = port(&mut *bridge, "a", Setup::default(), &engine, first);

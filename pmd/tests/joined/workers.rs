@@ -13,8 +13,13 @@ pub(super) fn engine(cores: usize) -> Engine {
 /// One whose clock runs 256 times slower than the real one: a sender waits for 2.56 s, so that a test that is held up
 /// on a busy machine still brings its buffers in time.
 pub(super) fn patient_engine() -> Engine {
+    patient_engine_of(parts::parts())
+}
+
+/// The same with as many workers, if there are cores.
+pub(super) fn patient_engine_of(cores: usize) -> Engine {
     let allowed = rustix::thread::sched_getaffinity(None).unwrap();
-    let cores = (0..1024).rev().filter(|core| allowed.is_set(*core)).take(parts::parts()).collect();
+    let cores = (0..1024).rev().filter(|core| allowed.is_set(*core)).take(cores).collect();
     let clock = Clock { cycles: || tsc::cycles() >> 8, hertz: tsc::hertz() >> 8 };
     Engine::start(EngineConfig { cores, idle: IdlePolicy::Poll, clock }).unwrap()
 }

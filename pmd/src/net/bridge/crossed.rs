@@ -12,8 +12,8 @@ use super::part::{Come, Next, Part};
 use super::port::{Member, Origin, as_for, hand_over, receiver, what_may};
 use super::{BURST, BridgePump, arrival};
 use crate::counters::DropReason;
-use crate::net::fdb::ticks;
-use crate::net::frame::prefetch;
+use crate::net::fdb::{Address, ticks};
+use crate::net::frame::{addresses, prefetch};
 use crate::net::scratch::Scratch;
 use crate::net::side::Load;
 
@@ -76,7 +76,7 @@ impl<const PARTS: bool> BridgePump<PARTS> {
     }
 
     /// Gives frames that came through a lane to the ports that they are for; how many copies that came to.
-    fn give(&mut self, come: &Come, kept: &mut Option<Box<Kept>>, from: Origin) -> u32 {
+    fn give(&mut self, come: &mut Come, kept: &mut Option<Box<Kept>>, from: Origin) -> u32 {
         prefetch(&come.burst);
         let (count, queue) = (come.count, come.queue);
         if let Some(dresser) = &mut self.dresser {
@@ -86,6 +86,7 @@ impl<const PARTS: bool> BridgePump<PARTS> {
                 }
             }
         }
+        self.keep_here(come);
         let (mut cost, mut begin) = (0, 0);
         while begin < count {
             // A run of frames that go the same way.
@@ -138,6 +139,22 @@ impl<const PARTS: bool> BridgePump<PARTS> {
         cost
     }
 
+    /// What came for everybody does not go where it would come back from if its sender is not known here: taken for somebody's of the
+    /// network, he would be cut off.
+    fn keep_here(&self, come: &mut Come) {
+        if !self.ports.iter().any(|member| member.port.reflects) {
+            return;
+        }
+        let (count, now) = (come.count, ticks(self.now));
+        let sent = come.heads.iter().zip(&come.tags).zip(&mut come.to).take(count);
+        for ((head, tag), to) in sent.filter(|(_, to)| **to == To::All) {
+            let source = Address::of(addresses(head).source, tag.map_or(0, |tag| tag.vid));
+            if self.fdb.find(source, now).is_none() {
+                *to = To::Here;
+            }
+        }
+    }
+
     /// A sink has frames that came through a lane and are kept for it.
     #[inline]
     pub(super) fn keeps(&self) -> bool {
@@ -181,8 +198,14 @@ impl<const PARTS: bool> BridgePump<PARTS> {
     #[inline]
     pub(super) fn tell_stations(&mut self) {
         if let Some(part) = &mut self.part {
-            part.tell_again(&self.fdb, self.stations.ageing(), ticks(self.now));
+            part.tell_again(&self.fdb, self.stations.ageing(), self.now);
         }
+    }
+
+    /// A burst of this turn found no room for all of its frames.
+    #[inline]
+    pub(super) fn was_short(&mut self) -> bool {
+        self.part.as_mut().is_some_and(|part| part.was_short())
     }
 
     /// Shows the others what was put into lanes and what is finished.

@@ -34,6 +34,8 @@ pub(super) struct Table<'a, const PARTS: bool> {
     pub(super) port: &'a BridgePort,
     /// In ticks.
     pub(super) now: u64,
+    /// The frame was not learned from before: not one that waited for room in a lane.
+    pub(super) learns: bool,
     /// Where there are others.
     pub(super) part: Option<&'a mut Part>,
 }
@@ -42,12 +44,16 @@ impl<const PARTS: bool> Table<'_, PARTS> {
     /// Learns where the sender of a frame is, and says where the frame goes.
     #[inline]
     pub(super) fn decide(&mut self, ends: Addresses, vid: u16) -> Decision {
-        let Table { by_slot, fdb, stations, at, port, now, part } = self;
+        let Table { by_slot, fdb, stations, port, now, learns, part, .. } = self;
         let source = Address::of(ends.source, vid);
         let is_elsewhere = |slot: u16| slot != port.slot && is_there(by_slot, slot);
         if port.reflects && fdb.find(source, *now).is_some_and(is_elsewhere) {
             // Learned, the guest would be cut off: it would be behind the port that reflects.
             return Decision::Drop(DropReason::Reflected);
+        }
+        if PARTS && !*learns {
+            let is_known = fdb.find(source, *now) == Some(port.slot);
+            return self.look_up(ends, vid, is_known);
         }
         let learned = fdb.learn(source, port.slot, *now);
         if let Learned::PortFull | Learned::Full = learned {
@@ -59,11 +65,18 @@ impl<const PARTS: bool> Table<'_, PARTS> {
         {
             part.tell_station(source, port.slot, *now);
         }
-        let behind = fdb
-            .find(Address::of(ends.destination, vid), *now)
-            .and_then(|slot| by_slot.get(usize::from(slot)).copied().flatten());
         let is_known = matches!(learned, Learned::Known | Learned::New | Learned::Moved);
-        match decide(ends.destination, behind, *at) {
+        self.look_up(ends, vid, is_known)
+    }
+
+    /// Where a frame goes whose sender is known to be here, or is not.
+    #[inline(always)]
+    fn look_up(&self, ends: Addresses, vid: u16, is_known: bool) -> Decision {
+        let behind = self
+            .fdb
+            .find(Address::of(ends.destination, vid), self.now)
+            .and_then(|slot| self.by_slot.get(usize::from(slot)).copied().flatten());
+        match decide(ends.destination, behind, self.at) {
             Decision::Flood if !is_known => Decision::FloodHere,
             decision => decision,
         }

@@ -63,6 +63,7 @@ impl Kept {
                 count = self.copy(number, load, done);
             }
             if count == 0 {
+                self.release(number);
                 sink.count_drops(DropReason::NoRxBuffer, (load.frames.len() - done) as u64);
                 return;
             }
@@ -78,10 +79,9 @@ impl Kept {
             for (nth, (place, mark)) in self.places.iter().zip(&scratch.marks).take(count).enumerate() {
                 if nth < carried {
                     copies.keep(0, *mark, *place);
-                } else {
-                    copies.free(*place);
                 }
             }
+            copies.release();
             done += count;
         }
     }
@@ -97,15 +97,19 @@ impl Kept {
         for (((chain, frame), head), ((to, to_head), to_place)) in frames_of.zip(ours) {
             let passage =
                 Passage { burst: load.burst, chain, skip: load.skip, frame, beginning: head, swap: false };
-            let Some((at, place)) = copies.copy(&passage) else { break };
+            let Some((at, place)) = copies.copy(count, &passage) else { break };
             if !burst.push_own(place, at, frame.len) {
-                copies.free(place);
                 break;
             }
             (*to, *to_head, *to_place) = (*frame, *head, place);
             count += 1;
         }
         count
+    }
+
+    /// What was copied for a sink and is not kept is free again.
+    fn release(&mut self, number: usize) {
+        self.copies.get_mut(number).into_iter().for_each(Copies::release);
     }
 
     /// A sink is finished with all up to a mark.

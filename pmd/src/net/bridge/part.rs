@@ -16,6 +16,11 @@
 //! Each part is on one worker. Budget of all but making: no allocation, no lock that is waited for, no panic; one system call to wake
 //! a part that sleeps.
 
+// How much of a burst finds room in the lanes, and how long the rest waits.
+mod room;
+// What the others are told of stations.
+mod telling;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -27,18 +32,21 @@ use ringway_ring::lane::{LINE_WORDS, Reader, Sleeper, WORDS, Writer, lane};
 use ringway_ring::tsc;
 
 use super::copies::Copies;
-use super::decision::{AWAY, Decision};
+use super::decision::AWAY;
 use super::entry::{Crossing, Entry, Pieces, To, frame_of, head_of, put_frame};
 use super::kept::Kept;
 use super::port::Origin;
 use crate::net::Mac;
-use crate::net::fdb::{Address, Fdb, Heard};
+use crate::net::fdb::{Fdb, Heard};
 use crate::net::frame::{Frame, Frames, Head};
 use crate::net::in_flight::{InFlight, MOST};
 use crate::net::offload::HEAD_BYTES;
 use crate::net::side::{Load, Passage};
 use crate::net::vlan::{Carriers, Tag, Vlans};
 use crate::notify::EventFd;
+pub(super) use room::RESERVED;
+use room::{Next as NextInLine, Waiting};
+use telling::Retelling;
 
 /// What the parts of a bridge have to know of a port.
 #[derive(Debug, Clone)]
@@ -70,6 +78,12 @@ pub(crate) struct Part {
     /// Of all ports of all parts.
     carriers: Option<Carriers>,
     copies: Copies,
+    /// Since when there has been no place to copy to, in cycles.
+    copies_full_since: Option<u64>,
+    /// What each of its ports' sources waits for.
+    waiting: Vec<Waiting>,
+    /// A burst found no room for all of its frames in this turn.
+    is_short: bool,
     /// Where one of its sinks finishes later.
     pub(super) kept: Option<Box<Kept>>,
     /// Frames that came through a lane and are being given to ports.
@@ -113,6 +127,14 @@ struct Lane {
     room: usize,
     /// Since when it has had no room, in cycles.
     full_since: Option<u64>,
+    /// The source that found none first.
+    next: Option<NextInLine>,
+    /// What was heard of since then is told in this round, in ticks.
+    tells_since: u64,
+    /// From when on it was not told of all, in ticks.
+    missed: Option<u64>,
+    /// Stations that it was told of in this turn beside the round.
+    told: usize,
     /// What was in it when it was closed is counted.
     is_counted: bool,
 }
@@ -159,17 +181,6 @@ pub(super) enum Next {
     Announcement { mac: Mac, tag: Option<Tag>, to: To, queue: u16 },
 }
 
-/// Telling the others once more of stations that are still heard of, so that they do not forget them.
-#[derive(Debug, Default)]
-struct Retelling {
-    /// The next bucket of the database.
-    bucket: usize,
-    /// What was heard of since then is told, in ticks.
-    since: u64,
-    /// When this round began.
-    began: u64,
-}
-
 impl Part {
     /// The parts of a bridge with these ports, of each part its own.
     ///
@@ -214,7 +225,10 @@ impl Part {
                 is_own,
                 maps: ports.iter().flat_map(|port| &port.sources).map(|(_, map)| Arc::clone(map)).collect(),
                 carriers: carriers.clone(),
+                waiting: vec![Waiting::default(); ports.iter().map(|port| port.sources.len()).sum()],
                 copies,
+                copies_full_since: None,
+                is_short: false,
                 kept,
                 come: Box::new(come),
                 sleeper: Arc::clone(sleeper),
@@ -260,6 +274,10 @@ impl Part {
                     carriers: carriers_of(takers),
                     room: 0,
                     full_since: None,
+                    next: None,
+                    tells_since: 0,
+                    missed: None,
+                    told: 0,
                     is_counted: false,
                 });
             }
@@ -304,50 +322,6 @@ impl Part {
         self.lanes.iter().any(|lane| lane.is_heard(tag))
     }
 
-    /// How many of the first frames of a burst find room in the lanes that they are for, or have waited long enough: the others stay
-    /// in their source. What chains of the burst are in decides what has to be copied.
-    pub(super) fn fit(
-        &mut self,
-        decisions: &[Decision],
-        burst: &Burst,
-        (in_flight, first_sink): (&InFlight, usize),
-        now: u64,
-    ) -> usize {
-        for (sink, lane) in (first_sink..).zip(&mut self.lanes) {
-            // As many as may be out: what was finished since the poll began is not given back yet.
-            lane.look_for_room(in_flight.room_at(sink), now);
-        }
-        let mut copies = self.copies.room();
-        for (nth, (decision, chain)) in decisions.iter().zip(burst.chains()).enumerate() {
-            // Or not, where one of the pieces is a header alone.
-            let is_copied = chain.segments() > 2;
-            let mut fits = |lane: &mut Lane| {
-                if !lane.has_sinks || lane.is_overdue(now) {
-                    return true;
-                }
-                if lane.room == 0 || (is_copied && copies == 0) {
-                    return false;
-                }
-                lane.room -= 1;
-                copies -= usize::from(is_copied);
-                true
-            };
-            let all = match *decision {
-                Decision::Port(index) if index & AWAY != 0 => {
-                    let away = self.away.get(usize::from(index & !AWAY)).and_then(Option::as_ref);
-                    let lane = away.and_then(|away| self.lanes.get_mut(usize::from(away.lane)));
-                    lane.is_none_or(&mut fits)
-                }
-                Decision::Flood | Decision::FloodHere => self.lanes.iter_mut().all(&mut fits),
-                Decision::Port(_) | Decision::Drop(_) => true,
-            };
-            if !all {
-                return nth;
-            }
-        }
-        decisions.len()
-    }
-
     /// Puts frames into the lane to a port of another part. None: nothing there runs; else how many found no room.
     pub(super) fn send(
         &mut self,
@@ -361,7 +335,9 @@ impl Part {
         let away = self.away.get(usize::from(slot))?.as_ref().filter(|away| away.has_sinks)?;
         let lane = usize::from(away.lane);
         let to = To::Slot(slot);
-        Some(load.frames.len() - self.put(lane, to, load, (source, tag), run, in_flight, first_sink + lane))
+        let put = self.put(lane, to, load, (source, tag), run, in_flight, first_sink + lane);
+        self.copies.release();
+        Some(load.frames.len() - put)
     }
 
     /// Puts frames to everybody into all lanes: how many of those have somebody to hear them, and how many entries found no room.
@@ -383,6 +359,7 @@ impl Part {
                 lost += load.frames.len() - put;
             }
         }
+        self.copies.release();
         (reached, lost)
     }
 
@@ -407,7 +384,8 @@ impl Part {
         for (((chain, frame), head), number) in
             load.chains.iter().zip(load.frames).zip(load.heads).zip(run.first..)
         {
-            if lane.writer.is_closed() || in_flight.room_at(sink) == 0 || lane.writer.room() == 0 {
+            let is_full = in_flight.room_at(sink) <= RESERVED || lane.writer.room() == 0;
+            if lane.writer.is_closed() || is_full {
                 break;
             }
             let span = load.burst.readable_span(chain).part(load.skip as u64, frame.len.into());
@@ -426,13 +404,13 @@ impl Part {
                     beginning: head,
                     swap: false,
                 };
-                let Some((at, number)) = copies.copy(&passage) else { break };
+                // Copied for one lane, it is for the others.
+                let Some((at, number)) = copies.copy(done, &passage) else { break };
                 crossing.pieces = Pieces([(at, frame.len), (0, 0)]);
                 (crossing.is_copied, place) = (true, Some(number));
             }
             let count = put_frame(&mut words, &crossing, frame, head);
             if lane.writer.put(words.get(..count).unwrap_or_default()).is_err() {
-                place.into_iter().for_each(|place| copies.free(place));
                 break;
             }
             if let Some(place) = place {
@@ -443,15 +421,6 @@ impl Part {
             done += 1;
         }
         done
-    }
-
-    /// Tells the others that a station was heard of behind a port of its own, then, in ticks. Who has no room for it hears of it later.
-    #[cold]
-    pub(super) fn tell_station(&mut self, address: Address, slot: u16, at: u64) {
-        let words = Entry::Station { address, slot, at }.words();
-        for lane in &mut self.lanes {
-            let _ = lane.writer.put(&words);
-        }
     }
 
     /// Tells the others that a guest has arrived behind a port of its own: how many of them have somebody to hear it, and into how
@@ -465,38 +434,6 @@ impl Part {
             lost += u64::from(lane.writer.put(&words).is_err());
         }
         (heard, lost)
-    }
-
-    /// Tells the others once more of stations that are behind its own ports and still heard of: all of them in half the ageing time,
-    /// some at a time, as far as there is room beside frames.
-    pub(super) fn tell_again(&mut self, fdb: &Fdb, ageing: u64, now: u64) {
-        let Retelling { bucket, since, began } = &mut self.retelling;
-        if *bucket >= fdb.buckets() {
-            if now.saturating_sub(*began) < ageing / 2 {
-                return;
-            }
-            (*since, *began, *bucket) = (*began, now, 0);
-        }
-        let end = (*bucket + RETOLD_BUCKETS).min(fdb.buckets());
-        while *bucket < end {
-            for entry in fdb.in_bucket(*bucket, now) {
-                let at = now.saturating_sub(entry.age);
-                let is_own = self.is_own.get(usize::from(entry.port)).copied().unwrap_or(false);
-                if at < *since || !is_own {
-                    continue;
-                }
-                // What has no room is told the next time, with all of its bucket.
-                if self.lanes.iter_mut().any(|lane| lane.writer.room() <= MOST / 2) {
-                    return;
-                }
-                let address = Address::of(entry.mac, entry.vid);
-                let words = Entry::Station { address, slot: entry.port, at }.words();
-                for lane in &mut self.lanes {
-                    let _ = lane.writer.put(&words);
-                }
-            }
-            *bucket += 1;
-        }
     }
 
     /// Takes what comes next through a lane, of one kind and source: `most` frames at most. Stations are taken note of.
@@ -518,7 +455,8 @@ impl Part {
                     if let Heard::Later { port, at } = heard
                         && is_own.get(usize::from(port)).copied().unwrap_or(false)
                     {
-                        let _ = lane.writer.put(&Entry::Station { address, slot: port, at }.words());
+                        // All of them: others may have been told what this one was.
+                        self.tell_station(address, port, at);
                     }
                     return Next::Done;
                 }
@@ -677,27 +615,6 @@ impl Lane {
         let carries = |tag| self.carriers.as_ref().is_some_and(|carriers| carriers.has_any(tag));
         self.has_sinks && tag.is_none_or(carries)
     }
-
-    /// Looks how many entries it takes, before a burst of them.
-    fn look_for_room(&mut self, may_be_out: usize, now: u64) {
-        self.room = self.writer.room();
-        if self.room < Burst::CHAINS {
-            self.writer.finished();
-            self.room = self.writer.room();
-        }
-        self.room = self.room.min(may_be_out);
-        if self.room > 0 {
-            self.full_since = None;
-        } else {
-            self.full_since.get_or_insert(now);
-        }
-    }
-
-    /// It has had no room for so long that what is for it is dropped.
-    fn is_overdue(&self, now: u64) -> bool {
-        self.writer.is_closed()
-            || self.full_since.is_some_and(|since| now.saturating_sub(since) >= tsc::hertz() / FULL_WITHIN)
-    }
 }
 
 impl Come {
@@ -744,14 +661,12 @@ fn carriers_of<'a>(ports: impl Iterator<Item = &'a PartPort> + Clone) -> Option<
     Some(Carriers::new(vlans))
 }
 
-/// Buckets of the database that are looked through at a time for stations to be told of again.
-const RETOLD_BUCKETS: usize = 32;
-
 /// Frames in many pieces that are on their way through all lanes of a part at a time: a burst.
 const COPIED: u16 = 32;
 
-/// The part of a second that a source waits for a full lane: a millisecond.
-const FULL_WITHIN: u64 = 1000;
-
 /// The part of a second that a part that ends waits for others that say nothing: ten milliseconds.
 const QUIET_WITHIN: u64 = 100;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+mod tests;

@@ -1,0 +1,249 @@
+use ringway_ring::chain::Burst;
+use ringway_ring::memory::{HostMemory, PageKind};
+
+use super::super::decision::Decision;
+use super::*;
+use crate::net::fdb::{Address, FdbOptions, ticks};
+
+/// Parts with one port each, which has two sources; and the memory of all.
+fn parts(count: u16) -> (Vec<Part>, Arc<GuestMap>) {
+    let memory = HostMemory::allocate_on(PageKind::Base, "test", 1 << 16).unwrap();
+    let map = Arc::new(memory.guest_map(0).unwrap());
+    let port = |slot| {
+        let sources = (0..2).map(|queue| (queue, Arc::clone(&map))).collect();
+        vec![PartPort { slot, sources, has_sinks: true, later: 0, vlans: None }]
+    };
+    let ports: Vec<Vec<PartPort>> = (0..count).map(port).collect();
+    (Part::all(&ports).unwrap(), map)
+}
+
+/// A burst of so many frames in so many pieces.
+fn burst(map: &Arc<GuestMap>, frames: u16, pieces: usize) -> Burst {
+    let mut burst = Burst::try_new(Arc::clone(map)).unwrap();
+    let all = [(0, 20), (100, 20), (200, 20)];
+    (0..frames).for_each(|head| assert!(burst.push_pieces(head, &all[..pieces])));
+    burst
+}
+
+const STATION: Entry = Entry::Unknown;
+
+fn fill(lane: &mut Lane, entries: usize) {
+    (0..entries).for_each(|_| lane.writer.put(&STATION.words()).unwrap());
+    lane.writer.publish().unwrap();
+}
+
+/// Frames of a source.
+fn put(lane: &mut Lane, out: &mut InFlight, source: usize, entries: usize) {
+    let begin = lane.writer.given();
+    fill(lane, entries);
+    (begin + 1..=lane.writer.given()).for_each(|mark| out.read_by(0, mark, source, out.next(source)));
+}
+
+fn drain(reader: &mut Reader, entries: usize) {
+    reader.look();
+    (0..entries).for_each(|_| assert!(reader.read(&mut [])));
+    reader.finish(entries as u64);
+    reader.tell();
+}
+
+/// The lane from one part to another.
+fn to(part: &mut Part, peer: usize) -> &mut Lane {
+    part.lanes.iter_mut().find(|lane| lane.peer == peer).unwrap()
+}
+
+fn stations(part: &mut Part, from: usize) -> Vec<Entry> {
+    let reader = to(part, from).reader.as_mut().unwrap();
+    reader.look();
+    let mut line = [0; LINE_WORDS];
+    let mut all = Vec::new();
+    while reader.read(&mut line) {
+        all.push(Entry::of(&line));
+    }
+    reader.finish(all.len() as u64);
+    reader.tell();
+    all
+}
+
+fn fdb() -> Fdb {
+    let options = FdbOptions { capacity: 8192, ports: 8, per_port: 1024, ageing: 1 << 40, seed: [1, 2] };
+    Fdb::try_new(options).unwrap()
+}
+
+fn address(last: u16) -> Address {
+    let [high, low] = last.to_be_bytes();
+    Mac([2, 0, 0, 0, high, low]).into()
+}
+
+fn millisecond() -> u64 {
+    tsc::hertz() / 1000
+}
+
+#[test]
+fn source_that_finds_a_lane_full_is_next_whoever_is_asked_first() {
+    let (mut parts, map) = parts(2);
+    let [one, other] = &mut parts[..] else { unreachable!() };
+    let (burst, mut out) = (burst(&map, 32, 1), InFlight::new(2, 1));
+    let decisions = [Decision::Port(AWAY | 1); 32];
+    put(to(one, 1), &mut out, 0, MOST - RESERVED);
+    let mut had = [0; 2];
+    for turn in 0..40u64 {
+        // It moves, by a burst in a turn, and the first source is always asked first.
+        drain(to(other, 0).reader.as_mut().unwrap(), 32);
+        out.finished(0, to(one, 1).writer.finished());
+        (0..2).for_each(|source| _ = out.give_back(source));
+        for (source, had) in had.iter_mut().enumerate() {
+            let fits = one.fit(&decisions, &burst, source, (&out, 0), turn * millisecond() / 4);
+            *had += fits;
+            assert!(one.lanes[0].writer.room() >= fits + RESERVED, "what stations are told by is theirs");
+            put(&mut one.lanes[0], &mut out, source, fits);
+        }
+    }
+    assert!(had.iter().all(|had| *had >= 18 * 32), "{had:?}");
+    assert_eq!(had[0] + had[1], 40 * 32);
+}
+
+#[test]
+fn source_is_given_no_more_room_than_may_be_out() {
+    let (mut parts, map) = parts(2);
+    let (burst, mut out) = (burst(&map, 32, 1), InFlight::new(2, 1));
+    // As of the turn's beginning all but five are read by the other part.
+    (0..(MOST - RESERVED) as u64 - 5).for_each(|frame| out.read_by(0, frame + 1, 0, frame));
+    let decisions = [Decision::Port(AWAY | 1); 32];
+    assert_eq!(parts[0].fit(&decisions, &burst, 1, (&out, 0), 0), 5);
+}
+
+#[test]
+fn what_waits_for_a_lane_that_does_not_move_goes_on_after_a_millisecond() {
+    let (mut parts, map) = parts(3);
+    let (burst, mut out) = (burst(&map, 32, 1), InFlight::new(2, 2));
+    let part = &mut parts[0];
+    put(to(part, 1), &mut out, 0, MOST - RESERVED);
+    let mut decisions = [Decision::Port(AWAY | 2); 32];
+    decisions[3] = Decision::Port(AWAY | 1);
+    let now = 1 << 40;
+    assert_eq!(part.fit(&decisions, &burst, 0, (&out, 0), now), 3);
+    assert!(part.was_short() && !part.was_short());
+    assert_eq!(part.fit(&decisions[3..], &burst, 0, (&out, 0), now + millisecond() / 2), 0);
+    assert_eq!(part.fit(&decisions[3..], &burst, 0, (&out, 0), now + millisecond()), 29);
+    // Nobody else waits for it then.
+    assert_eq!(part.fit(&decisions, &burst, 1, (&out, 0), now + millisecond()), 32);
+}
+
+#[test]
+fn frames_in_many_pieces_wait_for_a_place_no_longer_than_for_a_lane() {
+    let (mut parts, map) = parts(3);
+    let (burst, out) = (burst(&map, 32, 3), InFlight::new(2, 2));
+    let part = &mut parts[0];
+    let frame = Frame { len: 60, ..Frames::EMPTY };
+    let head = [0; HEAD_BYTES];
+    for (nth, chain) in burst.chains().iter().enumerate() {
+        let passage = Passage { burst: &burst, chain, skip: 0, frame: &frame, beginning: &head, swap: false };
+        let (_, place) = part.copies.copy(nth, &passage).unwrap();
+        part.copies.keep(0, nth as u64 + 1, place);
+    }
+    part.copies.release();
+    assert_eq!(part.copies.room(), 0);
+    // It is for a lane that is empty.
+    let decisions = [Decision::Port(AWAY | 2); 32];
+    let now = 1 << 40;
+    assert_eq!(part.fit(&decisions, &burst, 0, (&out, 0), now), 0);
+    assert_eq!(part.fit(&decisions, &burst, 0, (&out, 0), now + millisecond()), 32);
+    part.copies.finished(0, 3);
+    assert_eq!(part.fit(&decisions, &burst, 1, (&out, 0), now + millisecond()), 3);
+}
+
+#[test]
+fn frame_in_many_pieces_to_everybody_takes_one_place_for_any_number_of_lanes() {
+    let (mut parts, map) = parts(COPIED + 8);
+    let burst = burst(&map, 2, 3);
+    let lanes = parts.len() - 1;
+    let mut out = InFlight::new(2, lanes);
+    let decisions = [Decision::Flood; 2];
+    let part = &mut parts[0];
+    assert_eq!(part.fit(&decisions, &burst, 0, (&out, 0), 0), 2);
+    let frames = [Frame { len: 60, ..Frames::EMPTY }; 2];
+    let heads = [[0; HEAD_BYTES]; 2];
+    let load = Load { burst: &burst, chains: burst.chains(), skip: 0, frames: &frames, heads: &heads };
+    let run = Origin { source: 0, first: 0 };
+    assert_eq!(part.flood(false, &load, (0, None), run, &mut out, 0), (lanes as u32, 0));
+    assert_eq!(part.copies.room(), usize::from(COPIED) - 2);
+    // The last that reads one has it free.
+    (1..lanes).for_each(|lane| part.copies.finished(lane, 2));
+    assert_eq!(part.copies.room(), usize::from(COPIED) - 2);
+    part.copies.finished(0, 1);
+    assert_eq!(part.copies.room(), usize::from(COPIED) - 1);
+    part.copies.finished(0, 2);
+    assert!(part.copies.is_idle());
+}
+
+#[test]
+fn all_are_told_that_a_claim_was_too_late_not_only_who_made_it() {
+    let (mut parts, _) = parts(3);
+    let mut known = fdb();
+    known.learn(address(1), 0, 11);
+    let [one, other, third] = &mut parts[..] else { unreachable!() };
+    other.tell_station(address(1), 1, 10);
+    other.publish();
+    to(one, 1).reader.as_mut().unwrap().look();
+    assert_eq!(one.take(0, 32, &mut known, 12), Next::Done);
+    one.publish();
+    let told = vec![Entry::Station { address: address(1), slot: 0, at: 11 }];
+    assert_eq!((stations(other, 0), stations(third, 0)), (told.clone(), told));
+}
+
+#[test]
+fn station_that_a_lane_had_no_room_for_is_told_as_soon_as_it_has_and_nobody_else_waits() {
+    let (mut parts, _) = parts(3);
+    let mut known = fdb();
+    let ageing = 1 << 40;
+    let [one, other, third] = &mut parts[..] else { unreachable!() };
+    let mut cycles = 1 << 50;
+    let turn = |one: &mut Part, known: &Fdb, cycles: &mut u64| {
+        for _ in 0..known.buckets() {
+            *cycles += millisecond();
+            one.tell_again(known, ageing, *cycles);
+            one.publish();
+            one.lanes.iter_mut().for_each(|lane| _ = lane.writer.finished());
+        }
+    };
+    turn(one, &known, &mut cycles);
+    fill(to(one, 1), MOST);
+    let now = ticks(cycles);
+    known.learn(address(1), 0, now);
+    one.tell_station(address(1), 0, now);
+    one.publish();
+    let told = vec![Entry::Station { address: address(1), slot: 0, at: now }];
+    assert_eq!(stations(third, 0), told);
+    turn(one, &known, &mut cycles);
+    assert_eq!(stations(other, 0).len(), MOST, "of a lane that is full it has all");
+    to(one, 1).writer.finished();
+    turn(one, &known, &mut cycles);
+    assert_eq!((stations(other, 0), stations(third, 0)), (told, vec![]));
+    turn(one, &known, &mut cycles);
+    assert_eq!((stations(other, 0), stations(third, 0)), (vec![], vec![]), "once");
+}
+
+#[test]
+fn stations_are_told_again_beside_a_lane_that_is_full_and_in_bounds() {
+    let (mut parts, _) = parts(3);
+    let mut known = fdb();
+    let mut cycles = 1 << 50;
+    (0..500).for_each(|last| _ = known.learn(address(last), 0, ticks(cycles)));
+    let [one, _, third] = &mut parts[..] else { unreachable!() };
+    fill(to(one, 1), MOST);
+    let mut told = 0;
+    for _ in 0..2 * known.buckets() {
+        cycles += millisecond() / 50;
+        one.tell_again(&known, 1 << 33, cycles);
+        // Moves beyond what a turn may tell cost nobody an entry.
+        one.publish();
+        let now = stations(third, 0).len();
+        assert!(now < 2 * 8, "{now}");
+        told += now;
+        to(one, 2).writer.finished();
+    }
+    assert!(told >= 500, "{told}");
+    let many = (0..100).map(|last| one.tell_station(address(last), 0, ticks(cycles))).count();
+    one.publish();
+    assert!(stations(third, 0).len() < many / 10);
+}
