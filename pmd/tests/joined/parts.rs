@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::*;
 
 const PARTS: &str = "RINGWAY_TEST_PARTS";
+/// The tests of this file run: see [`parts_on_two_cores_are_tried_by_themselves`].
+const ALONE: &str = "RINGWAY_TEST_PARTS_ALONE";
 
 /// Cores over which tests spread the ports of a bridge.
 pub(super) fn parts() -> usize {
@@ -21,6 +23,7 @@ pub(super) fn core_of(name: &str, engine: &Engine) -> usize {
 
 /// An engine with two workers, if the machine has two cores.
 fn two_cores() -> Option<Engine> {
+    std::env::var_os(ALONE)?;
     Some(engine(2)).filter(|engine| engine.cores().len() == 2)
 }
 
@@ -65,21 +68,39 @@ fn introduce<N: std::borrow::BorrowMut<Nic>>(nics: &mut [N]) {
     }
 }
 
-#[test]
-fn what_is_proved_of_a_bridge_on_one_core_holds_on_two() {
-    if std::env::var_os(PARTS).is_some() || two_cores().is_none() {
-        return;
-    }
+/// Runs tests of this program in a process of its own, one after the other, while nothing else runs: those of two cores poll on every
+/// core that there may be, and some of them hold a worker.
+fn run_alone(variable: (&str, &str), tests: &[&str]) {
+    workers::alone();
     let exe = std::env::current_exe().unwrap();
-    let tests = ["bridges::", "vlans::", "announce::", "races::", "offloads::", "changes::moves"];
     let output = std::process::Command::new(exe)
         .args(["--test-threads", "1"])
         .args(tests)
-        .env(PARTS, "2")
+        .env(variable.0, variable.1)
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && !said.contains(" 0 passed"), "{said}");
+}
+
+fn is_run_by_another() -> bool {
+    std::env::var_os(PARTS).is_some() || std::env::var_os(ALONE).is_some()
+}
+
+#[test]
+fn what_is_proved_of_a_bridge_on_one_core_holds_on_two() {
+    if !is_run_by_another() {
+        let tests = ["bridges::", "vlans::", "announce::", "races::", "offloads::", "changes::moves"];
+        run_alone((PARTS, "2"), &tests);
+    }
+}
+
+/// The others of this file.
+#[test]
+fn parts_on_two_cores_are_tried_by_themselves() {
+    if !is_run_by_another() {
+        run_alone((ALONE, "1"), &["parts::"]);
+    }
 }
 
 #[test]
@@ -259,6 +280,8 @@ fn worker_that_is_held_costs_those_who_send_to_it_by_name_and_nobody_else() {
         assert!(Instant::now() < deadline, "{came} of {sent}: {:?} {:?}", a.stats(0), c.stats(1));
         came += a.received(0).len();
     }
+    // The last of them are shown to their receiver a moment after they were given back.
+    std::thread::sleep(Duration::from_millis(50));
     a.received(0);
     a.post(0, 16);
     passes(c, a, 9);
@@ -310,6 +333,10 @@ fn station_that_goes_on_sending_is_not_forgotten_by_the_other_core_and_one_that_
         nics[0].send_plain(0, &frame(macs[1], macs[0], 64, 2));
         nics[1].expect(0, 1);
         nics[1].post(0, 1);
+        // Nor is the other forgotten, so that nothing of this is flooded.
+        nics[1].send_plain(0, &frame(macs[0], macs[1], 64, 2));
+        nics[0].expect(0, 1);
+        nics[0].post(0, 1);
         std::thread::sleep(Duration::from_millis(20));
     }
     for nic in &mut nics {
@@ -389,10 +416,8 @@ fn frames_that_nobody_has_on_the_other_core_are_counted_as_on_one() {
 #[test]
 fn frames_in_many_pieces_cross_whole_though_only_some_can_be_copied_at_a_time() {
     // A worker that has no CPU for a moment would cost what waits for a place.
+    let Some(_) = two_cores() else { return };
     let engine = workers::patient_engine_of(2);
-    if engine.cores().len() < 2 {
-        return;
-    }
     let mut bridge = bridge(&engine);
     let [first, second] = [0, 1].map(|nth| engine.cores()[nth]);
     let (mut a, _) = port(&mut *bridge, "a", Setup::default(), &engine, first);

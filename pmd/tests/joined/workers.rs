@@ -1,8 +1,41 @@
 //! Engines, what holds their workers, and limits under which nothing can be placed on them.
 
+use std::cell::RefCell;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
 use super::*;
 
+/// Tests of one worker run beside each other; those of several, which poll on every core that there may be, run alone. Held to the end of the
+/// thread that a test has.
+static TURN: RwLock<()> = RwLock::new(());
+
+enum Turn {
+    Beside(#[expect(dead_code, reason = "held")] RwLockReadGuard<'static, ()>),
+    Alone(#[expect(dead_code, reason = "held")] RwLockWriteGuard<'static, ()>),
+}
+
+thread_local! {
+    static HELD: RefCell<Option<Turn>> = const { RefCell::new(None) };
+}
+
+/// From now on this test runs alone.
+pub(super) fn alone() {
+    HELD.with_borrow_mut(|held| {
+        if !matches!(held, Some(Turn::Alone(_))) {
+            *held = None;
+            *held = Some(Turn::Alone(TURN.write().unwrap_or_else(PoisonError::into_inner)));
+        }
+    });
+}
+
+fn beside() {
+    HELD.with_borrow_mut(|held| {
+        held.get_or_insert_with(|| Turn::Beside(TURN.read().unwrap_or_else(PoisonError::into_inner)));
+    });
+}
+
 pub(super) fn engine(cores: usize) -> Engine {
+    beside();
     let allowed = rustix::thread::sched_getaffinity(None).unwrap();
     let cores = cores.max(parts::parts());
     let cores = (0..1024).rev().filter(|core| allowed.is_set(*core)).take(cores).collect();
@@ -18,6 +51,7 @@ pub(super) fn patient_engine() -> Engine {
 
 /// The same with as many workers, if there are cores.
 pub(super) fn patient_engine_of(cores: usize) -> Engine {
+    beside();
     let allowed = rustix::thread::sched_getaffinity(None).unwrap();
     let cores = (0..1024).rev().filter(|core| allowed.is_set(*core)).take(cores).collect();
     let clock = Clock { cycles: || tsc::cycles() >> 8, hertz: tsc::hertz() >> 8 };
