@@ -243,7 +243,7 @@ fn number(text: &str) -> f64 {
 }
 
 #[test]
-#[ignore = "needs a terminal that can be read (tmux)"]
+#[ignore = "needs a terminal that can be read (tmux): run deploy/test"]
 fn top_on_a_terminal_shows_what_happens_and_follows_keys_sizes_and_daemons() {
     let mut daemon = Daemon::start();
     for name in ["vm0", "vm1", "idle"] {
