@@ -15,6 +15,8 @@ pub mod placement;
 // Management devices and devices.
 pub mod registry;
 
+// What was asked for and is not there.
+pub(crate) mod absent;
 // MAC addresses: given, kept and drawn.
 pub(crate) mod addresses;
 // What a configuration file changes of what runs.

@@ -17,7 +17,8 @@ use std::time::Instant;
 use serde_json::json;
 use tempfile::NamedTempFile;
 
-use crate::daemon::{Absent, Daemon, RETRY_ABSENT};
+use crate::daemon::Daemon;
+use crate::devices::absent::{Absent, RETRY_ABSENT};
 use crate::devices::apply::plan::{Plan, Work, unset_of};
 use crate::devices::device::Origin;
 use crate::devices::registry::MgmtOrigin;

@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 
 use serde_json::json;
 
-use crate::daemon::{AbsentMgmtdev, Daemon};
+use crate::daemon::Daemon;
+use crate::devices::absent::AbsentMgmtdev;
 use crate::devices::checks::check_mgmt_entry;
 use crate::devices::device::{Device, Origin};
 use crate::devices::ports::gone_with_it;

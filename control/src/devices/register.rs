@@ -16,7 +16,8 @@ use ringway_pmd::later;
 use ringway_pmd::vdpa::{ManagementDevice, Upcall};
 use serde_json::json;
 
-use crate::daemon::{Absent, Daemon, RETRY_ABSENT};
+use crate::daemon::Daemon;
+use crate::devices::absent::{Absent, RETRY_ABSENT};
 use crate::devices::checks::uplink_of;
 use crate::devices::device::Origin;
 use crate::devices::registry::MgmtOrigin;

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use ringway_pmd::vdpa::MgmtInfo;
 
-use crate::daemon::{Absent, Daemon};
+use crate::daemon::Daemon;
+use crate::devices::absent::Absent;
 use crate::devices::device::{Device, Origin};
 use crate::devices::placement::list;
 use crate::devices::ports::Port;
