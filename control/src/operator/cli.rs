@@ -27,15 +27,21 @@ mod complete;
 pub mod docs;
 // How an error is told.
 pub mod errors;
-// What the words of a command line mean.
-pub mod grammar;
+// The words of `vdpa(8)`, in full.
+mod grammar;
+// What stands below a command's options.
+mod help;
 // Rates, again and again.
 mod interval;
 // What stands at a path of the state.
 mod inspect;
+// What keywords there are.
+pub(crate) mod keywords;
 // `log`.
 mod logs;
 mod render;
+// What the words behind a command ask for.
+mod requests;
 // What `ringway` takes.
 pub mod ringway;
 // What `ringwayd` takes.

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::fault::Kind;
 use crate::operator::api::{ContentDescriptor, VERSION};
-use crate::operator::cli::grammar::{KEYWORDS, PORT_KEYWORDS, STATE};
+use crate::operator::cli::keywords::{KEYWORDS, PORT_KEYWORDS, STATE};
 use crate::operator::discover;
 use crate::operator::metrics;
 use crate::operator::show::{drop_meaning, fault_cure};

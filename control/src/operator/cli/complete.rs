@@ -20,7 +20,8 @@ use crate::host::paths;
 use crate::operator::api::{
     AttributeHelp, CoreShow, DevShow, KindInfo, MgmtdevShow, PortShow, Queue, Select, Vstats, VstatsShow,
 };
-use crate::operator::cli::grammar::{self, KEYWORDS, PORT_KEYWORDS, STATE};
+use crate::operator::cli::grammar;
+use crate::operator::cli::keywords::{KEYWORDS, PORT_KEYWORDS, STATE};
 use crate::operator::cli::ringway;
 use crate::operator::client::Client;
 

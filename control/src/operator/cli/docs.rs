@@ -8,7 +8,7 @@ use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 
 use crate::fault::{Fault, Kind};
 use crate::operator::cli::capture::words::{CAPTURE_TEXT, CAPTURED};
-use crate::operator::cli::grammar::{CORE_SHOWN, KEYWORDS, PORT_KEYWORDS, PORT_SHOWN, SHOWN, STATE};
+use crate::operator::cli::keywords::{CORE_SHOWN, KEYWORDS, PORT_KEYWORDS, PORT_SHOWN, SHOWN, STATE};
 use crate::operator::cli::logs::LEVELS;
 use crate::operator::cli::ringway::{Completed, command};
 

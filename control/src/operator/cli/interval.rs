@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::fault::Fault;
 use crate::operator::api::{CoreShow, Named, Queue, QueueSample, VstatsShow};
-use crate::operator::cli::grammar::Looks;
+use crate::operator::cli::requests::Looks;
 use crate::operator::cli::run::Output;
 use crate::operator::cli::why;
 use crate::operator::client::Client;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use super::{capture, grammar, logs};
+use super::{capture, help, logs};
 
 /// Show and change the vDPA devices of a running ringwayd.
 #[derive(Debug, Parser)]
@@ -78,10 +78,10 @@ pub enum Object {
         command: Option<CoreCommand>,
     },
     /// Show what happens in a second, of devices, queues, cores and pumps, while it runs
-    #[command(after_help = grammar::TOP_HELP)]
+    #[command(after_help = help::TOP_HELP)]
     Top(TopArgs),
     /// Follow what happens
-    #[command(after_help = grammar::events_help())]
+    #[command(after_help = help::events_help())]
     Events(EventsArgs),
     /// The configuration file
     Config {
@@ -105,16 +105,16 @@ pub enum Object {
         command: Option<LogCommand>,
     },
     /// Show all that there is, or what stands at a path of it, a line for each value
-    #[command(after_help = grammar::INSPECT_HELP)]
+    #[command(after_help = help::INSPECT_HELP)]
     Inspect {
         /// Keys joined by slashes, as in devices/vm0/queues/0/drops; * stands for anything in a key
         path: Option<String>,
     },
     /// Look at the host: what keeps workers from their cores, or Ringway from what it needs; needs no daemon
-    #[command(after_help = grammar::doctor_help())]
+    #[command(after_help = help::doctor_help())]
     Doctor(DoctorArgs),
     /// Write all that is shown of daemon and host into one file for a report, without what guests send
-    #[command(after_help = grammar::bundle_help())]
+    #[command(after_help = help::bundle_help())]
     Bundle {
         /// The file; one that is there is left alone [default: ringway-bundle-SECONDS.tar.gz here]
         #[arg(value_hint = clap::ValueHint::FilePath)]
@@ -123,10 +123,10 @@ pub enum Object {
     /// Show who answers: version, process, instance, directories
     Hello,
     /// Say whether the daemon runs with all that it was asked for, as the installed program
-    #[command(after_help = grammar::STATUS_HELP)]
+    #[command(after_help = help::STATUS_HELP)]
     Status,
     /// Wait for the daemon, or for a device of it
-    #[command(after_help = grammar::WAIT_HELP)]
+    #[command(after_help = help::WAIT_HELP)]
     Wait(WaitArgs),
     /// The protocol of the operator socket
     Rpc {
@@ -169,14 +169,14 @@ pub enum MgmtdevCommand {
         name: Option<String>,
     },
     /// Add a management device, to have it before its first device or with other settings
-    #[command(after_help = grammar::kinds_help())]
+    #[command(after_help = help::kinds_help())]
     Add {
         /// `name KIND/NAME`, then attributes, each followed by its value
         #[arg(value_name = "KEYWORD VALUE", num_args = 0..)]
         words: Vec<String>,
     },
     /// Change a management device, also while its devices are in use
-    #[command(after_help = grammar::kinds_help())]
+    #[command(after_help = help::kinds_help())]
     Set {
         /// `name KIND/NAME`, then attributes, each followed by its new value
         #[arg(value_name = "KEYWORD VALUE", num_args = 0..)]
@@ -193,13 +193,13 @@ pub enum MgmtdevCommand {
 #[derive(Debug, Subcommand)]
 pub enum PortCommand {
     /// Show ports: each with its function, its management device and the devices of that
-    #[command(visible_alias = "list", after_help = grammar::port_show_help())]
+    #[command(visible_alias = "list", after_help = help::port_show_help())]
     Show {
         /// One of them, MGMTDEV/SFNUM; or those of one management device; all without it
         name: Option<String>,
     },
     /// Add a port: a function with a share of its management device, inactive at first
-    #[command(after_help = grammar::port_add_help())]
+    #[command(after_help = help::port_add_help())]
     Add {
         /// The management device, as in simnic/nic0
         mgmtdev: String,
@@ -242,7 +242,7 @@ pub enum VlanCommand {
         words: Vec<String>,
     },
     /// Have a port carry VLANs, also under traffic: `dev NAME vid VID[-VID] [pvid] [untagged]`
-    #[command(after_help = grammar::VLAN_HELP)]
+    #[command(after_help = help::VLAN_HELP)]
     Add {
         /// `dev NAME vid VID[-VID]`, then `pvid`, `untagged`
         #[arg(value_name = "KEYWORD", num_args = 0..)]
@@ -260,7 +260,7 @@ pub enum VlanCommand {
 #[derive(Debug, Subcommand)]
 pub enum PortFunctionCommand {
     /// Change the function of a port: active, it is a management device; its attributes change while it is inactive
-    #[command(after_help = grammar::function_help())]
+    #[command(after_help = help::function_help())]
     Set {
         /// The port: MGMTDEV/SFNUM
         name: String,
@@ -274,10 +274,10 @@ pub enum PortFunctionCommand {
 #[derive(Debug, Subcommand)]
 pub enum DevCommand {
     /// Show devices: one in full, or all
-    #[command(visible_alias = "list", after_help = grammar::show_help())]
+    #[command(visible_alias = "list", after_help = help::show_help())]
     Show(DevShowArgs),
     /// Add a device
-    #[command(after_help = grammar::add_help())]
+    #[command(after_help = help::add_help())]
     Add {
         /// Keywords, each followed by its value
         #[arg(value_name = "KEYWORD VALUE", num_args = 0..)]
@@ -301,7 +301,7 @@ pub enum DevCommand {
         command: DevVstatsCommand,
     },
     /// Change a device
-    #[command(after_help = grammar::set_help())]
+    #[command(after_help = help::set_help())]
     Set {
         /// `name NAME`, then keywords, each followed by its new value
         #[arg(value_name = "KEYWORD VALUE", num_args = 0..)]
@@ -366,7 +366,7 @@ pub enum LogCommand {
 #[derive(Debug, Subcommand)]
 pub enum CoreCommand {
     /// Show workers: busy, idle, asleep, cycles per packet, packets per burst, and what runs on them
-    #[command(visible_alias = "list", after_help = grammar::core_help())]
+    #[command(visible_alias = "list", after_help = help::core_help())]
     Show {
         /// `interval SECONDS`: rates since the line before, again and again, `count N` times
         #[arg(value_name = "interval SECONDS", num_args = 0..=4)]
@@ -388,7 +388,7 @@ pub enum CoreCommand {
         core: usize,
     },
     /// Say how what the workers have can be spread better, by what it does in a while; with --apply it is moved so
-    #[command(after_help = grammar::BALANCE_HELP)]
+    #[command(after_help = help::BALANCE_HELP)]
     Balance(BalanceArgs),
 }
 

@@ -25,7 +25,7 @@ use crate::operator::cli::ringway::{
     PortFunctionCommand, RpcCommand, VlanCommand,
 };
 use crate::operator::cli::{
-    bundle, capture, compat, complete, docs, grammar, inspect, interval, logs, render, status, top, vmm, why,
+    bundle, capture, compat, complete, docs, inspect, interval, logs, render, requests, status, top, vmm, why,
 };
 use crate::operator::client::Client;
 use crate::operator::doctor::{self, Report, Told};
@@ -76,12 +76,12 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
             output.print(&answer, || render::mgmtdevs(&answer))
         }
         Some(Object::Mgmtdev { command: Some(MgmtdevCommand::Add { words }) }) => {
-            let entry = grammar::mgmt_entry(&words)?;
+            let entry = requests::mgmt_entry(&words)?;
             let done: Option<MgmtdevChanged> = output.change(connect, "mgmtdev.add", &entry)?;
             done.map_or(Ok(()), |answer| output.print(&answer, String::new))
         }
         Some(Object::Mgmtdev { command: Some(MgmtdevCommand::Set { words }) }) => {
-            let entry = grammar::mgmt_entry(&words)?;
+            let entry = requests::mgmt_entry(&words)?;
             let done: Option<MgmtdevChanged> = output.change(connect, "mgmtdev.set", &entry)?;
             done.map_or(Ok(()), |answer| output.print(&answer, String::new))
         }
@@ -199,8 +199,8 @@ fn core(
 ) -> Result<(), Fault> {
     let (method, core) = match command.unwrap_or(CoreCommand::Show { words: Vec::new() }) {
         CoreCommand::Show { words } => {
-            let (looks, others) = grammar::looks(&words)?;
-            grammar::nothing_more(&others, "interval SECONDS count N")?;
+            let (looks, others) = requests::looks(&words)?;
+            requests::nothing_more(&others, "interval SECONDS count N")?;
             if let Some(looks) = looks {
                 return interval::cores(looks, &mut connect()?, output);
             }
@@ -362,10 +362,10 @@ fn port(
     let shown: Option<PortShow> = match command.unwrap_or(PortCommand::Show { name: None }) {
         PortCommand::Show { name } => Some(connect()?.call("port.show", &Select { name })?),
         PortCommand::Add { mgmtdev, words } => {
-            output.change(connect, "port.add", &grammar::port_entry(&mgmtdev, &words)?)?
+            output.change(connect, "port.add", &requests::port_entry(&mgmtdev, &words)?)?
         }
         PortCommand::Function { command: PortFunctionCommand::Set { name, words } } => {
-            output.change(connect, "port.function.set", &grammar::port_set(&name, &words)?)?
+            output.change(connect, "port.function.set", &requests::port_set(&name, &words)?)?
         }
         PortCommand::Del { name } => {
             let done: Option<PortDeleted> = output.change(connect, "port.del", &Target { name })?;
@@ -404,7 +404,7 @@ fn dev(
             }
         }
         DevCommand::Add { words } => {
-            let entry = grammar::add_entry(&words)?;
+            let entry = requests::add_entry(&words)?;
             let done: Option<DevAdded> = output.change(connect, "dev.add", &entry)?;
             done.map_or(Ok(()), |answer| output.done(&answer, &answer.notes))
         }
@@ -418,8 +418,8 @@ fn dev(
             output.print(&answer, || render::config(&answer))
         }
         DevCommand::Vstats { command: DevVstatsCommand::Show { name, words } } => {
-            let (looks, others) = grammar::looks(&words)?;
-            let qidx = grammar::qidx(&others)?;
+            let (looks, others) = requests::looks(&words)?;
+            let qidx = requests::qidx(&others)?;
             if let Some(looks) = looks {
                 return interval::queues(looks, Queue { name, qidx }, &mut connect()?, output);
             }
@@ -427,7 +427,7 @@ fn dev(
             output.print(&answer, || render::vstats(&answer))
         }
         DevCommand::Set { words } => {
-            let set = grammar::set_request(&words)?;
+            let set = requests::set_request(&words)?;
             let done: Option<DevChanged> = output.change(connect, "dev.set", &set)?;
             done.map_or(Ok(()), |answer| changed(&answer, output))
         }
@@ -452,16 +452,16 @@ fn vlan(
 ) -> Result<(), Fault> {
     match command {
         VlanCommand::Show { words } => {
-            let answer: VlanShow = connect()?.call("bridge.vlan.show", &grammar::vlan_select(&words)?)?;
+            let answer: VlanShow = connect()?.call("bridge.vlan.show", &requests::vlan_select(&words)?)?;
             output.print(&answer, || render::vlans(&answer))
         }
         VlanCommand::Add { words } => {
-            let change = grammar::vlan_change(&words)?;
+            let change = requests::vlan_change(&words)?;
             let done: Option<DevChanged> = output.change(connect, "bridge.vlan.add", &change)?;
             done.map_or(Ok(()), |answer| changed(&answer, output))
         }
         VlanCommand::Del { words } => {
-            let change = grammar::vlan_change(&words)?;
+            let change = requests::vlan_change(&words)?;
             let done: Option<DevChanged> = output.change(connect, "bridge.vlan.del", &change)?;
             done.map_or(Ok(()), |answer| changed(&answer, output))
         }

@@ -16,7 +16,7 @@ use serde_json::json;
 
 use crate::fault::{Fault, Kind};
 use crate::operator::api::Sample;
-use crate::operator::cli::grammar::{self, Looks};
+use crate::operator::cli::requests::{self, Looks};
 use crate::operator::cli::ringway::TopArgs;
 use crate::operator::cli::run::write;
 use crate::operator::client::Client;
@@ -38,8 +38,8 @@ const KEYS_WITHIN: Duration = Duration::from_millis(50);
 
 /// Runs until it is told to end, or has shown as many looks as were asked for.
 pub(super) fn run(args: &TopArgs, json: bool, ctl: &Path, within: Duration) -> Result<(), Fault> {
-    let (looks, others) = grammar::looks(&args.words)?;
-    grammar::nothing_more(&others, "interval SECONDS")?;
+    let (looks, others) = requests::looks(&args.words)?;
+    requests::nothing_more(&others, "interval SECONDS")?;
     let every = looks.map_or(EVERY, |looks| looks.every);
     let looks = Looks { every, count: args.count.or(looks.and_then(|looks| looks.count)) };
     let source = Source { ctl: ctl.to_owned(), within, client: None, before: None };

@@ -2,7 +2,7 @@
 
 use crate::fault::{Fault, nearest, printable};
 use crate::operator::api::{CaptureRequest, Direction};
-use crate::operator::cli::grammar::number;
+use crate::operator::cli::requests::number;
 
 /// What `capture` asks for.
 ///

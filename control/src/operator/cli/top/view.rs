@@ -6,7 +6,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use super::Look;
 use super::table::{Pane, Table};
-use crate::operator::cli::grammar::{LEAST_INTERVAL_MS, LONGEST_INTERVAL_MS};
+use crate::operator::cli::requests::{LEAST_INTERVAL_MS, LONGEST_INTERVAL_MS};
 use crate::operator::rates::Rates;
 
 /// What is to be seen.
