@@ -63,18 +63,22 @@ impl<'map> HostSlice<'map> {
             self.put_word(at, word);
         }
     }
-    /// Asks for the lines of what begins with a header of `at` bytes, which mostly [is there already](HostSlice::keep_word): the line
-    /// of byte `at` to be owned, and the one before it, if the header is on a line of its own, to be read only. One line more if not.
+    /// Makes the first lines of a buffer this core's own, for a header of `at` bytes and `len` bytes behind it that will be copied
+    /// there: by a store to each, whose value does not matter. A line on which nothing but the header is, which mostly
+    /// [is there already](HostSlice::keep_word), is asked for to be read.
+    ///
+    /// A store waits for its line while what follows goes on, and many stores one after another wait together; those of a copy are among
+    /// others, of which the processor holds so few that hardly two copies' lines are waited for at once. To ask by PREFETCHW for a line
+    /// that the peer has read does not help: some processors take a line that is here to be read for one that is here.
     #[inline]
-    pub fn prefetch_behind(self, at: usize) {
+    pub fn own_behind(self, at: usize, len: usize) {
         let start = self.as_ptr();
-        let behind = start.wrapping_add(at);
-        if start.addr() / 64 == behind.addr() / 64 {
-            prefetch_write(start);
-            prefetch_write(start.wrapping_add(64));
-        } else {
+        let next = 64 - start.addr() % 64;
+        self.put_word(at, 0);
+        if at >= next {
             prefetch_read(start);
-            prefetch_write(behind);
+        } else if next - at < len {
+            self.put_word(next, 0);
         }
     }
     #[inline(always)]
@@ -102,16 +106,16 @@ impl<'map> HostSlice<'map> {
     }
 }
 
-/// Asks for a line to be read into the cache. Any address will do: a prefetch never faults.
-#[inline(always)]
-pub(crate) fn prefetch_read(line: *const u8) {
-    machine::prefetch_read(line);
-}
-
 /// Asks for a line to be owned by this core's cache. Any address will do: a prefetch never faults.
 #[inline(always)]
 pub(crate) fn prefetch_write(line: *const u8) {
     machine::prefetch_write(line);
+}
+
+/// Asks for a line to be read into the cache. Any address will do: a prefetch never faults.
+#[inline(always)]
+pub(crate) fn prefetch_read(line: *const u8) {
+    machine::prefetch_read(line);
 }
 
 /// Copies `len` bytes. Each byte of the source is read at least once and each of the destination written at least

@@ -47,6 +47,10 @@ pub struct GuestQueue<Q> {
     pub(super) is_untimed: bool,
     /// Chains of the burst that were filled.
     pub(super) used: usize,
+    /// Of them, those that the ring has been told of. The others were filled by a frame each.
+    pub(super) told: usize,
+    /// The bytes that were written to each chain that was filled.
+    pub(super) written: [u32; Burst::CHAINS],
     /// Writable bytes of the chain filled last: how many chains a frame will take is judged by it.
     pub(super) capacity: u32,
     /// A frame may span several chains (MRG_RXBUF).
@@ -112,6 +116,8 @@ impl<Q: DeviceRing> GuestQueue<Q> {
             takes: Offloads::received(features),
             is_untimed: false,
             used: 0,
+            told: 0,
+            written: [0; Burst::CHAINS],
             taken: VecDeque::new(),
             capacity: 1526,
             mergeable: features.contains(F_MRG_RXBUF),
@@ -138,7 +144,8 @@ impl<Q: DeviceRing> GuestQueue<Q> {
     /// Peeks up to `chains`; a fault is reported and leaves nothing peeked.
     #[inline]
     pub(super) fn peek(&mut self, chains: usize) -> usize {
-        self.used = 0;
+        self.tell();
+        (self.used, self.told) = (0, 0);
         match self.ring.peek(&mut self.burst, chains) {
             Ok(peeked) => peeked,
             Err(fault) => {
@@ -152,6 +159,7 @@ impl<Q: DeviceRing> GuestQueue<Q> {
     /// held. Brings the counters up to date.
     #[inline]
     pub(super) fn publish(&mut self) {
+        self.tell();
         // What is taken is in its sinks' hands still.
         self.is_untimed |= self.tally.chains > 0 && self.taken.is_empty();
         self.counters.add(&mut self.tally);
@@ -171,6 +179,26 @@ impl<Q: DeviceRing> GuestQueue<Q> {
         }
     }
 
+    /// Tells the ring of the chains that were filled, and counts them: once for many, since what is noted of each frame
+    /// would be stores that wait in line behind those to the driver's lines.
+    #[inline]
+    pub(super) fn tell(&mut self) {
+        let filled = self.burst.chains().get(self.told..self.used).unwrap_or_default();
+        let Some(last) = filled.last() else { return };
+        self.ring.consume(filled);
+        let mut bytes = 0;
+        for (chain, written) in filled.iter().zip(self.written.get(self.told..).unwrap_or_default()) {
+            self.ring.complete(chain, *written);
+            bytes += u64::from(*written);
+        }
+        self.capacity = last.writable_bytes;
+        let count = filled.len() as u64;
+        self.tally.chains += count;
+        self.tally.packets += count;
+        self.tally.bytes += bytes - count * self.ingress.header_len as u64;
+        self.told = self.used;
+    }
+
     /// What was published since the last time took so many cycles.
     #[inline]
     pub(super) fn took(&mut self, cycles: u64) {
@@ -182,8 +210,9 @@ impl<Q: DeviceRing> GuestQueue<Q> {
     /// Counts and reports a fault, once; the ring is not touched any more.
     #[cold]
     pub(super) fn fail(&mut self, fault: RingFault) {
+        self.tell();
         self.burst.clear();
-        self.used = 0;
+        (self.used, self.told) = (0, 0);
         if !self.faulted {
             self.faulted = true;
             self.counters.add_fault(fault);

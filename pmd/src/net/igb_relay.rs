@@ -649,7 +649,7 @@ impl<R: DeviceRing> Receive<R> {
         self.end.ring.consume(taken);
         self.end.tally.chains += count as u64;
         // The rest of them is for frames that are copied.
-        self.end.used = count;
+        (self.end.used, self.end.told) = (count, count);
         if is_wrong {
             self.end.fail(RingFault::Direction);
         }

@@ -23,6 +23,7 @@ use crate::counters::{DropReason, Example, QueueCounters, Tally};
 impl<R: DeviceRing + fmt::Debug> Sink for GuestQueue<R> {
     #[inline]
     fn prepare(&mut self, frames: &[Frame]) {
+        self.tell();
         let mut wanted = frames.len();
         let longest = frames.iter().fold(0, |longest, frame| frame.len.max(longest));
         if self.mergeable && longest >= self.capacity {
@@ -33,8 +34,10 @@ impl<R: DeviceRing + fmt::Debug> Sink for GuestQueue<R> {
         if have < wanted {
             self.peek(wanted.min(Burst::CHAINS));
             let header = self.ingress.header_len;
-            for piece in self.burst.all_segments() {
-                piece.prefetch_behind(header);
+            for chain in self.burst.chains() {
+                if let Some(piece) = self.burst.single_writable(chain) {
+                    piece.own_behind(header, longest as usize);
+                }
             }
         }
     }
@@ -183,21 +186,19 @@ impl<R: DeviceRing> GuestQueue<R> {
         Ok(())
     }
 
-    /// Takes the one chain that a frame was written to.
+    /// Takes the next chain, which a frame was written to.
     #[inline(always)]
-    fn take_one(&mut self, into: Chain, len: usize) {
-        self.ring.consume(std::slice::from_ref(&into));
-        self.capacity = into.writable_bytes;
-        self.ring.complete(&into, (len + self.ingress.header_len) as u32);
-        self.used += 1;
-        self.tally.chains += 1;
-        self.tally.packets += 1;
-        self.tally.bytes += len as u64;
+    fn take_one(&mut self, len: usize) {
+        if let Some(written) = self.written.get_mut(self.used) {
+            *written = (len + self.ingress.header_len) as u32;
+            self.used += 1;
+        }
     }
 
     /// Takes the chains that were written to.
     #[inline]
     fn take(&mut self, count: usize, len: usize) {
+        self.tell();
         let into = self.burst.chains().get(self.used..self.used + count).unwrap_or_default();
         self.ring.consume(into);
         let mut left = (len + self.ingress.header_len) as u32;
@@ -208,6 +209,7 @@ impl<R: DeviceRing> GuestQueue<R> {
             self.ring.complete(chain, written);
         }
         self.used += count;
+        self.told = self.used;
         self.tally.chains += count as u64;
         self.tally.packets += 1;
         self.tally.bytes += len as u64;
@@ -232,7 +234,7 @@ impl<R: DeviceRing> GuestQueue<R> {
             } else if from.swap {
                 swap_addresses(piece, frame);
             }
-            self.take_one(*only, len);
+            self.take_one(len);
             return Ok(());
         }
         self.put_pieces(from, header)

@@ -117,7 +117,7 @@ fn prefetch_of_any_address_is_harmless() {
     let mut memory = [0];
     slice(&mut memory).prefetch_read(usize::MAX / 2);
     slice(&mut memory).prefetch_write(usize::MAX / 2);
-    slice(&mut memory).prefetch_behind(usize::MAX / 2);
+    slice(&mut memory).own_behind(usize::MAX / 2, usize::MAX);
     prefetch_read(std::ptr::null());
     prefetch_write(std::ptr::null());
 }
@@ -136,6 +136,34 @@ fn word_that_is_there_already_is_not_written() {
     let mut page = page.make_mut().unwrap();
     super::tests::slice(&mut page).keep_word(8, 9);
     assert_eq!(page[8..16], 9u64.to_le_bytes());
+}
+
+#[test]
+fn lines_are_made_ours_behind_the_header_and_inside_the_buffer() {
+    // Where the buffer begins on its line, its length, the header's and the frame's: where stores are.
+    for (begins, len, at, frame, stores) in [
+        // The header on a line of its own, as DPDK's driver has it.
+        (52, 2048, 12, 64, vec![12]),
+        (52, 2048, 12, 1514, vec![12]),
+        // Header and frame on one line, the frame over its end or not.
+        (0, 1536, 12, 64, vec![12, 64]),
+        (0, 1536, 12, 52, vec![12]),
+        (0, 1536, 10, 60, vec![10, 64]),
+        // Nothing is stored where no word has room.
+        (0, 12, 12, 64, vec![]),
+        (0, 66, 12, 64, vec![12]),
+        (52, 19, 12, 64, vec![]),
+    ] {
+        let mut bytes = [0xaa; 4096];
+        let first = aligned(&bytes) + begins;
+        let (_, rest) = bytes.split_at_mut(first);
+        slice(&mut rest[..len]).own_behind(at, frame);
+        let mut wanted = [0xaa; 4096];
+        for store in stores {
+            wanted[first + store..][..8].fill(0);
+        }
+        assert!(bytes == wanted, "{begins} {len} {at} {frame}");
+    }
 }
 
 #[test]
