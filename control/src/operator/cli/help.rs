@@ -114,9 +114,9 @@ NO_COLOR and TERM=dumb are heeded.";
 pub(crate) const INSPECT_HELP: &str = "Parts: daemon, mgmtdevs, kinds, ports, devices, cores, absent, draining. It has what show and -j have of them: \
 the type State of the protocol (ringway-reference(7)).
 
-Examples: ringway inspect devices/vm0/queues/*/drops
-          ringway inspect cores/*/busy_cycles
-          ringway -j inspect devices/*/front_end/pid";
+Examples: ringway inspect 'devices/vm0/queues/*/drops'
+          ringway inspect 'cores/*/busy_cycles'
+          ringway -j inspect 'devices/*/front_end/pid'";
 
 /// What the help of `core balance` ends with.
 pub(crate) const BALANCE_HELP: &str = "What goes: pairs of queues, or a whole bridge or simnic. What was given a core (core N) stays there, and \
