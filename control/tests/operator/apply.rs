@@ -214,7 +214,7 @@ fn sighup_applies_the_daemons_own_file() {
         events.contains("r.toml:1: ")
     });
     daemon.device("n0");
-    assert!(daemon.log().contains("is not applied: "), "{}", daemon.log());
+    daemon.logged("is not applied: ");
 }
 
 #[test]

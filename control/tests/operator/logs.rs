@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use ringway_guest::{Guest, GuestOptions};
 use serde_json::json;
 
-use crate::support::{Daemon, ringwayd, wait_for};
+use crate::support::{Daemon, ringwayd, wait_for, whole_lines};
 
 #[test]
 fn messages_of_one_device_are_logged_while_an_operator_wants_them() {
@@ -30,14 +30,15 @@ fn messages_of_one_device_are_logged_while_an_operator_wants_them() {
     daemon.logged("TRACE");
     daemon.run("log set default device a").good();
     wait_for("it to have left", || daemon.device("a")["state"] == "waiting");
-    let before = daemon.log().matches("vhost-user ").count();
+    let before = daemon.log_until_now().matches("vhost-user ").count();
     drop(connect("a"));
     wait_for("it to have left", || daemon.device("a")["state"] == "waiting");
-    assert_eq!(daemon.log().matches("vhost-user ").count(), before);
+    assert_eq!(daemon.log_until_now().matches("vhost-user ").count(), before);
     // Of all.
     daemon.run("log set warn,ringway_control=debug").good();
     drop(connect("b"));
-    daemon.logged("dev=\"b\"");
+    let is_of_b = |line: &str| line.contains("vhost-user ") && line.contains("dev=\"b\"");
+    wait_for("those of the other", || daemon.log().lines().any(is_of_b));
 }
 
 #[test]
@@ -81,20 +82,18 @@ fn lines_for_the_journal_have_a_priority_and_no_time() {
     }
     assert_eq!(daemon.run("-j log").json()["to"], "standard error, for journald");
     daemon.run("dev add name a mgmtdev sim/net").good();
-    let log = || std::fs::read_to_string(&path).unwrap();
-    wait_for("it to be told", || log().contains("dev.added a"));
-    let text = log();
+    let mut text = String::new();
+    wait_for("both to be told", || {
+        text = whole_lines(&path);
+        text.contains("\n<6>dev.added a mgmtdev=") && text.contains("\n<6>operator method=dev.add")
+    });
     assert!(text.lines().all(|line| line.starts_with("<6>") || line.starts_with("<4>")), "{text}");
-    assert!(
-        text.contains("\n<6>dev.added a mgmtdev=") && text.contains("\n<6>operator method=dev.add"),
-        "{text}"
-    );
     // That of another process is not ours.
     let mut command = ringwayd();
     command.env("JOURNAL_STREAM", format!("{}:{}", facts.dev(), facts.ino()));
     let other = temp.path().join("other");
     let _other = Daemon::start_as(command, std::fs::File::create(&other).unwrap());
-    wait_for("it to be told", || std::fs::read_to_string(&other).unwrap().contains(" INFO "));
+    wait_for("it to be told", || whole_lines(&other).contains(" INFO "));
 }
 
 #[test]

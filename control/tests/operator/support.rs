@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -160,14 +161,27 @@ impl Daemon {
         self.dir.join("dev").join(format!("{name}.sock"))
     }
 
+    /// What is in its log by now, in whole lines: the last one may be half written.
     pub(crate) fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+        whole_lines(&self.dir.join("log"))
     }
 
     /// What it logged, once that has `text` in it: the log is written by a thread that nobody waits for.
     pub(crate) fn logged(&self, text: &str) -> String {
-        wait_for(text, || self.log().contains(text));
-        self.log()
+        let mut log = String::new();
+        wait_for(text, || {
+            log = self.log();
+            log.contains(text)
+        });
+        log
+    }
+
+    /// All that it has logged until now, where `info` is logged: lines are written in their order.
+    pub(crate) fn log_until_now(&self) -> String {
+        static MARKS: AtomicU32 = AtomicU32::new(0);
+        let mark = format!("mark-{}-of-the-log", MARKS.fetch_add(1, Ordering::Relaxed));
+        self.run(&format!("dev del {mark}")).bad(3);
+        self.logged(&mark)
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -240,6 +254,13 @@ impl Daemon {
     pub(crate) fn wire(&self) -> Wire {
         Wire::to(&self.ctl())
     }
+}
+
+/// The lines of a file that are whole; none if it is not there.
+pub(crate) fn whole_lines(path: &Path) -> String {
+    let mut text = std::fs::read(path).unwrap_or_default();
+    text.truncate(text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1));
+    String::from_utf8(text).unwrap()
 }
 
 impl Drop for Daemon {
