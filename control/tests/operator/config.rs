@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::support::{Daemon, finish, ringway, ringwayd, wait_for};
+use crate::support::{Daemon, finish, polling, ringway, ringwayd, wait_for};
 
 fn check(text: &str) -> crate::support::Done {
     let dir = tempfile::tempdir().unwrap();
@@ -72,7 +72,8 @@ fn dump_makes_the_same_again() {
     let mut daemon = Daemon::start();
     daemon.run("dev add name a mgmtdev sim/net mac 52:54:00:00:00:01 mtu 9000 max_vqp 2 swap on").good();
     daemon.run("dev add name b mgmtdev sim/net mode client socket /tmp/vmm.sock device_features MRG_RXBUF,VERSION_1").good();
-    daemon.run("dev add name c mgmtdev sim/net group 0").good();
+    let group = rustix::process::getgid().as_raw();
+    daemon.run(&format!("dev add name c mgmtdev sim/net group {group}")).good();
     let dump = daemon.run("config dump").good();
     assert!(
         dump.contains("[[device]]\nname = \"a\"\nmgmtdev = \"sim/net\"\nmac = \"52:54:00:00:00:01\"\n"),
@@ -122,10 +123,13 @@ fn settings_come_from_the_command_line_then_from_the_file() {
     let temp = tempfile::tempdir().unwrap();
     let file = temp.path().join("r.toml");
     std::fs::write(&file, "[daemon]\nidle = \"poll\"\nlog = \"warn\"\n").unwrap();
-    let daemon = Daemon::start_with(&["--config", file.to_str().unwrap()]);
+    let polling = polling();
+    let mut daemon = Daemon::start_with(&["--config", file.to_str().unwrap()]);
     assert!(daemon.run("core show").good().contains(" policy poll "));
+    // Its log is whole once it has ended.
+    assert_eq!(daemon.terminate().0, 0);
     assert_eq!(daemon.log(), "", "nothing to warn of");
-    drop(daemon);
+    drop((daemon, polling));
     let daemon =
         Daemon::start_with(&["--config", file.to_str().unwrap(), "--idle", "adaptive", "--log", "info"]);
     assert!(daemon.run("core show").good().contains(" policy adaptive "));

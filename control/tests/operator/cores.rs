@@ -1,22 +1,19 @@
 //! Cores are the host's: who polls one has it alone among those who poll, and daemons see each other there.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use ringway_guest::{Guest, GuestOptions, load};
 use serde_json::Value;
 
-use crate::support::{Daemon, finish, ringwayd, wait_for};
+use crate::support::{Daemon, finish, polling, ringwayd, wait_for};
 
 /// Not the default one, which other tests poll.
 const CORE: &str = "0";
-/// Held by each test that polls one: they run side by side.
-static POLLING: Mutex<()> = Mutex::new(());
 
 #[test]
 fn core_that_a_daemon_polls_is_refused_to_another_that_would_and_shared_with_one_that_sleeps() {
-    let _polling = POLLING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _polling = polling();
     let poll = ["--cores", CORE, "--idle", "poll"];
     let mut first = Daemon::start_with(&poll);
     let named = format!("ringwayd (pid {})", first.pid());
@@ -116,7 +113,7 @@ fn workers_come_are_drained_and_go_under_traffic_without_a_loss() {
                 "{told:?}"
             );
             assert_eq!(told.code, 0, "{told:?}");
-            assert!(pumps(&daemon, from).is_empty() && pumps(&daemon, to).len() == 2);
+            wait_for("both are there", || pumps(&daemon, from).is_empty() && pumps(&daemon, to).len() == 2);
             let refused = daemon.run(&format!("dev add name vm2 mgmtdev sim/net core {from}")).bad(4);
             assert!(refused.contains("is being drained"), "{refused}");
             assert!(daemon.run("core show").good().contains("draining"));
@@ -129,12 +126,11 @@ fn workers_come_are_drained_and_go_under_traffic_without_a_loss() {
             assert_eq!(shown["core"].as_object().unwrap().keys().collect::<Vec<_>>(), [to]);
             assert!(!daemon.run("config dump").good().contains(&format!("cores = [{from}")));
             // Its thread is gone, and so is what was claimed.
-            let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
-            let names: Vec<String> = tasks
-                .flatten()
-                .filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok())
-                .collect();
-            assert!(!names.iter().any(|name| name.trim() == format!("rw-core-{from}")), "{names:?}");
+            wait_for("its thread to be gone", || {
+                let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+                let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).ok();
+                tasks.flatten().filter_map(name).all(|name| name.trim() != format!("rw-core-{from}"))
+            });
             daemon.run(&format!("core add {from}")).good();
         }
     });
@@ -198,7 +194,7 @@ fn balance_says_first_and_moves_only_when_told_and_nothing_that_was_given_a_core
 
 #[test]
 fn core_that_another_daemon_polls_is_not_added_and_named() {
-    let _polling = POLLING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _polling = polling();
     let first = Daemon::start_with(&["--cores", CORE, "--idle", "poll"]);
     let second = Daemon::start_with(&["--cores", "1", "--idle", "adaptive"]);
     // One that sleeps shares it.

@@ -225,7 +225,10 @@ fn closed_socket_is_5() {
         // Root may open anything: somebody else asks, with a copy of the program in a place that all may reach.
         use std::os::unix::process::CommandExt as _;
         let copy = daemon.dir.join("ringway");
-        std::fs::copy(env!("CARGO_BIN_EXE_ringway"), &copy).unwrap();
+        // By a process of its own: what a test beside this one starts just then would have it open for writing, too, so that it could
+        // not be run.
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_ringway")).arg(&copy).status().unwrap();
+        assert!(copied.success(), "{copied}");
         std::fs::set_permissions(&daemon.dir, std::fs::Permissions::from_mode(0o755)).unwrap();
         command = Command::new(copy);
         command.uid(65534).gid(65534);

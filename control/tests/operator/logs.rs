@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use ringway_guest::{Guest, GuestOptions};
 use serde_json::json;
 
-use crate::support::{Daemon, ringwayd, wait_for, whole_lines};
+use crate::support::{Daemon, put_in_place, ringwayd, wait_for, whole_lines};
 
 #[test]
 fn messages_of_one_device_are_logged_while_an_operator_wants_them() {
@@ -154,8 +154,9 @@ fn events_that_cannot_be_kept_on_disk_are_told_and_kept_again_once_they_can() {
     let path = daemon.dir.join("state/events.jsonl");
     daemon.run("dev add name a mgmtdev sim/net").good();
     wait_for("the file", || path.exists());
-    std::fs::remove_file(&path).unwrap();
-    std::fs::create_dir(&path).unwrap();
+    let other = daemon.dir.join("other");
+    std::fs::create_dir(&other).unwrap();
+    put_in_place(&other, &path);
     daemon.run("dev del a").good();
     let told = daemon.logged("events are not kept in");
     assert!(told.contains("host.missing") && told.contains("try="), "{told}");

@@ -6,7 +6,7 @@ use ringway_guest::frame::Addresses;
 use ringway_guest::{Guest, GuestOptions};
 use serde_json::json;
 
-use crate::support::{Daemon, SOON, wait_for};
+use crate::support::{Daemon, SOON, put_in_place, wait_for};
 
 const CHILD: &str = "auxiliary/simnic.nic0.sf";
 
@@ -196,8 +196,9 @@ fn change_that_is_refused_leaves_the_guest_its_device() {
     }
     // On a disk that takes nothing.
     let kept = daemon.dir.join("state/devices.json");
-    std::fs::remove_file(&kept).unwrap();
-    std::fs::create_dir(&kept).unwrap();
+    let other = daemon.dir.join("other");
+    std::fs::create_dir(&other).unwrap();
+    put_in_place(&other, &kept);
     for line in ["state inactive", "hw_addr 52:54:00:00:00:07 state inactive"] {
         daemon.run(&format!("port function set simnic/nic0/1 {line}")).bad(4);
     }

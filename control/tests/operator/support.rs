@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -22,6 +23,34 @@ pub(crate) fn wait_for(why: &str, mut what: impl FnMut() -> bool) {
         assert!(Instant::now() < until, "{why}: not within {SOON:?}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// A daemon that polls has its core alone among those who poll, and tests run side by side: held by each that starts one.
+pub(crate) fn polling() -> MutexGuard<'static, ()> {
+    static POLLING: Mutex<()> = Mutex::new(());
+    POLLING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Puts a file, a link or a socket that lies elsewhere in the place of what is there, which is gone then: nobody finds the place free
+/// in between.
+pub(crate) fn put_in_place(other: &Path, place: &Path) {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, other, CWD, place, RenameFlags::EXCHANGE).unwrap();
+    match std::fs::symlink_metadata(other).unwrap().is_dir() {
+        true => std::fs::remove_dir_all(other).unwrap(),
+        false => std::fs::remove_file(other).unwrap(),
+    }
+}
+
+/// Removes a directory in which a daemon may make anew meanwhile what was removed of it.
+pub(crate) fn remove_directory(dir: &Path) {
+    use std::io::ErrorKind::{DirectoryNotEmpty, NotFound};
+    wait_for("it to be removed", || match std::fs::remove_dir_all(dir) {
+        Ok(()) => true,
+        Err(error) if error.kind() == NotFound => true,
+        Err(error) if error.kind() == DirectoryNotEmpty => false,
+        Err(error) => panic!("{}: {error}", dir.display()),
+    });
 }
 
 /// What a command came to.
@@ -83,7 +112,11 @@ fn programs() -> PathBuf {
 
 fn in_a_clean_environment(program: &Path) -> Command {
     let mut command = Command::new(program);
-    command.env_remove("RINGWAY_CTL").env_remove("RINGWAY_LOG").env_remove("NOTIFY_SOCKET");
+    for variable in
+        ["RINGWAY_CTL", "RINGWAY_LOG", "NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_FDS", "JOURNAL_STREAM"]
+    {
+        command.env_remove(variable);
+    }
     command.stdin(Stdio::null()).stdout(Stdio::null());
     command
 }

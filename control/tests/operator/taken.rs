@@ -11,7 +11,7 @@ use ringway_guest::{Guest, GuestOptions};
 use ringway_ring::position::PositionPage;
 use serde_json::Value;
 
-use crate::support::{Daemon, SOON, wait_for};
+use crate::support::{Daemon, SOON, put_in_place, remove_directory, wait_for};
 
 /// Within this time it is there again, on a machine of its own.
 const SECOND: Duration = Duration::from_secs(1);
@@ -90,13 +90,13 @@ fn directories_that_are_removed_come_back_with_what_belongs_into_them() {
     let daemon = with_device("");
     for dir in ["dev", "positions", "state"] {
         let dir = daemon.dir.join(dir);
-        fs::remove_dir_all(&dir).unwrap();
+        remove_directory(&dir);
         wait_for("all is there again", || all_files(&daemon).iter().all(|path| path.exists()));
-        assert!(has_event(&daemon, "host.remade", &dir));
+        wait_for("it is told", || has_event(&daemon, "host.remade", &dir));
         assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o007, 0);
     }
     // A change that comes at once finds the directory again.
-    fs::remove_dir_all(daemon.dir.join("state")).unwrap();
+    remove_directory(&daemon.dir.join("state"));
     daemon.run("dev add name vm1 mgmtdev sim/net").good();
     let kept = fs::read_to_string(daemon.dir.join("state/devices.json")).unwrap();
     assert!(kept.contains("vm0") && kept.contains("vm1"));
@@ -115,7 +115,7 @@ fn runtime_directory_that_is_removed_or_moved_comes_back() {
     let mut guest = Guest::connect(&run.join("dev/vm0.sock"), GuestOptions::default()).unwrap();
     for round in 0..2 {
         match round {
-            0 => fs::remove_dir_all(&run).unwrap(),
+            0 => remove_directory(&run),
             _ => fs::rename(&run, temp.path().join("moved")).unwrap(),
         }
         let taken = Instant::now();
@@ -150,7 +150,7 @@ fn front_end_stays_connected_and_its_positions_are_kept_on() {
         ("unlinked", &|| unlink(&positions)),
         ("cut", &|| drop(fs::File::create(&positions).unwrap())),
         ("moved", &|| fs::rename(&positions, daemon.dir.join("moved")).unwrap()),
-        ("removed with its directory", &|| fs::remove_dir_all(positions.parent().unwrap()).unwrap()),
+        ("removed with its directory", &|| remove_directory(positions.parent().unwrap())),
     ];
     for (way, take) in ways {
         let before = inode(&positions).unwrap();
@@ -172,7 +172,7 @@ fn front_end_stays_connected_and_its_positions_are_kept_on() {
     let shown = daemon.device("vm0");
     assert_eq!((&shown["state"], &shown["history"]["connections"]), (&"connected".into(), &1.into()));
     drop(guest);
-    wait_for("its end is seen", || daemon.device("vm0")["state"] != "connected");
+    wait_for("its end is seen", || daemon.device("vm0")["state"] == "waiting");
     // The new socket is the device's.
     let mut again = Guest::connect(&daemon.socket("vm0"), GuestOptions::default()).unwrap();
     again.turn(8).unwrap();
@@ -183,15 +183,16 @@ fn front_end_stays_connected_and_its_positions_are_kept_on() {
 fn what_stands_in_the_place_of_ours_is_left_alone_and_told_once() {
     let daemon = with_device("");
     let socket = daemon.socket("vm0");
+    let other = daemon.dir.join("his");
     for foreign in ["file", "socket", "stale socket", "directory", "link"] {
-        unlink(&socket);
         let _listener = match foreign {
-            "file" => fs::write(&socket, "his").map(|()| None),
-            "directory" => fs::create_dir(&socket).map(|()| None),
-            "link" => std::os::unix::fs::symlink("/nowhere", &socket).map(|()| None),
-            kind => UnixListener::bind(&socket).map(|listener| (kind == "socket").then_some(listener)),
+            "file" => fs::write(&other, "his").map(|()| None),
+            "directory" => fs::create_dir(&other).map(|()| None),
+            "link" => std::os::unix::fs::symlink("/nowhere", &other).map(|()| None),
+            kind => UnixListener::bind(&other).map(|listener| (kind == "socket").then_some(listener)),
         }
         .unwrap();
+        put_in_place(&other, &socket);
         let his = inode(&socket).unwrap();
         wait_for("it is told", || daemon.run("dev show vm0").good().contains("is in its place"));
         let told = events(&daemon, "host.missing").len();
@@ -211,8 +212,8 @@ fn what_stands_in_the_place_of_ours_is_left_alone_and_told_once() {
     // Of a device that is removed, what is another's stays.
     let positions = daemon.dir.join("positions/vm0");
     for path in [&socket, &positions] {
-        unlink(path);
-        fs::write(path, "his").unwrap();
+        fs::write(&other, "his").unwrap();
+        put_in_place(&other, path);
     }
     daemon.run("dev del vm0").good();
     assert_eq!(fs::read(&positions).unwrap(), b"his");
@@ -225,9 +226,9 @@ fn what_stands_in_the_place_of_ours_is_left_alone_and_told_once() {
 fn file_in_the_place_of_a_directory_is_told_once_for_all_that_belongs_below() {
     let daemon = with_device("");
     daemon.run("dev add name vm1 mgmtdev sim/net").good();
-    let dir = daemon.dir.join("dev");
-    fs::remove_dir_all(&dir).unwrap();
-    fs::write(&dir, "his").unwrap();
+    let (dir, other) = (daemon.dir.join("dev"), daemon.dir.join("his"));
+    fs::write(&other, "his").unwrap();
+    put_in_place(&other, &dir);
     wait_for("it is told", || has_event(&daemon, "host.missing", &dir));
     std::thread::sleep(SECOND);
     assert_eq!(events(&daemon, "host.missing").len(), 1, "{:?}", events(&daemon, "host.missing"));
@@ -245,7 +246,7 @@ fn directory_of_the_operators_is_named_and_waited_for() {
     fs::create_dir(&dir).unwrap();
     let socket = dir.join("a.sock");
     daemon.run(&format!("dev add name vm0 mgmtdev sim/net socket {}", socket.display())).good();
-    fs::remove_dir_all(&dir).unwrap();
+    remove_directory(&dir);
     wait_for("it is told", || {
         daemon.run("dev show vm0").good().contains(&format!("mkdir -p {}", dir.display()))
     });
@@ -259,11 +260,18 @@ fn state_that_somebody_else_wrote_is_not_overwritten() {
     let daemon = with_device("");
     let file = daemon.dir.join("state/devices.json");
     let ours = fs::read_to_string(&file).unwrap();
+    // Whoever reads it meanwhile finds all of one or all of the other.
+    let write = |text: &str| {
+        use std::os::unix::fs::FileExt as _;
+        let place = fs::OpenOptions::new().write(true).open(&file).unwrap();
+        assert_eq!(place.metadata().unwrap().len(), text.len() as u64);
+        place.write_all_at(text.as_bytes(), 0).unwrap();
+    };
     // The same again is no other, nor is one that was touched.
-    fs::write(&file, &ours).unwrap();
+    write(&ours);
     daemon.run("dev add name vm1 mgmtdev sim/net").good();
     let his = fs::read_to_string(&file).unwrap().replace("vm1", "vm7");
-    fs::write(&file, &his).unwrap();
+    write(&his);
     wait_for("it is told", || has_event(&daemon, "host.missing", &file));
     let told = daemon.run("dev add name vm2 mgmtdev sim/net").bad(4);
     assert!(told.contains("somebody else wrote") && told.contains("move it away"), "{told}");
@@ -282,8 +290,9 @@ fn operator_who_is_connected_stays_so_and_others_come_by_the_new_socket() {
     comes_back(&daemon, &daemon.ctl(), unlink);
     assert_eq!(wire.call("hello", serde_json::json!({}))["result"]["pid"], daemon.pid());
     // Another's socket at the path is told in the log, and to those who follow.
-    unlink(&daemon.ctl());
-    let _his = UnixListener::bind(daemon.ctl()).unwrap();
+    let other = daemon.dir.join("his");
+    let _his = UnixListener::bind(&other).unwrap();
+    put_in_place(&other, &daemon.ctl());
     let told = || wire_events(&mut wire);
     let until = Instant::now() + SOON;
     let mut told = told;

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use ringway_guest::{Guest, GuestOptions};
 use ringway_vhost_user::frontend::Frontend;
@@ -16,6 +17,9 @@ impl Namespace {
     /// None without the rights for it, which `deploy/test` has.
     pub(crate) fn new(name: &str) -> Option<Namespace> {
         let name = format!("rwo-{name}-{}", std::process::id());
+        // One after the other: the first ones of a host make what all of them stand on.
+        static MAKES: Mutex<()> = Mutex::new(());
+        let _makes = MAKES.lock().unwrap_or_else(PoisonError::into_inner);
         let is_there = Path::new("/dev/net/tun").exists()
             && rustix::process::geteuid().is_root()
             && Command::new("ip").args(["netns", "add", &name]).status().is_ok_and(|status| status.success());
@@ -92,6 +96,7 @@ fn interfaces_of_one_name_on_two_hosts_have_addresses_of_their_own() {
         let daemon = Daemon::start();
         daemon.run("dev add name vm0 mgmtdev bridge/br0").good();
         daemon.run(&format!("dev add name host0 mgmtdev bridge/br0 tap rwt5 netns {}", host.0)).good();
+        wait_for("the interface to be in service", || daemon.device("host0")["state"] == "connected");
         let guest = daemon.device("vm0")["provisioned"]["mac"].as_str().unwrap().to_owned();
         let shown = host.link("rwt5");
         let own = shown.split("link/ether ").nth(1).unwrap()[..17].to_owned();
