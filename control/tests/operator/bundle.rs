@@ -11,7 +11,7 @@ use ringway_guest::frame::Addresses;
 use ringway_guest::{Guest, GuestOptions, load};
 use serde_json::Value;
 
-use crate::support::{Daemon, ringway};
+use crate::support::{Daemon, ringway, wait_for};
 
 /// Reads a bundle back, by the names below its one folder.
 fn read(path: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -41,11 +41,14 @@ fn bundle_has_what_is_shown_and_reads_back() {
     let addresses = Addresses { from: [0x52, 0x54, 0, 0xab, 0xcd, 0xef], to: [0x52, 0x54, 0, 0, 0, 9] };
     let options = GuestOptions { addresses, ..GuestOptions::default() };
     let mut spoofing = Guest::connect(&daemon.socket("p0"), options).unwrap();
-    for _ in 0..200 {
+    let counted =
+        |name: &str| daemon.run(&format!("-j dev vstats show {name}")).json()["vstats"][name].clone();
+    wait_for("both to be counted", || {
         guest.turn(8).unwrap();
         spoofing.turn(8).unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
+        let is_dropped = counted("p0")["queues"][1]["drops"]["spoofed_mac"].as_u64() > Some(0);
+        is_dropped && counted("vm0")["queues"][0]["packets"].as_u64() > Some(0)
+    });
     load::drain(&mut guest).unwrap();
     let path = daemon.dir.join("b.tar.gz");
     let made = daemon.run(&format!("-j bundle {}", path.display())).json();

@@ -46,10 +46,13 @@ fn is_state(daemon: &Daemon, state: &str) {
 fn hung_up(stream: &UnixStream, within: Duration) -> bool {
     stream.set_read_timeout(Some(within)).unwrap();
     let mut rest = [0u8; 64];
-    matches!((&mut &*stream).read(&mut rest), Ok(0))
-        || (&mut &*stream)
-            .read(&mut rest)
-            .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
+    loop {
+        match (&mut &*stream).read(&mut rest) {
+            Ok(0) => return true,
+            Ok(_) => {}
+            Err(error) => return error.kind() == std::io::ErrorKind::ConnectionReset,
+        }
+    }
 }
 
 /// A front-end in a process of its own: this test program, told to run [`front_end_process`] alone.
@@ -163,12 +166,17 @@ fn traffic_is_counted_by_queue_and_by_core() {
         back += guest.turn(16).unwrap();
     }
     assert!(back >= 1000, "{back}");
-    let tx = daemon.run("-j dev vstats show vm0 qidx 1").json()["vstats"]["vm0"].clone();
-    assert!(tx["packets"].as_u64().unwrap() >= 1000, "{tx}");
-    assert!(tx["completed_desc"].as_u64().unwrap() >= 1000, "{tx}");
-    let cores = daemon.run("-j core show").json();
-    let worker = cores["core"].as_object().unwrap().values().next().unwrap();
-    assert!(worker["packets"].as_u64().unwrap() >= 1000, "{worker}");
+    // A burst is shown to the guest before it is counted.
+    wait_for("the queue to have counted them", || {
+        let tx = daemon.run("-j dev vstats show vm0 qidx 1").json()["vstats"]["vm0"].clone();
+        ["packets", "completed_desc"].iter().all(|counter| tx[counter].as_u64().unwrap() >= 1000)
+    });
+    let worker = || {
+        let cores = daemon.run("-j core show").json();
+        cores["core"].as_object().unwrap().values().next().unwrap().clone()
+    };
+    wait_for("the core to have counted them", || worker()["packets"].as_u64().unwrap() >= 1000);
+    let worker = worker();
     assert!(worker["pumps"][0]["name"].as_str().unwrap().contains("vm0"), "{worker}");
     let device = daemon.device("vm0");
     assert_eq!(device["rings"].as_array().unwrap().iter().filter(|ring| ring["started"] == true).count(), 2);
@@ -252,17 +260,20 @@ fn second_front_end_is_refused_when_its_moment_is_over_and_not_before() {
 #[test]
 fn second_front_end_that_waits_out_the_first_is_served() {
     let daemon = with_device("");
-    let first = connect(&daemon);
-    is_state(&daemon, "connected");
-    let socket = daemon.socket("vm0");
-    let second = std::thread::spawn(move || {
-        let mut frontend = Frontend::connect(&socket, SOON).unwrap();
-        frontend.set_timeout(SOON);
-        frontend.handshake().map(|_| frontend)
+    // The second one is given 100 ms. On a machine that had one of the three wait for its core as long as that, the first left too late.
+    wait_for("the first to leave in time", || {
+        let first = connect(&daemon);
+        is_state(&daemon, "connected");
+        let mut second = Frontend::connect(&daemon.socket("vm0"), SOON).unwrap();
+        second.set_timeout(SOON);
+        // Looked at, and not served yet.
+        std::thread::sleep(Duration::from_millis(20));
+        drop(first);
+        let is_served = second.handshake().is_ok();
+        drop(second);
+        is_state(&daemon, "waiting");
+        is_served
     });
-    std::thread::sleep(Duration::from_millis(20));
-    drop(first);
-    second.join().unwrap().expect("the device is free within the moment that the second one is given");
 }
 
 #[test]
@@ -278,7 +289,11 @@ fn killed_vmm_frees_its_device_for_the_next_at_once() {
     });
     vmm.kill();
     let before = Instant::now();
-    let _next = connect(&daemon);
+    wait_for("the next to be served", || {
+        let mut next = Frontend::connect(&daemon.socket("vm0"), SOON).unwrap();
+        next.set_timeout(SOON);
+        next.handshake().is_ok()
+    });
     pace.allows_since(20, before);
 }
 
@@ -469,24 +484,48 @@ fn further_front_ends_are_told_once_and_counted() {
     assert!(!daemon.run("dev show vm0").good().contains("wants it"));
 }
 
+/// The number of the event that its device was added.
+fn last_added(daemon: &Daemon) -> u64 {
+    let events = daemon.run("-j events --once --since 0 --type dev.added").good();
+    let last: serde_json::Value = serde_json::from_str(events.lines().last().unwrap()).unwrap();
+    last["seq"].as_u64().unwrap()
+}
+
 #[test]
 fn connections_that_end_again_and_again_are_told_once_with_the_request() {
     let daemon = with_device("");
-    for _ in 0..30 {
+    // Which of them end at once is a matter of 100 ms: some may take longer on a machine that is busy, and such ones begin anew.
+    let mut wire = daemon.wire();
+    let (mut short_ones, begun) = (0, Instant::now());
+    while short_ones < 30 {
+        assert!(begun.elapsed() < 3 * SOON, "{short_ones}");
+        let connected = Instant::now();
         drop(connect(&daemon));
-        is_state(&daemon, "waiting");
+        wait_for("its end is seen", || {
+            wire.call("dev.show", json!({ "name": "vm0" }))["result"]["dev"]["vm0"]["state"] == "waiting"
+        });
+        short_ones += 1;
+        if connected.elapsed() >= Duration::from_millis(100) {
+            daemon.run("dev del vm0").good();
+            daemon.run("dev add name vm0 mgmtdev sim/net").good();
+            short_ones = 0;
+        }
     }
+    let since = last_added(&daemon);
     let shown = daemon.run("dev show vm0").good();
     assert!(shown.contains("connections ended one after another, each at SET_OWNER"), "{shown}");
     assert!(!shown.contains("were not told"), "{shown}");
-    let events = daemon.run("events --once --since 0").good();
+    let events = daemon.run(&format!("events --once --since {since}")).good();
     assert_eq!(events.matches("session.ended").count(), 1, "{events}");
     assert_eq!(events.matches("session.repeated").count(), 1, "{events}");
     assert!(events.contains("at=\"SET_OWNER\"") && events.contains("times=10"), "{events}");
     // One that lasts is told, and ends the count.
     let _lasts = connect(&daemon);
     wait_for("it is told", || {
-        daemon.run("events --once --since 0 --type session.connected").good().contains("after_short_ones=30")
+        daemon
+            .run(&format!("events --once --since {since} --type session.connected"))
+            .good()
+            .contains("after_short_ones=30")
     });
     assert!(!daemon.run("dev show vm0").good().contains("one after another"));
 }
@@ -604,27 +643,36 @@ fn guest_that_has_posted_no_receive_buffers_is_named_until_it_has() {
 #[test]
 fn rings_that_are_started_before_the_memory_is_told_are_not_called_without_memory() {
     let daemon = with_device("");
-    let mut frontend = Frontend::connect(&daemon.socket("vm0"), SOON).unwrap();
-    frontend.set_timeout(SOON);
-    frontend.handshake_with(!protocol::STATUS).unwrap();
-    let pair = EmptyPair::new(Format::Split);
-    frontend.set_features(pair.features()).unwrap();
-    pair.start(&mut frontend);
     let told = || daemon.run("events --once --since 0 --type session.not_run").good();
-    assert!(!daemon.run("dev show vm0").good().contains("no guest memory"));
-    pair.share(&mut frontend);
-    pair.post();
-    wait_for("they run", || daemon.device("vm0")["rings"][0]["runs"] == true);
-    assert_eq!(told(), "");
+    // It has a second for it: a machine that takes half of that for what is done here shows nothing.
+    let pair = EmptyPair::new(Format::Split);
+    let in_time = Duration::from_millis(500);
+    wait_for("the memory to be told in time", || {
+        let mut frontend = Frontend::connect(&daemon.socket("vm0"), SOON).unwrap();
+        frontend.set_timeout(SOON);
+        frontend.handshake_with(!protocol::STATUS).unwrap();
+        frontend.set_features(pair.features()).unwrap();
+        let (before, begun) = (told(), Instant::now());
+        pair.start(&mut frontend);
+        let shown = daemon.run("dev show vm0").good();
+        pair.share(&mut frontend);
+        let is_in_time = begun.elapsed() < in_time;
+        pair.post();
+        wait_for("they run", || daemon.device("vm0")["rings"][0]["runs"] == true);
+        assert!(!is_in_time || (!shown.contains("no guest memory") && told() == before), "{shown}");
+        drop(frontend);
+        is_state(&daemon, "waiting");
+        is_in_time
+    });
     // One that never tells it is told of, once it had its time.
-    drop(frontend);
-    is_state(&daemon, "waiting");
+    let before = told().lines().count();
+    let pair = EmptyPair::new(Format::Split);
     let mut frontend = Frontend::connect(&daemon.socket("vm0"), SOON).unwrap();
     frontend.set_timeout(SOON);
     frontend.handshake_with(!protocol::STATUS).unwrap();
     frontend.set_features(pair.features()).unwrap();
     pair.start(&mut frontend);
-    wait_for("it is told", || told().lines().count() == 1);
+    wait_for("it is told", || told().lines().count() == before + 1);
     assert!(daemon.run("dev show vm0").good().contains("no guest memory"));
 }
 

@@ -263,6 +263,7 @@ fn pumps(daemon: &Daemon) -> Vec<(String, Vec<String>)> {
 #[test]
 fn ports_of_a_bridge_have_cores_of_their_own_shown_kept_and_changed_while_their_guests_run() {
     if std::thread::available_parallelism().unwrap().get() < 2 {
+        println!("left out: this needs two cores");
         return;
     }
     let args = ["--cores", "0,1"];
@@ -285,7 +286,7 @@ fn ports_of_a_bridge_have_cores_of_their_own_shown_kept_and_changed_while_their_
     };
     let mut guests = [connect("a", 1, 2), connect("b", 2, 1)];
     let of_core = |core: &str, name: &str| (core.to_owned(), vec![name.to_owned()]);
-    assert_eq!(pumps(&daemon), [of_core("0", "bridge/b@0"), of_core("1", "bridge/b@1")]);
+    wait_for("a part on each", || pumps(&daemon) == [of_core("0", "bridge/b@0"), of_core("1", "bridge/b@1")]);
     // They talk to each other, over both cores and over one, whoever moves.
     let mut talk = |frames: u64| {
         let before: Vec<u64> = guests.iter().map(|guest| guest.stats().received).collect();

@@ -99,22 +99,21 @@ fn traffic_that_flows_and_traffic_that_is_lost_are_told_apart() {
     daemon.run("dev add name a mgmtdev link/l").good();
     let options = GuestOptions { addresses: Addresses::TO_ALL, ..GuestOptions::default() };
     let mut guest = Guest::connect(&daemon.socket("a"), options).unwrap();
-    let named = with_traffic(&mut guest, || causes(&daemon, "a"));
-    assert!(named.iter().any(|cause| cause == "peer_down"), "{named:?}");
+    with_traffic(&mut guest, || {
+        wait_for("it is named", || causes(&daemon, "a").iter().any(|cause| cause == "peer_down"));
+    });
 
     // Another's address.
     daemon.run("dev add name s mgmtdev bridge/b spoofchk on mac 52:54:00:00:00:01").good();
     daemon.run("dev add name t mgmtdev bridge/b").good();
     let mut guest = Guest::connect(&daemon.socket("s"), options).unwrap();
-    let said = with_traffic(&mut guest, || daemon.run("why s").good());
-    assert!(said.contains("loses frames, ") && said.contains("the device's is 52:54:00:00:00:01"), "{said}");
-    assert!(
-        daemon.run("-j why s").json()["why"]["s"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .any(|cause| cause["cause"] == "spoofed_mac")
-    );
+    with_traffic(&mut guest, || {
+        wait_for("it is named", || {
+            let said = daemon.run("why s").good();
+            said.contains("loses frames, ") && said.contains("the device's is 52:54:00:00:00:01")
+        });
+        wait_for("by its name", || causes(&daemon, "s").iter().any(|cause| cause == "spoofed_mac"));
+    });
 }
 
 #[test]

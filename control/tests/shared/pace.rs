@@ -18,10 +18,10 @@ impl Pace {
         Pace(timed.max().unwrap_or_default())
     }
 
-    /// Fails unless something took less than so many times as long.
+    /// Fails unless something took less than so many times as long, with what a machine may take from anybody.
     #[track_caller]
     pub(crate) fn allows(self, times: u32, took: Duration) {
-        assert!(took < times * self.0, "it took {took:?}; undisturbed it takes {:?}", self.0);
+        assert!(took < times * self.0 + TAKEN, "it took {took:?}; undisturbed it takes {:?}", self.0);
     }
 
     /// The same for what ends now.
@@ -32,3 +32,6 @@ impl Pace {
 }
 
 const TURNS: u32 = 5;
+/// What takes a millisecond undisturbed may find its core with somebody else just then, for longer than any multiple of that; whoever
+/// waits for what does not come waits for longer still.
+const TAKEN: Duration = Duration::from_millis(250);
