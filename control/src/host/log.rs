@@ -195,6 +195,8 @@ mod tests {
     /// Sends `sent` lines of `bytes` while nobody reads; those that came, after it was held that no other is missing uncounted.
     fn came(sent: usize, bytes: usize) -> usize {
         let (mut reader, writer) = UnixStream::pair().unwrap();
+        // Whatever a socket of this machine holds else.
+        rustix::net::sockopt::set_socket_send_buffer_size(&writer, 100 * 1024).unwrap();
         let log = Log::start(writer, Form::Text).unwrap();
         let line = [b'x'].repeat(bytes - 1).into_iter().chain([b'\n']).collect::<Vec<u8>>();
         for _ in 0..sent {
