@@ -98,8 +98,10 @@ fn core_is_held_once_by_all_descriptors_of_all_front_ends_together() {
     // One for all, unless their sessions had no processor for the 100 ms in which the worker calls nobody.
     let at_most = 1 + begun.elapsed().as_millis() as u64 / 100;
     assert!(held <= at_most, "the core was held {held} times in {:?}", begun.elapsed());
+    // A turn lasts also while others have the core; each descriptor's own call would take seconds.
     let turn = longest_turn(&plane);
-    assert!(turn < 16 * turn_of_one, "the core was held for {turn} us; by one descriptor {turn_of_one} us");
+    let most = 16 * turn_of_one + 250_000;
+    assert!(turn < most, "the core was held for {turn} us; by one descriptor {turn_of_one} us");
     // Each takes what its rings hold all the same, but for the ring that was faulted and what waits for it.
     for guest in &mut hostile {
         let begun = Instant::now();

@@ -159,7 +159,7 @@ fn descriptors_on_every_message_are_closed() {
     }
     // All but our own, once the last message was answered.
     assert_eq!(peer.ask(Request::SetOwner, &[], &[]), Some(0));
-    assert_eq!(open_descriptors("flooded"), 1);
+    eventually(|| open_descriptors("flooded") == 1);
 }
 
 #[test]
@@ -182,10 +182,10 @@ fn descriptors_of_refused_tables_are_closed() {
         assert_eq!(peer.ask(Request::SetMemTable, &encode_mem_table(&beyond), &[file.as_fd(); 8]), Some(1));
         assert_eq!(peer.ask(Request::SetMemTable, &encode_mem_table(&good), &[file.as_fd(); 7]), Some(1));
     }
-    // Ours and the eight of the table in force.
-    assert_eq!(open_descriptors("tabled"), 9);
+    // Ours and the eight of the table in force; what came with the last message may be closed behind its answer.
+    eventually(|| open_descriptors("tabled") == 9);
     assert_eq!(peer.ask(Request::SetMemTable, &encode_mem_table(&[]), &[]), Some(0));
-    assert_eq!(open_descriptors("tabled"), 1);
+    eventually(|| open_descriptors("tabled") == 1);
 }
 
 #[test]
@@ -354,13 +354,15 @@ fn flood_of_messages_is_slowed_down_and_delays_no_command() {
         // Until it is cut off.
         while (&stream).write_all(&batch).is_ok() {}
     });
-    std::thread::sleep(Duration::from_millis(2500));
-    // By now the burst is spent: what is left is the rate, at a few microseconds each.
+    // Once the burst is spent, what is left is the rate, at a few microseconds each.
     let thread = thread_named("rw-flood");
-    let (before, began) = (cpu_ticks(thread), Instant::now());
-    std::thread::sleep(Duration::from_millis(1000));
-    let (spent, passed) = (cpu_ticks(thread) - before, began.elapsed());
-    assert!(TICK * u32::try_from(spent).unwrap() * 5 < passed * 4, "{spent} ticks of 10 ms in {passed:?}");
+    eventually(|| {
+        let (before, began) = (cpu_ticks(thread), Instant::now());
+        std::thread::sleep(Duration::from_millis(1000));
+        let (spent, passed) = (cpu_ticks(thread) - before, began.elapsed());
+        println!("{spent} ticks of 10 ms in {passed:?}");
+        TICK * u32::try_from(spent).unwrap() * 5 < passed * 4
+    });
     neighbour.proceeds();
     let began = Instant::now();
     assert!(running.handle.send(Command::Revoke));
@@ -601,7 +603,8 @@ fn front_end_killed_at_every_step_leaves_a_device_that_the_next_can_have() {
         device = running.wait_for_end().0;
         assert!(device.is_some());
         drop(file);
-        assert_eq!(open_descriptors(file_name), 0, "after step {step}");
+        // It tells its end before it has let go of everything.
+        eventually(|| open_descriptors(file_name) == 0);
         if all {
             break;
         }
