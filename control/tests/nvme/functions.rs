@@ -171,6 +171,7 @@ fn queue_that_finds_no_pair_is_refused_with_who_has_them() {
     host.add_port(1, &[("namespace", "2")]).unwrap();
     host.subsystem.add(&on_child("f1", 1, &[])).unwrap();
     port.stop().unwrap();
+    eventually(|| host.field("d0/state") == "waiting");
     // It was made when there were four.
     let port = Port::connect(
         &host.socket("d0"),

@@ -95,6 +95,8 @@ impl Host {
     }
 
     fn connect(&self) -> Frontend {
+        // Who comes before the end of the one before it was noticed is turned away after a moment.
+        eventually(|| self.field("state") == "waiting");
         let mut frontend = None;
         eventually(|| {
             frontend = Frontend::connect(&self.folder.path().join("dev/d0.sock"), SOON).ok();

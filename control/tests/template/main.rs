@@ -57,6 +57,8 @@ impl Host {
     }
 
     fn connect(&self) -> Frontend {
+        // Who comes before the end of the one before it was noticed is turned away after a moment.
+        eventually(|| self.field("state") == "waiting");
         let mut frontend = None;
         eventually(|| {
             frontend = Frontend::connect(&self.folder.path().join("dev/d0.sock"), SOON).ok();
@@ -103,8 +105,8 @@ fn rings_that_the_card_serves_carry_frames_and_cost_no_core() {
         let mut pair = HandPair::new(&rig, 0, Position::START);
         pair.start(&mut frontend, rig.fresh());
         pair.exchange(200);
+        eventually(|| host.field("rings/0/runs") == true);
         assert_eq!(host.field("rings/0/core"), Value::Null);
-        assert_eq!(host.field("rings/0/runs"), true);
         let cores: Value = host.subsystem.call("core.show", &serde_json::json!({})).unwrap();
         assert!(!cores.to_string().contains("d0.0"), "no worker has it: {cores}");
         // Where it stops, it goes on.

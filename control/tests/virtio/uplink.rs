@@ -79,8 +79,9 @@ impl Bed {
         let shown: Value = self.subsystem.call("core.show", &serde_json::json!({})).unwrap();
         let cores = shown["core"].as_object().unwrap().values();
         let pumps: Vec<&Value> = cores.flat_map(|core| core["pumps"].as_array().unwrap()).collect();
-        assert_eq!(pumps.len(), 1);
-        pumps[0]["asleep"] == true
+        assert!(pumps.len() < 2, "{pumps:?}");
+        // None while it is made anew.
+        pumps.iter().any(|pump| pump["asleep"] == true)
     }
 
     fn field(&self, dev: &str, pointer: &str) -> Value {
@@ -247,10 +248,11 @@ fn guests_of_a_bridge_reach_the_wire_and_each_other_and_the_uplink_is_shown() {
             a.asks_far(1514);
         }
         b.asks_far(14 + 46);
-        let to_wire = bed.counter("up0", 0, "packets");
+        // What a guest has got is counted a moment later.
+        let counted = || [0, 1].map(|queue| bed.counter("up0", queue, "packets"));
+        eventually(|| counted() == [702, 702]);
         talk(&mut b, &mut a);
-        assert_eq!(bed.counter("up0", 0, "packets"), to_wire, "the wire has what is for a guest alone");
-        assert_eq!((to_wire, bed.counter("up0", 1, "packets")), (702, 702));
+        assert_eq!(counted(), [702, 702], "the wire has what is for a guest alone");
         for (pointer, is) in
             [("uplink", NAME), ("mode", "uplink"), ("state", "connected"), ("attributes/uplink", NAME)]
         {
@@ -386,7 +388,7 @@ fn function_that_breaks_the_rules_of_its_rings_is_named_and_begins_anew() {
         model.stall(false);
         let why = "the function broke the rules of its ring: device completed a buffer that it does not have";
         eventually(|| bed.field("up0", "history/last_end") == why);
-        assert_eq!(bed.counter("up0", fault_of, "faults/used_id"), 1);
+        eventually(|| bed.counter("up0", fault_of, "faults/used_id") == 1);
         bed.waits_for_uplink(&model);
         eventually(|| bed.restored() == 1);
         a.asks_far_behind_others(101);
