@@ -11,6 +11,8 @@ pub struct Scheduled {
     pub preemptions: u64,
     /// For how long it had to wait for the core while it wanted to run, in nanoseconds.
     pub run_delay_ns: u64,
+    /// It runs just now, or waits for the core (state `R`).
+    pub is_runnable: bool,
 }
 
 /// A scheduling policy of sched(7).
@@ -68,8 +70,10 @@ impl Scheduled {
     /// What the kernel tells of a thread of this process. None: it has ended, or `/proc` does not tell.
     pub fn of(tid: i32) -> Option<Scheduled> {
         let read = |file: &str| fs::read_to_string(format!("/proc/self/task/{tid}/{file}")).ok();
+        let stat = read("stat")?;
         Some(Scheduled {
-            policy: policy(&read("stat")?)?,
+            policy: policy(&stat)?,
+            is_runnable: is_runnable(&stat),
             preemptions: preemptions(&read("status")?)?,
             // Absent from a kernel without CONFIG_SCHED_INFO.
             run_delay_ns: read("schedstat").as_deref().and_then(run_delay_ns).unwrap_or(0),
@@ -81,6 +85,11 @@ impl Scheduled {
 fn policy(stat: &str) -> Option<Policy> {
     let (_, rest) = stat.rsplit_once(") ")?;
     rest.split_whitespace().nth(38)?.parse().ok().map(Policy::of_number)
+}
+
+/// By a thread's `stat`: its third field.
+fn is_runnable(stat: &str) -> bool {
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with("R "))
 }
 
 fn preemptions(status: &str) -> Option<u64> {
@@ -106,6 +115,7 @@ mod tests {
         assert_eq!(policy(&fields(1)), Some(Policy::Fifo));
         assert_eq!(policy(&fields(0)), Some(Policy::Other));
         assert_eq!(policy("12 (a) R"), None);
+        assert!(is_runnable("12 (a) S (b) R 1 2") && !is_runnable("12 (a) R (b) S 1 2"));
         assert_eq!(preemptions("voluntary_ctxt_switches:\t7\nnonvoluntary_ctxt_switches:\t5\n"), Some(5));
         assert_eq!(run_delay_ns("100 200 3\n"), Some(200));
     }
@@ -113,7 +123,7 @@ mod tests {
     #[test]
     fn thread_of_this_process_is_told_of_and_another_is_not() {
         let own = Scheduled::of(rustix::thread::gettid().as_raw_nonzero().get()).expect("this thread");
-        assert!(!own.policy.is_real_time(), "{own:?}");
+        assert!(!own.policy.is_real_time() && own.is_runnable, "{own:?}");
         assert_eq!(Scheduled::of(i32::MAX), None);
     }
 }

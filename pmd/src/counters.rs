@@ -318,7 +318,7 @@ pub struct QueueCounters {
 struct Inner {
     /// Somebody looks on.
     is_captured: AtomicBool,
-    received: AtomicU64,
+    completed: AtomicU64,
     packets: AtomicU64,
     bytes: AtomicU64,
     calls: AtomicU64,
@@ -358,7 +358,7 @@ impl QueueCounters {
             return;
         }
         self.inner.bursts.add(done.chains);
-        add(&self.inner.received, done.chains);
+        add(&self.inner.completed, done.chains);
         add(&self.inner.packets, done.packets);
         add(&self.inner.bytes, done.bytes);
     }
@@ -377,7 +377,7 @@ impl QueueCounters {
     pub fn set_example(&self, reason: DropReason, example: Example) {
         self.inner.examples[reason as usize].store(example.to_word(), Ordering::Relaxed);
     }
-    /// Counts that frames had to stay in the queue for the rate of its port.
+    /// Counts that frames had to stay in the queue for the rate of its port, or requests for that of their disk.
     pub fn add_held(&self) {
         add(&self.inner.held, 1);
     }
@@ -446,9 +446,13 @@ impl QueueCounters {
     /// A copy of every counter.
     pub fn snapshot(&self) -> QueueStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        // A network device's pump takes a burst and gives it back in the same poll. A disk's requests end when they end. Either may
+        // be read a moment apart from the other, and what was given back was taken.
+        let completed = read(&self.inner.completed);
+        let taken = self.requests.get().map_or(0, |requests| requests.taken());
         QueueStats {
-            received_desc: read(&self.inner.received),
-            completed_desc: read(&self.inner.received),
+            received_desc: completed.max(taken),
+            completed_desc: completed,
             packets: read(&self.inner.packets),
             bytes: read(&self.inner.bytes),
             calls: read(&self.inner.calls),
@@ -478,7 +482,7 @@ impl QueueCounters {
 /// What the counters of a queue stood at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueStats {
-    /// Chains taken from the ring (`received_desc` of `vdpa dev vstats`).
+    /// Chains taken from the ring (`received_desc` of `vdpa dev vstats`); of a disk, with those that are under way.
     pub received_desc: u64,
     /// Chains given back (`completed_desc` of `vdpa dev vstats`).
     pub completed_desc: u64,
@@ -505,7 +509,7 @@ pub struct QueueStats {
     pub netdev_calls: u64,
     /// Requests that a process before this one had, which were done again.
     pub resubmitted: u64,
-    /// How often frames had to stay for the rate of the port.
+    /// How often frames had to stay for the rate of the port, or requests for that of the disk.
     pub held: u64,
     /// Dropped frames by reason, every reason.
     pub drops: Vec<(DropReason, u64)>,
@@ -533,5 +537,14 @@ mod tests {
         let now = counters.snapshot();
         assert_eq!((now.netdev_calls, now.checksums, now.segments, now.segmented), (1, 2, 3, 4));
         assert_eq!((now.bursts, now.received_desc), (1, 1));
+    }
+
+    #[test]
+    fn requests_of_a_disk_are_taken_before_they_are_given_back() {
+        let counters = QueueCounters::default();
+        counters.requests().add_taken(3);
+        counters.add(&mut Tally { chains: 1, packets: 1, ..Tally::default() });
+        let now = counters.snapshot();
+        assert_eq!((now.received_desc, now.completed_desc), (3, 1));
     }
 }

@@ -83,7 +83,7 @@ mod spec;
 
 pub use self::class::{BlockOps, Class, ClassOps, Learned, LearnedStation, NetMgmt, NetOps, VENDOR_ID};
 pub use self::config::{ConfigError, ConfigSpace};
-pub use self::device::{DataPath, Facts, Health, QueueLimits, VdpaDevice};
+pub use self::device::{Condition, DataPath, Facts, Health, QueueLimits, VdpaDevice};
 pub use self::error::{DriverError, Unfit};
 pub use self::fault::FaultReporter;
 pub use self::host::{DeviceHost, Upcall};

@@ -242,6 +242,7 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
             && let Err(wait) = self.shape.limits.room(now)
         {
             self.waits = Some(wait);
+            self.counters.add_held();
             return Begun::Full;
         }
         let (outcome, operation, data) = match request.ask {
@@ -373,6 +374,7 @@ impl<R: DeviceRing + 'static, B: BackingQueue> RequestQueue<R, B> {
                 && let Err(wait) = self.shape.limits.room(now)
             {
                 self.waits = Some(wait);
+                self.counters.add_held();
                 break;
             }
             let ranges = self.requests.slots.get(usize::from(slot)).and_then(|slot| slot.ranges);
@@ -466,7 +468,11 @@ impl<R: DeviceRing + 'static, B: BackingQueue> Pump for RequestQueue<R, B> {
         self.are_ranges_full = false;
         let mut moved = self.go_on_with_ranges(budget, now);
         if !self.is_faulted && !self.is_stopping {
-            moved += self.take(budget, now);
+            let taken = self.take(budget, now);
+            if taken > 0 {
+                self.counters.requests().add_taken(taken.into());
+            }
+            moved += taken;
         }
         let got_on = self.backing.turn(&self.requests, budget.bytes, &mut self.ended);
         self.are_ranges_full &= !got_on;

@@ -44,9 +44,13 @@ impl RequestKind {
     }
 }
 
-/// Requests of a queue that succeeded: written by the thread that owns its pump, read by any.
+/// Requests of a queue, those taken and those that succeeded: written by the thread that owns its pump, read by any.
 #[derive(Debug, Default)]
-pub struct RequestCounters([OfKind; RequestKind::ALL.len()]);
+pub struct RequestCounters {
+    /// Chains taken from the ring, whether they were given back yet or not.
+    taken: AtomicU64,
+    by_kind: [OfKind; RequestKind::ALL.len()],
+}
 
 #[derive(Debug, Default)]
 struct OfKind {
@@ -56,10 +60,21 @@ struct OfKind {
 }
 
 impl RequestCounters {
+    /// Counts chains that were taken from the ring: once a poll, before any of them is counted as given back.
+    #[inline]
+    pub fn add_taken(&self, chains: u64) {
+        add(&self.taken, chains);
+    }
+
+    /// Chains taken from the ring so far.
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
     /// Counts requests of one kind, with their bytes, that each took so many cycles.
     #[inline]
     pub fn add(&self, kind: RequestKind, requests: u64, bytes: u64, cycles: u64) {
-        let of_kind = &self.0[kind as usize];
+        let of_kind = &self.by_kind[kind as usize];
         add(&of_kind.bytes, bytes);
         of_kind.took.add(cycles, requests);
     }
@@ -67,7 +82,7 @@ impl RequestCounters {
     /// A copy of all of them.
     pub fn snapshot(&self) -> Vec<RequestStats> {
         let of = |kind: RequestKind| {
-            let of_kind = &self.0[kind as usize];
+            let of_kind = &self.by_kind[kind as usize];
             RequestStats { kind, bytes: of_kind.bytes.load(Ordering::Relaxed), took: of_kind.took.snapshot() }
         };
         RequestKind::ALL.map(of).into()

@@ -369,7 +369,8 @@ mod tests {
             match stations.get(self.0) {
                 None => Ok(()),
                 Some(mac) => {
-                    Err(NetdevChange { what: format!("no filter is left for {mac}"), cure: String::new() })
+                    let what = format!("no filter is left for {mac}");
+                    Err(NetdevChange { what, cure: String::new(), stops: false })
                 }
             }
         }

@@ -74,11 +74,24 @@ impl Facts {
     }
 }
 
+/// What keeps a guest's requests from being done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Condition {
+    /// A word for it, for scripts.
+    pub name: &'static str,
+    /// What it is.
+    pub says: String,
+    /// What clears it.
+    pub cure: String,
+}
+
 /// What is known of how a device does, for any thread, at any time: also while a session has the device, or nobody has it any
 /// more. Never waits.
 pub trait Health: Send + Sync {
     /// What an operator is to know of what goes wrong, if anything does.
     fn words(&self) -> Option<String>;
+    /// What of it keeps its guest's requests from being done just now.
+    fn conditions(&self) -> Vec<Condition>;
     /// Requests that failed so far.
     fn failures(&self) -> u64;
     /// What is under way still, the oldest by name and age, if anything is.

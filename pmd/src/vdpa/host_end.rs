@@ -38,4 +38,6 @@ pub struct NetdevChange {
     pub what: String,
     /// What sets it back, or helps.
     pub cure: String,
+    /// No frame passes while it is so.
+    pub stops: bool,
 }

@@ -12,7 +12,7 @@ use ringway_ring::tsc;
 use super::super::SECTOR;
 use super::super::backing::Operation;
 use super::open::words_of;
-use crate::vdpa::Health;
+use crate::vdpa::{Condition, Health};
 
 /// See the module's head. Numbers that belong together may be read a moment apart.
 #[derive(Debug)]
@@ -199,6 +199,29 @@ impl Trouble {
         Some(self.flush.load(Ordering::Relaxed)).filter(|error| *error != 0)
     }
 
+    /// A flush failed before, in words.
+    fn flush_failed(&self) -> Option<String> {
+        let error = text(self.is_lost()?);
+        Some(format!(
+            "a flush failed ({error}): what was written before it may be lost, and every flush, and every write that has to last, fails \
+             until the device is removed and added again"
+        ))
+    }
+
+    /// A request is under way for long, in words.
+    fn hangs(&self) -> Option<String> {
+        self.oldest().filter(|(age, ..)| *age >= LONG)?;
+        Some(format!("it does not answer: {}", self.under_way()?))
+    }
+
+    /// It has fewer bytes than it had, in words.
+    fn shrank(&self) -> Option<String> {
+        let bytes = Some(self.larger.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0)?;
+        Some(format!(
+            "it became smaller than the {bytes} bytes it had: what a guest has beyond its end fails"
+        ))
+    }
+
     pub(super) fn copied(&self) {
         self.copied.fetch_add(1, Ordering::Relaxed);
     }
@@ -219,6 +242,28 @@ impl Health for Trouble {
             _ => format!("a discard or write of zeroes at sector {place}"),
         };
         Some(format!("{count} requests under way, the oldest {what}, for {} s", age.as_secs()))
+    }
+
+    fn conditions(&self) -> Vec<Condition> {
+        let of = |name, says: Option<String>, cure: &str| {
+            says.map(|says| Condition { name, says, cure: cure.to_owned() })
+        };
+        [
+            of(
+                "not_answering",
+                self.hangs(),
+                "see what is wrong with what the disk is on; its requests end when that answers",
+            ),
+            of(
+                "failing",
+                self.flush_failed(),
+                "see the log of the kernel about what the disk is on; then ringway dev del it, and add it again",
+            ),
+            of("failing", self.shrank(), "make the file as large again as it was"),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
 
     fn is_over(&self) -> bool {
@@ -251,22 +296,9 @@ impl Health for Trouble {
             cures.dedup();
             words.extend(cures.into_iter().map(str::to_owned));
         }
-        if let Some(error) = self.is_lost() {
-            words.push(format!(
-                "a flush failed ({}): what was written before it may be lost, and every flush, and every write that has to last, fails \
-                 until the device is removed and added again",
-                text(error)
-            ));
-        }
-        if self.oldest().is_some_and(|(age, ..)| age >= LONG) {
-            words.push(format!("it does not answer: {}", self.under_way().unwrap_or_default()));
-        }
-        match self.larger.load(Ordering::Relaxed) {
-            0 => {}
-            bytes => words.push(format!(
-                "it became smaller than the {bytes} bytes it had: what a guest has beyond its end fails"
-            )),
-        }
+        words.extend(self.flush_failed());
+        words.extend(self.hangs());
+        words.extend(self.shrank());
         match self.copied.load(Ordering::Relaxed) {
             0 => {}
             copied => words.push(format!("{copied} requests were copied for the file's alignment")),

@@ -176,7 +176,7 @@ impl Uplink for Work {
             }
             other => other.to_string(),
         };
-        Err(NetdevChange { what, cure })
+        Err(NetdevChange { what, cure, stops: false })
     }
 
     fn close(&mut self, _within: Duration) -> Result<(), Stuck> {

@@ -201,7 +201,7 @@ impl TapNetdev {
             None => format!("ip link set {name}"),
         };
         let mut changes = Vec::new();
-        let mut tell = |what: String, cure: String| changes.push(NetdevChange { what, cure });
+        let mut tell = |what, cure| changes.push(NetdevChange { what, cure, stops: false });
         if name != self.name {
             tell(
                 format!("interface {} was renamed to {name}", self.name),
@@ -230,8 +230,13 @@ impl TapNetdev {
         };
         self.setting.is_up |= is.is_up;
         if was.is_up && !is.is_up {
-            tell(format!("interface {name} was set down: no frame passes"), format!("{ip} up"));
+            changes.push(NetdevChange {
+                what: format!("interface {name} was set down: no frame passes"),
+                cure: format!("{ip} up"),
+                stops: true,
+            });
         }
+        let mut tell = |what, cure| changes.push(NetdevChange { what, cure, stops: false });
         if is.mtu != was.mtu {
             tell(
                 format!("the MTU of interface {name} was changed from {} to {}", was.mtu, is.mtu),
