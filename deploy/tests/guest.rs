@@ -62,6 +62,15 @@ impl Pair {
         daemon.add(&self.device, &self.words.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
+    /// What keeps frames from it becomes this, or that nothing does.
+    fn why(&self, daemon: &Daemon, cause: &str) -> Result<()> {
+        let named = format!("\"cause\":\"{cause}\"");
+        wait_for(&format!("why {}: {cause}", self.device), WATCHDOG, || {
+            let said = daemon.ctl(&["-j", "why", &self.device])?;
+            Ok(said.contains(&named).then_some(()))
+        })
+    }
+
     /// Sends every length up to an MTU and compares both sides' counts; gives what the device did meanwhile.
     fn frames(&self, lab: &Lab, daemon: &Daemon, guest: &mut Guest, order: FramesOrder) -> Result<()> {
         let before = daemon.stats(&self.device)?;
@@ -196,6 +205,7 @@ fn life(lab: &Lab, mode: Mode, packed: bool, pairs: u32) -> Result<()> {
     let mut daemon = Daemon::start(lab, &["--cores", "1"])?;
     let pair = Pair::new(lab, 0, mode, pairs).with(|nic| nic.packed(packed));
     pair.add(&daemon)?;
+    pair.why(&daemon, "waiting")?;
     let mut guest = Guest::boot(lab, "guest", 2, std::slice::from_ref(&pair.nic))?;
     let mac = pair.nic.mac.as_str();
     pair.use_all_pairs(&mut guest)?;
@@ -220,6 +230,7 @@ fn life(lab: &Lab, mode: Mode, packed: bool, pairs: u32) -> Result<()> {
     let device = nic.device;
     guest.unbind(&device)?;
     ensure!(guest.nics()?.is_empty(), "the NIC is still there without its driver");
+    pair.why(&daemon, "driver_not_up")?;
     guest.bind(&device)?;
     pair.use_all_pairs(&mut guest)?;
     lab.say("driver taken off and put back");
@@ -239,6 +250,7 @@ fn life(lab: &Lab, mode: Mode, packed: bool, pairs: u32) -> Result<()> {
     guest.start_traffic(steady_traffic(&pair.nic))?;
     std::thread::sleep(Duration::from_millis(500));
     ensure!(guest.traffic(mac)?.received > 0, "no traffic before the device is removed");
+    pair.why(&daemon, "none")?;
     let pace = daemon.pace()?;
     let took = daemon.delete(&pair.device)?;
     lab.say(format_args!("device removed under traffic in {took:?}, an unused one in {pace:?}"));
@@ -367,6 +379,8 @@ fn memory_that_a_vmm_does_not_share_is_named_where_the_operator_looks() {
             Ok(Some(daemon.ctl(&["dev", "show", "vm0"])?).filter(|shown| shown.contains(note)))
         })?;
         ensure!(shown.contains("share=on") && shown.contains("memory 0 regions"), "{shown}");
+        let why = daemon.ctl(&["why", "vm0"])?;
+        ensure!(why.starts_with("vm0: ") && why.contains("shares no memory of its guest"), "{why}");
         let counted = daemon.ctl(&["dev", "vstats", "show", "vm0"])?;
         ensure!(counted.contains("queue 0 started, not run: no guest memory"), "{counted}");
         let events = daemon.ctl(&["events", "--once", "--since", "0"])?;

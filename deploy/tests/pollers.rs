@@ -36,6 +36,7 @@ fn polling_cores_do_not_starve_the_kernel() {
             lab.say(&shown);
             ensure!(shown.contains("policy poll") && shown.contains("gives way"), "{shown}");
             machine.kill_ringwayd()?;
+            starved(lab, &mut machine)?;
             machine.power_off()
         });
     }
@@ -73,6 +74,20 @@ fn polls(lab: &Lab, machine: &mut Machine<'_>, what: &str) -> Result<()> {
         "{what} hold up the kernel's own work: {collected:?}"
     );
     Ok(())
+}
+
+/// A worker whose core is taken whole is told of where the operator asks.
+fn starved(lab: &Lab, machine: &mut Machine<'_>) -> Result<()> {
+    machine.start_ringwayd(&ALL_CORES)?;
+    machine.ringway("dev add name d0 mgmtdev sim/net core 1")?;
+    machine.start_spinner()?;
+    // It is there by then.
+    std::thread::sleep(Duration::from_secs(1));
+    let said = machine.ringway("-j why d0")?;
+    machine.end_spinner()?;
+    lab.say(&said);
+    ensure!(said.contains("core_taken"), "{said}");
+    machine.kill_ringwayd()
 }
 
 fn seconds() -> u64 {

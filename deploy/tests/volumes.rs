@@ -76,6 +76,8 @@ fn hanging(machine: &mut Machine<'_>) -> Result<()> {
     let number = machine.tell("write 16 7")?;
     let said = machine.until("dev show d0", "it does not answer", true)?;
     ensure!(said.contains("1 requests under way, the oldest a write at sector 16"), "{said}");
+    let said = machine.until("-j why d0", "not_answering", true)?;
+    ensure!(said.contains("the oldest a write at sector 16") && !said.contains("idle"), "{said}");
     ensure!(machine.answered(number)?.is_none(), "a suspended volume answered");
 
     let pace = Pace::of(|| {
@@ -91,6 +93,8 @@ fn hanging(machine: &mut Machine<'_>) -> Result<()> {
         said.contains("d0: let go of, draining: 1 requests under way, the oldest a write at sector 16"),
         "{said}"
     );
+    let said = machine.well("-j why d0")?;
+    ensure!(said.contains("\"draining\"") && said.contains("the oldest a write at sector 16"), "{said}");
     let (code, said) = machine.ringway("dev add name d1 mgmtdev file path /dev/mapper/hung cache direct")?;
     ensure!(code == 4 && said.contains("held by: device d0"), "{code}: {said}");
     ensure!(machine.guests_mapped()? > 0, "the memory of what is under way is gone");

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::daemon::{Daemon, Token};
 use crate::devices::checks::check_entry;
-use crate::devices::device::{Away, Connection, Device, DeviceFacts, Held, Refused};
+use crate::devices::device::{Away, Connection, Device, DeviceFacts, Held, Refused, Told};
 use crate::devices::life::{Life, LifeEvent};
 use crate::fault::{Fault, reason};
 use crate::frontends::budget::{Lease, Short};
@@ -407,6 +407,9 @@ impl Daemon {
                 let count = |rings: &[session::RingReport]| rings.iter().filter(|ring| ring.runs).count();
                 let (before, after) = (count(&connection.rings), count(&rings));
                 connection.rings = rings;
+                if after > 0 {
+                    connection.host_failure = None;
+                }
                 if before != after {
                     event = Some(("session.rings", json!({ "running": after })));
                 }
@@ -432,6 +435,7 @@ impl Daemon {
                 let detail = tame(&detail);
                 let details = json!({ "what": what, "detail": detail, "try": breach_cure(what) });
                 event = Some(("session.breach", details));
+                connection.breach = Some(Told { what, detail: detail.clone() });
                 device.history.last_breach = Some(detail);
             }
             Report::HostFailed { what, detail } => {
@@ -441,6 +445,7 @@ impl Daemon {
                     "session.host_failed",
                     json!({ "what": what, "detail": detail.clone(), "try": host_cure(what) }),
                 ));
+                connection.host_failure = Some(Told { what, detail: detail.clone() });
                 device.history.last_host_failure = Some(detail);
             }
             Report::Mtu(mtu) => {
@@ -567,6 +572,8 @@ impl Daemon {
             device.facts = facts;
         }
         let is_known = is_of_host && device.history.last_end.as_deref() == Some(&reason);
+        let ended_by = ended.as_ref().and_then(|connection| connection.ended_by(&reason));
+        device.history.last_end_by = ended_by.map(str::to_owned);
         device.history.last_end = Some(reason.clone());
         let name = device.name().to_owned();
         let refused = device.refused.take().filter(|refused| refused.told < refused.times);

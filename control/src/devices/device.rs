@@ -89,6 +89,27 @@ pub(crate) struct Connection {
     pub(crate) regions: usize,
     pub(crate) bytes: u64,
     pub(crate) mtu: Option<u16>,
+    /// The last breach of the protocol.
+    pub(crate) breach: Option<Told>,
+    /// What this host lacked last that it asked for, until one of its rings runs.
+    pub(crate) host_failure: Option<Told>,
+}
+
+/// What a session told that went wrong.
+#[derive(Debug, Clone)]
+pub(crate) struct Told {
+    /// Stable short name.
+    pub(crate) what: &'static str,
+    /// Details for people.
+    pub(crate) detail: String,
+}
+
+impl Told {
+    /// Whether a session that ended for this reason ended for this.
+    fn is(&self, reason: &str) -> bool {
+        let rest = reason.strip_prefix(self.what);
+        reason == self.detail || rest.is_some_and(|rest| rest.starts_with(": "))
+    }
 }
 
 impl Connection {
@@ -105,6 +126,18 @@ impl Connection {
             regions: 0,
             bytes: 0,
             mtu: None,
+            breach: None,
+            host_failure: None,
+        }
+    }
+
+    /// Which of what it told its end comes of, for scripts.
+    pub(crate) fn ended_by(&self, reason: &str) -> Option<&'static str> {
+        let is_it = |told: &Option<Told>| told.as_ref().is_some_and(|told| told.is(reason));
+        match (is_it(&self.breach), is_it(&self.host_failure)) {
+            (true, _) => Some("breach"),
+            (false, true) => Some("host_failure"),
+            (false, false) => None,
         }
     }
 

@@ -62,6 +62,7 @@ impl Daemon {
             longest_turn_ns: nanoseconds(worker.longest_turn_cycles, hertz),
             preemptions: worker.scheduled.map(|scheduled| scheduled.preemptions),
             run_delay_ns: worker.scheduled.map(|scheduled| scheduled.run_delay_ns),
+            wants_core: worker.scheduled.is_some_and(|scheduled| scheduled.is_runnable),
             scheduling: worker.scheduled.map(|scheduled| scheduled.policy.name().to_owned()),
             gives_way: worker.gives_way,
             rests: worker.rests,

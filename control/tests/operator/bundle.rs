@@ -76,6 +76,11 @@ fn bundle_has_what_is_shown_and_reads_back() {
     }
     assert_eq!(json("hello.json")["pid"], daemon.pid());
     assert!(json("dev.json")["dev"]["vm0"].is_object() && json("core.json")["core"].is_object());
+    assert_eq!(json("status.json")["state"], "running");
+    let why = json("why.json");
+    for name in ["vm0", "p0"] {
+        assert!(why["why"][name][0]["cause"].is_string(), "{name}: {why}");
+    }
     assert!(json("mgmtdev.json")["mgmtdev"]["sim/net"].is_object());
     assert!(json("vstats.json")["vstats"]["vm0"]["queues"][0]["packets"].as_u64().unwrap() > 0);
     let drops = json("vstats.json")["vstats"]["p0"].to_string();

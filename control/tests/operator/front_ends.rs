@@ -591,18 +591,28 @@ impl EmptyPair {
 
     /// Posts one receive buffer.
     pub(crate) fn post(&self) {
+        let gpa = EmptyPair::GPA + (512 << 10);
+        self.publish(0, DriverBuffer { gpa, len: 2048, writable: true });
+    }
+
+    /// Sends what is in no memory of the guest's.
+    pub(crate) fn send_from_nowhere(&self) {
+        self.publish(1, DriverBuffer { gpa: 0x1000, len: 100, writable: false });
+        self.kick.signal();
+    }
+
+    fn publish(&self, queue: u64, buffer: DriverBuffer) {
         let config = DriverConfig {
             size: RingSize::new(self.format, 256).unwrap(),
             features: self.features(),
             map: Arc::clone(&self.map),
-            areas: self.layout.at(EmptyPair::GPA),
+            areas: self.layout.at(EmptyPair::GPA + queue * (64 << 10)),
             position: Position::START,
         };
         let mut ring: Box<dyn DriverRing> = match self.format {
             Format::Split => Box::new(config.start_split().unwrap()),
             Format::Packed => Box::new(config.start_packed().unwrap()),
         };
-        let buffer = DriverBuffer { gpa: EmptyPair::GPA + (512 << 10), len: 2048, writable: true };
         ring.add(&[buffer], 0).unwrap();
         ring.publish();
     }

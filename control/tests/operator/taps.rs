@@ -220,6 +220,9 @@ fn what_others_change_of_an_interface_is_told_once_and_not_undone() {
         assert_eq!(times("netdev.changed"), changed, "once: {}", told("netdev.changed"));
         // The operator's will stands.
         assert!(daemon.run(&format!("dev show {name}")).good().contains(said), "{change}");
+        let why = daemon.run(&format!("-j why {name}")).json()["why"][name][0].clone();
+        let is_down = why["cause"] == "host_down" && why["says"].as_str().unwrap().contains(said);
+        assert_eq!(is_down, change.ends_with(" down"), "{change}: {why}");
         assert!(is_in_service(name));
         // A name can be changed of what is down alone.
         assert!(

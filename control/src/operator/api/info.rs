@@ -83,9 +83,27 @@ pub struct DevInfo {
     /// Who captures its frames.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub captures: Vec<CaptureInfo>,
+    /// What a disk has under way, the oldest by name and age.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub under_way: Option<String>,
+    /// What keeps frames or requests from it just now, beside its front-end and its guest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
     /// What the operator should know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+}
+
+/// Something that keeps frames or requests from a device just now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Finding {
+    /// A word for it, for scripts: `socket_missing`, `host_down`, `not_answering`, `failing`.
+    pub finding: String,
+    /// What it is.
+    pub says: String,
+    /// What clears it.
+    #[serde(rename = "try")]
+    pub cure: String,
 }
 
 impl DevInfo {
@@ -155,6 +173,9 @@ pub struct FrontEnd {
     /// The MTU that the front-end says its guest uses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// What this host lacked last that the front-end asked for, until one of its queues runs: `name: details`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_failure: Option<String>,
 }
 
 /// Who may open a device's socket: as in the file system, now.
@@ -221,6 +242,9 @@ pub struct History {
     /// Why the last front-end's session ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_end: Option<String>,
+    /// What that came of, where it is one of these: `breach` (of the protocol, by the front-end), `host_failure`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_end_by: Option<String>,
     /// Why the last attempt to connect (client mode) or to make the device failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<String>,
@@ -287,7 +311,7 @@ pub enum Vstats {
 pub struct QueueInfo {
     /// `rx` or `tx`, as the guest sees it; `request` for block.
     pub queue_type: String,
-    /// Chains taken from the ring.
+    /// Chains taken from the ring; of a disk, with those that are under way still.
     pub received_desc: u64,
     /// Chains given back.
     pub completed_desc: u64,
@@ -324,7 +348,8 @@ pub struct QueueInfo {
     /// Requests that a process before this one had and did not complete, which were done again; of a disk.
     #[serde(default)]
     pub resubmitted: u64,
-    /// How often frames of a bridge's port had to stay in the queue, since it sent as much as it may (`max_tx_pps`, `max_tx_rate`).
+    /// How often frames of a bridge's port had to stay in the queue, since it sent as much as it may (`max_tx_pps`, `max_tx_rate`), or
+    /// a disk's requests, since its guest asked for as much as it may (`iops`, `bps`).
     #[serde(default)]
     pub held: u64,
     /// Dropped frames by reason, every reason. Of what a front-end has announced for its guest (SEND_RARP), which came from no
@@ -452,6 +477,9 @@ pub struct CoreInfo {
     /// For how long it had to wait for the core while it wanted to run, in nanoseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_delay_ns: Option<u64>,
+    /// Its thread runs just now, or waits for the core.
+    #[serde(default)]
+    pub wants_core: bool,
     /// How the kernel schedules its thread: `other`, or a real-time policy (`fifo`, `rr`, `deadline`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduling: Option<String>,

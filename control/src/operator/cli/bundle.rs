@@ -22,14 +22,17 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::fault::{Fault, Kind, reason};
-use crate::operator::api::{CoreShow, Follow, Hello};
+use crate::operator::api::{CoreShow, DevShow, Follow, Hello};
+use crate::operator::cli::{status, why};
 use crate::operator::client::Client;
 use crate::operator::doctor::{self, Told};
 
 /// Every file of a bundle, and what is in it.
-pub(crate) const CONTENTS: [(&str, &str); 19] = [
+pub(crate) const CONTENTS: [(&str, &str); 21] = [
     ("contents.json", "this list: each file's size, or why it is not there"),
     ("hello.json", "ringway hello: version, process, directories"),
+    ("status.json", "ringway status: whether everything that was asked for is made"),
+    ("why.json", "ringway why of each device: what keeps frames or requests from it"),
     ("mgmtdev.json", "ringway mgmtdev show"),
     ("port.json", "ringway port show"),
     ("dev.json", "ringway dev show: devices, front-ends, rings"),
@@ -145,6 +148,11 @@ impl Gathered {
         let follow = Follow { since: Some(0), follow: false, ..Follow::default() };
         let events = client.call::<_, Value>("events", &follow);
         self.put("events.json", events.map_err(|fault| fault.message).and_then(|answer| pretty(&answer)));
+        let status = status::look(&mut client).map_err(|fault| fault.message);
+        self.put("status.json", status.and_then(|status| pretty(&status)));
+        let why = names(&mut client)
+            .and_then(|names| why::ask(&mut client, &names.iter().map(String::as_str).collect::<Vec<_>>()));
+        self.put("why.json", why.map_err(|fault| fault.message).and_then(|why| pretty(&why)));
         let vstats = vstats(&mut client);
         self.put("vstats.json", vstats.map_err(|fault| fault.message).and_then(|answer| pretty(&answer)));
         for (name, method, field) in
@@ -214,16 +222,16 @@ impl Gathered {
     }
 }
 
+/// The names of the devices that are there.
+fn names(client: &mut Client) -> Result<Vec<String>, Fault> {
+    let shown: DevShow = client.call("dev.show", &json!({}))?;
+    Ok(shown.dev.0.into_iter().map(|(name, _)| name).collect())
+}
+
 /// The counters of each device.
 fn vstats(client: &mut Client) -> Result<Value, Fault> {
-    let shown: Value = client.call("dev.show", &json!({}))?;
-    let names: Vec<String> = shown
-        .get("dev")
-        .and_then(Value::as_object)
-        .map(|dev| dev.keys().cloned().collect())
-        .unwrap_or_default();
     let mut all = Map::new();
-    for name in names {
+    for name in names(client)? {
         match client.call::<_, Value>("dev.vstats.show", &json!({ "name": name })) {
             Ok(Value::Object(mut answer)) => {
                 let of_it = answer.get_mut("vstats").and_then(|stats| stats.get_mut(&name)).map(Value::take);
@@ -271,13 +279,15 @@ fn read(path: &str) -> Result<Vec<u8>, String> {
     Ok(content)
 }
 
-fn pretty(value: &Value) -> Result<Vec<u8>, String> {
+fn pretty(value: &impl Serialize) -> Result<Vec<u8>, String> {
     serde_json::to_vec_pretty(value).map_err(|error| error.to_string())
 }
 
 /// What only a daemon tells.
-const OF_DAEMON: [&str; 12] = [
+const OF_DAEMON: [&str; 14] = [
     "hello.json",
+    "status.json",
+    "why.json",
     "mgmtdev.json",
     "port.json",
     "dev.json",

@@ -15,8 +15,8 @@ use crate::fault::{Fault, Kind};
 use crate::operator::api::{
     ConfigPlan, ConfigShow, ConfigText, CoreChanged, CorePlan, CoreShow, CoreTarget, DevAdded, DevChanged,
     DevDeleted, DevShow, DryRun, Dump, Event, EventPage, Follow, Hello, Inspect, Inspected, LogShow,
-    MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, Named, PortDeleted, PortShow, Queue, QueueInfo, Select,
-    Target, VlanShow, VstatsShow,
+    MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, Named, PortDeleted, PortShow, Queue, Select, Target,
+    VlanShow, VstatsShow,
 };
 use crate::operator::cli::errors::Voice;
 use crate::operator::cli::ringway::{
@@ -33,8 +33,6 @@ use crate::{devices::drivers, host::paths, operator::config, operator::demo};
 
 /// Between two tries of what waits for a session.
 const BETWEEN_TRIES: Duration = Duration::from_millis(20);
-/// Between two looks at a device: long enough for a second's rates to show.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 
 /// How output is written.
 #[derive(Debug, Clone, Copy)]
@@ -139,7 +137,7 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
             Ok(())
         }
         Some(Object::Why { name }) => {
-            let why = ask_why(&mut connect()?, &name)?;
+            let why = why::ask(&mut connect()?, &[&name])?;
             output.print(&why, || why::text(&why))
         }
         Some(Object::Capture(args)) => {
@@ -289,36 +287,6 @@ fn ask_doctor(
         }
     }
     doctor::examine(&args.root, &told, &cores)
-}
-
-/// Looks at a device twice, a moment apart.
-fn ask_why(client: &mut Client, name: &str) -> Result<why::Why, Fault> {
-    let select = Select { name: Some(name.to_owned()) };
-    let mut shown: DevShow = client.call("dev.show", &Select { name: None })?;
-    let is_there = shown.dev.find(name).is_some();
-    if is_there || (shown.absent.find(name).is_none() && shown.draining.find(name).is_none()) {
-        shown = client.call("dev.show", &select)?;
-    }
-    let queues = |client: &mut Client| -> Result<Vec<QueueInfo>, Fault> {
-        if shown.dev.find(name).is_none() {
-            return Ok(Vec::new());
-        }
-        let stats: VstatsShow =
-            client.call("dev.vstats.show", &Queue { name: name.to_owned(), qidx: None })?;
-        Ok(why::queues_of(stats.vstats.find(name)))
-    };
-    let cores = |client: &mut Client| -> Result<CoreShow, Fault> { client.call("core.show", &json!({})) };
-    let (before, cores_before) = (queues(client)?, cores(client)?);
-    std::thread::sleep(BETWEEN_LOOKS);
-    let (after, cores) = (queues(client)?, cores(client)?);
-    let looks = why::Looks {
-        shown: &shown,
-        before: &before,
-        after: &after,
-        cores_before: &cores_before,
-        cores: &cores,
-    };
-    Ok(why::Why { why: Named(vec![(name.to_owned(), looks.why(name))]) })
 }
 
 /// A file, for the daemon to read as its own.

@@ -190,6 +190,8 @@ mod tests {
             access: None,
             history: History::default(),
             captures: Vec::new(),
+            under_way: None,
+            findings: Vec::new(),
             notes: Vec::new(),
         }
     }

@@ -4,12 +4,18 @@
 //! behind it cannot work before it is mended; what else was found follows.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use serde_json::json;
 
+use crate::fault::{Fault, Kind};
+use crate::frontends::cures::host_cure;
 use crate::operator::api::{
-    CoreInfo, CoreShow, DevInfo, DevShow, Explained, FrontEnd, Mode, Named, QueueInfo, Vstats,
+    CoreInfo, CoreShow, DevInfo, DevShow, Explained, Finding, FrontEnd, Mode, Named, Queue, QueueInfo,
+    Select, Vstats, VstatsShow,
 };
+use crate::operator::client::Client;
 
 /// Answer of `why`.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -31,17 +37,19 @@ pub(super) struct Cause {
 }
 
 /// What is shown of a device: now, and a moment before.
-pub(super) struct Looks<'a> {
-    pub(super) shown: &'a DevShow,
-    pub(super) before: &'a [QueueInfo],
-    pub(super) after: &'a [QueueInfo],
-    pub(super) cores_before: &'a CoreShow,
-    pub(super) cores: &'a CoreShow,
+struct Looks<'a> {
+    shown: &'a DevShow,
+    before: &'a [QueueInfo],
+    after: &'a [QueueInfo],
+    cores_before: &'a CoreShow,
+    cores: &'a CoreShow,
+    /// From the look before to now.
+    between: Duration,
 }
 
 impl Looks<'_> {
     /// Why. Never empty.
-    pub(super) fn why(&self, name: &str) -> Vec<Cause> {
+    fn why(&self, name: &str) -> Vec<Cause> {
         let named = |cause: Cause| Cause { cure: cause.cure.map(|cure| cure.replace("NAME", name)), ..cause };
         self.causes(name).into_iter().map(named).collect()
     }
@@ -64,9 +72,13 @@ impl Looks<'_> {
             causes.extend(is_set_up(info));
             causes.extend(self.stopped(info));
         }
+        // A disk that does not do what it is asked needs its operator, whoever is connected.
+        let of_disk =
+            info.findings.iter().filter(|found| [NOT_ANSWERING, FAILING].contains(&&*found.finding));
+        causes.extend(of_disk.map(found));
         causes.extend(self.lost(true));
         causes.extend(self.cores_of(info));
-        causes.extend(self.held());
+        causes.extend(self.held(info));
         if causes.is_empty() {
             causes.push(self.moves(name, info));
             causes.extend(self.lost(false));
@@ -126,17 +138,16 @@ impl Looks<'_> {
                     said.count.saturating_sub(earlier.map_or(said.count, |before| count(before, &said.name)));
                 let Explained { name, meaning, cure, example, .. } = said;
                 let example = example.as_ref().map_or_else(String::new, |example| format!(" ({example})"));
+                let (loses, lost) = match queue.queue_type.as_str() {
+                    REQUEST => ("fails requests", "failed"),
+                    _ => ("loses frames", "lost"),
+                };
+                let (qidx, count) = (queue.qidx, said.count);
                 let (many, says) = match is_now {
-                    true => (
-                        new,
-                        format!("queue {} loses frames, {new} just now: {meaning}{example}", queue.qidx),
-                    ),
+                    true => (new, format!("queue {qidx} {loses}, {new} just now: {meaning}{example}")),
                     false => (
-                        said.count,
-                        format!(
-                            "queue {} lost {} before, and none just now: {meaning}{example}",
-                            queue.qidx, said.count
-                        ),
+                        count,
+                        format!("queue {qidx} {lost} {count} before, and none just now: {meaning}{example}"),
                     ),
                 };
                 if many > 0 {
@@ -157,40 +168,62 @@ impl Looks<'_> {
         let look = |number: &usize| {
             let name = number.to_string();
             let (before, now) = (self.cores_before.core.find(&name)?, self.cores.core.find(&name)?);
-            core_cause(*number, before, now)
+            Some(core_causes(*number, before, now, self.between))
         };
-        numbers.iter().filter_map(look).collect()
+        numbers.iter().filter_map(look).flatten().collect()
     }
 
-    /// Rates that hold frames back.
-    fn held(&self) -> Option<Cause> {
+    /// Rates that hold frames or requests back.
+    fn held(&self, info: &DevInfo) -> Option<Cause> {
         let held = |queues: &[QueueInfo]| queues.iter().map(|queue| queue.held).sum::<u64>();
         let new = held(self.after).saturating_sub(held(self.before));
         (new > 0).then(|| {
-            let says = "its guest sends as much as it may, and what is more waits in its queue (max_tx_pps, max_tx_rate)".to_owned();
-            cause("rate", says, "raise them with ringway dev set, if it may have more")
+            let says = match info.kind.as_str() {
+                BLOCK => "its guest asks for as much as it may, and what is more waits in its queue (iops, bps)",
+                _ => "its guest sends as much as it may, and what is more waits in its queue (max_tx_pps, max_tx_rate)",
+            };
+            cause("rate", says.to_owned(), "raise them with ringway dev set, if it may have more")
         })
     }
 
     /// Nothing keeps them.
     fn moves(&self, name: &str, info: &DevInfo) -> Cause {
-        let what = if info.kind == "block" { "requests" } else { "frames" };
+        let what = if info.kind == BLOCK { "requests" } else { "frames" };
         let packets = |queues: &[QueueInfo], kind: &str| -> u64 {
             queues.iter().filter(|queue| queue.queue_type == kind).map(|queue| queue.packets).sum()
         };
         let new = |kind| packets(self.after, kind).saturating_sub(packets(self.before, kind));
         let by_kind: BTreeMap<&str, u64> =
-            ["rx", "tx", "request"].into_iter().map(|kind| (kind, new(kind))).collect();
+            ["rx", "tx", REQUEST].into_iter().map(|kind| (kind, new(kind))).collect();
         let total: u64 = by_kind.values().sum();
+        // Of a disk, what its host was asked for before, or has taken meanwhile, and gave nothing back of.
+        let sum = |queues: &[QueueInfo], of: fn(&QueueInfo) -> u64| queues.iter().map(of).sum::<u64>();
+        let grew = |of: fn(&QueueInfo) -> u64| sum(self.after, of).saturating_sub(sum(self.before, of));
+        let taken = grew(|queue| queue.received_desc);
+        if info.kind == BLOCK
+            && grew(|queue| queue.completed_desc) == 0
+            && (taken > 0 || info.under_way.is_some())
+        {
+            let asked = match &info.under_way {
+                Some(under_way) => under_way.clone(),
+                None => format!("{taken} requests taken just now"),
+            };
+            let says = format!("{name} gives no request back: {asked}");
+            return cause(
+                NOT_ANSWERING,
+                says,
+                "ask again in a few seconds; then see what is wrong with what the disk is on",
+            );
+        }
         if total == 0 {
             let says = match info.kind.as_str() {
-                "block" => format!("nothing keeps requests from {name}: its guest asks for nothing just now"),
+                BLOCK => format!("nothing keeps requests from {name}: its guest asks for nothing just now"),
                 _ => format!(
                     "nothing keeps frames from {name}: its guest sends nothing, and nobody sends to it just now"
                 ),
             };
             let cure = match info.kind.as_str() {
-                "block" => "read from the disk in the guest",
+                BLOCK => "read from the disk in the guest",
                 _ => {
                     "send something: see that the guest's interface is up and has an address, and its route leads there"
                 }
@@ -198,7 +231,7 @@ impl Looks<'_> {
             return cause("idle", says, cure);
         }
         let shown = match info.kind.as_str() {
-            "block" => format!("{total} {what}"),
+            BLOCK => format!("{total} {what}"),
             _ => format!("{} {what} to its guest and {} from it", by_kind["rx"], by_kind["tx"]),
         };
         Cause {
@@ -211,31 +244,26 @@ impl Looks<'_> {
 
 /// From the socket to the shared memory.
 fn reaches(name: &str, info: &DevInfo) -> Option<Cause> {
+    let finding = |word: &str| info.findings.iter().find(|found| found.finding == word);
     if let Some(end) = info.other_side() {
-        let away = info.state != "connected";
-        let note = info.notes.first().cloned().unwrap_or_else(|| "it is not there".to_owned());
-        let (says, cure) =
-            note.split_once("; try: ").map_or((note.as_str(), None), |(says, cure)| (says, Some(cure)));
-        return away.then(|| {
-            cause(
-                "host_down",
-                format!("{name} is {end}, which does not serve: {says}"),
-                cure.unwrap_or("ringway dev show has its state"),
-            )
-        });
+        let (says, cure) = match finding(HOST_DOWN) {
+            Some(found) => (found.says.clone(), found.cure.as_str()),
+            None if info.state == "connected" => return None,
+            None => (
+                format!("its state is {}", info.state),
+                "ringway events --once --since 0 says what became of it",
+            ),
+        };
+        return Some(cause(HOST_DOWN, format!("{name} is {end}, which does not serve: {says}"), cure));
     }
-    let Some(front_end) = &info.front_end else { return Some(waits(name, info)) };
+    let Some(front_end) = &info.front_end else {
+        return Some(finding(SOCKET_MISSING).map_or_else(|| waits(name, info), found));
+    };
     let who = format!("{} (pid {})", front_end.comm, front_end.pid);
-    if let Some((what, _)) = info.history.host_failures.iter().next()
-        && info.rings.iter().all(|ring| !ring.runs)
+    if let Some(lacked) = front_end.host_failure.as_ref().filter(|_| info.rings.iter().all(|ring| !ring.runs))
     {
-        let detail = info.history.last_host_failure.as_deref().unwrap_or(what);
-        let says = format!("this host lacked what {who} needed: {detail}");
-        return Some(cause(
-            "host_failure",
-            says,
-            "ringway events --once --since 0 --type session has what was tried",
-        ));
+        let says = format!("this host lacked what {who} needed: {lacked}");
+        return Some(cause(HOST_FAILURE, says, cure_of(lacked)));
     }
     let nothing_runs = info.rings.iter().all(|ring| !ring.started);
     match (front_end.memory_regions, nothing_runs) {
@@ -256,12 +284,21 @@ fn reaches(name: &str, info: &DevInfo) -> Option<Cause> {
 fn waits(name: &str, info: &DevInfo) -> Cause {
     let socket = info.socket.display();
     let history = &info.history;
-    let last = history.last_breach.as_ref().filter(|breach| history.last_end.as_ref() == Some(*breach));
-    if let Some(breach) = last {
-        let says = format!(
-            "no VMM is connected to {name}; the last one was disconnected since it broke the protocol: {breach}"
-        );
-        return cause("breach", says, "ringway dev show NAME says what clears it; then connect again");
+    let end = history.last_end.as_deref().unwrap_or_default();
+    match history.last_end_by.as_deref() {
+        Some("breach") => {
+            let says = format!(
+                "no VMM is connected to {name}; the last one was disconnected since it broke the protocol: {end}"
+            );
+            return cause("breach", says, "ringway dev show NAME says what clears it; then connect again");
+        }
+        Some(HOST_FAILURE) => {
+            let says = format!(
+                "no VMM is connected to {name}; the last one was disconnected since this host lacked what it needed: {end}"
+            );
+            return cause(HOST_FAILURE, says, cure_of(end));
+        }
+        _ => {}
     }
     let before = match (&history.last_end, history.connections) {
         (Some(end), _) => format!("; the last one left: {end}"),
@@ -319,25 +356,23 @@ fn is_set_up(info: &DevInfo) -> Option<Cause> {
     })
 }
 
-fn core_cause(number: usize, before: &CoreInfo, now: &CoreInfo) -> Option<Cause> {
+/// What is wrong with one core, as its worker is concerned.
+fn core_causes(number: usize, before: &CoreInfo, now: &CoreInfo, between: Duration) -> Vec<Cause> {
+    let mut causes = Vec::new();
     let [busy, idle, sleep] = [
         now.busy_cycles.saturating_sub(before.busy_cycles),
         now.idle_cycles.saturating_sub(before.idle_cycles),
         now.sleep_cycles.saturating_sub(before.sleep_cycles),
     ];
-    let taken = now.preemptions.unwrap_or_default().saturating_sub(before.preemptions.unwrap_or_default());
-    if taken > PREEMPTED {
+    if let Some(says) = taken_away(number, before, now, between) {
         let others = match now.others.is_empty() {
             true => String::new(),
             false => format!(" ({})", now.others.join(", ")),
         };
-        let says = format!(
-            "its worker on core {number} was put aside by the kernel {taken} times just now: something else runs there{others}"
-        );
-        return Some(cause(
+        causes.push(cause(
             "core_taken",
-            says,
-            "keep the core to the worker (isolcpus, cpusets, IRQ affinity), or ringwayd --cores others",
+            format!("{says}: something else runs there{others}"),
+            "keep the core to the worker (isolcpus, cpusets, IRQ affinity, no CPU quota for the unit), or ringwayd --cores others",
         ));
     }
     let all = busy + idle + sleep;
@@ -346,16 +381,100 @@ fn core_cause(number: usize, before: &CoreInfo, now: &CoreInfo) -> Option<Cause>
         let says = format!(
             "its worker on core {number} rests 100 us in each 2 ms, since its thread's policy {policy} keeps the kernel's own work from the core"
         );
-        return Some(cause("core_gives_way", says, crate::host::share::CURE));
+        causes.push(cause("core_gives_way", says, crate::host::share::CURE));
     }
-    (all > 0 && busy / (all / 100).max(1) >= AT_LIMIT).then(|| {
-        let says = format!("core {number}, which serves it, is busy all of the time, with {} pumps", now.pumps.len());
-        cause("core_at_limit", says, "ringway core show: give it another core (ringway dev set name NAME core N), or ringwayd more of them")
-    })
+    if all > 0 && busy / (all / 100).max(1) >= AT_LIMIT {
+        let says = format!(
+            "core {number}, which serves it, is busy all of the time, with {} pumps",
+            now.pumps.len()
+        );
+        causes.push(cause("core_at_limit", says, "ringway core show: give it another core (ringway dev set name NAME core N), or ringwayd more of them"));
+    }
+    causes
+}
+
+/// How the kernel took a core away from its worker between two looks, if it did. One that takes it whole does so in one switch, and
+/// the kernel adds up a wait once it is over.
+fn taken_away(number: usize, before: &CoreInfo, now: &CoreInfo, between: Duration) -> Option<String> {
+    let grew = |of: fn(&CoreInfo) -> Option<u64>| {
+        of(now).unwrap_or_default().saturating_sub(of(before).unwrap_or_default())
+    };
+    let ms = between.as_millis();
+    if before.wants_core && now.wants_core && now.turns == before.turns {
+        return Some(format!(
+            "its worker on core {number} wanted to run and had no turn in the {ms} ms that it was looked at"
+        ));
+    }
+    let waited = Duration::from_nanos(grew(|core| core.run_delay_ns));
+    if waited > between / WAITS_OF {
+        let waited = waited.as_millis();
+        return Some(format!("its worker on core {number} waited {waited} ms for it in the last {ms} ms"));
+    }
+    let times = grew(|core| core.preemptions);
+    (times > PREEMPTED)
+        .then(|| format!("its worker on core {number} was put aside by the kernel {times} times just now"))
+}
+
+/// What to do about what this host lacked: `name: details`.
+fn cure_of(lacked: &str) -> &'static str {
+    host_cure(lacked.split_once(": ").map_or(lacked, |(what, _)| what))
+}
+
+/// A finding of the daemon's, as a cause.
+fn found(found: &Finding) -> Cause {
+    cause(&found.finding, found.says.clone(), &found.cure)
 }
 
 fn cause(word: &str, says: String, cure: &str) -> Cause {
     Cause { cause: word.to_owned(), says, cure: Some(cure.to_owned()) }
+}
+
+/// Looks at devices twice, a moment apart.
+///
+/// # Errors
+/// The daemon does not answer, or there is no such device.
+pub(super) fn ask(client: &mut Client, names: &[&str]) -> Result<Why, Fault> {
+    let mut shown: DevShow = client.call("dev.show", &Select::default())?;
+    let is_known = |name: &str| shown.absent.find(name).is_some() || shown.draining.find(name).is_some();
+    if let Some(unknown) = names.iter().find(|name| shown.dev.find(name).is_none() && !is_known(name)) {
+        // In the daemon's words.
+        shown = client.call("dev.show", &Select { name: Some((*unknown).to_owned()) })?;
+    }
+    let queues = |client: &mut Client| -> Result<BTreeMap<String, Vec<QueueInfo>>, Fault> {
+        let mut all = BTreeMap::new();
+        for name in names.iter().filter(|name| shown.dev.find(name).is_some()) {
+            match client
+                .call::<_, VstatsShow>("dev.vstats.show", &Queue { name: (*name).to_owned(), qidx: None })
+            {
+                Ok(stats) => drop(all.insert((*name).to_owned(), queues_of(stats.vstats.find(name)))),
+                // Removed meanwhile: nothing is said of its queues.
+                Err(fault) if fault.kind == Kind::NotFound => {}
+                Err(fault) => return Err(fault),
+            }
+        }
+        Ok(all)
+    };
+    let cores = |client: &mut Client| -> Result<CoreShow, Fault> { client.call("core.show", &json!({})) };
+    let (before, cores_before) = (queues(client)?, cores(client)?);
+    let looked = Instant::now();
+    std::thread::sleep(BETWEEN_LOOKS);
+    let between = looked.elapsed();
+    let (after, cores) = (queues(client)?, cores(client)?);
+    let of =
+        |queues: &BTreeMap<String, Vec<QueueInfo>>, name: &str| queues.get(name).cloned().unwrap_or_default();
+    let why = names.iter().map(|name| {
+        let (before, after) = (of(&before, name), of(&after, name));
+        let looks = Looks {
+            shown: &shown,
+            before: &before,
+            after: &after,
+            cores_before: &cores_before,
+            cores: &cores,
+            between,
+        };
+        ((*name).to_owned(), looks.why(name))
+    });
+    Ok(Why { why: Named(why.collect()) })
 }
 
 /// The queues of one device.
@@ -382,7 +501,24 @@ pub(super) fn text(why: &Why) -> String {
     text
 }
 
+/// Between two looks: long enough for a second's rates to show.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
+/// A device's type.
+const BLOCK: &str = "block";
+/// A queue's type.
+const REQUEST: &str = "request";
+/// Words of causes that the daemon finds, or that are found in more than one way.
+const HOST_DOWN: &str = "host_down";
+const HOST_FAILURE: &str = "host_failure";
+const SOCKET_MISSING: &str = "socket_missing";
+const NOT_ANSWERING: &str = "not_answering";
+const FAILING: &str = "failing";
+/// The part of the time that a worker may wait for its core.
+const WAITS_OF: u32 = 10;
 /// Between two looks: more than a timer's now and then.
 const PREEMPTED: u64 = 20;
 /// Of 100 parts of its time.
 const AT_LIMIT: u64 = 98;
+
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,7 @@ use crate::frontends::session::{DeviceConfig, Lack, RingReport};
 use crate::host::endpoint;
 use crate::host::look::Missing;
 use crate::operator::api::{
-    ConfigInfo, ConfigShow, DevInfo, DevShow, FrontEnd, Mode, Named, Provisioned, Ring, Select,
+    ConfigInfo, ConfigShow, DevInfo, DevShow, Finding, FrontEnd, Mode, Named, Provisioned, Ring, Select,
 };
 use crate::operator::names::feature_names;
 
@@ -79,8 +79,32 @@ fn dev_info(device: &Device, missing: &[Missing]) -> DevInfo {
         access: (device.life == Life::Waiting).then(|| endpoint::access(&device.socket)).flatten(),
         history: device.history.clone(),
         captures: Vec::new(),
+        under_way: device.health.as_ref().and_then(|health| health.under_way()),
+        findings: findings(device, missing),
         notes: notes(device, missing),
     }
+}
+
+/// What keeps frames or requests from a device just now, as far as it is not its front-end's or its guest's.
+fn findings(device: &Device, missing: &[Missing]) -> Vec<Finding> {
+    let finding = |name: &str, says: &str, cure: &str| Finding {
+        finding: name.to_owned(),
+        says: says.to_owned(),
+        cure: cure.to_owned(),
+    };
+    let mut findings = Vec::new();
+    let of_it = missing.iter().filter(|missing| missing.dev.as_deref() == Some(device.name()));
+    let sockets = of_it.filter(|missing| missing.path == device.socket);
+    findings.extend(sockets.map(|missing| finding("socket_missing", &missing.why, &missing.cure)));
+    if let Some((away, why)) = device.netdev_away.as_ref().and_then(|away| Some((away, away.why.as_ref()?))) {
+        findings.push(finding("host_down", why, &away.cure));
+    }
+    let stops = device.netdev_changes.iter().filter(|change| change.stops);
+    findings.extend(stops.map(|change| finding("host_down", &change.what, &change.cure)));
+    let conditions = device.health.as_ref().map(|health| health.conditions()).unwrap_or_default();
+    findings
+        .extend(conditions.iter().map(|condition| finding(condition.name, &condition.says, &condition.cure)));
+    findings
 }
 
 /// What the operator should know of a device, each with what to do.
@@ -156,6 +180,7 @@ fn front_end(class: Class, connection: &Connection) -> FrontEnd {
         memory_regions: connection.regions,
         memory_bytes: connection.bytes,
         mtu: connection.mtu,
+        host_failure: connection.host_failure.as_ref().map(|told| format!("{}: {}", told.what, told.detail)),
     }
 }
 

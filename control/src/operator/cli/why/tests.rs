@@ -1,0 +1,81 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+fn core(changes: Value) -> CoreInfo {
+    let mut info = json!({
+        "tid": 1, "idle_policy": "poll", "tsc_hz": 1, "busy_cycles": 0, "idle_cycles": 0, "sleep_cycles": 0, "turns": 7,
+        "packets": 0, "bursts": 0, "wakeups": 0, "longest_turn_ns": 0, "panics": 0, "groups": 1, "pumps": [],
+    });
+    info.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    serde_json::from_value(info).unwrap()
+}
+
+fn words(before: Value, now: Value) -> Vec<String> {
+    let between = Duration::from_millis(500);
+    core_causes(1, &core(before), &core(now), between).into_iter().map(|cause| cause.cause).collect()
+}
+
+/// One that takes a core whole is one switch, and what a worker waits is added up when it is over.
+#[test]
+fn core_is_taken_by_many_switches_by_a_long_wait_or_whole() {
+    let preempted =
+        |times| words(json!({ "preemptions": 5 }), json!({ "preemptions": 5 + times, "turns": 8 }));
+    assert_eq!((preempted(20), preempted(21)), (vec![], vec!["core_taken".to_owned()]));
+    let waited = |ns: u64| words(json!({ "run_delay_ns": 9 }), json!({ "run_delay_ns": 9 + ns, "turns": 8 }));
+    assert_eq!((waited(50_000_000), waited(50_000_001)), (vec![], vec!["core_taken".to_owned()]));
+    let whole = |wanted: bool, turns| {
+        words(json!({ "wants_core": true }), json!({ "wants_core": wanted, "turns": turns }))
+    };
+    assert_eq!(whole(true, 7), ["core_taken"]);
+    assert!(whole(false, 7).is_empty() && whole(true, 8).is_empty());
+    let all = json!({ "busy_cycles": 980, "idle_cycles": 20, "preemptions": 30, "gives_way": true });
+    assert_eq!(words(json!({}), all), ["core_taken", "core_gives_way", "core_at_limit"]);
+    assert!(words(json!({}), json!({ "busy_cycles": 970, "idle_cycles": 30 })).is_empty());
+}
+
+fn queue(received: u64, completed: u64) -> QueueInfo {
+    serde_json::from_value(json!({
+        "queue_type": "request", "received_desc": received, "completed_desc": completed, "qidx": 0, "packets": completed,
+        "bytes": 0, "calls": 0, "bursts": 0, "drops": {}, "faults": {},
+    }))
+    .unwrap()
+}
+
+fn of_disk(changes: Value, before: QueueInfo, after: QueueInfo) -> Vec<Cause> {
+    let mut info = json!({
+        "type": "block", "mgmtdev": "file", "vendor_id": 0, "max_vqs": 1, "max_vq_size": 1, "state": "connected",
+        "socket": "/d0.sock", "mode": "server", "origin": "operator", "data_path": "pumped", "device_features": [],
+        "provisioned": {}, "cores": [], "history": { "connections": 1, "refused": 0, "left": 0, "pump_panics": 0 },
+        "front_end": { "pid": 1, "uid": 0, "comm": "vmm", "connected_ms": 1, "memory_regions": 1, "memory_bytes": 1 },
+        "rings": [{ "qidx": 0, "size": 1, "started": true, "enabled": true, "kicks": true, "runs": true }],
+    });
+    info.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    let shown: DevShow = serde_json::from_value(json!({ "dev": { "d0": info } })).unwrap();
+    let cores = CoreShow::default();
+    let (before, after) = ([before], [after]);
+    let between = Duration::from_millis(500);
+    Looks { shown: &shown, before: &before, after: &after, cores_before: &cores, cores: &cores, between }
+        .why("d0")
+}
+
+#[test]
+fn disk_that_gives_nothing_back_is_not_idle() {
+    let hangs = json!({
+        "under_way": "1 requests under way, the oldest a write at sector 16, for 7 s",
+        "findings": [{ "finding": "not_answering", "says": "it does not answer: 1 requests", "try": "see the disk" }],
+    });
+    let first = |causes: Vec<Cause>| (causes[0].cause.clone(), causes[0].says.clone(), causes.len());
+    let expected = ("not_answering".to_owned(), "it does not answer: 1 requests".to_owned(), 1);
+    assert_eq!(first(of_disk(hangs, queue(8, 7), queue(8, 7))), expected);
+    // For a shorter time.
+    let asked = json!({ "under_way": "1 requests under way, the oldest a write at sector 16, for 1 s" });
+    let (word, says, _) = first(of_disk(asked.clone(), queue(8, 7), queue(8, 7)));
+    assert!(word == "not_answering" && says.ends_with("the oldest a write at sector 16, for 1 s"), "{says}");
+    let (word, says, _) = first(of_disk(json!({}), queue(7, 7), queue(9, 7)));
+    assert!(word == "not_answering" && says.ends_with("2 requests taken just now"), "{says}");
+    let (word, says, _) = first(of_disk(asked, queue(8, 7), queue(20, 18)));
+    assert!(word == "none" && says.contains("11 requests"), "{says}");
+    // What was given up with its session is not waited for.
+    assert_eq!(first(of_disk(json!({}), queue(8, 7), queue(8, 7))).0, "idle");
+}
