@@ -157,12 +157,8 @@ fn each_thing_that_is_wrong_is_found_with_what_to_do() {
         "unknown",
         &["is not there"],
     );
-    all(
-        "steal",
-        &spoil("proc/stat", "cpu3 1000 0 1000 7000 0 0 0 1000 0 0\n"),
-        "warning",
-        &["core 3: 10.0 %"],
-    );
+    // Whatever was taken before.
+    all("steal", &spoil("proc/stat", "cpu3 1000 0 1000 7000 0 0 0 1000 0 0\n"), "ok", &[]);
     all(
         "irq",
         &|root| interrupt(root, 31, "0-3", "3", "nvme0q1"),
@@ -273,5 +269,34 @@ fn this_host_is_looked_at_with_a_daemon_and_without() {
     assert!(
         without.starts_with("no daemon: ") && without.contains(&format!("(pid {})", daemon.pid())),
         "{without}"
+    );
+}
+
+/// What is taken now is a quarter, and was a tenth of all time.
+#[test]
+fn core_that_a_hypervisor_takes_away_just_now_is_found() {
+    let host = host();
+    let mut ticks = 0;
+    let mut tell = || {
+        ticks += 1;
+        let (idle, stolen) = (90_000 + 3 * ticks, 10_000 + ticks);
+        // Whole at any moment.
+        put(host.path(), "proc/next", &format!("cpu3 0 0 0 {idle} 0 0 0 {stolen} 0 0\n"));
+        fs::rename(host.path().join("proc/next"), host.path().join("proc/stat")).unwrap();
+    };
+    tell();
+    let done = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| doctor(host.path(), ""));
+        while !asking.is_finished() {
+            tell();
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        asking.join().unwrap()
+    });
+    let (stands, words) = found(&done, "steal");
+    assert_eq!(stands, "warning", "{words}");
+    assert!(
+        words.contains("core 3: 25.0 % in the last second, 10.") && words.contains("since the host started"),
+        "{words}"
     );
 }

@@ -1,5 +1,7 @@
 //! Which cores the workers have: whether they are theirs, and what they are worth.
 
+use std::time::Duration;
+
 use super::files::{Host, ONLINE};
 use super::{Check, Finding, Found, Look, ranges};
 use crate::devices::placement::choose_cores;
@@ -212,34 +214,55 @@ fn governor(look: &Look<'_>) -> Found {
 }
 
 fn steal(look: &Look<'_>) -> Found {
-    let stat = look.host.text("/proc/stat")?;
+    let times = || -> Result<Vec<Times>, String> {
+        let stat = look.host.text("/proc/stat")?;
+        look.cores.iter().map(|core| Times::of(&stat, *core)).collect()
+    };
+    let ok = || Ok(Finding::ok("no hypervisor takes the cores away"));
+    let before = times()?;
+    if before.iter().all(|core| core.stolen == 0) {
+        return ok();
+    }
+    // What it did since the host started says little of what it does.
+    std::thread::sleep(STEAL_OVER);
+    let now = times()?;
     let mut stolen = Vec::new();
-    for &core in look.cores {
-        let name = format!("cpu{core}");
-        let line = stat.lines().find(|line| line.split_whitespace().next() == Some(name.as_str()));
-        let numbers: Vec<u64> = line
-            .unwrap_or_default()
-            .split_whitespace()
-            .skip(1)
-            .take(STEAL + 1)
-            .filter_map(|number| number.parse().ok())
-            .collect();
-        let Some(steal) = numbers.get(STEAL) else {
-            return Err(format!("/proc/stat does not tell of core {core}"));
-        };
-        let all: u64 = numbers.iter().sum::<u64>().max(1);
-        if steal * 1000 / all > STOLEN_PER_1000 {
+    for ((core, before), now) in look.cores.iter().zip(before).zip(now) {
+        let (lately, of) = (now.stolen.saturating_sub(before.stolen), now.all.saturating_sub(before.all));
+        if lately * 1000 > STOLEN_PER_1000 * of {
+            let percent = |part: u64, all: u64| part as f64 * 100.0 / all.max(1) as f64;
             stolen.push(format!(
-                "core {core}: {:.1} % since the host started",
-                *steal as f64 * 100.0 / all as f64
+                "core {core}: {:.1} % in the last second, {:.1} % since the host started",
+                percent(lately, of),
+                percent(now.stolen, now.all)
             ));
         }
     }
     if stolen.is_empty() {
-        return Ok(Finding::ok("no hypervisor takes the cores away"));
+        return ok();
     }
     let cure = "have the hypervisor give this machine's processors cores of their own (pinned, dedicated)";
     Ok(Finding::warning("a hypervisor takes cores away", cure).of(stolen))
+}
+
+/// What a core's time went to since the host started, in ticks.
+struct Times {
+    stolen: u64,
+    all: u64,
+}
+
+impl Times {
+    /// As `/proc/stat` has it.
+    fn of(stat: &str, core: usize) -> Result<Times, String> {
+        let name = format!("cpu{core}");
+        let line = stat.lines().find(|line| line.split_whitespace().next() == Some(name.as_str()));
+        let words = line.unwrap_or_default().split_whitespace().skip(1).take(STEAL + 1);
+        let numbers: Vec<u64> = words.filter_map(|number| number.parse().ok()).collect();
+        match numbers.get(STEAL) {
+            Some(stolen) => Ok(Times { stolen: *stolen, all: numbers.iter().sum() }),
+            None => Err(format!("/proc/stat does not tell of core {core}")),
+        }
+    }
 }
 
 fn scheduling(look: &Look<'_>) -> Found {
@@ -300,3 +323,5 @@ pub(super) fn cores_text(cores: &[usize]) -> String {
 const STEAL: usize = 7;
 /// More than this share of a core's time is worth a word.
 const STOLEN_PER_1000: u64 = 5;
+/// How long is looked at what a hypervisor takes.
+const STEAL_OVER: Duration = Duration::from_secs(1);
