@@ -86,6 +86,13 @@ impl Daemon {
             Some(state) => {
                 let addresses = Addresses::open(state.path(), &kept.devices)?;
                 state.also(addresses::FILE)?;
+                if addresses.is_copied() {
+                    tracing::warn!(
+                        "{} was made on another machine, whose devices may have the same addresses as those of this one; where this \
+                         host was made of an image: write {{}} into that file, restart ringwayd, and give the VMs the new addresses",
+                        state.path().join(addresses::FILE).display()
+                    );
+                }
                 addresses
             }
             None => Addresses::of_machine(),

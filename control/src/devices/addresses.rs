@@ -3,7 +3,8 @@
 //! the same one again after a restart.
 //!
 //! The file `addresses.json` stands beside the devices. It also names the devices of an earlier version, whose addresses
-//! were made of the name alone: they keep them.
+//! were made of the name alone: they keep them. And it has a mark of the machine that it was made on: hosts that were made of one
+//! image have one number and so the same addresses, which is told, and changed by nobody but the operator.
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher as _, RandomState};
@@ -26,30 +27,43 @@ pub struct Addresses {
     seed: Option<AddressSeed>,
     /// Devices whose address is made of the name alone.
     by_name: BTreeSet<String>,
+    /// The number was made on another machine.
+    is_copied: bool,
 }
 
 /// The file. Keys of a newer version are left alone: it is written once.
 #[derive(Debug, Serialize, Deserialize)]
 struct File {
-    seed: String,
+    /// Absent: another one is to be drawn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    seed: Option<String>,
     #[serde(default)]
     by_name: BTreeSet<String>,
+    /// The [`mark`] of the machine; an earlier version has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    machine: Option<String>,
 }
 
 impl Addresses {
     /// Those of the machine, for what keeps nothing: from its id, or random where it has none.
     pub(crate) fn of_machine() -> Addresses {
-        let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
-        let seed = u128::from_str_radix(id.trim(), 16).map_or_else(|_| random(), u128::to_le_bytes);
-        Addresses { seed: Some(AddressSeed(seed)), by_name: BTreeSet::new() }
+        let seed = machine().map_or_else(random, u128::to_le_bytes);
+        Addresses { seed: Some(AddressSeed(seed)), ..Addresses::default() }
     }
 
     /// Those of a state directory, and what is kept there of an earlier version.
     pub(crate) fn open(dir: &Path, kept: &[DeviceEntry]) -> Result<Addresses, Fault> {
+        Addresses::open_on(machine(), dir, kept)
+    }
+
+    fn open_on(machine: Option<u128>, dir: &Path, kept: &[DeviceEntry]) -> Result<Addresses, Fault> {
+        let machine = machine.map(mark);
         let path = dir.join(FILE);
         let text = match input::read(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Addresses::begin(&path, kept),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Addresses::begin(machine, &path, kept);
+            }
             Err(error) => return Err(Fault::system(format!("cannot read {}", path.display()), error)),
         };
         let refuse = |why: String| {
@@ -66,12 +80,13 @@ impl Addresses {
             )));
         }
         let file: File = serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
-        let seed =
-            u128::from_str_radix(&file.seed, 16).map_err(|_| refuse("the seed is no number".into()))?;
-        Ok(Addresses { seed: Some(AddressSeed(seed.to_le_bytes())), by_name: file.by_name })
+        let Some(seed) = file.seed else { return Addresses::draw(machine, &path, file.by_name) };
+        let seed = u128::from_str_radix(&seed, 16).map_err(|_| refuse("the seed is no number".into()))?;
+        let is_copied = machine.zip(file.machine).is_some_and(|(here, there)| here != there);
+        Ok(Addresses { seed: Some(AddressSeed(seed.to_le_bytes())), by_name: file.by_name, is_copied })
     }
 
-    fn begin(path: &Path, kept: &[DeviceEntry]) -> Result<Addresses, Fault> {
+    fn begin(machine: Option<String>, path: &Path, kept: &[DeviceEntry]) -> Result<Addresses, Fault> {
         let without = kept.iter().filter(|entry| entry.mac.is_none());
         let by_name: BTreeSet<String> = without
             .flat_map(|entry| {
@@ -80,8 +95,14 @@ impl Addresses {
                 [entry.name.clone()].into_iter().chain(tap)
             })
             .collect();
+        Addresses::draw(machine, path, by_name)
+    }
+
+    /// Draws a number and keeps it.
+    fn draw(machine: Option<String>, path: &Path, by_name: BTreeSet<String>) -> Result<Addresses, Fault> {
         let seed = random();
-        let file = File { seed: format!("{:032x}", u128::from_le_bytes(seed)), by_name: by_name.clone() };
+        let seed_text = format!("{:032x}", u128::from_le_bytes(seed));
+        let file = File { seed: Some(seed_text), by_name: by_name.clone(), machine };
         let written = || -> io::Result<()> {
             let mut beside =
                 tempfile::Builder::new().prefix("addresses.").tempfile_in(path.parent().unwrap_or(path))?;
@@ -94,7 +115,7 @@ impl Addresses {
             Fault::system(format!("cannot keep {}", path.display()), error)
                 .hint("free space or mend the state directory")
         })?;
-        Ok(Addresses { seed: Some(AddressSeed(seed)), by_name })
+        Ok(Addresses { seed: Some(AddressSeed(seed)), by_name, is_copied: false })
     }
 
     /// What the default address of a device of this name is made of, beside the name.
@@ -102,10 +123,26 @@ impl Addresses {
         self.seed.filter(|_| !self.by_name.contains(name))
     }
 
+    /// The number was made on another machine, which may give its devices the same addresses.
+    pub(crate) fn is_copied(&self) -> bool {
+        self.is_copied
+    }
+
     /// The default address of what has no name but a place.
     pub(crate) fn mac_of(&self, what: &str) -> Mac {
         Mac::default_of(self.seed, what)
     }
+}
+
+/// The id of this machine, if it has one.
+fn machine() -> Option<u128> {
+    let id = std::fs::read_to_string("/etc/machine-id").ok()?;
+    u128::from_str_radix(id.trim(), 16).ok()
+}
+
+/// What tells a machine's id from another's. Short: the id itself is not for others to know (machine-id(5)).
+fn mark(machine: u128) -> String {
+    Mac::default_of(Some(AddressSeed(machine.to_le_bytes())), FILE).to_string()
 }
 
 /// The standard library's keys are random, from the system.
@@ -149,6 +186,28 @@ mod tests {
             }
             assert_ne!(mac(&addresses, "vm1"), Mac::from_name("vm1"));
         }
+    }
+
+    #[test]
+    fn number_of_another_machine_is_used_and_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Addresses::open_on(Some(7), dir.path(), &[]).unwrap();
+        let text = std::fs::read_to_string(dir.path().join(FILE)).unwrap();
+        for (machine, is_copied) in [(Some(7), false), (Some(8), true), (None, false), (Some(7), false)] {
+            let again = Addresses::open_on(machine, dir.path(), &[]).unwrap();
+            assert_eq!(again.is_copied(), is_copied, "{machine:?}");
+            assert_eq!(mac(&first, "vm0"), mac(&again, "vm0"));
+        }
+        assert_eq!(std::fs::read_to_string(dir.path().join(FILE)).unwrap(), text);
+        // Of an earlier version it is not known.
+        std::fs::write(dir.path().join(FILE), "{\"seed\":\"12\"}").unwrap();
+        assert!(!Addresses::open_on(Some(8), dir.path(), &[]).unwrap().is_copied());
+        // The cure: another number is drawn, for the devices that are kept as well, and stays.
+        std::fs::write(dir.path().join(FILE), "{}").unwrap();
+        let [mended, again] =
+            [(); 2].map(|()| Addresses::open_on(Some(8), dir.path(), &[entry("vm0", "sim/net")]).unwrap());
+        assert!(!mended.is_copied() && mac(&mended, "vm0") == mac(&again, "vm0"));
+        assert!(![mac(&first, "vm0"), Mac::from_name("vm0")].contains(&mac(&mended, "vm0")));
     }
 
     #[test]

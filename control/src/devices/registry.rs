@@ -110,6 +110,11 @@ impl Registry {
         self.mgmtdevs.iter()
     }
 
+    /// What addresses are made of that were not given is another machine's as well.
+    pub(crate) fn has_copied_addresses(&self) -> bool {
+        self.addresses.is_copied()
+    }
+
     pub(crate) fn known(&self) -> Known {
         Known {
             mgmtdevs: self.mgmtdevs.iter().map(|mgmtdev| mgmtdev.device.info()).collect(),

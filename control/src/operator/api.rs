@@ -162,6 +162,9 @@ pub struct Hello {
     /// where none was told to stop since the host was booted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gap_ms: Option<u64>,
+    /// The number that addresses are made of which were not given was made on another machine, which may have the same ones.
+    #[serde(default)]
+    pub addresses_copied: bool,
 }
 
 /// What stands where the daemon was started from.

@@ -36,6 +36,7 @@ impl Daemon {
             binary: self.program.standing(),
             up_ms: millis(self.started.elapsed()),
             gap_ms: self.gap.map(millis),
+            addresses_copied: self.registry.has_copied_addresses(),
         }
     }
 

@@ -215,6 +215,35 @@ fn default_addresses_are_the_daemons_own_and_stay_and_kept_ones_are_kept() {
     assert_eq!(mac(&a, "vm0"), "52:57:d4:96:c5:4e");
 }
 
+/// A host that was made of the image of another one.
+#[test]
+fn addresses_of_another_machine_are_told_and_others_are_drawn_on_demand() {
+    let mac = |daemon: &Daemon| daemon.device("vm0")["provisioned"]["mac"].clone();
+    let mut daemon = Daemon::start();
+    daemon.run("dev add name vm0 mgmtdev bridge/br0").good();
+    let before = mac(&daemon);
+    assert!(!daemon.run("status").good().contains("another machine"));
+    daemon.kill();
+    let file = daemon.dir.join("state/addresses.json");
+    let mut kept: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    // A machine without an id is like any other.
+    if kept["machine"].is_null() {
+        return;
+    }
+    kept["machine"] = "00:00:00:00:00:00".into();
+    std::fs::write(&file, kept.to_string()).unwrap();
+    daemon.start_again(&[]);
+    daemon.logged("addresses.json was made on another machine");
+    let said = daemon.run("status").good();
+    assert!(said.contains(&format!("{} was made on another machine", file.display())), "{said}");
+    assert_eq!(mac(&daemon), before);
+    daemon.kill();
+    std::fs::write(&file, "{}").unwrap();
+    daemon.start_again(&[]);
+    assert!(!daemon.run("status").good().contains("another machine"));
+    assert_ne!(mac(&daemon), before);
+}
+
 #[test]
 fn management_device_that_cannot_be_made_at_the_start_is_kept_and_shown() {
     let mut daemon = Daemon::start();

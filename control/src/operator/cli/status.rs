@@ -1,11 +1,13 @@
 //! `status` and `wait`: what scripts ask, answered by an exit code.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::json;
 
+use crate::devices::addresses;
 use crate::fault::{Fault, Kind};
 use crate::operator::api::{
     Binary, DevInfo, DevShow, Hello, MgmtdevShow, Named, PortShow, Queue, Select, Vstats, VstatsShow,
@@ -25,6 +27,9 @@ pub(super) struct Status {
     /// How long nobody served before it.
     #[serde(skip_serializing_if = "Option::is_none")]
     gap_ms: Option<u64>,
+    /// The state directory, where its number for addresses was made on another machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    addresses_copied: Option<PathBuf>,
     devices: usize,
     connected: usize,
     /// What was asked for and could not be made, and why.
@@ -50,6 +55,7 @@ pub(super) fn look(client: &mut Client) -> Result<Status, Fault> {
         up_ms: hello.up_ms,
         binary: hello.binary,
         gap_ms: hello.gap_ms,
+        addresses_copied: hello.state_dir.filter(|_| hello.addresses_copied),
         devices: devices.dev.0.len(),
         connected,
         absent: Named(absent),
@@ -71,6 +77,13 @@ impl Status {
         );
         if let Some(gap) = self.gap_ms {
             let _ = writeln!(text, "  gap {} before its start, when nobody served", span(gap));
+        }
+        if let Some(dir) = &self.addresses_copied {
+            let _ = writeln!(
+                text,
+                "  {} was made on another machine: devices there may have the same addresses; try: write {{}} into it, restart ringwayd, give the VMs the new ones",
+                dir.join(addresses::FILE).display()
+            );
         }
         for (name, why) in &self.absent.0 {
             let _ = writeln!(text, "  {name}: not made: {why}");
