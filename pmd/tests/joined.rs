@@ -50,6 +50,8 @@ mod nic;
 mod offloads;
 #[path = "joined/parts.rs"]
 mod parts;
+#[path = "joined/policies.rs"]
+mod policies;
 #[path = "joined/quiet.rs"]
 mod quiet;
 #[path = "joined/races.rs"]

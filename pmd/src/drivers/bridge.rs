@@ -150,14 +150,14 @@ pub(super) fn join(
     spec: &DeviceSpec,
 ) -> Result<JoinedDevice, DriverError> {
     let is_checked = switch(spec, CHECK.name)?;
-    let flood = flood(spec)?;
+    let flood = flood(&spec.attributes)?;
     let attributes = BTreeMap::from([
         (CHECK.name.to_owned(), word(is_checked)),
         (FLOOD.name.to_owned(), flood.map_or_else(|| "off".to_owned(), |pps| pps.to_string())),
     ]);
-    let port = bridge_port(fabric, flood, &spec.attributes)?;
+    let port = bridge_port(fabric, flood, &spec.attributes)?.checked(is_checked);
     members.add(&spec.name, &port);
-    Ok(JoinedDevice::new(port, plan, is_checked, attributes))
+    Ok(JoinedDevice::new(port, plan, attributes))
 }
 
 /// What a bridge has learned of its members.
@@ -196,12 +196,12 @@ pub(super) fn check(name: &str, spec: &DeviceSpec) -> Result<(), Unfit> {
         return Ok(());
     }
     link::check(name, spec)?;
-    flood(spec).map(drop)
+    flood(&spec.attributes).map(drop)
 }
 
 /// How many frames a second may go to everybody; None for any number.
-fn flood(spec: &DeviceSpec) -> Result<Option<u64>, Unfit> {
-    match spec.attributes.get(FLOOD.name).map(String::as_str) {
+pub(super) fn flood(attributes: &BTreeMap<String, String>) -> Result<Option<u64>, Unfit> {
+    match attributes.get(FLOOD.name).map(String::as_str) {
         None => Ok(Some(DEFAULT_FLOOD)),
         Some("off") => Ok(None),
         Some(text) => match text.parse() {
@@ -274,8 +274,8 @@ pub(super) const VLAN: AttributeInfo = AttributeInfo {
 pub(super) const FLOOD: AttributeInfo = AttributeInfo {
     name: "flood_pps",
     value: "N|off",
-    help: "frames a second that the guest may send to groups and unknown addresses (default 20000)",
-    live: None,
+    help: "frames a second that the guest may send to groups and unknown addresses (default 20000); in force at once",
+    live: Some(Live::or("20000")),
 };
 
 /// IEEE 802.1Q §8.8.3: the recommended default, in seconds.

@@ -10,15 +10,15 @@ use std::time::Duration;
 
 use ringway_ring::features::Features;
 
-use super::bridge::{VLAN, vlans};
+use super::bridge::{FLOOD, VLAN, flood, vlans};
+use super::link::CHECK;
 use crate::net::fabric::{Fabric, Port};
-use crate::net::guest_queue::PortRules;
 use crate::net::nic::Nic;
-use crate::net::plan::Plan;
+use crate::net::plan::{Plan, switch, word};
 use crate::net::{Mac, NIC, NetConfig, OFFLOADS};
 use crate::vdpa::{
-    ClassOps, ConfigSpace, DriverError, Ended, Facts, Kept, NetOps, Placer, QueueBinding, Queues, ServeError,
-    ServedBy, Stopped, Stuck, VdpaDevice,
+    ClassOps, ConfigSpace, DeviceSpec, DriverError, Ended, Facts, Kept, NetOps, Placer, QueueBinding, Queues,
+    ServeError, ServedBy, Stopped, Stuck, VdpaDevice,
 };
 
 /// What a joined device offers.
@@ -75,24 +75,16 @@ impl Members {
 pub(super) struct JoinedDevice {
     port: Port,
     nic: Nic,
-    /// It may send from its own address only.
-    is_checked: bool,
     attributes: BTreeMap<String, String>,
     kept: Kept,
 }
 
 impl JoinedDevice {
     /// A device on a port. `attributes` are its own, as they are in force.
-    pub(super) fn new(
-        port: Port,
-        plan: Plan,
-        is_checked: bool,
-        attributes: BTreeMap<String, String>,
-    ) -> JoinedDevice {
+    pub(super) fn new(port: Port, plan: Plan, attributes: BTreeMap<String, String>) -> JoinedDevice {
         JoinedDevice {
             port: port.of_address(plan.config.mac),
             nic: Nic::new(plan, MAX_VQ_SIZE),
-            is_checked,
             attributes,
             kept: Kept::default(),
         }
@@ -121,6 +113,11 @@ impl VdpaDevice for JoinedDevice {
     }
 
     fn set(&mut self, attributes: &BTreeMap<String, String>, within: Duration) -> Result<(), Stuck> {
+        for (name, word) in &mut self.attributes {
+            if let Some(other) = attributes.get(name) {
+                word.clone_from(other);
+            }
+        }
         set_port(&mut self.port, attributes, within)
     }
 
@@ -141,7 +138,7 @@ impl NetOps for JoinedDevice {
 
     fn announce(&mut self, mac: Option<Mac>) -> Result<(), DriverError> {
         let own = self.nic.config().mac;
-        if let Some(other) = mac.filter(|mac| self.is_checked && *mac != own) {
+        if let Some(other) = mac.filter(|mac| self.port.is_checked() && *mac != own) {
             return Err(DriverError::PeerMisbehaved(format!(
                 "announced {other}, and spoofchk holds the device to {own}"
             )));
@@ -157,6 +154,20 @@ pub(super) fn port_words(port: &Port) -> impl Iterator<Item = (String, String)> 
     port.rates().words().chain(vlan)
 }
 
+/// A guest's port of a link, or of what has no policies of its own but that, with what can be set of it at any time.
+pub(super) fn guest_port(
+    fabric: &Arc<Fabric>,
+    members: &mut Members,
+    plan: Plan,
+    spec: &DeviceSpec,
+) -> Result<JoinedDevice, DriverError> {
+    let is_checked = switch(spec, CHECK.name)?;
+    let attributes = BTreeMap::from([(CHECK.name.to_owned(), word(is_checked))]);
+    let port = fabric.port(None)?.checked(is_checked);
+    members.add(&spec.name, &port);
+    Ok(JoinedDevice::new(port, plan, attributes))
+}
+
 /// A port of a bridge, with what can be set of it at any time.
 pub(super) fn bridge_port(
     fabric: &Arc<Fabric>,
@@ -168,7 +179,7 @@ pub(super) fn bridge_port(
     Ok(port)
 }
 
-/// Sets what can be set of a bridge's port at any time.
+/// Sets what can be set of a port at any time.
 pub(super) fn set_port(
     port: &mut Port,
     attributes: &BTreeMap<String, String>,
@@ -176,6 +187,16 @@ pub(super) fn set_port(
 ) -> Result<(), Stuck> {
     // Checked before it was asked for.
     let _ = port.rates().set(attributes);
+    if attributes.contains_key(FLOOD.name)
+        && let Ok(pps) = flood(attributes)
+    {
+        port.set_flood(pps);
+    }
+    if let Some(word) = attributes.get(CHECK.name)
+        && let Err(ServeError::Stuck(stuck)) = port.set_checked(word == "on", within)
+    {
+        return Err(stuck);
+    }
     if attributes.contains_key(VLAN.name)
         && let Ok(vlans) = vlans(attributes)
         && let Err(ServeError::Stuck(stuck)) = port.set_vlans(vlans, within)
@@ -200,8 +221,7 @@ impl Queues for JoinedDevice {
         within: Duration,
     ) -> Result<(), ServeError> {
         self.kept.note(group, &queues);
-        let only = self.is_checked.then_some(self.nic.config().mac);
-        self.port.start(queues, PortRules { mtu: self.nic.mtu(), only }, placer, within)
+        self.port.start(queues, self.nic.mtu(), placer, within)
     }
 
     fn stop(&mut self, group: u16, within: Duration) -> Result<Stopped, Stuck> {

@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::host_port::{HostPort, NETNS, TAP};
-use super::joined::{FEATURES, JoinedDevice, MAX_PAIRS, Members};
+use super::joined::{FEATURES, MAX_PAIRS, Members, guest_port};
 use crate::net::fabric::Fabric;
-use crate::net::plan::{Offer, switch, word};
+use crate::net::plan::{Offer, switch};
 use crate::vdpa::{
-    AttributeInfo, Class, DeviceHost, DeviceSpec, DriverError, ManagementDevice, MgmtInfo, MgmtKind,
+    AttributeInfo, Class, DeviceHost, DeviceSpec, DriverError, Live, ManagementDevice, MgmtInfo, MgmtKind,
     MgmtKindInfo, Unfit, VdpaDevice,
 };
 
@@ -61,11 +61,7 @@ impl ManagementDevice for LinkMgmtdev {
             return Ok(Box::new(host));
         }
         let plan = Offer { mgmtdev: "link", features: FEATURES, max_pairs: MAX_PAIRS }.plan(spec)?;
-        let is_checked = switch(spec, CHECK.name)?;
-        let attributes = BTreeMap::from([(CHECK.name.to_owned(), word(is_checked))]);
-        let port = self.fabric.port(None)?;
-        self.members.add(&spec.name, &port);
-        Ok(Box::new(JoinedDevice::new(port, plan, is_checked, attributes)))
+        Ok(Box::new(guest_port(&self.fabric, &mut self.members, plan, spec)?))
     }
 
     fn removed(&mut self, name: &str) {
@@ -99,6 +95,6 @@ pub(super) fn check(_name: &str, spec: &DeviceSpec) -> Result<(), Unfit> {
 pub(super) const CHECK: AttributeInfo = AttributeInfo {
     name: "spoofchk",
     value: "on|off",
-    help: "drop what the guest sends from an address other than the device's mac (default off)",
-    live: None,
+    help: "drop what the guest sends from an address other than the device's mac (default off); in force at once",
+    live: Some(Live::or("off")),
 };

@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use super::bridge::{self, DEFAULT_AGEING, FLOOD};
 use super::host_port::{HostPort, NETNS, TAP};
-use super::joined::{FEATURES, JoinedDevice, MAX_PAIRS, Members};
+use super::joined::{FEATURES, MAX_PAIRS, Members, guest_port};
 use super::link::{self, CHECK};
 use crate::bus::virt::{Child, Children, VirtualBus};
 use crate::driver::Driver;
 use crate::net::Mac;
 use crate::net::fabric::{BridgeSettings, Fabric};
-use crate::net::plan::{Offer, switch, word};
+use crate::net::plan::Offer;
 use crate::vdpa::{
     AttributeInfo, Class, ClassSpec, DeviceHost, DeviceSpec, DriverError, FunctionState, Functions, Learned,
     ManagementDevice, MgmtInfo, MgmtKind, MgmtKindInfo, NetMgmt, Parent, Planned, Unfit, VdpaDevice,
@@ -137,11 +137,7 @@ impl ManagementDevice for SimNic {
             return Ok(Box::new(host));
         }
         let plan = Offer { mgmtdev: "the uplink", features: FEATURES, max_pairs: MAX_PAIRS }.plan(spec)?;
-        let is_checked = switch(spec, CHECK.name)?;
-        let attributes = BTreeMap::from([(CHECK.name.to_owned(), word(is_checked))]);
-        let port = fabric.port(None)?;
-        members.add(&spec.name, &port);
-        Ok(Box::new(JoinedDevice::new(port, plan, is_checked, attributes)))
+        Ok(Box::new(guest_port(fabric, &mut members, plan, spec)?))
     }
 
     fn removed(&mut self, name: &str) {

@@ -71,6 +71,13 @@ impl Announcement {
         self.news.tell();
     }
 
+    /// Takes back what waits, unless it is this address.
+    pub fn hold_to(&self, mac: Mac) {
+        let is_other = |word| (word != 0 && Mac::from_bits(word) != mac).then_some(0);
+        // Relaxed: the word is all that there is.
+        let _ = self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_other);
+    }
+
     /// Something waits.
     #[inline]
     pub fn is_waiting(&self) -> bool {

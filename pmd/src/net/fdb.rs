@@ -258,9 +258,19 @@ impl Fdb {
 
     /// Removes every entry of a port. Looks at the whole table: for when a port goes away.
     pub fn forget_port(&mut self, port: u16) {
+        self.forget_where(port, |_| true);
+    }
+
+    /// Removes the entries of a port that are of other addresses than this, in whatever VLAN: for when it may have no other from
+    /// now on. Looks at the whole table.
+    pub fn forget_others(&mut self, port: u16, own: Mac) {
+        self.forget_where(port, |mac| mac != own);
+    }
+
+    fn forget_where(&mut self, port: u16, is_to_go: impl Fn(Mac) -> bool) {
         for bucket in &mut self.buckets {
             for (key, seen) in bucket.keys.iter_mut().zip(&bucket.seen) {
-                if *key != 0 && seen.port() == port {
+                if *key != 0 && seen.port() == port && is_to_go(mac_of(*key)) {
                     *key = 0;
                     release(&mut self.total, &mut self.held, port);
                 }

@@ -22,6 +22,7 @@ use ringway_ring::chain::{Burst, Chain};
 use ringway_ring::queue::{Format, RingFault, SetupError};
 use ringway_ring::tsc;
 
+use super::Mac;
 use super::capture;
 use super::frame::{Frame, Head, Ingress, copy_out};
 use super::guest_queue::{GuestQueue, PortRules};
@@ -32,8 +33,12 @@ use crate::vdpa::QueueBinding;
 
 /// Where frames come from.
 pub trait Source: Send + fmt::Debug {
-    /// What its frames must obey; stays as it is.
+    /// What its frames must obey; stays as it is for as long as a pump has it.
     fn ingress(&self) -> Ingress;
+
+    /// Its frames may come from this address only from now on; None: from any. While no pump has it. What is trusted to send from
+    /// any address, as the host and the network are, is held to none.
+    fn hold_to(&mut self, _only: Option<Mac>) {}
 
     /// True while what is sent goes somewhere: else it is dropped. Stays as it is.
     fn is_enabled(&self) -> bool {

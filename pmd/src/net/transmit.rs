@@ -11,6 +11,7 @@ use std::sync::Arc;
 use ringway_ring::chain::Burst;
 use ringway_ring::queue::{DeviceRing, RingFault};
 
+use super::Mac;
 use super::frame::Ingress;
 use super::guest_queue::GuestQueue;
 use super::side::Source;
@@ -19,6 +20,10 @@ use crate::counters::{DropReason, Example, QueueCounters, Tally};
 impl<R: DeviceRing + fmt::Debug> Source for GuestQueue<R> {
     fn ingress(&self) -> Ingress {
         self.ingress
+    }
+
+    fn hold_to(&mut self, only: Option<Mac>) {
+        self.ingress.only = only;
     }
 
     fn is_enabled(&self) -> bool {

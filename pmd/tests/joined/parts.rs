@@ -90,7 +90,8 @@ fn is_run_by_another() -> bool {
 #[test]
 fn what_is_proved_of_a_bridge_on_one_core_holds_on_two() {
     if !is_run_by_another() {
-        let tests = ["bridges::", "vlans::", "announce::", "races::", "offloads::", "changes::moves"];
+        let tests =
+            ["bridges::", "vlans::", "announce::", "races::", "offloads::", "policies::", "changes::moves"];
         run_alone((PARTS, "2"), &tests);
     }
 }

@@ -26,7 +26,7 @@ pub struct BridgePort {
     pub sources: Vec<(u16, Box<dyn Source>)>,
     /// Enabled receive queues, each with its number.
     pub sinks: Vec<(u16, Box<dyn Sink>)>,
-    /// What it may send to everybody.
+    /// What it may send to everybody; None: nothing bounds it.
     pub flood: Option<Arc<Limit>>,
     /// What it may send at all, and is given.
     pub rates: Arc<PortRates>,
@@ -105,7 +105,7 @@ pub(super) fn is_heard(ports: &[Member], at: usize, queue: u16, tag: Option<Tag>
 
 /// How many of so many frames a port may send to everybody now.
 pub(super) fn take_floods(from: Option<&Member>, frames: usize, now: u64) -> usize {
-    let flood = from.and_then(|member| member.port.flood.as_ref());
+    let flood = from.and_then(|member| member.port.flood.as_ref()).filter(|flood| flood.per_second() > 0);
     flood.map_or(frames, |flood| (0..frames).take_while(|_| flood.take(now)).count())
 }
 

@@ -15,6 +15,7 @@ use super::MOST_PORTS;
 use super::ends::{EndKey, Ends, PortState, PumpKey, Side};
 use super::kind::{Foreign, Kind};
 use crate::limit::Limit;
+use crate::net::Mac;
 use crate::net::bridge::{BridgePort, BridgePump, Knowledge, Part, PartPort};
 use crate::net::fdb::{Fdb, FdbOptions, ticks};
 use crate::net::stations::{Stations, View};
@@ -30,6 +31,8 @@ pub(super) struct Bridge {
     ready: BTreeMap<PumpKey, Ready>,
     /// Slots whose stations are to be forgotten once the database is here.
     forget: BTreeSet<u16>,
+    /// Slots of which all stations but this are to be forgotten then.
+    held: BTreeMap<u16, Mac>,
 }
 
 /// What a pump that is about to be made is made with.
@@ -80,7 +83,13 @@ impl Bridge {
         let options = FdbOptions { capacity, ports, per_port, ageing: ticks_of(ageing), seed };
         let stations = Arc::new(Stations::new(options));
         let settings = Arc::new(BridgeSettings { core: AtomicUsize::new(core), stations });
-        Bridge { settings, known: Vec::new(), ready: BTreeMap::new(), forget: BTreeSet::new() }
+        Bridge {
+            settings,
+            known: Vec::new(),
+            ready: BTreeMap::new(),
+            forget: BTreeSet::new(),
+            held: BTreeMap::new(),
+        }
     }
 
     pub(super) fn settings(&self) -> Arc<BridgeSettings> {
@@ -144,6 +153,7 @@ impl Kind for Bridge {
             first.merge(&known, ticks(now));
         }
         std::mem::take(&mut self.forget).into_iter().for_each(|slot| first.forget_port(slot));
+        std::mem::take(&mut self.held).into_iter().for_each(|(slot, mac)| first.forget_others(slot, mac));
         copies.iter_mut().for_each(|copy| copy.copy_from(&first));
         let knows = std::iter::once(Box::new(first)).chain(copies);
         let views = stations.views(pumps.len().max(1));
@@ -178,7 +188,7 @@ impl Kind for Bridge {
                 slot: known.slot,
                 sources: Vec::new(),
                 sinks: Vec::new(),
-                flood: known.flood.clone(),
+                flood: Some(Arc::clone(&known.flood)),
                 rates: Arc::clone(&known.rates),
                 announcement: Arc::clone(&known.announcement),
                 reflects: known.reflects,
@@ -226,8 +236,13 @@ impl Kind for Bridge {
         self.forget.insert(slot);
     }
 
+    fn port_is_held(&mut self, slot: u16, to: Mac) {
+        self.held.insert(slot, to);
+    }
+
     fn port_leaves(&mut self, slot: u16) {
         self.forget.insert(slot);
+        self.held.remove(&slot);
     }
 }
 
@@ -270,12 +285,13 @@ fn ticks_of(time: Duration) -> u64 {
     ticks(u64::try_from(cycles).unwrap_or(u64::MAX))
 }
 
-/// A bound on what a port sends to everybody.
-pub(super) fn flood_limit(pps: u64) -> Arc<Limit> {
-    let limit = Limit::default();
-    // One more begins when all that may come at once did.
-    limit.set(pps, burst_of(pps) - 1);
-    Arc::new(limit)
+/// Bounds what a port sends to everybody, from now on; None: nothing does.
+pub(super) fn set_flood_limit(limit: &Limit, pps: Option<u64>) {
+    match pps {
+        // One more begins when all that may come at once did.
+        Some(pps) => limit.set(pps, burst_of(pps) - 1),
+        None => limit.set(0, 0),
+    }
 }
 
 /// Frames that may be flooded at once: a second's worth, within bounds.
@@ -306,7 +322,6 @@ mod tests {
     use super::super::Fabric;
     use super::super::port::Port;
     use super::*;
-    use crate::net::Mac;
     use crate::net::fdb::Learned;
 
     #[test]
@@ -346,7 +361,8 @@ mod tests {
     #[test]
     fn floods_at_once_are_as_many_as_may_be_and_not_one_more() {
         for (pps, burst) in [(1, 32), (20_000, 1024)] {
-            let flood = flood_limit(pps);
+            let flood = Limit::default();
+            set_flood_limit(&flood, Some(pps));
             let now = 1 << 40;
             assert_eq!((0..2000).filter(|_| flood.take(now)).count(), burst);
             assert!(!flood.take(now + tsc::hertz() / (2 * pps)) && flood.take(now + tsc::hertz() / pps + 1));

@@ -46,7 +46,9 @@ pub(super) struct PortState {
     pub(super) is_leaving: Arc<AtomicBool>,
     pub(super) placer: Placer,
     /// What it may send to everybody.
-    pub(super) flood: Option<Arc<Limit>>,
+    pub(super) flood: Arc<Limit>,
+    /// It may send from its device's address only.
+    pub(super) is_checked: bool,
     /// What it may send at all, and is given.
     pub(super) rates: Arc<PortRates>,
     pub(super) announcement: Arc<Announcement>,
@@ -175,16 +177,27 @@ impl Ends {
         }
     }
 
-    /// Takes a free end out of its place, and what its frame in line came to.
+    /// Takes a free end out of its place, and what its frame in line came to. A source is held to what its port may send.
     pub(super) fn take(&mut self, key: EndKey) -> Option<(Side, Option<Half>)> {
+        let only = self.ports.get(&key.port).and_then(PortState::only);
         let end = self.running.get_mut(&key)?;
         match std::mem::replace(&mut end.place, Place::Taken) {
-            Place::Free(side) => Some((side, end.half.take())),
+            Place::Free(mut side) => {
+                if let Side::Source(source) = &mut side {
+                    source.hold_to(only);
+                }
+                Some((side, end.half.take()))
+            }
             elsewhere => {
                 end.place = elsewhere;
                 None
             }
         }
+    }
+
+    /// Frames come from it.
+    pub(super) fn is_source(&self, key: EndKey) -> bool {
+        self.running.get(&key).is_some_and(|end| !end.is_sink)
     }
 
     /// The map that frames of a source lie in which is free.
@@ -258,6 +271,11 @@ impl Ends {
 }
 
 impl PortState {
+    /// The only address that it may send from; None for any.
+    fn only(&self) -> Option<Mac> {
+        self.mac.filter(|_| self.is_checked)
+    }
+
     /// True once its device was removed.
     pub(super) fn is_leaving(&self) -> bool {
         // Relaxed: it publishes nothing else.

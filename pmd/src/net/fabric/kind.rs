@@ -11,6 +11,7 @@ use std::io;
 use ringway_engine::Pump;
 
 use super::ends::{EndKey, Ends, PumpKey};
+use crate::net::Mac;
 
 /// One way to join ports. [`Link`](super::Link) and [`Bridge`](super::Bridge) are two.
 pub(super) trait Kind: fmt::Debug + Send {
@@ -51,6 +52,9 @@ pub(super) trait Kind: fmt::Debug + Send {
 
     /// The last queue of the port at `slot` stops.
     fn port_stops(&mut self, _slot: u16) {}
+
+    /// The port at `slot` may send from this address only from now on.
+    fn port_is_held(&mut self, _slot: u16, _to: Mac) {}
 
     /// The port at `slot` is gone; another may have the slot from now on.
     fn port_leaves(&mut self, _slot: u16) {}

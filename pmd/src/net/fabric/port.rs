@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
-use super::bridge::flood_limit;
+use super::bridge::set_flood_limit;
 use super::ends::{EndKey, PortState};
 use super::placing::{LATER_WITHIN, Running};
 use super::{Fabric, Side, State, lock};
@@ -27,7 +27,7 @@ pub struct Port {
     slot: u16,
     /// Its device was removed: it is nobody's peer any more.
     is_leaving: Arc<AtomicBool>,
-    flood: Option<Arc<Limit>>,
+    flood: Arc<Limit>,
     rates: Arc<PortRates>,
     announcement: Arc<Announcement>,
     reflects: bool,
@@ -35,22 +35,27 @@ pub struct Port {
     vlans: Option<Arc<Vlans>>,
     /// The address of its device, for those beside it.
     mac: Option<Mac>,
+    /// It may send from that address only.
+    is_checked: bool,
 }
 
 impl Port {
     /// At a slot that is taken for it.
     pub(super) fn new(fabric: &Arc<Fabric>, slot: u16, flood_pps: Option<u64>) -> Port {
+        let flood = Limit::default();
+        set_flood_limit(&flood, flood_pps);
         Port {
             fabric: Arc::clone(fabric),
             id: fabric.next_port.fetch_add(1, Ordering::Relaxed),
             slot,
             is_leaving: Arc::default(),
-            flood: flood_pps.map(flood_limit),
+            flood: Arc::new(flood),
             rates: Arc::default(),
             announcement: Arc::new(Announcement::new(Arc::clone(&fabric.news))),
             reflects: false,
             vlans: None,
             mac: None,
+            is_checked: false,
         }
     }
 
@@ -65,6 +70,53 @@ impl Port {
     /// How much it may send and is given.
     pub fn rates(&self) -> &PortRates {
         &self.rates
+    }
+
+    /// How many frames a second it may send to groups and unknown addresses, at once; None: as many as it likes. No pump is made
+    /// anew for it.
+    pub fn set_flood(&self, pps: Option<u64>) {
+        set_flood_limit(&self.flood, pps);
+    }
+
+    /// It may send from its device's address only, or from any.
+    #[must_use]
+    pub fn checked(mut self, is_checked: bool) -> Port {
+        self.is_checked = is_checked;
+        self
+    }
+
+    /// It may send from its device's address only.
+    pub fn is_checked(&self) -> bool {
+        self.is_checked
+    }
+
+    /// It may send from its device's address only, or from any, from now on; in force when this returns Ok. Once it may not,
+    /// other addresses that were learned behind it are forgotten, and not announced any more.
+    ///
+    /// # Errors
+    /// A worker did not let go in time.
+    pub fn set_checked(&mut self, is_checked: bool, within: Duration) -> Result<(), ServeError> {
+        let is_same = self.is_checked == is_checked;
+        self.is_checked = is_checked;
+        // Whoever has no time has no session either: what runs next begins with it.
+        let state = if within.is_zero() { self.fabric.try_lock() } else { Some(self.fabric.lock()) };
+        let Some(mut state) = state else { return Ok(()) };
+        let state = &mut *state;
+        if let Some(port) = state.ends.ports.get_mut(&self.id) {
+            port.is_checked = is_checked;
+        }
+        if let Some(mac) = self.mac.filter(|_| is_checked && !is_same) {
+            self.announcement.hold_to(mac);
+            state.kind.port_is_held(self.slot, mac);
+        }
+        let of_it = |end: &EndKey| end.port == self.id && state.ends.is_source(*end);
+        let own = state.pumps.values_mut().filter(|running| running.members.iter().any(of_it));
+        // The same again is what could not be put in force before, if anything.
+        own.for_each(|running| running.is_outdated |= !is_same);
+        if !state.pumps.values().any(|running| running.is_outdated) {
+            return Ok(());
+        }
+        self.fabric.withdraw(state, within)
     }
 
     /// The VLANs that it carries, if it was given any.
@@ -163,17 +215,18 @@ impl Port {
         self.slot
     }
 
-    /// Puts started queues of a front-end into service.
+    /// Puts started queues of a front-end into service. `mtu`: of the device.
     ///
     /// # Errors
     /// See [`ServeError`]; none of them is in service then.
     pub fn start(
         &self,
         queues: Vec<QueueBinding>,
-        rules: PortRules,
+        mtu: u16,
         placer: &Placer,
         within: Duration,
     ) -> Result<(), ServeError> {
+        let rules = PortRules { mtu, only: self.mac.filter(|_| self.is_checked) };
         let mut sides = Vec::with_capacity(queues.len());
         for queue in queues {
             let (index, is_enabled) = (queue.index, queue.enabled);
@@ -210,7 +263,8 @@ impl Port {
             slot,
             is_leaving: Arc::clone(is_leaving),
             placer: placer.clone(),
-            flood: self.flood.clone(),
+            flood: Arc::clone(&self.flood),
+            is_checked: self.is_checked,
             rates: Arc::clone(&self.rates),
             announcement: Arc::clone(&self.announcement),
             reflects: self.reflects,
@@ -220,6 +274,7 @@ impl Port {
         });
         port.placer = placer.clone();
         port.vlans.clone_from(&self.vlans);
+        port.is_checked = self.is_checked;
         // How the group ended before has not been told yet: not to be taken for the end of what starts now.
         let of = |group: u16| sides.iter().any(|(queue, ..)| queue / 2 == group);
         if let Some((group, _)) = port.ended.iter().find(|(group, _)| of(*group)) {

@@ -87,6 +87,22 @@ fn group_and_zero_addresses_are_not_learned() {
 }
 
 #[test]
+fn others_than_its_own_address_are_forgotten_of_a_port_alone_in_whatever_vlan() {
+    let mut fdb = fdb(OPTIONS);
+    for (number, vid, port) in [(1, 0, 0), (1, 5, 0), (2, 0, 0), (3, 5, 0), (2, 5, 1), (4, 0, 1)] {
+        assert_eq!(fdb.learn(Address::of(mac(number), vid), port, 0), Learned::New);
+    }
+    fdb.forget_others(0, mac(1));
+    let mut left: Vec<_> = fdb.entries(1).map(|entry| (entry.mac, entry.vid, entry.port)).collect();
+    left.sort_unstable();
+    assert_eq!(left, [(mac(1), 0, 0), (mac(1), 5, 0), (mac(2), 5, 1), (mac(4), 0, 1)]);
+    // What was forgotten counts for nobody.
+    for number in 10..24 {
+        assert_eq!(fdb.learn(mac(number), 0, 1), Learned::New, "{number}");
+    }
+}
+
+#[test]
 fn port_that_is_not_there_learns_nothing() {
     let mut fdb = fdb(OPTIONS);
     assert_eq!(fdb.learn(mac(1), 4, 0), Learned::PortFull);
