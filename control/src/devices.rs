@@ -23,6 +23,8 @@ pub(crate) mod addresses;
 pub(crate) mod apply;
 // Front-ends that come and go.
 pub(crate) mod connect;
+// When a change is in force.
+pub(crate) mod deferral;
 // A device as control has it.
 pub(crate) mod device;
 // What a change would do.

@@ -102,6 +102,7 @@ impl Daemon {
             "changed": count(ConfigAction::Set),
             "remade": count(ConfigAction::Remake),
             "removed": count(ConfigAction::Del),
+            "deferred": told.not_in_force().count(),
         });
         self.events.push("config.applied", None, details);
         Ok(told)
@@ -125,7 +126,9 @@ impl Daemon {
         });
         match text.and_then(|text| self.apply(&ConfigText { file: shown.clone(), text })) {
             Ok(plan) => {
-                tracing::info!(steps = plan.steps.len(), unchanged = plan.unchanged, "{shown} is applied")
+                let (steps, unchanged) = (plan.steps.len(), plan.unchanged);
+                let deferred = plan.not_in_force().count();
+                tracing::info!(steps, unchanged, deferred, "{shown} is applied");
             }
             Err(fault) => {
                 tracing::error!(
@@ -273,8 +276,8 @@ impl Daemon {
                         .filter_map(|key| Some((key.clone(), before(key)?)))
                         .collect(),
                 };
-                let answer = self.set_entry(&set)?;
-                notes.extend(answer.notes);
+                // When it is in force was foretold.
+                notes.extend(self.set_entry(&set)?.1);
                 undo.push(match is_known {
                     true => Undo::SetDevice(back, entry, origin),
                     // Only a new device has what nobody asked for.

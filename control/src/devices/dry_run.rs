@@ -12,8 +12,8 @@ use serde_json::Value;
 use crate::daemon::Daemon;
 use crate::devices::apply::plan::{change, changes, loss, step};
 use crate::devices::checks::implied_name;
+use crate::devices::deferral::deferral;
 use crate::devices::device::Origin;
-use crate::devices::life::Life;
 use crate::devices::ops::DeviceChange;
 use crate::devices::ports::gone_with_it;
 use crate::devices::registry::MgmtOrigin;
@@ -83,7 +83,7 @@ impl Daemon {
 
     /// `dev set`.
     pub(crate) fn plan_set(&mut self, set: &DevSet) -> Result<ConfigPlan, Fault> {
-        let DeviceChange { before, entry, life, waits_for, deferred, .. } = self.check_set(set)?;
+        let DeviceChange { before, entry, taking, .. } = self.check_set(set)?;
         let device = self.registry.find(&set.name)?;
         let changes = changes(device, &entry);
         if changes.is_empty() && before == entry {
@@ -92,13 +92,9 @@ impl Daemon {
         let moves = set.core.is_some_and(|core| device.cores().iter().any(|old| *old != core));
         let disrupts = if moves && device.connection.is_some() { Disrupts::Queue } else { Disrupts::Nothing };
         let mut told = step("device", &set.name, ConfigAction::Set, disrupts, changes);
-        told.notes.extend(waits_for.iter().map(|what| format!("in force {what}")));
-        if life == Life::Connected && !deferred.is_empty() {
-            told.notes.push(format!(
-                "{}: a front-end is connected, in force when the next one connects",
-                deferred.join(", ")
-            ));
-        }
+        told.notes.extend(taking.waits_for());
+        told.notes.extend(deferral(taking.deferred()));
+        told.deferred = taking.not_in_force();
         if let (Origin::Config, Some(file)) = (device.origin, &self.config_file) {
             told.notes.push(format!(
                 "{} still says otherwise and goes first when ringwayd starts again",

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::daemon::{Daemon, Token};
 use crate::devices::checks::{check_attributes, check_entry, check_mac, host_interface, uplink_of};
+use crate::devices::deferral::Taking;
 use crate::devices::device::{Backoff, Device, DeviceFacts, Held, Origin, Quota, Repeated};
 use crate::devices::life::{Life, LifeEvent};
 use crate::devices::registry::MgmtOrigin;
@@ -48,12 +49,8 @@ pub(crate) struct DeviceChange {
     /// What it is to be.
     pub(crate) entry: DeviceEntry,
     pub(crate) life: Life,
-    /// What changes in the device that there is.
-    live: BTreeMap<String, String>,
-    /// What some of it waits for.
-    pub(crate) waits_for: Vec<&'static str>,
-    /// What only a new device has: at once, or when the front-end that is connected is gone.
-    pub(crate) deferred: Vec<String>,
+    /// When it is in force.
+    pub(crate) taking: Taking,
 }
 
 /// Positions kept of devices that are gone: 4 MiB.
@@ -508,7 +505,8 @@ impl Daemon {
     }
 
     pub(crate) fn set(&mut self, set: &DevSet) -> Result<DevChanged, Fault> {
-        let mut changed = self.set_entry(set)?;
+        let (taking, notes) = self.set_entry(set)?;
+        let mut changed = taking.answer(&set.name, notes);
         let origin = self.registry.find(&set.name).map(|device| device.origin);
         if let (Ok(Origin::Config), Some(file)) = (origin, &self.config_file) {
             changed.notes.push(format!(
@@ -536,16 +534,13 @@ impl Daemon {
         {
             return Err(self.comes_with(&set.name));
         }
-        let mut entry = before.clone();
+        let mut entry = set.applied_to(&before);
         if let Some(mac) = &set.mac {
             entry.mac = Some(check_mac(mac)?.to_string());
         }
-        entry.mtu = set.mtu.or(entry.mtu);
-        entry.core = set.core.or(entry.core);
         if let Some(info) = known.find(&entry.mgmtdev) {
             check_attributes(set.attributes.keys().map(String::as_str), &info)?;
         }
-        entry.attributes.extend(set.attributes.clone());
         check_entry(&entry, &known)?;
         if let Some(core) = set.core {
             self.placement.check(core)?;
@@ -564,35 +559,16 @@ impl Daemon {
             .held_by(holder)
             .hint(format!("end that VM, ringway dev set name {} mtu {mtu}, start it with host_mtu={mtu}", set.name)));
         }
-        // What changes while a front-end is connected, and what each of it waits for; what else changes.
-        let live_of = |name: &str| {
-            let known = known.find(&entry.mgmtdev)?;
-            // A disk is not made anew for them: what is behind it may be another by then.
-            let is_kept = life == Life::Connected || (life == Life::Waiting && known.class == Class::Block);
-            let known = Some(known).filter(|_| is_kept)?;
-            known.attributes.iter().find(|attribute| attribute.name == name)?.live
-        };
-        let changes = |(name, value): &(&String, &String)| before.attributes.get(*name) != Some(*value);
-        let mut live = BTreeMap::new();
-        let mut waits_for: Vec<&'static str> = Vec::new();
-        let mut deferred: Vec<String> = Vec::new();
-        deferred.extend((entry.mac != before.mac).then(|| "mac".to_owned()));
-        deferred.extend((entry.mtu != before.mtu).then(|| "mtu".to_owned()));
-        for (name, value) in entry.attributes.iter().filter(changes) {
-            let Some(waits) = live_of(name) else {
-                deferred.push(name.clone());
-                continue;
-            };
-            live.insert(name.clone(), value.clone());
-            waits_for.extend((waits.waits)(value));
-        }
-        Ok(DeviceChange { id, before, entry, life, live, waits_for, deferred })
+        let info = known.find(&entry.mgmtdev);
+        let device = self.registry.by_id(id).ok_or_else(|| Fault::not_found("the device is gone"))?;
+        let taking = Taking::of(device, &entry, info.as_ref());
+        Ok(DeviceChange { id, before, entry, life, taking })
     }
 
-    /// The same, whatever stands in a file.
-    pub(crate) fn set_entry(&mut self, set: &DevSet) -> Result<DevChanged, Fault> {
-        let DeviceChange { id, before, entry, life, live, waits_for, deferred } = self.check_set(set)?;
-        let is_new_device = !deferred.is_empty();
+    /// The same, whatever stands in a file: when it is in force, and what is to be said beside.
+    pub(crate) fn set_entry(&mut self, set: &DevSet) -> Result<(Taking, Vec<String>), Fault> {
+        let DeviceChange { id, before, entry, life, taking } = self.check_set(set)?;
+        let is_new_device = !taking.of_a_new_device.is_empty();
         // The host's own interface takes whatever is set.
         let device = self.registry.by_id(id).filter(|device| device.netdev.is_none());
         let net = device.and_then(|device| device.facts.config.net());
@@ -624,6 +600,7 @@ impl Daemon {
         if let Some(core) = set.core {
             self.move_device(id, core);
         }
+        let live = taking.live.clone();
         if !live.is_empty()
             && let Some(device) = self.registry.by_id(id)
         {
@@ -635,14 +612,10 @@ impl Daemon {
                 device.facts = held.facts().unwrap_or_else(|| device.facts.clone());
             }
         }
-        notes.extend(waits_for.iter().map(|what| format!("in force {what}")));
-        let is_deferred = is_new_device && life == Life::Connected;
-        if is_deferred {
-            if let Some(device) = self.registry.by_id(id) {
-                device.is_outdated = true;
-                device.deferred.extend(deferred);
-            }
-            notes.push("a front-end is connected: in force when the next one connects".to_owned());
+        if let Some(device) = self.registry.by_id(id).filter(|_| life == Life::Connected) {
+            device.defer(taking.deferred());
+        }
+        if !taking.deferred().is_empty() {
             // The driver's own attributes are no matter of the VMM's.
             if set.mac.is_some() || set.mtu.is_some() {
                 notes.push(
@@ -662,10 +635,10 @@ impl Daemon {
         if let Value::Object(changed) = &mut changed {
             changed.remove("name");
         }
-        let applied = !is_deferred && waits_for.is_empty();
+        let applied = taking.not_in_force().is_empty();
         let details = json!({ "applied": applied, "set": changed });
         self.events.push("dev.changed", Some(&set.name), details);
-        Ok(DevChanged { changed: set.name.clone(), applied, notes })
+        Ok((taking, notes))
     }
 
     /// The MTU that the connected front-end has set or will set, as far as that is known, and who it is.

@@ -498,6 +498,18 @@ pub struct DevSet {
     pub attributes: BTreeMap<String, String>,
 }
 
+impl DevSet {
+    /// What a device is to be that is to be changed so.
+    pub(crate) fn applied_to(&self, entry: &DeviceEntry) -> DeviceEntry {
+        let mut entry = entry.clone();
+        entry.mac = self.mac.clone().or(entry.mac);
+        entry.mtu = self.mtu.or(entry.mtu);
+        entry.core = self.core.or(entry.core);
+        entry.attributes.extend(self.attributes.clone());
+        entry
+    }
+}
+
 /// Answer of `dev.set`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DevChanged {

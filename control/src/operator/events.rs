@@ -21,7 +21,10 @@ mod file;
 pub(crate) const MEANINGS: [(&str, &str); 50] = [
     ("capture.ended", "a capture ended: who had it, why, how many frames it has and how many it missed"),
     ("capture.started", "somebody captures the frames of a device, by its queues"),
-    ("config.applied", "a configuration file was applied: how much it added, changed, made anew and removed"),
+    (
+        "config.applied",
+        "a configuration file was applied: how much it added, changed, made anew and removed, and of how many devices something is not in force yet",
+    ),
     ("config.refused", "the daemon's own file was to be applied (SIGHUP) and was not, and why"),
     ("core.added", "a worker was started on a core, or a drained one takes groups again"),
     ("core.balanced", "what the workers have was spread anew: how many groups were moved"),

@@ -117,6 +117,8 @@ struct DeviceReading {
     name: String,
     mgmtdev: String,
     state: &'static str,
+    /// How much of it was set and is not in force yet.
+    deferred: usize,
     class: Class,
     config: DeviceConfig,
     history: History,
@@ -169,6 +171,7 @@ impl Daemon {
             name: device.name().to_owned(),
             mgmtdev: device.entry.mgmtdev.clone(),
             state: device.life.name(),
+            deferred: device.deferred.len(),
             class: device.facts.class,
             config: device.facts.config,
             history: device.history.clone(),
@@ -277,6 +280,7 @@ pub(crate) fn text(reading: Reading, scrapers: &Scrapers) -> String {
         families.add_numbers("device", &device.history, &labels, 1);
         let state = with(&with(&labels, "mgmtdev", &device.mgmtdev), "state", device.state);
         families.add_gauge("ringway_device_state", state, 1);
+        families.add_gauge("ringway_device_deferred", labels.clone(), device.deferred as u64);
         for (index, counters) in device.queues.iter().enumerate() {
             let index = u32::try_from(index).unwrap_or(u32::MAX);
             let stats = counters.snapshot();

@@ -105,8 +105,14 @@ fn each_change_is_foretold_with_whom_it_disrupts_and_then_done() {
     assert!(told.contains("~ device d0: is changed\n    iops default -> 500\n"), "{told}");
     assert!(told.contains("- device n0: is removed\n"), "{told}");
 
-    let done = daemon.run(&format!("-j config apply {}", file.display())).json();
+    let done = daemon.run(&format!("-j config apply {}", file.display()));
+    assert_eq!(done.code, 65, "one of them is not in force yet: {done:?}");
+    let done: serde_json::Value = serde_json::from_str(&done.out).unwrap();
     assert_eq!(steps(&done), expected);
+    assert_eq!(
+        (&plan["steps"][5]["deferred"], &done["steps"][5]["deferred"]),
+        (&json!(["mtu"]), &json!(["mtu"]))
+    );
     assert!(
         done["steps"][5]["notes"][0].as_str().unwrap().contains("in force when the next one connects"),
         "{done}"

@@ -72,7 +72,7 @@ fn each_change_is_foretold_and_nothing_is_done() {
     let said = daemon.run("--dry-run dev set name vm0 mac 52:54:00:00:00:01").good();
     assert!(
         said.starts_with("~ device vm0: is changed\n    mac ")
-            && said.contains("mac: a front-end is connected, in force when the next one connects"),
+            && said.contains("mac: a front-end is connected: in force when the next one connects"),
         "{said}"
     );
     assert_eq!(daemon.run("--dry-run dev set name vm0 core").code, 2);

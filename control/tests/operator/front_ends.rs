@@ -356,7 +356,7 @@ fn change_under_a_connected_guest_is_65_and_in_force_for_the_next() {
     assert!(error.contains("not in force yet\n  try: a front-end is connected"), "{error}");
     assert!(error.contains("QEMU gives its guest the mac"), "{error}");
     assert_eq!(daemon.device("vm0")["provisioned"]["mac"], before);
-    assert!(daemon.run("dev show vm0").good().contains("  note: mac changed by dev set"));
+    assert!(daemon.run("dev show vm0").good().contains("  note: mac changed: in force when the next"));
     // What only the driver knows is no matter of the VMM's arguments.
     assert!(!daemon.run("dev set name vm0 swap on").bad(65).contains("QEMU"));
     drop(frontend);

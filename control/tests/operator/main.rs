@@ -26,6 +26,7 @@ mod logs;
 mod metrics;
 #[path = "../shared/pace.rs"]
 mod pace;
+mod policies;
 mod ports;
 mod programs;
 mod restarts;

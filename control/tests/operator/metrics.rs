@@ -17,7 +17,7 @@ use crate::support::{Daemon, SOON, wait_for};
 /// Of the daemon's scrapers at a time.
 const SCRAPERS: usize = 8;
 
-fn ask(path: &Path, request: &str) -> String {
+pub(super) fn ask(path: &Path, request: &str) -> String {
     let mut stream = UnixStream::connect(path).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
     let _ = stream.write_all(request.as_bytes());

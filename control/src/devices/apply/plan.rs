@@ -9,6 +9,7 @@ use ringway_pmd::vdpa::MgmtInfo;
 
 use crate::daemon::Daemon;
 use crate::devices::absent::Absent;
+use crate::devices::deferral::{Taking, deferral};
 use crate::devices::device::{Device, Origin};
 use crate::devices::placement::list;
 use crate::devices::ports::Port;
@@ -353,6 +354,10 @@ impl Daemon {
             }
             let changes = changes(device, entry);
             if changes.is_empty() {
+                if !device.deferred.is_empty() {
+                    let keys = device.deferred.iter().cloned().collect();
+                    plan.told.deferred.0.push((entry.name.clone(), keys));
+                }
                 match device.origin {
                     Origin::Config => plan.told.unchanged += 1,
                     _ => plan.told.steps.push(step(
@@ -371,6 +376,7 @@ impl Daemon {
             }
             let after = |key: &str| changes.iter().find(|change| change.key == key)?.after.clone();
             let own = ["mac", "mtu", "core"];
+            let info = known.find(&entry.mgmtdev);
             let set = DevSet {
                 name: entry.name.clone(),
                 mac: after("mac"),
@@ -389,7 +395,11 @@ impl Daemon {
             // A core that is not asked for any more is kept: nothing is done for it.
             let is_set =
                 set.mac.is_some() || set.mtu.is_some() || set.core.is_some() || !set.attributes.is_empty();
-            let told = step("device", &entry.name, ConfigAction::Set, disrupts, changes);
+            let mut told = step("device", &entry.name, ConfigAction::Set, disrupts, changes);
+            let taking = Taking::of(device, &set.applied_to(&device.entry), info.as_ref());
+            told.notes.extend(taking.waits_for());
+            told.notes.extend(deferral(taking.deferred()));
+            told.deferred = taking.not_in_force();
             plan.step(told, is_set.then_some(Work::SetDevice(set)));
             plan.work.push((plan.told.steps.len() - 1, Work::Adopt(entry.clone())));
         }
@@ -411,7 +421,8 @@ pub(crate) fn step(
     disrupts: Disrupts,
     changes: Vec<ConfigChange>,
 ) -> ConfigStep {
-    ConfigStep { what: what.to_owned(), name: name.to_owned(), action, disrupts, changes, notes: Vec::new() }
+    let (deferred, notes) = (Vec::new(), Vec::new());
+    ConfigStep { what: what.to_owned(), name: name.to_owned(), action, disrupts, changes, deferred, notes }
 }
 
 pub(crate) fn change(key: &str, before: Option<&String>, after: Option<&String>) -> ConfigChange {

@@ -4,6 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::Named;
+
 /// Parameters of `config.diff` and `config.apply`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -31,6 +33,9 @@ pub struct ConfigPlan {
     pub steps: Vec<ConfigStep>,
     /// How many devices of the file are as it says.
     pub unchanged: usize,
+    /// Of devices that are as the file says: keys that were set before, and are not in force yet.
+    #[serde(default, skip_serializing_if = "Named::is_empty")]
+    pub deferred: Named<Vec<String>>,
     /// Devices that operators added and the file does not name: they stay.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub beside: Vec<String>,
@@ -40,6 +45,15 @@ pub struct ConfigPlan {
     /// What else the operator should know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+}
+
+impl ConfigPlan {
+    /// Devices of the file of which something is not in force once all is done, and what.
+    pub fn not_in_force(&self) -> impl Iterator<Item = (&str, &[String])> {
+        let steps = self.steps.iter().map(|step| (step.name.as_str(), step.deferred.as_slice()));
+        let before = self.deferred.0.iter().map(|(name, keys)| (name.as_str(), keys.as_slice()));
+        steps.chain(before).filter(|(_, keys)| !keys.is_empty())
+    }
 }
 
 /// A change to one thing.
@@ -57,6 +71,9 @@ pub struct ConfigStep {
     /// What is otherwise than before.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<ConfigChange>,
+    /// Keys that are not in force once it is done: the notes say when.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deferred: Vec<String>,
     /// When it is in force, and what it brings about.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,

@@ -63,6 +63,13 @@ pub(crate) fn plan(plan: &ConfigPlan, is_done: bool) -> String {
         (false, 0) => Ok(()),
         (false, unchanged) => writeln!(text, "{} more as the file says", devices(unchanged)),
     };
+    for (name, keys) in &plan.deferred.0 {
+        let _ = writeln!(
+            text,
+            "{name}: {} set before: in force when its next front-end connects",
+            keys.join(", ")
+        );
+    }
     if !plan.beside.is_empty() {
         let _ = writeln!(text, "added by operators, and not in the file: {}", plan.beside.join(", "));
     }

@@ -472,7 +472,7 @@ pub enum ConfigCommand {
         #[arg(value_hint = clap::ValueHint::FilePath)]
         file: PathBuf,
     },
-    /// Make what runs what a file says: all of it, or nothing
+    /// Make what runs what a file says: all of it, or nothing; ends with 65 if some of it is not in force yet
     Apply {
         /// The file
         #[arg(value_hint = clap::ValueHint::FilePath)]

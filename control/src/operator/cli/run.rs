@@ -117,7 +117,7 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
             let Some(plan) = done else { return Ok(()) };
             output.print(&plan, || render::plan(&plan, true))?;
             output.tell(&plan.notes);
-            Ok(())
+            in_force(&plan)
         }
         Some(Object::Config { command: ConfigCommand::Check { file } }) => {
             let (desired, mut faults) = config::read_all(&file, &drivers::known())?;
@@ -400,6 +400,18 @@ fn dev(
             done.map_or(Ok(()), |answer| changed(&answer, output))
         }
     }
+}
+
+/// Nothing of what a file says waits.
+fn in_force(plan: &ConfigPlan) -> Result<(), Fault> {
+    let waiting: Vec<String> =
+        plan.not_in_force().map(|(name, keys)| format!("{name} ({})", keys.join(", "))).collect();
+    if waiting.is_empty() {
+        return Ok(());
+    }
+    let message = format!("the file is applied, but not in force yet: {}", waiting.join(", "));
+    Err(Fault::new(Kind::NotApplied, message)
+        .hint("what is said of each; `ringway status` names those that wait for their next front-end"))
 }
 
 /// Tells what came of a change to a device.

@@ -34,6 +34,9 @@ pub(super) struct Status {
     connected: usize,
     /// What was asked for and could not be made, and why.
     absent: Named<String>,
+    /// What was set of a device and is not in force before its next front-end connects.
+    #[serde(skip_serializing_if = "Named::is_empty")]
+    deferred: Named<Vec<String>>,
 }
 
 /// Asks the daemon.
@@ -44,6 +47,8 @@ pub(super) fn look(client: &mut Client) -> Result<Status, Fault> {
     let ports: PortShow = client.call("port.show", &Select::default())?;
     let absent = [mgmtdevs.absent.0, ports.absent.0, devices.absent.0].concat();
     let connected = devices.dev.0.iter().filter(|(_, device)| is_connected(device)).count();
+    let deferred = devices.dev.0.iter().filter(|(_, device)| !device.deferred.is_empty());
+    let deferred = deferred.map(|(name, device)| (name.clone(), device.deferred.clone())).collect();
     Ok(Status {
         state: match (absent.is_empty(), hello.binary) {
             (false, _) => "degraded",
@@ -59,6 +64,7 @@ pub(super) fn look(client: &mut Client) -> Result<Status, Fault> {
         devices: devices.dev.0.len(),
         connected,
         absent: Named(absent),
+        deferred: Named(deferred),
     })
 }
 
@@ -87,6 +93,10 @@ impl Status {
         }
         for (name, why) in &self.absent.0 {
             let _ = writeln!(text, "  {name}: not made: {why}");
+        }
+        for (name, keys) in &self.deferred.0 {
+            let keys = keys.join(", ");
+            let _ = writeln!(text, "  {name}: not in force before its next front-end connects: {keys}");
         }
         match self.binary {
             Binary::Installed => {}

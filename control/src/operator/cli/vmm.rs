@@ -184,6 +184,7 @@ mod tests {
                 ..Provisioned::default()
             },
             attributes: Default::default(),
+            deferred: Vec::new(),
             cores: vec![1],
             front_end: None,
             rings: Vec::new(),

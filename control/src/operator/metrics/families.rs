@@ -43,7 +43,7 @@ pub(crate) const SOURCES: [(&str, &str, &str); 5] = [
     ("PumpInfo", "pump", "core, pump"),
 ];
 /// What is told beside: name, type, labels, meaning.
-pub(crate) const OWN: [(&str, &str, &str, &str); 10] = [
+pub(crate) const OWN: [(&str, &str, &str, &str); 11] = [
     (
         "ringway_queue_latency_seconds",
         "histogram",
@@ -62,6 +62,12 @@ pub(crate) const OWN: [(&str, &str, &str, &str); 10] = [
     ("ringway_build_info", "gauge", "version", "1, for its label."),
     ("ringway_config_generation", "gauge", "", "Counts the changes to the devices, over restarts."),
     ("ringway_device_state", "gauge", "dev, mgmtdev, state", "1, for its labels."),
+    (
+        "ringway_device_deferred",
+        "gauge",
+        "dev",
+        "Keys that were set and are not in force before the next front-end connects.",
+    ),
     ("ringway_scrapes_total", "counter", "", "Requests that were answered."),
     (
         "ringway_scrapes_refused_total",

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::operator::api::{CoreInfo, History, PumpInfo, QueueInfo, RequestInfo};
 
 /// Those that are no field.
-const OWN: [(&str, &str); 10] = [
+const OWN: [(&str, &str); 11] = [
     ("ringway_build_info", "The version that runs, as a label; always 1"),
     ("ringway_config_generation", "Changes to the devices, counted over restarts"),
     ("ringway_scrapes", "Scrapes that were answered"),
@@ -18,6 +18,7 @@ const OWN: [(&str, &str); 10] = [
         "ringway_scrapes_refused",
         "Scrapers that were turned away, by reason: all places were taken, or what they sent was nothing that is answered, or too slow",
     ),
+    ("ringway_device_deferred", "Keys that were set and are not in force before the next front-end connects"),
     ("ringway_device_state", "Who made a device and where it is in its life, as labels; always 1"),
     (
         "ringway_queue_latency",

@@ -71,6 +71,7 @@ fn dev_info(device: &Device, missing: &[Missing]) -> DevInfo {
         device_features: feature_names(facts.class, facts.features),
         provisioned: provisioned(device),
         attributes: facts.attributes.clone(),
+        deferred: device.deferred.iter().cloned().collect(),
         cores: device.cores(),
         front_end: connection
             .filter(|_| device.netdev.is_none())
@@ -113,7 +114,7 @@ fn notes(device: &Device, missing: &[Missing]) -> Vec<String> {
     let mut notes: Vec<String> = device.closed_to_its_owner().into_iter().collect();
     if device.is_outdated {
         notes.push(format!(
-            "{} changed by dev set: in force when the next front-end connects",
+            "{} changed: in force when the next front-end connects",
             device.deferred.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
         ));
     }
