@@ -10,6 +10,7 @@ mod bundle;
 mod captures;
 mod clients;
 mod commands;
+mod completion;
 mod config;
 mod cores;
 mod deaths;

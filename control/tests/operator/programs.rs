@@ -1,4 +1,4 @@
-//! The programs beside their protocol: service manager, QEMU's conventions, manual, completion.
+//! The programs beside their protocol: service manager, QEMU's conventions, manual.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::fd::AsRawFd as _;
@@ -201,83 +201,6 @@ fn manual_pages_are_written_and_formatted_without_complaint() {
             assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{page}");
         }
     }
-}
-
-#[test]
-fn completion_scripts_are_good_to_their_shells() {
-    for shell in ["bash", "zsh", "fish"] {
-        let script = ringway("/x".as_ref(), &format!("completion {shell}")).good();
-        assert!(script.contains("ringway"), "{shell}");
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("script");
-        std::fs::write(&path, script).unwrap();
-        if let Ok(output) = Command::new(shell).arg("-n").arg(&path).output() {
-            assert!(output.status.success(), "{shell}: {}", String::from_utf8_lossy(&output.stderr));
-        }
-    }
-}
-
-#[test]
-fn bash_completes_what_the_daemon_knows_and_waits_for_none() {
-    let daemon = Daemon::start();
-    daemon.run("dev add name web-1 mgmtdev bridge/br0").good();
-    daemon.run("dev add name web-2 mgmtdev sim/net").good();
-    daemon.run("mgmtdev add name simnic/nic0").good();
-    daemon.run("port add simnic/nic0 sfnum 7").good();
-    let core = daemon.run("-j core show").json()["core"].as_object().unwrap().keys().next().unwrap().clone();
-    let script = daemon.dir.join("completion");
-    std::fs::write(&script, daemon.run("completion bash").good()).unwrap();
-    // As bash calls it at the end of this line.
-    let completed = |ctl: &std::path::Path, line: &str| -> Vec<String> {
-        let program = env!("CARGO_BIN_EXE_ringway");
-        let call = format!(
-            "source {}; COMP_LINE='{line}'; COMP_POINT=${{#COMP_LINE}}; _ringway {program} 2>/dev/null; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
-            script.display()
-        );
-        let mut command = Command::new("bash");
-        command.env("RINGWAY_CTL", ctl).args(["--norc", "-c", &call]);
-        finish(command).good().lines().map(str::to_owned).filter(|word| !word.is_empty()).collect()
-    };
-    for (line, expected) in [
-        ("ringway dev del web", &["web-1", "web-2"][..]),
-        ("ringway -j d sh web-2", &["web-2"]),
-        ("ringway why ", &["web-1", "web-2"]),
-        ("ringway dev add name x mgmtdev bridge/", &["bridge/br0", "bridge/"]),
-        ("ringway dev set name web-1 spoofchk o", &["on", "off"]),
-        ("ringway dev set name web-2 sw", &["swap"]),
-        ("ringway bridge vlan add dev ", &["web-1"]),
-        ("ringway port function set simnic/nic0/7 max", &["max_io_eqs"]),
-        ("ringway port del ", &["simnic/nic0/7"]),
-        ("ringway port add sim", &["simnic/nic0"]),
-        ("ringway dev vstats show web-1 qidx ", &["0", "1"]),
-        ("ringway mgmtdev del simn", &["simnic/nic0", "simnic/"]),
-        ("ringway dev add name x mgmtdev sim/net device_features MAC,MT", &["MAC,MTU"]),
-        ("ringway dev add core ", &[core.as_str()]),
-    ] {
-        // It waits for the daemon for 300 ms and no longer, whatever else the machine does.
-        let mut words = Vec::new();
-        wait_for(line, || {
-            words = completed(&daemon.ctl(), line);
-            !words.is_empty()
-        });
-        assert_eq!(words, expected, "{line}");
-    }
-    let files = completed(&daemon.ctl(), &format!("ringway config check {}/compl", daemon.dir.display()));
-    assert_eq!(files, [script.display().to_string()]);
-
-    // A daemon that accepts and never answers.
-    let dir = tempfile::tempdir().unwrap();
-    let deaf = dir.path().join("deaf.sock");
-    let _listener = UnixListener::bind(&deaf).unwrap();
-    let begun = std::time::Instant::now();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ringway"));
-    command.env("RINGWAY_CTL", &deaf).args(["complete", "--line", "ringway dev del "]);
-    let done = finish(command);
-    assert_eq!((done.code, done.out.as_str(), done.err.as_str()), (0, "", ""));
-    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
-    // Without one, what needs none is there.
-    assert_eq!(completed(&dir.path().join("none"), "ringway dev de"), ["del"]);
-    assert!(completed(&dir.path().join("none"), "ringway dev del ").is_empty());
 }
 
 #[test]
