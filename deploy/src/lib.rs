@@ -16,7 +16,9 @@
 //! | [`station`] | one end of the traffic: an agent, in a guest or in a namespace |
 //! | [`qemu`] | a Linux guest as a vhost-user front-end |
 //! | [`system`] | a small system on a disk that a firmware boots from |
-//! | [`document`] | the commands of a document, to be run as they are written |
+//! | [`document`] | the commands of a document, to be run as they are written, and what they print |
+//! | [`host`] | a machine of an operator's own, for a document's commands |
+//! | [`console`] | the serial console of a guest that was booted from a disk |
 //! | [`disk`] | a guest's disk, and what it is worked on with |
 //! | [`exchange`] | what two stations exchange, checked at both ends |
 //! | [`netns`] | a network namespace of the host |
@@ -26,11 +28,13 @@
 //! | [`debian`] | a Debian with systemd as its first process |
 //! | [`pollers`] | a machine whose workers poll while its kernel writes to a disk |
 //! | [`volumes`] | a machine whose volumes fail, wait and hang, and Ringway inside |
+//! | [`walk`] | a walk through a document, with its guests |
 //! | [`error`] | the error, a sentence |
 
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod console;
 pub mod content;
 pub mod daemon;
 pub mod debian;
@@ -40,6 +44,7 @@ pub mod error;
 pub mod exchange;
 pub mod frame;
 pub mod hardware;
+pub mod host;
 pub mod image;
 pub mod lab;
 pub mod netns;
@@ -52,3 +57,4 @@ pub mod system;
 pub mod testpmd;
 mod tree;
 pub mod volumes;
+pub mod walk;

@@ -67,7 +67,9 @@ fn first_stage(kernel: &Kernel) -> Result<Archive> {
         archive.folder(folder);
     }
     archive.file("bin/busybox", 0o755, &busybox()?);
-    for (position, module) in kernel.modules(&["virtio_blk", "crc32c_generic", "ext4"])?.iter().enumerate() {
+    for (position, module) in
+        kernel.modules(&["virtio_blk", "virtio_net", "crc32c_generic", "ext4"])?.iter().enumerate()
+    {
         archive.file(&format!("modules/{position:02}-{}.ko", module.name), 0o644, &module.bytes);
     }
     archive.file("init", 0o755, FIRST_INIT.as_bytes());

@@ -1,12 +1,11 @@
 //! The package on a fresh Debian with systemd: installed, sandboxed, watched, upgraded, rebooted, removed.
 
-use std::path::Path;
-
 use ringway_lab::debian::{self, Machine};
-use ringway_lab::document::blocks;
+use ringway_lab::document::{self, Kind};
 use ringway_lab::ensure;
-use ringway_lab::error::{Context, Error, Result};
+use ringway_lab::error::{Error, Result};
 use ringway_lab::lab::Lab;
+use ringway_lab::walk::page;
 
 #[test]
 #[ignore = "needs QEMU >= 8, the 6.12 guest kernel, a Debian with systemd and cargo-deb: run deploy/test"]
@@ -18,6 +17,7 @@ fn package_is_installed_upgraded_and_removed() {
         machine.well("systemctl is-system-running --wait || systemctl --failed")?;
         install(&mut machine)?;
         sandbox(&mut machine)?;
+        troubles(&mut machine)?;
         deaths(&mut machine)?;
         drop_ins(&mut machine)?;
         degraded(&mut machine)?;
@@ -89,6 +89,22 @@ fn sandbox(machine: &mut Machine<'_>) -> Result<()> {
         "rm {UNIT_D}/zz-probe.conf /var/lib/ringway/probe /var/lib/ringway/report /run/ringway/probe.sock; systemctl daemon-reload; systemctl start ringwayd; ringway wait vm0 made"
     ))
     .map(drop)
+}
+
+/// The page for when something is wrong, run as it is written: here the journal is one that its commands read.
+fn troubles(machine: &mut Machine<'_>) -> Result<()> {
+    let mut ran = 0;
+    for block in document::blocks(&page("troubleshooting.md")?)? {
+        for step in block.steps() {
+            let (code, said) = machine.shell(&format!("cd /packages; {}", step.command))?;
+            // It may find something on this machine.
+            let is_good = code == 0 || (step.command == "ringway doctor" && code == 8);
+            ensure!(is_good && !said.trim().is_empty(), "{step}: exit code {code}: {said}");
+            ran += 1;
+        }
+    }
+    ensure!(ran > 6, "the page has {ran} commands");
+    machine.well("systemctl status ringwayd && journalctl -u ringwayd -n 50 | grep 'ready at'").map(drop)
 }
 
 /// Killed, and hanging: it is there again, with its devices and where their rings stood.
@@ -225,11 +241,10 @@ fn remove(machine: &mut Machine<'_>) -> Result<()> {
 
 /// The page for those who install it, run as it is written.
 fn as_documented(machine: &mut Machine<'_>) -> Result<()> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/installing.md");
-    let text = std::fs::read_to_string(&path).context(|| path.display().to_string())?;
-    let blocks = blocks(&text)?;
-    ensure!(blocks.len() > 4, "the page has no commands");
-    for block in blocks {
+    let all = document::blocks(&page("installing.md")?)?;
+    ensure!(all.iter().all(|block| block.kind == Kind::Host), "it has nothing but commands");
+    ensure!(all.len() > 4, "the page has no commands");
+    for block in all {
         let (code, said) = machine.shell(&format!("cd /packages; set -e\n{}", block.text))?;
         ensure!(code == 0, "{block}: exit code {code}: {said}");
     }

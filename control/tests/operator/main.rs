@@ -17,6 +17,7 @@ mod deaths;
 mod discover;
 mod disk_deaths;
 mod doctor;
+mod documents;
 mod dry_runs;
 mod errors;
 mod exits;

@@ -283,6 +283,10 @@ fn top_on_a_terminal_shows_what_happens_and_follows_keys_sizes_and_daemons() {
     assert!(lines[0].starts_with("ringway top: devices, ringwayd up "), "{screen}");
     assert!(lines[1].starts_with("2/3 up; cores "), "{screen}");
     assert!(lines[23].ends_with("q end"), "every line is there:\n{screen}");
+    // The screen that operators are shown beforehand has these columns.
+    let page = include_str!("../../../docs/operating.md");
+    let columns = page.lines().find(|line| line.starts_with("DEVICE ")).unwrap();
+    assert!(lines.iter().any(|line| line.split_whitespace().eq(columns.split_whitespace())), "{screen}");
     // What it shows is what the counters say, at the same time.
     wait_for("numbers of the screen are those of vstats", || {
         let (before, at) = (packets(&daemon, "vm0", 0), Instant::now());
