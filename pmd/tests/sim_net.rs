@@ -238,6 +238,7 @@ proptest! {
         format in formats(),
         mergeable in any::<bool>(),
         swap in any::<bool>(),
+        single in any::<bool>(),
         frames in prop::collection::vec((14usize..1518, prop::collection::vec(0usize..1600, 0..4)), 1..12),
         room in prop::collection::vec(prop::collection::vec(1usize..700, 1..4), 1..4),
     ) {
@@ -248,7 +249,13 @@ proptest! {
         let slots = if mergeable { 32 } else { frames.len() };
         for token in 0..slots as u32 {
             let mut sizes = room[token as usize % room.len()].clone();
-            if mergeable { sizes[0] += 400 } else { sizes.push(1600) }
+            match (mergeable, single) {
+                (true, false) => sizes[0] += 400,
+                // Frames that one buffer takes among those that several do.
+                (true, true) => sizes = vec![if token % 3 == 0 { 400 } else { 1700 }],
+                (false, false) => sizes.push(1600),
+                (false, true) => sizes = vec![1700],
+            }
             let buffers = bed.post(token, &sizes);
             posted.insert(token, buffers);
         }
@@ -288,6 +295,12 @@ proptest! {
             prop_assert_eq!(&got, want);
         }
         prop_assert!(next.next().is_none(), "nothing comes twice");
+        let (count, bytes) = (completions.len() as u64, completions.iter().map(|one| u64::from(one.written)).sum::<u64>());
+        let stats = bed.counters[0].snapshot();
+        prop_assert_eq!((stats.received_desc, stats.completed_desc), (count, count));
+        let arrived = expected.len().min(stats.packets as usize);
+        let headers = arrived as u64 * bed.header as u64;
+        prop_assert_eq!((stats.packets, stats.bytes + headers), (arrived as u64, bytes));
         if !mergeable {
             prop_assert_eq!(sent, expected.len());
         }
@@ -414,6 +427,50 @@ fn readable_buffer_on_the_receive_ring_faults_it_and_its_sender_goes_on() {
     assert_eq!(bed.faults[1].reported(), None);
     bed.poll();
     assert_eq!((bed.sent(), bed.drops(DropReason::RxDisabled)), (1, 1));
+}
+
+#[test]
+fn frames_before_a_buffer_at_fault_stay_and_those_behind_it_are_dropped() {
+    for format in [Format::Split, Format::Packed] {
+        let mut bed = Bed::new(Setup { format, ..Setup::default() });
+        let posted = [bed.post(0, &[2048]), bed.post(1, &[2048])];
+        let gpa = bed.buffer(2048);
+        bed.rx.add(&[DriverBuffer { gpa, len: 2048, writable: false }], 2).unwrap();
+        bed.rx.publish();
+        for token in 0..4 {
+            bed.send(token, &frame(60, token as u8), &[]);
+        }
+        bed.poll();
+        assert_eq!(bed.faults[0].reported(), Some(RingFault::Direction));
+        for (token, buffers) in posted.iter().enumerate() {
+            assert_eq!(bed.read(buffers, bed.header + 60)[bed.header..], frame(60, token as u8));
+        }
+        assert_eq!(bed.read(&[DriverBuffer { gpa, len: 2048, writable: false }], 2048), [0; 2048]);
+        bed.poll();
+        assert_eq!((bed.sent(), bed.drops(DropReason::RxDisabled)), (4, 2));
+    }
+}
+
+#[test]
+fn buffers_of_many_bursts_in_one_poll_keep_what_was_written_to_them() {
+    for format in [Format::Split, Format::Packed] {
+        let mut bed = Bed::new(Setup { format, size: 256, ..Setup::default() });
+        let posted: Vec<_> = (0..200).map(|token| bed.post(token, &[2048])).collect();
+        for token in 0..200 {
+            bed.send(token, &frame(60 + token as usize, token as u8), &[]);
+        }
+        while bed.poll() != Polled::Idle {}
+        let came: Vec<_> = std::iter::repeat_with(|| bed.received()).take(4).flatten().collect();
+        assert_eq!(came.len(), 200);
+        for one in came {
+            let buffers = &posted[one.token as usize];
+            let len = 60 + one.token as usize;
+            assert_eq!(one.written as usize, bed.header + len);
+            assert_eq!(bed.read(buffers, bed.header + len)[bed.header..], frame(len, one.token as u8));
+        }
+        let stats = bed.counters[0].snapshot();
+        assert_eq!((stats.received_desc, stats.packets), (200, 200));
+    }
 }
 
 #[test]

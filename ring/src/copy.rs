@@ -64,7 +64,8 @@ impl<'map> HostSlice<'map> {
         }
     }
     /// Makes the first lines of a buffer this core's own, for a header of `at` bytes and `len` bytes behind it that will be copied
-    /// there: by a store to each, whose value does not matter. A line on which nothing but the header is, which mostly
+    /// there: by a store to each of one or two, whose value does not matter. What stood there is lost, whether or not something is copied
+    /// there then: for buffers that are the device's to write. A line on which nothing but the header is, which mostly
     /// [is there already](HostSlice::keep_word), is asked for to be read.
     ///
     /// A store waits for its line while what follows goes on, and many stores one after another wait together; those of a copy are among

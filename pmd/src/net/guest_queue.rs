@@ -49,9 +49,9 @@ pub struct GuestQueue<Q> {
     pub(super) used: usize,
     /// Of them, those that the ring has been told of. The others were filled by a frame each.
     pub(super) told: usize,
-    /// The bytes that were written to each chain that was filled.
+    /// The bytes that were written to each chain of the burst that one frame filled, from `told` to `used`.
     pub(super) written: [u32; Burst::CHAINS],
-    /// Writable bytes of the chain filled last: how many chains a frame will take is judged by it.
+    /// Writable bytes of the last chain that the ring was told of: how many chains a frame will take is judged by it.
     pub(super) capacity: u32,
     /// A frame may span several chains (MRG_RXBUF).
     pub(super) mergeable: bool,
@@ -236,6 +236,7 @@ impl<Q: DeviceRing> GuestQueue<Q> {
         if self.faulted {
             return Some(false);
         }
+        debug_assert_eq!(self.told, self.used, "sleeps on what was not told");
         self.kick.as_ref()?;
         Some(self.ring.enable_kicks())
     }

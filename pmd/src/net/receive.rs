@@ -37,6 +37,8 @@ impl<R: DeviceRing + fmt::Debug> Sink for GuestQueue<R> {
             for chain in self.burst.chains() {
                 if let Some(piece) = self.burst.single_writable(chain) {
                     piece.own_behind(header, longest as usize);
+                } else {
+                    self.burst.writable(chain).take(2).for_each(|piece| piece.prefetch_write(0));
                 }
             }
         }
