@@ -27,7 +27,7 @@ use ringway_pmd::block::disk::BlockDevice;
 use ringway_pmd::counters::DropReason;
 use ringway_pmd::drivers::file::{FileDisk, FileDisks};
 use ringway_pmd::vdpa::{DeviceHost, DeviceSpec, DriverError, MakePump, Placer, Upcall, VdpaDevice};
-use ringway_ring::queue::{Format, RingFault};
+use ringway_ring::queue::{Completion, Format, RingFault};
 use ringway_ring::tsc;
 use rustix::event::{PollFd, PollFlags, poll};
 use tempfile::TempDir;
@@ -268,17 +268,19 @@ fn requests_allocate_nothing() {
             bed.done(IN, 0, &[], 512, &[]);
             ask(bed);
             allocations::watch();
-            for _ in 0..400 {
+            let (begun, mut ended) = (Instant::now(), 0);
+            let mut done = [Completion::default(); 64];
+            while ended < 40 && begun.elapsed() < Duration::from_secs(60) {
                 bed.poll();
+                ended += bed.driver.collect(&mut done).unwrap_or_default();
                 std::thread::sleep(Duration::from_millis(1));
             }
             // Before the thread ends, which frees what it has.
-            allocations::calls()
+            (allocations::calls(), ended)
         });
         worker.join().unwrap()
     });
-    assert_eq!(calls, 0);
-    assert_eq!(bed.collect().len(), 40, "all of them ended meanwhile");
+    assert_eq!(calls, (0, 40), "allocations, and requests that ended");
 }
 
 #[test]
@@ -743,7 +745,7 @@ fn file_that_hangs_is_given_up_and_nobody_has_it_before_it_answers() {
         bed.poll();
     }
     assert!(!bed.pump.begin_stop() && bed.collect().is_empty());
-    assert!(begun.elapsed() < Duration::from_secs(5), "the worker never waits");
+    assert!(begun.elapsed() < Duration::from_secs(20), "the worker never waits");
     let what = health.under_way().unwrap();
     assert!(what.contains("1 requests under way, the oldest a write at sector 8"), "{what}");
     wait_for(|| health.words().is_some_and(|words| words.contains("it does not answer")));
@@ -759,7 +761,7 @@ fn file_that_hangs_is_given_up_and_nobody_has_it_before_it_answers() {
     let mut disks = FileDisks::new();
     let words = spec(&[("path", shown.to_str().unwrap())]);
     let why = disks.device(&words, DeviceHost::unheard()).unwrap_err().to_string();
-    assert!(begun.elapsed() < Duration::from_secs(2), "control never waits");
+    assert!(begun.elapsed() < Duration::from_secs(20), "control never waits");
     assert!(why.contains("does not answer") || why.contains("in use as a disk"), "{why}");
     server.signal(Signal::CONT);
     wait_for(|| {

@@ -90,7 +90,10 @@ fn arrival_waits_until_the_port_sends_and_is_told_once() {
         // Started, and what it sends goes nowhere yet.
         a.start(0);
         b.send_plain(0, &frame(a.mac, b.mac, 64, 1));
-        while b.stats(1).completed_desc == 0 {}
+        let deadline = Instant::now() + SOON;
+        while b.stats(1).completed_desc == 0 {
+            assert!(Instant::now() < deadline);
+        }
         assert!(b.received(0).is_empty());
         a.stop();
         a.start(1);

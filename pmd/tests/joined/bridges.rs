@@ -100,7 +100,8 @@ fn sixty_four_ports_hear_everybody_and_each_other() {
     }
     for nic in &mut nics {
         assert!(nic.received(0).is_empty());
-        assert_eq!((nic.stats(0).packets, nic.stats(1).packets), (64, 2));
+        nic.expect_packets(0, 64);
+        nic.expect_packets(1, 2);
     }
 }
 
@@ -122,7 +123,7 @@ fn slow_port_of_a_bridge_costs_the_others_nothing() {
     }
     nics[0].expect(0, 100);
     nics[1].expect_drops(0, DropReason::NoRxBuffer, 100);
-    assert_eq!(nics[2].stats(1).packets, 100);
+    nics[2].expect_packets(1, 100);
 }
 
 #[test]
@@ -160,8 +161,12 @@ fn spoofed_addresses_and_floods_are_bounded_where_the_operator_asks() {
         }
     }
     assert_eq!(a.example(1, DropReason::FloodLimit), Some(Example::Address(Mac([0xff; 6]))));
-    let flooded = a.stats(1).packets - 1;
-    assert_eq!(flooded + a.drops(1, DropReason::FloodLimit), sent);
+    // Those that were given back are counted, each kind for itself.
+    let flooded = || a.stats(1).packets - 1;
+    while flooded() + a.drops(1, DropReason::FloodLimit) != sent {
+        assert!(begun.elapsed() < SOON, "{sent}: {:?}", a.stats(1));
+    }
+    let flooded = flooded();
     assert!(
         flooded as f64 <= 1024.0 + 20_000.0 / 256.0 * begun.elapsed().as_secs_f64(),
         "{flooded} in {:?}",
@@ -262,7 +267,8 @@ fn what_a_port_sends_beyond_its_rate_stays_in_its_ring_and_is_lost_nowhere() {
         for (n, (_, got)) in (0..).zip(arrived) {
             assert_eq!(got, frame(b.mac, a.mac, 64, n));
         }
-        assert!(a.stats(1).held > 0 && a.stats(1).packets == 100);
+        a.expect_packets(1, 100);
+        assert!(a.stats(1).held > 0);
         assert!(b.stats(0).drops.iter().all(|(_, frames)| *frames == 0), "{:?}", b.stats(0));
         assert_eq!(a.device.attributes()["max_tx_pps"], "400");
         // Bits as well: 80 frames of 1,000 bytes are 640,000. A worker that sleeps meanwhile looks again when it may go on.

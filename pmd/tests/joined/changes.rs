@@ -16,6 +16,7 @@ fn moves_between_cores_and_ports_that_come_and_go_lose_nothing_of_the_others() {
     let engine = engine(2);
     let cores = engine.cores().to_vec();
     if cores.len() < 2 {
+        println!("left out: this needs two cores");
         return;
     }
     let mut bridge = bridge(&engine);
@@ -44,7 +45,7 @@ fn moves_between_cores_and_ports_that_come_and_go_lose_nothing_of_the_others() {
         c.stop();
         b.expect(0, 8);
     }
-    assert_eq!(b.stats(0).packets, 400);
+    b.expect_packets(0, 400);
 }
 
 #[test]
@@ -221,6 +222,10 @@ fn stop_that_a_held_worker_does_not_answer_leaves_the_others_in_service() {
 fn move_that_a_held_worker_does_not_answer_leaves_all_in_service() {
     for is_bridge in [true, false] {
         let engine = engine(2);
+        if engine.cores().len() < 2 {
+            println!("left out: this needs two cores");
+            return;
+        }
         let mut mgmtdev = if is_bridge { bridge(&engine) } else { link() };
         let mut a = Nic::new(&mut *mgmtdev, "a", Setup::default(), &engine);
         let mut b = Nic::new(&mut *mgmtdev, "b", Setup::default(), &engine);
@@ -299,7 +304,7 @@ fn port_that_is_dropped_waits_neither_for_a_worker_nor_for_the_lock() {
     passes(&mut b, &mut a, 2);
     assert!(ringway_pmd::later::settle(SOON));
     // Nothing of the dropped ones is served any more: a frame to everybody has one receiver.
-    let before = a.stats(1).packets;
+    a.expect_packets(1, 1);
     passes(&mut a, &mut b, 3);
-    assert_eq!(a.stats(1).packets, before + 1);
+    a.expect_packets(1, 2);
 }

@@ -290,6 +290,14 @@ impl Nic {
         self.stats(queue).drops.into_iter().find(|(other, _)| *other == reason).unwrap().1
     }
 
+    /// Waits until so many frames of a queue are counted, and no more: whoever has them has them a moment before.
+    pub(super) fn expect_packets(&self, queue: u16, count: u64) {
+        let deadline = Instant::now() + SOON;
+        while self.stats(queue).packets != count {
+            assert!(Instant::now() < deadline, "{count} of {:?}", self.stats(queue));
+        }
+    }
+
     /// Waits until so many frames of a queue were dropped for a reason.
     pub(super) fn expect_drops(&self, queue: u16, reason: DropReason, count: u64) {
         let deadline = Instant::now() + SOON;

@@ -239,7 +239,10 @@ fn vlans_of_a_port_change_under_traffic_and_what_is_in_force_holds_at_once() {
         let (before, lost) = (a.stats(1).packets, a.drops(1, DropReason::Vlan));
         a.send_plain(0, &tagged(b.mac, a.mac, tags, seed));
         match expected {
-            Some(tags) => assert_eq!(b.expect(0, 1)[0].1, tagged(b.mac, a.mac, tags, seed)),
+            Some(tags) => {
+                assert_eq!(b.expect(0, 1)[0].1, tagged(b.mac, a.mac, tags, seed));
+                a.expect_packets(1, before + 1);
+            }
             None => {
                 a.expect_drops(1, DropReason::Vlan, lost + 1);
                 assert_eq!((b.received(0).len(), a.stats(1).packets), (0, before));

@@ -156,10 +156,9 @@ mod tests {
         assert!(begun.elapsed() >= Duration::from_millis(60));
         drop(looking);
         // A last time, maybe.
-        std::thread::sleep(Duration::from_millis(50));
         let last = count.load(Ordering::SeqCst);
-        std::thread::sleep(Duration::from_millis(60));
-        assert_eq!(count.load(Ordering::SeqCst), last);
+        std::thread::sleep(Duration::from_millis(110));
+        assert!(count.load(Ordering::SeqCst) <= last + 1);
     }
 
     #[test]
