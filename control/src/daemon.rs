@@ -282,7 +282,8 @@ impl Daemon {
                     let _ = reply.send(self.adopt(entry, socket));
                 }
                 Ok(Message::Metrics { reply }) => drop(reply.send(self.reading())),
-                Ok(Message::CaptureEnded { id, end }) => self.capture_ended(id, end),
+                Ok(Message::CaptureBegun { id }) => self.capture_begun(id),
+                Ok(Message::CaptureEnded { id, outcome }) => self.capture_ended(id, outcome),
                 Ok(Message::Stop) => self.begin_stop(),
                 Err(_) => break,
             }

@@ -410,8 +410,10 @@ impl QueueCounters {
     pub fn begin_capture(&self, capture: &Arc<QueueCapture>) -> bool {
         self.onlookers.change(&self.inner.is_captured, |all| all.push(Arc::clone(capture)))
     }
-    /// They look on no more. Not on a worker. False: as for [`QueueCounters::begin_capture`].
+    /// They look on no more: nothing is copied for them from now on. Not on a worker. False: as for
+    /// [`QueueCounters::begin_capture`], and they stand in the list until this is tried again.
     pub fn end_capture(&self, capture: &Arc<QueueCapture>) -> bool {
+        capture.close();
         let leave = |all: &mut Vec<Arc<QueueCapture>>| all.retain(|other| !Arc::ptr_eq(other, capture));
         self.onlookers.change(&self.inner.is_captured, leave)
     }

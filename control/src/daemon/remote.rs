@@ -30,8 +30,10 @@ pub(crate) enum Message {
     Adopt { entry: DeviceEntry, socket: Inherited, reply: Sender<Result<(), Fault>> },
     /// A scraper asks for what is measured.
     Metrics { reply: crate::operator::metrics::Reply },
-    /// A capture has ended.
-    CaptureEnded { id: u64, end: End },
+    /// A capture has its memory.
+    CaptureBegun { id: u64 },
+    /// A capture has ended, or could not begin; None: its thread panicked.
+    CaptureEnded { id: u64, outcome: Option<Result<End, Fault>> },
     /// Stop.
     Stop,
 }

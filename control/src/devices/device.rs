@@ -49,6 +49,8 @@ impl Origin {
 pub(crate) struct DeviceFacts {
     pub(crate) class: Class,
     pub(crate) data_path: DataPath,
+    /// Its function reaches guests' memory by itself.
+    pub(crate) dma: bool,
     pub(crate) features: Features,
     pub(crate) limits: QueueLimits,
     pub(crate) config: DeviceConfig,
@@ -64,6 +66,7 @@ impl DeviceFacts {
         DeviceFacts {
             class: facts.class,
             data_path: facts.data_path,
+            dma: facts.dma,
             features: facts.features,
             limits: facts.limits,
             config: DeviceConfig::of(device),

@@ -14,7 +14,7 @@
 //! and as an event.
 
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,7 @@ use crate::daemon::{Daemon, Message, Remote};
 use crate::fault::{Fault, Kind};
 use crate::host::peer::Caller;
 use crate::operator::api::{CaptureInfo, CaptureRequest, Direction};
+use crate::operator::show::in_use;
 
 use self::stream::Capture;
 
@@ -45,6 +46,8 @@ const LONGEST_FILTER: usize = 4096;
 /// How long a client may read nothing of a capture.
 const SLOWEST_READER: Duration = Duration::from_secs(30);
 const STACK_BYTES: usize = 256 * 1024;
+/// What the end of a capture may wait for.
+const WAITS_FOR: &str = "the end waits for the core that serves it, which gets no time: ringway core show";
 
 /// The captures that run. Owned by the control thread.
 #[derive(Debug, Default)]
@@ -62,6 +65,8 @@ struct Running {
     caller: Caller,
     since: Instant,
     queues: Vec<u16>,
+    /// Its memory is there, and workers copy.
+    has_begun: bool,
     shared: Arc<Shared>,
 }
 
@@ -70,6 +75,8 @@ struct Running {
 struct Shared {
     captured: AtomicU64,
     missed: AtomicU64,
+    /// Its end waits for a worker that gets no time.
+    waits: AtomicBool,
     /// Set by whoever ends it first.
     end: OnceLock<End>,
 }
@@ -136,8 +143,10 @@ impl Captures {
             up_ms: u64::try_from(running.since.elapsed().as_millis()).unwrap_or(u64::MAX),
             captured: running.shared.captured.load(Ordering::Relaxed),
             missed: running.shared.missed.load(Ordering::Relaxed),
+            waits_for: running.shared.waits.load(Ordering::Relaxed).then(|| WAITS_FOR.to_owned()),
         };
-        self.running.iter().filter(|running| running.device == device).map(info).collect()
+        let of_it = self.running.iter().filter(|running| running.device == device && running.has_begun);
+        of_it.map(info).collect()
     }
 
     /// Ends those of a device, or all.
@@ -152,12 +161,13 @@ impl Captures {
 struct TakenPlace {
     remote: Remote,
     id: u64,
-    end: End,
+    /// How it ended, or why it could not begin. None: its thread panicked.
+    outcome: Option<Result<End, Fault>>,
 }
 
 impl Drop for TakenPlace {
     fn drop(&mut self) {
-        self.remote.send(Message::CaptureEnded { id: self.id, end: self.end });
+        self.remote.send(Message::CaptureEnded { id: self.id, outcome: self.outcome.take() });
     }
 }
 
@@ -175,13 +185,11 @@ impl Daemon {
     ) -> Result<(), Fault> {
         let asked = params.to_string();
         let begun = self.begin_capture(id, params, caller);
-        let outcome = begun.as_ref().map_or_else(|fault| fault.message.as_str(), |_| "ok");
+        let outcome = begun.as_ref().map_or_else(|fault| fault.message.as_str(), |_| "begins");
         tracing::info!(method = "capture", %asked, uid = caller.uid, pid = caller.pid, comm = caller.comm, outcome, "operator");
         let (running, connection) = begun?;
         let Some((stream, unsent)) = self.clients.give_away(client) else { return Ok(()) };
         let _ = epoll::delete(&self.epoll, &stream);
-        let details = json!({ "by": running.caller.to_string(), "queues": running.queues });
-        self.events.push("capture.started", Some(&running.name), details);
         self.captures.running.push(running);
         let _ = connection.send((stream, unsent));
         Ok(())
@@ -209,12 +217,10 @@ impl Daemon {
             .at("name")
             .hint(format!("ringway dev vstats show {name}")));
         }
-        if device.facts.data_path != DataPath::Pumped {
-            let path = device.facts.data_path.name();
-            let why = format!(
-                "no core sees frames of {name} (data_path {path}): its function reads and writes them itself"
-            );
-            return Err(Fault::usage(why).at("name").hint("tcpdump in the guest, or at the switch's port"));
+        let mostly = device.facts.data_path;
+        let path = device.connection.as_ref().map_or(mostly, |connection| in_use(mostly, connection));
+        if let Some(fault) = unseen(&name, path, device.facts.dma) {
+            return Err(fault);
         }
         if let Some(other) = self.captures.running.get(MOST_CAPTURES - 1) {
             return Err(Fault::conflict(format!("{MOST_CAPTURES} captures run already"))
@@ -243,8 +249,11 @@ impl Daemon {
         let (connection, given) = bounded::<(UnixStream, Vec<u8>)>(1);
         let serve = move || {
             if let Ok((stream, unsent)) = given.recv() {
-                let mut place = TakenPlace { remote, id: number_of_it, end: End::Failed };
-                place.end = capture.run(stream, unsent);
+                let begun = || {
+                    remote.send(Message::CaptureBegun { id: number_of_it });
+                };
+                let mut place = TakenPlace { remote: remote.clone(), id: number_of_it, outcome: None };
+                place.outcome = Some(capture.run(stream, unsent, begun));
             }
         };
         let thread = std::thread::Builder::new().name("rw-capture".to_owned()).stack_size(STACK_BYTES);
@@ -256,15 +265,37 @@ impl Daemon {
             caller: caller.clone(),
             since: Instant::now(),
             queues,
+            has_begun: false,
             shared,
         };
         Ok((running, connection))
     }
 
-    /// A capture has ended.
-    pub(crate) fn capture_ended(&mut self, id: u64, end: End) {
+    /// A capture has its memory, and workers copy.
+    pub(crate) fn capture_begun(&mut self, id: u64) {
+        let Some(running) = self.captures.running.iter_mut().find(|running| running.id == id) else { return };
+        (running.has_begun, running.since) = (true, Instant::now());
+        let details = json!({ "by": running.caller.to_string(), "queues": running.queues });
+        let name = running.name.clone();
+        self.events.push("capture.started", Some(&name), details);
+    }
+
+    /// A capture has ended, or could not begin. None: its thread panicked.
+    pub(crate) fn capture_ended(&mut self, id: u64, outcome: Option<Result<End, Fault>>) {
         let Some(at) = self.captures.running.iter().position(|running| running.id == id) else { return };
         let running = self.captures.running.swap_remove(at);
+        let end = match outcome {
+            Some(Ok(end)) => end,
+            None if running.has_begun => End::Failed,
+            other => {
+                let fault = other.and_then(Result::err);
+                let fault = fault.unwrap_or_else(|| Fault::new(Kind::Runtime, "its thread panicked"));
+                let by = running.caller.to_string();
+                let cure = fault.hint.as_deref().unwrap_or("see the log of ringwayd");
+                let details = json!({ "by": by, "why": fault.message, "try": cure });
+                return self.events.push("capture.failed", Some(&running.name), details);
+            }
+        };
         let details = json!({
             "by": running.caller.to_string(),
             "reason": end.name(),
@@ -273,6 +304,23 @@ impl Daemon {
         });
         self.events.push("capture.ended", Some(&running.name), details);
     }
+}
+
+/// Why no frames of a device can be had, and what can be done instead.
+fn unseen(name: &str, path: DataPath, dma: bool) -> Option<Fault> {
+    let (what, counted) = match path {
+        DataPath::Pumped if !dma => return None,
+        DataPath::Pumped | DataPath::Relay => (
+            "a core passes on descriptors, and what they are of is read and written by its function itself",
+            format!("ringway dev vstats show {name} counts them; "),
+        ),
+        DataPath::Hardware => ("its function serves the guest's rings itself", String::new()),
+    };
+    let why = format!("frames of {name} cannot be captured here (data_path {}): {what}", path.name());
+    let hint = format!(
+        "{counted}tcpdump in the guest, on the function's representor on the host (devlink port show), or at the switch's mirror port"
+    );
+    Some(Fault::usage(why).at("name").hint(hint))
 }
 
 fn wanted_of(request: &CaptureRequest) -> Result<Wanted, Fault> {
@@ -329,4 +377,23 @@ fn queues_of(request: &CaptureRequest, max_vqs: u16) -> Result<Vec<u16>, Fault> 
 /// Where frames of a queue go (virtio 1.3 §5.1.2).
 fn direction_of(queue: u16) -> Direction {
     if queue.is_multiple_of(2) { Direction::Out } else { Direction::In }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_core_sees_is_refused_with_the_reason_and_the_next_step() {
+        assert_eq!(unseen("a", DataPath::Pumped, false), None);
+        for path in [DataPath::Pumped, DataPath::Relay] {
+            let said = unseen("a", path, true).unwrap().to_string();
+            let expected = format!("(data_path {}): a core passes on descriptors", path.name());
+            assert!(said.contains(&expected), "{said}");
+            assert!(said.contains("ringway dev vstats show a counts them; tcpdump in the guest"), "{said}");
+        }
+        let in_hardware = unseen("a", DataPath::Hardware, true).unwrap().to_string();
+        assert!(in_hardware.contains("(data_path hardware): its function serves"), "{in_hardware}");
+        assert!(in_hardware.contains("try: tcpdump in the guest"), "{in_hardware}");
+    }
 }

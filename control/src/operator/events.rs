@@ -18,9 +18,13 @@ use crate::operator::events::file::EventsFile;
 mod file;
 
 /// The types of events, as they are told and asked for, and what each means.
-pub(crate) const MEANINGS: [(&str, &str); 50] = [
+pub(crate) const MEANINGS: [(&str, &str); 51] = [
     ("capture.ended", "a capture ended: who had it, why, how many frames it has and how many it missed"),
-    ("capture.started", "somebody captures the frames of a device, by its queues"),
+    ("capture.failed", "a capture that was asked for could not begin, why, and what to do"),
+    (
+        "capture.started",
+        "somebody captures the frames of a device, by its queues: they are copied from now on",
+    ),
     (
         "config.applied",
         "a configuration file was applied: how much it added, changed, made anew and removed, and of how many devices something is not in force yet",

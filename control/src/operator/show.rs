@@ -6,6 +6,7 @@ mod dump;
 mod mgmtdevs;
 mod queues;
 
+pub(crate) use devices::in_use;
 pub(crate) use dump::in_force;
 pub(crate) use queues::{drop_meaning, fault_cure, queue_info};
 

@@ -469,6 +469,31 @@ fn capture_of_a_device_that_is_removed_ends_whole_and_says_so() {
 }
 
 #[test]
+fn capture_that_finds_no_memory_is_told_as_one_that_could_not_begin() {
+    use rustix::process::{Resource, Rlimit, prlimit};
+
+    let daemon = Daemon::start();
+    daemon.run("dev add name a mgmtdev sim/net").good();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    let kib: u64 = size.trim().trim_end_matches(" kB").parse().unwrap();
+    let pid = Pid::from_raw(i32::try_from(daemon.pid()).unwrap());
+    // Enough for a thread, and not for two queues' buffers.
+    let limit = Rlimit { current: Some((kib << 10) + (1 << 20)), maximum: None };
+    let before = prlimit(pid, Resource::As, limit).unwrap();
+    let said = daemon.run("capture a -w /dev/null").bad(1);
+    prlimit(pid, Resource::As, before).unwrap();
+    assert!(said.contains("there is no memory for the capture") && said.contains("MemoryMax="), "{said}");
+    let events = |kind: &str| daemon.run(&format!("events --once --since 0 --type {kind}")).good();
+    wait_for("it is told", || events("capture.failed").contains("there is no memory for the capture"));
+    assert_eq!((events("capture.started"), events("capture.ended")), (String::new(), String::new()));
+    // Its place is free again.
+    let file = file(&daemon);
+    Running::start(&daemon, "a", &[], &file).stop().good();
+    assert!(events("capture.started").contains("capture.started"));
+}
+
+#[test]
 fn what_cannot_be_captured_is_refused_with_the_reason() {
     let daemon = Daemon::start();
     daemon.run("dev add name a mgmtdev sim/net").good();

@@ -298,7 +298,7 @@ fn events_are_numbered_followed_and_filtered() {
         ("events --once --since foo:3", "`foo` is no daemon's instance"),
         (
             "events --once --type foo",
-            "there is no event of type `foo`\n  try: one of: capture.ended, capture.started, config.applied, config.refused",
+            "there is no event of type `foo`\n  try: one of: capture.ended, capture.failed, capture.started, config.applied, config.refused",
         ),
         ("events --once --type dev --type hots", "did you mean host? There are capture.ended"),
         ("events --once --since -3", "unexpected argument '-3'"),
@@ -307,10 +307,9 @@ fn events_are_numbered_followed_and_filtered() {
         assert!(told.contains(said) && !told.contains("-- -3"), "{told}");
     }
     assert!(
-        daemon
-            .run("events --help")
-            .good()
-            .contains("Types: capture.ended, capture.started, config.applied, config.refused")
+        daemon.run("events --help").good().contains(
+            "Types: capture.ended, capture.failed, capture.started, config.applied, config.refused"
+        )
     );
 }
 

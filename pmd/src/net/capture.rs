@@ -46,6 +46,8 @@ pub struct QueueCapture {
     /// Never grows.
     filled: Mutex<Vec<u8>>,
     missed: AtomicU64,
+    /// Nobody wants any more: what is shown is not copied, though it may still stand in the list of those who look on.
+    is_closed: AtomicBool,
 }
 
 /// A frame that was captured.
@@ -76,7 +78,17 @@ impl QueueCapture {
     /// # Errors
     /// There is no memory for it.
     pub fn new(wanted: Arc<Wanted>, bytes: usize) -> Result<QueueCapture, std::collections::TryReserveError> {
-        Ok(QueueCapture { wanted, filled: Mutex::new(buffer(bytes)?), missed: AtomicU64::new(0) })
+        Ok(QueueCapture {
+            wanted,
+            filled: Mutex::new(buffer(bytes)?),
+            missed: AtomicU64::new(0),
+            is_closed: AtomicBool::new(false),
+        })
+    }
+
+    /// Nothing is copied from now on.
+    pub(crate) fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
     }
 
     /// Frames that were wanted and found no room.
@@ -96,7 +108,7 @@ impl QueueCapture {
     /// Worker: copies a frame, if it is wanted and there is room.
     fn put(&self, from: Passage<'_>, dropped: Option<DropReason>, at: u64) {
         let Wanted { filter, snaplen, only_drops } = &*self.wanted;
-        if *only_drops && dropped.is_none() {
+        if self.is_closed.load(Ordering::Relaxed) || (*only_drops && dropped.is_none()) {
             return;
         }
         let mut looked_at = [0; filter::LOOKED_AT];
@@ -123,7 +135,8 @@ impl QueueCapture {
     /// Worker: the same with a frame of our own.
     fn put_bytes(&self, frame: &[u8], dropped: Option<DropReason>, at: u64) {
         let Wanted { filter, snaplen, only_drops } = &*self.wanted;
-        let is_taken = filter.as_ref().is_none_or(|filter| filter.takes(frame));
+        let is_open = !self.is_closed.load(Ordering::Relaxed);
+        let is_taken = is_open && filter.as_ref().is_none_or(|filter| filter.takes(frame));
         if (*only_drops && dropped.is_none()) || !is_taken {
             return;
         }

@@ -64,4 +64,7 @@ pub struct CaptureInfo {
     pub captured: u64,
     /// Frames that found no room, since they came faster than they were taken.
     pub missed: u64,
+    /// It is over, and what it waits for before its place is free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
 }

@@ -35,6 +35,8 @@ const SWEEP: Duration = Duration::from_millis(5);
 const HELD_BACK: Duration = Duration::from_millis(2);
 /// How often a thread that begins or ends tries whether a worker lets go.
 const TRIES: u32 = 100;
+/// How long it rests between tries after that, where it ends.
+const TRY_AGAIN: Duration = Duration::from_millis(50);
 
 /// What the thread of a capture has.
 pub(super) struct Capture {
@@ -61,27 +63,40 @@ struct Captured {
     spare: Vec<u8>,
     /// Told so far.
     missed: u64,
+    /// Where it is told that its end waits.
+    shared: Arc<Shared>,
 }
 
 impl Capture {
-    /// From the answer to the last word.
-    pub(super) fn run(self, stream: UnixStream, unsent: Vec<u8>) -> End {
+    /// From the answer to the last word; `begun` is called once workers copy. An error: it could not begin, and the client was
+    /// told why.
+    pub(super) fn run(self, stream: UnixStream, unsent: Vec<u8>, begun: impl FnOnce()) -> Result<End, Fault> {
         let mut client = Connection { stream, out: unsent, sent: 0, moved: Instant::now() };
-        match self.begin() {
-            Ok(mut queues) => self.stream(&mut queues, &mut client),
+        let mut queues = Vec::new();
+        let outcome = match self.begin(&mut queues) {
+            Ok(()) => {
+                begun();
+                Ok(self.stream(&mut queues, &mut client))
+            }
             Err(fault) => {
                 client.out.extend(line_of(&error_answer(self.request.clone(), &fault)));
                 client.drain(LAST_WORDS);
-                End::Failed
+                Err(fault)
             }
-        }
+        };
+        // The client waits for no worker.
+        drop(client);
+        outcome
     }
 
     /// Makes the buffers and has workers fill them.
-    fn begin(&self) -> Result<Vec<Captured>, Fault> {
+    fn begin(&self, begun: &mut Vec<Captured>) -> Result<(), Fault> {
         let bytes = bytes_for(self.queues.len());
-        let no_memory = |_| Fault::new(Kind::Runtime, "there is no memory for the capture").retryable();
-        let mut begun = Vec::new();
+        let no_memory = |_| {
+            let hint =
+                "fewer queues (queue N), or more memory for ringwayd (MemoryMax= of its unit, ulimit -v)";
+            Fault::new(Kind::Runtime, "there is no memory for the capture").hint(hint).retryable()
+        };
         for (queue, counters) in &self.queues {
             let capture = QueueCapture::new(Arc::clone(&self.wanted), bytes).map_err(no_memory)?;
             let captured = Captured {
@@ -91,16 +106,17 @@ impl Capture {
                 unseen: counters.unseen(),
                 spare: buffer(bytes).map_err(no_memory)?,
                 missed: 0,
+                shared: Arc::clone(&self.shared),
             };
             begun.push(captured);
         }
-        for captured in &begun {
+        for captured in begun.iter() {
             if !(0..TRIES).any(|_| captured.counters.begin_capture(&captured.capture)) {
                 let why = format!("the core that serves queue {} gets no time", captured.queue);
                 return Err(Fault::new(Kind::Runtime, why).hint("ringway core show").retryable());
             }
         }
-        Ok(begun)
+        Ok(())
     }
 
     /// Until it ends.
@@ -202,10 +218,23 @@ fn bytes_for(queues: usize) -> usize {
 }
 
 impl Drop for Captured {
-    /// Workers fill the buffer no more. One that got no time for all these tries has it until the device goes.
+    /// Workers fill the buffer no more.
     fn drop(&mut self) {
-        let _ = (0..TRIES).any(|_| self.counters.end_capture(&self.capture));
+        let_go(|| self.counters.end_capture(&self.capture), &self.shared);
     }
+}
+
+/// Tries to end it until that is done. A worker that is kept from its core while it looks who looks on is waited for, however long
+/// that takes: nothing is copied meanwhile, and the capture keeps its place, which is shown with what it waits for.
+fn let_go(mut end: impl FnMut() -> bool, shared: &Shared) {
+    if (0..TRIES).any(|_| end()) {
+        return;
+    }
+    shared.waits.store(true, Ordering::Relaxed);
+    while !end() {
+        std::thread::sleep(TRY_AGAIN);
+    }
+    shared.waits.store(false, Ordering::Relaxed);
 }
 
 /// Frames that were taken from the queues and are not written yet, since others may come that are older.
@@ -431,7 +460,8 @@ mod tests {
                 shared: Arc::clone(&shared),
                 patience,
             };
-            let thread = std::thread::spawn(move || capture.run(ours, b"before\n".to_vec()));
+            let run = move || capture.run(ours, b"before\n".to_vec(), || ()).unwrap();
+            let thread = std::thread::spawn(run);
             while !counters.is_captured() {
                 std::thread::yield_now();
             }
@@ -509,6 +539,20 @@ mod tests {
     }
 
     #[test]
+    fn end_waits_for_a_worker_that_gets_no_time_and_says_so_until_it_is_done() {
+        for (needed, told) in [(1, 0), (TRIES, 0), (TRIES + 1, 1), (TRIES + 3, 3)] {
+            let (shared, mut was_told) = (Shared::default(), Vec::new());
+            let end = || {
+                was_told.push(shared.waits.load(Ordering::Relaxed));
+                was_told.len() == needed as usize
+            };
+            let_go(end, &shared);
+            assert_eq!(was_told.iter().filter(|told| **told).count(), told, "{needed}");
+            assert!(!shared.waits.load(Ordering::Relaxed));
+        }
+    }
+
+    #[test]
     fn what_finds_no_room_in_a_queues_buffer_is_missed_and_counted() {
         let mut bed = Bed::begin(SLOWEST_READER, None);
         // Faster than it is taken: several times the buffer.
@@ -531,7 +575,8 @@ mod tests {
         let capture = Arc::new(QueueCapture::new(Arc::clone(&wanted), bytes).unwrap());
         assert!(counters.begin_capture(&capture));
         let spare = buffer(bytes).unwrap();
-        let captured = Captured { queue: 1, counters, capture, unseen: 0, spare, missed: 0 };
+        let shared = Arc::default();
+        let captured = Captured { queue: 1, counters, capture, unseen: 0, spare, missed: 0, shared };
         let (mut queues, mut frames, mut out) = (vec![captured], Frames::default(), Vec::new());
         let mut all: u64 = 0;
         while queues[0].capture.missed() == 0 {

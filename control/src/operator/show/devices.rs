@@ -199,7 +199,7 @@ fn status_names(status: u8) -> Vec<String> {
 }
 
 /// How the rings of a connection are served just now.
-fn in_use(mostly: DataPath, connection: &Connection) -> DataPath {
+pub(crate) fn in_use(mostly: DataPath, connection: &Connection) -> DataPath {
     let by_hardware = |ring: &RingReport| ring.served_by == Some(ServedBy::Hardware);
     if connection.rings.iter().any(by_hardware) { DataPath::Hardware } else { mostly }
 }

@@ -38,6 +38,9 @@ pub(crate) fn devices(answer: &DevShow, is_full: bool) -> String {
                 capture.captured,
                 capture.missed
             );
+            if let Some(waits_for) = &capture.waits_for {
+                let _ = writeln!(text, "    {waits_for}");
+            }
         }
         for note in &info.notes {
             let _ = writeln!(text, "  note: {note}");
