@@ -203,6 +203,7 @@ impl Daemon {
                 }
             }
             self.take_messages();
+            turn.extend(self.rested_viewers());
             for id in turn {
                 if self.serve_client(id) {
                     busy_clients.push(id);
@@ -228,7 +229,8 @@ impl Daemon {
         let tick = self.clients.any_waiting().then(|| now + Duration::from_secs(1));
         let look = self.stop_by.is_none().then_some(self.look_again_at);
         let beat = self.heartbeat.as_ref().map(Heartbeat::next);
-        [beat, next, tick, self.retry_absent_at, self.accept_again_at, self.stop_by, look]
+        let viewers = self.clients.viewers.next(now);
+        [beat, next, tick, self.retry_absent_at, self.accept_again_at, self.stop_by, look, viewers]
             .into_iter()
             .flatten()
             .min()

@@ -47,5 +47,7 @@ pub(crate) mod rpc;
 pub(crate) mod sample;
 // What is shown.
 pub(crate) mod show;
+// What viewers take of control's time.
+pub(crate) mod viewers;
 // One device, without an operator.
 pub(crate) mod single;

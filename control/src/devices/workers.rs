@@ -167,19 +167,29 @@ impl Daemon {
         Ok(of_core(target.core, ConfigAction::Del, &[]))
     }
 
-    /// What `core.balance` would do.
+    /// What `core.balance` would do, by what was done since loads were last asked for: they stay as they are for whoever asks next.
     pub(crate) fn plan_balance_cores(&mut self) -> Result<ConfigPlan, Fault> {
-        let planned = self.balance_cores(false)?;
-        Ok(ConfigPlan { steps: planned.moves.iter().map(of_move).collect(), ..ConfigPlan::default() })
+        let (elapsed, done) = self.loads.since(&self.loads_now());
+        let items = self.items(&done, elapsed.max(1));
+        let planned = plan(&items, &self.open_cores());
+        let moves = items.iter().zip(planned).filter(|(item, to)| item.core != *to);
+        let steps = moves.map(|(item, to)| of_move(&item.moved_to(to))).collect();
+        Ok(ConfigPlan { steps, ..ConfigPlan::default() })
+    }
+
+    /// The cores that take groups, each with its memory node.
+    fn open_cores(&self) -> Vec<(usize, Option<usize>)> {
+        self.placement.open().map(|core| (core, self.placement.topology().node(core))).collect()
     }
 
     /// Says how what is placed can be spread better over the workers, by what it did since this was last asked, and does it if that is
     /// asked for.
     pub(crate) fn balance_cores(&mut self, is_applied: bool) -> Result<CorePlan, Fault> {
-        let (elapsed, done) = self.take_loads();
+        let now = self.loads_now();
+        let (elapsed, done) = self.loads.since(&now);
+        self.loads = now;
         let items = self.items(&done, elapsed.max(1));
-        let cores: Vec<(usize, Option<usize>)> =
-            self.placement.open().map(|core| (core, self.placement.topology().node(core))).collect();
+        let cores = self.open_cores();
         let planned = plan(&items, &cores);
         let mut core: BTreeMap<usize, CoreLoad> =
             cores.iter().map(|(open, _)| (*open, CoreLoad::default())).collect();
@@ -210,21 +220,12 @@ impl Daemon {
         })
     }
 
-    /// For how many cycles each pump was busy since this was last asked, and how long that is; 0 the first time.
-    fn take_loads(&mut self) -> (u64, HashMap<String, u64>) {
-        let now = ringway_ring::tsc::cycles();
+    fn loads_now(&self) -> Loads {
         let pumps = self.engine.workers().into_iter().flat_map(|worker| worker.pumps);
-        let busy: HashMap<String, u64> = pumps.map(|pump| (pump.name, pump.busy_cycles)).collect();
-        let before = std::mem::replace(&mut self.loads, Loads { at: now, busy: busy.clone() });
-        if before.at == 0 {
-            return (0, HashMap::new());
+        Loads {
+            at: ringway_ring::tsc::cycles(),
+            busy: pumps.map(|pump| (pump.name, pump.busy_cycles)).collect(),
         }
-        // One that was made anew meanwhile began at 0.
-        let since = |(name, cycles): (String, u64)| {
-            let old = before.busy.get(&name).copied().filter(|old| *old <= cycles).unwrap_or(0);
-            (name, cycles - old)
-        };
-        (now.saturating_sub(before.at), busy.into_iter().map(since).collect())
     }
 
     /// Has a core take nothing more, and says where what it has is to go, each of it counted there.
@@ -361,6 +362,22 @@ impl Daemon {
     }
 }
 
+impl Loads {
+    /// How long it is from these to `now`, in cycles, and for how many of them each pump was busy; 0 and none where these were never
+    /// asked for.
+    fn since(&self, now: &Loads) -> (u64, HashMap<String, u64>) {
+        if self.at == 0 {
+            return (0, HashMap::new());
+        }
+        // One that was made anew meanwhile began at 0.
+        let since = |(name, cycles): (&String, &u64)| {
+            let old = self.busy.get(name).copied().filter(|old| old <= cycles).unwrap_or(0);
+            (name.clone(), cycles - old)
+        };
+        (now.at.saturating_sub(self.at), now.busy.iter().map(since).collect())
+    }
+}
+
 impl Item {
     fn moved_to(&self, to: usize) -> CoreMove {
         CoreMove {
@@ -466,6 +483,15 @@ mod tests {
         // Moving either changes next to nothing.
         assert_eq!(plan(&[item(1, 5000), item(2, 4900)], &TWO), [1, 2]);
         assert_eq!(plan(&[item(1, 9000)], &TWO), [1]);
+    }
+
+    #[test]
+    fn loads_are_counted_from_when_they_were_last_asked_for_and_of_pumps_made_anew_from_their_start() {
+        let loads = |at, a, b| Loads { at, busy: HashMap::from([("a".to_owned(), a), ("b".to_owned(), b)]) };
+        let (elapsed, busy) = loads(100, 10, 50).since(&loads(400, 210, 20));
+        assert_eq!((elapsed, busy["a"], busy["b"]), (300, 200, 20));
+        let (elapsed, busy) = Loads::default().since(&loads(400, 210, 20));
+        assert_eq!((elapsed, busy.len()), (0, 0));
     }
 
     #[test]

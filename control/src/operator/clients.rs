@@ -76,6 +76,9 @@ impl Daemon {
 
     /// One turn with a client. True if it has more requests for the next turn.
     pub(crate) fn serve_client(&mut self, id: u64) -> bool {
+        if self.waits_its_turn(id) {
+            return false;
+        }
         let Some(client) = self.clients.by_id(id) else { return false };
         if !client.fill() {
             self.clients.forget(id);
@@ -88,7 +91,7 @@ impl Daemon {
         for _ in 0..most {
             let Some(client) = self.clients.by_id(id) else { return false };
             let Some(line) = client.take_line() else { break };
-            let role = client.role;
+            let (role, begun) = (client.role, Instant::now());
             let asker = Asker { caller: client.caller.clone(), client: Some(id), role };
             let message = match line {
                 Line::Refused(refusal) => Some(refusal),
@@ -117,8 +120,38 @@ impl Daemon {
             if let (Some(client), Some(message)) = (self.clients.by_id(id), message) {
                 client.say(&message);
             }
+            if role == Role::Viewer {
+                let now = Instant::now();
+                self.clients.viewers.took(now.duration_since(begun), now);
+            }
         }
         self.settle_client(id)
+    }
+
+    /// Whether it is a viewer that is not served before the others had their part of the time: it is not watched until then.
+    fn waits_its_turn(&mut self, id: u64) -> bool {
+        if self.clients.viewers.served_at(Instant::now()).is_none() {
+            return false;
+        }
+        let Some(client) = self.clients.by_id(id).filter(|client| client.role == Role::Viewer) else {
+            return false;
+        };
+        let _ = epoll::delete(&self.epoll, &client.stream);
+        self.clients.viewers.wait(id);
+        true
+    }
+
+    /// The viewers that have waited long enough; they are watched again.
+    pub(crate) fn rested_viewers(&mut self) -> Vec<u64> {
+        let rested = self.clients.viewers.rested(Instant::now());
+        for id in &rested {
+            if let Some(client) = self.clients.by_id(*id)
+                && epoll::add(&self.epoll, &client.stream, Token::Client(*id).data(), EventFlags::IN).is_err()
+            {
+                self.clients.drop_client(*id, "no_descriptor");
+            }
+        }
+        rested
     }
 
     /// Counts what a viewer may not, and logs the first of each, of all viewers together at a rate: more than that would be a

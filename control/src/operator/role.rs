@@ -5,6 +5,7 @@
 use serde_json::Value;
 
 use crate::fault::{Fault, Kind};
+use crate::operator::config::names_namespaces_by_path;
 use crate::operator::methods::Method;
 
 /// By which socket a client came.
@@ -39,16 +40,38 @@ impl Role {
         let is_name = |keyword: &&&str| {
             params.get(**keyword).and_then(Value::as_str).is_some_and(|word| word.parse::<u32>().is_err())
         };
-        match ACCOUNTS.iter().find(is_name) {
-            Some(keyword) if self == Role::Viewer => {
-                let what = format!("dry_run: names of accounts ({keyword}) are not looked up for viewers");
-                Err(Fault::new(Kind::Permission, what)
-                    .at(*keyword)
-                    .hint("a number, or the operator socket (--ctl)"))
-            }
-            _ => Ok(()),
+        if self == Role::Administrator {
+            return Ok(());
+        }
+        if let Some(keyword) = ACCOUNTS.iter().find(is_name) {
+            let what = format!("dry_run: names of accounts ({keyword}) are not looked up for viewers");
+            return Err(Fault::new(Kind::Permission, what)
+                .at(*keyword)
+                .hint("a number, or the operator socket (--ctl)"));
+        }
+        let netns = params.pointer("/attributes/netns").and_then(Value::as_str).unwrap_or_default();
+        if netns.contains('/') {
+            return Err(of_paths());
+        }
+        params.get("text").and_then(Value::as_str).map_or(Ok(()), |text| self.may_diff(text))
+    }
+
+    /// Checks that it may be told what a file with this text would change: whoever only looks has control look at no path of their
+    /// choice, which may lead to a file system that does not answer.
+    ///
+    /// # Errors
+    /// A viewer names a path.
+    pub(crate) fn may_diff(self, text: &str) -> Result<(), Fault> {
+        match self == Role::Viewer && names_namespaces_by_path(text) {
+            true => Err(of_paths()),
+            false => Ok(()),
         }
     }
+}
+
+fn of_paths() -> Fault {
+    let what = "paths of network namespaces are not looked at for viewers";
+    Fault::new(Kind::Permission, what).at("netns").hint("the name of one, or the operator socket (--ctl)")
 }
 
 /// What names accounts, among the parameters of changes.
@@ -59,8 +82,28 @@ const PRIVATE: [&str; 2] = ["capture", "core.plan"];
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::operator::methods::METHODS;
+
+    #[test]
+    fn viewers_have_nothing_looked_up_outside_the_daemon() {
+        let file = |netns: &str| format!("[[device]]\nname = \"a\"\n\"net\\u006es\" = \"{netns}\"\n");
+        for (params, is_refused) in [
+            (json!({ "name": "a", "owner": "root" }), true),
+            (json!({ "name": "a", "owner": "0", "group": "0" }), false),
+            (json!({ "name": "a", "attributes": { "netns": "/net/host/x" } }), true),
+            (json!({ "name": "a", "attributes": { "netns": "blue" } }), false),
+            (json!({ "file": "f", "text": file("/net/host/x") }), true),
+            (json!({ "file": "f", "text": file("blue") }), false),
+            (json!({ "file": "f", "text": "[" }), false),
+        ] {
+            assert_eq!(Role::Viewer.may_rehearse(&params).is_err(), is_refused, "{params}");
+            assert!(Role::Administrator.may_rehearse(&params).is_ok());
+        }
+        assert!(Role::Viewer.may_diff(&file("../x")).is_err() && Role::Viewer.may_diff(&file("x")).is_ok());
+    }
 
     #[test]
     fn viewers_may_call_these_and_nothing_else() {

@@ -20,6 +20,7 @@ use crate::operator::api::ErrorData;
 use crate::operator::methods::names;
 use crate::operator::role::Role;
 
+use crate::operator::viewers::ViewersTime;
 /// The longest request, in bytes with its newline.
 pub(crate) const LONGEST_REQUEST: usize = 256 * 1024;
 /// The most clients at a time.
@@ -98,6 +99,8 @@ pub(crate) struct Clients {
 
 impl Clients {
     /// Whether one more refusal is logged.
+    /// What viewers took of control's time.
+    pub(crate) viewers: ViewersTime,
     pub(crate) fn may_log_refusal(&mut self, now: Instant) -> bool {
         self.refusals.get_or_insert_with(|| Bucket::new(REFUSALS_AT_ONCE, REFUSALS_PER_SECOND, now)).take(now)
     }

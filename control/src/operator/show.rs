@@ -32,6 +32,7 @@ impl Daemon {
             dropped_clients: self.clients.dropped.clone(),
             role: role.name().to_owned(),
             refused_requests: self.clients.refused,
+            viewer_waits: self.clients.viewers.waits,
             lost_log_lines: crate::host::log::lost(),
             lost_events: self.events.lost_on_disk(),
             binary: self.program.standing(),

@@ -76,6 +76,14 @@ fn viewers_see_everything_and_change_nothing() {
         let answer = wire.call("dry_run", rehearse(device));
         assert_eq!(answer["result"]["steps"][0]["name"], "vm1", "{answer}");
     }
+    // And what it would be to spread the load takes no measurement away from whoever asks for it.
+    let mut own = daemon.wire();
+    own.call("core.plan", json!({}));
+    std::thread::sleep(Duration::from_millis(300));
+    let rehearsed = wire.call("dry_run", json!({ "method": "core.balance", "params": {} }));
+    assert!(rehearsed["result"]["steps"].is_array(), "{rehearsed}");
+    let over_ms = own.call("core.plan", json!({}))["result"]["over_ms"].as_u64().unwrap();
+    assert!(over_ms >= 300, "{over_ms}");
     assert!(look("hello").good().contains("refused requests of viewers"));
     assert!(daemon.run("dev show").good().contains("vm0"));
     let log = daemon.log_until_now();
@@ -87,6 +95,42 @@ fn viewers_see_everything_and_change_nothing() {
     std::fs::remove_file(&view).unwrap();
     wait_for("the socket is made again", || look("hello").code == 0);
     assert!(look("dev show").good().contains("vm0"));
+}
+
+#[test]
+fn viewers_who_ask_for_all_that_there_is_leave_the_administrators_their_time() {
+    let temp = tempfile::tempdir_in("/tmp").unwrap();
+    let view = temp.path().join("view.sock");
+    let daemon = Daemon::start_with(&["--view", view.to_str().unwrap()]);
+    let mut own = daemon.wire();
+    for nth in 0..10 {
+        own.call("dev.add", json!({ "name": format!("vm{nth}"), "mgmtdev": "sim/net", "max_vqp": 4 }));
+    }
+    wait_for("the view-only socket", || view.exists());
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let asked = std::sync::atomic::AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let mut wire = crate::support::Wire::to(&view);
+                while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    let answer = wire.call("inspect", json!({}));
+                    assert!(answer["result"]["state"].is_object());
+                    asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                }
+            });
+        }
+        wait_for("they wait", || own.call("hello", json!({}))["result"]["viewer_waits"] != 0);
+        let (before, begun) = (daemon.control_ticks(), Instant::now());
+        std::thread::sleep(Duration::from_secs(3));
+        let busy = Duration::from_millis(10) * u32::try_from(daemon.control_ticks() - before).unwrap();
+        // A quarter is theirs, without what it takes to write the answers.
+        assert!(busy < begun.elapsed() / 2, "{busy:?}");
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    // And each of them was answered.
+    assert!(asked.into_inner() >= 8);
+    assert!(crate::support::ringway(&view, "hello").good().contains("waits of viewers for their part"));
 }
 
 #[test]

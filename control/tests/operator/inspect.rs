@@ -5,6 +5,46 @@ use serde_json::{Value, json};
 use crate::support::Daemon;
 
 #[test]
+fn answer_that_would_be_too_long_or_take_too_long_is_cut_and_says_so() {
+    let daemon = Daemon::start();
+    let mut wire = daemon.wire();
+    let mut add = |nth: usize| {
+        let device = json!({ "name": format!("vm{nth}"), "mgmtdev": "sim/net", "max_vqp": 16 });
+        let added = wire.call("dev.add", device);
+        assert!(added["result"].is_object(), "{added}");
+        wire.call("inspect", json!({ "path": format!("devices/vm{nth}/queues") })).to_string().len()
+    };
+    let bytes = add(0);
+    // More than an answer has.
+    let total = (4 << 20) / bytes + 10;
+    for nth in 1..total {
+        add(nth);
+    }
+    for path in ["", "*", "devices", "devices/*", "devices/vm*/queues"] {
+        let answer = wire.call("inspect", json!({ "path": path }));
+        let text = answer.to_string();
+        assert!(text.len() < (4 << 20) + 4096, "{path}: {} bytes", text.len());
+        let left_out = answer["result"]["left_out"].as_array().unwrap();
+        assert_eq!(left_out.len(), 1, "{path}: {left_out:?}");
+        let told = left_out[0].as_str().unwrap();
+        assert!(
+            told.starts_with("devices: ") && told.contains(&format!(" of {total} are here, as ")),
+            "{told}"
+        );
+        // The path that has it is there.
+        let narrower = told.rsplit_once("as ").unwrap().1;
+        let answer = wire.call("inspect", json!({ "path": narrower }))["result"].clone();
+        assert!(answer["state"][narrower].is_object() && answer["left_out"].is_null(), "{narrower}");
+    }
+    // The parts of few things are whole.
+    let whole = wire.call("inspect", json!({ "path": "*" }))["result"]["state"].clone();
+    assert!(whole["daemon"].is_object() && whole["cores"].is_object() && whole["draining"].is_object());
+    let done = daemon.run("inspect devices");
+    assert!(done.err.contains("a narrower path has the others, as devices/vm"), "{}", done.err);
+    assert!(done.good().lines().count() > 100);
+}
+
+#[test]
 fn document_has_what_the_shows_have_at_its_paths() {
     let daemon = Daemon::start();
     daemon.run("dev add name vm0 mgmtdev bridge/br0 mtu 1400").good();

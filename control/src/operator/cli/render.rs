@@ -100,6 +100,9 @@ pub(crate) fn hello(hello: &Hello) -> String {
     if hello.refused_requests > 0 {
         let _ = writeln!(text, "  refused requests of viewers {}", hello.refused_requests);
     }
+    if hello.viewer_waits > 0 {
+        let _ = writeln!(text, "  waits of viewers for their part of the time {}", hello.viewer_waits);
+    }
     if hello.lost_log_lines > 0 {
         let _ = writeln!(
             text,
