@@ -1,18 +1,30 @@
 //! All that there is, read by path: `devices/vm0/queues/0/drops`, `cores/*/busy_cycles`.
 //!
 //! It is one document ([`State`]), put together of what `show` has: there is no second view. Only the parts that a path leads
-//! into are made. On the control thread; changes nothing.
+//! into are made, one thing after another, until the answer is as long as an answer may be or took as long as it may: what is left
+//! out is told. On the control thread; changes nothing.
+//!
+//! [`State`]: crate::operator::api::State
 
+use std::io::{self, Write};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::daemon::Daemon;
+use crate::devices::device::Device;
 use crate::fault::{Fault, Kind, nearest, printable};
-use crate::operator::api::{DeviceState, Inspect, Inspected, Named, Queue, Select, State, Vstats};
+use crate::operator::api::{DeviceState, Inspect, Inspected, MgmtdevShow, PortShow, Queue, Select, Vstats};
 use crate::operator::role::Role;
 
 /// The parts of the document.
 pub(crate) const PARTS: [&str; 8] =
     ["daemon", "mgmtdevs", "kinds", "ports", "devices", "cores", "absent", "draining"];
+
+/// Bytes of an answer, and how long control makes it; beyond the first one that does not fit nothing is looked at.
+const LONGEST_ANSWER: usize = 4 << 20;
+const LONGEST_LOOK: Duration = Duration::from_millis(100);
 
 impl Daemon {
     /// What stands at a path.
@@ -21,24 +33,18 @@ impl Daemon {
             "" => "*",
             path => path,
         };
-        let parts: Vec<(&str, &str)> =
+        let mut parts: Vec<(&'static str, &str)> =
             PARTS.into_iter().filter_map(|part| Some((part, rest_behind(part, path)?))).collect();
-        let mut state = State::default();
-        for (part, rest) in &parts {
-            self.fill(&mut state, part, rest, role)?;
-        }
-        let whole =
-            serde_json::to_value(&state).map_err(|error| Fault::new(Kind::Runtime, error.to_string()))?;
-        let mut found = Map::new();
-        select(&whole, path, "", &mut found);
+        // There are the most of them: the others have their place before.
+        parts.sort_by_key(|(part, _)| *part == "devices");
+        let mut found = Found::new(LONGEST_ANSWER, Instant::now() + LONGEST_LOOK);
+        self.look_into(&parts, role, &mut found)?;
         // A part that has nothing in it is there.
-        for (part, rest) in &parts {
-            if rest.is_empty() && !found.contains_key(*part) {
-                found.insert((*part).to_owned(), Value::Object(Map::new()));
-            }
+        for (part, _) in parts.iter().filter(|(_, rest)| rest.is_empty()) {
+            found.state.entry(*part).or_insert_with(|| Value::Object(Map::new()));
         }
-        if !found.is_empty() {
-            return Ok(Inspected { state: found });
+        if !found.state.is_empty() || !found.left_out.is_empty() {
+            return Ok(Inspected { state: found.state, left_out: found.left_out });
         }
         let fault =
             Fault::not_found(format!("there is nothing at `{}`", printable(path))).at("path").given(path);
@@ -52,26 +58,45 @@ impl Daemon {
         })
     }
 
-    /// Makes a part, of the devices those that the rest of the path leads to.
-    fn fill(&mut self, state: &mut State, part: &str, rest: &str, role: Role) -> Result<(), Fault> {
-        match part {
-            "daemon" => state.daemon = Some(self.hello(role)),
-            "mgmtdevs" => state.mgmtdevs = self.show_mgmtdevs(Select::default())?.mgmtdev,
-            "kinds" => state.kinds = self.show_mgmtdevs(Select::default())?.kinds,
-            "ports" => state.ports = self.show_ports(&Select::default())?.port,
-            "cores" => state.cores = self.show_cores().core,
-            "draining" => state.draining = self.show_devices(Select::default())?.draining,
-            "absent" => {
-                let mgmtdevs = self.show_mgmtdevs(Select::default())?.absent.0;
-                let ports = self.show_ports(&Select::default())?.absent.0;
-                let devices = self.show_devices(Select::default())?.absent.0;
-                state.absent = Named([mgmtdevs, ports, devices].concat());
-            }
-            _ => {
-                let names = self.registry.devices().map(|device| device.name().to_owned());
-                let wanted = names.filter(|name| rest.is_empty() || rest_behind(name, rest).is_some());
-                for name in wanted.collect::<Vec<_>>() {
-                    state.devices.0.push((name.clone(), self.device_state(&name)?));
+    fn look_into(
+        &mut self,
+        parts: &[(&'static str, &str)],
+        role: Role,
+        found: &mut Found,
+    ) -> Result<(), Fault> {
+        let is_wanted = |wanted: &[&str]| parts.iter().any(|(part, _)| wanted.contains(part));
+        let mgmtdevs = match is_wanted(&["mgmtdevs", "kinds", "absent"]) {
+            true => self.show_mgmtdevs(Select::default())?,
+            false => MgmtdevShow::default(),
+        };
+        let ports = match is_wanted(&["ports", "absent"]) {
+            true => self.show_ports(&Select::default())?,
+            false => PortShow::default(),
+        };
+        for &(part, rest) in parts {
+            match part {
+                "daemon" => found.one(part, rest, &self.hello(role))?,
+                "mgmtdevs" => found.all(part, rest, &mgmtdevs.mgmtdev.0)?,
+                "kinds" => found.all(part, rest, &mgmtdevs.kinds.0)?,
+                "ports" => found.all(part, rest, &ports.port.0)?,
+                "cores" => found.all(part, rest, &self.show_cores().core.0)?,
+                "draining" => {
+                    let all = self.draining.iter();
+                    let all: Vec<(String, String)> =
+                        all.filter_map(|(name, health)| Some((name.clone(), health.under_way()?))).collect();
+                    found.all(part, rest, &all)?;
+                }
+                "absent" => {
+                    let others = [&mgmtdevs.absent.0[..], &ports.absent.0].concat();
+                    let devices =
+                        self.absent.iter().map(|absent| (absent.entry.name.clone(), absent.why.clone()));
+                    let all: Vec<(String, String)> = others.into_iter().chain(devices).collect();
+                    found.all(part, rest, &all)?;
+                }
+                _ => {
+                    let names: Vec<&str> = self.registry.devices().map(Device::name).collect();
+                    let states = names.into_iter().map(|name| (name, || to_value(&self.device_state(name)?)));
+                    found.each(part, rest, states)?;
                 }
             }
         }
@@ -94,25 +119,140 @@ impl Daemon {
     }
 }
 
-/// Everything in a value that a path leads to, by the path that it has.
-fn select(value: &Value, path: &str, at: &str, found: &mut Map<String, Value>) {
-    if path.is_empty() {
-        found.insert(at.to_owned(), value.clone());
-        return;
-    }
-    let mut go_on = |key: &str, value: &Value| {
-        if let Some(rest) = rest_behind(key, path) {
-            let below = if at.is_empty() { key.to_owned() } else { format!("{at}/{key}") };
-            select(value, rest, &below, found);
+/// What was found, within its bounds.
+struct Found {
+    state: Map<String, Value>,
+    /// Bytes that there is room for.
+    room: usize,
+    until: Instant,
+    left_out: Vec<String>,
+}
+
+/// Why no more is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Full {
+    Bytes,
+    Time,
+}
+
+impl Full {
+    fn why(self) -> String {
+        match self {
+            Full::Bytes => format!("an answer has {} MiB at most", LONGEST_ANSWER >> 20),
+            Full::Time => format!("it is looked for {} ms at most", LONGEST_LOOK.as_millis()),
         }
-    };
-    match value {
-        Value::Object(fields) => fields.iter().for_each(|(key, value)| go_on(key, value)),
-        Value::Array(values) => {
-            values.iter().enumerate().for_each(|(index, value)| go_on(&index.to_string(), value));
-        }
-        _ => {}
     }
+}
+
+impl Found {
+    fn new(room: usize, until: Instant) -> Found {
+        Found { state: Map::new(), room, until, left_out: Vec::new() }
+    }
+
+    /// A part that is one thing.
+    fn one(&mut self, part: &str, rest: &str, value: &impl Serialize) -> Result<(), Fault> {
+        if let Err(full) = self.select(&to_value(value)?, rest, part) {
+            self.left_out.push(format!("{part} is left out: {}", full.why()));
+        }
+        Ok(())
+    }
+
+    /// A part that is many things by name.
+    fn all<T: Serialize>(&mut self, part: &str, rest: &str, all: &[(String, T)]) -> Result<(), Fault> {
+        self.each(part, rest, all.iter().map(|(name, value)| (name.as_str(), || to_value(value))))
+    }
+
+    /// The same, each made when its turn comes.
+    fn each<'n, V>(
+        &mut self,
+        part: &str,
+        rest: &str,
+        things: impl Iterator<Item = (&'n str, V)>,
+    ) -> Result<(), Fault>
+    where
+        V: FnOnce() -> Result<Value, Fault>,
+    {
+        let is_wanted = |(name, _): &(&str, V)| rest.is_empty() || rest_behind(name, rest).is_some();
+        let wanted: Vec<(&str, V)> = things.filter(is_wanted).collect();
+        let total = wanted.len();
+        for (nth, (name, value)) in wanted.into_iter().enumerate() {
+            let put = match Instant::now() < self.until {
+                true => self.put(part, rest, name, value()?),
+                false => Err(Full::Time),
+            };
+            if let Err(full) = put {
+                let why = full.why();
+                let how = format!("a narrower path has the others, as {part}/{name}");
+                self.left_out.push(format!("{part}: {nth} of {total} are here, as {why}; {how}"));
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, part: &str, rest: &str, name: &str, value: Value) -> Result<(), Full> {
+        if !rest.is_empty() {
+            let below = rest_behind(name, rest).unwrap_or_default();
+            return self.select(&value, below, &format!("{part}/{name}"));
+        }
+        self.take_room(name, &value)?;
+        let whole = self.state.entry(part).or_insert_with(|| Value::Object(Map::new()));
+        if let Value::Object(whole) = whole {
+            whole.insert(name.to_owned(), value);
+        }
+        Ok(())
+    }
+
+    /// Everything in a value that a path leads to, by the path that it has.
+    fn select(&mut self, value: &Value, path: &str, at: &str) -> Result<(), Full> {
+        if path.is_empty() {
+            self.take_room(at, value)?;
+            self.state.insert(at.to_owned(), value.clone());
+            return Ok(());
+        }
+        let mut go_on = |key: &str, value: &Value| match rest_behind(key, path) {
+            Some(rest) => self.select(value, rest, &format!("{at}/{key}")),
+            None => Ok(()),
+        };
+        match value {
+            Value::Object(fields) => fields.iter().try_for_each(|(key, value)| go_on(key, value)),
+            Value::Array(values) => {
+                let mut values = values.iter().enumerate();
+                values.try_for_each(|(index, value)| go_on(&index.to_string(), value))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes room for a value and its path, as they are written.
+    fn take_room(&mut self, path: &str, value: &Value) -> Result<(), Full> {
+        let mut bytes = Bytes(path.len() + SIGNS);
+        // Nothing that it writes to fails.
+        let _ = serde_json::to_writer(&mut bytes, value);
+        self.room = self.room.checked_sub(bytes.0).ok_or(Full::Bytes)?;
+        Ok(())
+    }
+}
+
+/// Quotes, colon and comma around a path and its value.
+const SIGNS: usize = 4;
+
+/// Counts what is written.
+struct Bytes(usize);
+
+impl Write for Bytes {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn to_value(value: &impl Serialize) -> Result<Value, Fault> {
+    serde_json::to_value(value).map_err(|error| Fault::new(Kind::Runtime, error.to_string()))
 }
 
 /// What of a path is left behind a key, which may have slashes of its own. None: it leads elsewhere.
@@ -150,9 +290,11 @@ mod tests {
     fn paths_lead_through_keys_with_slashes_lists_and_patterns() {
         let whole = json!({ "mgmtdevs": { "bridge/br0": { "a": 1 }, "bridge/br1": { "a": 2 } }, "list": [{ "x": 3 }, { "x": 4 }] });
         let found = |path: &str| {
-            let mut found = Map::new();
-            select(&whole, path, "", &mut found);
-            Value::Object(found).to_string()
+            let mut found = Found::new(LONGEST_ANSWER, Instant::now() + LONGEST_LOOK);
+            for (part, value) in whole.as_object().unwrap() {
+                rest_behind(part, path).map(|rest| found.select(value, rest, part));
+            }
+            Value::Object(found.state).to_string()
         };
         assert_eq!(found("mgmtdevs/bridge/br0/a"), r#"{"mgmtdevs/bridge/br0/a":1}"#);
         assert_eq!(found("mgmtdevs/*/a"), r#"{"mgmtdevs/bridge/br0/a":1,"mgmtdevs/bridge/br1/a":2}"#);
@@ -162,6 +304,33 @@ mod tests {
         assert_eq!(found("list/2"), "{}");
         assert_eq!(found("mgmtdevs/bridge"), "{}");
         assert_eq!(found("list/0/x/y"), "{}");
+    }
+
+    #[test]
+    fn answer_has_so_many_bytes_and_takes_so_long_and_what_is_left_out_is_told() {
+        let all: Vec<(String, Value)> =
+            (0..10).map(|nth| (format!("vm{nth}"), json!({ "x": "y".repeat(90) }))).collect();
+        let in_time = || Instant::now() + Duration::from_secs(60);
+        // `"vm0":{"x":"..."},` of each.
+        for (rest, bytes) in [("", 105), ("*/x", 109), ("vm*", 113)] {
+            let mut found = Found::new(3 * bytes, in_time());
+            found.all("devices", rest, &all).unwrap();
+            let [told] = &found.left_out[..] else { panic!("{:?}", found.left_out) };
+            let expected = "devices: 3 of 10 are here, as an answer has 4 MiB at most; a narrower path has the others, as devices/vm3";
+            assert_eq!(told, expected, "{rest}");
+            let written = Value::Object(found.state).to_string();
+            assert!(written.contains("vm2") && !written.contains("vm3"), "{written}");
+            assert!(written.len() <= 3 * bytes + "{\"devices\":{}}".len(), "{} {rest}", written.len());
+            let mut found = Found::new(10 * bytes, in_time());
+            found.all("devices", rest, &all).unwrap();
+            assert!(found.left_out.is_empty() && found.room == 0, "{rest} {}", found.room);
+        }
+        let mut found = Found::new(LONGEST_ANSWER, Instant::now());
+        found
+            .all("cores", "1*", &[("1", 5), ("2", 6), ("12", 7)].map(|(name, n)| (name.to_owned(), n)))
+            .unwrap();
+        let expected = "cores: 0 of 2 are here, as it is looked for 100 ms at most; a narrower path has the others, as cores/1";
+        assert_eq!((found.left_out, found.state.len()), (vec![expected.to_owned()], 0));
     }
 
     #[test]

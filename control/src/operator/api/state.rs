@@ -20,6 +20,9 @@ pub struct Inspect {
 pub struct Inspected {
     /// What stands at each path that was asked for: parts of [`State`].
     pub state: Map<String, Value>,
+    /// What is not in it, since an answer has its bounds, and the path that has it: each part once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
 }
 
 /// All that there is: what `show`, `-j` and metrics have of it.

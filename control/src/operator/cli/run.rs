@@ -162,7 +162,9 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
         Some(Object::Inspect { path }) => {
             let asked = Inspect { path: path.unwrap_or_default() };
             let answer: Inspected = connect()?.call("inspect", &asked)?;
-            output.print(&answer, || inspect::text(&answer))
+            output.print(&answer, || inspect::text(&answer))?;
+            output.tell(&answer.left_out);
+            Ok(())
         }
         Some(Object::Hello) => {
             let hello: Hello = connect()?.call("hello", &json!({}))?;
