@@ -11,6 +11,7 @@ use ringway_ring::queue::RingFault;
 use serde_json::Value;
 
 use crate::fault::Kind;
+use crate::frontends::cures::{BREACHES, HOST_FAILURES, Told};
 use crate::operator::api::{ContentDescriptor, VERSION};
 use crate::operator::cli::keywords::{KEYWORDS, PORT_KEYWORDS, STATE};
 use crate::operator::discover;
@@ -40,7 +41,7 @@ fn row(name: impl Into<String>, cells: impl IntoIterator<Item = impl Into<String
 /// All sections.
 pub(crate) fn sections() -> Vec<Section> {
     let mut sections = counters();
-    sections.extend([drops(), faults(), metrics_told(), events()]);
+    sections.extend([drops(), faults(), breaches(), host_failures(), metrics_told(), events()]);
     sections.extend(settings());
     sections.extend([attributes(), methods(), errors()]);
     sections.extend(types());
@@ -180,6 +181,32 @@ fn faults() -> Section {
             .to_owned(),
         columns: &["meaning", "what clears it"],
         rows: RingFault::ALL.iter().map(told).collect(),
+    }
+}
+
+fn by_name(all: &[Told]) -> Vec<Row> {
+    all.iter().map(|told| row(told.name, [told.meaning, told.cure])).collect()
+}
+
+fn breaches() -> Section {
+    Section {
+        title: "Breaches of front-ends",
+        about: "What a front-end (the VMM) did against vhost-user, or asked for and cannot have, by name: `.dev.NAME.history.breaches`, the event \
+                `session.breach`, and `ringway_device_breaches_total` with the label `reason`. `last_breach` has the detail."
+            .to_owned(),
+        columns: &["meaning", "what clears it"],
+        rows: by_name(&BREACHES),
+    }
+}
+
+fn host_failures() -> Section {
+    Section {
+        title: "Failures of the host",
+        about: "What this host lacked that a session needed, without fault of its front-end, by name: `.dev.NAME.history.host_failures`, the event \
+                `session.host_failed`, and `ringway_device_host_failures_total` with the label `reason`. `last_host_failure` has the detail."
+            .to_owned(),
+        columns: &["meaning", "what clears it"],
+        rows: by_name(&HOST_FAILURES),
     }
 }
 
