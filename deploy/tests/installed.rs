@@ -22,6 +22,7 @@ fn package_is_installed_upgraded_and_removed() {
         drop_ins(&mut machine)?;
         degraded(&mut machine)?;
         viewers(&mut machine)?;
+        sockets(&mut machine)?;
         reload(&mut machine)?;
         upgrade(&mut machine)?;
         activation(&mut machine)?;
@@ -184,6 +185,24 @@ fn viewers(machine: &mut Machine<'_>) -> Result<()> {
     )?;
     machine
         .well(&format!("rm {UNIT_D}/view.conf && cp /packages/without /etc/ringway/ringwayd.toml && systemctl daemon-reload && systemctl restart ringwayd && test ! -e /run/ringway/view.sock"))
+        .map(drop)
+}
+
+/// A device's socket is given to a group of the VMMs' with the drop-in for it, and without it the error names that.
+fn sockets(machine: &mut Machine<'_>) -> Result<()> {
+    let add = "ringway dev add name vm9 mgmtdev sim/net group daemon";
+    let said = machine.ends_with(5, add)?;
+    ensure!(said.contains("to group 1: ") && said.contains("drop-in sockets.conf"), "{said}");
+    machine.well(&format!(
+        "sed 's/=kvm/=daemon/' {SHARE}/sockets.conf > {UNIT_D}/sockets.conf && systemctl daemon-reload && systemctl restart ringwayd && {add}"
+    ))?;
+    let vmm = "setpriv --reuid 1 --regid 65534 --groups 1 test";
+    machine.well(&format!("{vmm} -w /run/ringway/dev/vm9.sock && {vmm} ! -w /run/ringway/ctl.sock"))?;
+    machine.well("setpriv --reuid 1 --regid 65534 --clear-groups test ! -w /run/ringway/dev/vm9.sock")?;
+    machine
+        .well(&format!(
+            "ringway dev del vm9 && rm {UNIT_D}/sockets.conf && systemctl daemon-reload && systemctl restart ringwayd"
+        ))
         .map(drop)
 }
 

@@ -53,12 +53,12 @@ impl Listening {
         let listening = Listening { socket, file: Some((path.to_owned(), made.identity)) };
         listening.socket.set_nonblocking(true).map_err(failed)?;
         fs::set_permissions(made.path(), fs::Permissions::from_mode(0o660)).map_err(failed)?;
+        // What is so already needs no call, which a service's sandbox may not let through.
+        let owner = owner.filter(|owner| *owner != made.owner);
+        let group = group.filter(|group| *group != made.group);
         if owner.is_some() || group.is_some() {
-            std::os::unix::fs::chown(made.path(), owner, group).map_err(|error| {
-                Fault::system(format!("cannot give {shown} to its owner"), error)
-                    .at(shown.clone())
-                    .hint("run ringwayd as root, or make its user a member of that group")
-            })?;
+            let given = std::os::unix::fs::chown(made.path(), owner, group);
+            given.map_err(|error| not_given(&shown, owner, group, error))?;
         }
         Ok(listening)
     }
@@ -95,11 +95,29 @@ pub(crate) enum Inherited {
     Connected(UnixStream),
 }
 
+/// A socket that cannot be given to whom it is to be given to.
+fn not_given(shown: &str, owner: Option<u32>, group: Option<u32>, error: io::Error) -> Fault {
+    let (to, hint) = match (owner, group) {
+        (Some(owner), _) => (
+            format!("user {owner}"),
+            "only root gives files to other users: give it to a group of ringwayd's user (group NAME), which the VMM's user is in",
+        ),
+        (None, group) => (
+            group.map_or_else(String::new, |group| format!("group {group}")),
+            "ringwayd's user has to be in that group; its unit needs the drop-in sockets.conf with it \
+             (/usr/share/ringway/ringwayd.service.d)",
+        ),
+    };
+    Fault::system(format!("cannot give {shown} to {to}"), error).at(shown).hint(hint)
+}
+
 /// A socket's file that was just made, held by a descriptor: whoever may write to its directory can put a link in its
 /// place, and what is done by name would then be done to the file that the link names.
 struct Made {
     file: OwnedFd,
     identity: Identity,
+    owner: u32,
+    group: u32,
 }
 
 impl Made {
@@ -110,7 +128,8 @@ impl Made {
         if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::Socket {
             return Err(io::Error::other("something else was put in its place"));
         }
-        Ok(Made { file, identity: Identity { device: stat.st_dev, inode: stat.st_ino } })
+        let identity = Identity { device: stat.st_dev, inode: stat.st_ino };
+        Ok(Made { file, identity, owner: stat.st_uid, group: stat.st_gid })
     }
 
     /// A path that leads to this file and no other.
@@ -229,6 +248,23 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o660);
         drop(listening);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn socket_that_cannot_be_given_away_says_what_lets_it() {
+        let denied = || io::Error::from_raw_os_error(rustix::io::Errno::PERM.raw_os_error());
+        let to_group = not_given("/run/r/dev/a.sock", None, Some(36), denied());
+        assert_eq!(to_group.kind, Kind::Permission);
+        let said = to_group.to_string();
+        assert!(said.contains("cannot give /run/r/dev/a.sock to group 36: "), "{said}");
+        assert!(said.contains("its unit needs the drop-in sockets.conf with it"), "{said}");
+        let said = not_given("/run/r/dev/a.sock", Some(64055), Some(36), denied()).to_string();
+        assert!(said.contains("to user 64055: ") && said.contains("give it to a group"), "{said}");
+        // What is so already takes no call.
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        Listening::open(&path, Some(own.0), Some(own.1)).unwrap();
     }
 
     #[test]
