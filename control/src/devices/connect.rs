@@ -9,6 +9,7 @@ use rustix::event::epoll::EventFlags;
 use serde_json::json;
 
 use crate::daemon::{Daemon, Token};
+use crate::devices::apply::plan::unset_of;
 use crate::devices::checks::check_entry;
 use crate::devices::device::{Away, Connection, Device, DeviceFacts, Held, Refused, Told};
 use crate::devices::life::{Life, LifeEvent};
@@ -549,12 +550,26 @@ impl Daemon {
         };
         // What was set while the session was opening or ending, it has not done.
         let is_net = device.facts.class == Class::Net;
+        let now = device.held.as_mut().and_then(Held::facts).map(|now| now.attributes).unwrap_or_default();
+        let facts = &device.facts.attributes;
+        let unset: Vec<String> = now.into_keys().filter(|name| !facts.contains_key(name)).collect();
+        let mgmtdev = device.entry.mgmtdev.clone();
+        let unset: BTreeMap<String, String> = match unset.is_empty() {
+            true => BTreeMap::new(),
+            false => {
+                let info = self.registry.known().find(&mgmtdev);
+                let value = |name: String| Some((unset_of(info.as_ref(), &name)?.to_owned(), name));
+                unset.into_iter().filter_map(value).map(|(value, name)| (name, value)).collect()
+            }
+        };
+        let Some(device) = self.registry.by_id(id) else { return };
         if let Some(held) = device.held.as_mut()
             && let Some(now) = held.facts()
         {
             let is_new = |(name, value): &(&String, &String)| now.attributes.get(*name) != Some(*value);
             let missed = device.facts.attributes.iter().filter(is_new);
-            let missed: BTreeMap<_, _> = missed.map(|(name, value)| (name.clone(), value.clone())).collect();
+            let missed = missed.map(|(name, value)| (name.clone(), value.clone()));
+            let missed: BTreeMap<_, _> = missed.chain(unset).collect();
             if !missed.is_empty() && is_net {
                 held.set(&missed);
                 if let Some(facts) = held.facts() {

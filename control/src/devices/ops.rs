@@ -16,6 +16,7 @@ use rustix::event::epoll;
 use serde_json::{Value, json};
 
 use crate::daemon::{Daemon, Token};
+use crate::devices::apply::plan::is_unset;
 use crate::devices::checks::{check_attributes, check_entry, check_mac, host_interface, uplink_of};
 use crate::devices::deferral::Taking;
 use crate::devices::device::{Backoff, Device, DeviceFacts, Held, Origin, Quota, Repeated};
@@ -607,10 +608,12 @@ impl Daemon {
             device.facts.attributes.extend(live.clone());
             if let Some(connection) = &device.connection {
                 connection.handle.send(Command::Set(live));
+        let info = self.registry.known().find(&entry.mgmtdev);
             } else if let Some(held) = &mut device.held {
                 held.set(&live);
                 device.facts = held.facts().unwrap_or_else(|| device.facts.clone());
             }
+            device.facts.attributes.retain(|name, value| !is_unset(info.as_ref(), name, value));
         }
         if let Some(device) = self.registry.by_id(id).filter(|_| life == Life::Connected) {
             device.defer(taking.deferred());

@@ -100,7 +100,7 @@ pub const ATTRIBUTES: [AttributeInfo; 11] = [
         name: IOPS,
         value: "REQUESTS",
         help: "a second at most, of all queues together (default 0: no limit); in force at once",
-        live: Some(Live::or("0")),
+        live: Some(Live::unless("0")),
     },
     AttributeInfo {
         name: IOPS_BURST,
@@ -112,7 +112,7 @@ pub const ATTRIBUTES: [AttributeInfo; 11] = [
         name: BPS,
         value: "BYTES[K|M|G|T]",
         help: "a second at most, read and written together (default 0: no limit); in force at once",
-        live: Some(Live::or("0")),
+        live: Some(Live::unless("0")),
     },
     AttributeInfo {
         name: BPS_BURST,
@@ -185,7 +185,7 @@ impl Plan {
         Ok(Rates { iops, iops_burst, bps, bps_burst })
     }
 
-    /// The attributes as they are in force.
+    /// The attributes as they are in force: a limit that there is not is none of them.
     pub fn attributes(&self) -> BTreeMap<String, String> {
         let mut attributes = BTreeMap::new();
         let mut put = |name: &str, value: String| {
@@ -201,7 +201,14 @@ impl Plan {
             put(BLK_SIZE, size.to_string());
         }
         for (name, text) in &self.rate_words {
-            put(name, text.clone());
+            let is_limit = match name.as_str() {
+                IOPS => self.rates.iops > 0,
+                BPS => self.rates.bps > 0,
+                _ => true,
+            };
+            if is_limit {
+                put(name, text.clone());
+            }
         }
         attributes
     }

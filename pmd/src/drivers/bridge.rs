@@ -268,7 +268,7 @@ pub(super) const VLAN: AttributeInfo = AttributeInfo {
     name: "vlan",
     value: "off|none|VID[-VID] [pvid] [untagged],...",
     help: "the VLANs that the port carries, in the words of `bridge vlan` (default off: VLAN 1, where other ports have some)",
-    live: Some(Live::or("off")),
+    live: Some(Live::unless("off")),
 };
 
 pub(super) const FLOOD: AttributeInfo = AttributeInfo {

@@ -314,6 +314,7 @@ const DATAPATH: AttributeInfo = AttributeInfo {
             )
         },
         unset: Some("relay"),
+        is_told: true,
     }),
 };
 

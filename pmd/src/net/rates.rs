@@ -23,25 +23,25 @@ pub const ATTRIBUTES: [AttributeInfo; 4] = [
         name: "max_tx_pps",
         value: "FRAMES",
         help: "a second that the port may send at most (default 0: no limit); in force at once",
-        live: Some(Live::or("0")),
+        live: Some(Live::unless("0")),
     },
     AttributeInfo {
         name: "max_tx_rate",
         value: "BITS[kbit|mbit|gbit]",
         help: "a second that the port may send at most (default 0: no limit); in force at once",
-        live: Some(Live::or("0")),
+        live: Some(Live::unless("0")),
     },
     AttributeInfo {
         name: "max_rx_pps",
         value: "FRAMES",
         help: "a second that the port is given at most (default 0: no limit); in force at once",
-        live: Some(Live::or("0")),
+        live: Some(Live::unless("0")),
     },
     AttributeInfo {
         name: "max_rx_rate",
         value: "BITS[kbit|mbit|gbit]",
         help: "a second that the port is given at most (default 0: no limit); in force at once",
-        live: Some(Live::or("0")),
+        live: Some(Live::unless("0")),
     },
 ];
 

@@ -52,15 +52,22 @@ pub struct Live {
     pub waits: fn(&str) -> Option<&'static str>,
     /// The value that is as good as not asking for it. None: there is none, and only a new device has the default.
     pub unset: Option<&'static str>,
+    /// The device tells of it also where it is `unset`.
+    pub is_told: bool,
 }
 
 impl Live {
     /// In force at once.
-    pub const AT_ONCE: Live = Live { waits: |_| None, unset: None };
+    pub const AT_ONCE: Live = Live { waits: |_| None, unset: None, is_told: true };
 
     /// The same, and `unset` is as good as not asking for it.
     pub const fn or(unset: &'static str) -> Live {
         Live { unset: Some(unset), ..Live::AT_ONCE }
+    }
+
+    /// The same, of what a device has only where it is not `unset`, as a limit.
+    pub const fn unless(unset: &'static str) -> Live {
+        Live { is_told: false, ..Live::or(unset) }
     }
 }
 
