@@ -24,10 +24,11 @@ use crate::devices::device::Origin;
 use crate::devices::registry::MgmtOrigin;
 use crate::fault::{Fault, Kind};
 use crate::operator::api::{
-    ConfigAction, ConfigPlan, ConfigStep, ConfigText, DevSet, DeviceEntry, MgmtEntry, PortEntry, PortSet,
-    Target,
+    ConfigAction, ConfigApply, ConfigPlan, ConfigStep, ConfigText, DevSet, DeviceEntry, MgmtEntry, PortEntry,
+    PortSet, Target,
 };
 use crate::operator::config;
+use crate::operator::role::Role;
 use crate::operator::show::in_force;
 
 /// What runs until a file is applied is kept under this name in the state directory.
@@ -54,15 +55,36 @@ enum Undo {
 
 impl Daemon {
     /// Foretells what applying a file would do.
-    pub(crate) fn diff(&mut self, given: &ConfigText) -> Result<ConfigPlan, Fault> {
-        let desired = config::parse(&given.text, &given.file, &crate::devices::drivers::known())?;
-        Ok(self.plan(&desired)?.told)
+    pub(crate) fn diff(&mut self, given: &ConfigText, role: Role) -> Result<ConfigPlan, Fault> {
+        role.may_diff(&given.text)?;
+        let mut plan = self.plan_of(&given.text, &given.file)?;
+        if let Err(fault) = plan.check_loss(&given.file) {
+            plan.told.notes.push(format!("it is not applied without --force: {}", fault.message));
+        }
+        Ok(plan.told)
+    }
+
+    /// What `config.apply` would do.
+    pub(crate) fn plan_apply(&mut self, given: &ConfigApply) -> Result<ConfigPlan, Fault> {
+        let plan = self.plan_of(&given.text, &given.file)?;
+        if !given.force {
+            plan.check_loss(&given.file)?;
+        }
+        Ok(plan.told)
+    }
+
+    fn plan_of(&mut self, text: &str, file: &str) -> Result<Plan, Fault> {
+        let desired = config::parse(text, file, &crate::devices::drivers::known())?;
+        self.plan(&desired)
     }
 
     /// Makes what runs what a file says.
-    pub(crate) fn apply(&mut self, given: &ConfigText) -> Result<ConfigPlan, Fault> {
-        let desired = config::parse(&given.text, &given.file, &crate::devices::drivers::known())?;
-        let Plan { mut told, work } = self.plan(&desired)?;
+    pub(crate) fn apply(&mut self, given: &ConfigApply) -> Result<ConfigPlan, Fault> {
+        let plan = self.plan_of(&given.text, &given.file)?;
+        if !given.force {
+            plan.check_loss(&given.file)?;
+        }
+        let Plan { mut told, work, .. } = plan;
         let mut previous = None;
         if !work.is_empty() {
             // What cannot be kept is found out before anything is done.
@@ -118,13 +140,9 @@ impl Daemon {
         };
         let file = std::path::absolute(&file).unwrap_or(file);
         let shown = file.display().to_string();
-        let read = crate::host::input::read(&file)
-            .map_err(|error| Fault::system(format!("cannot read {shown}"), error));
-        let text = read.and_then(|bytes| {
-            String::from_utf8(bytes)
-                .map_err(|_| Fault::usage(format!("{shown}: this is not UTF-8")).at(shown.clone()))
-        });
-        match text.and_then(|text| self.apply(&ConfigText { file: shown.clone(), text })) {
+        let given =
+            config::text_of(&file).map(|text| ConfigApply { file: shown.clone(), text, force: false });
+        match given.and_then(|given| self.apply(&given)) {
             Ok(plan) => {
                 let (steps, unchanged) = (plan.steps.len(), plan.unchanged);
                 let deferred = plan.not_in_force().count();
@@ -137,7 +155,8 @@ impl Daemon {
                     "{shown} is not applied: {}",
                     fault.message
                 );
-                self.events.push("config.refused", None, json!({ "file": shown, "why": fault.message }));
+                let details = json!({ "file": shown, "why": fault.message, "try": fault.hint });
+                self.events.push("config.refused", None, details);
             }
         }
     }
@@ -261,7 +280,7 @@ impl Daemon {
                 let now = in_force(device);
                 let info = self.registry.known().find(&entry.mgmtdev);
                 let before = |key: &String| {
-                    let unset = unset_of(info.clone(), key).map(str::to_owned);
+                    let unset = unset_of(info.as_ref(), key).map(str::to_owned);
                     facts.attributes.get(key).cloned().or(unset)
                 };
                 let is_known = set.attributes.keys().all(|key| before(key).is_some());

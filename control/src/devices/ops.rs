@@ -20,6 +20,7 @@ use crate::devices::apply::plan::is_unset;
 use crate::devices::checks::{check_attributes, check_entry, check_mac, host_interface, uplink_of};
 use crate::devices::deferral::Taking;
 use crate::devices::device::{Backoff, Device, DeviceFacts, Held, Origin, Quota, Repeated};
+use crate::devices::known::Known;
 use crate::devices::life::{Life, LifeEvent};
 use crate::devices::registry::MgmtOrigin;
 use crate::devices::state::{Kept, StateDir};
@@ -88,7 +89,12 @@ impl Daemon {
 
     /// Checks what stays as it is for as long as this process runs: a device that fails here need not be tried again.
     pub(crate) fn check_for_good(&self, entry: &DeviceEntry) -> Result<DeviceSpec, Fault> {
-        let spec = check_entry(entry, &self.registry.known())?;
+        self.check_for_good_by(entry, &self.registry.known())
+    }
+
+    /// The same, of one of many: what there is to make devices with is put together once for all of them.
+    pub(crate) fn check_for_good_by(&self, entry: &DeviceEntry, known: &Known) -> Result<DeviceSpec, Fault> {
+        let spec = check_entry(entry, known)?;
         if let Some(core) = entry.core {
             self.placement.check(core)?;
         }
@@ -601,19 +607,19 @@ impl Daemon {
         if let Some(core) = set.core {
             self.move_device(id, core);
         }
+        let info = self.registry.known().find(&entry.mgmtdev);
         let live = taking.live.clone();
         if !live.is_empty()
             && let Some(device) = self.registry.by_id(id)
         {
             device.facts.attributes.extend(live.clone());
+            device.facts.attributes.retain(|name, value| !is_unset(info.as_ref(), name, value));
             if let Some(connection) = &device.connection {
                 connection.handle.send(Command::Set(live));
-        let info = self.registry.known().find(&entry.mgmtdev);
             } else if let Some(held) = &mut device.held {
                 held.set(&live);
                 device.facts = held.facts().unwrap_or_else(|| device.facts.clone());
             }
-            device.facts.attributes.retain(|name, value| !is_unset(info.as_ref(), name, value));
         }
         if let Some(device) = self.registry.by_id(id).filter(|_| life == Life::Connected) {
             device.defer(taking.deferred());

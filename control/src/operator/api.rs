@@ -146,11 +146,11 @@ pub struct Hello {
     /// Requests of viewers that are only the administrators'.
     #[serde(default)]
     pub refused_requests: u64,
-    /// Lines of the log that were lost, since whoever reads standard error was too slow.
-    #[serde(default)]
     /// How often viewers waited, since all of them together had taken their part of the daemon's time: a quarter.
     #[serde(default)]
     pub viewer_waits: u64,
+    /// Lines of the log that were lost, since whoever reads standard error was too slow.
+    #[serde(default)]
     pub lost_log_lines: u64,
     /// Events that were not kept on disk: `host.missing` said why.
     #[serde(default)]

@@ -76,6 +76,8 @@ pub struct Desired {
     places: AllPlaces,
 }
 
+/// The longest file, in bytes: some ten thousand devices. The same wherever one is read, at the start, by SIGHUP, or sent by a command.
+pub(crate) const LONGEST_FILE: usize = 1 << 20;
 /// Keys of `[daemon]`.
 pub const DAEMON_KEYS: [&str; 8] =
     ["cores", "idle", "ctl", "view", "view_group", "metrics", "state_dir", "log"];
@@ -97,15 +99,39 @@ pub fn read(path: &Path, known: &Known) -> Result<Desired, Fault> {
 /// # Errors
 /// It cannot be read.
 pub(crate) fn read_all(path: &Path, known: &Known) -> Result<(Desired, Vec<Fault>), Fault> {
+    Ok(parse_all(&text_of(path)?, &path.display().to_string(), known))
+}
+
+/// The text of a file, whether the daemon reads it or a command that sends it.
+///
+/// # Errors
+/// It cannot be read, is longer than [`LONGEST_FILE`], or is no text.
+pub(crate) fn text_of(path: &Path) -> Result<String, Fault> {
     let shown = path.display().to_string();
     let text = crate::host::input::read(path)
         .map_err(|error| Fault::system(format!("cannot read {shown}"), error))?;
-    let text = String::from_utf8(text).map_err(|error| {
+    check_length(text.len(), &shown)?;
+    String::from_utf8(text).map_err(|error| {
         let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let place = format!("{shown}:{}", before.iter().filter(|byte| **byte == b'\n').count() + 1);
         Fault::usage(format!("{place}: this is not UTF-8")).at(place)
-    })?;
-    Ok(parse_all(&text, &shown, known))
+    })
+}
+
+fn check_length(bytes: usize, file: &str) -> Result<(), Fault> {
+    if bytes <= LONGEST_FILE {
+        return Ok(());
+    }
+    let why = format!("{file} has {bytes} bytes: a configuration file has {LONGEST_FILE} at most");
+    Err(Fault::usage(why).at(file).hint("what operators add (ringway dev add) is kept beside the file"))
+}
+
+/// Whether a text names a network namespace by the path of a file. One that cannot be read names none.
+pub(crate) fn names_namespaces_by_path(text: &str) -> bool {
+    let Ok(table) = DeTable::parse(text) else { return false };
+    let tables = table.get_ref().values().filter_map(|value| value.get_ref().as_array()).flatten();
+    let named = tables.filter_map(|table| table.get_ref().as_table()?.get("netns")?.get_ref().as_str());
+    named.into_iter().any(|netns| netns.contains('/'))
 }
 
 /// Reads and checks a file's text; `file` is what it is called in faults.
@@ -125,6 +151,9 @@ fn first((desired, faults): (Desired, Vec<Fault>)) -> Result<Desired, Fault> {
 
 /// What a text asks for, as far as it is good, and all that is wrong with it.
 fn parse_all(text: &str, file: &str, known: &Known) -> (Desired, Vec<Fault>) {
+    if let Err(fault) = check_length(text.len(), file) {
+        return (Desired::default(), vec![fault]);
+    }
     let source = Source::new(text, file);
     let (mut desired, mut faults) = (Desired::default(), Vec::new());
     let table = match DeTable::parse(text) {

@@ -12,11 +12,11 @@ use crate::daemon::Daemon;
 use crate::fault::{Fault, Kind};
 use crate::host::peer::Caller;
 use crate::operator::api::{
-    CaptureBegun, CaptureRequest, ConfigPlan, ConfigShow, ConfigText, CoreChanged, CorePlan, CoreShow,
-    CoreTarget, DevAdded, DevChanged, DevDeleted, DevSet, DevShow, DeviceEntry, Discovered, DryRun, Dump,
-    EventPage, Follow, Hello, Inspect, Inspected, LogSet, LogShow, MetricsText, MgmtEntry, MgmtdevChanged,
-    MgmtdevDeleted, MgmtdevShow, PortDeleted, PortEntry, PortSet, PortShow, Queue, Sample, Select, Target,
-    VlanChange, VlanShow, VstatsShow,
+    CaptureBegun, CaptureRequest, ConfigApply, ConfigPlan, ConfigShow, ConfigText, CoreChanged, CorePlan,
+    CoreShow, CoreTarget, DevAdded, DevChanged, DevDeleted, DevSet, DevShow, DeviceEntry, Discovered, DryRun,
+    Dump, EventPage, Follow, Hello, Inspect, Inspected, LogSet, LogShow, MetricsText, MgmtEntry,
+    MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, PortDeleted, PortEntry, PortSet, PortShow, Queue, Sample,
+    Select, Target, VlanChange, VlanShow, VstatsShow,
 };
 use crate::operator::discover;
 use crate::operator::role::Role;
@@ -213,11 +213,11 @@ methods! {
         |daemon, _, _| daemon.dump();
     show "config.diff" (ConfigText) -> ConfigPlan,
         "What applying a file would change, and whom it would disrupt",
-        |daemon, _, text| daemon.diff(&text);
-    change "config.apply" (ConfigText) -> ConfigPlan,
+        |daemon, asker, text| daemon.diff(&text, asker.role);
+    change "config.apply" (ConfigApply) -> ConfigPlan,
         "Makes what runs what a file says: all of it, or nothing",
-        |daemon, _, text| daemon.apply(&text),
-        |daemon, text| daemon.diff(&text);
+        |daemon, _, given| daemon.apply(&given),
+        |daemon, given| daemon.plan_apply(&given);
 }
 
 /// The names of all methods.
@@ -267,8 +267,8 @@ impl Daemon {
     fn change(&mut self, method: &Method, params: Value, asker: &Asker) -> Result<Value, Fault> {
         let asked = match method.name {
             // Its steps are told as events, each for itself.
-            "config.apply" => json!({ "file": params.get("file") }).to_string(),
-            _ => params.to_string(),
+            "config.apply" => json!({ "file": params.get("file"), "force": params.get("force") }).to_string(),
+            _ => told_of(params.to_string()),
         };
         let result = if self.is_stopping() {
             Err(Fault::new(Kind::Runtime, "the daemon is stopping").retryable())
@@ -284,6 +284,19 @@ impl Daemon {
         result
     }
 }
+
+/// What was asked for, as it stands in the log: its beginning, if it is long.
+fn told_of(mut asked: String) -> String {
+    let len = asked.len();
+    if len > LONGEST_TOLD {
+        asked.truncate(asked.floor_char_boundary(LONGEST_TOLD));
+        asked += &format!("... ({len} bytes)");
+    }
+    asked
+}
+
+/// Bytes of what was asked for that stand in the log.
+const LONGEST_TOLD: usize = 64 * 1024;
 
 fn read<T: serde::de::DeserializeOwned>(params: Value) -> Result<T, Fault> {
     serde_json::from_value(params).map_err(|error| {
@@ -308,4 +321,17 @@ fn unknown_field(text: &str) -> Option<(&str, &str)> {
 
 fn to_value<T: Serialize>(value: &T) -> Result<Value, Fault> {
     serde_json::to_value(value).map_err(|error| Fault::new(Kind::Runtime, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_asked_for_stands_in_the_log_up_to_its_bound() {
+        let asked = |len: usize| "x".repeat(len - 2) + "\u{e9}";
+        assert_eq!(told_of(asked(LONGEST_TOLD)), asked(LONGEST_TOLD));
+        let told = told_of(asked(LONGEST_TOLD + 1));
+        assert_eq!(told, format!("{}... ({} bytes)", "x".repeat(LONGEST_TOLD - 1), LONGEST_TOLD + 1));
+    }
 }

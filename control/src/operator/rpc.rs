@@ -17,12 +17,16 @@ use serde_json::{Value, json};
 use crate::fault::{Fault, Kind};
 use crate::host::peer::Caller;
 use crate::operator::api::ErrorData;
+use crate::operator::config::LONGEST_FILE;
 use crate::operator::methods::names;
 use crate::operator::role::Role;
-
 use crate::operator::viewers::ViewersTime;
-/// The longest request, in bytes with its newline.
-pub(crate) const LONGEST_REQUEST: usize = 256 * 1024;
+
+/// The longest request of an administrator, in bytes with its newline: a configuration file is sent as one, in which each quote
+/// and each end of a line takes two.
+pub(crate) const LONGEST_REQUEST: usize = 2 * LONGEST_FILE + 64 * 1024;
+/// The longest request of a viewer.
+const LONGEST_OF_VIEWER: usize = 256 * 1024;
 /// The most clients at a time.
 pub(crate) const MOST_CLIENTS: usize = 64;
 /// The most of them that came by the view-only socket: the others' places are the administrators'.
@@ -95,12 +99,12 @@ pub(crate) struct Clients {
     pub(crate) refused: u64,
     /// How many of them may still be logged; None: none was.
     refusals: Option<Bucket>,
+    /// What viewers took of control's time.
+    pub(crate) viewers: ViewersTime,
 }
 
 impl Clients {
     /// Whether one more refusal is logged.
-    /// What viewers took of control's time.
-    pub(crate) viewers: ViewersTime,
     pub(crate) fn may_log_refusal(&mut self, now: Instant) -> bool {
         self.refusals.get_or_insert_with(|| Bucket::new(REFUSALS_AT_ONCE, REFUSALS_PER_SECOND, now)).take(now)
     }
@@ -223,7 +227,15 @@ impl Client {
 
     /// Whether more may be read now.
     pub(crate) fn wants_to_read(&self) -> bool {
-        !self.is_ending && !self.is_full() && self.inbox.len() <= LONGEST_REQUEST
+        !self.is_ending && !self.is_full() && self.inbox.len() <= self.longest_request()
+    }
+
+    /// The longest request that it may make, in bytes with its newline.
+    fn longest_request(&self) -> usize {
+        match self.role {
+            Role::Administrator => LONGEST_REQUEST,
+            Role::Viewer => LONGEST_OF_VIEWER,
+        }
     }
 
     /// Whether something waits to be written.
@@ -243,7 +255,7 @@ impl Client {
 
     /// Whether a request could be taken now.
     pub(crate) fn has_line(&self) -> bool {
-        !self.is_full() && (self.inbox.contains(&b'\n') || self.inbox.len() > LONGEST_REQUEST)
+        !self.is_full() && (self.inbox.contains(&b'\n') || self.inbox.len() > self.longest_request())
     }
 
     /// Takes the next request, if a whole one is there.
@@ -252,11 +264,12 @@ impl Client {
             return None;
         }
         let end = self.inbox.iter().position(|byte| *byte == b'\n');
-        let is_too_long = end.map_or(self.inbox.len(), |end| end + 1) > LONGEST_REQUEST;
+        let longest = self.longest_request();
+        let is_too_long = end.map_or(self.inbox.len(), |end| end + 1) > longest;
         if is_too_long {
             self.inbox = Vec::new();
             self.is_ending = true;
-            let fault = Fault::usage(format!("the request is longer than {LONGEST_REQUEST} bytes"));
+            let fault = Fault::usage(format!("the request is longer than {longest} bytes"));
             return Some(Line::Oversize(protocol_error(-32600, &fault)));
         }
         let line: Vec<u8> = self.inbox.drain(..=end?).collect();

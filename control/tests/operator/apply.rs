@@ -184,10 +184,9 @@ fn file_of_which_a_part_cannot_be_changes_nothing() {
         error.code != 0 && error.err.contains("device f0: ") && error.err.contains("; nothing is changed"),
         "{error:?}"
     );
-    // A device that was made again stands last, and what was set back is what nobody asked for.
+    // A device that was made again stands last.
     let sorted = |dump: &str| {
-        let mut blocks: Vec<String> =
-            dump.split("\n\n").map(|it| it.trim().replace("iops = \"0\"\n", "")).collect();
+        let mut blocks: Vec<String> = dump.split("\n\n").map(|it| it.trim().to_owned()).collect();
         blocks.sort();
         blocks
     };
@@ -197,6 +196,11 @@ fn file_of_which_a_part_cannot_be_changes_nothing() {
         assert_eq!(daemon.device(name)["origin"], origins["dev"][name]["origin"], "{name}");
     }
     kept.queue_num().unwrap();
+    // Nor is there a limit that nobody asked for, while the front-end stays and when it is gone.
+    assert_eq!(daemon.device("d0")["attributes"]["iops"], Value::Null);
+    drop(kept);
+    wait_for("it is gone", || daemon.device("d0")["state"] == "waiting");
+    assert_eq!(daemon.device("d0")["attributes"]["iops"], Value::Null);
     // What can never be is refused by its line before anything is done.
     std::fs::write(&file, FIRST.replace("mac = \"52:54:00:00:00:01\"", "mtu = 3")).unwrap();
     let error = daemon.run(&format!("config apply {}", file.display())).bad(2);
@@ -260,4 +264,108 @@ fn devices_of_a_port_that_is_made_anew_are_made_anew_and_stand_once() {
     assert!(error.err.contains("; nothing is changed"), "{error:?}");
     assert_eq!(daemon.device("p")["provisioned"]["mtu"], 1400);
     assert!(!daemon.run("dev show").good().contains("not made"), "{}", daemon.run("dev show").good());
+}
+
+#[test]
+fn file_without_a_device_takes_away_what_it_made_only_if_that_is_asked_for() {
+    let (daemon, file) = with_file(FIRST);
+    daemon.run("dev add name own mgmtdev sim/net").good();
+    let mut kept = connect(&daemon, "n1");
+    // Cut short while it was written, say.
+    std::fs::write(&file, "").unwrap();
+    let shown = file.display().to_string();
+    let why = format!("{shown} names no device, and all that it made would go: d0, n0, n1");
+    for line in ["config apply", "--dry-run config apply"] {
+        let error = daemon.run(&format!("{line} {shown}")).bad(4);
+        assert!(error.contains(&why), "{error}");
+        assert!(error.contains(&format!("try: ringway config apply {shown} --force")), "{error}");
+    }
+    daemon.signal(Signal::HUP);
+    wait_for("it is refused", || {
+        daemon.run("events --once --since 0 --type config.refused").good().contains(" --force")
+    });
+    let diff = daemon.run(&format!("config diff {shown}"));
+    assert!(diff.err.contains("it is not applied without --force: ") && diff.err.contains(&why), "{diff:?}");
+    assert!(diff.good().contains("- device n1: is removed; its guest loses the device"));
+    kept.queue_num().unwrap();
+    assert_eq!(daemon.device("d0")["origin"], "config");
+
+    // A file that had none, and one that leaves some, are as any other.
+    std::fs::write(&file, "[[device]]\nname = \"n0\"\nmgmtdev = \"bridge/b\"\n").unwrap();
+    daemon.run(&format!("config apply {shown}")).good();
+    std::fs::write(&file, "").unwrap();
+    daemon.run(&format!("config apply {shown}")).bad(4);
+    assert!(daemon.run(&format!("--dry-run config apply {shown} --force")).good().contains("- device n0"));
+    daemon.device("n0");
+    let done = daemon.run(&format!("-j config apply {shown} --force")).json();
+    assert!(steps(&done).contains(&"device n0 del nothing".to_owned()), "{done}");
+    daemon.run("dev show n0").bad(3);
+    daemon.device("own");
+    let unchanged = daemon.run(&format!("-j config apply {shown}")).json();
+    assert_eq!(steps(&unchanged), Vec::<String>::new());
+    daemon.run(&format!("config apply {}", done["previous"].as_str().unwrap())).good();
+    daemon.device("n0");
+}
+
+#[test]
+fn what_operators_made_and_the_file_names_is_told_to_become_its_own() {
+    let (daemon, file) = with_file("");
+    daemon.run("mgmtdev add name bridge/a ageing 60").good();
+    daemon.run("mgmtdev add name bridge/b ageing 60").good();
+    daemon.run("mgmtdev add name simnic/n").good();
+    daemon.run("port add simnic/n sfnum 8").good();
+    daemon.run("dev add name x mgmtdev bridge/a").good();
+    let text = "[[mgmtdev]]\nname = \"bridge/a\"\nageing = 60\n[[mgmtdev]]\nname = \"bridge/b\"\nageing = 90\n\
+                [[mgmtdev]]\nname = \"simnic/n\"\n[[port]]\nmgmtdev = \"simnic/n\"\nsfnum = 8\n\
+                [[device]]\nname = \"x\"\nmgmtdev = \"bridge/a\"\nmtu = 1400\n";
+    std::fs::write(&file, text).unwrap();
+    let shown = file.display();
+    let expected = [
+        "mgmtdev bridge/a adopt nothing",
+        "mgmtdev bridge/b set nothing",
+        "mgmtdev simnic/n adopt nothing",
+        "port simnic/n/8 adopt nothing",
+        "device x set nothing",
+    ];
+    let told = daemon.run(&format!("-j config diff {shown}")).json();
+    assert_eq!(steps(&told), expected, "{told}");
+    for nth in [1, 4] {
+        let note = told["steps"][nth]["notes"][0].as_str().unwrap();
+        assert_eq!(note, "it is the file's from now on, not an operator's", "{told}");
+    }
+    let done = daemon.run(&format!("config apply {shown}")).good();
+    assert!(done.contains("= mgmtdev bridge/a: the file's now, not an operator's\n"), "{done}");
+    assert_eq!(daemon.device("x")["origin"], "config");
+    let again = daemon.run(&format!("-j config diff {shown}")).json();
+    assert_eq!((steps(&again), &again["unchanged"]), (vec![], &json!(1)), "{again}");
+}
+
+#[test]
+fn file_is_taken_up_to_its_bound_wherever_it_is_read() {
+    const LONGEST: usize = 1 << 20;
+    let (daemon, file) = with_file(FIRST);
+    let shown = file.display();
+    // Of what takes two bytes each on the way.
+    let text = |len: usize| format!("{FIRST}{}", "\n".repeat(len - FIRST.len()));
+    std::fs::write(&file, text(LONGEST)).unwrap();
+    for line in ["config check", "config diff", "config apply"] {
+        daemon.run(&format!("{line} {shown}")).good();
+    }
+    std::fs::write(&file, text(LONGEST + 1)).unwrap();
+    for line in ["config check", "config diff", "config apply"] {
+        let error = daemon.run(&format!("{line} {shown}")).bad(2);
+        assert!(error.contains("has 1048577 bytes: a configuration file has 1048576 at most"), "{error}");
+    }
+    daemon.signal(Signal::HUP);
+    wait_for("it is refused", || {
+        daemon.run("events --once --since 0 --type config.refused").good().contains("1048576 at most")
+    });
+    let given = json!({ "file": "/f", "text": text(LONGEST + 1) });
+    for method in ["config.diff", "config.apply"] {
+        let refused = &daemon.wire().call(method, given.clone())["error"];
+        assert!(refused["message"].as_str().unwrap().contains("1048576 at most"), "{refused}");
+    }
+    let mut start = crate::support::ringwayd();
+    start.args(["--ctl", "/tmp/none/ctl.sock", "--config"]).arg(&file);
+    assert!(crate::support::finish(start).bad(2).contains("1048576 at most"));
 }

@@ -261,7 +261,7 @@ fn client_that_floods_and_never_reads_is_dropped_and_delays_nobody() {
 fn oversize_request_is_refused_and_the_client_dropped_by_name() {
     let daemon = Daemon::start();
     let mut wire = daemon.wire();
-    let giant = format!("{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"{}\"}}\n", "x".repeat(300 * 1024));
+    let giant = format!("{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"{}\"}}\n", "x".repeat(2150 * 1024));
     let _ = wire.0.get_mut().write_all(giant.as_bytes());
     let answer = wire.receive();
     assert_eq!(answer["error"]["code"], -32600);

@@ -2,7 +2,7 @@
 //!
 //! Thread: control.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use ringway_pmd::vdpa::MgmtInfo;
@@ -27,6 +27,10 @@ pub(super) struct Plan {
     pub(super) told: ConfigPlan,
     /// Each with the number of its step.
     pub(super) work: Vec<(usize, Work)>,
+    /// Devices of the file that it names no more.
+    lost: Vec<String>,
+    /// It names no device.
+    leaves_none: bool,
 }
 
 /// What a step does. Several may be of one step that is told.
@@ -50,7 +54,8 @@ pub(super) enum Work {
 
 impl Daemon {
     pub(super) fn plan(&mut self, desired: &Desired) -> Result<Plan, Fault> {
-        let mut plan = Plan { told: ConfigPlan::default(), work: Vec::new() };
+        let leaves_none = desired.devices.is_empty();
+        let mut plan = Plan { told: ConfigPlan::default(), work: Vec::new(), lost: Vec::new(), leaves_none };
         self.plan_daemon(desired, &mut plan);
         let remade = self.plan_removals(desired, &mut plan);
         self.plan_mgmtdevs(desired, &mut plan)?;
@@ -110,7 +115,9 @@ impl Daemon {
         desired: &Desired,
         plan: &mut Plan,
     ) -> BTreeMap<String, (ConfigStep, DeviceEntry)> {
-        let wanted = |name: &str| desired.devices.iter().find(|entry| entry.name == name);
+        let by_name: HashMap<&str, &DeviceEntry> =
+            desired.devices.iter().map(|entry| (entry.name.as_str(), entry)).collect();
+        let wanted = |name: &str| by_name.get(name).copied();
         let known = self.registry.known();
         let mut remade = BTreeMap::new();
         for absent in self.absent.iter().filter(|absent| absent.origin == Origin::Config) {
@@ -132,6 +139,7 @@ impl Daemon {
                 None if device.origin == Origin::Config => {
                     let told = step("device", device.name(), ConfigAction::Del, loss(device), Vec::new());
                     plan.step(told, Some(Work::RemoveDevice(device.name().to_owned())));
+                    plan.lost.push(device.name().to_owned());
                 }
                 None if device.origin == Origin::Operator => plan.told.beside.push(device.name().to_owned()),
                 Some(entry) if device.origin != Origin::Implied => {
@@ -145,6 +153,7 @@ impl Daemon {
                     if is_of_port || changes.iter().any(|change| !is_settable(change, info.as_ref(), is_host))
                     {
                         let told = step("device", device.name(), ConfigAction::Remake, loss(device), changes);
+                        let told = told.adopting(device.origin == Origin::Operator);
                         plan.work.push((plan.told.steps.len(), Work::RemoveDevice(device.name().to_owned())));
                         remade.insert(entry.name.clone(), (told, entry.clone()));
                     }
@@ -244,15 +253,19 @@ impl Daemon {
                 mgmtdev.asked.keys().filter(|key| !entry.attributes.contains_key(*key)).cloned().collect();
             let changes: Vec<ConfigChange> =
                 set.iter().map(|(key, value)| change(key, now.get(key), Some(value))).collect();
-            if *origin == MgmtOrigin::Operator || *origin == MgmtOrigin::Device {
-                plan.work.push((
-                    plan.told.steps.len(),
-                    Work::OriginOfMgmtdev(entry.name.clone(), MgmtOrigin::Config),
-                ));
+            let is_operators = *origin == MgmtOrigin::Operator;
+            if is_operators || *origin == MgmtOrigin::Device {
+                let work = Work::OriginOfMgmtdev(entry.name.clone(), MgmtOrigin::Config);
+                plan.work.push((plan.told.steps.len(), work));
+            }
+            if is_operators && set.is_empty() {
+                let told = step("mgmtdev", &entry.name, ConfigAction::Adopt, Disrupts::Nothing, Vec::new());
+                plan.told.steps.push(told);
             }
             if !set.is_empty() {
                 let disrupts = if set.contains_key("core") { Disrupts::Queue } else { Disrupts::Nothing };
                 let told = step("mgmtdev", &entry.name, ConfigAction::Set, disrupts, changes);
+                let told = told.adopting(is_operators);
                 plan.step(
                     told,
                     Some(Work::SetMgmtdev(MgmtEntry { name: entry.name.clone(), attributes: set })),
@@ -297,7 +310,12 @@ impl Daemon {
                 .map(|(key, value)| (key.clone(), value.clone()))
                 .collect();
             let state = (entry.state != port.entry.state).then_some(entry.state);
+            let is_operators = port.origin == MgmtOrigin::Operator;
             if attributes.is_empty() && state.is_none() {
+                if is_operators {
+                    let told = step("port", &handle, ConfigAction::Adopt, Disrupts::Nothing, Vec::new());
+                    plan.told.steps.push(told);
+                }
                 continue;
             }
             let mut changes: Vec<ConfigChange> = attributes
@@ -314,7 +332,7 @@ impl Daemon {
             }
             let gone = self.registry.made_by(&port.entry.child());
             let disrupts = if gone.is_empty() { Disrupts::Nothing } else { Disrupts::Device };
-            let told = step("port", &handle, ConfigAction::Set, disrupts, changes);
+            let told = step("port", &handle, ConfigAction::Set, disrupts, changes).adopting(is_operators);
             plan.step(told, Some(Work::SetPort(PortSet { name: handle, state, attributes })));
         }
     }
@@ -326,16 +344,19 @@ impl Daemon {
         plan: &mut Plan,
     ) -> Result<(), Fault> {
         let known = self.registry.known();
+        let there: HashSet<&str> = known.mgmtdevs.iter().map(|info| info.name.as_str()).collect();
+        let made: HashMap<&str, &Device> =
+            self.registry.devices().map(|device| (device.name(), device)).collect();
         for entry in &desired.devices {
             // What can never be is told before anything is done; of what is not there yet, when it is made.
-            if self.registry.has_mgmtdev(&entry.mgmtdev) {
-                self.check_for_good(entry)?;
+            if there.contains(entry.mgmtdev.as_str()) {
+                self.check_for_good_by(entry, &known)?;
             }
             if let Some((told, entry)) = remade.remove(&entry.name) {
                 plan.step(told, Some(Work::AddDevice(entry)));
                 continue;
             }
-            let Ok(device) = self.registry.find(&entry.name) else {
+            let Some(device) = made.get(entry.name.as_str()).copied() else {
                 let is_kept = |absent: &Absent| absent.entry == *entry && absent.origin == Origin::Config;
                 if let Some(absent) = self.absent.iter().find(|absent| is_kept(absent)) {
                     plan.told.notes.push(format!("{} still cannot be made: {}", entry.name, absent.why));
@@ -386,7 +407,7 @@ impl Daemon {
                     .iter()
                     .filter(|change| !own.contains(&change.key.as_str()))
                     .filter_map(|change| {
-                        let unset = || unset_of(known.find(&entry.mgmtdev), &change.key).map(str::to_owned);
+                        let unset = || unset_of(info.as_ref(), &change.key).map(str::to_owned);
                         Some((change.key.clone(), change.after.clone().or_else(unset)?))
                     })
                     .collect(),
@@ -400,6 +421,7 @@ impl Daemon {
             told.notes.extend(taking.waits_for());
             told.notes.extend(deferral(taking.deferred()));
             told.deferred = taking.not_in_force();
+            let told = told.adopting(device.origin == Origin::Operator);
             plan.step(told, is_set.then_some(Work::SetDevice(set)));
             plan.work.push((plan.told.steps.len() - 1, Work::Adopt(entry.clone())));
         }
@@ -407,7 +429,30 @@ impl Daemon {
     }
 }
 
+impl ConfigStep {
+    /// The same, of what an operator added and the file names, if it is that.
+    fn adopting(mut self, is_operators: bool) -> ConfigStep {
+        if is_operators {
+            self.notes.push("it is the file's from now on, not an operator's".to_owned());
+        }
+        self
+    }
+}
+
 impl Plan {
+    /// Refuses a file that leaves nothing of what it made: mostly one that was cut short, or is another's.
+    pub(super) fn check_loss(&self, file: &str) -> Result<(), Fault> {
+        if self.lost.is_empty() || !self.leaves_none {
+            return Ok(());
+        }
+        let (named, more) = self.lost.split_at(self.lost.len().min(MOST_NAMED));
+        let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+        let why =
+            format!("{file} names no device, and all that it made would go: {}{more}", named.join(", "));
+        let hint = format!("ringway config apply {file} --force, if that is what you want");
+        Err(Fault::conflict(why).at("device").hint(hint))
+    }
+
     fn step(&mut self, told: ConfigStep, work: Option<Work>) {
         self.work.extend(work.map(|work| (self.told.steps.len(), work)));
         self.told.steps.push(told);
@@ -428,6 +473,9 @@ pub(crate) fn step(
 pub(crate) fn change(key: &str, before: Option<&String>, after: Option<&String>) -> ConfigChange {
     ConfigChange { key: key.to_owned(), before: before.cloned(), after: after.cloned() }
 }
+
+/// Devices that a refusal names.
+const MOST_NAMED: usize = 4;
 
 /// What goes with a device that is removed, or made anew.
 pub(crate) fn loss(device: &Device) -> Disrupts {
@@ -501,8 +549,16 @@ pub(crate) fn changes(device: &Device, wanted: &DeviceEntry) -> Vec<ConfigChange
 }
 
 /// The value of a live attribute that is as good as not asking for it.
-pub(super) fn unset_of(info: Option<MgmtInfo>, key: &str) -> Option<&'static str> {
+pub(crate) fn unset_of(info: Option<&MgmtInfo>, key: &str) -> Option<&'static str> {
     info?.attributes.iter().find(|attribute| attribute.name == key)?.live?.unset
+}
+
+/// Such a value of which a device tells nothing.
+pub(crate) fn is_unset(info: Option<&MgmtInfo>, key: &str, value: &str) -> bool {
+    let attribute = info.and_then(|info| info.attributes.iter().find(|attribute| attribute.name == key));
+    attribute
+        .and_then(|attribute| attribute.live)
+        .is_some_and(|live| !live.is_told && live.unset == Some(value))
 }
 
 /// `dev set` does it, for a device whose other side is the `host`'s where nobody connects anew. A key that is to go back to its default needs a new device, unless a value says the same.

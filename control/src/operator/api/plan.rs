@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::Named;
 
-/// Parameters of `config.diff` and `config.apply`.
+/// Parameters of `config.diff`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConfigText {
@@ -14,6 +14,19 @@ pub struct ConfigText {
     pub file: String,
     /// What stands in it.
     pub text: String,
+}
+
+/// Parameters of `config.apply`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConfigApply {
+    /// What the file is called in errors; its absolute path.
+    pub file: String,
+    /// What stands in it.
+    pub text: String,
+    /// Also where it names no device, so that all go that it made.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// Parameters of `dry_run`.

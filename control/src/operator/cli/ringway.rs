@@ -477,6 +477,9 @@ pub enum ConfigCommand {
         /// The file
         #[arg(value_hint = clap::ValueHint::FilePath)]
         file: PathBuf,
+        /// Also where it names no device, so that all go that it made
+        #[arg(long)]
+        force: bool,
     },
 }
 

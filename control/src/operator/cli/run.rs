@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use crate::devices::placement::parse_cores;
 use crate::fault::{Fault, Kind};
 use crate::operator::api::{
-    ConfigPlan, ConfigShow, ConfigText, CoreChanged, CorePlan, CoreShow, CoreTarget, DevAdded, DevChanged,
-    DevDeleted, DevShow, DryRun, Dump, Event, EventPage, Follow, Hello, Inspect, Inspected, LogShow,
-    MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, Named, PortDeleted, PortShow, Queue, Select, Target,
-    VlanShow, VstatsShow,
+    ConfigApply, ConfigPlan, ConfigShow, ConfigText, CoreChanged, CorePlan, CoreShow, CoreTarget, DevAdded,
+    DevChanged, DevDeleted, DevShow, DryRun, Dump, Event, EventPage, Follow, Hello, Inspect, Inspected,
+    LogShow, MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, Named, PortDeleted, PortShow, Queue, Select,
+    Target, VlanShow, VstatsShow,
 };
 use crate::operator::cli::errors::Voice;
 use crate::operator::cli::ringway::{
@@ -112,8 +112,10 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
             output.tell(&plan.notes);
             Ok(())
         }
-        Some(Object::Config { command: ConfigCommand::Apply { file } }) => {
-            let done: Option<ConfigPlan> = output.change(connect, "config.apply", &config_text(&file)?)?;
+        Some(Object::Config { command: ConfigCommand::Apply { file, force } }) => {
+            let ConfigText { file, text } = config_text(&file)?;
+            let given = ConfigApply { file, text, force };
+            let done: Option<ConfigPlan> = output.change(connect, "config.apply", &given)?;
             let Some(plan) = done else { return Ok(()) };
             output.print(&plan, || render::plan(&plan, true))?;
             output.tell(&plan.notes);
@@ -293,10 +295,7 @@ fn ask_doctor(
 
 /// A file, for the daemon to read as its own.
 fn config_text(file: &Path) -> Result<ConfigText, Fault> {
-    let shown = file.display();
-    let text = crate::host::input::read(file)
-        .map_err(|error| Fault::system(format!("cannot read {shown}"), error))?;
-    let text = String::from_utf8(text).map_err(|_| Fault::usage(format!("{shown}: this is not UTF-8")))?;
+    let text = config::text_of(file)?;
     let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
     Ok(ConfigText { file: file.display().to_string(), text })
 }

@@ -1,6 +1,6 @@
 //! What only the whole of a file tells: what is there twice, what there is too much of, and what this host lacks for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use ringway_pmd::vdpa::Class;
@@ -56,24 +56,27 @@ impl Desired {
         if let Some((_, core)) = cores.iter().enumerate().find(|(n, core)| cores[..*n].contains(core)) {
             faults.push(of_daemon("cores", Fault::usage(format!("core {core} is named twice"))));
         }
-        for (n, (entry, places)) in self.mgmtdevs.iter().zip(&self.places.mgmtdevs).enumerate() {
-            if self.mgmtdevs[..n].iter().any(|other| other.name == entry.name) {
+        let mut names = HashSet::new();
+        for (entry, places) in self.mgmtdevs.iter().zip(&self.places.mgmtdevs) {
+            if !names.insert(entry.name.as_str()) {
                 let why = format!("a second management device is named {}", entry.name);
                 faults.push(places.fault("name", Fault::conflict(why)));
             }
         }
-        for (n, (entry, places)) in self.ports.iter().zip(&self.places.ports).enumerate() {
-            if self.ports[..n].iter().any(|other| other.handle() == entry.handle()) {
+        let mut handles = HashSet::new();
+        for (entry, places) in self.ports.iter().zip(&self.places.ports) {
+            if !handles.insert(entry.handle()) {
                 let why = format!("a second port is {}", entry.handle());
                 faults.push(places.fault("sfnum", Fault::conflict(why)));
             }
             let is_made = known.kind(&entry.mgmtdev).is_err();
-            if !is_made && self.mgmtdevs.iter().all(|mgmtdev| mgmtdev.name != entry.mgmtdev) {
+            if !is_made && !names.contains(entry.mgmtdev.as_str()) {
                 faults.push(places.fault("mgmtdev", no_parent(&entry.mgmtdev)));
             }
         }
-        for (n, (entry, places)) in self.placed().enumerate() {
-            let beside = self.check_beside(entry, &self.devices[..n], known);
+        let mut before = Before::default();
+        for (entry, places) in self.placed() {
+            let beside = before.add(entry, known);
             faults.extend(beside.err().map(|(key, fault)| places.fault(key, fault)));
             if let Some(core) = entry.core.filter(|core| !cores.is_empty() && !cores.contains(core)) {
                 let why = format!("no worker runs on core {core}: [daemon] cores is {}", list(cores));
@@ -82,87 +85,6 @@ impl Desired {
             }
         }
         faults
-    }
-
-    /// Checks a device beside those before it; a fault comes with the key that is at fault.
-    #[expect(clippy::result_large_err, reason = "once for each device of a file")]
-    fn check_beside(
-        &self,
-        entry: &DeviceEntry,
-        before: &[DeviceEntry],
-        known: &Known,
-    ) -> Result<(), (&'static str, Fault)> {
-        let twin = |fault: String, other: &DeviceEntry| {
-            Fault::conflict(fault).held_by(format!("device {}", other.name))
-        };
-        if before.iter().any(|other| other.name == entry.name) {
-            return Err(("name", Fault::conflict(format!("a second device is named {}", entry.name))));
-        }
-        if let Some(path) = disk_file(entry, known)
-            && let Some(other) = before.iter().find(|other| {
-                disk_file(other, known) == Some(path) && !(is_read_only(entry) && is_read_only(other))
-            })
-        {
-            let why = format!("{} is on the same file as {}", entry.name, other.name);
-            let hint = "give each a file of its own: two that write to one file destroy what is on it";
-            return Err(("path", twin(why, other).hint(hint)));
-        }
-        if let Some(interface) = host_interface(entry)
-            && let Some(other) =
-                before.iter().find(|other| host_interface(other).as_ref() == Some(&interface))
-        {
-            let key = if entry.attributes.contains_key("tap") { "tap" } else { "mgmtdev" };
-            return Err((
-                key,
-                twin(format!("{} has the same interface as {}", entry.name, other.name), other),
-            ));
-        }
-        // One function is of one device: its own, or a bridge's uplink.
-        let uses = |other: &DeviceEntry, function: &str| {
-            uplink_of(other) == Some(function) || other.mgmtdev == function
-        };
-        let function = uplink_of(entry).unwrap_or(&entry.mgmtdev);
-        let is_twin = |other: &&DeviceEntry| match uplink_of(entry) {
-            Some(function) => uses(other, function),
-            None => uplink_of(other) == Some(function),
-        };
-        if let Some(other) = before.iter().find(is_twin) {
-            let key = if uplink_of(entry).is_some() { "uplink" } else { "mgmtdev" };
-            return Err((
-                key,
-                twin(format!("{} has the same function as {}", entry.name, other.name), other),
-            ));
-        }
-        // A device that comes by itself takes a name, too.
-        for other in before {
-            if implied_name(other) == Some(&entry.name) {
-                let why = format!(
-                    "{} is the name of the host's device, which comes with {}",
-                    entry.name, other.name
-                );
-                return Err(("name", twin(why, other)));
-            }
-            if let Some(name) = implied_name(entry).filter(|name| *name == other.name) {
-                let why = format!(
-                    "{name}, the host's device that comes with {}, is the name of another",
-                    entry.name
-                );
-                return Err(("mgmtdev", twin(why, other)));
-            }
-        }
-        if let Some(most) = known.find(&entry.mgmtdev).and_then(|info| info.max_devices) {
-            let others: Vec<&str> = before
-                .iter()
-                .filter(|other| other.mgmtdev == entry.mgmtdev)
-                .flat_map(|other| [Some(other.name.as_str()), implied_name(other)].into_iter().flatten())
-                .collect();
-            if others.len() + 1 + usize::from(implied_name(entry).is_some()) > most {
-                let why = format!("{} has as many devices as it can: {most}", entry.mgmtdev);
-                let fault = Fault::conflict(why).held_by(others.join(", ")).hint("another management device");
-                return Err(("mgmtdev", fault));
-            }
-        }
-        Ok(())
     }
 
     /// Checks what a daemon with this operator socket and these cores (empty: the default) finds on this host.
@@ -279,18 +201,115 @@ impl Desired {
     }
 }
 
+/// The devices of a file so far, by what only one of them may have: each further one costs the same, however many there are.
+#[derive(Default)]
+struct Before<'a> {
+    names: HashMap<&'a str, &'a DeviceEntry>,
+    /// Of a file, the first that is on it, and the first that writes to it.
+    files: HashMap<&'a Path, (&'a DeviceEntry, Option<&'a DeviceEntry>)>,
+    interfaces: HashMap<(&'a str, PathBuf), &'a DeviceEntry>,
+    /// By the function that is their uplink.
+    uplinks: HashMap<&'a str, &'a DeviceEntry>,
+    /// By their management device: the first, and the names of all.
+    mgmtdevs: HashMap<&'a str, (&'a DeviceEntry, Vec<&'a str>)>,
+    /// By the name of the device that comes with them.
+    implied: HashMap<&'a str, &'a DeviceEntry>,
+}
+
+impl<'a> Before<'a> {
+    /// Checks a device beside those before it and adds it to them; a fault comes with the key that is at fault.
+    #[expect(clippy::result_large_err, reason = "once for each device of a file")]
+    fn add(&mut self, entry: &'a DeviceEntry, known: &Known) -> Result<(), (&'static str, Fault)> {
+        let info = known.find(&entry.mgmtdev);
+        let is_disk = info.as_ref().is_some_and(|info| info.class == Class::Block);
+        let file = entry.attributes.get("path").filter(|_| is_disk).map(Path::new);
+        let most = info.and_then(|info| info.max_devices);
+        let checked = self.check(entry, file, most);
+
+        self.names.entry(&entry.name).or_insert(entry);
+        if let Some(file) = file {
+            let writer = (!is_read_only(entry)).then_some(entry);
+            let (_, writers) = self.files.entry(file).or_insert((entry, None));
+            *writers = writers.or(writer);
+        }
+        if let Some(interface) = host_interface(entry) {
+            self.interfaces.entry(interface).or_insert(entry);
+        }
+        if let Some(function) = uplink_of(entry) {
+            self.uplinks.entry(function).or_insert(entry);
+        }
+        let (_, names) = self.mgmtdevs.entry(&entry.mgmtdev).or_insert((entry, Vec::new()));
+        names.extend([Some(entry.name.as_str()), implied_name(entry)].into_iter().flatten());
+        if let Some(name) = implied_name(entry) {
+            self.implied.entry(name).or_insert(entry);
+        }
+        checked
+    }
+
+    #[expect(clippy::result_large_err, reason = "once for each device of a file")]
+    fn check(
+        &self,
+        entry: &DeviceEntry,
+        file: Option<&Path>,
+        most: Option<usize>,
+    ) -> Result<(), (&'static str, Fault)> {
+        let twin = |fault: String, other: &DeviceEntry| {
+            Fault::conflict(fault).held_by(format!("device {}", other.name))
+        };
+        if self.names.contains_key(entry.name.as_str()) {
+            return Err(("name", Fault::conflict(format!("a second device is named {}", entry.name))));
+        }
+        if let Some((first, writer)) = file.and_then(|file| self.files.get(file))
+            && let Some(other) = if is_read_only(entry) { *writer } else { Some(*first) }
+        {
+            let why = format!("{} is on the same file as {}", entry.name, other.name);
+            let hint = "give each a file of its own: two that write to one file destroy what is on it";
+            return Err(("path", twin(why, other).hint(hint)));
+        }
+        if let Some(other) = host_interface(entry).and_then(|interface| self.interfaces.get(&interface)) {
+            let key = if entry.attributes.contains_key("tap") { "tap" } else { "mgmtdev" };
+            let why = format!("{} has the same interface as {}", entry.name, other.name);
+            return Err((key, twin(why, other)));
+        }
+        // One function is of one device: its own, or a bridge's uplink.
+        let uplink = uplink_of(entry);
+        let function = uplink.unwrap_or(&entry.mgmtdev);
+        let of_function = self.mgmtdevs.get(function).filter(|_| uplink.is_some()).map(|(first, _)| first);
+        if let Some(other) = self.uplinks.get(function).or(of_function) {
+            let key = if uplink.is_some() { "uplink" } else { "mgmtdev" };
+            let why = format!("{} has the same function as {}", entry.name, other.name);
+            return Err((key, twin(why, other)));
+        }
+        // A device that comes by itself takes a name, too.
+        if let Some(other) = self.implied.get(entry.name.as_str()) {
+            let why =
+                format!("{} is the name of the host's device, which comes with {}", entry.name, other.name);
+            return Err(("name", twin(why, other)));
+        }
+        if let Some((name, other)) = implied_name(entry).and_then(|name| Some((name, self.names.get(name)?)))
+        {
+            let why =
+                format!("{name}, the host's device that comes with {}, is the name of another", entry.name);
+            return Err(("mgmtdev", twin(why, other)));
+        }
+        if let Some(most) = most {
+            let others = self.mgmtdevs.get(entry.mgmtdev.as_str()).map_or(&[][..], |(_, names)| names);
+            if others.len() + 1 + usize::from(implied_name(entry).is_some()) > most {
+                let why = format!("{} has as many devices as it can: {most}", entry.mgmtdev);
+                let fault = Fault::conflict(why).held_by(others.join(", ")).hint("another management device");
+                return Err(("mgmtdev", fault));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A socket's path without detours, as far as its directory is there.
 fn real(path: &Path) -> PathBuf {
     match (path.parent().map(Path::canonicalize), path.file_name()) {
         (Some(Ok(dir)), Some(name)) => dir.join(name),
         _ => path.to_owned(),
     }
-}
-
-/// The file that is a device's disk.
-fn disk_file<'a>(entry: &'a DeviceEntry, known: &Known) -> Option<&'a Path> {
-    let is_disk = known.find(&entry.mgmtdev).is_some_and(|info| info.class == Class::Block);
-    entry.attributes.get("path").filter(|_| is_disk).map(Path::new)
 }
 
 /// Nothing is written to the device's disk.
