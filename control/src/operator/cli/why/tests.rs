@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -78,4 +80,58 @@ fn disk_that_gives_nothing_back_is_not_idle() {
     assert!(word == "none" && says.contains("11 requests"), "{says}");
     // What was given up with its session is not waited for.
     assert_eq!(first(of_disk(json!({}), queue(8, 7), queue(8, 7))).0, "idle");
+}
+
+/// The words of the first column of the page's table, and those that are names of drops, of which it has examples.
+fn words_of_the_page() -> (BTreeSet<String>, Vec<String>) {
+    let page = include_str!("../../../../../docs/troubleshooting.md");
+    let (_, table) = page.split_once("| word | it is |\n").unwrap();
+    let (mut words, mut drops) = (BTreeSet::new(), Vec::new());
+    for row in table.lines().skip(1).take_while(|line| line.starts_with('|')) {
+        let cell = row.split('|').nth(1).unwrap();
+        let of_row = cell.split('`').skip(1).step_by(2).map(str::to_owned);
+        match cell.contains("another drop") {
+            true => drops.extend(of_row),
+            false => words.extend(of_row),
+        }
+    }
+    (words, drops)
+}
+
+/// The words that a source gives to calls of this function: as a text, or by a constant's name.
+fn words_of(source: &str, call: &str) -> BTreeSet<String> {
+    let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut words = BTreeSet::new();
+    for (at, _) in source.match_indices(call) {
+        let argument = source[at + call.len()..].trim_start();
+        if source[..at].ends_with(is_of_name) {
+            continue;
+        }
+        if let Some(text) = argument.strip_prefix('"') {
+            words.insert(text.split('"').next().unwrap().to_owned());
+        } else if argument.starts_with(|c: char| c.is_ascii_uppercase()) {
+            let name = argument.split(|c| !is_of_name(c)).next().unwrap();
+            let (_, value) = source.split_once(&format!("const {name}: &str = \"")).unwrap();
+            words.insert(value.split('"').next().unwrap().to_owned());
+        }
+    }
+    words
+}
+
+/// Who reads `-j` finds each word in docs/troubleshooting.md, and none there that no device can have.
+#[test]
+fn words_are_those_of_the_pages_table() {
+    let source = include_str!("../why.rs");
+    let mut known = words_of(source, "cause(");
+    let (_, constants) = source.split_once("/// Words of causes that the daemon finds").unwrap();
+    let constants = constants.lines().skip(1).take_while(|line| line.starts_with("const "));
+    known.extend(constants.map(|line| line.split('"').nth(1).unwrap().to_owned()));
+    known.extend(words_of(include_str!("../../show/devices.rs"), "finding("));
+    known.insert("none".to_owned());
+    let (words, drops) = words_of_the_page();
+    assert_eq!(known, words);
+    assert!(known.len() > 18 && drops.len() > 3, "{drops:?}");
+    let is_drop =
+        |name: &String| ringway_pmd::counters::DropReason::ALL.iter().any(|drop| drop.name() == name);
+    assert!(drops.iter().all(is_drop), "{drops:?}");
 }
