@@ -50,7 +50,9 @@ const SHOWN: [(&str, &str); 2] = [
 ];
 
 /// What is printed only where there is something of the kind.
-const SOMETIMES: [&str; 9] = [
+const SOMETIMES: [&str; 10] = [
+    // Where nobody has them.
+    "free hugepages: ",
     // Both queues may have begun before it is told of one.
     "session.rings vm0 running=1",
     "session.rings vm1 running=1",
