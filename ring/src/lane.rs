@@ -27,6 +27,13 @@
 //! that is dropped takes nothing back: what it published is read and finished as before. So whoever drops one keeps what its
 //! entries name for as long as there is a reader, by other means; or has them finished first.
 //!
+//! # Taking back
+//!
+//! A reader that does not run for long keeps what entries name from their writer. So the writer may take back all entries that the
+//! reader has not [claimed](Reader::claim), as it does before it reads what they name: both exchange one word, which is the reader's
+//! own line as long as the writer does not do so. Entries that were taken back are passed over by the reader once it runs, and the
+//! writer puts nothing in until then.
+//!
 //! # Sleep
 //!
 //! Each end belongs to somebody who may sleep, whose [`Sleeper`] says so. Who is about to sleep says so first and looks once more;
@@ -62,8 +69,12 @@ pub struct Writer {
     published: u64,
     /// How many the reader had finished with when that was last looked at.
     finished: u64,
+    /// How many may have been put in by then: as many as there is room for, or no more than were.
+    end: u64,
     /// The reader was gone then.
     is_closed: bool,
+    /// What the reader has not claimed was taken back, and it has not passed over that.
+    is_barred: bool,
 }
 
 /// The end that reads them. It is closed when it is dropped.
@@ -73,6 +84,8 @@ pub struct Reader {
     /// Entries that there were when that was last looked at.
     seen: u64,
     read: u64,
+    /// As its shared word has it, unless the writer has taken back what is behind.
+    claimed: u64,
     finished: u64,
     /// As the writer can see it.
     told: u64,
@@ -86,6 +99,11 @@ pub struct Closed {
     pub entries: u64,
 }
 
+/// What was read and not claimed was taken back by the writer, with all that is behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the lane's writer took its entries back")]
+pub struct TakenBack;
+
 /// The entry does not get into the lane: it has no room, or the entry has no words or too many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no room in the lane")]
@@ -97,6 +115,8 @@ struct Shared {
     /// How many entries were published, and [`CLOSED`].
     published: Line<AtomicU64>,
     finished: Line<AtomicU64>,
+    /// How many entries the reader has claimed, and [`BARRED`].
+    claimed: Line<AtomicU64>,
     writer: Arc<Sleeper>,
     reader: Arc<Sleeper>,
 }
@@ -113,12 +133,20 @@ pub fn lane(entries: usize, writer: &Arc<Sleeper>, reader: &Arc<Sleeper>) -> (Wr
         entries: (0..entries.next_power_of_two()).map(entry).collect(),
         published: Line::new(AtomicU64::new(0)),
         finished: Line::new(AtomicU64::new(0)),
+        claimed: Line::new(AtomicU64::new(0)),
         writer: Arc::clone(writer),
         reader: Arc::clone(reader),
     });
-    let writer =
-        Writer { shared: Arc::clone(&shared), given: 0, published: 0, finished: 0, is_closed: false };
-    (writer, Reader { shared, seen: 0, read: 0, finished: 0, told: 0 })
+    let writer = Writer {
+        given: 0,
+        published: 0,
+        finished: 0,
+        end: shared.entries.len() as u64,
+        is_closed: false,
+        is_barred: false,
+        shared: Arc::clone(&shared),
+    };
+    (writer, Reader { shared, seen: 0, read: 0, claimed: 0, finished: 0, told: 0 })
 }
 
 impl Sleeper {
@@ -173,11 +201,10 @@ impl Writer {
 
     /// How many entries more it takes. It looks at the reader's line only if there would be none.
     pub fn room(&mut self) -> usize {
-        let all = self.shared.entries.len() as u64;
-        if self.given - self.finished >= all {
+        if self.given >= self.end {
             self.finished();
         }
-        (all - (self.given - self.finished).min(all)) as usize
+        self.end.saturating_sub(self.given) as usize
     }
 
     /// Puts an entry in; it is there once it is [published](Writer::publish).
@@ -230,7 +257,49 @@ impl Writer {
             // Acquire: pairs with the Release in `tell`. The count is held to what there can be.
             self.shared.finished.read().load(Ordering::Acquire).clamp(self.finished, self.published)
         };
+        self.end = self.finished + self.shared.entries.len() as u64;
+        if self.is_barred {
+            self.unbar();
+        }
         self.finished
+    }
+
+    /// Takes entries again once the reader is done with all that there are, which it read or passed over: it claims nothing then, until
+    /// there are more.
+    #[cold]
+    fn unbar(&mut self) {
+        if self.finished < self.given {
+            self.end = self.given;
+            return;
+        }
+        // Relaxed: what is put in from now on is published after it.
+        self.shared.claimed.write().fetch_and(!BARRED, Ordering::Relaxed);
+        self.is_barred = false;
+    }
+
+    /// Takes back all entries that the reader has not claimed, published or not: it reads nothing of what they name. How many are
+    /// claimed, from the first on; all, if it is gone. Nothing is put in until the reader is done with the others and has passed over
+    /// these.
+    pub fn take_back(&mut self) -> u64 {
+        self.finished();
+        if self.is_closed {
+            return self.given;
+        }
+        // Relaxed: of the two exchanges of this word one comes first, and nothing else is told by it.
+        let claimed = self.shared.claimed.write().fetch_or(BARRED, Ordering::Relaxed) & !BARRED;
+        (self.is_barred, self.end) = (true, self.given);
+        claimed
+    }
+
+    /// Something may be put in that is read: as of the last look at what is [finished](Writer::finished).
+    #[inline]
+    pub fn is_open(&self) -> bool {
+        !self.is_closed && !self.is_barred
+    }
+
+    /// Entries that are not finished, as of the last look at that.
+    pub fn left(&self) -> u64 {
+        self.given - self.finished
     }
 
     /// The reader is gone: as of the last look at what is [finished](Writer::finished).
@@ -284,6 +353,30 @@ impl Reader {
             line.read().iter().zip(words).for_each(|(from, word)| *word = from.load(Ordering::Relaxed));
         }
         true
+    }
+
+    /// Claims all that was read: what those entries name may be read from now on.
+    ///
+    /// # Errors
+    /// The writer has taken back what was not claimed before: it is to be [passed over](Reader::skip).
+    #[inline]
+    pub fn claim(&mut self) -> Result<(), TakenBack> {
+        // Relaxed: what entries name was acquired with them, and nothing else is told by it.
+        let word = self.shared.claimed.write();
+        match word.compare_exchange(self.claimed, self.read, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => {
+                self.claimed = self.read;
+                Ok(())
+            }
+            Err(_) => Err(TakenBack),
+        }
+    }
+
+    /// Passes over all that was taken back: as if it were read. How many entries that are beside those that were read.
+    #[cold]
+    pub fn skip(&mut self) -> u64 {
+        self.look();
+        self.seen - std::mem::replace(&mut self.read, self.seen)
     }
 
     /// It has finished with so many more of those that it read, which the writer sees when it is [told](Reader::tell).
@@ -352,6 +445,9 @@ const LINES: usize = 4;
 
 /// The reader takes nothing more.
 const CLOSED: u64 = 1 << 63;
+
+/// What is not claimed was taken back.
+const BARRED: u64 = 1 << 63;
 
 /// What lies on a cache line of its own.
 #[cfg(not(test))]

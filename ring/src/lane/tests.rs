@@ -59,6 +59,57 @@ fn closing_tells_of_what_was_not_read_and_refuses_the_rest() {
 }
 
 #[test]
+fn what_is_not_claimed_is_taken_back_and_passed_over_before_anything_is_put_in() {
+    let (mut writer, mut reader) = ends(8);
+    (0..5).for_each(|n| writer.put(&[n]).unwrap());
+    writer.publish().unwrap();
+    reader.look();
+    let mut word = [0];
+    assert!(reader.read(&mut word) && reader.read(&mut word));
+    assert_eq!(reader.claim(), Ok(()));
+    assert!(reader.read(&mut word));
+    writer.put(&[5]).unwrap();
+    // Two are claimed; one was read and is not, two are published, and one is not.
+    assert_eq!((writer.take_back(), writer.take_back()), (2, 2));
+    assert_eq!((writer.is_open(), writer.room(), writer.put(&[6])), (false, 0, Err(Full)));
+    assert_eq!(reader.claim(), Err(TakenBack));
+    assert_eq!(reader.skip(), 2);
+    // What it read and could not claim is passed over as well.
+    reader.finish(5);
+    reader.tell();
+    assert_eq!((writer.finished(), writer.left(), writer.is_open()), (5, 1, false));
+    // What was not published then is passed over once it is.
+    writer.publish().unwrap();
+    assert!(reader.look() == 1 && reader.read(&mut word));
+    assert_eq!((reader.claim(), reader.skip()), (Err(TakenBack), 0));
+    reader.finish(1);
+    reader.tell();
+    assert_eq!((writer.finished(), writer.left(), writer.is_open(), writer.room()), (6, 0, true, 8));
+    writer.put(&[7]).unwrap();
+    writer.publish().unwrap();
+    assert!(reader.look() == 1 && reader.read(&mut word) && word == [7]);
+    assert_eq!(reader.claim(), Ok(()));
+}
+
+#[test]
+fn lane_whose_reader_has_claimed_all_is_open_again_once_that_is_finished() {
+    let (mut writer, mut reader) = ends(8);
+    writer.put(&[1]).unwrap();
+    writer.publish().unwrap();
+    assert!(reader.look() == 1 && reader.read(&mut [0]));
+    reader.claim().unwrap();
+    assert_eq!(writer.take_back(), 1);
+    assert!(!writer.is_open());
+    reader.finish(1);
+    reader.tell();
+    assert_eq!((writer.finished(), writer.is_open()), (1, true));
+    // One that is gone has finished all.
+    writer.put(&[2]).unwrap();
+    drop(reader);
+    assert_eq!((writer.take_back(), writer.is_open()), (2, false));
+}
+
+#[test]
 fn who_sleeps_is_to_be_woken_and_who_does_not_is_left_alone() {
     let (from, to) = (Sleeper::new(), Sleeper::new());
     let (mut writer, mut reader) = lane(4, &from, &to);
@@ -110,6 +161,7 @@ fn entry_between_any_two_of_sixteen_cores_costs_one_line_and_a_burst_two() {
                 for lane in lanes {
                     assert_eq!(lane.look() as u64, burst);
                     while lane.read(&mut vec![0; words]) {}
+                    lane.claim().unwrap();
                     lane.finish(burst);
                     lane.tell();
                     // Turns in which nothing came cost nothing.
@@ -135,6 +187,8 @@ enum Step {
     Read(usize),
     Finish(u64),
     Tell,
+    Claim,
+    TakeBack,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -145,6 +199,8 @@ fn step() -> impl Strategy<Value = Step> {
         (1..6usize).prop_map(Step::Read),
         (1..6u64).prop_map(Step::Finish),
         Just(Step::Tell),
+        Just(Step::Claim),
+        Just(Step::TakeBack),
     ]
 }
 
@@ -156,10 +212,16 @@ proptest! {
         let (mut writer, mut reader) = ends(8);
         let (mut put, mut hidden, mut shown) = (0u64, 0u64, VecDeque::new());
         let (mut seen, mut read, mut finished, mut told) = (0usize, 0u64, 0u64, 0u64);
+        let (mut claimed, mut is_barred) = (0, false);
         for step in steps {
             match step {
                 Step::Put(many) => for _ in 0..many {
                     let fits = writer.put(&[put, !put]).is_ok();
+                    is_barred &= told < put;
+                    if is_barred {
+                        prop_assert!(!fits);
+                        break;
+                    }
                     // It may not have looked, and never has less room than there is.
                     prop_assert_eq!(fits, put - told < 8);
                     if fits { (put, hidden) = (put + 1, hidden + 1); }
@@ -191,6 +253,22 @@ proptest! {
                     reader.tell();
                     told = finished;
                     prop_assert_eq!(writer.finished(), told);
+                    is_barred &= told < put;
+                    prop_assert_eq!(writer.is_open(), !is_barred);
+                }
+                Step::Claim if is_barred => {
+                    prop_assert_eq!(reader.claim(), Err(TakenBack));
+                    prop_assert_eq!(reader.skip(), shown.len() as u64);
+                    (seen, read) = (0, read + shown.len() as u64);
+                    shown.clear();
+                }
+                Step::Claim => {
+                    prop_assert_eq!(reader.claim(), Ok(()));
+                    claimed = read;
+                }
+                Step::TakeBack => {
+                    prop_assert_eq!(writer.take_back(), claimed);
+                    is_barred = true;
                 }
             }
         }

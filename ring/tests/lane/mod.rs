@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use loom::thread;
-use ringway_ring::lane::{Closed, Sleeper, lane};
+use ringway_ring::lane::{Closed, Sleeper, TakenBack, lane};
 
 /// An entry is read whole or not at all, and once; its place, and what it names, are written again only when the reader is done with
 /// it.
@@ -73,6 +73,57 @@ fn closing_and_publishing_account_for_every_entry_once() {
         }
         assert_eq!(other.join().unwrap() + refused, 2);
         assert_eq!(writer.finished(), 2);
+    });
+}
+
+/// What the writer takes back the reader does not read, and what the reader claims the writer does not take back; and once the reader has
+/// passed over what was taken back, the lane goes on.
+#[test]
+fn entry_is_claimed_or_taken_back_and_the_lane_goes_on() {
+    loom::model(|| {
+        let (mut writer, mut reader) = lane(2, &Sleeper::new(), &Sleeper::new());
+        let named = [(); 2].map(|()| Arc::new(loom::cell::UnsafeCell::new(0)));
+        let theirs = named.clone();
+        writer.put(&[1]).unwrap();
+        writer.publish().unwrap();
+        let other = thread::spawn(move || {
+            let mut claimed = 0;
+            for named in &theirs {
+                if reader.look() == 0 || !reader.read(&mut [0]) {
+                    continue;
+                }
+                match reader.claim() {
+                    Ok(()) => {
+                        named.with(|_| ());
+                        claimed += 1;
+                        reader.finish(1);
+                    }
+                    Err(TakenBack) => {
+                        let more = reader.skip();
+                        reader.finish(1 + more);
+                    }
+                }
+                reader.tell();
+            }
+            (reader, claimed)
+        });
+        writer.put(&[2]).unwrap();
+        writer.publish().unwrap();
+        let kept = writer.take_back();
+        // What is not the reader's is written again.
+        named.iter().skip(kept as usize).for_each(|named| named.with_mut(|_| ()));
+        let (mut reader, claimed) = other.join().unwrap();
+        assert!(claimed <= kept);
+        while reader.look() > 0 {
+            reader.read(&mut [0]);
+            let more = if reader.claim().is_err() { reader.skip() } else { 0 };
+            reader.finish(1 + more);
+        }
+        reader.tell();
+        assert_eq!((writer.finished(), writer.is_open()), (2, true));
+        writer.put(&[3]).unwrap();
+        writer.publish().unwrap();
+        assert!(reader.look() == 1 && reader.read(&mut [0]) && reader.claim().is_ok());
     });
 }
 
