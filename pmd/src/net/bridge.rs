@@ -70,6 +70,8 @@ pub struct BridgePump<const PARTS: bool = false> {
     /// Index in `ports` by slot; of a port of another part, what [`AWAY`] says.
     by_slot: Vec<Option<u16>>,
     fdb: Box<Fdb>,
+    /// As [`Knowledge`] has it.
+    since: u64,
     stations: Arc<Stations>,
     view: Arc<View>,
     /// One of the ports may have something to announce.
@@ -100,6 +102,8 @@ pub struct BridgePump<const PARTS: bool = false> {
 /// What a bridge's pump learns and tells.
 pub(crate) struct Knowledge {
     pub(crate) fdb: Box<Fdb>,
+    /// How often ports had been forgotten when it was made.
+    pub(crate) since: u64,
     pub(crate) stations: Arc<Stations>,
     pub(crate) view: Arc<View>,
     /// One of the ports may have something to announce.
@@ -127,7 +131,7 @@ impl BridgePump {
         for (mac, slot) in known {
             fdb.learn(*mac, *slot, 0);
         }
-        let knowledge = Knowledge { fdb, stations, view, news: Arc::default() };
+        let knowledge = Knowledge { fdb, since: 0, stations, view, news: Arc::default() };
         Ok(BridgePump::new(ports, knowledge, hertz, Scratch::new(false)?, None))
     }
 }
@@ -142,7 +146,7 @@ impl<const PARTS: bool> BridgePump<PARTS> {
         scratch: Scratch,
         part: Option<Box<Part>>,
     ) -> BridgePump<PARTS> {
-        let Knowledge { fdb, stations, view, news } = knowledge;
+        let Knowledge { fdb, since, stations, view, news } = knowledge;
         // What waited for a port to run may be sent now.
         news.tell();
         let slots = ports.iter().map(|port| usize::from(port.slot) + 1).max().unwrap_or(0);
@@ -180,6 +184,7 @@ impl<const PARTS: bool> BridgePump<PARTS> {
             ports,
             by_slot,
             fdb,
+            since,
             stations,
             view,
             news,
@@ -199,9 +204,10 @@ impl<const PARTS: bool> BridgePump<PARTS> {
         }
     }
 
-    /// Takes it apart again. What others have in lanes to it goes back to them.
-    pub fn into_parts(self) -> (Vec<BridgePort>, Box<Fdb>) {
-        (self.ports.into_iter().map(|member| member.port).collect(), self.fdb)
+    /// Takes it apart again: its ports, what it knows, and [since when](Knowledge::since). What others have in lanes to it goes back to
+    /// them.
+    pub(crate) fn into_parts(self) -> (Vec<BridgePort>, Box<Fdb>, u64) {
+        (self.ports.into_iter().map(|member| member.port).collect(), self.fdb, self.since)
     }
 
     /// One burst of every source of a port, published by [`BridgePump::publish`]; how many copies that came to.
@@ -266,6 +272,9 @@ impl<const PARTS: bool> BridgePump<PARTS> {
             // As many as may be out; none, while all of those are.
             most = most.min(self.room_of(from.source));
             if most == 0 {
+                if PARTS {
+                    self.is_pressed(source);
+                }
                 return (0, 0);
             }
         }
@@ -704,6 +713,9 @@ impl<const PARTS: bool> Pump for BridgePump<PARTS> {
                 let reserved = if PARTS { part::RESERVED } else { 0 };
                 if self.in_flight.room(number) > reserved {
                     note(source.arm());
+                } else if PARTS {
+                    // Or nobody, where they are held.
+                    wait = Some(wait.map_or(part::look_after(), |wait: u64| wait.min(part::look_after())));
                 }
             }
         }
@@ -775,3 +787,7 @@ const SWEEP: usize = 256;
 
 /// Frames in one burst: as many as a transfer's.
 const BURST: usize = 32;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
+mod tests;

@@ -256,23 +256,30 @@ impl Fdb {
         (seen.age(now) < self.ageing).then_some(seen.port())
     }
 
+    /// When an address was last seen, in ticks.
+    pub fn seen_at(&self, address: impl Into<Address>) -> Option<u64> {
+        let address = address.into();
+        Some(self.seen(self.lookup(address, self.places(address))?)?.at())
+    }
+
     /// Removes every entry of a port. Looks at the whole table: for when a port goes away.
     pub fn forget_port(&mut self, port: u16) {
-        self.forget_where(port, |_| true);
+        self.forget_where(|other, _| other == port);
     }
 
     /// Removes the entries of a port that are of other addresses than this, in whatever VLAN: for when it may have no other from
     /// now on. Looks at the whole table.
     pub fn forget_others(&mut self, port: u16, own: Mac) {
-        self.forget_where(port, |mac| mac != own);
+        self.forget_where(|other, mac| other == port && mac != own);
     }
 
-    fn forget_where(&mut self, port: u16, is_to_go: impl Fn(Mac) -> bool) {
+    /// Removes the entries of ports and addresses that are to go. Looks at the whole table.
+    pub(crate) fn forget_where(&mut self, is_to_go: impl Fn(u16, Mac) -> bool) {
         for bucket in &mut self.buckets {
             for (key, seen) in bucket.keys.iter_mut().zip(&bucket.seen) {
-                if *key != 0 && seen.port() == port && is_to_go(mac_of(*key)) {
+                if *key != 0 && is_to_go(seen.port(), mac_of(*key)) {
                     *key = 0;
-                    release(&mut self.total, &mut self.held, port);
+                    release(&mut self.total, &mut self.held, seen.port());
                 }
             }
         }
@@ -327,10 +334,15 @@ impl Fdb {
         }
         if let Some(place) = self.lookup(address, places) {
             // It lives, and on another port: on this one it would have been known.
+            let mut at = now;
             if let Some(old) = self.seen(place) {
                 release(&mut self.total, &mut self.held, old.port());
+                // Another core may have heard of it after this one's turn began: it was seen here after that.
+                if old.at() > now {
+                    at = old.at() + 1;
+                }
             }
-            self.put(place, address, port, now);
+            self.put(place, address, port, at);
             return Learned::Moved;
         }
         if self.total >= self.capacity {

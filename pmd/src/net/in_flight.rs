@@ -143,6 +143,19 @@ impl InFlight {
         }
     }
 
+    /// A sink does not read what it was given beyond a mark, and it is waited for no longer: the source of each such frame is told.
+    pub(super) fn take_back(&mut self, sink: usize, mark: u64, mut of: impl FnMut(usize)) {
+        let Some(waits) = self.sinks.get_mut(sink) else { return };
+        while let Some(wait) = waits.pop_back_if(|wait| wait.mark > mark) {
+            if let Some(taken) = self.sources.get_mut(wait.source)
+                && let Some(readers) = taken.readers.get_mut(wait.frame.saturating_sub(taken.first) as usize)
+            {
+                readers.count = readers.count.saturating_sub(1);
+            }
+            of(wait.source);
+        }
+    }
+
     /// The source of each frame with which a sink is not finished when it is finished with all up to a mark.
     pub(super) fn beyond(&self, sink: usize, mark: u64) -> impl Iterator<Item = usize> {
         let waits = self.sinks.get(sink).into_iter().flatten();
@@ -199,6 +212,26 @@ mod tests {
         assert_eq!((out.waited(0), out.waited(0), out.waited(1)), (50, 0, 0));
         assert!(out.is_empty());
         assert_eq!(out.next(0), 4);
+    }
+
+    #[test]
+    fn what_a_sink_does_not_read_is_taken_back_and_what_it_reads_is_waited_for() {
+        let mut out = InFlight::new(2, 2);
+        out.read_by(0, 1, 0, 0);
+        out.read_by(0, 2, 1, 0);
+        out.read_by(0, 4, 1, 1);
+        out.read_by(0, 5, 0, 1);
+        // Another sink reads one of them as well.
+        out.read_by(1, 1, 1, 1);
+        let mut of = Vec::new();
+        out.take_back(0, 1, |source| of.push(source));
+        of.sort_unstable();
+        assert_eq!(of, [0, 1, 1]);
+        assert_eq!((out.give_back(0), out.give_back(1)), (0, 1));
+        out.finished(0, 1);
+        out.finished(1, 1);
+        assert_eq!((out.give_back(0), out.give_back(1)), (2, 1));
+        assert!(out.is_empty() && out.room_at(0) == MOST);
     }
 
     #[test]

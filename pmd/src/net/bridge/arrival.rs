@@ -54,7 +54,8 @@ impl<const PARTS: bool> BridgePump<PARTS> {
             && let Some(part) = &mut self.part
         {
             let address = Address::of(mac, tag.map_or(0, |tag| tag.vid));
-            part.tell_station(address, member.port.slot, ticks(self.now));
+            let at = self.fdb.seen_at(address).unwrap_or(ticks(self.now));
+            part.tell_station(address, member.port.slot, at);
         }
         let is_known = matches!(learned, Learned::Known | Learned::New | Learned::Moved);
         let has_other = |tag: Tag| {

@@ -102,6 +102,15 @@ impl Copies {
         }
     }
 
+    /// A lane does not read what it was given beyond a mark.
+    pub(super) fn take_back(&mut self, lane: usize, mark: u64) {
+        let Copies { read, readers, free, .. } = self;
+        let Some(read) = read.get_mut(lane) else { return };
+        while let Some((_, place)) = read.pop_back_if(|(until, _)| *until > mark) {
+            read_by_one_less(readers, free, place);
+        }
+    }
+
     fn read_by_one_more(&mut self, place: u16) {
         self.readers.get_mut(usize::from(place)).into_iter().for_each(|readers| *readers += 1);
     }

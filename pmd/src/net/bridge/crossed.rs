@@ -5,17 +5,19 @@
 //! to wake another part that sleeps.
 
 use ringway_engine::{Budget, Polled};
+use ringway_ring::tsc;
 
 use super::entry::To;
 use super::kept::Kept;
 use super::part::{Come, Next, Part};
 use super::port::{Member, Origin, as_for, hand_over, receiver, what_may};
 use super::{BURST, BridgePump, arrival};
-use crate::counters::DropReason;
+use crate::counters::{DropReason, QueueCounters};
+use crate::net::capture;
 use crate::net::fdb::{Address, ticks};
 use crate::net::frame::{addresses, prefetch};
 use crate::net::scratch::Scratch;
-use crate::net::side::Load;
+use crate::net::side::{Load, Source};
 
 impl<const PARTS: bool> BridgePump<PARTS> {
     /// Lanes from others.
@@ -52,6 +54,7 @@ impl<const PARTS: bool> BridgePump<PARTS> {
             let count = match next {
                 Next::Nothing => break,
                 Next::Done => 1,
+                Next::TakenBack(entries) => entries as usize,
                 Next::Announcement { mac, tag, to, queue } => {
                     cost += arrival::give(&mut self.ports, None, to == To::Here, mac, tag, queue);
                     1
@@ -125,7 +128,7 @@ impl<const PARTS: bool> BridgePump<PARTS> {
                     if let Some(to) = to
                         && !hand(to)
                     {
-                        lose(to, queue, frames);
+                        lose(to, queue, load);
                     }
                     1
                 }
@@ -161,24 +164,40 @@ impl<const PARTS: bool> BridgePump<PARTS> {
         self.part.as_ref().is_some_and(|part| part.kept.as_ref().is_some_and(|kept| kept.is_out()))
     }
 
-    /// Looks with what the others are finished. What was in a lane that was closed is counted with its senders.
+    /// Looks with what the others are finished. What was in a lane that was closed is counted with its senders, and what is taken back of
+    /// one whose reader is held.
     pub(super) fn look_at_lanes(&mut self) {
         let BridgePump { ports, in_flight, part, sinks, .. } = self;
         let Some(part) = part else { return };
         for nth in 0..part.lanes() {
             let (finished, closed) = part.finished(nth);
             if let Some(done) = closed {
-                for number in in_flight.beyond(*sinks + nth, done) {
-                    let of = ports.iter_mut().rev().find(|member| member.first_source <= number);
-                    let source = of.and_then(|member| {
-                        member.port.sources.get_mut(number - member.first_source).map(|(_, source)| source)
-                    });
-                    if let Some(source) = source {
-                        source.count_drops(DropReason::LaneFull, 1);
-                    }
-                }
+                in_flight.beyond(*sinks + nth, done).for_each(|number| lose_of(ports, number));
             }
             in_flight.finished(*sinks + nth, finished);
+        }
+        if part.is_to_take_back() {
+            self.take_back();
+        }
+    }
+
+    /// Takes back what is in lanes whose readers are held.
+    #[cold]
+    fn take_back(&mut self) {
+        let BridgePump { ports, in_flight, part, sinks, .. } = self;
+        let Some(part) = part else { return };
+        for nth in 0..part.lanes() {
+            if let Some(claimed) = part.take_back(nth) {
+                in_flight.take_back(*sinks + nth, claimed, |number| lose_of(ports, number));
+            }
+        }
+    }
+
+    /// A source is kept from sending by what it has out.
+    #[cold]
+    pub(super) fn is_pressed(&mut self, source: &mut dyn Source) {
+        if let Some(part) = self.part.as_mut().filter(|_| source.peek(1) > 0) {
+            part.is_pressed(self.now);
         }
     }
 
@@ -245,7 +264,7 @@ impl<const PARTS: bool> BridgePump<PARTS> {
     pub(super) fn has_left(&mut self, is_done: bool) -> bool {
         self.publish_lanes();
         let Some(part) = &mut self.part else { return true };
-        if is_done && part.is_drained(self.now) {
+        if is_done && part.is_drained() {
             part.close();
             return true;
         }
@@ -266,17 +285,37 @@ fn keep(
     let Some((Some(number), sink)) = receiver(to, queue) else { return false };
     if may < load.frames.len() {
         sink.count_drops(DropReason::RateLimit, (load.frames.len() - may) as u64);
+        show_lost(sink.counters(), load.behind(may), DropReason::RateLimit);
     }
     let frames = load.frames.get(..may).unwrap_or_default();
     kept.give(number, sink, &Load { frames, ..*load }, scratch);
     true
 }
 
+/// A frame of a source, by its number, did not get through its lane.
+#[cold]
+fn lose_of(ports: &mut [Member], number: usize) {
+    let of = ports.iter_mut().rev().find(|member| member.first_source <= number);
+    let source = of.and_then(|member| member.port.sources.get_mut(number - member.first_source));
+    if let Some((_, source)) = source {
+        source.count_drops(DropReason::LaneFull, 1);
+    }
+}
+
 /// Frames for a port whose receive queue does not run are dropped there.
 #[cold]
-fn lose(to: &mut Member, queue: u16, frames: u32) {
+fn lose(to: &mut Member, queue: u16, load: Load<'_>) {
     let nth = usize::from(queue).checked_rem(to.port.sinks.len());
     if let Some((_, sink)) = nth.and_then(|nth| to.port.sinks.get_mut(nth)) {
-        sink.count_drops(DropReason::RxDisabled, frames.into());
+        sink.count_drops(DropReason::RxDisabled, load.frames.len() as u64);
+        show_lost(sink.counters(), load, DropReason::RxDisabled);
+    }
+}
+
+/// Shows whoever looks on at a queue frames that were for it and came no further than here.
+#[cold]
+pub(super) fn show_lost(counters: &QueueCounters, load: Load<'_>, why: DropReason) {
+    if counters.is_captured() {
+        capture::show(counters, load, Some(why), tsc::cycles());
     }
 }

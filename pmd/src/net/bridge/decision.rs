@@ -63,7 +63,8 @@ impl<const PARTS: bool> Table<'_, PARTS> {
             && let Learned::New | Learned::Moved = learned
             && let Some(part) = part
         {
-            part.tell_station(source, port.slot, *now);
+            // A move may be noted as later than now.
+            part.tell_station(source, port.slot, fdb.seen_at(source).unwrap_or(*now));
         }
         let is_known = matches!(learned, Learned::Known | Learned::New | Learned::Moved);
         self.look_up(ends, vid, is_known)

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use ringway_ring::chain::Burst;
 
 use super::copies::Copies;
+use super::crossed::show_lost;
 use crate::counters::DropReason;
 use crate::net::frame::{Frame, Frames, Head};
 use crate::net::offload::HEAD_BYTES;
@@ -65,6 +66,7 @@ impl Kept {
             if count == 0 {
                 self.release(number);
                 sink.count_drops(DropReason::NoRxBuffer, (load.frames.len() - done) as u64);
+                show_lost(sink.counters(), load.behind(done), DropReason::NoRxBuffer);
                 return;
             }
             let ours = Load {

@@ -16,6 +16,8 @@
 //! Each part is on one worker. Budget of all but making: no allocation, no lock that is waited for, no panic; one system call to wake
 //! a part that sleeps.
 
+// One whose worker is held, and what is in the lanes to it.
+mod held;
 // How much of a burst finds room in the lanes, and how long the rest waits.
 mod room;
 // What the others are told of stations.
@@ -28,8 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ringway_ring::chain::Burst;
 use ringway_ring::guest::GuestMap;
-use ringway_ring::lane::{LINE_WORDS, Reader, Sleeper, WORDS, Writer, lane};
-use ringway_ring::tsc;
+use ringway_ring::lane::{LINE_WORDS, Reader, Sleeper, TakenBack, WORDS, Writer, lane};
 
 use super::copies::Copies;
 use super::decision::AWAY;
@@ -44,6 +45,8 @@ use crate::net::offload::HEAD_BYTES;
 use crate::net::side::{Load, Passage};
 use crate::net::vlan::{Carriers, Tag, Vlans};
 use crate::notify::EventFd;
+pub(super) use held::look_after;
+use held::{Still, Waited};
 pub(super) use room::RESERVED;
 use room::{Next as NextInLine, Waiting};
 use telling::Retelling;
@@ -84,6 +87,10 @@ pub(crate) struct Part {
     waiting: Vec<Waiting>,
     /// A burst found no room for all of its frames in this turn.
     is_short: bool,
+    /// It has slept since it last waited for others.
+    has_slept: bool,
+    /// One of the lanes is to be taken back.
+    is_to_take_back: bool,
     /// Where one of its sinks finishes later.
     pub(super) kept: Option<Box<Kept>>,
     /// Frames that came through a lane and are being given to ports.
@@ -94,8 +101,10 @@ pub(crate) struct Part {
     retelling: Retelling,
     /// How often there was something to announce when that was last looked at.
     pub(super) seen_news: Option<u64>,
-    /// In ending: until when it waits for what the others still say.
-    ends_at: Option<u64>,
+    /// In ending: how long it has waited for the others.
+    ends: Option<Waited>,
+    /// That was long enough.
+    is_late: bool,
 }
 
 /// What all parts share.
@@ -135,6 +144,10 @@ struct Lane {
     missed: Option<u64>,
     /// Stations that it was told of in this turn beside the round.
     told: usize,
+    /// How far it was when somebody waited for it.
+    still: Option<Still>,
+    /// What its reader has not begun to read is to be taken back.
+    is_held: bool,
     /// What was in it when it was closed is counted.
     is_counted: bool,
 }
@@ -177,6 +190,8 @@ pub(super) enum Next {
     Frames,
     /// An entry that is finished with, by this: a station, or what is known to nobody.
     Done,
+    /// So many entries that were taken back by whoever put them in.
+    TakenBack(u64),
     /// A guest has arrived.
     Announcement { mac: Mac, tag: Option<Tag>, to: To, queue: u16 },
 }
@@ -229,6 +244,8 @@ impl Part {
                 copies,
                 copies_full_since: None,
                 is_short: false,
+                has_slept: false,
+                is_to_take_back: false,
                 kept,
                 come: Box::new(come),
                 sleeper: Arc::clone(sleeper),
@@ -236,7 +253,8 @@ impl Part {
                 together: Arc::clone(&together),
                 retelling: Retelling::default(),
                 seen_news: None,
-                ends_at: None,
+                ends: None,
+                is_late: false,
             });
         }
         // From each to each: the writers and the readers of all, in the order of whom they are to and from.
@@ -278,6 +296,8 @@ impl Part {
                     tells_since: 0,
                     missed: None,
                     told: 0,
+                    still: None,
+                    is_held: false,
                     is_counted: false,
                 });
             }
@@ -385,7 +405,7 @@ impl Part {
             load.chains.iter().zip(load.frames).zip(load.heads).zip(run.first..)
         {
             let is_full = in_flight.room_at(sink) <= RESERVED || lane.writer.room() == 0;
-            if lane.writer.is_closed() || is_full {
+            if !lane.writer.is_open() || is_full {
                 break;
             }
             let span = load.burst.readable_span(chain).part(load.skip as u64, frame.len.into());
@@ -492,7 +512,17 @@ impl Part {
             }
             reader.read(&mut []);
         }
-        if come.count == 0 { Next::Nothing } else { Next::Frames }
+        if come.count == 0 {
+            return Next::Nothing;
+        }
+        // What its frames lie in is touched from here on, and not before.
+        match reader.claim() {
+            Ok(()) => Next::Frames,
+            Err(TakenBack) => {
+                let count = std::mem::take(&mut come.count) as u64;
+                Next::TakenBack(count + reader.skip())
+            }
+        }
     }
 
     /// Looks how many entries a lane has that were not read.
@@ -556,24 +586,16 @@ impl Part {
         }
     }
 
-    /// It ends, and is polled now: from now on it waits no longer than so for what the others still say.
-    pub(super) fn waits_from(&mut self, now: u64) {
-        self.ends_at.get_or_insert(now.saturating_add(tsc::hertz() / QUIET_WITHIN));
-    }
-
-    /// Nothing is left to be read that the others put into their lanes, and nothing will be: or they were waited for long enough.
-    pub(super) fn is_drained(&mut self, now: u64) -> bool {
-        if self.ends_at.is_some_and(|ends_at| now >= ends_at) {
-            return true;
-        }
-        let Part { lanes, together, .. } = self;
+    /// Nothing is left to be read that the others put into their lanes, and nothing will be, or they were waited for long enough.
+    pub(super) fn is_drained(&mut self) -> bool {
+        let Part { lanes, together, is_late, .. } = self;
         lanes.iter_mut().all(|lane| {
             let Some(reader) = &mut lane.reader else { return true };
             let is_quiet = together.is_quiet.get(lane.peer).is_none_or(|is_quiet| {
                 // Acquire: pairs with the Release in `end`.
                 is_quiet.load(Ordering::Acquire)
             });
-            is_quiet && reader.look() == 0
+            (is_quiet || *is_late) && reader.look() == 0
         })
     }
 
@@ -595,7 +617,8 @@ impl Part {
     }
 
     /// Takes that back.
-    pub(super) fn disarm(&self) {
+    pub(super) fn disarm(&mut self) {
+        self.has_slept = true;
         self.sleeper.wake();
     }
 }
@@ -663,9 +686,6 @@ fn carriers_of<'a>(ports: impl Iterator<Item = &'a PartPort> + Clone) -> Option<
 
 /// Frames in many pieces that are on their way through all lanes of a part at a time: a burst.
 const COPIED: u16 = 32;
-
-/// The part of a second that a part that ends waits for others that say nothing: ten milliseconds.
-const QUIET_WITHIN: u64 = 100;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "what fails here fails the test")]

@@ -2,7 +2,7 @@
 //! are placed, a part of the bridge, joined with the others by lanes.
 
 use std::any::Any;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,10 +29,13 @@ pub(super) struct Bridge {
     known: Vec<Fdb>,
     /// What the pumps that are about to be made are made with.
     ready: BTreeMap<PumpKey, Ready>,
-    /// Slots whose stations are to be forgotten once the database is here.
-    forget: BTreeSet<u16>,
-    /// Slots of which all stations but this are to be forgotten then.
-    held: BTreeMap<u16, Mac>,
+    /// By slot whose stations were forgotten: which time that was. What a pump knows that was made before, and comes back whenever, is
+    /// forgotten as well.
+    forgotten: BTreeMap<u16, u64>,
+    /// Likewise, by slot of which all stations but one were.
+    held: BTreeMap<u16, (Mac, u64)>,
+    /// How often slots were.
+    times: u64,
 }
 
 /// What a pump that is about to be made is made with.
@@ -87,8 +90,9 @@ impl Bridge {
             settings,
             known: Vec::new(),
             ready: BTreeMap::new(),
-            forget: BTreeSet::new(),
+            forgotten: BTreeMap::new(),
             held: BTreeMap::new(),
+            times: 0,
         }
     }
 
@@ -152,8 +156,6 @@ impl Kind for Bridge {
         for known in std::mem::take(&mut self.known) {
             first.merge(&known, ticks(now));
         }
-        std::mem::take(&mut self.forget).into_iter().for_each(|slot| first.forget_port(slot));
-        std::mem::take(&mut self.held).into_iter().for_each(|(slot, mac)| first.forget_others(slot, mac));
         copies.iter_mut().for_each(|copy| copy.copy_from(&first));
         let knows = std::iter::once(Box::new(first)).chain(copies);
         let views = stations.views(pumps.len().max(1));
@@ -201,7 +203,7 @@ impl Kind for Bridge {
         }
         let ports = ports.into_values().collect();
         let (stations, news) = (Arc::clone(&self.settings.stations), Arc::clone(&ends.news));
-        let knowledge = Knowledge { fdb, stations, view, news };
+        let knowledge = Knowledge { fdb, since: self.times, stations, view, news };
         Ok(match part {
             None => Box::new(BridgePump::<false>::new(ports, knowledge, tsc::hertz(), scratch, None)),
             part => Box::new(BridgePump::<true>::new(ports, knowledge, tsc::hertz(), scratch, part)),
@@ -214,10 +216,18 @@ impl Kind for Bridge {
         _members: &[EndKey],
         pump: Box<dyn Any>,
     ) -> Result<(), Foreign> {
-        let (ports, fdb) = match pump.downcast::<BridgePump<false>>() {
+        let (ports, mut fdb, since) = match pump.downcast::<BridgePump<false>>() {
             Ok(all) => all.into_parts(),
             Err(pump) => pump.downcast::<BridgePump<true>>().map_err(|_| Foreign)?.into_parts(),
         };
+        if self.times > since {
+            let (forgotten, held) = (&self.forgotten, &self.held);
+            fdb.forget_where(|slot, mac| {
+                let is_other = |(own, time): &(Mac, u64)| *time > since && mac != *own;
+                forgotten.get(&slot).is_some_and(|time| *time > since)
+                    || held.get(&slot).is_some_and(is_other)
+            });
+        }
         self.known.push(*fdb);
         let ids: BTreeMap<u16, u64> = ends.ports.iter().map(|(id, known)| (known.slot, *id)).collect();
         for port in ports {
@@ -233,15 +243,19 @@ impl Kind for Bridge {
     }
 
     fn port_stops(&mut self, slot: u16) {
-        self.forget.insert(slot);
+        self.times += 1;
+        self.forgotten.insert(slot, self.times);
+        self.known.iter_mut().for_each(|known| known.forget_port(slot));
     }
 
     fn port_is_held(&mut self, slot: u16, to: Mac) {
-        self.held.insert(slot, to);
+        self.times += 1;
+        self.held.insert(slot, (to, self.times));
+        self.known.iter_mut().for_each(|known| known.forget_others(slot, to));
     }
 
     fn port_leaves(&mut self, slot: u16) {
-        self.forget.insert(slot);
+        self.port_stops(slot);
         self.held.remove(&slot);
     }
 }
@@ -356,6 +370,34 @@ mod tests {
         assert_eq!(fdb.learn(mac(late.into(), 0), late, 1), Learned::Full);
         fdb.forget_port(0);
         assert_eq!(fdb.learn(mac(late.into(), 0), late, 1), Learned::New);
+    }
+
+    #[test]
+    fn stations_of_a_port_that_has_gone_do_not_come_back_with_a_pump_that_was_held_meanwhile() {
+        let mut bridge = Bridge::new(0, Duration::from_secs(300), [1, 2]);
+        let stations = Arc::clone(&bridge.settings.stations);
+        let mac = |last| Mac([2, 0, 0, 0, 0, last]);
+        let now = ticks(tsc::cycles());
+        let come_back = |bridge: &mut Bridge, since: u64, known: &[(u8, u16)]| {
+            let mut fdb = stations.empty_fdb().unwrap();
+            known.iter().for_each(|(last, slot)| _ = fdb.learn(mac(*last), *slot, now));
+            let (view, stations) = (stations.views(1).remove(0), Arc::clone(&stations));
+            let knowledge = Knowledge { fdb, since, stations, view, news: Arc::default() };
+            let scratch = crate::net::scratch::Scratch::new(false).unwrap();
+            let pump = BridgePump::<false>::new(Vec::new(), knowledge, tsc::hertz(), scratch, None);
+            bridge.take_apart(&mut Ends::default(), &[], Box::new(pump)).unwrap();
+        };
+        come_back(&mut bridge, 0, &[(1, 3), (2, 4)]);
+        let held = bridge.times;
+        bridge.port_leaves(3);
+        // The slot is another guest's, of whom is heard before the one that was held comes back.
+        let others = bridge.times;
+        come_back(&mut bridge, others, &[(5, 3)]);
+        come_back(&mut bridge, held, &[(1, 3), (6, 4)]);
+        let mut all = stations.empty_fdb().unwrap();
+        bridge.known.iter().for_each(|known| all.merge(known, now));
+        let found = [1, 2, 5, 6].map(|last| all.find(mac(last), now));
+        assert_eq!(found, [None, Some(4), Some(3), Some(4)]);
     }
 
     #[test]

@@ -61,7 +61,7 @@ impl Part {
             let has_place = !is_copied || copies > 0;
             let mut is_put = false;
             let mut fits = |lane: &mut Lane| {
-                if !lane.has_sinks || lane.writer.is_closed() {
+                if !lane.has_sinks || !lane.writer.is_open() {
                     return true;
                 }
                 if lane.room == 0 {

@@ -1,5 +1,6 @@
 use ringway_ring::chain::Burst;
 use ringway_ring::memory::{HostMemory, PageKind};
+use ringway_ring::tsc;
 
 use super::super::decision::Decision;
 use super::*;
