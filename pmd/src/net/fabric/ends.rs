@@ -83,6 +83,8 @@ pub(super) struct End {
     pub(super) is_enabled: bool,
     /// It is to be out of service; it stays here for as long as a worker has it.
     pub(super) is_leaving: bool,
+    /// A worker does not give back the pump that it is in: others go on without it meanwhile.
+    is_held: bool,
     place: Place,
     /// Of a source that no pump has: what its frame in line came to.
     half: Option<Half>,
@@ -105,10 +107,12 @@ enum Place {
 }
 
 impl Ends {
-    /// The queues that go on, in the order of their keys.
+    /// The queues that go on and are not held by a worker, in the order of their keys.
     pub(super) fn staying(&self) -> impl Iterator<Item = (&EndKey, &End)> + Clone {
         self.running.iter().filter(|(key, end)| {
-            !end.is_leaving && self.ports.get(&key.port).is_some_and(|port| !port.is_leaving())
+            !end.is_leaving
+                && !end.is_held
+                && self.ports.get(&key.port).is_some_and(|port| !port.is_leaving())
         })
     }
 
@@ -125,7 +129,14 @@ impl Ends {
     /// Adds a queue that no pump has yet.
     pub(super) fn add(&mut self, key: EndKey, is_enabled: bool, side: Side) {
         let is_sink = matches!(side, Side::Sink(_));
-        let end = End { is_sink, is_enabled, is_leaving: false, place: Place::Free(side), half: None };
+        let end = End {
+            is_sink,
+            is_enabled,
+            is_leaving: false,
+            is_held: false,
+            place: Place::Free(side),
+            half: None,
+        };
         self.running.insert(key, end);
     }
 
@@ -177,6 +188,13 @@ impl Ends {
         }
     }
 
+    /// Their pump is not given back: they are with nobody else until it is.
+    pub(super) fn hold(&mut self, keys: &[EndKey]) {
+        for (_, end) in self.running.iter_mut().filter(|(key, _)| keys.contains(key)) {
+            end.is_held = true;
+        }
+    }
+
     /// Takes a free end out of its place, and what its frame in line came to. A source is held to what its port may send.
     pub(super) fn take(&mut self, key: EndKey) -> Option<(Side, Option<Half>)> {
         let only = self.ports.get(&key.port).and_then(PortState::only);
@@ -222,6 +240,7 @@ impl Ends {
         }
         if let Some(end) = self.running.get_mut(&key) {
             end.place = Place::Free(side);
+            end.is_held = false;
             end.half = half;
         }
     }

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringway_engine::{HowEnded, NotPlaced, PlaceError, Placed, Pump, Watcher};
+use ringway_engine::{HowEnded, NotPlaced, PlaceError, Placed, Pump, Retired, Watcher};
 
 use super::ends::{EndKey, PumpKey};
 use super::{Fabric, State};
@@ -17,8 +17,8 @@ use crate::vdpa::{Ended, ServeError, Stuck};
 pub(super) struct Running {
     pub(super) members: Vec<EndKey>,
     pub(super) placed: Placed,
-    /// Its worker was told to give it back, and had not when that was last waited for.
-    pub(super) is_unsettled: bool,
+    /// Its worker was told to give it back, and had not when that was last waited for: what is to be said of that.
+    pub(super) stuck: Option<String>,
     /// It is to be made anew, of the same ends.
     pub(super) is_outdated: bool,
 }
@@ -33,77 +33,79 @@ impl Watcher for Everybody {
 }
 
 impl Fabric {
-    /// Has the pumps be what the running queues ask for.
+    /// Has the pumps be what the running queues ask for. A worker that holds a pump keeps nobody else: what it holds is left out, the
+    /// others are served, and only if the port `of` has something there is it waited for longer.
     ///
     /// # Errors
-    /// A worker did not let go, or took none: what is free and in no pump then is [given up](State::give_up), or
-    /// reconciled once more without whom it failed for.
+    /// A worker holds something of the port's (of anybody's, where it is for none), or took none: what is free and in no pump then is
+    /// [given up](State::give_up), or reconciled once more without whom it failed for.
     pub(super) fn reconcile(
         self: &Arc<Fabric>,
         state: &mut State,
+        of: Option<u64>,
         within: Duration,
     ) -> Result<(), ServeError> {
-        let mut outcome = Ok(());
-        // Those first that nobody polls any more, or that may be polled again: others may wait for them.
-        let over: Vec<PumpKey> = state.keys(|running| running.is_over());
+        let begun = Instant::now();
+        let deadline = begun + within;
+        // Pumps that are apart wait for nobody, and nobody for them.
+        let prompt = if state.kind.is_together() { within.min(PROMPT) } else { within };
+        let mut placed = self.attempt(state, begun + prompt);
+        while of.is_some() && Instant::now() < deadline {
+            let Some((key, _)) = state.stuck(of).filter(|_| state.kind.is_together()) else { break };
+            self.take_down(state, vec![key], deadline);
+            placed = self.attempt(state, deadline);
+        }
+        match state.stuck(of) {
+            Some((_, why)) => Err(Stuck::Worker(why).into()),
+            None => placed.map_err(ServeError::NotPlaced),
+        }
+    }
+
+    /// Has the pumps be what the running queues ask for, without those that are not given back in time. The text says why one could not
+    /// be placed.
+    fn attempt(self: &Arc<Fabric>, state: &mut State, deadline: Instant) -> Result<(), String> {
+        let is_together = state.kind.is_together();
+        // Those first that nobody polls any more: others may wait for them. One that was waited for already may have been given back.
+        let was_held = |running: &Running| is_together && running.stuck.is_some();
+        let (held, over): (Vec<_>, Vec<_>) = state
+            .keys(Running::is_over)
+            .into_iter()
+            .partition(|key| state.pumps.get(key).is_some_and(was_held));
+        self.take_down(state, held, Instant::now());
+        self.take_down(state, over, deadline);
+        state.ends.drop_leaving();
         let plan = state.kind.plan(&state.ends);
         let is_outdated = |key: &PumpKey, running: &Running| {
             running.is_outdated || running.is_over() || plan.get(key) != Some(&running.members)
         };
-        let outdated: Vec<PumpKey> = state
-            .pumps
-            .iter()
-            .filter(|(key, running)| is_outdated(key, running))
-            .map(|(key, _)| *key)
-            .collect();
-        let rest = outdated.into_iter().filter(|key| !over.contains(key));
-        for key in over.iter().copied().chain(rest) {
-            if let Err(error) = self.take_down(state, key, within) {
-                outcome = Err(error);
+        let running = state.keys(|running| !was_held(running));
+        let mut outdated = running.clone();
+        outdated.retain(|key| state.pumps.get(key).is_some_and(|running| is_outdated(key, running)));
+        if is_together {
+            let is_to_be_made = plan.iter().any(|(key, members)| state.is_unplaced(*key, members));
+            // What goes on beside one that ended has lanes to it that nobody reads.
+            let is_less = running.len() < state.together;
+            if !outdated.is_empty() || is_to_be_made || is_less {
+                outdated = running;
             }
         }
+        self.take_down(state, outdated, deadline);
         state.ends.drop_leaving();
-        if state.kind.is_together()
-            && let Err(error) = self.take_down_together(state, within)
-        {
-            outcome = Err(error);
-        }
-        // A pump that panicked took its ends with it: planned anew.
+        // A pump that panicked took its ends with it, and one that is held keeps them: planned anew.
         let mut plan: Vec<_> = state.kind.plan(&state.ends).into_iter().collect();
         plan.retain(|(key, members)| state.is_unplaced(*key, members));
-        let mut prepared = Ok(());
-        if !plan.is_empty() {
-            prepared = state.kind.prepare(&state.ends, &plan).map_err(no_memory);
+        if plan.is_empty() {
+            return Ok(());
         }
-        if !plan.is_empty() {
-            state.together = 0;
-        }
+        let prepared = state.kind.prepare(&state.ends, &plan).map_err(no_memory);
+        state.together = 0;
+        let mut outcome = Ok(());
         for (key, members) in plan {
             match prepared.clone().and_then(|()| state.set_up(&self.name, key, members)) {
                 Ok(()) => state.together += 1,
-                Err(why) if outcome.is_ok() => outcome = Err(ServeError::NotPlaced(why)),
+                Err(why) if outcome.is_ok() => outcome = Err(why),
                 Err(_) => {}
             }
-        }
-        outcome
-    }
-
-    /// Takes back all pumps of a kind that are made together if one is to be made beside them, and those that run are not what is
-    /// to run. One that its worker holds is left out: it is nobody's until it is given back.
-    fn take_down_together(self: &Arc<Fabric>, state: &mut State, within: Duration) -> Result<(), ServeError> {
-        let plan = state.kind.plan(&state.ends);
-        let is_to_be_made = plan.iter().any(|(key, members)| state.is_unplaced(*key, members));
-        let running = state.keys(|running| !running.is_over());
-        // What goes on beside one that ended has lanes to it that nobody reads.
-        let is_less = running.len() < state.together;
-        let mut outcome = Ok(());
-        if is_to_be_made || is_less {
-            for key in running {
-                if let Err(error) = self.take_down(state, key, within) {
-                    outcome = Err(error);
-                }
-            }
-            state.ends.drop_leaving();
         }
         outcome
     }
@@ -112,9 +114,10 @@ impl Fabric {
     pub(super) fn withdraw(
         self: &Arc<Fabric>,
         state: &mut State,
+        of: Option<u64>,
         within: Duration,
     ) -> Result<(), ServeError> {
-        match self.reconcile(state, within) {
+        match self.reconcile(state, of, within) {
             Err(ServeError::NotPlaced(_)) => {
                 self.persist(state);
                 Ok(())
@@ -138,7 +141,7 @@ impl Fabric {
     fn is_settled(self: &Arc<Fabric>) -> bool {
         let Some(mut state) = self.try_lock() else { return false };
         let Some(at) = state.give_up_at else { return true };
-        let why = match self.reconcile(&mut state, LATER_WITHIN) {
+        let why = match self.reconcile(&mut state, None, LATER_WITHIN) {
             Ok(()) => None,
             Err(_) if Instant::now() < at => return false,
             Err(error) => Some(error),
@@ -150,47 +153,54 @@ impl Fabric {
         true
     }
 
-    /// Takes a pump back from its worker, and apart.
-    fn take_down(
-        self: &Arc<Fabric>,
-        state: &mut State,
-        key: PumpKey,
-        within: Duration,
-    ) -> Result<(), ServeError> {
-        let Some(mut running) = state.pumps.remove(&key) else { return Ok(()) };
-        let retired = match running.placed.retire(within) {
-            Ok(retired) => retired,
-            Err(error @ PlaceError::Timeout { .. }) => {
-                running.is_unsettled = true;
-                state.pumps.insert(key, running);
-                self.settle_later(state);
-                return Err(Stuck::Worker(error.to_string()).into());
+    /// Takes pumps back from their workers, and apart. All are told before one is waited for, since each may wait for the others to
+    /// stop. One that its worker holds is nobody's until it is given back.
+    fn take_down(self: &Arc<Fabric>, state: &mut State, keys: Vec<PumpKey>, deadline: Instant) {
+        let mut told = Vec::with_capacity(keys.len());
+        for key in keys {
+            if let Some(mut running) = state.pumps.remove(&key) {
+                let retired = running.placed.retire(Duration::ZERO);
+                told.push((key, running, retired));
             }
-            Err(error) => {
-                state.ends.lose(&running.members, &Ended::NotPlaced(error.to_string()));
-                return Ok(());
-            }
-        };
-        if let HowEnded::Panicked(message) = retired.end {
-            state.ends.lose(&running.members, &Ended::Panicked(message));
-            return Ok(());
         }
-        state.take_apart(&running.members, retired.pump);
-        Ok(())
+        for (key, mut running, retired) in told {
+            let retired = match retired {
+                Err(PlaceError::Timeout { .. }) => {
+                    running.placed.retire(deadline.saturating_duration_since(Instant::now()))
+                }
+                at_once => at_once,
+            };
+            match retired {
+                Ok(Retired { end: HowEnded::Panicked(message), .. }) => {
+                    state.ends.lose(&running.members, &Ended::Panicked(message));
+                }
+                Ok(retired) => state.take_apart(&running.members, retired.pump),
+                Err(error @ PlaceError::Timeout { .. }) => {
+                    running.stuck.get_or_insert_with(|| error.to_string());
+                    if state.kind.is_together() {
+                        state.ends.hold(&running.members);
+                    }
+                    state.pumps.insert(key, running);
+                    self.settle_later(state);
+                }
+                Err(error) => state.ends.lose(&running.members, &Ended::NotPlaced(error.to_string())),
+            }
+        }
     }
 
     /// Moves the pumps to the cores that control decided on.
     ///
     /// # Errors
     /// A worker did not let go in time.
-    pub(super) fn follow_cores(self: &Arc<Fabric>, within: Duration) -> Result<(), ServeError> {
+    pub(super) fn follow_cores(self: &Arc<Fabric>, of: u64, within: Duration) -> Result<(), ServeError> {
         let mut state = self.lock();
         let is_running = |(key, members): (&PumpKey, &Vec<EndKey>)| {
             state.pumps.get(key).is_some_and(|running| running.members == *members)
         };
-        if state.kind.is_together() && !state.kind.plan(&state.ends).iter().all(is_running) {
+        let is_as_planned = state.kind.plan(&state.ends).iter().all(is_running);
+        if state.kind.is_together() && (!is_as_planned || state.stuck(None).is_some()) {
             // Ports are with others than before.
-            return self.withdraw(&mut state, within);
+            return self.withdraw(&mut state, Some(of), within);
         }
         let keys: Vec<PumpKey> = state.pumps.keys().copied().collect();
         for key in keys {
@@ -201,7 +211,7 @@ impl Fabric {
                 continue;
             }
             if let Err(error @ PlaceError::Timeout { .. }) = running.placed.move_to(core, within) {
-                running.is_unsettled = true;
+                running.stuck = Some(error.to_string());
                 self.settle_later(&mut state);
                 return Err(Stuck::Worker(error.to_string()).into());
             }
@@ -221,8 +231,9 @@ impl Fabric {
     /// go yet.
     fn settle(self: &Arc<Fabric>) -> bool {
         let Some(mut state) = self.try_lock() else { return false };
-        let _ = self.withdraw(&mut state, LATER_WITHIN);
-        state.is_settling = state.pumps.values().any(|running| running.is_unsettled || running.is_outdated);
+        let _ = self.withdraw(&mut state, None, LATER_WITHIN);
+        state.is_settling =
+            state.pumps.values().any(|running| running.stuck.is_some() || running.is_outdated);
         !state.is_settling
     }
 }
@@ -231,6 +242,17 @@ impl State {
     /// Pumps that are like this.
     fn keys(&self, is_like: impl Fn(&Running) -> bool) -> Vec<PumpKey> {
         self.pumps.iter().filter(|(_, running)| is_like(running)).map(|(key, _)| *key).collect()
+    }
+
+    /// A pump that its worker holds, if a port has something in it or is to have, or anybody where it is for none; and why.
+    fn stuck(&self, of: Option<u64>) -> Option<(PumpKey, String)> {
+        let concerns = |ends: &[EndKey]| of.is_none_or(|port| ends.iter().any(|end| end.port == port));
+        let plan = self.kind.plan(&self.ends);
+        let is_of = |key: &PumpKey, running: &Running| {
+            concerns(&running.members) || plan.get(key).is_some_and(|members| concerns(members))
+        };
+        let mut all = self.pumps.iter().filter(|(key, running)| is_of(key, running));
+        all.find_map(|(key, running)| Some((*key, running.stuck.clone()?)))
     }
 
     /// True if a pump of the plan does not run and could.
@@ -272,7 +294,7 @@ impl State {
         match engine.place(core, &name, pump, watcher) {
             Ok(placed) => {
                 self.ends.put_in(&members, key);
-                self.pumps.insert(key, Running { members, placed, is_unsettled: false, is_outdated: false });
+                self.pumps.insert(key, Running { members, placed, stuck: None, is_outdated: false });
                 Ok(())
             }
             Err(NotPlaced { why, pump }) => {
@@ -291,10 +313,13 @@ fn no_memory(error: io::Error) -> String {
 impl Running {
     /// No worker polls it any more, or will for long.
     fn is_over(&self) -> bool {
-        self.is_unsettled || self.placed.has_ended()
+        self.stuck.is_some() || self.placed.has_ended()
     }
 }
 
+/// How long those of a kind that are made together are waited for before the others are served without them: several times what they take
+/// that do not wait for a worker that is held.
+const PROMPT: Duration = Duration::from_secs(1);
 /// How long one attempt at what was left to [`later`] waits for a worker, under the fabric's lock: long for a worker that
 /// turns, short for the sessions that wait for the lock while it does not.
 pub(super) const LATER_WITHIN: Duration = Duration::from_millis(20);

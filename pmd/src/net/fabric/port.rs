@@ -116,7 +116,7 @@ impl Port {
         if !state.pumps.values().any(|running| running.is_outdated) {
             return Ok(());
         }
-        self.fabric.withdraw(state, within)
+        self.fabric.withdraw(state, Some(self.id), within)
     }
 
     /// The VLANs that it carries, if it was given any.
@@ -153,7 +153,7 @@ impl Port {
         }
         // The others' pumps may not have looked at VLANs until now.
         state.pumps.values_mut().for_each(|running| running.is_outdated = true);
-        self.fabric.withdraw(&mut state, within)
+        self.fabric.withdraw(&mut state, Some(self.id), within)
     }
 
     /// Counts, too, whether it is one of the ports that were given VLANs. With the first of them a bridge begins to look at tags,
@@ -286,10 +286,10 @@ impl Port {
             keys.push(key);
             state.ends.add(key, is_enabled, side);
         }
-        let Err(error) = self.fabric.reconcile(&mut state, within) else { return Ok(()) };
+        let Err(error) = self.fabric.reconcile(&mut state, Some(self.id), within) else { return Ok(()) };
         state.ends.mark(&keys);
         // It tells of the same worker, or of none.
-        let _ = self.fabric.withdraw(&mut state, within);
+        let _ = self.fabric.withdraw(&mut state, Some(self.id), within);
         Err(error)
     }
 
@@ -311,7 +311,7 @@ impl Port {
             state.kind.port_stops(self.slot);
         }
         state.ends.mark(&keys);
-        self.fabric.withdraw(&mut state, within)
+        self.fabric.withdraw(&mut state, Some(self.id), within)
     }
 
     /// Has the network told that this address is behind the port, once the port's transmit queues run. None: what waits is
@@ -352,7 +352,7 @@ impl Port {
     /// # Errors
     /// A worker did not let go in time.
     pub fn follow_cores(&self, within: Duration) -> Result<(), ServeError> {
-        self.fabric.follow_cores(within)
+        self.fabric.follow_cores(self.id, within)
     }
 
     /// The groups of this port whose pump ended without being asked to, and why, once. Puts what else ran there back into
@@ -360,7 +360,7 @@ impl Port {
     pub fn take_ended(&self, within: Duration) -> Vec<(u16, Ended)> {
         let mut state = self.lock();
         if state.pumps.values().any(|running| running.placed.has_ended()) {
-            let _ = self.fabric.withdraw(&mut state, within);
+            let _ = self.fabric.withdraw(&mut state, Some(self.id), within);
         }
         state.ends.ports.get_mut(&self.id).map(|port| std::mem::take(&mut port.ended)).unwrap_or_default()
     }
@@ -399,7 +399,7 @@ impl Departure {
         let keys = state.ends.of_port(self.id, |_| true);
         if !keys.is_empty() {
             state.ends.mark(&keys);
-            let _ = self.fabric.withdraw(&mut state, LATER_WITHIN);
+            let _ = self.fabric.withdraw(&mut state, None, LATER_WITHIN);
         }
         self.forget(&mut state)
     }
