@@ -610,6 +610,60 @@ fn file_of_a_capture_is_its_owners_alone_and_a_full_disk_is_told() {
 }
 
 #[test]
+fn interface_on_another_core_than_the_guest_has_both_ways_and_its_drops_are_captured_there() {
+    if std::thread::available_parallelism().unwrap().get() < 2 {
+        return;
+    }
+    let Some(host) = Namespace::new("cores") else { return };
+    let daemon = Daemon::start_with(&["--cores", "0,1"]);
+    let ns = &host.0;
+    daemon.run("mgmtdev add name bridge/b core 0").good();
+    daemon.run("dev add name a mgmtdev bridge/b").good();
+    daemon.run(&format!("dev add name h mgmtdev bridge/b tap rwt8 netns {ns}")).good();
+    daemon.run("dev set name h core 1").good();
+    wait_for("the interface to be in service", || daemon.device("h")["state"] == "connected");
+    assert!(host.ip("addr add 192.0.2.1/24 dev rwt8") && host.ip("link set rwt8 up"));
+    let mut a = Guest::connect(&daemon.socket("a"), GuestOptions::default()).unwrap();
+    let served = |name: &str| daemon.run(&format!("-j dev show {name}")).json()["dev"][name]["cores"].clone();
+    assert_eq!((served("a"), served("h")), (json!([0]), json!([1])));
+    let of = |name: &str, queue: u8| {
+        let stats = daemon.run(&format!("-j dev vstats show {name} qidx {queue}")).json();
+        stats["vstats"][name].clone()
+    };
+    let packets = |name: &str, queue: u8| of(name, queue)["packets"].as_u64().unwrap();
+    // To the kernel, and from it: it asks everybody for an address that nobody has.
+    send(&mut a, 200);
+    wait_for("the kernel to be given all", || {
+        a.turn(0).unwrap();
+        packets("h", 0) == 200
+    });
+    let before = packets("a", 0);
+    let datagram = ["netns", "exec", ns, "bash", "-c", "echo > /dev/udp/192.0.2.9/9"];
+    assert!(Command::new("ip").args(datagram).output().unwrap().status.success());
+    wait_for("the guest to hear it", || {
+        a.turn(0).unwrap();
+        packets("a", 0) > before
+    });
+    // More than it is given.
+    daemon.run("dev set name h max_rx_pps 1").good();
+    let file = file(&daemon);
+    let running = Running::start(&daemon, "h", &["direction", "out", "filter", "ethertype 0x88b5"], &file);
+    send(&mut a, 50);
+    let dropped = || of("h", 0)["drops"]["rate_limit"].as_u64().unwrap_or(0);
+    wait_for("what is beyond its rate to be dropped", || {
+        a.turn(0).unwrap();
+        packets("h", 0) - 200 + dropped() == 50
+    });
+    assert_eq!(running.stop().code, 0);
+    let captured = Captured::read(&file);
+    let limited = Some("dropped: rate_limit".to_owned());
+    let shown = captured.frames.iter().filter(|seen| seen.comment == limited).count() as u64;
+    assert!(dropped() > 0 && shown == dropped(), "{shown} of {}", dropped());
+    assert_eq!(captured.of_queue(0).len(), 50);
+    assert_eq!(of("a", 1)["drops"]["lane_full"].as_u64().unwrap_or(0), 0);
+}
+
+#[test]
 fn frames_of_the_kernels_interface_are_captured_at_the_hosts_device() {
     let Some(host) = Namespace::new("capture") else { return };
     let daemon = Daemon::start();
