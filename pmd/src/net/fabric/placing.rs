@@ -319,7 +319,7 @@ impl Running {
 
 /// How long those of a kind that are made together are waited for before the others are served without them: several times what they take
 /// that do not wait for a worker that is held.
-const PROMPT: Duration = Duration::from_secs(1);
+const PROMPT: Duration = Duration::from_millis(1500);
 /// How long one attempt at what was left to [`later`] waits for a worker, under the fabric's lock: long for a worker that
 /// turns, short for the sessions that wait for the lock while it does not.
 pub(super) const LATER_WITHIN: Duration = Duration::from_millis(20);

@@ -109,7 +109,6 @@ pub(in super::super) fn look_after() -> u64 {
 /// The part of a second after which whoever waits looks again: ten milliseconds.
 const LOOK_AFTER: u64 = 100;
 
-/// So often, before a part that does not move is held: for one of which a source may send no more, a tenth of a second; and for one that
-/// is to stop, which nobody asks for often, a third.
-const LOOKS_TO_SEND: u64 = 10;
-const LOOKS_TO_END: u64 = 30;
+/// So often, before a part that does not move is held: a second, which no thread is without a CPU beside others that have as much to do.
+const LOOKS_TO_SEND: u64 = 100;
+const LOOKS_TO_END: u64 = 100;
