@@ -49,7 +49,7 @@ use crate::host::endpoint::Listening;
 use crate::host::gap;
 use crate::host::guard::Guard;
 use crate::host::look::{LOOK_EVERY, Looks, Missing};
-use crate::host::manager::Heartbeat;
+use crate::host::manager::{Heartbeat, StatusLine};
 use crate::host::peer::Caller;
 use crate::host::program::Program;
 use crate::host::share::Shares;
@@ -114,6 +114,7 @@ pub(crate) struct Daemon {
     signals: Option<UnixStream>,
     reload: Option<UnixStream>,
     heartbeat: Option<Heartbeat>,
+    pub(crate) status_line: Option<StatusLine>,
     pub(crate) ctl: Option<Listening>,
     pub(crate) ctl_path: Option<PathBuf>,
     /// The view-only socket.

@@ -8,7 +8,7 @@ use ringway_pmd::bus::virt::VirtualBus;
 use ringway_pmd::driver::Attachments;
 use ringway_pmd::vdpa::{ManagementDevice, MgmtKind};
 
-use crate::host::manager::Heartbeat;
+use crate::host::manager::{Heartbeat, StatusLine};
 use crate::operator::api::{DeviceEntry, MgmtEntry, PortEntry};
 
 /// Workers and what they do when idle.
@@ -73,6 +73,8 @@ pub struct Options {
     pub reload: Option<UnixStream>,
     /// What feeds the service manager's watchdog.
     pub heartbeat: Option<Heartbeat>,
+    /// What the service manager shows of the daemon.
+    pub status_line: Option<StatusLine>,
 }
 
 impl Options {
@@ -98,6 +100,7 @@ impl Options {
             signals: None,
             reload: None,
             heartbeat: None,
+            status_line: None,
         }
     }
 }

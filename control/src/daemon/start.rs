@@ -153,6 +153,7 @@ impl Daemon {
             signals: options.signals,
             reload: options.reload,
             heartbeat: options.heartbeat,
+            status_line: options.status_line,
             ctl: None,
             ctl_path: options.ctl.clone(),
             view: None,
@@ -213,6 +214,7 @@ impl Daemon {
         }
         let unserved_since = gap::take(&daemon.runtime_dir);
         daemon.gap = unserved_since.map(|since| gap::now().saturating_sub(since));
+        daemon.begin_status_line();
         Ok(daemon)
     }
 }

@@ -25,6 +25,7 @@ use crate::fault::Fault;
 use crate::host::accounts::{A_MOMENT, Account};
 use crate::host::endpoint::Listening;
 use crate::host::look::{Finding, Missing};
+use crate::host::manager::status_of;
 use crate::host::share::{CURE, Changed};
 use crate::host::standing::{Identity, Standing, noun};
 use crate::settings::View;
@@ -110,6 +111,27 @@ impl Daemon {
         self.tell_found(found);
         self.look_at_health();
         self.look_at_shares();
+        if let Some(mut line) = self.status_line.take() {
+            line.tell(self.status());
+            self.status_line = Some(line);
+        }
+    }
+
+    /// What is told with READY=1 is not told again.
+    pub(crate) fn begin_status_line(&mut self) {
+        let status = self.status();
+        if let Some(line) = &mut self.status_line {
+            line.begin(status);
+        }
+    }
+
+    /// What there is, and what was asked for and is not there, as the service manager shows it.
+    fn status(&self) -> String {
+        let mgmtdevs = self.absent_mgmtdevs.iter().map(|absent| absent.entry.name.clone());
+        let ports = self.ports.iter().filter(|port| port.why.is_some()).map(|port| port.entry.handle());
+        let devices = self.absent.iter().map(|absent| absent.entry.name.clone());
+        let absent: Vec<String> = mgmtdevs.chain(ports).chain(devices).collect();
+        status_of(self.registry.devices().count(), &absent)
     }
 
     /// Has workers give way that would keep everybody else from their cores.

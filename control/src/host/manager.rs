@@ -2,7 +2,7 @@
 //!
 //! The protocol is systemd's `sd_notify(3)`: datagrams to the socket that `NOTIFY_SOCKET` names. The watchdog is fed by the
 //! control thread alone, from its loop: it says that operators and front-ends are answered. Workers have a watchdog of their
-//! own ([`super::watchdog`]).
+//! own ([`super::watchdog`]). The same thread keeps the line up to date that `systemctl status` shows.
 
 use std::io;
 use std::os::linux::net::SocketAddrExt as _;
@@ -54,17 +54,54 @@ impl Manager {
         if of.is_some_and(|pid| pid != u64::from(std::process::id())) {
             return None;
         }
+        self.connected("cannot feed the service manager's watchdog")
+            .map(|socket| Heartbeat::new(socket, limit))
+    }
+
+    /// What keeps the line up to date that it shows.
+    pub(crate) fn status_line(&self) -> Option<StatusLine> {
+        let socket = self.connected("what the service manager shows will be what it was at the start")?;
+        Some(StatusLine { socket, told: String::new() })
+    }
+
+    /// A socket on which nothing waits.
+    fn connected(&self, otherwise: &str) -> Option<UnixDatagram> {
         let socket = UnixDatagram::unbound().and_then(|socket| {
             socket.set_nonblocking(true)?;
             socket.connect_addr(&self.address)?;
             Ok(socket)
         });
-        match socket {
-            Ok(socket) => Some(Heartbeat::new(socket, limit)),
-            Err(error) => {
-                tracing::warn!(%error, "cannot feed the service manager's watchdog");
-                None
-            }
+        socket.inspect_err(|error| tracing::warn!(%error, "{otherwise}")).ok()
+    }
+}
+
+/// What the service manager shows of a daemon, in words: how many devices it has, and what was asked for and is not there.
+pub(crate) fn status_of(made: usize, absent: &[String]) -> String {
+    let plural = if made == 1 { "" } else { "s" };
+    let mut status = format!("{made} device{plural} made");
+    if !absent.is_empty() {
+        status += &format!("; not made: {}", absent.join(", "));
+    }
+    status
+}
+
+/// The line that the service manager shows (`STATUS=`).
+#[derive(Debug)]
+pub struct StatusLine {
+    socket: UnixDatagram,
+    told: String,
+}
+
+impl StatusLine {
+    /// What it is told with READY=1.
+    pub(crate) fn begin(&mut self, status: String) {
+        self.told = status;
+    }
+
+    /// Tells it, unless it knows. Never waits: a manager that takes nothing is told when this is called again.
+    pub(crate) fn tell(&mut self, status: String) {
+        if status != self.told && self.socket.send(format!("STATUS={status}").as_bytes()).is_ok() {
+            self.told = status;
         }
     }
 }
@@ -122,6 +159,33 @@ pub(crate) fn handed_over() -> Result<Option<UnixListener>, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn line_is_told_when_it_is_another_and_again_when_it_was_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let manager = Manager { address: SocketAddr::from_pathname(&path).unwrap() };
+        let mut line = manager.status_line().unwrap();
+        let mut told = [0u8; 128];
+        let mut next =
+            || socket.recv(&mut told).ok().map(|n| String::from_utf8_lossy(&told[..n]).into_owned());
+        line.begin(status_of(0, &[]));
+        line.tell(status_of(0, &[]));
+        assert_eq!(next(), None);
+        line.tell(status_of(1, &["b".into(), "pci/0000:01:10.0/1".into()]));
+        assert_eq!(next().as_deref(), Some("STATUS=1 device made; not made: b, pci/0000:01:10.0/1"));
+        // As many as its queue holds, and then one that is not taken.
+        let last = (2..10_000).find(|made| {
+            line.tell(status_of(*made, &[]));
+            line.told != status_of(*made, &[])
+        });
+        let last = status_of(last.unwrap(), &[]);
+        while next().is_some() {}
+        line.tell(last.clone());
+        assert_eq!(next(), Some(format!("STATUS={last}")));
+    }
 
     #[test]
     fn watchdog_is_fed_as_time_goes_and_never_waited_for() {

@@ -16,7 +16,7 @@ use crate::fault::Fault;
 use crate::host::log::Log;
 use crate::host::logging;
 use crate::host::manager::{self, Manager};
-use crate::operator::api::{DevShow, Select};
+use crate::operator::api::{DevShow, MgmtdevShow, PortShow, Select};
 use crate::operator::cli::ringwayd::{Idle, Ringwayd};
 use crate::operator::config::{self, Desired};
 use crate::settings::{Options, Settings, View};
@@ -161,6 +161,7 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
         signals: Some(signals),
         reload: Some(reload),
         heartbeat: manager.as_ref().and_then(Manager::heartbeat),
+        status_line: manager.as_ref().and_then(Manager::status_line),
     })?;
     let workers = workers(&subsystem.engine().cores());
     tracing::info!(descriptors, "{}; {workers}; idle policy {idle} ({idle_from})", host());
@@ -261,16 +262,14 @@ fn workers(cores: &[usize]) -> String {
     format!("{} {noun} {list}, of {usable} usable cores{more}", cores.len())
 }
 
-/// That it serves, and in words what it made: each device that was asked for was made, or is named here.
+/// That it serves, and in words what it made: all that was asked for was made, or is named here.
 fn ready(subsystem: &Subsystem) -> Result<String, Fault> {
     let shown: DevShow = subsystem.call("dev.show", &Select::default())?;
-    let made = shown.dev.0.len();
-    let absent: Vec<&str> = shown.absent.0.iter().map(|(name, _)| name.as_str()).collect();
-    let mut status = format!("{made} device{} made", if made == 1 { "" } else { "s" });
-    if !absent.is_empty() {
-        status += &format!("; not made: {}", absent.join(", "));
-    }
-    Ok(format!("READY=1\nSTATUS={status}"))
+    let mgmtdevs: MgmtdevShow = subsystem.call("mgmtdev.show", &Select::default())?;
+    let ports: PortShow = subsystem.call("port.show", &Select::default())?;
+    let absent = [mgmtdevs.absent.0, ports.absent.0, shown.absent.0].concat();
+    let absent: Vec<String> = absent.into_iter().map(|(name, _)| name).collect();
+    Ok(format!("READY=1\nSTATUS={}", manager::status_of(shown.dev.0.len(), &absent)))
 }
 
 #[cfg(test)]

@@ -33,7 +33,17 @@ fn service_manager_is_told_when_it_serves_and_when_it_stops() {
     let mut told = [0u8; 64];
     let n = manager.recv(&mut told).unwrap();
     assert_eq!(&told[..n], b"READY=1\nSTATUS=0 devices made");
-    ringway(&dir.path().join("ctl.sock"), "hello").good();
+    // What is shown of it follows what there is.
+    let ctl = dir.path().join("ctl.sock");
+    for (line, shown) in [
+        ("dev add name vm0 mgmtdev sim/net", "STATUS=1 device made"),
+        ("dev add name vm1 mgmtdev sim/net", "STATUS=2 devices made"),
+        ("dev del vm0", "STATUS=1 device made"),
+    ] {
+        ringway(&ctl, line).good();
+        let n = manager.recv(&mut told).unwrap();
+        assert_eq!(String::from_utf8_lossy(&told[..n]), shown, "{line}");
+    }
     let pid = rustix::process::Pid::from_child(&child.0);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let n = manager.recv(&mut told).unwrap();
