@@ -18,7 +18,7 @@ use crossbeam::channel::{Sender, bounded};
 use prometheus_client::registry::Registry;
 use ringway_engine::{BurstSizes, Times};
 use ringway_pmd::counters::QueueCounters;
-use ringway_pmd::vdpa::Class;
+use ringway_pmd::vdpa::{Class, Health};
 use rustix::event::epoll::{self, EventFlags};
 use rustix::net::sockopt;
 
@@ -26,7 +26,7 @@ use crate::daemon::{Daemon, Message, Remote, Token};
 use crate::fault::Fault;
 use crate::frontends::session::DeviceConfig;
 use crate::host::endpoint::Listening;
-use crate::operator::api::{CoreInfo, History};
+use crate::operator::api::{Binary, CoreInfo, History};
 use crate::operator::clients::ACCEPT_AGAIN;
 use crate::operator::show;
 
@@ -102,6 +102,11 @@ pub(crate) struct Scrapers {
 /// What the control thread gives a scraper.
 pub(crate) struct Reading {
     generation: u64,
+    /// What was asked for and could not be made: how much, by kind.
+    absent: [(&'static str, usize); 3],
+    is_outdated: bool,
+    lost_events: u64,
+    lost_log_lines: u64,
     devices: Vec<DeviceReading>,
     cores: Vec<CoreReading>,
 }
@@ -123,6 +128,7 @@ struct DeviceReading {
     config: DeviceConfig,
     history: History,
     queues: Vec<Arc<QueueCounters>>,
+    health: Option<Arc<dyn Health>>,
 }
 
 impl Daemon {
@@ -176,6 +182,7 @@ impl Daemon {
             config: device.facts.config,
             history: device.history.clone(),
             queues: device.shared.counters.to_vec(),
+            health: device.health.clone(),
         };
         let core = |worker: ringway_engine::WorkerStats| CoreReading {
             number: worker.core,
@@ -185,6 +192,14 @@ impl Daemon {
         };
         Reading {
             generation: self.generation,
+            absent: [
+                ("device", self.absent.len()),
+                ("mgmtdev", self.absent_mgmtdevs.len()),
+                ("port", self.ports.iter().filter(|port| port.why.is_some()).count()),
+            ],
+            is_outdated: self.program.standing() != Binary::Installed,
+            lost_events: self.events.lost_on_disk(),
+            lost_log_lines: crate::host::log::lost(),
             devices: self.registry.devices().map(device).collect(),
             cores: self.engine.workers().into_iter().map(core).collect(),
         }
@@ -270,6 +285,12 @@ pub(crate) fn text(reading: Reading, scrapers: &Scrapers) -> String {
     let build = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
     families.add_gauge("ringway_build_info", build, 1);
     families.add_gauge("ringway_config_generation", Vec::new(), reading.generation);
+    for (kind, count) in reading.absent {
+        families.add_gauge("ringway_absent", vec![("kind", kind.to_owned())], count as u64);
+    }
+    families.add_gauge("ringway_outdated", Vec::new(), reading.is_outdated.into());
+    families.add_counter("ringway_events_lost", Vec::new(), reading.lost_events);
+    families.add_counter("ringway_log_lines_lost", Vec::new(), reading.lost_log_lines);
     families.add_counter("ringway_scrapes", Vec::new(), count(&scrapers.served));
     for (reason, counter) in [("failed", &scrapers.refused), ("too_many", &scrapers.too_many)] {
         let labels = vec![("reason", reason.to_owned())];
@@ -281,6 +302,11 @@ pub(crate) fn text(reading: Reading, scrapers: &Scrapers) -> String {
         let state = with(&with(&labels, "mgmtdev", &device.mgmtdev), "state", device.state);
         families.add_gauge("ringway_device_state", state, 1);
         families.add_gauge("ringway_device_deferred", labels.clone(), device.deferred as u64);
+        if let Some(health) = &device.health {
+            let (count, age) = health.requests();
+            families.add_gauge("ringway_disk_requests_under_way", labels.clone(), count as u64);
+            families.add_seconds("ringway_disk_oldest_request_seconds", labels.clone(), age);
+        }
         for (index, counters) in device.queues.iter().enumerate() {
             let index = u32::try_from(index).unwrap_or(u32::MAX);
             let stats = counters.snapshot();

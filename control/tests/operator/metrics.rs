@@ -48,6 +48,11 @@ fn counters_are_scraped_and_hostile_scrapers_are_bounded_and_counted() {
         "# TYPE ringway_core_longest_turn_ns gauge",
         "# TYPE ringway_core_tsc_hz gauge",
         "ringway_scrapes_total 0",
+        "ringway_absent{kind=\"device\"} 0",
+        "ringway_absent{kind=\"mgmtdev\"} 0",
+        "ringway_outdated 0",
+        "ringway_events_lost_total 0",
+        "ringway_log_lines_lost_total 0",
     ] {
         assert!(body.lines().any(|known| known == line), "{line} is not in\n{body}");
     }
@@ -73,6 +78,35 @@ fn counters_are_scraped_and_hostile_scrapers_are_bounded_and_counted() {
         refused("ringway_scrapes_refused_total{reason=\"too_many\"}")
             && refused("ringway_scrapes_refused_total{reason=\"failed\"}")
     });
+}
+
+#[test]
+fn what_could_not_be_made_and_what_a_disk_has_under_way_are_told() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("metrics.sock");
+    let mut daemon = Daemon::start();
+    daemon.terminate();
+    // The first one's socket is where a directory stands.
+    let (socket, image) = (daemon.dir.join("taken.sock"), daemon.dir.join("d.img"));
+    std::fs::create_dir(&socket).unwrap();
+    std::fs::File::create(&image).and_then(|file| file.set_len(1 << 20)).unwrap();
+    let file = daemon.dir.join("r.toml");
+    let text = format!(
+        "[[device]]\nname = \"a\"\nmgmtdev = \"sim/net\"\nsocket = \"{}\"\n[[device]]\nname = \"d\"\nmgmtdev = \"file\"\npath = \"{}\"\n",
+        socket.display(),
+        image.display()
+    );
+    std::fs::write(&file, text).unwrap();
+    daemon.start_again(&["--config", file.to_str().unwrap(), "--metrics", path.to_str().unwrap()]);
+    let scrape = || ask(&path, "GET /metrics HTTP/1.1\r\n\r\n");
+    let answer = scrape();
+    let value = |name: &str, labels: &[&str]| told(&answer, name, labels);
+    assert_eq!(value("ringway_absent", &["kind=\"device\""]), Some(1.0), "{answer}");
+    assert_eq!(value("ringway_disk_requests_under_way", &["dev=\"d\""]), Some(0.0), "{answer}");
+    assert_eq!(value("ringway_disk_oldest_request_seconds", &["dev=\"d\""]), Some(0.0), "{answer}");
+    // It can be made from now on, which is tried by itself.
+    std::fs::remove_dir(&socket).unwrap();
+    wait_for("it is made", || told(&scrape(), "ringway_absent", &["kind=\"device\""]) == Some(0.0));
 }
 
 /// The value of a metric with these labels; None: it is not told.
@@ -219,10 +253,13 @@ fn queries() -> Vec<String> {
     found
 }
 
-/// A guest's network device and disk that were used.
+/// A guest's network device and disk that were used, and a disk on a file.
 fn used(daemon: &Daemon) -> (Guest, Port) {
     daemon.run("dev add name vm0 mgmtdev sim/net").good();
     daemon.run("dev add name d0 mgmtdev sim/blk size 1M").good();
+    let image = daemon.dir.join("d1.img");
+    std::fs::File::create(&image).and_then(|file| file.set_len(1 << 20)).unwrap();
+    daemon.run(&format!("dev add name d1 mgmtdev file path {}", image.display())).good();
     let mut guest = Guest::connect(&daemon.socket("vm0"), GuestOptions::default()).unwrap();
     while guest.turn(16).unwrap() == 0 {}
     let mut port = Port::connect(&daemon.socket("d0"), BlockOptions::default()).unwrap();
@@ -324,7 +361,7 @@ fn prometheus_scrapes_a_daemon_and_takes_the_alert_rules_and_the_dashboards_quer
         });
     }
     let loaded = query("/api/v1/rules").unwrap();
-    assert_eq!(loaded["data"]["groups"][0]["rules"].as_array().unwrap().len(), 7, "{loaded}");
+    assert_eq!(loaded["data"]["groups"][0]["rules"].as_array().unwrap().len(), 11, "{loaded}");
     drop(daemon);
     wait_for("it is seen to be gone", || value("up").as_deref() == Some("0"));
 }

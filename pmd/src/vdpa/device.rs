@@ -96,6 +96,8 @@ pub trait Health: Send + Sync {
     fn failures(&self) -> u64;
     /// What is under way still, the oldest by name and age, if anything is.
     fn under_way(&self) -> Option<String>;
+    /// How many requests are under way, and for how long the oldest of them has been.
+    fn requests(&self) -> (usize, Duration);
     /// Nothing of it is in use any more.
     fn is_over(&self) -> bool;
 }

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, MetricEncoder, NoLabelSet};
@@ -43,7 +44,7 @@ pub(crate) const SOURCES: [(&str, &str, &str); 5] = [
     ("PumpInfo", "pump", "core, pump"),
 ];
 /// What is told beside: name, type, labels, meaning.
-pub(crate) const OWN: [(&str, &str, &str, &str); 11] = [
+pub(crate) const OWN: [(&str, &str, &str, &str); 17] = [
     (
         "ringway_queue_latency_seconds",
         "histogram",
@@ -67,6 +68,27 @@ pub(crate) const OWN: [(&str, &str, &str, &str); 11] = [
         "gauge",
         "dev",
         "Keys that were set and are not in force before the next front-end connects.",
+    ),
+    (
+        "ringway_absent",
+        "gauge",
+        "kind",
+        "What was asked for and could not be made, by kind: device, mgmtdev, port. `ringway status` names each and why.",
+    ),
+    ("ringway_outdated", "gauge", "", "1: the program that runs is not the installed one."),
+    ("ringway_events_lost_total", "counter", "", "Events that are not kept on disk."),
+    ("ringway_log_lines_lost_total", "counter", "", "Lines of the log that found no room."),
+    (
+        "ringway_disk_requests_under_way",
+        "gauge",
+        "dev",
+        "Requests that a disk on a file or block device has under way.",
+    ),
+    (
+        "ringway_disk_oldest_request_seconds",
+        "gauge",
+        "dev",
+        "For how long the oldest of them has been under way; 0: none is.",
     ),
     ("ringway_scrapes_total", "counter", "", "Requests that were answered."),
     (
@@ -126,6 +148,7 @@ enum Kind {
 #[derive(Debug)]
 enum Measured {
     Number(u64),
+    Seconds(f64),
     Histogram {
         sum: f64,
         count: u64,
@@ -145,6 +168,11 @@ impl Families {
 
     pub(super) fn add_gauge(&mut self, name: &str, labels: Labels, value: u64) {
         self.add(name.to_owned(), Kind::Gauge, labels, Measured::Number(value));
+    }
+
+    /// A gauge of a time.
+    pub(super) fn add_seconds(&mut self, name: &str, labels: Labels, time: Duration) {
+        self.add(name.to_owned(), Kind::Gauge, labels, Measured::Seconds(time.as_secs_f64()));
     }
 
     /// How long things took; nothing of nothing.
@@ -267,6 +295,7 @@ impl Measured {
     fn encode(&self, kind: Kind, mut metric: MetricEncoder<'_>) -> Result<(), fmt::Error> {
         match self {
             Measured::Number(value) if kind == Kind::Gauge => ConstGauge::new(*value).encode(metric),
+            Measured::Seconds(value) => ConstGauge::new(*value).encode(metric),
             Measured::Number(value) => ConstCounter::new(*value).encode(metric),
             Measured::Histogram { sum, count, buckets } => {
                 metric.encode_histogram::<NoLabelSet>(*sum, *count, buckets, None)

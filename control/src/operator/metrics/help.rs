@@ -10,9 +10,15 @@ use serde_json::Value;
 use crate::operator::api::{CoreInfo, History, PumpInfo, QueueInfo, RequestInfo};
 
 /// Those that are no field.
-const OWN: [(&str, &str); 11] = [
+const OWN: [(&str, &str); 17] = [
     ("ringway_build_info", "The version that runs, as a label; always 1"),
     ("ringway_config_generation", "Changes to the devices, counted over restarts"),
+    ("ringway_absent", "What was asked for and could not be made, by kind"),
+    ("ringway_outdated", "Whether the program that runs is another than the installed one"),
+    ("ringway_events_lost", "Events that are not kept on disk"),
+    ("ringway_log_lines_lost", "Lines of the log that found no room"),
+    ("ringway_disk_requests_under_way", "Requests that a disk on a file or block device has under way"),
+    ("ringway_disk_oldest_request_seconds", "For how long the oldest request of a disk has been under way"),
     ("ringway_scrapes", "Scrapes that were answered"),
     (
         "ringway_scrapes_refused",

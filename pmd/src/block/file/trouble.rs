@@ -266,6 +266,10 @@ impl Health for Trouble {
         .collect()
     }
 
+    fn requests(&self) -> (usize, Duration) {
+        self.oldest().map_or((0, Duration::ZERO), |(age, _, count)| (count, age))
+    }
+
     fn is_over(&self) -> bool {
         self.is_closed.load(Ordering::Relaxed) && !self.queues().iter().any(Known::is_there)
     }
@@ -388,6 +392,11 @@ mod tests {
                 .under_way()
                 .is_some_and(|what| what.starts_with("1 requests under way, the oldest a flush"))
         );
+        std::thread::sleep(Duration::from_millis(2));
+        let (count, age) = trouble.requests();
+        assert!(count == 1 && age >= Duration::from_millis(2), "{count} {age:?}");
+        queue.end(0);
+        assert_eq!(trouble.requests(), (0, Duration::ZERO));
         let all = trouble.queues();
         drop(queue);
         assert_eq!(Arc::strong_count(&map), 1);
