@@ -3,6 +3,7 @@
 //! ```text
 //! /dev/vda  the root that deploy/test made: one for all tests, each with changes of its own
 //! /dev/vdb  what the test brings: the agent, the packages, the kernel's modules
+//! /dev/vdc  nothing: the test's to use
 //! ```
 //! The initramfs loads what is needed for the first disk and goes on with its systemd; the agent is one of its units.
 
@@ -10,9 +11,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::agent::EchoOrder;
 use crate::error::{Context, Error, Result};
 use crate::image::{self, Archive, BUSYBOX, Kernel};
-use crate::lab::{self, Lab};
+use crate::lab::{self, Lab, wait_for};
 use crate::pace::WATCHDOG;
 use crate::qemu::{self, Guest, Image, push};
 use crate::{daemon, ensure, process};
@@ -33,13 +35,15 @@ impl<'lab> Machine<'lab> {
         let initramfs = lab.path("debian.cpio");
         fs::write(&initramfs, first_stage(&kernel)?.finish())?;
         let second = second_disk(lab, &kernel, files)?;
+        let third = lab.path("third.img");
+        fs::File::create(&third).and_then(|disk| disk.set_len(THIRD_BYTES))?;
         let mut line = Vec::new();
         push(&mut line, "-machine", "q35".into());
         push(&mut line, "-accel", "tcg,thread=single".into());
         push(&mut line, "-cpu", "max".into());
         push(&mut line, "-smp", "2".into());
         push(&mut line, "-m", "1024".into());
-        for (idx, disk) in [&root, &second].into_iter().enumerate() {
+        for (idx, disk) in [&root, &second, &third].into_iter().enumerate() {
             let disk = disk.display();
             let drive = format!("file={disk},if=none,id=d{idx},format=raw,snapshot=on,cache=unsafe");
             push(&mut line, "-drive", drive);
@@ -78,6 +82,74 @@ impl<'lab> Machine<'lab> {
         let (code, said) = self.shell(line)?;
         ensure!(code == wanted, "{line}: exit code {code}, and not {wanted}: {said}");
         Ok(said.trim().to_string())
+    }
+
+    /// Puts a file's text at a path of its own.
+    pub fn put(&mut self, file: &Path, to: &str) -> Result<()> {
+        let text = fs::read_to_string(file).context(|| file.display().to_string())?;
+        ensure!(!text.lines().any(|line| line == HERE), "{} cannot be put", file.display());
+        self.well(&format!("cat > {to} <<'{HERE}'\n{text}{HERE}")).map(drop)
+    }
+
+    /// Starts a program in the background, by a line of its shell.
+    pub fn launch(&mut self, name: &str, line: &str) -> Result<()> {
+        self.lab.say(format_args!("# {line} &"));
+        self.guest.launch(name, &["/bin/bash", "-c", &format!("exec {line}")])
+    }
+
+    /// Writes a line to the input of a program in the background.
+    pub fn tell(&mut self, name: &str, line: &str) -> Result<()> {
+        self.guest.tell(name, line)
+    }
+
+    /// Waits until a program in the background has said a line so many times.
+    pub fn says(&mut self, name: &str, line: &str, times: usize) -> Result<()> {
+        wait_for(&format!("`{line}` of {name}"), WATCHDOG, || {
+            let said = self.said(name, line)?;
+            let report = self.guest.program(name)?;
+            let has_ended = report.code.is_some();
+            ensure!(said >= times || !has_ended, "{name} ended with {:?}: {}", report.code, report.output);
+            Ok((said >= times).then_some(()))
+        })
+    }
+
+    /// How often a program in the background has said a line.
+    pub fn said(&mut self, name: &str, line: &str) -> Result<usize> {
+        let report = self.guest.program(name)?;
+        Ok(report.output.lines().filter(|said| *said == line).count())
+    }
+
+    /// Waits until something is so.
+    pub fn within(
+        &mut self,
+        what: &str,
+        mut is_so: impl FnMut(&mut Machine<'lab>) -> Result<bool>,
+    ) -> Result<()> {
+        wait_for(what, WATCHDOG, || Ok(is_so(self)?.then_some(())))
+    }
+
+    /// Waits for the end of a program in the background, which must be a good one; gives what it wrote.
+    pub fn ends_well(&mut self, name: &str) -> Result<String> {
+        let code = wait_for(&format!("the end of {name}"), WATCHDOG, || Ok(self.guest.program(name)?.code))?;
+        let said = self.guest.end(name)?.output;
+        self.lab.say(format_args!("{name} ended: {code}\n{}", said.trim()));
+        ensure!(code == 0, "{name}: exit code {code}: {said}");
+        Ok(said)
+    }
+
+    /// Kills a program in the background.
+    pub fn kill(&mut self, name: &str) -> Result<()> {
+        self.guest.end(name).map(drop)
+    }
+
+    /// Sends echo requests of many sizes from its kernel; each must be answered, once and whole.
+    pub fn echo(&mut self, order: EchoOrder) -> Result<()> {
+        let to = order.to;
+        let report = self.guest.echo(order)?;
+        self.lab.say(format_args!("echo requests to {to}: {report:?}"));
+        let others = report.duplicated + report.mismatched + report.missing;
+        ensure!(report.sent > 0 && report.received == report.sent && others == 0, "{report:?}");
+        Ok(())
     }
 
     /// Restarts it as an operator does; returns when its agent is ready again.
@@ -160,6 +232,9 @@ fn second_disk(lab: &Lab, kernel: &Kernel, files: &[PathBuf]) -> Result<PathBuf>
 }
 
 const ROOT_MODULES: [&str; 3] = ["virtio_blk", "crc32c_generic", "ext4"];
+/// Behind the last line of a text.
+const HERE: &str = "END-OF-THE-FILE";
+const THIRD_BYTES: u64 = 16 << 20;
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 const PACKAGE_LIMIT: Duration = Duration::from_secs(180);
 const INIT: &str = "#!/bin/busybox sh

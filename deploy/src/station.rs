@@ -324,7 +324,12 @@ impl Station {
                     self.process.check()?;
                 }
                 Ok(count) => self.unread.extend_from_slice(&bytes[..count]),
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                // A process that is stopped and goes on (SIGSTOP, SIGCONT) is interrupted, too.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                    ) => {}
                 Err(error) => fail!("reading from {}: {error}", self.name),
             }
         }

@@ -1,5 +1,11 @@
 //! The package on a fresh Debian with systemd: installed, sandboxed, watched, upgraded, rebooted, removed.
 
+#[path = "installed/served.rs"]
+mod served;
+#[path = "installed/watched.rs"]
+mod watched;
+
+use ringway_lab::daemon;
 use ringway_lab::debian::{self, Machine};
 use ringway_lab::document::{self, Kind};
 use ringway_lab::ensure;
@@ -11,13 +17,16 @@ use ringway_lab::walk::page;
 #[ignore = "needs QEMU >= 8, the 6.12 guest kernel, a Debian with systemd and cargo-deb: run deploy/test"]
 fn package_is_installed_upgraded_and_removed() {
     Lab::run("installed", |lab| {
+        let front = daemon::binaries()?.join("ringway-front");
         let packages = [debian::package(lab, 1)?, debian::package(lab, 2)?];
-        let mut machine = Machine::boot(lab, &packages)?;
+        let mut machine = Machine::boot(lab, &[&packages[..], &[front]].concat())?;
         machine.well("mkdir /packages; cp /mnt/*.deb /packages; touch /packages/before")?;
         machine.well("systemctl is-system-running --wait || systemctl --failed")?;
         install(&mut machine)?;
         sandbox(&mut machine)?;
         troubles(&mut machine)?;
+        served::make(&mut machine)?;
+        served::connect(&mut machine)?;
         deaths(&mut machine)?;
         drop_ins(&mut machine)?;
         degraded(&mut machine)?;
@@ -26,7 +35,9 @@ fn package_is_installed_upgraded_and_removed() {
         reload(&mut machine)?;
         upgrade(&mut machine)?;
         activation(&mut machine)?;
+        watched::workqueues(&mut machine)?;
         reboot(&mut machine)?;
+        served::remove(&mut machine)?;
         remove(&mut machine)?;
         as_documented(&mut machine)?;
         machine.power_off()
@@ -42,6 +53,8 @@ fn install(machine: &mut Machine<'_>) -> Result<()> {
     machine.well("grep -x 'CapEff:\t0000000000000000' /proc/$(pidof ringwayd)/status")?;
     exposed(machine, 0.5)?;
     machine.well("ringway dev add name vm0 mgmtdev sim/net && ringway wait vm0 made --within 5")?;
+    watched::status_line_is(machine, "1 device made")?;
+    watched::changes_name_who_asked(machine, "?")?;
     machine.ends_with(7, "ringway wait vm0 connected --within 0")?;
     machine.well("stat -c '%a %U %G' /run/ringway/dev/vm0.sock | grep -x '660 ringway ringway'")?;
     // A stranger is kept out, a member of the group is let in.
@@ -112,6 +125,7 @@ fn troubles(machine: &mut Machine<'_>) -> Result<()> {
 fn deaths(machine: &mut Machine<'_>) -> Result<()> {
     machine.well("stat -c %i /run/ringway/positions > /packages/inode; pidof ringwayd > /packages/pid; kill -9 $(pidof ringwayd)")?;
     machine.well(AGAIN)?;
+    served::again(machine)?;
     machine.well("test $(stat -c %i /run/ringway/positions) = $(cat /packages/inode)")?;
     let watchdog = "[Service]\\nWatchdogSec=3s\\nTimeoutAbortSec=1s\\n";
     machine.well(&format!("printf '{watchdog}' > {UNIT_D}/zz-watchdog.conf && systemctl daemon-reload && systemctl restart ringwayd"))?;
@@ -120,11 +134,10 @@ fn deaths(machine: &mut Machine<'_>) -> Result<()> {
     machine.well("kill -STOP $(pidof ringwayd)")?;
     machine.well(AGAIN)?;
     machine.well("journalctl -b -u ringwayd | grep -i watchdog")?;
-    machine
-        .well(&format!(
-            "rm {UNIT_D}/zz-watchdog.conf && systemctl daemon-reload && systemctl restart ringwayd"
-        ))
-        .map(drop)
+    machine.well(&format!(
+        "rm {UNIT_D}/zz-watchdog.conf && systemctl daemon-reload && systemctl restart ringwayd"
+    ))?;
+    served::again(machine)
 }
 
 /// An interface of the host's needs its drop-in, and has it at a price that is known.
@@ -138,17 +151,28 @@ fn drop_ins(machine: &mut Machine<'_>) -> Result<()> {
     ))?;
     exposed(machine, 1.6)?;
     machine.well("ringway dev add name host0 mgmtdev bridge/br0 tap rwt0 && ip link show rwt0 && ringway wait host0 up")?;
+    served::host_reaches_a_guest(machine, "rwt0", "bridge/br0")?;
     machine.well(&format!(
         "ln -s {SHARE}/netns.conf {UNIT_D}/ && systemctl daemon-reload && systemctl restart ringwayd"
     ))?;
+    exposed(machine, 2.0)?;
     machine.well("ip netns add blue && ringway dev add name host1 mgmtdev bridge/br0 tap rwt1 netns blue && ip -n blue link show rwt1")?;
     machine.well("ringway dev del host1 && ip netns del blue")?;
-    // All of them are units that systemd takes.
     machine.well(&format!(
-        "ln -s {SHARE}/vfio.conf {SHARE}/disks.conf {SHARE}/cores.conf {UNIT_D}/ && systemctl daemon-reload"
+        "ln -s {SHARE}/disks.conf {UNIT_D}/ && systemctl daemon-reload && systemctl restart ringwayd"
     ))?;
+    served::block_device(machine)?;
+    machine.well(&format!(
+        "ln -s {SHARE}/audit.conf {UNIT_D}/ && systemctl daemon-reload && systemctl restart ringwayd"
+    ))?;
+    watched::changes_name_who_asked(machine, "ringway")?;
+    exposures_are_as_documented(machine)?;
+    machine.well(&format!("rm -f {UNIT_D}/*.conf; ln -s {SHARE}/tap.conf {SHARE}/netns.conf {SHARE}/disks.conf {UNIT_D}/; systemctl daemon-reload"))?;
+    // All of them are units that systemd takes.
+    machine
+        .well(&format!("ln -s {SHARE}/vfio.conf {SHARE}/cores.conf {UNIT_D}/ && systemctl daemon-reload"))?;
     let verified = machine.well(
-        "systemd-analyze verify ringwayd.service --man=no ringwayd.socket 2>&1 | grep -i ringway || true",
+        "systemd-analyze verify ringwayd.service --man=no ringwayd.socket ringway-metrics.socket ringway-metrics.service ringway-workqueue.service 2>&1 | grep -i ringway || true",
     )?;
     ensure!(verified.is_empty(), "{verified}");
     machine
@@ -166,13 +190,14 @@ fn degraded(machine: &mut Machine<'_>) -> Result<()> {
         "systemctl is-active ringwayd && systemctl show -P StatusText ringwayd | grep 'not made: host0'",
     )?;
     machine.ends_with(7, "ringway wait host0 made --within 0")?;
+    watched::what_is_not_made_is_an_error(machine, "host0")?;
     machine.well("ringway dev del host0 && ringway status").map(drop)
 }
 
 /// Who is in their group sees, and changes nothing.
 fn viewers(machine: &mut Machine<'_>) -> Result<()> {
     machine.well(&format!(
-        "ln -s {SHARE}/view.conf {UNIT_D}/ && cp /etc/ringway/ringwayd.toml /packages/without && printf '[daemon]\\nview = \"/run/ringway/view.sock\"\\nview_group = \"ringway-view\"\\n' >> /etc/ringway/ringwayd.toml && systemctl daemon-reload && systemctl restart ringwayd"
+        "ln -s {SHARE}/view.conf {UNIT_D}/ && cp /etc/ringway/ringwayd.toml /packages/without && sed -i 's/^# \\(view\\)/\\1/' /etc/ringway/ringwayd.toml && systemctl daemon-reload && systemctl restart ringwayd"
     ))?;
     let viewer =
         "setpriv --reuid 1 --regid 1 --groups $(getent group ringway-view | cut -d: -f3) ringway --ctl";
@@ -212,19 +237,34 @@ fn reload(machine: &mut Machine<'_>) -> Result<()> {
         "printf '[[device]]\\nname = \"vm1\"\\nmgmtdev = \"sim/net\"\\n' >> /etc/ringway/ringwayd.toml",
     )?;
     machine.well("pidof ringwayd > /packages/pid; systemctl reload ringwayd && ringway wait vm1 made")?;
+    // One that is refused is a reload that failed, and changes nothing.
+    machine.well("cp /etc/ringway/ringwayd.toml /packages/good && sed -i /vm1/,+1d /etc/ringway/ringwayd.toml && printf 'mgmtdev = 7\\n' >> /etc/ringway/ringwayd.toml")?;
+    machine.shell("systemctl reload ringwayd").and_then(|(code, said)| {
+        ensure!(code != 0, "a file with an error: {said}");
+        Ok(())
+    })?;
+    machine.well("journalctl -b -u ringwayd -n 20 | grep ringwayd.toml")?;
+    machine.well("ringway wait vm1 made --within 0 && cp /packages/good /etc/ringway/ringwayd.toml && systemctl reload ringwayd")?;
     machine.well("test $(pidof ringwayd) = $(cat /packages/pid)").map(drop)
 }
 
 /// An upgrade leaves the daemon alone; its restart is the operator's, and the gap is told.
 fn upgrade(machine: &mut Machine<'_>) -> Result<()> {
+    served::again(machine)?;
+    let connections = served::connections(machine)?;
     machine.well("pidof ringwayd > /packages/pid; dpkg -i /packages/ringway_*-2_amd64.deb")?;
     machine.well("test $(pidof ringwayd) = $(cat /packages/pid)")?;
+    // Guests notice nothing.
+    served::all_is_served(machine)?;
+    let after = served::connections(machine)?;
+    ensure!(after == connections, "connections over the upgrade: {connections:?}, {after:?}");
     let said = machine.ends_with(9, "ringway status")?;
     ensure!(said.contains("an older program runs"), "{said}");
     machine.well("systemctl restart ringwayd")?;
     let said = machine.well("ringway status")?;
     ensure!(said.contains("gap "), "no gap: {said}");
-    machine.well("ringway wait vm0 made --within 0").map(drop)
+    machine.well("ringway wait vm0 made --within 0")?;
+    served::again(machine)
 }
 
 /// With the socket unit, a command starts what is stopped.
@@ -245,7 +285,9 @@ fn reboot(machine: &mut Machine<'_>) -> Result<()> {
     machine.well("ringway wait vm0 made && ringway status")?;
     let failed = machine.well("systemctl --failed --no-legend --plain")?;
     ensure!(failed.is_empty(), "{failed}");
-    Ok(())
+    watched::workqueues_are_kept_off(machine)?;
+    machine.well("rm -r /etc/systemd/system/ringway-workqueue.service.d")?;
+    served::connect(machine)
 }
 
 /// Removed it keeps what is the operator's; purged, nothing.
@@ -263,10 +305,16 @@ fn as_documented(machine: &mut Machine<'_>) -> Result<()> {
     let all = document::blocks(&page("installing.md")?)?;
     ensure!(all.iter().all(|block| block.kind == Kind::Host), "it has nothing but commands");
     ensure!(all.len() > 4, "the page has no commands");
+    let mut is_scraped = false;
     for block in all {
         let (code, said) = machine.shell(&format!("cd /packages; set -e\n{}", block.text))?;
         ensure!(code == 0, "{block}: exit code {code}: {said}");
+        if block.text.contains("restart prometheus") {
+            watched::is_scraped(machine)?;
+            is_scraped = true;
+        }
     }
+    ensure!(is_scraped, "the page sets up no Prometheus");
     nothing_left(machine)
 }
 
@@ -281,10 +329,37 @@ fn nothing_left(machine: &mut Machine<'_>) -> Result<()> {
 
 /// How exposed the unit is, as systemd counts.
 fn exposed(machine: &mut Machine<'_>, limit: f64) -> Result<()> {
+    let level = exposure(machine)?;
+    ensure!(level <= limit, "exposed by {level}, and {limit} at most");
+    Ok(())
+}
+
+fn exposure(machine: &mut Machine<'_>) -> Result<f64> {
     let said = machine.well("systemd-analyze security --no-pager ringwayd.service | tail -n 1")?;
     let level = said.split_whitespace().find_map(|word| word.parse::<f64>().ok());
-    let level = level.ok_or_else(|| Error::new(format!("no number: {said}")))?;
-    ensure!(level <= limit, "exposed by {level}, and {limit} at most");
+    level.ok_or_else(|| Error::new(format!("no number: {said}")))
+}
+
+/// What the page says that each drop-in counts is what it counts, by itself or with the one that it needs.
+fn exposures_are_as_documented(machine: &mut Machine<'_>) -> Result<()> {
+    let page = page("installing.md")?;
+    let mut wrong = Vec::new();
+    for row in page.lines().filter(|line| line.starts_with("| `ringwayd.service.d/")) {
+        let cells: Vec<&str> = row.trim_matches(['|', ' ']).split(" | ").map(str::trim).collect();
+        let (Some(files), Some(told)) = (cells.first(), cells.last()) else { continue };
+        let names = files.split('`').filter(|word| word.ends_with(".conf"));
+        let files: Vec<String> =
+            names.map(|name| format!("{SHARE}/{}", name.trim_start_matches("ringwayd.service.d/"))).collect();
+        machine.well(&format!(
+            "rm -f {UNIT_D}/*.conf; ln -s {} {UNIT_D}/; systemctl daemon-reload",
+            files.join(" ")
+        ))?;
+        let level = exposure(machine)?;
+        if *told != format!("{level:.1}") {
+            wrong.push(format!("{level:.1}, and not: {row}"));
+        }
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
     Ok(())
 }
 

@@ -97,7 +97,11 @@ fn workqueues(look: &Look<'_>) -> Found {
     let mask = mask_text(&rest(look)?);
     Ok(Finding::warning(
         format!("unbound workqueues may use {}", cores_text(&all)),
-        format!("echo {mask} > {FOLDER}/cpumask; what is bound to every core stays, and has its time there"),
+        format!(
+            "echo {mask} > {FOLDER}/cpumask (from each boot on: Environment=MASK={mask} by systemctl edit ringway-workqueue.service, which \
+             the package has, then systemctl enable --now ringway-workqueue.service); what is bound to every core stays, and has its time \
+             there"
+        ),
     )
     .of(landing))
 }
