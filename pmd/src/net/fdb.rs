@@ -225,7 +225,12 @@ impl Fdb {
     /// Notes that an address was seen as the source of a frame from `port`.
     #[inline]
     pub fn learn(&mut self, address: impl Into<Address>, port: u16, now: u64) -> Learned {
-        let address = address.into();
+        self.note(address.into(), port, now, now)
+    }
+
+    /// The same of what was seen at another time than now, which another core's clock told.
+    #[inline]
+    fn note(&mut self, address: Address, port: u16, at: u64, now: u64) -> Learned {
         if !address.is_valid() {
             return Learned::Invalid;
         }
@@ -238,11 +243,11 @@ impl Fdb {
                 && seen.port() == port
                 && seen.age(now) < ageing
             {
-                *seen = Seen::new(now.max(seen.at()), port);
+                *seen = Seen::new(at.max(seen.at()), port);
                 return Learned::Known;
             }
         }
-        self.learn_change(address, port, [first, second], now)
+        self.learn_change(address, port, [first, second], at, now)
     }
 
     /// The port behind which an address was last seen, if it was seen within the ageing time.
@@ -324,7 +329,14 @@ impl Fdb {
 
     /// The part of `learn` that changes more than an age.
     #[inline(never)]
-    fn learn_change(&mut self, address: Address, port: u16, places: [usize; 2], now: u64) -> Learned {
+    fn learn_change(
+        &mut self,
+        address: Address,
+        port: u16,
+        places: [usize; 2],
+        at: u64,
+        now: u64,
+    ) -> Learned {
         self.sweep(now, SWEEP);
         for bucket in places {
             self.clear_aged(bucket, now);
@@ -334,12 +346,13 @@ impl Fdb {
         }
         if let Some(place) = self.lookup(address, places) {
             // It lives, and on another port: on this one it would have been known.
-            let mut at = now;
+            let mut at = at;
             if let Some(old) = self.seen(place) {
                 release(&mut self.total, &mut self.held, old.port());
-                // Another core may have heard of it after this one's turn began: it was seen here after that.
-                if old.at() > now {
-                    at = old.at() + 1;
+                // Another core may have heard of it after this one's turn began: it was seen here after that. Two who send from one
+                // address would drive it on and on.
+                if old.at() > at {
+                    at = (old.at() + 1).min(now.saturating_add(MOST_AHEAD));
                 }
             }
             self.put(place, address, port, at);
@@ -360,7 +373,7 @@ impl Fdb {
         });
         match free {
             Some(place) => {
-                self.put(place, address, port, now);
+                self.put(place, address, port, at);
                 Learned::New
             }
             None => Learned::Full,
@@ -484,6 +497,9 @@ fn sip_round([mut a, mut b, mut c, mut d]: [u64; 4]) -> [u64; 4] {
     c = c.rotate_left(32);
     [a, b, c, d]
 }
+
+/// How far a time that is told may be ahead of now, in ticks: some 3 ms, well above what a turn and a lane take.
+const MOST_AHEAD: u64 = 128;
 
 /// Slots of a bucket: eight keys are one cache line.
 const SLOTS: usize = 8;

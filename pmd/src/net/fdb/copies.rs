@@ -4,7 +4,7 @@
 //! own, come to the same: the later time wins, and of two that are alike the port with the higher number. Whoever is told of an
 //! earlier time than his own keeps what he knows and says so.
 
-use super::{Address, Entry, Fdb};
+use super::{Address, Entry, Fdb, MOST_AHEAD};
 
 /// What became of an address that another database heard of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +34,7 @@ impl Fdb {
             return Heard::Later { port: known.port(), at: known.at() };
         }
         // What it is refused for, it is refused for here alone.
-        let _ = self.learn(address, port, at);
+        let _ = self.note(address, port, at.min(now.saturating_add(MOST_AHEAD)), now);
         Heard::Taken
     }
 
@@ -112,6 +112,29 @@ mod tests {
         fdb.hear(mac(1).into(), 1, 199, 200);
         assert_eq!(fdb.find(mac(1), 200), Some(2));
         assert_eq!(fdb.hear(mac(1).into(), 1, 199, 200), Heard::Later { port: 2, at: 200 });
+    }
+
+    #[test]
+    fn two_who_send_from_one_address_do_not_drive_time_on_and_evict_nobody() {
+        let (mut here, mut there) = (empty(), empty());
+        let now = 1000;
+        here.learn(mac(9), 0, now);
+        there.learn(mac(9), 0, now);
+        let address = Address::from(mac(1));
+        for _ in 0..10_000 {
+            here.learn(mac(1), 1, now);
+            there.hear(address, 1, here.seen_at(mac(1)).unwrap(), now);
+            there.learn(mac(1), 2, now);
+            here.hear(address, 2, there.seen_at(mac(1)).unwrap(), now);
+        }
+        for fdb in [&here, &there] {
+            assert!(fdb.seen_at(mac(1)).unwrap() <= now + MOST_AHEAD);
+            assert_eq!(fdb.find(mac(9), now), Some(0));
+        }
+        // What somebody says of a time to come is held to that, too.
+        here.hear(mac(2).into(), 1, u64::MAX / 4, now);
+        assert_eq!(here.seen_at(mac(2)), Some(now + MOST_AHEAD));
+        assert_eq!(here.find(mac(9), now), Some(0));
     }
 
     #[test]
