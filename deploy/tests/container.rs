@@ -135,7 +135,9 @@ fn service(sections: &Sections, source: &str) -> Result<String> {
         unit.extend(keys.iter().map(|(key, value)| format!("{key}={value}\n")));
         if section == "Service" {
             unit += "Environment=PODMAN_SYSTEMD_UNIT=%n\nKillMode=mixed\nDelegate=yes\nType=notify\nNotifyAccess=all\n\
-                     ExecStop=/usr/bin/podman rm -f -i --cidfile=%t/%N.cid\nExecStopPost=-/usr/bin/podman rm -f -i --cidfile=%t/%N.cid\n";
+                     ExecStartPre=-/bin/rm -f %t/%N.cid\n\
+                     ExecStop=/usr/bin/podman rm -f -i --cidfile=%t/%N.cid\nExecStopPost=-/usr/bin/podman rm -f -i --cidfile=%t/%N.cid\n\
+                     ExecStopPost=-/bin/rm -f %t/%N.cid\n";
             unit += &format!(
                 "ExecStart=/usr/bin/podman run --cidfile=%t/%N.cid --replace --rm --cgroups=split -d {} {image} {words}\n",
                 options.join(" ")
