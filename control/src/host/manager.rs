@@ -75,12 +75,20 @@ impl Manager {
     }
 }
 
+/// What is named at most in the line that the service manager shows: it ignores a message of more than 4 KiB as a whole, and READY=1
+/// with it.
+const MOST_NAMED: usize = 8;
+
 /// What the service manager shows of a daemon, in words: how many devices it has, and what was asked for and is not there.
 pub(crate) fn status_of(made: usize, absent: &[String]) -> String {
     let plural = if made == 1 { "" } else { "s" };
     let mut status = format!("{made} device{plural} made");
     if !absent.is_empty() {
-        status += &format!("; not made: {}", absent.join(", "));
+        let (named, more) = absent.split_at(absent.len().min(MOST_NAMED));
+        status += &format!("; not made: {}", named.join(", "));
+        if !more.is_empty() {
+            status += &format!(" and {} more", more.len());
+        }
     }
     status
 }
@@ -216,5 +224,13 @@ mod tests {
             at = heartbeat.next();
         }
         assert_eq!(heartbeat.next(), at + Duration::from_millis(125), "soon again");
+    }
+
+    #[test]
+    fn line_of_a_daemon_without_all_that_it_was_asked_for_fits_a_message() {
+        let absent: Vec<String> = (0..10_000).map(|nth| format!("{nth:064}")).collect();
+        let line = status_of(3, &absent);
+        assert!(line.len() < 1024 && line.ends_with(" and 9992 more"), "{line}");
+        assert_eq!(status_of(1, &absent[..0]), "1 device made");
     }
 }

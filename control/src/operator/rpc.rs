@@ -117,7 +117,7 @@ impl Clients {
                 .slots
                 .iter()
                 .filter(|(_, client)| role == Role::Administrator || client.role == Role::Viewer)
-                .filter(|(_, client)| client.heard.elapsed() >= SILENT)
+                .filter(|(id, client)| client.heard.elapsed() >= SILENT && !self.viewers.is_waiting(**id))
                 // A follower has nothing to say; it is in use as long as it reads.
                 .filter(|(_, client)| client.subscription.is_none() || client.stalled.is_some())
                 .min_by_key(|(_, client)| client.heard)
@@ -189,8 +189,9 @@ impl Clients {
             client.subscription.is_none()
                 && client.stalled.is_some_and(|since| since.elapsed() >= SLOWEST_READER)
         };
-        let stalled: Vec<u64> =
-            self.slots.iter().filter(|(_, client)| is_stalled(client)).map(|(id, _)| *id).collect();
+        let stalled =
+            self.slots.iter().filter(|(id, client)| is_stalled(client) && !self.viewers.is_waiting(**id));
+        let stalled: Vec<u64> = stalled.map(|(id, _)| *id).collect();
         for id in stalled {
             self.drop_client(id, "slow_reader");
         }

@@ -43,6 +43,11 @@ impl ViewersTime {
         }
     }
 
+    /// Whether a client waits: it is then neither silent nor slow.
+    pub(crate) fn is_waiting(&self, client: u64) -> bool {
+        self.waiting.contains(&client)
+    }
+
     /// When those that wait are served. None: none does.
     pub(crate) fn next(&self, now: Instant) -> Option<Instant> {
         (!self.waiting.is_empty()).then(|| self.served_at(now).unwrap_or(now))

@@ -130,7 +130,10 @@ impl Daemon {
                 match wanted(&absent.entry.name) {
                     // It is made as it is wanted now.
                     Some(_) => plan.work.push((plan.told.steps.len(), work)),
-                    None => plan.step(told, Some(work)),
+                    None => {
+                        plan.lost.push(absent.entry.name.clone());
+                        plan.step(told, Some(work));
+                    }
                 }
             }
         }
