@@ -14,7 +14,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringway_pmd::notify::EventFd;
 use ringway_ring::features::Features;
@@ -246,9 +246,17 @@ impl Front {
     /// As a VMM does whose device's daemon has come back: the rings go on behind what was used of them, which of a packed ring
     /// nobody knows.
     fn connect_again(&mut self, socket: &Path) -> Result<()> {
-        let mut frontend = Frontend::connect(socket, PATIENCE)?;
-        frontend.set_timeout(PATIENCE);
-        let offered = frontend.handshake()?;
+        let by = Instant::now() + PATIENCE;
+        let (frontend, offered) = loop {
+            let mut frontend = Frontend::connect(socket, PATIENCE)?;
+            frontend.set_timeout(PATIENCE);
+            match frontend.handshake() {
+                Ok(offered) => break (frontend, offered),
+                // A process that is just dying may have closed what it had, and listen still. A VMM tries again, too.
+                Err(error) if Instant::now() > by => return Err(error.into()),
+                Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            }
+        };
         if !offered.contains(self.features) || self.features.contains(Features::RING_PACKED) {
             return Err(format!("it cannot go on: the device offers {offered:?}").into());
         }
