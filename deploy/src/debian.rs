@@ -84,13 +84,6 @@ impl<'lab> Machine<'lab> {
         Ok(said.trim().to_string())
     }
 
-    /// Puts a file's text at a path of its own.
-    pub fn put(&mut self, file: &Path, to: &str) -> Result<()> {
-        let text = fs::read_to_string(file).context(|| file.display().to_string())?;
-        ensure!(!text.lines().any(|line| line == HERE), "{} cannot be put", file.display());
-        self.well(&format!("cat > {to} <<'{HERE}'\n{text}{HERE}")).map(drop)
-    }
-
     /// Starts a program in the background, by a line of its shell.
     pub fn launch(&mut self, name: &str, line: &str) -> Result<()> {
         self.lab.say(format_args!("# {line} &"));
@@ -232,8 +225,6 @@ fn second_disk(lab: &Lab, kernel: &Kernel, files: &[PathBuf]) -> Result<PathBuf>
 }
 
 const ROOT_MODULES: [&str; 3] = ["virtio_blk", "crc32c_generic", "ext4"];
-/// Behind the last line of a text.
-const HERE: &str = "END-OF-THE-FILE";
 const THIRD_BYTES: u64 = 16 << 20;
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 const PACKAGE_LIMIT: Duration = Duration::from_secs(180);
