@@ -182,13 +182,12 @@ fn measurements(arguments: &Arguments) -> Vec<Measurement> {
     one("bridge-64-flood-ovs".to_owned(), &line, &[]);
     one("bridge-64-link".to_owned(), &format!("compare bridge --peer link {how}"), &[]);
     one("tap".to_owned(), &format!("tap {how}"), &[]);
+    let on = format!("--core {} --worker-core {backend_core}", cores.split(',').next().unwrap_or("0"));
     for ring in ["split", "packed"] {
-        let line = format!(
-            "scale --only regions --ring {ring} --core {} --worker-core {backend_core}",
-            cores.split(',').next().unwrap_or("0")
-        );
-        one(format!("regions-{ring}"), &line, &[]);
+        one(format!("regions-{ring}"), &format!("scale --only regions --ring {ring} {on}"), &[]);
     }
+    // Each of those who look has to have come to it in a round.
+    one("watched".to_owned(), &format!("scale --only watched --seconds 3 --rounds 8 {on}"), &[]);
     all
 }
 

@@ -73,6 +73,9 @@ pub(crate) const DRIVER_MEDIAN: f64 = 1.5;
 /// The most of a packet's cycles with a memory map of 509 regions beside those with one of 1.
 pub(crate) const REGIONS: f64 = 1.05;
 
+/// The most of a packet's cycles while the device's daemon is watched beside those while it is not.
+pub(crate) const WATCHED: f64 = 1.01;
+
 /// The least of a learning switch beside Open vSwitch.
 const BRIDGE_RATIO: f64 = 4.0;
 

@@ -8,7 +8,7 @@ use super::reading::{parameters, plain};
 use super::sections::{PEER, comparison, paths, scaled};
 use super::targets::{
     DISK_IDLE, DISK_P50, DISK_QUEUES_KIOPS, DRIVER_MEDIAN, LATENCY_TARGET, OF_FIO, OF_LIMIT, REGIONS,
-    RING_TARGET, busy_target, ratio_target, size,
+    RING_TARGET, WATCHED, busy_target, ratio_target, size,
 };
 use crate::stats::Spread;
 
@@ -278,6 +278,16 @@ fn of_scale(sourced: &Sourced) -> Vec<Verdict> {
             ratio.median <= REGIONS,
         );
     }
+    let watched =
+        found.watched.as_ref().and_then(|curve| curve.points.last().filter(|point| point.count > 0));
+    if let Some(ratio) = watched.and_then(|point| point.cost_ratio) {
+        verdict(
+            "2 scrapers, 3 tops and a capture of another device, cycles a packet beside nobody",
+            &format!("≤ {WATCHED} ×"),
+            format!("{} ×", short(ratio.median)),
+            ratio.median <= WATCHED,
+        );
+    }
     if let Some(start) = &found.start
         && let Some(ours) = crate::scale::start::packet_ms(&start.ours)
     {
@@ -426,6 +436,17 @@ mod tests {
             of_scale(&sourced("scale", &json!({}), &json!({"regions": regions})))[0].reached
         };
         assert!(reached(1.05) && !reached(1.06));
+    }
+
+    #[test]
+    fn who_looks_may_cost_a_hundredth() {
+        let reached = |cost: f64| {
+            let spread = |median: f64| json!({"median": median, "low": median, "high": median});
+            let point = |count: u64, cost: f64| json!({"count": count, "rounds": [], "ratio": spread(1.0), "cost_ratio": spread(cost), "lost": 0});
+            let watched = json!({"over": "watchers", "points": [point(0, 1.0), point(6, cost)]});
+            of_scale(&sourced("scale", &json!({}), &json!({"watched": watched})))[0].reached
+        };
+        assert!(reached(1.01) && !reached(1.02));
     }
 
     fn sourced(command: &str, parameters: &Value, result: &Value) -> Sourced {

@@ -1,4 +1,5 @@
-//! What looking costs: a busy device beside a thousand idle ones, some of them with guests, with nobody who looks, and with scrapers and `ringway top`s.
+//! What looking costs: a busy device beside a thousand idle ones, some of them with guests, with nobody who looks, and with scrapers,
+//! `ringway top`s and a capture of an idle device. A capture of the busy one is another matter: what is copied for it costs what a copy does.
 //!
 //! One daemon for both, in turns. All of it but the worker is on the guests' core, those who look included, as an operator keeps a
 //! worker's core to the worker; so it is the worker's cycles that tell, not the throughput of guests that share their core.
@@ -6,9 +7,9 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use super::{Options, ScaleError, Subject, driven, on_core};
 use crate::{daemon, mortal, progress};
 
 /// Those who look.
-pub const WATCHERS: [usize; 2] = [0, SCRAPERS + TOPS];
+pub const WATCHERS: [usize; 2] = [0, ALL];
 
 /// Measures the busy device's worker with as many who look.
 pub fn measure(options: &Options) -> Result<Curve, ScaleError> {
@@ -56,9 +57,7 @@ pub fn measure(options: &Options) -> Result<Curve, ScaleError> {
             let watchers = (WATCHERS[place] > 0).then(|| Watchers::start(&ctl, &metrics)).transpose()?;
             let round = setup.round(options.round)?;
             match watchers {
-                Some(watchers) if watchers.looks.load(Ordering::Relaxed) < WATCHERS[place] => {
-                    Err(ScaleError::NobodyLooked(options.round))
-                }
+                Some(watchers) if !watchers.have_all_looked() => Err(ScaleError::NobodyLooked(options.round)),
                 _ => Ok(round),
             }
         })
@@ -89,54 +88,76 @@ fn keep_off(pid: u32, core: usize) -> Result<(), ScaleError> {
     Ok(())
 }
 
-/// Scrapers, and `ringway top`s. They end when dropped.
+/// Scrapers, `ringway top`s and a capture. They end when dropped.
 struct Watchers {
     stop: Arc<AtomicBool>,
-    /// Of all together.
-    looks: Arc<AtomicUsize>,
+    /// Whether each of them has seen what it looks for.
+    has_looked: Arc<[AtomicBool; ALL]>,
     scrapers: Vec<JoinHandle<()>>,
-    tops: Vec<Child>,
+    programs: Vec<Child>,
 }
 
 impl Watchers {
     fn start(ctl: &Path, metrics: &Path) -> Result<Watchers, ScaleError> {
-        let (stop, looks) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let scrapers = (0..SCRAPERS).map(|_| {
-            let (stop, looks, metrics) = (Arc::clone(&stop), Arc::clone(&looks), metrics.to_owned());
-            std::thread::spawn(move || {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut watchers =
+            Watchers { stop, has_looked: Arc::default(), scrapers: Vec::new(), programs: Vec::new() };
+        for place in 0..SCRAPERS {
+            let (stop, metrics) = (Arc::clone(&watchers.stop), metrics.to_owned());
+            let has_looked = Arc::clone(&watchers.has_looked);
+            watchers.scrapers.push(std::thread::spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
-                    looks.fetch_add(scrape(&metrics).map_or(0, usize::from), Ordering::Relaxed);
+                    if scrape(&metrics).unwrap_or(false) {
+                        has_looked[place].store(true, Ordering::Relaxed);
+                    }
                     std::thread::sleep(EVERY);
                 }
-            })
-        });
-        let mut watchers = Watchers { scrapers: scrapers.collect(), tops: Vec::new(), looks, stop };
-        for _ in 0..TOPS {
-            let failed = ScaleError::system("cannot start ringway top");
-            let mut top = mortal::command(daemon::beside("ringway")?);
-            top.arg("--ctl").arg(ctl).args(["-j", "top", "interval", "0.5"]);
-            let mut top = top.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(failed)?;
-            if let Some(lines) = top.stdout.take() {
-                let looks = Arc::clone(&watchers.looks);
-                // It ends with the program that it reads.
-                std::thread::spawn(move || {
-                    for line in BufReader::new(lines).lines().map_while(Result::ok) {
-                        looks.fetch_add(usize::from(line.contains("\"busy0\"")), Ordering::Relaxed);
-                    }
-                });
-            }
-            watchers.tops.push(top);
+            }));
         }
+        for place in SCRAPERS..SCRAPERS + TOPS {
+            let lines = BufReader::new(watchers.program(ctl, &["-j", "top", "interval", "0.5"])?);
+            let has_looked = Arc::clone(&watchers.has_looked);
+            // It ends with the program that it reads.
+            std::thread::spawn(move || {
+                for line in lines.lines().map_while(Result::ok) {
+                    has_looked[place].fetch_or(line.contains("\"busy0\""), Ordering::Relaxed);
+                }
+            });
+        }
+        // What comes first says that it has begun.
+        let mut frames = watchers.program(ctl, &["capture", "idle0", "-w", "-"])?;
+        let has_looked = Arc::clone(&watchers.has_looked);
+        std::thread::spawn(move || {
+            let mut some = [0; 4096];
+            while frames.read(&mut some).is_ok_and(|count| count > 0) {
+                has_looked[ALL - 1].store(true, Ordering::Relaxed);
+            }
+        });
         Ok(watchers)
+    }
+
+    /// Starts a `ringway` that ends with the others; returns what it says.
+    fn program(&mut self, ctl: &Path, words: &[&str]) -> Result<ChildStdout, ScaleError> {
+        let failed = || ScaleError::system("cannot start ringway");
+        let mut program = mortal::command(daemon::beside("ringway")?);
+        program.arg("--ctl").arg(ctl).args(words).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut program = program.spawn().map_err(failed())?;
+        let said = program.stdout.take();
+        self.programs.push(program);
+        said.ok_or_else(|| failed()(std::io::ErrorKind::BrokenPipe.into()))
+    }
+
+    fn have_all_looked(&self) -> bool {
+        self.has_looked.iter().all(|has_looked| has_looked.load(Ordering::Relaxed))
     }
 }
 
 impl Drop for Watchers {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        for top in &mut self.tops {
-            let _ = top.kill();
-            let _ = top.wait();
+        for program in &mut self.programs {
+            let _ = program.kill();
+            let _ = program.wait();
         }
         for scraper in self.scrapers.drain(..) {
             let _ = scraper.join();
@@ -158,6 +179,8 @@ const CONNECTED: usize = 256;
 
 const SCRAPERS: usize = 2;
 const TOPS: usize = 3;
+/// They, and a capture.
+const ALL: usize = SCRAPERS + TOPS + 1;
 
 /// Between two looks of one.
 const EVERY: Duration = Duration::from_millis(500);

@@ -22,6 +22,7 @@ pub(crate) struct Scaled {
     pub(crate) idle: Option<Curve>,
     busy: Option<Curve>,
     pub(crate) regions: Option<Curve>,
+    pub(crate) watched: Option<Curve>,
     ports: Option<Curve>,
     times: Option<Times>,
     pub(crate) start: Option<Start>,
@@ -33,7 +34,7 @@ pub(crate) struct Scaled {
 impl Scaled {
     /// Nothing of it was understood.
     pub(crate) fn is_empty(&self) -> bool {
-        let curves = [&self.idle, &self.busy, &self.regions, &self.ports, &self.disks];
+        let curves = [&self.idle, &self.busy, &self.regions, &self.watched, &self.ports, &self.disks];
         curves.iter().all(|curve| curve.is_none())
             && self.times.is_none()
             && self.start.is_none()
@@ -51,6 +52,7 @@ pub(crate) fn scaled(record: &Record) -> Scaled {
         idle: part(record, "idle"),
         busy: part(record, "busy"),
         regions: part(record, "regions"),
+        watched: part(record, "watched"),
         ports: part(record, "ports"),
         times: part(record, "times"),
         start: part(record, "start"),
@@ -70,6 +72,7 @@ pub(crate) fn draw(html: &mut Html, sourced: &Sourced) {
         ("One busy device beside idle ones", &found.idle),
         ("Busy devices on one core, all together", &found.busy),
         ("Buffers scattered over regions of memory", &found.regions),
+        ("One busy device while others look at its daemon", &found.watched),
         ("Ports of a bridge that talk in pairs, all together", &found.ports),
     ] {
         if let Some(curve) = curve {
