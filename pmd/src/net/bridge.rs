@@ -272,9 +272,6 @@ impl<const PARTS: bool> BridgePump<PARTS> {
             // As many as may be out; none, while all of those are.
             most = most.min(self.room_of(from.source));
             if most == 0 {
-                if PARTS {
-                    self.is_pressed(source);
-                }
                 return (0, 0);
             }
         }
@@ -637,6 +634,7 @@ impl<const PARTS: bool> Pump for BridgePump<PARTS> {
             return Polled::Idle;
         }
         if PARTS {
+            self.watch_lanes();
             self.tell_stations();
         }
         let mut cost = 0;
@@ -713,9 +711,6 @@ impl<const PARTS: bool> Pump for BridgePump<PARTS> {
                 let reserved = if PARTS { part::RESERVED } else { 0 };
                 if self.in_flight.room(number) > reserved {
                     note(source.arm());
-                } else if PARTS {
-                    // Or nobody, where they are held.
-                    wait = Some(wait.map_or(part::look_after(), |wait: u64| wait.min(part::look_after())));
                 }
             }
         }
@@ -729,6 +724,10 @@ impl<const PARTS: bool> Pump for BridgePump<PARTS> {
         }
         if cannot {
             return Armed::CannotSleep;
+        }
+        if PARTS && self.watches_lanes() {
+            // Whoever reads them brings news, or nobody, where he is held.
+            wait = Some(wait.map_or(part::look_after(), |wait: u64| wait.min(part::look_after())));
         }
         let ns = |cycles: u64| u128::from(cycles) * 1_000_000_000 / u128::from(tsc::hertz());
         // It looks now and then: the limit may be another by then.

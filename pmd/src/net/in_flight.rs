@@ -94,6 +94,12 @@ impl InFlight {
         self.sinks.get(sink).map_or(0, |waits| MOST - waits.len().min(MOST))
     }
 
+    /// A sink reads something.
+    #[inline]
+    pub(super) fn is_read_at(&self, sink: usize) -> bool {
+        self.sinks.get(sink).is_some_and(|waits| !waits.is_empty())
+    }
+
     /// The number of the next frame that is taken of a source.
     pub(super) fn next(&self, source: usize) -> u64 {
         self.sources.get(source).map_or(0, |taken| taken.first + taken.readers.len() as u64)

@@ -17,7 +17,7 @@ use crate::net::capture;
 use crate::net::fdb::{Address, ticks};
 use crate::net::frame::{addresses, prefetch};
 use crate::net::scratch::Scratch;
-use crate::net::side::{Load, Source};
+use crate::net::side::Load;
 
 impl<const PARTS: bool> BridgePump<PARTS> {
     /// Lanes from others.
@@ -193,12 +193,20 @@ impl<const PARTS: bool> BridgePump<PARTS> {
         }
     }
 
-    /// A source is kept from sending by what it has out.
-    #[cold]
-    pub(super) fn is_pressed(&mut self, source: &mut dyn Source) {
-        if let Some(part) = self.part.as_mut().filter(|_| source.peek(1) > 0) {
-            part.is_pressed(self.now);
+    /// A turn begins. Looks whether the lanes move in which something is out, however little that is: a source has it back in order, and may
+    /// have nothing more to send until it does.
+    #[inline]
+    pub(super) fn watch_lanes(&mut self) {
+        let BridgePump { in_flight, part, sinks, now, .. } = self;
+        if let Some(part) = part.as_mut().filter(|_| !in_flight.is_empty()) {
+            part.watch(*now, |nth| in_flight.is_read_at(*sinks + nth));
         }
+    }
+
+    /// Frames are out in a lane that would be taken back if it did not move.
+    pub(super) fn watches_lanes(&self) -> bool {
+        let is_out = |nth| self.in_flight.is_read_at(self.sinks + nth);
+        !self.in_flight.is_empty() && self.part.as_ref().is_some_and(|part| part.watches(is_out))
     }
 
     /// Finishes with what came through lanes and is not read any more; how many entries that are.

@@ -31,6 +31,8 @@ struct Log {
     got_drops: BTreeMap<usize, u64>,
     /// Frames that it takes.
     room: usize,
+    /// Frames that it may have out, if they are fewer than it has memory for.
+    slots: Option<usize>,
 }
 
 impl Log {
@@ -76,7 +78,8 @@ impl Source for Sends {
     fn peek(&mut self, frames: usize) -> usize {
         self.burst.clear();
         let log = self.log.lock().unwrap();
-        let next = log.sends.iter().enumerate().skip(self.taken).take(frames);
+        let may = log.slots.map_or(frames, |slots| (log.back + slots - self.taken).min(frames));
+        let next = log.sends.iter().enumerate().skip(self.taken).take(may);
         for (nth, (to, number)) in next {
             assert!(nth < log.back + SLOTS, "its place is read");
             let mut bytes = [0; FRAME];
@@ -123,7 +126,7 @@ impl Source for Sends {
         panic!("{fault:?}");
     }
     fn arm(&mut self) -> Option<bool> {
-        Some(self.log.lock().unwrap().sends.len() > self.taken)
+        Some(self.peek(1) > 0)
     }
     fn disarm(&mut self) {}
     fn wake_source(&self) -> Option<BorrowedFd<'_>> {
@@ -288,6 +291,22 @@ impl Scene {
         }
     }
 
+    /// Has a part sleep for as long as it likes to, and look then; for how many nanoseconds it did.
+    fn sleep(&mut self, part: usize) -> u64 {
+        let mut pump = self.parts[part].lock().unwrap();
+        let slept = match pump.arm() {
+            Armed::Sleep { within_ns: Some(within_ns) } => {
+                self.now += within_ns * tsc::hertz() / 1_000_000_000;
+                pump.disarm();
+                within_ns
+            }
+            Armed::Sleep { within_ns: None } => panic!("nobody wakes it"),
+            Armed::HasWork | Armed::CannotSleep => 0,
+        };
+        pump.poll(&Budget::default(), self.now);
+        slept
+    }
+
     /// Polls all so many times.
     fn turn(&mut self, times: usize) {
         for _ in 0..times {
@@ -382,6 +401,38 @@ fn sender_of_one_frame_to_a_held_part_is_served_again_in_a_moment_and_reaches_ev
     scene.turn(100);
     assert_eq!(scene.log(3).from(1), (20..500).collect::<Vec<_>>());
     assert_eq!((scene.back_and_lost(1), scene.lost()), ((1492, 11), 11));
+}
+
+#[test]
+fn source_that_can_have_few_frames_out_waits_for_a_held_part_no_longer_than_others() {
+    let mut scene = Scene::new(&[&[1, 2], &[3]]);
+    scene.introduce();
+    // As a TAP, or a small ring: what it has out keeps it from having more.
+    scene.log(1).slots = Some(32);
+    scene.send(1, mac(3), 0..1);
+    scene.send(1, mac(2), 0..1000);
+    scene.poll(0, 3_000, 200);
+    assert_eq!(scene.log(2).from(1).len(), 31);
+    scene.poll(0, 3_000, 200);
+    assert_eq!(scene.log(2).from(1), (0..1000).collect::<Vec<_>>());
+    assert_eq!(scene.back_and_lost(1), (1002, 1));
+}
+
+#[test]
+fn sender_that_waits_for_what_it_has_sent_to_a_held_part_has_it_back_though_its_core_sleeps() {
+    let mut scene = Scene::new(&[&[1, 2], &[3]]);
+    scene.introduce();
+    scene.send(1, mac(3), 0..5);
+    scene.poll(0, 1, 1);
+    let (begun, mut slept) = (scene.now, 0);
+    while scene.log(1).back < 6 {
+        assert!(scene.now - begun < 2 * tsc::hertz());
+        slept = scene.sleep(0).max(slept);
+    }
+    assert!(scene.now - begun > tsc::hertz() * 9 / 10 && slept > 9_000_000, "{slept}");
+    assert_eq!(scene.back_and_lost(1), (6, 5));
+    // Nothing is out: it need not look.
+    assert_eq!(scene.parts[0].lock().unwrap().arm(), Armed::Sleep { within_ns: None });
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A part that its worker does not let turn: how the others know it, and what becomes of what is in the lanes to it.
 //!
 //! A lane whose reader is done with nothing for a while has a reader that is held: its worker has no CPU, or is in a pump that does not
-//! come back. Whoever waits for it then, with as many frames out as may be or because it ends, takes back what the reader has not begun
+//! come back. Whoever has frames out in it then, however few, or ends, takes back what the reader has not begun
 //! to read. Those frames are dropped as what finds a lane full is, and until the reader turns nothing more is put in. What it has begun
 //! to read, frames of one source in each lane, is waited for: somebody's memory is being read.
 //!
@@ -42,12 +42,18 @@ impl Waited {
 }
 
 impl Part {
-    /// A source of its own ports has more to send, and as much out as may be: a lane that is still is taken back.
-    #[cold]
-    pub(in super::super) fn is_pressed(&mut self, now: u64) {
+    /// A turn begins: of the lanes in which frames are out, as `is_out` says of each by its index, those that are still are taken back.
+    pub(in super::super) fn watch(&mut self, now: u64, is_out: impl Fn(usize) -> bool) {
         let has_slept = std::mem::take(&mut self.has_slept);
-        self.lanes.iter_mut().for_each(|lane| lane.watch(now, has_slept));
-        self.is_to_take_back |= self.lanes.iter().any(|lane| lane.is_held);
+        for (_, lane) in self.lanes.iter_mut().enumerate().filter(|(nth, _)| is_out(*nth)) {
+            lane.watch(now, has_slept);
+            self.is_to_take_back |= lane.is_held;
+        }
+    }
+
+    /// There is such a lane that was not taken back.
+    pub(in super::super) fn watches(&self, is_out: impl Fn(usize) -> bool) -> bool {
+        self.lanes.iter().enumerate().any(|(nth, lane)| lane.writer.is_open() && is_out(nth))
     }
 
     /// It ends, and is polled now: once it has waited for the others for long enough, all that they have not begun to read is taken
