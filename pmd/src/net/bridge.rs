@@ -237,15 +237,20 @@ impl<const PARTS: bool> BridgePump<PARTS> {
     /// Publishes what was done since the last time: receivers before senders, so that what a process had on the way when it
     /// died is sent once more by the next.
     fn publish(&mut self) {
-        for member in self.ports.iter_mut().filter(|member| member.is_given) {
-            member.is_given = false;
-            member.is_untimed = true;
-            member.port.sinks.iter_mut().for_each(|(_, sink)| sink.publish());
-        }
+        self.publish_sinks();
         for member in self.ports.iter_mut().filter(|member| member.is_served) {
             member.is_served = false;
             member.is_untimed = true;
             member.port.sources.iter_mut().for_each(|(_, source)| source.publish());
+        }
+    }
+
+    /// Shows receivers what they were given since the last time.
+    fn publish_sinks(&mut self) {
+        for member in self.ports.iter_mut().filter(|member| member.is_given) {
+            member.is_given = false;
+            member.is_untimed = true;
+            member.port.sinks.iter_mut().for_each(|(_, sink)| sink.publish());
         }
     }
 

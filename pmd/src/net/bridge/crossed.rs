@@ -40,7 +40,8 @@ impl<const PARTS: bool> BridgePump<PARTS> {
         }
     }
 
-    /// A burst of what came through a lane; how many copies that came to.
+    /// A burst of what came through a lane; how many copies that came to. Its writer is told at once what of it is done with: it waits for that,
+    /// and this worker may be held by what it serves next.
     pub(super) fn serve_lane(&mut self, nth: usize, budget: &Budget) -> u32 {
         // Taken out while it is served, so that the ports can be reached beside it.
         let Some(mut part) = self.part.take() else { return 0 };
@@ -73,6 +74,11 @@ impl<const PARTS: bool> BridgePump<PARTS> {
             } else {
                 part.finish(nth, count as u64);
             }
+        }
+        if cost > 0 && !self.in_flight.holds(number) {
+            // Receivers before senders.
+            self.publish_sinks();
+            part.tell(nth);
         }
         self.part = Some(part);
         cost

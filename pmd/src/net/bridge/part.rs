@@ -546,12 +546,13 @@ impl Part {
             if let Ok(true) = lane.writer.publish() {
                 lane.writer.reader().ring();
             }
-            if let Some(reader) = &mut lane.reader
-                && reader.tell()
-            {
-                reader.writer().ring();
-            }
+            lane.show_finished();
         }
+    }
+
+    /// Shows another what of its lane is finished with.
+    pub(super) fn tell(&mut self, nth: usize) {
+        self.lanes.get_mut(nth).into_iter().for_each(Lane::show_finished);
     }
 
     /// Looks with how much of what it was given a lane is finished. The second: it was closed before all was read, and this is up to
@@ -634,6 +635,15 @@ impl Drop for Part {
 }
 
 impl Lane {
+    /// Shows its writer what was finished with.
+    fn show_finished(&mut self) {
+        if let Some(reader) = &mut self.reader
+            && reader.tell()
+        {
+            reader.writer().ring();
+        }
+    }
+
     fn is_heard(&self, tag: Option<Tag>) -> bool {
         let carries = |tag| self.carriers.as_ref().is_some_and(|carriers| carriers.has_any(tag));
         self.has_sinks && tag.is_none_or(carries)

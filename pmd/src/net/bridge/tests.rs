@@ -27,6 +27,8 @@ struct Log {
     back: usize,
     /// From whom, and the number.
     got: Vec<(u8, u32)>,
+    /// How many of those were shown to it.
+    shown: usize,
     sent_drops: BTreeMap<usize, u64>,
     got_drops: BTreeMap<usize, u64>,
     /// Frames that it takes.
@@ -173,7 +175,10 @@ impl Sink for Gets {
     fn put_bytes(&mut self, _: &[u8], _: &[u8], _: Offload) -> Result<(), Refused> {
         Err(Refused::Starved)
     }
-    fn publish(&mut self) {}
+    fn publish(&mut self) {
+        let mut log = self.log.lock().unwrap();
+        log.shown = log.got.len();
+    }
     fn tally(&mut self) -> &mut Tally {
         &mut self.tally
     }
@@ -482,6 +487,30 @@ fn frames_that_a_held_part_has_begun_to_read_are_waited_for_and_come_whole() {
     scene.turn(100);
     assert_eq!(scene.log(3).from(1), (0..32).chain(100..200).collect::<Vec<_>>());
     assert_eq!(scene.lost(), 68);
+}
+
+#[test]
+fn frames_of_one_lane_go_back_though_their_reader_is_held_in_the_next() {
+    let mut scene = Scene::new(&[&[1, 2], &[3], &[4, 5]]);
+    scene.introduce();
+    scene.send(1, mac(4), 0..20);
+    scene.send(3, mac(5), 0..20);
+    (0..2).for_each(|part| scene.poll(part, 1, 1));
+    let (sender, now) = (Arc::clone(&scene.parts[0]), scene.now);
+    let [from, to] = [1, 4].map(|port| Arc::clone(&scene.logs[&port]));
+    let seen = Arc::new(Mutex::new(None));
+    let to_test = Arc::clone(&seen);
+    // In the second lane's first frame.
+    *scene.hooks[&5].lock().unwrap() = Some(Box::new(move || {
+        sender.lock().unwrap().poll(&Budget::default(), now + 1);
+        let (from, to) = (from.lock().unwrap(), to.lock().unwrap());
+        *seen.lock().unwrap() = Some((from.back, to.got.len(), to.shown));
+    }));
+    scene.poll(2, 1, 1);
+    assert_eq!(to_test.lock().unwrap().take(), Some((21, 20, 20)), "shown to their receiver before");
+    scene.turn(4);
+    assert_eq!(scene.log(5).from(3), (0..20).collect::<Vec<_>>());
+    assert_eq!((scene.back_and_lost(3), scene.lost()), ((21, 0), 0));
 }
 
 #[test]

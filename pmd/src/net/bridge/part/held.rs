@@ -3,7 +3,7 @@
 //! A lane whose reader is done with nothing for a while has a reader that is held: its worker has no CPU, or is in a pump that does not
 //! come back. Whoever has frames out in it then, however few, or ends, takes back what the reader has not begun
 //! to read. Those frames are dropped as what finds a lane full is, and until the reader turns nothing more is put in. What it has begun
-//! to read, frames of one source in each lane, is waited for: somebody's memory is being read.
+//! to read, frames of one burst of one lane, is waited for: somebody's memory is being read.
 //!
 //! Part of a pump. Budget: no allocation, no lock, no system call, no panic.
 
