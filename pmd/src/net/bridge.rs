@@ -58,7 +58,7 @@ use super::stations::{Stations, View};
 use super::vlan::{Carriers, Dresser, Tag, Vlans};
 use crate::counters::DropReason;
 
-use decision::{AWAY, Decision, Table};
+use decision::{AWAY, Decision, HELD, Table};
 pub(crate) use part::{Part, PartPort};
 pub use port::BridgePort;
 use port::{Member, Origin, as_for, bits_of, hand_over, is_heard, take_floods};
@@ -67,7 +67,7 @@ use port::{Member, Origin, as_for, bits_of, hand_over, is_heard, take_floods};
 #[derive(Debug)]
 pub struct BridgePump<const PARTS: bool = false> {
     ports: Vec<Member>,
-    /// Index in `ports` by slot; of a port of another part, what [`AWAY`] says.
+    /// Index in `ports` by slot; of a port of another part, what [`AWAY`] says; and [`HELD`].
     by_slot: Vec<Option<u16>>,
     fdb: Box<Fdb>,
     /// As [`Knowledge`] has it.
@@ -108,6 +108,8 @@ pub(crate) struct Knowledge {
     pub(crate) view: Arc<View>,
     /// One of the ports may have something to announce.
     pub(crate) news: Arc<News>,
+    /// Slots of ports that are with a worker which does not let go of them, and so in no pump that turns.
+    pub(crate) held: Vec<u16>,
 }
 
 impl BridgePump {
@@ -131,7 +133,7 @@ impl BridgePump {
         for (mac, slot) in known {
             fdb.learn(*mac, *slot, 0);
         }
-        let knowledge = Knowledge { fdb, since: 0, stations, view, news: Arc::default() };
+        let knowledge = Knowledge { fdb, since: 0, stations, view, news: Arc::default(), held: Vec::new() };
         Ok(BridgePump::new(ports, knowledge, hertz, Scratch::new(false)?, None))
     }
 }
@@ -146,7 +148,7 @@ impl<const PARTS: bool> BridgePump<PARTS> {
         scratch: Scratch,
         part: Option<Box<Part>>,
     ) -> BridgePump<PARTS> {
-        let Knowledge { fdb, since, stations, view, news } = knowledge;
+        let Knowledge { fdb, since, stations, view, news, held } = knowledge;
         // What waited for a port to run may be sent now.
         news.tell();
         let slots = ports.iter().map(|port| usize::from(port.slot) + 1).max().unwrap_or(0);
@@ -173,11 +175,12 @@ impl<const PARTS: bool> BridgePump<PARTS> {
         let of_all = |part: &Part| part.carriers().unwrap_or_else(given);
         let carriers = || part.as_deref().map_or_else(given, of_all);
         let dresser = looks_at_vlans.then(|| Dresser::new(carriers()));
-        for (slot, number) in part.iter().flat_map(|part| part.away()) {
+        let held = held.into_iter().map(|slot| (usize::from(slot), HELD));
+        for (slot, number) in part.iter().flat_map(|part| part.away()).chain(held) {
             if by_slot.len() <= slot {
                 by_slot.resize(slot + 1, None);
             }
-            by_slot[slot] = Some(number);
+            by_slot[slot].get_or_insert(number);
         }
         let lanes = part.as_deref().map_or(0, Part::lanes);
         BridgePump {
@@ -445,16 +448,20 @@ impl<const PARTS: bool> BridgePump<PARTS> {
                 }
             };
             cost += count as u32 * reached.max(1);
-            let is_kept_here = decision == Decision::FloodHere;
-            let why = if is_kept_here { DropReason::FloodLimit } else { DropReason::PeerDown };
+            let why = || match decision {
+                Decision::FloodHere => DropReason::FloodLimit,
+                // Known to be there, and not to be given to everybody.
+                Decision::Port(HELD) => DropReason::LaneFull,
+                _ => DropReason::PeerDown,
+            };
             if let Some(at) = seen_at {
                 // What a lane had no room for comes last, and was for nobody else.
                 let gone = if PARTS && !is_flood { count - lost.min(count) } else { count };
-                capture::show(source.counters(), load.part(0, gone), (reached == 0).then_some(why), at);
+                capture::show(source.counters(), load.part(0, gone), (reached == 0).then(why), at);
                 capture::show(source.counters(), load.behind(gone), Some(DropReason::LaneFull), at);
             }
             if reached == 0 {
-                drops[why as usize] += count as u64;
+                drops[why() as usize] += count as u64;
                 has_dropped = true;
             } else {
                 if PARTS && lost > 0 {

@@ -323,6 +323,13 @@ fn change_beside_a_worker_that_is_held_has_all_others_served_again() {
         passes(c, d, seed);
         passes(&mut e, c, seed);
     }
+    // What is for somebody there is shown to nobody else.
+    let before = c.drops(1, DropReason::LaneFull);
+    for seed in 0..10 {
+        c.send_plain(0, &frame(b.mac, c.mac, 64, seed));
+    }
+    c.expect_drops(1, DropReason::LaneFull, before + 10);
+    assert!(d.received(0).is_empty() && e.received(0).is_empty());
     d.stop();
     passes(c, &mut e, 1);
     d.start(1);

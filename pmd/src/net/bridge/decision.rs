@@ -88,7 +88,8 @@ impl<const PARTS: bool> Table<'_, PARTS> {
         if PARTS && index & AWAY != 0 {
             return self.part.as_deref().is_some_and(|part| part.carries(index & !AWAY, tag));
         }
-        carries(ports, index, tag)
+        // What is for a port that is held is told so.
+        index == HELD || carries(ports, index, tag)
     }
 }
 
@@ -112,3 +113,6 @@ fn decide(destination: Mac, behind: Option<u16>, at: usize) -> Decision {
 
 /// The number of a port of another part is its slot and this, which is more than there are ports.
 pub(super) const AWAY: u16 = 1 << 15;
+
+/// In place of the number of a port that a worker holds: of none that there is.
+pub(super) const HELD: u16 = AWAY - 1;

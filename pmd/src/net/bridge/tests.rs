@@ -207,6 +207,8 @@ struct Scene {
     parts: Vec<Arc<Mutex<BridgePump<true>>>>,
     logs: BTreeMap<u8, Shared>,
     hooks: BTreeMap<u8, Hook>,
+    /// Slots of ports that are in none for longer.
+    held: Vec<u16>,
     now: u64,
 }
 
@@ -223,8 +225,8 @@ impl Scene {
         let stations = Arc::new(Stations::new(options));
         let known = vec![*stations.empty_fdb().unwrap()];
         let (logs, hooks) = (BTreeMap::new(), BTreeMap::new());
-        let mut scene =
-            Scene { stations, known, ports: Vec::new(), parts: Vec::new(), logs, hooks, now: 1 << 50 };
+        let (ports, parts_of, held) = (Vec::new(), Vec::new(), Vec::new());
+        let mut scene = Scene { stations, known, ports, parts: parts_of, logs, hooks, held, now: 1 << 50 };
         for port in parts.iter().flat_map(|part| part.iter()) {
             let log: Shared = Arc::new(Mutex::new(Log { room: usize::MAX, ..Log::default() }));
             let hook = Hook::default();
@@ -280,7 +282,8 @@ impl Scene {
             let mut fdb = self.stations.empty_fdb().unwrap();
             fdb.copy_from(&known);
             let stations = Arc::clone(&self.stations);
-            let knowledge = Knowledge { fdb, since: 0, stations, view, news: Arc::default() };
+            let held = self.held.clone();
+            let knowledge = Knowledge { fdb, since: 0, stations, view, news: Arc::default(), held };
             let scratch = Scratch::new(true).unwrap();
             let pump = BridgePump::new(ports, knowledge, tsc::hertz(), scratch, Some(Box::new(part)));
             self.parts.push(Arc::new(Mutex::new(pump)));
@@ -360,6 +363,11 @@ impl Scene {
     fn move_to(&mut self, parts: &[&[u8]]) {
         let all: Vec<usize> = (0..self.parts.len()).collect();
         assert!(self.end(&all, 1000, 1));
+        self.place_again(parts);
+    }
+
+    /// Has the ports of all parts, which have ended, in these.
+    fn place_again(&mut self, parts: &[&[u8]]) {
         for pump in self.parts.drain(..) {
             let (ports, fdb, _) = Arc::into_inner(pump).unwrap().into_inner().unwrap().into_parts();
             self.ports.extend(ports);
@@ -533,6 +541,24 @@ fn parts_end_beside_one_that_is_held_whatever_is_on_its_way_there() {
     // It turns again and finds that nobody has anything for it.
     assert!(scene.end(&[2], 10, 1));
     assert!(scene.log(3).got.is_empty());
+}
+
+#[test]
+fn frames_to_stations_of_a_part_that_is_held_go_to_nobody_else_once_the_others_are_made_anew() {
+    let places: [&[&[u8]]; 2] = [&[&[1], &[2]], &[&[1, 2]]];
+    for parts in places {
+        let mut scene = Scene::new(&[&[1], &[2], &[3]]);
+        scene.introduce();
+        assert!(scene.end(&[0, 1], 3_000, 500));
+        let _held = scene.parts.pop();
+        scene.held.push(3);
+        scene.place_again(parts);
+        scene.send(1, mac(3), 0..10);
+        scene.send(1, ALL, 10..11);
+        scene.turn(4);
+        assert_eq!(scene.log(2).from(1), [10]);
+        assert_eq!(scene.back_and_lost(1), (12, 10));
+    }
 }
 
 #[test]

@@ -203,7 +203,8 @@ impl Kind for Bridge {
         }
         let ports = ports.into_values().collect();
         let (stations, news) = (Arc::clone(&self.settings.stations), Arc::clone(&ends.news));
-        let knowledge = Knowledge { fdb, since: self.times, stations, view, news };
+        let held = ends.held_slots();
+        let knowledge = Knowledge { fdb, since: self.times, stations, view, news, held };
         Ok(match part {
             None => Box::new(BridgePump::<false>::new(ports, knowledge, tsc::hertz(), scratch, None)),
             part => Box::new(BridgePump::<true>::new(ports, knowledge, tsc::hertz(), scratch, part)),
@@ -382,7 +383,7 @@ mod tests {
             let mut fdb = stations.empty_fdb().unwrap();
             known.iter().for_each(|(last, slot)| _ = fdb.learn(mac(*last), *slot, now));
             let (view, stations) = (stations.views(1).remove(0), Arc::clone(&stations));
-            let knowledge = Knowledge { fdb, since, stations, view, news: Arc::default() };
+            let knowledge = Knowledge { fdb, since, stations, view, news: Arc::default(), held: Vec::new() };
             let scratch = crate::net::scratch::Scratch::new(false).unwrap();
             let pump = BridgePump::<false>::new(Vec::new(), knowledge, tsc::hertz(), scratch, None);
             bridge.take_apart(&mut Ends::default(), &[], Box::new(pump)).unwrap();

@@ -195,6 +195,15 @@ impl Ends {
         }
     }
 
+    /// Slots of ports that have something in a pump which is not given back.
+    pub(super) fn held_slots(&self) -> Vec<u16> {
+        let held = self.running.iter().filter(|(_, end)| end.is_held);
+        let mut slots: Vec<u16> =
+            held.filter_map(|(key, _)| self.ports.get(&key.port)).map(|port| port.slot).collect();
+        slots.dedup();
+        slots
+    }
+
     /// Takes a free end out of its place, and what its frame in line came to. A source is held to what its port may send.
     pub(super) fn take(&mut self, key: EndKey) -> Option<(Side, Option<Half>)> {
         let only = self.ports.get(&key.port).and_then(PortState::only);
