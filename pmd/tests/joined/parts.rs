@@ -353,6 +353,31 @@ fn change_beside_a_worker_that_is_held_has_all_others_served_again() {
 }
 
 #[test]
+fn port_on_a_core_that_turns_is_served_though_all_that_was_there_before_is_held() {
+    let Some(engine) = two_cores() else { return };
+    let mut bridge = bridge(&engine);
+    let at = engine.cores().to_vec();
+    let setup = Setup { flood_pps: Some("off"), ..Setup::default() };
+    // One pump, and no part.
+    let [mut a, mut b] = ["a", "b"].map(|name| port(&mut *bridge, name, setup, &engine, at[0]).0);
+    introduce(&mut [&mut a, &mut b]);
+    let (holds, _holder) = hold(&engine);
+    let [mut c, mut d] = ["c", "d"].map(|name| port(&mut *bridge, name, setup, &engine, at[1]).0);
+    for seed in 0..20 {
+        passes(&mut c, &mut d, seed);
+        passes(&mut d, &mut c, seed);
+    }
+    // It is with the others once its worker turns.
+    holds.store(false, Ordering::SeqCst);
+    let deadline = Instant::now() + SOON;
+    while c.received(0).is_empty() {
+        assert!(Instant::now() < deadline);
+        a.send_plain(0, &frame(c.mac, a.mac, 64, 1));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
 fn station_that_moves_between_the_cores_is_found_where_it_was_heard_last() {
     let Some(engine) = two_cores() else { return };
     let mut bridge = bridge(&engine);

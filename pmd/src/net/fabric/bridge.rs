@@ -110,10 +110,13 @@ impl Kind for Bridge {
         if ends.sources().next().is_none() {
             return BTreeMap::new();
         }
-        if parts.len() == 1 {
+        // A pump that is not given back keeps its key, and nobody out.
+        let is_free = |key: &PumpKey| !ends.are_held_in(*key);
+        if parts.len() == 1 && is_free(&ALL) {
             return parts.into_values().map(|members| (ALL, members)).collect();
         }
-        parts.into_iter().map(|(core, members)| (part_on(core), members)).collect()
+        let key_on = |core| parts_on(core).find(is_free).unwrap_or(ALL);
+        parts.into_iter().map(|(core, members)| (key_on(core), members)).collect()
     }
 
     fn name(&self, fabric: &str, key: PumpKey, _ends: &Ends) -> String {
@@ -317,9 +320,9 @@ fn burst_of(pps: u64) -> u64 {
 /// Its one pump.
 const ALL: PumpKey = PumpKey { port: 0, queue: 0 };
 
-/// Its part on a core, one of several.
-fn part_on(core: usize) -> PumpKey {
-    PumpKey { port: core as u64, queue: 1 }
+/// Its part on a core, by all keys that it may have.
+fn parts_on(core: usize) -> impl Iterator<Item = PumpKey> {
+    (1..=u16::MAX).map(move |queue| PumpKey { port: core as u64, queue })
 }
 
 /// Stations that a bridge knows at most, and behind one port, so that no guest fills the table for the others.

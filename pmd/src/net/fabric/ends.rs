@@ -195,6 +195,11 @@ impl Ends {
         }
     }
 
+    /// A pump has this key that is not given back.
+    pub(super) fn are_held_in(&self, pump: PumpKey) -> bool {
+        self.running.values().any(|end| end.is_held && matches!(end.place, Place::In(key) if key == pump))
+    }
+
     /// Slots of ports that have something in a pump which is not given back.
     pub(super) fn held_slots(&self) -> Vec<u16> {
         let held = self.running.iter().filter(|(_, end)| end.is_held);
