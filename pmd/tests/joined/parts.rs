@@ -353,6 +353,26 @@ fn change_beside_a_worker_that_is_held_has_all_others_served_again() {
 }
 
 #[test]
+fn worker_that_is_held_for_a_moment_is_waited_for_by_a_change_that_nobody_asked_for() {
+    let Some(engine) = two_cores() else { return };
+    let mut bridge = bridge(&engine);
+    let setup = Setup { flood_pps: Some("off"), ..Setup::default() };
+    let [mut a, mut b, mut c, mut d] = four(&mut *bridge, setup, &engine);
+    introduce(&mut [&mut a, &mut b, &mut c, &mut d]);
+    let (holds, _holder) = hold(&engine);
+    // What runs of it is taken out by nobody's session.
+    drop(d.device);
+    std::thread::sleep(Duration::from_millis(300));
+    let sent = frame(a.mac, c.mac, 64, 1);
+    c.send_plain(0, &sent);
+    std::thread::sleep(Duration::from_millis(100));
+    holds.store(false, Ordering::SeqCst);
+    // The others were not made anew without it.
+    assert_eq!(a.expect(0, 1)[0].1, sent);
+    assert_eq!(c.drops(1, DropReason::LaneFull), 0);
+}
+
+#[test]
 fn port_on_a_core_that_turns_is_served_though_all_that_was_there_before_is_held() {
     let Some(engine) = two_cores() else { return };
     let mut bridge = bridge(&engine);

@@ -449,6 +449,19 @@ fn sender_that_waits_for_what_it_has_sent_to_a_held_part_has_it_back_though_its_
 }
 
 #[test]
+fn while_in_which_a_part_did_not_turn_itself_says_little_of_another_and_late_looks_are_counted() {
+    let mut scene = Scene::new(&[&[1, 2], &[3]]);
+    scene.introduce();
+    scene.send(1, mac(3), 0..5);
+    scene.poll(0, 5, 10_000_000);
+    assert_eq!(scene.log(1).back, 1);
+    scene.poll(0, 190, 5_000);
+    assert_eq!(scene.log(1).back, 1);
+    scene.poll(0, 20, 5_000);
+    assert_eq!(scene.back_and_lost(1), (6, 5));
+}
+
+#[test]
 fn frames_that_wait_for_a_part_that_is_slow_and_goes_on_are_not_taken_back() {
     let mut scene = Scene::new(&[&[1, 2], &[3]]);
     scene.introduce();

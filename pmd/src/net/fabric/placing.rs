@@ -47,8 +47,13 @@ impl Fabric {
     ) -> Result<(), ServeError> {
         let begun = Instant::now();
         let deadline = begun + within;
-        // Pumps that are apart wait for nobody, and nobody for them.
-        let prompt = if state.kind.is_together() { within.min(PROMPT) } else { within };
+        // Pumps that are apart wait for nobody, and nobody for them. What is held is known after the first time, and not waited for again, so
+        // that whoever has time lets all others have theirs: one that is slow is not held.
+        let prompt = match of {
+            _ if !state.kind.is_together() => within,
+            Some(_) => within.min(PROMPT),
+            None => PROMPT,
+        };
         let mut placed = self.attempt(state, begun + prompt);
         while of.is_some() && Instant::now() < deadline {
             let Some((key, _)) = state.stuck(of).filter(|_| state.kind.is_together()) else { break };
@@ -320,8 +325,8 @@ impl Running {
 /// How long those of a kind that are made together are waited for before the others are served without them: several times what they take
 /// that do not wait for a worker that is held.
 const PROMPT: Duration = Duration::from_millis(1500);
-/// How long one attempt at what was left to [`later`] waits for a worker, under the fabric's lock: long for a worker that
-/// turns, short for the sessions that wait for the lock while it does not.
+/// How long one attempt at what was left to [`later`] waits for a worker, under the fabric's lock, where pumps are not made together: long
+/// for a worker that turns, short for the sessions that wait for the lock while it does not.
 pub(super) const LATER_WITHIN: Duration = Duration::from_millis(20);
 /// How long it is tried to have pumps served that ran before, until their sessions are told that they are not.
 const PLACE_WITHIN: Duration = Duration::from_secs(1);

@@ -32,9 +32,10 @@ impl Waited {
         Waited { total: 0, at: now }
     }
 
-    /// True once it was for as long as anybody waits. Between two turns he may have had no CPU, or have slept until he was to look again.
+    /// True once it was for as long as anybody waits. Between two turns he may have had no CPU, or have slept until he was to look again:
+    /// several times what either takes is counted, so that a host that has much to do makes it hardly longer.
     fn until(&mut self, now: u64, has_slept: bool, looks: u64) -> bool {
-        let most = if has_slept { look_after() } else { look_after() / 10 };
+        let most = if has_slept { look_after() * 5 } else { look_after() / 2 };
         self.total += now.saturating_sub(self.at).min(most);
         self.at = now;
         self.total >= look_after() * looks
