@@ -353,6 +353,32 @@ fn change_beside_a_worker_that_is_held_has_all_others_served_again() {
 }
 
 #[test]
+fn whoever_waits_for_a_worker_that_holds_his_port_keeps_nobody_elses_waiting() {
+    let Some(engine) = two_cores() else { return };
+    let mut bridge = bridge(&engine);
+    let [mut a, _b, mut c, mut d] = four(&mut *bridge, Setup::default(), &engine);
+    let (holds, _holder) = hold(&engine);
+    // From here on it is known to be held.
+    d.stop();
+    std::thread::scope(|scope| {
+        let queues = &mut a.device;
+        let waits = scope.spawn(move || queues.queues().stop(0, WITHIN).is_ok());
+        let begun = Instant::now();
+        for seed in 0..5 {
+            d.start(1);
+            d.post(0, 200);
+            passes(&mut c, &mut d, seed);
+            d.stop();
+        }
+        assert!(begun.elapsed() < WITHIN / 3, "{:?}", begun.elapsed());
+        assert!(!waits.is_finished());
+        holds.store(false, Ordering::SeqCst);
+        assert!(waits.join().unwrap());
+    });
+    assert_eq!(core(&mut a), None);
+}
+
+#[test]
 fn worker_that_is_held_for_a_moment_is_waited_for_by_a_change_that_nobody_asked_for() {
     let Some(engine) = two_cores() else { return };
     let mut bridge = bridge(&engine);

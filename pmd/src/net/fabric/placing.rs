@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use ringway_engine::{HowEnded, NotPlaced, PlaceError, Placed, Pump, Retired, Watcher};
@@ -34,17 +34,18 @@ impl Watcher for Everybody {
 
 impl Fabric {
     /// Has the pumps be what the running queues ask for. A worker that holds a pump keeps nobody else: what it holds is left out, the
-    /// others are served, and only if the port `of` has something there is it waited for longer.
+    /// others are served, and only if the port `of` has something there is it waited for longer, without the lock. The state comes back, locked:
+    /// others may have changed it meanwhile.
     ///
     /// # Errors
     /// A worker holds something of the port's (of anybody's, where it is for none), or took none: what is free and in no pump then is
     /// [given up](State::give_up), or reconciled once more without whom it failed for.
-    pub(super) fn reconcile(
-        self: &Arc<Fabric>,
-        state: &mut State,
+    pub(super) fn reconcile<'a>(
+        self: &'a Arc<Fabric>,
+        mut state: MutexGuard<'a, State>,
         of: Option<u64>,
         within: Duration,
-    ) -> Result<(), ServeError> {
+    ) -> (MutexGuard<'a, State>, Result<(), ServeError>) {
         let begun = Instant::now();
         let deadline = begun + within;
         // Pumps that are apart wait for nobody, and nobody for them. What is held is known after the first time, and not waited for again, so
@@ -54,16 +55,23 @@ impl Fabric {
             Some(_) => within.min(PROMPT),
             None => PROMPT,
         };
-        let mut placed = self.attempt(state, begun + prompt);
-        while of.is_some() && Instant::now() < deadline {
-            let Some((key, _)) = state.stuck(of).filter(|_| state.kind.is_together()) else { break };
-            self.take_down(state, vec![key], deadline);
-            placed = self.attempt(state, deadline);
+        let mut placed = self.attempt(&mut state, begun + prompt);
+        while of.is_some()
+            && state.kind.is_together()
+            && state.stuck(of).is_some()
+            && Instant::now() < deadline
+        {
+            drop(state);
+            std::thread::sleep(LOOK_AGAIN.min(deadline.saturating_duration_since(Instant::now())));
+            state = self.lock();
+            placed = self.attempt(&mut state, Instant::now() + prompt);
         }
-        match state.stuck(of) {
-            Some((_, why)) => Err(Stuck::Worker(why).into()),
-            None => placed.map_err(ServeError::NotPlaced),
-        }
+        let outcome = match state.stuck(of) {
+            // Whoever asks for nobody tries again, or gives up what no worker takes, whoever else is held.
+            Some(why) if of.is_some() || placed.is_ok() => Err(Stuck::Worker(why).into()),
+            _ => placed.map_err(ServeError::NotPlaced),
+        };
+        (state, outcome)
     }
 
     /// Has the pumps be what the running queues ask for, without those that are not given back in time. The text says why one could not
@@ -116,19 +124,19 @@ impl Fabric {
     }
 
     /// Takes what is marked as leaving out, and has the others served as before: at once, or as soon as a worker takes them.
-    pub(super) fn withdraw(
-        self: &Arc<Fabric>,
-        state: &mut State,
+    /// The state comes back as from [`Fabric::reconcile`].
+    pub(super) fn withdraw<'a>(
+        self: &'a Arc<Fabric>,
+        state: MutexGuard<'a, State>,
         of: Option<u64>,
         within: Duration,
-    ) -> Result<(), ServeError> {
-        match self.reconcile(state, of, within) {
-            Err(ServeError::NotPlaced(_)) => {
-                self.persist(state);
-                Ok(())
-            }
-            outcome => outcome,
+    ) -> (MutexGuard<'a, State>, Result<(), ServeError>) {
+        let (mut state, mut outcome) = self.reconcile(state, of, within);
+        if let Err(ServeError::NotPlaced(_)) = outcome {
+            self.persist(&mut state);
+            outcome = Ok(());
         }
+        (state, outcome)
     }
 
     /// What no worker takes now (there is no descriptor, no memory) may be taken soon: tried again for a while, and only
@@ -144,9 +152,10 @@ impl Fabric {
 
     /// Tries once more to have served what waits for a worker. True: there is nothing more to try.
     fn is_settled(self: &Arc<Fabric>) -> bool {
-        let Some(mut state) = self.try_lock() else { return false };
+        let Some(state) = self.try_lock() else { return false };
         let Some(at) = state.give_up_at else { return true };
-        let why = match self.reconcile(&mut state, None, LATER_WITHIN) {
+        let (mut state, outcome) = self.reconcile(state, None, LATER_WITHIN);
+        let why = match outcome {
             Ok(()) => None,
             Err(_) if Instant::now() < at => return false,
             Err(error) => Some(error),
@@ -205,7 +214,7 @@ impl Fabric {
         let is_as_planned = state.kind.plan(&state.ends).iter().all(is_running);
         if state.kind.is_together() && (!is_as_planned || state.stuck(None).is_some()) {
             // Ports are with others than before.
-            return self.withdraw(&mut state, Some(of), within);
+            return self.withdraw(state, Some(of), within).1;
         }
         let keys: Vec<PumpKey> = state.pumps.keys().copied().collect();
         for key in keys {
@@ -235,8 +244,8 @@ impl Fabric {
     /// Has the pumps be what the running queues ask for, if nobody is changing them just now. False: a worker has not let
     /// go yet.
     fn settle(self: &Arc<Fabric>) -> bool {
-        let Some(mut state) = self.try_lock() else { return false };
-        let _ = self.withdraw(&mut state, None, LATER_WITHIN);
+        let Some(state) = self.try_lock() else { return false };
+        let (mut state, _) = self.withdraw(state, None, LATER_WITHIN);
         state.is_settling =
             state.pumps.values().any(|running| running.stuck.is_some() || running.is_outdated);
         !state.is_settling
@@ -249,15 +258,15 @@ impl State {
         self.pumps.iter().filter(|(_, running)| is_like(running)).map(|(key, _)| *key).collect()
     }
 
-    /// A pump that its worker holds, if a port has something in it or is to have, or anybody where it is for none; and why.
-    fn stuck(&self, of: Option<u64>) -> Option<(PumpKey, String)> {
+    /// What is to be said of a pump that its worker holds, if a port has something in it or is to have, or anybody where it is for none.
+    fn stuck(&self, of: Option<u64>) -> Option<String> {
         let concerns = |ends: &[EndKey]| of.is_none_or(|port| ends.iter().any(|end| end.port == port));
         let plan = self.kind.plan(&self.ends);
         let is_of = |key: &PumpKey, running: &Running| {
             concerns(&running.members) || plan.get(key).is_some_and(|members| concerns(members))
         };
         let mut all = self.pumps.iter().filter(|(key, running)| is_of(key, running));
-        all.find_map(|(key, running)| Some((*key, running.stuck.clone()?)))
+        all.find_map(|(_, running)| running.stuck.clone())
     }
 
     /// True if a pump of the plan does not run and could.
@@ -325,6 +334,8 @@ impl Running {
 /// How long those of a kind that are made together are waited for before the others are served without them: several times what they take
 /// that do not wait for a worker that is held.
 const PROMPT: Duration = Duration::from_millis(1500);
+/// How often whoever waits for a worker that holds his port looks whether it does still.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// How long one attempt at what was left to [`later`] waits for a worker, under the fabric's lock, where pumps are not made together: long
 /// for a worker that turns, short for the sessions that wait for the lock while it does not.
 pub(super) const LATER_WITHIN: Duration = Duration::from_millis(20);

@@ -100,8 +100,8 @@ impl Port {
         self.is_checked = is_checked;
         // Whoever has no time has no session either: what runs next begins with it.
         let state = if within.is_zero() { self.fabric.try_lock() } else { Some(self.fabric.lock()) };
-        let Some(mut state) = state else { return Ok(()) };
-        let state = &mut *state;
+        let Some(mut locked) = state else { return Ok(()) };
+        let state = &mut *locked;
         if let Some(port) = state.ends.ports.get_mut(&self.id) {
             port.is_checked = is_checked;
         }
@@ -116,7 +116,7 @@ impl Port {
         if !state.pumps.values().any(|running| running.is_outdated) {
             return Ok(());
         }
-        self.fabric.withdraw(state, Some(self.id), within)
+        self.fabric.withdraw(locked, Some(self.id), within).1
     }
 
     /// The VLANs that it carries, if it was given any.
@@ -153,7 +153,7 @@ impl Port {
         }
         // The others' pumps may not have looked at VLANs until now.
         state.pumps.values_mut().for_each(|running| running.is_outdated = true);
-        self.fabric.withdraw(&mut state, Some(self.id), within)
+        self.fabric.withdraw(state, Some(self.id), within).1
     }
 
     /// Counts, too, whether it is one of the ports that were given VLANs. With the first of them a bridge begins to look at tags,
@@ -286,11 +286,13 @@ impl Port {
             keys.push(key);
             state.ends.add(key, is_enabled, side);
         }
-        let Err(error) = self.fabric.reconcile(&mut state, Some(self.id), within) else { return Ok(()) };
-        state.ends.mark(&keys);
-        // It tells of the same worker, or of none.
-        let _ = self.fabric.withdraw(&mut state, Some(self.id), within);
-        Err(error)
+        let (mut state, outcome) = self.fabric.reconcile(state, Some(self.id), within);
+        if outcome.is_err() {
+            state.ends.mark(&keys);
+            // It tells of the same worker, or of none.
+            drop(self.fabric.withdraw(state, Some(self.id), within));
+        }
+        outcome
     }
 
     /// Takes the queues of a group out of service: once it returns Ok, no worker touches them or their memory.
@@ -311,7 +313,7 @@ impl Port {
             state.kind.port_stops(self.slot);
         }
         state.ends.mark(&keys);
-        self.fabric.withdraw(&mut state, Some(self.id), within)
+        self.fabric.withdraw(state, Some(self.id), within).1
     }
 
     /// Has the network told that this address is behind the port, once the port's transmit queues run. None: what waits is
@@ -360,7 +362,7 @@ impl Port {
     pub fn take_ended(&self, within: Duration) -> Vec<(u16, Ended)> {
         let mut state = self.lock();
         if state.pumps.values().any(|running| running.placed.has_ended()) {
-            let _ = self.fabric.withdraw(&mut state, Some(self.id), within);
+            (state, _) = self.fabric.withdraw(state, Some(self.id), within);
         }
         state.ends.ports.get_mut(&self.id).map(|port| std::mem::take(&mut port.ended)).unwrap_or_default()
     }
@@ -399,7 +401,7 @@ impl Departure {
         let keys = state.ends.of_port(self.id, |_| true);
         if !keys.is_empty() {
             state.ends.mark(&keys);
-            let _ = self.fabric.withdraw(&mut state, None, LATER_WITHIN);
+            (state, _) = self.fabric.withdraw(state, None, LATER_WITHIN);
         }
         self.forget(&mut state)
     }
