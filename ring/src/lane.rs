@@ -278,8 +278,8 @@ impl Writer {
     }
 
     /// Takes back all entries that the reader has not claimed, published or not: it reads nothing of what they name. How many are
-    /// claimed, from the first on; all, if it is gone. Nothing is put in until the reader is done with the others and has passed over
-    /// these.
+    /// claimed or done with, from the first on; all, if it is gone. Nothing is put in until the reader is done with the others and has passed
+    /// over these.
     pub fn take_back(&mut self) -> u64 {
         self.finished();
         if self.is_closed {
@@ -288,7 +288,8 @@ impl Writer {
         // Relaxed: of the two exchanges of this word one comes first, and nothing else is told by it.
         let claimed = self.shared.claimed.write().fetch_or(BARRED, Ordering::Relaxed) & !BARRED;
         (self.is_barred, self.end) = (true, self.given);
-        claimed
+        // What it passed over before is behind what it claimed.
+        claimed.max(self.finished)
     }
 
     /// Something may be put in that is read: as of the last look at what is [finished](Writer::finished).
@@ -372,10 +373,10 @@ impl Reader {
         }
     }
 
-    /// Passes over all that was taken back: as if it were read. How many entries that are beside those that were read.
+    /// Passes over what was taken back, of what there was at the last look: as if it were read. How many entries that are beside those that
+    /// were read. What has come since is to be claimed by itself: the writer may have put it in when all before was finished.
     #[cold]
     pub fn skip(&mut self) -> u64 {
-        self.look();
         self.seen - std::mem::replace(&mut self.read, self.seen)
     }
 

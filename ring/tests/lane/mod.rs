@@ -127,6 +127,126 @@ fn entry_is_claimed_or_taken_back_and_the_lane_goes_on() {
     });
 }
 
+/// The reader runs all the while: what the writer takes back and puts in again in the same place, and what both name by the same buffer, it
+/// reads as one or as the other and never while it is written, and it passes over nothing that is put in after the bar is lifted.
+#[test]
+fn places_are_written_again_across_a_bar_while_the_reader_runs() {
+    loom::model(|| {
+        let (mut writer, mut reader) = lane(1, &Sleeper::new(), &Sleeper::new());
+        // What each entry names, one after the other.
+        let named = Arc::new(loom::cell::UnsafeCell::new(0));
+        let theirs = Arc::clone(&named);
+        writer.put(&[1, 1]).unwrap();
+        writer.publish().unwrap();
+        let other = thread::spawn(move || {
+            let (mut claimed, mut passed) = (Vec::new(), 0);
+            for _ in 0..2 {
+                let mut words = [0; 2];
+                if reader.look() == 0 || !reader.read(&mut words) {
+                    continue;
+                }
+                match reader.claim() {
+                    Ok(()) => {
+                        theirs.with(|_| ());
+                        claimed.push(words);
+                        reader.finish(1);
+                    }
+                    Err(TakenBack) => {
+                        let more = reader.skip();
+                        passed += 1 + more;
+                        reader.finish(1 + more);
+                    }
+                }
+                reader.tell();
+            }
+            (reader, claimed, passed)
+        });
+        let kept = writer.take_back();
+        if kept == 0 {
+            named.with_mut(|_| ());
+        }
+        // Once all is finished, and not before.
+        let is_again = writer.finished() == 1 && writer.is_open();
+        if is_again {
+            named.with_mut(|_| ());
+            writer.put(&[2, 2]).unwrap();
+            writer.publish().unwrap();
+        } else {
+            assert!(writer.put(&[2, 2]).is_err());
+        }
+        let (mut reader, mut claimed, passed) = other.join().unwrap();
+        assert_eq!(passed, 1 - kept);
+        let mut words = [0; 2];
+        if reader.look() == 1 && reader.read(&mut words) {
+            assert_eq!(reader.claim(), Ok(()));
+            claimed.push(words);
+        }
+        // The first if it was kept, the second if it was put in; both whole.
+        let expected = [(kept == 1, [1, 1]), (is_again, [2, 2])];
+        let expected: Vec<_> = expected.into_iter().filter(|(is, _)| *is).map(|(_, words)| words).collect();
+        assert_eq!(claimed, expected);
+    });
+}
+
+/// Entries that are claimed together are taken back together or not at all, with what is not published yet, and a second time as the first.
+#[test]
+fn entries_are_claimed_together_or_taken_back_together() {
+    loom::model(|| {
+        let (mut writer, mut reader) = lane(4, &Sleeper::new(), &Sleeper::new());
+        let named = [(); 3].map(|()| Arc::new(loom::cell::UnsafeCell::new(0)));
+        let theirs = named.clone();
+        (1..3).for_each(|n| writer.put(&[n]).unwrap());
+        writer.publish().unwrap();
+        writer.put(&[3]).unwrap();
+        let other = thread::spawn(move || {
+            let read = reader.look();
+            (0..read).for_each(|_| assert!(reader.read(&mut [0])));
+            if reader.claim().is_err() {
+                return 0;
+            }
+            theirs.iter().take(read).for_each(|named| named.with(|_| ()));
+            reader.finish(read as u64);
+            reader.tell();
+            read as u64
+        });
+        let kept = writer.take_back();
+        named.iter().skip(kept as usize).for_each(|named| named.with_mut(|_| ()));
+        assert_eq!(writer.take_back(), kept);
+        writer.publish().unwrap();
+        assert_eq!(other.join().unwrap(), kept);
+        assert!(kept == 0 || kept == 2);
+    });
+}
+
+/// What a reader that goes had claimed is its own until it is gone, and what it was done with is told apart from what is taken back.
+#[test]
+fn entries_are_taken_back_while_the_reader_goes() {
+    loom::model(|| {
+        let (mut writer, mut reader) = lane(2, &Sleeper::new(), &Sleeper::new());
+        let named = [(); 2].map(|()| Arc::new(loom::cell::UnsafeCell::new(0)));
+        let theirs = named.clone();
+        (1..3).for_each(|n| writer.put(&[n]).unwrap());
+        writer.publish().unwrap();
+        let other = thread::spawn(move || {
+            reader.look();
+            assert!(reader.read(&mut [0]));
+            if reader.claim().is_ok() {
+                theirs[0].with(|_| ());
+                reader.finish(1);
+            }
+            drop(reader);
+        });
+        let kept = writer.take_back();
+        named.iter().skip(kept as usize).for_each(|named| named.with_mut(|_| ()));
+        // All of one that is gone, or as many as it told.
+        let finished = writer.finished();
+        named.iter().take(finished as usize).for_each(|named| named.with_mut(|_| ()));
+        other.join().unwrap();
+        assert_eq!(writer.finished(), 2);
+        assert!(writer.done() <= kept.min(1));
+    });
+}
+
 /// The reader that is about to sleep sees the entry, or its writer sees that it sleeps.
 #[test]
 fn no_entry_is_left_to_a_sleeper() {
