@@ -49,7 +49,7 @@ pub(super) use held::look_after;
 use held::{Still, Waited};
 pub(super) use room::RESERVED;
 use room::{Next as NextInLine, Waiting};
-use telling::Retelling;
+use telling::{Arrivals, Retelling};
 
 /// What the parts of a bridge have to know of a port.
 #[derive(Debug, Clone)]
@@ -144,6 +144,8 @@ struct Lane {
     missed: Option<u64>,
     /// Stations that it was told of in this turn beside the round.
     told: usize,
+    /// Guests that have arrived of which it is told, or is to be.
+    arrivals: Arrivals,
     /// How far it was when somebody waited for it.
     still: Option<Still>,
     /// What its reader has not begun to read is to be taken back.
@@ -296,6 +298,7 @@ impl Part {
                     tells_since: 0,
                     missed: None,
                     told: 0,
+                    arrivals: Arrivals::default(),
                     still: None,
                     is_held: false,
                     is_counted: false,
@@ -443,15 +446,15 @@ impl Part {
         done
     }
 
-    /// Tells the others that a guest has arrived behind a port of its own: how many of them have somebody to hear it, and into how
-    /// many lanes to them it did not get.
+    /// Tells the others that a guest has arrived behind a port of its own, at once or once they turn again: how many of them have somebody to
+    /// hear it, and into how many lanes to them it will not get.
     pub(super) fn announce(&mut self, mac: Mac, tag: Option<Tag>, is_here: bool, queue: u16) -> (u32, u64) {
         let to = if is_here { To::Here } else { To::All };
         let words = Entry::Announcement { mac, tag, to, queue }.words();
         let (mut heard, mut lost) = (0, 0);
         for lane in self.lanes.iter_mut().filter(|lane| lane.is_heard(tag)) {
             heard += 1;
-            lost += u64::from(lane.writer.put(&words).is_err());
+            lost += u64::from(!lane.announce(words));
         }
         (heard, lost)
     }

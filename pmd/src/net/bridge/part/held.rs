@@ -81,7 +81,9 @@ impl Part {
         let lane = self.lanes.get_mut(nth).filter(|lane| lane.is_held)?;
         lane.is_held = false;
         lane.still = None;
-        if lane.writer.is_closed() {
+        lane.writer.finished();
+        // It has moved since, or nobody reads it.
+        if lane.writer.left() == 0 || lane.writer.is_closed() {
             return None;
         }
         let claimed = lane.writer.take_back();
@@ -89,8 +91,9 @@ impl Part {
             // What was in it is counted as of one that is gone.
             return None;
         }
-        // Stations were among it.
+        // Stations were among it, and guests that have arrived.
         lane.missed = Some(0);
+        lane.arrivals.take_back(claimed);
         self.copies.take_back(nth, claimed);
         Some(claimed)
     }

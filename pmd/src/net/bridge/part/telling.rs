@@ -1,10 +1,12 @@
-//! What a part tells the others of stations behind its ports: at once where one is new or moved, and now and then of all that are
+//! What a part tells the others of guests that have arrived, and of stations behind its ports: at once where one is new or moved, and now and then of all that are
 //! still heard of, so that they are not forgotten.
 //!
 //! No frame pays for it, so it takes entries that frames leave, and some in a turn. A lane that had no room for one remembers the
 //! time from which it was not told of all, and the next round begins for it at once: nothing is lost but for a moment.
 //!
 //! Part of a pump. Budget: no allocation, no lock, no system call, no panic.
+
+use ringway_ring::lane::LINE_WORDS;
 
 use super::super::entry::Entry;
 use super::room::{RESERVED, is_long};
@@ -20,6 +22,32 @@ pub(super) struct Retelling {
     began: u64,
     /// Since when it has waited for room, in cycles.
     waits_since: Option<u64>,
+}
+
+/// Guests that have arrived, as a lane is told of them: what was taken back of it is told once more.
+#[derive(Debug, Default)]
+pub(super) struct Arrivals {
+    /// One of them may wait.
+    waits: bool,
+    all: Box<[Arrival; ARRIVALS]>,
+}
+
+/// The words of an entry, and how far it is.
+#[derive(Debug, Default, Clone, Copy)]
+struct Arrival {
+    words: [u64; LINE_WORDS],
+    told: Told,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// There is none.
+    #[default]
+    Nothing,
+    /// It is to be put in.
+    Waits,
+    /// It is in the lane, which is done with it once it is finished with so much.
+    Until(u64),
 }
 
 impl Part {
@@ -42,7 +70,10 @@ impl Part {
     pub(in super::super) fn tell_again(&mut self, fdb: &Fdb, ageing: u64, cycles: u64) {
         let now = ticks(cycles);
         let Part { lanes, retelling, is_own, .. } = self;
-        lanes.iter_mut().for_each(|lane| lane.told = 0);
+        for lane in lanes.iter_mut() {
+            lane.told = 0;
+            lane.announce_again();
+        }
         let Retelling { bucket, began, waits_since } = retelling;
         if *bucket >= fdb.buckets() {
             let is_due = now.saturating_sub(*began) >= ageing / 2;
@@ -95,7 +126,56 @@ impl Part {
     }
 }
 
+impl Arrivals {
+    /// The lane's reader does not read what it was given beyond a mark.
+    pub(super) fn take_back(&mut self, mark: u64) {
+        let is_beyond = |told: Told| matches!(told, Told::Until(until) if until > mark);
+        for arrival in self.all.iter_mut().filter(|arrival| is_beyond(arrival.told)) {
+            (arrival.told, self.waits) = (Told::Waits, true);
+        }
+    }
+}
+
 impl Lane {
+    /// Tells of a guest that has arrived, now or when there is room. False: too many wait already.
+    pub(super) fn announce(&mut self, words: [u64; LINE_WORDS]) -> bool {
+        // A lane that was taken back looks here whether it goes on.
+        let finished = self.writer.finished();
+        let is_over = |told: Told| match told {
+            Told::Nothing => true,
+            Told::Waits => false,
+            Told::Until(until) => until <= finished,
+        };
+        let Arrivals { waits, all } = &mut self.arrivals;
+        // The same that waits is told once.
+        let same = all.iter().position(|one| one.told == Told::Waits && one.words == words);
+        let place = same.or_else(|| all.iter().position(|one| is_over(one.told)));
+        let Some(arrival) = place.and_then(|place| all.get_mut(place)) else { return false };
+        let told = match self.writer.put(&words) {
+            Ok(()) => Told::Until(self.writer.given()),
+            Err(_) => Told::Waits,
+        };
+        *waits |= told == Told::Waits;
+        *arrival = Arrival { words, told };
+        true
+    }
+
+    /// Tells of those that it could not be told of, or had to be told of in vain.
+    #[inline]
+    fn announce_again(&mut self) {
+        let Arrivals { waits, all } = &mut self.arrivals;
+        if !*waits {
+            return;
+        }
+        for arrival in all.iter_mut().filter(|arrival| arrival.told == Told::Waits) {
+            if self.writer.put(&arrival.words).is_err() {
+                return;
+            }
+            arrival.told = Told::Until(self.writer.given());
+        }
+        *waits = false;
+    }
+
     /// Tells of one station, heard of then, in ticks.
     fn tell(&mut self, words: &[u64], at: u64) {
         if self.writer.put(words).is_err() {
@@ -111,6 +191,9 @@ impl Lane {
 
 /// Buckets of the database that are looked through at a time for stations to be told of again.
 const RETOLD_BUCKETS: usize = 32;
+
+/// Guests that have arrived of which one lane is told at a time.
+const ARRIVALS: usize = 8;
 
 /// Stations of which a lane is told in a turn: those that are new or moved; and as many again in a round, but for the last bucket's.
 const TOLD: usize = 8;

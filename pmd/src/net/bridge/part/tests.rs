@@ -248,3 +248,49 @@ fn stations_are_told_again_beside_a_lane_that_is_full_and_in_bounds() {
     one.publish();
     assert!(stations(third, 0).len() < many / 10);
 }
+
+#[test]
+fn arrival_that_is_taken_back_or_finds_a_lane_barred_is_told_once_its_reader_turns() {
+    let (mut parts, _) = parts(2);
+    let known = fdb();
+    let [one, other] = &mut parts[..] else { unreachable!() };
+    let arrival =
+        |last| Entry::Announcement { mac: Mac([2, 0, 0, 0, 0, last]), tag: None, to: To::All, queue: 0 };
+    let turn = |one: &mut Part, cycles: u64| {
+        one.tell_again(&known, 1 << 40, cycles);
+        one.publish();
+        one.lanes.iter_mut().for_each(|lane| _ = lane.writer.finished());
+    };
+    let announce = |one: &mut Part, last| one.announce(Mac([2, 0, 0, 0, 0, last]), None, false, 0);
+    assert_eq!(announce(one, 1), (1, 0));
+    turn(one, 1 << 50);
+    to(one, 1).is_held = true;
+    assert_eq!(one.take_back(0), Some(0));
+    // Of another it is told then, too; of the same once; and no more wait than there is room for.
+    assert_eq!([1, 2, 2].map(|last| announce(one, last)), [(1, 0); 3]);
+    let refused = (3..20).map(|last| announce(one, last).1).sum::<u64>();
+    assert_eq!(refused, 17 - 6);
+    turn(one, (1 << 50) + 1);
+    let reader = to(other, 0).reader.as_mut().unwrap();
+    assert!(reader.look() == 1 && reader.read(&mut []) && reader.claim().is_err());
+    let skipped = reader.skip();
+    reader.finish(1 + skipped);
+    reader.tell();
+    (2..4).for_each(|turns| turn(one, (1 << 50) + turns));
+    let told: Vec<Entry> = stations(other, 0);
+    assert_eq!(told, (1..9).map(arrival).collect::<Vec<_>>());
+    (4..6).for_each(|turns| turn(one, (1 << 50) + turns));
+    assert!(stations(other, 0).is_empty(), "once");
+    // Those places are for others again.
+    assert_eq!((0..8).map(|last| announce(one, last).1).sum::<u64>(), 0);
+}
+
+#[test]
+fn lane_that_is_empty_when_it_is_to_be_taken_back_goes_on() {
+    let (mut parts, _) = parts(2);
+    let [one, other] = &mut parts[..] else { unreachable!() };
+    fill(to(one, 1), 3);
+    to(one, 1).is_held = true;
+    drain(to(other, 0).reader.as_mut().unwrap(), 3);
+    assert_eq!((one.take_back(0), one.lanes[0].writer.is_open()), (None, true));
+}
