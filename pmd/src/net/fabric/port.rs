@@ -98,17 +98,19 @@ impl Port {
     pub fn set_checked(&mut self, is_checked: bool, within: Duration) -> Result<(), ServeError> {
         let is_same = self.is_checked == is_checked;
         self.is_checked = is_checked;
+        let held_to = self.mac.filter(|_| is_checked && !is_same);
+        held_to.into_iter().for_each(|mac| self.announcement.hold_to(mac));
         // Whoever has no time has no session either: what runs next begins with it.
         let state = if within.is_zero() { self.fabric.try_lock() } else { Some(self.fabric.lock()) };
-        let Some(mut locked) = state else { return Ok(()) };
+        let Some(mut locked) = state else {
+            held_to.into_iter().for_each(|mac| self.hold_later(mac));
+            return Ok(());
+        };
         let state = &mut *locked;
         if let Some(port) = state.ends.ports.get_mut(&self.id) {
             port.is_checked = is_checked;
         }
-        if let Some(mac) = self.mac.filter(|_| is_checked && !is_same) {
-            self.announcement.hold_to(mac);
-            state.kind.port_is_held(self.slot, mac);
-        }
+        held_to.into_iter().for_each(|mac| state.kind.port_is_held(self.slot, mac));
         let of_it = |end: &EndKey| end.port == self.id && state.ends.is_source(*end);
         let own = state.pumps.values_mut().filter(|running| running.members.iter().any(of_it));
         // The same again is what could not be put in force before, if anything.
@@ -117,6 +119,18 @@ impl Port {
             return Ok(());
         }
         self.fabric.withdraw(locked, Some(self.id), within).1
+    }
+
+    /// Has other addresses than this forgotten once others are done with the fabric, unless the slot is another port's by then.
+    fn hold_later(&self, mac: Mac) {
+        let (fabric, id, slot) = (Arc::clone(&self.fabric), self.id, self.slot);
+        later::run_until(move || {
+            let Some(mut state) = fabric.try_lock() else { return false };
+            if !state.ends.ports.iter().any(|(other, port)| port.slot == slot && *other != id) {
+                state.kind.port_is_held(slot, mac);
+            }
+            true
+        });
     }
 
     /// The VLANs that it carries, if it was given any.
@@ -422,5 +436,23 @@ impl Departure {
 impl fmt::Debug for Port {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Port").field("fabric", &self.fabric).field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_that_is_held_to_its_address_while_others_have_its_bridge_announces_no_other() {
+        let (fabric, _) = Fabric::bridge("b", 0, Duration::from_secs(300), [1, 2]);
+        let mut port = fabric.port(None).unwrap().of_address(Mac([2, 0, 0, 0, 0, 1]));
+        port.announce(Some(Mac([2, 0, 0, 0, 0, 2])));
+        let others = fabric.lock();
+        port.set_checked(true, Duration::ZERO).unwrap();
+        assert!(!port.announcement.is_waiting());
+        drop(others);
+        assert!(later::settle(Duration::from_secs(20)));
     }
 }
