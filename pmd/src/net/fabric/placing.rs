@@ -48,13 +48,9 @@ impl Fabric {
     ) -> (MutexGuard<'a, State>, Result<(), ServeError>) {
         let begun = Instant::now();
         let deadline = begun + within;
-        // Pumps that are apart wait for nobody, and nobody for them. What is held is known after the first time, and not waited for again, so
-        // that whoever has time lets all others have theirs: one that is slow is not held.
-        let prompt = match of {
-            _ if !state.kind.is_together() => within,
-            Some(_) => within.min(PROMPT),
-            None => PROMPT,
-        };
+        // Pumps that are apart wait for nobody, and nobody for them. Of others, what is held is known after the first time and not waited for
+        // again; so all have their time, whatever the caller has: one that is slow is not held.
+        let prompt = if state.kind.is_together() { PROMPT } else { within };
         let mut placed = self.attempt(&mut state, begun + prompt);
         while of.is_some()
             && state.kind.is_together()

@@ -118,6 +118,10 @@ impl Port {
         if !state.pumps.values().any(|running| running.is_outdated) {
             return Ok(());
         }
+        if within.is_zero() {
+            self.fabric.settle_later(state);
+            return Ok(());
+        }
         self.fabric.withdraw(locked, Some(self.id), within).1
     }
 
@@ -167,6 +171,10 @@ impl Port {
         }
         // The others' pumps may not have looked at VLANs until now.
         state.pumps.values_mut().for_each(|running| running.is_outdated = true);
+        if within.is_zero() {
+            self.fabric.settle_later(&mut state);
+            return Ok(());
+        }
         self.fabric.withdraw(state, Some(self.id), within).1
     }
 
