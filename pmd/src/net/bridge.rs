@@ -55,13 +55,13 @@ use super::in_flight::InFlight;
 use super::scratch::Scratch;
 use super::side::{Load, Sink, Source};
 use super::stations::{Stations, View};
-use super::vlan::{Carriers, Dresser, Tag, Vlans};
+use super::vlan::{Carriers, Dresser, Vlans};
 use crate::counters::DropReason;
 
 use decision::{AWAY, Decision, HELD, Table};
 pub(crate) use part::{Part, PartPort};
 pub use port::BridgePort;
-use port::{Member, Origin, as_for, bits_of, hand_over, is_heard, take_floods};
+use port::{Member, Origin, as_for, bits_of, flood, hand_over, is_heard, take_floods};
 
 /// The pump: all of a bridge, or one part of several, which is another type so that the former costs nothing for it.
 #[derive(Debug)]
@@ -608,29 +608,6 @@ impl<const PARTS: bool> BridgePump<PARTS> {
         let later = sinks.filter_map(|(number, (_, sink))| number.map(|_| sink));
         later.filter_map(|sink| (sink.finished() < sink.given()).then_some(sink))
     }
-}
-
-/// Gives frames to everybody of these but port `at`, or to those only from which they cannot come back. How many had them.
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "what a pump has apart while it carries a burst")]
-fn flood(
-    (ports, dresser): (&mut [Member], &mut Option<Box<Dresser>>),
-    at: usize,
-    is_here: bool,
-    (queue, tag): (u16, Option<Tag>),
-    load: Load<'_>,
-    from: Origin,
-    now: u64,
-    (scratch, out): (&mut Scratch, &mut InFlight),
-) -> u32 {
-    let is_for = |(index, to): &(usize, &mut Member)| *index != at && (!is_here || !to.port.reflects);
-    let mut reached = 0;
-    for (_, to) in ports.iter_mut().enumerate().filter(is_for) {
-        if let Some(load) = as_for(to, load, tag, dresser) {
-            reached += u32::from(hand_over(to, queue, load, from, now, (scratch, out)));
-        }
-    }
-    reached
 }
 
 impl<const PARTS: bool> Pump for BridgePump<PARTS> {

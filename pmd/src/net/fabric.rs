@@ -11,9 +11,10 @@
 //!
 //! A pump holds rings of several devices, so that a change at one of them takes the pump back, takes it apart, and makes
 //! a new one of what runs then. Each device's session does this for its own queues, under one lock for the fabric. The
-//! lock is held while a worker lets go of a pump and never while a peer is waited for, nor while a session waits for a worker that is known to
-//! hold its port; who shares a fabric shares its pumps anyway. Control never waits for it: what it decides, it leaves in atomics, and what a port that it drops has left
-//! is taken out by a thread that may wait ([`crate::later`]).
+//! lock is held while a worker lets go of a pump and never while a peer is waited for, nor while a session waits for a
+//! worker that is known to hold its port; who shares a fabric shares its pumps anyway. Control never waits for it: what it
+//! decides, it leaves in atomics, and what a port that it drops has left is taken out by a thread that may wait
+//! ([`crate::later`]).
 //!
 //! A change that fails costs whoever asked for it alone: a pump that no worker takes comes back, is taken apart, and what
 //! ran before is placed again; if that fails as well, it is tried again for a second before its sessions are told. A pump

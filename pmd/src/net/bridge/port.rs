@@ -158,6 +158,29 @@ pub(super) fn hand_over(
     true
 }
 
+/// Gives frames to everybody of these but port `at`, or to those only from which they cannot come back. How many had them.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "what a pump has apart while it carries a burst")]
+pub(super) fn flood(
+    (ports, dresser): (&mut [Member], &mut Option<Box<Dresser>>),
+    at: usize,
+    is_here: bool,
+    (queue, tag): (u16, Option<Tag>),
+    load: Load<'_>,
+    from: Origin,
+    now: u64,
+    (scratch, out): (&mut Scratch, &mut InFlight),
+) -> u32 {
+    let is_for = |(index, to): &(usize, &mut Member)| *index != at && (!is_here || !to.port.reflects);
+    let mut reached = 0;
+    for (_, to) in ports.iter_mut().enumerate().filter(is_for) {
+        if let Some(load) = as_for(to, load, tag, dresser) {
+            reached += u32::from(hand_over(to, queue, load, from, now, (scratch, out)));
+        }
+    }
+    reached
+}
+
 /// The receive queue of a port that a sender's queue feeds, if it runs: queue i feeds queue i mod n. With its number, if it
 /// finishes later. It is to be published then.
 #[inline]

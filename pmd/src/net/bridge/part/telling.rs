@@ -1,5 +1,5 @@
-//! What a part tells the others of guests that have arrived, and of stations behind its ports: at once where one is new or moved, and now and then of all that are
-//! still heard of, so that they are not forgotten.
+//! What a part tells the others of guests that have arrived, and of stations behind its ports: at once where one is new or moved, and
+//! now and then of all that are still heard of, so that they are not forgotten.
 //!
 //! No frame pays for it, so it takes entries that frames leave, and some in a turn. A lane that had no room for one remembers the
 //! time from which it was not told of all, and the next round begins for it at once: nothing is lost but for a moment.
