@@ -49,5 +49,7 @@ pub(crate) mod sample;
 pub(crate) mod show;
 // What viewers take of control's time.
 pub(crate) mod viewers;
+// What keeps packets from a device.
+pub(crate) mod why;
 // One device, without an operator.
 pub(crate) mod single;

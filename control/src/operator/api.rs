@@ -29,6 +29,7 @@ mod plan;
 mod port;
 mod sample;
 mod state;
+mod why;
 
 pub use self::core::*;
 pub use bridge::*;
@@ -40,11 +41,12 @@ pub use plan::*;
 pub use port::*;
 pub use sample::*;
 pub use state::*;
+pub use why::*;
 
 use crate::operator::names::FeatureName;
 
 /// The protocol's version: the first number changes when a client must change.
-pub const VERSION: &str = "1.5";
+pub const VERSION: &str = "1.6";
 
 /// Values by name in the order in which they were made.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -52,7 +52,7 @@ mod status;
 // What happens in a second, while it runs.
 mod top;
 mod vmm;
-// What keeps packets from a device.
+// `why`.
 mod why;
 
 /// Runs the command with these arguments, the program's name first, and returns the exit code.

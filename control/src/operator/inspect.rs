@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use crate::daemon::Daemon;
 use crate::devices::device::Device;
 use crate::fault::{Fault, Kind, nearest, printable};
-use crate::operator::api::{DeviceState, Inspect, Inspected, MgmtdevShow, PortShow, Queue, Select, Vstats};
+use crate::operator::api::{DeviceState, Inspect, Inspected, MgmtdevShow, PortShow, Queue, Select};
 use crate::operator::role::Role;
 
 /// The parts of the document.
@@ -109,12 +109,9 @@ impl Daemon {
         let take = |(_, value)| value;
         let info = self.show_devices(select())?.dev.0.pop().map(take).ok_or_else(gone)?;
         let config = self.show_config(select())?.config.0.pop().map(|(_, config)| config).ok_or_else(gone)?;
-        let shown = self.show_vstats(Queue { name: name.to_owned(), qidx: None })?.vstats.0.pop();
-        let queues = match shown {
-            Some((_, Vstats::All { queues })) => queues,
-            _ => Vec::new(),
-        };
-        let queues = queues.into_iter().map(|queue| (queue.qidx.to_string(), queue)).collect();
+        let shown = self.show_vstats(Queue { name: name.to_owned(), qidx: None })?.vstats.0;
+        let queues = shown.into_iter().flat_map(|(_, stats)| stats.into_queues());
+        let queues = queues.map(|queue| (queue.qidx.to_string(), queue)).collect();
         Ok(DeviceState { info, config, queues })
     }
 }

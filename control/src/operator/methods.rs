@@ -16,7 +16,7 @@ use crate::operator::api::{
     CoreShow, CoreTarget, DevAdded, DevChanged, DevDeleted, DevSet, DevShow, DeviceEntry, Discovered, DryRun,
     Dump, EventPage, Follow, Hello, Inspect, Inspected, LogSet, LogShow, MetricsText, MgmtEntry,
     MgmtdevChanged, MgmtdevDeleted, MgmtdevShow, PortDeleted, PortEntry, PortSet, PortShow, Queue, Sample,
-    Select, Target, VlanChange, VlanShow, VstatsShow,
+    Select, Target, VlanChange, VlanShow, VstatsShow, Why, WhyShow,
 };
 use crate::operator::discover;
 use crate::operator::role::Role;
@@ -146,6 +146,9 @@ methods! {
     show "dev.vstats.show" (Queue) -> VstatsShow,
         "Statistics of one queue, or of all queues of a device",
         |daemon, _, queue| daemon.show_vstats(queue);
+    show "dev.why" (Why) -> WhyShow,
+        "What keeps packets or requests from a device; asked again with the answer's `look`, what does just now",
+        |daemon, _, asked| daemon.why(asked);
     change "dev.set" (DevSet) -> DevChanged,
         "Changes a device",
         |daemon, _, set| daemon.set(&set),

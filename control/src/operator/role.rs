@@ -117,6 +117,7 @@ mod tests {
             "dev.show",
             "dev.config.show",
             "dev.vstats.show",
+            "dev.why",
             "bridge.vlan.show",
             "core.show",
             "metrics.show",

@@ -317,7 +317,7 @@ fn events_are_numbered_followed_and_filtered() {
 fn hello_tells_who_answers() {
     let daemon = Daemon::start();
     let hello = daemon.run("-j hello").json();
-    assert_eq!(hello["api"], "1.5");
+    assert_eq!(hello["api"], "1.6");
     assert_eq!(hello["pid"], daemon.pid());
     assert_eq!(hello["device_dir"], daemon.dir.join("dev").to_str().unwrap());
     assert!(hello["instance"].as_str().unwrap().len() > 8 && hello["boot_id"].as_str().unwrap().len() > 8);

@@ -101,6 +101,11 @@ fn every_method_answers_as_it_is_described_and_none_is_left_out() {
     call("dev.vstats.show", json!({ "name": "vm0" }));
     call("dev.vstats.show", json!({ "name": "vm0", "qidx": 1 }));
     call("dev.vstats.show", json!({ "name": "disk" }));
+    let mut look = call("dev.why", json!({ "name": "vm0" }))["look"].take();
+    assert!(!look["queues"].as_array().unwrap().is_empty(), "{look:#}");
+    // A while ago.
+    look["up_ns"] = 0.into();
+    call("dev.why", json!({ "name": "vm0", "before": look }));
     call("core.show", json!({}));
     call("core.add", json!({ "core": 0 }));
     call("core.plan", json!({}));

@@ -15,6 +15,7 @@ use ringway_guest::{Guest, GuestOptions};
 use ringway_ring::queue::Format;
 use ringway_vhost_user::frontend::{Frontend, MemoryRegion};
 use rustix::fs::{MemfdFlags, memfd_create};
+use serde_json::{Value, json};
 
 use crate::front_ends::EmptyPair;
 use crate::support::{Daemon, SOON, wait_for};
@@ -159,6 +160,56 @@ fn traffic_that_flows_and_traffic_that_is_lost_are_told_apart() {
         });
         wait_for("by its name", || causes(&daemon, "s").iter().any(|cause| cause == "spoofed_mac"));
     });
+}
+
+/// By the method itself: the later look decides, and nothing is kept of the first one but by who asks.
+#[test]
+fn later_look_is_judged_and_the_first_one_comes_back_with_the_request() {
+    let daemon = Daemon::start();
+    daemon.run("dev add name vm0 mgmtdev sim/net").good();
+    let mut wire = daemon.wire();
+    let mut why = |before: Value| -> (Vec<Value>, Value) {
+        let mut params = json!({ "name": "vm0" });
+        if !before.is_null() {
+            params["before"] = before;
+        }
+        let mut answer = wire.call("dev.why", params)["result"].take();
+        let causes = answer["why"]["vm0"].as_array().unwrap();
+        (causes.iter().map(|cause| cause["cause"].clone()).collect(), answer["look"].take())
+    };
+    let (causes, first) = why(Value::Null);
+    assert_eq!(causes, ["waiting"]);
+    // A look from later than now is of no time at all: nothing is told by it, and it goes on to be the first.
+    let mut young = first.clone();
+    young["up_ns"] = u64::MAX.into();
+    assert_eq!(why(young.clone()), (causes, young));
+
+    let mut guest = Guest::connect(&daemon.socket("vm0"), GuestOptions::default()).unwrap();
+    let counted = || daemon.run("-j dev vstats show vm0 qidx 1").json()["vstats"]["vm0"]["packets"].as_u64();
+    wait_for("frames are counted", || {
+        guest.turn(16).unwrap();
+        counted() > Some(0)
+    });
+    thread::sleep(Duration::from_millis(100));
+    let (causes, second) = why(first.clone());
+    assert!(!causes.iter().any(|cause| cause == "waiting"), "{causes:?}");
+    assert_ne!(second, first);
+    assert!(second["up_ns"].as_u64() > first["up_ns"].as_u64());
+    assert!(second["queues"][1]["packets"].as_u64() > first["queues"][1]["packets"].as_u64(), "{second:#}");
+    // One of another device of this name tells nothing: whether frames flow is not known.
+    let mut other = first;
+    other["id"] = u64::MAX.into();
+    let mut says = wire.call("dev.why", json!({ "name": "vm0", "before": other }))["result"].take();
+    assert_eq!(says["look"]["id"], second["id"]);
+    let says = says["why"]["vm0"][0]["says"].take();
+    assert!(!says.as_str().unwrap().contains("just now"), "{says}");
+
+    // What is not there has the words that it has everywhere.
+    let of = |method: &str| daemon.wire().call(method, json!({ "name": "vm1" }))["error"].take();
+    assert_eq!(of("dev.why"), of("dev.show"));
+    let refused =
+        daemon.wire().call("dev.why", json!({ "name": "vm0", "before": { "up_ns": 1 } }))["error"].take();
+    assert_eq!(refused["data"]["kind"], "usage", "{refused}");
 }
 
 #[test]

@@ -309,6 +309,16 @@ pub enum Vstats {
     One(Box<QueueInfo>),
 }
 
+impl Vstats {
+    /// The queues that it has.
+    pub fn into_queues(self) -> Vec<QueueInfo> {
+        match self {
+            Vstats::All { queues } => queues,
+            Vstats::One(queue) => vec![*queue],
+        }
+    }
+}
+
 /// A queue's statistics since the device was added.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct QueueInfo {

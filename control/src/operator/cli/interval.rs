@@ -9,7 +9,6 @@ use crate::fault::Fault;
 use crate::operator::api::{CoreShow, Named, Queue, QueueSample, VstatsShow};
 use crate::operator::cli::requests::Looks;
 use crate::operator::cli::run::Output;
-use crate::operator::cli::why;
 use crate::operator::client::Client;
 use crate::operator::rates::{CoreRates, QueueRates, cores_between, queues_between, short};
 
@@ -27,7 +26,8 @@ pub(super) fn cores(looks: Looks, client: &mut Client, output: Output) -> Result
 pub(super) fn queues(looks: Looks, of: Queue, client: &mut Client, output: Output) -> Result<(), Fault> {
     let look = |client: &mut Client| -> Result<Vec<QueueSample>, Fault> {
         let stats: VstatsShow = client.call("dev.vstats.show", &of)?;
-        Ok(why::queues_of(stats.vstats.find(&of.name)).into_iter().map(QueueSample::from).collect())
+        let queues = stats.vstats.0.into_iter().flat_map(|(_, stats)| stats.into_queues());
+        Ok(queues.map(QueueSample::from).collect())
     };
     again_and_again(looks, client, look, |before, now, passed, shown| {
         let queues = queues_between(before, now, passed);

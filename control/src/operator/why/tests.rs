@@ -15,7 +15,10 @@ fn core(changes: Value) -> CoreInfo {
 
 fn words(before: Value, now: Value) -> Vec<String> {
     let between = Duration::from_millis(500);
-    core_causes(1, &core(before), &core(now), between).into_iter().map(|cause| cause.cause).collect()
+    core_causes(1, Some(core_look(&core(before))), &core(now), between)
+        .into_iter()
+        .map(|cause| cause.cause)
+        .collect()
 }
 
 /// One that takes a core whole is one switch, and what a worker waits is added up when it is over.
@@ -32,8 +35,45 @@ fn core_is_taken_by_many_switches_by_a_long_wait_or_whole() {
     assert_eq!(whole(true, 7), ["core_taken"]);
     assert!(whole(false, 7).is_empty() && whole(true, 8).is_empty());
     let all = json!({ "busy_cycles": 980, "idle_cycles": 20, "preemptions": 30, "gives_way": true });
-    assert_eq!(words(json!({}), all), ["core_taken", "core_gives_way", "core_at_limit"]);
+    assert_eq!(words(json!({ "preemptions": 0 }), all), ["core_taken", "core_gives_way", "core_at_limit"]);
     assert!(words(json!({}), json!({ "busy_cycles": 970, "idle_cycles": 30 })).is_empty());
+    // What the kernel tells only now is of all the time before.
+    assert!(
+        words(json!({}), json!({ "run_delay_ns": 1_u64 << 40, "preemptions": 1000, "turns": 8 })).is_empty()
+    );
+}
+
+#[test]
+fn one_look_tells_nothing_of_just_now() {
+    let all = json!({
+        "busy_cycles": 980, "idle_cycles": 20, "preemptions": 30, "run_delay_ns": 1_u64 << 40, "wants_core": true,
+        "gives_way": true,
+    });
+    let found = core_causes(1, None, &core(all), Duration::MAX);
+    assert_eq!(found.into_iter().map(|cause| cause.cause).collect::<Vec<_>>(), ["core_gives_way"]);
+
+    let asked = json!({ "under_way": "1 requests under way, the oldest a write at sector 16, for 1 s" });
+    let mut failed = queue(8, 7);
+    failed.drops.insert("beyond_end".to_owned(), 3.into());
+    failed.explain = vec![Explained {
+        name: "beyond_end".to_owned(),
+        count: 3,
+        meaning: "the request is for sectors beyond the disk's end".to_owned(),
+        example: None,
+        cure: "-".to_owned(),
+    }];
+    failed.held = 5;
+    let said = |before: Option<QueueInfo>| -> Vec<(String, String)> {
+        let causes = of_disk(asked.clone(), before, failed.clone());
+        causes.into_iter().map(|cause| (cause.cause, cause.says)).collect()
+    };
+    let once = said(None);
+    let [(first, whether), (second, lost)] = &once[..] else { panic!("{once:?}") };
+    assert_eq!((first.as_str(), second.as_str()), ("none", "beyond_end"));
+    assert!(whether.ends_with("a second one tells whether they flow"), "{whether}");
+    assert!(lost.starts_with("queue 0 failed 3 since it was added: "), "{lost}");
+    let words: Vec<String> = said(Some(queue(8, 7))).into_iter().map(|(word, _)| word).collect();
+    assert_eq!(words, ["beyond_end", "rate"]);
 }
 
 fn queue(received: u64, completed: u64) -> QueueInfo {
@@ -44,7 +84,7 @@ fn queue(received: u64, completed: u64) -> QueueInfo {
     .unwrap()
 }
 
-fn of_disk(changes: Value, before: QueueInfo, after: QueueInfo) -> Vec<Cause> {
+fn of_disk(changes: Value, before: Option<QueueInfo>, now: QueueInfo) -> Vec<Cause> {
     let mut info = json!({
         "type": "block", "mgmtdev": "file", "vendor_id": 0, "max_vqs": 1, "max_vq_size": 1, "state": "connected",
         "socket": "/d0.sock", "mode": "server", "origin": "operator", "data_path": "pumped", "device_features": [],
@@ -53,12 +93,21 @@ fn of_disk(changes: Value, before: QueueInfo, after: QueueInfo) -> Vec<Cause> {
         "rings": [{ "qidx": 0, "size": 1, "started": true, "enabled": true, "kicks": true, "runs": true }],
     });
     info.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-    let shown: DevShow = serde_json::from_value(json!({ "dev": { "d0": info } })).unwrap();
-    let cores = CoreShow::default();
-    let (before, after) = ([before], [after]);
-    let between = Duration::from_millis(500);
-    Looks { shown: &shown, before: &before, after: &after, cores_before: &cores, cores: &cores, between }
-        .why("d0")
+    let info: DevInfo = serde_json::from_value(info).unwrap();
+    let before = before.map(|before| Look {
+        queues: vec![queue_look(&before)],
+        up_ns: 500_000_000,
+        ..Look::default()
+    });
+    let cores = BTreeMap::new();
+    let looks = Looks {
+        info: &info,
+        queues: &[now],
+        cores: &cores,
+        before: before.as_ref(),
+        between: Duration::from_millis(500),
+    };
+    looks.why("d0")
 }
 
 #[test]
@@ -69,22 +118,22 @@ fn disk_that_gives_nothing_back_is_not_idle() {
     });
     let first = |causes: Vec<Cause>| (causes[0].cause.clone(), causes[0].says.clone(), causes.len());
     let expected = ("not_answering".to_owned(), "it does not answer: 1 requests".to_owned(), 1);
-    assert_eq!(first(of_disk(hangs, queue(8, 7), queue(8, 7))), expected);
+    assert_eq!(first(of_disk(hangs, Some(queue(8, 7)), queue(8, 7))), expected);
     // For a shorter time.
     let asked = json!({ "under_way": "1 requests under way, the oldest a write at sector 16, for 1 s" });
-    let (word, says, _) = first(of_disk(asked.clone(), queue(8, 7), queue(8, 7)));
+    let (word, says, _) = first(of_disk(asked.clone(), Some(queue(8, 7)), queue(8, 7)));
     assert!(word == "not_answering" && says.ends_with("the oldest a write at sector 16, for 1 s"), "{says}");
-    let (word, says, _) = first(of_disk(json!({}), queue(7, 7), queue(9, 7)));
+    let (word, says, _) = first(of_disk(json!({}), Some(queue(7, 7)), queue(9, 7)));
     assert!(word == "not_answering" && says.ends_with("2 requests taken just now"), "{says}");
-    let (word, says, _) = first(of_disk(asked, queue(8, 7), queue(20, 18)));
+    let (word, says, _) = first(of_disk(asked, Some(queue(8, 7)), queue(20, 18)));
     assert!(word == "none" && says.contains("11 requests"), "{says}");
     // What was given up with its session is not waited for.
-    assert_eq!(first(of_disk(json!({}), queue(8, 7), queue(8, 7))).0, "idle");
+    assert_eq!(first(of_disk(json!({}), Some(queue(8, 7)), queue(8, 7))).0, "idle");
 }
 
 /// The words of the first column of the page's table, and those that are names of drops, of which it has examples.
 fn words_of_the_page() -> (BTreeSet<String>, Vec<String>) {
-    let page = include_str!("../../../../../docs/troubleshooting.md");
+    let page = include_str!("../../../../docs/troubleshooting.md");
     let (_, table) = page.split_once("| word | it is |\n").unwrap();
     let (mut words, mut drops) = (BTreeSet::new(), Vec::new());
     for row in table.lines().skip(1).take_while(|line| line.starts_with('|')) {
@@ -126,7 +175,7 @@ fn words_are_those_of_the_pages_table() {
     let (_, constants) = source.split_once("/// Words of causes that the daemon finds").unwrap();
     let constants = constants.lines().skip(1).take_while(|line| line.starts_with("const "));
     known.extend(constants.map(|line| line.split('"').nth(1).unwrap().to_owned()));
-    known.extend(words_of(include_str!("../../show/devices.rs"), "finding("));
+    known.extend(words_of(include_str!("../show/devices.rs"), "finding("));
     known.insert("none".to_owned());
     let (words, drops) = words_of_the_page();
     assert_eq!(known, words);
