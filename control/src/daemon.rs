@@ -59,7 +59,7 @@ use crate::operator::api::PortEntry;
 use crate::operator::capture::{Captures, End};
 use crate::operator::events::Events;
 use crate::operator::methods::Asker;
-use crate::operator::metrics::{Scraped, Scrapers};
+use crate::operator::metrics::{Scraped, Scrapers, ScrapersTime};
 use crate::operator::role::Role;
 use crate::operator::rpc::Clients;
 use crate::settings::{Settings, View};
@@ -123,6 +123,7 @@ pub(crate) struct Daemon {
     pub(crate) metrics_asked: Option<String>,
     pub(crate) scraped: Option<Scraped>,
     pub(crate) scrapers: Arc<Scrapers>,
+    pub(crate) scrapers_time: ScrapersTime,
     pub(crate) retry_absent_at: Option<Instant>,
     /// Clients wait until then, for want of a descriptor.
     pub(crate) accept_again_at: Option<Instant>,
@@ -231,7 +232,8 @@ impl Daemon {
         let look = self.stop_by.is_none().then_some(self.look_again_at);
         let beat = self.heartbeat.as_ref().map(Heartbeat::next);
         let viewers = self.clients.viewers.next(now);
-        [beat, next, tick, self.retry_absent_at, self.accept_again_at, self.stop_by, look, viewers]
+        let scrapers = self.scrapers_time.shut_until;
+        [beat, next, tick, self.retry_absent_at, self.accept_again_at, self.stop_by, look, viewers, scrapers]
             .into_iter()
             .flatten()
             .min()
@@ -256,6 +258,9 @@ impl Daemon {
         }
         if self.accept_again_at.is_some_and(|at| at <= now) {
             self.accept_again();
+        }
+        if self.scrapers_time.shut_until.is_some_and(|at| at <= now) {
+            self.admit_scrapers();
         }
         self.clients.drop_stalled();
         if self.look_again_at <= now && self.stop_by.is_none() {
@@ -284,7 +289,7 @@ impl Daemon {
                 Ok(Message::Adopt { entry, socket, reply }) => {
                     let _ = reply.send(self.adopt(entry, socket));
                 }
-                Ok(Message::Metrics { reply }) => drop(reply.send(self.reading())),
+                Ok(Message::Metrics { reply }) => self.answer_scraper(&reply),
                 Ok(Message::CaptureBegun { id }) => self.capture_begun(id),
                 Ok(Message::CaptureEnded { id, outcome }) => self.capture_ended(id, outcome),
                 Ok(Message::Stop) => self.begin_stop(),

@@ -45,6 +45,8 @@ pub(crate) mod role;
 pub(crate) mod rpc;
 // What moves.
 pub(crate) mod sample;
+// A part of control's time.
+pub(crate) mod share;
 // What is shown.
 pub(crate) mod show;
 // What viewers take of control's time.

@@ -34,7 +34,7 @@ use crate::host::watch::Watch;
 use crate::host::watchdog::Watchdog;
 use crate::operator::capture::Captures;
 use crate::operator::events::Events;
-use crate::operator::metrics::Scraped;
+use crate::operator::metrics::{Scraped, ScrapersTime};
 use crate::operator::rpc::Clients;
 use crate::settings::{Options, Settings, View};
 
@@ -161,6 +161,7 @@ impl Daemon {
             metrics_asked: options.metrics.clone(),
             scraped: options.metrics.as_deref().map(Scraped::open).transpose()?,
             scrapers: Arc::default(),
+            scrapers_time: ScrapersTime::default(),
             retry_absent_at: None,
             accept_again_at: None,
             accept_failed: false,

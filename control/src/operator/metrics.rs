@@ -5,7 +5,9 @@
 //! any number of readers see the same.
 //!
 //! The control thread accepts, and answers a scraper's thread with what it owns ([`Reading`]); the rest, the counters of
-//! queues included, is read and written by that thread. Each has [`SCRAPE_WITHIN`] for one request.
+//! queues included, is read and written by that thread. Each has [`SCRAPE_WITHIN`] for one request. Scrapers who ask at the same time
+//! share what one of their threads makes (`shared`), and all together have a part of control's time, their coming included:
+//! beyond it none is let in until that is made up for.
 
 use std::io::{self, Read, Write};
 use std::net::TcpListener;
@@ -28,9 +30,11 @@ use crate::frontends::session::DeviceConfig;
 use crate::host::endpoint::Listening;
 use crate::operator::api::{Binary, CoreInfo, History};
 use crate::operator::clients::ACCEPT_AGAIN;
+use crate::operator::share::Share;
 use crate::operator::show;
 
 use self::families::{Families, Labels, with};
+use self::shared::Shared;
 
 pub(crate) use self::families::{OWN, SOURCES, kind_of};
 
@@ -38,6 +42,8 @@ pub(crate) use self::families::{OWN, SOURCES, kind_of};
 mod families;
 // What each metric tells, in a sentence.
 mod help;
+// What several scrapers share.
+mod shared;
 
 /// Scrapers that are served at a time; a further one is closed and counted.
 const MOST_SCRAPERS: usize = 8;
@@ -47,6 +53,8 @@ const LONGEST_SCRAPE: usize = 8192;
 const SCRAPE_WITHIN: Duration = Duration::from_secs(5);
 /// Scrapers taken in one turn of the control thread.
 const SCRAPERS_PER_TURN: usize = 16;
+/// Scrapers take one part of so many and one of control's time.
+const OTHER_PARTS: u32 = 9;
 
 /// Where scrapers come.
 pub(crate) enum Scraped {
@@ -97,6 +105,23 @@ pub(crate) struct Scrapers {
     served: AtomicU64,
     refused: AtomicU64,
     too_many: AtomicU64,
+    /// How often they were let in later, for their part of control's time.
+    waits: AtomicU64,
+    shared: Shared,
+}
+
+/// What scrapers together take of the control thread's time.
+#[derive(Debug)]
+pub(crate) struct ScrapersTime {
+    share: Share,
+    /// None is let in until then.
+    pub(crate) shut_until: Option<Instant>,
+}
+
+impl Default for ScrapersTime {
+    fn default() -> ScrapersTime {
+        ScrapersTime { share: Share::new(OTHER_PARTS), shut_until: None }
+    }
 }
 
 /// What the control thread gives a scraper.
@@ -132,7 +157,33 @@ struct DeviceReading {
 }
 
 impl Daemon {
+    /// Lets scrapers in, if they did not have their part of the time.
     pub(crate) fn accept_scrapers(&mut self) {
+        let begun = Instant::now();
+        if let Some(at) = self.scrapers_time.share.served_at(begun) {
+            self.scrapers_time.shut_until = Some(at);
+            self.scrapers.waits.fetch_add(1, Ordering::Relaxed);
+            return self.watch_scraped(false);
+        }
+        self.take_scrapers();
+        self.scrapers_time.share.took(begun.elapsed(), Instant::now());
+    }
+
+    /// Lets scrapers in again.
+    pub(crate) fn admit_scrapers(&mut self) {
+        self.scrapers_time.shut_until = None;
+        self.watch_scraped(true);
+    }
+
+    /// Answers a scraper's thread.
+    pub(crate) fn answer_scraper(&mut self, reply: &Reply) {
+        let begun = Instant::now();
+        // It may have given up.
+        let _ = reply.send(self.reading());
+        self.scrapers_time.share.took(begun.elapsed(), Instant::now());
+    }
+
+    fn take_scrapers(&mut self) {
         for _ in 0..SCRAPERS_PER_TURN {
             let Some(scraped) = &self.scraped else { return };
             let stream = match scraped.accept() {
@@ -211,14 +262,18 @@ fn serve(mut stream: Box<dyn Stream>, remote: &Remote, scrapers: &Scrapers) -> i
     let by = Instant::now() + SCRAPE_WITHIN;
     let (status, body) = match request(&mut *stream, by)? {
         Asked::Metrics => {
-            let (reply, answer) = bounded(1);
-            remote.send(Message::Metrics { reply });
-            match answer.recv_timeout(SCRAPE_WITHIN) {
-                Ok(reading) => ("200 OK", text(reading, scrapers)),
-                Err(_) => ("503 Service Unavailable", String::new()),
+            let made = scrapers.shared.text(Instant::now(), || {
+                let (reply, answer) = bounded(1);
+                remote.send(Message::Metrics { reply });
+                let reading = answer.recv_timeout(by.saturating_duration_since(Instant::now())).ok()?;
+                Some(text(reading, scrapers))
+            });
+            match made {
+                Some(text) => ("200 OK", text),
+                None => ("503 Service Unavailable", Arc::default()),
             }
         }
-        Asked::Else(status) => (status, String::new()),
+        Asked::Else(status) => (status, Arc::default()),
     };
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n\
@@ -292,6 +347,7 @@ pub(crate) fn text(reading: Reading, scrapers: &Scrapers) -> String {
     families.add_counter("ringway_events_lost", Vec::new(), reading.lost_events);
     families.add_counter("ringway_log_lines_lost", Vec::new(), reading.lost_log_lines);
     families.add_counter("ringway_scrapes", Vec::new(), count(&scrapers.served));
+    families.add_counter("ringway_scrape_waits", Vec::new(), count(&scrapers.waits));
     for (reason, counter) in [("failed", &scrapers.refused), ("too_many", &scrapers.too_many)] {
         let labels = vec![("reason", reason.to_owned())];
         families.add_counter("ringway_scrapes_refused", labels, count(counter));

@@ -6,33 +6,36 @@
 
 use std::time::{Duration, Instant};
 
+use crate::operator::share::Share;
+
 /// Viewers take one part of so many and one.
 const OTHER_PARTS: u32 = 3;
-/// What they may owe before they wait.
-const AT_ONCE: Duration = Duration::from_millis(30);
 
 /// The time of all viewers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ViewersTime {
-    /// When what they took is made up for.
-    even_at: Option<Instant>,
+    share: Share,
     /// Those that wait, the first of them first.
     waiting: Vec<u64>,
     /// How often one had to.
     pub(crate) waits: u64,
 }
 
+impl Default for ViewersTime {
+    fn default() -> ViewersTime {
+        ViewersTime { share: Share::new(OTHER_PARTS), waiting: Vec::new(), waits: 0 }
+    }
+}
+
 impl ViewersTime {
     /// A request took so long.
     pub(crate) fn took(&mut self, time: Duration, now: Instant) {
-        let begun = now.checked_sub(time).unwrap_or(now);
-        let from = self.even_at.map_or(begun, |at| at.max(begun));
-        self.even_at = Some(from + time.saturating_mul(OTHER_PARTS + 1));
+        self.share.took(time, now);
     }
 
     /// Until when no viewer is served. None: now.
     pub(crate) fn served_at(&self, now: Instant) -> Option<Instant> {
-        self.even_at?.checked_sub(AT_ONCE).filter(|at| *at > now)
+        self.share.served_at(now)
     }
 
     /// A client waits until then.

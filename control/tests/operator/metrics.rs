@@ -6,7 +6,8 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use ringway_guest::block::{BlockOptions, Port, Request, Status};
 use ringway_guest::{Guest, GuestOptions};
@@ -219,6 +220,43 @@ fn thousand_devices_are_scraped_in_one_read_and_what_was_used_has_its_zeros() {
             "ringway_queue_drops_total{dev=\"d7\",queue=\"1\",type=\"tx\",reason=\"spoofed_mac\"} 0\n",
         )
     });
+}
+
+/// However often they ask, and however often they only come.
+#[test]
+fn scrapers_together_have_their_part_of_the_daemons_time_and_no_more() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("metrics.sock");
+    let daemon = Daemon::start_with(&["--metrics", path.to_str().unwrap()]);
+    let scrape = || ask(&path, "GET /metrics HTTP/1.1\r\n\r\n");
+    let begun = Instant::now();
+    let answers: Vec<String> = std::thread::scope(|scope| {
+        let scrapers: Vec<_> =
+            (0..4).map(|_| scope.spawn(|| [scrape(), scrape(), scrape(), scrape()])).collect();
+        scrapers.into_iter().flat_map(|scraper| scraper.join().unwrap()).collect()
+    });
+    assert!(answers.iter().all(|answer| answer.ends_with("# EOF\n")), "{answers:?}");
+    let made = answers.iter().collect::<BTreeSet<_>>().len() as u128;
+    assert!(made >= 4 && made <= begun.elapsed().as_millis() / 250 + 1, "{made} in {:?}", begun.elapsed());
+
+    let is_over = AtomicBool::new(false);
+    let (busy, passed) = std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    drop(UnixStream::connect(&path));
+                }
+            });
+        }
+        let (before, begun) = (daemon.control_ticks(), Instant::now());
+        std::thread::sleep(Duration::from_secs(2));
+        let busy = Duration::from_millis(10) * u32::try_from(daemon.control_ticks() - before).unwrap();
+        is_over.store(true, Ordering::Relaxed);
+        (busy, begun.elapsed())
+    });
+    // A tenth is theirs, without what it takes to begin a turn.
+    assert!(busy < passed / 3, "{busy:?} of {passed:?}");
+    wait_for("they waited", || told(&scrape(), "ringway_scrape_waits_total", &[]) > Some(0.0));
 }
 
 /// The rules that are installed beside the programs.

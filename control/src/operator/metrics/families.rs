@@ -44,7 +44,7 @@ pub(crate) const SOURCES: [(&str, &str, &str); 5] = [
     ("PumpInfo", "pump", "core, pump"),
 ];
 /// What is told beside: name, type, labels, meaning.
-pub(crate) const OWN: [(&str, &str, &str, &str); 17] = [
+pub(crate) const OWN: [(&str, &str, &str, &str); 18] = [
     (
         "ringway_queue_latency_seconds",
         "histogram",
@@ -96,6 +96,12 @@ pub(crate) const OWN: [(&str, &str, &str, &str); 17] = [
         "counter",
         "reason",
         "Requests that were not, by reason: failed, too_many.",
+    ),
+    (
+        "ringway_scrape_waits_total",
+        "counter",
+        "",
+        "How often scrapers had to wait, since all together had their part of the daemon's time.",
     ),
 ];
 

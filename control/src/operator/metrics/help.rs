@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::operator::api::{CoreInfo, History, PumpInfo, QueueInfo, RequestInfo};
 
 /// Those that are no field.
-const OWN: [(&str, &str); 17] = [
+const OWN: [(&str, &str); 18] = [
     ("ringway_build_info", "The version that runs, as a label; always 1"),
     ("ringway_config_generation", "Changes to the devices, counted over restarts"),
     ("ringway_absent", "What was asked for and could not be made, by kind"),
@@ -20,6 +20,10 @@ const OWN: [(&str, &str); 17] = [
     ("ringway_disk_requests_under_way", "Requests that a disk on a file or block device has under way"),
     ("ringway_disk_oldest_request_seconds", "For how long the oldest request of a disk has been under way"),
     ("ringway_scrapes", "Scrapes that were answered"),
+    (
+        "ringway_scrape_waits",
+        "How often scrapers had to wait, since all together had their part of the daemon's time",
+    ),
     (
         "ringway_scrapes_refused",
         "Scrapers that were turned away, by reason: all places were taken, or what they sent was nothing that is answered, or too slow",
