@@ -7,6 +7,7 @@ use rustix::event::epoll::{self, EventFlags};
 
 use crate::daemon::{Daemon, Token};
 use crate::fault::{Fault, Kind, reason};
+use crate::host::endpoint::Listening;
 use crate::host::peer::Caller;
 use crate::operator::api::{EventPage, Follow};
 use crate::operator::events::{check_instance, check_types, wanted};
@@ -21,8 +22,20 @@ const VIEWS_PER_TURN: usize = 1;
 pub(crate) const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 impl Daemon {
-    /// Lets those in who wait at one of the sockets.
+    /// Lets those in who wait at one of the sockets; viewers, if all of them did not have their part of the time.
     pub(crate) fn accept_clients(&mut self, role: Role) {
+        let begun = Instant::now();
+        if role == Role::Administrator {
+            return self.take_clients(role);
+        }
+        if self.clients.viewers.wait_outside(begun) {
+            return self.watch_view(false);
+        }
+        self.take_clients(role);
+        self.viewers_took(begun);
+    }
+
+    fn take_clients(&mut self, role: Role) {
         for _ in 0..16 {
             let listening = match role {
                 Role::Administrator => &self.ctl,
@@ -49,11 +62,8 @@ impl Daemon {
                 continue;
             }
             let caller = Caller::of(&stream);
-            if let Some(id) = self.clients.admit(stream, caller, role)
-                && let Some(client) = self.clients.by_id(id)
-                && epoll::add(&self.epoll, &client.stream, Token::Client(id).data(), EventFlags::IN).is_err()
-            {
-                self.clients.drop_client(id, "no_descriptor");
+            if let Some(id) = self.clients.admit(stream, caller, role) {
+                self.watch_client(id, EventFlags::IN);
             }
         }
     }
@@ -66,11 +76,34 @@ impl Daemon {
     }
 
     fn watch_ctl(&self, is_on: bool) {
+        self.watch_listening(self.ctl.as_ref(), Token::Control, is_on);
+        self.watch_view(is_on);
+    }
+
+    fn watch_view(&self, is_on: bool) {
+        self.watch_listening(self.view.as_ref(), Token::View, is_on);
+    }
+
+    fn watch_listening(&self, listening: Option<&Listening>, token: Token, is_on: bool) {
         let flags = if is_on { EventFlags::IN } else { EventFlags::empty() };
-        for (listening, token) in [(&self.ctl, Token::Control), (&self.view, Token::View)] {
-            if let Some(listening) = listening {
-                let _ = epoll::modify(&self.epoll, &listening.socket, token.data(), flags);
-            }
+        if let Some(listening) = listening {
+            let _ = epoll::modify(&self.epoll, &listening.socket, token.data(), flags);
+        }
+    }
+
+    /// Watches a client for these; for none, not at all: one that has left would be told of again and again.
+    fn watch_client(&mut self, id: u64, flags: EventFlags) {
+        let Some(client) = self.clients.by_id(id) else { return };
+        let data = Token::Client(id).data();
+        let was_watched = std::mem::replace(&mut client.is_watched, !flags.is_empty());
+        let done = match (was_watched, flags.is_empty()) {
+            (true, true) => epoll::delete(&self.epoll, &client.stream),
+            (true, false) => epoll::modify(&self.epoll, &client.stream, data, flags),
+            (false, false) => epoll::add(&self.epoll, &client.stream, data, flags),
+            (false, true) => Ok(()),
+        };
+        if done.is_err() {
+            self.clients.drop_client(id, "no_descriptor");
         }
     }
 
@@ -79,6 +112,16 @@ impl Daemon {
         if self.waits_its_turn(id) {
             return false;
         }
+        let Some(client) = self.clients.by_id(id) else { return false };
+        let (role, begun) = (client.role, Instant::now());
+        let has_more = self.take_turn(id);
+        if role == Role::Viewer {
+            self.viewers_took(begun);
+        }
+        has_more
+    }
+
+    fn take_turn(&mut self, id: u64) -> bool {
         let Some(client) = self.clients.by_id(id) else { return false };
         if !client.fill() {
             self.clients.forget(id);
@@ -91,7 +134,7 @@ impl Daemon {
         for _ in 0..most {
             let Some(client) = self.clients.by_id(id) else { return false };
             let Some(line) = client.take_line() else { break };
-            let (role, begun) = (client.role, Instant::now());
+            let role = client.role;
             let asker = Asker { caller: client.caller.clone(), client: Some(id), role };
             let message = match line {
                 Line::Refused(refusal) => Some(refusal),
@@ -120,36 +163,50 @@ impl Daemon {
             if let (Some(client), Some(message)) = (self.clients.by_id(id), message) {
                 client.say(&message);
             }
-            if role == Role::Viewer {
-                let now = Instant::now();
-                self.clients.viewers.took(now.duration_since(begun), now);
-            }
         }
         self.settle_client(id)
     }
 
-    /// Whether it is a viewer that is not served before the others had their part of the time: it is not watched until then.
+    /// Something for viewers has gone on since then.
+    fn viewers_took(&mut self, begun: Instant) {
+        let now = Instant::now();
+        self.clients.viewers.took(now.duration_since(begun), now);
+    }
+
+    /// Whether it is a viewer that is not served before the others had their part of the time: until then it is watched for nothing but
+    /// that it takes what was made for it, which nobody's turn is needed for.
     fn waits_its_turn(&mut self, id: u64) -> bool {
-        if self.clients.viewers.served_at(Instant::now()).is_none() {
+        let begun = Instant::now();
+        if self.clients.viewers.served_at(begun).is_none() {
             return false;
         }
         let Some(client) = self.clients.by_id(id).filter(|client| client.role == Role::Viewer) else {
             return false;
         };
-        let _ = epoll::delete(&self.epoll, &client.stream);
-        self.clients.viewers.wait(id);
+        if !client.flush() {
+            self.clients.forget(id);
+            return true;
+        }
+        let (uid, mut flags) = (client.caller.uid, EventFlags::empty());
+        flags.set(EventFlags::OUT, client.wants_to_write());
+        self.clients.viewers.wait(id, uid);
+        self.watch_client(id, flags);
+        self.viewers_took(begun);
         true
     }
 
-    /// The viewers that have waited long enough; they are watched again.
+    /// The viewers that have waited long enough; they are watched again, and further ones let in.
     pub(crate) fn rested_viewers(&mut self) -> Vec<u64> {
-        let rested = self.clients.viewers.rested(Instant::now());
+        let now = Instant::now();
+        if self.clients.viewers.opens(now) {
+            self.watch_view(true);
+        }
+        let rested = self.clients.viewers.rested(now);
         for id in &rested {
-            if let Some(client) = self.clients.by_id(*id)
-                && epoll::add(&self.epoll, &client.stream, Token::Client(*id).data(), EventFlags::IN).is_err()
-            {
-                self.clients.drop_client(*id, "no_descriptor");
+            if let Some(client) = self.clients.by_id(*id) {
+                client.has_waited(now);
             }
+            self.watch_client(*id, EventFlags::IN);
         }
         rested
     }
@@ -192,7 +249,7 @@ impl Daemon {
         has_line
     }
 
-    /// Sends each follower the events that it has room for.
+    /// Sends each follower the events that it has room for; a viewer, if all of them did not have their part of the time.
     pub(crate) fn feed_subscribers(&mut self) {
         let last = self.events.place();
         for id in self.clients.ids() {
@@ -201,6 +258,11 @@ impl Daemon {
             if subscription.cursor == last || client.is_full() {
                 continue;
             }
+            let (role, begun) = (client.role, Instant::now());
+            if role == Role::Viewer && (self.clients.viewers.is_waiting(id) || self.waits_its_turn(id)) {
+                continue;
+            }
+            let Some(client) = self.clients.by_id(id) else { continue };
             let mut cursor = subscription.cursor;
             for (place, event) in self.events.after(subscription.cursor) {
                 if client.is_full() {
@@ -213,6 +275,9 @@ impl Daemon {
             }
             client.subscription = Some(Subscription { cursor, ..subscription });
             self.settle_client(id);
+            if role == Role::Viewer {
+                self.viewers_took(begun);
+            }
         }
     }
 

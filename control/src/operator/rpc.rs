@@ -57,6 +57,8 @@ pub(crate) struct Client {
     pub(crate) stream: UnixStream,
     pub(crate) caller: Caller,
     pub(crate) role: Role,
+    /// The loop tells of what it sends or takes.
+    pub(crate) is_watched: bool,
     /// It asked for what a viewer may not, which was logged.
     pub(crate) was_refused: bool,
     pub(crate) subscription: Option<Subscription>,
@@ -139,6 +141,7 @@ impl Clients {
             stream,
             caller,
             role,
+            is_watched: false,
             was_refused: false,
             subscription: None,
             inbox: Vec::new(),
@@ -224,6 +227,11 @@ impl Client {
             }
         }
         true
+    }
+
+    /// It was not read from until now: what it did not say meanwhile is not held against it.
+    pub(crate) fn has_waited(&mut self, now: Instant) {
+        self.heard = now;
     }
 
     /// Whether more may be read now.

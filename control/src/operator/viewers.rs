@@ -1,9 +1,11 @@
 //! What viewers together take of the control thread's time: a part of it, however many there are and whatever they ask for.
 //! Administrators, guests and timers have the rest.
 //!
-//! After each of their requests all of them wait for so many times as long as it took, once that comes to more than what may
-//! come at once. A client that waits is not read from and not watched. Thread: control.
+//! After whatever is done for one of them, its coming included, all of them wait for so many times as long as it took, once that comes to
+//! more than what may come at once. A client that waits is not read from; what was made for it before is written all the same. None
+//! is let in meanwhile. Thread: control.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::operator::share::Share;
@@ -15,20 +17,22 @@ const OTHER_PARTS: u32 = 3;
 #[derive(Debug)]
 pub(crate) struct ViewersTime {
     share: Share,
-    /// Those that wait, the first of them first.
-    waiting: Vec<u64>,
+    /// Those that wait, and whose they are, the first of them first.
+    waiting: Vec<(u64, u32)>,
+    /// Nobody is let in.
+    is_shut: bool,
     /// How often one had to.
     pub(crate) waits: u64,
 }
 
 impl Default for ViewersTime {
     fn default() -> ViewersTime {
-        ViewersTime { share: Share::new(OTHER_PARTS), waiting: Vec::new(), waits: 0 }
+        ViewersTime { share: Share::new(OTHER_PARTS), waiting: Vec::new(), is_shut: false, waits: 0 }
     }
 }
 
 impl ViewersTime {
-    /// A request took so long.
+    /// Something for one of them took so long.
     pub(crate) fn took(&mut self, time: Duration, now: Instant) {
         self.share.took(time, now);
     }
@@ -38,30 +42,52 @@ impl ViewersTime {
         self.share.served_at(now)
     }
 
-    /// A client waits until then.
-    pub(crate) fn wait(&mut self, client: u64) {
-        if !self.waiting.contains(&client) {
+    /// A client of this user waits until then.
+    pub(crate) fn wait(&mut self, client: u64, uid: u32) {
+        if !self.is_waiting(client) {
             self.waits += 1;
-            self.waiting.push(client);
+            self.waiting.push((client, uid));
         }
+    }
+
+    /// Those who come wait until then, if it is not now.
+    pub(crate) fn wait_outside(&mut self, now: Instant) -> bool {
+        let is_shut = self.served_at(now).is_some();
+        if is_shut && !std::mem::replace(&mut self.is_shut, true) {
+            self.waits += 1;
+        }
+        is_shut
+    }
+
+    /// Whether those who waited outside are let in from now on.
+    pub(crate) fn opens(&mut self, now: Instant) -> bool {
+        self.is_shut && self.served_at(now).is_none() && std::mem::take(&mut self.is_shut)
     }
 
     /// Whether a client waits: it is then neither silent nor slow.
     pub(crate) fn is_waiting(&self, client: u64) -> bool {
-        self.waiting.contains(&client)
+        self.waiting.iter().any(|(waiting, _)| *waiting == client)
     }
 
     /// When those that wait are served. None: none does.
     pub(crate) fn next(&self, now: Instant) -> Option<Instant> {
-        (!self.waiting.is_empty()).then(|| self.served_at(now).unwrap_or(now))
+        (self.is_shut || !self.waiting.is_empty()).then(|| self.served_at(now).unwrap_or(now))
     }
 
-    /// Those that have waited long enough.
+    /// Those that have waited long enough: one of each user before a second one of any.
     pub(crate) fn rested(&mut self, now: Instant) -> Vec<u64> {
-        match self.served_at(now) {
-            None => std::mem::take(&mut self.waiting),
-            Some(_) => Vec::new(),
+        if self.served_at(now).is_some() {
+            return Vec::new();
         }
+        let mut of_user: HashMap<u32, usize> = HashMap::new();
+        let turn = |(client, uid): (u64, u32)| {
+            let nth = of_user.entry(uid).or_default();
+            *nth += 1;
+            (*nth, client)
+        };
+        let mut turns: Vec<(usize, u64)> = std::mem::take(&mut self.waiting).into_iter().map(turn).collect();
+        turns.sort_by_key(|(nth, _)| *nth);
+        turns.into_iter().map(|(_, client)| client).collect()
     }
 }
 
@@ -97,8 +123,26 @@ mod tests {
         viewers.took(Duration::from_millis(100), now);
         let at = viewers.served_at(now).unwrap();
         assert_eq!(at, now + Duration::from_millis(270));
-        [7, 3, 7].into_iter().for_each(|client| viewers.wait(client));
+        [7, 3, 7].into_iter().for_each(|client| viewers.wait(client, 0));
         assert_eq!((viewers.next(now), viewers.rested(now), viewers.waits), (Some(at), vec![], 2));
+        assert!(viewers.is_waiting(3) && !viewers.is_waiting(4));
         assert_eq!((viewers.rested(at), viewers.rested(at), viewers.next(at)), (vec![7, 3], vec![], None));
+        // Whoever has many waits with all of them for the one of another.
+        for (client, uid) in [(1, 0), (2, 0), (3, 0), (4, 7), (5, 0), (6, 8), (8, 7)] {
+            viewers.wait(client, uid);
+        }
+        assert_eq!(viewers.rested(at), [1, 4, 6, 2, 8, 3, 5]);
+    }
+
+    #[test]
+    fn nobody_is_let_in_before_what_was_taken_is_made_up_for() {
+        let (mut viewers, now) = (ViewersTime::default(), Instant::now());
+        assert!(!viewers.wait_outside(now) && !viewers.opens(now) && viewers.next(now).is_none());
+        viewers.took(Duration::from_millis(100), now);
+        let at = viewers.served_at(now).unwrap();
+        assert!(viewers.wait_outside(now) && viewers.wait_outside(now) && !viewers.opens(now));
+        assert_eq!((viewers.next(now), viewers.waits), (Some(at), 1));
+        assert!(viewers.opens(at) && !viewers.opens(at) && !viewers.wait_outside(at));
+        assert_eq!(viewers.next(at), None);
     }
 }

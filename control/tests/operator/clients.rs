@@ -133,6 +133,54 @@ fn viewers_who_ask_for_all_that_there_is_leave_the_administrators_their_time() {
     assert!(crate::support::ringway(&view, "hello").good().contains("waits of viewers for their part"));
 }
 
+/// What was made for a viewer is its own as soon as it takes it, and who only comes and goes takes time as well.
+#[test]
+fn viewers_take_what_was_made_without_a_turn_and_their_coming_is_counted() {
+    let temp = tempfile::tempdir_in("/tmp").unwrap();
+    let view = temp.path().join("view.sock");
+    let daemon = Daemon::start_with(&["--view", view.to_str().unwrap()]);
+    let mut own = daemon.wire();
+    for nth in 0..150 {
+        own.call("dev.add", json!({ "name": format!("vm{nth}"), "mgmtdev": "sim/net", "max_vqp": 4 }));
+    }
+    wait_for("the view-only socket", || view.exists());
+    let mut wire = crate::support::Wire::to(&view);
+    // Longer than what a socket holds. While it is read all viewers owe three times what it took, and more if it is much.
+    let is_at_once = |wire: &mut crate::support::Wire| {
+        let begun = Instant::now();
+        wire.send("{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"inspect\"}\n");
+        std::io::BufRead::fill_buf(&mut wire.0).unwrap();
+        let (made_in, begun) = (begun.elapsed(), Instant::now());
+        let mut answer = String::new();
+        std::io::BufRead::read_line(&mut wire.0, &mut answer).unwrap();
+        let read_in = begun.elapsed();
+        println!("{} bytes made in {made_in:?}, read in {read_in:?}", answer.len());
+        std::thread::sleep(Duration::from_secs(1));
+        answer.len() > 300_000 && read_in < made_in.max(Duration::from_millis(10))
+    };
+    let tries = (0..10).filter(|_| is_at_once(&mut wire)).count();
+    assert!(tries > 0, "what was made waits for its reader's turn");
+
+    let waits = |own: &mut crate::support::Wire| own.call("hello", json!({}))["result"]["viewer_waits"].as_u64();
+    let before = waits(&mut own);
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    drop(UnixStream::connect(&view));
+                }
+            });
+        }
+        let begun = Instant::now();
+        while waits(&mut own) == before && begun.elapsed() < SOON {}
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert!(waits(&mut own) > before);
+    // Who comes after them is let in.
+    assert!(crate::support::ringway(&view, "hello").good().contains("waits of viewers for their part"));
+}
+
 #[test]
 fn group_of_a_socket_that_there_is_not_is_refused() {
     let mut command = crate::support::ringwayd();
