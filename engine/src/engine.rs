@@ -164,6 +164,12 @@ impl Engine {
         }
     }
 
+    /// What the worker of a core did. None: it has none. Reading changes nothing.
+    pub fn worker(&self, core: usize) -> Option<WorkerStats> {
+        let workers = &self.inner.workers;
+        workers.desk_of(core).ok().map(|desk| workers.read(&desk))
+    }
+
     /// What every worker did. Reading changes nothing.
     pub fn workers(&self) -> Vec<WorkerStats> {
         self.inner.workers.desks().iter().map(|desk| self.inner.workers.read(desk)).collect()

@@ -316,22 +316,11 @@ impl Daemon {
             if !is_wanted(&port.entry) {
                 continue;
             }
-            let (entry, handle) = (port.entry.clone(), port.entry.handle());
-            let origin = if port.origin == MgmtOrigin::Config { "config" } else { "operator" };
+            let handle = port.entry.handle();
             match &port.why {
                 Some(why) => shown.absent.0.push((handle, why.clone())),
                 None => {
-                    let child = entry.child();
-                    let function = self.parent(&entry.mgmtdev)?.function(entry.sfnum);
-                    let info = PortInfo {
-                        flavour: entry.flavour.clone(),
-                        pfnum: entry.pfnum,
-                        sfnum: entry.sfnum,
-                        function: function_info(function, self.registry.has_mgmtdev(&child)),
-                        devices: self.registry.made_by(&child),
-                        mgmtdev: child,
-                        origin: origin.to_owned(),
-                    };
+                    let info = self.port_info(at)?;
                     shown.port.0.push((handle, info));
                 }
             }
@@ -342,6 +331,23 @@ impl Daemon {
             }
             _ => Ok(shown),
         }
+    }
+
+    /// A port that is made, by its place.
+    pub(crate) fn port_info(&mut self, at: usize) -> Result<PortInfo, Fault> {
+        let port = self.ports.get(at).ok_or_else(|| Fault::not_found("the port is gone"))?;
+        let (entry, origin) = (port.entry.clone(), port.origin);
+        let child = entry.child();
+        let function = self.parent(&entry.mgmtdev)?.function(entry.sfnum);
+        Ok(PortInfo {
+            flavour: entry.flavour.clone(),
+            pfnum: entry.pfnum,
+            sfnum: entry.sfnum,
+            function: function_info(function, self.registry.has_mgmtdev(&child)),
+            devices: self.registry.made_by(&child),
+            mgmtdev: child,
+            origin: if origin == MgmtOrigin::Config { "config" } else { "operator" }.to_owned(),
+        })
     }
 }
 

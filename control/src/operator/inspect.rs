@@ -15,14 +15,15 @@ use serde_json::{Map, Value};
 use crate::daemon::Daemon;
 use crate::devices::device::Device;
 use crate::fault::{Fault, Kind, nearest, printable};
-use crate::operator::api::{DeviceState, Inspect, Inspected, MgmtdevShow, PortShow, Queue, Select};
+use crate::operator::api::{DeviceState, Inspect, Inspected, Queue, Select};
 use crate::operator::role::Role;
+use crate::operator::show::kind_info;
 
 /// The parts of the document.
 pub(crate) const PARTS: [&str; 8] =
     ["daemon", "mgmtdevs", "kinds", "ports", "devices", "cores", "absent", "draining"];
 
-/// Bytes of an answer, and how long control makes it; beyond the first one that does not fit nothing is looked at.
+/// Bytes of an answer, and how long control goes on to make it; beyond the first one that does not fit nothing is looked at.
 const LONGEST_ANSWER: usize = 4 << 20;
 const LONGEST_LOOK: Duration = Duration::from_millis(100);
 
@@ -64,22 +65,38 @@ impl Daemon {
         role: Role,
         found: &mut Found,
     ) -> Result<(), Fault> {
-        let is_wanted = |wanted: &[&str]| parts.iter().any(|(part, _)| wanted.contains(part));
-        let mgmtdevs = match is_wanted(&["mgmtdevs", "kinds", "absent"]) {
-            true => self.show_mgmtdevs(Select::default())?,
-            false => MgmtdevShow::default(),
-        };
-        let ports = match is_wanted(&["ports", "absent"]) {
-            true => self.show_ports(&Select::default())?,
-            false => PortShow::default(),
-        };
         for &(part, rest) in parts {
             match part {
                 "daemon" => found.one(part, rest, &self.hello(role))?,
-                "mgmtdevs" => found.all(part, rest, &mgmtdevs.mgmtdev.0)?,
-                "kinds" => found.all(part, rest, &mgmtdevs.kinds.0)?,
-                "ports" => found.all(part, rest, &ports.port.0)?,
-                "cores" => found.all(part, rest, &self.show_cores().core.0)?,
+                "mgmtdevs" => {
+                    let all = self.registry.mgmtdevs();
+                    let all: Vec<_> = all.map(|mgmtdev| (mgmtdev, mgmtdev.device.info())).collect();
+                    let names = all.iter().map(|(_, info)| info.name.as_str());
+                    found.each(part, rest, names, |nth| {
+                        let (mgmtdev, info) = &all[nth];
+                        to_value(&self.mgmtdev_info(mgmtdev, info))
+                    })?;
+                }
+                "kinds" => {
+                    let kinds: Vec<_> = self.registry.known().kinds.iter().map(kind_info).collect();
+                    found.all(part, rest, &kinds)?;
+                }
+                "ports" => {
+                    let made = self.ports.iter().enumerate().filter(|(_, port)| port.why.is_none());
+                    let made: Vec<(usize, String)> =
+                        made.map(|(at, port)| (at, port.entry.handle())).collect();
+                    let names = made.iter().map(|(_, handle)| handle.as_str());
+                    found.each(part, rest, names, |nth| to_value(&self.port_info(made[nth].0)?))?;
+                }
+                "cores" => {
+                    let cores = self.engine.cores();
+                    let names: Vec<String> = cores.iter().map(usize::to_string).collect();
+                    let gone = || Fault::not_found("the worker is gone");
+                    found.each(part, rest, names.iter().map(String::as_str), |nth| {
+                        let worker = self.engine.worker(cores[nth]).ok_or_else(gone)?;
+                        to_value(&self.core_info(worker))
+                    })?;
+                }
                 "draining" => {
                     let all = self.draining.iter();
                     let all: Vec<(String, String)> =
@@ -87,16 +104,19 @@ impl Daemon {
                     found.all(part, rest, &all)?;
                 }
                 "absent" => {
-                    let others = [&mgmtdevs.absent.0[..], &ports.absent.0].concat();
+                    let mgmtdevs = self.absent_mgmtdevs.iter();
+                    let mgmtdevs = mgmtdevs.map(|absent| (absent.entry.name.clone(), absent.why.clone()));
+                    let ports =
+                        self.ports.iter().filter_map(|port| Some((port.entry.handle(), port.why.clone()?)));
                     let devices =
                         self.absent.iter().map(|absent| (absent.entry.name.clone(), absent.why.clone()));
-                    let all: Vec<(String, String)> = others.into_iter().chain(devices).collect();
+                    let all: Vec<(String, String)> = mgmtdevs.chain(ports).chain(devices).collect();
                     found.all(part, rest, &all)?;
                 }
                 _ => {
                     let names: Vec<&str> = self.registry.devices().map(Device::name).collect();
-                    let states = names.into_iter().map(|name| (name, || to_value(&self.device_state(name)?)));
-                    found.each(part, rest, states)?;
+                    let state = |nth: usize| to_value(&self.device_state(names[nth])?);
+                    found.each(part, rest, names.iter().copied(), state)?;
                 }
             }
         }
@@ -156,25 +176,23 @@ impl Found {
 
     /// A part that is many things by name.
     fn all<T: Serialize>(&mut self, part: &str, rest: &str, all: &[(String, T)]) -> Result<(), Fault> {
-        self.each(part, rest, all.iter().map(|(name, value)| (name.as_str(), || to_value(value))))
+        self.each(part, rest, all.iter().map(|(name, _)| name.as_str()), |nth| to_value(&all[nth].1))
     }
 
-    /// The same, each made when its turn comes.
-    fn each<'n, V>(
+    /// The same, each made when its turn comes: those alone that the path leads into. `make` is given their place among the names.
+    fn each<'n>(
         &mut self,
         part: &str,
         rest: &str,
-        things: impl Iterator<Item = (&'n str, V)>,
-    ) -> Result<(), Fault>
-    where
-        V: FnOnce() -> Result<Value, Fault>,
-    {
-        let is_wanted = |(name, _): &(&str, V)| rest.is_empty() || rest_behind(name, rest).is_some();
-        let wanted: Vec<(&str, V)> = things.filter(is_wanted).collect();
+        names: impl Iterator<Item = &'n str>,
+        mut make: impl FnMut(usize) -> Result<Value, Fault>,
+    ) -> Result<(), Fault> {
+        let is_wanted = |(_, name): &(usize, &str)| rest.is_empty() || rest_behind(name, rest).is_some();
+        let wanted: Vec<(usize, &str)> = names.enumerate().filter(is_wanted).collect();
         let total = wanted.len();
-        for (nth, (name, value)) in wanted.into_iter().enumerate() {
+        for (nth, (at, name)) in wanted.into_iter().enumerate() {
             let put = match Instant::now() < self.until {
-                true => self.put(part, rest, name, value()?),
+                true => self.put(part, rest, name, make(at)?),
                 false => Err(Full::Time),
             };
             if let Err(full) = put {
@@ -328,6 +346,26 @@ mod tests {
             .unwrap();
         let expected = "cores: 0 of 2 are here, as it is looked for 100 ms at most; a narrower path has the others, as cores/1";
         assert_eq!((found.left_out, found.state.len()), (vec![expected.to_owned()], 0));
+    }
+
+    #[test]
+    fn what_the_path_does_not_lead_into_or_comes_too_late_is_not_made() {
+        let made = |rest: &str, until: Instant| {
+            let (mut found, mut made) = (Found::new(LONGEST_ANSWER, until), Vec::new());
+            let make = |at| {
+                made.push(at);
+                Ok(json!({ "x": at }))
+            };
+            found.each("mgmtdevs", rest, ["bridge/br0", "bridge/br1", "link/l"].into_iter(), make).unwrap();
+            (made, found.state.len() + found.left_out.len())
+        };
+        let in_time = Instant::now() + Duration::from_secs(60);
+        assert_eq!(made("bridge/br1/x", in_time), (vec![1], 1));
+        assert_eq!(made("bridge/*", in_time), (vec![], 0));
+        assert_eq!(made("bridge/br2", in_time), (vec![], 0));
+        assert_eq!(made("l*", in_time), (vec![2], 1));
+        assert_eq!(made("*", in_time).0, [0, 1, 2]);
+        assert_eq!(made("", Instant::now()), (vec![], 1));
     }
 
     #[test]

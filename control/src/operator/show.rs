@@ -8,6 +8,7 @@ mod queues;
 
 pub(crate) use devices::in_use;
 pub(crate) use dump::in_force;
+pub(crate) use mgmtdevs::kind_info;
 pub(crate) use queues::{drop_meaning, fault_cure, queue_info};
 
 use crate::daemon::Daemon;

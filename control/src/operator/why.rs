@@ -5,7 +5,7 @@
 //! as its counters. The first cause from the outside in is the answer: what lies behind it cannot work before it is mended; what else was
 //! found follows. On the control thread; changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::daemon::Daemon;
@@ -26,7 +26,9 @@ impl Daemon {
         let info = shown.find(&name).ok_or_else(gone)?;
         let stats = self.show_vstats(Queue { name: name.clone(), qidx: None })?.vstats;
         let queues: Vec<QueueInfo> = stats.0.into_iter().flat_map(|(_, stats)| stats.into_queues()).collect();
-        let workers = self.engine.workers().into_iter().filter(|worker| info.cores.contains(&worker.core));
+        // Once, where several groups are on one.
+        let numbers: BTreeSet<usize> = info.cores.iter().copied().collect();
+        let workers = numbers.into_iter().filter_map(|core| self.engine.worker(core));
         let cores: BTreeMap<usize, CoreInfo> =
             workers.map(|worker| (worker.core, self.core_info(worker))).collect();
         let now = Look {
@@ -149,7 +151,8 @@ impl Looks<'_> {
     /// How much more there is of something in all queues than there was before; none, if nothing is known of before.
     fn grew(&self, kind: Option<&str>, now: fn(&QueueInfo) -> u64, before: fn(&QueueLook) -> u64) -> u64 {
         let queues = self.queues.iter().filter(|queue| kind.is_none_or(|kind| queue.queue_type == kind));
-        let grew = |queue: &QueueInfo| Some(now(queue).saturating_sub(before(self.queue_before(queue.qidx)?)));
+        let grew =
+            |queue: &QueueInfo| Some(now(queue).saturating_sub(before(self.queue_before(queue.qidx)?)));
         queues.filter_map(grew).sum()
     }
 
@@ -218,9 +221,10 @@ impl Looks<'_> {
                         *count,
                         format!("queue {qidx} {lost} {count} before, and none just now: {meaning}{example}"),
                     ),
-                    (false, None) => {
-                        (*count, format!("queue {qidx} {lost} {count} since it was added: {meaning}{example}"))
-                    }
+                    (false, None) => (
+                        *count,
+                        format!("queue {qidx} {lost} {count} since it was added: {meaning}{example}"),
+                    ),
                 };
                 if many > 0 {
                     found.push((many, cause(name, says, cure)));
@@ -257,7 +261,9 @@ impl Looks<'_> {
     fn moves(&self, name: &str, info: &DevInfo) -> Cause {
         let what = if info.kind == BLOCK { "requests" } else { "frames" };
         if self.before.is_none() {
-            let says = format!("nothing keeps {what} from {name} that one look shows: a second one tells whether they flow");
+            let says = format!(
+                "nothing keeps {what} from {name} that one look shows: a second one tells whether they flow"
+            );
             return Cause { cause: "none".to_owned(), says, cure: None };
         }
         let new = |kind| self.grew(Some(kind), |queue| queue.packets, |queue| queue.packets);

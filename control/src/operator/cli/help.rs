@@ -112,7 +112,7 @@ NO_COLOR and TERM=dumb are heeded.";
 
 /// What the help of `inspect` ends with.
 pub(crate) const INSPECT_HELP: &str = "Parts: daemon, mgmtdevs, kinds, ports, devices, cores, absent, draining. It has what show and -j have of them: \
-the type State of the protocol (ringway-reference(7)). An answer has 4 MiB at most, and control takes 100 ms for it at most: what is left out is \
+the type State of the protocol (ringway-reference(7)). An answer has 4 MiB at most, and once 100 ms are over nothing more is begun for it: what is left out is \
 told, with a path that has it.
 
 Examples: ringway inspect 'devices/vm0/queues/*/drops'
