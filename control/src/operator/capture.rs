@@ -28,6 +28,7 @@ use crate::daemon::{Daemon, Message, Remote};
 use crate::fault::{Fault, Kind};
 use crate::host::peer::Caller;
 use crate::operator::api::{CaptureInfo, CaptureRequest, Direction};
+use crate::operator::methods::told_of;
 use crate::operator::show::in_use;
 
 use self::stream::Capture;
@@ -183,9 +184,10 @@ impl Daemon {
         params: Value,
         caller: &Caller,
     ) -> Result<(), Fault> {
-        let asked = params.to_string();
+        let asked = told_of(params.to_string());
         let begun = self.begin_capture(id, params, caller);
-        let outcome = begun.as_ref().map_or_else(|fault| fault.message.as_str(), |_| "begins");
+        let outcome =
+            begun.as_ref().map_or_else(|fault| told_of(fault.message.clone()), |_| "begins".to_owned());
         tracing::info!(method = "capture", %asked, uid = caller.uid, pid = caller.pid, comm = caller.comm, outcome, "operator");
         let (running, connection) = begun?;
         let Some((stream, unsent)) = self.clients.give_away(client) else { return Ok(()) };

@@ -271,16 +271,18 @@ impl Daemon {
         let asked = match method.name {
             // Its steps are told as events, each for itself.
             "config.apply" => json!({ "file": params.get("file"), "force": params.get("force") }).to_string(),
-            _ => told_of(params.to_string()),
+            _ => params.to_string(),
         };
+        let asked = told_of(asked);
         let result = if self.is_stopping() {
             Err(Fault::new(Kind::Runtime, "the daemon is stopping").retryable())
         } else {
             (method.call)(self, asker, params)
         };
         let outcome = match &result {
-            Ok(_) => "ok",
-            Err(fault) => fault.message.as_str(),
+            Ok(_) => "ok".to_owned(),
+            // It may repeat what was asked for.
+            Err(fault) => told_of(fault.message.clone()),
         };
         let Caller { uid, pid, comm, .. } = &asker.caller;
         tracing::info!(method = method.name, %asked, uid, pid, comm, outcome, "operator");
@@ -288,8 +290,8 @@ impl Daemon {
     }
 }
 
-/// What was asked for, as it stands in the log: its beginning, if it is long.
-fn told_of(mut asked: String) -> String {
+/// What was asked for or answered, as it stands in the log: its beginning, if it is long.
+pub(crate) fn told_of(mut asked: String) -> String {
     let len = asked.len();
     if len > LONGEST_TOLD {
         asked.truncate(asked.floor_char_boundary(LONGEST_TOLD));
@@ -298,7 +300,7 @@ fn told_of(mut asked: String) -> String {
     asked
 }
 
-/// Bytes of what was asked for that stand in the log.
+/// Bytes of what was asked for, and of what is said of it, that stand in the log.
 const LONGEST_TOLD: usize = 64 * 1024;
 
 fn read<T: serde::de::DeserializeOwned>(params: Value) -> Result<T, Fault> {

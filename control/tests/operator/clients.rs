@@ -161,7 +161,8 @@ fn viewers_take_what_was_made_without_a_turn_and_their_coming_is_counted() {
     let tries = (0..10).filter(|_| is_at_once(&mut wire)).count();
     assert!(tries > 0, "what was made waits for its reader's turn");
 
-    let waits = |own: &mut crate::support::Wire| own.call("hello", json!({}))["result"]["viewer_waits"].as_u64();
+    let waits =
+        |own: &mut crate::support::Wire| own.call("hello", json!({}))["result"]["viewer_waits"].as_u64();
     let before = waits(&mut own);
     let is_over = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -179,6 +180,28 @@ fn viewers_take_what_was_made_without_a_turn_and_their_coming_is_counted() {
     assert!(waits(&mut own) > before);
     // Who comes after them is let in.
     assert!(crate::support::ringway(&view, "hello").good().contains("waits of viewers for their part"));
+}
+
+/// Whatever is asked for, by whichever method, and what is said of it.
+#[test]
+fn what_is_asked_for_and_answered_stands_in_the_log_up_to_its_bound() {
+    let daemon = Daemon::start();
+    daemon.run("dev add name vm0 mgmtdev sim/net").good();
+    let mut wire = daemon.wire();
+    let long = "x".repeat(300_000);
+    for (method, params) in [
+        ("capture", json!({ "name": "vm0", "filter": long })),
+        ("capture", json!({ "name": "vm0", &*long: 1 })),
+        ("config.apply", json!({ "file": long, "text": "[" })),
+        ("config.apply", json!({ "file": "f", "text": "", "force": long })),
+        ("dev.add", json!({ "name": long, "mgmtdev": "sim/net" })),
+    ] {
+        assert!(wire.call(method, params)["error"].is_object(), "{method}");
+    }
+    let log = daemon.log_until_now();
+    let told: Vec<usize> = log.lines().filter(|line| line.contains("xxxx")).map(str::len).collect();
+    // Twice 64 KiB, and who asked.
+    assert!(told.len() >= 4 && told.iter().all(|len| *len < 140_000), "{told:?}");
 }
 
 #[test]
