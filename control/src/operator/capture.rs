@@ -130,6 +130,13 @@ impl End {
     }
 }
 
+impl Running {
+    /// Whether it runs, or holds its place longer than it takes to begin: also one that never began, while a worker has its memory.
+    fn is_shown(&self) -> bool {
+        self.has_begun || self.shared.waits.load(Ordering::Relaxed)
+    }
+}
+
 impl Captures {
     /// None runs.
     pub(crate) fn is_empty(&self) -> bool {
@@ -146,8 +153,8 @@ impl Captures {
             missed: running.shared.missed.load(Ordering::Relaxed),
             waits_for: running.shared.waits.load(Ordering::Relaxed).then(|| WAITS_FOR.to_owned()),
         };
-        let of_it = self.running.iter().filter(|running| running.device == device && running.has_begun);
-        of_it.map(info).collect()
+        let of_it = self.running.iter().filter(|running| running.device == device);
+        of_it.filter(|running| running.is_shown()).map(info).collect()
     }
 
     /// Ends those of a device, or all.
@@ -384,6 +391,33 @@ fn direction_of(queue: u16) -> Direction {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn capture_that_never_began_is_shown_while_its_end_waits() {
+        let mut captures = Captures::default();
+        let shared = Arc::<Shared>::default();
+        captures.running.push(Running {
+            id: 1,
+            device: 7,
+            name: "vm0".to_owned(),
+            caller: Caller::own(),
+            since: Instant::now(),
+            queues: vec![0, 1],
+            has_begun: false,
+            shared: Arc::clone(&shared),
+        });
+        let waits_for = |captures: &Captures| -> Vec<Option<String>> {
+            captures.of(7).into_iter().map(|capture| capture.waits_for).collect()
+        };
+        // It is about to begin.
+        assert!(waits_for(&captures).is_empty());
+        shared.waits.store(true, Ordering::Relaxed);
+        assert_eq!(waits_for(&captures), [Some(WAITS_FOR.to_owned())]);
+        assert!(captures.of(8).is_empty());
+        shared.waits.store(false, Ordering::Relaxed);
+        captures.running[0].has_begun = true;
+        assert_eq!(waits_for(&captures), [None]);
+    }
 
     #[test]
     fn what_no_core_sees_is_refused_with_the_reason_and_the_next_step() {

@@ -51,14 +51,14 @@ pub struct CaptureBegun {
     pub snaplen: u32,
 }
 
-/// A capture that runs, in `dev.show`.
+/// A capture that runs, or could not begin and waits for its end, in `dev.show`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CaptureInfo {
     /// Who captures.
     pub by: String,
     /// The queues.
     pub queues: Vec<u16>,
-    /// Milliseconds since it began.
+    /// Milliseconds since it began; of one that did not, since it was asked for.
     pub up_ms: u64,
     /// Frames that were written.
     pub captured: u64,
