@@ -3,6 +3,9 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+/// The operator socket of the daemon that the host's service manager runs.
+pub(crate) const HOST_CTL: &str = "/run/ringway/ctl.sock";
+
 /// The operator socket: `--ctl`, else `RINGWAY_CTL`, else `/run/ringway/ctl.sock` for root, else
 /// `$XDG_RUNTIME_DIR/ringway/ctl.sock`, else `/tmp/ringway-UID/ctl.sock`.
 pub(crate) fn ctl(given: Option<&Path>) -> PathBuf {

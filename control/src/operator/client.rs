@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::fault::{Fault, Kind, Words, reason};
 use crate::host::endpoint;
+use crate::host::paths::HOST_CTL;
 use crate::operator::api::{CaptureBegun, CaptureRequest, ErrorData, Event};
 
 /// A connection to a daemon.
@@ -150,9 +151,28 @@ fn unreachable(path: &Path, error: &io::Error) -> Fault {
             Err(_) => fault,
         };
     }
-    Fault::new(Kind::Unreachable, message)
-        .hint(format!("ringwayd --ctl {}; or name its socket by --ctl or RINGWAY_CTL", path.display()))
-        .retryable()
+    let hint = beside(path, Path::new(HOST_CTL)).unwrap_or_else(|| {
+        format!("ringwayd --ctl {}; or name its socket by --ctl or RINGWAY_CTL", path.display())
+    });
+    Fault::new(Kind::Unreachable, message).hint(hint).retryable()
+}
+
+/// What to do where nothing answers at a path, and the host's own daemon has its socket elsewhere: a user's `ringway` looks for a
+/// daemon of the user's own.
+fn beside(path: &Path, host: &Path) -> Option<String> {
+    if path == host {
+        return None;
+    }
+    let named =
+        format!("the host's ringwayd is at {0}: --ctl {0}, or export RINGWAY_CTL={0}", host.display());
+    match std::fs::metadata(host) {
+        Ok(_) => Some(named),
+        // It is not said what is in there.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Some(format!("{named}, once you are in its group"))
+        }
+        Err(_) => None,
+    }
 }
 
 fn fault_of(error: &Value) -> Fault {
@@ -164,4 +184,21 @@ fn fault_of(error: &Value) -> Fault {
     let is_told = given.is_some() || !expected.is_empty();
     let words = is_told.then(|| Box::new(Words { given, expected }));
     Fault { kind, message: message.to_owned(), held_by, hint, path, words, retryable }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn daemon_of_the_host_is_named_where_none_of_the_users_own_answers() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, host) = (dir.path().join("own.sock"), dir.path().join("ctl.sock"));
+        assert_eq!(beside(&own, &host), None);
+        std::fs::write(&host, "").unwrap();
+        let hint = beside(&own, &host).unwrap();
+        assert!(hint.ends_with(&format!("or export RINGWAY_CTL={}", host.display())), "{hint}");
+        // It is that one that does not answer.
+        assert_eq!(beside(&host, &host), None);
+    }
 }
