@@ -48,7 +48,7 @@ pub(crate) fn all_is_served(machine: &mut Machine<'_>) -> Result<()> {
 /// is begun anew.
 pub(crate) fn again(machine: &mut Machine<'_>) -> Result<()> {
     for (name, _) in GUESTS {
-        machine.well(&format!("ringway wait {name} up --within 60"))?;
+        machine.well(&format!("ringway wait {name} up --within 50"))?;
     }
     machine.kill(DISK)?;
     connect_disk(machine, DISK)?;

@@ -99,8 +99,8 @@ fn workqueues(look: &Look<'_>) -> Found {
         format!("unbound workqueues may use {}", cores_text(&all)),
         format!(
             "echo {mask} > {FOLDER}/cpumask (from each boot on: Environment=MASK={mask} by systemctl edit ringway-workqueue.service, which \
-             the package has, then systemctl enable --now ringway-workqueue.service); what is bound to every core stays, and has its time \
-             there"
+             the package has, then systemctl enable ringway-workqueue.service and systemctl restart ringway-workqueue.service); what is \
+             bound to every core stays, and has its time there"
         ),
     )
     .of(landing))
