@@ -32,6 +32,7 @@ fn package_is_installed_upgraded_and_removed() {
         degraded(&mut machine)?;
         viewers(&mut machine)?;
         sockets(&mut machine)?;
+        cores(&mut machine)?;
         reload(&mut machine)?;
         upgrade(&mut machine)?;
         activation(&mut machine)?;
@@ -250,6 +251,38 @@ fn sockets(machine: &mut Machine<'_>) -> Result<()> {
         .well(&format!(
             "ringway dev del vm9 && rm {UNIT_D}/sockets.conf && systemctl daemon-reload && systemctl restart ringwayd"
         ))
+        .map(drop)
+}
+
+/// All threads run on the cores of the drop-in, and the worker on the last of them or where the file has it.
+fn cores(machine: &mut Machine<'_>) -> Result<()> {
+    let file = "/etc/ringway/ringwayd.toml";
+    machine.well(&format!("cp {file} /packages/without"))?;
+    let share = format!("{SHARE}/cores.conf");
+    for (drop_in, setting, worker, all) in
+        [("0", None, 0, "0"), ("1-3", None, 1, "1"), ("0-1", Some("0"), 0, "0\n0-1")]
+    {
+        if let Some(cores) = setting {
+            machine.well(&format!(
+                "sed -i 's/^# cores = \"[0-9-]*\"/cores = \"{cores}\"/' {file} && grep '^cores = ' {file}"
+            ))?;
+        }
+        machine.well(&format!(
+            "sed 's/=1-3$/={drop_in}/' {share} > {UNIT_D}/cores.conf && grep -x CPUAffinity={drop_in} {UNIT_D}/cores.conf && systemctl daemon-reload && systemctl restart ringwayd"
+        ))?;
+        let of = |thread: &str| {
+            format!(
+                "grep -h ^Cpus_allowed_list: $(grep -lx '{thread}' /proc/$(pidof ringwayd)/task/*/comm | sed 's/comm$/status/') | cut -f2 | sort -u"
+            )
+        };
+        let said = machine.well(&of(&format!("rw-core-{worker}")))?;
+        ensure!(said == worker.to_string(), "{drop_in}: the worker on core {worker} may run on {said}");
+        let said = machine.well(&of("rw-.*\\|ringwayd"))?;
+        ensure!(said == all, "{drop_in}: its threads may run on {said}");
+    }
+    served::again(machine)?;
+    machine
+        .well(&format!("rm {UNIT_D}/cores.conf && cp /packages/without {file} && systemctl daemon-reload && systemctl restart ringwayd"))
         .map(drop)
 }
 
