@@ -5,6 +5,8 @@
 //! /dev/vdb  what the test brings: the agent, the packages, the kernel's modules
 //! /dev/vdc  nothing: the test's to use
 //! ```
+//! With [`Machine::boot_with_functions`] it has an IOMMU, and two virtio network functions that hang on one wire.
+//!
 //! The initramfs loads what is needed for the first disk and goes on with its systemd; the agent is one of its units.
 
 use std::fs;
@@ -29,12 +31,22 @@ pub struct Machine<'lab> {
 impl<'lab> Machine<'lab> {
     /// Boots it, with these files in its `/mnt`.
     pub fn boot(lab: &'lab Lab, files: &[PathBuf]) -> Result<Machine<'lab>> {
+        Machine::start(lab, files, false)
+    }
+
+    /// As [`Machine::boot`], behind an IOMMU and with the functions [`FUNCTIONS`], which Linux drives.
+    pub fn boot_with_functions(lab: &'lab Lab, files: &[PathBuf]) -> Result<Machine<'lab>> {
+        Machine::start(lab, files, true)
+    }
+
+    fn start(lab: &'lab Lab, files: &[PathBuf], has_functions: bool) -> Result<Machine<'lab>> {
         qemu::require_qemu()?;
         let kernel = Kernel::find()?;
         let root = root_image()?;
         let initramfs = lab.path("debian.cpio");
         fs::write(&initramfs, first_stage(&kernel)?.finish())?;
-        let second = second_disk(lab, &kernel, files)?;
+        let modules: &[&str] = if has_functions { &FUNCTION_MODULES } else { &[] };
+        let second = second_disk(lab, &kernel, modules, files)?;
         let third = lab.path("third.img");
         fs::File::create(&third).and_then(|disk| disk.set_len(THIRD_BYTES))?;
         let mut line = Vec::new();
@@ -43,13 +55,20 @@ impl<'lab> Machine<'lab> {
         push(&mut line, "-cpu", "max".into());
         push(&mut line, "-smp", "2".into());
         push(&mut line, "-m", "1024".into());
+        if has_functions {
+            push(&mut line, "-device", "intel-iommu,intremap=on,caching-mode=on".into());
+        }
         for (idx, disk) in [&root, &second, &third].into_iter().enumerate() {
             let disk = disk.display();
             let drive = format!("file={disk},if=none,id=d{idx},format=raw,snapshot=on,cache=unsafe");
             push(&mut line, "-drive", drive);
             push(&mut line, "-device", format!("virtio-blk-pci,drive=d{idx}"));
         }
-        let append = "quiet root=/dev/vda rw systemd.show_status=0".into();
+        let mut append = String::from("quiet root=/dev/vda rw systemd.show_status=0");
+        if has_functions {
+            functions(&mut line);
+            append += " intel_iommu=on";
+        }
         let image = Image { kernel: kernel.image, initramfs, append };
         let guest = Guest::start(lab, "debian", &[qemu::QEMU.into()], line, &image)?.wait_until_up(lab)?;
         Ok(Machine { lab, guest })
@@ -202,12 +221,23 @@ fn first_stage(kernel: &Kernel) -> Result<Archive> {
     Ok(archive)
 }
 
-/// The second disk.
-fn second_disk(lab: &Lab, kernel: &Kernel, files: &[PathBuf]) -> Result<PathBuf> {
+/// Two virtio network functions, each in a slot of its own and both on one wire.
+fn functions(line: &mut Vec<String>) {
+    for (number, _) in (1..).zip(FUNCTIONS) {
+        push(line, "-netdev", format!("hubport,id=n{number},hubid=0"));
+        push(line, "-device", format!("pcie-root-port,id=rp{number},slot={number}"));
+        let how = "iommu_platform=on,disable-legacy=on,romfile=";
+        let place = format!("bus=rp{number},netdev=n{number},mac=52:54:00:00:02:{number:02x}");
+        push(line, "-device", format!("virtio-net-pci,{place},{how}"));
+    }
+}
+
+/// The second disk, with the kernel's modules that the machine needs, and these.
+fn second_disk(lab: &Lab, kernel: &Kernel, modules: &[&str], files: &[PathBuf]) -> Result<PathBuf> {
     let (folder, disk) = (lab.path("second"), lab.path("second.img"));
     fs::create_dir_all(folder.join("modules"))?;
     let there = kernel.modules(&ROOT_MODULES)?;
-    let more = kernel.modules(&[&ROOT_MODULES[..], &["tun", "bridge", "vhost_net"]].concat())?;
+    let more = kernel.modules(&[&ROOT_MODULES[..], &["tun", "bridge", "vhost_net"], modules].concat())?;
     for (position, module) in more.iter().filter(|module| !there.contains(module)).enumerate() {
         fs::write(folder.join(format!("modules/{position:02}-{}.ko", module.name)), &module.bytes)?;
     }
@@ -224,6 +254,9 @@ fn second_disk(lab: &Lab, kernel: &Kernel, files: &[PathBuf]) -> Result<PathBuf>
     Ok(disk)
 }
 
+/// Where the functions are that a machine may have.
+pub const FUNCTIONS: [&str; 2] = ["0000:01:00.0", "0000:02:00.0"];
+const FUNCTION_MODULES: [&str; 3] = ["virtio_net", "vfio-pci", "vfio_iommu_type1"];
 const ROOT_MODULES: [&str; 3] = ["virtio_blk", "crc32c_generic", "ext4"];
 const THIRD_BYTES: u64 = 16 << 20;
 const BOOT_LIMIT: Duration = Duration::from_secs(180);

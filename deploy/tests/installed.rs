@@ -1,5 +1,7 @@
 //! The package on a fresh Debian with systemd: installed, sandboxed, watched, upgraded, rebooted, removed.
 
+#[path = "installed/hardware.rs"]
+mod hardware;
 #[path = "installed/served.rs"]
 mod served;
 #[path = "installed/watched.rs"]
@@ -51,6 +53,20 @@ fn page_of_what_is_installed_is_run_as_it_is_written() {
         let mut machine = Machine::boot(lab, &files(lab)?)?;
         begin(&mut machine)?;
         as_documented(&mut machine)?;
+        machine.power_off()
+    });
+}
+
+#[test]
+#[ignore = "needs QEMU >= 8, the 6.12 guest kernel, a Debian with systemd and cargo-deb: run deploy/test"]
+fn installed_unit_serves_a_function_of_hardware() {
+    Lab::run("installed-hardware", |lab| {
+        let mut machine = Machine::boot_with_functions(lab, &files(lab)?)?;
+        begin(&mut machine)?;
+        machine.well("dpkg -i /packages/ringway_*-1_amd64.deb")?;
+        hardware::serve(&mut machine)?;
+        machine.well("dpkg -P ringway")?;
+        nothing_left(&mut machine)?;
         machine.power_off()
     });
 }

@@ -91,14 +91,14 @@ pub(crate) fn block_device(machine: &mut Machine<'_>) -> Result<()> {
     machine.well("ringway dev del disk1").map(drop)
 }
 
-/// The kernel of the host reaches a guest by an interface that the daemon made.
-pub(crate) fn host_reaches_a_guest(machine: &mut Machine<'_>, interface: &str, bridge: &str) -> Result<()> {
+/// The kernel of the host reaches a guest on a management device by an interface at its other side.
+pub(crate) fn host_reaches_a_guest(machine: &mut Machine<'_>, interface: &str, mgmtdev: &str) -> Result<()> {
     let (name, address) = ("guest3", "10.77.1.2");
-    machine.well(&format!("ringway dev add name {name} mgmtdev {bridge}"))?;
+    machine.well(&format!("ringway dev add name {name} mgmtdev {mgmtdev}"))?;
     machine.launch(name, &as_member(&format!("{FRONT} echo {} address={address}", socket(name))))?;
     machine.says(name, "ready", 1)?;
     machine.well(&format!(
-        "ip addr add 10.77.1.1/24 dev {interface} && ip link set {interface} up && ringway wait {name} up"
+        "ip addr replace 10.77.1.1/24 dev {interface} && ip link set {interface} up && ringway wait {name} up"
     ))?;
     // Its agent asks as ping(8) does without a privilege.
     machine.well("echo '0 2147483647' > /proc/sys/net/ipv4/ping_group_range")?;

@@ -334,7 +334,7 @@ pub enum OpenError {
         /// The kernel's driver, or `no driver`.
         driver: String,
     },
-    /// The kernel has no VFIO, or the machine no IOMMU that is in use.
+    /// The machine has no IOMMU that is in use.
     #[error("{0}")]
     NoIommu(String),
     /// Others of its IOMMU group are not free.
@@ -364,6 +364,14 @@ pub enum OpenError {
         address: Address,
         /// The group.
         group: u32,
+    },
+    /// This process does not see the kernel's VFIO: a unit or a container keeps it from it.
+    #[error("PCI function {address} is bound to vfio-pci, and there is no opening /dev/vfio/vfio: {why}")]
+    Hidden {
+        /// Which.
+        address: Address,
+        /// What the system said.
+        why: String,
     },
     /// It is not what it has to be.
     #[error("PCI function {address} cannot be driven: {why}")]
@@ -403,7 +411,13 @@ impl OpenError {
             }
             OpenError::Busy { .. } => "stop that process, or take another function".to_owned(),
             OpenError::Forbidden { group, .. } => {
-                format!("give ringwayd's user the group: chown USER /dev/vfio/{group}; a udev rule keeps it so")
+                format!(
+                    "give ringwayd's user the group: chown USER /dev/vfio/{group}; a udev rule keeps it so, as the package's \
+                     60-ringway-vfio.rules does"
+                )
+            }
+            OpenError::Hidden { .. } => {
+                "what ringwayd runs in hides it: the unit needs the drop-in vfio.conf (docs/installing.md), a container /dev/vfio".to_owned()
             }
             OpenError::Unfit { .. } => "take another function, or another version of its firmware".to_owned(),
             OpenError::Host { .. } => "the kernel's log says more: dmesg | grep -i vfio".to_owned(),
@@ -437,9 +451,10 @@ impl From<OpenError> for DriverError {
             }
             OpenError::NoIommu(_)
             | OpenError::Forbidden { .. }
+            | OpenError::Hidden { .. }
             | OpenError::Unfit { .. }
             | OpenError::Host { .. } => {
-                let is_forbidden = matches!(error, OpenError::Forbidden { .. });
+                let is_forbidden = matches!(error, OpenError::Forbidden { .. } | OpenError::Hidden { .. });
                 let kind = if is_forbidden { io::ErrorKind::PermissionDenied } else { io::ErrorKind::Other };
                 DriverError::Unready { what: error.to_string(), hint: error.hint(), kind }
             }

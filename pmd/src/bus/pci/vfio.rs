@@ -61,9 +61,8 @@ pub(super) fn open(path: &Path, address: Address) -> Result<Arc<dyn Function>, O
 /// Why, by what the crate says and what the host shows.
 fn refusal(address: Address, path: &Path, group: u32, error: &VfioError) -> OpenError {
     match error {
-        VfioError::OpenContainer(error) if error.kind() == io::ErrorKind::NotFound => {
-            OpenError::NoIommu("the kernel's VFIO is not loaded: there is no /dev/vfio/vfio".to_owned())
-        }
+        // The kernel has it, since a function is bound to it.
+        VfioError::OpenContainer(error) => OpenError::Hidden { address, why: error.to_string() },
         VfioError::OpenGroup(error, _) => match error.raw_os_error() {
             Some(libc::EBUSY) => OpenError::Busy { address, group, holder: holder(group) },
             Some(libc::EACCES | libc::EPERM) => OpenError::Forbidden { address, group },
@@ -326,3 +325,18 @@ const REGION_MMAP: u32 = 1 << 2;
 const COMMAND: u64 = 0x04;
 const COMMAND_MEMORY: u16 = 1 << 1;
 const COMMAND_MASTER: u16 = 1 << 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vfio_that_is_hidden_from_this_process_is_no_lack_of_an_iommu() {
+        let address: Address = "0000:01:10.2".parse().unwrap();
+        for errno in [libc::ENOENT, libc::EPERM] {
+            let error = VfioError::OpenContainer(io::Error::from_raw_os_error(errno));
+            let refused = refusal(address, Path::new("/nonexistent"), 7, &error);
+            assert!(refused.hint().contains("vfio.conf"), "{refused}: {}", refused.hint());
+        }
+    }
+}
