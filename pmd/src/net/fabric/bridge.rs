@@ -110,12 +110,13 @@ impl Kind for Bridge {
         if ends.sources().next().is_none() {
             return BTreeMap::new();
         }
-        // A pump that is not given back keeps its key, and nobody out.
-        let is_free = |key: &PumpKey| !ends.are_held_in(*key);
-        if parts.len() == 1 && is_free(&ALL) {
+        // One that was all of it and is not given back keeps its key, and so out whoever is on its core, and nobody else.
+        let held: Vec<EndKey> = ends.held_in(ALL).collect();
+        if parts.len() == 1 && held.is_empty() {
             return parts.into_values().map(|members| (ALL, members)).collect();
         }
-        let key_on = |core| parts_on(core).find(is_free).unwrap_or(ALL);
+        let is_held = |core| held.iter().any(|end| core_of(ends, *end) == core);
+        let key_on = |core| if is_held(core) { ALL } else { part_on(core) };
         parts.into_iter().map(|(core, members)| (key_on(core), members)).collect()
     }
 
@@ -320,9 +321,9 @@ fn burst_of(pps: u64) -> u64 {
 /// Its one pump.
 const ALL: PumpKey = PumpKey { port: 0, queue: 0 };
 
-/// Its part on a core, by all keys that it may have.
-fn parts_on(core: usize) -> impl Iterator<Item = PumpKey> {
-    (1..=u16::MAX).map(move |queue| PumpKey { port: core as u64, queue })
+/// Its part on a core, one of several, or beside one that was all of it.
+fn part_on(core: usize) -> PumpKey {
+    PumpKey { port: core as u64, queue: 1 }
 }
 
 /// Stations that a bridge knows at most, and behind one port, so that no guest fills the table for the others.

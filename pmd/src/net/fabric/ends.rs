@@ -195,9 +195,10 @@ impl Ends {
         }
     }
 
-    /// A pump has this key that is not given back.
-    pub(super) fn are_held_in(&self, pump: PumpKey) -> bool {
-        self.running.values().any(|end| end.is_held && matches!(end.place, Place::In(key) if key == pump))
+    /// Those in a pump that is not given back.
+    pub(super) fn held_in(&self, pump: PumpKey) -> impl Iterator<Item = EndKey> {
+        let is_in = move |end: &End| end.is_held && matches!(end.place, Place::In(key) if key == pump);
+        self.running.iter().filter(move |(_, end)| is_in(end)).map(|(key, _)| *key)
     }
 
     /// Slots of ports that have something in a pump which is not given back.
