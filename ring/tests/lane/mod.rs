@@ -171,8 +171,6 @@ fn places_are_written_again_across_a_bar_while_the_reader_runs() {
             named.with_mut(|_| ());
             writer.put(&[2, 2]).unwrap();
             writer.publish().unwrap();
-        } else {
-            assert!(writer.put(&[2, 2]).is_err());
         }
         let (mut reader, mut claimed, passed) = other.join().unwrap();
         assert_eq!(passed, 1 - kept);
@@ -202,18 +200,19 @@ fn entries_are_claimed_together_or_taken_back_together() {
             let read = reader.look();
             (0..read).for_each(|_| assert!(reader.read(&mut [0])));
             if reader.claim().is_err() {
-                return 0;
+                return (reader, 0);
             }
             theirs.iter().take(read).for_each(|named| named.with(|_| ()));
             reader.finish(read as u64);
             reader.tell();
-            read as u64
+            (reader, read as u64)
         });
         let kept = writer.take_back();
         named.iter().skip(kept as usize).for_each(|named| named.with_mut(|_| ()));
         assert_eq!(writer.take_back(), kept);
         writer.publish().unwrap();
-        assert_eq!(other.join().unwrap(), kept);
+        let (_reader, claimed) = other.join().unwrap();
+        assert_eq!(claimed, kept);
         assert!(kept == 0 || kept == 2);
     });
 }
