@@ -87,6 +87,8 @@ pub(crate) struct Daemon {
     pub(crate) events: Events,
     pub(crate) state: Option<StateDir>,
     pub(crate) generation: u64,
+    /// A file is being applied: what its steps change is kept once, behind the last of them.
+    pub(crate) is_applying: bool,
     pub(crate) settings: Settings,
     pub(crate) config_file: Option<PathBuf>,
     pub(crate) runtime_dir: PathBuf,
@@ -241,11 +243,16 @@ impl Daemon {
             .map(|at| at.saturating_duration_since(now) + Duration::from_micros(100))
     }
 
-    fn take_time(&mut self) {
-        let now = Instant::now();
+    /// Feeds the service manager's watchdog, if it is due: in each turn, and between the steps of a turn that has many.
+    pub(crate) fn beat(&mut self, now: Instant) {
         if let Some(heartbeat) = &mut self.heartbeat {
             heartbeat.beat(now);
         }
+    }
+
+    fn take_time(&mut self) {
+        let now = Instant::now();
+        self.beat(now);
         while let Some(Reverse((at, id))) = self.timers.peek().copied() {
             if at > now {
                 break;

@@ -131,6 +131,7 @@ impl Daemon {
             events,
             state,
             generation: kept.generation,
+            is_applying: false,
             settings,
             config_file: options.config_file,
             runtime_dir: options.runtime_dir,

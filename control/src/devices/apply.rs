@@ -3,6 +3,7 @@
 //! A plan is made from the file and from what runs, and changes nothing. Applying does its steps in their order: what goes first,
 //! then management devices and ports, then devices; each that was done can be undone, and is, in reverse, if a later one fails.
 //! So either what runs is what the file says, or it is as it was. Devices that operators added stay, unless the file names them.
+//! However many steps there are, the state directory is written twice: before anything is done, and behind the last step.
 //!
 //! Thread: control.
 
@@ -92,15 +93,8 @@ impl Daemon {
             previous = self.write_previous(&self.asked_by_file())?;
         }
         let mut undo = Vec::new();
-        for (step, work) in work {
-            match self.work(work, &mut undo) {
-                Ok(notes) => {
-                    if let Some(step) = told.steps.get_mut(step) {
-                        step.notes.extend(notes);
-                    }
-                }
-                Err(fault) => return Err(self.undo_all(fault, told.steps.get(step), undo)),
-            }
+        if let Err((step, fault)) = self.work_all(work, &mut told, &mut undo) {
+            return Err(self.undo_all(fault, told.steps.get(step), undo));
         }
         if let Err(fault) = self.keep() {
             return Err(self.undo_all(fault, None, undo));
@@ -159,6 +153,35 @@ impl Daemon {
                 self.events.push("config.refused", None, details);
             }
         }
+    }
+
+    /// Does all parts of all steps. The error has the number of the step at which it came.
+    ///
+    /// There may be thousands: the disk is not waited for after each, and the service manager's watchdog is fed between them.
+    fn work_all(
+        &mut self,
+        work: Vec<(usize, Work)>,
+        told: &mut ConfigPlan,
+        undo: &mut Vec<Undo>,
+    ) -> Result<(), (usize, Fault)> {
+        self.is_applying = true;
+        let mut done = Ok(());
+        for (step, work) in work {
+            self.beat(Instant::now());
+            match self.work(work, undo) {
+                Ok(notes) => {
+                    if let Some(step) = told.steps.get_mut(step) {
+                        step.notes.extend(notes);
+                    }
+                }
+                Err(fault) => {
+                    done = Err((step, fault));
+                    break;
+                }
+            }
+        }
+        self.is_applying = false;
+        done
     }
 
     /// Does a part of a step; what it adds to what is told.
@@ -318,11 +341,14 @@ impl Daemon {
     /// Undoes what was done, the last first, and tells of a fault with which step it came.
     fn undo_all(&mut self, fault: Fault, step: Option<&ConfigStep>, undo: Vec<Undo>) -> Fault {
         let mut kept = Vec::new();
+        self.is_applying = true;
         for undo in undo.into_iter().rev() {
+            self.beat(Instant::now());
             if let Err(again) = self.undo(undo) {
                 kept.push(again.message);
             }
         }
+        self.is_applying = false;
         if let Err(again) = self.keep() {
             kept.push(again.message);
         }

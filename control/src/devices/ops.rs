@@ -685,12 +685,15 @@ impl Daemon {
         }
     }
 
-    /// Keeps what operators added, as it is now.
+    /// Keeps what operators added, as it is now. While a file is applied, nothing is written: that is done behind it.
     pub(crate) fn keep(&mut self) -> Result<(), Fault> {
         self.keep_without(None)
     }
 
     pub(crate) fn keep_without(&mut self, name: Option<&str>) -> Result<(), Fault> {
+        if self.is_applying {
+            return Ok(());
+        }
         let generation = self.generation + 1;
         // A directory that was just taken away is no reason to refuse a change.
         for finding in self.state.as_mut().map(StateDir::look_after).unwrap_or_default() {

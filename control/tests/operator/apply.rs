@@ -1,13 +1,20 @@
 //! A configuration file that is applied to what runs: what is foretold, what is done, and what is undone.
 
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::mpsc::channel;
+use std::time::Instant;
 
 use ringway_vhost_user::frontend::Frontend;
+use rustix::fs::inotify;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Daemon, SOON, wait_for};
+use crate::support::{Daemon, SOON, ringwayd, wait_for};
 
 const FIRST: &str = r#"
 [[mgmtdev]]
@@ -368,4 +375,98 @@ fn file_is_taken_up_to_its_bound_wherever_it_is_read() {
     let mut start = crate::support::ringwayd();
     start.args(["--ctl", "/tmp/none/ctl.sock", "--config"]).arg(&file);
     assert!(crate::support::finish(start).bad(2).contains("1048576 at most"));
+}
+
+/// Counts how often the kept devices are written.
+struct Writes(OwnedFd);
+
+impl Writes {
+    fn of(daemon: &Daemon) -> Writes {
+        let inotify =
+            inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).unwrap();
+        let state: &Path = &daemon.dir.join("state");
+        // The kernel makes one of two that are alike: each is told apart by the name that it had before.
+        let moves = inotify::WatchFlags::MOVED_FROM | inotify::WatchFlags::MOVED_TO;
+        inotify::add_watch(&inotify, state, moves).unwrap();
+        Writes(inotify)
+    }
+
+    /// Since it was asked for last.
+    fn count(&self) -> usize {
+        let mut buffer = [const { MaybeUninit::uninit() }; 4096];
+        let mut reader = inotify::Reader::new(&self.0, &mut buffer);
+        let mut count = 0;
+        while let Ok(event) = reader.next() {
+            assert!(!event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW));
+            count += usize::from(event.file_name().is_some_and(|name| name.to_bytes() == b"devices.json"));
+        }
+        count
+    }
+}
+
+/// Devices of the simulated wire, each with this MTU.
+fn many(count: usize, mtu: u16) -> String {
+    (0..count).map(|n| format!("[[device]]\nname = \"m{n}\"\nmgmtdev = \"sim/net\"\nmtu = {mtu}\n")).collect()
+}
+
+#[test]
+fn file_that_changes_many_devices_is_kept_twice_however_many_they_are() {
+    const DEVICES: usize = 300;
+    let (daemon, file) = with_file(&many(DEVICES, 1400));
+    daemon.run("dev add name own mgmtdev sim/net").good();
+    let shown = file.display();
+    let writes = Writes::of(&daemon);
+    std::fs::write(&file, many(DEVICES, 1300)).unwrap();
+    let begun = Instant::now();
+    let done = daemon.run(&format!("-j config apply {shown}")).json();
+    println!("{DEVICES} devices are changed in {:?}", begun.elapsed());
+    assert_eq!(steps(&done).len(), DEVICES, "{done}");
+    assert_eq!(daemon.device("m299")["provisioned"]["mtu"], 1300);
+    assert_eq!(writes.count(), 2, "before and behind");
+    // One that cannot be applied: as often, with all that is undone.
+    let last = "[[device]]\nname = \"f0\"\nmgmtdev = \"file\"\npath = \"/nonexistent/disk\"\n";
+    std::fs::write(&file, many(DEVICES, 1200) + last).unwrap();
+    let error = daemon.run(&format!("config apply {shown}"));
+    assert!(error.code != 0 && error.err.contains("; nothing is changed"), "{error:?}");
+    assert_eq!(daemon.device("m299")["provisioned"]["mtu"], 1300);
+    assert_eq!(writes.count(), 2);
+    // What operators do is on disk before it is answered, as ever; the file's devices are not among it.
+    daemon.run("dev set name own mtu 1400").good();
+    assert_eq!(writes.count(), 1);
+    std::fs::write(&file, "").unwrap();
+    daemon.run(&format!("config apply {shown} --force")).good();
+    assert_eq!(writes.count(), 2);
+    let kept = std::fs::read_to_string(daemon.dir.join("state/devices.json")).unwrap();
+    let kept: Value = serde_json::from_str(&kept).unwrap();
+    assert_eq!((kept["devices"].as_array().unwrap().len(), &kept["devices"][0]["mtu"]), (1, &json!(1400)));
+}
+
+#[test]
+fn watchdog_is_fed_while_a_large_file_is_applied() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    let mut command = ringwayd();
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "30000");
+    let daemon = Daemon::start_as(command, Stdio::null());
+    let (beat, beats) = channel();
+    std::thread::spawn(move || {
+        let mut told = [0; 128];
+        while let Ok(n) = manager.recv(&mut told) {
+            if &told[..n] == b"WATCHDOG=1" && beat.send(Instant::now()).is_err() {
+                return;
+            }
+        }
+    });
+    let given = json!({ "file": "/f", "text": many(1000, 1400) });
+    let mut wire = daemon.wire();
+    let begun = Instant::now();
+    let done = wire.call("config.apply", given);
+    let ended = Instant::now();
+    assert_eq!(done["result"]["steps"].as_array().unwrap().len(), 1000);
+    let within = beats.try_iter().filter(|at| (begun..ended).contains(at));
+    let marks: Vec<Instant> = [begun].into_iter().chain(within).chain([ended]).collect();
+    let longest = marks.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+    println!("{} beats in {:?}, the longest pause {longest:?}", marks.len() - 2, ended - begun);
+    assert!(longest * 2 < ended - begun, "no beat for {longest:?} of {:?}", ended - begun);
 }
