@@ -1,4 +1,5 @@
-//! When a change of a device is in force: at once, when something happens, or when the next front-end connects.
+//! When a change of a device is in force: at once, when something happens, when the next front-end connects, or, where the
+//! host itself is the other side and nobody connects anew, when the device is made anew.
 //!
 //! What a connected guest was told of its device, as its address and its MTU, stays as it is for as long as its front-end is
 //! connected: such a change is accepted, and deferred. Of each device it is known which keys that are ([`Device::deferred`]).
@@ -22,6 +23,8 @@ pub(crate) struct Taking {
     /// What only a new device has: at once, or when the front-end that is connected is gone.
     pub(crate) of_a_new_device: Vec<String>,
     is_connected: bool,
+    /// An interface or a function of the host's is its other side.
+    pub(crate) is_host: bool,
 }
 
 impl Taking {
@@ -36,7 +39,11 @@ impl Taking {
             let info = info.filter(is_kept)?;
             info.attributes.iter().find(|attribute| attribute.name == name)?.live
         };
-        let mut taking = Taking { is_connected: life == Life::Connected, ..Taking::default() };
+        let mut taking = Taking {
+            is_connected: life == Life::Connected,
+            is_host: device.netdev.is_some(),
+            ..Taking::default()
+        };
         let own = [("mac", entry.mac != before.mac), ("mtu", entry.mtu != before.mtu)];
         let own = own.into_iter().filter(|(key, is_other)| *is_other && !device.has(entry, key));
         taking.of_a_new_device.extend(own.map(|(key, _)| key.to_owned()));
@@ -56,7 +63,7 @@ impl Taking {
         taking
     }
 
-    /// The keys that are in force when the next front-end connects.
+    /// The keys that are not in force before somebody else connects, or before the device is made anew.
     pub(crate) fn deferred(&self) -> &[String] {
         if self.is_connected { &self.of_a_new_device } else { &[] }
     }
@@ -69,9 +76,15 @@ impl Taking {
 
     /// What is answered to whoever set it, with what else is to be said.
     pub(crate) fn answer(&self, name: &str, others: Vec<String>) -> DevChanged {
-        let next = (!self.deferred().is_empty()).then(|| UNTIL_NEXT.to_owned());
+        let next = (!self.deferred().is_empty()).then(|| until(self.is_host).to_owned());
         let notes = self.waits_for().chain(next).chain(others).collect();
         DevChanged { changed: name.to_owned(), applied: self.not_in_force().is_empty(), notes }
+    }
+
+    /// What of it is deferred, and until when, for an operator.
+    pub(crate) fn deferral(&self) -> Option<String> {
+        let keys = self.deferred().join(", ");
+        (!keys.is_empty()).then(|| format!("{keys}: {}", until(self.is_host)))
     }
 
     /// What of it waits for something, for an operator.
@@ -82,7 +95,7 @@ impl Taking {
 
 impl Device {
     /// What is asked for of a key is what the device that there is has. What is not asked for it has in any case.
-    fn has(&self, entry: &DeviceEntry, key: &str) -> bool {
+    pub(crate) fn has(&self, entry: &DeviceEntry, key: &str) -> bool {
         let net = self.facts.config.net();
         match key {
             "mac" => entry
@@ -97,6 +110,24 @@ impl Device {
         }
     }
 
+    /// What the device that there is has of a key, whatever was asked for since.
+    pub(crate) fn now(&self, key: &str) -> Option<String> {
+        let net = self.facts.config.net();
+        match key {
+            "mac" => net.map(|config| config.mac.to_string()),
+            "mtu" => net.map(|config| config.mtu.to_string()),
+            key => self.facts.attributes.get(key).cloned(),
+        }
+    }
+
+    /// What of it is deferred, and until when, for an operator.
+    pub(crate) fn deferral(&self) -> Option<String> {
+        let keys: Vec<&str> = self.deferred.iter().map(String::as_str).collect();
+        let when =
+            if self.netdev.is_some() { UNTIL_ANEW } else { "in force when the next front-end connects" };
+        self.is_outdated.then(|| format!("{} changed: {when}", keys.join(", ")))
+    }
+
     /// These were set while a front-end is connected: they are deferred, until what is asked for is what there is.
     pub(crate) fn defer(&mut self, keys: &[String]) {
         let mut deferred = std::mem::take(&mut self.deferred);
@@ -107,11 +138,11 @@ impl Device {
     }
 }
 
-/// What is said of keys that are deferred.
-pub(crate) fn deferral(keys: &[String]) -> Option<String> {
-    let keys = keys.join(", ");
-    (!keys.is_empty()).then(|| format!("{keys}: {UNTIL_NEXT}"))
+/// When what is deferred is in force.
+fn until(is_host: bool) -> &'static str {
+    if is_host { UNTIL_ANEW } else { "a front-end is connected: in force when the next one connects" }
 }
 
-/// When what is deferred is in force.
-const UNTIL_NEXT: &str = "a front-end is connected: in force when the next one connects";
+/// When what is deferred of a device is in force whose other side is the host's: it stays connected for good.
+const UNTIL_ANEW: &str =
+    "in force once the device is made anew: ringway dev del and dev add, or a restart of ringwayd";

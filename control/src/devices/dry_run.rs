@@ -12,7 +12,6 @@ use serde_json::Value;
 use crate::daemon::Daemon;
 use crate::devices::apply::plan::{change, changes, loss, step};
 use crate::devices::checks::implied_name;
-use crate::devices::deferral::deferral;
 use crate::devices::device::Origin;
 use crate::devices::ops::DeviceChange;
 use crate::devices::ports::gone_with_it;
@@ -93,7 +92,7 @@ impl Daemon {
         let disrupts = if moves && device.connection.is_some() { Disrupts::Queue } else { Disrupts::Nothing };
         let mut told = step("device", &set.name, ConfigAction::Set, disrupts, changes);
         told.notes.extend(taking.waits_for());
-        told.notes.extend(deferral(taking.deferred()));
+        told.notes.extend(taking.deferral());
         told.deferred = taking.not_in_force();
         if let (Origin::Config, Some(file)) = (device.origin, &self.config_file) {
             told.notes.push(format!(

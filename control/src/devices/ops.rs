@@ -624,7 +624,7 @@ impl Daemon {
         if let Some(device) = self.registry.by_id(id).filter(|_| life == Life::Connected) {
             device.defer(taking.deferred());
         }
-        if !taking.deferred().is_empty() {
+        if !taking.deferred().is_empty() && !taking.is_host {
             // The driver's own attributes are no matter of the VMM's.
             if set.mac.is_some() || set.mtu.is_some() {
                 notes.push(

@@ -40,7 +40,10 @@ pub(crate) const MEANINGS: [(&str, &str); 51] = [
     ("core.removed", "the worker of a core was ended"),
     ("daemon.stopping", "the daemon was told to stop"),
     ("dev.added", "a device is there"),
-    ("dev.changed", "a device was changed; `applied` false: in force when the next front-end connects"),
+    (
+        "dev.changed",
+        "a device was changed; `applied` false: not in force yet, and `dev show` says until when",
+    ),
     ("dev.failing", "what is behind a disk failed, how often since this was told last, and why"),
     ("dev.gone", "a device went with what it stood on; it is kept, and made again should that come back"),
     ("dev.needs_reset", "a device cannot go on until its guest resets it, and why"),

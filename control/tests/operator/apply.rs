@@ -382,8 +382,7 @@ struct Writes(OwnedFd);
 
 impl Writes {
     fn of(daemon: &Daemon) -> Writes {
-        let inotify =
-            inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).unwrap();
+        let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).unwrap();
         let state: &Path = &daemon.dir.join("state");
         // The kernel makes one of two that are alike: each is told apart by the name that it had before.
         let moves = inotify::WatchFlags::MOVED_FROM | inotify::WatchFlags::MOVED_TO;

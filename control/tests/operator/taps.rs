@@ -314,3 +314,77 @@ fn namespace_that_is_a_pipe_is_refused_and_waited_for_by_nobody() {
     daemon.run("hello").good();
     assert!(daemon.run("dev show").good().is_empty());
 }
+
+/// Nobody connects anew to the host's own end: it is said what brings in force there what was set, and a file brings it.
+#[test]
+fn what_is_set_of_an_interface_in_service_waits_for_a_new_device_which_a_file_makes() {
+    let Some(host) = Namespace::new("wait") else { return };
+    let mut daemon = Daemon::start();
+    daemon.terminate();
+    let (file, metrics) = (daemon.dir.join("r.toml"), daemon.dir.join("metrics.sock"));
+    let write = |mtu: u16| {
+        let text = format!(
+            "[[device]]\nname = \"host0\"\nmgmtdev = \"bridge/b\"\ntap = \"rwt8\"\nnetns = \"{}\"\nmtu = {mtu}\n",
+            host.0
+        );
+        std::fs::write(&file, text).unwrap();
+    };
+    write(1400);
+    daemon.start_again(&["--config", file.to_str().unwrap(), "--metrics", metrics.to_str().unwrap()]);
+    let has = |mtu: u16| {
+        wait_for("the interface to be in service", || {
+            daemon.device("host0")["state"] == "connected"
+                && host.link("rwt8").contains(&format!(" mtu {mtu} "))
+        });
+    };
+    let counted = |count: u64| {
+        let line = format!("ringway_device_deferred{{dev=\"host0\"}} {count}\n");
+        crate::metrics::ask(&metrics, "GET /metrics HTTP/1.1\r\n\r\n").contains(&line)
+    };
+    has(1400);
+    let foretold = daemon.run("--dry-run dev set name host0 mtu 1300").good();
+    let told = daemon.run("dev set name host0 mtu 1300").bad(65);
+    for said in [&foretold, &told, &daemon.run("dev show host0").good()] {
+        assert!(
+            said.contains("in force once the device is made anew: ringway dev del and dev add, or a restart"),
+            "{said}"
+        );
+        assert!(!said.contains("connects") && !said.contains("QEMU"), "{said}");
+    }
+    let status = daemon.run("status").good();
+    assert!(
+        status.contains("  host0: not in force before it is made anew (ringway dev del and dev add, "),
+        "{status}"
+    );
+    assert_eq!(daemon.device("host0")["deferred"], serde_json::json!(["mtu"]));
+    assert!(counted(1) && host.link("rwt8").contains(" mtu 1400 "));
+    // What it has is what it has: set back, nothing waits.
+    daemon.run("dev set name host0 mtu 1400").good();
+    assert!(counted(0) && daemon.device("host0").get("deferred").is_none());
+
+    // A file makes the device anew: also one that says what was set before.
+    let line = |words: &str| format!("-j config {words} {}", file.display());
+    daemon.run("dev set name host0 mtu 1300").bad(65);
+    for (mtu, before) in [(1300, "1400"), (1200, "1300")] {
+        write(mtu);
+        for words in ["diff", "apply"] {
+            let plan = daemon.run(&line(words)).json();
+            let step = &plan["steps"][0];
+            assert_eq!(
+                (&step["action"], plan["steps"].as_array().unwrap().len()),
+                (&"remake".into(), 1),
+                "{plan}"
+            );
+            let changes = serde_json::json!([{ "key": "mtu", "before": before, "after": mtu.to_string() }]);
+            assert_eq!(step["changes"], changes, "{plan}");
+        }
+        has(mtu);
+        assert!(counted(0));
+        assert_eq!(daemon.run(&line("diff")).json()["unchanged"], 1);
+    }
+    // A file that says what the interface has leaves it, whatever was set meanwhile.
+    daemon.run("dev set name host0 mtu 1300").bad(65);
+    let plan = daemon.run(&line("apply")).json();
+    assert_eq!(plan["steps"][0]["action"], "set", "{plan}");
+    assert!(counted(0) && host.link("rwt8").contains(" mtu 1200 "));
+}

@@ -9,7 +9,7 @@ use ringway_pmd::vdpa::MgmtInfo;
 
 use crate::daemon::Daemon;
 use crate::devices::absent::Absent;
-use crate::devices::deferral::{Taking, deferral};
+use crate::devices::deferral::Taking;
 use crate::devices::device::{Device, Origin};
 use crate::devices::placement::list;
 use crate::devices::ports::Port;
@@ -146,15 +146,15 @@ impl Daemon {
                 }
                 None if device.origin == Origin::Operator => plan.told.beside.push(device.name().to_owned()),
                 Some(entry) if device.origin != Origin::Implied => {
-                    let changes = changes(device, entry);
+                    let mut changes = changes(device, entry);
+                    changes.extend(left_waiting(device, entry, &changes));
                     // It is gone with its port by then, and made anew.
                     let is_of_port = self.ports.iter().any(|port| {
                         port.entry.child() == device.entry.mgmtdev && self.is_removed(port, desired)
                     });
                     let info = known.find(&entry.mgmtdev);
-                    let is_host = device.netdev.is_some();
-                    if is_of_port || changes.iter().any(|change| !is_settable(change, info.as_ref(), is_host))
-                    {
+                    let is_anew = |change| !is_settable(change, info.as_ref(), device, entry);
+                    if is_of_port || changes.iter().any(is_anew) {
                         let told = step("device", device.name(), ConfigAction::Remake, loss(device), changes);
                         let told = told.adopting(device.origin == Origin::Operator);
                         plan.work.push((plan.told.steps.len(), Work::RemoveDevice(device.name().to_owned())));
@@ -422,7 +422,7 @@ impl Daemon {
             let mut told = step("device", &entry.name, ConfigAction::Set, disrupts, changes);
             let taking = Taking::of(device, &set.applied_to(&device.entry), info.as_ref());
             told.notes.extend(taking.waits_for());
-            told.notes.extend(deferral(taking.deferred()));
+            told.notes.extend(taking.deferral());
             told.deferred = taking.not_in_force();
             let told = told.adopting(device.origin == Origin::Operator);
             plan.step(told, is_set.then_some(Work::SetDevice(set)));
@@ -564,13 +564,33 @@ pub(crate) fn is_unset(info: Option<&MgmtInfo>, key: &str, value: &str) -> bool 
         .is_some_and(|live| !live.is_told && live.unset == Some(value))
 }
 
-/// `dev set` does it, for a device whose other side is the `host`'s where nobody connects anew. A key that is to go back to its default needs a new device, unless a value says the same.
-fn is_settable(change: &ConfigChange, info: Option<&MgmtInfo>, is_host: bool) -> bool {
+/// What was set before of a device whose other side is the host's, stands in the file as well, and waits for a new device: the
+/// file makes one.
+fn left_waiting(device: &Device, wanted: &DeviceEntry, changes: &[ConfigChange]) -> Vec<ConfigChange> {
+    let is_left = |key: &&String| device.netdev.is_some() && changes.iter().all(|change| change.key != **key);
+    let wanted = |key: &str| match key {
+        "mac" => wanted.mac.clone(),
+        "mtu" => wanted.mtu.map(|mtu| mtu.to_string()),
+        key => wanted.attributes.get(key).cloned(),
+    };
+    let left = device.deferred.iter().filter(is_left);
+    left.map(|key| change(key, device.now(key).as_ref(), wanted(key).as_ref())).collect()
+}
+
+/// `dev set` does it, so that it is in force at once or when the next front-end connects: where the host is the other side, nobody
+/// connects anew. A key that is to go back to its default needs a new device, unless a value says the same.
+fn is_settable(
+    change: &ConfigChange,
+    info: Option<&MgmtInfo>,
+    device: &Device,
+    wanted: &DeviceEntry,
+) -> bool {
     let attribute =
         info.and_then(|info| info.attributes.iter().find(|attribute| attribute.name == change.key));
     let live = attribute.and_then(|attribute| attribute.live);
-    if is_host && attribute.is_some() && live.is_none() {
-        return false;
+    let is_own = attribute.is_some() || ["mac", "mtu"].contains(&change.key.as_str());
+    if device.netdev.is_some() && is_own && live.is_none() {
+        return change.after.is_some() && device.has(wanted, &change.key);
     }
     let unset = live.and_then(|live| live.unset);
     let fixed = ["mgmtdev", "max_vqp", "device_features", "socket", "mode", "owner", "group"];

@@ -67,7 +67,8 @@ pub struct DevInfo {
     /// The driver's own attributes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<String, String>,
-    /// Keys that were set and are not in force yet: they are when the next front-end connects.
+    /// Keys that were set and are not in force yet: they are when the next front-end connects, or, where the host's interface or
+    /// function is the other side, when the device is made anew.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deferred: Vec<String>,
     /// The core of each group of queues.

@@ -34,9 +34,12 @@ pub(super) struct Status {
     connected: usize,
     /// What was asked for and could not be made, and why.
     absent: Named<String>,
-    /// What was set of a device and is not in force before its next front-end connects.
+    /// What was set of a device and is not in force before its next front-end connects, or before it is made anew.
     #[serde(skip_serializing_if = "Named::is_empty")]
     deferred: Named<Vec<String>>,
+    /// Those of them whose other side is the host's: only a new device has what was set.
+    #[serde(skip)]
+    of_the_host: Vec<String>,
 }
 
 /// Asks the daemon.
@@ -49,6 +52,9 @@ pub(super) fn look(client: &mut Client) -> Result<Status, Fault> {
     let connected = devices.dev.0.iter().filter(|(_, device)| is_connected(device)).count();
     let deferred = devices.dev.0.iter().filter(|(_, device)| !device.deferred.is_empty());
     let deferred = deferred.map(|(name, device)| (name.clone(), device.deferred.clone())).collect();
+    let of_the_host =
+        devices.dev.0.iter().filter(|(_, device)| device.netdev.is_some() || device.uplink.is_some());
+    let of_the_host = of_the_host.map(|(name, _)| name.clone()).collect();
     Ok(Status {
         state: match (absent.is_empty(), hello.binary) {
             (false, _) => "degraded",
@@ -65,6 +71,7 @@ pub(super) fn look(client: &mut Client) -> Result<Status, Fault> {
         connected,
         absent: Named(absent),
         deferred: Named(deferred),
+        of_the_host,
     })
 }
 
@@ -96,7 +103,11 @@ impl Status {
         }
         for (name, keys) in &self.deferred.0 {
             let keys = keys.join(", ");
-            let _ = writeln!(text, "  {name}: not in force before its next front-end connects: {keys}");
+            let until = match self.of_the_host.contains(name) {
+                true => "it is made anew (ringway dev del and dev add, or a restart of ringwayd)",
+                false => "its next front-end connects",
+            };
+            let _ = writeln!(text, "  {name}: not in force before {until}: {keys}");
         }
         match self.binary {
             Binary::Installed => {}

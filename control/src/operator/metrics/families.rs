@@ -67,7 +67,7 @@ pub(crate) const OWN: [(&str, &str, &str, &str); 18] = [
         "ringway_device_deferred",
         "gauge",
         "dev",
-        "Keys that were set and are not in force before the next front-end connects.",
+        "Keys that were set and are not in force before the next front-end connects, or the device is made anew.",
     ),
     (
         "ringway_absent",

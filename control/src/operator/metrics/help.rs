@@ -28,7 +28,10 @@ const OWN: [(&str, &str); 18] = [
         "ringway_scrapes_refused",
         "Scrapers that were turned away, by reason: all places were taken, or what they sent was nothing that is answered, or too slow",
     ),
-    ("ringway_device_deferred", "Keys that were set and are not in force before the next front-end connects"),
+    (
+        "ringway_device_deferred",
+        "Keys that were set and are not in force before the next front-end connects, or the device is made anew",
+    ),
     ("ringway_device_state", "Who made a device and where it is in its life, as labels; always 1"),
     (
         "ringway_queue_latency",

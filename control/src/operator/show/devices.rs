@@ -112,12 +112,7 @@ fn findings(device: &Device, missing: &[Missing]) -> Vec<Finding> {
 fn notes(device: &Device, missing: &[Missing]) -> Vec<String> {
     let connection = device.connection.as_ref();
     let mut notes: Vec<String> = device.closed_to_its_owner().into_iter().collect();
-    if device.is_outdated {
-        notes.push(format!(
-            "{} changed: in force when the next front-end connects",
-            device.deferred.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
-        ));
-    }
+    notes.extend(device.deferral());
     notes.extend(connection.and_then(|connection| connection.note.clone()));
     notes.extend(device.health.as_ref().and_then(|health| health.words()));
     let of_it = missing.iter().filter(|missing| missing.dev.as_deref() == Some(device.name()));
