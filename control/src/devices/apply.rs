@@ -20,8 +20,8 @@ use tempfile::NamedTempFile;
 
 use crate::daemon::Daemon;
 use crate::devices::absent::{Absent, RETRY_ABSENT};
-use crate::devices::apply::plan::{Plan, Work, unset_of};
-use crate::devices::device::Origin;
+use crate::devices::apply::plan::{Plan, Work, named, unset_of};
+use crate::devices::device::{Device, Origin};
 use crate::devices::registry::MgmtOrigin;
 use crate::fault::{Fault, Kind};
 use crate::operator::api::{
@@ -38,12 +38,12 @@ const PREVIOUS: &str = "previous.toml";
 /// How a step is undone.
 enum Undo {
     Absent(Absent),
-    AddDevice(DeviceEntry, Origin),
+    AddDevice(Gone),
     RemoveDevice(String),
-    /// Its settings, then its entry and origin.
-    SetDevice(DevSet, DeviceEntry, Origin),
-    RemakeDevice(DeviceEntry, Origin),
-    Entry(DeviceEntry, Origin),
+    /// Its settings, then what it was.
+    SetDevice(DevSet, Was),
+    RemakeDevice(Was),
+    Entry(Was),
     AddPort(PortEntry, MgmtOrigin),
     RemovePort(String),
     SetPort(PortSet),
@@ -52,6 +52,35 @@ enum Undo {
     RemoveMgmtdev(String),
     SetMgmtdev(MgmtEntry),
     OriginOfMgmtdev(String, MgmtOrigin),
+}
+
+/// A device that was removed.
+struct Gone {
+    entry: DeviceEntry,
+    origin: Origin,
+    /// Somebody was connected, and has lost it.
+    was_in_use: bool,
+}
+
+/// What a device was that stayed.
+struct Was {
+    entry: DeviceEntry,
+    origin: Origin,
+    deferred: Vec<String>,
+}
+
+impl Gone {
+    fn of(device: &Device) -> Gone {
+        let (entry, origin) = (device.entry.clone(), device.origin);
+        Gone { entry, origin, was_in_use: device.connection.is_some() }
+    }
+}
+
+impl Was {
+    fn of(device: &Device) -> Was {
+        let deferred = device.deferred.iter().cloned().collect();
+        Was { entry: device.entry.clone(), origin: device.origin, deferred }
+    }
 }
 
 impl Daemon {
@@ -196,11 +225,10 @@ impl Daemon {
             }
             Work::RemoveDevice(name) => {
                 // It may be gone with its port, or with another that brought it.
-                if let Ok(device) = self.registry.find(&name) {
-                    let (entry, origin) = (device.entry.clone(), device.origin);
+                if let Ok(gone) = self.registry.find(&name).map(Gone::of) {
                     self.drop_device(&name);
                     self.events.push("dev.removed", Some(&name), json!({}));
-                    undo.push(Undo::AddDevice(entry, origin));
+                    undo.push(Undo::AddDevice(gone));
                 }
             }
             Work::RemovePort(handle) => {
@@ -209,14 +237,10 @@ impl Daemon {
                 };
                 let (entry, origin) = (port.entry.clone(), port.origin);
                 let child = entry.child();
-                let lost: Vec<(DeviceEntry, Origin)> = self
-                    .registry
-                    .devices()
-                    .filter(|device| device.entry.mgmtdev == child)
-                    .map(|device| (device.entry.clone(), device.origin))
-                    .collect();
+                let lost = self.registry.devices().filter(|device| device.entry.mgmtdev == child);
+                let lost: Vec<Gone> = lost.map(Gone::of).collect();
                 self.delete_port(&Target { name: handle })?;
-                undo.extend(lost.into_iter().map(|(entry, origin)| Undo::AddDevice(entry, origin)));
+                undo.extend(lost.into_iter().map(Undo::AddDevice));
                 undo.push(Undo::AddPort(entry, origin));
             }
             Work::RemoveMgmtdev(name) => {
@@ -299,15 +323,14 @@ impl Daemon {
             }
             Work::SetDevice(set) => {
                 let device = self.registry.find(&set.name)?;
-                let (entry, origin, facts) = (device.entry.clone(), device.origin, &device.facts);
+                let (was, facts) = (Was::of(device), &device.facts);
                 let now = in_force(device);
-                let info = self.registry.known().find(&entry.mgmtdev);
+                let info = self.registry.known().find(&was.entry.mgmtdev);
                 let before = |key: &String| {
                     let unset = unset_of(info.as_ref(), key).map(str::to_owned);
                     facts.attributes.get(key).cloned().or(unset)
                 };
-                let is_known = set.attributes.keys().all(|key| before(key).is_some());
-                let back = DevSet {
+                let mut back = DevSet {
                     name: set.name.clone(),
                     mac: set.mac.as_ref().and(now.mac),
                     mtu: set.mtu.and(now.mtu),
@@ -319,19 +342,25 @@ impl Daemon {
                         .collect(),
                 };
                 // When it is in force was foretold.
-                notes.extend(self.set_entry(&set)?.1);
-                undo.push(match is_known {
-                    true => Undo::SetDevice(back, entry, origin),
+                let (taking, more) = self.set_entry(&set)?;
+                notes.extend(more);
+                // What is deferred is not in the device: its entry alone goes back.
+                let is_in_it = |key: &str| taking.deferred().iter().all(|other| other != key);
+                back.mac = back.mac.filter(|_| is_in_it("mac"));
+                back.mtu = back.mtu.filter(|_| is_in_it("mtu"));
+                back.attributes.retain(|key, _| is_in_it(key));
+                let mut to_undo = set.attributes.keys().filter(|key| is_in_it(key));
+                undo.push(match to_undo.all(|key| back.attributes.contains_key(key)) {
+                    true => Undo::SetDevice(back, was),
                     // Only a new device has what nobody asked for.
-                    false => Undo::RemakeDevice(entry, origin),
+                    false => Undo::RemakeDevice(was),
                 });
             }
             Work::Adopt(entry) => {
                 let id = self.registry.id_of(&entry.name)?;
                 if let Some(device) = self.registry.by_id(id) {
-                    let before = (std::mem::replace(&mut device.entry, entry), device.origin);
-                    device.origin = Origin::Config;
-                    undo.push(Undo::Entry(before.0, before.1));
+                    undo.push(Undo::Entry(Was::of(device)));
+                    (device.entry, device.origin) = (entry, Origin::Config);
                 }
             }
         }
@@ -340,10 +369,11 @@ impl Daemon {
 
     /// Undoes what was done, the last first, and tells of a fault with which step it came.
     fn undo_all(&mut self, fault: Fault, step: Option<&ConfigStep>, undo: Vec<Undo>) -> Fault {
-        let mut kept = Vec::new();
+        let (mut kept, mut lost) = (Vec::new(), Vec::new());
         self.is_applying = true;
         for undo in undo.into_iter().rev() {
             self.beat(Instant::now());
+            lost.extend(self.lost_by(&undo));
             if let Err(again) = self.undo(undo) {
                 kept.push(again.message);
             }
@@ -356,17 +386,33 @@ impl Daemon {
             tracing::error!("a file that could not be applied could not be undone as a whole: {why}");
         }
         let at = step.map_or_else(String::new, |step| format!("{} {}: ", step.what, step.name));
-        let end = match kept.is_empty() {
+        let mut end = match kept.is_empty() {
             true => "nothing is changed".to_owned(),
             false => format!("not all is as it was: {}", kept.join("; ")),
         };
+        if !lost.is_empty() {
+            end += &format!("; gone for a moment, and made anew: {}", named(&lost));
+        }
         Fault { message: format!("{at}{}; {end}", fault.message), ..fault }
+    }
+
+    /// The device that somebody used who has lost it, or does by its being undone.
+    fn lost_by(&self, undo: &Undo) -> Option<String> {
+        let (name, is_lost) = match undo {
+            Undo::AddDevice(gone) => (&gone.entry.name, gone.was_in_use),
+            Undo::RemakeDevice(was) => {
+                let device = self.registry.find(&was.entry.name);
+                (&was.entry.name, device.is_ok_and(|device| device.connection.is_some()))
+            }
+            _ => return None,
+        };
+        is_lost.then(|| name.clone())
     }
 
     fn undo(&mut self, undo: Undo) -> Result<(), Fault> {
         match undo {
             Undo::Absent(absent) => self.make_later(absent.entry, absent.origin, absent.why),
-            Undo::AddDevice(entry, origin) => {
+            Undo::AddDevice(Gone { entry, origin, .. }) => {
                 let name = entry.name.clone();
                 match self.make_device(entry.clone(), origin) {
                     Ok(()) => self.tell_added(&name),
@@ -383,25 +429,27 @@ impl Daemon {
                 self.drop_device(&name);
                 self.events.push("dev.removed", Some(&name), json!({}));
             }
-            Undo::RemakeDevice(entry, origin) => {
+            Undo::RemakeDevice(Was { entry, origin, .. }) => {
                 self.drop_device(&entry.name);
-                self.undo(Undo::AddDevice(entry, origin))?;
+                self.undo(Undo::AddDevice(Gone { entry, origin, was_in_use: false }))?;
             }
-            Undo::SetDevice(set, entry, origin) => {
+            Undo::SetDevice(set, was) => {
                 let is_some = set.mac.is_some()
                     || set.mtu.is_some()
                     || set.core.is_some()
                     || !set.attributes.is_empty();
                 let done = is_some.then(|| self.set_entry(&set));
-                let id = self.registry.id_of(&entry.name);
-                self.undo(Undo::Entry(entry, origin))?;
+                let id = self.registry.id_of(&was.entry.name);
+                self.undo(Undo::Entry(was))?;
                 id.into_iter().for_each(|id| self.share_core(id));
                 done.transpose()?;
             }
-            Undo::Entry(entry, origin) => {
+            Undo::Entry(Was { entry, origin, deferred }) => {
                 let id = self.registry.id_of(&entry.name)?;
                 if let Some(device) = self.registry.by_id(id) {
                     (device.entry, device.origin) = (entry, origin);
+                    // What was, and nothing that was to be.
+                    device.defer(&deferred);
                 }
             }
             Undo::AddPort(entry, origin) => {

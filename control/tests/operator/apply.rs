@@ -177,14 +177,13 @@ fn file_of_which_a_part_cannot_be_changes_nothing() {
     let before = daemon.run("config dump").good();
     let (devices, origins) =
         (daemon.run("dev show").good().matches("mgmtdev").count(), daemon.run("-j dev show").json());
-    let last = "\n[[device]]\nname = \"f0\"\nmgmtdev = \"file\"\npath = \"/nonexistent/disk\"\n";
     let text = FIRST
         .replace("ageing = 60", "ageing = 90")
         .replace("size = \"8M\"", "size = \"8M\"\niops = 500")
         .replace("mac = \"52:54:00:00:00:01\"", "max_vqp = 2")
         .replace("name = \"n0\"", "name = \"n2\"")
         + "[[mgmtdev]]\nname = \"bridge/other\"\n[[device]]\nname = \"own\"\nmgmtdev = \"sim/net\"\n"
-        + last;
+        + CANNOT_BE;
     std::fs::write(&file, &text).unwrap();
     let error = daemon.run(&format!("config apply {}", file.display()));
     assert!(
@@ -265,8 +264,7 @@ fn devices_of_a_port_that_is_made_anew_are_made_anew_and_stand_once() {
     assert_eq!(steps(&plan), ["port simnic/n/8 remake device", "device p remake nothing"], "{plan}");
     assert_eq!(daemon.device("p")["provisioned"]["mtu"], 1400);
     // The last device of another file cannot be: the port and its device are as they were, and nothing stands twice.
-    let last = "[[device]]\nname = \"f0\"\nmgmtdev = \"file\"\npath = \"/nonexistent/disk\"\n";
-    std::fs::write(&file, format!("{text}{last}")).unwrap();
+    std::fs::write(&file, format!("{text}{CANNOT_BE}")).unwrap();
     let error = daemon.run(&format!("config apply {}", file.display()));
     assert!(error.err.contains("; nothing is changed"), "{error:?}");
     assert_eq!(daemon.device("p")["provisioned"]["mtu"], 1400);
@@ -377,6 +375,40 @@ fn file_is_taken_up_to_its_bound_wherever_it_is_read() {
     assert!(crate::support::finish(start).bad(2).contains("1048576 at most"));
 }
 
+/// The last device of a file that cannot be applied.
+const CANNOT_BE: &str = "[[device]]\nname = \"f0\"\nmgmtdev = \"file\"\npath = \"/nonexistent/disk\"\n";
+
+#[test]
+fn what_waits_is_as_it_was_once_a_file_is_undone() {
+    let text = |words: &str| format!("[[device]]\nname = \"vm0\"\nmgmtdev = \"bridge/b\"\n{words}\n");
+    let (daemon, file) = with_file(&text("mtu = 1500"));
+    let apply = |text: String| {
+        std::fs::write(&file, text).unwrap();
+        daemon.run(&format!("config apply {}", file.display()))
+    };
+    let mut kept = connect(&daemon, "vm0");
+    let (none, mtu) = (Value::Null, json!(["mtu"]));
+    let others = ["mtu = 1400", "mtu = 1500\nmac = \"52:54:00:00:00:09\"", "mtu = 1500"];
+    for (now, before) in [("mtu = 1500", &none), ("mtu = 1400", &mtu)] {
+        apply(text(now));
+        assert_eq!(&daemon.device("vm0")["deferred"], before, "{now}");
+        let dump = daemon.run("config dump").good();
+        for other in others {
+            let error = apply(text(other) + CANNOT_BE);
+            assert!(error.code != 0 && error.err.contains("; nothing is changed"), "{error:?}");
+            assert_eq!(&daemon.device("vm0")["deferred"], before, "{now}, then {other}");
+            assert_eq!(daemon.run("config dump").good(), dump);
+        }
+        // What waits is all that the exit code stands for.
+        assert_eq!(apply(text(now)).code, if *before == none { 0 } else { 65 });
+    }
+    kept.queue_num().unwrap();
+    // Who lost a device on the way is told.
+    let error = apply(text("max_vqp = 2") + CANNOT_BE);
+    assert!(error.err.contains("; nothing is changed; gone for a moment, and made anew: vm0"), "{error:?}");
+    assert!(kept.queue_num().is_err());
+}
+
 /// Counts how often the kept devices are written.
 struct Writes(OwnedFd);
 
@@ -423,8 +455,7 @@ fn file_that_changes_many_devices_is_kept_twice_however_many_they_are() {
     assert_eq!(daemon.device("m299")["provisioned"]["mtu"], 1300);
     assert_eq!(writes.count(), 2, "before and behind");
     // One that cannot be applied: as often, with all that is undone.
-    let last = "[[device]]\nname = \"f0\"\nmgmtdev = \"file\"\npath = \"/nonexistent/disk\"\n";
-    std::fs::write(&file, many(DEVICES, 1200) + last).unwrap();
+    std::fs::write(&file, many(DEVICES, 1200) + CANNOT_BE).unwrap();
     let error = daemon.run(&format!("config apply {shown}"));
     assert!(error.code != 0 && error.err.contains("; nothing is changed"), "{error:?}");
     assert_eq!(daemon.device("m299")["provisioned"]["mtu"], 1300);

@@ -448,10 +448,7 @@ impl Plan {
         if self.lost.is_empty() || !self.leaves_none {
             return Ok(());
         }
-        let (named, more) = self.lost.split_at(self.lost.len().min(MOST_NAMED));
-        let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
-        let why =
-            format!("{file} names no device, and all that it made would go: {}{more}", named.join(", "));
+        let why = format!("{file} names no device, and all that it made would go: {}", named(&self.lost));
         let hint = format!("ringway config apply {file} --force, if that is what you want");
         Err(Fault::conflict(why).at("device").hint(hint))
     }
@@ -475,6 +472,13 @@ pub(crate) fn step(
 
 pub(crate) fn change(key: &str, before: Option<&String>, after: Option<&String>) -> ConfigChange {
     ConfigChange { key: key.to_owned(), before: before.cloned(), after: after.cloned() }
+}
+
+/// Names in a sentence: some, and how many more.
+pub(super) fn named(names: &[String]) -> String {
+    let (named, more) = names.split_at(names.len().min(MOST_NAMED));
+    let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+    format!("{}{more}", named.join(", "))
 }
 
 /// Devices that a refusal names.
