@@ -313,6 +313,61 @@ fn file_without_a_device_takes_away_what_it_made_only_if_that_is_asked_for() {
 }
 
 #[test]
+fn file_without_ports_management_devices_or_what_is_not_made_yet_is_refused_as_one_without_devices() {
+    let parent = "[[mgmtdev]]\nname = \"simnic/n\"\n";
+    let port = "[[port]]\nmgmtdev = \"simnic/n\"\nsfnum = 8\nstate = \"active\"\n";
+    let (daemon, file) = with_file(&format!("{parent}{port}"));
+    let shown = file.display().to_string();
+    let own = "dev add name own mgmtdev auxiliary/simnic.n.sf.8";
+    wait_for("the function is there", || daemon.run(own).code == 0);
+    let refused = |text: &str, what: &str| {
+        std::fs::write(&file, text).unwrap();
+        let why = format!("{shown} names no device, and all that it made would go: {what}");
+        for line in ["config apply", "--dry-run config apply"] {
+            let error = daemon.run(&format!("{line} {shown}")).bad(4);
+            assert!(
+                error.contains(&why) && error.contains(&format!("config apply {shown} --force")),
+                "{error}"
+            );
+        }
+        let diff = daemon.run(&format!("config diff {shown}"));
+        assert!(
+            diff.err.contains("it is not applied without --force: ") && diff.err.contains(&why),
+            "{diff:?}"
+        );
+    };
+    let with = "; with that, of what operators added: own\n";
+    refused("", &format!("port simnic/n/8, management device simnic/n{with}"));
+    refused(parent, &format!("port simnic/n/8{with}"));
+    daemon.signal(Signal::HUP);
+    wait_for("it is refused", || {
+        daemon.run("events --once --since 0 --type config.refused").good().contains(" --force")
+    });
+    daemon.device("own");
+    daemon.run(&format!("config apply {shown} --force")).good();
+    daemon.run("dev show own").bad(3);
+    assert_eq!(daemon.run("port show").good(), "");
+    // Nothing of the file's goes where a port was an operator's.
+    daemon.run("port add simnic/n sfnum 9").good();
+    daemon.run(&format!("config apply {shown}")).good();
+
+    // A bridge whose devices are operators'.
+    std::fs::write(&file, "[[mgmtdev]]\nname = \"bridge/b\"\nageing = 60\n").unwrap();
+    daemon.run(&format!("config apply {shown}")).good();
+    daemon.run("dev add name b0 mgmtdev bridge/b").good();
+    refused("", "management device bridge/b (its devices stay)\n");
+    // A disk whose file is not there yet.
+    let (daemon, file) = with_file(CANNOT_BE);
+    daemon.logged("f0");
+    let shown = file.display().to_string();
+    std::fs::write(&file, "").unwrap();
+    let error = daemon.run(&format!("config apply {shown}")).bad(4);
+    assert!(error.contains("names no device, and all that it made would go: f0\n"), "{error}");
+    daemon.run(&format!("config apply {shown} --force")).good();
+    daemon.run("status").good();
+}
+
+#[test]
 fn what_operators_made_and_the_file_names_is_told_to_become_its_own() {
     let (daemon, file) = with_file("");
     daemon.run("mgmtdev add name bridge/a ageing 60").good();

@@ -27,8 +27,10 @@ pub(super) struct Plan {
     pub(super) told: ConfigPlan,
     /// Each with the number of its step.
     pub(super) work: Vec<(usize, Work)>,
-    /// Devices of the file that it names no more.
+    /// What the file made and names no more, in words: devices, and ports and management devices where it names no other.
     lost: Vec<String>,
+    /// Devices of operators' that go with those ports.
+    lost_with: Vec<String>,
     /// It names no device.
     leaves_none: bool,
 }
@@ -55,7 +57,8 @@ pub(super) enum Work {
 impl Daemon {
     pub(super) fn plan(&mut self, desired: &Desired) -> Result<Plan, Fault> {
         let leaves_none = desired.devices.is_empty();
-        let mut plan = Plan { told: ConfigPlan::default(), work: Vec::new(), lost: Vec::new(), leaves_none };
+        let (told, work, lost, lost_with) = Default::default();
+        let mut plan = Plan { told, work, lost, lost_with, leaves_none };
         self.plan_daemon(desired, &mut plan);
         let remade = self.plan_removals(desired, &mut plan);
         self.plan_mgmtdevs(desired, &mut plan)?;
@@ -170,6 +173,13 @@ impl Daemon {
             let is_other = wanted.is_some();
             if self.is_removed(port, desired) {
                 let gone = self.registry.made_by(&port.entry.child());
+                if desired.ports.is_empty() {
+                    plan.lost.push(format!("port {handle}"));
+                    let is_operators = |name: &&String| {
+                        self.registry.find(name).is_ok_and(|device| device.origin == Origin::Operator)
+                    };
+                    plan.lost_with.extend(gone.iter().filter(is_operators).cloned());
+                }
                 let disrupts = if gone.is_empty() { Disrupts::Nothing } else { Disrupts::Device };
                 let action = if is_other { ConfigAction::Remake } else { ConfigAction::Del };
                 let notes = crate::devices::ports::gone_with_it(&gone).into_iter().collect();
@@ -217,6 +227,10 @@ impl Daemon {
                         .ports
                         .iter()
                         .any(|port| port.entry.mgmtdev == *name && port.origin == MgmtOrigin::Operator);
+            if desired.mgmtdevs.is_empty() {
+                let stays = if is_used { " (its devices stay)" } else { "" };
+                plan.lost.push(format!("management device {name}{stays}"));
+            }
             if is_used {
                 let asked = self.registry.mgmtdevs().find(|mgmtdev| mgmtdev.device.info().name == *name);
                 let asked = asked.map(|mgmtdev| mgmtdev.asked.clone()).unwrap_or_default();
@@ -443,12 +457,15 @@ impl ConfigStep {
 }
 
 impl Plan {
-    /// Refuses a file that leaves nothing of what it made: mostly one that was cut short, or is another's.
+    /// Refuses a file that names no device, and no other either of what it made: mostly one that was cut short, or is another's.
     pub(super) fn check_loss(&self, file: &str) -> Result<(), Fault> {
         if self.lost.is_empty() || !self.leaves_none {
             return Ok(());
         }
-        let why = format!("{file} names no device, and all that it made would go: {}", named(&self.lost));
+        let mut why = format!("{file} names no device, and all that it made would go: {}", named(&self.lost));
+        if !self.lost_with.is_empty() {
+            why += &format!("; with that, of what operators added: {}", named(&self.lost_with));
+        }
         let hint = format!("ringway config apply {file} --force, if that is what you want");
         Err(Fault::conflict(why).at("device").hint(hint))
     }

@@ -24,7 +24,7 @@ pub struct ConfigApply {
     pub file: String,
     /// What stands in it.
     pub text: String,
-    /// Also where it names no device, so that all go that it made.
+    /// Also where it names no device, so that all go that it made, or its ports and management devices.
     #[serde(default)]
     pub force: bool,
 }

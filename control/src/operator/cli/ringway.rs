@@ -477,7 +477,7 @@ pub enum ConfigCommand {
         /// The file
         #[arg(value_hint = clap::ValueHint::FilePath)]
         file: PathBuf,
-        /// Also where it names no device, so that all go that it made
+        /// Also where it names no device, so that all go that it made, or its ports and management devices
         #[arg(long)]
         force: bool,
     },
