@@ -9,6 +9,7 @@
 
 pub(crate) mod plan;
 
+use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -50,7 +51,8 @@ enum Undo {
     OriginOfPort(String, MgmtOrigin),
     AddMgmtdev(MgmtEntry, MgmtOrigin),
     RemoveMgmtdev(String),
-    SetMgmtdev(MgmtEntry),
+    /// Its settings, and which of them were asked for.
+    SetMgmtdev(MgmtEntry, BTreeMap<String, String>),
     OriginOfMgmtdev(String, MgmtOrigin),
 }
 
@@ -148,6 +150,7 @@ impl Daemon {
             "remade": count(ConfigAction::Remake),
             "removed": count(ConfigAction::Del),
             "deferred": told.not_in_force().count(),
+            "restart": told.waiting_for_a_start().count(),
         });
         self.events.push("config.applied", None, details);
         Ok(told)
@@ -168,8 +171,8 @@ impl Daemon {
         match given.and_then(|given| self.apply(&given)) {
             Ok(plan) => {
                 let (steps, unchanged) = (plan.steps.len(), plan.unchanged);
-                let deferred = plan.not_in_force().count();
-                tracing::info!(steps, unchanged, deferred, "{shown} is applied");
+                let (deferred, restart) = (plan.not_in_force().count(), plan.waiting_for_a_start().count());
+                tracing::info!(steps, unchanged, deferred, restart, "{shown} is applied");
             }
             Err(fault) => {
                 tracing::error!(
@@ -257,7 +260,8 @@ impl Daemon {
                 undo.push(Undo::RemoveMgmtdev(name));
             }
             Work::SetMgmtdev(entry) => {
-                let now = self.registry.mgmtdev(&entry.name)?.device.attributes();
+                let mgmtdev = self.registry.mgmtdev(&entry.name)?;
+                let (now, asked) = (mgmtdev.device.attributes(), mgmtdev.asked.clone());
                 let attributes = entry
                     .attributes
                     .keys()
@@ -265,7 +269,7 @@ impl Daemon {
                     .collect();
                 let back = MgmtEntry { name: entry.name.clone(), attributes };
                 self.set_mgmtdev(&entry)?;
-                undo.push(Undo::SetMgmtdev(back));
+                undo.push(Undo::SetMgmtdev(back, asked));
             }
             Work::OriginOfMgmtdev(name, origin) => {
                 // One that came with its devices may have gone with the last of them.
@@ -466,7 +470,10 @@ impl Daemon {
                 self.registry.mgmtdev(&name)?.origin = origin;
             }
             Undo::RemoveMgmtdev(name) => drop(self.delete_mgmtdev(&Target { name })?),
-            Undo::SetMgmtdev(entry) => drop(self.set_mgmtdev(&entry)?),
+            Undo::SetMgmtdev(entry, asked) => {
+                self.set_mgmtdev(&entry)?;
+                self.registry.mgmtdev(&entry.name)?.asked = asked;
+            }
             Undo::OriginOfMgmtdev(name, origin) => self.registry.mgmtdev(&name)?.origin = origin,
         }
         Ok(())

@@ -27,7 +27,7 @@ pub(crate) const MEANINGS: [(&str, &str); 51] = [
     ),
     (
         "config.applied",
-        "a configuration file was applied: how much it added, changed, made anew and removed, and of how many devices something is not in force yet",
+        "a configuration file was applied: how much it added, changed, made anew and removed, of how many devices something is not in force yet, and how much waits for a restart",
     ),
     ("config.refused", "the daemon's own file was to be applied (SIGHUP) and was not, and why"),
     ("core.added", "a worker was started on a core, or a drained one takes groups again"),

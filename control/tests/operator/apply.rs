@@ -297,7 +297,11 @@ fn file_without_a_device_takes_away_what_it_made_only_if_that_is_asked_for() {
 
     // A file that had none, and one that leaves some, are as any other.
     std::fs::write(&file, "[[device]]\nname = \"n0\"\nmgmtdev = \"bridge/b\"\n").unwrap();
-    daemon.run(&format!("config apply {shown}")).good();
+    assert_eq!(
+        daemon.run(&format!("config apply {shown}")).code,
+        65,
+        "the bridge has its settings until a restart"
+    );
     std::fs::write(&file, "").unwrap();
     daemon.run(&format!("config apply {shown}")).bad(4);
     assert!(daemon.run(&format!("--dry-run config apply {shown} --force")).good().contains("- device n0"));
@@ -398,6 +402,41 @@ fn what_operators_made_and_the_file_names_is_told_to_become_its_own() {
     assert_eq!(daemon.device("x")["origin"], "config");
     let again = daemon.run(&format!("-j config diff {shown}")).json();
     assert_eq!((steps(&again), &again["unchanged"]), (vec![], &json!(1)), "{again}");
+}
+
+#[test]
+fn what_waits_for_a_restart_is_told_by_the_exit_code_until_there_is_one() {
+    let table = |words: &str| format!("[[mgmtdev]]\nname = \"bridge/b\"\n{words}\n");
+    let device = "[[device]]\nname = \"x\"\nmgmtdev = \"bridge/b\"\n";
+    let (mut daemon, file) = with_file(&format!("{}{device}", table("ageing = 60")));
+    let words = |words: &str| format!("{words} {}", file.display());
+    let told = |text: String, waiting: &str| {
+        std::fs::write(&file, text).unwrap();
+        // As often as it is asked for.
+        for _ in 0..2 {
+            let note = daemon.run(&words("config apply")).bad(65);
+            assert!(note.contains(&format!("not in force yet: {waiting}\n")), "{note}");
+            assert!(note.contains("a restart of ringwayd, for what is marked `*`"), "{note}");
+            let event = daemon.run("-j events --once --since 0 --type config.applied").good();
+            let event: Value = serde_json::from_str(event.lines().last().unwrap()).unwrap();
+            assert_eq!(event["restart"], waiting.matches('(').count(), "{event}");
+        }
+        assert!(daemon.run(&words("config diff")).good().contains("waits for a restart of ringwayd"));
+    };
+    told(format!("[daemon]\nidle = \"poll\"\n{}{device}", table("")), "daemon (idle), bridge/b (ageing)");
+    told(device.to_owned(), "bridge/b (ageing)");
+    // What could not be applied leaves nothing that waits.
+    std::fs::write(&file, table("ageing = 70") + device + CANNOT_BE).unwrap();
+    assert!(daemon.run(&words("config apply")).err.contains("; nothing is changed"));
+    told(device.to_owned(), "bridge/b (ageing)");
+    daemon.terminate();
+    daemon.start_again(&["--config", file.to_str().unwrap()]);
+    let done = daemon.run(&words("config apply")).good();
+    assert!(done.starts_with("nothing to change"), "{done}");
+    std::fs::write(&file, table("ageing = 70") + device + CANNOT_BE).unwrap();
+    assert!(daemon.run(&words("config apply")).err.contains("; nothing is changed"));
+    std::fs::write(&file, device).unwrap();
+    daemon.run(&words("config apply")).good();
 }
 
 #[test]

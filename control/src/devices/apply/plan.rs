@@ -207,7 +207,10 @@ impl Daemon {
         let ours: Vec<(String, MgmtOrigin)> =
             self.registry.mgmtdevs().map(|mgmtdev| (mgmtdev.device.info().name, mgmtdev.origin)).collect();
         for (name, origin) in &ours {
-            if *origin != MgmtOrigin::Config || desired.mgmtdevs.iter().any(|entry| entry.name == *name) {
+            // One that stayed for its devices when the file named it no more comes and goes with them, and has its settings still.
+            let has_stayed = *origin == MgmtOrigin::Device;
+            let is_named = desired.mgmtdevs.iter().any(|entry| entry.name == *name);
+            if !(has_stayed || *origin == MgmtOrigin::Config) || is_named {
                 continue;
             }
             let stays =
@@ -227,7 +230,7 @@ impl Daemon {
                         .ports
                         .iter()
                         .any(|port| port.entry.mgmtdev == *name && port.origin == MgmtOrigin::Operator);
-            if desired.mgmtdevs.is_empty() {
+            if desired.mgmtdevs.is_empty() && !has_stayed {
                 let stays = if is_used { " (its devices stay)" } else { "" };
                 plan.lost.push(format!("management device {name}{stays}"));
             }
@@ -242,9 +245,9 @@ impl Daemon {
                     plan.told.steps.push(ConfigStep { notes: vec![note], ..told });
                 }
                 // As one that came with its first device.
-                plan.work
-                    .push((plan.told.steps.len(), Work::OriginOfMgmtdev(name.clone(), MgmtOrigin::Device)));
-            } else {
+                let work = Work::OriginOfMgmtdev(name.clone(), MgmtOrigin::Device);
+                plan.work.extend((!has_stayed).then_some((plan.told.steps.len(), work)));
+            } else if !has_stayed {
                 let told = step("mgmtdev", name, ConfigAction::Del, Disrupts::Nothing, Vec::new());
                 plan.step(told, Some(Work::RemoveMgmtdev(name.clone())));
             }

@@ -67,6 +67,11 @@ impl ConfigPlan {
         let before = self.deferred.0.iter().map(|(name, keys)| (name.as_str(), keys.as_slice()));
         steps.chain(before).filter(|(_, keys)| !keys.is_empty())
     }
+
+    /// Steps that are not in force before ringwayd starts again.
+    pub fn waiting_for_a_start(&self) -> impl Iterator<Item = &ConfigStep> {
+        self.steps.iter().filter(|step| step.action == ConfigAction::Restart)
+    }
 }
 
 /// A change to one thing.

@@ -405,14 +405,26 @@ fn dev(
 
 /// Nothing of what a file says waits.
 fn in_force(plan: &ConfigPlan) -> Result<(), Fault> {
-    let waiting: Vec<String> =
+    let mut waiting: Vec<String> =
         plan.not_in_force().map(|(name, keys)| format!("{name} ({})", keys.join(", "))).collect();
+    let mut hints = Vec::new();
+    if !waiting.is_empty() {
+        hints.push("what is said of each; `ringway status` names those that wait for their next front-end");
+    }
+    let before = waiting.len();
+    waiting.extend(plan.waiting_for_a_start().map(|step| {
+        let keys: Vec<&str> = step.changes.iter().map(|change| change.key.as_str()).collect();
+        let name = if step.name.is_empty() { &step.what } else { &step.name };
+        format!("{name} ({})", keys.join(", "))
+    }));
+    if waiting.len() > before {
+        hints.push("a restart of ringwayd, for what is marked `*`: that disrupts all devices for a moment");
+    }
     if waiting.is_empty() {
         return Ok(());
     }
     let message = format!("the file is applied, but not in force yet: {}", waiting.join(", "));
-    Err(Fault::new(Kind::NotApplied, message)
-        .hint("what is said of each; `ringway status` names those that wait for their next front-end"))
+    Err(Fault::new(Kind::NotApplied, message).hint(hints.join("; ")))
 }
 
 /// Tells what came of a change to a device.
