@@ -296,6 +296,11 @@ impl Daemon {
                 Ok(Message::Adopt { entry, socket, reply }) => {
                     let _ = reply.send(self.adopt(entry, socket));
                 }
+                Ok(Message::Ready { status }) => {
+                    if let Some(line) = &mut self.status_line {
+                        line.begin(status);
+                    }
+                }
                 Ok(Message::Metrics { reply }) => self.answer_scraper(&reply),
                 Ok(Message::CaptureBegun { id }) => self.capture_begun(id),
                 Ok(Message::CaptureEnded { id, outcome }) => self.capture_ended(id, outcome),

@@ -103,6 +103,11 @@ impl Subsystem {
         self.ask(|reply| Message::Adopt { entry, socket, reply })
     }
 
+    /// The service manager was told READY=1 with this line, which is kept up to date from now on.
+    pub(crate) fn ready(&self, status: String) {
+        self.remote.send(Message::Ready { status });
+    }
+
     /// Adds a device.
     ///
     /// # Errors

@@ -28,6 +28,8 @@ pub(crate) enum Message {
     Unregister { name: String, why: String, reply: Sender<Result<(), Fault>> },
     /// Make a device on a socket that came with the process.
     Adopt { entry: DeviceEntry, socket: Inherited, reply: Sender<Result<(), Fault>> },
+    /// READY=1 was sent, with this line; an empty one: it was not taken.
+    Ready { status: String },
     /// A scraper asks for what is measured.
     Metrics { reply: crate::operator::metrics::Reply },
     /// A capture has its memory.

@@ -216,7 +216,6 @@ impl Daemon {
         }
         let unserved_since = gap::take(&daemon.runtime_dir);
         daemon.gap = unserved_since.map(|since| gap::now().saturating_sub(since));
-        daemon.begin_status_line();
         Ok(daemon)
     }
 }

@@ -117,14 +117,6 @@ impl Daemon {
         }
     }
 
-    /// What is told with READY=1 is not told again.
-    pub(crate) fn begin_status_line(&mut self) {
-        let status = self.status();
-        if let Some(line) = &mut self.status_line {
-            line.begin(status);
-        }
-    }
-
     /// What there is, and what was asked for and is not there, as the service manager shows it.
     fn status(&self) -> String {
         let mgmtdevs = self.absent_mgmtdevs.iter().map(|absent| absent.entry.name.clone());

@@ -34,16 +34,17 @@ impl Manager {
         }
     }
 
-    /// Tells it. A manager that takes nothing is waited for so long, by a thread that serves nobody.
-    pub(crate) fn tell(&self, state: &str, within: Duration) {
+    /// Tells it; true: it has taken it. A manager that takes nothing is waited for so long, by a thread that serves nobody.
+    pub(crate) fn tell(&self, state: &str, within: Duration) -> bool {
         let sent = UnixDatagram::unbound().and_then(|socket| {
             socket.set_write_timeout(Some(within))?;
             socket.send_to_addr(state.as_bytes(), &self.address)
         });
-        if let Err(error) = sent {
+        if let Err(error) = &sent {
             let first = state.lines().next().unwrap_or_default();
             tracing::warn!(%error, "cannot tell the service manager {first}");
         }
+        sent.is_ok()
     }
 
     /// What feeds its watchdog, if it has one on this process.
@@ -61,7 +62,7 @@ impl Manager {
     /// What keeps the line up to date that it shows.
     pub(crate) fn status_line(&self) -> Option<StatusLine> {
         let socket = self.connected("what the service manager shows will be what it was at the start")?;
-        Some(StatusLine { socket, told: String::new() })
+        Some(StatusLine { socket, told: None })
     }
 
     /// A socket on which nothing waits.
@@ -93,23 +94,26 @@ pub(crate) fn status_of(made: usize, absent: &[String]) -> String {
     status
 }
 
-/// The line that the service manager shows (`STATUS=`).
+/// The line that the service manager shows (`STATUS=`). The first one goes with READY=1, which another thread sends: until that is
+/// done nothing is told, or READY=1 would put an older line in the place of a newer one.
 #[derive(Debug)]
 pub struct StatusLine {
     socket: UnixDatagram,
-    told: String,
+    /// What it shows. None: READY=1 is not sent yet.
+    told: Option<String>,
 }
 
 impl StatusLine {
-    /// What it is told with READY=1.
+    /// READY=1 was sent, with this line; an empty one: it was not taken.
     pub(crate) fn begin(&mut self, status: String) {
-        self.told = status;
+        self.told = Some(status);
     }
 
     /// Tells it, unless it knows. Never waits: a manager that takes nothing is told when this is called again.
     pub(crate) fn tell(&mut self, status: String) {
-        if status != self.told && self.socket.send(format!("STATUS={status}").as_bytes()).is_ok() {
-            self.told = status;
+        let is_news = self.told.as_ref().is_some_and(|told| *told != status);
+        if is_news && self.socket.send(format!("STATUS={status}").as_bytes()).is_ok() {
+            self.told = Some(status);
         }
     }
 }
@@ -187,12 +191,40 @@ mod tests {
         // As many as its queue holds, and then one that is not taken.
         let last = (2..10_000).find(|made| {
             line.tell(status_of(*made, &[]));
-            line.told != status_of(*made, &[])
+            line.told != Some(status_of(*made, &[]))
         });
         let last = status_of(last.unwrap(), &[]);
         while next().is_some() {}
         line.tell(last.clone());
         assert_eq!(next(), Some(format!("STATUS={last}")));
+    }
+
+    #[test]
+    fn line_that_is_newer_than_that_of_ready_is_told_behind_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let manager = Manager { address: SocketAddr::from_pathname(&path).unwrap() };
+        let mut line = manager.status_line().unwrap();
+        let mut told = [0u8; 128];
+        let mut next =
+            || socket.recv(&mut told).ok().map(|n| String::from_utf8_lossy(&told[..n]).into_owned());
+        // A device is made between what READY=1 is to say and its being sent.
+        let (older, newer) = (status_of(0, &[]), status_of(1, &[]));
+        line.tell(newer.clone());
+        assert_eq!(next(), None, "READY=1 would take it back");
+        assert!(manager.tell(&format!("READY=1\nSTATUS={older}"), Duration::from_secs(1)));
+        line.begin(older.clone());
+        line.tell(newer.clone());
+        assert_eq!(next(), Some(format!("READY=1\nSTATUS={older}")));
+        assert_eq!(next(), Some(format!("STATUS={newer}")));
+        // One that was not taken is told as any other.
+        line.begin(String::new());
+        line.tell(newer.clone());
+        assert_eq!(next(), Some(format!("STATUS={newer}")));
+        drop(socket);
+        assert!(!manager.tell("READY=1", Duration::from_secs(1)));
     }
 
     #[test]

@@ -168,7 +168,10 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
     tracing::info!("devices are kept in {} ({state_from})", state_dir.display());
     tracing::info!("ringwayd {} ready at {} ({ctl_from})", env!("CARGO_PKG_VERSION"), ctl.display());
     if let Some(manager) = &manager {
-        manager.tell(&ready(&subsystem)?, READY_WITHIN);
+        let status = status(&subsystem)?;
+        let is_taken = manager.tell(&format!("READY=1\nSTATUS={status}"), READY_WITHIN);
+        // What has changed since is told behind it.
+        subsystem.ready(if is_taken { status } else { String::new() });
     }
     subsystem.wait();
     if let Some(manager) = &manager {
@@ -262,14 +265,14 @@ fn workers(cores: &[usize]) -> String {
     format!("{} {noun} {list}, of {usable} usable cores{more}", cores.len())
 }
 
-/// That it serves, and in words what it made: all that was asked for was made, or is named here.
-fn ready(subsystem: &Subsystem) -> Result<String, Fault> {
+/// In words what it made: all that was asked for was made, or is named here.
+fn status(subsystem: &Subsystem) -> Result<String, Fault> {
     let shown: DevShow = subsystem.call("dev.show", &Select::default())?;
     let mgmtdevs: MgmtdevShow = subsystem.call("mgmtdev.show", &Select::default())?;
     let ports: PortShow = subsystem.call("port.show", &Select::default())?;
     let absent = [mgmtdevs.absent.0, ports.absent.0, shown.absent.0].concat();
     let absent: Vec<String> = absent.into_iter().map(|(name, _)| name).collect();
-    Ok(format!("READY=1\nSTATUS={}", manager::status_of(shown.dev.0.len(), &absent)))
+    Ok(manager::status_of(shown.dev.0.len(), &absent))
 }
 
 #[cfg(test)]
