@@ -12,7 +12,8 @@ use ringway_bench::scale::disks::{self, Idle};
 use ringway_bench::scale::load::{BOUND, SLICE};
 use ringway_bench::scale::start::{self, Start, packet_ms};
 use ringway_bench::scale::times::{self, MANY, SOME, Times};
-use ringway_bench::scale::{Options, curves, watched};
+use ringway_bench::scale::watched::{self, Scrape, Watched};
+use ringway_bench::scale::{Options, curves};
 use ringway_bench::stats::Spread;
 use ringway_control::devices::placement::allowed_cores;
 use ringway_ring::queue::Format;
@@ -93,6 +94,8 @@ struct Found {
     #[serde(skip_serializing_if = "Option::is_none")]
     watched: Option<Curve>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    scrape: Option<Scrape>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     regions: Option<Curve>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ports: Option<Curve>,
@@ -145,7 +148,10 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> Result<(), Failure> {
         match part {
             Part::Idle => found.idle = Some(shown(curves::idle(&options)?, json, curve)),
             Part::Busy => found.busy = Some(shown(curves::busy(&options)?, json, curve)),
-            Part::Watched => found.watched = Some(shown(watched::measure(&options)?, json, curve)),
+            Part::Watched => {
+                let Watched { scrape, curve } = shown(watched::measure(&options)?, json, watched);
+                (found.watched, found.scrape) = (Some(curve), Some(scrape));
+            }
             Part::Regions => found.regions = Some(shown(curves::regions(&options)?, json, curve)),
             Part::Ports => found.ports = Some(shown(curves::ports(&options)?, json, curve)),
             Part::Times => found.times = Some(shown(times::measure(&options)?, json, times)),
@@ -189,6 +195,18 @@ fn shown<T>(part: T, json: bool, print: fn(&T)) -> T {
 
 fn curve(curve: &Curve) {
     headed(curve, "Mpps", "cycles/packet");
+}
+
+fn watched(found: &Watched) {
+    curve(&found.curve);
+    let scrape = &found.scrape;
+    let verdict = if scrape.is_met() { "" } else { ": missed" };
+    println!(
+        "a scrape of {} idle devices: {} ms; at most {:.0} of the fastest{verdict}",
+        scrape.devices,
+        spread(Some(scrape.ms), 1),
+        scrape.at_most_ms
+    );
 }
 
 fn disks(curve: &Curve) {

@@ -1,6 +1,8 @@
 //! What looking costs: a busy device beside a thousand idle ones, some of them with guests, with nobody who looks, and with scrapers,
 //! `ringway top`s and a capture of an idle device. A capture of the busy one is another matter: what is copied for it costs what a copy does.
 //!
+//! And how long one scrape of them all takes.
+//!
 //! One daemon for both, in turns. All of it but the worker is on the guests' core, those who look included, as an operator keeps a
 //! worker's core to the worker; so it is the worker's cycles that tell, not the throughput of guests that share their core.
 
@@ -11,22 +13,65 @@ use std::process::{Child, ChildStdout, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringway_guest::GuestOptions;
 use ringway_ring::memory::PageKind;
 use rustix::thread::{CpuSet, Pid, sched_setaffinity};
+use serde::{Deserialize, Serialize};
 
 use super::curve::Curve;
 use super::curves::{IDLE, Setup};
 use super::{Options, ScaleError, Subject, driven, on_core};
+use crate::stats::Spread;
 use crate::{daemon, mortal, progress};
 
 /// Those who look.
 pub const WATCHERS: [usize; 2] = [0, ALL];
 
-/// Measures the busy device's worker with as many who look.
-pub fn measure(options: &Options) -> Result<Curve, ScaleError> {
+/// What was measured.
+#[derive(Debug, Clone)]
+pub struct Watched {
+    /// Scrapes, before anything is driven.
+    pub scrape: Scrape,
+    /// The busy device, over those who look.
+    pub curve: Curve,
+}
+
+/// Scrapes of a daemon with many devices, one after the other, with nothing else on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Scrape {
+    /// The devices.
+    pub devices: usize,
+    /// From connecting to the last byte, in milliseconds.
+    pub ms: Spread,
+    /// What the fastest may take.
+    pub at_most_ms: f64,
+}
+
+impl Scrape {
+    /// Measures it: [`SCRAPES`] of them.
+    fn measure(metrics: &Path, devices: usize) -> Result<Scrape, ScaleError> {
+        let mut series = Vec::with_capacity(SCRAPES);
+        for _ in 0..SCRAPES {
+            let begun = Instant::now();
+            read(metrics).map_err(ScaleError::system("cannot scrape ringwayd"))?;
+            series.push(begun.elapsed().as_secs_f64() * 1e3);
+            // One that comes sooner waits for its part of the time.
+            std::thread::sleep(EVERY);
+        }
+        let ms = Spread::of(&series).unwrap_or(Spread { median: f64::NAN, low: f64::NAN, high: f64::NAN });
+        Ok(Scrape { devices, ms, at_most_ms: SCRAPE_AT_MOST_MS })
+    }
+
+    /// As fast as it has to be.
+    pub fn is_met(&self) -> bool {
+        self.ms.low < self.at_most_ms
+    }
+}
+
+/// Measures a scrape, and the busy device's worker with as many who look.
+pub fn measure(options: &Options) -> Result<Watched, ScaleError> {
     let folder = tempfile::tempdir().map_err(ScaleError::system("cannot make a directory"))?;
     let metrics = folder.path().join("metrics.sock");
     let place = metrics.display().to_string();
@@ -46,6 +91,7 @@ pub fn measure(options: &Options) -> Result<Curve, ScaleError> {
             subject.add(&name, "sim/net")?;
         }
     }
+    let scrape = Scrape::measure(&metrics, idle)?;
     let ctl = subject.daemon.ctl();
     let mut setup = Setup::new(subject, "sim/net", vec![driven(options)])?;
     let measured = on_core(options.guest_core, || {
@@ -67,7 +113,7 @@ pub fn measure(options: &Options) -> Result<Curve, ScaleError> {
     for point in &mut curve.points {
         point.lost = setup.lost();
     }
-    Ok(curve)
+    Ok(Watched { scrape, curve })
 }
 
 /// Keeps all threads of a process but its workers on a core, and so those that they start.
@@ -167,11 +213,16 @@ impl Drop for Watchers {
 
 /// Whether the busy device is in what a scraper is told.
 fn scrape(metrics: &Path) -> std::io::Result<bool> {
+    read(metrics).map(|told| told.contains("dev=\"busy0\""))
+}
+
+/// One scrape, to its last byte.
+fn read(metrics: &Path) -> std::io::Result<String> {
     let mut stream = UnixStream::connect(metrics)?;
     stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n")?;
     let mut told = String::new();
     stream.read_to_string(&mut told)?;
-    Ok(told.contains("dev=\"busy0\""))
+    Ok(told)
 }
 
 /// Idle devices that have guests: more need more descriptors than a process may have on many hosts.
@@ -181,6 +232,12 @@ const SCRAPERS: usize = 2;
 const TOPS: usize = 3;
 /// They, and a capture.
 const ALL: usize = SCRAPERS + TOPS + 1;
+
+/// Scrapes that are timed.
+const SCRAPES: usize = 20;
+
+/// What the fastest scrape of a thousand devices may take.
+const SCRAPE_AT_MOST_MS: f64 = 50.0;
 
 /// Between two looks of one.
 const EVERY: Duration = Duration::from_millis(500);

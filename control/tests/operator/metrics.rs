@@ -15,6 +15,13 @@ use serde_json::Value;
 
 use crate::support::{Daemon, SOON, wait_for};
 
+/// Scrapes of which the fastest counts, at most.
+const SCRAPES: usize = 30;
+
+/// How long the fastest scrape of a thousand devices may take: as it is installed, and in a build that is not optimized, which takes
+/// some five times as long, beside other tests.
+const SCRAPED_WITHIN: Duration = Duration::from_millis(if cfg!(debug_assertions) { 500 } else { 50 });
+
 /// Of the daemon's scrapers at a time.
 const SCRAPERS: usize = 8;
 
@@ -205,10 +212,20 @@ fn thousand_devices_are_scraped_in_one_read_and_what_was_used_has_its_zeros() {
     let devices = (0..1000).map(|n| format!("[[device]]\nname = \"d{n}\"\nmgmtdev = \"sim/net\"\n"));
     std::fs::write(&file, devices.collect::<String>()).unwrap();
     daemon.start_again(&["--config", file.to_str().unwrap(), "--metrics", path.to_str().unwrap()]);
-    let begun = Instant::now();
-    let answer = ask(&path, "GET /metrics HTTP/1.1\r\n\r\n");
-    // 50 ms is what it takes as it is installed.
-    println!("scraped in {:?}", begun.elapsed());
+    // The fastest tells what it takes; the others, what else is on.
+    let (mut answer, mut fastest) = (String::new(), Duration::MAX);
+    for _ in 0..SCRAPES {
+        let begun = Instant::now();
+        answer = ask(&path, "GET /metrics HTTP/1.1\r\n\r\n");
+        fastest = fastest.min(begun.elapsed());
+        if fastest < SCRAPED_WITHIN {
+            break;
+        }
+        // One that comes sooner waits for its part of the time.
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    println!("scraped in {fastest:?}");
+    assert!(fastest < SCRAPED_WITHIN, "{fastest:?}, and {SCRAPED_WITHIN:?} is the most");
     let lines = answer.lines().filter(|line| line.starts_with("ringway_queue_packets_total{")).count();
     assert_eq!(lines, 2000);
     assert!(!answer.contains("ringway_queue_drops_total{"), "of queues that nobody used");
