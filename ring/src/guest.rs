@@ -420,6 +420,13 @@ impl GuestMap {
         self.search(hint, gpa, len)
     }
 
+    /// The region that an address lies in: its first address, and all of its bytes.
+    #[inline]
+    pub(crate) fn region_around(&self, gpa: u64) -> Option<(u64, HostSlice<'_>)> {
+        let (_, entry) = self.entry_of(gpa)?;
+        Some((entry.gpa, entry.prefix(0, entry.size)))
+    }
+
     /// The whole range in one piece, by guest physical address.
     pub fn resolve(&self, gpa: u64, len: u64) -> Result<HostSlice<'_>, Miss> {
         let miss = Miss { address: gpa, len };

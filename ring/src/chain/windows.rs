@@ -40,12 +40,10 @@ impl Windows {
     /// not lie in one region as a whole.
     #[inline(never)]
     pub(super) fn look_up(&mut self, map: &GuestMap, gpa: u64, len: u32) -> Option<Segment> {
-        let slice = map.lookup(&mut self.hint, gpa, len).ok()?;
-        let region = map.regions().get(self.hint.0 as usize)?;
-        let whole = map.resolve(region.gpa(), region.size()).ok()?;
-        let window = Window { gpa: region.gpa(), len: region.size(), start: whole.as_ptr() };
+        let (first, bytes) = map.region_around(gpa)?;
+        let window = Window { gpa: first, len: bytes.len() as u64, start: bytes.as_ptr() };
         self.windows = [window, self.windows[0]];
-        (slice.len() == len as usize).then(|| Segment::new(slice, gpa))
+        window.find(gpa, len)
     }
 }
 
