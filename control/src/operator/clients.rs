@@ -116,6 +116,8 @@ impl Daemon {
         let (role, begun) = (client.role, Instant::now());
         let has_more = self.take_turn(id);
         if role == Role::Viewer {
+            // In its own turn: at the end of all turns another one may have had their part of the time.
+            self.feed(id);
             self.viewers_took(begun);
         }
         has_more
@@ -195,12 +197,18 @@ impl Daemon {
         true
     }
 
-    /// The viewers that have waited long enough; they are watched again, and further ones let in.
+    /// The viewers that have waited long enough; they are watched again. Those who wait outside are let in before them every second
+    /// time: whoever is inside and asks without a pause keeps nobody out, and whoever comes without a pause holds up nobody inside.
     pub(crate) fn rested_viewers(&mut self) -> Vec<u64> {
-        let now = Instant::now();
-        if self.clients.viewers.opens(now) {
+        let begun = Instant::now();
+        if self.clients.viewers.opens(begun) {
             self.watch_view(true);
+            if self.clients.viewers.is_doors_turn() {
+                self.take_clients(Role::Viewer);
+                self.viewers_took(begun);
+            }
         }
+        let now = Instant::now();
         let rested = self.clients.viewers.rested(now);
         for id in &rested {
             if let Some(client) = self.clients.by_id(*id) {
@@ -254,31 +262,39 @@ impl Daemon {
         let last = self.events.place();
         for id in self.clients.ids() {
             let Some(client) = self.clients.by_id(id) else { continue };
-            let Some(subscription) = client.subscription.clone() else { continue };
-            if subscription.cursor == last || client.is_full() {
+            let is_behind = client.subscription.as_ref().is_some_and(|follows| follows.cursor != last);
+            if !is_behind || client.is_full() {
                 continue;
             }
             let (role, begun) = (client.role, Instant::now());
             if role == Role::Viewer && (self.clients.viewers.is_waiting(id) || self.waits_its_turn(id)) {
                 continue;
             }
-            let Some(client) = self.clients.by_id(id) else { continue };
-            let mut cursor = subscription.cursor;
-            for (place, event) in self.events.after(subscription.cursor) {
-                if client.is_full() {
-                    break;
-                }
-                cursor = place;
-                if wanted(&subscription.types, &event.kind) {
-                    client.say(&serde_json::json!({ "jsonrpc": "2.0", "method": "event", "params": event }));
-                }
-            }
-            client.subscription = Some(Subscription { cursor, ..subscription });
-            self.settle_client(id);
+            self.feed(id);
             if role == Role::Viewer {
                 self.viewers_took(begun);
             }
         }
+    }
+
+    /// Sends a client the events that it follows and has room for.
+    fn feed(&mut self, id: u64) {
+        let last = self.events.place();
+        let Some(client) = self.clients.by_id(id).filter(|client| !client.is_full()) else { return };
+        let follows = client.subscription.clone().filter(|follows| follows.cursor != last);
+        let Some(subscription) = follows else { return };
+        let mut cursor = subscription.cursor;
+        for (place, event) in self.events.after(subscription.cursor) {
+            if client.is_full() {
+                break;
+            }
+            cursor = place;
+            if wanted(&subscription.types, &event.kind) {
+                client.say(&serde_json::json!({ "jsonrpc": "2.0", "method": "event", "params": event }));
+            }
+        }
+        client.subscription = Some(Subscription { cursor, ..subscription });
+        self.settle_client(id);
     }
 
     /// Answers `events`, and makes the client a follower if it asks for that.

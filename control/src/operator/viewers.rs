@@ -21,13 +21,21 @@ pub(crate) struct ViewersTime {
     waiting: Vec<(u64, u32)>,
     /// Nobody is let in.
     is_shut: bool,
+    /// Whether those who were inside came first when somebody was last let in.
+    is_doors_turn: bool,
     /// How often one had to.
     pub(crate) waits: u64,
 }
 
 impl Default for ViewersTime {
     fn default() -> ViewersTime {
-        ViewersTime { share: Share::new(OTHER_PARTS), waiting: Vec::new(), is_shut: false, waits: 0 }
+        ViewersTime {
+            share: Share::new(OTHER_PARTS),
+            waiting: Vec::new(),
+            is_shut: false,
+            is_doors_turn: false,
+            waits: 0,
+        }
     }
 }
 
@@ -62,6 +70,12 @@ impl ViewersTime {
     /// Whether those who waited outside are let in from now on.
     pub(crate) fn opens(&mut self, now: Instant) -> bool {
         self.is_shut && self.served_at(now).is_none() && std::mem::take(&mut self.is_shut)
+    }
+
+    /// Whether those who waited outside come before those inside this time: every second one.
+    pub(crate) fn is_doors_turn(&mut self) -> bool {
+        self.is_doors_turn = !self.is_doors_turn;
+        self.is_doors_turn
     }
 
     /// Whether a client waits: it is then neither silent nor slow.

@@ -130,7 +130,11 @@ fn viewers_who_ask_for_all_that_there_is_leave_the_administrators_their_time() {
     });
     // And each of them was answered.
     assert!(asked.into_inner() >= 8);
-    assert!(crate::support::ringway(&view, "hello").good().contains("waits of viewers for their part"));
+    assert!(
+        crate::support::ringway(&view, "--timeout 60 hello")
+            .good()
+            .contains("waits of viewers for their part")
+    );
 }
 
 /// What was made for a viewer is its own as soon as it takes it, and who only comes and goes takes time as well.
@@ -170,16 +174,58 @@ fn viewers_take_what_was_made_without_a_turn_and_their_coming_is_counted() {
             scope.spawn(|| {
                 while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
                     drop(UnixStream::connect(&view));
+                    // Others have the processor, too, and what waits to be taken is not without end.
+                    std::thread::sleep(Duration::from_micros(100));
                 }
             });
         }
         let begun = Instant::now();
-        while waits(&mut own) == before && begun.elapsed() < SOON {}
+        while waits(&mut own) == before && begun.elapsed() < SOON {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         is_over.store(true, std::sync::atomic::Ordering::Relaxed);
     });
     assert!(waits(&mut own) > before);
     // Who comes after them is let in.
     assert!(crate::support::ringway(&view, "hello").good().contains("waits of viewers for their part"));
+}
+
+/// One viewer that asks for much, again and again.
+#[test]
+fn viewer_that_asks_without_a_pause_keeps_neither_others_nor_followers_out() {
+    let temp = tempfile::tempdir_in("/tmp").unwrap();
+    let view = temp.path().join("view.sock");
+    let daemon = Daemon::start_with(&["--view", view.to_str().unwrap()]);
+    let mut own = daemon.wire();
+    for nth in 0..100 {
+        own.call("dev.add", json!({ "name": format!("vm{nth}"), "mgmtdev": "sim/net" }));
+    }
+    wait_for("the view-only socket", || view.exists());
+    let mut follower = crate::support::Wire::to(&view);
+    follower.call("events", json!({ "follow": true }));
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (mut asks, is_over) = (crate::support::Wire::to(&view), &is_over);
+        let asked = scope.spawn(move || {
+            let (mut count, begun) = (0, Instant::now());
+            // Where a look below fails, it ends, too.
+            while !is_over.load(std::sync::atomic::Ordering::Relaxed) && begun.elapsed() < SOON * 2 {
+                asks.call("inspect", json!({}));
+                count += 1;
+            }
+            count
+        });
+        for nth in 0..3 {
+            // Viewers have had their part by then.
+            std::thread::sleep(Duration::from_millis(300));
+            crate::support::ringway(&view, "hello").good();
+            own.call("dev.add", json!({ "name": format!("new{nth}"), "mgmtdev": "sim/net" }));
+            while !follower.receive().to_string().contains(&format!("new{nth}")) {}
+        }
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        let asked = asked.join().unwrap();
+        assert!(asked > 3, "{asked}");
+    });
 }
 
 /// Whatever is asked for, by whichever method, and what is said of it.
