@@ -316,8 +316,8 @@ impl Daemon {
                         undo.extend(stale.map(Undo::Absent));
                         self.tell_added(&name);
                     }
-                    // What hardware serves is handed over once it is quiet.
-                    Err(fault) if fault.retryable => {
+                    // What hardware serves is handed over once it is quiet, and an interface once its session has closed it.
+                    Err(fault) if fault.retryable || self.lets_go_of(&entry, &fault) => {
                         notes.push(format!("in a moment: {}", fault.message));
                         self.make_later(entry, Origin::Config, fault.message);
                         undo.push(Undo::RemoveDevice(name));
@@ -377,9 +377,10 @@ impl Daemon {
         self.is_applying = true;
         for undo in undo.into_iter().rev() {
             self.beat(Instant::now());
-            lost.extend(self.lost_by(&undo));
-            if let Err(again) = self.undo(undo) {
-                kept.push(again.message);
+            let made_anew = self.lost_by(&undo);
+            match self.undo(undo) {
+                Ok(()) => lost.extend(made_anew),
+                Err(again) => kept.push(again.message),
             }
         }
         self.is_applying = false;
@@ -398,6 +399,12 @@ impl Daemon {
             end += &format!("; gone for a moment, and made anew: {}", named(&lost));
         }
         Fault { message: format!("{at}{}; {end}", fault.message), ..fault }
+    }
+
+    /// Whether it may be for a session of a removed device, which has not ended yet, that an interface is taken.
+    fn lets_go_of(&self, entry: &DeviceEntry, fault: &Fault) -> bool {
+        let is_leaving = self.leaving.values().any(|mgmtdev| *mgmtdev == entry.mgmtdev);
+        fault.kind == Kind::Conflict && entry.attributes.contains_key("tap") && is_leaving
     }
 
     /// The device that somebody used who has lost it, or does by its being undone.

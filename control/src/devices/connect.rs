@@ -530,7 +530,10 @@ impl Daemon {
         let Some(device) = self.registry.by_id(id) else {
             // It was removed meanwhile.
             held.into_iter().for_each(Held::remove);
-            self.leaving.remove(&id);
+            if self.leaving.remove(&id).is_some() && self.retry_absent_at.is_some() {
+                // It may be what one of them waits for.
+                self.retry_absent_at = Some(Instant::now());
+            }
             return;
         };
         let event = if held.is_some() { LifeEvent::Ended } else { LifeEvent::Lost };

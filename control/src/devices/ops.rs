@@ -448,7 +448,7 @@ impl Daemon {
         let _ = device.life.apply(LifeEvent::Remove);
         if let Some(connection) = &device.connection {
             connection.handle.send(Command::Revoke);
-            if device.facts.data_path == DataPath::Hardware {
+            if device.facts.data_path == DataPath::Hardware || device.entry.attributes.contains_key("tap") {
                 self.leaving.insert(id, device.entry.mgmtdev.clone());
             }
         }

@@ -332,8 +332,9 @@ fn what_is_set_of_an_interface_in_service_waits_for_a_new_device_which_a_file_ma
     write(1400);
     daemon.start_again(&["--config", file.to_str().unwrap(), "--metrics", metrics.to_str().unwrap()]);
     let has = |mtu: u16| {
+        // For a moment it may be the former one's.
         wait_for("the interface to be in service", || {
-            daemon.device("host0")["state"] == "connected"
+            daemon.run("dev show host0").out.contains("connected")
                 && host.link("rwt8").contains(&format!(" mtu {mtu} "))
         });
     };

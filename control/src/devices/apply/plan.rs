@@ -465,7 +465,8 @@ impl Plan {
         if self.lost.is_empty() || !self.leaves_none {
             return Ok(());
         }
-        let mut why = format!("{file} names no device, and all that it made would go: {}", named(&self.lost));
+        let mut why =
+            format!("{file} names no device, and of what it made this would go: {}", named(&self.lost));
         if !self.lost_with.is_empty() {
             why += &format!("; with that, of what operators added: {}", named(&self.lost_with));
         }
