@@ -151,9 +151,10 @@ fn unreachable(path: &Path, error: &io::Error) -> Fault {
             Err(_) => fault,
         };
     }
-    let hint = beside(path, Path::new(HOST_CTL)).unwrap_or_else(|| {
-        format!("ringwayd --ctl {}; or name its socket by --ctl or RINGWAY_CTL", path.display())
-    });
+    let mut hint = format!("ringwayd --ctl {}; or name its socket by --ctl or RINGWAY_CTL", path.display());
+    if let Some(of_the_host) = beside(path, Path::new(HOST_CTL)) {
+        hint += &format!("; {of_the_host}");
+    }
     Fault::new(Kind::Unreachable, message).hint(hint).retryable()
 }
 

@@ -279,7 +279,7 @@ fn file_without_a_device_takes_away_what_it_made_only_if_that_is_asked_for() {
     // Cut short while it was written, say.
     std::fs::write(&file, "").unwrap();
     let shown = file.display().to_string();
-    let why = format!("{shown} names no device, and all that it made would go: d0, n0, n1");
+    let why = format!("{shown} names no device, and of what it made this would go: d0, n0, n1");
     for line in ["config apply", "--dry-run config apply"] {
         let error = daemon.run(&format!("{line} {shown}")).bad(4);
         assert!(error.contains(&why), "{error}");
@@ -326,7 +326,7 @@ fn file_without_ports_management_devices_or_what_is_not_made_yet_is_refused_as_o
     wait_for("the function is there", || daemon.run(own).code == 0);
     let refused = |text: &str, what: &str| {
         std::fs::write(&file, text).unwrap();
-        let why = format!("{shown} names no device, and all that it made would go: {what}");
+        let why = format!("{shown} names no device, and of what it made this would go: {what}");
         for line in ["config apply", "--dry-run config apply"] {
             let error = daemon.run(&format!("{line} {shown}")).bad(4);
             assert!(
@@ -366,7 +366,7 @@ fn file_without_ports_management_devices_or_what_is_not_made_yet_is_refused_as_o
     let shown = file.display().to_string();
     std::fs::write(&file, "").unwrap();
     let error = daemon.run(&format!("config apply {shown}")).bad(4);
-    assert!(error.contains("names no device, and all that it made would go: f0\n"), "{error}");
+    assert!(error.contains("names no device, and of what it made this would go: f0\n"), "{error}");
     daemon.run(&format!("config apply {shown} --force")).good();
     daemon.run("status").good();
 }
@@ -500,7 +500,7 @@ fn what_waits_is_as_it_was_once_a_file_is_undone() {
     // Who lost a device on the way is told.
     let error = apply(text("max_vqp = 2") + CANNOT_BE);
     assert!(error.err.contains("; nothing is changed; gone for a moment, and made anew: vm0"), "{error:?}");
-    assert!(kept.queue_num().is_err());
+    wait_for("its front-end has lost it", || kept.queue_num().is_err());
 }
 
 /// Counts how often the kept devices are written.
@@ -588,9 +588,8 @@ fn watchdog_is_fed_while_a_large_file_is_applied() {
     let done = wire.call("config.apply", given);
     let ended = Instant::now();
     assert_eq!(done["result"]["steps"].as_array().unwrap().len(), 1000);
-    let within = beats.try_iter().filter(|at| (begun..ended).contains(at));
-    let marks: Vec<Instant> = [begun].into_iter().chain(within).chain([ended]).collect();
-    let longest = marks.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
-    println!("{} beats in {:?}, the longest pause {longest:?}", marks.len() - 2, ended - begun);
-    assert!(longest * 2 < ended - begun, "no beat for {longest:?} of {:?}", ended - begun);
+    let within = beats.try_iter().filter(|at| (begun..ended).contains(at)).count();
+    // One each ten milliseconds, if nothing else wants the processor; behind the whole of it there is none within.
+    println!("{within} beats in {:?}", ended - begun);
+    assert!(within >= 3, "{within} beats in {:?}", ended - begun);
 }

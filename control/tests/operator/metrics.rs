@@ -15,12 +15,12 @@ use serde_json::Value;
 
 use crate::support::{Daemon, SOON, wait_for};
 
-/// Scrapes of which the fastest counts, at most.
-const SCRAPES: usize = 30;
+/// Scrapes of which the fastest counts.
+const SCRAPES: usize = 8;
 
-/// How long the fastest scrape of a thousand devices may take: as it is installed, and in a build that is not optimized, which takes
-/// some five times as long, beside other tests.
-const SCRAPED_WITHIN: Duration = Duration::from_millis(if cfg!(debug_assertions) { 500 } else { 50 });
+/// So many times as long as that of a hundred devices the scrape of a thousand may take. How long that is, processors differ in:
+/// `ringway-bench scale --only watched` tells.
+const SCRAPED_WITHIN: u32 = 30;
 
 /// Of the daemon's scrapers at a time.
 const SCRAPERS: usize = 8;
@@ -207,25 +207,26 @@ fn thousand_devices_are_scraped_in_one_read_and_what_was_used_has_its_zeros() {
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("metrics.sock");
     let mut daemon = Daemon::start();
-    daemon.terminate();
     let file = daemon.dir.join("r.toml");
-    let devices = (0..1000).map(|n| format!("[[device]]\nname = \"d{n}\"\nmgmtdev = \"sim/net\"\n"));
-    std::fs::write(&file, devices.collect::<String>()).unwrap();
-    daemon.start_again(&["--config", file.to_str().unwrap(), "--metrics", path.to_str().unwrap()]);
-    // The fastest tells what it takes; the others, what else is on.
-    let (mut answer, mut fastest) = (String::new(), Duration::MAX);
-    for _ in 0..SCRAPES {
-        let begun = Instant::now();
-        answer = ask(&path, "GET /metrics HTTP/1.1\r\n\r\n");
-        fastest = fastest.min(begun.elapsed());
-        if fastest < SCRAPED_WITHIN {
-            break;
+    let mut scraped = |devices: u32| {
+        daemon.terminate();
+        let devices = (0..devices).map(|n| format!("[[device]]\nname = \"d{n}\"\nmgmtdev = \"sim/net\"\n"));
+        std::fs::write(&file, devices.collect::<String>()).unwrap();
+        daemon.start_again(&["--config", file.to_str().unwrap(), "--metrics", path.to_str().unwrap()]);
+        // The fastest tells what it takes; the others, what else is on.
+        let (mut answer, mut fastest) = (String::new(), Duration::MAX);
+        for _ in 0..SCRAPES {
+            let begun = Instant::now();
+            answer = ask(&path, "GET /metrics HTTP/1.1\r\n\r\n");
+            fastest = fastest.min(begun.elapsed());
+            // One that comes sooner waits for its part of the time.
+            std::thread::sleep(Duration::from_millis(500));
         }
-        // One that comes sooner waits for its part of the time.
-        std::thread::sleep(Duration::from_millis(500));
-    }
-    println!("scraped in {fastest:?}");
-    assert!(fastest < SCRAPED_WITHIN, "{fastest:?}, and {SCRAPED_WITHIN:?} is the most");
+        (answer, fastest)
+    };
+    let (of_hundred, (answer, fastest)) = (scraped(100).1, scraped(1000));
+    println!("scraped in {fastest:?}; a hundred in {of_hundred:?}");
+    assert!(fastest < of_hundred * SCRAPED_WITHIN, "{fastest:?}, and {of_hundred:?} of a hundred");
     let lines = answer.lines().filter(|line| line.starts_with("ringway_queue_packets_total{")).count();
     assert_eq!(lines, 2000);
     assert!(!answer.contains("ringway_queue_drops_total{"), "of queues that nobody used");
@@ -262,6 +263,8 @@ fn scrapers_together_have_their_part_of_the_daemons_time_and_no_more() {
             scope.spawn(|| {
                 while !is_over.load(Ordering::Relaxed) {
                     drop(UnixStream::connect(&path));
+                    // Others have the processor, too, and what waits to be taken is not without end.
+                    std::thread::sleep(Duration::from_micros(100));
                 }
             });
         }
