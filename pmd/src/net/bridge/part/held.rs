@@ -80,10 +80,11 @@ impl Part {
     pub(in super::super) fn take_back(&mut self, nth: usize) -> Option<u64> {
         let lane = self.lanes.get_mut(nth).filter(|lane| lane.is_held)?;
         lane.is_held = false;
-        lane.still = None;
-        lane.writer.finished();
-        // It has moved since, or nobody reads it.
-        if lane.writer.left() == 0 || lane.writer.is_closed() {
+        let still = lane.still.take();
+        let finished = lane.writer.finished();
+        // Nobody reads it, or it has moved since: what is behind may be read soon, and whoever ends does not wait for that.
+        let has_moved = still.is_some_and(|still| still.finished != finished) && !self.is_late;
+        if lane.writer.left() == 0 || lane.writer.is_closed() || has_moved {
             return None;
         }
         let claimed = lane.writer.take_back();

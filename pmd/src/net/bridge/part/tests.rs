@@ -294,3 +294,22 @@ fn lane_that_is_empty_when_it_is_to_be_taken_back_goes_on() {
     drain(to(other, 0).reader.as_mut().unwrap(), 3);
     assert_eq!((one.take_back(0), one.lanes[0].writer.is_open()), (None, true));
 }
+
+#[test]
+fn lane_that_has_moved_since_it_was_looked_at_is_not_taken_back_but_by_one_that_ends() {
+    for ends in [false, true] {
+        let (mut parts, _) = parts(2);
+        let [one, other] = &mut parts[..] else { unreachable!() };
+        fill(to(one, 1), 3);
+        for looks in 0..300 {
+            one.watch(looks * look_after(), |_| true);
+        }
+        assert!(to(one, 1).is_held);
+        drain(to(other, 0).reader.as_mut().unwrap(), 1);
+        one.is_late = ends;
+        assert_eq!((one.take_back(0), one.lanes[0].writer.is_open()), (ends.then_some(1), !ends));
+        // It is looked at anew.
+        one.watch(300 * look_after(), |_| true);
+        assert!(!to(one, 1).is_held);
+    }
+}
