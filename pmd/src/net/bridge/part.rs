@@ -485,7 +485,11 @@ impl Part {
                 }
                 Entry::Announcement { mac, tag, to, queue } => {
                     reader.read(&mut []);
-                    return Next::Announcement { mac, tag, to, queue };
+                    // Taken back, it is told once more.
+                    return match reader.claim() {
+                        Ok(()) => Next::Announcement { mac, tag, to, queue },
+                        Err(TakenBack) => Next::TakenBack(1 + reader.skip()),
+                    };
                 }
                 Entry::Unknown => {
                     reader.read(&mut []);

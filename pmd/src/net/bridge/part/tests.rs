@@ -271,11 +271,10 @@ fn arrival_that_is_taken_back_or_finds_a_lane_barred_is_told_once_its_reader_tur
     let refused = (3..20).map(|last| announce(one, last).1).sum::<u64>();
     assert_eq!(refused, 17 - 6);
     turn(one, (1 << 50) + 1);
-    let reader = to(other, 0).reader.as_mut().unwrap();
-    assert!(reader.look() == 1 && reader.read(&mut []) && reader.claim().is_err());
-    let skipped = reader.skip();
-    reader.finish(1 + skipped);
-    reader.tell();
+    assert_eq!(other.look(0), 1);
+    assert_eq!(other.take(0, 1, &mut fdb(), 1), Next::TakenBack(1));
+    other.finish(0, 1);
+    other.tell(0);
     (2..4).for_each(|turns| turn(one, (1 << 50) + turns));
     let told: Vec<Entry> = stations(other, 0);
     assert_eq!(told, (1..9).map(arrival).collect::<Vec<_>>());
@@ -312,4 +311,25 @@ fn lane_that_has_moved_since_it_was_looked_at_is_not_taken_back_but_by_one_that_
         one.watch(300 * look_after(), |_| true);
         assert!(!to(one, 1).is_held);
     }
+}
+
+#[test]
+fn arrival_that_was_read_when_its_lane_is_taken_back_is_told_once() {
+    let (mut parts, _) = parts(2);
+    let [one, other] = &mut parts[..] else { unreachable!() };
+    let mac = Mac([2, 0, 0, 0, 0, 1]);
+    assert_eq!(one.announce(mac, None, false, 0), (1, 0));
+    one.publish();
+    assert_eq!(other.look(0), 1);
+    let told = other.take(0, 1, &mut fdb(), 1);
+    assert_eq!(told, Next::Announcement { mac, tag: None, to: To::All, queue: 0 });
+    // Its reader is held before it says that it is done with it.
+    to(one, 1).is_held = true;
+    assert_eq!(one.take_back(0), Some(1));
+    other.finish(0, 1);
+    other.tell(0);
+    to(one, 1).writer.finished();
+    one.tell_again(&fdb(), 1 << 40, 1 << 50);
+    one.publish();
+    assert!(one.lanes[0].writer.is_open() && stations(other, 0).is_empty());
 }
