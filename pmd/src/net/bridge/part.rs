@@ -618,10 +618,14 @@ impl Part {
     }
 
     /// Asks to be woken when something comes, and when something is finished; the caller looks at the latter. True: something has
-    /// come.
+    /// come, or there is room again for an arrival that waits: whoever made it saw nobody sleep.
     pub(super) fn arm(&mut self) -> bool {
         self.sleeper.doze();
-        self.lanes.iter_mut().any(|lane| lane.reader.as_mut().is_some_and(|reader| reader.look() > 0))
+        // One that ends tells of none.
+        let tells = !self.is_ending();
+        self.lanes.iter_mut().any(|lane| {
+            lane.reader.as_mut().is_some_and(|reader| reader.look() > 0) || tells && lane.may_announce()
+        })
     }
 
     /// Takes that back.

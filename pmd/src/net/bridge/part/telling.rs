@@ -160,6 +160,11 @@ impl Lane {
         true
     }
 
+    /// One of those that it could not be told of may be told now.
+    pub(super) fn may_announce(&mut self) -> bool {
+        self.arrivals.waits && self.writer.room() > 0
+    }
+
     /// Tells of those that it could not be told of, or had to be told of in vain.
     #[inline]
     fn announce_again(&mut self) {

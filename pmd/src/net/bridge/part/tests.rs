@@ -333,3 +333,37 @@ fn arrival_that_was_read_when_its_lane_is_taken_back_is_told_once() {
     one.publish();
     assert!(one.lanes[0].writer.is_open() && stations(other, 0).is_empty());
 }
+
+#[test]
+fn part_does_not_sleep_while_an_arrival_waits_for_which_there_is_room_again() {
+    let (mut parts, _) = parts(2);
+    let [one, other] = &mut parts[..] else { unreachable!() };
+    fill(to(one, 1), 1);
+    to(one, 1).is_held = true;
+    assert_eq!(one.take_back(0), Some(0));
+    assert_eq!(one.announce(Mac([2, 0, 0, 0, 0, 1]), None, false, 0), (1, 0));
+    one.tell_again(&fdb(), 1 << 40, 1 << 50);
+    assert!(!one.arm(), "its reader has not turned");
+    one.disarm();
+    // That comes between the last look and the sleep: nobody is woken.
+    drain(to(other, 0).reader.as_mut().unwrap(), 1);
+    assert!(one.arm());
+    one.disarm();
+    one.tell_again(&fdb(), 1 << 40, (1 << 50) + 1);
+    assert!(!one.arm());
+    one.publish();
+    assert_eq!(stations(other, 0).len(), 1);
+}
+
+#[test]
+fn part_that_ends_sleeps_though_an_arrival_waits_for_which_there_is_room() {
+    let (mut parts, _) = parts(2);
+    let [one, other] = &mut parts[..] else { unreachable!() };
+    fill(to(one, 1), 1);
+    to(one, 1).is_held = true;
+    assert_eq!(one.take_back(0), Some(0));
+    assert_eq!(one.announce(Mac([2, 0, 0, 0, 0, 1]), None, false, 0), (1, 0));
+    drain(to(other, 0).reader.as_mut().unwrap(), 1);
+    one.end();
+    assert!(!one.arm());
+}
