@@ -424,6 +424,42 @@ fn port_on_a_core_that_turns_is_served_though_all_that_was_there_before_is_held(
 }
 
 #[test]
+fn worker_that_is_held_keeps_out_who_comes_to_its_core_wherever_the_ports_that_it_has_are_to_go() {
+    let Some(engine) = two_cores() else { return };
+    let mut bridge = bridge(&engine);
+    let at = engine.cores().to_vec();
+    let setup = Setup { flood_pps: Some("off"), ..Setup::default() };
+    let [(mut a, of_a), (mut b, of_b)] =
+        ["a", "b"].map(|name| port(&mut *bridge, name, setup, &engine, at[0]));
+    introduce(&mut [&mut a, &mut b]);
+    let (holds, _holder) = hold(&engine);
+    let mut c = port(&mut *bridge, "c", setup, &engine, at[1]).0;
+    // They cannot follow.
+    [of_a, of_b].iter().for_each(|core| core.store(at[1], Ordering::SeqCst));
+    let mut d = port(&mut *bridge, "d", setup, &engine, at[1]).0;
+    passes(&mut c, &mut d, 1);
+    let mut e = Nic::new(&mut *bridge, "e", setup, &engine);
+    let first = at[0];
+    (e.placer.core_of, e.within) = (Arc::new(move |_| first), Duration::from_millis(300));
+    let refused = e.try_start(1).unwrap_err();
+    assert!(refused.to_string().contains("did not"), "{refused}");
+    for seed in 0..20 {
+        passes(&mut c, &mut d, seed);
+        passes(&mut d, &mut c, seed);
+    }
+    holds.store(false, Ordering::SeqCst);
+    e.within = WITHIN;
+    e.start(1);
+    e.post(0, 200);
+    introduce(&mut [&mut a, &mut b, &mut c, &mut d, &mut e]);
+    for nic in [&mut a, &mut b, &mut c] {
+        passes(&mut d, nic, 2);
+        passes(nic, &mut e, 3);
+    }
+    assert_eq!([core(&mut a), core(&mut b), core(&mut e)], [Some(at[1]), Some(at[1]), Some(at[0])]);
+}
+
+#[test]
 fn station_that_moves_between_the_cores_is_found_where_it_was_heard_last() {
     let Some(engine) = two_cores() else { return };
     let mut bridge = bridge(&engine);

@@ -110,13 +110,12 @@ impl Kind for Bridge {
         if ends.sources().next().is_none() {
             return BTreeMap::new();
         }
-        // One that was all of it and is not given back keeps its key, and so out whoever is on its core, and nobody else.
-        let held: Vec<EndKey> = ends.held_in(ALL).collect();
-        if parts.len() == 1 && held.is_empty() {
-            return parts.into_values().map(|members| (ALL, members)).collect();
-        }
-        let is_held = |core| held.iter().any(|end| core_of(ends, *end) == core);
-        let key_on = |core| if is_held(core) { ALL } else { part_on(core) };
+        // One that is not given back keeps its key, and so out whoever is to be on the core where it is, and nobody else.
+        let held: Vec<(PumpKey, usize)> = ends.held().collect();
+        let held_on = |core: usize| held.iter().find(|(_, on)| *on == core).map(|(pump, _)| *pump);
+        let has_all = held.iter().any(|(pump, _)| *pump == ALL);
+        let is_one = parts.len() == 1 && !has_all;
+        let key_on = |core| held_on(core).unwrap_or(if is_one { ALL } else { part_on(core) });
         parts.into_iter().map(|(core, members)| (key_on(core), members)).collect()
     }
 
@@ -124,8 +123,12 @@ impl Kind for Bridge {
         if key == ALL { fabric.to_owned() } else { format!("{fabric}@{}", key.port) }
     }
 
-    fn core(&self, _key: PumpKey, members: &[EndKey], ends: &Ends) -> usize {
-        members.first().map_or_else(|| self.settings.core(), |end| core_of(ends, *end))
+    fn core(&self, key: PumpKey, members: &[EndKey], ends: &Ends) -> usize {
+        match part_of(key) {
+            // As planned, whatever control decided since.
+            Some(core) => core,
+            None => members.first().map_or_else(|| self.settings.core(), |end| core_of(ends, *end)),
+        }
     }
 
     fn is_together(&self) -> bool {
@@ -324,6 +327,11 @@ const ALL: PumpKey = PumpKey { port: 0, queue: 0 };
 /// Its part on a core, one of several, or beside one that was all of it.
 fn part_on(core: usize) -> PumpKey {
     PumpKey { port: core as u64, queue: 1 }
+}
+
+/// The core of such a part.
+fn part_of(key: PumpKey) -> Option<usize> {
+    usize::try_from(key.port).ok().filter(|_| key.queue == 1)
 }
 
 /// Stations that a bridge knows at most, and behind one port, so that no guest fills the table for the others.

@@ -83,8 +83,8 @@ pub(super) struct End {
     pub(super) is_enabled: bool,
     /// It is to be out of service; it stays here for as long as a worker has it.
     pub(super) is_leaving: bool,
-    /// A worker does not give back the pump that it is in: others go on without it meanwhile.
-    is_held: bool,
+    /// The worker of this core does not give back the pump that it is in: others go on without it meanwhile.
+    held_on: Option<usize>,
     place: Place,
     /// Of a source that no pump has: what its frame in line came to.
     half: Option<Half>,
@@ -111,7 +111,7 @@ impl Ends {
     pub(super) fn staying(&self) -> impl Iterator<Item = (&EndKey, &End)> + Clone {
         self.running.iter().filter(|(key, end)| {
             !end.is_leaving
-                && !end.is_held
+                && end.held_on.is_none()
                 && self.ports.get(&key.port).is_some_and(|port| !port.is_leaving())
         })
     }
@@ -133,7 +133,7 @@ impl Ends {
             is_sink,
             is_enabled,
             is_leaving: false,
-            is_held: false,
+            held_on: None,
             place: Place::Free(side),
             half: None,
         };
@@ -188,22 +188,24 @@ impl Ends {
         }
     }
 
-    /// Their pump is not given back: they are with nobody else until it is.
-    pub(super) fn hold(&mut self, keys: &[EndKey]) {
+    /// The worker of a core does not give their pump back: they are with nobody else until it does.
+    pub(super) fn hold(&mut self, keys: &[EndKey], core: usize) {
         for (_, end) in self.running.iter_mut().filter(|(key, _)| keys.contains(key)) {
-            end.is_held = true;
+            end.held_on = Some(core);
         }
     }
 
-    /// Those in a pump that is not given back.
-    pub(super) fn held_in(&self, pump: PumpKey) -> impl Iterator<Item = EndKey> {
-        let is_in = move |end: &End| end.is_held && matches!(end.place, Place::In(key) if key == pump);
-        self.running.iter().filter(move |(_, end)| is_in(end)).map(|(key, _)| *key)
+    /// The pumps that are not given back, each with its core: where it is, whatever control decided of its ports since.
+    pub(super) fn held(&self) -> impl Iterator<Item = (PumpKey, usize)> {
+        self.running.values().filter_map(|end| match end.place {
+            Place::In(pump) => Some((pump, end.held_on?)),
+            Place::Free(_) | Place::Taken => None,
+        })
     }
 
     /// Slots of ports that have something in a pump which is not given back.
     pub(super) fn held_slots(&self) -> Vec<u16> {
-        let held = self.running.iter().filter(|(_, end)| end.is_held);
+        let held = self.running.iter().filter(|(_, end)| end.held_on.is_some());
         let mut slots: Vec<u16> =
             held.filter_map(|(key, _)| self.ports.get(&key.port)).map(|port| port.slot).collect();
         slots.dedup();
@@ -255,7 +257,7 @@ impl Ends {
         }
         if let Some(end) = self.running.get_mut(&key) {
             end.place = Place::Free(side);
-            end.is_held = false;
+            end.held_on = None;
             end.half = half;
         }
     }

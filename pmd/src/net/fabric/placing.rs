@@ -188,7 +188,7 @@ impl Fabric {
                 Err(error @ PlaceError::Timeout { .. }) => {
                     running.stuck.get_or_insert_with(|| error.to_string());
                     if state.kind.is_together() {
-                        state.ends.hold(&running.members);
+                        state.ends.hold(&running.members, running.placed.core());
                     }
                     state.pumps.insert(key, running);
                     self.settle_later(state);
