@@ -460,6 +460,45 @@ fn worker_that_is_held_keeps_out_who_comes_to_its_core_wherever_the_ports_that_i
 }
 
 #[test]
+fn port_that_leaves_a_worker_which_holds_it_is_not_in_the_way_of_who_is_elsewhere_from_then_on() {
+    for is_dropped in [false, true] {
+        let Some(engine) = two_cores() else { return };
+        let mut bridge = bridge(&engine);
+        let setup = Setup { flood_pps: Some("off"), ..Setup::default() };
+        let mut nics = four(&mut *bridge, setup, &engine);
+        introduce(&mut nics);
+        let (holds, _holder) = hold(&engine);
+        let [a, b, mut c, mut d] = nics;
+        // From here on it is known to be held.
+        d.stop();
+        d.start(1);
+        d.post(0, 200);
+        let to_it = frame(a.mac, c.mac, 64, 1);
+        c.send_plain(0, &to_it);
+        c.expect_drops(1, DropReason::LaneFull, 1);
+        let mut a = Some(a);
+        if is_dropped {
+            a = None;
+        } else if let Some(a) = &mut a {
+            a.device.queues().stop(0, Duration::from_millis(200)).unwrap_err();
+        }
+        // Nobody knows where it is.
+        let deadline = Instant::now() + SOON;
+        while d.received(0).is_empty() {
+            assert!(Instant::now() < deadline, "{is_dropped}: {:?}", c.stats(1));
+            c.send_plain(0, &to_it);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // What its worker holds of others is for nobody else.
+        let before = c.drops(1, DropReason::LaneFull);
+        c.send_plain(0, &frame(b.mac, c.mac, 64, 2));
+        c.expect_drops(1, DropReason::LaneFull, before + 1);
+        holds.store(false, Ordering::SeqCst);
+        drop(a);
+    }
+}
+
+#[test]
 fn station_that_moves_between_the_cores_is_found_where_it_was_heard_last() {
     let Some(engine) = two_cores() else { return };
     let mut bridge = bridge(&engine);

@@ -145,11 +145,23 @@ impl Ends {
         self.running.keys().filter(|key| key.port == port && which(key.queue)).copied().collect()
     }
 
-    /// These are to be out of service.
-    pub(super) fn mark(&mut self, leaving: &[EndKey]) {
+    /// These are to be out of service. True: one of them was not before.
+    pub(super) fn mark(&mut self, leaving: &[EndKey]) -> bool {
+        let mut is_new = false;
         for (_, end) in self.running.iter_mut().filter(|(key, _)| leaving.contains(key)) {
-            end.is_leaving = true;
+            is_new |= !std::mem::replace(&mut end.is_leaving, true);
         }
+        is_new
+    }
+
+    /// All queues of a port are to be out of service.
+    pub(super) fn are_leaving(&self, port: u64) -> bool {
+        self.running.iter().filter(|(key, _)| key.port == port).all(|(_, end)| end.is_leaving)
+    }
+
+    /// A worker does not give back something of a port.
+    pub(super) fn is_held(&self, port: u64) -> bool {
+        self.running.iter().any(|(key, end)| key.port == port && end.held_on.is_some())
     }
 
     /// Drops what is to be out of service and in no pump.
@@ -203,11 +215,11 @@ impl Ends {
         })
     }
 
-    /// Slots of ports that have something in a pump which is not given back.
+    /// Slots of ports that go on and have something in a pump which is not given back.
     pub(super) fn held_slots(&self) -> Vec<u16> {
-        let held = self.running.iter().filter(|(_, end)| end.held_on.is_some());
-        let mut slots: Vec<u16> =
-            held.filter_map(|(key, _)| self.ports.get(&key.port)).map(|port| port.slot).collect();
+        let held = self.running.iter().filter(|(_, end)| end.held_on.is_some() && !end.is_leaving);
+        let ports = held.filter_map(|(key, _)| self.ports.get(&key.port));
+        let mut slots: Vec<u16> = ports.filter(|port| !port.is_leaving()).map(|port| port.slot).collect();
         slots.dedup();
         slots
     }

@@ -331,10 +331,7 @@ impl Port {
         if keys.is_empty() {
             return Ok(());
         }
-        if state.ends.of_port(self.id, |_| true).len() == keys.len() {
-            state.kind.port_stops(self.slot);
-        }
-        state.ends.mark(&keys);
+        state.leave(self.id, self.slot, &keys);
         self.fabric.withdraw(state, Some(self.id), within).1
     }
 
@@ -409,6 +406,21 @@ impl Drop for Port {
     }
 }
 
+impl State {
+    /// These queues of a port are to be out of service. With the last of them, what is known behind it is forgotten: of one that a worker
+    /// holds, by the others at once, for whom it is there until they are made anew.
+    fn leave(&mut self, port: u64, slot: u16, keys: &[EndKey]) {
+        let is_new = self.ends.mark(keys);
+        if !is_new || !self.ends.are_leaving(port) {
+            return;
+        }
+        self.kind.port_stops(slot);
+        if self.ends.is_held(port) {
+            self.pumps.values_mut().for_each(|running| running.is_outdated = true);
+        }
+    }
+}
+
 /// A port that was dropped, and what it may have left.
 struct Departure {
     fabric: Arc<Fabric>,
@@ -422,7 +434,7 @@ impl Departure {
         let Some(mut state) = self.fabric.try_lock() else { return false };
         let keys = state.ends.of_port(self.id, |_| true);
         if !keys.is_empty() {
-            state.ends.mark(&keys);
+            state.leave(self.id, self.slot, &keys);
             (state, _) = self.fabric.withdraw(state, None, LATER_WITHIN);
         }
         self.forget(&mut state)
