@@ -57,10 +57,17 @@ impl Fabric {
             && state.stuck(of).is_some()
             && Instant::now() < deadline
         {
+            let before = state.keys(|running| running.stuck.is_some());
             drop(state);
             std::thread::sleep(LOOK_AGAIN.min(deadline.saturating_duration_since(Instant::now())));
             state = self.lock();
-            placed = self.attempt(&mut state, Instant::now() + prompt);
+            // Nothing is tried again, and nobody taken from the others for it, until a worker has given something back.
+            let held = state.keys(|running| running.stuck.is_some());
+            self.take_down(&mut state, held, Instant::now());
+            let after = state.keys(|running| running.stuck.is_some());
+            if after != before || state.stuck(of).is_none() {
+                placed = self.attempt(&mut state, Instant::now() + prompt);
+            }
         }
         let outcome = match state.stuck(of) {
             // Whoever asks for nobody tries again, or gives up what no worker takes, whoever else is held.
