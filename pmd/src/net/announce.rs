@@ -52,7 +52,7 @@ impl News {
 /// What waits to be announced at one port. Written by its session, taken by its pump.
 #[derive(Debug)]
 pub struct Announcement {
-    /// The address in the low 48 bits, [`WAITS`] above; 0 for none.
+    /// The address in the low 48 bits, [`WAITS`] or [`TOLD`] above; 0 for none.
     waiting: AtomicU64,
     /// Of the fabric's ports, one may have something to announce.
     news: Arc<News>,
@@ -64,14 +64,14 @@ impl Announcement {
         Announcement { waiting: AtomicU64::new(0), news }
     }
 
-    /// Leaves an address to be announced; None takes back what waits.
+    /// Leaves an address to be announced; None takes back what waits, and what was told.
     pub fn set(&self, mac: Option<Mac>) {
         let word = mac.map_or(0, |mac| WAITS | mac.to_bits());
         self.waiting.store(word, Ordering::Relaxed);
         self.news.tell();
     }
 
-    /// Takes back what waits, unless it is this address.
+    /// Takes back what waits, and what was told, unless it is this address.
     pub fn hold_to(&self, mac: Mac) {
         let is_other = |word| (word != 0 && Mac::from_bits(word) != mac).then_some(0);
         // Relaxed: the word is all that there is.
@@ -81,14 +81,26 @@ impl Announcement {
     /// Something waits.
     #[inline]
     pub fn is_waiting(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) != 0
+        self.waiting.load(Ordering::Relaxed) & WAITS != 0
     }
 
-    /// Takes what waits.
+    /// Takes what waits: it is told.
     pub fn take(&self) -> Option<Mac> {
+        self.turn(WAITS).map(Mac::from_bits)
+    }
+
+    /// What was told waits once more: not everybody heard of it. Not if something newer waits, or it was taken back.
+    pub fn tell_again(&self) {
+        if self.turn(TOLD).is_some() {
+            self.news.tell();
+        }
+    }
+
+    /// What waits is told from now on, or the other way round, if it is so: the word before.
+    fn turn(&self, from: u64) -> Option<u64> {
+        let turned = |word| (word & from != 0).then_some(word ^ (WAITS | TOLD));
         // Relaxed: the word is all that there is.
-        let word = self.waiting.swap(0, Ordering::Relaxed);
-        (word != 0).then(|| Mac::from_bits(word))
+        self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, turned).ok()
     }
 }
 
@@ -129,7 +141,10 @@ pub fn tagged(frame: [u8; FRAME_BYTES], vid: u16) -> [u8; FRAME_BYTES + VLAN_TAG
 pub const FRAME_BYTES: usize = 60;
 
 /// An address waits.
-const WAITS: u64 = 1 << 48;
+const WAITS: u64 = 1 << 63;
+
+/// It was told.
+const TOLD: u64 = 1 << 62;
 
 #[cfg(test)]
 mod tests {
@@ -162,5 +177,38 @@ mod tests {
         assert!(announcement.is_waiting(), "an address of zeros is one");
         announcement.set(None);
         assert!(!announcement.is_waiting());
+    }
+
+    #[test]
+    fn what_was_told_waits_once_more_unless_it_was_taken_back_or_something_newer_waits() {
+        let announcement = Announcement::new(Arc::default());
+        let [one, other] = [1, 2].map(|last| Mac([0xff, 0xff, 0, 0, 0, last]));
+        announcement.tell_again();
+        assert!(!announcement.is_waiting());
+        let tell = |mac| {
+            announcement.set(Some(mac));
+            assert_eq!(announcement.take(), Some(mac));
+            assert!(!announcement.is_waiting() && announcement.take().is_none());
+        };
+        for _ in 0..2 {
+            tell(one);
+            announcement.tell_again();
+            announcement.tell_again();
+            assert_eq!(announcement.take(), Some(one));
+        }
+        announcement.hold_to(one);
+        announcement.tell_again();
+        assert_eq!(announcement.take(), Some(one));
+        announcement.hold_to(other);
+        announcement.tell_again();
+        assert!(!announcement.is_waiting());
+        tell(one);
+        announcement.set(None);
+        announcement.tell_again();
+        assert!(!announcement.is_waiting());
+        tell(one);
+        announcement.set(Some(other));
+        announcement.tell_again();
+        assert_eq!(announcement.take(), Some(other));
     }
 }

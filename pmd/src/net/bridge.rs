@@ -92,6 +92,8 @@ pub struct BridgePump<const PARTS: bool = false> {
     sinks: usize,
     /// Where there are others.
     part: Option<Box<Part>>,
+    /// It was made while a worker held ports, which hear of no guest that arrives.
+    is_partial: bool,
     /// Cycles between two looks at the table for those who ask.
     view_every: u64,
     next_view: u64,
@@ -167,7 +169,15 @@ impl<const PARTS: bool> BridgePump<PARTS> {
                 })
             };
             let later = port.sinks.iter().map(number).collect();
-            Member { port, first_source, later, is_served: false, is_given: false, is_untimed: false }
+            Member {
+                port,
+                first_source,
+                later,
+                is_served: false,
+                is_given: false,
+                is_untimed: false,
+                has_announced: false,
+            }
         };
         let ports: Vec<Member> = ports.into_iter().map(&mut member).collect();
         let looks_at_vlans = ports.iter().any(|member| member.port.vlans.is_some());
@@ -175,6 +185,7 @@ impl<const PARTS: bool> BridgePump<PARTS> {
         let of_all = |part: &Part| part.carriers().unwrap_or_else(given);
         let carriers = || part.as_deref().map_or_else(given, of_all);
         let dresser = looks_at_vlans.then(|| Dresser::new(carriers()));
+        let is_partial = !held.is_empty();
         let held = held.into_iter().map(|slot| (usize::from(slot), HELD));
         for (slot, number) in part.iter().flat_map(|part| part.away()).chain(held) {
             if by_slot.len() <= slot {
@@ -200,6 +211,7 @@ impl<const PARTS: bool> BridgePump<PARTS> {
             sources,
             sinks,
             part,
+            is_partial,
             view_every: hertz / 2,
             next_view: 0,
             now: 0,
@@ -208,8 +220,11 @@ impl<const PARTS: bool> BridgePump<PARTS> {
     }
 
     /// Takes it apart again: its ports, what it knows, and [since when](Knowledge::since). What others have in lanes to it goes back to
-    /// them.
+    /// them. Of guests that have arrived, where not everybody heard of it, whoever has those ports next tells all once more.
     pub(crate) fn into_parts(self) -> (Vec<BridgePort>, Box<Fdb>, u64) {
+        let is_untold = self.is_partial || self.part.as_ref().is_some_and(|part| part.is_untold());
+        let arrived = self.ports.iter().filter(|member| is_untold && member.has_announced);
+        arrived.for_each(|member| member.port.announcement.tell_again());
         (self.ports.into_iter().map(|member| member.port).collect(), self.fdb, self.since)
     }
 

@@ -499,6 +499,42 @@ fn port_that_leaves_a_worker_which_holds_it_is_not_in_the_way_of_who_is_elsewher
 }
 
 #[test]
+fn arrival_beside_a_worker_that_is_held_is_told_there_once_it_turns_whatever_changes_meanwhile() {
+    let moved = Mac([0x52, 0x54, 0, 0xaa, 0xbb, 0xcc]);
+    let told = ringway_pmd::net::announce::frame(moved);
+    for is_known in [false, true] {
+        let Some(engine) = two_cores() else { return };
+        let mut bridge = bridge(&engine);
+        let mut nics = four(&mut *bridge, Setup { flood_pps: Some("off"), ..Setup::default() }, &engine);
+        introduce(&mut nics);
+        let (holds, _holder) = hold(&engine);
+        let [a, b, c, d] = &mut nics;
+        let change = |d: &mut Nic| {
+            d.stop();
+            d.start(1);
+            d.post(0, 200);
+        };
+        if is_known {
+            // Those that are held are left out.
+            change(d);
+        }
+        c.device.class().net().unwrap().announce(Some(moved)).unwrap();
+        assert_eq!(d.expect(0, 1)[0].1, told, "{is_known}");
+        change(d);
+        change(d);
+        holds.store(false, Ordering::SeqCst);
+        for nic in [a, b] {
+            assert_eq!(nic.expect(0, 1)[0].1, told, "{is_known}");
+            // Once.
+            passes(c, nic, 1);
+        }
+        drop(d.received(0));
+        change(d);
+        passes(c, d, 2);
+    }
+}
+
+#[test]
 fn station_that_moves_between_the_cores_is_found_where_it_was_heard_last() {
     let Some(engine) = two_cores() else { return };
     let mut bridge = bridge(&engine);

@@ -37,6 +37,7 @@ impl<const PARTS: bool> BridgePump<PARTS> {
             return 0;
         };
         let Some(mac) = member.port.announcement.take() else { return 0 };
+        member.has_announced = true;
         let queue = member.port.sources.get(nth).map_or(0, |(queue, _)| *queue);
         let tag = member.port.vlans.as_ref().and_then(|vlans| vlans.own());
         let is_in_one = member.port.vlans.is_none() || tag.is_some();

@@ -52,6 +52,8 @@ pub(super) struct Member {
     pub(super) is_given: bool,
     /// Something was published of which it was not told how long it took.
     pub(super) is_untimed: bool,
+    /// It was told that its guest has arrived.
+    pub(super) has_announced: bool,
 }
 
 /// Frames of one source, which are numbered from `first` on.

@@ -65,6 +65,12 @@ impl Part {
         }
     }
 
+    /// Guests have arrived of which a lane was not told, and is not any more.
+    pub(in super::super) fn is_untold(&self) -> bool {
+        let mut arrivals = self.lanes.iter().flat_map(|lane| lane.arrivals.all.iter());
+        arrivals.any(|arrival| arrival.told == Told::Waits)
+    }
+
     /// A turn begins. Tells the others once more of stations that are behind its own ports and still heard of: all of them in half the
     /// ageing time, some at a time; and of those that a lane had no room for.
     pub(in super::super) fn tell_again(&mut self, fdb: &Fdb, ageing: u64, cycles: u64) {
