@@ -24,7 +24,7 @@ use crate::ledger::{Counts, Ledger};
 use crate::options::Touch;
 use crate::presence::Presence;
 
-/// See [`Lane`].
+/// A queue pair of a guest, as the module says; see [`Lane`](super::Lane).
 #[derive(Debug)]
 pub struct Pair<D> {
     pair: u16,
