@@ -7,9 +7,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
-use serde_json::{Map, Value};
 
-use crate::operator::api::{CoreInfo, DeviceSample, Named, PumpInfo, QueueSample, Sample};
+use crate::operator::api::{CoreInfo, Counts, DeviceSample, Named, PumpInfo, QueueSample, Sample};
 
 /// All of it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -65,11 +64,11 @@ pub(crate) struct QueueRates {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) drops_per_s: BTreeMap<String, f64>,
     /// By reason, since the device was added.
-    #[serde(skip_serializing_if = "Map::is_empty")]
-    pub(crate) drops: Map<String, Value>,
+    #[serde(skip_serializing_if = "Counts::is_empty")]
+    pub(crate) drops: Counts,
     /// By name, since the device was added.
-    #[serde(skip_serializing_if = "Map::is_empty")]
-    pub(crate) faults: Map<String, Value>,
+    #[serde(skip_serializing_if = "Counts::is_empty")]
+    pub(crate) faults: Counts,
 }
 
 /// A worker's.
@@ -176,11 +175,8 @@ pub(crate) fn queues_between(
 impl QueueRates {
     fn between(before: &QueueSample, now: &QueueSample, passed: Duration) -> QueueRates {
         let rate = |before, now| per_second(since(before, now), passed);
-        let count = |counts: &Map<String, Value>, name: &str| counts.get(name).and_then(Value::as_u64);
-        let drops = now.drops.keys().map(|reason| {
-            let of = |counts| count(counts, reason).unwrap_or(0);
-            (reason.clone(), rate(of(&before.drops), of(&now.drops)))
-        });
+        let drops = now.drops.iter();
+        let drops = drops.map(|(reason, count)| (reason.to_owned(), rate(before.drops.of(reason), count)));
         QueueRates {
             qidx: now.qidx,
             queue_type: now.queue_type.clone(),
@@ -205,7 +201,7 @@ impl QueueRates {
 
     /// Of all names.
     pub(crate) fn all_faults(&self) -> u64 {
-        sum(&self.faults)
+        self.faults.total()
     }
 }
 
@@ -270,10 +266,6 @@ fn per_second(count: u64, passed: Duration) -> f64 {
 
 fn ratio(of: u64, by: u64) -> Option<f64> {
     (by > 0).then(|| of as f64 / by as f64)
-}
-
-fn sum(counts: &Map<String, Value>) -> u64 {
-    counts.values().filter_map(Value::as_u64).sum()
 }
 
 /// A number in as few places as tell it: `0`, `1.24`, `12.4`, `124`, `1.24k`, `12.4M`.

@@ -205,9 +205,9 @@ impl Looks<'_> {
         let mut found: Vec<(u64, Cause)> = Vec::new();
         for queue in self.queues {
             let before = self.queue_before(queue.qidx);
-            for said in queue.explain.iter().filter(|said| queue.drops.contains_key(&said.name)) {
+            for said in queue.explain.iter().filter(|said| queue.drops.has(&said.name)) {
                 let Explained { name, count, meaning, cure, example } = said;
-                let known = before.map(|before| before.drops.get(name).copied().unwrap_or_default());
+                let known = before.map(|before| before.drops.of(name));
                 let new = known.map_or(0, |known| count.saturating_sub(known));
                 let example = example.as_ref().map_or_else(String::new, |example| format!(" ({example})"));
                 let (loses, lost) = match queue.queue_type.as_str() {

@@ -5,9 +5,8 @@ use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
-use super::{CaptureInfo, Mode, Named};
+use super::{CaptureInfo, Counts, Mode, Named};
 use crate::operator::names::FeatureName;
 
 /// Answer of `dev.show`.
@@ -368,9 +367,9 @@ pub struct QueueInfo {
     pub held: u64,
     /// Dropped frames by reason, every reason. Of what a front-end has announced for its guest (SEND_RARP), which came from no
     /// ring, that which reaches nobody is here, and nothing in any other counter.
-    pub drops: Map<String, Value>,
+    pub drops: Counts,
     /// Faults of the ring by name, every name.
-    pub faults: Map<String, Value>,
+    pub faults: Counts,
     /// Requests of a disk's queue that succeeded, by kind; none before it was first started.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub requests: Vec<RequestInfo>,

@@ -2,9 +2,8 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
-use super::{CoreInfo, Named, QueueInfo, TimeInfo};
+use super::{CoreInfo, Counts, Named, QueueInfo, TimeInfo};
 
 /// Answer of `sample`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -58,16 +57,15 @@ pub struct QueueSample {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<TimeInfo>,
     /// Dropped frames or requests by reason, reasons that occurred.
-    #[serde(default, skip_serializing_if = "Map::is_empty")]
-    pub drops: Map<String, Value>,
+    #[serde(default, skip_serializing_if = "Counts::is_empty")]
+    pub drops: Counts,
     /// Faults of the ring by name, those that occurred.
-    #[serde(default, skip_serializing_if = "Map::is_empty")]
-    pub faults: Map<String, Value>,
+    #[serde(default, skip_serializing_if = "Counts::is_empty")]
+    pub faults: Counts,
 }
 
 impl From<QueueInfo> for QueueSample {
     fn from(info: QueueInfo) -> QueueSample {
-        let occurred = |counts: Map<String, Value>| counts.into_iter().filter(|(_, n)| *n != 0).collect();
         QueueSample {
             qidx: info.qidx,
             queue_type: info.queue_type,
@@ -77,8 +75,8 @@ impl From<QueueInfo> for QueueSample {
             calls: info.calls,
             bursts: info.bursts,
             latency: info.latency,
-            drops: occurred(info.drops),
-            faults: occurred(info.faults),
+            drops: info.drops.occurred(),
+            faults: info.faults.occurred(),
         }
     }
 }

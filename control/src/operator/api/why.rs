@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Named;
+use super::{Counts, Named};
 
 /// Parameters of `dev.why`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -71,8 +71,8 @@ pub struct QueueLook {
     /// How often frames or requests had to stay for a rate.
     pub held: u64,
     /// Drops and faults by name, those that there were.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub drops: BTreeMap<String, u64>,
+    #[serde(default, skip_serializing_if = "Counts::is_empty")]
+    pub drops: Counts,
 }
 
 /// What a worker stood at, as `core.show` has it.

@@ -54,7 +54,7 @@ fn one_look_tells_nothing_of_just_now() {
 
     let asked = json!({ "under_way": "1 requests under way, the oldest a write at sector 16, for 1 s" });
     let mut failed = queue(8, 7);
-    failed.drops.insert("beyond_end".to_owned(), 3.into());
+    failed.drops = crate::operator::api::Counts::from_iter([("beyond_end", 3)]);
     failed.explain = vec![Explained {
         name: "beyond_end".to_owned(),
         count: 3,

@@ -57,8 +57,8 @@ pub(crate) fn vstats(answer: &VstatsShow) -> String {
                         queue.bytes,
                         queue.calls,
                         queue.bursts,
-                        sum(&queue.drops),
-                        sum(&queue.faults)
+                        queue.drops.total(),
+                        queue.faults.total()
                     );
                 }
                 for queue in queues {
@@ -75,10 +75,6 @@ pub(crate) fn vstats(answer: &VstatsShow) -> String {
         }
     }
     text
-}
-
-fn sum(counters: &serde_json::Map<String, serde_json::Value>) -> u64 {
-    counters.values().filter_map(serde_json::Value::as_u64).sum()
 }
 
 /// Why it is not served.

@@ -2,8 +2,6 @@
 
 use std::cmp::Ordering;
 
-use serde_json::Value;
-
 use crate::operator::cli::interval::or_dash;
 use crate::operator::rates::{CoreRates, DeviceRates, PumpRates, QueueRates, Rates, short};
 
@@ -298,14 +296,10 @@ fn lost_rows(name: &str, queue: &QueueRates) -> Vec<Row> {
         ];
         row(cells, per_second.is_none_or(|rate| rate > 0.0))
     };
-    let all = |counts: &serde_json::Map<String, Value>, name: &str| {
-        counts.get(name).and_then(Value::as_u64).unwrap_or(0)
-    };
     let drops = queue.drops_per_s.iter();
     let drops =
-        drops.map(|(reason, rate)| lost(format!("drop {reason}"), Some(*rate), all(&queue.drops, reason)));
-    let faults =
-        queue.faults.keys().map(|fault| lost(format!("fault {fault}"), None, all(&queue.faults, fault)));
+        drops.map(|(reason, rate)| lost(format!("drop {reason}"), Some(*rate), queue.drops.of(reason)));
+    let faults = queue.faults.iter().map(|(fault, count)| lost(format!("fault {fault}"), None, count));
     drops.chain(faults).collect()
 }
 
@@ -314,10 +308,8 @@ const AT_LIMIT_PCT: f64 = 95.0;
 
 #[cfg(test)]
 pub(super) mod tests {
-    use serde_json::json;
-
     use super::*;
-    use crate::operator::api::Named;
+    use crate::operator::api::{Counts, Named};
     use crate::operator::rates::Flow;
 
     fn queue(qidx: u32, queue_type: &str, packets_per_s: f64, drops: f64) -> QueueRates {
@@ -325,7 +317,7 @@ pub(super) mod tests {
         let mut queue = QueueRates { qidx, queue_type: queue_type.to_owned(), flow, ..QueueRates::default() };
         if drops > 0.0 {
             queue.drops_per_s.insert("no_rx_buffer".to_owned(), drops);
-            queue.drops.insert("no_rx_buffer".to_owned(), json!(77));
+            queue.drops = Counts::from_iter([("no_rx_buffer", 77)]);
         }
         queue
     }
@@ -394,7 +386,7 @@ pub(super) mod tests {
     #[test]
     fn each_reason_that_something_was_lost_for_is_a_row() {
         let mut rates = rates(3);
-        rates.dev.0[2].1.queues[1].faults.insert("unmapped".to_owned(), json!(1));
+        rates.dev.0[2].1.queues[1].faults = Counts::from_iter([("unmapped", 1)]);
         let lost = Table::of(Pane::Drops, &rates, (4, true), "");
         let rows: Vec<Vec<&str>> =
             lost.rows.iter().map(|row| row.cells.iter().map(|cell| cell.text.as_str()).collect()).collect();
