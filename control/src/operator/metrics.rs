@@ -42,6 +42,8 @@ pub(crate) use self::families::{OWN, SOURCES, kind_of};
 mod families;
 // What each metric tells, in a sentence.
 mod help;
+// The numbers of what is told.
+mod numbers;
 // What several scrapers share.
 mod shared;
 
@@ -337,48 +339,49 @@ pub(crate) fn text(reading: Reading, scrapers: &Scrapers) -> String {
     let hertz = ringway_ring::tsc::hertz();
     let mut families = Families::default();
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let build = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
+    let none = || Labels::from([]);
+    let build = Labels::from([("version", env!("CARGO_PKG_VERSION").to_owned())]);
     families.add_gauge("ringway_build_info", build, 1);
-    families.add_gauge("ringway_config_generation", Vec::new(), reading.generation);
+    families.add_gauge("ringway_config_generation", none(), reading.generation);
     for (kind, count) in reading.absent {
-        families.add_gauge("ringway_absent", vec![("kind", kind.to_owned())], count as u64);
+        families.add_gauge("ringway_absent", Labels::from([("kind", kind.to_owned())]), count as u64);
     }
-    families.add_gauge("ringway_outdated", Vec::new(), reading.is_outdated.into());
-    families.add_counter("ringway_events_lost", Vec::new(), reading.lost_events);
-    families.add_counter("ringway_log_lines_lost", Vec::new(), reading.lost_log_lines);
-    families.add_counter("ringway_scrapes", Vec::new(), count(&scrapers.served));
-    families.add_counter("ringway_scrape_waits", Vec::new(), count(&scrapers.waits));
+    families.add_gauge("ringway_outdated", none(), reading.is_outdated.into());
+    families.add_counter("ringway_events_lost", none(), reading.lost_events);
+    families.add_counter("ringway_log_lines_lost", none(), reading.lost_log_lines);
+    families.add_counter("ringway_scrapes", none(), count(&scrapers.served));
+    families.add_counter("ringway_scrape_waits", none(), count(&scrapers.waits));
     for (reason, counter) in [("failed", &scrapers.refused), ("too_many", &scrapers.too_many)] {
-        let labels = vec![("reason", reason.to_owned())];
+        let labels = Labels::from([("reason", reason.to_owned())]);
         families.add_counter("ringway_scrapes_refused", labels, count(counter));
     }
     for device in reading.devices {
-        let labels: Labels = vec![("dev", device.name.clone())];
+        let labels = Labels::from([("dev", device.name.clone())]);
         families.add_numbers("device", &device.history, &labels, 1);
         let state = with(&with(&labels, "mgmtdev", &device.mgmtdev), "state", device.state);
         families.add_gauge("ringway_device_state", state, 1);
-        families.add_gauge("ringway_device_deferred", labels.clone(), device.deferred as u64);
+        families.add_gauge("ringway_device_deferred", Arc::clone(&labels), device.deferred as u64);
         if let Some(health) = &device.health {
             let (count, age) = health.requests();
-            families.add_gauge("ringway_disk_requests_under_way", labels.clone(), count as u64);
-            families.add_seconds("ringway_disk_oldest_request_seconds", labels.clone(), age);
+            families.add_gauge("ringway_disk_requests_under_way", Arc::clone(&labels), count as u64);
+            families.add_seconds("ringway_disk_oldest_request_seconds", Arc::clone(&labels), age);
         }
         for (index, counters) in device.queues.iter().enumerate() {
             let index = u32::try_from(index).unwrap_or(u32::MAX);
             let stats = counters.snapshot();
             let info = show::queue_info(device.class, &device.config, index, &stats);
-            families.add_queue(info, &stats, &device.name, hertz);
+            families.add_queue(&info, &stats, &device.name, hertz);
         }
     }
     for core in reading.cores {
-        let labels: Labels = vec![("core", core.number.to_string())];
+        let labels = Labels::from([("core", core.number.to_string())]);
         for pump in &core.info.pumps {
             families.add_numbers("pump", pump, &with(&labels, "pump", &pump.name), 1);
         }
         let packets = core.info.packets;
-        families.add_sizes("ringway_core_burst_packets", labels.clone(), &core.burst_sizes, packets);
-        families.add_times("ringway_core_busy_turn", labels.clone(), &core.busy_turns, hertz);
-        families.add_numbers("core", core.info, &labels, 1);
+        families.add_sizes("ringway_core_burst_packets", Arc::clone(&labels), &core.burst_sizes, packets);
+        families.add_times("ringway_core_busy_turn", Arc::clone(&labels), &core.busy_turns, hertz);
+        families.add_numbers("core", &core.info, &labels, 1);
     }
     let mut registry = Registry::default();
     registry.register_collector(Box::new(families));

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
@@ -14,9 +15,9 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 use ringway_engine::{BurstSizes, Times};
 use ringway_pmd::counters::QueueStats;
-use serde_json::{Map, Value};
 
 use super::help;
+use super::numbers::{self, Number};
 use crate::operator::api::QueueInfo;
 
 /// Numbers that go down as well.
@@ -132,7 +133,8 @@ const TIMES_NS: [u64; 17] = [
     1_000_000_000,
 ];
 
-pub(super) type Labels = Vec<(&'static str, String)>;
+/// What tells the values of a metric apart; all numbers of one thing share them.
+pub(super) type Labels = Arc<[(&'static str, String)]>;
 
 /// A metric, with every value that it has.
 #[derive(Debug, Default)]
@@ -169,16 +171,16 @@ pub(super) struct Families(BTreeMap<String, Family>);
 
 impl Families {
     pub(super) fn add_counter(&mut self, name: &str, labels: Labels, value: u64) {
-        self.add(name.to_owned(), Kind::Counter, labels, Measured::Number(value));
+        self.add(name, Kind::Counter, labels, Measured::Number(value));
     }
 
     pub(super) fn add_gauge(&mut self, name: &str, labels: Labels, value: u64) {
-        self.add(name.to_owned(), Kind::Gauge, labels, Measured::Number(value));
+        self.add(name, Kind::Gauge, labels, Measured::Number(value));
     }
 
     /// A gauge of a time.
     pub(super) fn add_seconds(&mut self, name: &str, labels: Labels, time: Duration) {
-        self.add(name.to_owned(), Kind::Gauge, labels, Measured::Seconds(time.as_secs_f64()));
+        self.add(name, Kind::Gauge, labels, Measured::Seconds(time.as_secs_f64()));
     }
 
     /// How long things took; nothing of nothing.
@@ -195,7 +197,7 @@ impl Families {
             count,
             buckets: buckets(seconds.zip(times.at_most(bounds)), count),
         };
-        self.add(name.to_owned(), Kind::Times, labels, histogram);
+        self.add(name, Kind::Times, labels, histogram);
     }
 
     /// How much was moved at a time, and `units` in all; nothing of nothing.
@@ -207,67 +209,63 @@ impl Families {
         let bounded = sizes.at_most().filter(|(size, _)| *size <= LARGEST_BOUND);
         let bounded = bounded.map(|(size, seen)| (size as f64, seen));
         let histogram = Measured::Histogram { sum: units as f64, count, buckets: buckets(bounded, count) };
-        self.add(name.to_owned(), Kind::Sizes, labels, histogram);
+        self.add(name, Kind::Sizes, labels, histogram);
     }
 
-    fn add(&mut self, name: String, kind: Kind, labels: Labels, value: Measured) {
-        let family = self.0.entry(name).or_default();
-        family.kind = kind;
-        family.values.push((labels, value));
+    fn add(&mut self, name: &str, kind: Kind, labels: Labels, value: Measured) {
+        if !self.0.contains_key(name) {
+            self.0.insert(name.to_owned(), Family::default());
+        }
+        if let Some(family) = self.0.get_mut(name) {
+            family.kind = kind;
+            family.values.push((labels, value));
+        }
     }
 
     /// Every number of a structure, as JSON has it; of what is counted by a name, what is at `least` so much.
     pub(super) fn add_numbers(
         &mut self,
         of: &str,
-        shown: impl serde::Serialize,
+        shown: &impl serde::Serialize,
         labels: &Labels,
         least: u64,
     ) {
-        let Ok(Value::Object(fields)) = serde_json::to_value(shown) else { return };
-        for (field, value) in fields.iter().filter(|(field, _)| !NOT_TOLD.contains(&field.as_str())) {
-            match value {
-                Value::Number(number) => {
-                    let Some(number) = number.as_u64() else { continue };
-                    let kind = if GAUGES.contains(&field.as_str()) { Kind::Gauge } else { Kind::Counter };
-                    let name = format!("ringway_{of}_{field}");
-                    self.add(name, kind, labels.clone(), Measured::Number(number));
+        let mut metric = format!("ringway_{of}_");
+        let prefix = metric.len();
+        numbers::each(
+            shown,
+            |field| !NOT_TOLD.contains(&field),
+            |field, number| {
+                metric.truncate(prefix);
+                metric.push_str(field);
+                match number {
+                    Number::Alone(value) if GAUGES.contains(&field) => {
+                        self.add_gauge(&metric, Arc::clone(labels), value);
+                    }
+                    Number::Alone(value) => self.add_counter(&metric, Arc::clone(labels), value),
+                    Number::Named(name, value) if value >= least => {
+                        self.add_counter(&metric, with(labels, "reason", name), value);
+                    }
+                    Number::Named(..) => {}
                 }
-                Value::Object(by_name) => self.add_named(of, field, by_name, labels, least),
-                _ => {}
-            }
-        }
+            },
+        );
     }
 
-    fn add_named(
-        &mut self,
-        of: &str,
-        field: &str,
-        by_name: &Map<String, Value>,
-        labels: &Labels,
-        least: u64,
-    ) {
-        for (name, value) in by_name {
-            if let Some(number) = value.as_u64().filter(|number| *number >= least) {
-                self.add_counter(&format!("ringway_{of}_{field}"), with(labels, "reason", name), number);
-            }
-        }
-    }
-
-    pub(super) fn add_queue(&mut self, info: QueueInfo, stats: &QueueStats, dev: &str, hertz: u64) {
-        let labels: Labels = vec![
+    pub(super) fn add_queue(&mut self, info: &QueueInfo, stats: &QueueStats, dev: &str, hertz: u64) {
+        let labels = Labels::from([
             ("dev", dev.to_owned()),
             ("queue", info.qidx.to_string()),
             ("type", info.queue_type.clone()),
-        ];
+        ]);
         for (request, stats) in info.requests.iter().zip(&stats.requests) {
             let labels = with(&labels, "kind", &request.kind);
             self.add_numbers("request", request, &labels, 1);
             self.add_times("ringway_request_latency", labels, &stats.took, hertz);
         }
-        self.add_times("ringway_queue_latency", labels.clone(), &stats.latency, hertz);
+        self.add_times("ringway_queue_latency", Arc::clone(&labels), &stats.latency, hertz);
         let chains = stats.completed_desc;
-        self.add_sizes("ringway_queue_burst_chains", labels.clone(), &stats.burst_sizes, chains);
+        self.add_sizes("ringway_queue_burst_chains", Arc::clone(&labels), &stats.burst_sizes, chains);
         // A rate needs the zero before the first: told of queues that a guest has used.
         let least = if info.received_desc > 0 { 0 } else { 1 };
         self.add_numbers("queue", info, &labels, least);
@@ -276,7 +274,7 @@ impl Families {
 
 /// Labels with one more.
 pub(super) fn with(labels: &Labels, key: &'static str, value: &str) -> Labels {
-    [labels.as_slice(), &[(key, value.to_owned())]].concat()
+    labels.iter().cloned().chain([(key, value.to_owned())]).collect()
 }
 
 /// Bounds with how many are at most so much, as how many are in each bucket, the last of which has no bound.
@@ -323,7 +321,7 @@ impl Collector for Families {
                 continue;
             }
             for (labels, value) in &family.values {
-                value.encode(family.kind, metric.encode_family(labels)?)?;
+                value.encode(family.kind, metric.encode_family(&&**labels)?)?;
             }
         }
         Ok(())
@@ -347,8 +345,8 @@ mod tests {
         [200, 6_000, 10_000_000_000].into_iter().for_each(|cycles| times.add(cycles, 1));
         [1, 32, 4096].into_iter().for_each(|units| sizes.add(units));
         let mut families = Families::default();
-        let labels: Labels = vec![("dev", "vm0".to_owned())];
-        families.add_times("t", labels.clone(), &times.snapshot(), hertz);
+        let labels = Labels::from([("dev", "vm0".to_owned())]);
+        families.add_times("t", Arc::clone(&labels), &times.snapshot(), hertz);
         families.add_sizes("s", labels, &sizes.snapshot(), 4129);
         let mut registry = prometheus_client::registry::Registry::default();
         registry.register_collector(Box::new(families));
