@@ -202,7 +202,7 @@ fn watched(found: &Watched) {
     let scrape = &found.scrape;
     let verdict = if scrape.is_met() { "" } else { ": missed" };
     println!(
-        "a scrape of {} idle devices: {} ms; at most {:.0} of the fastest{verdict}",
+        "a scrape of {} idle devices: {} ms; below {:.0} in the median{verdict}",
         scrape.devices,
         spread(Some(scrape.ms), 1),
         scrape.at_most_ms

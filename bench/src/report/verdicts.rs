@@ -288,6 +288,14 @@ fn of_scale(sourced: &Sourced) -> Vec<Verdict> {
             ratio.median <= WATCHED,
         );
     }
+    if let Some(scrape) = &found.scrape {
+        verdict(
+            &format!("one scrape of {} idle devices", scrape.devices),
+            &format!("< {} ms", scrape.at_most_ms),
+            format!("{} ms", short(scrape.ms.median)),
+            scrape.is_met(),
+        );
+    }
     if let Some(start) = &found.start
         && let Some(ours) = crate::scale::start::packet_ms(&start.ours)
     {

@@ -14,6 +14,7 @@ use crate::scale::curve::{Curve, Point};
 use crate::scale::disks::Idle;
 use crate::scale::start::{Launch, Start, packet_ms};
 use crate::scale::times::Times;
+use crate::scale::watched::Scrape;
 use crate::stats::{Latency, Spread};
 
 /// What `scale` found; what was not measured, or has another form, is None.
@@ -23,6 +24,7 @@ pub(crate) struct Scaled {
     busy: Option<Curve>,
     pub(crate) regions: Option<Curve>,
     pub(crate) watched: Option<Curve>,
+    pub(crate) scrape: Option<Scrape>,
     ports: Option<Curve>,
     times: Option<Times>,
     pub(crate) start: Option<Start>,
@@ -36,6 +38,7 @@ impl Scaled {
     pub(crate) fn is_empty(&self) -> bool {
         let curves = [&self.idle, &self.busy, &self.regions, &self.watched, &self.ports, &self.disks];
         curves.iter().all(|curve| curve.is_none())
+            && self.scrape.is_none()
             && self.times.is_none()
             && self.start.is_none()
             && self.adaptive.is_none()
@@ -53,6 +56,7 @@ pub(crate) fn scaled(record: &Record) -> Scaled {
         busy: part(record, "busy"),
         regions: part(record, "regions"),
         watched: part(record, "watched"),
+        scrape: part(record, "scrape"),
         ports: part(record, "ports"),
         times: part(record, "times"),
         start: part(record, "start"),
@@ -78,6 +82,10 @@ pub(crate) fn draw(html: &mut Html, sourced: &Sourced) {
         if let Some(curve) = curve {
             draw_curve(html, title, curve, PACKETS);
         }
+    }
+    if let Some(scrape) = &found.scrape {
+        let row = vec![scrape.devices.to_string(), told(scrape.ms)];
+        table(html, &["devices in one scrape", "milliseconds"], &[row]);
     }
     if let Some(start) = &found.start {
         draw_start(html, start);
