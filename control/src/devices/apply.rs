@@ -3,7 +3,8 @@
 //! A plan is made from the file and from what runs, and changes nothing. Applying does its steps in their order: what goes first,
 //! then management devices and ports, then devices; each that was done can be undone, and is, in reverse, if a later one fails.
 //! So either what runs is what the file says, or it is as it was. Devices that operators added stay, unless the file names them.
-//! However many steps there are, the state directory is written twice: before anything is done, and behind the last step.
+//! However many steps there are, the state directory is written twice: before anything is done, and behind the last step; once where
+//! all that was done is undone.
 //!
 //! Thread: control.
 
@@ -384,7 +385,10 @@ impl Daemon {
             }
         }
         self.is_applying = false;
-        if let Err(again) = self.keep() {
+        // Where all is undone, that is what is on disk: it was written before the first step.
+        if !kept.is_empty()
+            && let Err(again) = self.keep()
+        {
             kept.push(again.message);
         }
         for why in &kept {
@@ -536,4 +540,38 @@ fn keep_as(beside: NamedTempFile, path: &Path) -> Result<String, Fault> {
     let kept = beside.persist(path);
     kept.map_err(|error| Fault::system(format!("cannot keep what ran in {}", path.display()), error.error))?;
     Ok(path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Options;
+
+    #[test]
+    fn what_is_said_of_an_undoing_is_what_it_has_come_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let state_dir = dir.path().join("state");
+        let options = Options { state_dir: Some(state_dir.clone()), ..Options::embedded(dir.path()) };
+        let mut daemon = Daemon::new(options).unwrap();
+        let entry = |mgmtdev: &str| DeviceEntry {
+            name: "vm0".to_owned(),
+            mgmtdev: mgmtdev.to_owned(),
+            ..DeviceEntry::default()
+        };
+        let lost = |mgmtdev| {
+            Undo::AddDevice(Gone { entry: entry(mgmtdev), origin: Origin::Config, was_in_use: true })
+        };
+        let full = || Fault::new(Kind::Runtime, "the disk is full");
+        // Nothing can be kept from here on.
+        std::fs::write(state_dir.join("devices.json"), "another's").unwrap();
+        assert!(daemon.keep().is_err());
+        // All is as it was, and stands on disk as before the first step.
+        let told = daemon.undo_all(full(), None, vec![lost("sim/net")]).message;
+        assert_eq!(told, "the disk is full; nothing is changed; gone for a moment, and made anew: vm0");
+        // It is not: that it cannot be kept either is told as well, and who is still gone is not said to be back.
+        daemon.drop_device("vm0");
+        let told = daemon.undo_all(full(), None, vec![lost("sim/none")]).message;
+        let parts = ["; not all is as it was: vm0 is tried again: ", "; somebody else wrote "];
+        assert!(parts.iter().all(|part| told.contains(part)) && !told.contains("made anew"), "{told}");
+    }
 }

@@ -548,7 +548,7 @@ fn file_that_changes_many_devices_is_kept_twice_however_many_they_are() {
     assert_eq!(steps(&done).len(), DEVICES, "{done}");
     assert_eq!(daemon.device("m299")["provisioned"]["mtu"], 1300);
     assert_eq!(writes.count(), 2, "before and behind");
-    // One that cannot be applied: as often, with all that is undone.
+    // One that cannot be applied: what is on disk then is what the undoing leaves.
     std::fs::write(&file, many(DEVICES, 1200) + CANNOT_BE).unwrap();
     let error = daemon.run(&format!("config apply {shown}"));
     assert!(error.code != 0 && error.err.contains("; nothing is changed"), "{error:?}");
@@ -559,7 +559,7 @@ fn file_that_changes_many_devices_is_kept_twice_however_many_they_are() {
     assert_eq!(writes.count(), 1);
     std::fs::write(&file, "").unwrap();
     daemon.run(&format!("config apply {shown} --force")).good();
-    assert_eq!(writes.count(), 2);
+    assert_eq!(writes.count(), 1, "before");
     let kept = std::fs::read_to_string(daemon.dir.join("state/devices.json")).unwrap();
     let kept: Value = serde_json::from_str(&kept).unwrap();
     assert_eq!((kept["devices"].as_array().unwrap().len(), &kept["devices"][0]["mtu"]), (1, &json!(1400)));
