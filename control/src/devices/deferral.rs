@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use ringway_pmd::vdpa::{Class, MgmtInfo};
 
-use crate::devices::device::Device;
+use crate::devices::device::{Device, Origin};
 use crate::devices::life::Life;
 use crate::operator::api::{DevChanged, DeviceEntry};
 
@@ -25,6 +25,8 @@ pub(crate) struct Taking {
     is_connected: bool,
     /// An interface or a function of the host's is its other side.
     pub(crate) is_host: bool,
+    /// The configuration file asks for it.
+    is_of_file: bool,
 }
 
 impl Taking {
@@ -42,6 +44,7 @@ impl Taking {
         let mut taking = Taking {
             is_connected: life == Life::Connected,
             is_host: device.netdev.is_some(),
+            is_of_file: device.origin == Origin::Config,
             ..Taking::default()
         };
         let own = [("mac", entry.mac != before.mac), ("mtu", entry.mtu != before.mtu)];
@@ -76,7 +79,7 @@ impl Taking {
 
     /// What is answered to whoever set it, with what else is to be said.
     pub(crate) fn answer(&self, name: &str, others: Vec<String>) -> DevChanged {
-        let next = (!self.deferred().is_empty()).then(|| until(self.is_host).to_owned());
+        let next = (!self.deferred().is_empty()).then(|| self.until().to_owned());
         let notes = self.waits_for().chain(next).chain(others).collect();
         DevChanged { changed: name.to_owned(), applied: self.not_in_force().is_empty(), notes }
     }
@@ -84,7 +87,16 @@ impl Taking {
     /// What of it is deferred, and until when, for an operator.
     pub(crate) fn deferral(&self) -> Option<String> {
         let keys = self.deferred().join(", ");
-        (!keys.is_empty()).then(|| format!("{keys}: {}", until(self.is_host)))
+        (!keys.is_empty()).then(|| format!("{keys}: {}", self.until()))
+    }
+
+    /// When what is deferred is in force.
+    fn until(&self) -> &'static str {
+        match (self.is_host, self.is_of_file) {
+            (false, _) => "a front-end is connected: in force when the next one connects",
+            (true, true) => UNTIL_OF_FILE,
+            (true, false) => UNTIL_ANEW,
+        }
     }
 
     /// What of it waits for something, for an operator.
@@ -123,8 +135,11 @@ impl Device {
     /// What of it is deferred, and until when, for an operator.
     pub(crate) fn deferral(&self) -> Option<String> {
         let keys: Vec<&str> = self.deferred.iter().map(String::as_str).collect();
-        let when =
-            if self.netdev.is_some() { UNTIL_ANEW } else { "in force when the next front-end connects" };
+        let when = match (self.netdev.is_some(), self.origin) {
+            (false, _) => "in force when the next front-end connects",
+            (true, Origin::Config) => UNTIL_OF_FILE,
+            (true, _) => UNTIL_ANEW,
+        };
         self.is_outdated.then(|| format!("{} changed: {when}", keys.join(", ")))
     }
 
@@ -138,11 +153,9 @@ impl Device {
     }
 }
 
-/// When what is deferred is in force.
-fn until(is_host: bool) -> &'static str {
-    if is_host { UNTIL_ANEW } else { "a front-end is connected: in force when the next one connects" }
-}
-
-/// When what is deferred of a device is in force whose other side is the host's: it stays connected for good.
+/// When what is deferred of an operator's device is in force whose other side is the host's: it stays connected for good.
 const UNTIL_ANEW: &str =
     "in force once the device is made anew: ringway dev del and dev add, or a restart of ringwayd";
+/// The same of a device of the configuration file: a restart makes it as the file says, whatever was set.
+const UNTIL_OF_FILE: &str =
+    "in force once the file says so too and the device is made anew: ringway config apply FILE";

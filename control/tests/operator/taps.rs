@@ -330,8 +330,9 @@ fn what_is_set_of_an_interface_in_service_waits_for_a_new_device_which_a_file_ma
         std::fs::write(&file, text).unwrap();
     };
     write(1400);
-    daemon.start_again(&["--config", file.to_str().unwrap(), "--metrics", metrics.to_str().unwrap()]);
-    let has = |mtu: u16| {
+    let arguments = ["--config", file.to_str().unwrap(), "--metrics", metrics.to_str().unwrap()];
+    daemon.start_again(&arguments);
+    let has = |daemon: &Daemon, mtu: u16| {
         // For a moment it may be the former one's.
         wait_for("the interface to be in service", || {
             daemon.run("dev show host0").out.contains("connected")
@@ -342,19 +343,25 @@ fn what_is_set_of_an_interface_in_service_waits_for_a_new_device_which_a_file_ma
         let line = format!("ringway_device_deferred{{dev=\"host0\"}} {count}\n");
         crate::metrics::ask(&metrics, "GET /metrics HTTP/1.1\r\n\r\n").contains(&line)
     };
-    has(1400);
+    has(&daemon, 1400);
     let foretold = daemon.run("--dry-run dev set name host0 mtu 1300").good();
     let told = daemon.run("dev set name host0 mtu 1300").bad(65);
     for said in [&foretold, &told, &daemon.run("dev show host0").good()] {
         assert!(
-            said.contains("in force once the device is made anew: ringway dev del and dev add, or a restart"),
+            said.contains(
+                "in force once the file says so too and the device is made anew: ringway config apply FILE"
+            ),
             "{said}"
         );
-        assert!(!said.contains("connects") && !said.contains("QEMU"), "{said}");
+        // A restart makes it as the file says.
+        let others = ["connects", "QEMU", "dev del", "or a restart"];
+        assert!(others.iter().all(|other| !said.contains(other)), "{said}");
     }
     let status = daemon.run("status").good();
     assert!(
-        status.contains("  host0: not in force before it is made anew (ringway dev del and dev add, "),
+        status.contains(
+            "  host0: not in force before it is made anew (ringway config apply FILE, once the file says so too): mtu\n"
+        ),
         "{status}"
     );
     assert_eq!(daemon.device("host0")["deferred"], serde_json::json!(["mtu"]));
@@ -379,13 +386,46 @@ fn what_is_set_of_an_interface_in_service_waits_for_a_new_device_which_a_file_ma
             let changes = serde_json::json!([{ "key": "mtu", "before": before, "after": mtu.to_string() }]);
             assert_eq!(step["changes"], changes, "{plan}");
         }
-        has(mtu);
+        has(&daemon, mtu);
         assert!(counted(0));
         assert_eq!(daemon.run(&line("diff")).json()["unchanged"], 1);
     }
+    // What is done instead of what is said above: a restart, which brings what the file says.
+    daemon.run("dev set name host0 mtu 1300").bad(65);
+    daemon.terminate();
+    daemon.start_again(&arguments);
+    has(&daemon, 1200);
+    assert!(counted(0));
     // A file that says what the interface has leaves it, whatever was set meanwhile.
     daemon.run("dev set name host0 mtu 1300").bad(65);
     let plan = daemon.run(&line("apply")).json();
     assert_eq!(plan["steps"][0]["action"], "set", "{plan}");
     assert!(counted(0) && host.link("rwt8").contains(" mtu 1200 "));
+}
+
+/// What an operator added is kept as he set it: it is made so when the daemon starts again.
+#[test]
+fn what_is_set_of_an_operators_interface_in_service_is_in_force_after_a_restart() {
+    let Some(host) = Namespace::new("again") else { return };
+    let mut daemon = Daemon::start();
+    daemon.run(&format!("dev add name host0 mgmtdev bridge/b tap rwt9 netns {} mtu 1400", host.0)).good();
+    let has = |daemon: &Daemon, mtu: u16| {
+        wait_for("the interface to be in service", || {
+            daemon.run("dev show host0").out.contains("connected")
+                && host.link("rwt9").contains(&format!(" mtu {mtu} "))
+        });
+    };
+    has(&daemon, 1400);
+    let told = daemon.run("dev set name host0 mtu 1300").bad(65);
+    let cure = "in force once the device is made anew: ringway dev del and dev add, or a restart of ringwayd";
+    assert!(told.contains(cure) && daemon.run("dev show host0").good().contains(cure), "{told}");
+    let status = daemon.run("status").good();
+    assert!(
+        status.contains("  host0: not in force before it is made anew (ringway dev del and dev add, "),
+        "{status}"
+    );
+    daemon.terminate();
+    daemon.start_again(&[]);
+    has(&daemon, 1300);
+    assert!(!daemon.run("status").good().contains("not in force"));
 }

@@ -37,9 +37,9 @@ pub(super) struct Status {
     /// What was set of a device and is not in force before its next front-end connects, or before it is made anew.
     #[serde(skip_serializing_if = "Named::is_empty")]
     deferred: Named<Vec<String>>,
-    /// Those of them whose other side is the host's: only a new device has what was set.
+    /// Those of them whose other side is the host's, and whose they are: only a new device has what was set.
     #[serde(skip)]
-    of_the_host: Vec<String>,
+    of_the_host: Named<String>,
 }
 
 /// Asks the daemon.
@@ -54,7 +54,7 @@ pub(super) fn look(client: &mut Client) -> Result<Status, Fault> {
     let deferred = deferred.map(|(name, device)| (name.clone(), device.deferred.clone())).collect();
     let of_the_host =
         devices.dev.0.iter().filter(|(_, device)| device.netdev.is_some() || device.uplink.is_some());
-    let of_the_host = of_the_host.map(|(name, _)| name.clone()).collect();
+    let of_the_host = of_the_host.map(|(name, device)| (name.clone(), device.origin.clone())).collect();
     Ok(Status {
         state: match (absent.is_empty(), hello.binary) {
             (false, _) => "degraded",
@@ -71,7 +71,7 @@ pub(super) fn look(client: &mut Client) -> Result<Status, Fault> {
         connected,
         absent: Named(absent),
         deferred: Named(deferred),
-        of_the_host,
+        of_the_host: Named(of_the_host),
     })
 }
 
@@ -103,9 +103,10 @@ impl Status {
         }
         for (name, keys) in &self.deferred.0 {
             let keys = keys.join(", ");
-            let until = match self.of_the_host.contains(name) {
-                true => "it is made anew (ringway dev del and dev add, or a restart of ringwayd)",
-                false => "its next front-end connects",
+            let until = match self.of_the_host.find(name).map(String::as_str) {
+                Some("config") => "it is made anew (ringway config apply FILE, once the file says so too)",
+                Some(_) => "it is made anew (ringway dev del and dev add, or a restart of ringwayd)",
+                None => "its next front-end connects",
             };
             let _ = writeln!(text, "  {name}: not in force before {until}: {keys}");
         }
