@@ -62,7 +62,7 @@ use crate::operator::methods::Asker;
 use crate::operator::metrics::{Scraped, Scrapers, ScrapersTime};
 use crate::operator::role::Role;
 use crate::operator::rpc::Clients;
-use crate::settings::{Settings, View};
+use crate::settings::{Override, Settings, View};
 
 /// Everything that the control thread owns.
 pub(crate) struct Daemon {
@@ -91,6 +91,8 @@ pub(crate) struct Daemon {
     pub(crate) is_applying: bool,
     pub(crate) settings: Settings,
     pub(crate) config_file: Option<PathBuf>,
+    /// Keys of its `[daemon]` that were given beside it.
+    pub(crate) overrides: Vec<Override>,
     pub(crate) runtime_dir: PathBuf,
     pub(crate) instance: String,
     pub(crate) program: Program,

@@ -35,6 +35,15 @@ pub struct View {
     pub group: Option<String>,
 }
 
+/// A key of a configuration file's `[daemon]` that is given beside the file, which it goes before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Override {
+    /// The key.
+    pub key: &'static str,
+    /// By what, in words, as in "the command line: `--cores 1`".
+    pub by: String,
+}
+
 /// How to start the subsystem.
 pub struct Options {
     /// The operator socket; none without it.
@@ -57,6 +66,8 @@ pub struct Options {
     pub devices: Vec<DeviceEntry>,
     /// The configuration file, for what is said of its devices.
     pub config_file: Option<PathBuf>,
+    /// What goes before its `[daemon]`: a changed file and a restart bring none of these keys.
+    pub overrides: Vec<Override>,
     /// What drivers register from the start.
     pub mgmtdevs: Vec<Box<dyn ManagementDevice>>,
     /// Kinds of management devices that come to be by being named.
@@ -92,6 +103,7 @@ impl Options {
             claims_cores: false,
             devices: Vec::new(),
             config_file: None,
+            overrides: Vec::new(),
             mgmtdevs: crate::devices::drivers::all(),
             kinds: crate::devices::drivers::kinds(&bus),
             attachments: crate::devices::drivers::attachments(&bus),

@@ -134,6 +134,7 @@ impl Daemon {
             is_applying: false,
             settings,
             config_file: options.config_file,
+            overrides: options.overrides,
             runtime_dir: options.runtime_dir,
             instance,
             program: Program::of_process(),

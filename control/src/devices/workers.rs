@@ -350,7 +350,12 @@ impl Daemon {
 
     fn until_restart(&self) -> String {
         let cores = super::placement::list(&self.settings.cores);
+        let is_overridden = self.overrides.iter().any(|other| other.key == "cores");
         match &self.config_file {
+            Some(file) if is_overridden => format!(
+                "until ringwayd starts anew; for good: --cores on its command line, which goes before {}",
+                file.display()
+            ),
             Some(file) => format!(
                 "until ringwayd starts anew; for good: [daemon] cores = [{cores}] in {}",
                 file.display()

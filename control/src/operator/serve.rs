@@ -100,6 +100,7 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
     }
 
     let variable = std::env::var_os("RINGWAY_CTL").filter(|path| !path.is_empty());
+    let overrides = args.overrides(variable.as_deref());
     let handed = match &ctl_socket {
         Some(socket) => Some(path_of(socket)?),
         None => None,
@@ -153,6 +154,7 @@ fn run(args: Ringwayd, log: &mut Option<Log>) -> Result<(), Fault> {
         claims_cores: true,
         devices: desired.devices,
         config_file: args.config,
+        overrides,
         mgmtdevs: drivers::all(),
         kinds: drivers::kinds(&bus),
         attachments: drivers::attachments(&bus),

@@ -439,6 +439,56 @@ fn what_waits_for_a_restart_is_told_by_the_exit_code_until_there_is_one() {
     daemon.run(&words("config apply")).good();
 }
 
+/// What the command line or the environment gives goes before the file: a restart, which it would take otherwise, changes nothing.
+#[test]
+fn what_the_command_line_overrides_waits_for_no_restart_and_is_told() {
+    let device = "[[device]]\nname = \"x\"\nmgmtdev = \"sim/net\"\n";
+    let (mut daemon, file) = with_file(device);
+    daemon.terminate();
+    let metrics = daemon.dir.join("m.sock");
+    let options =
+        ["--config", file.to_str().unwrap(), "--idle", "adaptive", "--metrics", metrics.to_str().unwrap()];
+    daemon.start_again(&options);
+    let words = |words: &str| format!("{words} {}", file.display());
+    let write = |keys: &str| std::fs::write(&file, format!("[daemon]\n{keys}\n{device}")).unwrap();
+    let overridden = |option: &str, after: &str| {
+        format!(", after a restart too: the file's {after} is overridden by the command line: `{option} ")
+    };
+    write(
+        "idle = \"poll\"\nmetrics = \"127.0.0.1:9\"\nctl = \"/nowhere/ctl.sock\"\nstate_dir = \"/nowhere/state\"",
+    );
+    for line in ["config diff", "config apply", "--dry-run config apply", "config apply"] {
+        let done = daemon.run(&words(line));
+        assert!(done.out.starts_with("nothing to change: 1 device as the file says\n"), "{done:?}");
+        for (key, option, after) in [
+            ("idle", "--idle", "poll"),
+            ("metrics", "--metrics", "127.0.0.1:9"),
+            ("ctl", "--ctl", "/nowhere/ctl.sock"),
+            ("state_dir", "--state-dir", "/nowhere/state"),
+        ] {
+            assert!(done.err.contains(&format!("daemon: {key} stays ")), "{key}: {done:?}");
+            assert!(done.err.contains(&overridden(option, after)), "{key}: {done:?}");
+        }
+        assert_eq!(done.code, 0, "{done:?}");
+    }
+    // A restart is what brings the others, and only they are counted.
+    write("idle = \"poll\"\nview = \"/nowhere/view.sock\"");
+    let note = daemon.run(&words("config apply")).bad(65);
+    assert!(
+        note.contains("not in force yet: daemon (view)\n") && note.contains("`--idle adaptive`"),
+        "{note}"
+    );
+    // What is as it is to be is not worth a word, however its path is written.
+    write(&format!("idle = \"adaptive\"\nstate_dir = \"{}/.//state\"", daemon.dir.display()));
+    let done = daemon.run(&words("config apply"));
+    assert!(done.code == 0 && !done.err.contains("overridden"), "{done:?}");
+    // What makes a core that is added last is not the file either.
+    daemon.terminate();
+    daemon.start_again(&["--config", file.to_str().unwrap(), "--cores", "1"]);
+    let added = daemon.run("core add 0").err;
+    assert!(added.contains("for good: --cores on its command line, which goes before /"), "{added}");
+}
+
 #[test]
 fn file_is_taken_up_to_its_bound_wherever_it_is_read() {
     const LONGEST: usize = 1 << 20;
@@ -553,13 +603,13 @@ fn file_that_changes_many_devices_is_kept_twice_however_many_they_are() {
     let error = daemon.run(&format!("config apply {shown}"));
     assert!(error.code != 0 && error.err.contains("; nothing is changed"), "{error:?}");
     assert_eq!(daemon.device("m299")["provisioned"]["mtu"], 1300);
-    assert_eq!(writes.count(), 2);
+    assert_eq!(writes.count(), 1, "before");
     // What operators do is on disk before it is answered, as ever; the file's devices are not among it.
     daemon.run("dev set name own mtu 1400").good();
     assert_eq!(writes.count(), 1);
     std::fs::write(&file, "").unwrap();
     daemon.run(&format!("config apply {shown} --force")).good();
-    assert_eq!(writes.count(), 1, "before");
+    assert_eq!(writes.count(), 2);
     let kept = std::fs::read_to_string(daemon.dir.join("state/devices.json")).unwrap();
     let kept: Value = serde_json::from_str(&kept).unwrap();
     assert_eq!((kept["devices"].as_array().unwrap().len(), &kept["devices"][0]["mtu"]), (1, &json!(1400)));

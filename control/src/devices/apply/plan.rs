@@ -21,6 +21,7 @@ use crate::operator::api::{
 };
 use crate::operator::config::Desired;
 use crate::operator::show::in_force;
+use crate::settings::Override;
 
 /// A plan: what is told of each step, and what it does.
 pub(super) struct Plan {
@@ -73,9 +74,9 @@ impl Daemon {
         Ok(plan)
     }
 
-    /// What only a start brings.
+    /// What only a start brings, and what not even that does.
     fn plan_daemon(&self, desired: &Desired, plan: &mut Plan) {
-        let path = |path: &Path| path.display().to_string();
+        let path = |path: &Path| std::path::absolute(path).as_deref().unwrap_or(path).display().to_string();
         let running = self.places();
         let place = |key: &'static str, after: Option<String>| {
             let before = running.iter().find(|(known, _)| *known == key).map(|(_, value)| value.clone());
@@ -96,16 +97,20 @@ impl Daemon {
         ];
         let is_other =
             |(_, after, before): &(_, Option<String>, Option<String>)| after.is_some() && after != before;
-        let changes: Vec<ConfigChange> = pairs
-            .into_iter()
-            .filter(is_other)
-            .map(|(key, after, before)| ConfigChange { key: key.to_owned(), before, after })
-            .collect();
+        let mut changes = Vec::new();
+        for (key, after, before) in pairs.into_iter().filter(is_other) {
+            match self.overrides.iter().find(|other| other.key == key) {
+                None => changes.push(ConfigChange { key: key.to_owned(), before, after }),
+                Some(Override { by, .. }) => plan.told.notes.push(format!(
+                    "daemon: {key} stays {}, after a restart too: the file's {} is overridden by {by}",
+                    before.unwrap_or_default(),
+                    after.unwrap_or_default()
+                )),
+            }
+        }
         if !changes.is_empty() {
-            let note =
-                "in force when ringwayd starts again, unless its command line says otherwise".to_owned();
             let step = ConfigStep {
-                notes: vec![note],
+                notes: vec!["in force when ringwayd starts again".to_owned()],
                 ..step("daemon", "", ConfigAction::Restart, Disrupts::Daemon, changes)
             };
             plan.told.steps.push(step);

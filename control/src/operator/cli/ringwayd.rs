@@ -1,8 +1,11 @@
 //! The definition of the program `ringwayd`.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory, Parser, ValueEnum};
+
+use crate::settings::Override;
 
 /// A userspace vDPA data plane.
 #[derive(Debug, Parser)]
@@ -50,6 +53,31 @@ pub struct Ringwayd {
     pub print_capabilities: bool,
 }
 
+impl Ringwayd {
+    /// Keys of the configuration file that these options go before, and RINGWAY_CTL of the environment, if that is set.
+    pub(crate) fn overrides(&self, variable: Option<&OsStr>) -> Vec<Override> {
+        let shown = |path: &Option<PathBuf>| path.as_deref().map(|path: &Path| path.display().to_string());
+        let idle = self.idle.and_then(|idle| idle.to_possible_value());
+        let options = [
+            ("cores", "--cores", self.cores.clone()),
+            ("idle", "--idle", idle.map(|idle| idle.get_name().to_owned())),
+            ("ctl", "--ctl", shown(&self.ctl)),
+            ("view", "--view", shown(&self.view)),
+            ("view_group", "--view-group", self.view_group.clone()),
+            ("metrics", "--metrics", self.metrics.clone()),
+            ("state_dir", "--state-dir", shown(&self.state_dir)),
+        ];
+        let of_option = |(key, option, value): (_, &str, Option<String>)| {
+            Some(Override { key, by: format!("the command line: `{option} {}`", value?) })
+        };
+        let variable = variable.filter(|_| self.ctl.is_none()).map(|path| Override {
+            key: "ctl",
+            by: format!("the environment: `RINGWAY_CTL={}`", Path::new(path).display()),
+        });
+        options.into_iter().filter_map(of_option).chain(variable).collect()
+    }
+}
+
 /// What idle workers do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Idle {
@@ -62,4 +90,33 @@ pub enum Idle {
 /// The definition, for the manual.
 pub fn command() -> clap::Command {
     Ringwayd::command()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_and_the_variable_are_told_as_they_were_given() {
+        let told = |line: &str, variable: Option<&str>| {
+            let args = Ringwayd::try_parse_from(line.split(' ')).unwrap();
+            let overrides = args.overrides(variable.map(OsStr::new));
+            overrides.into_iter().map(|other| format!("{} {}", other.key, other.by)).collect::<Vec<_>>()
+        };
+        assert_eq!(told("ringwayd --config f --log debug", None), Vec::<String>::new());
+        let all =
+            "ringwayd --cores 1,3-5 --idle poll --ctl c --view v --view-group g --metrics m --state-dir s";
+        let expected = [
+            "cores the command line: `--cores 1,3-5`",
+            "idle the command line: `--idle poll`",
+            "ctl the command line: `--ctl c`",
+            "view the command line: `--view v`",
+            "view_group the command line: `--view-group g`",
+            "metrics the command line: `--metrics m`",
+            "state_dir the command line: `--state-dir s`",
+        ];
+        // The option goes before the variable.
+        assert_eq!(told(all, Some("/e")), expected);
+        assert_eq!(told("ringwayd", Some("/e")), ["ctl the environment: `RINGWAY_CTL=/e`"]);
+    }
 }
