@@ -13,7 +13,7 @@ use crate::operator::api::{EventPage, Follow};
 use crate::operator::events::{check_instance, check_types, wanted};
 use crate::operator::methods::Asker;
 use crate::operator::role::Role;
-use crate::operator::rpc::{Line, Subscription, answer, error_answer, no_such_method};
+use crate::operator::rpc::{Line, Subscription, answer, error_answer, line_of, no_such_method};
 
 /// Requests of one client in one turn: of an administrator, and of a viewer, who there may be many of.
 const REQUESTS_PER_TURN: usize = 16;
@@ -138,11 +138,11 @@ impl Daemon {
             let Some(line) = client.take_line() else { break };
             let role = client.role;
             let asker = Asker { caller: client.caller.clone(), client: Some(id), role };
-            let message = match line {
-                Line::Refused(refusal) => Some(refusal),
+            let answer = match line {
+                Line::Refused(refusal) => Some(line_of(&refusal)),
                 Line::Oversize(refusal) => {
                     *self.clients.dropped.entry("oversize_request".to_owned()).or_default() += 1;
-                    Some(refusal)
+                    Some(line_of(&refusal))
                 }
                 Line::Request(request) => {
                     let result = match (request.method.as_str(), &request.id) {
@@ -156,14 +156,14 @@ impl Daemon {
                         (method, _) => self.call(method, request.params, &asker),
                     };
                     request.id.map(|id| match result {
-                        Some(Ok(result)) => answer(id, result),
-                        Some(Err(fault)) => error_answer(id, &fault),
-                        None => no_such_method(id, &request.method),
+                        Some(Ok(result)) => answer(&id, &result),
+                        Some(Err(fault)) => line_of(&error_answer(id, &fault)),
+                        None => line_of(&no_such_method(id, &request.method)),
                     })
                 }
             };
-            if let (Some(client), Some(message)) = (self.clients.by_id(id), message) {
-                client.say(&message);
+            if let (Some(client), Some(answer)) = (self.clients.by_id(id), answer) {
+                client.send(answer);
             }
         }
         self.settle_client(id)

@@ -6,6 +6,7 @@
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 
 use crate::daemon::Daemon;
@@ -39,7 +40,8 @@ pub(crate) struct Method {
     pub(crate) summary: &'static str,
     /// It changes something: it stands in the log, with who asked, and is refused once the daemon is stopping.
     pub(crate) is_change: bool,
-    call: fn(&mut Daemon, &Asker, Value) -> Result<Value, Fault>,
+    /// Its answer is written once, as text: that of a thousand devices is large, and control makes nothing else of it.
+    call: fn(&mut Daemon, &Asker, Value) -> Result<Box<RawValue>, Fault>,
     /// Says what the same call would do, of a method that changes something.
     plan: Option<PlanOf>,
     /// The type that its parameters are read as.
@@ -62,7 +64,7 @@ macro_rules! methods {
             is_change: is_change!($sort),
             call: |daemon, asker, params| {
                 let run: fn(&mut Daemon, &Asker, $params) -> Result<$answer, Fault> = $run;
-                to_value(&run(daemon, asker, read(params)?)?)
+                text_of(&run(daemon, asker, read(params)?)?)
             },
             plan: plan!($sort, $params $(, $plan)?),
             params: |generator| generator.root_schema_for::<$params>(),
@@ -240,7 +242,7 @@ impl Daemon {
         method: &str,
         params: Value,
         asker: &Asker,
-    ) -> Option<Result<Value, Fault>> {
+    ) -> Option<Result<Box<RawValue>, Fault>> {
         let method = METHODS.iter().find(|known| known.name == method)?;
         if !asker.role.may(method) {
             return Some(Err(self.refuse(method.name, asker)));
@@ -267,7 +269,7 @@ impl Daemon {
     }
 
     /// Calls a method that changes something, and logs who asked for what, and what came of it.
-    fn change(&mut self, method: &Method, params: Value, asker: &Asker) -> Result<Value, Fault> {
+    fn change(&mut self, method: &Method, params: Value, asker: &Asker) -> Result<Box<RawValue>, Fault> {
         let asked = match method.name {
             // Its steps are told as events, each for itself.
             "config.apply" => json!({ "file": params.get("file"), "force": params.get("force") }).to_string(),
@@ -324,8 +326,9 @@ fn unknown_field(text: &str) -> Option<(&str, &str)> {
     Some((field, crate::fault::nearest(field, words)?))
 }
 
-fn to_value<T: Serialize>(value: &T) -> Result<Value, Fault> {
-    serde_json::to_value(value).map_err(|error| Fault::new(Kind::Runtime, error.to_string()))
+/// An answer as the text that it is sent as.
+pub(crate) fn text_of<T: Serialize>(answer: &T) -> Result<Box<RawValue>, Fault> {
+    to_raw_value(answer).map_err(|error| Fault::new(Kind::Runtime, error.to_string()))
 }
 
 #[cfg(test)]

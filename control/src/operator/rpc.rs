@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use ringway_vhost_user::bucket::Bucket;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::fault::{Fault, Kind};
@@ -287,7 +288,16 @@ impl Client {
 
     /// Queues a message.
     pub(crate) fn say(&mut self, message: &Value) {
-        self.outbox.extend_from_slice(&line_of(message));
+        self.send(line_of(message));
+    }
+
+    /// Queues a line.
+    pub(crate) fn send(&mut self, line: Vec<u8>) {
+        if self.outbox.is_empty() {
+            self.outbox = line;
+        } else {
+            self.outbox.extend_from_slice(&line);
+        }
     }
 
     /// Writes what the client takes. False: the stream failed.
@@ -355,9 +365,13 @@ pub(crate) fn parse(line: &[u8]) -> Line {
     }
 }
 
-/// The answer to a request that succeeded.
-pub(crate) fn answer(id: Value, result: Value) -> Value {
-    json!({ "jsonrpc": "2.0", "id": id, "result": result })
+/// The line that answers a request that succeeded.
+pub(crate) fn answer(id: &Value, result: &RawValue) -> Vec<u8> {
+    let mut line = format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\":");
+    line.reserve_exact(result.get().len() + 2);
+    line.push_str(result.get());
+    line.push_str("}\n");
+    line.into_bytes()
 }
 
 /// The answer to a request that failed.

@@ -10,11 +10,12 @@ use ringway_pmd::counters::QueueCounters;
 use ringway_pmd::net::capture::{QueueCapture, Wanted, buffer, records};
 use ringway_ring::tsc;
 use rustix::event::{PollFd, PollFlags, poll};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{End, Shared, direction_of};
 use crate::fault::{Fault, Kind};
 use crate::operator::api::{CaptureBegun, Direction};
+use crate::operator::methods::text_of;
 use crate::operator::pcapng::{self, Packet, Totals};
 use crate::operator::rpc::{answer, error_answer, line_of};
 
@@ -126,7 +127,10 @@ impl Capture {
             queues: queues.iter().map(|captured| captured.queue).collect(),
             snaplen: self.wanted.snaplen,
         };
-        client.out.extend(line_of(&answer(self.request.clone(), json!(begun))));
+        client.out.extend(match text_of(&begun) {
+            Ok(begun) => answer(&self.request, &begun),
+            Err(fault) => line_of(&error_answer(self.request.clone(), &fault)),
+        });
         pcapng::begin(&mut client.out, concat!("ringway ", env!("CARGO_PKG_VERSION")));
         pcapng::interface(&mut client.out, &self.name, &self.description, self.wanted.snaplen);
         let mut frames = Frames::default();
@@ -432,6 +436,7 @@ fn now_ns() -> u64 {
 #[cfg(test)]
 mod tests {
     use ringway_pmd::counters::DropReason;
+    use serde_json::json;
 
     use super::super::{SLOWEST_READER, SNAPLEN};
     use super::*;
