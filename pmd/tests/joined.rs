@@ -67,7 +67,7 @@ mod workers;
 
 use frames::{frame, large, passes, payload};
 use nic::{GPA, Nic, Nobody, RING, Setup};
-use workers::{Deaf, engine, hold, is_alone, patient_engine, with_descriptors};
+use workers::{Deaf, engine, hold, is_alone, patient_engine, patient_sleeping_engine, with_descriptors};
 
 const SOON: Duration = Duration::from_secs(20);
 const WITHIN: Duration = Duration::from_secs(10);

@@ -44,18 +44,27 @@ pub(super) fn engine(cores: usize) -> Engine {
 }
 
 /// One whose clock runs 256 times slower than the real one: a sender waits for 2.56 s, so that a test that is held up
-/// on a busy machine still brings its buffers in time.
+/// on a busy machine still brings its buffers in time, and a worker that has no core for a second or two is not taken for held.
 pub(super) fn patient_engine() -> Engine {
     patient_engine_of(parts::parts())
 }
 
 /// The same with as many workers, if there are cores.
 pub(super) fn patient_engine_of(cores: usize) -> Engine {
+    slow_engine(cores, IdlePolicy::Poll)
+}
+
+/// The same, of which idle workers sleep.
+pub(super) fn patient_sleeping_engine() -> Engine {
+    slow_engine(parts::parts(), IdlePolicy::Adaptive)
+}
+
+fn slow_engine(cores: usize, idle: IdlePolicy) -> Engine {
     beside();
     let allowed = rustix::thread::sched_getaffinity(None).unwrap();
     let cores = (0..1024).rev().filter(|core| allowed.is_set(*core)).take(cores).collect();
     let clock = Clock { cycles: || tsc::cycles() >> 8, hertz: tsc::hertz() >> 8 };
-    Engine::start(EngineConfig { cores, idle: IdlePolicy::Poll, clock }).unwrap()
+    Engine::start(EngineConfig { cores, idle, clock }).unwrap()
 }
 
 /// Hears nothing.
