@@ -275,7 +275,7 @@ const PATH: &str = "path";
 const CACHE: &str = "cache";
 const REGISTER: &str = "register";
 /// How long control waits for a file that is opened.
-const LOOK_WITHIN: Duration = Duration::from_millis(300);
+const LOOK_WITHIN: Duration = Duration::from_secs(1);
 /// How long of that for one who lets go of it.
 const LOCKED_WITHIN: Duration = Duration::from_millis(100);
 /// Sectors of one discard or write of zeroes: 1 GiB.
