@@ -21,8 +21,9 @@ fn frames_of_every_port_of_a_peer_come_to_their_neighbour_and_nobody_else() {
         let begun = Instant::now();
         loop {
             let counts = generator.round(Load::Closed, Duration::from_millis(200)).unwrap().counts;
-            assert_eq!((counts.corrupt, counts.duplicated), (0, 0), "{counts:?}");
-            if counts.received > 1000 && counts.lost < counts.sent / 10 {
+            assert_eq!(counts.corrupt, 0, "{counts:?}");
+            // It floods what it has forgotten or not heard of yet, as it may when it has no core for a while.
+            if counts.received > 1000 && counts.lost < counts.sent / 10 && counts.duplicated == 0 {
                 break;
             }
             assert!(begun.elapsed() < SOON, "{counts:?}");
