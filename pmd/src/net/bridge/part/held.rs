@@ -120,6 +120,7 @@ pub(in super::super) fn look_after() -> u64 {
 /// The part of a second after which whoever waits looks again: ten milliseconds.
 const LOOK_AFTER: u64 = 100;
 
-/// So often, before a part that does not move is held: a second, which no thread is without a CPU beside others that have as much to do.
+/// So often, before a part that does not move is held: a second. Who shares a core with too many others was seen without it for two: what
+/// is for him is dropped by name then.
 const LOOKS_TO_SEND: u64 = 100;
 const LOOKS_TO_END: u64 = 100;
