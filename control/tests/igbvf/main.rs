@@ -13,6 +13,7 @@ mod net_life;
 #[path = "../shared/pace.rs"]
 #[expect(dead_code, reason = "shared with other tests")]
 mod pace;
+mod parts;
 #[path = "../shared/slot.rs"]
 #[expect(dead_code, reason = "shared with other tests")]
 mod slot;

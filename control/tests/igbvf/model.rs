@@ -197,7 +197,12 @@ impl Model {
     }
 
     pub fn sent(&self) -> Vec<Sent> {
-        self.state().sent.clone()
+        self.sent_since(0)
+    }
+
+    /// What was sent after the first so many.
+    pub fn sent_since(&self, frames: usize) -> Vec<Sent> {
+        self.state().sent[frames..].to_vec()
     }
 
     /// Stations whose frames come here.

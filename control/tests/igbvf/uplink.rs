@@ -2,6 +2,7 @@
 
 use ringway_control::operator::api::{DeviceEntry, Queue, VstatsShow};
 use ringway_control::operator::client::Client;
+use ringway_control::settings::Settings;
 use ringway_control::subsystem::{Options, Subsystem};
 use ringway_pmd::driver::Attached;
 use ringway_pmd::drivers::bridge::BridgeKind;
@@ -17,14 +18,19 @@ use super::model::{Model, SET_MAC};
 use super::slot::ModelBus;
 use super::support::{HandPair, Rig, SOON, eventually};
 
-struct Bed {
-    subsystem: Subsystem,
+pub(super) struct Bed {
+    pub(super) subsystem: Subsystem,
     _bus: ModelBus,
     folder: tempfile::TempDir,
 }
 
 impl Bed {
     fn new(model: &Model) -> Bed {
+        Bed::on(model, Vec::new(), None)
+    }
+
+    /// With workers on these cores; the uplink's port is on `core`, and so is what was given no other.
+    pub(super) fn on(model: &Model, cores: Vec<usize>, core: Option<usize>) -> Bed {
         let (bus, folder) = (ModelBus::new(), tempfile::tempdir().unwrap());
         bus.plug(model.device());
         let attached = Attached::new(bus.clone(), vec![Box::new(Igbvf)]);
@@ -32,10 +38,11 @@ impl Bed {
             attachments: vec![Box::new(attached)],
             kinds: vec![Box::new(BridgeKind)],
             ctl: Some(folder.path().join("ctl.sock")),
+            settings: Settings { cores, ..Settings::default() },
             ..Options::embedded(folder.path())
         };
         let bed = Bed { subsystem: Subsystem::start(options).unwrap(), _bus: bus, folder };
-        let mut entry = bed.entry("up0");
+        let mut entry = DeviceEntry { core, ..bed.entry("up0") };
         entry.attributes.insert("uplink".to_owned(), NAME.to_owned());
         bed.subsystem.add(&entry).unwrap();
         eventually(|| bed.field("provisioned/link") == "up");
@@ -47,8 +54,17 @@ impl Bed {
     }
 
     fn guest<'rig>(&self, rig: &'rig Rig, mac: Mac) -> (Frontend, HandPair<'rig>) {
+        self.guest_on(rig, mac, None)
+    }
+
+    pub(super) fn guest_on<'rig>(
+        &self,
+        rig: &'rig Rig,
+        mac: Mac,
+        core: Option<usize>,
+    ) -> (Frontend, HandPair<'rig>) {
         let name = format!("vm{}", mac.0[5]);
-        self.subsystem.add(&DeviceEntry { mac: Some(mac.to_string()), ..self.entry(&name) }).unwrap();
+        self.subsystem.add(&DeviceEntry { mac: Some(mac.to_string()), core, ..self.entry(&name) }).unwrap();
         let mut frontend = None;
         eventually(|| {
             frontend = Frontend::connect(&self.folder.path().join(format!("dev/{name}.sock")), SOON).ok();
@@ -62,19 +78,28 @@ impl Bed {
     }
 
     fn field(&self, pointer: &str) -> Value {
-        let shown = serde_json::to_value(self.subsystem.show(None).unwrap()).unwrap();
-        shown.pointer(&format!("/dev/up0/{pointer}")).cloned().unwrap_or(Value::Null)
+        self.field_of("up0", pointer)
     }
 
-    fn notes(&self) -> String {
+    pub(super) fn field_of(&self, dev: &str, pointer: &str) -> Value {
+        let shown = serde_json::to_value(self.subsystem.show(None).unwrap()).unwrap();
+        shown.pointer(&format!("/dev/{dev}/{pointer}")).cloned().unwrap_or(Value::Null)
+    }
+
+    pub(super) fn notes(&self) -> String {
         self.field("notes").to_string()
     }
 
-    fn counter(&self, qidx: u32, pointer: &str) -> u64 {
-        let queue = Queue { name: "up0".to_owned(), qidx: Some(qidx) };
+    pub(super) fn counter(&self, qidx: u32, pointer: &str) -> u64 {
+        self.counters("up0", qidx).pointer(&format!("/{pointer}")).and_then(Value::as_u64).unwrap()
+    }
+
+    /// All of a queue.
+    pub(super) fn counters(&self, dev: &str, qidx: u32) -> Value {
+        let queue = Queue { name: dev.to_owned(), qidx: Some(qidx) };
         let shown: VstatsShow = self.subsystem.call("dev.vstats.show", &queue).unwrap();
         let shown = serde_json::to_value(shown).unwrap();
-        shown.pointer(&format!("/vstats/up0/{pointer}")).and_then(Value::as_u64).unwrap()
+        shown["vstats"][dev].clone()
     }
 
     /// How often it was told that the uplink is back.
@@ -85,25 +110,25 @@ impl Bed {
         page["events"].as_array().unwrap().len()
     }
 
-    fn finish(self, model: &Model) {
+    pub(super) fn finish(self, model: &Model) {
         drop(self.subsystem);
         eventually(|| !model.is_open());
         assert_eq!(model.faults(), Vec::<String>::new());
     }
 }
 
-const fn mac(last: u8) -> Mac {
+pub(super) const fn mac(last: u8) -> Mac {
     Mac([2, 0, 0, 0, 0, last])
 }
 
-const ALL: Mac = Mac([0xff; 6]);
+pub(super) const ALL: Mac = Mac([0xff; 6]);
 
-fn frame(to: Mac, from: Mac, bytes: usize) -> Vec<u8> {
+pub(super) fn frame(to: Mac, from: Mac, bytes: usize) -> Vec<u8> {
     let body: Vec<u8> = (0..bytes - 14).map(|at| at as u8).collect();
     [&to.0[..], &from.0, &[0x88, 0xb5], &body].concat()
 }
 
-fn send(pair: &mut HandPair<'_>, nth: u32, frame: &[u8]) {
+pub(super) fn send(pair: &mut HandPair<'_>, nth: u32, frame: &[u8]) {
     let gpa = pair.rig.buffer(1, nth);
     let bytes = [&[0; 12][..], frame].concat();
     pair.rig.map.resolve(gpa, bytes.len() as u64).unwrap().write(&bytes);
@@ -112,7 +137,7 @@ fn send(pair: &mut HandPair<'_>, nth: u32, frame: &[u8]) {
     eventually(|| pair.tx.collect(&mut [Completion::default()]).unwrap() == 1);
 }
 
-fn next(pair: &mut HandPair<'_>) -> Vec<u8> {
+pub(super) fn next(pair: &mut HandPair<'_>) -> Vec<u8> {
     let mut done = [Completion::default()];
     eventually(|| pair.rx.collect(&mut done).unwrap() == 1);
     let mut bytes = vec![0; done[0].written as usize];
@@ -121,7 +146,7 @@ fn next(pair: &mut HandPair<'_>) -> Vec<u8> {
 }
 
 /// Stations that the PF was asked for a filter for.
-fn filters(model: &Model) -> Vec<Mac> {
+pub(super) fn filters(model: &Model) -> Vec<Mac> {
     let asked = model.messages(SET_MAC).into_iter().filter(|(info, ..)| *info == 2);
     let mac = |(_, low, high): (u32, u32, u32)| {
         let ([a, b, c, d], [e, f, ..]) = (low.to_le_bytes(), high.to_le_bytes());
