@@ -246,6 +246,50 @@ fn entries_are_taken_back_while_the_reader_goes() {
     });
 }
 
+/// An entry that names nothing is read and finished unclaimed. It is never said to be taken back once it is finished, and what is behind it is
+/// claimed with it or taken back.
+#[test]
+fn entry_is_finished_unclaimed_and_the_next_is_claimed_or_taken_back() {
+    loom::model(|| {
+        let (mut writer, mut reader) = lane(2, &Sleeper::new(), &Sleeper::new());
+        // What the second one names.
+        let named = Arc::new(loom::cell::UnsafeCell::new(0));
+        let theirs = Arc::clone(&named);
+        (1..3).for_each(|n| writer.put(&[n]).unwrap());
+        writer.publish().unwrap();
+        let other = thread::spawn(move || {
+            assert_eq!(reader.look(), 2);
+            assert!(reader.read(&mut [0]));
+            reader.finish(1);
+            reader.tell();
+            let mut words = [0];
+            assert!(reader.read(&mut words) && words == [2]);
+            let is_claimed = reader.claim().is_ok();
+            if is_claimed {
+                theirs.with(|_| ());
+            } else {
+                assert_eq!(reader.skip(), 0);
+            }
+            reader.finish(1);
+            reader.tell();
+            (reader, is_claimed)
+        });
+        let finished = writer.finished();
+        let kept = writer.take_back();
+        assert!(finished <= kept && kept <= 2);
+        if kept < 2 {
+            named.with_mut(|_| ());
+        }
+        let (mut reader, is_claimed) = other.join().unwrap();
+        assert_eq!(is_claimed, kept == 2);
+        // All was read or passed over: the lane goes on, and claims what comes next alone.
+        assert_eq!((writer.finished(), writer.is_open()), (2, true));
+        writer.put(&[3]).unwrap();
+        writer.publish().unwrap();
+        assert!(reader.look() == 1 && reader.read(&mut [0]) && reader.claim().is_ok());
+    });
+}
+
 /// The reader that is about to sleep sees the entry, or its writer sees that it sleeps.
 #[test]
 fn no_entry_is_left_to_a_sleeper() {
