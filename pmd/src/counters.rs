@@ -496,10 +496,10 @@ pub struct QueueStats {
     pub calls: u64,
     /// Bursts that moved something.
     pub bursts: u64,
-    /// The same by how many chains each gave back.
+    /// The same by how many chains each gave back. Of a receive queue of a bridge's part, what came through a lane is one by itself.
     pub burst_sizes: BurstSizes,
     /// How long bursts took from when a worker first saw them until their used entries were published, of a network device's
-    /// queue that a core serves and that was started.
+    /// queue that a core serves and that was started. One a turn of its pump, until its end.
     pub latency: Times,
     /// Frames whose checksum was completed here, since their receiver does not do it.
     pub checksums: u64,

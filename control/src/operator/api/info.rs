@@ -338,11 +338,12 @@ pub struct QueueInfo {
     pub calls: u64,
     /// Bursts that moved something.
     pub bursts: u64,
-    /// How many chains the bursts gave back; absent before the first.
+    /// How many chains the bursts gave back; absent before the first. Of a receive queue of a bridge on several cores, what comes from
+    /// another core in a turn is a burst by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub burst_sizes: Option<SizeInfo>,
     /// How long bursts took from when a worker first saw them until their used entries were published, of a network device's queue
-    /// that a core serves; absent before the first.
+    /// that a core serves; absent before the first. One a turn of the core, whatever has come from other cores in it, and until its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<TimeInfo>,
     /// Frames whose checksum was completed for the guest, which does not do it.

@@ -90,8 +90,9 @@ impl Port {
         self.is_checked
     }
 
-    /// It may send from its device's address only, or from any, from now on; in force when this returns Ok. Once it may not,
-    /// other addresses that were learned behind it are forgotten, and not announced any more.
+    /// It may send from its device's address only, or from any, from now on. Once it may not, other addresses that were learned behind it
+    /// are forgotten, and not announced any more. In force when this returns Ok, if there was any time; without, which is for a port that no
+    /// session has, it begins with what runs next, and what is known is forgotten once nobody else is changing the fabric.
     ///
     /// # Errors
     /// A worker did not let go in time.
@@ -149,7 +150,9 @@ impl Port {
         self
     }
 
-    /// It carries other VLANs from now on, in force when this returns Ok. The stations behind it are forgotten.
+    /// It carries other VLANs from now on. The stations behind it are forgotten. In force when this returns Ok, if there was any time;
+    /// without, which is for a port that no session has, it begins with what runs next, and nothing is forgotten of a port of which
+    /// nothing runs while somebody is changing the fabric: with its last queue its stations went.
     ///
     /// # Errors
     /// A worker did not let go in time.
