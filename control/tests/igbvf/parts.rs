@@ -7,20 +7,10 @@ use ringway_control::operator::api::{DevChanged, DevSet};
 use ringway_pmd::net::{Mac, announce};
 use ringway_ring::queue::{Completion, DriverBuffer, Format};
 
+use super::cores::two_cores;
 use super::model::Model;
 use super::support::{HandPair, Rig, SOON, eventually};
 use super::uplink::{ALL, Bed, filters, frame, mac, next, send};
-
-/// Two cores for workers, if the machine has them.
-fn two_cores() -> Option<[usize; 2]> {
-    let allowed = rustix::thread::sched_getaffinity(None).unwrap();
-    let mut cores = (0..1024).rev().filter(|core| allowed.is_set(*core));
-    let cores = cores.next().zip(cores.next()).map(|(one, other)| [one, other]);
-    if cores.is_none() {
-        println!("left out: this needs two cores");
-    }
-    cores
-}
 
 /// Somebody on the wire.
 const FAR: Mac = mac(0xee);

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
 #![expect(unreachable_pub, reason = "modules that the test has for itself")]
 
+#[path = "../shared/cores.rs"]
+mod cores;
 mod hardware;
 #[path = "../shared/lies.rs"]
 mod lies;

@@ -3,8 +3,9 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use ringway_control::operator::api::{DeviceEntry, Queue, VstatsShow};
+use ringway_control::operator::api::{DevChanged, DevSet, DeviceEntry, Queue, VstatsShow};
 use ringway_control::operator::client::Client;
+use ringway_control::settings::Settings;
 use ringway_control::subsystem::{Options, Subsystem};
 use ringway_pmd::driver::Attached;
 use ringway_pmd::drivers::bridge::BridgeKind;
@@ -15,6 +16,7 @@ use ringway_ring::queue::{Completion, DriverBuffer, Format};
 use ringway_vhost_user::frontend::Frontend;
 use serde_json::Value;
 
+use super::cores::two_cores;
 use super::model::{MAC, Model, On, STATUS, Then};
 use super::slot::ModelBus;
 use super::support::{HandPair, Rig, SOON, eventually};
@@ -29,6 +31,11 @@ struct Bed {
 impl Bed {
     /// A bridge; the function is there if there is a model.
     fn new(model: Option<&Model>, devices: Vec<DeviceEntry>) -> Bed {
+        Bed::on(model, devices, Vec::new())
+    }
+
+    /// The same, with workers on these cores.
+    fn on(model: Option<&Model>, devices: Vec<DeviceEntry>, cores: Vec<usize>) -> Bed {
         let (bus, folder) = (ModelBus::new(), tempfile::tempdir().unwrap());
         if let Some(model) = model {
             bus.plug(model.device());
@@ -39,6 +46,7 @@ impl Bed {
             kinds: vec![Box::new(BridgeKind)],
             devices,
             ctl: Some(folder.path().join("ctl.sock")),
+            settings: Settings { cores, ..Settings::default() },
             ..Options::embedded(folder.path())
         };
         Bed { subsystem: Subsystem::start(options).unwrap(), bus, folder }
@@ -58,8 +66,12 @@ impl Bed {
 
     /// Another guest of the bridge, in service. `last`: of its address.
     fn guest<'rig>(&self, rig: &'rig Rig, last: u8) -> Guest<'rig> {
+        self.guest_on(rig, last, None)
+    }
+
+    fn guest_on<'rig>(&self, rig: &'rig Rig, last: u8, core: Option<usize>) -> Guest<'rig> {
         let name = format!("vm{last}");
-        let entry = DeviceEntry { name, mgmtdev: "bridge/br0".to_owned(), ..DeviceEntry::default() };
+        let entry = DeviceEntry { name, mgmtdev: "bridge/br0".to_owned(), core, ..DeviceEntry::default() };
         self.subsystem.add(&entry).unwrap();
         let mut frontend = None;
         eventually(|| {
@@ -269,6 +281,42 @@ fn guests_of_a_bridge_reach_the_wire_and_each_other_and_the_uplink_is_shown() {
         drop((a, b));
         bed.finish(&[&model]);
     }
+}
+
+#[test]
+fn uplink_on_another_core_than_a_guest_is_reached_by_both_wherever_each_is_moved() {
+    let Some(cores) = two_cores() else { return };
+    let model = Model::new().answers();
+    let bed = Bed::on(Some(&model), Vec::new(), cores.to_vec());
+    bed.subsystem.add(&DeviceEntry { core: Some(cores[0]), ..uplink() }).unwrap();
+    bed.waits_for_uplink(&model);
+    let rigs = [Rig::new(Format::Split, 2), Rig::new(Format::Packed, 2)];
+    let mut a = bed.guest_on(&rigs[0], 1, Some(cores[1]));
+    let mut b = bed.guest_on(&rigs[1], 2, Some(cores[0]));
+    // The first one to an unknown address goes to everybody.
+    b.post(1);
+    a.asks_far(60);
+    assert_eq!(b.next().1, a.mac);
+    let mut asked = 1;
+    for (dev, core) in [("vm2", 1), ("vm1", 0), ("up0", 1), ("vm2", 0), ("up0", 0), ("vm1", 1)] {
+        for bytes in [60, 300, 1514].into_iter().cycle().take(60) {
+            a.asks_far(bytes);
+            b.asks_far(bytes);
+        }
+        talk(&mut a, &mut b);
+        asked += 120;
+        let set = DevSet { name: dev.to_owned(), core: Some(cores[core]), ..DevSet::default() };
+        let _: DevChanged = bed.subsystem.call("dev.set", &set).unwrap();
+        // At once, while it is moved, and after.
+        a.asks_far(100);
+        b.asks_far(100);
+        asked += 2;
+        eventually(|| bed.field(dev, "rings/0/core") == cores[core]);
+    }
+    // The wire has what is for the wire alone, and nothing got lost on either way.
+    eventually(|| [0, 1].map(|queue| bed.counter("up0", queue, "packets")) == [asked; 2]);
+    drop((a, b));
+    bed.finish(&[&model]);
 }
 
 #[test]
