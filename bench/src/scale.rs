@@ -17,6 +17,8 @@ pub mod curve;
 pub mod curves;
 // Disks, busy and idle.
 pub mod disks;
+// Guests and workers on the same cores, one after the other.
+mod in_turns;
 // Driving guests, and which parts of the time were quiet.
 pub mod load;
 // From the start of a process to its first packet.

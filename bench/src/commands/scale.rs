@@ -231,11 +231,12 @@ fn headed(curve: &Curve, rate: &str, cycles: &str) {
 }
 
 fn bridge_cores(found: &BridgeCores) {
-    if let Some(why) = &found.not_measured {
-        println!("\na bridge on two workers: not measured; it {why}");
+    headed(&found.curve, "Mpps", "cycles/frame");
+    if found.in_turns {
+        println!(
+            "guests and workers took turns on two cores: the rate is mostly the guests' time; each slice is a turn"
+        );
     }
-    let Some(curve) = &found.curve else { return };
-    headed(curve, "Mpps", "cycles/frame");
     for (place, way) in WAYS.iter().enumerate() {
         println!("{way:>20}: {} frames a busy cycle, beside one worker", spread(found.kept(place), 3));
     }

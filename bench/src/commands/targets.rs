@@ -185,6 +185,7 @@ fn measurements(arguments: &Arguments) -> Vec<Measurement> {
     let on = format!("--core {} --worker-core {backend_core}", cores.split(',').next().unwrap_or("0"));
     for ring in ["split", "packed"] {
         one(format!("regions-{ring}"), &format!("scale --only regions --ring {ring} {on}"), &[]);
+        one(format!("bridge-cores-{ring}"), &format!("scale --only bridge-cores --ring {ring} {on}"), &[]);
     }
     // Each of those who look has to have come to it in a round.
     one("watched".to_owned(), &format!("scale --only watched --seconds 3 --rounds 8 {on}"), &[]);

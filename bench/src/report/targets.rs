@@ -76,6 +76,9 @@ pub(crate) const REGIONS: f64 = 1.05;
 /// The most of a packet's cycles while the device's daemon is watched beside those while it is not.
 pub(crate) const WATCHED: f64 = 1.01;
 
+/// The least of what a bridge on two workers moves in a busy cycle beside one worker.
+pub(crate) const KEPT: f64 = 0.85;
+
 /// The least of a learning switch beside Open vSwitch.
 const BRIDGE_RATIO: f64 = 4.0;
 

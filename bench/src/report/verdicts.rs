@@ -7,9 +7,10 @@ use super::reading::Sourced;
 use super::reading::{parameters, plain};
 use super::sections::{PEER, comparison, paths, scaled};
 use super::targets::{
-    DISK_IDLE, DISK_P50, DISK_QUEUES_KIOPS, DRIVER_MEDIAN, LATENCY_TARGET, OF_FIO, OF_LIMIT, REGIONS,
+    DISK_IDLE, DISK_P50, DISK_QUEUES_KIOPS, DRIVER_MEDIAN, KEPT, LATENCY_TARGET, OF_FIO, OF_LIMIT, REGIONS,
     RING_TARGET, WATCHED, busy_target, ratio_target, size,
 };
+use crate::scale::bridge_cores::ALL_WITH_ALL;
 use crate::stats::Spread;
 
 /// A target and what a result has of it.
@@ -288,6 +289,14 @@ fn of_scale(sourced: &Sourced) -> Vec<Verdict> {
             ratio.median <= WATCHED,
         );
     }
+    if let Some(kept) = found.bridge_cores.as_ref().and_then(|found| found.kept(ALL_WITH_ALL)) {
+        verdict(
+            "a bridge on two workers, half of the frames across, frames a busy cycle beside one worker",
+            &format!("≥ {KEPT} ×"),
+            format!("{} ×", short(kept.median)),
+            kept.median >= KEPT,
+        );
+    }
     if let Some(scrape) = &found.scrape {
         verdict(
             &format!("one scrape of {} idle devices", scrape.devices),
@@ -455,6 +464,29 @@ mod tests {
             of_scale(&sourced("scale", &json!({}), &json!({"watched": watched})))[0].reached
         };
         assert!(reached(1.01) && !reached(1.02));
+    }
+
+    #[test]
+    fn scrape_is_held_to_its_median() {
+        let reached = |ms: f64| {
+            let scrape =
+                json!({"devices": 1000, "ms": {"median": ms, "low": 1.0, "high": 99.0}, "at_most_ms": 50.0});
+            of_scale(&sourced("scale", &json!({}), &json!({"scrape": scrape})))[0].reached
+        };
+        assert!(reached(49.0) && !reached(50.0));
+    }
+
+    #[test]
+    fn bridge_on_two_workers_is_held_where_all_talk_with_all() {
+        let reached = |cost: f64| {
+            let spread = |median: f64| json!({"median": median, "low": median, "high": median});
+            let point = |cost: f64| json!({"count": 2, "rounds": [], "ratio": spread(1.0), "cost_ratio": spread(cost), "lost": 0});
+            let curve =
+                json!({"over": "workers", "points": [point(1.0), point(9.0), point(cost), point(9.0)]});
+            let found = json!({"bridge_cores": {"curve": curve, "in_turns": true}});
+            of_scale(&sourced("scale", &json!({}), &found))[0].reached
+        };
+        assert!(reached(1.17) && !reached(1.18));
     }
 
     fn sourced(command: &str, parameters: &Value, result: &Value) -> Sourced {

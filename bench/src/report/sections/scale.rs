@@ -10,6 +10,7 @@ use super::super::reading::plain;
 use super::super::tables::table;
 use crate::record::Record;
 use crate::scale::adaptive::Adaptive;
+use crate::scale::bridge_cores::{BridgeCores, WAYS};
 use crate::scale::curve::{Curve, Point};
 use crate::scale::disks::Idle;
 use crate::scale::start::{Launch, Start, packet_ms};
@@ -31,6 +32,7 @@ pub(crate) struct Scaled {
     pub(crate) adaptive: Option<Adaptive>,
     disks: Option<Curve>,
     pub(crate) idle_disks: Option<Vec<Idle>>,
+    pub(crate) bridge_cores: Option<BridgeCores>,
 }
 
 impl Scaled {
@@ -43,6 +45,7 @@ impl Scaled {
             && self.start.is_none()
             && self.adaptive.is_none()
             && self.idle_disks.is_none()
+            && self.bridge_cores.is_none()
     }
 }
 
@@ -63,6 +66,7 @@ pub(crate) fn scaled(record: &Record) -> Scaled {
         adaptive: part(record, "adaptive"),
         disks: part(record, "disks"),
         idle_disks: part(record, "idle_disks"),
+        bridge_cores: part(record, "bridge_cores"),
     }
 }
 
@@ -86,6 +90,9 @@ pub(crate) fn draw(html: &mut Html, sourced: &Sourced) {
     if let Some(scrape) = &found.scrape {
         let row = vec![scrape.devices.to_string(), told(scrape.ms)];
         table(html, &["devices in one scrape", "milliseconds"], &[row]);
+    }
+    if let Some(found) = &found.bridge_cores {
+        draw_bridge_cores(html, found);
     }
     if let Some(start) = &found.start {
         draw_start(html, start);
@@ -115,6 +122,25 @@ pub(crate) fn draw(html: &mut Html, sourced: &Sourced) {
             .map(|point| vec![point.devices.to_string(), short(point.cpu_percent), short(point.each_percent)])
             .collect();
         table(html, &["idle disks on files, adaptive", "% of a core", "% of a core a device"], &rows);
+    }
+}
+
+fn draw_bridge_cores(html: &mut Html, found: &BridgeCores) {
+    let rows: Vec<Vec<String>> = WAYS
+        .iter()
+        .enumerate()
+        .filter_map(|(place, way)| {
+            let cycles = found.curve.points.get(place)?.spread(|round| round.cycles_per_packet)?;
+            Some(vec![(*way).to_owned(), told(cycles), told(found.kept(place)?)])
+        })
+        .collect();
+    table(html, &["a bridge's workers", "cycles a frame, of both", "frames a busy cycle, beside one"], &rows);
+    if found.in_turns {
+        html.leaf(
+            "p",
+            &[],
+            "Guests and workers took turns on two cores, a worker's guests on the other one.",
+        );
     }
 }
 
