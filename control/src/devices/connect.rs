@@ -401,6 +401,7 @@ impl Daemon {
                 connection.status = Some(status);
                 if status == 0 {
                     connection.negotiated = None;
+                    connection.breach_stands = false;
                     device.needs_reset = false;
                 }
             }
@@ -410,6 +411,8 @@ impl Daemon {
                 connection.rings = rings;
                 if after > 0 {
                     connection.host_failure = None;
+                    connection.breach_stands = false;
+                    connection.has_run = true;
                 }
                 if before != after {
                     event = Some(("session.rings", json!({ "running": after })));
@@ -437,6 +440,7 @@ impl Daemon {
                 let details = json!({ "what": what, "detail": detail, "try": breach_cure(what) });
                 event = Some(("session.breach", details));
                 connection.breach = Some(Told { what, detail: detail.clone() });
+                connection.breach_stands = true;
                 device.history.last_breach = Some(detail);
             }
             Report::HostFailed { what, detail } => {

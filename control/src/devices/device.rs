@@ -94,8 +94,12 @@ pub(crate) struct Connection {
     pub(crate) mtu: Option<u16>,
     /// The last breach of the protocol.
     pub(crate) breach: Option<Told>,
+    /// That breach may be why nothing runs: none of its rings has run since, and its guest's driver has not begun anew.
+    pub(crate) breach_stands: bool,
     /// What this host lacked last that it asked for, until one of its rings runs.
     pub(crate) host_failure: Option<Told>,
+    /// One of its rings has run.
+    pub(crate) has_run: bool,
 }
 
 /// What a session told that went wrong.
@@ -130,7 +134,9 @@ impl Connection {
             bytes: 0,
             mtu: None,
             breach: None,
+            breach_stands: false,
             host_failure: None,
+            has_run: false,
         }
     }
 

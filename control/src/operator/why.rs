@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::daemon::Daemon;
 use crate::fault::Fault;
-use crate::frontends::cures::host_cure;
+use crate::frontends::cures::{breach_cure, host_cure};
 use crate::operator::api::{
     Cause, CoreInfo, CoreLook, DevInfo, Explained, Finding, FrontEnd, Look, Mode, Named, Queue, QueueInfo,
     QueueLook, Select, Why, WhyShow,
@@ -179,9 +179,9 @@ impl Looks<'_> {
         for queue in self.queues {
             let Some(text) = &queue.not_run else { continue };
             let (says, cure) = text.split_once("; try: ").unwrap_or((text, "ringway dev show has its rings"));
-            causes.push(cause("not_run", format!("queue {}: {says}", queue.qidx), cure));
+            causes.push(cause("no_buffers", format!("queue {}: {says}", queue.qidx), cure));
         }
-        // A guest of fewer queues than there are has some that it never enables.
+        // Of a guest with fewer queues than there are some are never enabled.
         let of_way = |way: u16| info.rings.iter().filter(move |ring| ring.started && ring.qidx % 2 == way);
         let is_disabled = |way: &u16| {
             of_way(*way).count() > 0 && of_way(*way).all(|ring| !ring.enabled && ring.fault.is_none())
@@ -189,12 +189,11 @@ impl Looks<'_> {
         let ways = [0, 1].into_iter().filter(is_disabled);
         let disabled: Vec<String> = ways.flat_map(of_way).map(|ring| ring.qidx.to_string()).collect();
         if !disabled.is_empty() {
-            let says =
-                format!("the guest started queue {} and the VMM has not enabled it", disabled.join(", "));
+            let says = format!("the front-end started queue {} and has not enabled it", disabled.join(", "));
             causes.push(cause(
                 "not_enabled",
                 says,
-                "bring the interface up in the guest; link on in the VMM (QEMU: set_link ... on)",
+                "QEMU and DPDK enable what they start at once: see whether the VMM stands still (its log, its process), and restart the VM",
             ));
         }
         causes
@@ -313,41 +312,41 @@ impl Looks<'_> {
 }
 
 /// From the socket to the shared memory.
-fn reaches(name: &str, info: &DevInfo) -> Option<Cause> {
+fn reaches(name: &str, info: &DevInfo) -> Vec<Cause> {
     let finding = |word: &str| info.findings.iter().find(|found| found.finding == word);
     if let Some(end) = info.other_side() {
         let (says, cure) = match finding(HOST_DOWN) {
             Some(found) => (found.says.clone(), found.cure.as_str()),
-            None if info.state == "connected" => return None,
+            None if info.state == "connected" => return Vec::new(),
             None => (
                 format!("its state is {}", info.state),
                 "ringway events --once --since 0 says what became of it",
             ),
         };
-        return Some(cause(HOST_DOWN, format!("{name} is {end}, which does not serve: {says}"), cure));
+        return vec![cause(HOST_DOWN, format!("{name} is {end}, which does not serve: {says}"), cure)];
     }
     let Some(front_end) = &info.front_end else {
-        return Some(finding(SOCKET_MISSING).map_or_else(|| waits(name, info), found));
+        return vec![finding(SOCKET_MISSING).map_or_else(|| waits(name, info), found)];
     };
     let who = format!("{} (pid {})", front_end.comm, front_end.pid);
     if let Some(lacked) = front_end.host_failure.as_ref().filter(|_| info.rings.iter().all(|ring| !ring.runs))
     {
         let says = format!("this host lacked what {who} needed: {lacked}");
-        return Some(cause(HOST_FAILURE, says, cure_of(lacked)));
+        return vec![cause(HOST_FAILURE, says, cure_of(lacked))];
     }
-    let nothing_runs = info.rings.iter().all(|ring| !ring.started);
-    match (front_end.memory_regions, nothing_runs) {
-        (_, true) => Some(not_up(&who, front_end)),
-        (0, false) => {
-            let says = format!("{who} started queues and shares no memory of its guest");
-            Some(cause(
-                "no_memory",
-                says,
-                "give the VM memory that can be shared: ringway dev show NAME --qemu prints it (share=on)",
-            ))
-        }
-        (_, false) => None,
+    if info.rings.iter().all(|ring| !ring.started) {
+        let refused = front_end.breach.iter().map(|breach| {
+            let says = format!("{who} is connected, and something that it asked for was refused: {breach}");
+            cause(BREACH, says, breach_cure(name_of(breach)))
+        });
+        return refused.chain([not_up(&who, front_end, &info.kind)]).collect();
     }
+    if front_end.memory_regions == 0 {
+        let says = format!("{who} started queues and shares no memory of its guest");
+        let cure = "give the VM memory that can be shared: ringway dev show NAME --qemu prints it (share=on)";
+        return vec![cause("no_memory", says, cure)];
+    }
+    Vec::new()
 }
 
 /// Nobody is connected.
@@ -356,11 +355,11 @@ fn waits(name: &str, info: &DevInfo) -> Cause {
     let history = &info.history;
     let end = history.last_end.as_deref().unwrap_or_default();
     match history.last_end_by.as_deref() {
-        Some("breach") => {
+        Some(BREACH) => {
             let says = format!(
                 "no VMM is connected to {name}; the last one was disconnected since it broke the protocol: {end}"
             );
-            return cause("breach", says, "ringway dev show NAME says what clears it; then connect again");
+            return cause(BREACH, says, "ringway dev show NAME says what clears it; then connect again");
         }
         Some(HOST_FAILURE) => {
             let says = format!(
@@ -394,17 +393,35 @@ fn waits(name: &str, info: &DevInfo) -> Cause {
 }
 
 /// A front-end is there, and no driver behind it.
-fn not_up(who: &str, front_end: &FrontEnd) -> Cause {
+fn not_up(who: &str, front_end: &FrontEnd, kind: &str) -> Cause {
     let status = front_end.status.as_ref().map(|words| words.join(" ")).filter(|words| !words.is_empty());
-    let stage = match (&front_end.negotiated_features, status) {
-        (_, Some(status)) => format!("its guest's driver is at {status}"),
-        (Some(_), None) => "features are agreed on, and no queue is started".to_owned(),
+    let (driver, link) = match kind {
+        BLOCK => ("virtio_blk is loaded", ""),
+        _ => ("virtio_net is loaded and the interface up", ", and its link on (QEMU: set_link ID on)"),
+    };
+    let stopped = match kind {
+        BLOCK => "its queues ran, and were stopped: its driver left or begins anew, or the VM is paused",
+        _ => {
+            "its queues ran, and were stopped: its driver left or begins anew, the VM is paused, or its link is off"
+        }
+    };
+    let stage = match (status, &front_end.negotiated_features) {
+        (Some(status), _) => format!("its guest's driver is at {status}"),
+        (None, _) if front_end.has_run => stopped.to_owned(),
+        (None, Some(_)) => "features are agreed on, and no queue is started".to_owned(),
         (None, None) => "its guest has not begun".to_owned(),
     };
     let memory = if front_end.memory_regions == 0 { " and shares no memory yet" } else { "" };
     let says = format!("{who} is connected{memory}, and no driver runs the device: {stage}");
-    let cure = "wait for the guest to boot; then see in it that virtio_net or virtio_blk is loaded and the interface up (VMM: share=on)";
-    cause("driver_not_up", says, cure)
+    let cure = match front_end.has_run {
+        true => format!("see that the VM is not paused (QEMU: cont){link}, and in the guest that {driver}"),
+        false => {
+            format!(
+                "wait for the guest to boot; then see in it that {driver}, and that the VM is not paused (QEMU: cont){link}"
+            )
+        }
+    };
+    cause("driver_not_up", says, &cure)
 }
 
 /// What is agreed on, and cannot carry anything.
@@ -487,7 +504,12 @@ fn taken_away(number: usize, before: CoreLook, now: &CoreInfo, between: Duration
 
 /// What to do about what this host lacked: `name: details`.
 fn cure_of(lacked: &str) -> &'static str {
-    host_cure(lacked.split_once(": ").map_or(lacked, |(what, _)| what))
+    host_cure(name_of(lacked))
+}
+
+/// Of `name: details`.
+fn name_of(told: &str) -> &str {
+    told.split_once(": ").map_or(told, |(name, _)| name)
 }
 
 /// A finding of the daemon's, as a cause.
@@ -507,6 +529,7 @@ const BLOCK: &str = "block";
 const REQUEST: &str = "request";
 /// Words of causes that the daemon finds, or that are found in more than one way.
 const HOST_DOWN: &str = "host_down";
+const BREACH: &str = "breach";
 const HOST_FAILURE: &str = "host_failure";
 const SOCKET_MISSING: &str = "socket_missing";
 const NOT_ANSWERING: &str = "not_answering";

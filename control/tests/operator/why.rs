@@ -115,7 +115,7 @@ fn each_step_from_the_socket_to_the_guest_is_named_until_it_is_made() {
     frontend.set_status(15).unwrap();
     wait_for("memory is missing", || causes(&daemon, "vm0")[0] == "no_memory");
     pair.share(&mut frontend);
-    wait_for("buffers are missing", || causes(&daemon, "vm0")[0] == "not_run");
+    wait_for("buffers are missing", || causes(&daemon, "vm0")[0] == "no_buffers");
     let said = daemon.run("why vm0").good();
     assert!(said.contains("no receive buffers posted yet\n  try: bring the interface up"), "{said}");
     pair.post();
@@ -283,6 +283,10 @@ fn what_the_host_lacks_is_told_while_it_does_and_not_ever_after() {
     frontend.stop_ring(0).unwrap();
     frontend.stop_ring(1).unwrap();
     wait_for("it is stopped", || causes(&daemon, "vm0") == ["driver_not_up"]);
+    frontend.set_status(0).unwrap();
+    wait_for("its driver is gone", || {
+        daemon.run("why vm0").good().contains("its queues ran, and were stopped")
+    });
     drop(frontend);
     wait_for("it is gone", || causes(&daemon, "vm0") == ["waiting"]);
     let _frontend = connect(&daemon, "vm0");

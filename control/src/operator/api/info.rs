@@ -179,6 +179,12 @@ pub struct FrontEnd {
     /// What this host lacked last that the front-end asked for, until one of its queues runs: `name: details`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_failure: Option<String>,
+    /// What it did last against the protocol, until one of its queues runs or its guest's driver begins anew: `name: details`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub breach: Option<String>,
+    /// One of its queues has run since it connected.
+    #[serde(default)]
+    pub has_run: bool,
 }
 
 /// Who may open a device's socket: as in the file system, now.

@@ -9,7 +9,7 @@ use ringway_vhost_user::message::protocol;
 
 use super::queues::example;
 use crate::daemon::Daemon;
-use crate::devices::device::{Connection, Device};
+use crate::devices::device::{Connection, Device, Told};
 use crate::devices::life::Life;
 use crate::fault::Fault;
 use crate::frontends::cures::{REFUSED_CURE, REPEATED_CURE};
@@ -165,6 +165,7 @@ fn notes(device: &Device, missing: &[Missing]) -> Vec<String> {
 }
 
 fn front_end(class: Class, connection: &Connection) -> FrontEnd {
+    let words = |told: &Told| format!("{}: {}", told.what, told.detail);
     FrontEnd {
         pid: connection.caller.pid,
         uid: connection.caller.uid,
@@ -176,7 +177,9 @@ fn front_end(class: Class, connection: &Connection) -> FrontEnd {
         memory_regions: connection.regions,
         memory_bytes: connection.bytes,
         mtu: connection.mtu,
-        host_failure: connection.host_failure.as_ref().map(|told| format!("{}: {}", told.what, told.detail)),
+        host_failure: connection.host_failure.as_ref().map(words),
+        breach: connection.breach.as_ref().filter(|_| connection.breach_stands).map(words),
+        has_run: connection.has_run,
     }
 }
 

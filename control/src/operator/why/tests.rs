@@ -131,6 +131,38 @@ fn disk_that_gives_nothing_back_is_not_idle() {
     assert_eq!(first(of_disk(json!({}), Some(queue(8, 7)), queue(8, 7))).0, "idle");
 }
 
+/// A VM that is paused and a link that the VMM took away look like a guest without a driver: what is said of it depends on what was before.
+#[test]
+fn guest_without_a_driver_is_told_by_how_far_it_came() {
+    let said = |front_end: Value, kind: &str| {
+        let mut whole = json!({
+            "pid": 7, "uid": 0, "comm": "vmm", "connected_ms": 1, "memory_regions": 0, "memory_bytes": 0,
+        });
+        whole.as_object_mut().unwrap().extend(front_end.as_object().unwrap().clone());
+        let changes = json!({ "front_end": whole, "rings": [], "type": kind });
+        let causes = of_disk(changes, None, queue(0, 0));
+        let words =
+            |cause: &Cause| (cause.cause.clone(), format!("{} {}", cause.says, cause.cure.as_ref().unwrap()));
+        causes.iter().map(words).collect::<Vec<_>>()
+    };
+    let [(word, text)] = &said(json!({}), "net")[..] else { panic!() };
+    assert_eq!(word, "driver_not_up");
+    assert!(
+        text.contains("its guest has not begun") && text.contains("wait for the guest to boot"),
+        "{text}"
+    );
+    assert!(text.contains("virtio_net") && text.contains("set_link"), "{text}");
+    let [(_, text)] = &said(json!({ "status": ["ACKNOWLEDGE", "DRIVER"] }), "net")[..] else { panic!() };
+    assert!(text.contains("its guest's driver is at ACKNOWLEDGE DRIVER"), "{text}");
+    let [(_, text)] = &said(json!({ "has_run": true, "status": [] }), "block")[..] else { panic!() };
+    assert!(text.contains("its queues ran, and were stopped: ") && text.contains("not paused"), "{text}");
+    assert!(text.contains("virtio_blk") && !text.contains("set_link") && !text.contains("to boot"), "{text}");
+    let refused = said(json!({ "breach": "mtu: 9000 is more than 1500" }), "net");
+    let [(first, text), (second, _)] = &refused[..] else { panic!("{refused:?}") };
+    assert_eq!((first.as_str(), second.as_str()), ("breach", "driver_not_up"));
+    assert!(text.contains("was refused: mtu: 9000 is more than 1500") && text.contains("host_mtu"), "{text}");
+}
+
 /// The words of the first column of the page's table, and those that are names of drops, of which it has examples.
 fn words_of_the_page() -> (BTreeSet<String>, Vec<String>) {
     let page = include_str!("../../../../docs/troubleshooting.md");
