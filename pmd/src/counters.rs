@@ -163,7 +163,7 @@ impl DropReason {
     pub fn cure(self) -> &'static str {
         match self {
             DropReason::NoRxBuffer => {
-                "the guest did not refill its receive queue in time: give it more CPU or a larger rx_queue_size"
+                "the guest did not refill its receive queue in time: see that its interface is up, or give it more CPU or a larger rx_queue_size"
             }
             DropReason::RxDisabled => {
                 "the guest's receive queue is not running: bring the interface up, or enable the queue pair in the guest"

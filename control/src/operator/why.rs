@@ -334,7 +334,8 @@ fn reaches(name: &str, info: &DevInfo) -> Vec<Cause> {
         let says = format!("this host lacked what {who} needed: {lacked}");
         return vec![cause(HOST_FAILURE, says, cure_of(lacked))];
     }
-    if info.rings.iter().all(|ring| !ring.started) {
+    // One that a fault stopped is none that nobody started.
+    if info.rings.iter().all(|ring| !ring.started && ring.fault.is_none()) {
         let refused = front_end.breach.iter().map(|breach| {
             let says = format!("{who} is connected, and something that it asked for was refused: {breach}");
             cause(BREACH, says, breach_cure(name_of(breach)))
@@ -424,22 +425,14 @@ fn not_up(who: &str, front_end: &FrontEnd, kind: &str) -> Cause {
     cause("driver_not_up", says, &cure)
 }
 
-/// What is agreed on, and cannot carry anything.
+/// What is agreed on, and cannot carry anything: the wire of the function that it stands on is away.
 fn is_set_up(info: &DevInfo) -> Option<Cause> {
     let is_down = info.provisioned.link.as_deref() == Some("down");
     is_down.then(|| {
-        let says = format!(
-            "the other end of {} is not there or not up, so that the guest sees its link down",
-            info.mgmtdev
-        );
-        cause(
-            "peer_down",
-            says,
-            &format!(
-                "ringway dev show: add or start the other device of {}, or bring the host's interface up",
-                info.mgmtdev
-            ),
-        )
+        let function = info.uplink.as_deref().unwrap_or(&info.mgmtdev);
+        let says = format!("{function} has no link: its guest sees that, and nothing comes or goes there");
+        let cure = "see the port's cable and its switch; of a virtual function, its physical one's interface (ip link show) and the state that it gives it (ip link set PF vf N state auto)";
+        cause("link_down", says, cure)
     })
 }
 

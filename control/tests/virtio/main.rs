@@ -296,6 +296,12 @@ fn link_of_the_function_is_the_guests() {
     host.model.set_link(false);
     eventually(|| host.field("provisioned/link") == "down");
     eventually(|| frontend.config(6, 2).unwrap() == [0, 0]);
+    let why: Value = host.subsystem.call("dev.why", &serde_json::json!({ "name": "d0" })).unwrap();
+    let first = &why["why"]["d0"][0];
+    assert!(
+        first["cause"] == "link_down" && first["says"].as_str().unwrap().contains("has no link"),
+        "{why}"
+    );
     drop(frontend);
     host.finish();
 }

@@ -473,6 +473,8 @@ fn uplink_shows_its_link_and_a_function_that_needs_a_reset_gets_one() {
     let mut a = bed.guest(&rig, 1);
     model.set_link(false);
     eventually(|| bed.field("up0", "provisioned/link") == "down");
+    let why: Value = bed.subsystem.call("dev.why", &serde_json::json!({ "name": "up0" })).unwrap();
+    assert_eq!(why["why"]["up0"][0]["cause"], "link_down", "{why}");
     model.set_link(true);
     eventually(|| bed.field("up0", "provisioned/link") == "up");
     let resets = model.resets();

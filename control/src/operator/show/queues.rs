@@ -54,7 +54,7 @@ impl Daemon {
         let others = self.registry.devices().filter(|other| family.contains(&other.entry.mgmtdev));
         let mut others = others.filter(|other| other.id != device.id).peekable();
         if others.peek().is_none() {
-            return format!("{mgmtdev} has no other device: ringway dev add name NAME mgmtdev {mgmtdev}");
+            return format!("{mgmtdev} has no other device: ringway dev add name OTHER mgmtdev {mgmtdev}");
         }
         let down: Vec<String> =
             others.filter_map(|other| Some(format!("{}: {}", other.name(), not_reached(other)?))).collect();

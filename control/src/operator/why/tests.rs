@@ -131,6 +131,15 @@ fn disk_that_gives_nothing_back_is_not_idle() {
     assert_eq!(first(of_disk(json!({}), Some(queue(8, 7)), queue(8, 7))).0, "idle");
 }
 
+/// Of a guest of whose queues each was stopped by a fault.
+fn of_faulted() -> Vec<(String, String)> {
+    let ring = json!({
+        "qidx": 0, "size": 1, "started": false, "enabled": true, "kicks": true, "runs": false, "fault": "truncated_memory",
+    });
+    let causes = of_disk(json!({ "rings": [ring] }), None, queue(0, 0));
+    causes.into_iter().map(|cause| (cause.cause, cause.says)).collect()
+}
+
 /// A VM that is paused and a link that the VMM took away look like a guest without a driver: what is said of it depends on what was before.
 #[test]
 fn guest_without_a_driver_is_told_by_how_far_it_came() {
@@ -157,6 +166,11 @@ fn guest_without_a_driver_is_told_by_how_far_it_came() {
     let [(_, text)] = &said(json!({ "has_run": true, "status": [] }), "block")[..] else { panic!() };
     assert!(text.contains("its queues ran, and were stopped: ") && text.contains("not paused"), "{text}");
     assert!(text.contains("virtio_blk") && !text.contains("set_link") && !text.contains("to boot"), "{text}");
+    let [(word, text)] = &of_faulted()[..] else { panic!() };
+    assert!(
+        word == "ring_fault" && text.contains("queue 0 is stopped by a fault, truncated_memory"),
+        "{text}"
+    );
     let refused = said(json!({ "breach": "mtu: 9000 is more than 1500" }), "net");
     let [(first, text), (second, _)] = &refused[..] else { panic!("{refused:?}") };
     assert_eq!((first.as_str(), second.as_str()), ("breach", "driver_not_up"));
