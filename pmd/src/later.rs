@@ -2,8 +2,8 @@
 //! has to be taken away by the kernel, and leaves that to a thread of its own, one for the process, which is started when it
 //! is needed first.
 //!
-//! It does one thing after the other, in the order given. What cannot be done yet is tried again: an attempt waits for some milliseconds
-//! at most, so that it holds up nothing for long. What is asked for its result ([`within`]) has a thread of its own.
+//! It does one thing after the other, in the order given; what cannot be done yet is tried again. An attempt may wait for a worker: of a bridge
+//! in parts for a second and a half, where one is found held. What is asked for its result ([`within`]) has a thread of its own.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
@@ -18,7 +18,7 @@ static LINE: Line = Line::new();
 /// What is let go of: apart, since one that hangs in the kernel must not keep others' queues from being served.
 static DISPOSALS: Line = Line::new();
 
-/// Has something done, now and then until it says that it is. Never waits. Nor may what is done, for more than some milliseconds at a time.
+/// Has something done, now and then until it says that it is. Never waits.
 pub fn run_until(job: impl FnMut() -> bool + Send + 'static) {
     LINE.give(Box::new(job), || spawn("rw-later", &LINE));
 }

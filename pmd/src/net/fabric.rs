@@ -20,8 +20,7 @@
 //! ran before is placed again; if that fails as well, it is tried again for a second before its sessions are told. A pump
 //! that its worker was told to give back and has not given back in time is polled by nobody from the moment the worker
 //! turns again: it is unsettled, and left to the same thread, which takes it back then and has what still runs served,
-//! whether or not anybody asks for another change. That thread waits for milliseconds at a time, since it does so for all
-//! fabrics; only a session waits longer under the lock, for workers from which nothing was heard before.
+//! whether or not anybody asks for another change.
 
 // Any number of ports, joined by a learning bridge.
 mod bridge;

@@ -353,49 +353,6 @@ fn change_beside_a_worker_that_is_held_has_all_others_served_again() {
 }
 
 #[test]
-fn ports_that_go_beside_a_worker_that_is_held_keep_no_other_work_of_their_thread_waiting() {
-    let Some(engine) = two_cores() else { return };
-    let mut bridges: Vec<_> = (0..4)
-        .map(|_| {
-            let mut bridge = bridge(&engine);
-            let nics = four(&mut *bridge, Setup::default(), &engine);
-            (bridge, nics)
-        })
-        .collect();
-    for (_, nics) in &mut bridges {
-        introduce(nics);
-    }
-    let (holds, _holder) = hold(&engine);
-    // Their sessions are gone: what is left of them is left to one thread.
-    let mut left: Vec<_> = bridges
-        .into_iter()
-        .map(|(bridge, nics)| {
-            let [a, b, c, d] = nics;
-            drop(b.device);
-            (bridge, [a, c, d])
-        })
-        .collect();
-    let begun = Instant::now();
-    let (told, done) = std::sync::mpsc::channel();
-    ringway_pmd::later::run(move || told.send(()).unwrap());
-    done.recv_timeout(SOON).unwrap();
-    // One of them alone is waited for as long.
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
-    // Those beside are served soon, whoever is held.
-    for (_, [_, c, d]) in &mut left {
-        let deadline = Instant::now() + SOON;
-        while core(c).is_none() || core(d).is_none() {
-            assert!(Instant::now() < deadline);
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        passes(c, d, 1);
-        passes(d, c, 2);
-    }
-    holds.store(false, Ordering::SeqCst);
-    assert!(ringway_pmd::later::settle(SOON));
-}
-
-#[test]
 fn whoever_waits_for_a_worker_that_holds_his_port_keeps_nobody_elses_waiting() {
     let Some(engine) = two_cores() else { return };
     let mut bridge = bridge(&engine);

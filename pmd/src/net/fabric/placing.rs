@@ -21,16 +21,6 @@ pub(super) struct Running {
     pub(super) stuck: Option<String>,
     /// It is to be made anew, of the same ends.
     pub(super) is_outdated: bool,
-    /// Since when its worker has been told to give it back, if it was.
-    pub(super) told: Option<Instant>,
-}
-
-/// How long workers are waited for that are told to give pumps back.
-#[derive(Clone, Copy)]
-struct Patience {
-    until: Instant,
-    /// Whoever has not by then is held. Else he is so once he was told [`PROMPT`] ago.
-    is_last: bool,
 }
 
 /// Tells every session whose queues a pump had that it was taken out.
@@ -47,12 +37,9 @@ impl Fabric {
     /// others are served, and only if the port `of` has something there is it waited for longer, without the lock. The state comes back, locked:
     /// others may have changed it meanwhile.
     ///
-    /// For a port of pumps that are made together it takes `within` and [`PROMPT`] at most, beside the wait for the lock. For
-    /// none it never waits for longer than `within`: whoever was told and has not given back by then is looked at by the next who asks.
-    ///
     /// # Errors
-    /// A worker holds something of the port's (of anybody's, where it is for none), or has not given back what others wait for, or took none: what
-    /// is free and in no pump then is [given up](State::give_up), or reconciled once more without whom it failed for.
+    /// A worker holds something of the port's (of anybody's, where it is for none), or took none: what is free and in no pump then is
+    /// [given up](State::give_up), or reconciled once more without whom it failed for.
     pub(super) fn reconcile<'a>(
         self: &'a Arc<Fabric>,
         mut state: MutexGuard<'a, State>,
@@ -62,10 +49,9 @@ impl Fabric {
         let begun = Instant::now();
         let deadline = begun + within;
         // Pumps that are apart wait for nobody, and nobody for them. Of others, what is held is known after the first time and not waited for
-        // again; so all have their time, whatever the caller has: one that is slow is not held. Who asks for no port asks again.
-        let prompt = if state.kind.is_together() && of.is_some() { PROMPT } else { within };
-        let patience = |from: Instant| Patience { until: from + prompt, is_last: of.is_some() };
-        let mut placed = self.attempt(&mut state, patience(begun));
+        // again; so all have their time, whatever the caller has: one that is slow is not held.
+        let prompt = if state.kind.is_together() { PROMPT } else { within };
+        let mut placed = self.attempt(&mut state, begun + prompt);
         while of.is_some()
             && state.kind.is_together()
             && state.stuck(of).is_some()
@@ -77,25 +63,23 @@ impl Fabric {
             state = self.lock();
             // Nothing is tried again, and nobody taken from the others for it, until a worker has given something back.
             let held = state.keys(|running| running.stuck.is_some());
-            self.take_down(&mut state, held, Patience::none());
+            self.take_down(&mut state, held, Instant::now());
             let after = state.keys(|running| running.stuck.is_some());
             if after != before || state.stuck(of).is_none() {
-                placed = self.attempt(&mut state, patience(Instant::now()));
+                placed = self.attempt(&mut state, Instant::now() + prompt);
             }
         }
         let outcome = match state.stuck(of) {
             // Whoever asks for nobody tries again, or gives up what no worker takes, whoever else is held.
             Some(why) if of.is_some() || placed.is_ok() => Err(Stuck::Worker(why).into()),
-            _ => placed,
+            _ => placed.map_err(ServeError::NotPlaced),
         };
         (state, outcome)
     }
 
-    /// Has the pumps be what the running queues ask for, without those that are held.
-    ///
-    /// # Errors
-    /// One could not be placed, or one was not given back that is not held yet, without which none is made.
-    fn attempt(self: &Arc<Fabric>, state: &mut State, patience: Patience) -> Result<(), ServeError> {
+    /// Has the pumps be what the running queues ask for, without those that are not given back in time. The text says why one could not
+    /// be placed.
+    fn attempt(self: &Arc<Fabric>, state: &mut State, deadline: Instant) -> Result<(), String> {
         let is_together = state.kind.is_together();
         // Those first that nobody polls any more: others may wait for them. One that was waited for already may have been given back.
         let was_held = |running: &Running| is_together && running.stuck.is_some();
@@ -103,8 +87,8 @@ impl Fabric {
             .keys(Running::is_over)
             .into_iter()
             .partition(|key| state.pumps.get(key).is_some_and(was_held));
-        self.take_down(state, held, Patience::none());
-        self.take_down(state, over, patience);
+        self.take_down(state, held, Instant::now());
+        self.take_down(state, over, deadline);
         state.ends.drop_leaving();
         let plan = state.kind.plan(&state.ends);
         let is_outdated = |key: &PumpKey, running: &Running| {
@@ -121,10 +105,7 @@ impl Fabric {
                 outdated = running;
             }
         }
-        self.take_down(state, outdated, patience);
-        if is_together && state.pumps.values().any(|running| running.is_outdated && !was_held(running)) {
-            return Err(Stuck::Worker("a worker has not given back what others wait for".to_owned()).into());
-        }
+        self.take_down(state, outdated, deadline);
         state.ends.drop_leaving();
         // A pump that panicked took its ends with it, and one that is held keeps them: planned anew.
         let mut plan: Vec<_> = state.kind.plan(&state.ends).into_iter().collect();
@@ -138,7 +119,7 @@ impl Fabric {
         for (key, members) in plan {
             match prepared.clone().and_then(|()| state.set_up(&self.name, key, members)) {
                 Ok(()) => state.together += 1,
-                Err(why) if outcome.is_ok() => outcome = Err(ServeError::NotPlaced(why)),
+                Err(why) if outcome.is_ok() => outcome = Err(why),
                 Err(_) => {}
             }
         }
@@ -191,20 +172,18 @@ impl Fabric {
 
     /// Takes pumps back from their workers, and apart. All are told before one is waited for, since each may wait for the others to
     /// stop. One that its worker holds is nobody's until it is given back.
-    fn take_down(self: &Arc<Fabric>, state: &mut State, keys: Vec<PumpKey>, patience: Patience) {
-        let is_together = state.kind.is_together();
+    fn take_down(self: &Arc<Fabric>, state: &mut State, keys: Vec<PumpKey>, deadline: Instant) {
         let mut told = Vec::with_capacity(keys.len());
         for key in keys {
             if let Some(mut running) = state.pumps.remove(&key) {
                 let retired = running.placed.retire(Duration::ZERO);
-                let since = *running.told.get_or_insert_with(Instant::now);
-                told.push((key, running, since, retired));
+                told.push((key, running, retired));
             }
         }
-        for (key, mut running, since, retired) in told {
+        for (key, mut running, retired) in told {
             let retired = match retired {
                 Err(PlaceError::Timeout { .. }) => {
-                    running.placed.retire(patience.until.saturating_duration_since(Instant::now()))
+                    running.placed.retire(deadline.saturating_duration_since(Instant::now()))
                 }
                 at_once => at_once,
             };
@@ -214,18 +193,9 @@ impl Fabric {
                 }
                 Ok(retired) => state.take_apart(&running.members, retired.pump),
                 Err(error @ PlaceError::Timeout { .. }) => {
-                    let is_held = running.stuck.is_some()
-                        || patience.is_last
-                        || since.elapsed() >= PROMPT
-                        || !is_together;
-                    if is_held {
-                        running.stuck.get_or_insert_with(|| error.to_string());
-                        if is_together {
-                            state.ends.hold(&running.members, running.placed.core());
-                        }
-                    } else {
-                        // Nobody polls it any more once its worker turns.
-                        running.is_outdated = true;
+                    running.stuck.get_or_insert_with(|| error.to_string());
+                    if state.kind.is_together() {
+                        state.ends.hold(&running.members, running.placed.core());
                     }
                     state.pumps.insert(key, running);
                     self.settle_later(state);
@@ -245,8 +215,7 @@ impl Fabric {
             state.pumps.get(key).is_some_and(|running| running.members == *members)
         };
         let is_as_planned = state.kind.plan(&state.ends).iter().all(is_running);
-        let is_unsettled = |running: &Running| running.stuck.is_some() || running.is_outdated;
-        if state.kind.is_together() && (!is_as_planned || state.pumps.values().any(is_unsettled)) {
+        if state.kind.is_together() && (!is_as_planned || state.stuck(None).is_some()) {
             // Ports are with others than before.
             return self.withdraw(state, Some(of), within).1;
         }
@@ -342,8 +311,7 @@ impl State {
         match engine.place(core, &name, pump, watcher) {
             Ok(placed) => {
                 self.ends.put_in(&members, key);
-                self.pumps
-                    .insert(key, Running { members, placed, stuck: None, is_outdated: false, told: None });
+                self.pumps.insert(key, Running { members, placed, stuck: None, is_outdated: false });
                 Ok(())
             }
             Err(NotPlaced { why, pump }) => {
@@ -359,13 +327,6 @@ fn no_memory(error: io::Error) -> String {
     format!("no memory for the pump: {error}; free some, or run fewer queues")
 }
 
-impl Patience {
-    /// Whoever was told before is looked at, and not waited for.
-    fn none() -> Patience {
-        Patience { until: Instant::now(), is_last: false }
-    }
-}
-
 impl Running {
     /// No worker polls it any more, or will for long.
     fn is_over(&self) -> bool {
@@ -373,14 +334,13 @@ impl Running {
     }
 }
 
-/// How long those of a kind that are made together are waited for before the others are served without them: longer than those take that
-/// wait for one that is held. By a session all at once, under the fabric's lock.
+/// How long those of a kind that are made together are waited for before the others are served without them: several times what they take
+/// that do not wait for a worker that is held.
 const PROMPT: Duration = Duration::from_millis(1500);
 /// How often whoever waits for a worker that holds his port looks whether it does still.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// How long one attempt at what was left to [`later`] waits for a worker, under the fabric's lock: long for a worker that turns, short for the
-/// sessions that wait for the lock while it does not, and for what else was left to that thread.
+/// How long one attempt at what was left to [`later`] waits for a worker, under the fabric's lock, where pumps are not made together: long
+/// for a worker that turns, short for the sessions that wait for the lock while it does not.
 pub(super) const LATER_WITHIN: Duration = Duration::from_millis(20);
-/// How long it is tried to have pumps served that ran before, from the first time on that they were not placed, until their sessions are told
-/// that they are not: several attempts.
+/// How long it is tried to have pumps served that ran before, until their sessions are told that they are not.
 const PLACE_WITHIN: Duration = Duration::from_secs(1);
