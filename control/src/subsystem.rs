@@ -8,7 +8,6 @@ use ringway_engine::Engine;
 use ringway_pmd::vdpa::ManagementDevice;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::value::RawValue;
 
 use crate::daemon::{Daemon, Message, Remote};
 use crate::fault::{Fault, Kind};
@@ -66,9 +65,8 @@ impl Subsystem {
     /// The method's own, or the subsystem has stopped.
     pub fn call<P: Serialize, R: DeserializeOwned>(&self, method: &str, params: &P) -> Result<R, Fault> {
         let params = serde_json::to_value(params).map_err(|error| Fault::usage(error.to_string()))?;
-        let result: Box<RawValue> =
-            self.ask(|reply| Message::Call { method: method.to_owned(), params, reply })?;
-        serde_json::from_str(result.get()).map_err(|error| Fault::new(Kind::Runtime, error.to_string()))
+        let result: String = self.ask(|reply| Message::Call { method: method.to_owned(), params, reply })?;
+        serde_json::from_str(&result).map_err(|error| Fault::new(Kind::Runtime, error.to_string()))
     }
 
     /// A driver brings a management device: operators can make devices with it from now on, and those that waited for it

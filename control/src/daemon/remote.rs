@@ -6,7 +6,6 @@ use crossbeam::channel::Sender;
 use ringway_pmd::notify::EventFd;
 use ringway_pmd::vdpa::{DeviceHost, ManagementDevice};
 use serde_json::Value;
-use serde_json::value::RawValue;
 
 use crate::fault::Fault;
 use crate::frontends::reports::Reports;
@@ -22,7 +21,7 @@ pub(crate) enum Message {
     /// A device that had told nothing has told something.
     Upcall(u64),
     /// A request from within the process.
-    Call { method: String, params: Value, reply: Sender<Result<Box<RawValue>, Fault>> },
+    Call { method: String, params: Value, reply: Sender<Result<String, Fault>> },
     /// A driver within the process brings a management device.
     Register { mgmtdev: Box<dyn ManagementDevice>, reply: Sender<Result<(), Fault>> },
     /// It takes it back.

@@ -6,7 +6,6 @@
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
-use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 
 use crate::daemon::Daemon;
@@ -41,7 +40,7 @@ pub(crate) struct Method {
     /// It changes something: it stands in the log, with who asked, and is refused once the daemon is stopping.
     pub(crate) is_change: bool,
     /// Its answer is written once, as text: that of a thousand devices is large, and control makes nothing else of it.
-    call: fn(&mut Daemon, &Asker, Value) -> Result<Box<RawValue>, Fault>,
+    call: fn(&mut Daemon, &Asker, Value) -> Result<String, Fault>,
     /// Says what the same call would do, of a method that changes something.
     plan: Option<PlanOf>,
     /// The type that its parameters are read as.
@@ -242,7 +241,7 @@ impl Daemon {
         method: &str,
         params: Value,
         asker: &Asker,
-    ) -> Option<Result<Box<RawValue>, Fault>> {
+    ) -> Option<Result<String, Fault>> {
         let method = METHODS.iter().find(|known| known.name == method)?;
         if !asker.role.may(method) {
             return Some(Err(self.refuse(method.name, asker)));
@@ -269,7 +268,7 @@ impl Daemon {
     }
 
     /// Calls a method that changes something, and logs who asked for what, and what came of it.
-    fn change(&mut self, method: &Method, params: Value, asker: &Asker) -> Result<Box<RawValue>, Fault> {
+    fn change(&mut self, method: &Method, params: Value, asker: &Asker) -> Result<String, Fault> {
         let asked = match method.name {
             // Its steps are told as events, each for itself.
             "config.apply" => json!({ "file": params.get("file"), "force": params.get("force") }).to_string(),
@@ -326,9 +325,10 @@ fn unknown_field(text: &str) -> Option<(&str, &str)> {
     Some((field, crate::fault::nearest(field, words)?))
 }
 
-/// An answer as the text that it is sent as.
-pub(crate) fn text_of<T: Serialize>(answer: &T) -> Result<Box<RawValue>, Fault> {
-    to_raw_value(answer).map_err(|error| Fault::new(Kind::Runtime, error.to_string()))
+/// An answer as the JSON text that it is sent as. No `RawValue`: with that feature of serde_json a request whose object has its key is read as
+/// the JSON inside of a string, as deep as anybody likes.
+pub(crate) fn text_of<T: Serialize>(answer: &T) -> Result<String, Fault> {
+    serde_json::to_string(answer).map_err(|error| Fault::new(Kind::Runtime, error.to_string()))
 }
 
 #[cfg(test)]

@@ -12,7 +12,6 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use ringway_vhost_user::bucket::Bucket;
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::fault::{Fault, Kind};
@@ -365,11 +364,11 @@ pub(crate) fn parse(line: &[u8]) -> Line {
     }
 }
 
-/// The line that answers a request that succeeded.
-pub(crate) fn answer(id: &Value, result: &RawValue) -> Vec<u8> {
+/// The line that answers a request that succeeded, by the text of its result.
+pub(crate) fn answer(id: &Value, result: &str) -> Vec<u8> {
     let mut line = format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\":");
-    line.reserve_exact(result.get().len() + 2);
-    line.push_str(result.get());
+    line.reserve_exact(result.len() + 2);
+    line.push_str(result);
     line.push_str("}\n");
     line.into_bytes()
 }
@@ -430,6 +429,19 @@ mod tests {
         let mut clients = Clients::default();
         let id = clients.admit(ours, Caller::own(), Role::Administrator).unwrap();
         (clients.slots.remove(&id).unwrap(), theirs)
+    }
+
+    /// A feature of serde_json, which any package may turn on for all, has such an object read as the JSON in its string, without a bound
+    /// of depth: a line of a viewer's could end the daemon.
+    #[test]
+    fn object_is_read_as_it_stands_and_no_deeper_than_the_reader_goes() {
+        let key = "$serde_json::private::RawValue";
+        let read = |value: &str| -> Value {
+            serde_json::from_str(&format!("{{\"{key}\":{value}}}")).unwrap_or_default()
+        };
+        assert_eq!(read("\"[1]\""), json!({ key: "[1]" }));
+        let deep = format!("{{\"method\":\"hello\",\"params\":{}", "[".repeat(100_000));
+        assert!(matches!(parse(deep.as_bytes()), Line::Refused(_)));
     }
 
     #[test]
