@@ -429,8 +429,13 @@ fn not_up(who: &str, front_end: &FrontEnd, kind: &str) -> Cause {
 fn is_set_up(info: &DevInfo) -> Option<Cause> {
     let is_down = info.provisioned.link.as_deref() == Some("down");
     is_down.then(|| {
-        let function = info.uplink.as_deref().unwrap_or(&info.mgmtdev);
-        let says = format!("{function} has no link: its guest sees that, and nothing comes or goes there");
+        // An uplink has no guest: who is on the bridge has a link to that.
+        let says = match info.uplink.as_deref() {
+            Some(uplink) => format!("{uplink} has no link: nothing comes from its wire or goes there"),
+            None => {
+                format!("{} has no link: its guest sees that, and nothing comes or goes there", info.mgmtdev)
+            }
+        };
         let cure = "see the port's cable and its switch; of a virtual function, its physical one's interface (ip link show) and the state that it gives it (ip link set PF vf N state auto)";
         cause("link_down", says, cure)
     })

@@ -177,6 +177,21 @@ fn guest_without_a_driver_is_told_by_how_far_it_came() {
     assert!(text.contains("was refused: mtu: 9000 is more than 1500") && text.contains("host_mtu"), "{text}");
 }
 
+/// Only where the function is the guest's own does the guest see its link.
+#[test]
+fn function_without_a_link_is_its_guests_or_the_uplinks() {
+    let said = |uplink: Value| {
+        let changes = json!({ "type": "net", "mgmtdev": "bridge/b", "uplink": uplink, "provisioned": { "link": "down" } });
+        let mut causes = of_disk(changes, None, queue(0, 0));
+        let first = causes.remove(0);
+        assert_eq!(first.cause, "link_down");
+        first.says
+    };
+    let (own, uplink) = (said(Value::Null), said(json!("pci/0000:02:00.1")));
+    assert!(own.starts_with("bridge/b has no link: its guest sees that"), "{own}");
+    assert!(uplink.starts_with("pci/0000:02:00.1 has no link") && !uplink.contains("guest"), "{uplink}");
+}
+
 /// The words of the first column of the page's table, and those that are names of drops, of which it has examples.
 fn words_of_the_page() -> (BTreeSet<String>, Vec<String>) {
     let page = include_str!("../../../../docs/troubleshooting.md");
