@@ -440,7 +440,8 @@ impl Daemon {
                 let details = json!({ "what": what, "detail": detail, "try": breach_cure(what) });
                 event = Some(("session.breach", details));
                 connection.breach = Some(Told { what, detail: detail.clone() });
-                connection.breach_stands = true;
+                // While rings run it keeps nothing from running; what stops them later is something else.
+                connection.breach_stands = connection.rings.iter().all(|ring| !ring.runs);
                 device.history.last_breach = Some(detail);
             }
             Report::HostFailed { what, detail } => {

@@ -94,7 +94,8 @@ pub(crate) struct Connection {
     pub(crate) mtu: Option<u16>,
     /// The last breach of the protocol.
     pub(crate) breach: Option<Told>,
-    /// That breach may be why nothing runs: none of its rings has run since, and its guest's driver has not begun anew.
+    /// That breach may be why nothing runs: none of its rings ran when it came, none has run since, and its guest's driver has not
+    /// begun anew.
     pub(crate) breach_stands: bool,
     /// What this host lacked last that it asked for, until one of its rings runs.
     pub(crate) host_failure: Option<Told>,

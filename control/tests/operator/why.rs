@@ -256,6 +256,34 @@ fn ring_that_broke_its_rules_and_front_end_that_broke_the_protocol_are_told() {
     wait_for("that is over", || causes(&daemon, "vm0") == ["waiting"]);
 }
 
+/// A front-end that is refused something while its guest works goes on; that it is paused later does not come of it.
+#[test]
+fn what_was_refused_while_rings_ran_is_no_reason_for_a_pause() {
+    let daemon = Daemon::start();
+    daemon.run("dev add name vm0 mgmtdev sim/net").good();
+    let mut frontend = connect(&daemon, "vm0");
+    let pair = EmptyPair::new(Format::Split);
+    frontend.set_features(pair.features()).unwrap();
+    pair.share(&mut frontend);
+    pair.start(&mut frontend);
+    frontend.set_status(15).unwrap();
+    pair.post();
+    wait_for("it runs", || causes(&daemon, "vm0") == ["idle"]);
+    // One that goes on would tell of itself when the other is stopped.
+    frontend.stop_ring(0).unwrap();
+    let runs = |nth: usize| daemon.device("vm0")["rings"][nth]["runs"] == true;
+    wait_for("one is stopped", || !runs(0) && runs(1));
+    assert!(frontend.send_rarp([0; 6]).is_err());
+    wait_for("it is counted", || daemon.device("vm0")["history"]["breaches"]["announced_address"] == 1);
+    assert_eq!(daemon.device("vm0")["front_end"]["breach"], Value::Null);
+    frontend.stop_ring(1).unwrap();
+    wait_for("both are stopped", || !runs(1));
+    assert_eq!(causes(&daemon, "vm0"), ["driver_not_up"]);
+    // While nothing runs it is one.
+    assert!(frontend.send_rarp([0; 6]).is_err());
+    wait_for("it is told", || causes(&daemon, "vm0") == ["breach", "driver_not_up"]);
+}
+
 /// What this host lacked once is no reason for what is now.
 #[test]
 fn what_the_host_lacks_is_told_while_it_does_and_not_ever_after() {
