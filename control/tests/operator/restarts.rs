@@ -23,6 +23,30 @@ fn devices_are_there_again_after_sigkill_with_what_was_changed() {
     assert_eq!(daemon.run("dev show gone").code, 3);
 }
 
+/// What is kept and the configuration file name the same device, and neither can be made: a JSON object has each key once.
+#[test]
+fn device_that_two_lists_name_and_neither_can_have_is_told_once() {
+    let mut daemon = Daemon::start();
+    let (kept, file) = (daemon.dir.join("kept.img"), daemon.dir.join("r.toml"));
+    std::fs::write(&kept, [0; 4096]).unwrap();
+    daemon.run(&format!("dev add name d0 mgmtdev file path {}", kept.display())).good();
+    daemon.terminate();
+    std::fs::remove_file(&kept).unwrap();
+    let missing = daemon.dir.join("missing.img");
+    let device = format!("[[device]]\nname = \"d0\"\nmgmtdev = \"file\"\npath = \"{}\"\n", missing.display());
+    std::fs::write(&file, device).unwrap();
+    daemon.start_again(&["--config", file.to_str().unwrap()]);
+    let absent = daemon.run("-j dev show").json()["absent"].to_string();
+    assert!(
+        absent.contains("missing.img") && !absent.contains("kept.img"),
+        "the file's goes first: {absent}"
+    );
+    // The other is not forgotten for that.
+    std::fs::write(&kept, [0; 4096]).unwrap();
+    wait_for("the operator's is made", || daemon.run("dev show d0").code == 0);
+    assert!(daemon.run("-j dev show").json()["absent"]["d0"].is_string());
+}
+
 #[test]
 fn sigterm_and_sigint_end_it_at_once_and_leave_no_socket() {
     for signal in [rustix::process::Signal::TERM, rustix::process::Signal::INT] {

@@ -1,5 +1,7 @@
 //! Devices, their front-ends and rings, and what they are configured to.
 
+use std::collections::HashSet;
+
 use ringway_pmd::block::SECTOR;
 use ringway_pmd::counters::DropReason;
 use ringway_pmd::net::{F_MAC, F_MQ, F_MTU, F_STATUS};
@@ -33,10 +35,10 @@ impl Daemon {
         };
         let dev = self.selected(&select)?.into_iter().map(info);
         let absent = self.absent.iter().map(|absent| (absent.entry.name.clone(), absent.why.clone()));
-        let absent = if select.name.is_none() { absent.collect() } else { Named::default() };
+        let absent = if select.name.is_none() { by_name(absent) } else { Named::default() };
         let draining =
             self.draining.iter().filter_map(|(name, health)| Some((name.clone(), health.under_way()?)));
-        let draining = if select.name.is_none() { draining.collect() } else { Named::default() };
+        let draining = if select.name.is_none() { by_name(draining) } else { Named::default() };
         Ok(DevShow { dev: dev.collect(), absent, draining })
     }
 
@@ -45,6 +47,13 @@ impl Daemon {
             self.selected(&select)?.into_iter().map(|device| (device.name().to_owned(), config_info(device)));
         Ok(ConfigShow { config: config.collect() })
     }
+}
+
+/// Of several with one name the first: a device of an operator's and one of the configuration file's may both be absent, and a
+/// disk that is let go of may have had its name before. A start tries the file's first, and what was let go of first is first.
+fn by_name<T>(all: impl Iterator<Item = (String, T)>) -> Named<T> {
+    let mut names = HashSet::new();
+    all.filter(|(name, _)| names.insert(name.clone())).collect()
 }
 
 fn dev_info(device: &Device, missing: &[Missing]) -> DevInfo {
@@ -267,6 +276,13 @@ pub(super) fn lack_text(lack: Lack) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_told_once_by_what_came_first() {
+        let all = [("b", 1), ("a", 2), ("b", 3)].map(|(name, value)| (name.to_owned(), value));
+        let told = serde_json::to_string(&by_name(all.into_iter())).unwrap();
+        assert_eq!(told, r#"{"b":1,"a":2}"#);
+    }
 
     #[test]
     fn status_is_shown_by_name() {
