@@ -14,6 +14,7 @@ use rustix::fs::inotify;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::machine_cores::two_cores;
 use crate::support::{Daemon, SOON, ringwayd, wait_for};
 
 const FIRST: &str = r#"
@@ -484,8 +485,9 @@ fn what_the_command_line_overrides_waits_for_no_restart_and_is_told() {
     assert!(done.code == 0 && !done.err.contains("overridden"), "{done:?}");
     // What makes a core that is added last is not the file either.
     daemon.terminate();
-    daemon.start_again(&["--config", file.to_str().unwrap(), "--cores", "1"]);
-    let added = daemon.run("core add 0").err;
+    let Some([one, other]) = two_cores() else { return };
+    daemon.start_again(&["--config", file.to_str().unwrap(), "--cores", &one.to_string()]);
+    let added = daemon.run(&format!("core add {other}")).err;
     assert!(added.contains("for good: --cores on its command line, which goes before /"), "{added}");
 }
 

@@ -25,6 +25,8 @@ mod front_ends;
 mod inspect;
 mod joined;
 mod logs;
+#[path = "../shared/cores.rs"]
+mod machine_cores;
 mod metrics;
 #[path = "../shared/pace.rs"]
 mod pace;
