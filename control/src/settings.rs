@@ -40,6 +40,8 @@ pub struct View {
 pub struct Override {
     /// The key.
     pub key: &'static str,
+    /// What it gives the key, as that is shown: what each start takes, whatever operators have changed since.
+    pub value: String,
     /// By what, in words, as in "the command line: `--cores 1`".
     pub by: String,
 }

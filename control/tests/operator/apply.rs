@@ -453,7 +453,7 @@ fn what_the_command_line_overrides_waits_for_no_restart_and_is_told() {
     let words = |words: &str| format!("{words} {}", file.display());
     let write = |keys: &str| std::fs::write(&file, format!("[daemon]\n{keys}\n{device}")).unwrap();
     let overridden = |option: &str, after: &str| {
-        format!(", after a restart too: the file's {after} is overridden by the command line: `{option} ")
+        format!(" after each start: the file's {after} is overridden by the command line: `{option} ")
     };
     write(
         "idle = \"poll\"\nmetrics = \"127.0.0.1:9\"\nctl = \"/nowhere/ctl.sock\"\nstate_dir = \"/nowhere/state\"",
@@ -467,7 +467,7 @@ fn what_the_command_line_overrides_waits_for_no_restart_and_is_told() {
             ("ctl", "--ctl", "/nowhere/ctl.sock"),
             ("state_dir", "--state-dir", "/nowhere/state"),
         ] {
-            assert!(done.err.contains(&format!("daemon: {key} stays ")), "{key}: {done:?}");
+            assert!(done.err.contains(&format!("daemon: {key} is ")), "{key}: {done:?}");
             assert!(done.err.contains(&overridden(option, after)), "{key}: {done:?}");
         }
         assert_eq!(done.code, 0, "{done:?}");
@@ -489,6 +489,16 @@ fn what_the_command_line_overrides_waits_for_no_restart_and_is_told() {
     daemon.start_again(&["--config", file.to_str().unwrap(), "--cores", &one.to_string()]);
     let added = daemon.run(&format!("core add {other}")).err;
     assert!(added.contains("for good: --cores on its command line, which goes before /"), "{added}");
+    // A start takes what the command line says, not what runs since.
+    for after in [other.to_string(), format!("{one}, {other}")] {
+        write(&format!("cores = [{after}]"));
+        let done = daemon.run(&words("config apply"));
+        let note = format!("daemon: cores is {one}{}{one}`", overridden("--cores", &after));
+        assert!(done.code == 0 && done.err.contains(&note), "{done:?}");
+    }
+    write(&format!("cores = [{one}]"));
+    let done = daemon.run(&words("config apply"));
+    assert!(done.code == 0 && !done.err.contains("overridden"), "{done:?}");
 }
 
 #[test]

@@ -95,17 +95,18 @@ impl Daemon {
             place("metrics", desired.metrics.clone()),
             place("state_dir", desired.state_dir.as_deref().map(path)),
         ];
-        let is_other =
-            |(_, after, before): &(_, Option<String>, Option<String>)| after.is_some() && after != before;
         let mut changes = Vec::new();
-        for (key, after, before) in pairs.into_iter().filter(is_other) {
+        for (key, after, before) in pairs {
+            let Some(wanted) = &after else { continue };
             match self.overrides.iter().find(|other| other.key == key) {
-                None => changes.push(ConfigChange { key: key.to_owned(), before, after }),
-                Some(Override { by, .. }) => plan.told.notes.push(format!(
-                    "daemon: {key} stays {}, after a restart too: the file's {} is overridden by {by}",
-                    before.unwrap_or_default(),
-                    after.unwrap_or_default()
+                None if after != before => {
+                    changes.push(ConfigChange { key: key.to_owned(), before, after });
+                }
+                // What runs may be another: cores are added and taken away.
+                Some(Override { value, by, .. }) if wanted != value => plan.told.notes.push(format!(
+                    "daemon: {key} is {value} after each start: the file's {wanted} is overridden by {by}"
                 )),
+                _ => {}
             }
         }
         if !changes.is_empty() {

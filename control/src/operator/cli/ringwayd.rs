@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory, Parser, ValueEnum};
 
+use crate::devices::placement::{list, parse_cores};
 use crate::settings::Override;
 
 /// A userspace vDPA data plane.
@@ -58,24 +59,40 @@ impl Ringwayd {
     pub(crate) fn overrides(&self, variable: Option<&OsStr>) -> Vec<Override> {
         let shown = |path: &Option<PathBuf>| path.as_deref().map(|path: &Path| path.display().to_string());
         let idle = self.idle.and_then(|idle| idle.to_possible_value());
+        let as_given: fn(&str) -> String = str::to_owned;
         let options = [
-            ("cores", "--cores", self.cores.clone()),
-            ("idle", "--idle", idle.map(|idle| idle.get_name().to_owned())),
-            ("ctl", "--ctl", shown(&self.ctl)),
-            ("view", "--view", shown(&self.view)),
-            ("view_group", "--view-group", self.view_group.clone()),
-            ("metrics", "--metrics", self.metrics.clone()),
-            ("state_dir", "--state-dir", shown(&self.state_dir)),
+            ("cores", "--cores", self.cores.clone(), cores_of as fn(&str) -> String),
+            ("idle", "--idle", idle.map(|idle| idle.get_name().to_owned()), as_given),
+            ("ctl", "--ctl", shown(&self.ctl), whole_path),
+            ("view", "--view", shown(&self.view), whole_path),
+            ("view_group", "--view-group", self.view_group.clone(), as_given),
+            ("metrics", "--metrics", self.metrics.clone(), as_given),
+            ("state_dir", "--state-dir", shown(&self.state_dir), whole_path),
         ];
-        let of_option = |(key, option, value): (_, &str, Option<String>)| {
-            Some(Override { key, by: format!("the command line: `{option} {}`", value?) })
+        let of_option = |(key, option, given, value): (_, &str, Option<String>, fn(&str) -> String)| {
+            let given = given?;
+            Some(Override { key, value: value(&given), by: format!("the command line: `{option} {given}`") })
         };
-        let variable = variable.filter(|_| self.ctl.is_none()).map(|path| Override {
-            key: "ctl",
-            by: format!("the environment: `RINGWAY_CTL={}`", Path::new(path).display()),
+        let variable = variable.filter(|_| self.ctl.is_none()).map(|path| {
+            let given = Path::new(path).display().to_string();
+            Override {
+                key: "ctl",
+                value: whole_path(&given),
+                by: format!("the environment: `RINGWAY_CTL={given}`"),
+            }
         });
         options.into_iter().filter_map(of_option).chain(variable).collect()
     }
+}
+
+/// A list of cores as it is shown.
+fn cores_of(given: &str) -> String {
+    parse_cores(given).map_or_else(|_| given.to_owned(), |cores| list(&cores))
+}
+
+/// A path as it is shown, from the root.
+fn whole_path(given: &str) -> String {
+    std::path::absolute(given).map_or_else(|_| given.to_owned(), |path| path.display().to_string())
 }
 
 /// What idle workers do.
@@ -101,22 +118,24 @@ mod tests {
         let told = |line: &str, variable: Option<&str>| {
             let args = Ringwayd::try_parse_from(line.split(' ')).unwrap();
             let overrides = args.overrides(variable.map(OsStr::new));
-            overrides.into_iter().map(|other| format!("{} {}", other.key, other.by)).collect::<Vec<_>>()
+            overrides
+                .into_iter()
+                .map(|other| format!("{} {}: {}", other.key, other.value, other.by))
+                .collect::<Vec<_>>()
         };
         assert_eq!(told("ringwayd --config f --log debug", None), Vec::<String>::new());
-        let all =
-            "ringwayd --cores 1,3-5 --idle poll --ctl c --view v --view-group g --metrics m --state-dir s";
+        let all = "ringwayd --cores 1,3-5 --idle poll --ctl /c --view /r//v --view-group g --metrics m --state-dir /s/.";
         let expected = [
-            "cores the command line: `--cores 1,3-5`",
-            "idle the command line: `--idle poll`",
-            "ctl the command line: `--ctl c`",
-            "view the command line: `--view v`",
-            "view_group the command line: `--view-group g`",
-            "metrics the command line: `--metrics m`",
-            "state_dir the command line: `--state-dir s`",
+            "cores 1, 3, 4, 5: the command line: `--cores 1,3-5`",
+            "idle poll: the command line: `--idle poll`",
+            "ctl /c: the command line: `--ctl /c`",
+            "view /r/v: the command line: `--view /r//v`",
+            "view_group g: the command line: `--view-group g`",
+            "metrics m: the command line: `--metrics m`",
+            "state_dir /s: the command line: `--state-dir /s/.`",
         ];
         // The option goes before the variable.
         assert_eq!(told(all, Some("/e")), expected);
-        assert_eq!(told("ringwayd", Some("/e")), ["ctl the environment: `RINGWAY_CTL=/e`"]);
+        assert_eq!(told("ringwayd", Some("/e")), ["ctl /e: the environment: `RINGWAY_CTL=/e`"]);
     }
 }
