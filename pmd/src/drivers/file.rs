@@ -35,6 +35,11 @@ impl FileDisks {
         FileDisks::default()
     }
 
+    /// How long control waits for one more file: less while another hangs, since all of a server that is away do.
+    fn patience(&self) -> Duration {
+        if self.opening.is_empty() { LOOK_WITHIN } else { LOOK_WITHIN_BESIDE }
+    }
+
     /// Opens a file in a moment, or leaves it at that.
     fn open(&mut self, wish: Wish, name: &str) -> Result<Arc<OpenFile>, DriverError> {
         let path = wish.path.clone();
@@ -49,13 +54,14 @@ impl FileDisks {
         if self.opening.contains_key(&path) {
             return Err(hangs());
         }
+        let within = self.patience();
         let mark = Arc::new(());
         self.opening.insert(path.clone(), Arc::downgrade(&mark));
         self.open.retain(|(file, ..)| file.strong_count() > 0);
         // Of the device itself it is what it had before.
         let of_before = |ours: &Ours| Ours { is_gone: ours.is_gone || ours.device == name, ..ours.clone() };
         let ours: Vec<Ours> = self.open.iter().map(|(_, ours)| of_before(ours)).collect();
-        let opened = later::within(LOOK_WITHIN, move || {
+        let opened = later::within(within, move || {
             let opened = OpenFile::open(wish, LOCKED_WITHIN, &ours);
             drop(mark);
             opened
@@ -274,8 +280,10 @@ const NAME: &str = "file";
 const PATH: &str = "path";
 const CACHE: &str = "cache";
 const REGISTER: &str = "register";
-/// How long control waits for a file that is opened.
+/// How long control waits for a file that is opened: several times what is waited for on the way, for a lock and its holder's name.
 const LOOK_WITHIN: Duration = Duration::from_secs(1);
+/// The same beside one that hangs.
+const LOOK_WITHIN_BESIDE: Duration = Duration::from_millis(300);
 /// How long of that for one who lets go of it.
 const LOCKED_WITHIN: Duration = Duration::from_millis(100);
 /// Sectors of one discard or write of zeroes: 1 GiB.
