@@ -95,6 +95,8 @@ impl Daemon {
     pub(crate) fn retry_absent(&mut self) {
         self.retry_absent_at = None;
         for absent in std::mem::take(&mut self.absent) {
+            // Each may take a moment, as a file of a server that is away.
+            self.beat(Instant::now());
             if absent.is_final {
                 self.absent.push(absent);
                 continue;
