@@ -3,7 +3,7 @@
 //! ```text
 //!   one:     [a b c d ..] on one worker, a with b, c with d
 //!   within:  [a b ..] on one, [c d ..] on the other: nothing crosses
-//!   half:    half of the pairs so, half so: what crosses if all talk with all
+//!   half:    half of the pairs so, half so: about what crosses if all talk with all
 //!   across:  [a c ..] on one, [b d ..] on the other: every frame crosses
 //! ```
 //! Guests and the two workers each have a core; with two cores in all, guests and workers take turns on them ([`super::in_turns`]): a
@@ -37,7 +37,8 @@ pub const ALL_WITH_ALL: usize = 2;
 pub struct BridgeCores {
     /// A point for each of [`WAYS`], by the number of workers.
     pub curve: Curve,
-    /// Guests and workers took turns on two cores: the rate is mostly the guests' time, and a `slice` is a turn.
+    /// Guests and workers took turns on two cores: the rate is mostly the guests' time, and a `slice` is a turn, discarded if it was cut
+    /// short; its frames count all the same.
     pub in_turns: bool,
 }
 
@@ -97,7 +98,7 @@ struct Setup {
 impl Setup {
     /// Each port on the core that `place` says, by its place among `cores`.
     fn new(options: &Options, cores: &[usize], place: impl Fn(usize) -> usize) -> Result<Setup, ScaleError> {
-        let mut subject = Subject::start_on(cores, &[])?;
+        let mut subject = Subject::start_on(cores, &["--idle", "adaptive"])?;
         let address = |port: usize| [0x52, 0x57, 0, 1, 0, port as u8];
         let in_turns = options.second_core.is_none();
         // Where they take turns, a worker has as many frames in one, however many ports are its own.
@@ -138,7 +139,7 @@ impl Setup {
                     in_turns::drive(self.subject.daemon.pid(), &mut driven, self.send.into(), duration)?;
                 guests = driven.into_iter().flat_map(|driven| driven.guests).collect();
                 let frames = came(&guests) - received;
-                (Some(frames as f64 / begun.elapsed().as_secs_f64()), turns, 0)
+                (Some(frames as f64 / begun.elapsed().as_secs_f64()), turns.whole, turns.cut_short)
             }
         };
         let after = self.subject.busy()?;

@@ -13,9 +13,10 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use ringway_guest::Guest;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 
 use super::ScaleError;
+use super::load::balance;
 use crate::{backend, host};
 
 /// Guests that are driven from one core, and the core of their worker.
@@ -26,34 +27,55 @@ pub(crate) struct Driven {
     pub(crate) guests: Vec<Guest>,
 }
 
-/// Drives the guests for a while, `send` frames of each in one go; in how many turns. The thread is on another core after it.
+/// Turns that were taken.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    pub(crate) whole: usize,
+    /// Of these not all had come in time: a worker may have been made to stand at work, and be charged for that.
+    pub(crate) cut_short: usize,
+}
+
+/// Drives the guests for a while, `send` frames of each in one go. The thread is on another core after it.
 pub(crate) fn drive(
     daemon: u32,
     driven: &mut [Driven],
     send: u32,
     duration: Duration,
-) -> Result<usize, ScaleError> {
+) -> Result<Turns, ScaleError> {
     let held = Held(daemon);
     let mut displaced = vec![0_u64; DISPLACED / size_of::<u64>()];
-    let (begun, mut turns) = (Instant::now(), 0);
+    let (begun, mut turns) = (Instant::now(), Turns::default());
     while begun.elapsed() < duration {
         held.stand()?;
+        let before = under_way(driven);
         sweep(driven, send)?;
         for group in driven.iter() {
             pin(group.worker)?;
             displace(&mut displaced);
         }
         held.run()?;
-        // What arrives late is waited for; what was dropped does not come.
-        loop {
-            std::thread::sleep(ASLEEP);
-            if sweep(driven, 0)? == 0 {
-                break;
-            }
-        }
-        turns += 1;
+        if all_come(driven, before)? { turns.whole += 1 } else { turns.cut_short += 1 }
     }
     Ok(turns)
+}
+
+/// Waits until all has come but what was lost before, and the workers are asleep. False: not all has.
+fn all_come(driven: &mut [Driven], lost: i64) -> Result<bool, ScaleError> {
+    let begun = Instant::now();
+    loop {
+        std::thread::sleep(ASLEEP);
+        while sweep(driven, 0)? > 0 {}
+        let is_all = under_way(driven) <= lost;
+        if is_all || begun.elapsed() > PATIENCE {
+            std::thread::sleep(ASLEEP);
+            return Ok(is_all);
+        }
+    }
+}
+
+/// Frames that were sent and have not come.
+fn under_way(driven: &[Driven]) -> i64 {
+    driven.iter().map(|group| balance(&group.guests)).sum()
 }
 
 /// One turn of each guest, on the core that drives it; how many frames came.
@@ -92,8 +114,15 @@ fn displace(memory: &mut [u64]) {
 struct Held(u32);
 
 impl Held {
+    /// Has it stand, and waits until the last of its threads does: what a worker were to do still it would be charged for.
     fn stand(&self) -> Result<(), ScaleError> {
-        self.signal(Signal::STOP)
+        self.signal(Signal::STOP)?;
+        let failed = ScaleError::system("ringwayd does not stop");
+        let pid = i32::try_from(self.0).ok().and_then(Pid::from_raw).unwrap_or(Pid::INIT);
+        match waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(failed(error.into())),
+        }
     }
 
     fn run(&self) -> Result<(), ScaleError> {
@@ -115,8 +144,11 @@ impl Drop for Held {
 /// Frames that a guest sends at once.
 const BATCH: u32 = 32;
 
-/// After so long without a frame all have come, and a worker that is `adaptive` has been asleep for long.
+/// After so long without work a worker that is `adaptive` has been asleep for long.
 const ASLEEP: Duration = Duration::from_millis(1);
+
+/// How long all are waited for: a hundred times what the workers take.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Larger than a core's own caches.
 const DISPLACED: usize = 4 << 20;
