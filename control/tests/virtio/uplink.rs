@@ -115,6 +115,12 @@ impl Bed {
         found.unwrap_or_else(|| panic!("{pointer}: {shown}"))
     }
 
+    /// Frames that were taken back from lanes to workers that had no core for a second or two, as on a busy machine.
+    fn lost_in_lanes(&self) -> u64 {
+        let of = |dev: &str| [0, 1].map(|qidx| self.counter(dev, qidx, "drops/lane_full"));
+        ["up0", "vm1", "vm2"].into_iter().flat_map(of).sum()
+    }
+
     /// How often it was told that the uplink is back.
     fn restored(&self) -> usize {
         let mut client = Client::connect(&self.folder.path().join("ctl.sock"), SOON).unwrap();
@@ -215,6 +221,26 @@ impl Guest<'_> {
         assert_eq!(self.next(), (self.mac, FAR, bytes, last));
     }
 
+    /// The same over lanes between cores, once more for each time that it got lost there.
+    fn asks_far_across(&mut self, bed: &Bed, lost: &mut u64, bytes: usize) {
+        self.post(1);
+        loop {
+            self.send(FAR, bytes);
+            let last = ((bytes - 15) as u32 * 7 + self.sent - 1) as u8;
+            let (mut came, before) = (None, *lost);
+            eventually(|| {
+                came = self.came();
+                if came.is_none() {
+                    *lost = bed.lost_in_lanes();
+                }
+                came.is_some() || *lost > before
+            });
+            if let Some(came) = came {
+                return assert_eq!(came, (self.mac, FAR, bytes, last));
+            }
+        }
+    }
+
     /// The same while earlier frames of other lengths may fill the way there, and their answers the way back.
     fn asks_far_behind_others(&mut self, bytes: usize) {
         self.post(1);
@@ -297,24 +323,25 @@ fn uplink_on_another_core_than_a_guest_is_reached_by_both_wherever_each_is_moved
     b.post(1);
     a.asks_far(60);
     assert_eq!(b.next().1, a.mac);
-    let mut asked = 1;
+    let (mut asked, mut lost) = (1, bed.lost_in_lanes());
     for (dev, core) in [("vm2", 1), ("vm1", 0), ("up0", 1), ("vm2", 0), ("up0", 0), ("vm1", 1)] {
         for bytes in [60, 300, 1514].into_iter().cycle().take(60) {
-            a.asks_far(bytes);
-            b.asks_far(bytes);
+            a.asks_far_across(&bed, &mut lost, bytes);
+            b.asks_far_across(&bed, &mut lost, bytes);
         }
         talk(&mut a, &mut b);
         asked += 120;
         let set = DevSet { name: dev.to_owned(), core: Some(cores[core]), ..DevSet::default() };
         let _: DevChanged = bed.subsystem.call("dev.set", &set).unwrap();
         // At once, while it is moved, and after.
-        a.asks_far(100);
-        b.asks_far(100);
+        a.asks_far_across(&bed, &mut lost, 100);
+        b.asks_far_across(&bed, &mut lost, 100);
         asked += 2;
         eventually(|| bed.field(dev, "rings/0/core") == cores[core]);
     }
-    // The wire has what is for the wire alone, and nothing got lost on either way.
-    eventually(|| [0, 1].map(|queue| bed.counter("up0", queue, "packets")) == [asked; 2]);
+    // The wire has what is for the wire alone, and nothing got lost on either way without a name.
+    let all = asked..=asked + lost;
+    eventually(|| [0, 1].iter().all(|queue| all.contains(&bed.counter("up0", *queue, "packets"))));
     drop((a, b));
     bed.finish(&[&model]);
 }
