@@ -6,7 +6,7 @@
 //!   half:    half of the pairs so, half so: about what crosses if all talk with all
 //!   across:  [a c ..] on one, [b d ..] on the other: every frame crosses
 //! ```
-//! Guests and the two workers each have a core; with two cores in all, guests and workers take turns on them ([`super::in_turns`]): a
+//! Guests and the two workers each have a core; with two cores in all, guests and workers take turns on them (module `in_turns`): a
 //! worker that shares its core with guests that run would be charged for their time.
 
 use std::path::PathBuf;
