@@ -331,6 +331,13 @@ impl Machine<'_> {
         }
     }
 
+    /// The last lines that ringwayd has logged: they may say why something failed.
+    pub fn end_of_log(&mut self) -> String {
+        let Ok(report) = self.guest.program("ringwayd") else { return String::new() };
+        let lines: Vec<&str> = report.output.lines().collect();
+        lines[lines.len().saturating_sub(super::kernel_log::END_LINES)..].join("\n")
+    }
+
     fn keep_counters(&mut self) -> Result<()> {
         let mut counters = String::new();
         let shown = self.ringway_json(&["dev", "show"])?;

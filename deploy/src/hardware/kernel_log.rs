@@ -62,7 +62,8 @@ fn is_complaint(line: &str) -> bool {
     COMPLAINTS.iter().any(|complaint| line.contains(complaint))
 }
 
-const END_LINES: usize = 12;
+/// Lines of a log that tell why something failed.
+pub(super) const END_LINES: usize = 12;
 const COMPLAINTS: [&str; 11] = [
     "BUG:",
     "WARNING:",

@@ -258,10 +258,14 @@ impl Scenario {
         // Nor must devices that a failed one has left.
         machine.sh("rm -rf /var/lib/ringway /run/ringway")?;
         let outcome = (self.act)(machine);
+        let said = outcome.as_ref().map_or_else(|_| machine.end_of_log(), |()| String::new());
         machine.end_programs();
         // Read whatever happened: it may say why.
         let log = machine.kernel_log()?;
-        outcome.map_err(|error| Error::new(format!("{error}\nthe kernel's log ends:\n{}", log.end())))?;
+        outcome.map_err(|error| {
+            let end = log.end();
+            Error::new(format!("{error}\nringwayd's log ends:\n{said}\n\nthe kernel's log ends:\n{end}"))
+        })?;
         machine.step("the kernel's log is clean", |_| log.clean())?;
         machine.say(format_args!("{}: {:.1} s", self.name, begun.elapsed().as_secs_f64()));
         Ok(())
