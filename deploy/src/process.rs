@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 
 use crate::ensure;
 use crate::error::{Context, Error, Result};
@@ -100,6 +100,13 @@ impl Process {
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).context(|| format!("{signal:?} to {}", self.name))
+    }
+
+    /// Has it stand (SIGSTOP), and waits until its last thread does.
+    pub fn stand(&self) -> Result<()> {
+        self.signal(Signal::STOP)?;
+        let its = WaitId::Pid(Pid::from_child(&self.child));
+        waitid(its, WaitIdOptions::STOPPED).map(drop).context(|| format!("stop of {}", self.name))
     }
 
     /// Waits for its end.

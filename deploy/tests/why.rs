@@ -18,7 +18,7 @@ use ringway_lab::lab::{Lab, wait_for};
 use ringway_lab::pace::WATCHDOG;
 use ringway_lab::process::Process;
 use ringway_lab::qemu::{Boot, Guest, Nic, QEMU, require_qemu, steady_traffic};
-use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
 
 /// What is said of a device once this is its first cause, and what to do. What else runs on the worker's core is the emulated processor's.
@@ -119,7 +119,7 @@ fn memory_that_a_vmm_keeps_or_takes_away_or_that_this_host_has_not_is_named_as_t
             let rings = shown["dev"]["cut"]["rings"].as_array().cloned().unwrap_or_default();
             Ok((!rings.is_empty() && rings.iter().all(|ring| ring["runs"] == true)).then_some(()))
         })?;
-        vmm.signal(Signal::STOP)?;
+        vmm.stand()?;
         File::options().write(true).open(&file.0)?.set_len(0)?;
         let socket = daemon.socket("sender");
         let mut sender = firmware(lab, &socket, "memory-backend-memfd,share=on", 256)?;
