@@ -294,7 +294,11 @@ fn port_that_is_dropped_waits_neither_for_a_worker_nor_for_the_lock() {
     // Another of the same name, at once.
     let mut b = Nic::new(&mut *bridge, "b", Setup::default(), &engine);
     let took = begun.elapsed();
-    assert!(took < 100 * undisturbed, "waited for {took:?}; undisturbed it takes {undisturbed:?}");
+    // A thread may lose its core for as long as ten milliseconds count for, and whoever waits does so for ten seconds.
+    assert!(
+        took < 100 * undisturbed.max(Duration::from_millis(10)),
+        "waited for {took:?}; undisturbed it takes {undisturbed:?}"
+    );
     assert!(!session.is_finished(), "the worker was not held");
     holds.store(false, Ordering::SeqCst);
     let mut a = session.join().unwrap();
