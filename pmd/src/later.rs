@@ -23,17 +23,6 @@ pub fn run_until(job: impl FnMut() -> bool + Send + 'static) {
     LINE.give(Box::new(job), || spawn("rw-later", &LINE));
 }
 
-/// Has something done once. Never waits.
-pub fn run(job: impl FnOnce() + Send + 'static) {
-    let mut job = Some(job);
-    run_until(move || {
-        if let Some(job) = job.take() {
-            job();
-        }
-        true
-    });
-}
-
 /// Has something let go of that may take the kernel or hardware its time, once. Never waits, and holds up nothing but what is
 /// let go of after it.
 pub fn dispose(job: impl FnOnce() + Send + 'static) {
@@ -54,7 +43,7 @@ pub fn within<T: Send + 'static>(time: Duration, job: impl FnOnce() -> T + Send 
 }
 
 /// See [`within`]. `spawn` tells whether the host gave a thread; without one the job waits its turn like any other, and is
-/// neither done nor dropped on the caller's.
+/// neither done nor dropped on the caller's. It waits with what is let go of, which may hang as well.
 fn within_by<T: Send + 'static>(
     time: Duration,
     job: impl FnOnce() -> T + Send + 'static,
@@ -73,7 +62,7 @@ fn within_by<T: Send + 'static>(
     if !spawn(Box::new(work))
         && let Some(job) = take(&again)
     {
-        run(job);
+        dispose(job);
     }
     done.recv_timeout(time).ok()
 }
@@ -183,6 +172,16 @@ mod tests {
     use std::sync::atomic::AtomicBool;
 
     use super::*;
+
+    fn run(job: impl FnOnce() + Send + 'static) {
+        let mut job = Some(job);
+        run_until(move || {
+            if let Some(job) = job.take() {
+                job();
+            }
+            true
+        });
+    }
 
     #[test]
     fn what_cannot_be_done_yet_is_tried_again_and_holds_up_nothing() {

@@ -72,7 +72,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "virtio-removed",
-        proves: "a virtio function removed under traffic, of a guest of 512 MiB too: the answer first; nothing leaks",
+        proves: "a virtio function removed under traffic, of a guest of 512 MiB too: the answer first; nothing leaks; made anew at once",
         model: Model::Function,
         act: traffic::removed,
     },

@@ -357,6 +357,9 @@ pub enum OpenError {
         /// Who, if that can be seen.
         holder: Option<String>,
     },
+    /// This process has not closed it yet, as it was opened before.
+    #[error("PCI function {0} is still being closed: the device that had it was removed a moment ago")]
+    Closing(Address),
     /// This process may not.
     #[error("no access to /dev/vfio/{group}, the IOMMU group of PCI function {address}")]
     Forbidden {
@@ -410,6 +413,7 @@ impl OpenError {
                 "functions of one IOMMU group go together: bind the others to vfio-pci too, or to no driver".to_owned()
             }
             OpenError::Busy { .. } => "stop that process, or take another function".to_owned(),
+            OpenError::Closing(_) => "try again: its last guest's memory is being unlocked".to_owned(),
             OpenError::Forbidden { group, .. } => {
                 format!(
                     "give ringwayd's user the group: chown USER /dev/vfio/{group}; a udev rule keeps it so, as the package's \
@@ -446,7 +450,7 @@ impl From<OpenError> for DriverError {
             OpenError::Busy { holder, .. } => {
                 DriverError::Conflict { what: error.to_string(), held_by: holder.clone(), hint: error.hint() }
             }
-            OpenError::OtherDriver { .. } | OpenError::NotViable { .. } => {
+            OpenError::OtherDriver { .. } | OpenError::NotViable { .. } | OpenError::Closing(_) => {
                 DriverError::Conflict { what: error.to_string(), held_by: None, hint: error.hint() }
             }
             OpenError::NoIommu(_)

@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use ringway_ring::guest::Region;
 use vfio_ioctls::{VfioContainer, VfioDevice, VfioError, VfioRegionInfoCap};
@@ -14,15 +15,35 @@ use vfio_ioctls::{VfioContainer, VfioDevice, VfioError, VfioRegionInfoCap};
 use super::{Address, Doorbell, Function, NO_DRIVER, OpenError, Registers, View, Width};
 use crate::dma::DmaSpace;
 
+mod held;
 // What the kernel offers and `vfio-ioctls` does not; and registers in memory.
 mod sys;
+use held::Held;
 use sys::Mapped;
 
-/// Opens the function at `path` of sysfs.
+/// Opens the function at `path` of sysfs. Where this process is just closing it, waits for that.
 ///
 /// # Errors
 /// See [`OpenError`].
 pub(super) fn open(path: &Path, address: Address) -> Result<Arc<dyn Function>, OpenError> {
+    let begun = Instant::now();
+    loop {
+        // Asked first: it may be closed once it was tried.
+        let is_ours = Held::is(address);
+        match try_open(path, address) {
+            Err(OpenError::Busy { .. }) if is_ours => {
+                if begun.elapsed() >= CLOSED_WITHIN {
+                    return Err(OpenError::Closing(address));
+                }
+                std::thread::sleep(CLOSED_STEP);
+            }
+            tried => return tried,
+        }
+    }
+}
+
+/// See [`open`]. Never waits for anybody.
+fn try_open(path: &Path, address: Address) -> Result<Arc<dyn Function>, OpenError> {
     if !path.exists() {
         return Err(OpenError::NotThere(address));
     }
@@ -40,13 +61,16 @@ pub(super) fn open(path: &Path, address: Address) -> Result<Arc<dyn Function>, O
     let named = |error: VfioError| refusal(address, path, group, &error);
     let container = Arc::new(VfioContainer::new(None).map_err(named)?);
     let device = VfioDevice::new(path, Arc::clone(&container) as _, false).map_err(named)?;
+    let held = Arc::new(Held::new(address));
     let host = |what: &str, error: &io::Error| OpenError::Host { address, why: format!("{what}: {error}") };
     let vectors = device.get_irq_info(MSI_X).map_or(0, |irq| irq.count.min(MOST_VECTORS) as u16);
     let function = VfioFunction {
         address,
         vectors,
-        space: Arc::new(Space::new(container).map_err(|error| host("IOVA ranges", &error))?),
-        device: Arc::new(Open(Some(device))),
+        space: Arc::new(
+            Space::new(container, Arc::clone(&held)).map_err(|error| host("IOVA ranges", &error))?,
+        ),
+        device: Arc::new(Open(Some(device), Some(held))),
         is_enabled: Mutex::new(false),
     };
     // Memory and bus mastering: what VFIO leaves off.
@@ -114,7 +138,7 @@ fn holder(group: u32) -> Option<String> {
 
 /// An open device. `vfio-ioctls` closes it and then looks at its link in sysfs, and panics where that has gone meanwhile: the
 /// panic goes no further, and what it left is let go with the container.
-struct Open(Option<VfioDevice>);
+struct Open(Option<VfioDevice>, #[expect(dead_code, reason = "let go of last")] Option<Arc<Held>>);
 
 impl Open {
     fn device(&self) -> Option<&VfioDevice> {
@@ -162,7 +186,7 @@ impl VfioFunction {
 
 impl Function for VfioFunction {
     fn config(&self) -> View {
-        let nothing = || Calls { device: Arc::new(Open(None)), offset: 0, size: 0 };
+        let nothing = || Calls { device: Arc::new(Open(None, None)), offset: 0, size: 0 };
         View::new(Arc::new(self.region(CONFIG).unwrap_or_else(nothing)))
     }
 
@@ -273,12 +297,14 @@ impl Registers for Calls {
 struct Space {
     container: Arc<VfioContainer>,
     ranges: Vec<RangeInclusive<u64>>,
+    // Let go of last.
+    _held: Arc<Held>,
 }
 
 impl Space {
-    fn new(container: Arc<VfioContainer>) -> io::Result<Space> {
+    fn new(container: Arc<VfioContainer>, held: Arc<Held>) -> io::Result<Space> {
         let ranges = sys::iova_ranges(&*container)?;
-        Ok(Space { container, ranges })
+        Ok(Space { container, ranges, _held: held })
     }
 }
 
@@ -307,6 +333,11 @@ impl DmaSpace for Space {
         self.ranges.clone()
     }
 }
+
+/// How long whoever opens a function waits for this process to close it: the memory of its last guest is unlocked first.
+const CLOSED_WITHIN: Duration = Duration::from_secs(5);
+/// How often it is tried meanwhile.
+const CLOSED_STEP: Duration = Duration::from_millis(20);
 
 /// Vectors of a function that are used: one for each queue of a device, and one.
 const MOST_VECTORS: u32 = 33;

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::bus::pci::listener::Listening;
-use crate::bus::pci::{Function, OpenError, Opener};
+use crate::bus::pci::{Function, Opener};
 use crate::dma::{Division, Window};
 use crate::notify::EventFd;
 use crate::nvme::NvmeFault;
@@ -66,17 +66,7 @@ impl Shelf {
         if let Some(live) = live.upgrade() {
             return Ok(live);
         }
-        let begun = Instant::now();
-        let function = loop {
-            match (self.opener)() {
-                // The last who had it may be just letting it go.
-                Err(OpenError::Busy { .. }) if begun.elapsed() < CLOSED_WITHIN => {
-                    std::thread::sleep(Duration::from_millis(20));
-                }
-                function => break function?,
-            }
-        };
-        let opened = Live::open(function, Arc::clone(&self.counts)).map_err(|fault| {
+        let opened = Live::open((self.opener)()?, Arc::clone(&self.counts)).map_err(|fault| {
             DriverError::Resource { what: self.name.clone(), source: io::Error::other(fault.to_string()) }
         })?;
         *live = Arc::downgrade(&opened);
@@ -649,8 +639,6 @@ fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
 const TICK: Duration = Duration::from_millis(200);
 /// How often what it tells is looked for, in ticks.
 const LOOK_TICKS: u32 = 5;
-/// Who had the controller last has closed it within this.
-const CLOSED_WITHIN: Duration = Duration::from_secs(5);
 /// Windows begin at multiples of this.
 const WINDOW_STEP: u64 = 1 << 30;
 /// A window has at least so many bytes, where there is room.
