@@ -17,6 +17,8 @@ pub(crate) fn add_help() -> String {
     let words = keyword_help(|_| true);
     format!(
         "Keywords:\n{words}\n  Attributes of the driver's own, as `ringway mgmtdev show` lists them: `swap on`.\n\n\
+         Where a device that was removed a moment ago is still being let go of, it waits, as long as an answer may take \
+         (--timeout).\n\n\
          Example: ringway dev add name vm0 mgmtdev sim/net max_vqp 4 mtu 9000"
     )
 }

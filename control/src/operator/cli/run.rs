@@ -33,6 +33,8 @@ use crate::{devices::drivers, host::paths, operator::config, operator::demo};
 
 /// Between two tries of what waits for a session.
 const BETWEEN_TRIES: Duration = Duration::from_millis(20);
+/// For how long nothing is said of a wait.
+const TELLS_AFTER: Duration = Duration::from_secs(1);
 
 /// How output is written.
 #[derive(Debug, Clone, Copy)]
@@ -87,7 +89,7 @@ pub(super) fn run(cli: Cli, is_vdpa: bool) -> Result<(), Fault> {
             let done: Option<MgmtdevDeleted> = output.change(connect, "mgmtdev.del", &Target { name })?;
             done.map_or(Ok(()), |answer| output.done(&answer, &answer.notes))
         }
-        Some(Object::Dev { command }) => dev(command, output, connect),
+        Some(Object::Dev { command }) => dev(command, output, within, connect),
         Some(Object::Port { command }) => port(command, output, connect),
         Some(Object::Bridge { command: BridgeCommand::Vlan { command } }) => vlan(command, output, connect),
         Some(Object::Core { command }) => core(command, output, within, connect),
@@ -230,17 +232,8 @@ fn core(
         CoreCommand::Del { core } => ("core.del", core),
     };
     let begun = Instant::now();
-    let changed: CoreChanged = loop {
-        match output.change(&connect, method, &CoreTarget { core }) {
-            // What was drained a moment ago may be on its way.
-            Err(Fault { retryable: true, .. }) if begun.elapsed() < within => {
-                std::thread::sleep(BETWEEN_TRIES);
-            }
-            Ok(Some(changed)) => break changed,
-            Ok(None) => return Ok(()),
-            Err(fault) => return Err(fault),
-        }
-    };
+    let done: Option<CoreChanged> = output.change_soon(&connect, within, method, &CoreTarget { core })?;
+    let Some(changed) = done else { return Ok(()) };
     output.print(&changed, || render::core_changed(&changed))?;
     output.tell(&changed.notes);
     if method != "core.drain" {
@@ -347,6 +340,7 @@ fn port(
 fn dev(
     command: Option<DevCommand>,
     output: Output,
+    within: Duration,
     connect: impl Fn() -> Result<Client, Fault>,
 ) -> Result<(), Fault> {
     let show_all = DevShowArgs { name: None, qemu: false, libvirt: false };
@@ -374,7 +368,7 @@ fn dev(
         }
         DevCommand::Add { words } => {
             let entry = requests::add_entry(&words)?;
-            let done: Option<DevAdded> = output.change(connect, "dev.add", &entry)?;
+            let done: Option<DevAdded> = output.change_soon(connect, within, "dev.add", &entry)?;
             done.map_or(Ok(()), |answer| output.done(&answer, &answer.notes))
         }
         DevCommand::Del { name } => {
@@ -556,6 +550,31 @@ impl Output {
         })?;
         self.tell(&plan.notes);
         Ok(None)
+    }
+
+    /// [`Output::change`], asked for again where it is refused for what goes on just now: a device that was removed a moment ago is
+    /// still being let go of, or what was drained is on its way.
+    fn change_soon<R: DeserializeOwned>(
+        self,
+        connect: impl Fn() -> Result<Client, Fault>,
+        within: Duration,
+        method: &str,
+        params: &impl Serialize,
+    ) -> Result<Option<R>, Fault> {
+        let begun = Instant::now();
+        let mut is_told = false;
+        loop {
+            match self.change(&connect, method, params) {
+                Err(fault) if fault.retryable && fault.kind == Kind::Conflict && begun.elapsed() < within => {
+                    if !is_told && begun.elapsed() > TELLS_AFTER {
+                        is_told = true;
+                        self.tell(&[format!("{}; waiting", fault.message)]);
+                    }
+                    std::thread::sleep(BETWEEN_TRIES);
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Prints what was done: nothing but what else the operator should know, and with -j the answer.
