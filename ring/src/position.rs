@@ -524,9 +524,9 @@ mod tests {
         let page = PositionPage::open(&path).unwrap();
         let is_over = std::sync::atomic::AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let slot = page.slot(1).unwrap();
+            let (slot, own) = (page.slot(1).unwrap(), page.slot(1).unwrap());
             let keeper = scope.spawn(|| {
-                let slot = slot;
+                let slot = own;
                 let mut last = 0u16;
                 while !is_over.load(Ordering::Relaxed) {
                     // Pauses, so that many a renewal sees the last store of a row.
@@ -541,6 +541,10 @@ mod tests {
                 }
                 last
             });
+            // A busy machine may begin the thread late.
+            while slot.load().is_none() {
+                std::thread::yield_now();
+            }
             for _ in 0..2000 {
                 std::fs::remove_file(&path).unwrap();
                 page.renew(&path).unwrap();
