@@ -26,6 +26,7 @@ use crate::devices::apply::plan::{Plan, Work, named, unset_of};
 use crate::devices::device::{Device, Origin};
 use crate::devices::registry::MgmtOrigin;
 use crate::fault::{Fault, Kind};
+use crate::host::logging::{self, Filters};
 use crate::operator::api::{
     ConfigAction, ConfigApply, ConfigPlan, ConfigStep, ConfigText, DevSet, DeviceEntry, MgmtEntry, PortEntry,
     PortSet, Target,
@@ -39,6 +40,7 @@ const PREVIOUS: &str = "previous.toml";
 
 /// How a step is undone.
 enum Undo {
+    Log(Filters),
     Absent(Absent),
     AddDevice(Gone),
     RemoveDevice(String),
@@ -260,6 +262,10 @@ impl Daemon {
                 self.registry.mgmtdev(&name)?.origin = MgmtOrigin::Config;
                 undo.push(Undo::RemoveMgmtdev(name));
             }
+            Work::SetLog(wanted) => {
+                undo.extend(logging::filters().map(Undo::Log));
+                logging::replace(Filters { said: wanted.clone(), now: wanted })?;
+            }
             Work::SetMgmtdev(entry) => {
                 let mgmtdev = self.registry.mgmtdev(&entry.name)?;
                 let (now, asked) = (mgmtdev.device.attributes(), mgmtdev.asked.clone());
@@ -467,6 +473,7 @@ impl Daemon {
                     device.defer(&deferred);
                 }
             }
+            Undo::Log(filters) => logging::replace(filters)?,
             Undo::AddPort(entry, origin) => {
                 let handle = entry.handle();
                 self.add_port(entry)?;

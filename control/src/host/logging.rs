@@ -39,9 +39,16 @@ pub(crate) const OF_DEVICE: &str = "ringway::device";
 struct Levels {
     handle: reload::Handle<EnvFilter, Registry>,
     form: Form,
-    /// As it began, and as it is.
-    began: String,
-    now: Mutex<String>,
+    filters: Mutex<Filters>,
+}
+
+/// What is logged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Filters {
+    /// As the options or the file say.
+    pub(crate) said: String,
+    /// As it is: an operator may have set something else.
+    pub(crate) now: String,
 }
 
 static LEVELS: OnceLock<Levels> = OnceLock::new();
@@ -115,7 +122,8 @@ pub(crate) fn start(wanted: &str) -> Result<Log, Fault> {
         }
     };
     made.map_err(|error| Fault::new(Kind::Runtime, error.to_string()))?;
-    let _ = LEVELS.set(Levels { handle, form, began: wanted.to_owned(), now: Mutex::new(wanted.to_owned()) });
+    let filters = Mutex::new(Filters { said: wanted.to_owned(), now: wanted.to_owned() });
+    let _ = LEVELS.set(Levels { handle, form, filters });
     Ok(log)
 }
 
@@ -127,7 +135,12 @@ pub(crate) fn now() -> Option<(String, &'static str)> {
         Form::Prefixed => "standard error, for journald",
         Form::Journal => "journald",
     };
-    Some((levels.now.lock().unwrap_or_else(PoisonError::into_inner).clone(), to))
+    Some((filters()?.now, to))
+}
+
+/// What is logged now, and what was said to be. None: this process's log is somebody else's.
+pub(crate) fn filters() -> Option<Filters> {
+    Some(LEVELS.get()?.filters.lock().unwrap_or_else(PoisonError::into_inner).clone())
 }
 
 /// Says whether this can be logged.
@@ -138,18 +151,27 @@ pub(crate) fn check(wanted: &str) -> Result<(), Fault> {
     if wanted == "default" { Ok(()) } else { filter(wanted).map(drop) }
 }
 
-/// Has something else logged from now on: a level or filters; `default`: as the process began.
+/// Has something else logged from now on: a level or filters; `default`: as the options or the file say.
 ///
 /// # Errors
 /// It is none of these.
 pub(crate) fn set(wanted: &str) -> Result<(), Fault> {
-    let Some(levels) = LEVELS.get() else {
+    let Some(Filters { said, .. }) = filters() else {
         return Err(Fault::new(Kind::Runtime, "this process's log is not ringwayd's own"));
     };
-    let wanted = if wanted == "default" { levels.began.as_str() } else { wanted };
-    let filter = filter(wanted)?;
+    let now = if wanted == "default" { said.clone() } else { wanted.to_owned() };
+    replace(Filters { said, now })
+}
+
+/// Has something else logged from now on, and said to be. Does nothing where this process's log is somebody else's.
+///
+/// # Errors
+/// It is no level, and no filters.
+pub(crate) fn replace(filters: Filters) -> Result<(), Fault> {
+    let Some(levels) = LEVELS.get() else { return Ok(()) };
+    let filter = filter(&filters.now)?;
     levels.handle.reload(filter).map_err(|error| Fault::new(Kind::Runtime, error.to_string()))?;
-    *levels.now.lock().unwrap_or_else(PoisonError::into_inner) = wanted.to_owned();
+    *levels.filters.lock().unwrap_or_else(PoisonError::into_inner) = filters;
     Ok(())
 }
 

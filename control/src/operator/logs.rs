@@ -1,5 +1,5 @@
-//! What operators see and change of the log: its level, for all or for a device. Until the process ends: for good, it is said in
-//! the configuration file or on the command line.
+//! What operators see and change of the log: its level, for all or for a device. Until the process ends, or a
+//! file is applied: for good, it is said in the configuration file or on the command line.
 
 use tracing::Level;
 

@@ -66,6 +66,35 @@ fn steps(plan: &Value) -> Vec<String> {
 }
 
 #[test]
+fn what_is_logged_follows_the_file_at_once_and_is_undone_with_the_rest_of_it() {
+    let (daemon, file) = with_file(&format!("[daemon]\nlog = \"warn\"\n{FIRST}"));
+    let level = || daemon.run("-j log show").json()["level"].as_str().unwrap().to_owned();
+    assert_eq!(level(), "warn");
+    let other = daemon.dir.join("debug.toml");
+    std::fs::write(&other, format!("[daemon]\nlog = \"debug\"\n{FIRST}")).unwrap();
+    let diff = daemon.run(&format!("config diff {}", other.display())).good();
+    assert!(diff.starts_with("~ daemon: is changed\n    log warn -> debug\n"), "{diff}");
+    assert_eq!(level(), "warn");
+    let plan = daemon.run(&format!("-j config apply {}", other.display())).json();
+    assert_eq!(steps(&plan), ["daemon  set nothing"]);
+    assert_eq!(level(), "debug");
+    // For a while something else; by default what the file says, and the file goes before what was set.
+    daemon.run("log set info").good();
+    daemon.run("log set default").good();
+    assert_eq!(level(), "debug");
+    daemon.run("log set trace").good();
+    daemon.run(&format!("config apply {}", file.display())).good();
+    assert_eq!(level(), "warn");
+    // One that fails leaves it as it was: the disk's file is a folder.
+    let bad = daemon.dir.join("bad.toml");
+    let disk = "[[device]]\nname = \"d1\"\nmgmtdev = \"file\"\npath = \"/\"\n";
+    std::fs::write(&bad, format!("[daemon]\nlog = \"debug\"\n{FIRST}{disk}")).unwrap();
+    let refused = daemon.run(&format!("config apply {}", bad.display()));
+    assert!(refused.code != 0 && refused.err.contains("d1"), "{}", refused.err);
+    assert_eq!(level(), "warn");
+}
+
+#[test]
 fn what_runs_applied_to_itself_changes_nothing() {
     let (daemon, _) = with_file(FIRST);
     daemon.run("dev add name own mgmtdev sim/net max_vqp 2").good();

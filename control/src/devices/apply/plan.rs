@@ -15,6 +15,7 @@ use crate::devices::placement::list;
 use crate::devices::ports::Port;
 use crate::devices::registry::MgmtOrigin;
 use crate::fault::Fault;
+use crate::host::logging;
 use crate::operator::api::{
     ConfigAction, ConfigChange, ConfigPlan, ConfigStep, DevSet, DeviceEntry, Disrupts, MgmtEntry, PortEntry,
     PortSet,
@@ -38,6 +39,7 @@ pub(super) struct Plan {
 
 /// What a step does. Several may be of one step that is told.
 pub(super) enum Work {
+    SetLog(String),
     ForgetAbsent(String),
     RemoveDevice(String),
     RemovePort(String),
@@ -74,10 +76,10 @@ impl Daemon {
         Ok(plan)
     }
 
-    /// What only a start brings, and what not even that does.
+    /// What is logged; what only a start brings, and what not even that does.
     fn plan_daemon(&self, desired: &Desired, plan: &mut Plan) {
         let path = |path: &Path| std::path::absolute(path).as_deref().unwrap_or(path).display().to_string();
-        let running = self.places();
+        let (running, log) = (self.places(), logging::filters().map(|filters| filters.now));
         let place = |key: &'static str, after: Option<String>| {
             let before = running.iter().find(|(known, _)| *known == key).map(|(_, value)| value.clone());
             (key, after, before)
@@ -94,6 +96,8 @@ impl Daemon {
             place("view_group", desired.view_group.clone()),
             place("metrics", desired.metrics.clone()),
             place("state_dir", desired.state_dir.as_deref().map(path)),
+            // A process whose log is somebody else's has none to set.
+            (LOG, desired.log.clone().filter(|_| log.is_some()), log),
         ];
         let mut changes = Vec::new();
         for (key, after, before) in pairs {
@@ -102,12 +106,17 @@ impl Daemon {
                 None if after != before => {
                     changes.push(ConfigChange { key: key.to_owned(), before, after });
                 }
-                // What runs may be another: cores are added and taken away.
+                // What runs may be another: cores are added and taken away, and what is logged is set.
                 Some(Override { value, by, .. }) if wanted != value => plan.told.notes.push(format!(
                     "daemon: {key} is {value} after each start: the file's {wanted} is overridden by {by}"
                 )),
                 _ => {}
             }
+        }
+        if let Some(at) = changes.iter().position(|change| change.key == LOG) {
+            let changes = vec![changes.remove(at)];
+            let step = step("daemon", "", ConfigAction::Set, Disrupts::Nothing, changes);
+            plan.step(step, desired.log.clone().map(Work::SetLog));
         }
         if !changes.is_empty() {
             let step = ConfigStep {
@@ -485,6 +494,9 @@ impl Plan {
         self.told.steps.push(told);
     }
 }
+
+/// The one key of the daemon's own that is in force without a start.
+const LOG: &str = "log";
 
 pub(crate) fn step(
     what: &str,

@@ -311,7 +311,7 @@ pub(crate) fn daemon_key_help(key: &str) -> &'static str {
             "where Prometheus scrapes: an address with a port, or the path of a socket; restart to change"
         }
         "state_dir" => "where devices that operators add are kept; restart to change",
-        _ => "what is logged; restart to change",
+        _ => "what is logged",
     }
 }
 

@@ -354,7 +354,7 @@ pub enum LogCommand {
     /// Change what is logged, until the daemon ends: `LEVEL`, or `LEVEL device NAME`
     #[command(after_help = logs::log_help())]
     Set {
-        /// The level; `default`: as the daemon began, and of a device: as everybody's
+        /// The level; `default`: as the daemon began or a file said since, and of a device: as everybody's
         level: String,
         /// `device NAME`: only of this one
         #[arg(value_name = "device NAME", num_args = 0..=2)]

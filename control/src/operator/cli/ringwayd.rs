@@ -68,6 +68,7 @@ impl Ringwayd {
             ("view_group", "--view-group", self.view_group.clone(), as_given),
             ("metrics", "--metrics", self.metrics.clone(), as_given),
             ("state_dir", "--state-dir", shown(&self.state_dir), whole_path),
+            ("log", "--log", self.log.clone(), as_given),
         ];
         let of_option = |(key, option, given, value): (_, &str, Option<String>, fn(&str) -> String)| {
             let given = given?;
@@ -123,7 +124,9 @@ mod tests {
                 .map(|other| format!("{} {}: {}", other.key, other.value, other.by))
                 .collect::<Vec<_>>()
         };
-        assert_eq!(told("ringwayd --config f --log debug", None), Vec::<String>::new());
+        assert_eq!(told("ringwayd --config f", None), Vec::<String>::new());
+        let log = "log debug: the command line: `--log debug`";
+        assert_eq!(told("ringwayd --config f --log debug", None), [log]);
         let all = "ringwayd --cores 1,3-5 --idle poll --ctl /c --view /r//v --view-group g --metrics m --state-dir /s/.";
         let expected = [
             "cores 1, 3, 4, 5: the command line: `--cores 1,3-5`",
