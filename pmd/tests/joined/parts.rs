@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::scene::in_own_namespace;
+use super::taps::Wire;
 use super::*;
 
 const PARTS: &str = "RINGWAY_TEST_PARTS";
@@ -218,6 +220,60 @@ fn flows_keep_their_order_and_lose_nothing_while_ports_move_between_the_cores() 
         }
         a.expect_packets(1, sent.into());
     }
+}
+
+#[test]
+fn interface_on_another_core_than_its_guest_loses_nothing_either_way_while_both_move() {
+    if std::env::var_os(ALONE).is_none() {
+        return;
+    }
+    in_own_namespace(|| {
+        let Some(engine) = two_cores() else { return };
+        let at = engine.cores().to_vec();
+        let on = Arc::new(AtomicUsize::new(at[1]));
+        let placed_on = Arc::clone(&on);
+        let core_of = Arc::new(move |_| placed_on.load(Ordering::SeqCst));
+        let mut wire = Wire::of_bridge(bridge(&engine), &engine, core_of);
+        let (mut a, core_a) = port(&mut *wire.tap, "a", Setup::default(), &engine, at[0]);
+        let (own, station) = (a.mac, Mac([2, 0, 0, 0, 0, 9]));
+        let (mut to_guest, mut to_host) = (VecDeque::new(), VecDeque::new());
+        let (mut sent, mut moves) = (0u32, 0usize);
+        let deadline = Instant::now() + SOON;
+        while sent < 3_000 || !to_guest.is_empty() || !to_host.is_empty() {
+            assert!(Instant::now() < deadline, "{sent}: {} {}", to_guest.len(), to_host.len());
+            if sent < 3_000 && to_guest.len().max(to_host.len()) < 100 {
+                a.send_plain(0, &numbered(station, own, sent));
+                to_host.push_back(sent);
+                wire.give(&numbered(own, station, sent));
+                to_guest.push_back(sent);
+                sent += 1;
+            }
+            let came = a.received(0);
+            a.post(0, came.len());
+            for (_, frame) in came.iter().filter(|(_, frame)| frame[..6] == own.0) {
+                assert_eq!(Some(number_of(frame)), to_guest.pop_front());
+            }
+            for (_, frame) in wire.sent_on().iter().filter(|(_, frame)| frame[..6] == station.0) {
+                assert_eq!(Some(number_of(frame)), to_host.pop_front());
+            }
+            if sent / 100 > moves as u32 {
+                moves += 1;
+                let core = at[(moves / 2) % 2];
+                if moves % 2 == 0 {
+                    on.store(core, Ordering::SeqCst);
+                    wire.host.queues().follow(WITHIN).unwrap();
+                    assert_eq!(wire.host.queues().served_by(0).and_then(ServedBy::core), Some(core));
+                } else {
+                    core_a.store(core, Ordering::SeqCst);
+                    a.device.queues().follow(WITHIN).unwrap();
+                    assert_eq!(self::core(&mut a), Some(core));
+                }
+            }
+        }
+        assert!(moves >= 29);
+        let stats = a.stats(1);
+        assert!(stats.drops.iter().all(|(_, frames)| *frames == 0), "{stats:?}");
+    });
 }
 
 #[test]

@@ -8,12 +8,13 @@ use super::*;
 
 /// The interface, joined by a bridge of the kernel's with another one, from which is read what it sends on.
 pub(super) struct Wire {
+    /// What the guests' devices are made of.
     pub(super) tap: Box<dyn ManagementDevice>,
-    host: Box<dyn VdpaDevice>,
+    pub(super) host: Box<dyn VdpaDevice>,
     /// Of what the kernel is given, and of what it sends.
     counters: Vec<Arc<QueueCounters>>,
     reader: TapReader,
-    _writer: TapWriter,
+    writer: TapWriter,
     _other: TapNetdev,
 }
 
@@ -21,16 +22,32 @@ impl Wire {
     /// In a namespace that this thread has for itself.
     pub(super) fn new(engine: &Engine) -> Wire {
         let core = engine.cores()[0];
-        let mut tap = TapKind.make("rwx0", &BTreeMap::new(), core).unwrap();
-        let spec = DeviceSpec::net("a", NetSpec::default());
-        let mut host = tap.create(&tap.implied(&spec).unwrap(), DeviceHost::unheard()).unwrap();
+        let tap = TapKind.make("rwx0", &BTreeMap::new(), core).unwrap();
+        let spec = tap.implied(&DeviceSpec::net("a", NetSpec::default())).unwrap();
+        Wire::of(tap, &spec, engine, Arc::new(move |_| core))
+    }
+
+    /// The interface is a port of a bridge.
+    pub(super) fn of_bridge(
+        bridge: Box<dyn ManagementDevice>,
+        engine: &Engine,
+        core_of: Arc<dyn Fn(u16) -> usize + Send + Sync>,
+    ) -> Wire {
+        let mut spec = DeviceSpec::net("rwx0", NetSpec::default());
+        spec.attributes.insert("tap".to_owned(), "rwx0".to_owned());
+        Wire::of(bridge, &spec, engine, core_of)
+    }
+
+    fn of(
+        mut tap: Box<dyn ManagementDevice>,
+        spec: &DeviceSpec,
+        engine: &Engine,
+        core_of: Arc<dyn Fn(u16) -> usize + Send + Sync>,
+    ) -> Wire {
+        let mut host = tap.create(spec, DeviceHost::unheard()).unwrap();
         let counters: Vec<Arc<QueueCounters>> = (0..2).map(|_| Arc::default()).collect();
-        let placer = Placer {
-            name: "rwx0".to_owned(),
-            engine: engine.clone(),
-            core_of: Arc::new(move |_| core),
-            watcher: Arc::new(Nobody),
-        };
+        let placer =
+            Placer { name: "rwx0".to_owned(), engine: engine.clone(), core_of, watcher: Arc::new(Nobody) };
         let attention = Arc::new(EventFd::new().unwrap());
         host.host_end().unwrap().open(&counters, attention, &placer, WITHIN).unwrap();
         let other = TapSpec { name: "rwx1".into(), netns: None, queues: 1, mtu: 1500, seed: None };
@@ -41,7 +58,14 @@ impl Wire {
         run(
             "sysctl -qw net.ipv6.conf.br0.disable_ipv6=1; ip link set rwx0 master br0; ip link set rwx1 master br0",
         );
-        Wire { tap, host, counters, reader, _writer: writer, _other: other }
+        Wire { tap, host, counters, reader, writer, _other: other }
+    }
+
+    /// Has the other interface given a frame, which the kernel sends on.
+    pub(super) fn give(&mut self, frame: &[u8]) {
+        assert!(self.writer.push_bytes([0; HEADER_BYTES], frame, &[]));
+        self.writer.submit();
+        self.writer.reap();
     }
 
     /// Frames that came out at the other interface.
