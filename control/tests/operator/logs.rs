@@ -25,6 +25,7 @@ fn messages_of_one_device_are_logged_while_an_operator_wants_them() {
     assert!(features.contains("flags 0x1 0 bytes: answered with 8 bytes"), "{features}");
     assert!(lines.iter().any(|line| line.contains("SET_VRING_KICK") && line.contains("1 descriptors: ")));
     // With their bytes; and no more.
+    wait_for("it to have left", || daemon.device("a")["state"] == "waiting");
     assert_eq!(daemon.run("-j log set trace device a").json()["dev"], json!({ "a": "trace" }));
     drop(connect("a"));
     daemon.logged("TRACE");
