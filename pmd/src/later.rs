@@ -43,7 +43,8 @@ pub fn within<T: Send + 'static>(time: Duration, job: impl FnOnce() -> T + Send 
 }
 
 /// See [`within`]. `spawn` tells whether the host gave a thread; without one the job waits its turn like any other, and is
-/// neither done nor dropped on the caller's. It waits with what is let go of, which may hang as well.
+/// neither done nor dropped on the caller's. It goes to the line of what is let go of: a job that hangs holds up
+/// others there, and no fabric.
 fn within_by<T: Send + 'static>(
     time: Duration,
     job: impl FnOnce() -> T + Send + 'static,

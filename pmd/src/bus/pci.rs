@@ -311,7 +311,8 @@ impl<T> Examiner<T> {
     }
 }
 
-/// Opens a function, each time anew: nobody else has it then. Takes some 100 ms.
+/// Opens a function, each time anew: nobody else has it then. Takes some 100 ms, and up to 5 s where this process is just
+/// closing it.
 pub type Opener = Arc<dyn Fn() -> Result<Arc<dyn Function>, OpenError> + Send + Sync>;
 
 impl<T> fmt::Debug for Device<T> {
@@ -413,7 +414,7 @@ impl OpenError {
                 "functions of one IOMMU group go together: bind the others to vfio-pci too, or to no driver".to_owned()
             }
             OpenError::Busy { .. } => "stop that process, or take another function".to_owned(),
-            OpenError::Closing(_) => "try again: its last guest's memory is being unlocked".to_owned(),
+            OpenError::Closing(_) => "try again: it is being shut down, or its last guest's memory unlocked".to_owned(),
             OpenError::Forbidden { group, .. } => {
                 format!(
                     "give ringwayd's user the group: chown USER /dev/vfio/{group}; a udev rule keeps it so, as the package's \

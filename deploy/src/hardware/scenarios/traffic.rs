@@ -30,16 +30,25 @@ pub(super) fn removed(machine: &mut Machine<'_>) -> Result<()> {
         }
     }
     ensure!(was_first, "no answer of dev del was seen before the group was open again");
-    // Made anew at once, whose front-end is there before the host has closed the function: it is served once that is done.
-    for memory_mib in [512, 0] {
-        machine.ringway(&["dev", "add", "name", "vm0", "mgmtdev", &mgmtdev])?;
-        machine.start_front(&Front { memory_mib, packed: true, ..Front::new("vm0") })?;
+    // Removed under traffic with a guest's memory on it, and given at once to another, whose front-end is there before the host has
+    // closed the function: it is served once that is done.
+    let names = ["vm0", "vm1"];
+    for turn in 0..4 {
+        let (name, last) = (names[turn % 2], names[(turn + 1) % 2]);
+        if turn > 0 {
+            machine.ringway(&["dev", "del", last])?;
+        }
+        machine.ringway(&["dev", "add", "name", name, "mgmtdev", &mgmtdev])?;
+        machine.start_front(&Front { memory_mib: 128, packed: true, ..Front::new(name) })?;
+        if turn > 0 {
+            machine.kill_front(last)?;
+        }
         machine.linux().start_pulse(THERE, PULSE_MS)?;
         machine.pulse_goes_on(THERE)?;
         machine.linux().stop_pulse(THERE)?;
-        machine.kill_front("vm0")?;
-        machine.ringway(&["dev", "del", "vm0"])?;
     }
+    machine.kill_front("vm1")?;
+    machine.ringway(&["dev", "del", "vm1"])?;
     machine.stop_ringwayd()
 }
 

@@ -31,11 +31,14 @@ pub(super) fn open(path: &Path, address: Address) -> Result<Arc<dyn Function>, O
         // Asked first: it may be closed once it was tried.
         let is_ours = Held::is(address);
         match try_open(path, address) {
-            Err(OpenError::Busy { .. }) if is_ours => {
-                if begun.elapsed() >= CLOSED_WITHIN {
-                    return Err(OpenError::Closing(address));
-                }
+            Err(OpenError::Busy { .. }) if is_ours && begun.elapsed() < CLOSED_WITHIN => {
                 std::thread::sleep(CLOSED_STEP);
+            }
+            // Or it is closed, but for what nobody lets go of, and another's.
+            Err(OpenError::Busy { holder, .. })
+                if is_ours && holder.as_deref().is_none_or(is_this_process) =>
+            {
+                return Err(OpenError::Closing(address));
             }
             tried => return tried,
         }
@@ -60,8 +63,9 @@ fn try_open(path: &Path, address: Address) -> Result<Arc<dyn Function>, OpenErro
     };
     let named = |error: VfioError| refusal(address, path, group, &error);
     let container = Arc::new(VfioContainer::new(None).map_err(named)?);
-    let device = VfioDevice::new(path, Arc::clone(&container) as _, false).map_err(named)?;
+    // Let go of after what is opened next, should that fail.
     let held = Arc::new(Held::new(address));
+    let device = VfioDevice::new(path, Arc::clone(&container) as _, false).map_err(named)?;
     let host = |what: &str, error: &io::Error| OpenError::Host { address, why: format!("{what}: {error}") };
     let vectors = device.get_irq_info(MSI_X).map_or(0, |irq| irq.count.min(MOST_VECTORS) as u16);
     let function = VfioFunction {
@@ -70,7 +74,8 @@ fn try_open(path: &Path, address: Address) -> Result<Arc<dyn Function>, OpenErro
         space: Arc::new(
             Space::new(container, Arc::clone(&held)).map_err(|error| host("IOVA ranges", &error))?,
         ),
-        device: Arc::new(Open(Some(device), Some(held))),
+        device: Arc::new(Open { device: Some(device), _held: Some(Arc::clone(&held)) }),
+        held,
         is_enabled: Mutex::new(false),
     };
     // Memory and bus mastering: what VFIO leaves off.
@@ -136,19 +141,28 @@ fn holder(group: u32) -> Option<String> {
     Some(format!("process {} ({})", process.file_name().to_string_lossy(), name.trim().escape_debug()))
 }
 
+/// What [`holder`] gives of this process.
+fn is_this_process(holder: &str) -> bool {
+    holder.starts_with(&format!("process {} (", std::process::id()))
+}
+
 /// An open device. `vfio-ioctls` closes it and then looks at its link in sysfs, and panics where that has gone meanwhile: the
 /// panic goes no further, and what it left is let go with the container.
-struct Open(Option<VfioDevice>, #[expect(dead_code, reason = "let go of last")] Option<Arc<Held>>);
+struct Open {
+    device: Option<VfioDevice>,
+    // Let go of last.
+    _held: Option<Arc<Held>>,
+}
 
 impl Open {
     fn device(&self) -> Option<&VfioDevice> {
-        self.0.as_ref()
+        self.device.as_ref()
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let device = self.0.take();
+        let device = self.device.take();
         let closed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(device)));
         // Nothing is left to be done for it.
         drop(closed);
@@ -163,6 +177,7 @@ struct VfioFunction {
     space: Arc<Space>,
     /// Its vectors are there to be bound.
     is_enabled: Mutex<bool>,
+    held: Arc<Held>,
 }
 
 impl fmt::Debug for VfioFunction {
@@ -186,7 +201,7 @@ impl VfioFunction {
 
 impl Function for VfioFunction {
     fn config(&self) -> View {
-        let nothing = || Calls { device: Arc::new(Open(None, None)), offset: 0, size: 0 };
+        let nothing = || Calls { device: Arc::new(Open { device: None, _held: None }), offset: 0, size: 0 };
         View::new(Arc::new(self.region(CONFIG).unwrap_or_else(nothing)))
     }
 
@@ -201,7 +216,7 @@ impl Function for VfioFunction {
         let has_holes =
             device.get_region_caps(index).iter().any(|cap| matches!(cap, VfioRegionInfoCap::SparseMmap(_)));
         let can_map = flags & REGION_MMAP != 0 && !has_holes;
-        match can_map.then(|| Mapped::new(device, calls.offset, calls.size)) {
+        match can_map.then(|| Mapped::new(device, Arc::clone(&self.held), calls.offset, calls.size)) {
             Some(mapped) => Ok(View::new(Arc::new(mapped?))),
             None => Ok(View::new(Arc::new(calls))),
         }

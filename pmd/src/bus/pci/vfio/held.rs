@@ -5,10 +5,10 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::bus::pci::Address;
 
-/// What is open, and how often: a look that was refused may still close it.
+/// What is open, each as often as somebody holds it: whoever is refused lets go again, and that is not the other's end.
 static HELD: Mutex<Vec<Address>> = Mutex::new(Vec::new());
 
-/// A function that this process has open, until the last of its descriptors is closed.
+/// A function that this process has open, until the last of its descriptors is closed and its registers are mapped no more.
 #[derive(Debug)]
 pub(super) struct Held(Address);
 

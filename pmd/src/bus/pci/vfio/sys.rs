@@ -5,11 +5,13 @@
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
 
 use memmap2::{MmapOptions, MmapRaw};
 use ringway_ring::guest::Region;
 use vfio_ioctls::{VfioContainer, VfioDevice};
 
+use super::held::Held;
 use crate::bus::pci::{Registers, Width};
 
 /// The device's descriptor.
@@ -145,14 +147,16 @@ fn ranges_in(info: &[u8]) -> Vec<RangeInclusive<u64>> {
 /// Registers in memory: each access is one instruction.
 pub(super) struct Mapped {
     mapping: MmapRaw,
+    // The kernel has the function open for as long as it is mapped: let go of last.
+    _held: Arc<Held>,
 }
 
 impl Mapped {
     /// Maps a region of the device.
-    pub(super) fn new(device: &VfioDevice, offset: u64, size: u64) -> io::Result<Mapped> {
+    pub(super) fn new(device: &VfioDevice, held: Arc<Held>, offset: u64, size: u64) -> io::Result<Mapped> {
         let len = usize::try_from(size).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mapping = MmapOptions::new().offset(offset).len(len).map_raw(device)?;
-        Ok(Mapped { mapping })
+        Ok(Mapped { mapping, _held: held })
     }
 
     /// Where the access goes; None: beyond it.
