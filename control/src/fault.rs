@@ -4,6 +4,7 @@
 //! `ringway` and the code of a JSON-RPC error.
 
 use std::fmt;
+use std::num::NonZeroU16;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use ringway_pmd::vdpa::DriverError;
@@ -128,6 +129,9 @@ pub struct Fault {
     /// True if the same request may succeed later.
     #[serde(default)]
     pub retryable: bool,
+    /// What keeps it passes by itself: worth asking again after so many milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<NonZeroU16>,
 }
 
 /// The word of a command line or a request that is wrong.
@@ -150,6 +154,7 @@ impl Fault {
             path: None,
             words: None,
             retryable: false,
+            retry_after_ms: None,
         }
     }
     /// The request is not one.
@@ -259,6 +264,11 @@ impl Fault {
     pub fn unknown_key<'a>(self, key: &str, known: impl IntoIterator<Item = &'a str>) -> Fault {
         self.at(key).given(key).expected(known)
     }
+    /// What keeps it passes by itself, soon.
+    #[must_use]
+    pub fn passing(self) -> Fault {
+        Fault { retry_after_ms: NonZeroU16::new(PASSES_AFTER_MS), ..self.retryable() }
+    }
     /// The same request may succeed later.
     #[must_use]
     pub fn retryable(mut self) -> Fault {
@@ -266,6 +276,9 @@ impl Fault {
         self
     }
 }
+
+/// What passes by itself has done so within a few of these.
+const PASSES_AFTER_MS: u16 = 20;
 
 /// What a driver's refusal is to an operator.
 impl From<DriverError> for Fault {

@@ -118,7 +118,7 @@ impl Daemon {
         let leaving = self.leaving.values().filter(|mgmtdev| **mgmtdev == entry.mgmtdev).count();
         if leaving > 0 && most.is_some_and(|most| made.len() < most && made.len() + leaving >= most) {
             let why = format!("{} still lets go of a device that was removed", entry.mgmtdev);
-            return Err(Fault::conflict(why).at("mgmtdev").hint("try again in a moment").retryable());
+            return Err(Fault::conflict(why).at("mgmtdev").hint("try again in a moment").passing());
         }
         if most.is_some_and(|most| made.len() >= most) {
             return Err(Fault::conflict(format!(

@@ -114,7 +114,7 @@ impl Daemon {
                 .at("core")
                 .held_by(names.join(", "))
                 .hint("once their sessions have moved them; one that does not go has something under way: ringway dev show")
-                .retryable());
+                .passing());
         }
         self.placement.remove(core);
         self.claims.remove(core);

@@ -181,10 +181,10 @@ fn fault_of(error: &Value) -> Fault {
     let Ok(data) = serde_json::from_value::<ErrorData>(error["data"].clone()) else {
         return Fault::new(Kind::Runtime, message);
     };
-    let ErrorData { kind, held_by, hint, path, given, expected, retryable } = data;
+    let ErrorData { kind, held_by, hint, path, given, expected, retryable, retry_after_ms } = data;
     let is_told = given.is_some() || !expected.is_empty();
     let words = is_told.then(|| Box::new(Words { given, expected }));
-    Fault { kind, message: message.to_owned(), held_by, hint, path, words, retryable }
+    Fault { kind, message: message.to_owned(), held_by, hint, path, words, retryable, retry_after_ms }
 }
 
 #[cfg(test)]

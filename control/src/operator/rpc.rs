@@ -402,6 +402,7 @@ fn error_with(id: Value, code: i64, fault: &Fault) -> Value {
         given: fault.given_word().map(str::to_owned),
         expected: fault.expected_words().to_vec(),
         retryable: fault.retryable,
+        retry_after_ms: fault.retry_after_ms,
     };
     json!({ "jsonrpc": "2.0", "id": id, "error": { "code": code, "message": fault.message, "data": data } })
 }

@@ -1,6 +1,7 @@
 //! The description of the protocol that it gives of itself, in the words of OpenRPC, and what an error carries.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -107,4 +108,7 @@ pub struct ErrorData {
     /// The same request may succeed later.
     #[serde(default)]
     pub retryable: bool,
+    /// What keeps it passes by itself: worth asking again after so many milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<NonZeroU16>,
 }

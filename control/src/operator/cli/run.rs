@@ -31,8 +31,10 @@ use crate::operator::client::Client;
 use crate::operator::doctor::{self, Report, Told};
 use crate::{devices::drivers, host::paths, operator::config, operator::demo};
 
-/// Between two tries of what waits for a session.
-const BETWEEN_TRIES: Duration = Duration::from_millis(20);
+/// Between two looks at what is left on a core.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+/// Between two tries of what passes by itself, in the end.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// For how long nothing is said of a wait.
 const TELLS_AFTER: Duration = Duration::from_secs(1);
 
@@ -256,7 +258,7 @@ fn core(
                 "they go once what they have under way has ended: ringway core show, ringway dev show",
             ));
         }
-        std::thread::sleep(BETWEEN_TRIES);
+        std::thread::sleep(BETWEEN_LOOKS);
     }
 }
 
@@ -552,8 +554,8 @@ impl Output {
         Ok(None)
     }
 
-    /// [`Output::change`], asked for again where it is refused for what goes on just now: a device that was removed a moment ago is
-    /// still being let go of, or what was drained is on its way.
+    /// [`Output::change`], asked for again, in ever longer steps, where it is refused for what passes by itself: a device that was
+    /// removed a moment ago is still being let go of, or what was drained is on its way. A dry run tells what is so now.
     fn change_soon<R: DeserializeOwned>(
         self,
         connect: impl Fn() -> Result<Client, Fault>,
@@ -562,18 +564,20 @@ impl Output {
         params: &impl Serialize,
     ) -> Result<Option<R>, Fault> {
         let begun = Instant::now();
-        let mut is_told = false;
+        let (mut is_told, mut pause) = (false, Duration::ZERO);
         loop {
-            match self.change(&connect, method, params) {
-                Err(fault) if fault.retryable && fault.kind == Kind::Conflict && begun.elapsed() < within => {
-                    if !is_told && begun.elapsed() > TELLS_AFTER {
-                        is_told = true;
-                        self.tell(&[format!("{}; waiting", fault.message)]);
-                    }
-                    std::thread::sleep(BETWEEN_TRIES);
-                }
+            let fault = match self.change(&connect, method, params) {
+                Err(fault) if !self.is_dry && begun.elapsed() < within => fault,
                 outcome => return outcome,
+            };
+            let Some(after) = fault.retry_after_ms else { return Err(fault) };
+            let after = Duration::from_millis(after.get().into());
+            if !is_told && begun.elapsed() > TELLS_AFTER {
+                is_told = true;
+                self.tell(&[format!("{}; waiting", fault.message)]);
             }
+            pause = (pause * 2).clamp(after, LONGEST_PAUSE.max(after));
+            std::thread::sleep(pause);
         }
     }
 
