@@ -22,7 +22,7 @@ use tempfile::NamedTempFile;
 
 use crate::daemon::Daemon;
 use crate::devices::absent::{Absent, RETRY_ABSENT};
-use crate::devices::apply::plan::{Plan, Work, named, unset_of};
+use crate::devices::apply::plan::{LOG, Plan, Work, named, unset_of};
 use crate::devices::device::{Device, Origin};
 use crate::devices::registry::MgmtOrigin;
 use crate::fault::{Fault, Kind};
@@ -538,7 +538,9 @@ impl Daemon {
         let absent = self.absent.iter().filter(|absent| absent.origin == Origin::Config);
         let devices: Vec<DeviceEntry> =
             made.map(|device| &device.entry).chain(absent.map(|absent| &absent.entry)).cloned().collect();
-        config::dump(&self.settings, &self.places(), &mgmtdevs, &ports, &devices, &[]).toml
+        let mut places = self.places();
+        places.extend(logging::filters().map(|filters| (LOG, filters.said)));
+        config::dump(&self.settings, &places, &mgmtdevs, &ports, &devices, &[]).toml
     }
 }
 

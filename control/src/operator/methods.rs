@@ -206,7 +206,7 @@ methods! {
         "What is logged, of everybody and of single devices",
         |daemon, _, _| Ok(daemon.show_log());
     change "log.set" (LogSet) -> LogShow,
-        "Changes what is logged, until the daemon ends",
+        "Changes what is logged, until the daemon ends or a file is applied that says",
         |daemon, _, set| daemon.set_log(&set),
         |daemon, set| daemon.check_log(&set).map(|_| ConfigPlan::default());
     show "dry_run" (DryRun) -> ConfigPlan,

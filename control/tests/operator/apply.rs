@@ -85,6 +85,16 @@ fn what_is_logged_follows_the_file_at_once_and_is_undone_with_the_rest_of_it() {
     daemon.run("log set trace").good();
     daemon.run(&format!("config apply {}", file.display())).good();
     assert_eq!(level(), "warn");
+    // Set by hand to what a file says then: from now on it is what the file says.
+    daemon.run("log set debug").good();
+    let plan = daemon.run(&format!("-j config apply {}", other.display())).json();
+    assert_eq!(steps(&plan), ["daemon  set nothing"]);
+    daemon.run("log set default").good();
+    assert_eq!(level(), "debug");
+    // What was asked for before has it too.
+    let previous = plan["previous"].as_str().unwrap();
+    daemon.run(&format!("config apply {previous}")).good();
+    assert_eq!(level(), "warn");
     // One that fails leaves it as it was: the disk's file is a folder.
     let bad = daemon.dir.join("bad.toml");
     let disk = "[[device]]\nname = \"d1\"\nmgmtdev = \"file\"\npath = \"/\"\n";
@@ -92,6 +102,17 @@ fn what_is_logged_follows_the_file_at_once_and_is_undone_with_the_rest_of_it() {
     let refused = daemon.run(&format!("config apply {}", bad.display()));
     assert!(refused.code != 0 && refused.err.contains("d1"), "{}", refused.err);
     assert_eq!(level(), "warn");
+    // A reload is the same; what the command line says goes before the file.
+    std::fs::copy(&other, &file).unwrap();
+    daemon.signal(Signal::HUP);
+    wait_for("it is reloaded", || level() == "debug");
+    let mut daemon = daemon;
+    daemon.terminate();
+    daemon.start_again(&["--config", file.to_str().unwrap(), "--log", "info"]);
+    let plan = daemon.run(&format!("-j config apply {}", other.display())).json();
+    let notes = plan["notes"].to_string();
+    assert!(notes.contains("log is info after each start: the file's debug is overridden by"), "{plan}");
+    assert_eq!(daemon.run("-j log show").json()["level"], "info");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::devices::placement::list;
 use crate::devices::ports::Port;
 use crate::devices::registry::MgmtOrigin;
 use crate::fault::Fault;
-use crate::host::logging;
+use crate::host::logging::{self, Filters};
 use crate::operator::api::{
     ConfigAction, ConfigChange, ConfigPlan, ConfigStep, DevSet, DeviceEntry, Disrupts, MgmtEntry, PortEntry,
     PortSet,
@@ -79,7 +79,11 @@ impl Daemon {
     /// What is logged; what only a start brings, and what not even that does.
     fn plan_daemon(&self, desired: &Desired, plan: &mut Plan) {
         let path = |path: &Path| std::path::absolute(path).as_deref().unwrap_or(path).display().to_string();
-        let (running, log) = (self.places(), logging::filters().map(|filters| filters.now));
+        let running = self.places();
+        // What was said before, where an operator has set just what the file says.
+        let log = logging::filters();
+        let log =
+            log.map(|Filters { said, now }| if desired.log.as_ref() == Some(&now) { said } else { now });
         let place = |key: &'static str, after: Option<String>| {
             let before = running.iter().find(|(known, _)| *known == key).map(|(_, value)| value.clone());
             (key, after, before)
@@ -496,7 +500,7 @@ impl Plan {
 }
 
 /// The one key of the daemon's own that is in force without a start.
-const LOG: &str = "log";
+pub(super) const LOG: &str = "log";
 
 pub(crate) fn step(
     what: &str,

@@ -245,7 +245,7 @@ pub fn ringwayd_page() -> String {
     page.item(vec![bold("RINGWAY_CTL")], "the operator socket, unless --ctl names it");
     page.item(
         vec![bold("RINGWAY_LOG")],
-        "what is logged, unless --log says: error, warn, info, debug, trace, or filters",
+        "what is logged, unless --log or the file says: error, warn, info, debug, trace, or filters",
     );
     page.item(
         vec![bold("NOTIFY_SOCKET")],

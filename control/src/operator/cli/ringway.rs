@@ -351,7 +351,7 @@ pub enum LogCommand {
     /// Show what is logged, of everybody and of single devices, and where it goes
     #[command(visible_alias = "list")]
     Show,
-    /// Change what is logged, until the daemon ends: `LEVEL`, or `LEVEL device NAME`
+    /// Change what is logged, until the daemon ends or a file is applied that says: `LEVEL`, or `LEVEL device NAME`
     #[command(after_help = logs::log_help())]
     Set {
         /// The level; `default`: as the daemon began or a file said since, and of a device: as everybody's
