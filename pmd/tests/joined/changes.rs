@@ -294,7 +294,7 @@ fn port_that_is_dropped_waits_neither_for_a_worker_nor_for_the_lock() {
     // Another of the same name, at once.
     let mut b = Nic::new(&mut *bridge, "b", Setup::default(), &engine);
     let took = begun.elapsed();
-    // A thread may lose its core for as long as ten milliseconds count for, and whoever waits does so for ten seconds.
+    // A second at least: a busy machine may take the thread's core away meanwhile.
     assert!(
         took < 100 * undisturbed.max(Duration::from_millis(10)),
         "waited for {took:?}; undisturbed it takes {undisturbed:?}"
