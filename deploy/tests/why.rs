@@ -64,6 +64,15 @@ fn why_during(
     })
 }
 
+/// Has the kernel give the daemon no more than so much of something, for now.
+fn limit(daemon: &Daemon, of: Resource, most: Option<u64>) -> Result<()> {
+    let pid = daemon.pid().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+    // Of none it would be this process's own.
+    let pid = pid.ok_or_else(|| Error::new("no daemon runs"))?;
+    let before = prlimit(Some(pid), of, Rlimit { current: most, maximum: most }).map(drop);
+    before.context(|| format!("a limit on the daemon's {of:?}"))
+}
+
 /// A file in memory; gone with the test.
 struct Shared(PathBuf);
 
@@ -131,10 +140,7 @@ fn memory_that_a_vmm_keeps_or_takes_away_or_that_this_host_has_not_is_named_as_t
 
         // More than the daemon has addresses for.
         daemon.add("vast", &[])?;
-        let pid = daemon.pid().and_then(|pid| Pid::from_raw(pid.cast_signed()));
-        let limit = Some(ADDRESSES);
-        prlimit(pid, Resource::As, Rlimit { current: limit, maximum: limit })
-            .context(|| "a limit on the daemon's addresses".into())?;
+        limit(&daemon, Resource::As, Some(ADDRESSES))?;
         let mut vmm = firmware(lab, &daemon.socket("vast"), "memory-backend-memfd,share=on", VAST_MIB)?;
         let said = why(lab, &daemon, "vast", "host_failure")?;
         ensure!(said.contains("this host lacked what") && said.contains("memory"), "{said}");
@@ -281,6 +287,21 @@ fn what_keeps_frames_and_requests_from_a_linux_guest_is_named_until_it_is_mended
         let said = why(lab, &daemon, "cut", "failing")?;
         ensure!(said.contains("became smaller"), "{said}");
         file.set_len(DISK_BYTES)?;
+        why(lab, &daemon, "cut", "idle")?;
+        // The kernel takes no more of the daemon's in the file than up to a bound, which is less than the disk.
+        limit(&daemon, Resource::Fsize, Some(DISK_BYTES / 2))?;
+        let writes = format!(
+            "while :; do dd if=/dev/zero of=/dev/vdb bs=4k seek={} count=1 conv=fsync; done",
+            DISK_BYTES * 3 / 4 / 4096
+        );
+        guest.launch("writer", &["/bin/busybox", "sh", "-c", &writes])?;
+        let said = why(lab, &daemon, "cut", "backing_failed")?;
+        ensure!(said.contains("ringway dev show has the error"), "{said}");
+        let shown = daemon.ctl(&["dev", "show", "cut"])?;
+        ensure!(shown.contains("File too large"), "{shown}");
+        limit(&daemon, Resource::Fsize, None)?;
+        why(lab, &daemon, "cut", "none")?;
+        guest.end("writer")?;
         why(lab, &daemon, "cut", "idle")?;
 
         guest.power_off()?;
