@@ -18,7 +18,7 @@ use ringway_lab::lab::{Lab, wait_for};
 use ringway_lab::pace::WATCHDOG;
 use ringway_lab::process::Process;
 use ringway_lab::qemu::{Boot, Guest, Nic, QEMU, require_qemu, steady_traffic};
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::{Value, json};
 
 /// What is said of a device once this is its first cause, and what to do. What else runs on the worker's core is the emulated processor's.
@@ -69,8 +69,10 @@ fn limit(daemon: &Daemon, of: Resource, most: Option<u64>) -> Result<()> {
     let pid = daemon.pid().and_then(|pid| Pid::from_raw(pid.cast_signed()));
     // Of none it would be this process's own.
     let pid = pid.ok_or_else(|| Error::new("no daemon runs"))?;
-    let before = prlimit(Some(pid), of, Rlimit { current: most, maximum: most }).map(drop);
-    before.context(|| format!("a limit on the daemon's {of:?}"))
+    // What it may be raised to stays as it was given to this process and to the daemon: to raise that takes a capability.
+    let given = getrlimit(of);
+    let bound = Rlimit { current: most.or(given.current), maximum: given.maximum };
+    prlimit(Some(pid), of, bound).map(drop).context(|| format!("a limit on the daemon's {of:?}"))
 }
 
 /// A file in memory; gone with the test.
