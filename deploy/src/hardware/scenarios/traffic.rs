@@ -3,6 +3,7 @@
 use super::{HERE, NOT_FOUND, PULSE_MS, THERE, VIRTIO_MAC, virtual_functions_of_virtio};
 use crate::ensure;
 use crate::error::Result;
+use crate::hardware::programs::RINGWAY;
 use crate::hardware::{Front, IGB, Machine, VIRTIO, VIRTIO_VFS};
 
 /// `dev del` under traffic answers soon, before the host has reset and closed the function, and leaves nothing behind.
@@ -30,25 +31,20 @@ pub(super) fn removed(machine: &mut Machine<'_>) -> Result<()> {
         }
     }
     ensure!(was_first, "no answer of dev del was seen before the group was open again");
-    // Removed under traffic with a guest's memory on it, and given at once to another, whose front-end is there before the host has
-    // closed the function: it is served once that is done.
-    let names = ["vm0", "vm1"];
-    for turn in 0..4 {
-        let (name, last) = (names[turn % 2], names[(turn + 1) % 2]);
-        if turn > 0 {
-            machine.ringway(&["dev", "del", last])?;
-        }
-        machine.ringway(&["dev", "add", "name", name, "mgmtdev", &mgmtdev])?;
-        machine.start_front(&Front { memory_mib: 128, packed: true, ..Front::new(name) })?;
-        if turn > 0 {
-            machine.kill_front(last)?;
-        }
-        machine.linux().start_pulse(THERE, PULSE_MS)?;
+    // Removed under traffic and made anew in one go, while its front-end only waits to come back: that is there before the host has
+    // closed the function, and is served once that is done.
+    machine.ringway(&["dev", "add", "name", "vm0", "mgmtdev", &mgmtdev])?;
+    machine.start_front(&Front { memory_mib: 512, reconnect: true, ..Front::new("vm0") })?;
+    machine.linux().start_pulse(THERE, PULSE_MS)?;
+    let line = format!("printf 'dev del vm0\\ndev add name vm0 mgmtdev {mgmtdev}\\n' | {RINGWAY} -b -");
+    machine.pulse_goes_on(THERE)?;
+    for _ in 0..10 {
+        machine.step("vm0 removed, and made anew at once", |machine| machine.sh(&line).map(drop))?;
         machine.pulse_goes_on(THERE)?;
-        machine.linux().stop_pulse(THERE)?;
     }
-    machine.kill_front("vm1")?;
-    machine.ringway(&["dev", "del", "vm1"])?;
+    machine.linux().stop_pulse(THERE)?;
+    machine.kill_front("vm0")?;
+    machine.ringway(&["dev", "del", "vm0"])?;
     machine.stop_ringwayd()
 }
 
