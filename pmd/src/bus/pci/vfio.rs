@@ -34,18 +34,22 @@ pub(super) fn open(path: &Path, address: Address) -> Result<Arc<dyn Function>, O
             Err(OpenError::Busy { .. }) if is_ours && begun.elapsed() < CLOSED_WITHIN => {
                 std::thread::sleep(CLOSED_STEP);
             }
-            // Or it is closed, but for what nobody lets go of, and another's.
-            Err(OpenError::Busy { holder, .. })
-                if is_ours && holder.as_deref().is_none_or(is_this_process) =>
-            {
-                return Err(OpenError::Closing(address));
+            // Looked for once: a host may have many processes.
+            Err(OpenError::Busy { address, group, .. }) => {
+                let holder = holder(group);
+                // Or all but what nobody lets go of is closed, and another has it.
+                return Err(if is_ours && holder.as_deref().is_none_or(is_this_process) {
+                    OpenError::Closing(address)
+                } else {
+                    OpenError::Busy { address, group, holder }
+                });
             }
             tried => return tried,
         }
     }
 }
 
-/// See [`open`]. Never waits for anybody.
+/// See [`open`]. Never waits for anybody, and does not look for who has it.
 fn try_open(path: &Path, address: Address) -> Result<Arc<dyn Function>, OpenError> {
     if !path.exists() {
         return Err(OpenError::NotThere(address));
@@ -93,7 +97,7 @@ fn refusal(address: Address, path: &Path, group: u32, error: &VfioError) -> Open
         // The kernel has it, since a function is bound to it.
         VfioError::OpenContainer(error) => OpenError::Hidden { address, why: error.to_string() },
         VfioError::OpenGroup(error, _) => match error.raw_os_error() {
-            Some(libc::EBUSY) => OpenError::Busy { address, group, holder: holder(group) },
+            Some(libc::EBUSY) => OpenError::Busy { address, group, holder: None },
             Some(libc::EACCES | libc::EPERM) => OpenError::Forbidden { address, group },
             _ => OpenError::Host { address, why: format!("/dev/vfio/{group}: {error}") },
         },
