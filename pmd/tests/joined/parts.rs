@@ -234,7 +234,7 @@ fn interface_on_another_core_than_its_guest_loses_nothing_either_way_while_both_
         let placed_on = Arc::clone(&on);
         let core_of = Arc::new(move |_| placed_on.load(Ordering::SeqCst));
         let mut wire = Wire::of_bridge(bridge(&engine), &engine, core_of);
-        let (mut a, core_a) = port(&mut *wire.tap, "a", Setup::default(), &engine, at[0]);
+        let (mut a, core_a) = port(&mut *wire.mgmtdev, "a", Setup::default(), &engine, at[0]);
         let (own, station) = (a.mac, Mac([2, 0, 0, 0, 0, 9]));
         let (mut to_guest, mut to_host) = (VecDeque::new(), VecDeque::new());
         let (mut sent, mut moves) = (0u32, 0usize);

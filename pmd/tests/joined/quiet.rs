@@ -93,7 +93,7 @@ fn serve(case: &str) -> ! {
         ),
         _ => (large_buffers, Setup::default()),
     };
-    let mgmtdev = wire.as_mut().map_or(&mut joined, |wire| &mut wire.tap);
+    let mgmtdev = wire.as_mut().map_or(&mut joined, |wire| &mut wire.mgmtdev);
     let mut a = Nic::new(&mut **mgmtdev, "a", sends, &engine);
     a.start(1);
     let mut b = wire.is_none().then(|| Nic::new(&mut *joined, "b", takes, &engine));

@@ -236,7 +236,7 @@ fn kernel_is_given_what_was_checked_and_sends_it_on() {
             let engine = engine(1);
             let mut wire = Wire::new(&engine);
             let setup = Setup { features: LARGE, spoofchk: is_spoof, buffer: 4096, ..Setup::default() };
-            let mut a = Nic::new(&mut *wire.tap, "a", setup, &engine);
+            let mut a = Nic::new(&mut *wire.mgmtdev, "a", setup, &engine);
             a.start(1);
             let own = a.mac;
             let everybody = Mac([0xff; 6]);

@@ -9,7 +9,7 @@ use super::*;
 /// The interface, joined by a bridge of the kernel's with another one, from which is read what it sends on.
 pub(super) struct Wire {
     /// What the guests' devices are made of.
-    pub(super) tap: Box<dyn ManagementDevice>,
+    pub(super) mgmtdev: Box<dyn ManagementDevice>,
     pub(super) host: Box<dyn VdpaDevice>,
     /// Of what the kernel is given, and of what it sends.
     counters: Vec<Arc<QueueCounters>>,
@@ -39,12 +39,12 @@ impl Wire {
     }
 
     fn of(
-        mut tap: Box<dyn ManagementDevice>,
+        mut mgmtdev: Box<dyn ManagementDevice>,
         spec: &DeviceSpec,
         engine: &Engine,
         core_of: Arc<dyn Fn(u16) -> usize + Send + Sync>,
     ) -> Wire {
-        let mut host = tap.create(spec, DeviceHost::unheard()).unwrap();
+        let mut host = mgmtdev.create(spec, DeviceHost::unheard()).unwrap();
         let counters: Vec<Arc<QueueCounters>> = (0..2).map(|_| Arc::default()).collect();
         let placer =
             Placer { name: "rwx0".to_owned(), engine: engine.clone(), core_of, watcher: Arc::new(Nobody) };
@@ -58,7 +58,7 @@ impl Wire {
         run(
             "sysctl -qw net.ipv6.conf.br0.disable_ipv6=1; ip link set rwx0 master br0; ip link set rwx1 master br0",
         );
-        Wire { tap, host, counters, reader, writer, _other: other }
+        Wire { mgmtdev, host, counters, reader, writer, _other: other }
     }
 
     /// Has the other interface given a frame, which the kernel sends on.
@@ -100,7 +100,7 @@ fn backlog_of_a_guest_goes_to_the_kernel_in_batches() {
     in_own_namespace(|| {
         let engine = engine(1);
         let mut wire = Wire::new(&engine);
-        let mut a = Nic::new(&mut *wire.tap, "a", Setup::default(), &engine);
+        let mut a = Nic::new(&mut *wire.mgmtdev, "a", Setup::default(), &engine);
         a.start(1);
         let bytes = [&[0; 12][..], &frame(Mac([0xff; 6]), a.mac, 60, 1)].concat();
         let gpa = a.allocate(bytes.len());
